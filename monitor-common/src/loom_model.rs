@@ -1,0 +1,233 @@
+//! Model check: every interleaving of charges and the agent, for small cases.
+//! `RUSTFLAGS="--cfg loom" cargo test --release -p monitor-common --lib`
+
+use loom::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering, fence},
+    },
+    thread,
+};
+
+use crate::{
+    band::{Verdict, observe, publish, take},
+    crossing::{Direction, Step, band_around},
+    slot::{Slot, State},
+    word::Word,
+};
+
+impl Word for AtomicU64 {
+    fn get(&self) -> u64 {
+        // Loom has no SC loads; on the kernel's side loads are ordered after
+        // the charge's full barrier, which `charge` models by a fence.
+        Self::load(self, Ordering::Acquire)
+    }
+
+    fn set(&self, value: u64) {
+        Self::store(self, value, Ordering::Release);
+    }
+
+    fn xchg(&self, value: u64) -> u64 {
+        fence(Ordering::SeqCst);
+        let held = Self::swap(self, value, Ordering::AcqRel);
+        fence(Ordering::SeqCst);
+        held
+    }
+
+    fn cas(&self, old: u64, new: u64) -> u64 {
+        fence(Ordering::SeqCst);
+        let held = match self.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(held) | Err(held) => held,
+        };
+        fence(Ordering::SeqCst);
+        held
+    }
+
+    fn or(&self, bits: u64) -> u64 {
+        fence(Ordering::SeqCst);
+        let held = self.fetch_or(bits, Ordering::AcqRel);
+        fence(Ordering::SeqCst);
+        held
+    }
+}
+
+/// One group: the kernel's counter, its slot, and the ring as a count.
+struct Group {
+    counter: AtomicU64,
+    slot: Slot<AtomicU64>,
+    ring: AtomicU64,
+}
+
+impl Group {
+    fn new(usage: u64, thresholds: &[u64]) -> Self {
+        let word = AtomicU64::new;
+        let group = Self {
+            counter: word(usage),
+            slot: Slot {
+                usage: word(usage),
+                peak: word(usage),
+                band: word(0),
+                parent: word(0),
+                counter: word(0),
+                state: word(State::online(0).0),
+                cgroup_id: word(0),
+                reserved: word(0),
+                max_seen: word(0),
+                min_seen: word(u64::MAX),
+                pending: word(0),
+                spare: [word(0), word(0), word(0), word(0), word(0)],
+            },
+            ring: word(0),
+        };
+        group.publish(usage, thresholds);
+        group
+    }
+
+    fn publish(&self, usage: u64, thresholds: &[u64]) {
+        let below = thresholds.iter().copied().filter(|t| *t <= usage).max();
+        let above = thresholds.iter().copied().filter(|t| *t > usage).min();
+        publish(&self.slot, band_around(below, above), 0);
+    }
+
+    fn read(&self) -> u64 {
+        fence(Ordering::SeqCst);
+        self.counter.load(Ordering::Relaxed)
+    }
+
+    /// A charge on some CPU: the kernel moves its counter with a full barrier,
+    /// then our program looks. A failed doorbell (ring full) rings nothing.
+    fn charge(&self, pages: i64, ring_is_full: bool) {
+        fence(Ordering::SeqCst);
+        self.counter.fetch_add(pages as u64, Ordering::AcqRel);
+        fence(Ordering::SeqCst);
+        let usage = self.counter.load(Ordering::Relaxed);
+        if observe(&self.slot, usage, 0) != Verdict::Quiet && !ring_is_full {
+            self.ring.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// What the agent does when it looks: the loop of `monitor::watch`.
+    fn drain(&self, from: &mut u64, thresholds: &[u64], signals: &mut Vec<(u64, Direction)>) {
+        loop {
+            let seen = take(&self.slot);
+            let now = self.read();
+            let step = Step { from: *from, seen, now };
+            for &t in thresholds {
+                signals.extend(step.crossings(t).into_iter().flatten().map(|d| (t, d)));
+            }
+            *from = now;
+            self.publish(now, thresholds);
+            if self.slot.in_band(self.read(), 0) {
+                return;
+            }
+        }
+    }
+}
+
+fn is_above(start: u64, threshold: u64, signals: &[(u64, Direction)]) -> bool {
+    let ups = signals.iter().filter(|s| **s == (threshold, Direction::Up)).count() as i64;
+    let downs = signals.iter().filter(|s| **s == (threshold, Direction::Down)).count() as i64;
+    i64::from(threshold <= start) + ups - downs == 1
+}
+
+/// Two CPUs charge while the agent looks. At rest, with every rung doorbell
+/// answered, each threshold's signals tell where usage is.
+#[test]
+fn what_holds_at_rest_was_signalled() {
+    let mut three_threads = loom::model::Builder::new();
+    // Unbounded, this takes hours; two preemptions take a minute, and the
+    // two-thread cases below are exhaustive.
+    three_threads.preemption_bound = Some(2);
+    three_threads.check(|| {
+        const THRESHOLDS: [u64; 2] = [4, 6];
+        let group = Arc::new(Group::new(3, &THRESHOLDS));
+        let cpus: Vec<_> = [2i64, 3]
+            .into_iter()
+            .map(|pages| {
+                let group = Arc::clone(&group);
+                thread::spawn(move || group.charge(pages, false))
+            })
+            .collect();
+        let (mut from, mut signals) = (3, Vec::new());
+        // The agent is woken at some moment, perhaps for nothing.
+        group.drain(&mut from, &THRESHOLDS, &mut signals);
+        for cpu in cpus {
+            cpu.join().unwrap_or_default();
+        }
+        if group.slot.pending.load(Ordering::Acquire) != 0 {
+            assert!(group.ring.load(Ordering::Acquire) > 0, "pending without a doorbell");
+            group.drain(&mut from, &THRESHOLDS, &mut signals);
+        }
+        for t in THRESHOLDS {
+            assert!(is_above(3, t, &signals), "{t} was crossed and not signalled: {signals:?}");
+        }
+    });
+}
+
+/// Over a threshold and back while the agent may be anywhere: either both
+/// crossings are signalled or the agent saw neither, never one of the two.
+#[test]
+fn a_spike_is_told_whole() {
+    loom::model(|| {
+        const THRESHOLDS: [u64; 1] = [4];
+        let group = Arc::new(Group::new(3, &THRESHOLDS));
+        let cpu = {
+            let group = Arc::clone(&group);
+            thread::spawn(move || {
+                group.charge(2, false);
+                group.charge(-2, false);
+            })
+        };
+        let (mut from, mut signals) = (3, Vec::new());
+        group.drain(&mut from, &THRESHOLDS, &mut signals);
+        cpu.join().unwrap_or_default();
+        if group.slot.pending.load(Ordering::Acquire) != 0 {
+            group.drain(&mut from, &THRESHOLDS, &mut signals);
+        }
+        assert!(!is_above(3, 4, &signals), "usage is below, signals say above: {signals:?}");
+        assert!(!signals.is_empty(), "the charge returned with the threshold crossed");
+    });
+}
+
+/// A full ring loses the doorbell, never the state: the sweep finds `pending`.
+#[test]
+fn a_lost_doorbell_leaves_its_mark() {
+    loom::model(|| {
+        const THRESHOLDS: [u64; 1] = [4];
+        let group = Arc::new(Group::new(3, &THRESHOLDS));
+        let cpu = {
+            let group = Arc::clone(&group);
+            thread::spawn(move || group.charge(2, true))
+        };
+        let (mut from, mut signals) = (3, Vec::new());
+        group.drain(&mut from, &THRESHOLDS, &mut signals);
+        cpu.join().unwrap_or_default();
+        if group.slot.pending.load(Ordering::Acquire) != 0 {
+            group.drain(&mut from, &THRESHOLDS, &mut signals);
+        }
+        assert!(is_above(3, 4, &signals), "not signalled: {signals:?}");
+    });
+}
+
+/// A group goes while the agent begins to watch it: either the agent is
+/// refused, or the going sees the watcher and rings; the slot has one owner.
+#[test]
+fn a_going_group_has_one_owner() {
+    loom::model(|| {
+        let group = Arc::new(Group::new(0, &[]));
+        let kernel = {
+            let group = Arc::clone(&group);
+            thread::spawn(move || {
+                let rang = group.slot.mark(State::FREED).has(State::WATCHED);
+                if !rang {
+                    group.slot.recycle();
+                }
+                rang
+            })
+        };
+        let watched = group.slot.watch(0);
+        let rang = kernel.join().unwrap_or_default();
+        assert_eq!(watched, rang, "watched without a ring, or a ring for nobody");
+        assert_eq!(group.slot.state().generation(), u64::from(!rang));
+    });
+}

@@ -1,0 +1,53 @@
+//! The agent's questions, answered from the kernel's own memory. Run by
+//! `BPF_PROG_TEST_RUN`, attached nowhere.
+
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use monitor_common::{
+    slot::{Ask, State},
+    word::Word as _,
+};
+
+use crate::{kernel, maps};
+
+/// Answers `question`.
+#[inline(always)]
+pub fn ask(question: u64, arg1: u64, arg2: u64) -> u32 {
+    let Some(scratch) = maps::scratch() else {
+        return Ask::FAULT;
+    };
+    match question {
+        Ask::WHO_AM_I => {
+            scratch.agent.set(bpf_get_current_pid_tgid());
+        }
+        Ask::USAGE => match usage(arg1 as u32, arg2) {
+            Ok(usage) => scratch.value.set(usage),
+            Err(refusal) => return refusal,
+        },
+        Ask::FILE_REFS => match kernel::file_refs_at(arg1) {
+            Some(refs) => scratch.value.set(refs),
+            None => return Ask::FAULT,
+        },
+        _ => return Ask::FAULT,
+    }
+    scratch.answers.set(scratch.answers.get() + 1);
+    Ask::OK
+}
+
+/// Reads the counter behind a slot. The state is looked at before and after:
+/// `freed` marks it before the kernel gives the memory back, so an unchanged
+/// live state vouches for what was read in between.
+#[inline(always)]
+fn usage(index: u32, generation: u64) -> Result<u64, u32> {
+    let Some(slot) = maps::slot(index) else {
+        return Err(Ask::GONE);
+    };
+    let usage = kernel::usage_at(slot.counter.get());
+    // A full barrier, and always a no-op: the state after the read.
+    let state = State(slot.state.cas(u64::MAX, u64::MAX));
+    if state.generation() != generation || state.has(State::FREED) || state.0 & State::ONLINE == 0 {
+        return Err(Ask::GONE);
+    }
+    let usage = usage.ok_or(Ask::FAULT)?;
+    slot.usage.set(usage);
+    Ok(usage)
+}

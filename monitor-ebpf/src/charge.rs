@@ -1,0 +1,74 @@
+//! The hot path: after every change of a page counter, look at it and at all
+//! its ancestors.
+
+use aya_ebpf::helpers::bpf_get_smp_processor_id;
+use monitor_common::{
+    band::observe,
+    slot::{MAX_DEPTH, PARENT_ROOT, PARENT_UNKNOWN, Tally},
+    word::Word as _,
+};
+
+use crate::{kernel::Counter, maps};
+
+/// Looks at `counter` and its ancestors: read, compare with the band, store.
+///
+/// Runs for failed charges too: they have moved the counters up and down again,
+/// and another CPU's look may have caught the passing value.
+#[inline(always)]
+pub fn look(counter: Counter) {
+    let shift = maps::band_shift();
+    let mut counter = counter;
+    let mut index = maps::slot_of(counter.address());
+    for _ in 0..MAX_DEPTH {
+        let mut parent = PARENT_UNKNOWN;
+        if let Some(i) = index
+            && let Some(slot) = maps::slot(i)
+        {
+            maps::ring_for(observe(slot, counter.usage(), shift), i);
+            parent = slot.parent.get();
+            if parent == PARENT_ROOT {
+                return;
+            }
+        }
+        let Some(up) = counter.parent() else { return };
+        counter = up;
+        // Other counters (swap, hugetlb) and untracked groups come this way.
+        index = if parent == PARENT_UNKNOWN {
+            maps::slot_of(counter.address())
+        } else {
+            Some(parent as u32)
+        };
+    }
+    maps::count(Tally::TooDeep);
+}
+
+/// The first program of a pair: looks, then leaves a mark for the second.
+///
+/// The kernel skips a tracing program that is already running on the CPU, so a
+/// charge from a softirq or a preempting task may miss this program; then its
+/// twin, which is not running then, does the work. The mark is the address of
+/// the call's own context, unique among the calls that are under way.
+#[inline(always)]
+pub fn first(context: u64, counter: Counter) {
+    look(counter);
+    // SAFETY: takes nothing, returns a number.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    if let Some(mark) = maps::seen(cpu) {
+        mark.set(context);
+    }
+}
+
+/// The second program of a pair: looks only if the first was skipped.
+#[inline(always)]
+pub fn second(context: u64, counter: Counter) {
+    // SAFETY: takes nothing, returns a number.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    if let Some(mark) = maps::seen(cpu)
+        && mark.get() == context
+    {
+        mark.set(0);
+        return;
+    }
+    maps::count(Tally::Nested);
+    look(counter);
+}

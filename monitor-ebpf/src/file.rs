@@ -1,0 +1,41 @@
+//! The life of registered eventfds: which file a descriptor is, and when a
+//! reference to it is closed.
+
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use monitor_common::{slot::Doorbell, word::Word as _};
+
+use crate::{kernel, maps};
+
+/// `eventfd_show_fdinfo`: the agent asks which file one of its descriptors is.
+#[inline(always)]
+pub fn shown(file: u64) {
+    let Some(scratch) = maps::scratch() else {
+        return;
+    };
+    if scratch.agent.get() != bpf_get_current_pid_tgid() {
+        return;
+    }
+    scratch.file.set(file);
+    scratch.value.set(kernel::file_refs_at(file).unwrap_or(0));
+    scratch
+        .eventfd_fops
+        .set(kernel::file_op_at(file).unwrap_or(0));
+    scratch.answers.set(scratch.answers.get() + 1);
+}
+
+/// `filp_close` and `filp_flush`: somebody closes a descriptor. `op` is the
+/// file's `f_op`; all but eventfds end here.
+#[inline(always)]
+pub fn closed(file: u64, op: u64) {
+    let Some(scratch) = maps::scratch() else {
+        return;
+    };
+    if op != scratch.eventfd_fops.get() || !maps::is_registered_file(file) {
+        return;
+    }
+    maps::ring(Doorbell {
+        kind: Doorbell::FILE,
+        slot: 0,
+        file,
+    });
+}

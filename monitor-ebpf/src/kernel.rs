@@ -1,0 +1,107 @@
+//! The only file that reads kernel structs; offsets come from the kernel's BTF.
+//!
+//! On the hot path pointers are followed by plain loads: the verifier knows their
+//! types, checks each offset against BTF, and makes a bad address read as zero.
+
+use aya_ebpf::helpers::bpf_probe_read_kernel;
+
+use crate::maps;
+
+/// A `struct page_counter` that the verifier knows as such.
+#[derive(Clone, Copy)]
+pub struct Counter(*const u8);
+
+impl Counter {
+    /// Wraps a traced function's argument.
+    #[inline(always)]
+    pub fn new(pointer: *const u8) -> Self {
+        Self(pointer)
+    }
+
+    /// Its address: what the slot table knows it by.
+    #[inline(always)]
+    pub fn address(self) -> u64 {
+        self.0 as u64
+    }
+
+    /// Pages charged now.
+    #[inline(always)]
+    pub fn usage(self) -> u64 {
+        // SAFETY: a typed pointer and an offset from BTF, checked at load.
+        let usage = unsafe { load(self.0, maps::off_counter_usage()) };
+        // Momentarily negative while a racing uncharge underflows: not a lot.
+        if (usage as i64) < 0 { 0 } else { usage }
+    }
+
+    /// The counter one level up; none above the root.
+    #[inline(always)]
+    pub fn parent(self) -> Option<Self> {
+        // SAFETY: as for `usage`.
+        let parent = unsafe { load(self.0, maps::off_counter_parent()) } as *const u8;
+        if parent.is_null() {
+            None
+        } else {
+            Some(Self(parent))
+        }
+    }
+}
+
+/// Loads the word at `pointer + offset`.
+///
+/// # Safety
+/// `pointer` must be one that the verifier tracks, and `offset` a global.
+#[inline(always)]
+pub unsafe fn load(pointer: *const u8, offset: u64) -> u64 {
+    // SAFETY: the caller's promise; see the module's header.
+    unsafe {
+        pointer
+            .wrapping_add(offset as usize)
+            .cast::<u64>()
+            .read_volatile()
+    }
+}
+
+/// Reads a word anywhere in kernel memory; for rare paths.
+#[inline(always)]
+pub fn read(address: u64) -> Option<u64> {
+    // SAFETY: the helper checks the address and fails on a bad one.
+    unsafe { bpf_probe_read_kernel(address as *const u64) }.ok()
+}
+
+/// Usage of the counter at `address`, not typed.
+pub fn usage_at(address: u64) -> Option<u64> {
+    let usage = read(address + maps::off_counter_usage())?;
+    Some(if (usage as i64) < 0 { 0 } else { usage })
+}
+
+/// The kernel's own high-water mark of the counter at `address`.
+pub fn watermark_at(address: u64) -> Option<u64> {
+    read(address + maps::off_counter_watermark())
+}
+
+/// The parent of the counter at `address`; 0 above the root.
+pub fn parent_at(address: u64) -> Option<u64> {
+    read(address + maps::off_counter_parent())
+}
+
+/// The memory counter of the memcg whose `css` (its first member) is here.
+pub fn counter_of_css(css: u64) -> u64 {
+    css + maps::off_memcg_memory()
+}
+
+/// `cgroup_id()` of a `css`: its directory's inode number.
+pub fn cgroup_id_of_css(css: u64) -> Option<u64> {
+    let cgroup = read(css + maps::off_css_cgroup())?;
+    let node = read(cgroup + maps::off_cgroup_kn())?;
+    read(node + maps::off_kn_id())
+}
+
+/// `file->f_op`.
+pub fn file_op_at(file: u64) -> Option<u64> {
+    read(file + maps::off_file_op())
+}
+
+/// References to the file at `address`.
+pub fn file_refs_at(address: u64) -> Option<u64> {
+    Some(read(address + maps::off_file_refs())?.wrapping_add(maps::file_refs_bias()))
+}

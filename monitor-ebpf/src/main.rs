@@ -1,0 +1,117 @@
+//! The eBPF programs: one thin function for each attach point. What they do is
+//! in the modules, in the order of the data's path.
+#![no_std]
+#![no_main]
+#![feature(core_intrinsics)]
+#![expect(
+    internal_features,
+    reason = "BPF atomics have no stable spelling on this target yet"
+)]
+
+mod ask;
+mod charge;
+mod file;
+mod group;
+mod kernel;
+mod maps;
+mod word;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    macros::{fentry, fexit, raw_tracepoint},
+    programs::{FEntryContext, FExitContext, RawTracePointContext},
+};
+
+use crate::kernel::Counter;
+
+macro_rules! charge_hooks {
+    ($($first:ident, $second:ident;)*) => {
+        $(
+            #[fexit]
+            fn $first(ctx: FExitContext) -> i32 {
+                charge::first(ctx.as_ptr() as u64, Counter::new(ctx.arg(0)));
+                0
+            }
+
+            #[fexit]
+            fn $second(ctx: FExitContext) -> i32 {
+                charge::second(ctx.as_ptr() as u64, Counter::new(ctx.arg(0)));
+                0
+            }
+        )*
+    };
+}
+
+charge_hooks! {
+    try_charge_1, try_charge_2;
+    charge_1, charge_2;
+    uncharge_1, uncharge_2;
+}
+
+#[fentry]
+fn css_online(ctx: FEntryContext) -> i32 {
+    group::online(&ctx, ctx.arg(0));
+    0
+}
+
+#[fentry]
+fn css_offline(ctx: FEntryContext) -> i32 {
+    group::offline(ctx.arg(0));
+    0
+}
+
+#[fentry]
+fn css_free(ctx: FEntryContext) -> i32 {
+    group::freed(ctx.arg(0));
+    0
+}
+
+#[fentry]
+fn usage_read(ctx: FEntryContext) -> i32 {
+    group::called(&ctx, ctx.arg(0));
+    0
+}
+
+#[fentry]
+fn usage_read_v1(ctx: FEntryContext) -> i32 {
+    group::called(&ctx, ctx.arg(0));
+    0
+}
+
+#[fentry]
+fn eventfd_fdinfo(ctx: FEntryContext) -> i32 {
+    file::shown(ctx.arg(1));
+    0
+}
+
+macro_rules! close_hooks {
+    ($($name:ident)*) => {
+        $(
+            #[fexit]
+            fn $name(ctx: FExitContext) -> i32 {
+                let file: *const u8 = ctx.arg(0);
+                // SAFETY: a typed argument and an offset from BTF.
+                let op = unsafe { kernel::load(file, maps::off_file_op()) };
+                file::closed(file as u64, op);
+                0
+            }
+        )*
+    };
+}
+
+close_hooks! { file_close file_flush }
+
+#[raw_tracepoint]
+fn ask(ctx: RawTracePointContext) -> i32 {
+    ask::ask(ctx.arg(0), ctx.arg(1), ctx.arg(2)) as i32
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier proves that nothing gets here.
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";

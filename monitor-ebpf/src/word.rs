@@ -1,0 +1,64 @@
+//! The shared words as BPF atomics (kernel 5.12 and newer, cpu v3).
+
+use core::{
+    cell::UnsafeCell,
+    intrinsics::{AtomicOrdering, atomic_cxchg, atomic_or, atomic_xadd, atomic_xchg},
+};
+
+use monitor_common::word::Word;
+
+/// A word in a map that other CPUs and the agent write too.
+#[repr(transparent)]
+pub struct BpfWord(UnsafeCell<u64>);
+
+// SAFETY: every access is one whole-word load, store or atomic.
+unsafe impl Sync for BpfWord {}
+
+impl Word for BpfWord {
+    #[inline(always)]
+    fn get(&self) -> u64 {
+        // SAFETY: the word lies in a map value that the verifier has bounded;
+        // an aligned 8-byte load is one instruction, so it never tears.
+        unsafe { self.0.get().read_volatile() }
+    }
+
+    #[inline(always)]
+    fn set(&self, value: u64) {
+        // SAFETY: as for `get`.
+        unsafe { self.0.get().write_volatile(value) }
+    }
+
+    #[inline(always)]
+    fn xchg(&self, value: u64) -> u64 {
+        // SAFETY: as for `get`; BPF_XCHG is a full barrier.
+        unsafe { atomic_xchg::<u64, { AtomicOrdering::SeqCst }>(self.0.get(), value) }
+    }
+
+    #[inline(always)]
+    fn cas(&self, old: u64, new: u64) -> u64 {
+        // SAFETY: as for `get`; BPF_CMPXCHG is a full barrier.
+        let (held, _) = unsafe {
+            atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
+                self.0.get(),
+                old,
+                new,
+            )
+        };
+        held
+    }
+
+    #[inline(always)]
+    fn or(&self, bits: u64) -> u64 {
+        // SAFETY: as for `get`; BPF_OR with BPF_FETCH is a full barrier.
+        unsafe { atomic_or::<u64, u64, { AtomicOrdering::SeqCst }>(self.0.get(), bits) }
+    }
+}
+
+impl BpfWord {
+    /// Adds `value`.
+    #[inline(always)]
+    pub fn add(&self, value: u64) {
+        // SAFETY: as for `get`.
+        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(self.0.get(), value) };
+    }
+}

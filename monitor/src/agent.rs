@@ -1,0 +1,238 @@
+//! The agent's loop: doorbells, clients, the slow sweep, and the end.
+
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    fs::{self, File},
+    io::{Read as _, Write as _},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+    path::{Path, PathBuf},
+    rc::Rc,
+    time::Duration,
+};
+
+use aya::maps::{MapData, RingBuf};
+use monitor_common::slot::Doorbell;
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
+use tokio::time::{Instant, MissedTickBehavior};
+
+use crate::{
+    cgroup::Hierarchy,
+    door::{
+        control,
+        seqpacket::{Access, Listener},
+        socket,
+    },
+    error::{Error, Result},
+    kernel::Facts,
+    programs::{Programs, Sizes, next_doorbell},
+    ready::wait_on,
+    source::FileId,
+    watcher::Watcher,
+};
+
+/// How the agent is to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Mount point of the hierarchy; found by itself when absent.
+    pub cgroup_root: Option<PathBuf>,
+    /// The registration socket.
+    pub socket: PathBuf,
+    /// The operator's socket.
+    pub control_socket: PathBuf,
+    /// Who may use them.
+    pub access: Access,
+    /// Table sizes.
+    pub sizes: Sizes,
+    /// Time between two sweeps for what was lost.
+    pub sweep: Duration,
+}
+
+/// Held while the agent runs, so that there is one for each socket.
+#[derive(Debug)]
+struct Lock {
+    _file: Flock<File>,
+    path: PathBuf,
+}
+
+impl Lock {
+    fn take(socket: &Path) -> Result<Self> {
+        let folder = socket.parent().unwrap_or(Path::new("/"));
+        fs::create_dir_all(folder)
+            .map_err(|error| Error::file("make the folder", folder, error))?;
+        let mut name = socket.as_os_str().to_owned();
+        name.push(".lock");
+        let path = PathBuf::from(name);
+        let file = File::options()
+            .create(true)
+            .read(true)
+            .write(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(|error| Error::file("open", &path, error))?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(mut file) => {
+                file.set_len(0)
+                    .and_then(|()| writeln!(file, "{}", std::process::id()))
+                    .map_err(|error| Error::file("write", &path, error))?;
+                Ok(Self { _file: file, path })
+            }
+            Err((mut file, Errno::EWOULDBLOCK)) => {
+                let mut holder = String::new();
+                let _ = file.read_to_string(&mut holder);
+                Err(Error::Busy(format!(
+                    "another agent (process {}) serves {}; stop it, or give this one other sockets",
+                    holder.trim(),
+                    socket.display()
+                )))
+            }
+            Err((_, errno)) => Err(Error::syscall(format!("flock {}", path.display()), errno)),
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Runs until `shutdown` is ready. `ready` is called once, when every program
+/// is attached, every group is known, and both sockets are open.
+///
+/// # Errors
+/// Says what the host lacks and what to do.
+pub async fn run(
+    options: &Options,
+    ready: impl FnOnce(&str),
+    shutdown: impl Future<Output = ()>,
+) -> Result<()> {
+    let _lock = Lock::take(&options.socket)?;
+    let hierarchy = Hierarchy::find(options.cgroup_root.as_deref())?;
+    let (programs, ring) = Programs::start(&Facts::gather()?, options.sizes)?;
+    let groups = hierarchy.call_roll()?;
+    let watcher = Rc::new(RefCell::new(Watcher::new(programs)));
+
+    let door = Rc::new(Listener::bind(&options.socket, &options.access)?);
+    let operator = Rc::new(Listener::bind(&options.control_socket, &options.access)?);
+    let tasks = [
+        tokio::task::spawn_local(socket::serve(door, Rc::clone(&watcher))),
+        tokio::task::spawn_local(control::serve(
+            operator,
+            Rc::clone(&watcher),
+            hierarchy.clone(),
+        )),
+    ];
+    ready(&format!(
+        "watching {groups} groups below {}; register at {}",
+        hierarchy.root.display(),
+        options.socket.display()
+    ));
+
+    let outcome = tokio::select! {
+        outcome = answer_doorbells(ring, &watcher, options.sweep) => outcome,
+        () = shutdown => Ok(()),
+    };
+    for task in tasks {
+        task.abort();
+        // The listener, and with it the socket's file, goes with its task.
+        let _ = task.await;
+    }
+    outcome
+}
+
+/// The ring buffer as something to wait on.
+struct Ring(RingBuf<MapData>);
+
+impl AsRawFd for Ring {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl AsFd for Ring {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Work that a doorbell left for a little later.
+#[derive(Default)]
+struct Later {
+    /// Groups that moved too fast for one turn.
+    slots: VecDeque<u32>,
+    /// Eventfds whose last reference may be about to go, and how often each was
+    /// asked for.
+    files: VecDeque<(FileId, u32)>,
+}
+
+/// How often a closing eventfd is asked for, a millisecond apart, before it is
+/// left to the sweep.
+const ASK_AGAIN: u32 = 5;
+
+async fn answer_doorbells(
+    ring: RingBuf<MapData>,
+    watcher: &Rc<RefCell<Watcher<Programs>>>,
+    sweep: Duration,
+) -> Result<()> {
+    let mut ring =
+        wait_on(Ring(ring)).map_err(|error| Error::file("epoll", "the ring buffer", error))?;
+    let mut later = Later::default();
+    let mut ticks = tokio::time::interval_at(Instant::now() + sweep, sweep);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let waiting = !watcher.borrow().registry().is_empty();
+        tokio::select! {
+            ready = ring.readable_mut() => {
+                let mut ready = ready.map_err(|error| Error::file("epoll", "the ring buffer", error))?;
+                // Cleared first: a doorbell that rings from here on wakes anew.
+                ready.clear_ready();
+                let watcher = &mut watcher.borrow_mut();
+                while let Some(doorbell) = next_doorbell(&mut ready.get_inner_mut().0) {
+                    answer(watcher, doorbell, &mut later);
+                }
+                if watcher.lost_doorbells() {
+                    later.slots.extend(watcher.sweep());
+                }
+            }
+            // Nothing registered: nothing to lose, no wake-ups.
+            _ = ticks.tick(), if waiting => {
+                later.slots.extend(watcher.borrow_mut().sweep());
+            }
+            () = tokio::time::sleep(Duration::from_millis(1)), if !later.files.is_empty() => {
+                let watcher = &mut watcher.borrow_mut();
+                for _ in 0..later.files.len() {
+                    let Some((file, asked)) = later.files.pop_front() else { break };
+                    if watcher.file_closed(file) && asked < ASK_AGAIN {
+                        later.files.push_back((file, asked + 1));
+                    }
+                }
+            }
+            () = tokio::task::yield_now(), if !later.slots.is_empty() => {
+                if let Some(slot) = later.slots.pop_front() && watcher.borrow_mut().look(slot) {
+                    later.slots.push_back(slot);
+                }
+            }
+        }
+    }
+}
+
+fn answer(watcher: &mut Watcher<Programs>, doorbell: Doorbell, later: &mut Later) {
+    match doorbell.kind {
+        Doorbell::SLOT => {
+            if watcher.look(doorbell.slot) && !later.slots.contains(&doorbell.slot) {
+                later.slots.push_back(doorbell.slot);
+            }
+        }
+        Doorbell::FILE => {
+            let file = FileId(doorbell.file);
+            if watcher.file_closed(file) {
+                later.files.push_back((file, 0));
+            }
+        }
+        kind => log::error!("a doorbell of unknown kind {kind}"),
+    }
+}

@@ -1,0 +1,225 @@
+//! The host's memory cgroup hierarchy as files: where it is mounted, which
+//! directory has which id, and the roll call at start.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io::Read as _,
+    os::unix::fs::{DirEntryExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
+};
+
+use crate::error::{Error, Result};
+
+/// Which interface the memory controller is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// cgroup v1 memory hierarchy.
+    V1,
+    /// cgroup v2.
+    V2,
+}
+
+impl Version {
+    /// The file that says a group's usage.
+    #[must_use]
+    pub const fn usage_file(self) -> &'static str {
+        match self {
+            Self::V1 => "memory.usage_in_bytes",
+            Self::V2 => "memory.current",
+        }
+    }
+}
+
+/// The mounted hierarchy with the memory controller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hierarchy {
+    /// v1 or v2.
+    pub version: Version,
+    /// Mount point.
+    pub root: PathBuf,
+}
+
+impl Hierarchy {
+    /// Looks at this process's mounts; `root` names the mount point instead.
+    ///
+    /// # Errors
+    /// No memory controller is mounted: says what to do.
+    pub fn find(root: Option<&Path>) -> Result<Self> {
+        let path = "/proc/self/mountinfo";
+        let mounts = fs::read_to_string(path).map_err(|error| Error::file("read", path, error))?;
+        let found = parse_mounts(&mounts, root, |mount| {
+            fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default()
+        });
+        found.ok_or_else(|| {
+            Error::Host(match root {
+                Some(root) => format!("{} is not a mounted cgroup hierarchy with the memory controller", root.display()),
+                None => "no cgroup hierarchy with the memory controller is mounted; boot with cgroup_enable=memory, or mount -t cgroup2 none /sys/fs/cgroup, or name one with --cgroup-root".into(),
+            })
+        })
+    }
+
+    /// Reads every group's usage file, from the root down. The programs give a
+    /// slot to each group whose file is read. Returns how many there were.
+    ///
+    /// # Errors
+    /// The root cannot be read.
+    pub fn call_roll(&self) -> Result<usize> {
+        fs::read_dir(&self.root).map_err(|error| Error::file("read", &self.root, error))?;
+        let mut called = 0;
+        let mut text = [0; 32];
+        self.walk(|directory, _| {
+            // Groups without the controller have no such file; groups that go
+            // meanwhile were called, or never had a slot.
+            if let Ok(mut file) = File::open(directory.join(self.version.usage_file())) {
+                called += usize::from(file.read(&mut text).is_ok());
+            }
+        });
+        Ok(called)
+    }
+
+    /// Every directory by its id.
+    #[must_use]
+    pub fn paths(&self) -> HashMap<u64, String> {
+        let mut paths = HashMap::new();
+        self.walk(|directory, id| {
+            paths.insert(id, directory.to_string_lossy().into_owned());
+        });
+        paths
+    }
+
+    /// The directory with this id.
+    #[must_use]
+    pub fn path_of(&self, id: u64) -> Option<String> {
+        self.paths().remove(&id)
+    }
+
+    /// All directories, parents before children.
+    fn walk(&self, mut visit: impl FnMut(&Path, u64)) {
+        let Ok(root) = fs::metadata(&self.root) else {
+            return;
+        };
+        let mut waiting = std::collections::VecDeque::from([(self.root.clone(), root.ino())]);
+        while let Some((directory, id)) = waiting.pop_front() {
+            visit(&directory, id);
+            let Ok(entries) = fs::read_dir(&directory) else {
+                continue;
+            };
+            for entry in entries.flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    waiting.push_back((entry.path(), entry.ino()));
+                }
+            }
+        }
+    }
+}
+
+/// The hierarchy among `mounts` (the text of mountinfo). v1 comes first: where
+/// both are mounted and v1 has the controller, v2 does not.
+fn parse_mounts(
+    mounts: &str,
+    only: Option<&Path>,
+    controllers: impl Fn(&Path) -> String,
+) -> Option<Hierarchy> {
+    let mut found = None;
+    for line in mounts.lines() {
+        let Some((left, right)) = line.split_once(" - ") else {
+            continue;
+        };
+        let Some(mount) = left.split(' ').nth(4).map(unescape) else {
+            continue;
+        };
+        if only.is_some_and(|only| only != mount) {
+            continue;
+        }
+        let mut right = right.split(' ');
+        let (kind, options) = (
+            right.next().unwrap_or_default(),
+            right.nth(1).unwrap_or_default(),
+        );
+        match kind {
+            "cgroup" if options.split(',').any(|option| option == "memory") => {
+                return Some(Hierarchy {
+                    version: Version::V1,
+                    root: mount,
+                });
+            }
+            "cgroup2"
+                if found.is_none()
+                    && controllers(&mount)
+                        .split_whitespace()
+                        .any(|c| c == "memory") =>
+            {
+                found = Some(Hierarchy {
+                    version: Version::V2,
+                    root: mount,
+                });
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// mountinfo writes space, tab, newline and backslash in octal.
+fn unescape(text: &str) -> PathBuf {
+    let mut plain = text.to_owned();
+    for (code, character) in [
+        ("\\040", " "),
+        ("\\011", "\t"),
+        ("\\012", "\n"),
+        ("\\134", "\\"),
+    ] {
+        plain = plain.replace(code, character);
+    }
+    PathBuf::from(plain)
+}
+
+/// The file that notifies, for a path that a client of either version names:
+/// v1's name under a v2 directory stands for the v2 file.
+#[must_use]
+pub fn control_file(path: &Path) -> PathBuf {
+    let v1 = Path::new(Version::V1.usage_file());
+    if path.file_name() == Some(v1.as_os_str()) && !path.exists() {
+        let v2 = path.with_file_name(Version::V2.usage_file());
+        if v2.exists() {
+            return v2;
+        }
+    }
+    path.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use super::{Hierarchy, Version, parse_mounts};
+
+    const V2: &str =
+        "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+    const HYBRID: &str = "30 23 0:26 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
+        31 23 0:27 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct\n\
+        32 23 0:28 / /sys/fs/cgroup/my\\040memory rw - cgroup cgroup rw,memory\n";
+
+    fn root(version: Version, root: &str) -> Hierarchy {
+        Hierarchy {
+            version,
+            root: PathBuf::from(root),
+        }
+    }
+
+    #[test]
+    fn the_hierarchy_with_the_controller_is_found() {
+        let all = |_: &Path| "cpu memory pids".to_owned();
+        assert_eq!(
+            parse_mounts(V2, None, all),
+            Some(root(Version::V2, "/sys/fs/cgroup"))
+        );
+        assert_eq!(
+            parse_mounts(HYBRID, None, |_| String::new()),
+            Some(root(Version::V1, "/sys/fs/cgroup/my memory"))
+        );
+        assert_eq!(parse_mounts(V2, None, |_| "cpu".to_owned()), None);
+        assert_eq!(parse_mounts(V2, Some(Path::new("/elsewhere")), all), None);
+    }
+}

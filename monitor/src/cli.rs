@@ -1,0 +1,156 @@
+//! The command line: definitions only.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use memcg_monitor::client;
+
+/// cgroup v1's memory notifications on stock cgroup v2 kernels.
+///
+/// Exit codes: 0 done (for `listen`: the count was reached, or the group was
+/// removed; for `check`: this host can be watched), 1 failed, 2 wrong usage,
+/// 3 `listen` ran into --timeout.
+#[derive(Debug, Parser)]
+#[command(version, about, long_about, propagate_version = true)]
+pub struct Cli {
+    /// Say more: -v debug, -vv trace (RUST_LOG overrides)
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    pub verbose: u8,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Watch this host's memory cgroups and serve registrations
+    Agent(Agent),
+    /// Register a threshold and print a line for each signal
+    Listen(Listen),
+    /// Show groups with usage, peak and the registrations on each
+    List(List),
+    /// Say what this host offers, and what would be used
+    Check(Check),
+}
+
+/// Options of `agent`.
+#[derive(Args, Debug)]
+pub struct Agent {
+    /// Registration socket: one packet is one line, as v1 clients write it
+    #[arg(long, value_name = "PATH", default_value = client::SOCKET)]
+    pub socket: PathBuf,
+    /// Operator's socket, for `list` and `listen -o json`
+    #[arg(long, value_name = "PATH", default_value = client::CONTROL_SOCKET)]
+    pub control_socket: PathBuf,
+    /// Permission bits of both sockets, octal
+    #[arg(long, value_name = "MODE", default_value = "0660", value_parser = mode)]
+    pub socket_mode: u32,
+    /// Group of both sockets, by name or number [default: the agent's own]
+    #[arg(long, value_name = "GROUP")]
+    pub socket_group: Option<String>,
+    /// Mount point of the cgroup hierarchy [default: found in /proc/self/mountinfo]
+    #[arg(long, value_name = "DIR")]
+    pub cgroup_root: Option<PathBuf>,
+    /// Groups that can be watched at once (128 bytes of kernel memory each, and
+    /// about as much for its look-up)
+    #[arg(long, value_name = "N", default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(16..=1_048_576))]
+    pub max_groups: u32,
+    /// Eventfds that can be registered at once
+    #[arg(long, value_name = "N", default_value_t = 131_072, value_parser = clap::value_parser!(u32).range(16..=4_194_304))]
+    pub max_eventfds: u32,
+    /// Bytes of the ring buffer: a power of two. A full ring loses no crossing,
+    /// it costs a sweep
+    #[arg(long, value_name = "BYTES", default_value_t = 262_144, value_parser = ring)]
+    pub ring_bytes: u32,
+    /// Milliseconds between two sweeps for what doorbells may have missed, while
+    /// anything is registered
+    #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
+    pub sweep_ms: u64,
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people
+    Text,
+    /// One JSON object per line
+    Json,
+}
+
+/// Options of `listen`.
+#[derive(Args, Debug)]
+pub struct Listen {
+    /// memory.current or memory.usage_in_bytes of a group. The v1 name under a
+    /// v2 directory stands for the v2 file
+    pub control_file: PathBuf,
+    /// A threshold in bytes, with K, M, G, T, P or E; rounded down to pages
+    #[arg(allow_hyphen_values = true)]
+    pub args: String,
+    /// End after N signals
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+    /// End with exit code 3 when this long has gone by
+    #[arg(long, value_name = "SECS", value_parser = seconds)]
+    pub timeout: Option<std::time::Duration>,
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+    /// Registration socket of the agent
+    #[arg(long, value_name = "PATH", default_value = client::SOCKET)]
+    pub socket: PathBuf,
+    /// Operator's socket of the agent (used by -o json)
+    #[arg(long, value_name = "PATH", default_value = client::CONTROL_SOCKET)]
+    pub control_socket: PathBuf,
+}
+
+/// Options of `list`.
+#[derive(Args, Debug)]
+pub struct List {
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+    /// Operator's socket of the agent
+    #[arg(long, value_name = "PATH", default_value = client::CONTROL_SOCKET)]
+    pub control_socket: PathBuf,
+}
+
+/// Options of `check`.
+#[derive(Args, Debug)]
+pub struct Check {
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+    /// Mount point of the cgroup hierarchy [default: found in /proc/self/mountinfo]
+    #[arg(long, value_name = "DIR")]
+    pub cgroup_root: Option<PathBuf>,
+}
+
+fn mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode <= 0o777 => Ok(mode),
+        _ => Err("permission bits in octal, 0000 to 0777".into()),
+    }
+}
+
+fn ring(text: &str) -> Result<u32, String> {
+    match text.parse::<u32>() {
+        Ok(bytes) if bytes.is_power_of_two() && (4096..=1 << 28).contains(&bytes) => Ok(bytes),
+        _ => Err("a power of two from 4096 to 268435456".into()),
+    }
+}
+
+fn seconds(text: &str) -> Result<std::time::Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "a number of seconds".to_owned())?;
+    std::time::Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn definitions_are_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

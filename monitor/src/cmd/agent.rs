@@ -1,0 +1,74 @@
+//! `memcg-monitor agent`.
+
+use std::{process::ExitCode, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use memcg_monitor::{
+    agent::{self, Options},
+    door::seqpacket::Access,
+    programs::Sizes,
+};
+use nix::unistd::{Gid, Group};
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::cli;
+
+pub fn run(options: &cli::Agent) -> Result<ExitCode> {
+    let group = options.socket_group.as_deref().map(group_id).transpose()?;
+    let options = Options {
+        cgroup_root: options.cgroup_root.clone(),
+        socket: options.socket.clone(),
+        control_socket: options.control_socket.clone(),
+        access: Access {
+            mode: options.socket_mode,
+            group,
+        },
+        sizes: Sizes {
+            groups: options.max_groups,
+            eventfds: options.max_eventfds,
+            ring: options.ring_bytes,
+        },
+        sweep: Duration::from_millis(options.sweep_ms),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start tokio")?;
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        // Caught before anything is made, so that nothing is left behind.
+        let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
+        let shutdown = async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            let _ = sd_notify::notify(&[NotifyState::Stopping]);
+        };
+        agent::run(&options, ready, shutdown)
+            .await
+            .context("the agent cannot go on")
+    })?;
+    log::info!("ended; programs detached, sockets removed");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn ready(status: &str) {
+    log::info!("ready: {status}");
+    if let Err(error) = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(status)]) {
+        log::warn!("cannot tell the service manager: {error}");
+    }
+}
+
+fn group_id(name: &str) -> Result<Gid> {
+    if let Ok(number) = name.parse() {
+        return Ok(Gid::from_raw(number));
+    }
+    match Group::from_name(name).with_context(|| format!("cannot look up the group {name:?}"))? {
+        Some(group) => Ok(group.gid),
+        None => {
+            bail!("there is no group {name:?} on this host; --socket-group also takes a number")
+        }
+    }
+}

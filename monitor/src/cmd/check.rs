@@ -1,0 +1,130 @@
+//! `memcg-monitor check`: facts about this host, and the verdict.
+
+use std::process::ExitCode;
+
+use memcg_monitor::{
+    cgroup::{Hierarchy, Version},
+    kernel::{self, Facts, Plan},
+    programs,
+};
+use serde::Serialize;
+
+use crate::cli::{Check, Output};
+
+/// One line of the report.
+#[derive(Debug, Serialize)]
+struct Finding {
+    what: String,
+    ok: bool,
+    /// A missing optional part is shown, and does no harm.
+    needed: bool,
+    detail: String,
+}
+
+pub fn run(options: &Check) -> ExitCode {
+    let mut findings = Vec::new();
+    let mut found = |what: &str, needed: bool, outcome: Result<String, String>| {
+        let (ok, detail) = match outcome {
+            Ok(detail) => (true, detail),
+            Err(detail) => (false, detail),
+        };
+        findings.push(Finding {
+            what: what.into(),
+            ok,
+            needed,
+            detail,
+        });
+        ok
+    };
+
+    found("kernel", true, Ok(kernel::release()));
+    found(
+        "memory controller",
+        true,
+        Hierarchy::find(options.cgroup_root.as_deref())
+            .map(|found| {
+                let version = if found.version == Version::V2 {
+                    "v2"
+                } else {
+                    "v1"
+                };
+                format!("cgroup {version} at {}", found.root.display())
+            })
+            .map_err(|error| error.to_string()),
+    );
+    match Facts::gather() {
+        Err(error) => {
+            found("BTF", true, Err(error.to_string()));
+        }
+        Ok(facts) => {
+            found("BTF", true, Ok(kernel::VMLINUX_BTF.into()));
+            for hook in facts.hooks().1.into_iter().filter(|hook| !hook.required) {
+                found(
+                    hook.function,
+                    false,
+                    Err(format!("not in this kernel; would tell {}", hook.purpose)),
+                );
+            }
+            let plan = Plan::decide(&facts).map_err(|error| error.to_string());
+            if found(
+                "plan",
+                true,
+                plan.map(|plan| {
+                    format!(
+                        "{} programs, band shift {}",
+                        plan.hooks.len(),
+                        plan.band_shift
+                    )
+                }),
+            ) {
+                match programs::try_all(&facts) {
+                    Err(error) => {
+                        found("bpf", true, Err(error.to_string()));
+                    }
+                    Ok(trials) => {
+                        for trial in trials {
+                            let what =
+                                format!("{} {}", trial.hook.kind.as_str(), trial.hook.function);
+                            found(
+                                &what,
+                                trial.hook.required,
+                                trial.outcome.map(|()| trial.hook.purpose.into()),
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    let ok = findings.iter().all(|finding| finding.ok || !finding.needed);
+    match options.output {
+        Output::Json => {
+            let report = serde_json::json!({ "ok": ok, "findings": findings });
+            println!("{report}");
+        }
+        Output::Text => {
+            for finding in &findings {
+                let mark = match (finding.ok, finding.needed) {
+                    (true, _) => "ok",
+                    (false, true) => "NO",
+                    (false, false) => "-",
+                };
+                println!("{mark:>2}  {:32} {}", finding.what, finding.detail);
+            }
+            println!(
+                "{}",
+                if ok {
+                    "This host can be watched."
+                } else {
+                    "This host cannot be watched; see the lines marked NO."
+                }
+            );
+        }
+    }
+    if ok {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}

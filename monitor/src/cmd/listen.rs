@@ -1,0 +1,141 @@
+//! `memcg-monitor listen`: what the kernel's sample `cgroup_event_listener`
+//! does, through the agent.
+
+use std::{
+    fs::File,
+    io::{self, Write as _},
+    os::fd::{AsFd as _, AsRawFd as _},
+    path::Path,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use memcg_monitor::{
+    Error,
+    cgroup::control_file,
+    client::{Control, register},
+    door::control::{Answer, EventRow, Request},
+};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::eventfd::{EfdFlags, EventFd},
+};
+
+use crate::cli::{Listen, Output};
+
+/// Exit code of `--timeout`.
+const TIMED_OUT: u8 = 3;
+
+pub fn run(options: &Listen) -> Result<ExitCode> {
+    let path = control_file(&options.control_file);
+    let control = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("eventfd2 failed")?;
+    let line = format!(
+        "{} {} {}",
+        eventfd.as_raw_fd(),
+        control.as_raw_fd(),
+        options.args
+    );
+    // Sent along, so that it works from other pid namespaces, too.
+    register(
+        &options.socket,
+        line.as_bytes(),
+        Some([eventfd.as_fd(), control.as_fd()]),
+    )
+    .with_context(|| format!("cannot register {:?} on {}", options.args, path.display()))?;
+    drop(control);
+    let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
+    match options.output {
+        Output::Text => print_lines(options, &path, &eventfd, deadline),
+        Output::Json => print_json(options, &eventfd, deadline),
+    }
+}
+
+/// Time left in milliseconds; `None`: no deadline.
+fn left(deadline: Option<Instant>) -> Option<u128> {
+    // Rounded up, so as not to wake just before the deadline.
+    deadline.map(|at| {
+        (at.saturating_duration_since(Instant::now()) + Duration::from_micros(999)).as_millis()
+    })
+}
+
+fn print_lines(
+    options: &Listen,
+    path: &Path,
+    eventfd: &EventFd,
+    deadline: Option<Instant>,
+) -> Result<ExitCode> {
+    let mut out = io::stdout().lock();
+    let mut printed = 0;
+    loop {
+        let timeout = match left(deadline) {
+            None => PollTimeout::NONE,
+            Some(milliseconds) => PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX),
+        };
+        match poll(
+            &mut [PollFd::new(eventfd.as_fd(), PollFlags::POLLIN)],
+            timeout,
+        ) {
+            Ok(0) if left(deadline) == Some(0) => return Ok(ExitCode::from(TIMED_OUT)),
+            Ok(0) | Err(Errno::EINTR) => continue,
+            Ok(_) => {}
+            Err(errno) => bail!("poll: {errno}"),
+        }
+        let signals = eventfd.read().context("read of the eventfd failed")?;
+        // As the kernel's sample does: a wake-up with the file gone is the
+        // removal. On v2 a file also goes when its controller is turned off.
+        if !path.exists() {
+            writeln!(out, "The cgroup seems to have removed.")?;
+            out.flush()?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        for _ in 0..signals {
+            writeln!(
+                out,
+                "{} {}: crossed",
+                options.control_file.display(),
+                options.args
+            )?;
+            out.flush()?;
+            printed += 1;
+            if options.count == Some(printed) {
+                return Ok(ExitCode::SUCCESS);
+            }
+        }
+    }
+}
+
+fn print_json(options: &Listen, eventfd: &EventFd, deadline: Option<Instant>) -> Result<ExitCode> {
+    let control = Control::connect(&options.control_socket)?;
+    control.ask(Request::Follow, &[eventfd.as_fd()])?;
+    let mut out = io::stdout().lock();
+    let mut printed = 0;
+    loop {
+        match left(deadline) {
+            Some(0) => return Ok(ExitCode::from(TIMED_OUT)),
+            Some(milliseconds) => {
+                control.set_timeout(i64::try_from(milliseconds).unwrap_or(i64::MAX))?;
+            }
+            None => {}
+        }
+        let event: EventRow = match control.next() {
+            Ok(Some(Answer::Event(event))) => event,
+            Ok(Some(_)) => continue,
+            Ok(None) => bail!("the agent ended; register again once it is back"),
+            Err(Error::Syscall {
+                errno: Errno::EAGAIN,
+                ..
+            }) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        serde_json::to_writer(&mut out, &event).context("cannot write")?;
+        writeln!(out)?;
+        out.flush()?;
+        printed += 1;
+        if event.event == "removed" || options.count == Some(printed) {
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! The front doors, and the one way in that they share: [`request`] takes the
+//! line and the descriptors through the kernel's checks, in its order.
+
+pub mod control;
+pub mod peer;
+pub mod request;
+pub mod seqpacket;
+pub mod socket;

@@ -1,0 +1,373 @@
+//! The operator's socket: what `list` shows, and the cause behind each signal.
+//! JSON, one object per packet. It registers nothing.
+
+use std::{cell::RefCell, collections::HashMap, os::fd::OwnedFd, rc::Rc};
+
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use crate::{
+    cgroup::Hierarchy,
+    door::{
+        request::Refusal,
+        seqpacket::{Connection, Listener, Packet},
+    },
+    eventfd::EventFd,
+    kernel::page_size,
+    programs::Programs,
+    source::{GroupId, Source},
+    watcher::{Cause, Event, Watcher},
+};
+
+/// Longest request, in bytes.
+pub const MAX_REQUEST: usize = 4096;
+
+/// Events that wait for a slow follower; further ones are counted instead.
+const BACKLOG: usize = 1024;
+
+/// What can be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// All groups: one [`Answer::Group`] each, then [`Answer::Status`].
+    List,
+    /// The causes of signals to the eventfd that comes along: [`Answer::Following`],
+    /// then an [`Answer::Event`] each.
+    Follow,
+}
+
+/// What comes back.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// One group.
+    Group(GroupRow),
+    /// The agent's own state; ends a list.
+    Status(Status),
+    /// The eventfd is followed from here on.
+    Following,
+    /// A signal's cause.
+    Event(EventRow),
+    /// The request failed.
+    Error {
+        /// Positive errno.
+        errno: i32,
+        /// One line.
+        why: String,
+    },
+}
+
+/// One group of a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupRow {
+    /// Directory, or `#` and the id when it has none any more.
+    pub cgroup: String,
+    /// `st_ino` of the directory.
+    pub id: u64,
+    /// Bytes charged now.
+    pub usage: u64,
+    /// Most bytes charged at once.
+    pub peak: u64,
+    /// Thresholds in bytes, each with the number of registrations.
+    pub registrations: Vec<(u64, u64)>,
+}
+
+/// The agent's own state.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Registrations in all.
+    pub registrations: u64,
+    /// Signals given so far.
+    pub signals: u64,
+    /// Signals that a full eventfd could not take.
+    pub saturated: u64,
+    /// Times that everything watched was read again after a loss.
+    pub resyncs: u64,
+    /// Calls that the kernel kept from a program (`recursion_misses`).
+    pub skipped: u64,
+    /// Losses by name, counted where they happen.
+    pub losses: Vec<(String, u64)>,
+    /// Runs of the charge programs (while `kernel.bpf_stats_enabled` is set).
+    pub runs: u64,
+    /// Nanoseconds spent in them.
+    pub run_ns: u64,
+}
+
+/// One event of a followed eventfd.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EventRow {
+    /// Seconds since 1970, UTC.
+    pub time: f64,
+    /// Directory, or `#` and the id.
+    pub cgroup: String,
+    /// `crossed` or `removed`.
+    pub event: String,
+    /// Threshold in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub threshold: Option<u64>,
+    /// `up` or `down`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub direction: Option<String>,
+    /// Bytes charged when the crossing was worked out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub usage: Option<u64>,
+    /// Events that this follower was too slow for, just before this one.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub lost: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants a reference")]
+const fn is_zero(lost: &u64) -> bool {
+    *lost == 0
+}
+
+type Shared = Rc<RefCell<Watcher<Programs>>>;
+
+/// Serves until the task is dropped.
+pub async fn serve(listener: Rc<Listener>, watcher: Shared, hierarchy: Hierarchy) {
+    loop {
+        match listener.accept().await {
+            Ok(connection) => {
+                let (watcher, hierarchy) = (Rc::clone(&watcher), hierarchy.clone());
+                tokio::task::spawn_local(async move {
+                    if let Err(error) = converse(&connection, &watcher, &hierarchy).await {
+                        log::debug!("control connection: {error}");
+                    }
+                });
+            }
+            Err(error) => {
+                log::warn!("accept: {error}");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn answer(connection: &Connection, answer: &Answer) -> std::io::Result<()> {
+    connection.send(&serde_json::to_vec(answer)?).await
+}
+
+async fn converse(
+    connection: &Connection,
+    watcher: &Shared,
+    hierarchy: &Hierarchy,
+) -> std::io::Result<()> {
+    while let Some(packet) = connection.receive(MAX_REQUEST).await? {
+        let Packet {
+            bytes,
+            truncated,
+            descriptors,
+            ..
+        } = packet;
+        let outcome = match serde_json::from_slice(&bytes) {
+            _ if truncated => Err(Refusal::new(Errno::E2BIG, "the request is too long")),
+            Err(error) => Err(Refusal::new(
+                Errno::EINVAL,
+                format!("not a request: {error}"),
+            )),
+            Ok(Request::List) => {
+                for row in list(watcher, hierarchy) {
+                    answer(connection, &Answer::Group(row)).await?;
+                }
+                answer(connection, &Answer::Status(status(watcher))).await?;
+                Ok(())
+            }
+            Ok(Request::Follow) => match begin(watcher, descriptors) {
+                Ok(events) => return follow(connection, events, hierarchy).await,
+                Err(refusal) => Err(refusal),
+            },
+        };
+        if let Err(refusal) = outcome {
+            answer(
+                connection,
+                &Answer::Error {
+                    errno: refusal.errno as i32,
+                    why: refusal.to_string(),
+                },
+            )
+            .await?;
+        }
+    }
+    Ok(())
+}
+
+fn list(watcher: &Shared, hierarchy: &Hierarchy) -> Vec<GroupRow> {
+    let mut watcher = watcher.borrow_mut();
+    let paths = hierarchy.paths();
+    let page = page_size();
+    let mut rows = Vec::new();
+    for index in 0..watcher.source().slots().len() as u32 {
+        let Some(state) = watcher
+            .source()
+            .slot(index)
+            .map(monitor_common::slot::Slot::state)
+        else {
+            break;
+        };
+        if !state.is_live() {
+            continue;
+        }
+        let group = GroupId {
+            slot: index,
+            generation: state.generation(),
+        };
+        let Ok(Some(usage)) = watcher.source_mut().usage(group) else {
+            continue;
+        };
+        let Some(slot) = watcher.source().slot(index) else {
+            break;
+        };
+        let id = slot.cgroup_id.load(std::sync::atomic::Ordering::Relaxed);
+        let peak = slot
+            .peak
+            .load(std::sync::atomic::Ordering::Relaxed)
+            .max(usage);
+        let mut registrations: Vec<(u64, u64)> = Vec::new();
+        for (threshold, _) in watcher
+            .registry()
+            .group(index)
+            .into_iter()
+            .flat_map(crate::registry::Group::thresholds)
+        {
+            match registrations.last_mut() {
+                Some((last, count)) if *last == threshold * page => *count += 1,
+                _ => registrations.push((threshold * page, 1)),
+            }
+        }
+        let cgroup = paths.get(&id).cloned().unwrap_or_else(|| format!("#{id}"));
+        rows.push(GroupRow {
+            cgroup,
+            id,
+            usage: usage * page,
+            peak: peak * page,
+            registrations,
+        });
+    }
+    rows.sort_by(|a, b| a.cgroup.cmp(&b.cgroup));
+    rows
+}
+
+fn status(watcher: &Shared) -> Status {
+    let watcher = watcher.borrow();
+    let (counts, source) = (watcher.counts(), watcher.source());
+    let (runs, run_ns) = source.runs();
+    Status {
+        registrations: watcher.registry().len(),
+        signals: counts.signals,
+        saturated: counts.saturated,
+        resyncs: counts.resyncs,
+        skipped: source.skipped(),
+        losses: source.tallies(),
+        runs,
+        run_ns,
+    }
+}
+
+/// Events on their way to a follower, and how many had no room.
+struct Stream {
+    groups: Vec<u64>,
+    events: mpsc::Receiver<(f64, Event)>,
+    lost: Rc<RefCell<u64>>,
+}
+
+fn begin(watcher: &Shared, mut descriptors: Vec<OwnedFd>) -> Result<Stream, Refusal> {
+    let (1, Some(fd)) = (descriptors.len(), descriptors.pop()) else {
+        return Err(Refusal::new(
+            Errno::EINVAL,
+            "send the eventfd, and nothing else, with the request",
+        ));
+    };
+    let eventfd = EventFd::adopt(fd).map_err(|errno| Refusal::new(errno, "not an eventfd"))?;
+    let (sender, events) = mpsc::channel(BACKLOG);
+    let lost = Rc::new(RefCell::new(0));
+    let overflow = Rc::clone(&lost);
+    let groups = watcher
+        .borrow_mut()
+        .follow(
+            &eventfd,
+            Box::new(move |event| match sender.try_send((now(), event.clone())) {
+                Ok(()) => true,
+                Err(mpsc::error::TrySendError::Full(_)) => {
+                    *overflow.borrow_mut() += 1;
+                    true
+                }
+                Err(mpsc::error::TrySendError::Closed(_)) => false,
+            }),
+        )
+        .map_err(|errno| Refusal::new(errno, "nothing is registered on this eventfd"))?;
+    Ok(Stream {
+        groups,
+        events,
+        lost,
+    })
+}
+
+async fn follow(
+    connection: &Connection,
+    mut stream: Stream,
+    hierarchy: &Hierarchy,
+) -> std::io::Result<()> {
+    answer(connection, &Answer::Following).await?;
+    // Names are looked up now: at removal there are none any more.
+    let mut names = HashMap::new();
+    for id in &stream.groups {
+        names.extend(hierarchy.path_of(*id).map(|path| (*id, path)));
+    }
+    loop {
+        let next = tokio::select! {
+            next = stream.events.recv() => next,
+            // A follower says nothing more; this ends when it leaves.
+            _ = connection.receive(1) => return Ok(()),
+        };
+        let Some((time, event)) = next else {
+            return Ok(());
+        };
+        let cgroup = match names.get(&event.cgroup_id) {
+            Some(name) => name.clone(),
+            None => hierarchy
+                .path_of(event.cgroup_id)
+                .unwrap_or_else(|| format!("#{}", event.cgroup_id)),
+        };
+        let lost = std::mem::take(&mut *stream.lost.borrow_mut());
+        answer(
+            connection,
+            &Answer::Event(event_row(time, cgroup, &event.cause, lost)),
+        )
+        .await?;
+    }
+}
+
+fn event_row(time: f64, cgroup: String, cause: &Cause, lost: u64) -> EventRow {
+    let page = page_size();
+    match cause {
+        Cause::Crossed {
+            threshold,
+            direction,
+            usage,
+        } => EventRow {
+            time,
+            cgroup,
+            event: "crossed".into(),
+            threshold: Some(threshold * page),
+            direction: Some(direction.as_str().into()),
+            usage: Some(usage * page),
+            lost,
+        },
+        Cause::Removed => EventRow {
+            time,
+            cgroup,
+            event: "removed".into(),
+            threshold: None,
+            direction: None,
+            usage: None,
+            lost,
+        },
+    }
+}
+
+fn now() -> f64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0.0, |since| since.as_secs_f64())
+}

@@ -1,0 +1,236 @@
+//! The client behind a message: who it is, and its descriptors.
+
+use std::{
+    collections::VecDeque,
+    fs,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+};
+
+use nix::{errno::Errno, libc, sys::socket::UnixCredentials};
+
+use crate::door::request::{Descriptors, Refusal, Which};
+
+/// As whom a client asks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Credentials {
+    /// File-system user id.
+    pub uid: u32,
+    /// File-system group id.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// `CAP_DAC_OVERRIDE` or `CAP_DAC_READ_SEARCH` in the agent's user namespace.
+    pub reads_all: bool,
+}
+
+const CAP_DAC_OVERRIDE: u64 = 1 << 1;
+const CAP_DAC_READ_SEARCH: u64 = 1 << 2;
+
+impl Credentials {
+    /// The kernel's `file_permission(MAY_READ)` for files without ACLs: the
+    /// inode's mode counts, not how the descriptor was opened.
+    #[must_use]
+    pub fn may_read(&self, mode: u32, owner: u32, group: u32) -> bool {
+        let class = if self.uid == owner {
+            6
+        } else if self.gid == group || self.groups.contains(&group) {
+            3
+        } else {
+            0
+        };
+        self.reads_all || mode >> class & 4 != 0
+    }
+
+    /// From the text of `/proc/PID/status`. `uid` and `gid` are the kernel's
+    /// word on the sender; capabilities count only where the process is in the
+    /// agent's own user namespace.
+    fn from_status(status: &str, sender: &UnixCredentials, same_user_namespace: bool) -> Self {
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+        let numbers = |name: &str| {
+            field(name)
+                .unwrap_or_default()
+                .split_whitespace()
+                .filter_map(|n| n.parse().ok())
+                .collect::<Vec<u32>>()
+        };
+        let caps = field("CapEff:")
+            .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+            .unwrap_or(0);
+        Self {
+            uid: numbers("Uid:")
+                .get(3)
+                .copied()
+                .unwrap_or_else(|| sender.uid()),
+            gid: numbers("Gid:")
+                .get(3)
+                .copied()
+                .unwrap_or_else(|| sender.gid()),
+            groups: numbers("Groups:"),
+            reads_all: same_user_namespace && caps & (CAP_DAC_OVERRIDE | CAP_DAC_READ_SEARCH) != 0,
+        }
+    }
+}
+
+/// A client's process, held by a pidfd so that its number cannot be used again
+/// unnoticed.
+#[derive(Debug)]
+pub struct Peer {
+    pidfd: OwnedFd,
+    pid: i32,
+    /// Who it is.
+    pub credentials: Credentials,
+}
+
+impl Peer {
+    /// The process that sent a message.
+    ///
+    /// # Errors
+    /// `ESRCH` when it has died since, `EPERM` when the agent may not look.
+    pub fn of(sender: &UnixCredentials) -> Result<Self, Refusal> {
+        let pid = sender.pid();
+        if pid <= 0 {
+            return Err(Refusal::new(
+                Errno::ESRCH,
+                "the sender is outside the agent's pid namespace; send the two descriptors with the line (SCM_RIGHTS)",
+            ));
+        }
+        let gone = |_| Refusal::new(Errno::ESRCH, format!("process {pid} is gone"));
+        let pidfd = pidfd_open(pid).map_err(|errno| match errno {
+            Errno::ESRCH => gone(errno),
+            _ => Refusal::new(errno, format!("pidfd_open({pid}) failed")),
+        })?;
+        let status =
+            fs::read_to_string(format!("/proc/{pid}/status")).map_err(|_| gone(Errno::ESRCH))?;
+        let namespace = |who: &str| fs::read_link(format!("/proc/{who}/ns/user")).ok();
+        let same = namespace("self").is_some_and(|ours| namespace(&pid.to_string()) == Some(ours));
+        let credentials = Credentials::from_status(&status, sender, same);
+        Ok(Self {
+            pidfd,
+            pid,
+            credentials,
+        })
+    }
+}
+
+impl Descriptors for Peer {
+    fn fetch(&mut self, which: Which) -> Result<OwnedFd, Refusal> {
+        let (Which::Event(number) | Which::Control(number)) = which;
+        let Ok(number) = i32::try_from(number) else {
+            return Err(Refusal::new(
+                Errno::EBADF,
+                format!("{which} is not open in process {}", self.pid),
+            ));
+        };
+        pidfd_getfd(&self.pidfd, number).map_err(|errno| match errno {
+            Errno::EBADF => Refusal::new(errno, format!("{which} is not open in process {}", self.pid)),
+            Errno::ESRCH => Refusal::new(errno, format!("process {} is gone", self.pid)),
+            Errno::EPERM => Refusal::new(
+                errno,
+                "the agent may not take descriptors from this process (CAP_SYS_PTRACE); send them with the line (SCM_RIGHTS)",
+            ),
+            Errno::EMFILE | Errno::ENFILE => {
+                Refusal::new(Errno::ENOMEM, "the agent is out of descriptors; raise its LimitNOFILE")
+            }
+            _ => Refusal::new(errno, format!("pidfd_getfd of {which} failed")),
+        })
+    }
+}
+
+/// The descriptors that came with a message: `[event_fd, control_fd]`.
+#[derive(Debug)]
+pub struct Sent(VecDeque<OwnedFd>);
+
+impl Sent {
+    /// Takes exactly two.
+    ///
+    /// # Errors
+    /// `EINVAL` for any other number.
+    pub fn new(fds: Vec<OwnedFd>) -> Result<Self, Refusal> {
+        if fds.len() == 2 {
+            return Ok(Self(fds.into()));
+        }
+        Err(Refusal::new(
+            Errno::EINVAL,
+            format!(
+                "{} descriptors came along; send event_fd and control_fd, or none",
+                fds.len()
+            ),
+        ))
+    }
+}
+
+impl Descriptors for Sent {
+    fn fetch(&mut self, which: Which) -> Result<OwnedFd, Refusal> {
+        self.0
+            .pop_front()
+            .ok_or_else(|| Refusal::new(Errno::EBADF, format!("{which} did not come along")))
+    }
+}
+
+fn pidfd_open(pid: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: takes two numbers and returns a new descriptor or -1.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    own(fd)
+}
+
+fn pidfd_getfd(pidfd: &OwnedFd, number: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: takes three numbers and returns a new descriptor or -1.
+    let fd = Errno::result(unsafe {
+        libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), number, 0)
+    })?;
+    own(fd)
+}
+
+fn own(fd: libc::c_long) -> Result<OwnedFd, Errno> {
+    let fd = i32::try_from(fd).map_err(|_| Errno::EOVERFLOW)?;
+    // SAFETY: the kernel just made this descriptor for us, close-on-exec.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::socket::UnixCredentials;
+
+    use super::Credentials;
+
+    fn user(uid: u32, gid: u32, groups: &[u32]) -> Credentials {
+        Credentials {
+            uid,
+            gid,
+            groups: groups.to_vec(),
+            reads_all: false,
+        }
+    }
+
+    #[test]
+    fn the_class_of_the_caller_decides_alone() {
+        assert!(user(1, 1, &[]).may_read(0o444, 0, 0));
+        assert!(!user(1, 1, &[]).may_read(0o440, 0, 0));
+        assert!(user(1, 1, &[7]).may_read(0o440, 0, 7));
+        // The owner's class counts even where others may do more.
+        assert!(!user(1, 1, &[]).may_read(0o044, 1, 0));
+        assert!(
+            Credentials {
+                reads_all: true,
+                ..user(1, 1, &[])
+            }
+            .may_read(0, 0, 0)
+        );
+    }
+
+    #[test]
+    fn status_gives_the_file_system_ids() {
+        let status = "Name:\tx\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t9 10 \nCapEff:\t0000000000000002\n";
+        let read = Credentials::from_status(status, &UnixCredentials::new(), true);
+        assert_eq!(
+            read,
+            Credentials {
+                uid: 4,
+                gid: 8,
+                groups: vec![9, 10],
+                reads_all: true
+            }
+        );
+        assert!(!Credentials::from_status(status, &UnixCredentials::new(), false).reads_all);
+    }
+}

@@ -1,0 +1,26 @@
+//! cgroup v1's memory notifications on stock cgroup v2 kernels.
+//!
+//! The modules follow the data: a charge runs a program in the kernel
+//! (`monitor-ebpf`), which keeps the [`table`] and rings the agent through
+//! [`programs`]; the [`watcher`] works out which thresholds were crossed, looks
+//! up who waits in its [`registry`], and adds to their [`eventfd`]s. Clients come
+//! in by the [`door`]s; [`client`] is a door's other end.
+//!
+//! [`kernel`] is the one place that knows what kernels differ in; only
+//! [`programs`] names aya; [`registry`] knows neither kernel nor sockets.
+
+pub mod agent;
+pub mod cgroup;
+pub mod client;
+pub mod door;
+pub mod error;
+pub mod eventfd;
+pub mod kernel;
+pub mod programs;
+pub mod ready;
+pub mod registry;
+pub mod source;
+pub mod table;
+pub mod watcher;
+
+pub use error::Error;

@@ -1,0 +1,498 @@
+//! The programs in the kernel: load, attach, ask. The only file that names aya.
+
+use std::{
+    collections::HashMap as StdHashMap,
+    fmt, fs,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use aya::{
+    Btf, Ebpf, EbpfLoader,
+    maps::{HashMap, MapData, RingBuf, Stack},
+    programs::{FEntry, FExit, ProgramError, RawTracePoint, RawTracePointRunOptions, TestRun as _},
+};
+use monitor_common::{
+    slot::{Ask, Doorbell, Roll, Tally},
+    word::Word as _,
+};
+use nix::sys::uio::pread;
+
+use crate::{
+    error::{Error, Result},
+    kernel::{Facts, HOOKS, Hook, Kind, Plan},
+    ready::wait_on,
+    source::{FileId, GroupId, Located, Source},
+    table::{SharedScratch, SharedSlot, Table},
+};
+
+static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/memcg-monitor-ebpf.o"));
+
+/// Sizes chosen at start.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Groups that can be watched at once.
+    pub groups: u32,
+    /// Eventfds that can be registered at once.
+    pub eventfds: u32,
+    /// Bytes of the ring buffer: a power of two, at least a page.
+    pub ring: u32,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self {
+            groups: 16_384,
+            eventfds: 131_072,
+            ring: 256 * 1024,
+        }
+    }
+}
+
+/// The loaded programs and what the agent shares with them.
+pub struct Programs {
+    ebpf: Ebpf,
+    slots: Table<SharedSlot>,
+    scratch: Table<SharedScratch>,
+    tallies: Table<AtomicU64>,
+    free: Stack<MapData, u32>,
+    files: HashMap<MapData, u64, u32>,
+    band_shift: u32,
+    /// The charge programs' descriptors, whose skips are counted.
+    charge: Vec<i32>,
+}
+
+impl fmt::Debug for Programs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Programs")
+            .field("slots", &self.slots.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What one hook came to, for `check`.
+#[derive(Debug)]
+pub struct Trial {
+    /// Which.
+    pub hook: Hook,
+    /// Whether it loads; the error otherwise.
+    pub outcome: std::result::Result<(), String>,
+}
+
+fn failed(what: &str, why: &(dyn std::error::Error + 'static)) -> Error {
+    let mut text = why.to_string();
+    let mut source = why.source();
+    let mut denied = false;
+    while let Some(cause) = source {
+        if let Some(io) = cause.downcast_ref::<std::io::Error>() {
+            denied |= io.raw_os_error() == Some(libc::EPERM);
+        }
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    denied |= text.contains("Operation not permitted");
+    let hint = if denied {
+        " (the kernel refuses tracing programs: run as root or with CAP_BPF, CAP_PERFMON and CAP_SYS_RESOURCE; in a virtual machine or under lockdown the host may forbid them for good)"
+    } else {
+        ""
+    };
+    Error::Programs {
+        what: format!("{what}{hint}"),
+        why: text,
+    }
+}
+
+fn load_object(facts: &Facts, sizes: Sizes) -> Result<(Plan, Ebpf)> {
+    let plan = Plan::decide(facts)?;
+    let mut loader = EbpfLoader::new();
+    for (name, value) in &plan.offsets {
+        loader.override_global(name, value, true);
+    }
+    loader.override_global("BAND_SHIFT", &plan.band_shift, true);
+    loader
+        .map_max_entries("SLOTS", sizes.groups)
+        .map_max_entries("COUNTERS", sizes.groups)
+        .map_max_entries("FREE", sizes.groups)
+        .map_max_entries("FILES", sizes.eventfds)
+        .map_max_entries("DOORBELLS", sizes.ring);
+    let ebpf = loader
+        .load(OBJECT)
+        .map_err(|error| failed("cannot create the maps (bpf)", &error))?;
+    Ok((plan, ebpf))
+}
+
+fn load_hook(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> std::result::Result<(), ProgramError> {
+    let Some(program) = ebpf.program_mut(hook.program) else {
+        return Err(ProgramError::NotLoaded);
+    };
+    match hook.kind {
+        Kind::Entry => TryInto::<&mut FEntry>::try_into(program)?.load(hook.function, btf),
+        Kind::Exit => TryInto::<&mut FExit>::try_into(program)?.load(hook.function, btf),
+    }
+}
+
+fn attach_hook(ebpf: &mut Ebpf, hook: &Hook) -> std::result::Result<(), ProgramError> {
+    let Some(program) = ebpf.program_mut(hook.program) else {
+        return Err(ProgramError::NotLoaded);
+    };
+    match hook.kind {
+        Kind::Entry => TryInto::<&mut FEntry>::try_into(program)?
+            .attach()
+            .map(|_| ()),
+        Kind::Exit => TryInto::<&mut FExit>::try_into(program)?
+            .attach()
+            .map(|_| ()),
+    }
+}
+
+fn load_ask(ebpf: &mut Ebpf) -> Result<()> {
+    let step = "cannot load the program `ask` (bpf BPF_PROG_LOAD)";
+    let program: &mut RawTracePoint = ebpf
+        .program_mut("ask")
+        .ok_or_else(|| Error::Host("the object has no program `ask`".into()))?
+        .try_into()
+        .map_err(|error: ProgramError| failed(step, &error))?;
+    program.load().map_err(|error| failed(step, &error))
+}
+
+/// Loads every hook that the kernel has, one by one, attaching none.
+///
+/// # Errors
+/// Not even the maps could be made.
+pub fn try_all(facts: &Facts) -> Result<Vec<Trial>> {
+    let (plan, mut ebpf) = load_object(
+        facts,
+        Sizes {
+            groups: 64,
+            eventfds: 64,
+            ring: 4096,
+        },
+    )?;
+    let btf = Btf::from_sys_fs().map_err(|error| failed("cannot read the kernel's BTF", &error))?;
+    load_ask(&mut ebpf)?;
+    let used = HOOKS
+        .iter()
+        .filter(|hook| plan.hooks.contains(&hook.program));
+    Ok(used
+        .map(|hook| Trial {
+            hook: *hook,
+            outcome: load_hook(&mut ebpf, hook, &btf)
+                .map_err(|error| failed(hook.function, &error).to_string()),
+        })
+        .collect())
+}
+
+impl Programs {
+    /// Loads and attaches everything. When this returns, every change of every
+    /// counter is seen; groups that existed before still have to be called.
+    ///
+    /// # Errors
+    /// Says what the host lacks and what to do.
+    pub fn start(facts: &Facts, sizes: Sizes) -> Result<(Self, RingBuf<MapData>)> {
+        let (plan, mut ebpf) = load_object(facts, sizes)?;
+        if let Err(error) = aya_log::EbpfLogger::init(&mut ebpf).map(follow_log) {
+            log::debug!("no log from the programs: {error}");
+        }
+        let btf =
+            Btf::from_sys_fs().map_err(|error| failed("cannot read the kernel's BTF", &error))?;
+        load_ask(&mut ebpf)?;
+        let hooks: Vec<_> = HOOKS
+            .iter()
+            .filter(|hook| plan.hooks.contains(&hook.program))
+            .collect();
+        for hook in &hooks {
+            load_hook(&mut ebpf, hook, &btf).map_err(|error| {
+                failed(
+                    &format!(
+                        "cannot load the {} program for {}",
+                        hook.kind.as_str(),
+                        hook.function
+                    ),
+                    &error,
+                )
+            })?;
+        }
+
+        let mut maps = StdHashMap::new();
+        for name in ["SLOTS", "SCRATCH", "TALLIES", "FREE", "FILES", "DOORBELLS"] {
+            let map = ebpf
+                .take_map(name)
+                .ok_or_else(|| Error::Host(format!("the object has no map {name}")))?;
+            maps.insert(name, map);
+        }
+        let mut take = |name: &str| {
+            maps.remove(name)
+                .ok_or_else(|| Error::Host(format!("the map {name} is taken")))
+        };
+        let slots_map = take("SLOTS")?;
+        let mut programs = Self {
+            slots: Table::map(array_fd(&slots_map)?, sizes.groups as usize, "SLOTS")?,
+            scratch: Table::map(array_fd(&take("SCRATCH")?)?, 1, "SCRATCH")?,
+            tallies: Table::map(array_fd(&take("TALLIES")?)?, Tally::COUNT, "TALLIES")?,
+            free: take("FREE")?
+                .try_into()
+                .map_err(|e: aya::maps::MapError| failed("FREE", &e))?,
+            files: take("FILES")?
+                .try_into()
+                .map_err(|e: aya::maps::MapError| failed("FILES", &e))?,
+            band_shift: plan.band_shift,
+            charge: Vec::new(),
+            ebpf,
+        };
+        let ring = take("DOORBELLS")?
+            .try_into()
+            .map_err(|e: aya::maps::MapError| failed("DOORBELLS", &e))?;
+
+        // The last pushed is the first used: low indices first.
+        for index in (0..sizes.groups).rev() {
+            programs
+                .slots
+                .get(index as usize)
+                .into_iter()
+                .for_each(SharedSlot::recycle);
+            programs
+                .free
+                .push(index, 0)
+                .map_err(|error| failed("cannot fill the map FREE", &error))?;
+        }
+        programs.ask(Ask::WHO_AM_I, 0, 0)?;
+        for hook in &hooks {
+            attach_hook(&mut programs.ebpf, hook).map_err(|error| {
+                failed(
+                    &format!(
+                        "cannot attach the {} program to {}",
+                        hook.kind.as_str(),
+                        hook.function
+                    ),
+                    &error,
+                )
+            })?;
+        }
+        programs.learn_eventfds()?;
+        programs.charge = hooks
+            .iter()
+            .filter(|hook| hook.function.starts_with("page_counter_"))
+            .filter_map(|hook| {
+                Some(
+                    programs
+                        .ebpf
+                        .program(hook.program)?
+                        .fd()
+                        .ok()?
+                        .as_fd()
+                        .as_raw_fd(),
+                )
+            })
+            .collect();
+        Ok((programs, ring))
+    }
+
+    /// Shows the programs an eventfd, so that they know one when it is closed;
+    /// also proves that attached programs run and answer.
+    fn learn_eventfds(&mut self) -> Result<()> {
+        use nix::sys::eventfd::{EfdFlags, EventFd};
+        let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC)
+            .map_err(|errno| Error::syscall("eventfd2", errno))?;
+        let file = self.file_of(eventfd.as_fd())?;
+        match self.file_refs(file)? {
+            1 => Ok(()),
+            refs => Err(Error::Kernel(format!(
+                "a fresh eventfd seems to have {refs} references, not one"
+            ))),
+        }
+    }
+
+    /// The slot table.
+    #[must_use]
+    pub const fn slots(&self) -> &Table<SharedSlot> {
+        &self.slots
+    }
+
+    /// Runs of all charge programs, and nanoseconds spent in them: counted by
+    /// the kernel while `kernel.bpf_stats_enabled` is set.
+    #[must_use]
+    pub fn runs(&self) -> (u64, u64) {
+        (self.charge_sum("run_cnt:"), self.charge_sum("run_time_ns:"))
+    }
+
+    /// Every count of losses, with its name.
+    #[must_use]
+    pub fn tallies(&self) -> Vec<(String, u64)> {
+        let count = |at: usize| {
+            self.tallies
+                .get(at)
+                .map_or(0, |word| word.load(Ordering::Relaxed))
+        };
+        Tally::NAMES
+            .iter()
+            .enumerate()
+            .map(|(at, name)| ((*name).to_owned(), count(at)))
+            .collect()
+    }
+
+    fn charge_sum(&self, field: &str) -> u64 {
+        self.charge
+            .iter()
+            .map(|fd| fdinfo_field(*fd, field).unwrap_or(0))
+            .sum()
+    }
+
+    fn answer_cell(&self) -> Result<&SharedScratch> {
+        self.scratch
+            .get(0)
+            .ok_or_else(|| Error::Host("the answer cell is not mapped".into()))
+    }
+
+    fn ask(&self, question: u64, arg1: u64, arg2: u64) -> Result<u32> {
+        let program: &RawTracePoint = self
+            .ebpf
+            .program("ask")
+            .ok_or_else(|| Error::Host("the program `ask` is not loaded".into()))?
+            .try_into()
+            .map_err(|error: ProgramError| failed("ask", &error))?;
+        let before = self.answer_cell()?.answers.get();
+        for _ in 0..8 {
+            let mut options = RawTracePointRunOptions::new();
+            options.args[..3].copy_from_slice(&[question, arg1, arg2]);
+            let result = program
+                .test_run(options)
+                .map_err(|error| failed("BPF_PROG_TEST_RUN", &error))?;
+            // Newer kernels skip a nested run: then no answer has moved.
+            if result.return_value != Ask::OK || self.answer_cell()?.answers.get() != before {
+                return Ok(result.return_value);
+            }
+        }
+        Err(Error::Host(
+            "the program `ask` does not run (BPF_PROG_TEST_RUN)".into(),
+        ))
+    }
+}
+
+/// The programs' own log lines, to the agent's log.
+fn follow_log(logger: aya_log::EbpfLogger<&'static dyn log::Log>) {
+    if tokio::runtime::Handle::try_current().is_err() {
+        return;
+    }
+    let Ok(mut logger) = wait_on(logger) else {
+        return;
+    };
+    tokio::task::spawn_local(async move {
+        while let Ok(mut ready) = logger.readable_mut().await {
+            ready.get_inner_mut().flush();
+            ready.clear_ready();
+        }
+    });
+}
+
+fn array_fd(map: &aya::maps::Map) -> Result<BorrowedFd<'_>> {
+    match map {
+        aya::maps::Map::Array(data) => Ok(data.fd().as_fd()),
+        _ => Err(Error::Host("a shared map is not an array".into())),
+    }
+}
+
+fn fdinfo_field(fd: i32, field: &str) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+    text.lines()
+        .find_map(|line| line.strip_prefix(field)?.trim().parse().ok())
+}
+
+impl Source for Programs {
+    fn slot(&self, index: u32) -> Option<&SharedSlot> {
+        self.slots.get(index as usize)
+    }
+
+    fn locate(&mut self, fd: BorrowedFd<'_>) -> Result<Located> {
+        let cell = self.answer_cell()?;
+        cell.slot.store(Roll::SILENT, Ordering::Release);
+        let mut text = [0; 32];
+        // A failing read is an answer, too: the file has no group any more.
+        let _ = pread(fd, &mut text, 0);
+        Ok(match cell.slot.load(Ordering::Acquire) {
+            Roll::ROOT => Located::Root,
+            Roll::FULL => Located::TableFull,
+            Roll::SILENT => Located::Nobody,
+            slot => match u32::try_from(slot) {
+                Ok(slot) => Located::Group(GroupId {
+                    slot,
+                    generation: cell.generation.load(Ordering::Acquire),
+                }),
+                Err(_) => Located::Nobody,
+            },
+        })
+    }
+
+    fn usage(&mut self, group: GroupId) -> Result<Option<u64>> {
+        match self.ask(Ask::USAGE, u64::from(group.slot), group.generation)? {
+            Ask::OK => Ok(Some(self.answer_cell()?.value.load(Ordering::Acquire))),
+            Ask::GONE => Ok(None),
+            code => Err(Error::Host(format!(
+                "the counter of slot {} cannot be read (ask: {code})",
+                group.slot
+            ))),
+        }
+    }
+
+    fn file_of(&mut self, fd: BorrowedFd<'_>) -> Result<FileId> {
+        let cell = self.answer_cell()?;
+        cell.file.store(0, Ordering::Release);
+        let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
+        fs::read(&path).map_err(|error| Error::file("read", path, error))?;
+        match cell.file.load(Ordering::Acquire) {
+            0 => Err(Error::Host(
+                "the kernel did not say which eventfd this is (eventfd_show_fdinfo)".into(),
+            )),
+            file => Ok(FileId(file)),
+        }
+    }
+
+    fn file_refs(&mut self, file: FileId) -> Result<u64> {
+        match self.ask(Ask::FILE_REFS, file.0, 0)? {
+            Ask::OK => Ok(self.answer_cell()?.value.load(Ordering::Acquire)),
+            code => Err(Error::Host(format!(
+                "the references of an eventfd cannot be read (ask: {code})"
+            ))),
+        }
+    }
+
+    fn follow_file(&mut self, file: FileId) -> Result<()> {
+        self.files
+            .insert(file.0, 1, 0)
+            .map_err(|error| failed("cannot follow one more eventfd; see --max-eventfds", &error))
+    }
+
+    fn unfollow_file(&mut self, file: FileId) {
+        let _ = self.files.remove(&file.0);
+    }
+
+    fn recycle(&mut self, slot: u32) {
+        self.slot(slot).into_iter().for_each(SharedSlot::recycle);
+        if let Err(error) = self.free.push(slot, 0) {
+            log::error!("slot {slot} is lost: {error}");
+        }
+    }
+
+    fn tally(&self, tally: Tally) -> u64 {
+        self.tallies.tally(tally)
+    }
+
+    fn skipped(&self) -> u64 {
+        self.charge_sum("recursion_misses:")
+    }
+
+    fn band_shift(&self) -> u32 {
+        self.band_shift
+    }
+}
+
+/// The next doorbell in the ring, if any.
+pub fn next_doorbell(ring: &mut RingBuf<MapData>) -> Option<Doorbell> {
+    loop {
+        match Doorbell::from_bytes(&ring.next()?) {
+            Some(doorbell) => return Some(doorbell),
+            None => log::error!("a record in the ring is too short"),
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! What the agent needs of a kernel, as a trait: the real one is
+//! [`Programs`](crate::programs::Programs), and tests have a kernel of their own.
+
+use std::os::fd::BorrowedFd;
+
+use monitor_common::slot::Tally;
+
+use crate::{error::Result, table::SharedSlot};
+
+/// A group: its slot, and the generation that tells it from the slot's others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct GroupId {
+    /// Index into the slot table.
+    pub slot: u32,
+    /// Generation of the slot.
+    pub generation: u64,
+}
+
+/// What the kernel said when asked whose usage file a descriptor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Located {
+    /// This group's.
+    Group(GroupId),
+    /// The hierarchy's root.
+    Root,
+    /// A group that has no slot, because the table is full.
+    TableFull,
+    /// Nobody's: the group is gone, or the file is not a usage file.
+    Nobody,
+}
+
+/// A `struct file` in the kernel: its address while a reference is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FileId(pub u64);
+
+/// Questions to the kernel side.
+pub trait Source {
+    /// The slot at `index`; indices come from this source.
+    fn slot(&self, index: u32) -> Option<&SharedSlot>;
+
+    /// Whose usage file `fd` is. `fd` is open for reading.
+    ///
+    /// # Errors
+    /// The programs could not be asked.
+    fn locate(&mut self, fd: BorrowedFd<'_>) -> Result<Located>;
+
+    /// Usage in pages, read from the kernel's own counter *now*; `None` when
+    /// the group's counter is gone.
+    ///
+    /// # Errors
+    /// The programs could not be asked.
+    fn usage(&mut self, group: GroupId) -> Result<Option<u64>>;
+
+    /// Which file the eventfd `fd` is.
+    ///
+    /// # Errors
+    /// The programs could not be asked.
+    fn file_of(&mut self, fd: BorrowedFd<'_>) -> Result<FileId>;
+
+    /// References to a file that the caller holds one of.
+    ///
+    /// # Errors
+    /// The programs could not be asked.
+    fn file_refs(&mut self, file: FileId) -> Result<u64>;
+
+    /// From now on, closing a descriptor of `file` rings.
+    ///
+    /// # Errors
+    /// The table of followed files is full.
+    fn follow_file(&mut self, file: FileId) -> Result<()>;
+
+    /// No longer.
+    fn unfollow_file(&mut self, file: FileId);
+
+    /// Gives back the slot of a group that is gone.
+    fn recycle(&mut self, slot: u32);
+
+    /// A count of losses.
+    fn tally(&self, tally: Tally) -> u64;
+
+    /// Calls that the kernel kept from our programs (`recursion_misses`).
+    fn skipped(&self) -> u64;
+
+    /// Unit of the packed band.
+    fn band_shift(&self) -> u32;
+}

@@ -1,0 +1,389 @@
+//! From doorbell to signal: takes what the programs saw, lets the registry work
+//! out what was crossed, signals, and publishes the next band.
+
+use std::{collections::HashMap, os::fd::AsFd as _, sync::atomic::Ordering};
+
+use monitor_common::{
+    band::{Band, publish, take},
+    crossing::Direction,
+    slot::{State, Tally},
+};
+use nix::errno::Errno;
+
+use crate::{
+    error::Result,
+    eventfd::EventFd,
+    registry::{Crossing, Group, Registry},
+    source::{FileId, GroupId, Source},
+};
+
+/// Why an eventfd was signalled, for those who follow it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// A threshold was crossed.
+    Crossed {
+        /// In pages.
+        threshold: u64,
+        /// Which way.
+        direction: Direction,
+        /// In pages, after the crossing.
+        usage: u64,
+    },
+    /// The group is gone.
+    Removed,
+}
+
+/// A cause, and the group in which it happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// `st_ino` of the group's directory.
+    pub cgroup_id: u64,
+    /// What happened.
+    pub cause: Cause,
+}
+
+/// Counts of what the watcher did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Signals given, each an increment of an eventfd.
+    pub signals: u64,
+    /// Signals that a full eventfd could not take.
+    pub saturated: u64,
+    /// Times that all watched groups were read again after a loss.
+    pub resyncs: u64,
+}
+
+/// What a following connection gets its events through.
+pub type Follower = Box<dyn FnMut(&Event) -> bool>;
+
+/// Looks that one group may take in a row before others get their turn.
+const LOOKS: usize = 16;
+
+/// The agent's heart: one kernel side, one registry, the eventfds.
+pub struct Watcher<S> {
+    source: S,
+    registry: Registry,
+    eventfds: HashMap<FileId, EventFd>,
+    followers: HashMap<FileId, Vec<Follower>>,
+    counts: Counts,
+    skipped: u64,
+    lost: u64,
+}
+
+impl<S: std::fmt::Debug> std::fmt::Debug for Watcher<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watcher")
+            .field("source", &self.source)
+            .field("registry", &self.registry)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S: Source> Watcher<S> {
+    /// Nothing registered yet.
+    pub fn new(source: S) -> Self {
+        let skipped = source.skipped();
+        Self {
+            source,
+            registry: Registry::default(),
+            eventfds: HashMap::new(),
+            followers: HashMap::new(),
+            counts: Counts::default(),
+            skipped,
+            lost: 0,
+        }
+    }
+
+    /// The kernel side.
+    pub const fn source(&self) -> &S {
+        &self.source
+    }
+
+    /// The kernel side.
+    pub const fn source_mut(&mut self) -> &mut S {
+        &mut self.source
+    }
+
+    /// Who waits for what.
+    pub const fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// What was done so far.
+    pub const fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// Registers `threshold` pages of `group` with `eventfd`.
+    ///
+    /// # Errors
+    /// `EINVAL` when the group is going or gone, as the kernel's
+    /// `css_tryget_online`; `ENOMEM` when no further eventfd can be followed.
+    pub fn register(
+        &mut self,
+        group: GroupId,
+        threshold: u64,
+        eventfd: EventFd,
+    ) -> Result<(), Errno> {
+        let internal = |error: crate::Error| {
+            log::error!("registration failed: {error}");
+            Errno::EIO
+        };
+        let file = self.source.file_of(eventfd.as_fd()).map_err(internal)?;
+        let slot = self.source.slot(group.slot).ok_or(Errno::EINVAL)?;
+        if !slot.watch(group.generation) {
+            return Err(Errno::EINVAL);
+        }
+        // Those already registered may hear something now, as in the kernel.
+        if self.registry.group(group.slot).is_some() {
+            self.look(group.slot);
+        }
+        let known = self.registry.group(group.slot).map(Group::usage);
+        let usage = match known {
+            Some(usage) => Some(usage),
+            None => self.source.usage(group).map_err(internal)?,
+        };
+        let Some(usage) = usage else {
+            self.release(group.slot);
+            return Err(Errno::EINVAL);
+        };
+        if !self.registry.has_file(file) {
+            if let Err(error) = self.source.follow_file(file) {
+                log::warn!("{error}");
+                self.settle(group.slot);
+                return Err(Errno::ENOMEM);
+            }
+            self.eventfds.insert(file, eventfd);
+        }
+        self.registry.add(group, usage, threshold, file);
+        // Publishes the new band, then reads usage again: a charge that still
+        // went by the old band is caught here.
+        self.look(group.slot);
+        Ok(())
+    }
+
+    /// Tells `follower` of every signal to `eventfd`, until it answers `false`.
+    /// Returns the ids of the groups that the eventfd waits for now.
+    ///
+    /// # Errors
+    /// `ENOENT` when nothing is registered on this eventfd.
+    pub fn follow(&mut self, eventfd: &EventFd, follower: Follower) -> Result<Vec<u64>, Errno> {
+        let file = self
+            .source
+            .file_of(eventfd.as_fd())
+            .map_err(|_| Errno::EIO)?;
+        if !self.registry.has_file(file) {
+            return Err(Errno::ENOENT);
+        }
+        self.followers.entry(file).or_default().push(follower);
+        let slots = self.registry.slots_of(file);
+        Ok(slots
+            .filter_map(|slot| Some(self.source.slot(slot)?.cgroup_id.load(Ordering::Relaxed)))
+            .collect())
+    }
+
+    /// A slot's doorbell rang, or a sweep came by. True when the group moves so
+    /// fast that another look is due.
+    pub fn look(&mut self, index: u32) -> bool {
+        let Some(id) = self.registry.group(index).map(|group| group.id) else {
+            self.release(index);
+            return false;
+        };
+        for _ in 0..LOOKS {
+            let Some(slot) = self.source.slot(index) else {
+                return false;
+            };
+            let state = slot.state();
+            let seen = take(slot);
+            let cgroup_id = slot.cgroup_id.load(Ordering::Relaxed);
+            let now = match self.source.usage(id) {
+                Ok(usage) => usage,
+                Err(error) => {
+                    log::error!("{error}");
+                    return false;
+                }
+            };
+            let Some(group) = self.registry.group_mut(index) else {
+                return false;
+            };
+            let usage = now.unwrap_or_else(|| group.usage());
+            let crossings = group.step(seen, usage);
+            let band = group.band();
+            self.signal_crossings(cgroup_id, &crossings, usage);
+            if now.is_none() || !state.is_live() || state.generation() != id.generation {
+                self.remove_group(index, cgroup_id);
+                return false;
+            }
+            let Some(slot) = self.source.slot(index) else {
+                return false;
+            };
+            publish(slot, band, self.source.band_shift());
+            // Second half of the band protocol: read after publishing.
+            match self.source.usage(id) {
+                Ok(Some(again)) if again >= band.lo && again < band.hi => return false,
+                _ => {}
+            }
+        }
+        true
+    }
+
+    /// A reference to a registered eventfd was closed. True when it may have
+    /// been the last but the kernel has not dropped it yet: ask again soon.
+    pub fn file_closed(&mut self, file: FileId) -> bool {
+        if !self.registry.has_file(file) {
+            return false;
+        }
+        match self.source.file_refs(file) {
+            Ok(refs) if refs <= 1 => {
+                self.forget_file(file);
+                false
+            }
+            Ok(refs) => refs == 2,
+            Err(error) => {
+                log::error!("{error}");
+                false
+            }
+        }
+    }
+
+    /// The safety net: finds what a lost doorbell, a skipped program or an
+    /// unseen close left behind. Returns slots that are due another look.
+    pub fn sweep(&mut self) -> Vec<u32> {
+        let skipped = self.source.skipped();
+        let lost = self.losses();
+        let all = skipped != self.skipped || lost != self.lost;
+        if all {
+            log::debug!(
+                "reading all watched groups again: {skipped} calls skipped, {lost} losses so far"
+            );
+            self.counts.resyncs += 1;
+        }
+        (self.skipped, self.lost) = (skipped, lost);
+        let mut again = Vec::new();
+        for slot in self.registry.slots() {
+            let pending = self
+                .source
+                .slot(slot)
+                .is_some_and(|s| s.pending.load(Ordering::Acquire) != 0);
+            if (all || pending) && self.look(slot) {
+                again.push(slot);
+            }
+        }
+        for file in self.registry.files() {
+            self.file_closed(file);
+        }
+        again
+    }
+
+    /// Whether doorbells were lost since the last sweep.
+    pub fn lost_doorbells(&self) -> bool {
+        self.losses() != self.lost
+    }
+
+    fn losses(&self) -> u64 {
+        self.source.tally(Tally::RingFull) + self.source.tally(Tally::TooDeep)
+    }
+
+    fn signal_crossings(&mut self, cgroup_id: u64, crossings: &[Crossing], usage: u64) {
+        let mut totals: Vec<(FileId, u64)> = Vec::new();
+        for crossing in crossings {
+            match totals
+                .iter_mut()
+                .rev()
+                .take(8)
+                .find(|(file, _)| *file == crossing.file)
+            {
+                Some((_, total)) => *total += 1,
+                None => totals.push((crossing.file, 1)),
+            }
+            let cause = Cause::Crossed {
+                threshold: crossing.threshold,
+                direction: crossing.direction,
+                usage,
+            };
+            self.tell(crossing.file, &Event { cgroup_id, cause });
+        }
+        for (file, total) in totals {
+            self.signal(file, total);
+        }
+    }
+
+    /// Each registration is signalled once more; the eventfds that wait for
+    /// nothing else are let go.
+    fn remove_group(&mut self, index: u32, cgroup_id: u64) {
+        for (file, registrations) in self.registry.remove_group(index) {
+            self.tell(
+                file,
+                &Event {
+                    cgroup_id,
+                    cause: Cause::Removed,
+                },
+            );
+            self.signal(file, u64::from(registrations));
+            if !self.registry.has_file(file) {
+                self.drop_file(file);
+            }
+        }
+        self.release(index);
+    }
+
+    fn forget_file(&mut self, file: FileId) {
+        for slot in self.registry.remove_file(file) {
+            self.settle(slot);
+        }
+        self.drop_file(file);
+    }
+
+    fn drop_file(&mut self, file: FileId) {
+        self.source.unfollow_file(file);
+        self.followers.remove(&file);
+        self.eventfds.remove(&file);
+    }
+
+    /// After registrations went: a band for those that are left, or none.
+    fn settle(&mut self, index: u32) {
+        match self.registry.group(index) {
+            Some(group) if !group.is_empty() => {
+                self.look(index);
+            }
+            _ => {
+                self.registry.forget_group(index);
+                self.release(index);
+            }
+        }
+    }
+
+    /// Nobody waits on this slot: the programs may recycle it themselves, or,
+    /// if its group went first, it is recycled here.
+    fn release(&mut self, index: u32) {
+        let Some(slot) = self.source.slot(index) else {
+            return;
+        };
+        let state = slot.state();
+        if !state.has(State::WATCHED) {
+            return;
+        }
+        publish(slot, Band::EVERYTHING, self.source.band_shift());
+        take(slot);
+        if !slot.unwatch(state.generation()) {
+            self.source.recycle(index);
+        }
+    }
+
+    fn signal(&mut self, file: FileId, count: u64) {
+        let Some(eventfd) = self.eventfds.get(&file) else {
+            return;
+        };
+        match eventfd.signal(count) {
+            Ok(true) => self.counts.signals += count,
+            Ok(false) => self.counts.saturated += count,
+            Err(errno) => log::error!("write to an eventfd: {errno}"),
+        }
+    }
+
+    fn tell(&mut self, file: FileId, event: &Event) {
+        if let Some(followers) = self.followers.get_mut(&file) {
+            followers.retain_mut(|follower| follower(event));
+        }
+    }
+}
