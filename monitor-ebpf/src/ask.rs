@@ -41,13 +41,16 @@ fn usage(index: u32, generation: u64) -> Result<u64, u32> {
     let Some(slot) = maps::slot(index) else {
         return Err(Ask::GONE);
     };
-    let usage = kernel::usage_at(slot.counter.get());
+    // Refused at once, not after the look at the state: verifiers before 6.8
+    // forget that a failed read has failed.
+    let Some(usage) = kernel::usage_at(slot.counter.get()) else {
+        return Err(if slot.state().has(State::ONLINE) { Ask::FAULT } else { Ask::GONE });
+    };
     // A full barrier, and always a no-op: the state after the read.
     let state = State(slot.state.cas(u64::MAX, u64::MAX));
-    if state.generation() != generation || state.has(State::FREED) || state.0 & State::ONLINE == 0 {
+    if state.generation() != generation || state.has(State::FREED) || !state.has(State::ONLINE) {
         return Err(Ask::GONE);
     }
-    let usage = usage.ok_or(Ask::FAULT)?;
     slot.usage.set(usage);
     Ok(usage)
 }

@@ -24,7 +24,8 @@ pub fn look(counter: Counter) {
         if let Some(i) = index
             && let Some(slot) = maps::slot(i)
         {
-            maps::ring_for(observe(slot, counter.usage(), shift), i);
+            let usage = counter.usage();
+            maps::ring_for(observe(slot, usage, shift), i, usage);
             parent = slot.parent.get();
             if parent == PARENT_ROOT {
                 return;
@@ -33,11 +34,7 @@ pub fn look(counter: Counter) {
         let Some(up) = counter.parent() else { return };
         counter = up;
         // Other counters (swap, hugetlb) and untracked groups come this way.
-        index = if parent == PARENT_UNKNOWN {
-            maps::slot_of(counter.address())
-        } else {
-            Some(parent as u32)
-        };
+        index = if parent == PARENT_UNKNOWN { maps::slot_of(counter.address()) } else { Some(parent as u32) };
     }
     maps::count(Tally::TooDeep);
 }

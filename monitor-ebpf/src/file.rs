@@ -17,9 +17,7 @@ pub fn shown(file: u64) {
     }
     scratch.file.set(file);
     scratch.value.set(kernel::file_refs_at(file).unwrap_or(0));
-    scratch
-        .eventfd_fops
-        .set(kernel::file_op_at(file).unwrap_or(0));
+    scratch.eventfd_fops.set(kernel::file_op_at(file).unwrap_or(0));
     scratch.answers.set(scratch.answers.get() + 1);
 }
 
@@ -33,9 +31,5 @@ pub fn closed(file: u64, op: u64) {
     if op != scratch.eventfd_fops.get() || !maps::is_registered_file(file) {
         return;
     }
-    maps::ring(Doorbell {
-        kind: Doorbell::FILE,
-        slot: 0,
-        file,
-    });
+    maps::ring(Doorbell { kind: Doorbell::FILE, slot: 0, value: file });
 }

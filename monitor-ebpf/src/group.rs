@@ -25,10 +25,7 @@ fn track<C: EbpfContext>(ctx: &C, css: u64) -> u64 {
     };
     let Some(index) = maps::pop_free() else {
         maps::count(Tally::SlotsExhausted);
-        warn!(
-            ctx,
-            "no free slot: a new group is not watched; see --max-groups"
-        );
+        warn!(ctx, "no free slot: a new group is not watched; see --max-groups");
         return Roll::FULL;
     };
     let Some(slot) = maps::slot(index) else {
@@ -41,8 +38,7 @@ fn track<C: EbpfContext>(ctx: &C, css: u64) -> u64 {
         _ => PARENT_UNKNOWN,
     };
     slot.parent.set(parent_slot);
-    slot.cgroup_id
-        .set(kernel::cgroup_id_of_css(css).unwrap_or(0));
+    slot.cgroup_id.set(kernel::cgroup_id_of_css(css).unwrap_or(0));
     slot.usage.set(kernel::usage_at(address).unwrap_or(0));
     slot.peak.set(kernel::watermark_at(address).unwrap_or(0));
     slot.max_seen.set(0);
@@ -107,11 +103,7 @@ fn ring(index: u32) {
     if let Some(slot) = maps::slot(index) {
         slot.pending.xchg(1);
     }
-    maps::ring(Doorbell {
-        kind: Doorbell::SLOT,
-        slot: index,
-        file: 0,
-    });
+    maps::ring(Doorbell { kind: Doorbell::SLOT, slot: index, value: 0 });
 }
 
 /// A usage file is read. Whoever reads it, its group gets a slot; if it is the

@@ -38,11 +38,7 @@ impl Counter {
     pub fn parent(self) -> Option<Self> {
         // SAFETY: as for `usage`.
         let parent = unsafe { load(self.0, maps::off_counter_parent()) } as *const u8;
-        if parent.is_null() {
-            None
-        } else {
-            Some(Self(parent))
-        }
+        if parent.is_null() { None } else { Some(Self(parent)) }
     }
 }
 
@@ -53,12 +49,7 @@ impl Counter {
 #[inline(always)]
 pub unsafe fn load(pointer: *const u8, offset: u64) -> u64 {
     // SAFETY: the caller's promise; see the module's header.
-    unsafe {
-        pointer
-            .wrapping_add(offset as usize)
-            .cast::<u64>()
-            .read_volatile()
-    }
+    unsafe { pointer.wrapping_add(offset as usize).cast::<u64>().read_volatile() }
 }
 
 /// Reads a word anywhere in kernel memory; for rare paths.

@@ -3,10 +3,7 @@
 #![no_std]
 #![no_main]
 #![feature(core_intrinsics)]
-#![expect(
-    internal_features,
-    reason = "BPF atomics have no stable spelling on this target yet"
-)]
+#![expect(internal_features, reason = "BPF atomics have no stable spelling on this target yet")]
 
 mod ask;
 mod charge;

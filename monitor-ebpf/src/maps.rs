@@ -165,16 +165,14 @@ pub fn ring(doorbell: Doorbell) {
 
 /// Rings for slot `index` if `verdict` says so.
 #[inline(always)]
-pub fn ring_for(verdict: Verdict, index: u32) {
-    if verdict == Verdict::Quiet {
-        return;
-    }
-    if verdict == Verdict::RingContended {
-        count(Tally::Contended);
-    }
-    ring(Doorbell {
-        kind: Doorbell::SLOT,
-        slot: index,
-        file: 0,
-    });
+pub fn ring_for(verdict: Verdict, index: u32, usage: u64) {
+    let (kind, value) = match verdict {
+        Verdict::Quiet => return,
+        Verdict::Ring => (Doorbell::SLOT, 0),
+        Verdict::Tell => {
+            count(Tally::Contended);
+            (Doorbell::READING, usage)
+        }
+    };
+    ring(Doorbell { kind, slot: index, value });
 }
