@@ -12,9 +12,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let variable = |name: &str| env::var_os(name).ok_or(format!("cargo sets {name}"));
     let package = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
     let object = PathBuf::from(variable("OUT_DIR")?).join("memcg-monitor-ebpf.o");
-    let root = package
-        .parent()
-        .ok_or("the package lies in the workspace")?;
+    let root = package.parent().ok_or("the package lies in the workspace")?;
 
     for path in [
         "monitor-ebpf/src",
@@ -35,13 +33,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     rerun_if_changed(&toolchain.linker);
     rerun_if_changed(&toolchain.compiler.rustc);
     let built = ebpf::build(&toolchain, root, &root.join("target/ebpf"))?;
-    fs::copy(&built, &object).map_err(|error| {
-        format!(
-            "cannot copy {} to {}: {error}",
-            built.display(),
-            object.display()
-        )
-    })?;
+    fs::copy(&built, &object)
+        .map_err(|error| format!("cannot copy {} to {}: {error}", built.display(), object.display()))?;
     Ok(())
 }
 

@@ -61,8 +61,7 @@ struct Lock {
 impl Lock {
     fn take(socket: &Path) -> Result<Self> {
         let folder = socket.parent().unwrap_or(Path::new("/"));
-        fs::create_dir_all(folder)
-            .map_err(|error| Error::file("make the folder", folder, error))?;
+        fs::create_dir_all(folder).map_err(|error| Error::file("make the folder", folder, error))?;
         let mut name = socket.as_os_str().to_owned();
         name.push(".lock");
         let path = PathBuf::from(name);
@@ -120,11 +119,7 @@ pub async fn run(
     let operator = Rc::new(Listener::bind(&options.control_socket, &options.access)?);
     let tasks = [
         tokio::task::spawn_local(socket::serve(door, Rc::clone(&watcher))),
-        tokio::task::spawn_local(control::serve(
-            operator,
-            Rc::clone(&watcher),
-            hierarchy.clone(),
-        )),
+        tokio::task::spawn_local(control::serve(operator, Rc::clone(&watcher), hierarchy.clone())),
     ];
     ready(&format!(
         "watching {groups} groups below {}; register at {}",
@@ -178,8 +173,7 @@ async fn answer_doorbells(
     watcher: &Rc<RefCell<Watcher<Programs>>>,
     sweep: Duration,
 ) -> Result<()> {
-    let mut ring =
-        wait_on(Ring(ring)).map_err(|error| Error::file("epoll", "the ring buffer", error))?;
+    let mut ring = wait_on(Ring(ring)).map_err(|error| Error::file("epoll", "the ring buffer", error))?;
     let mut later = Later::default();
     let mut ticks = tokio::time::interval_at(Instant::now() + sweep, sweep);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -222,13 +216,16 @@ async fn answer_doorbells(
 
 fn answer(watcher: &mut Watcher<Programs>, doorbell: Doorbell, later: &mut Later) {
     match doorbell.kind {
-        Doorbell::SLOT => {
+        Doorbell::SLOT | Doorbell::READING => {
+            if doorbell.kind == Doorbell::READING {
+                watcher.add_reading(doorbell.slot, doorbell.value);
+            }
             if watcher.look(doorbell.slot) && !later.slots.contains(&doorbell.slot) {
                 later.slots.push_back(doorbell.slot);
             }
         }
         Doorbell::FILE => {
-            let file = FileId(doorbell.file);
+            let file = FileId(doorbell.value);
             if watcher.file_closed(file) {
                 later.files.push_back((file, 0));
             }

@@ -133,27 +133,13 @@ fn parse_mounts(
             continue;
         }
         let mut right = right.split(' ');
-        let (kind, options) = (
-            right.next().unwrap_or_default(),
-            right.nth(1).unwrap_or_default(),
-        );
+        let (kind, options) = (right.next().unwrap_or_default(), right.nth(1).unwrap_or_default());
         match kind {
             "cgroup" if options.split(',').any(|option| option == "memory") => {
-                return Some(Hierarchy {
-                    version: Version::V1,
-                    root: mount,
-                });
+                return Some(Hierarchy { version: Version::V1, root: mount });
             }
-            "cgroup2"
-                if found.is_none()
-                    && controllers(&mount)
-                        .split_whitespace()
-                        .any(|c| c == "memory") =>
-            {
-                found = Some(Hierarchy {
-                    version: Version::V2,
-                    root: mount,
-                });
+            "cgroup2" if found.is_none() && controllers(&mount).split_whitespace().any(|c| c == "memory") => {
+                found = Some(Hierarchy { version: Version::V2, root: mount });
             }
             _ => {}
         }
@@ -164,12 +150,7 @@ fn parse_mounts(
 /// mountinfo writes space, tab, newline and backslash in octal.
 fn unescape(text: &str) -> PathBuf {
     let mut plain = text.to_owned();
-    for (code, character) in [
-        ("\\040", " "),
-        ("\\011", "\t"),
-        ("\\012", "\n"),
-        ("\\134", "\\"),
-    ] {
+    for (code, character) in [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")] {
         plain = plain.replace(code, character);
     }
     PathBuf::from(plain)
@@ -195,26 +176,19 @@ mod tests {
 
     use super::{Hierarchy, Version, parse_mounts};
 
-    const V2: &str =
-        "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+    const V2: &str = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
     const HYBRID: &str = "30 23 0:26 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
         31 23 0:27 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct\n\
         32 23 0:28 / /sys/fs/cgroup/my\\040memory rw - cgroup cgroup rw,memory\n";
 
     fn root(version: Version, root: &str) -> Hierarchy {
-        Hierarchy {
-            version,
-            root: PathBuf::from(root),
-        }
+        Hierarchy { version, root: PathBuf::from(root) }
     }
 
     #[test]
     fn the_hierarchy_with_the_controller_is_found() {
         let all = |_: &Path| "cpu memory pids".to_owned();
-        assert_eq!(
-            parse_mounts(V2, None, all),
-            Some(root(Version::V2, "/sys/fs/cgroup"))
-        );
+        assert_eq!(parse_mounts(V2, None, all), Some(root(Version::V2, "/sys/fs/cgroup")));
         assert_eq!(
             parse_mounts(HYBRID, None, |_| String::new()),
             Some(root(Version::V1, "/sys/fs/cgroup/my memory"))

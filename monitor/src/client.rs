@@ -35,17 +35,9 @@ const LARGEST_ANSWER: usize = 256 * 1024;
 ///
 /// # Errors
 /// [`Error::Refused`] carries the kernel's errno.
-pub fn register(
-    socket: &Path,
-    line: &[u8],
-    descriptors: Option<[BorrowedFd<'_>; 2]>,
-) -> Result<()> {
+pub fn register(socket: &Path, line: &[u8], descriptors: Option<[BorrowedFd<'_>; 2]>) -> Result<()> {
     let connection = connect(socket)?;
-    send_with(
-        &connection,
-        line,
-        &descriptors.map_or_else(Vec::new, |fds| fds.to_vec()),
-    )?;
+    send_with(&connection, line, &descriptors.map_or_else(Vec::new, |fds| fds.to_vec()))?;
     let answer = receive(&connection)?;
     let text = String::from_utf8_lossy(&answer).into_owned();
     if text == "0" {
@@ -53,10 +45,7 @@ pub fn register(
     }
     let (number, message) = text.split_once(' ').unwrap_or((&text, ""));
     match number.parse::<i32>() {
-        Ok(errno) if errno < 0 => Err(Error::Refused {
-            errno: -errno,
-            message: message.to_owned(),
-        }),
+        Ok(errno) if errno < 0 => Err(Error::Refused { errno: -errno, message: message.to_owned() }),
         _ => Err(Error::Answer(text)),
     }
 }
@@ -79,8 +68,7 @@ impl Control {
     /// # Errors
     /// `sendmsg` failed.
     pub fn ask(&self, request: Request, descriptors: &[BorrowedFd<'_>]) -> Result<()> {
-        let bytes =
-            serde_json::to_vec(&request).map_err(|error| Error::Answer(error.to_string()))?;
+        let bytes = serde_json::to_vec(&request).map_err(|error| Error::Answer(error.to_string()))?;
         send_with(&self.0, &bytes, descriptors)
     }
 
@@ -94,10 +82,7 @@ impl Control {
             return Ok(None);
         }
         match serde_json::from_slice(&bytes) {
-            Ok(Answer::Error { errno, why }) => Err(Error::Refused {
-                errno,
-                message: why,
-            }),
+            Ok(Answer::Error { errno, why }) => Err(Error::Refused { errno, message: why }),
             Ok(answer) => Ok(Some(answer)),
             Err(_) => Err(Error::Answer(String::from_utf8_lossy(&bytes).into_owned())),
         }
@@ -132,8 +117,7 @@ fn send_with(connection: &OwnedFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>])
             None,
         )
     };
-    sent.map(drop)
-        .map_err(|errno| Error::syscall("sendmsg to the agent", errno))
+    sent.map(drop).map_err(|errno| Error::syscall("sendmsg to the agent", errno))
 }
 
 fn receive(connection: &OwnedFd) -> Result<Vec<u8>> {

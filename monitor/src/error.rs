@@ -61,18 +61,11 @@ pub enum Error {
 impl Error {
     /// A failed system call.
     pub fn syscall(call: impl Into<String>, errno: Errno) -> Self {
-        Self::Syscall {
-            call: call.into(),
-            errno,
-        }
+        Self::Syscall { call: call.into(), errno }
     }
 
     /// A failed operation on a file.
     pub fn file(call: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
-        Self::File {
-            call,
-            path: path.into(),
-            source,
-        }
+        Self::File { call, path: path.into(), source }
     }
 }

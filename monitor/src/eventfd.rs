@@ -26,8 +26,7 @@ impl EventFd {
         if is_path_only(fd.as_fd())? {
             return Err(Errno::EBADF);
         }
-        let link = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
-            .map_err(|_| Errno::EINVAL)?;
+        let link = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).map_err(|_| Errno::EINVAL)?;
         if link.as_os_str() != "anon_inode:[eventfd]" {
             return Err(Errno::EINVAL);
         }
@@ -45,10 +44,7 @@ impl EventFd {
     pub fn signal(&self, count: u64) -> Result<bool, Errno> {
         let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLOUT)];
         poll(&mut fds, PollTimeout::ZERO)?;
-        if !fds[0]
-            .revents()
-            .is_some_and(|ready| ready.contains(PollFlags::POLLOUT))
-        {
+        if !fds[0].revents().is_some_and(|ready| ready.contains(PollFlags::POLLOUT)) {
             return Ok(false);
         }
         write(&self.0, &count.to_ne_bytes())?;

@@ -59,118 +59,30 @@ const fn hook(
     required: bool,
     purpose: &'static str,
 ) -> Hook {
-    Hook {
-        program,
-        function,
-        kind,
-        required,
-        purpose,
-    }
+    Hook { program, function, kind, required, purpose }
 }
 
 /// Every attachment, in the order in which they are made: what frees a slot
 /// before what fills one, and the charge path last, onto a full table.
 pub const HOOKS: &[Hook] = &[
-    hook(
-        "css_free",
-        "mem_cgroup_css_free",
-        Kind::Entry,
-        true,
-        "a group's memory is freed",
-    ),
-    hook(
-        "css_offline",
-        "mem_cgroup_css_offline",
-        Kind::Entry,
-        true,
-        "a group is removed",
-    ),
-    hook(
-        "css_online",
-        "mem_cgroup_css_online",
-        Kind::Entry,
-        true,
-        "a group comes online",
-    ),
+    hook("css_free", "mem_cgroup_css_free", Kind::Entry, true, "a group's memory is freed"),
+    hook("css_offline", "mem_cgroup_css_offline", Kind::Entry, true, "a group is removed"),
+    hook("css_online", "mem_cgroup_css_online", Kind::Entry, true, "a group comes online"),
     // v2: memory.current. v1: every page counter file.
-    hook(
-        "usage_read",
-        "memory_current_read",
-        Kind::Entry,
-        true,
-        "which group a v2 file belongs to",
-    ),
-    hook(
-        "usage_read_v1",
-        "mem_cgroup_read_u64",
-        Kind::Entry,
-        false,
-        "which group a v1 file belongs to",
-    ),
-    hook(
-        "eventfd_fdinfo",
-        "eventfd_show_fdinfo",
-        Kind::Entry,
-        true,
-        "which eventfd a descriptor is",
-    ),
-    hook(
-        "file_close",
-        "filp_close",
-        Kind::Exit,
-        true,
-        "a client closes its eventfd",
-    ),
+    hook("usage_read", "memory_current_read", Kind::Entry, true, "which group a v2 file belongs to"),
+    hook("usage_read_v1", "mem_cgroup_read_u64", Kind::Entry, false, "which group a v1 file belongs to"),
+    hook("eventfd_fdinfo", "eventfd_show_fdinfo", Kind::Entry, true, "which eventfd a descriptor is"),
+    hook("file_close", "filp_close", Kind::Exit, true, "a client closes its eventfd"),
     // Since 6.6 close(2) flushes by itself; before, filp_close did both.
-    hook(
-        "file_flush",
-        "filp_flush",
-        Kind::Exit,
-        false,
-        "a client closes its eventfd (6.6 and newer)",
-    ),
-    hook(
-        "try_charge_1",
-        "page_counter_try_charge",
-        Kind::Exit,
-        true,
-        "memory is charged",
-    ),
-    hook(
-        "try_charge_2",
-        "page_counter_try_charge",
-        Kind::Exit,
-        true,
-        "same, where the first is skipped",
-    ),
-    hook(
-        "charge_1",
-        "page_counter_charge",
-        Kind::Exit,
-        true,
-        "memory is charged by force",
-    ),
-    hook(
-        "charge_2",
-        "page_counter_charge",
-        Kind::Exit,
-        true,
-        "same, where the first is skipped",
-    ),
-    hook(
-        "uncharge_1",
-        "page_counter_uncharge",
-        Kind::Exit,
-        true,
-        "memory is given back",
-    ),
-    hook(
-        "uncharge_2",
-        "page_counter_uncharge",
-        Kind::Exit,
-        true,
-        "same, where the first is skipped",
-    ),
+    hook("file_flush", "filp_flush", Kind::Exit, false, "a client closes its eventfd (6.6 and newer)"),
+    // The second of a pair before the first: the kernel runs the program that
+    // was attached last before the others (`bpf_trampoline_link_prog`).
+    hook("try_charge_2", "page_counter_try_charge", Kind::Exit, true, "memory is charged (twin)"),
+    hook("try_charge_1", "page_counter_try_charge", Kind::Exit, true, "memory is charged"),
+    hook("charge_2", "page_counter_charge", Kind::Exit, true, "memory is charged by force (twin)"),
+    hook("charge_1", "page_counter_charge", Kind::Exit, true, "memory is charged by force"),
+    hook("uncharge_2", "page_counter_uncharge", Kind::Exit, true, "memory is given back (twin)"),
+    hook("uncharge_1", "page_counter_uncharge", Kind::Exit, true, "memory is given back"),
 ];
 
 /// What the kernel offers.
@@ -197,22 +109,14 @@ impl Facts {
                 "{VMLINUX_BTF}: {error}; it must be built with CONFIG_DEBUG_INFO_BTF=y (Debian's, Ubuntu's, Fedora's and RHEL's are)"
             ))
         })?;
-        let btf =
-            Btf::parse(bytes).map_err(|error| Error::Kernel(format!("{VMLINUX_BTF}: {error}")))?;
-        Ok(Self {
-            release: release(),
-            btf,
-            pages: host_pages(),
-            page_size: page_size(),
-        })
+        let btf = Btf::parse(bytes).map_err(|error| Error::Kernel(format!("{VMLINUX_BTF}: {error}")))?;
+        Ok(Self { release: release(), btf, pages: host_pages(), page_size: page_size() })
     }
 
     /// The hooks that this kernel's BTF has, and those that it lacks.
     #[must_use]
     pub fn hooks(&self) -> (Vec<Hook>, Vec<Hook>) {
-        HOOKS
-            .iter()
-            .partition(|hook| self.btf.has_func(hook.function))
+        HOOKS.iter().partition(|hook| self.btf.has_func(hook.function))
     }
 }
 
@@ -257,10 +161,7 @@ impl Plan {
             offsets: vec![
                 ("OFF_COUNTER_USAGE", offset("page_counter", "usage")?),
                 ("OFF_COUNTER_PARENT", offset("page_counter", "parent")?),
-                (
-                    "OFF_COUNTER_WATERMARK",
-                    offset("page_counter", "watermark")?,
-                ),
+                ("OFF_COUNTER_WATERMARK", offset("page_counter", "watermark")?),
                 ("OFF_MEMCG_MEMORY", offset("mem_cgroup", "memory")?),
                 ("OFF_CSS_CGROUP", offset("cgroup_subsys_state", "cgroup")?),
                 ("OFF_CGROUP_KN", offset("cgroup", "kn")?),
@@ -277,10 +178,8 @@ impl Plan {
 /// `uname -r`.
 #[must_use]
 pub fn release() -> String {
-    nix::sys::utsname::uname().map_or_else(
-        |_| "unknown".into(),
-        |name| name.release().to_string_lossy().into_owned(),
-    )
+    nix::sys::utsname::uname()
+        .map_or_else(|_| "unknown".into(), |name| name.release().to_string_lossy().into_owned())
 }
 
 /// Bytes in a page of this host.

@@ -13,8 +13,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let level = match cli.verbose {
         0 => "info",
-        1 => "debug",
-        _ => "trace",
+        1 => "info,memcg_monitor=debug",
+        _ => "debug,memcg_monitor=trace",
     };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level)).init();
     let outcome = match cli.command {
@@ -36,8 +36,6 @@ fn main() -> ExitCode {
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
-        cause
-            .downcast_ref::<std::io::Error>()
-            .is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
+        cause.downcast_ref::<std::io::Error>().is_some_and(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
     })
 }

@@ -26,8 +26,7 @@ use crate::{
     table::{SharedScratch, SharedSlot, Table},
 };
 
-static OBJECT: &[u8] =
-    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/memcg-monitor-ebpf.o"));
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/memcg-monitor-ebpf.o"));
 
 /// Sizes chosen at start.
 #[derive(Clone, Copy, Debug)]
@@ -42,11 +41,7 @@ pub struct Sizes {
 
 impl Default for Sizes {
     fn default() -> Self {
-        Self {
-            groups: 16_384,
-            eventfds: 131_072,
-            ring: 256 * 1024,
-        }
+        Self { groups: 16_384, eventfds: 131_072, ring: 256 * 1024 }
     }
 }
 
@@ -65,9 +60,7 @@ pub struct Programs {
 
 impl fmt::Debug for Programs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Programs")
-            .field("slots", &self.slots.len())
-            .finish_non_exhaustive()
+        f.debug_struct("Programs").field("slots", &self.slots.len()).finish_non_exhaustive()
     }
 }
 
@@ -98,10 +91,7 @@ fn failed(what: &str, why: &(dyn std::error::Error + 'static)) -> Error {
     } else {
         ""
     };
-    Error::Programs {
-        what: format!("{what}{hint}"),
-        why: text,
-    }
+    Error::Programs { what: format!("{what}{hint}"), why: text }
 }
 
 fn load_object(facts: &Facts, sizes: Sizes) -> Result<(Plan, Ebpf)> {
@@ -117,9 +107,7 @@ fn load_object(facts: &Facts, sizes: Sizes) -> Result<(Plan, Ebpf)> {
         .map_max_entries("FREE", sizes.groups)
         .map_max_entries("FILES", sizes.eventfds)
         .map_max_entries("DOORBELLS", sizes.ring);
-    let ebpf = loader
-        .load(OBJECT)
-        .map_err(|error| failed("cannot create the maps (bpf)", &error))?;
+    let ebpf = loader.load(OBJECT).map_err(|error| failed("cannot create the maps (bpf)", &error))?;
     Ok((plan, ebpf))
 }
 
@@ -133,17 +121,19 @@ fn load_hook(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> std::result::Result<(),
     }
 }
 
+/// What the verifier went through to accept a program (5.16 and newer).
+fn steps(ebpf: &Ebpf, hook: &Hook) -> u32 {
+    let info = ebpf.program(hook.program).and_then(|program| program.info().ok());
+    info.and_then(|info| info.verified_instruction_count()).unwrap_or(0)
+}
+
 fn attach_hook(ebpf: &mut Ebpf, hook: &Hook) -> std::result::Result<(), ProgramError> {
     let Some(program) = ebpf.program_mut(hook.program) else {
         return Err(ProgramError::NotLoaded);
     };
     match hook.kind {
-        Kind::Entry => TryInto::<&mut FEntry>::try_into(program)?
-            .attach()
-            .map(|_| ()),
-        Kind::Exit => TryInto::<&mut FExit>::try_into(program)?
-            .attach()
-            .map(|_| ()),
+        Kind::Entry => TryInto::<&mut FEntry>::try_into(program)?.attach().map(|_| ()),
+        Kind::Exit => TryInto::<&mut FExit>::try_into(program)?.attach().map(|_| ()),
     }
 }
 
@@ -162,19 +152,10 @@ fn load_ask(ebpf: &mut Ebpf) -> Result<()> {
 /// # Errors
 /// Not even the maps could be made.
 pub fn try_all(facts: &Facts) -> Result<Vec<Trial>> {
-    let (plan, mut ebpf) = load_object(
-        facts,
-        Sizes {
-            groups: 64,
-            eventfds: 64,
-            ring: 4096,
-        },
-    )?;
+    let (plan, mut ebpf) = load_object(facts, Sizes { groups: 64, eventfds: 64, ring: 4096 })?;
     let btf = Btf::from_sys_fs().map_err(|error| failed("cannot read the kernel's BTF", &error))?;
     load_ask(&mut ebpf)?;
-    let used = HOOKS
-        .iter()
-        .filter(|hook| plan.hooks.contains(&hook.program));
+    let used = HOOKS.iter().filter(|hook| plan.hooks.contains(&hook.program));
     Ok(used
         .map(|hook| Trial {
             hook: *hook,
@@ -195,77 +176,55 @@ impl Programs {
         if let Err(error) = aya_log::EbpfLogger::init(&mut ebpf).map(follow_log) {
             log::debug!("no log from the programs: {error}");
         }
-        let btf =
-            Btf::from_sys_fs().map_err(|error| failed("cannot read the kernel's BTF", &error))?;
+        let btf = Btf::from_sys_fs().map_err(|error| failed("cannot read the kernel's BTF", &error))?;
         load_ask(&mut ebpf)?;
-        let hooks: Vec<_> = HOOKS
-            .iter()
-            .filter(|hook| plan.hooks.contains(&hook.program))
-            .collect();
+        let hooks: Vec<_> = HOOKS.iter().filter(|hook| plan.hooks.contains(&hook.program)).collect();
         for hook in &hooks {
             load_hook(&mut ebpf, hook, &btf).map_err(|error| {
                 failed(
-                    &format!(
-                        "cannot load the {} program for {}",
-                        hook.kind.as_str(),
-                        hook.function
-                    ),
+                    &format!("cannot load the {} program for {}", hook.kind.as_str(), hook.function),
                     &error,
                 )
             })?;
+            log::debug!(
+                "{} for {}: the verifier took {} steps",
+                hook.program,
+                hook.function,
+                steps(&ebpf, hook)
+            );
         }
 
         let mut maps = StdHashMap::new();
         for name in ["SLOTS", "SCRATCH", "TALLIES", "FREE", "FILES", "DOORBELLS"] {
-            let map = ebpf
-                .take_map(name)
-                .ok_or_else(|| Error::Host(format!("the object has no map {name}")))?;
+            let map =
+                ebpf.take_map(name).ok_or_else(|| Error::Host(format!("the object has no map {name}")))?;
             maps.insert(name, map);
         }
-        let mut take = |name: &str| {
-            maps.remove(name)
-                .ok_or_else(|| Error::Host(format!("the map {name} is taken")))
-        };
+        let mut take =
+            |name: &str| maps.remove(name).ok_or_else(|| Error::Host(format!("the map {name} is taken")));
         let slots_map = take("SLOTS")?;
         let mut programs = Self {
             slots: Table::map(array_fd(&slots_map)?, sizes.groups as usize, "SLOTS")?,
             scratch: Table::map(array_fd(&take("SCRATCH")?)?, 1, "SCRATCH")?,
             tallies: Table::map(array_fd(&take("TALLIES")?)?, Tally::COUNT, "TALLIES")?,
-            free: take("FREE")?
-                .try_into()
-                .map_err(|e: aya::maps::MapError| failed("FREE", &e))?,
-            files: take("FILES")?
-                .try_into()
-                .map_err(|e: aya::maps::MapError| failed("FILES", &e))?,
+            free: take("FREE")?.try_into().map_err(|e: aya::maps::MapError| failed("FREE", &e))?,
+            files: take("FILES")?.try_into().map_err(|e: aya::maps::MapError| failed("FILES", &e))?,
             band_shift: plan.band_shift,
             charge: Vec::new(),
             ebpf,
         };
-        let ring = take("DOORBELLS")?
-            .try_into()
-            .map_err(|e: aya::maps::MapError| failed("DOORBELLS", &e))?;
+        let ring = take("DOORBELLS")?.try_into().map_err(|e: aya::maps::MapError| failed("DOORBELLS", &e))?;
 
         // The last pushed is the first used: low indices first.
         for index in (0..sizes.groups).rev() {
-            programs
-                .slots
-                .get(index as usize)
-                .into_iter()
-                .for_each(SharedSlot::recycle);
-            programs
-                .free
-                .push(index, 0)
-                .map_err(|error| failed("cannot fill the map FREE", &error))?;
+            programs.slots.get(index as usize).into_iter().for_each(SharedSlot::recycle);
+            programs.free.push(index, 0).map_err(|error| failed("cannot fill the map FREE", &error))?;
         }
         programs.ask(Ask::WHO_AM_I, 0, 0)?;
         for hook in &hooks {
             attach_hook(&mut programs.ebpf, hook).map_err(|error| {
                 failed(
-                    &format!(
-                        "cannot attach the {} program to {}",
-                        hook.kind.as_str(),
-                        hook.function
-                    ),
+                    &format!("cannot attach the {} program to {}", hook.kind.as_str(), hook.function),
                     &error,
                 )
             })?;
@@ -274,17 +233,7 @@ impl Programs {
         programs.charge = hooks
             .iter()
             .filter(|hook| hook.function.starts_with("page_counter_"))
-            .filter_map(|hook| {
-                Some(
-                    programs
-                        .ebpf
-                        .program(hook.program)?
-                        .fd()
-                        .ok()?
-                        .as_fd()
-                        .as_raw_fd(),
-                )
-            })
+            .filter_map(|hook| Some(programs.ebpf.program(hook.program)?.fd().ok()?.as_fd().as_raw_fd()))
             .collect();
         Ok((programs, ring))
     }
@@ -293,14 +242,12 @@ impl Programs {
     /// also proves that attached programs run and answer.
     fn learn_eventfds(&mut self) -> Result<()> {
         use nix::sys::eventfd::{EfdFlags, EventFd};
-        let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC)
-            .map_err(|errno| Error::syscall("eventfd2", errno))?;
+        let eventfd =
+            EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(|errno| Error::syscall("eventfd2", errno))?;
         let file = self.file_of(eventfd.as_fd())?;
         match self.file_refs(file)? {
             1 => Ok(()),
-            refs => Err(Error::Kernel(format!(
-                "a fresh eventfd seems to have {refs} references, not one"
-            ))),
+            refs => Err(Error::Kernel(format!("a fresh eventfd seems to have {refs} references, not one"))),
         }
     }
 
@@ -320,29 +267,16 @@ impl Programs {
     /// Every count of losses, with its name.
     #[must_use]
     pub fn tallies(&self) -> Vec<(String, u64)> {
-        let count = |at: usize| {
-            self.tallies
-                .get(at)
-                .map_or(0, |word| word.load(Ordering::Relaxed))
-        };
-        Tally::NAMES
-            .iter()
-            .enumerate()
-            .map(|(at, name)| ((*name).to_owned(), count(at)))
-            .collect()
+        let count = |at: usize| self.tallies.get(at).map_or(0, |word| word.load(Ordering::Relaxed));
+        Tally::NAMES.iter().enumerate().map(|(at, name)| ((*name).to_owned(), count(at))).collect()
     }
 
     fn charge_sum(&self, field: &str) -> u64 {
-        self.charge
-            .iter()
-            .map(|fd| fdinfo_field(*fd, field).unwrap_or(0))
-            .sum()
+        self.charge.iter().map(|fd| fdinfo_field(*fd, field).unwrap_or(0)).sum()
     }
 
     fn answer_cell(&self) -> Result<&SharedScratch> {
-        self.scratch
-            .get(0)
-            .ok_or_else(|| Error::Host("the answer cell is not mapped".into()))
+        self.scratch.get(0).ok_or_else(|| Error::Host("the answer cell is not mapped".into()))
     }
 
     fn ask(&self, question: u64, arg1: u64, arg2: u64) -> Result<u32> {
@@ -356,17 +290,13 @@ impl Programs {
         for _ in 0..8 {
             let mut options = RawTracePointRunOptions::new();
             options.args[..3].copy_from_slice(&[question, arg1, arg2]);
-            let result = program
-                .test_run(options)
-                .map_err(|error| failed("BPF_PROG_TEST_RUN", &error))?;
+            let result = program.test_run(options).map_err(|error| failed("BPF_PROG_TEST_RUN", &error))?;
             // Newer kernels skip a nested run: then no answer has moved.
             if result.return_value != Ask::OK || self.answer_cell()?.answers.get() != before {
                 return Ok(result.return_value);
             }
         }
-        Err(Error::Host(
-            "the program `ask` does not run (BPF_PROG_TEST_RUN)".into(),
-        ))
+        Err(Error::Host("the program `ask` does not run (BPF_PROG_TEST_RUN)".into()))
     }
 }
 
@@ -395,8 +325,7 @@ fn array_fd(map: &aya::maps::Map) -> Result<BorrowedFd<'_>> {
 
 fn fdinfo_field(fd: i32, field: &str) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
-    text.lines()
-        .find_map(|line| line.strip_prefix(field)?.trim().parse().ok())
+    text.lines().find_map(|line| line.strip_prefix(field)?.trim().parse().ok())
 }
 
 impl Source for Programs {
@@ -415,10 +344,9 @@ impl Source for Programs {
             Roll::FULL => Located::TableFull,
             Roll::SILENT => Located::Nobody,
             slot => match u32::try_from(slot) {
-                Ok(slot) => Located::Group(GroupId {
-                    slot,
-                    generation: cell.generation.load(Ordering::Acquire),
-                }),
+                Ok(slot) => {
+                    Located::Group(GroupId { slot, generation: cell.generation.load(Ordering::Acquire) })
+                }
                 Err(_) => Located::Nobody,
             },
         })
@@ -428,10 +356,9 @@ impl Source for Programs {
         match self.ask(Ask::USAGE, u64::from(group.slot), group.generation)? {
             Ask::OK => Ok(Some(self.answer_cell()?.value.load(Ordering::Acquire))),
             Ask::GONE => Ok(None),
-            code => Err(Error::Host(format!(
-                "the counter of slot {} cannot be read (ask: {code})",
-                group.slot
-            ))),
+            code => {
+                Err(Error::Host(format!("the counter of slot {} cannot be read (ask: {code})", group.slot)))
+            }
         }
     }
 
@@ -441,9 +368,9 @@ impl Source for Programs {
         let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
         fs::read(&path).map_err(|error| Error::file("read", path, error))?;
         match cell.file.load(Ordering::Acquire) {
-            0 => Err(Error::Host(
-                "the kernel did not say which eventfd this is (eventfd_show_fdinfo)".into(),
-            )),
+            0 => {
+                Err(Error::Host("the kernel did not say which eventfd this is (eventfd_show_fdinfo)".into()))
+            }
             file => Ok(FileId(file)),
         }
     }
@@ -451,9 +378,7 @@ impl Source for Programs {
     fn file_refs(&mut self, file: FileId) -> Result<u64> {
         match self.ask(Ask::FILE_REFS, file.0, 0)? {
             Ask::OK => Ok(self.answer_cell()?.value.load(Ordering::Acquire)),
-            code => Err(Error::Host(format!(
-                "the references of an eventfd cannot be read (ask: {code})"
-            ))),
+            code => Err(Error::Host(format!("the references of an eventfd cannot be read (ask: {code})"))),
         }
     }
 

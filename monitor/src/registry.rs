@@ -39,38 +39,26 @@ impl Group {
     pub fn band(&self) -> Band {
         let above = (self.usage.saturating_add(1), 0);
         band_around(
-            self.thresholds
-                .range(..above)
-                .next_back()
-                .map(|((threshold, _), _)| *threshold),
-            self.thresholds
-                .range(above..)
-                .next()
-                .map(|((threshold, _), _)| *threshold),
+            self.thresholds.range(..above).next_back().map(|((threshold, _), _)| *threshold),
+            self.thresholds.range(above..).next().map(|((threshold, _), _)| *threshold),
         )
     }
 
     /// Takes what was seen, and moves to `now`. Costs what was crossed, however
     /// many thresholds there are.
     pub fn step(&mut self, seen: Excursion, now: u64) -> Vec<Crossing> {
-        let step = Step {
-            from: self.usage,
-            seen,
-            now,
-        };
+        let step = Step { from: self.usage, seen, now };
         self.usage = now;
         let (lowest, highest) = step.range();
+        if lowest == highest {
+            return Vec::new();
+        }
         let mut crossings = Vec::new();
-        for (&(threshold, _), &file) in self
-            .thresholds
-            .range((lowest.saturating_add(1), 0)..=(highest, u64::MAX))
+        for (&(threshold, _), &file) in
+            self.thresholds.range((lowest.saturating_add(1), 0)..=(highest, u64::MAX))
         {
             let both = step.crossings(threshold).into_iter().flatten();
-            crossings.extend(both.map(|direction| Crossing {
-                file,
-                threshold,
-                direction,
-            }));
+            crossings.extend(both.map(|direction| Crossing { file, threshold, direction }));
         }
         crossings
     }
@@ -83,9 +71,7 @@ impl Group {
 
     /// Thresholds in pages, each with its eventfd.
     pub fn thresholds(&self) -> impl Iterator<Item = (u64, FileId)> + '_ {
-        self.thresholds
-            .iter()
-            .map(|((threshold, _), file)| (*threshold, *file))
+        self.thresholds.iter().map(|((threshold, _), file)| (*threshold, *file))
     }
 
     /// Whether nobody waits here any more.
@@ -109,20 +95,12 @@ impl Registry {
     /// that `usage` is what the new threshold starts from: it is not signalled
     /// at registration (`__mem_cgroup_usage_register_event`).
     pub fn add(&mut self, id: GroupId, usage: u64, threshold: u64, file: FileId) {
-        let group = self.groups.entry(id.slot).or_insert_with(|| Group {
-            id,
-            usage,
-            thresholds: BTreeMap::new(),
-        });
+        let group =
+            self.groups.entry(id.slot).or_insert_with(|| Group { id, usage, thresholds: BTreeMap::new() });
         group.thresholds.insert((threshold, self.next), file);
         self.next += 1;
         self.registrations += 1;
-        *self
-            .files
-            .entry(file)
-            .or_default()
-            .entry(id.slot)
-            .or_default() += 1;
+        *self.files.entry(file).or_default().entry(id.slot).or_default() += 1;
     }
 
     /// The group in `slot`.
@@ -156,11 +134,7 @@ impl Registry {
 
     /// The slots on which something is registered with `file`.
     pub fn slots_of(&self, file: FileId) -> impl Iterator<Item = u32> + '_ {
-        self.files
-            .get(&file)
-            .into_iter()
-            .flat_map(HashMap::keys)
-            .copied()
+        self.files.get(&file).into_iter().flat_map(HashMap::keys).copied()
     }
 
     /// Number of registrations.
@@ -232,16 +206,10 @@ mod tests {
 
     const A: FileId = FileId(1);
     const B: FileId = FileId(2);
-    const G: GroupId = GroupId {
-        slot: 7,
-        generation: 1,
-    };
+    const G: GroupId = GroupId { slot: 7, generation: 1 };
 
     fn quiet(registry: &mut Registry, now: u64) -> Vec<Crossing> {
-        registry
-            .group_mut(G.slot)
-            .map(|group| group.step(Excursion::NONE, now))
-            .unwrap_or_default()
+        registry.group_mut(G.slot).map(|group| group.step(Excursion::NONE, now)).unwrap_or_default()
     }
 
     #[test]
@@ -250,27 +218,19 @@ mod tests {
         for (threshold, file) in [(10, A), (10, A), (20, B), (30, A)] {
             registry.add(G, 0, threshold, file);
         }
-        let up = |threshold, file| Crossing {
-            file,
-            threshold,
-            direction: Up,
-        };
-        assert_eq!(
-            quiet(&mut registry, 20),
-            vec![up(10, A), up(10, A), up(20, B)]
-        );
-        assert_eq!(
-            registry.group(7).map(super::Group::band),
-            Some(Band { lo: 20, hi: 30 })
-        );
-        assert_eq!(
-            quiet(&mut registry, 19),
-            vec![Crossing {
-                file: B,
-                threshold: 20,
-                direction: Down
-            }]
-        );
+        let up = |threshold, file| Crossing { file, threshold, direction: Up };
+        assert_eq!(quiet(&mut registry, 20), vec![up(10, A), up(10, A), up(20, B)]);
+        assert_eq!(registry.group(7).map(super::Group::band), Some(Band { lo: 20, hi: 30 }));
+        assert_eq!(quiet(&mut registry, 19), vec![Crossing { file: B, threshold: 20, direction: Down }]);
+    }
+
+    #[test]
+    fn standing_still_crosses_nothing() {
+        let mut registry = Registry::default();
+        registry.add(G, 10, 10, A);
+        assert_eq!(quiet(&mut registry, 10), vec![]);
+        assert_eq!(quiet(&mut registry, u64::MAX), vec![]);
+        assert_eq!(quiet(&mut registry, u64::MAX), vec![]);
     }
 
     #[test]
@@ -278,14 +238,7 @@ mod tests {
         let mut registry = Registry::default();
         registry.add(G, 50, 10, A);
         assert_eq!(quiet(&mut registry, 60), vec![]);
-        assert_eq!(
-            quiet(&mut registry, 9),
-            vec![Crossing {
-                file: A,
-                threshold: 10,
-                direction: Down
-            }]
-        );
+        assert_eq!(quiet(&mut registry, 9), vec![Crossing { file: A, threshold: 10, direction: Down }]);
     }
 
     #[test]
@@ -304,15 +257,7 @@ mod tests {
         let mut registry = Registry::default();
         registry.add(G, 0, 10, A);
         registry.add(G, 0, 10, B);
-        registry.add(
-            GroupId {
-                slot: 8,
-                generation: 3,
-            },
-            0,
-            10,
-            A,
-        );
+        registry.add(GroupId { slot: 8, generation: 3 }, 0, 10, A);
         let mut slots = registry.remove_file(A);
         slots.sort_unstable();
         assert_eq!(slots, vec![7, 8]);

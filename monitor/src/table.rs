@@ -1,9 +1,7 @@
 //! The agent's view of the maps that both sides share: mapped memory, read and
 //! written with plain atomics, no system call.
 
-use std::{
-    marker::PhantomData, num::NonZeroUsize, os::fd::AsFd, ptr::NonNull, sync::atomic::AtomicU64,
-};
+use std::{marker::PhantomData, num::NonZeroUsize, os::fd::AsFd, ptr::NonNull, sync::atomic::AtomicU64};
 
 use monitor_common::slot::{Scratch, Slot, Tally};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
@@ -48,12 +46,7 @@ impl<T: Shared> Table<T> {
         // SAFETY: a fresh mapping at an address of the kernel's choice.
         let base = unsafe { mmap(None, bytes, access, MapFlags::MAP_SHARED, map, 0) }
             .map_err(|errno| Error::syscall(format!("mmap of the map {name}"), errno))?;
-        Ok(Self {
-            base: base.cast(),
-            entries,
-            bytes,
-            _owns: PhantomData,
-        })
+        Ok(Self { base: base.cast(), entries, bytes, _owns: PhantomData })
     }
 
     /// Number of elements.
@@ -86,8 +79,7 @@ impl Table<AtomicU64> {
     /// The count of `tally`.
     #[must_use]
     pub fn tally(&self, tally: Tally) -> u64 {
-        self.get(tally as usize)
-            .map_or(0, |word| word.load(std::sync::atomic::Ordering::Relaxed))
+        self.get(tally as usize).map_or(0, |word| word.load(std::sync::atomic::Ordering::Relaxed))
     }
 }
 

@@ -4,7 +4,7 @@
 use std::{collections::HashMap, os::fd::AsFd as _, sync::atomic::Ordering};
 
 use monitor_common::{
-    band::{Band, publish, take},
+    band::{Band, add, publish, take},
     crossing::Direction,
     slot::{State, Tally},
 };
@@ -119,12 +119,7 @@ impl<S: Source> Watcher<S> {
     /// # Errors
     /// `EINVAL` when the group is going or gone, as the kernel's
     /// `css_tryget_online`; `ENOMEM` when no further eventfd can be followed.
-    pub fn register(
-        &mut self,
-        group: GroupId,
-        threshold: u64,
-        eventfd: EventFd,
-    ) -> Result<(), Errno> {
+    pub fn register(&mut self, group: GroupId, threshold: u64, eventfd: EventFd) -> Result<(), Errno> {
         let internal = |error: crate::Error| {
             log::error!("registration failed: {error}");
             Errno::EIO
@@ -168,18 +163,13 @@ impl<S: Source> Watcher<S> {
     /// # Errors
     /// `ENOENT` when nothing is registered on this eventfd.
     pub fn follow(&mut self, eventfd: &EventFd, follower: Follower) -> Result<Vec<u64>, Errno> {
-        let file = self
-            .source
-            .file_of(eventfd.as_fd())
-            .map_err(|_| Errno::EIO)?;
+        let file = self.source.file_of(eventfd.as_fd()).map_err(|_| Errno::EIO)?;
         if !self.registry.has_file(file) {
             return Err(Errno::ENOENT);
         }
         self.followers.entry(file).or_default().push(follower);
         let slots = self.registry.slots_of(file);
-        Ok(slots
-            .filter_map(|slot| Some(self.source.slot(slot)?.cgroup_id.load(Ordering::Relaxed)))
-            .collect())
+        Ok(slots.filter_map(|slot| Some(self.source.slot(slot)?.cgroup_id.load(Ordering::Relaxed))).collect())
     }
 
     /// A slot's doorbell rang, or a sweep came by. True when the group moves so
@@ -227,6 +217,13 @@ impl<S: Source> Watcher<S> {
         true
     }
 
+    /// A reading that found no place in its slot came through the ring.
+    pub fn add_reading(&self, index: u32, usage: u64) {
+        if let Some(slot) = self.source.slot(index) {
+            add(slot, usage, self.source.band_shift());
+        }
+    }
+
     /// A reference to a registered eventfd was closed. True when it may have
     /// been the last but the kernel has not dropped it yet: ask again soon.
     pub fn file_closed(&mut self, file: FileId) -> bool {
@@ -253,18 +250,13 @@ impl<S: Source> Watcher<S> {
         let lost = self.losses();
         let all = skipped != self.skipped || lost != self.lost;
         if all {
-            log::debug!(
-                "reading all watched groups again: {skipped} calls skipped, {lost} losses so far"
-            );
+            log::debug!("reading all watched groups again: {skipped} calls skipped, {lost} losses so far");
             self.counts.resyncs += 1;
         }
         (self.skipped, self.lost) = (skipped, lost);
         let mut again = Vec::new();
         for slot in self.registry.slots() {
-            let pending = self
-                .source
-                .slot(slot)
-                .is_some_and(|s| s.pending.load(Ordering::Acquire) != 0);
+            let pending = self.source.slot(slot).is_some_and(|s| s.pending.load(Ordering::Acquire) != 0);
             if (all || pending) && self.look(slot) {
                 again.push(slot);
             }
@@ -287,20 +279,12 @@ impl<S: Source> Watcher<S> {
     fn signal_crossings(&mut self, cgroup_id: u64, crossings: &[Crossing], usage: u64) {
         let mut totals: Vec<(FileId, u64)> = Vec::new();
         for crossing in crossings {
-            match totals
-                .iter_mut()
-                .rev()
-                .take(8)
-                .find(|(file, _)| *file == crossing.file)
-            {
+            match totals.iter_mut().rev().take(8).find(|(file, _)| *file == crossing.file) {
                 Some((_, total)) => *total += 1,
                 None => totals.push((crossing.file, 1)),
             }
-            let cause = Cause::Crossed {
-                threshold: crossing.threshold,
-                direction: crossing.direction,
-                usage,
-            };
+            let cause =
+                Cause::Crossed { threshold: crossing.threshold, direction: crossing.direction, usage };
             self.tell(crossing.file, &Event { cgroup_id, cause });
         }
         for (file, total) in totals {
@@ -312,13 +296,7 @@ impl<S: Source> Watcher<S> {
     /// nothing else are let go.
     fn remove_group(&mut self, index: u32, cgroup_id: u64) {
         for (file, registrations) in self.registry.remove_group(index) {
-            self.tell(
-                file,
-                &Event {
-                    cgroup_id,
-                    cause: Cause::Removed,
-                },
-            );
+            self.tell(file, &Event { cgroup_id, cause: Cause::Removed });
             self.signal(file, u64::from(registrations));
             if !self.registry.has_file(file) {
                 self.drop_file(file);

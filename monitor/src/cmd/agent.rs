@@ -20,21 +20,12 @@ pub fn run(options: &cli::Agent) -> Result<ExitCode> {
         cgroup_root: options.cgroup_root.clone(),
         socket: options.socket.clone(),
         control_socket: options.control_socket.clone(),
-        access: Access {
-            mode: options.socket_mode,
-            group,
-        },
-        sizes: Sizes {
-            groups: options.max_groups,
-            eventfds: options.max_eventfds,
-            ring: options.ring_bytes,
-        },
+        access: Access { mode: options.socket_mode, group },
+        sizes: Sizes { groups: options.max_groups, eventfds: options.max_eventfds, ring: options.ring_bytes },
         sweep: Duration::from_millis(options.sweep_ms),
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start tokio")?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start tokio")?;
     tokio::task::LocalSet::new().block_on(&runtime, async {
         // Caught before anything is made, so that nothing is left behind.
         let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
@@ -46,9 +37,7 @@ pub fn run(options: &cli::Agent) -> Result<ExitCode> {
             }
             let _ = sd_notify::notify(&[NotifyState::Stopping]);
         };
-        agent::run(&options, ready, shutdown)
-            .await
-            .context("the agent cannot go on")
+        agent::run(&options, ready, shutdown).await.context("the agent cannot go on")
     })?;
     log::info!("ended; programs detached, sockets removed");
     Ok(ExitCode::SUCCESS)

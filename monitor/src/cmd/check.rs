@@ -28,12 +28,7 @@ pub fn run(options: &Check) -> ExitCode {
             Ok(detail) => (true, detail),
             Err(detail) => (false, detail),
         };
-        findings.push(Finding {
-            what: what.into(),
-            ok,
-            needed,
-            detail,
-        });
+        findings.push(Finding { what: what.into(), ok, needed, detail });
         ok
     };
 
@@ -43,11 +38,7 @@ pub fn run(options: &Check) -> ExitCode {
         true,
         Hierarchy::find(options.cgroup_root.as_deref())
             .map(|found| {
-                let version = if found.version == Version::V2 {
-                    "v2"
-                } else {
-                    "v1"
-                };
+                let version = if found.version == Version::V2 { "v2" } else { "v1" };
                 format!("cgroup {version} at {}", found.root.display())
             })
             .map_err(|error| error.to_string()),
@@ -59,23 +50,13 @@ pub fn run(options: &Check) -> ExitCode {
         Ok(facts) => {
             found("BTF", true, Ok(kernel::VMLINUX_BTF.into()));
             for hook in facts.hooks().1.into_iter().filter(|hook| !hook.required) {
-                found(
-                    hook.function,
-                    false,
-                    Err(format!("not in this kernel; would tell {}", hook.purpose)),
-                );
+                found(hook.function, false, Err(format!("not in this kernel; would tell {}", hook.purpose)));
             }
             let plan = Plan::decide(&facts).map_err(|error| error.to_string());
             if found(
                 "plan",
                 true,
-                plan.map(|plan| {
-                    format!(
-                        "{} programs, band shift {}",
-                        plan.hooks.len(),
-                        plan.band_shift
-                    )
-                }),
+                plan.map(|plan| format!("{} programs, band shift {}", plan.hooks.len(), plan.band_shift)),
             ) {
                 match programs::try_all(&facts) {
                     Err(error) => {
@@ -83,8 +64,7 @@ pub fn run(options: &Check) -> ExitCode {
                     }
                     Ok(trials) => {
                         for trial in trials {
-                            let what =
-                                format!("{} {}", trial.hook.kind.as_str(), trial.hook.function);
+                            let what = format!("{} {}", trial.hook.kind.as_str(), trial.hook.function);
                             found(
                                 &what,
                                 trial.hook.required,
@@ -122,9 +102,5 @@ pub fn run(options: &Check) -> ExitCode {
             );
         }
     }
-    if ok {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

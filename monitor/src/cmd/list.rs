@@ -29,11 +29,7 @@ pub fn run(options: &List) -> Result<ExitCode> {
     match options.output {
         Output::Text => print_table(&mut out, &rows, &status)?,
         Output::Json => {
-            for answer in rows
-                .into_iter()
-                .map(Answer::Group)
-                .chain([Answer::Status(status)])
-            {
+            for answer in rows.into_iter().map(Answer::Group).chain([Answer::Status(status)]) {
                 serde_json::to_writer(&mut out, &answer).context("cannot write")?;
                 writeln!(out)?;
             }
@@ -44,34 +40,15 @@ pub fn run(options: &List) -> Result<ExitCode> {
 }
 
 fn print_table(out: &mut impl io::Write, rows: &[GroupRow], status: &Status) -> io::Result<()> {
-    let width = rows
-        .iter()
-        .map(|row| row.cgroup.len())
-        .max()
-        .unwrap_or(0)
-        .max("CGROUP".len());
-    writeln!(
-        out,
-        "{:width$} {:>9} {:>9}  THRESHOLDS",
-        "CGROUP", "USAGE", "PEAK"
-    )?;
+    let width = rows.iter().map(|row| row.cgroup.len()).max().unwrap_or(0).max("CGROUP".len());
+    writeln!(out, "{:width$} {:>9} {:>9}  THRESHOLDS", "CGROUP", "USAGE", "PEAK")?;
     for row in rows {
         let thresholds = summary(&row.registrations, row.usage);
-        writeln!(
-            out,
-            "{:width$} {:>9} {:>9}  {thresholds}",
-            row.cgroup,
-            human(row.usage),
-            human(row.peak)
-        )?;
+        writeln!(out, "{:width$} {:>9} {:>9}  {thresholds}", row.cgroup, human(row.usage), human(row.peak))?;
     }
     writeln!(out)?;
-    let losses: Vec<_> = status
-        .losses
-        .iter()
-        .filter(|(_, n)| *n > 0)
-        .map(|(name, n)| format!("{name} {n}"))
-        .collect();
+    let losses: Vec<_> =
+        status.losses.iter().filter(|(_, n)| *n > 0).map(|(name, n)| format!("{name} {n}")).collect();
     writeln!(
         out,
         "{} groups, {} registrations, {} signals given, {} re-syncs, {} calls skipped by the kernel{}{}",
@@ -93,22 +70,14 @@ fn summary(registrations: &[(u64, u64)], usage: u64) -> String {
         .take(SHOWN)
         .map(|&(threshold, count)| {
             let reached = if threshold <= usage { "^" } else { "" };
-            let times = if count > 1 {
-                format!(" x{count}")
-            } else {
-                String::new()
-            };
+            let times = if count > 1 { format!(" x{count}") } else { String::new() };
             format!("{}{reached}{times}", human(threshold))
         })
         .collect();
     if registrations.len() > SHOWN {
         parts.push(format!("and {} more", registrations.len() - SHOWN));
     }
-    if parts.is_empty() {
-        "-".into()
-    } else {
-        parts.join(", ")
-    }
+    if parts.is_empty() { "-".into() } else { parts.join(", ") }
 }
 
 /// Bytes with a binary suffix, as thresholds are written.
@@ -139,10 +108,7 @@ mod tests {
 
     #[test]
     fn reached_thresholds_are_marked() {
-        assert_eq!(
-            summary(&[(1 << 20, 1), (2 << 20, 3)], 1 << 20),
-            "1M^, 2M x3"
-        );
+        assert_eq!(summary(&[(1 << 20, 1), (2 << 20, 3)], 1 << 20), "1M^, 2M x3");
         assert_eq!(summary(&[], 5), "-");
     }
 }

@@ -32,19 +32,10 @@ pub fn run(options: &Listen) -> Result<ExitCode> {
     let path = control_file(&options.control_file);
     let control = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
     let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("eventfd2 failed")?;
-    let line = format!(
-        "{} {} {}",
-        eventfd.as_raw_fd(),
-        control.as_raw_fd(),
-        options.args
-    );
+    let line = format!("{} {} {}", eventfd.as_raw_fd(), control.as_raw_fd(), options.args);
     // Sent along, so that it works from other pid namespaces, too.
-    register(
-        &options.socket,
-        line.as_bytes(),
-        Some([eventfd.as_fd(), control.as_fd()]),
-    )
-    .with_context(|| format!("cannot register {:?} on {}", options.args, path.display()))?;
+    register(&options.socket, line.as_bytes(), Some([eventfd.as_fd(), control.as_fd()]))
+        .with_context(|| format!("cannot register {:?} on {}", options.args, path.display()))?;
     drop(control);
     let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
     match options.output {
@@ -56,9 +47,7 @@ pub fn run(options: &Listen) -> Result<ExitCode> {
 /// Time left in milliseconds; `None`: no deadline.
 fn left(deadline: Option<Instant>) -> Option<u128> {
     // Rounded up, so as not to wake just before the deadline.
-    deadline.map(|at| {
-        (at.saturating_duration_since(Instant::now()) + Duration::from_micros(999)).as_millis()
-    })
+    deadline.map(|at| (at.saturating_duration_since(Instant::now()) + Duration::from_micros(999)).as_millis())
 }
 
 fn print_lines(
@@ -74,10 +63,7 @@ fn print_lines(
             None => PollTimeout::NONE,
             Some(milliseconds) => PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX),
         };
-        match poll(
-            &mut [PollFd::new(eventfd.as_fd(), PollFlags::POLLIN)],
-            timeout,
-        ) {
+        match poll(&mut [PollFd::new(eventfd.as_fd(), PollFlags::POLLIN)], timeout) {
             Ok(0) if left(deadline) == Some(0) => return Ok(ExitCode::from(TIMED_OUT)),
             Ok(0) | Err(Errno::EINTR) => continue,
             Ok(_) => {}
@@ -92,12 +78,7 @@ fn print_lines(
             return Ok(ExitCode::SUCCESS);
         }
         for _ in 0..signals {
-            writeln!(
-                out,
-                "{} {}: crossed",
-                options.control_file.display(),
-                options.args
-            )?;
+            writeln!(out, "{} {}: crossed", options.control_file.display(), options.args)?;
             out.flush()?;
             printed += 1;
             if options.count == Some(printed) {
@@ -124,10 +105,7 @@ fn print_json(options: &Listen, eventfd: &EventFd, deadline: Option<Instant>) ->
             Ok(Some(Answer::Event(event))) => event,
             Ok(Some(_)) => continue,
             Ok(None) => bail!("the agent ended; register again once it is back"),
-            Err(Error::Syscall {
-                errno: Errno::EAGAIN,
-                ..
-            }) => continue,
+            Err(Error::Syscall { errno: Errno::EAGAIN, .. }) => continue,
             Err(error) => return Err(error.into()),
         };
         serde_json::to_writer(&mut out, &event).context("cannot write")?;

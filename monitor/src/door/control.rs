@@ -148,24 +148,12 @@ async fn answer(connection: &Connection, answer: &Answer) -> std::io::Result<()>
     connection.send(&serde_json::to_vec(answer)?).await
 }
 
-async fn converse(
-    connection: &Connection,
-    watcher: &Shared,
-    hierarchy: &Hierarchy,
-) -> std::io::Result<()> {
+async fn converse(connection: &Connection, watcher: &Shared, hierarchy: &Hierarchy) -> std::io::Result<()> {
     while let Some(packet) = connection.receive(MAX_REQUEST).await? {
-        let Packet {
-            bytes,
-            truncated,
-            descriptors,
-            ..
-        } = packet;
+        let Packet { bytes, truncated, descriptors, .. } = packet;
         let outcome = match serde_json::from_slice(&bytes) {
             _ if truncated => Err(Refusal::new(Errno::E2BIG, "the request is too long")),
-            Err(error) => Err(Refusal::new(
-                Errno::EINVAL,
-                format!("not a request: {error}"),
-            )),
+            Err(error) => Err(Refusal::new(Errno::EINVAL, format!("not a request: {error}"))),
             Ok(Request::List) => {
                 for row in list(watcher, hierarchy) {
                     answer(connection, &Answer::Group(row)).await?;
@@ -179,14 +167,8 @@ async fn converse(
             },
         };
         if let Err(refusal) = outcome {
-            answer(
-                connection,
-                &Answer::Error {
-                    errno: refusal.errno as i32,
-                    why: refusal.to_string(),
-                },
-            )
-            .await?;
+            answer(connection, &Answer::Error { errno: refusal.errno as i32, why: refusal.to_string() })
+                .await?;
         }
     }
     Ok(())
@@ -198,20 +180,13 @@ fn list(watcher: &Shared, hierarchy: &Hierarchy) -> Vec<GroupRow> {
     let page = page_size();
     let mut rows = Vec::new();
     for index in 0..watcher.source().slots().len() as u32 {
-        let Some(state) = watcher
-            .source()
-            .slot(index)
-            .map(monitor_common::slot::Slot::state)
-        else {
+        let Some(state) = watcher.source().slot(index).map(monitor_common::slot::Slot::state) else {
             break;
         };
         if !state.is_live() {
             continue;
         }
-        let group = GroupId {
-            slot: index,
-            generation: state.generation(),
-        };
+        let group = GroupId { slot: index, generation: state.generation() };
         let Ok(Some(usage)) = watcher.source_mut().usage(group) else {
             continue;
         };
@@ -219,16 +194,10 @@ fn list(watcher: &Shared, hierarchy: &Hierarchy) -> Vec<GroupRow> {
             break;
         };
         let id = slot.cgroup_id.load(std::sync::atomic::Ordering::Relaxed);
-        let peak = slot
-            .peak
-            .load(std::sync::atomic::Ordering::Relaxed)
-            .max(usage);
+        let peak = slot.peak.load(std::sync::atomic::Ordering::Relaxed).max(usage);
         let mut registrations: Vec<(u64, u64)> = Vec::new();
-        for (threshold, _) in watcher
-            .registry()
-            .group(index)
-            .into_iter()
-            .flat_map(crate::registry::Group::thresholds)
+        for (threshold, _) in
+            watcher.registry().group(index).into_iter().flat_map(crate::registry::Group::thresholds)
         {
             match registrations.last_mut() {
                 Some((last, count)) if *last == threshold * page => *count += 1,
@@ -236,13 +205,7 @@ fn list(watcher: &Shared, hierarchy: &Hierarchy) -> Vec<GroupRow> {
             }
         }
         let cgroup = paths.get(&id).cloned().unwrap_or_else(|| format!("#{id}"));
-        rows.push(GroupRow {
-            cgroup,
-            id,
-            usage: usage * page,
-            peak: peak * page,
-            registrations,
-        });
+        rows.push(GroupRow { cgroup, id, usage: usage * page, peak: peak * page, registrations });
     }
     rows.sort_by(|a, b| a.cgroup.cmp(&b.cgroup));
     rows
@@ -273,10 +236,7 @@ struct Stream {
 
 fn begin(watcher: &Shared, mut descriptors: Vec<OwnedFd>) -> Result<Stream, Refusal> {
     let (1, Some(fd)) = (descriptors.len(), descriptors.pop()) else {
-        return Err(Refusal::new(
-            Errno::EINVAL,
-            "send the eventfd, and nothing else, with the request",
-        ));
+        return Err(Refusal::new(Errno::EINVAL, "send the eventfd, and nothing else, with the request"));
     };
     let eventfd = EventFd::adopt(fd).map_err(|errno| Refusal::new(errno, "not an eventfd"))?;
     let (sender, events) = mpsc::channel(BACKLOG);
@@ -296,18 +256,10 @@ fn begin(watcher: &Shared, mut descriptors: Vec<OwnedFd>) -> Result<Stream, Refu
             }),
         )
         .map_err(|errno| Refusal::new(errno, "nothing is registered on this eventfd"))?;
-    Ok(Stream {
-        groups,
-        events,
-        lost,
-    })
+    Ok(Stream { groups, events, lost })
 }
 
-async fn follow(
-    connection: &Connection,
-    mut stream: Stream,
-    hierarchy: &Hierarchy,
-) -> std::io::Result<()> {
+async fn follow(connection: &Connection, mut stream: Stream, hierarchy: &Hierarchy) -> std::io::Result<()> {
     answer(connection, &Answer::Following).await?;
     // Names are looked up now: at removal there are none any more.
     let mut names = HashMap::new();
@@ -325,27 +277,17 @@ async fn follow(
         };
         let cgroup = match names.get(&event.cgroup_id) {
             Some(name) => name.clone(),
-            None => hierarchy
-                .path_of(event.cgroup_id)
-                .unwrap_or_else(|| format!("#{}", event.cgroup_id)),
+            None => hierarchy.path_of(event.cgroup_id).unwrap_or_else(|| format!("#{}", event.cgroup_id)),
         };
         let lost = std::mem::take(&mut *stream.lost.borrow_mut());
-        answer(
-            connection,
-            &Answer::Event(event_row(time, cgroup, &event.cause, lost)),
-        )
-        .await?;
+        answer(connection, &Answer::Event(event_row(time, cgroup, &event.cause, lost))).await?;
     }
 }
 
 fn event_row(time: f64, cgroup: String, cause: &Cause, lost: u64) -> EventRow {
     let page = page_size();
     match cause {
-        Cause::Crossed {
-            threshold,
-            direction,
-            usage,
-        } => EventRow {
+        Cause::Crossed { threshold, direction, usage } => EventRow {
             time,
             cgroup,
             event: "crossed".into(),

@@ -53,18 +53,10 @@ impl Credentials {
                 .filter_map(|n| n.parse().ok())
                 .collect::<Vec<u32>>()
         };
-        let caps = field("CapEff:")
-            .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-            .unwrap_or(0);
+        let caps = field("CapEff:").and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
         Self {
-            uid: numbers("Uid:")
-                .get(3)
-                .copied()
-                .unwrap_or_else(|| sender.uid()),
-            gid: numbers("Gid:")
-                .get(3)
-                .copied()
-                .unwrap_or_else(|| sender.gid()),
+            uid: numbers("Uid:").get(3).copied().unwrap_or_else(|| sender.uid()),
+            gid: numbers("Gid:").get(3).copied().unwrap_or_else(|| sender.gid()),
             groups: numbers("Groups:"),
             reads_all: same_user_namespace && caps & (CAP_DAC_OVERRIDE | CAP_DAC_READ_SEARCH) != 0,
         }
@@ -99,16 +91,11 @@ impl Peer {
             Errno::ESRCH => gone(errno),
             _ => Refusal::new(errno, format!("pidfd_open({pid}) failed")),
         })?;
-        let status =
-            fs::read_to_string(format!("/proc/{pid}/status")).map_err(|_| gone(Errno::ESRCH))?;
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).map_err(|_| gone(Errno::ESRCH))?;
         let namespace = |who: &str| fs::read_link(format!("/proc/{who}/ns/user")).ok();
         let same = namespace("self").is_some_and(|ours| namespace(&pid.to_string()) == Some(ours));
         let credentials = Credentials::from_status(&status, sender, same);
-        Ok(Self {
-            pidfd,
-            pid,
-            credentials,
-        })
+        Ok(Self { pidfd, pid, credentials })
     }
 }
 
@@ -116,10 +103,7 @@ impl Descriptors for Peer {
     fn fetch(&mut self, which: Which) -> Result<OwnedFd, Refusal> {
         let (Which::Event(number) | Which::Control(number)) = which;
         let Ok(number) = i32::try_from(number) else {
-            return Err(Refusal::new(
-                Errno::EBADF,
-                format!("{which} is not open in process {}", self.pid),
-            ));
+            return Err(Refusal::new(Errno::EBADF, format!("{which} is not open in process {}", self.pid)));
         };
         pidfd_getfd(&self.pidfd, number).map_err(|errno| match errno {
             Errno::EBADF => Refusal::new(errno, format!("{which} is not open in process {}", self.pid)),
@@ -151,19 +135,14 @@ impl Sent {
         }
         Err(Refusal::new(
             Errno::EINVAL,
-            format!(
-                "{} descriptors came along; send event_fd and control_fd, or none",
-                fds.len()
-            ),
+            format!("{} descriptors came along; send event_fd and control_fd, or none", fds.len()),
         ))
     }
 }
 
 impl Descriptors for Sent {
     fn fetch(&mut self, which: Which) -> Result<OwnedFd, Refusal> {
-        self.0
-            .pop_front()
-            .ok_or_else(|| Refusal::new(Errno::EBADF, format!("{which} did not come along")))
+        self.0.pop_front().ok_or_else(|| Refusal::new(Errno::EBADF, format!("{which} did not come along")))
     }
 }
 
@@ -175,9 +154,7 @@ fn pidfd_open(pid: i32) -> Result<OwnedFd, Errno> {
 
 fn pidfd_getfd(pidfd: &OwnedFd, number: i32) -> Result<OwnedFd, Errno> {
     // SAFETY: takes three numbers and returns a new descriptor or -1.
-    let fd = Errno::result(unsafe {
-        libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), number, 0)
-    })?;
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), number, 0) })?;
     own(fd)
 }
 
@@ -194,12 +171,7 @@ mod tests {
     use super::Credentials;
 
     fn user(uid: u32, gid: u32, groups: &[u32]) -> Credentials {
-        Credentials {
-            uid,
-            gid,
-            groups: groups.to_vec(),
-            reads_all: false,
-        }
+        Credentials { uid, gid, groups: groups.to_vec(), reads_all: false }
     }
 
     #[test]
@@ -209,28 +181,15 @@ mod tests {
         assert!(user(1, 1, &[7]).may_read(0o440, 0, 7));
         // The owner's class counts even where others may do more.
         assert!(!user(1, 1, &[]).may_read(0o044, 1, 0));
-        assert!(
-            Credentials {
-                reads_all: true,
-                ..user(1, 1, &[])
-            }
-            .may_read(0, 0, 0)
-        );
+        assert!(Credentials { reads_all: true, ..user(1, 1, &[]) }.may_read(0, 0, 0));
     }
 
     #[test]
     fn status_gives_the_file_system_ids() {
-        let status = "Name:\tx\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t9 10 \nCapEff:\t0000000000000002\n";
+        let status =
+            "Name:\tx\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t9 10 \nCapEff:\t0000000000000002\n";
         let read = Credentials::from_status(status, &UnixCredentials::new(), true);
-        assert_eq!(
-            read,
-            Credentials {
-                uid: 4,
-                gid: 8,
-                groups: vec![9, 10],
-                reads_all: true
-            }
-        );
+        assert_eq!(read, Credentials { uid: 4, gid: 8, groups: vec![9, 10], reads_all: true });
         assert!(!Credentials::from_status(status, &UnixCredentials::new(), false).reads_all);
     }
 }

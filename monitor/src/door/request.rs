@@ -39,10 +39,7 @@ pub struct Refusal {
 impl Refusal {
     /// A refusal.
     pub fn new(errno: Errno, why: impl Into<String>) -> Self {
-        Self {
-            errno,
-            why: why.into(),
-        }
+        Self { errno, why: why.into() }
     }
 }
 
@@ -89,15 +86,12 @@ pub fn register<S: Source>(
     descriptors: &mut impl Descriptors,
     client: &Credentials,
 ) -> Result<(), Refusal> {
-    let line = line::parse(line)
-        .map_err(|error| Refusal::new(Errno::from_raw(error.errno()), error.to_string()))?;
+    let line =
+        line::parse(line).map_err(|error| Refusal::new(Errno::from_raw(error.errno()), error.to_string()))?;
 
     let which = Which::Event(line.event_fd);
     let eventfd = EventFd::adopt(descriptors.fetch(which)?).map_err(|errno| match errno {
-        Errno::EBADF => Refusal::new(
-            errno,
-            format!("{which} is an O_PATH descriptor; open it for use"),
-        ),
+        Errno::EBADF => Refusal::new(errno, format!("{which} is an O_PATH descriptor; open it for use")),
         _ => Refusal::new(errno, format!("{which} is not an eventfd")),
     })?;
 
@@ -114,16 +108,13 @@ pub fn register<S: Source>(
 
     let threshold = parse_threshold(line.args, page_size())
         .map_err(|error| Refusal::new(Errno::from_raw(error.errno()), error.to_string()))?;
-    watcher
-        .register(group, threshold.0, eventfd)
-        .map_err(|errno| match errno {
-            Errno::EINVAL => Refusal::new(errno, "the group is being removed"),
-            Errno::ENOMEM => Refusal::new(
-                errno,
-                "the agent's table of eventfds is full; see its option --max-eventfds",
-            ),
-            _ => Refusal::new(errno, "the agent could not ask the kernel; see its log"),
-        })
+    watcher.register(group, threshold.0, eventfd).map_err(|errno| match errno {
+        Errno::EINVAL => Refusal::new(errno, "the group is being removed"),
+        Errno::ENOMEM => {
+            Refusal::new(errno, "the agent's table of eventfds is full; see its option --max-eventfds")
+        }
+        _ => Refusal::new(errno, "the agent could not ask the kernel; see its log"),
+    })
 }
 
 /// The group whose usage file `control` is, in the kernel's order: may the
@@ -135,8 +126,7 @@ fn control_group<S: Source>(
     which: Which,
     client: &Credentials,
 ) -> Result<GroupId, Refusal> {
-    let stat =
-        fstat(control).map_err(|errno| Refusal::new(errno, format!("fstat of {which} failed")))?;
+    let stat = fstat(control).map_err(|errno| Refusal::new(errno, format!("fstat of {which} failed")))?;
     if !client.may_read(stat.st_mode, stat.st_uid, stat.st_gid) {
         return Err(Refusal::new(
             Errno::EACCES,
@@ -150,20 +140,14 @@ fn control_group<S: Source>(
     let regular = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) == SFlag::S_IFREG;
     let filesystem = fstatfs(control).map(|fs| fs.filesystem_type()).ok();
     if !regular || !matches!(filesystem, Some(CGROUP_SUPER_MAGIC | CGROUP2_SUPER_MAGIC)) {
-        return Err(Refusal::new(
-            Errno::EINVAL,
-            format!("{which} is not a file of a cgroup"),
-        ));
+        return Err(Refusal::new(Errno::EINVAL, format!("{which} is not a file of a cgroup")));
     }
 
     let invalid = |why: String| Refusal::new(Errno::EINVAL, why);
     // The last part of the link is the file's own name in every mount namespace;
     // the rest of it is not looked at.
     let link = fs::read_link(format!("/proc/self/fd/{}", control.as_raw_fd())).unwrap_or_default();
-    let name = link
-        .file_name()
-        .map(|name| name.as_bytes().to_vec())
-        .unwrap_or_default();
+    let name = link.file_name().map(|name| name.as_bytes().to_vec()).unwrap_or_default();
     let name = String::from_utf8_lossy(&name).into_owned();
     match name.strip_suffix(" (deleted)").unwrap_or(&name) {
         _ if name.ends_with(" (deleted)") => {
@@ -187,9 +171,7 @@ fn control_group<S: Source>(
     .map_err(|_| invalid(format!("{which}: the group is gone")))?;
     match watcher.source_mut().locate(readable.as_fd()) {
         Ok(Located::Group(id)) => Ok(id),
-        Ok(Located::Root) => Err(invalid(format!(
-            "{which}: the root group's usage is not watched"
-        ))),
+        Ok(Located::Root) => Err(invalid(format!("{which}: the root group's usage is not watched"))),
         Ok(Located::TableFull) => Err(Refusal::new(
             Errno::ENOMEM,
             "the agent's table of groups is full; start it with a larger --max-groups",
@@ -197,10 +179,7 @@ fn control_group<S: Source>(
         Ok(Located::Nobody) => Err(invalid(format!("{which}: the group is gone"))),
         Err(error) => {
             log::error!("{error}");
-            Err(Refusal::new(
-                Errno::EIO,
-                "the agent could not ask the kernel; see its log",
-            ))
+            Err(Refusal::new(Errno::EIO, "the agent could not ask the kernel; see its log"))
         }
     }
 }

@@ -16,9 +16,8 @@ use nix::{
     cmsg_space,
     errno::Errno,
     sys::socket::{
-        AddressFamily, Backlog, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr,
-        UnixCredentials, accept4, bind, listen, recvmsg, send, setsockopt, socket,
-        sockopt::PassCred,
+        AddressFamily, Backlog, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, UnixCredentials,
+        accept4, bind, listen, recvmsg, send, setsockopt, socket, sockopt::PassCred,
     },
     unistd::{Gid, chown},
 };
@@ -56,16 +55,12 @@ impl Listener {
     /// # Errors
     /// Names the call and the path.
     pub fn bind(path: &Path, access: &Access) -> Result<Self> {
-        let failed =
-            |call: &str, errno| Error::syscall(format!("{call} {}", path.display()), errno);
+        let failed = |call: &str, errno| Error::syscall(format!("{call} {}", path.display()), errno);
         match fs::symlink_metadata(path) {
             Ok(found) => {
                 use std::os::unix::fs::FileTypeExt;
                 if !found.file_type().is_socket() {
-                    return Err(Error::Host(format!(
-                        "{} exists and is not a socket",
-                        path.display()
-                    )));
+                    return Err(Error::Host(format!("{} exists and is not a socket", path.display())));
                 }
                 fs::remove_file(path).map_err(|error| Error::file("remove", path, error))?;
             }
@@ -77,16 +72,13 @@ impl Listener {
             .map_err(|errno| failed("socket", errno))?;
         let address = UnixAddr::new(path).map_err(|errno| failed("sockaddr_un", errno))?;
         bind(fd.as_raw_fd(), &address).map_err(|errno| failed("bind", errno))?;
-        let bound = Self {
-            fd: wait_on(fd).map_err(|error| Error::file("epoll", path, error))?,
-            path: path.into(),
-        };
+        let bound =
+            Self { fd: wait_on(fd).map_err(|error| Error::file("epoll", path, error))?, path: path.into() };
         // Before anybody can connect: the mode that bind gave depends on umask.
         chown(path, None, access.group).map_err(|errno| failed("chown", errno))?;
         fs::set_permissions(path, fs::Permissions::from_mode(access.mode))
             .map_err(|error| Error::file("chmod", path, error))?;
-        listen(bound.fd.get_ref(), Backlog::MAXALLOWABLE)
-            .map_err(|errno| failed("listen", errno))?;
+        listen(bound.fd.get_ref(), Backlog::MAXALLOWABLE).map_err(|errno| failed("listen", errno))?;
         Ok(bound)
     }
 
@@ -98,11 +90,8 @@ impl Listener {
         let raw = self
             .fd
             .async_io(tokio::io::Interest::READABLE, |fd| {
-                accept4(
-                    fd.as_raw_fd(),
-                    SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-                )
-                .map_err(io::Error::from)
+                accept4(fd.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)
+                    .map_err(io::Error::from)
             })
             .await?;
         // SAFETY: accept4 just made this descriptor for us.
@@ -161,9 +150,7 @@ impl Connection {
     pub async fn send(&self, packet: &[u8]) -> io::Result<()> {
         self.fd
             .async_io(tokio::io::Interest::WRITABLE, |fd| {
-                send(fd.as_raw_fd(), packet, MsgFlags::MSG_NOSIGNAL)
-                    .map(drop)
-                    .map_err(io::Error::from)
+                send(fd.as_raw_fd(), packet, MsgFlags::MSG_NOSIGNAL).map(drop).map_err(io::Error::from)
             })
             .await
     }
@@ -173,12 +160,7 @@ fn receive(fd: RawFd, limit: usize) -> nix::Result<Option<Packet>> {
     let mut bytes = BytesMut::zeroed(limit);
     let mut space = cmsg_space!([RawFd; MAX_DESCRIPTORS], UnixCredentials);
     let mut slices = [IoSliceMut::new(&mut bytes)];
-    let message = recvmsg::<UnixAddr>(
-        fd,
-        &mut slices,
-        Some(&mut space),
-        MsgFlags::MSG_CMSG_CLOEXEC,
-    )?;
+    let message = recvmsg::<UnixAddr>(fd, &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
     let (length, flags) = (message.bytes, message.flags);
     let (mut descriptors, mut sender) = (Vec::new(), None);
     for control in message.cmsgs()? {
@@ -186,10 +168,7 @@ fn receive(fd: RawFd, limit: usize) -> nix::Result<Option<Packet>> {
             ControlMessageOwned::ScmRights(fds) => {
                 // SAFETY: the kernel just installed these for us; each is owned
                 // from here on, whatever becomes of the packet.
-                descriptors.extend(
-                    fds.into_iter()
-                        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }),
-                );
+                descriptors.extend(fds.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
             }
             ControlMessageOwned::ScmCredentials(from) => sender = Some(from),
             _ => {}
@@ -214,22 +193,13 @@ fn receive(fd: RawFd, limit: usize) -> nix::Result<Option<Packet>> {
 /// Says which socket, and what to do.
 pub fn connect(path: &Path) -> Result<OwnedFd> {
     let failed = |call: &str, errno| Error::syscall(format!("{call} {}", path.display()), errno);
-    let fd = socket(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )
-    .map_err(|errno| failed("socket", errno))?;
+    let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)
+        .map_err(|errno| failed("socket", errno))?;
     let address = UnixAddr::new(path).map_err(|errno| failed("sockaddr_un", errno))?;
     nix::sys::socket::connect(fd.as_raw_fd(), &address).map_err(|errno| match errno {
-        Errno::ENOENT | Errno::ECONNREFUSED => Error::syscall(
-            format!(
-                "connect {} (is `memcg-monitor agent` running?)",
-                path.display()
-            ),
-            errno,
-        ),
+        Errno::ENOENT | Errno::ECONNREFUSED => {
+            Error::syscall(format!("connect {} (is `memcg-monitor agent` running?)", path.display()), errno)
+        }
         Errno::EACCES => Error::syscall(
             format!(
                 "connect {} (the agent's options --socket-mode and --socket-group say who may)",

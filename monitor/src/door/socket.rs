@@ -67,22 +67,13 @@ async fn converse<S: Source>(connection: Connection, watcher: Rc<RefCell<Watcher
 /// The kernel's errno for each failure.
 pub fn handle<S: Source>(packet: Packet, watcher: &mut Watcher<S>) -> Result<(), Refusal> {
     if packet.truncated {
-        return Err(Refusal::new(
-            Errno::E2BIG,
-            format!("the line is longer than {MAX_LINE} bytes"),
-        ));
+        return Err(Refusal::new(Errno::E2BIG, format!("the line is longer than {MAX_LINE} bytes")));
     }
     if packet.descriptors_cut {
-        return Err(Refusal::new(
-            Errno::EINVAL,
-            "more descriptors came along than the agent can take in",
-        ));
+        return Err(Refusal::new(Errno::EINVAL, "more descriptors came along than the agent can take in"));
     }
     let Some(sender) = packet.sender else {
-        return Err(Refusal::new(
-            Errno::EINVAL,
-            "the sender is unknown (SCM_CREDENTIALS)",
-        ));
+        return Err(Refusal::new(Errno::EINVAL, "the sender is unknown (SCM_CREDENTIALS)"));
     };
     let peer = Peer::of(&sender);
     if packet.descriptors.is_empty() {
@@ -94,11 +85,7 @@ pub fn handle<S: Source>(packet: Packet, watcher: &mut Watcher<S>) -> Result<(),
     // A sender that the agent cannot look at (another pid namespace, or gone
     // already) still asks as the user that the kernel says it is.
     let credentials = peer.map_or_else(
-        |_| crate::door::peer::Credentials {
-            uid: sender.uid(),
-            gid: sender.gid(),
-            ..Default::default()
-        },
+        |_| crate::door::peer::Credentials { uid: sender.uid(), gid: sender.gid(), ..Default::default() },
         |peer| peer.credentials,
     );
     register(watcher, &packet.bytes, &mut sent, &credentials)

@@ -168,10 +168,8 @@ impl Btf {
             }
             seen += 1;
         }
-        u32::try_from(bits / 8).map_err(|_| BtfError::Offset {
-            root: struct_name.to_owned(),
-            path: path.to_owned(),
-        })
+        u32::try_from(bits / 8)
+            .map_err(|_| BtfError::Offset { root: struct_name.to_owned(), path: path.to_owned() })
     }
 
     /// Whether the kernel defines `struct name` (a forward declaration is no
@@ -236,9 +234,7 @@ impl Btf {
         let mut budget = MAX_MEMBERS;
         while let Some((ty, base)) = todo.pop() {
             for member in self.raw.members(ty) {
-                budget = budget
-                    .checked_sub(1)
-                    .ok_or(BtfError::TooDeep(container.id))?;
+                budget = budget.checked_sub(1).ok_or(BtfError::TooDeep(container.id))?;
                 let at = base + u64::from(member.bit_offset);
                 if self.raw.name_is(member.name_off, name) {
                     return Ok(Some((member, at)));
@@ -278,9 +274,7 @@ impl Btf {
 
 impl fmt::Debug for Btf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Btf")
-            .field("types", &self.raw.len())
-            .finish_non_exhaustive()
+        f.debug_struct("Btf").field("types", &self.raw.len()).finish_non_exhaustive()
     }
 }
 

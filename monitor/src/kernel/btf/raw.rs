@@ -114,11 +114,7 @@ impl Raw {
             Some([0] | [0, .., 0]) => {}
             _ => return Err(BtfError::Strings),
         }
-        let mut raw = Self {
-            data,
-            strings,
-            records: Vec::new(),
-        };
+        let mut raw = Self { data, strings, records: Vec::new() };
         raw.index(types)?;
         Ok(raw)
     }
@@ -187,11 +183,8 @@ impl Raw {
         self.elements(ty).map(move |&[name_off, type_id, offset]| {
             let offset = u32::from_le_bytes(offset);
             // With the flag, the top 8 bits are the bitfield's width.
-            let (bit_offset, width) = if ty.flag {
-                (offset & 0x00ff_ffff, offset >> 24)
-            } else {
-                (offset, 0)
-            };
+            let (bit_offset, width) =
+                if ty.flag { (offset & 0x00ff_ffff, offset >> 24) } else { (offset, 0) };
             Member {
                 name_off: u32::from_le_bytes(name_off),
                 type_id: u32::from_le_bytes(type_id),
@@ -203,8 +196,7 @@ impl Raw {
 
     /// Type ids of a prototype's parameters; a closing `...` has id 0.
     pub(super) fn param_types(&self, ty: Type) -> impl DoubleEndedIterator<Item = u32> {
-        self.elements(ty)
-            .map(|&[_name, type_id]| u32::from_le_bytes(type_id))
+        self.elements(ty).map(|&[_name, type_id]| u32::from_le_bytes(type_id))
     }
 
     /// Value of an enum's variant; `Some(None)` if it is there but exceeds `i64`.
@@ -216,16 +208,10 @@ impl Raw {
             let signed = i64::from(value.cast_signed());
             return Some(Some(if ty.flag { signed } else { i64::from(value) }));
         }
-        let [_, low, high] = self
-            .elements(ty)
-            .find(|&&[name_off, _, _]| named(name_off))?;
+        let [_, low, high] = self.elements(ty).find(|&&[name_off, _, _]| named(name_off))?;
         let (low, high) = (u32::from_le_bytes(*low), u32::from_le_bytes(*high));
         let value = u64::from(high) << 32 | u64::from(low);
-        Some(if ty.flag {
-            Some(value.cast_signed())
-        } else {
-            i64::try_from(value).ok()
-        })
+        Some(if ty.flag { Some(value.cast_signed()) } else { i64::try_from(value).ok() })
     }
 
     /// Whether an integer has no bit offset and as many bits as its storage.
@@ -254,10 +240,7 @@ impl Raw {
     /// The string section from `offset` on; empty if that is beyond its end.
     fn string_from(&self, offset: u32) -> &[u8] {
         let strings = self.data.get(self.strings.clone()).unwrap_or_default();
-        usize::try_from(offset)
-            .ok()
-            .and_then(|offset| strings.get(offset..))
-            .unwrap_or_default()
+        usize::try_from(offset).ok().and_then(|offset| strings.get(offset..)).unwrap_or_default()
     }
 
     /// What follows a record, as elements of `N` little-endian words.

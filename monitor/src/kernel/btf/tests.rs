@@ -30,11 +30,7 @@ struct Builder {
 
 impl Builder {
     fn new() -> Self {
-        Self {
-            types: Vec::new(),
-            strings: vec![0],
-            count: 0,
-        }
+        Self { types: Vec::new(), strings: vec![0], count: 0 }
     }
 
     fn string(&mut self, text: &str) -> u32 {
@@ -63,10 +59,8 @@ impl Builder {
     /// Members are (name, type, offset in bits or with the width on top).
     fn aggregate(&mut self, kind: u32, name: &str, members: &[(&str, u32, u32)]) -> u32 {
         let vlen = u32::try_from(members.len()).expect("small");
-        let words: Vec<u32> = members
-            .iter()
-            .flat_map(|&(name, ty, offset)| [self.string(name), ty, offset])
-            .collect();
+        let words: Vec<u32> =
+            members.iter().flat_map(|&(name, ty, offset)| [self.string(name), ty, offset]).collect();
         self.ty(kind, name, 0, vlen, &words)
     }
 
@@ -96,22 +90,14 @@ fn kernel() -> Builder {
     b.ty(FWD, "page_counter", 0, 0, &[]);
     let parent = b.ty(PTR, "", 7, 0, &[]);
     let inner = b.aggregate(STRUCT, "", &[("low", long, 0), ("failcnt", long, 64)]);
-    let members = [
-        ("usage", atomic, 0),
-        ("parent", parent, 128),
-        ("", inner, 192),
-    ];
+    let members = [("usage", atomic, 0), ("parent", parent, 128), ("", inner, 192)];
     let counter = b.aggregate(STRUCT, "page_counter", &members);
     assert_eq!(counter, 7);
     let qualified = b.ty(CONST, "", counter, 0, &[]);
     let qualified = b.ty(VOLATILE, "", qualified, 0, &[]);
     let choice = b.aggregate(UNION, "", &[("swap", counter, 0), ("memsw", qualified, 0)]);
     let nested = b.aggregate(STRUCT, "", &[("", choice, 32 * 8)]);
-    let members = [
-        ("memory", counter, 64),
-        ("", nested, 512),
-        ("ptr", parent, 2048),
-    ];
+    let members = [("memory", counter, 64), ("", nested, 512), ("ptr", parent, 2048)];
     b.aggregate(STRUCT, "mem_cgroup", &members);
     // The flag: `bits` is 3 wide at bit 5, `plain` lies at byte 4.
     let members = [("bits", long, 3 << 24 | 5), ("plain", long, 32)];
@@ -140,11 +126,7 @@ fn kernel() -> Builder {
 fn member_offsets_follow_paths_and_unnamed_members() {
     let btf = kernel().parse();
     let offset = |name, path| btf.member_offset(name, path);
-    assert_eq!(
-        offset("page_counter", "usage"),
-        Ok(0),
-        "not the second struct"
-    );
+    assert_eq!(offset("page_counter", "usage"), Ok(0), "not the second struct");
     assert_eq!(offset("page_counter", "usage.counter"), Ok(0));
     assert_eq!(offset("page_counter", "parent"), Ok(16));
     assert_eq!(offset("page_counter", "failcnt"), Ok(32));
@@ -165,10 +147,7 @@ fn paths_without_an_offset_say_why() {
     };
     assert_eq!(message("nothing", "usage"), "kernel has no struct nothing");
     assert_eq!(message("", "usage"), "kernel has no struct ");
-    assert_eq!(
-        message("mem_cgroup", "memory.nope.x"),
-        "struct mem_cgroup has no member memory.nope"
-    );
+    assert_eq!(message("mem_cgroup", "memory.nope.x"), "struct mem_cgroup has no member memory.nope");
     assert_eq!(
         message("mem_cgroup", "memory.parent.usage"),
         "struct mem_cgroup: memory.parent is a pointer; a path cannot go through it"
@@ -177,14 +156,7 @@ fn paths_without_an_offset_say_why() {
     for (name, path) in [("flagged", "bits"), ("legacy", "bits"), ("legacy", "odd")] {
         assert!(message(name, path).ends_with("is a bitfield; it has no byte offset"));
     }
-    for path in [
-        "",
-        ".",
-        "memory.",
-        ".memory",
-        "memory..usage",
-        "usage\0parent",
-    ] {
+    for path in ["", ".", "memory.", ".memory", "memory..usage", "usage\0parent"] {
         let err = btf.member_offset("mem_cgroup", path);
         assert!(matches!(err, Err(BtfError::NoMember { .. })), "{path:?}");
     }
@@ -194,13 +166,7 @@ fn paths_without_an_offset_say_why() {
 fn functions_structs_and_enums_are_found_by_name() {
     let btf = kernel().parse();
     assert!(btf.has_func("printk") && btf.has_struct("mem_cgroup"));
-    for name in [
-        "",
-        "print",
-        "printk\0",
-        "mem_cgroup",
-        "page_counter_try_charge_",
-    ] {
+    for name in ["", "print", "printk\0", "mem_cgroup", "page_counter_try_charge_"] {
         assert!(!btf.has_func(name), "{name:?}");
     }
     assert!(!btf.has_struct("atomic_long_t") && !btf.has_struct("printk"));
@@ -229,10 +195,7 @@ fn loops_and_dangling_references_are_errors() {
     b.aggregate(STRUCT, "bad", &members);
     let btf = b.parse();
     assert_eq!(btf.member_offset("bad", "loop"), Err(BtfError::TooDeep(1)));
-    assert_eq!(
-        btf.member_offset("bad", "dangling"),
-        Err(BtfError::NoType(99))
-    );
+    assert_eq!(btf.member_offset("bad", "dangling"), Err(BtfError::NoType(99)));
     assert_eq!(btf.member_offset("bad", "void"), Ok(0));
     assert_eq!(btf.member_offset("nest", "x"), Err(BtfError::TooDeep(2)));
 }
@@ -246,26 +209,14 @@ fn what_is_not_btf_is_refused() {
         Btf::parse(bytes).expect_err("refused")
     };
     assert_eq!(refused(Vec::clear), BtfError::Truncated("header"));
-    assert_eq!(
-        refused(|b| b[..2].copy_from_slice(b"\x7fE")),
-        BtfError::Magic(0x457f)
-    );
+    assert_eq!(refused(|b| b[..2].copy_from_slice(b"\x7fE")), BtfError::Magic(0x457f));
     assert_eq!(refused(|b| b.swap(0, 1)), BtfError::BigEndian);
     assert_eq!(refused(|b| b[2] = 2), BtfError::Version(2));
     assert_eq!(refused(|b| b[4] = 23), BtfError::Truncated("type section"));
     assert_eq!(refused(|b| b[12] -= 4), BtfError::Truncated("type section"));
-    assert_eq!(
-        refused(|b| b[15] = 0xff),
-        BtfError::Truncated("type section")
-    );
-    assert_eq!(
-        refused(|b| b.truncate(b.len() - 1)),
-        BtfError::Truncated("string section")
-    );
-    assert_eq!(
-        refused(|b| *b.last_mut().expect("bytes") = 1),
-        BtfError::Strings
-    );
+    assert_eq!(refused(|b| b[15] = 0xff), BtfError::Truncated("type section"));
+    assert_eq!(refused(|b| b.truncate(b.len() - 1)), BtfError::Truncated("string section"));
+    assert_eq!(refused(|b| *b.last_mut().expect("bytes") = 1), BtfError::Strings);
     assert_eq!(refused(|b| b[31] = 20), BtfError::Kind { id: 1, kind: 20 });
     assert_eq!(refused(|b| b[31] = 0), BtfError::Kind { id: 1, kind: 0 });
 }
@@ -275,11 +226,7 @@ fn a_longer_header_and_an_empty_type_section_are_fine() {
     let mut bytes = kernel().build();
     bytes[4] = 32;
     bytes.splice(24..24, [0xaa; 8]);
-    assert!(
-        Btf::parse(bytes)
-            .expect("32-byte header")
-            .has_func("printk")
-    );
+    assert!(Btf::parse(bytes).expect("32-byte header").has_func("printk"));
     let empty = Builder::new().parse();
     assert!(!empty.has_func("printk"));
     assert_eq!(format!("{empty:?}"), "Btf { types: 0, .. }");
@@ -324,25 +271,12 @@ fn ask_everything(bytes: Vec<u8>) {
     let Ok(btf) = Btf::parse(bytes) else {
         return;
     };
-    let names = [
-        "",
-        "page_counter",
-        "mem_cgroup",
-        "flagged",
-        "legacy",
-        "printk",
-        "items",
-        "wide",
-    ];
+    let names = ["", "page_counter", "mem_cgroup", "flagged", "legacy", "printk", "items", "wide"];
     for name in names {
         for path in ["usage", "memory.failcnt", "memsw.parent.x", "bits", "x", ""] {
             let _ = btf.member_offset(name, path);
         }
-        let _ = (
-            btf.has_func(name),
-            btf.has_struct(name),
-            btf.func_arg_count(name),
-        );
+        let _ = (btf.has_func(name), btf.has_struct(name), btf.func_arg_count(name));
         let _ = (btf.enum_value(name, "HUGE"), btf.enum_value(name, "NR_B"));
     }
     let _ = format!("{btf:?}");
