@@ -186,6 +186,10 @@ fn list(watcher: &Shared, hierarchy: &Hierarchy) -> Vec<GroupRow> {
         if !state.is_live() {
             continue;
         }
+        // Whoever reads the list has been told of all that it shows.
+        if watcher.registry().group(index).is_some() {
+            watcher.look(index);
+        }
         let group = GroupId { slot: index, generation: state.generation() };
         let Ok(Some(usage)) = watcher.source_mut().usage(group) else {
             continue;

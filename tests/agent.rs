@@ -1,0 +1,165 @@
+//! The agent under test: started as a host would start it, waited for as a
+//! service manager would, ended and checked for what it leaves behind.
+
+use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use memcg_monitor::client::{self, Control};
+use memcg_monitor::door::control::{Answer, GroupRow, Request, Status};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, bind, recv, socket,
+};
+use nix::unistd::Pid;
+
+/// The program under test.
+pub(crate) const BINARY: &str = "/bin/memcg-monitor";
+
+/// Longer than anything takes under emulation on a busy host.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running agent.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    child: Child,
+    pub(crate) socket: PathBuf,
+    control: PathBuf,
+}
+
+impl Agent {
+    /// Starts it with the usual sockets, and waits until it says that it is ready.
+    pub(crate) fn start(options: &[&str]) -> Result<Self> {
+        let manager = ServiceManager::open()?;
+        let log = fs::File::create("/run/agent.log").context("cannot create /run/agent.log")?;
+        let mut command = Command::new(BINARY);
+        command.arg("-v").arg("agent").args(options);
+        command.env("NOTIFY_SOCKET", ServiceManager::PATH).env("NO_COLOR", "1");
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        // Ends with its test, whatever becomes of that.
+        // SAFETY: prctl is async-signal-safe and touches only the child.
+        unsafe { command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?)) };
+        let child = command.spawn().with_context(|| format!("cannot start {BINARY}"))?;
+        let mut agent = Self { child, socket: client::SOCKET.into(), control: client::CONTROL_SOCKET.into() };
+        let deadline = Instant::now() + PATIENCE;
+        while !manager.heard("READY=1")? {
+            if let Some(status) = agent.child.try_wait().context("cannot wait for the agent")? {
+                bail!("the agent ended with {status}: {}", Self::log());
+            }
+            ensure!(Instant::now() < deadline, "the agent is not ready: {}", Self::log());
+        }
+        Ok(agent)
+    }
+
+    /// What it has logged.
+    pub(crate) fn log() -> String {
+        fs::read_to_string("/run/agent.log").unwrap_or_default()
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().try_into().unwrap_or(0))
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        kill(self.pid(), signal).with_context(|| format!("cannot send {signal} to the agent"))
+    }
+
+    /// Groups as the agent sees them. All that was crossed before this call has
+    /// been signalled when it returns.
+    pub(crate) fn list(&self) -> Result<(Vec<GroupRow>, Status)> {
+        let control = Control::connect(&self.control)?;
+        control.set_timeout(i64::try_from(PATIENCE.as_millis())?)?;
+        control.ask(Request::List, &[])?;
+        let mut rows = Vec::new();
+        loop {
+            match control.next()? {
+                Some(Answer::Group(row)) => rows.push(row),
+                Some(Answer::Status(status)) => return Ok((rows, status)),
+                other => bail!("the agent answered {other:?} to a list"),
+            }
+        }
+    }
+
+    /// The row of one directory.
+    pub(crate) fn row(&self, directory: &Path) -> Result<GroupRow> {
+        let (rows, _) = self.list()?;
+        let name = directory.to_string_lossy();
+        rows.into_iter().find(|row| row.cgroup == name).with_context(|| format!("{name} is not in the list"))
+    }
+
+    pub(crate) fn status(&self) -> Result<Status> {
+        Ok(self.list()?.1)
+    }
+
+    /// Waits until all that happened so far has been signalled.
+    pub(crate) fn settle(&self) -> Result<()> {
+        self.list().map(drop)
+    }
+
+    /// Descriptors it holds, by what they are.
+    pub(crate) fn descriptors(&self) -> Result<Vec<String>> {
+        let folder = format!("/proc/{}/fd", self.pid());
+        let entries = fs::read_dir(&folder).with_context(|| format!("cannot read {folder}"))?;
+        let mut links: Vec<_> = entries
+            .flatten()
+            .filter_map(|entry| Some(fs::read_link(entry.path()).ok()?.to_string_lossy().into_owned()))
+            .collect();
+        links.sort();
+        Ok(links)
+    }
+
+    /// Ends it as a service manager does; its exit code.
+    pub(crate) fn end(mut self, signal: Signal) -> Result<i32> {
+        self.signal(signal)?;
+        let status = self.child.wait().context("cannot wait for the agent")?;
+        status.code().with_context(|| format!("the agent ended by {status}"))
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Hears what a service manager would hear.
+struct ServiceManager(OwnedFd);
+
+impl ServiceManager {
+    const PATH: &str = "/run/notify";
+
+    fn open() -> Result<Self> {
+        let _ = fs::remove_file(Self::PATH);
+        let fd = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
+            .context("cannot make a socket")?;
+        bind(fd.as_raw_fd(), &UnixAddr::new(Self::PATH)?).context("cannot bind the notify socket")?;
+        Ok(Self(fd))
+    }
+
+    fn heard(&self, word: &str) -> Result<bool> {
+        use std::os::fd::AsFd;
+        let timeout = PollTimeout::from(200u8);
+        if poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], timeout)? == 0 {
+            return Ok(false);
+        }
+        let mut text = [0; 512];
+        let length = recv(self.0.as_raw_fd(), &mut text, MsgFlags::empty())?;
+        Ok(String::from_utf8_lossy(&text[..length]).lines().any(|line| line == word))
+    }
+}
+
+/// Waits until `what` holds; no fixed sleeps, and a limit that only a hang hits.
+pub(crate) fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds()? {
+        ensure!(Instant::now() < deadline, "still not so: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}

@@ -1,0 +1,96 @@
+//! The test VM's first process. The kernel's command line says what to do:
+//! `guest.mode=test|demo|bench|shell`, `guest.cgroup=v1|v2`,
+//! `guest.filter=NAME`, `guest.args=A,B`.
+
+mod agent;
+mod bench;
+mod child;
+mod cli;
+mod client;
+mod conformance;
+mod demo;
+mod group;
+mod hostile;
+mod init;
+mod lifetime;
+mod loss;
+mod modules;
+mod report;
+mod runner;
+mod scenarios;
+mod shell;
+mod threshold;
+mod trace;
+mod worker;
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::child::End;
+use crate::init::Hierarchy;
+use crate::report::say;
+
+/// What the kernel's command line asks for.
+#[derive(Debug, Default)]
+struct Request {
+    mode: String,
+    hierarchy: Hierarchy,
+    filter: String,
+    args: Vec<String>,
+}
+
+fn main() {
+    // Whatever happens, the machine has to go off: the host waits for it.
+    if let Err(error) = serve() {
+        say!("init failed: {}", report::chain(&error));
+    }
+    init::power_off();
+}
+
+fn serve() -> Result<()> {
+    init::mount_system()?;
+    report::open();
+    let text = fs::read_to_string("/proc/cmdline").context("cannot read /proc/cmdline")?;
+    let request = Request::parse(&text)?;
+    init::prepare(request.hierarchy)?;
+    match request.mode.as_str() {
+        "test" => runner::run(&scenarios::all(), request.hierarchy, &request.filter),
+        "demo" => alone("demo", Duration::from_secs(240), demo::run),
+        "bench" => alone("bench", Duration::from_secs(1800), || bench::run(&request.args)),
+        "shell" => shell::run(),
+        other => bail!("guest.mode={other} is not known"),
+    }
+}
+
+/// Runs one function in a process of its own and gives the verdict on it.
+fn alone(name: &str, limit: Duration, run: impl FnOnce() -> Result<()>) -> Result<()> {
+    let end = child::run(limit, run)?;
+    if end != End::Passed {
+        say!("{name} FAILED: {end}");
+    }
+    let passed = usize::from(end == End::Passed);
+    report::verdict(passed, 1 - passed);
+    Ok(())
+}
+
+impl Request {
+    fn parse(text: &str) -> Result<Self> {
+        let mut request = Self::default();
+        for word in text.split_whitespace() {
+            let Some((name, value)) = word.strip_prefix("guest.").and_then(|word| word.split_once('='))
+            else {
+                continue;
+            };
+            match name {
+                "mode" => request.mode = value.to_owned(),
+                "cgroup" => request.hierarchy = value.parse()?,
+                "filter" => request.filter = value.to_owned(),
+                "args" => request.args = value.split(',').map(str::to_owned).collect(),
+                other => bail!("guest.{other}= is not known"),
+            }
+        }
+        Ok(request)
+    }
+}

@@ -1,0 +1,65 @@
+//! Runs the tests one by one and gives the verdict.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+
+use crate::child::{self, End};
+use crate::init::{self, Hierarchy};
+use crate::report::{self, say};
+
+/// How long a test may take under emulation on a busy host.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// A test of the running system.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Test {
+    pub(crate) name: &'static str,
+    /// What it shows, in one sentence.
+    pub(crate) what: &'static str,
+    pub(crate) on: On,
+    pub(crate) run: fn() -> Result<()>,
+}
+
+/// The hierarchy that a test makes sense on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum On {
+    Any,
+    V1,
+    V2,
+}
+
+impl On {
+    fn includes(self, hierarchy: Hierarchy) -> bool {
+        match self {
+            Self::Any => true,
+            Self::V1 => hierarchy == Hierarchy::V1,
+            Self::V2 => hierarchy == Hierarchy::V2,
+        }
+    }
+}
+
+/// Runs the tests that are for this hierarchy and whose name contains `filter`.
+pub(crate) fn run(tests: &[Test], hierarchy: Hierarchy, filter: &str) -> Result<()> {
+    let mut passed = 0;
+    let mut failed = 0;
+    for test in tests {
+        if !test.on.includes(hierarchy) || !test.name.contains(filter) {
+            continue;
+        }
+        let start = Instant::now();
+        let end = child::run(LIMIT, test.run)?;
+        // Each test finds the world empty, whatever the one before left.
+        init::remove_groups(hierarchy);
+        let took = start.elapsed().as_secs_f64();
+        if end == End::Passed {
+            passed += 1;
+            say!("test {} ... ok ({took:.1} s)", test.name);
+        } else {
+            failed += 1;
+            say!("test {} ({}) ... FAILED: {end} ({took:.1} s)", test.name, test.what);
+        }
+    }
+    report::verdict(passed, failed);
+    Ok(())
+}

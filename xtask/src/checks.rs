@@ -1,0 +1,157 @@
+//! The steps of `cargo xtask test` that need no VM.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, anyhow, ensure};
+
+use crate::process::{self, command};
+use crate::setup::{self, Need};
+use crate::summary::Outcome;
+use crate::workspace::{root, target};
+use crate::{ebpf, tidy};
+
+/// A step's name and what it does.
+type Step = (&'static str, fn() -> Result<Outcome>);
+
+/// All of them, the quick ones first.
+pub(crate) const STEPS: [Step; 7] = [
+    ("format", format),
+    ("tidy", tidy::check),
+    ("lints", lints),
+    ("lints, eBPF", ebpf_lints),
+    ("dependencies", dependencies),
+    ("unit tests", unit_tests),
+    ("model check", model_check),
+];
+
+fn format() -> Result<Outcome> {
+    process::run(cargo().args(["fmt", "--all", "--check"]))
+        .context("run `cargo fmt --all`; without rustfmt, `rustup component add rustfmt` first")?;
+    Ok(Outcome::pass(""))
+}
+
+fn lints() -> Result<Outcome> {
+    setup::ensure(&setup::BUILD)?;
+    process::run(cargo().args(["clippy", "--quiet", "--workspace", "--exclude", "monitor-ebpf"]).args([
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ]))?;
+    Ok(Outcome::pass(""))
+}
+
+/// Two passes. The compiler for BPF may have no clippy beside it, so clippy
+/// looks at the programs as if they were for the host, which checks all but
+/// what is BPF's alone; the compiler's own warnings come from the real target.
+fn ebpf_lints() -> Result<Outcome> {
+    setup::ensure(&setup::BUILD)?;
+    let toolchain = ebpf::find(root()).map_err(|error| anyhow!(error))?;
+    let folder = target().join("ebpf-lints");
+    process::run(&mut ebpf::cargo(&toolchain, root(), &folder, "check", &["-Dwarnings"]))
+        .context("the compiler for BPF has warnings")?;
+    process::run(
+        cargo()
+            .args(["clippy", "--quiet", "--package", "monitor-ebpf"])
+            // Naming the target keeps the flags from build scripts.
+            .args(["--target", "x86_64-unknown-linux-gnu", "--target-dir"])
+            .arg(&folder)
+            // Attach macros hand the context over by value.
+            .args(["--", "-D", "warnings", "-A", "clippy::needless_pass_by_value"])
+            .env_remove("CARGO_ENCODED_RUSTFLAGS")
+            .env("RUSTFLAGS", "-C panic=abort")
+            // The programs use intrinsics, which a stable compiler hides.
+            .env("RUSTC_BOOTSTRAP", "1"),
+    )
+    .context("clippy has warnings on the programs")?;
+    Ok(Outcome::pass(""))
+}
+
+fn dependencies() -> Result<Outcome> {
+    setup::ensure(&[Need::Deny])?;
+    let deny = || {
+        let mut command = command(setup::cargo_deny());
+        command.current_dir(root());
+        command
+    };
+    process::run(deny().args(["--log-level", "warn", "check", "licenses", "bans", "sources"]))?;
+    // Their database is fetched from elsewhere and may be out of reach.
+    let advisories = command("timeout")
+        .arg("60")
+        .arg(setup::cargo_deny())
+        .args(["--log-level", "off", "check", "advisories"])
+        .current_dir(root())
+        .stderr(Stdio::null())
+        .stdout(Stdio::null())
+        .status();
+    let clean = advisories.is_ok_and(|status| status.success());
+    Ok(Outcome::pass(if clean {
+        "no advisories"
+    } else {
+        "advisories not checked or some found: `cargo deny check advisories`"
+    }))
+}
+
+fn unit_tests() -> Result<Outcome> {
+    setup::ensure(&setup::BUILD)?;
+    count_tests(cargo().args(["test", "--no-fail-fast"]))
+}
+
+/// loom runs each test of that name under every interleaving it can tell apart.
+fn model_check() -> Result<Outcome> {
+    count_tests(
+        cargo()
+            .args(["test", "--release", "--package", "monitor-common", "--lib", "loom"])
+            .arg("--target-dir")
+            .arg(target().join("loom"))
+            .env_remove("CARGO_ENCODED_RUSTFLAGS")
+            .env("RUSTFLAGS", "--cfg loom"),
+    )
+}
+
+fn cargo() -> Command {
+    let mut command = command("cargo");
+    command.current_dir(root());
+    command
+}
+
+/// Runs `cargo test`, passing its output on and adding up its results.
+fn count_tests(command: &mut Command) -> Result<Outcome> {
+    let mut child = command.stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
+    let stdout = child.stdout.take().context("cargo's stdout is a pipe")?;
+    let mut outcome = Outcome::default();
+    for line in BufReader::new(stdout).lines() {
+        let line = line.context("cannot read what cargo says")?;
+        println!("{line}");
+        if let Some((passed, failed)) = parse_result(&line) {
+            outcome.passed += passed;
+            outcome.failed += failed;
+        }
+    }
+    let status = child.wait().context("cannot wait for cargo")?;
+    ensure!(status.success() || outcome.failed > 0, "cargo test failed ({status})");
+    ensure!(outcome.passed + outcome.failed > 0, "no test was run");
+    Ok(outcome)
+}
+
+/// Reads `test result: ok. 12 passed; 0 failed; ...`.
+fn parse_result(line: &str) -> Option<(usize, usize)> {
+    let (_, counts) = line.strip_prefix("test result: ")?.split_once(". ")?;
+    let mut counts = counts.split("; ");
+    let passed = counts.next()?.strip_suffix(" passed")?.parse().ok()?;
+    let failed = counts.next()?.strip_suffix(" failed")?.parse().ok()?;
+    Some((passed, failed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cargo_test_results_are_read() {
+        let line = "test result: FAILED. 12 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out";
+        assert_eq!(parse_result(line), Some((12, 3)));
+        assert_eq!(parse_result("test a::b ... ok"), None);
+    }
+}

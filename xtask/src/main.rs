@@ -1,0 +1,71 @@
+//! `cargo xtask`: everything that is done with this workspace.
+
+mod apt;
+mod bench;
+mod build;
+mod checks;
+mod ebpf;
+mod initramfs;
+mod kernels;
+mod modules;
+mod process;
+mod qemu;
+mod run;
+mod setup;
+mod summary;
+mod test;
+mod tidy;
+mod vm;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Sets up, builds, runs, tests and measures memcg-monitor.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Find or install every prerequisite; the others do it for what they need
+    Setup,
+    /// Build the host's programs, and the static ones for the VM
+    Build,
+    /// Boot the test VM and show a group crossing its thresholds
+    Run(run::Arguments),
+    /// Run every check and test, and end with a table
+    Test(test::Arguments),
+    /// Measure in the VM, counting instructions instead of seconds
+    #[command(subcommand)]
+    Bench(bench::Arguments),
+}
+
+fn main() -> ExitCode {
+    match dispatch(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(verb: Verb) -> Result<ExitCode> {
+    match verb {
+        Verb::Setup => setup::all()?,
+        Verb::Build => {
+            setup::ensure(&setup::BUILD)?;
+            build::all()?;
+        }
+        Verb::Run(arguments) => run::run(&arguments)?,
+        Verb::Test(arguments) => return Ok(test::run(&arguments)),
+        Verb::Bench(arguments) => bench::run(&arguments)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

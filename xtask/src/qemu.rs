@@ -1,0 +1,199 @@
+//! Runs QEMU: its command line, its two serial lines, and when to give up.
+
+use std::ffi::OsString;
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+use std::{env, thread};
+
+use anyhow::{Context, Result};
+
+const PROGRAM: &str = "qemu-system-x86_64";
+
+/// What on the kernel's console means that the guest will not go on by itself.
+const FATAL: [&str; 7] = [
+    "Kernel panic",
+    "BUG: soft lockup",
+    "BUG: unable to handle",
+    "Oops: ",
+    "detected stall",
+    "blocked for more than",
+    "Unable to mount root fs",
+];
+
+/// A machine to start.
+#[derive(Debug)]
+pub(crate) struct Machine<'a> {
+    pub(crate) kernel: &'a Path,
+    pub(crate) initramfs: &'a Path,
+    pub(crate) parameters: String,
+    /// One CPU and a clock of one nanosecond per instruction: slow, repeatable.
+    pub(crate) deterministic: bool,
+}
+
+/// Which serial line said something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Line {
+    /// ttyS0: the kernel's messages.
+    Console,
+    /// ttyS1: the guest's first process, unmixed with the kernel's messages.
+    Report,
+}
+
+/// How long to wait before ending QEMU.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) total: Duration,
+    /// Without a word on either line.
+    pub(crate) silence: Duration,
+}
+
+/// Why the machine is no longer running.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    PoweredOff,
+    /// The kernel wrote one of the fatal marks.
+    Fatal(String),
+    TooLong(Duration),
+    Silent(Duration),
+    Failed(ExitStatus),
+}
+
+/// Runs the machine to its end, handing over each line as it comes.
+pub(crate) fn run(machine: &Machine<'_>, limits: Limits, on_line: &mut dyn FnMut(Line, &str)) -> Result<End> {
+    let (ours, theirs) = UnixStream::pair().context("cannot make a socket pair for QEMU")?;
+    let mut command = machine.command();
+    command.args(["-serial", "stdio", "-chardev"]);
+    command.arg(format!("socket,id=report,fd={}", theirs.as_raw_fd()));
+    command.args(["-serial", "chardev:report"]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    inherit(&mut command, OwnedFd::from(theirs));
+    let mut guard = Guard(start(&mut command)?);
+    drop(command);
+
+    let (sender, lines) = mpsc::channel();
+    let stdout = guard.0.stdout.take().context("QEMU's stdout is a pipe")?;
+    read_lines(Line::Console, stdout, sender.clone());
+    read_lines(Line::Report, ours, sender);
+
+    let deadline = Instant::now() + limits.total;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match lines.recv_timeout(limits.silence.min(left)) {
+            Ok((line, text)) => {
+                on_line(line, &text);
+                if line == Line::Console && FATAL.iter().any(|mark| text.contains(mark)) {
+                    // What follows says where: registers, call trace.
+                    let more = Instant::now() + Duration::from_secs(2);
+                    while let Ok((line, text)) =
+                        lines.recv_timeout(more.saturating_duration_since(Instant::now()))
+                    {
+                        on_line(line, &text);
+                    }
+                    return Ok(End::Fatal(text));
+                }
+            }
+            Err(RecvTimeoutError::Timeout) if left.is_zero() || left < limits.silence => {
+                return Ok(End::TooLong(limits.total));
+            }
+            Err(RecvTimeoutError::Timeout) => return Ok(End::Silent(limits.silence)),
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    let status = guard.0.wait().context("cannot wait for QEMU")?;
+    Ok(if status.success() { End::PoweredOff } else { End::Failed(status) })
+}
+
+/// Runs the machine with its console on this terminal. Ctrl-A X ends QEMU.
+pub(crate) fn interact(machine: &Machine<'_>) -> Result<ExitStatus> {
+    let mut command = machine.command();
+    command.args(["-serial", "mon:stdio", "-serial", "null"]);
+    Guard(start(&mut command)?).0.wait().context("cannot wait for QEMU")
+}
+
+impl Machine<'_> {
+    fn command(&self) -> Command {
+        let mut command = Command::new(PROGRAM);
+        command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
+        command.args(["-m", "1G"]);
+        let kvm = env::var_os("MEMCG_VM_ACCEL") == Some(OsString::from("kvm"));
+        command.args(if self.deterministic {
+            ["-accel", "tcg,thread=single", "-cpu", "max", "-smp", "1"]
+        } else if kvm {
+            ["-accel", "kvm", "-cpu", "host", "-smp", "2"]
+        } else {
+            ["-accel", "tcg", "-cpu", "max", "-smp", "2"]
+        });
+        if self.deterministic {
+            command.args(["-icount", "shift=0,sleep=off"]);
+        }
+        command.arg("-kernel").arg(self.kernel).arg("-initrd").arg(self.initramfs);
+        command.arg("-append").arg(&self.parameters);
+        command
+    }
+}
+
+/// Ends the child, and no other process, when it goes out of scope.
+#[derive(Debug)]
+struct Guard(Child);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // Already over is fine; there is nobody left to tell about the rest.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts QEMU so that it dies with us, however we die.
+fn start(command: &mut Command) -> Result<Child> {
+    let parent = std::process::id();
+    let die_with_parent = move || {
+        // SAFETY: prctl and getppid are async-signal-safe and take no pointers here.
+        let set = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        // SAFETY: as above.
+        let orphaned = u32::try_from(unsafe { libc::getppid() }) != Ok(parent);
+        if set != 0 || orphaned {
+            return Err(io::Error::from(io::ErrorKind::BrokenPipe));
+        }
+        Ok(())
+    };
+    // SAFETY: the closure only makes async-signal-safe calls and does not allocate.
+    unsafe { command.pre_exec(die_with_parent) };
+    command.spawn().with_context(|| format!("cannot start {PROGRAM}; run `cargo xtask setup`"))
+}
+
+/// Keeps a descriptor open across exec; the command owns it until it is dropped.
+fn inherit(command: &mut Command, descriptor: OwnedFd) {
+    let keep = move || {
+        // SAFETY: the descriptor is owned by this closure, hence open; fcntl is
+        // async-signal-safe.
+        match unsafe { libc::fcntl(descriptor.as_raw_fd(), libc::F_SETFD, 0) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: the closure makes one async-signal-safe call and does not allocate.
+    unsafe { command.pre_exec(keep) };
+}
+
+/// Sends a stream's lines until it ends.
+fn read_lines(line: Line, stream: impl Read + Send + 'static, sender: Sender<(Line, String)>) {
+    thread::spawn(move || {
+        let mut reader = BufReader::new(stream);
+        let mut bytes = Vec::new();
+        // A serial line is not promised to be UTF-8, so no `lines()`.
+        while matches!(reader.read_until(b'\n', &mut bytes), Ok(count) if count > 0) {
+            let text = String::from_utf8_lossy(&bytes).trim_end().to_owned();
+            bytes.clear();
+            if sender.send((line, text)).is_err() {
+                break;
+            }
+        }
+    });
+}

@@ -1,0 +1,72 @@
+//! `cargo xtask run`: the demonstration in the VM, a shell there, or the agent here.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use clap::Args;
+
+use crate::kernels::{self, Kernel};
+use crate::process;
+use crate::vm::{Boot, Hierarchy};
+use crate::workspace::root;
+use crate::{build, setup};
+
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Kernel to boot: 6.1, 6.12, 7.2 or the path of a vmlinuz
+    #[arg(long, default_value = kernels::NEWEST, value_name = "KERNEL")]
+    kernel: String,
+    /// Hierarchy to mount; only 6.1 still has v1
+    #[arg(long, value_enum, default_value = "v2")]
+    cgroup: Hierarchy,
+    /// Give a prompt in the VM, with the agent running
+    #[arg(long, conflicts_with = "host")]
+    shell: bool,
+    /// Run the agent on this host instead, which needs root
+    #[arg(long, conflicts_with_all = ["kernel", "cgroup"])]
+    host: bool,
+    /// With --host: what to give to the agent
+    #[arg(last = true, requires = "host", value_name = "ARGS")]
+    arguments: Vec<String>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    if arguments.host {
+        return agent(&arguments.arguments);
+    }
+    setup::ensure(&setup::vm(&arguments.kernel))?;
+    let guest = build::guest()?;
+    let kernel = kernels::get(&arguments.kernel)?;
+    let boot = Boot {
+        kernel: &kernel,
+        hierarchy: arguments.cgroup,
+        mode: if arguments.shell { "shell" } else { "demo" },
+        parameters: String::new(),
+        deterministic: false,
+        limit: Duration::from_secs(300),
+    };
+    println!("{}", booting(&kernel, arguments.cgroup));
+    if arguments.shell {
+        println!("`exit` or Ctrl-D powers it off, Ctrl-A X kills it");
+        return boot.interact(&guest);
+    }
+    let report = boot.run(&guest, &mut |line| println!("{line}"))?;
+    ensure!(report.failed == 0, "the demonstration failed");
+    Ok(())
+}
+
+/// A line on what is about to boot.
+pub(crate) fn booting(kernel: &Kernel, hierarchy: Hierarchy) -> String {
+    let remark = kernels::remark(kernel).map_or(String::new(), |text| format!(" ({text})"));
+    format!("booting kernel {}{remark} with cgroup {} in QEMU", kernel.release, hierarchy.name())
+}
+
+fn agent(arguments: &[String]) -> Result<()> {
+    setup::ensure(&setup::BUILD)?;
+    process::run(
+        std::process::Command::new("cargo")
+            .args(["run", "--quiet", "--release", "--package", "memcg-monitor", "--", "agent"])
+            .args(arguments)
+            .current_dir(root()),
+    )
+}

@@ -1,0 +1,165 @@
+//! `cargo xtask setup`: finds every prerequisite, and gets what is missing.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow};
+
+use crate::ebpf;
+use crate::process::{self, command};
+use crate::workspace::{root, short, target, tools};
+use crate::{apt, kernels};
+
+/// Something that a command of ours cannot do without.
+#[derive(Debug, Clone)]
+pub(crate) enum Need {
+    /// A rustc for the BPF target.
+    Compiler,
+    /// bpf-linker, of the compiler's LLVM.
+    Linker,
+    /// The emulator that runs the test kernels, and xz for their modules.
+    Qemu,
+    /// The VM's shell.
+    Busybox,
+    /// A kernel by its label or path.
+    Kernel(String),
+    /// Checks licences and origins of dependencies.
+    Deny,
+}
+
+/// What it takes to compile the workspace.
+pub(crate) const BUILD: [Need; 2] = [Need::Compiler, Need::Linker];
+
+/// What it takes to boot one kernel.
+pub(crate) fn vm(kernel: &str) -> Vec<Need> {
+    let mut needs = BUILD.to_vec();
+    needs.extend([Need::Qemu, Need::Busybox, Need::Kernel(kernel.to_owned())]);
+    needs
+}
+
+/// `cargo xtask setup`: everything, and a line on each.
+pub(crate) fn all() -> Result<()> {
+    let mut needs = BUILD.to_vec();
+    needs.extend([Need::Qemu, Need::Busybox]);
+    needs.extend(kernels::labels().map(|label| Need::Kernel(label.to_owned())));
+    needs.push(Need::Deny);
+    for need in &needs {
+        println!("setup: found {}", provide(need)?);
+    }
+    Ok(())
+}
+
+/// Gets what is missing; silent about what is there.
+pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
+    needs.iter().try_for_each(|need| provide(need).map(drop))
+}
+
+fn provide(need: &Need) -> Result<String> {
+    let missing = match find(need) {
+        Ok(found) => return Ok(found),
+        Err(missing) => missing,
+    };
+    println!("setup: {missing:#}");
+    get(need).with_context(|| format!("setup cannot get what is missing: {missing:#}"))?;
+    find(need).context("setup got it, and still it is not there")
+}
+
+/// Says what was found, or as an error what is missing.
+fn find(need: &Need) -> Result<String> {
+    match need {
+        Need::Compiler => {
+            let compiler = ebpf::find_compiler().map_err(|error| anyhow!(error))?;
+            let core = if compiler.build_std { "rust-src" } else { "a ready core" };
+            Ok(format!("eBPF compiler {} with {core}", compiler.rustc.display()))
+        }
+        Need::Linker => {
+            let path = ebpf::find_linker(root()).map_err(|error| anyhow!(error))?;
+            Ok(format!("eBPF linker {}", short(&path)))
+        }
+        Need::Qemu => ["qemu-system-x86_64", "xz"]
+            .iter()
+            .find(|program| !process::exists(program))
+            .map_or(Ok("qemu-system-x86_64 and xz".to_owned()), |program| {
+                Err(anyhow!("there is no {program}"))
+            }),
+        Need::Busybox => is_there(&busybox()).map(|path| format!("VM shell {path}")),
+        Need::Kernel(name) => {
+            let kernel = kernels::find(name)?.with_context(|| format!("kernel {name} is not here yet"))?;
+            let remark = kernels::remark(&kernel).map_or(String::new(), |text| format!(" ({text})"));
+            Ok(format!("kernel {name}: {}{remark}", kernel.release))
+        }
+        Need::Deny => is_there(&cargo_deny()).map(|path| format!("dependency checker {path}")),
+    }
+}
+
+fn get(need: &Need) -> Result<()> {
+    match need {
+        // Debian's compiler for its browsers; its library for BPF comes apart.
+        Need::Compiler => apt::install(&["rustc-web", "libstd-rust-web-dev-bpf"]),
+        Need::Linker => install_linker(),
+        Need::Qemu => apt::install(&["qemu-system-x86", "xz-utils"]),
+        Need::Busybox => {
+            println!("setup: downloading busybox-static");
+            let folder = tools().join("busybox");
+            make_parent(&folder)?;
+            apt::Source::system()?.unpack(&["busybox-static".to_owned()], &folder)
+        }
+        Need::Kernel(name) => kernels::fetch(name).map(drop),
+        Need::Deny => cargo_install("cargo-deny", &["--version", "^0.20"], &[]),
+    }
+}
+
+/// bpf-linker is bound to one LLVM, so it is built here, against Debian's.
+fn install_linker() -> Result<()> {
+    let llvm = ebpf::LLVM;
+    let prefix = format!("/usr/lib/llvm-{llvm}");
+    if !Path::new(&prefix).join("bin/llvm-config").is_file() {
+        apt::install(&[
+            &format!("llvm-{llvm}-dev"),
+            &format!("libpolly-{llvm}-dev"),
+            "g++",
+            "zlib1g-dev",
+            "libzstd-dev",
+        ])?;
+    }
+    cargo_install(
+        "bpf-linker",
+        &["--version", "^0.13", "--no-default-features", "--features", &format!("llvm-{llvm}")],
+        &[("LLVM_PREFIX", &prefix)],
+    )
+}
+
+/// Installs a program from the registry under `target/tools`.
+fn cargo_install(name: &str, options: &[&str], variables: &[(&str, &str)]) -> Result<()> {
+    // A folder of its own, so that an interrupted build goes on where it was.
+    let build = target().join("tools-build");
+    println!("setup: cargo install {name} (takes a few minutes)");
+    process::run(
+        command("cargo")
+            .args(["install", "--locked", "--quiet", name])
+            .args(options)
+            .arg("--root")
+            .arg(tools())
+            .arg("--target-dir")
+            .arg(&build)
+            .envs(variables.iter().copied()),
+    )?;
+    fs::remove_dir_all(&build).with_context(|| format!("cannot remove {}", build.display()))
+}
+
+pub(crate) fn busybox() -> PathBuf {
+    tools().join("busybox/bin/busybox")
+}
+
+pub(crate) fn cargo_deny() -> PathBuf {
+    tools().join("bin/cargo-deny")
+}
+
+fn is_there(path: &Path) -> Result<String> {
+    path.is_file().then(|| short(path)).with_context(|| format!("there is no {}", short(path)))
+}
+
+fn make_parent(path: &Path) -> Result<()> {
+    let parent = path.parent().context("a path below target/ has a parent")?;
+    fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))
+}

@@ -1,0 +1,152 @@
+//! `cargo xtask test`: every check and test, then one table.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Result, anyhow, bail, ensure};
+use clap::Args;
+
+use crate::build::{self, Guest};
+use crate::kernels;
+use crate::run::booting;
+use crate::summary::{Outcome, Summary};
+use crate::vm::{Boot, Hierarchy};
+use crate::{checks, setup};
+
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Boot only this kernel (6.1, 6.12, 7.2 or a path); may be repeated
+    #[arg(long, value_name = "KERNEL", conflicts_with = "only_host")]
+    kernel: Vec<String>,
+    /// Leave out the VM
+    #[arg(long)]
+    only_host: bool,
+    /// Run only the VM tests whose name contains this, and nothing on the host
+    #[arg(long, value_name = "NAME", conflicts_with = "only_host")]
+    filter: Option<String>,
+}
+
+/// A boot of the test VM.
+#[derive(Debug, Clone, Copy)]
+struct Combination<'a> {
+    kernel: &'a str,
+    hierarchy: Hierarchy,
+    /// Kernel parameters that make it differ from the kernel's own defaults.
+    parameters: &'a str,
+}
+
+/// 6.1 with v1 is the oracle; `preempt=full` is where the kernel's recursion
+/// guard skips programs.
+const COMBINATIONS: [Combination<'_>; 5] = [
+    Combination { kernel: "6.1", hierarchy: Hierarchy::V1, parameters: "" },
+    Combination { kernel: "6.1", hierarchy: Hierarchy::V2, parameters: "" },
+    Combination { kernel: "6.12", hierarchy: Hierarchy::V2, parameters: "" },
+    Combination { kernel: "6.12", hierarchy: Hierarchy::V2, parameters: "preempt=full" },
+    Combination { kernel: kernels::NEWEST, hierarchy: Hierarchy::V2, parameters: "" },
+];
+
+pub(crate) fn run(arguments: &Arguments) -> ExitCode {
+    let mut summary = Summary::default();
+    if arguments.filter.is_none() {
+        for (name, step) in checks::STEPS {
+            summary.step(name, step);
+        }
+    }
+    if !arguments.only_host {
+        vm_steps(arguments, &mut summary);
+    }
+    println!("\n{summary}");
+    if summary.failed() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn vm_steps(arguments: &Arguments, summary: &mut Summary) {
+    let mut guest = Err(anyhow!("not built"));
+    summary.step("VM programs", || {
+        setup::ensure(&setup::BUILD)?;
+        guest = Ok(build::guest()?);
+        Ok(Outcome::pass(""))
+    });
+    let before = summary.passed() + summary.failed();
+    for combination in combinations(&arguments.kernel) {
+        summary.step(&combination.name(), || {
+            let Ok(guest) = &guest else { bail!("the VM programs were not built") };
+            combination.test(guest, arguments.filter.as_deref())
+        });
+    }
+    if summary.passed() + summary.failed() == before {
+        summary.step("VM", || bail!("no VM ran any test; is --filter right?"));
+    }
+}
+
+/// The rows of the table for these kernels; a kernel outside the table gets v2.
+fn combinations(kernels: &[String]) -> Vec<Combination<'_>> {
+    if kernels.is_empty() {
+        return COMBINATIONS.to_vec();
+    }
+    let of = |kernel| {
+        let mut known: Vec<_> = COMBINATIONS.into_iter().filter(|row| row.kernel == kernel).collect();
+        if known.is_empty() {
+            known.push(Combination { kernel, hierarchy: Hierarchy::V2, parameters: "" });
+        }
+        known
+    };
+    kernels.iter().flat_map(|kernel| of(kernel)).collect()
+}
+
+impl Combination<'_> {
+    fn name(&self) -> String {
+        let parts = ["VM", self.kernel, self.hierarchy.name(), self.parameters];
+        parts.join(" ").trim_end().to_owned()
+    }
+
+    fn test(&self, guest: &Guest, filter: Option<&str>) -> Result<Outcome> {
+        setup::ensure(&setup::vm(self.kernel))?;
+        let kernel = kernels::get(self.kernel)?;
+        println!("{}", booting(&kernel, self.hierarchy));
+        let filtered = filter.map_or(String::new(), |name| format!(" guest.filter={name}"));
+        let boot = Boot {
+            kernel: &kernel,
+            hierarchy: self.hierarchy,
+            mode: "test",
+            parameters: format!("{}{filtered}", self.parameters),
+            deterministic: false,
+            limit: Duration::from_secs(20 * 60),
+        };
+        let mut failures = Vec::new();
+        let report = boot.run(guest, &mut |line| {
+            println!("{line}");
+            failures.extend(failed_test(line).map(str::to_owned));
+        })?;
+        // A name given by hand may be meant for another hierarchy.
+        if filter.is_none() {
+            ensure!(report.passed + report.failed > 0, "the guest ran no test");
+        }
+        let mut note = kernels::remark(&kernel).unwrap_or(kernel.release);
+        if !failures.is_empty() {
+            note = format!("{}; {note}", failures.join(", "));
+        }
+        Ok(Outcome { passed: report.passed, failed: report.failed, note })
+    }
+}
+
+/// The name in the guest's `test NAME (WHAT) ... FAILED: WHY`.
+fn failed_test(line: &str) -> Option<&str> {
+    let (test, _) = line.strip_prefix("test ")?.split_once(" ... FAILED")?;
+    test.split(' ').next()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_outside_the_table_gets_one_boot() {
+        let names = |kernels: &[&str]| {
+            let kernels: Vec<_> = kernels.iter().map(ToString::to_string).collect();
+            combinations(&kernels).iter().map(Combination::name).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&[]).len(), COMBINATIONS.len());
+        assert_eq!(names(&["6.1"]), ["VM 6.1 v1", "VM 6.1 v2"]);
+        assert_eq!(names(&["/boot/vmlinuz"]), ["VM /boot/vmlinuz v2"]);
+    }
+}

@@ -1,0 +1,212 @@
+//! Boots a kernel with our guest in it and hears its verdict.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+
+use crate::build::Guest;
+use crate::initramfs::Archive;
+use crate::kernels::Kernel;
+use crate::modules;
+use crate::process::{command, output};
+use crate::qemu::{self, End, Limits, Line, Machine};
+use crate::setup;
+use crate::workspace::{short, target};
+
+/// Opens each line of the guest that is meant for people.
+const SAID: &str = "memcg-guest: ";
+/// Opens each line of the guest that is data.
+const DATA: &str = "memcg-guest-json: ";
+
+/// Modules that the guest needs where the kernel has them not built in.
+const MODULES: [&str; 3] = ["fuse", "lzo-rle", "zram"];
+
+/// What the guest's shell opens with.
+const MOTD: &[u8] = b"The agent is running; its log is /run/memcg-monitor.log. Try:
+  mkdir /sys/fs/cgroup/a
+  memcg-monitor listen /sys/fs/cgroup/a/memory.current 8M &
+  (echo 0 > /sys/fs/cgroup/a/cgroup.procs; head -c 16M /dev/zero | tail > /dev/null)
+";
+
+/// Which cgroup hierarchy the guest mounts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Hierarchy {
+    V1,
+    V2,
+}
+
+impl Hierarchy {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::V1 => "v1",
+            Self::V2 => "v2",
+        }
+    }
+}
+
+/// What to boot, and what the guest is to do.
+#[derive(Debug)]
+pub(crate) struct Boot<'a> {
+    pub(crate) kernel: &'a Kernel,
+    pub(crate) hierarchy: Hierarchy,
+    /// `test`, `demo`, `bench` or `shell`.
+    pub(crate) mode: &'static str,
+    /// More kernel parameters.
+    pub(crate) parameters: String,
+    pub(crate) deterministic: bool,
+    pub(crate) limit: Duration,
+}
+
+/// What a guest said, and how it ended.
+#[derive(Debug)]
+pub(crate) struct Report {
+    pub(crate) passed: usize,
+    pub(crate) failed: usize,
+    /// The guest's data lines.
+    pub(crate) data: Vec<String>,
+}
+
+impl Boot<'_> {
+    /// Boots, calls `say` with each line of the guest as it comes, and returns
+    /// its verdict. A guest that ends in any other way is an error.
+    pub(crate) fn run(&self, guest: &Guest, say: &mut dyn FnMut(&str)) -> Result<Report> {
+        let initramfs = self.pack(guest)?;
+        let log_path = self.file("log");
+        let mut log =
+            File::create(&log_path).with_context(|| format!("cannot create {}", log_path.display()))?;
+        let mut verdicts = Vec::new();
+        let mut data = Vec::new();
+        let mut last = String::new();
+        let limits = Limits { total: self.limit, silence: self.limit.min(Duration::from_secs(200)) };
+        let end = qemu::run(&self.machine(&initramfs), limits, &mut |line, text| {
+            // A full disk must not stop the VM; the log is for people.
+            let _ = writeln!(log, "{}{text}", if line == Line::Report { "> " } else { "" });
+            if line == Line::Console {
+                last = text.to_owned();
+            } else if let Some(text) = text.strip_prefix(DATA) {
+                data.push(text.to_owned());
+            } else if let Some(text) = text.strip_prefix(SAID) {
+                match text.strip_prefix("verdict ") {
+                    Some(verdict) => verdicts.push(verdict.to_owned()),
+                    None => say(text),
+                }
+            }
+        })?;
+        let log = short(&log_path);
+        match end {
+            End::PoweredOff => {}
+            End::Fatal(mark) => bail!("the kernel failed: {mark} (all of it in {log})"),
+            End::TooLong(limit) => bail!("not done after {} s (see {log})", limit.as_secs()),
+            End::Silent(limit) => bail!("not a word for {} s (see {log})", limit.as_secs()),
+            End::Failed(status) => bail!("QEMU failed ({status}): {last} (see {log})"),
+        }
+        let [verdict] = verdicts.as_slice() else {
+            bail!("{} verdicts instead of one (see {log})", verdicts.len());
+        };
+        let (passed, failed) = parse_verdict(verdict)
+            .with_context(|| format!("cannot read the verdict `{verdict}` (see {log})"))?;
+        Ok(Report { passed, failed, data })
+    }
+
+    /// Boots with the console on this terminal.
+    pub(crate) fn interact(&self, guest: &Guest) -> Result<()> {
+        let initramfs = self.pack(guest)?;
+        let status = qemu::interact(&self.machine(&initramfs))?;
+        if !status.success() {
+            bail!("QEMU failed ({status})");
+        }
+        Ok(())
+    }
+
+    fn machine<'a>(&'a self, initramfs: &'a Path) -> Machine<'a> {
+        let mut parameters = vec![
+            // A panic ends QEMU at once (-no-reboot), and an oops is one.
+            "console=ttyS0 panic=-1 oops=panic",
+            // An emulated CPU on a busy host is slow, not stuck.
+            "watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=120",
+            "random.trust_cpu=on",
+        ];
+        if self.mode == "shell" {
+            parameters.push("quiet");
+        }
+        if self.deterministic {
+            parameters.push("nokaslr norandmaps");
+        }
+        let guest = format!("guest.mode={} guest.cgroup={}", self.mode, self.hierarchy.name());
+        parameters.extend([guest.as_str(), self.parameters.as_str()]);
+        Machine {
+            kernel: &self.kernel.image,
+            initramfs,
+            parameters: parameters.join(" "),
+            deterministic: self.deterministic,
+        }
+    }
+
+    /// Writes the guest's root file system.
+    fn pack(&self, guest: &Guest) -> Result<PathBuf> {
+        let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+        let mut archive = Archive::default();
+        for folder in ["bin", "dev", "etc", "modules", "proc", "root", "run", "sys", "tmp"] {
+            archive.folder(folder);
+        }
+        archive.character_device("dev/console", 5, 1);
+        archive.character_device("dev/null", 1, 3);
+        archive.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n");
+        archive.file("etc/group", b"root:x:0:\nnogroup:x:65534:\n");
+        archive.file("etc/motd", MOTD);
+        archive.program("init", &read(&guest.init)?);
+        archive.program("bin/memcg-monitor", &read(&guest.monitor)?);
+        let busybox = setup::busybox();
+        archive.program("bin/busybox", &read(&busybox)?);
+        for name in output(command(&busybox).arg("--list"))?.lines() {
+            if name != "busybox" {
+                archive.link(&format!("bin/{name}"), "busybox");
+            }
+        }
+        if let Some(folder) = &self.kernel.modules {
+            for (place, (name, contents)) in modules::collect(folder, &MODULES)?.into_iter().enumerate() {
+                archive.file(&format!("modules/{place:02}-{name}.ko"), &contents);
+            }
+        }
+        let path = self.file("cpio");
+        fs::write(&path, archive.finish()).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// A file of this boot under `target/vm`.
+    fn file(&self, extension: &str) -> PathBuf {
+        let folder = target().join("vm");
+        // If this fails, so does the write, and that one names the path.
+        let _ = fs::create_dir_all(&folder);
+        let preempt = self.parameters.contains("preempt=full").then_some("-preempt");
+        folder.join(format!(
+            "{}-{}{}-{}.{extension}",
+            self.kernel.release,
+            self.hierarchy.name(),
+            preempt.unwrap_or_default(),
+            self.mode,
+        ))
+    }
+}
+
+/// Reads `pass=N fail=M`.
+fn parse_verdict(text: &str) -> Option<(usize, usize)> {
+    let (passed, failed) = text.split_once(' ')?;
+    Some((passed.strip_prefix("pass=")?.parse().ok()?, failed.strip_prefix("fail=")?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verdict_is_two_numbers_or_nothing() {
+        assert_eq!(parse_verdict("pass=12 fail=0"), Some((12, 0)));
+        assert_eq!(parse_verdict("pass=12"), None);
+        assert_eq!(parse_verdict("pass= fail=0"), None);
+    }
+}
