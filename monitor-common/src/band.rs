@@ -78,9 +78,29 @@ pub enum Verdict {
     Tell,
 }
 
+/// Where a usage lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In band.
+    Inside,
+    /// At or above the band's upper end.
+    Above,
+    /// Below the band's lower end.
+    Below,
+}
+
 /// A charge's part. `usage` is the kernel's counter, read after it was changed.
 #[inline(always)]
 pub fn observe<W: Word>(slot: &Slot<W>, usage: u64, shift: u32) -> Verdict {
+    match note(slot, usage, shift) {
+        Place::Inside => Verdict::Quiet,
+        place => flag(slot, usage, place == Place::Above),
+    }
+}
+
+/// The first part, which every charge runs: store, and compare with the band.
+#[inline(always)]
+pub fn note<W: Word>(slot: &Slot<W>, usage: u64, shift: u32) -> Place {
     slot.usage.set(usage);
     // Racy like the kernel's own `watermark`, which `list` shows it with.
     if usage > slot.peak.get() {
@@ -88,14 +108,18 @@ pub fn observe<W: Word>(slot: &Slot<W>, usage: u64, shift: u32) -> Verdict {
     }
     let band = slot.band.get();
     if Band::unpack_contains(band, usage, shift) {
-        return Verdict::Quiet;
+        Place::Inside
+    } else if usage >> shift >= band >> 32 {
+        Place::Above
+    } else {
+        Place::Below
     }
-    flag(slot, usage, usage >> shift >= band >> 32)
 }
 
-/// Out of band: widen the excursion, then make sure that the agent looks.
+/// The second part, out of band: widen the excursion, then make sure that the
+/// agent looks.
 #[inline(always)]
-fn flag<W: Word>(slot: &Slot<W>, usage: u64, above: bool) -> Verdict {
+pub fn flag<W: Word>(slot: &Slot<W>, usage: u64, above: bool) -> Verdict {
     if !widen(slot, usage, above) {
         return Verdict::Tell;
     }

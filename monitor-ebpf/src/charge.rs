@@ -3,7 +3,7 @@
 
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use monitor_common::{
-    band::observe,
+    band::{Place, flag, note},
     slot::{MAX_DEPTH, PARENT_ROOT, PARENT_UNKNOWN, Tally},
     word::Word as _,
 };
@@ -25,7 +25,10 @@ pub fn look(counter: Counter) {
             && let Some(slot) = maps::slot(i)
         {
             let usage = counter.usage();
-            maps::ring_for(observe(slot, usage, shift), i, usage);
+            match note(slot, usage, shift) {
+                Place::Inside => 0,
+                place => out_of_band(i, usage, u64::from(place == Place::Above)),
+            };
             parent = slot.parent.get();
             if parent == PARENT_ROOT {
                 return;
@@ -37,6 +40,17 @@ pub fn look(counter: Counter) {
         index = if parent == PARENT_UNKNOWN { maps::slot_of(counter.address()) } else { Some(parent as u32) };
     }
     maps::count(Tally::TooDeep);
+}
+
+/// The rare part of a look. A global function: the verifier checks it once,
+/// not once for each level.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn out_of_band(index: u32, usage: u64, above: u64) -> u64 {
+    if let Some(slot) = maps::slot(index) {
+        maps::ring_for(flag(slot, usage, above != 0), index, usage);
+    }
+    0
 }
 
 /// The first program of a pair: looks, then leaves a mark for the second.
