@@ -13,9 +13,7 @@ use memcg_monitor::client::{self, Control};
 use memcg_monitor::door::control::{Answer, GroupRow, Request, Status};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, bind, recv, socket,
-};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, bind, recv, socket};
 use nix::unistd::Pid;
 
 /// The program under test.

@@ -1,167 +1,186 @@
-//! exploratory
-use std::fs;
-use std::os::fd::{AsRawFd, OwnedFd};
+//! `cargo xtask bench charge`: what the agent adds to a page fault, three groups
+//! deep, in instructions: the host boots us with QEMU's icount and one CPU, so
+//! that an instruction is a nanosecond of guest time.
+//!
+//! What such a count cannot tell: an instruction that misses a cache counts as
+//! much as one that does not, and each turn of a `rep` instruction counts as one.
+//! The latter flatters us where the kernel clears pages by `rep stosb`: 4096
+//! instructions in each fault, on real hardware the time of one or two hundred.
+//! Hence the column "% but clearing".
+
+mod subject;
+
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
-use memcg_monitor::cgroup::Hierarchy;
+use anyhow::{Context, Result, bail, ensure};
 use memcg_monitor::client::SOCKET;
 use memcg_monitor::door::seqpacket::connect;
-use nix::sys::socket::{MsgFlags, recv, send};
 use nix::sys::signal::Signal;
-use nix::time::{ClockId, clock_gettime};
+use nix::sys::socket::{MsgFlags, recv, send};
+use serde_json::Value;
 
-use crate::agent::Agent;
+use self::subject::{Cost, Subject, Work};
+use crate::agent::{Agent, until};
 use crate::client::Waiter;
 use crate::group::Group;
-use crate::report::say;
+use crate::report::{row, say};
 
-fn now() -> u64 {
-    let t = clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap();
-    t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64
+/// Thresholds lie above all that the measured process reaches, this far apart.
+const OUT_OF_REACH: u64 = 1 << 30;
+const APART: u64 = 64 << 10;
+const MANY: u64 = 10_000;
+/// What the project aims at, in percent.
+const AIM: f64 = 0.5;
+
+const WORKS: [(Work, &str); 2] = [
+    (Work::Batch, "8192 pages touched, then unmapped"),
+    (Work::Single, "one page touched and given back, 8192 times"),
+];
+
+pub(crate) fn run(args: &[String]) -> Result<()> {
+    match args {
+        [name] if name == "charge" => charge(),
+        other => bail!("guest.args={}: there is only charge", other.join(",")),
+    }
 }
 
-const BYTES: usize = 32 << 20;
-
-fn map(bytes: usize) -> *mut u8 {
-    let p = unsafe { libc::mmap(std::ptr::null_mut(), bytes, 3, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0) };
-    unsafe { libc::madvise(p, bytes, libc::MADV_NOHUGEPAGE) };
-    p.cast()
+/// All works under one condition.
+struct Stage {
+    name: &'static str,
+    costs: Vec<Cost>,
+    runs: Vec<Runs>,
 }
 
-fn bulk() -> (f64, f64) {
-    let p = map(BYTES);
-    let t0 = now();
-    for at in (0..BYTES).step_by(4096) {
-        unsafe { p.add(at).write_volatile(1) };
-    }
-    let t1 = now();
-    unsafe { libc::munmap(p.cast(), BYTES) };
-    let t2 = now();
-    let n = (BYTES / 4096) as f64;
-    ((t1 - t0) as f64 / n, (t2 - t1) as f64 / n)
+/// Runs of the agent's programs.
+#[derive(Clone, Copy)]
+struct Runs {
+    per_fault: f64,
+    instructions: f64,
 }
 
-fn single() -> (f64, f64) {
-    let p = map(4096);
-    let t0 = now();
-    for _ in 0..8192 {
-        unsafe { p.write_volatile(1) };
-        unsafe { libc::madvise(p.cast(), 4096, libc::MADV_DONTNEED) };
-    }
-    let t1 = now();
-    unsafe { libc::munmap(p.cast(), 4096) };
-    ((t1 - t0) as f64 / 8192.0, 0.0)
-}
+fn charge() -> Result<()> {
+    let top = Group::new("bench")?;
+    let middle = top.child("middle")?;
+    let leaf = middle.child("leaf")?;
+    let sibling = middle.child("sibling")?;
+    let mut subject = Subject::start(&leaf)?;
 
-fn bare() -> f64 {
-    let p = map(4096);
-    unsafe { p.write_volatile(1) };
-    let t0 = now();
-    for _ in 0..8192 {
-        unsafe { libc::madvise(p.cast(), 0, libc::MADV_DONTNEED) };
-    }
-    (now() - t0) as f64 / 8192.0
-}
-
-fn stosb() -> (f64, f64) {
-    let p = map(4096);
-    unsafe { p.write_volatile(1) };
-    let t0 = now();
-    for _ in 0..1000 {
-        unsafe { std::arch::asm!("rep stosb", inout("rdi") p => _, inout("rcx") 4096usize => _, in("al") 0u8) };
-    }
-    let t1 = now();
-    for _ in 0..1000 {
-        unsafe { std::arch::asm!("rep stosq", inout("rdi") p => _, inout("rcx") 512usize => _, in("rax") 0u64) };
-    }
-    let t2 = now();
-    ((t1 - t0) as f64 / 1000.0, (t2 - t1) as f64 / 1000.0)
-}
-
-fn measure(name: &str, group: &Group, root: &Path, agent: Option<&Agent>) -> Result<()> {
-    let pid = std::process::id().to_string();
-    group.write("cgroup.procs", &pid)?;
-    let mut t = Vec::new();
-    let mut u = Vec::new();
-    let mut s = Vec::new();
-    for _ in 0..10 {
-        let (a, b) = bulk();
-        t.push(a);
-        u.push(b);
-    }
-    for _ in 0..10 {
-        s.push(single().0);
-    }
-    fs::write(root.join("cgroup.procs"), &pid)?;
-    say!("{name}: at {:.3}", now() as f64 / 1e9);
-    say!("  touch {t:.2?}\n  unmap {u:.2?}\n single {s:.2?}");
-    if let Some(agent) = agent {
-        fs::write("/proc/sys/kernel/bpf_stats_enabled", "1")?;
-        for kind in 0..3 {
-            let before = agent.status()?;
-            group.write("cgroup.procs", &pid)?;
-            for _ in 0..4 {
-                match kind {
-                    0 => {}
-                    1 => drop(bulk()),
-                    _ => drop(single()),
-                }
-            }
-            fs::write(root.join("cgroup.procs"), &pid)?;
-            let after = agent.status()?;
-            let (runs, ns) = (after.runs - before.runs, after.run_ns - before.run_ns);
-            say!("  kind {kind}: {runs} runs {ns} ns = {:.2} ns/run", ns as f64 / runs as f64);
-        }
-        fs::write("/proc/sys/kernel/bpf_stats_enabled", "0")?;
-    }
-    Ok(())
-}
-
-fn register(waiter: &Waiter, group: &Group, from: u64, count: u64) -> Result<()> {
-    let control = fs::File::open(group.usage_file())?;
-    let connection: OwnedFd = connect(Path::new(SOCKET))?;
-    for i in from..from + count {
-        let line = format!("{} {} {}", waiter.0.as_raw_fd(), control.as_raw_fd(), (1u64 << 30) + i * 65536);
-        send(connection.as_raw_fd(), line.as_bytes(), MsgFlags::empty())?;
-        let mut answer = [0; 256];
-        let n = recv(connection.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-        ensure!(&answer[..n] == b"0", "{}", String::from_utf8_lossy(&answer[..n]));
-    }
-    Ok(())
-}
-
-pub(crate) fn run(_args: &[String]) -> Result<()> {
-    let root = Hierarchy::find(None)?.root;
-    let a = Group::new("bench")?;
-    let b = a.child("b")?;
-    let c = b.child("c")?;
-    let d = b.child("d")?;
-    let clock = fs::read_to_string("/sys/devices/system/clocksource/clocksource0/current_clocksource").context("clock")?;
-    say!("clock {clock}; stosb {:?}; madvise {:?}", stosb(), bare());
-    measure("warm", &c, &root, None)?;
-    measure("without", &c, &root, None)?;
-    let t = now();
+    say!("measuring page faults in {}", leaf.path.display());
+    let clearing = subject.measure(Work::Clear)?.touch;
+    let mut stages = vec![Stage::measure("without agent", &mut subject, None)?];
     let agent = Agent::start(&[])?;
-    say!("start took {} ms", (now() - t) / 1_000_000);
-    measure("zero", &c, &root, Some(&agent))?;
-    let w = Waiter::new()?;
-    register(&w, &c, 0, 1)?;
-    measure("one", &c, &root, Some(&agent))?;
-    let t = now();
-    register(&w, &c, 1, 9999)?;
-    say!("registering took {} ms", (now() - t) / 1_000_000);
-    measure("10000", &c, &root, Some(&agent))?;
-    drop(w);
-    crate::agent::until("unregistered", || Ok(agent.status()?.registrations == 0))?;
-    measure("zero again", &c, &root, Some(&agent))?;
-    let w = Waiter::new()?;
-    register(&w, &d, 0, 10000)?;
-    measure("sibling", &c, &root, Some(&agent))?;
-    say!("{:?}", agent.status()?);
-    let t = now();
+    let mut with = |name, subject: &mut Subject| -> Result<()> {
+        stages.push(Stage::measure(name, subject, Some(&agent))?);
+        Ok(())
+    };
+    with("no threshold", &mut subject)?;
+    let waiter = Waiter::new()?;
+    register(&waiter, &leaf, 0..1)?;
+    with("1 threshold", &mut subject)?;
+    register(&waiter, &leaf, 1..MANY)?;
+    with("10,000 thresholds", &mut subject)?;
+    drop(waiter);
+    until("the agent has let go of the eventfd", || Ok(agent.status()?.registrations == 0))?;
+    let waiter = Waiter::new()?;
+    register(&waiter, &sibling, 0..MANY)?;
+    with("10,000 on a sibling", &mut subject)?;
+    let status = agent.status()?;
+    ensure!(status.signals == 0, "{} signals, and no threshold was to be crossed", status.signals);
     agent.end(Signal::SIGTERM)?;
-    say!("end took {} ms", (now() - t) / 1_000_000);
-    measure("without", &c, &root, None)?;
+    stages.push(Stage::measure("without agent again", &mut subject, None)?);
+
+    say!("clearing a page counts {clearing:.0} instructions of each fault");
+    for (work, (_, title)) in WORKS.iter().enumerate() {
+        report(title, work, &stages, clearing);
+    }
     Ok(())
+}
+
+impl Stage {
+    fn measure(name: &'static str, subject: &mut Subject, agent: Option<&Agent>) -> Result<Self> {
+        say!("{name}");
+        let mut stage = Self { name, costs: Vec::new(), runs: Vec::new() };
+        for (work, _) in WORKS {
+            stage.costs.push(subject.measure(work)?);
+            if let Some(agent) = agent {
+                stage.runs.push(Runs::count(subject, work, agent)?);
+            }
+        }
+        Ok(stage)
+    }
+}
+
+impl Runs {
+    /// Works once more, while the kernel counts: that costs, too.
+    fn count(subject: &mut Subject, work: Work, agent: &Agent) -> Result<Self> {
+        let switch = "/proc/sys/kernel/bpf_stats_enabled";
+        let write = |text| fs::write(switch, text).with_context(|| format!("cannot write {switch}"));
+        write("1")?;
+        let before = agent.status()?;
+        subject.measure(work)?;
+        let after = agent.status()?;
+        write("0")?;
+        let runs = (after.runs - before.runs) as f64;
+        ensure!(runs > 0.0, "the programs did not run");
+        Ok(Self {
+            per_fault: runs / Subject::faults(),
+            instructions: (after.run_ns - before.run_ns) as f64 / runs,
+        })
+    }
+}
+
+/// Registers one threshold for each number, over one connection.
+fn register(waiter: &Waiter, group: &Group, numbers: std::ops::Range<u64>) -> Result<()> {
+    let control = File::open(group.usage_file()).context("cannot open the control file")?;
+    let connection = connect(Path::new(SOCKET))?;
+    let mut answer = [0; 512];
+    for number in numbers {
+        let threshold = OUT_OF_REACH + number * APART;
+        let line = format!("{} {} {threshold}", waiter.0.as_raw_fd(), control.as_raw_fd());
+        send(connection.as_raw_fd(), line.as_bytes(), MsgFlags::MSG_NOSIGNAL).context("send failed")?;
+        let length = recv(connection.as_raw_fd(), &mut answer, MsgFlags::empty()).context("recv failed")?;
+        let answer = String::from_utf8_lossy(&answer[..length]);
+        ensure!(answer == "0", "the agent refused {line:?}: {answer}");
+    }
+    Ok(())
+}
+
+/// The rows of one work. What a row adds is measured against the mean of the
+/// first and the last stage; the last row shows how far these two lie apart.
+fn report(title: &str, work: usize, stages: &[Stage], clearing: f64) {
+    let sum = |stage: Option<&Stage>| stage.map_or(0.0, |stage| stage.costs[work].sum());
+    let (first, last) = (sum(stages.first()), sum(stages.last()));
+    let mut worst = f64::MIN;
+    for (at, stage) in stages.iter().enumerate() {
+        let cost = stage.costs[work];
+        let mut columns = Vec::new();
+        if cost.unmap > 0.0 {
+            columns.push(("touch", rounded(cost.touch, 2)));
+            columns.push(("unmap", rounded(cost.unmap, 2)));
+        }
+        columns.push(("per fault", rounded(cost.sum(), 2)));
+        if at > 0 {
+            let base = if stage.runs.is_empty() { first } else { f64::midpoint(first, last) };
+            let added = cost.sum() - base;
+            columns.push(("added", rounded(added, 2)));
+            columns.push(("%", rounded(100.0 * added / base, 3)));
+            columns.push(("% but clearing", rounded(100.0 * added / (base - clearing), 3)));
+            if let Some(runs) = stage.runs.get(work) {
+                worst = worst.max(100.0 * added / base);
+                columns.push(("runs per 1000", rounded(1000.0 * runs.per_fault, 1)));
+                columns.push(("per run", rounded(runs.instructions, 1)));
+                columns.push(("all in per run", rounded(added / runs.per_fault, 1)));
+            }
+        }
+        row(&format!("{title}: {}", stage.name), &columns);
+    }
+    let verdict = if worst <= AIM { "within" } else { "above" };
+    say!("{title}: at most {worst:+.3} %, {verdict} the aim of {AIM} %");
+}
+
+fn rounded(value: f64, decimals: i32) -> Value {
+    let unit = 10f64.powi(decimals);
+    Value::from((value * unit).round() / unit)
 }

@@ -107,15 +107,24 @@ fn listen_json() -> Result<()> {
     let up = listener.event()?;
     let name = group.path.to_string_lossy().into_owned();
     ensure!(up.cgroup == name && up.event == "crossed" && up.threshold == Some(5 * MIB), "{up:?}");
-    ensure!(up.direction.as_deref() == Some("up") && up.usage.is_some_and(|usage| usage >= 5 * MIB), "{up:?}");
+    ensure!(
+        up.direction.as_deref() == Some("up") && up.usage.is_some_and(|usage| usage >= 5 * MIB),
+        "{up:?}"
+    );
     ensure!(up.time > 1.0e9, "{up:?}");
     worker.shrink(Kind::Anonymous)?;
     let down = listener.event()?;
-    ensure!(down.direction.as_deref() == Some("down") && down.usage.is_some_and(|usage| usage < 5 * MIB), "{down:?}");
+    ensure!(
+        down.direction.as_deref() == Some("down") && down.usage.is_some_and(|usage| usage < 5 * MIB),
+        "{down:?}"
+    );
     worker.end()?;
     group.remove()?;
     let removed = listener.event()?;
-    ensure!(removed.event == "removed" && removed.cgroup == name && removed.threshold.is_none(), "{removed:?}");
+    ensure!(
+        removed.event == "removed" && removed.cgroup == name && removed.threshold.is_none(),
+        "{removed:?}"
+    );
     ensure!(listener.end()? == 0, "exit code");
     Ok(())
 }
@@ -125,11 +134,15 @@ fn exit_codes() -> Result<()> {
     let path = group.usage_file();
     let path = path.to_string_lossy();
     let run = |arguments: &[&str]| -> Result<(i32, String)> {
-        let output = Command::new(BINARY).args(arguments).stdin(Stdio::null()).output().context("cannot start")?;
+        let output =
+            Command::new(BINARY).args(arguments).stdin(Stdio::null()).output().context("cannot start")?;
         Ok((output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stderr).into_owned()))
     };
     let (code, text) = run(&["listen", &path, "1M"])?;
-    ensure!(code == 1 && text.contains("connect") && text.contains("memcg-monitor agent"), "no agent: {code} {text}");
+    ensure!(
+        code == 1 && text.contains("connect") && text.contains("memcg-monitor agent"),
+        "no agent: {code} {text}"
+    );
 
     let agent = Agent::start(&[])?;
     let (code, _) = run(&["listen", &path, "1M", "--timeout", "0.2"])?;

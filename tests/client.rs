@@ -21,7 +21,9 @@ pub(crate) struct Waiter(pub(crate) EventFd);
 
 impl Waiter {
     pub(crate) fn new() -> Result<Self> {
-        EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC).map(Self).context("eventfd failed")
+        EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
+            .map(Self)
+            .context("eventfd failed")
     }
 
     /// Registered with the agent on `group`.

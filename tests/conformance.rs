@@ -1,1 +1,164 @@
-//! Conformance with the real kernel.
+//! Our signals beside those of the kernel's own `cgroup.event_control` (cgroup
+//! v1), and both beside a trace of the counter.
+
+mod errno;
+mod rig;
+mod semantics;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+
+use crate::group::Group;
+use crate::runner::{On, Test};
+use crate::worker::Kind;
+use rig::{Rig, STEP, Shape};
+
+pub(crate) fn tests() -> Vec<Test> {
+    let mut tests = vec![
+        Test {
+            name: "conformance_ramps",
+            what: "usage goes up and down: each signal of the kernel's is ours too",
+            on: On::Any,
+            run: ramps,
+        },
+        Test {
+            name: "conformance_teeth",
+            what: "usage goes to and fro within a wake-up",
+            on: On::Any,
+            run: teeth,
+        },
+        Test {
+            name: "conformance_deep",
+            what: "thresholds on three levels, two groups and four processes at work below",
+            on: On::Any,
+            run: deep,
+        },
+        Test { name: "conformance_random", what: "a random schedule of all that", on: On::Any, run: random },
+    ];
+    tests.extend(semantics::tests());
+    tests.extend(errno::tests());
+    tests
+}
+
+fn ramps() -> Result<()> {
+    let mut rig = Rig::new(vec![Group::new("ramps")?], &[0])?;
+    rig.watch(0, 3)?;
+    for kind in Kind::ALL {
+        for steps in [1, 2] {
+            rig.leg(&format!("{kind:?} up {steps}"), Shape::Ramp, |workers| {
+                workers[0].grow(kind, steps * STEP)
+            })?;
+        }
+        for _ in 0..2 {
+            rig.leg(&format!("{kind:?} down"), Shape::Ramp, |workers| workers[0].shrink(kind))?;
+        }
+    }
+    rig.report("conformance_ramps")
+}
+
+fn teeth() -> Result<()> {
+    let mut rig = Rig::new(vec![Group::new("teeth")?], &[0, 0, 0])?;
+    rig.watch(0, 3)?;
+    for kind in Kind::ALL {
+        rig.leg(&format!("{kind:?} teeth"), Shape::Teeth, |workers| workers[0].spike(kind, 2 * STEP, 3))?;
+        rig.leg(&format!("{kind:?} burst"), Shape::Burst, |workers| {
+            workers.iter_mut().try_for_each(|worker| worker.begin_spike(kind, STEP, 3))?;
+            workers.iter_mut().try_for_each(crate::worker::Worker::finish)
+        })?;
+    }
+    rig.leg("mixed burst", Shape::Burst, |workers| {
+        for (worker, kind) in workers.iter_mut().zip(Kind::ALL) {
+            worker.begin_spike(kind, STEP, 3)?;
+        }
+        workers.iter_mut().try_for_each(crate::worker::Worker::finish)
+    })?;
+    rig.report("conformance_teeth")
+}
+
+/// Two groups side by side at the bottom of three levels, children first.
+fn tree(name: &str) -> Result<Vec<Group>> {
+    let top = Group::new(name)?;
+    let middle = top.child("middle")?;
+    let leaves = [middle.child("left")?, middle.child("right")?];
+    Ok(leaves.into_iter().chain([middle, top]).collect())
+}
+
+fn deep() -> Result<()> {
+    let mut rig = Rig::new(tree("deep")?, &[0, 0, 1, 1])?;
+    for group in 0..4 {
+        rig.watch(group, 2)?;
+    }
+    rig.leg("left up", Shape::Ramp, |workers| workers[0].grow(Kind::Anonymous, STEP))?;
+    rig.leg("right up", Shape::Ramp, |workers| workers[2].grow(Kind::File, STEP))?;
+    rig.leg("all burst", Shape::Burst, |workers| {
+        for (worker, kind) in workers.iter_mut().zip(Kind::ALL.into_iter().cycle()) {
+            worker.begin_spike(kind, STEP, 3)?;
+        }
+        workers.iter_mut().try_for_each(crate::worker::Worker::finish)
+    })?;
+    rig.leg("left down", Shape::Ramp, |workers| workers[0].shrink(Kind::Anonymous))?;
+    rig.leg("right teeth", Shape::Teeth, |workers| workers[3].spike(Kind::Kernel, STEP, 3))?;
+    rig.leg("right down", Shape::Ramp, |workers| workers[2].shrink(Kind::File))?;
+    rig.report("conformance_deep")
+}
+
+fn random() -> Result<()> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?;
+    let seed = now.as_secs() ^ u64::from(now.subsec_nanos()) << 32 | 1;
+    schedule(seed).with_context(|| format!("seed {seed:#x}"))
+}
+
+fn schedule(seed: u64) -> Result<()> {
+    const LEGS: u32 = 40;
+    const HELD: usize = 3;
+
+    let mut random = Random(seed);
+    let mut rig = Rig::new(tree("random")?, &[0, 0, 1])?;
+    for (group, steps) in [(0, 4), (1, 3), (2, 4), (3, 5)] {
+        rig.watch(group, steps)?;
+    }
+    // What each worker holds, last in first out for each kind.
+    let mut held: Vec<Vec<Kind>> = vec![Vec::new(); rig.workers.len()];
+    for _ in 0..LEGS {
+        let who = random.below(held.len());
+        let kind = Kind::ALL[random.below(Kind::ALL.len())];
+        let steps = 1 + random.below(2) as u64;
+        match random.below(8) {
+            0..3 if held[who].len() < HELD => {
+                held[who].push(kind);
+                let what = format!("worker {who} {kind:?} up {steps}");
+                rig.leg(&what, Shape::Ramp, |workers| workers[who].grow(kind, steps * STEP))?;
+            }
+            0..5 if !held[who].is_empty() => {
+                let kind = held[who].pop().context("checked just now")?;
+                let what = format!("worker {who} {kind:?} down");
+                rig.leg(&what, Shape::Ramp, |workers| workers[who].shrink(kind))?;
+            }
+            0..7 => {
+                let what = format!("worker {who} {kind:?} teeth {steps}");
+                rig.leg(&what, Shape::Teeth, |workers| workers[who].spike(kind, steps * STEP, 2))?;
+            }
+            _ => rig.leg("burst", Shape::Burst, |workers| {
+                for worker in &mut *workers {
+                    worker.begin_spike(Kind::ALL[random.below(Kind::ALL.len())], STEP, 2)?;
+                }
+                workers.iter_mut().try_for_each(crate::worker::Worker::finish)
+            })?,
+        }
+    }
+    rig.report(&format!("conformance_random, seed {seed:#x}"))
+}
+
+/// Marsaglia's xorshift: enough to shuffle legs.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        // The high bits are the better ones, and few enough for any usize.
+        (self.0 >> 40) as usize % limit
+    }
+}

@@ -301,7 +301,8 @@ fn full_tables() -> Result<()> {
         "refusals: {:?}",
         outcomes.iter().map(|(errno, _)| errno).collect::<Vec<_>>()
     );
-    let exhausted = agent.status()?.losses.iter().any(|(name, count)| name == "slots_exhausted" && *count > 0);
+    let exhausted =
+        agent.status()?.losses.iter().any(|(name, count)| name == "slots_exhausted" && *count > 0);
     ensure!(exhausted, "the shortage is not counted");
 
     // Eventfds: those that fit are taken, the next is refused, the first work.

@@ -166,7 +166,14 @@ fn no_descriptors_left() -> Result<()> {
         ensure!(registrations(&agent)? == 200, "200 are registered");
         // Half go with their groups, the rest with their eventfds.
         groups.iter().take(25).try_for_each(Group::remove)?;
-        until("those of removed groups are gone", || Ok(registrations(&agent)? == 100))?;
+        until("those of removed groups are gone", || Ok(registrations(&agent)? == 100)).with_context(
+            || {
+                format!(
+                    "{}",
+                    Agent::log().lines().filter(|l| l.contains("ERROR")).collect::<Vec<_>>().join("|")
+                )
+            },
+        )?;
         drop(waiters);
         until("all are gone", || Ok(registrations(&agent)? == 0))?;
     }
@@ -190,7 +197,8 @@ fn ends_cleanly() -> Result<()> {
         let waiter = Waiter::on(&group, "1M")?;
         let code = agent.end(signal)?;
         ensure!(code == 0, "exit code {code}: {}", Agent::log());
-        let left: Vec<_> = fs::read_dir("/run/memcg-monitor")?.flatten().map(|entry| entry.file_name()).collect();
+        let left: Vec<_> =
+            fs::read_dir("/run/memcg-monitor")?.flatten().map(|entry| entry.file_name()).collect();
         ensure!(left.is_empty(), "left behind: {left:?}");
         hooked(false)?;
         ensure!(waiter.0.as_raw_fd() >= 0, "the client's eventfd is its own");

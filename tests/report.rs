@@ -23,7 +23,6 @@ pub(crate) fn open() {
 
 /// One row of a measurement: the host prints the rows as a table, columns in
 /// the order given.
-#[expect(dead_code, reason = "the benchmark that uses it is not written yet")]
 pub(crate) fn row(name: &str, columns: &[(&str, serde_json::Value)]) {
     let columns: Vec<_> =
         columns.iter().map(|(name, value)| format!("{}:{value}", serde_json::Value::from(*name))).collect();

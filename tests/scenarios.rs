@@ -13,6 +13,7 @@ pub(crate) fn all() -> Vec<Test> {
     tests.extend(crate::hostile::tests());
     tests.extend(crate::loss::tests());
     tests.extend(crate::cli::tests());
+    tests.extend(crate::conformance::tests());
     tests
 }
 

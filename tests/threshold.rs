@@ -55,7 +55,8 @@ fn both_directions() -> Result<()> {
     let group = Group::new("both")?;
     let agent = Agent::start(&[])?;
     let mut worker = Worker::start(&group)?;
-    let waiters = [Waiter::on(&group, "4M")?, Waiter::on(&group, "8388608")?, Waiter::on(&group, "0x1000000")?];
+    let waiters =
+        [Waiter::on(&group, "4M")?, Waiter::on(&group, "8388608")?, Waiter::on(&group, "0x1000000")?];
     agent.settle()?;
     for waiter in &waiters {
         ensure!(waiter.take()? == 0, "signalled at registration");

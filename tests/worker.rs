@@ -161,7 +161,8 @@ fn charge(kind: usize, bytes: u64) -> Result<Held> {
         1 => {
             let name = c"charged";
             // SAFETY: a valid name; returns a new descriptor or -1.
-            let fd = nix::errno::Errno::result(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) })?;
+            let fd =
+                nix::errno::Errno::result(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) })?;
             // SAFETY: the kernel just made it for us.
             let mut file = unsafe { File::from_raw_fd(fd) };
             let block = [1; 65_536];
@@ -177,7 +178,8 @@ fn charge(kind: usize, bytes: u64) -> Result<Held> {
             let mut pipes = Vec::new();
             let mut left = bytes;
             while left > 0 {
-                let (reader, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_NONBLOCK | nix::fcntl::OFlag::O_CLOEXEC)?;
+                let (reader, writer) =
+                    nix::unistd::pipe2(nix::fcntl::OFlag::O_NONBLOCK | nix::fcntl::OFlag::O_CLOEXEC)?;
                 fcntl(&writer, FcntlArg::F_SETPIPE_SZ(1 << 20))?;
                 let block = [1; 65_536];
                 let mut here = left.min(1 << 20);

@@ -192,6 +192,13 @@ pub fn take<W: Word>(slot: &Slot<W>) -> Excursion {
     Excursion { max: slot.max_seen.xchg(0), min: slot.min_seen.xchg(u64::MAX) }
 }
 
+/// Undoes [`take`] when the agent could not go on: to be looked at again.
+pub fn give_back<W: Word>(slot: &Slot<W>, seen: Excursion) {
+    while !raise(&slot.max_seen, seen.max) {}
+    while !lower(&slot.min_seen, seen.min) {}
+    slot.pending.xchg(1);
+}
+
 /// The agent's part, second half. After this the counter must be read again: a
 /// usage outside the band means that a charge still went by the old one.
 pub fn publish<W: Word>(slot: &Slot<W>, band: Band, shift: u32) {

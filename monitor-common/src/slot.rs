@@ -245,8 +245,8 @@ pub struct Scratch<W> {
     pub file: W,
     /// Address of the kernel's eventfd file operations.
     pub eventfd_fops: W,
-    /// Unused.
-    pub reserved: W,
+    /// How the last question was answered: [`Ask::OK`] or why not.
+    pub verdict: W,
 }
 
 const _: () = assert!(size_of::<Scratch<u64>>() == 64);
@@ -276,12 +276,12 @@ impl Ask {
     /// Read the reference count of the `struct file` at `arg1`.
     pub const FILE_REFS: u64 = 3;
 
-    /// `ask` returns this when it has answered.
-    pub const OK: u32 = 0;
+    /// Answered.
+    pub const OK: u64 = 0;
     /// The slot's group is gone.
-    pub const GONE: u32 = 1;
+    pub const GONE: u64 = 1;
     /// Kernel memory could not be read.
-    pub const FAULT: u32 = 2;
+    pub const FAULT: u64 = 2;
 }
 
 /// The agent's side: a typed cell pair for tests and the mapped table.

@@ -9,35 +9,35 @@ use monitor_common::{
 
 use crate::{kernel, maps};
 
-/// Answers `question`.
+/// Answers `question`, through the scratch cell: a raw tracepoint's own return
+/// value goes nowhere.
 #[inline(always)]
-pub fn ask(question: u64, arg1: u64, arg2: u64) -> u32 {
-    let Some(scratch) = maps::scratch() else {
-        return Ask::FAULT;
-    };
-    match question {
+pub fn ask(question: u64, arg1: u64, arg2: u64) {
+    let Some(scratch) = maps::scratch() else { return };
+    let answer = match question {
         Ask::WHO_AM_I => {
             scratch.agent.set(bpf_get_current_pid_tgid());
+            Ok(0)
         }
-        Ask::USAGE => match usage(arg1 as u32, arg2) {
-            Ok(usage) => scratch.value.set(usage),
-            Err(refusal) => return refusal,
-        },
-        Ask::FILE_REFS => match kernel::file_refs_at(arg1) {
-            Some(refs) => scratch.value.set(refs),
-            None => return Ask::FAULT,
-        },
-        _ => return Ask::FAULT,
+        Ask::USAGE => usage(arg1 as u32, arg2),
+        Ask::FILE_REFS => kernel::file_refs_at(arg1).ok_or(Ask::FAULT),
+        _ => Err(Ask::FAULT),
+    };
+    match answer {
+        Ok(value) => {
+            scratch.value.set(value);
+            scratch.verdict.set(Ask::OK);
+        }
+        Err(verdict) => scratch.verdict.set(verdict),
     }
     scratch.answers.set(scratch.answers.get() + 1);
-    Ask::OK
 }
 
 /// Reads the counter behind a slot. The state is looked at before and after:
 /// `freed` marks it before the kernel gives the memory back, so an unchanged
 /// live state vouches for what was read in between.
 #[inline(always)]
-fn usage(index: u32, generation: u64) -> Result<u64, u32> {
+fn usage(index: u32, generation: u64) -> Result<u64, u64> {
     let Some(slot) = maps::slot(index) else {
         return Err(Ask::GONE);
     };

@@ -240,7 +240,7 @@ impl Programs {
 
     /// Shows the programs an eventfd, so that they know one when it is closed;
     /// also proves that attached programs run and answer.
-    fn learn_eventfds(&mut self) -> Result<()> {
+    fn learn_eventfds(&self) -> Result<()> {
         use nix::sys::eventfd::{EfdFlags, EventFd};
         let eventfd =
             EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(|errno| Error::syscall("eventfd2", errno))?;
@@ -279,21 +279,24 @@ impl Programs {
         self.scratch.get(0).ok_or_else(|| Error::Host("the answer cell is not mapped".into()))
     }
 
-    fn ask(&self, question: u64, arg1: u64, arg2: u64) -> Result<u32> {
+    /// Asks one question; the program's verdict.
+    fn ask(&self, question: u64, arg1: u64, arg2: u64) -> Result<u64> {
+        /// Newer kernels skip a run while another is under way on the CPU.
+        const ATTEMPTS: usize = 64;
         let program: &RawTracePoint = self
             .ebpf
             .program("ask")
             .ok_or_else(|| Error::Host("the program `ask` is not loaded".into()))?
             .try_into()
             .map_err(|error: ProgramError| failed("ask", &error))?;
-        let before = self.answer_cell()?.answers.get();
-        for _ in 0..8 {
+        let cell = self.answer_cell()?;
+        let before = cell.answers.get();
+        for _ in 0..ATTEMPTS {
             let mut options = RawTracePointRunOptions::new();
             options.args[..3].copy_from_slice(&[question, arg1, arg2]);
-            let result = program.test_run(options).map_err(|error| failed("BPF_PROG_TEST_RUN", &error))?;
-            // Newer kernels skip a nested run: then no answer has moved.
-            if result.return_value != Ask::OK || self.answer_cell()?.answers.get() != before {
-                return Ok(result.return_value);
+            program.test_run(options).map_err(|error| failed("BPF_PROG_TEST_RUN", &error))?;
+            if cell.answers.get() != before {
+                return Ok(cell.verdict.get());
             }
         }
         Err(Error::Host("the program `ask` does not run (BPF_PROG_TEST_RUN)".into()))
@@ -333,7 +336,7 @@ impl Source for Programs {
         self.slots.get(index as usize)
     }
 
-    fn locate(&mut self, fd: BorrowedFd<'_>) -> Result<Located> {
+    fn locate(&self, fd: BorrowedFd<'_>) -> Result<Located> {
         let cell = self.answer_cell()?;
         cell.slot.store(Roll::SILENT, Ordering::Release);
         let mut text = [0; 32];
@@ -352,7 +355,7 @@ impl Source for Programs {
         })
     }
 
-    fn usage(&mut self, group: GroupId) -> Result<Option<u64>> {
+    fn usage(&self, group: GroupId) -> Result<Option<u64>> {
         match self.ask(Ask::USAGE, u64::from(group.slot), group.generation)? {
             Ask::OK => Ok(Some(self.answer_cell()?.value.load(Ordering::Acquire))),
             Ask::GONE => Ok(None),
@@ -362,7 +365,7 @@ impl Source for Programs {
         }
     }
 
-    fn file_of(&mut self, fd: BorrowedFd<'_>) -> Result<FileId> {
+    fn file_of(&self, fd: BorrowedFd<'_>) -> Result<FileId> {
         let cell = self.answer_cell()?;
         cell.file.store(0, Ordering::Release);
         let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
@@ -375,7 +378,7 @@ impl Source for Programs {
         }
     }
 
-    fn file_refs(&mut self, file: FileId) -> Result<u64> {
+    fn file_refs(&self, file: FileId) -> Result<u64> {
         match self.ask(Ask::FILE_REFS, file.0, 0)? {
             Ask::OK => Ok(self.answer_cell()?.value.load(Ordering::Acquire)),
             code => Err(Error::Host(format!("the references of an eventfd cannot be read (ask: {code})"))),

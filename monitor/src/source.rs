@@ -42,26 +42,26 @@ pub trait Source {
     ///
     /// # Errors
     /// The programs could not be asked.
-    fn locate(&mut self, fd: BorrowedFd<'_>) -> Result<Located>;
+    fn locate(&self, fd: BorrowedFd<'_>) -> Result<Located>;
 
     /// Usage in pages, read from the kernel's own counter *now*; `None` when
     /// the group's counter is gone.
     ///
     /// # Errors
     /// The programs could not be asked.
-    fn usage(&mut self, group: GroupId) -> Result<Option<u64>>;
+    fn usage(&self, group: GroupId) -> Result<Option<u64>>;
 
     /// Which file the eventfd `fd` is.
     ///
     /// # Errors
     /// The programs could not be asked.
-    fn file_of(&mut self, fd: BorrowedFd<'_>) -> Result<FileId>;
+    fn file_of(&self, fd: BorrowedFd<'_>) -> Result<FileId>;
 
     /// References to a file that the caller holds one of.
     ///
     /// # Errors
     /// The programs could not be asked.
-    fn file_refs(&mut self, file: FileId) -> Result<u64>;
+    fn file_refs(&self, file: FileId) -> Result<u64>;
 
     /// From now on, closing a descriptor of `file` rings.
     ///

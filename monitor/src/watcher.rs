@@ -4,7 +4,7 @@
 use std::{collections::HashMap, os::fd::AsFd as _, sync::atomic::Ordering};
 
 use monitor_common::{
-    band::{Band, add, publish, take},
+    band::{Band, add, give_back, publish, take},
     crossing::Direction,
     slot::{State, Tally},
 };
@@ -99,11 +99,6 @@ impl<S: Source> Watcher<S> {
         &self.source
     }
 
-    /// The kernel side.
-    pub const fn source_mut(&mut self) -> &mut S {
-        &mut self.source
-    }
-
     /// Who waits for what.
     pub const fn registry(&self) -> &Registry {
         &self.registry
@@ -189,7 +184,9 @@ impl<S: Source> Watcher<S> {
             let now = match self.source.usage(id) {
                 Ok(usage) => usage,
                 Err(error) => {
+                    // Nothing is lost: the sweep finds it pending.
                     log::error!("{error}");
+                    give_back(slot, seen);
                     return false;
                 }
             };

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::kernels;
+use crate::qemu::Processors;
 use crate::run::booting;
 use crate::vm::{Boot, Hierarchy};
 use crate::workspace::{short, target};
@@ -53,7 +54,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         hierarchy: Hierarchy::V2,
         mode: "bench",
         parameters: format!("guest.args={name}"),
-        deterministic: true,
+        processors: Processors::Counted,
         limit: Duration::from_secs(30 * 60),
     };
     let report = boot.run(&guest, &mut |line| println!("{line}"))?;

@@ -20,11 +20,16 @@ const FATAL: [&str; 7] = [
     "Kernel panic",
     "BUG: soft lockup",
     "BUG: unable to handle",
-    "Oops: ",
+    " [#1]",
     "detected stall",
     "blocked for more than",
     "Unable to mount root fs",
 ];
+
+/// What only an emulated kernel says. The kernel rewrites its code through
+/// breakpoints; QEMU's threads may still run one that is long gone, which on a
+/// real processor cannot be.
+const EMULATOR_FAULT: &str = "int3: 0000 [#1]";
 
 /// A machine to start.
 #[derive(Debug)]
@@ -32,8 +37,16 @@ pub(crate) struct Machine<'a> {
     pub(crate) kernel: &'a Path,
     pub(crate) initramfs: &'a Path,
     pub(crate) parameters: String,
-    /// One CPU and a clock of one nanosecond per instruction: slow, repeatable.
-    pub(crate) deterministic: bool,
+    pub(crate) processors: Processors,
+}
+
+/// How the machine's processors are emulated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Processors {
+    /// Side by side, as real ones; by KVM where `MEMCG_VM_ACCEL=kvm`.
+    Two,
+    /// A single one, with a clock of one nanosecond per instruction.
+    Counted,
 }
 
 /// Which serial line said something.
@@ -59,6 +72,8 @@ pub(crate) enum End {
     PoweredOff,
     /// The kernel wrote one of the fatal marks.
     Fatal(String),
+    /// QEMU, and not the kernel, went wrong.
+    EmulatorFault,
     TooLong(Duration),
     Silent(Duration),
     Failed(ExitStatus),
@@ -87,16 +102,15 @@ pub(crate) fn run(machine: &Machine<'_>, limits: Limits, on_line: &mut dyn FnMut
         match lines.recv_timeout(limits.silence.min(left)) {
             Ok((line, text)) => {
                 on_line(line, &text);
-                if line == Line::Console && FATAL.iter().any(|mark| text.contains(mark)) {
-                    // What follows says where: registers, call trace.
-                    let more = Instant::now() + Duration::from_secs(2);
-                    while let Ok((line, text)) =
-                        lines.recv_timeout(more.saturating_duration_since(Instant::now()))
-                    {
-                        on_line(line, &text);
-                    }
-                    return Ok(End::Fatal(text));
+                let Some(end) = fatal(line, &text) else { continue };
+                // What follows says where: registers, call trace.
+                let more = Instant::now() + Duration::from_secs(2);
+                while let Ok((line, text)) =
+                    lines.recv_timeout(more.saturating_duration_since(Instant::now()))
+                {
+                    on_line(line, &text);
                 }
+                return Ok(end);
             }
             Err(RecvTimeoutError::Timeout) if left.is_zero() || left < limits.silence => {
                 return Ok(End::TooLong(limits.total));
@@ -107,6 +121,14 @@ pub(crate) fn run(machine: &Machine<'_>, limits: Limits, on_line: &mut dyn FnMut
     }
     let status = guard.0.wait().context("cannot wait for QEMU")?;
     Ok(if status.success() { End::PoweredOff } else { End::Failed(status) })
+}
+
+/// The end that a line of the console announces.
+fn fatal(line: Line, text: &str) -> Option<End> {
+    if line != Line::Console || !FATAL.iter().any(|mark| text.contains(mark)) {
+        return None;
+    }
+    Some(if text.contains(EMULATOR_FAULT) { End::EmulatorFault } else { End::Fatal(text.to_owned()) })
 }
 
 /// Runs the machine with its console on this terminal. Ctrl-A X ends QEMU.
@@ -122,14 +144,12 @@ impl Machine<'_> {
         command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
         command.args(["-m", "1G"]);
         let kvm = env::var_os("MEMCG_VM_ACCEL") == Some(OsString::from("kvm"));
-        command.args(if self.deterministic {
-            ["-accel", "tcg,thread=single", "-cpu", "max", "-smp", "1"]
-        } else if kvm {
-            ["-accel", "kvm", "-cpu", "host", "-smp", "2"]
-        } else {
-            ["-accel", "tcg", "-cpu", "max", "-smp", "2"]
+        command.args(match self.processors {
+            Processors::Two if kvm => ["-accel", "kvm", "-cpu", "host", "-smp", "2"],
+            Processors::Two => ["-accel", "tcg", "-cpu", "max", "-smp", "2"],
+            Processors::Counted => ["-accel", "tcg,thread=single", "-cpu", "max", "-smp", "1"],
         });
-        if self.deterministic {
+        if self.processors == Processors::Counted {
             command.args(["-icount", "shift=0,sleep=off"]);
         }
         command.arg("-kernel").arg(self.kernel).arg("-initrd").arg(self.initramfs);
@@ -196,4 +216,21 @@ fn read_lines(line: Line, stream: impl Read + Send + 'static, sender: Sender<(Li
             }
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_of_the_emulator_is_told_from_one_of_the_kernel() {
+        let console = |text| fatal(Line::Console, text);
+        assert_eq!(console("[ 1.8] Oops: int3: 0000 [#1] SMP NOPTI"), Some(End::EmulatorFault));
+        assert_eq!(console("[ 1.8] int3: 0000 [#1] PREEMPT SMP"), Some(End::EmulatorFault));
+        for text in ["[ 1.8] Oops: 0002 [#1] SMP", "Kernel panic - not syncing: x"] {
+            assert_eq!(console(text), Some(End::Fatal(text.to_owned())));
+        }
+        assert_eq!(console("[ 0.0] Linux version 7.2 #1 SMP"), None);
+        assert_eq!(fatal(Line::Report, "a test says Kernel panic"), None);
+    }
 }

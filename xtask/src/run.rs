@@ -7,6 +7,7 @@ use clap::Args;
 
 use crate::kernels::{self, Kernel};
 use crate::process;
+use crate::qemu::Processors;
 use crate::vm::{Boot, Hierarchy};
 use crate::workspace::root;
 use crate::{build, setup};
@@ -42,7 +43,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         hierarchy: arguments.cgroup,
         mode: if arguments.shell { "shell" } else { "demo" },
         parameters: String::new(),
-        deterministic: false,
+        processors: Processors::Two,
         limit: Duration::from_secs(300),
     };
     println!("{}", booting(&kernel, arguments.cgroup));

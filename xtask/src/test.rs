@@ -8,6 +8,7 @@ use clap::Args;
 
 use crate::build::{self, Guest};
 use crate::kernels;
+use crate::qemu::Processors;
 use crate::run::booting;
 use crate::summary::{Outcome, Summary};
 use crate::vm::{Boot, Hierarchy};
@@ -109,7 +110,7 @@ impl Combination<'_> {
             hierarchy: self.hierarchy,
             mode: "test",
             parameters: format!("{}{filtered}", self.parameters),
-            deterministic: false,
+            processors: Processors::Two,
             limit: Duration::from_secs(20 * 60),
         };
         let mut failures = Vec::new();

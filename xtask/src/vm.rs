@@ -13,7 +13,7 @@ use crate::initramfs::Archive;
 use crate::kernels::Kernel;
 use crate::modules;
 use crate::process::{command, output};
-use crate::qemu::{self, End, Limits, Line, Machine};
+use crate::qemu::{self, End, Limits, Line, Machine, Processors};
 use crate::setup;
 use crate::workspace::{short, target};
 
@@ -21,6 +21,9 @@ use crate::workspace::{short, target};
 const SAID: &str = "memcg-guest: ";
 /// Opens each line of the guest that is data.
 const DATA: &str = "memcg-guest-json: ";
+
+/// How often to boot where QEMU itself goes wrong.
+const TRIES: u32 = 3;
 
 /// Modules that the guest needs where the kernel has them not built in.
 const MODULES: [&str; 3] = ["fuse", "lzo-rle", "zram"];
@@ -57,11 +60,11 @@ pub(crate) struct Boot<'a> {
     pub(crate) mode: &'static str,
     /// More kernel parameters.
     pub(crate) parameters: String,
-    pub(crate) deterministic: bool,
+    pub(crate) processors: Processors,
     pub(crate) limit: Duration,
 }
 
-/// What a guest said, and how it ended.
+/// The verdict of a guest that ended well.
 #[derive(Debug)]
 pub(crate) struct Report {
     pub(crate) passed: usize,
@@ -70,19 +73,56 @@ pub(crate) struct Report {
     pub(crate) data: Vec<String>,
 }
 
+/// What came out of one boot.
+#[derive(Debug)]
+struct Heard {
+    end: End,
+    verdicts: Vec<String>,
+    data: Vec<String>,
+    /// The console's last line.
+    last: String,
+}
+
 impl Boot<'_> {
     /// Boots, calls `say` with each line of the guest as it comes, and returns
     /// its verdict. A guest that ends in any other way is an error.
     pub(crate) fn run(&self, guest: &Guest, say: &mut dyn FnMut(&str)) -> Result<Report> {
         let initramfs = self.pack(guest)?;
-        let log_path = self.file("log");
-        let mut log =
-            File::create(&log_path).with_context(|| format!("cannot create {}", log_path.display()))?;
+        let mut heard = self.hear(&initramfs, say)?;
+        for _ in 1..TRIES {
+            if heard.end == End::EmulatorFault {
+                println!("QEMU ran code that the kernel had replaced; booting again");
+                heard = self.hear(&initramfs, say)?;
+            }
+        }
+        let log = short(&self.file("log"));
+        match heard.end {
+            End::PoweredOff => {}
+            End::Fatal(mark) => bail!("the kernel failed (see {log}): {mark}"),
+            End::EmulatorFault => bail!("QEMU ran replaced code {TRIES} times (see {log})"),
+            End::TooLong(limit) => bail!("not done after {} s (see {log})", limit.as_secs()),
+            End::Silent(limit) => bail!("not a word for {} s (see {log})", limit.as_secs()),
+            End::Failed(status) => bail!("QEMU failed ({status}; see {log}): {}", heard.last),
+        }
+        let [verdict] = heard.verdicts.as_slice() else {
+            bail!("{} verdicts instead of one (see {log})", heard.verdicts.len());
+        };
+        let (passed, failed) = parse_verdict(verdict)
+            .with_context(|| format!("cannot read the verdict `{verdict}` (see {log})"))?;
+        Ok(Report { passed, failed, data: heard.data })
+    }
+
+    /// Boots once, logging all and sorting the guest's lines.
+    fn hear(&self, initramfs: &Path, say: &mut dyn FnMut(&str)) -> Result<Heard> {
+        let path = self.file("log");
+        let mut log = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
         let mut verdicts = Vec::new();
         let mut data = Vec::new();
         let mut last = String::new();
-        let limits = Limits { total: self.limit, silence: self.limit.min(Duration::from_secs(200)) };
-        let end = qemu::run(&self.machine(&initramfs), limits, &mut |line, text| {
+        let silence = self.limit.min(Duration::from_secs(200));
+        let limits = Limits { total: self.limit, silence };
+        let machine = self.machine(initramfs);
+        let end = qemu::run(&machine, limits, &mut |line, text| {
             // A full disk must not stop the VM; the log is for people.
             let _ = writeln!(log, "{}{text}", if line == Line::Report { "> " } else { "" });
             if line == Line::Console {
@@ -96,20 +136,7 @@ impl Boot<'_> {
                 }
             }
         })?;
-        let log = short(&log_path);
-        match end {
-            End::PoweredOff => {}
-            End::Fatal(mark) => bail!("the kernel failed: {mark} (all of it in {log})"),
-            End::TooLong(limit) => bail!("not done after {} s (see {log})", limit.as_secs()),
-            End::Silent(limit) => bail!("not a word for {} s (see {log})", limit.as_secs()),
-            End::Failed(status) => bail!("QEMU failed ({status}): {last} (see {log})"),
-        }
-        let [verdict] = verdicts.as_slice() else {
-            bail!("{} verdicts instead of one (see {log})", verdicts.len());
-        };
-        let (passed, failed) = parse_verdict(verdict)
-            .with_context(|| format!("cannot read the verdict `{verdict}` (see {log})"))?;
-        Ok(Report { passed, failed, data })
+        Ok(Heard { end, verdicts, data, last })
     }
 
     /// Boots with the console on this terminal.
@@ -129,11 +156,14 @@ impl Boot<'_> {
             // An emulated CPU on a busy host is slow, not stuck.
             "watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=120",
             "random.trust_cpu=on",
+            // The guest brings up the others. While the kernel boots it rewrites its
+            // hottest code, and QEMU's processors may run what was there before.
+            "maxcpus=1",
         ];
         if self.mode == "shell" {
             parameters.push("quiet");
         }
-        if self.deterministic {
+        if self.processors == Processors::Counted {
             parameters.push("nokaslr norandmaps");
         }
         let guest = format!("guest.mode={} guest.cgroup={}", self.mode, self.hierarchy.name());
@@ -142,7 +172,7 @@ impl Boot<'_> {
             kernel: &self.kernel.image,
             initramfs,
             parameters: parameters.join(" "),
-            deterministic: self.deterministic,
+            processors: self.processors,
         }
     }
 

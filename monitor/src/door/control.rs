@@ -191,7 +191,7 @@ fn list(watcher: &Shared, hierarchy: &Hierarchy) -> Vec<GroupRow> {
             watcher.look(index);
         }
         let group = GroupId { slot: index, generation: state.generation() };
-        let Ok(Some(usage)) = watcher.source_mut().usage(group) else {
+        let Ok(Some(usage)) = watcher.source().usage(group) else {
             continue;
         };
         let Some(slot) = watcher.source().slot(index) else {

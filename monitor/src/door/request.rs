@@ -169,7 +169,7 @@ fn control_group<S: Source>(
         Mode::empty(),
     )
     .map_err(|_| invalid(format!("{which}: the group is gone")))?;
-    match watcher.source_mut().locate(readable.as_fd()) {
+    match watcher.source().locate(readable.as_fd()) {
         Ok(Located::Group(id)) => Ok(id),
         Ok(Located::Root) => Err(invalid(format!("{which}: the root group's usage is not watched"))),
         Ok(Located::TableFull) => Err(Refusal::new(

@@ -78,6 +78,10 @@ impl Listener {
         chown(path, None, access.group).map_err(|errno| failed("chown", errno))?;
         fs::set_permissions(path, fs::Permissions::from_mode(access.mode))
             .map_err(|error| Error::file("chmod", path, error))?;
+        // On the listener, so that accepted sockets have it from the start: a
+        // packet sent before it is set would not say who sent it.
+        setsockopt(bound.fd.get_ref(), PassCred, &true)
+            .map_err(|errno| failed("setsockopt SO_PASSCRED", errno))?;
         listen(bound.fd.get_ref(), Backlog::MAXALLOWABLE).map_err(|errno| failed("listen", errno))?;
         Ok(bound)
     }
@@ -96,7 +100,6 @@ impl Listener {
             .await?;
         // SAFETY: accept4 just made this descriptor for us.
         let fd = unsafe { OwnedFd::from_raw_fd(raw) };
-        setsockopt(&fd, PassCred, &true)?;
         Ok(Connection { fd: wait_on(fd)? })
     }
 }
