@@ -26,7 +26,6 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Agent {
     child: Child,
-    pub(crate) socket: PathBuf,
     control: PathBuf,
 }
 
@@ -43,7 +42,7 @@ impl Agent {
         // SAFETY: prctl is async-signal-safe and touches only the child.
         unsafe { command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?)) };
         let child = command.spawn().with_context(|| format!("cannot start {BINARY}"))?;
-        let mut agent = Self { child, socket: client::SOCKET.into(), control: client::CONTROL_SOCKET.into() };
+        let mut agent = Self { child, control: client::CONTROL_SOCKET.into() };
         let deadline = Instant::now() + PATIENCE;
         while !manager.heard("READY=1")? {
             if let Some(status) = agent.child.try_wait().context("cannot wait for the agent")? {

@@ -34,10 +34,8 @@ const MANY: u64 = 10_000;
 /// What the project aims at, in percent.
 const AIM: f64 = 0.5;
 
-const WORKS: [(Work, &str); 2] = [
-    (Work::Batch, "8192 pages touched, then unmapped"),
-    (Work::Single, "one page touched and given back, 8192 times"),
-];
+const WORKS: [(Work, &str); 2] =
+    [(Work::Batch, "1 MiB touched, unmapped"), (Work::Single, "1 page touched, given back")];
 
 pub(crate) fn run(args: &[String]) -> Result<()> {
     match args {

@@ -95,17 +95,15 @@ impl Change {
         Self { lo: before, hi: before, change, refused: false, certain: true }
     }
 
-    /// How often this change may have crossed `threshold`.
-    pub(crate) fn crossings(&self, threshold: i64) -> u64 {
+    /// Whether this change may have crossed `threshold`.
+    fn may_cross(&self, threshold: i64) -> bool {
         // Exactly these values lie on the other side than what follows them.
         let (first, last) = if self.change > 0 {
             (threshold - self.change, threshold - 1)
         } else {
             (threshold, threshold - 1 - self.change)
         };
-        let possible = self.lo.max(first) <= self.hi.min(last);
-        // A refused charge is taken back: there and back again.
-        u64::from(possible) << u64::from(self.refused)
+        self.lo.max(first) <= self.hi.min(last)
     }
 
     /// The value that it left, when nothing else ran beside it.
@@ -119,6 +117,18 @@ impl Change {
         self.hi += by;
         self.certain = false;
     }
+}
+
+/// How often these changes of a counter may have crossed `threshold`.
+pub(crate) fn most_crossings(changes: &[Change], threshold: i64) -> u64 {
+    let (mut up, mut down) = (0, 0);
+    for change in changes.iter().filter(|change| change.may_cross(threshold)) {
+        // A refused charge is taken back: there and back again.
+        up += u64::from(change.refused || change.change > 0);
+        down += u64::from(change.refused || change.change < 0);
+    }
+    // One direction follows the other.
+    (up + down).min(2 * up.min(down) + 1)
 }
 
 impl Leg {
@@ -184,13 +194,6 @@ impl Trace {
         let counter = Counter(css + self.memory_offset);
         self.ledgers.insert(counter, Ledger::default());
         Ok(counter)
-    }
-
-    /// Keeps the calls on these counters only: the same functions also count
-    /// swap and kernel memory.
-    pub(crate) fn only(&mut self, counters: &[Counter]) -> Result<()> {
-        self.read()?;
-        probes::filter(counters.iter().map(|counter| counter.0))
     }
 
     /// The calls since the last leg; those that still run also belong to the next.

@@ -63,10 +63,6 @@ impl Worker {
         }
     }
 
-    pub(crate) fn pid(&self) -> Pid {
-        self.pid
-    }
-
     /// Charges this many bytes more; returns when they are charged.
     pub(crate) fn grow(&mut self, kind: Kind, bytes: u64) -> Result<()> {
         self.order(GROW | kind as u8, bytes)

@@ -5,7 +5,10 @@ use std::{
     collections::VecDeque,
     fs::{self, File},
     io::{Read as _, Write as _},
-    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+        unix::fs::MetadataExt as _,
+    },
     path::{Path, PathBuf},
     rc::Rc,
     time::Duration,
@@ -65,30 +68,35 @@ impl Lock {
         let mut name = socket.as_os_str().to_owned();
         name.push(".lock");
         let path = PathBuf::from(name);
-        let file = File::options()
-            .create(true)
-            .read(true)
-            .write(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(|error| Error::file("open", &path, error))?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(mut file) => {
+        loop {
+            let file = File::options()
+                .create(true)
+                .read(true)
+                .write(true)
+                .truncate(false)
+                .open(&path)
+                .map_err(|error| Error::file("open", &path, error))?;
+            let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(file) => file,
+                Err((mut file, Errno::EWOULDBLOCK)) => {
+                    let mut holder = String::new();
+                    let _ = file.read_to_string(&mut holder);
+                    return Err(Error::Busy(format!(
+                        "another agent (process {}) serves {}; stop it, or give this one other sockets",
+                        holder.trim(),
+                        socket.display()
+                    )));
+                }
+                Err((_, errno)) => return Err(Error::syscall(format!("flock {}", path.display()), errno)),
+            };
+            // An agent that ends removes the file: a lock on that one is no lock.
+            let ours = file.metadata().map_err(|error| Error::file("stat", &path, error))?.ino();
+            if fs::metadata(&path).is_ok_and(|found| found.ino() == ours) {
                 file.set_len(0)
                     .and_then(|()| writeln!(file, "{}", std::process::id()))
                     .map_err(|error| Error::file("write", &path, error))?;
-                Ok(Self { _file: file, path })
+                return Ok(Self { _file: file, path });
             }
-            Err((mut file, Errno::EWOULDBLOCK)) => {
-                let mut holder = String::new();
-                let _ = file.read_to_string(&mut holder);
-                Err(Error::Busy(format!(
-                    "another agent (process {}) serves {}; stop it, or give this one other sockets",
-                    holder.trim(),
-                    socket.display()
-                )))
-            }
-            Err((_, errno)) => Err(Error::syscall(format!("flock {}", path.display()), errno)),
         }
     }
 }

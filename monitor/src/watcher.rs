@@ -362,3 +362,6 @@ impl<S: Source> Watcher<S> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

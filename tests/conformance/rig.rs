@@ -8,7 +8,7 @@ use crate::agent::Agent;
 use crate::client::{Waiter, page};
 use crate::group::Group;
 use crate::report::say;
-use crate::trace::{Counter, Trace};
+use crate::trace::{Change, Counter, Trace, most_crossings};
 use crate::worker::{Kind, Worker};
 
 /// In legs, usage moves by multiples of this many bytes.
@@ -76,7 +76,6 @@ impl Rig {
         let agent = Agent::start(&[])?;
         let mut trace = Trace::start()?;
         let counters = groups.iter().map(|group| trace.counter_of(group)).collect::<Result<Vec<_>>>()?;
-        trace.only(&counters)?;
         let workers = homes.iter().map(|home| Worker::start(&groups[*home])).collect::<Result<_>>()?;
         let mut rig = Self { workers, watches: Vec::new(), counters, trace, agent, legs: 0, near: 0, groups };
         // A process charges its own first pages and tables only now.
@@ -135,10 +134,10 @@ impl Rig {
         for (watch, mut count) in self.watches.iter_mut().zip(counts) {
             let threshold = watch.threshold.cast_signed();
             let changes = &changes[watch.group];
-            count.trace = changes.iter().map(|change| change.crossings(threshold)).sum();
+            count.trace = most_crossings(changes, threshold);
             // On the other side than where the leg began, beyond all doubt.
             let crossed = watch.above.is_some_and(|above| {
-                changes.iter().filter_map(crate::trace::Change::left).any(|left| (left >= threshold) != above)
+                changes.iter().filter_map(Change::left).any(|left| (left >= threshold) != above)
             });
             let usage = usages[watch.group];
             let before = watch.above;

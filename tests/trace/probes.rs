@@ -48,6 +48,7 @@ impl Probes {
         probe(&format!("p:{GROUP}/usage_read {read} css=$arg1:x64"))?;
 
         fs::create_dir(FOLDER).with_context(|| format!("cannot make {FOLDER}"))?;
+        // No filter: with one, the kernel would fetch first and count later.
         // A count, not a time: one order for all processors.
         set("trace_clock", "counter")?;
         set("buffer_size_kb", "8192")?;
@@ -67,14 +68,6 @@ pub(super) fn pipe() -> Result<File> {
     let path = format!("{FOLDER}/trace_pipe");
     let pipe = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path);
     pipe.with_context(|| format!("cannot open {path}"))
-}
-
-/// From now on, only calls that begin at one of these counters.
-pub(super) fn filter(counters: impl Iterator<Item = u64>) -> Result<()> {
-    let terms: Vec<_> = counters.map(|counter| format!("c0=={counter:#x}")).collect();
-    CHANGES
-        .into_iter()
-        .try_for_each(|(function, _)| set(&format!("events/{GROUP}/{function}/filter"), &terms.join("||")))
 }
 
 /// What to fetch of a counter and those above it.
