@@ -5,16 +5,12 @@ use std::{
     collections::VecDeque,
     fs::{self, File},
     io::{Read as _, Write as _},
-    os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
-        unix::fs::MetadataExt as _,
-    },
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     rc::Rc,
     time::Duration,
 };
 
-use aya::maps::{MapData, RingBuf};
 use monitor_common::slot::Doorbell;
 use nix::{
     errno::Errno,
@@ -31,7 +27,7 @@ use crate::{
     },
     error::{Error, Result},
     kernel::Facts,
-    programs::{Programs, Sizes, next_doorbell},
+    programs::{Doorbells, Programs, Sizes},
     ready::wait_on,
     source::FileId,
     watcher::Watcher,
@@ -147,21 +143,6 @@ pub async fn run(
     outcome
 }
 
-/// The ring buffer as something to wait on.
-struct Ring(RingBuf<MapData>);
-
-impl AsRawFd for Ring {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
-}
-
-impl AsFd for Ring {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
-    }
-}
-
 /// Work that a doorbell left for a little later.
 #[derive(Default)]
 struct Later {
@@ -177,11 +158,11 @@ struct Later {
 const ASK_AGAIN: u32 = 5;
 
 async fn answer_doorbells(
-    ring: RingBuf<MapData>,
+    ring: Doorbells,
     watcher: &Rc<RefCell<Watcher<Programs>>>,
     sweep: Duration,
 ) -> Result<()> {
-    let mut ring = wait_on(Ring(ring)).map_err(|error| Error::file("epoll", "the ring buffer", error))?;
+    let mut ring = wait_on(ring).map_err(|error| Error::file("epoll", "the ring buffer", error))?;
     let mut later = Later::default();
     let mut ticks = tokio::time::interval_at(Instant::now() + sweep, sweep);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -193,7 +174,7 @@ async fn answer_doorbells(
                 // Cleared first: a doorbell that rings from here on wakes anew.
                 ready.clear_ready();
                 let watcher = &mut watcher.borrow_mut();
-                while let Some(doorbell) = next_doorbell(&mut ready.get_inner_mut().0) {
+                while let Some(doorbell) = ready.get_inner_mut().next() {
                     answer(watcher, doorbell, &mut later);
                 }
                 if watcher.lost_doorbells() {

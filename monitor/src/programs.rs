@@ -1,16 +1,20 @@
-//! The programs in the kernel: load, attach, ask. The only file that names aya.
+//! The programs in the kernel: load, attach, ask. Nothing else names aya.
+
+mod load;
+
+pub use load::{Trial, try_all};
 
 use std::{
     collections::HashMap as StdHashMap,
     fmt, fs,
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     sync::atomic::{AtomicU64, Ordering},
 };
 
 use aya::{
-    Btf, Ebpf, EbpfLoader,
+    Btf, Ebpf,
     maps::{HashMap, MapData, RingBuf, Stack},
-    programs::{FEntry, FExit, ProgramError, RawTracePoint, RawTracePointRunOptions, TestRun as _},
+    programs::{ProgramError, RawTracePoint, RawTracePointRunOptions, TestRun as _},
 };
 use monitor_common::{
     slot::{Ask, Doorbell, Roll, Tally},
@@ -20,13 +24,11 @@ use nix::sys::uio::pread;
 
 use crate::{
     error::{Error, Result},
-    kernel::{Facts, HOOKS, Hook, Kind, Plan},
-    ready::wait_on,
+    kernel::{Facts, HOOKS},
+    programs::load::{attach_hook, failed, follow_log, load_ask, load_hook, load_object, steps},
     source::{FileId, GroupId, Located, Source},
     table::{SharedScratch, SharedSlot, Table},
 };
-
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/memcg-monitor-ebpf.o"));
 
 /// Sizes chosen at start.
 #[derive(Clone, Copy, Debug)]
@@ -64,114 +66,13 @@ impl fmt::Debug for Programs {
     }
 }
 
-/// What one hook came to, for `check`.
-#[derive(Debug)]
-pub struct Trial {
-    /// Which.
-    pub hook: Hook,
-    /// Whether it loads; the error otherwise.
-    pub outcome: std::result::Result<(), String>,
-}
-
-fn failed(what: &str, why: &(dyn std::error::Error + 'static)) -> Error {
-    let mut text = why.to_string();
-    let mut source = why.source();
-    let mut denied = false;
-    while let Some(cause) = source {
-        if let Some(io) = cause.downcast_ref::<std::io::Error>() {
-            denied |= io.raw_os_error() == Some(libc::EPERM);
-        }
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    denied |= text.contains("Operation not permitted");
-    let hint = if denied {
-        " (the kernel refuses tracing programs: run as root or with CAP_BPF, CAP_PERFMON and CAP_SYS_RESOURCE; in a virtual machine or under lockdown the host may forbid them for good)"
-    } else {
-        ""
-    };
-    Error::Programs { what: format!("{what}{hint}"), why: text }
-}
-
-fn load_object(facts: &Facts, sizes: Sizes) -> Result<(Plan, Ebpf)> {
-    let plan = Plan::decide(facts)?;
-    let mut loader = EbpfLoader::new();
-    for (name, value) in &plan.offsets {
-        loader.override_global(name, value, true);
-    }
-    loader.override_global("BAND_SHIFT", &plan.band_shift, true);
-    loader
-        .map_max_entries("SLOTS", sizes.groups)
-        .map_max_entries("COUNTERS", sizes.groups)
-        .map_max_entries("FREE", sizes.groups)
-        .map_max_entries("FILES", sizes.eventfds)
-        .map_max_entries("DOORBELLS", sizes.ring);
-    let ebpf = loader.load(OBJECT).map_err(|error| failed("cannot create the maps (bpf)", &error))?;
-    Ok((plan, ebpf))
-}
-
-fn load_hook(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> std::result::Result<(), ProgramError> {
-    let Some(program) = ebpf.program_mut(hook.program) else {
-        return Err(ProgramError::NotLoaded);
-    };
-    match hook.kind {
-        Kind::Entry => TryInto::<&mut FEntry>::try_into(program)?.load(hook.function, btf),
-        Kind::Exit => TryInto::<&mut FExit>::try_into(program)?.load(hook.function, btf),
-    }
-}
-
-/// What the verifier went through to accept a program (5.16 and newer).
-fn steps(ebpf: &Ebpf, hook: &Hook) -> u32 {
-    let info = ebpf.program(hook.program).and_then(|program| program.info().ok());
-    info.and_then(|info| info.verified_instruction_count()).unwrap_or(0)
-}
-
-fn attach_hook(ebpf: &mut Ebpf, hook: &Hook) -> std::result::Result<(), ProgramError> {
-    let Some(program) = ebpf.program_mut(hook.program) else {
-        return Err(ProgramError::NotLoaded);
-    };
-    match hook.kind {
-        Kind::Entry => TryInto::<&mut FEntry>::try_into(program)?.attach().map(|_| ()),
-        Kind::Exit => TryInto::<&mut FExit>::try_into(program)?.attach().map(|_| ()),
-    }
-}
-
-fn load_ask(ebpf: &mut Ebpf) -> Result<()> {
-    let step = "cannot load the program `ask` (bpf BPF_PROG_LOAD)";
-    let program: &mut RawTracePoint = ebpf
-        .program_mut("ask")
-        .ok_or_else(|| Error::Host("the object has no program `ask`".into()))?
-        .try_into()
-        .map_err(|error: ProgramError| failed(step, &error))?;
-    program.load().map_err(|error| failed(step, &error))
-}
-
-/// Loads every hook that the kernel has, one by one, attaching none.
-///
-/// # Errors
-/// Not even the maps could be made.
-pub fn try_all(facts: &Facts) -> Result<Vec<Trial>> {
-    let (plan, mut ebpf) = load_object(facts, Sizes { groups: 64, eventfds: 64, ring: 4096 })?;
-    let btf = Btf::from_sys_fs().map_err(|error| failed("cannot read the kernel's BTF", &error))?;
-    load_ask(&mut ebpf)?;
-    let used = HOOKS.iter().filter(|hook| plan.hooks.contains(&hook.program));
-    Ok(used
-        .map(|hook| Trial {
-            hook: *hook,
-            outcome: load_hook(&mut ebpf, hook, &btf)
-                .map_err(|error| failed(hook.function, &error).to_string()),
-        })
-        .collect())
-}
-
 impl Programs {
     /// Loads and attaches everything. When this returns, every change of every
     /// counter is seen; groups that existed before still have to be called.
     ///
     /// # Errors
     /// Says what the host lacks and what to do.
-    pub fn start(facts: &Facts, sizes: Sizes) -> Result<(Self, RingBuf<MapData>)> {
+    pub fn start(facts: &Facts, sizes: Sizes) -> Result<(Self, Doorbells)> {
         let (plan, mut ebpf) = load_object(facts, sizes)?;
         if let Err(error) = aya_log::EbpfLogger::init(&mut ebpf).map(follow_log) {
             log::debug!("no log from the programs: {error}");
@@ -235,7 +136,7 @@ impl Programs {
             .filter(|hook| hook.function.starts_with("page_counter_"))
             .filter_map(|hook| Some(programs.ebpf.program(hook.program)?.fd().ok()?.as_fd().as_raw_fd()))
             .collect();
-        Ok((programs, ring))
+        Ok((programs, Doorbells(ring)))
     }
 
     /// Shows the programs an eventfd, so that they know one when it is closed;
@@ -301,22 +202,6 @@ impl Programs {
         }
         Err(Error::Host("the program `ask` does not run (BPF_PROG_TEST_RUN)".into()))
     }
-}
-
-/// The programs' own log lines, to the agent's log.
-fn follow_log(logger: aya_log::EbpfLogger<&'static dyn log::Log>) {
-    if tokio::runtime::Handle::try_current().is_err() {
-        return;
-    }
-    let Ok(mut logger) = wait_on(logger) else {
-        return;
-    };
-    tokio::task::spawn_local(async move {
-        while let Ok(mut ready) = logger.readable_mut().await {
-            ready.get_inner_mut().flush();
-            ready.clear_ready();
-        }
-    });
 }
 
 fn array_fd(map: &aya::maps::Map) -> Result<BorrowedFd<'_>> {
@@ -415,12 +300,36 @@ impl Source for Programs {
     }
 }
 
-/// The next doorbell in the ring, if any.
-pub fn next_doorbell(ring: &mut RingBuf<MapData>) -> Option<Doorbell> {
-    loop {
-        match Doorbell::from_bytes(&ring.next()?) {
-            Some(doorbell) => return Some(doorbell),
-            None => log::error!("a record in the ring is too short"),
+/// The ring buffer: something to wait on, and to take doorbells from.
+pub struct Doorbells(RingBuf<MapData>);
+
+impl fmt::Debug for Doorbells {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Doorbells").field(&self.0.as_raw_fd()).finish()
+    }
+}
+
+impl Iterator for Doorbells {
+    type Item = Doorbell;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            match Doorbell::from_bytes(&self.0.next()?) {
+                Some(doorbell) => return Some(doorbell),
+                None => log::error!("a record in the ring is too short"),
+            }
         }
+    }
+}
+
+impl AsRawFd for Doorbells {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl AsFd for Doorbells {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }

@@ -1,0 +1,133 @@
+//! Getting the programs into the kernel: the object with this kernel's offsets
+//! filled in, each program past the verifier, each in its place.
+
+use aya::{
+    Btf, Ebpf, EbpfLoader,
+    programs::{FEntry, FExit, ProgramError, RawTracePoint},
+};
+
+use crate::{
+    error::{Error, Result},
+    kernel::{Facts, HOOKS, Hook, Kind, Plan},
+    programs::Sizes,
+    ready::wait_on,
+};
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/memcg-monitor-ebpf.o"));
+
+/// What one hook came to, for `check`.
+#[derive(Debug)]
+pub struct Trial {
+    /// Which.
+    pub hook: Hook,
+    /// Whether it loads; the error otherwise.
+    pub outcome: std::result::Result<(), String>,
+}
+
+pub(super) fn failed(what: &str, why: &(dyn std::error::Error + 'static)) -> Error {
+    let mut text = why.to_string();
+    let mut source = why.source();
+    let mut denied = false;
+    while let Some(cause) = source {
+        if let Some(io) = cause.downcast_ref::<std::io::Error>() {
+            denied |= io.raw_os_error() == Some(libc::EPERM);
+        }
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    denied |= text.contains("Operation not permitted");
+    let hint = if denied {
+        " (the kernel refuses tracing programs: run as root or with CAP_BPF, CAP_PERFMON and CAP_SYS_RESOURCE; in a virtual machine or under lockdown the host may forbid them for good)"
+    } else {
+        ""
+    };
+    Error::Programs { what: format!("{what}{hint}"), why: text }
+}
+
+pub(super) fn load_object(facts: &Facts, sizes: Sizes) -> Result<(Plan, Ebpf)> {
+    let plan = Plan::decide(facts)?;
+    let mut loader = EbpfLoader::new();
+    for (name, value) in &plan.offsets {
+        loader.override_global(name, value, true);
+    }
+    loader.override_global("BAND_SHIFT", &plan.band_shift, true);
+    loader
+        .map_max_entries("SLOTS", sizes.groups)
+        .map_max_entries("COUNTERS", sizes.groups)
+        .map_max_entries("FREE", sizes.groups)
+        .map_max_entries("FILES", sizes.eventfds)
+        .map_max_entries("DOORBELLS", sizes.ring);
+    let ebpf = loader.load(OBJECT).map_err(|error| failed("cannot create the maps (bpf)", &error))?;
+    Ok((plan, ebpf))
+}
+
+pub(super) fn load_hook(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> std::result::Result<(), ProgramError> {
+    let Some(program) = ebpf.program_mut(hook.program) else {
+        return Err(ProgramError::NotLoaded);
+    };
+    match hook.kind {
+        Kind::Entry => TryInto::<&mut FEntry>::try_into(program)?.load(hook.function, btf),
+        Kind::Exit => TryInto::<&mut FExit>::try_into(program)?.load(hook.function, btf),
+    }
+}
+
+/// What the verifier went through to accept a program (5.16 and newer).
+pub(super) fn steps(ebpf: &Ebpf, hook: &Hook) -> u32 {
+    let info = ebpf.program(hook.program).and_then(|program| program.info().ok());
+    info.and_then(|info| info.verified_instruction_count()).unwrap_or(0)
+}
+
+pub(super) fn attach_hook(ebpf: &mut Ebpf, hook: &Hook) -> std::result::Result<(), ProgramError> {
+    let Some(program) = ebpf.program_mut(hook.program) else {
+        return Err(ProgramError::NotLoaded);
+    };
+    match hook.kind {
+        Kind::Entry => TryInto::<&mut FEntry>::try_into(program)?.attach().map(|_| ()),
+        Kind::Exit => TryInto::<&mut FExit>::try_into(program)?.attach().map(|_| ()),
+    }
+}
+
+pub(super) fn load_ask(ebpf: &mut Ebpf) -> Result<()> {
+    let step = "cannot load the program `ask` (bpf BPF_PROG_LOAD)";
+    let program: &mut RawTracePoint = ebpf
+        .program_mut("ask")
+        .ok_or_else(|| Error::Host("the object has no program `ask`".into()))?
+        .try_into()
+        .map_err(|error: ProgramError| failed(step, &error))?;
+    program.load().map_err(|error| failed(step, &error))
+}
+
+/// Loads every hook that the kernel has, one by one, attaching none.
+///
+/// # Errors
+/// Not even the maps could be made.
+pub fn try_all(facts: &Facts) -> Result<Vec<Trial>> {
+    let (plan, mut ebpf) = load_object(facts, Sizes { groups: 64, eventfds: 64, ring: 4096 })?;
+    let btf = Btf::from_sys_fs().map_err(|error| failed("cannot read the kernel's BTF", &error))?;
+    load_ask(&mut ebpf)?;
+    let used = HOOKS.iter().filter(|hook| plan.hooks.contains(&hook.program));
+    Ok(used
+        .map(|hook| Trial {
+            hook: *hook,
+            outcome: load_hook(&mut ebpf, hook, &btf)
+                .map_err(|error| failed(hook.function, &error).to_string()),
+        })
+        .collect())
+}
+
+/// The programs' own log lines, to the agent's log.
+pub(super) fn follow_log(logger: aya_log::EbpfLogger<&'static dyn log::Log>) {
+    if tokio::runtime::Handle::try_current().is_err() {
+        return;
+    }
+    let Ok(mut logger) = wait_on(logger) else {
+        return;
+    };
+    tokio::task::spawn_local(async move {
+        while let Ok(mut ready) = logger.readable_mut().await {
+            ready.clear_ready();
+            ready.get_inner_mut().flush();
+        }
+    });
+}
