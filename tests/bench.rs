@@ -66,7 +66,7 @@ fn charge() -> Result<()> {
     let mut subject = Subject::start(&leaf)?;
 
     say!("measuring page faults in {}", leaf.path.display());
-    let clearing = subject.measure(Work::Clear)?.touch;
+    let clearing = settle(&mut subject)?;
     let mut stages = vec![Stage::measure("without agent", &mut subject, None)?];
     let agent = Agent::start(&[])?;
     let mut with = |name, subject: &mut Subject| -> Result<()> {
@@ -94,6 +94,21 @@ fn charge() -> Result<()> {
         report(title, work, &stages, clearing);
     }
     Ok(())
+}
+
+/// Waits until nothing else runs on the only CPU: what the kernel began at boot
+/// goes on for seconds. Clearing a page enters no kernel, so that its cost is the
+/// same each time then. Returns it.
+fn settle(subject: &mut Subject) -> Result<f64> {
+    let mut before = f64::MAX;
+    for _ in 0..100 {
+        let cost = subject.measure(Work::Clear)?.touch;
+        if (cost - before).abs() <= before / 1000.0 {
+            return Ok(cost);
+        }
+        before = cost;
+    }
+    bail!("the machine does not come to rest: something else runs on its CPU")
 }
 
 impl Stage {
@@ -150,7 +165,7 @@ fn register(waiter: &Waiter, group: &Group, numbers: std::ops::Range<u64>) -> Re
 fn report(title: &str, work: usize, stages: &[Stage], clearing: f64) {
     let sum = |stage: Option<&Stage>| stage.map_or(0.0, |stage| stage.costs[work].sum());
     let (first, last) = (sum(stages.first()), sum(stages.last()));
-    let mut worst = f64::MIN;
+    let (mut worst, mut worst_but) = (f64::MIN, f64::MIN);
     for (at, stage) in stages.iter().enumerate() {
         let cost = stage.costs[work];
         let mut columns = Vec::new();
@@ -163,10 +178,12 @@ fn report(title: &str, work: usize, stages: &[Stage], clearing: f64) {
             let base = if stage.runs.is_empty() { first } else { f64::midpoint(first, last) };
             let added = cost.sum() - base;
             columns.push(("added", rounded(added, 2)));
-            columns.push(("%", rounded(100.0 * added / base, 3)));
-            columns.push(("% but clearing", rounded(100.0 * added / (base - clearing), 3)));
+            let percent = 100.0 * added / base;
+            let percent_but = 100.0 * added / (base - clearing);
+            columns.push(("%", rounded(percent, 3)));
+            columns.push(("% but clearing", rounded(percent_but, 3)));
             if let Some(runs) = stage.runs.get(work) {
-                worst = worst.max(100.0 * added / base);
+                (worst, worst_but) = (worst.max(percent), worst_but.max(percent_but));
                 columns.push(("runs per 1000", rounded(1000.0 * runs.per_fault, 1)));
                 columns.push(("per run", rounded(runs.instructions, 1)));
                 columns.push(("all in per run", rounded(added / runs.per_fault, 1)));
@@ -175,7 +192,7 @@ fn report(title: &str, work: usize, stages: &[Stage], clearing: f64) {
         row(&format!("{title}: {}", stage.name), &columns);
     }
     let verdict = if worst <= AIM { "within" } else { "above" };
-    say!("{title}: at most {worst:+.3} %, {verdict} the aim of {AIM} %");
+    say!("{title}: {worst:+.3} % at most ({worst_but:+.3} % but clearing), {verdict} the aim of {AIM} %");
 }
 
 fn rounded(value: f64, decimals: i32) -> Value {

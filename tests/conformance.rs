@@ -63,6 +63,7 @@ fn teeth() -> Result<()> {
     rig.watch(0, 3)?;
     for kind in Kind::ALL {
         rig.leg(&format!("{kind:?} teeth"), Shape::Teeth, |workers| workers[0].spike(kind, 2 * STEP, 3))?;
+        rig.leg(&format!("{kind:?} teeth"), Shape::Asleep, |workers| workers[0].spike(kind, 2 * STEP, 2))?;
         rig.leg(&format!("{kind:?} burst"), Shape::Burst, |workers| {
             workers.iter_mut().try_for_each(|worker| worker.begin_spike(kind, STEP, 3))?;
             workers.iter_mut().try_for_each(Worker::finish)

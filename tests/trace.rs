@@ -75,7 +75,7 @@ pub(crate) struct Leg {
     calls: Vec<Call>,
     gaps: Vec<(Counter, Change)>,
     /// Whether the probes missed any: nothing is certain then.
-    missed: u64,
+    pub(crate) missed: u64,
 }
 
 /// One change of one counter, in pages.
@@ -96,7 +96,7 @@ impl Change {
     }
 
     /// Whether this change may have crossed `threshold`.
-    fn may_cross(&self, threshold: i64) -> bool {
+    pub(crate) fn may_cross(&self, threshold: i64) -> bool {
         // Exactly these values lie on the other side than what follows them.
         let (first, last) = if self.change > 0 {
             (threshold - self.change, threshold - 1)

@@ -1,10 +1,13 @@
 //! Thresholds registered with both sides, workers that move usage, and the
 //! comparison after each leg.
 
+use std::fs;
+
 use anyhow::{Context, Result, ensure};
 use memcg_monitor::cgroup::Version;
+use nix::sys::signal::Signal;
 
-use crate::agent::Agent;
+use crate::agent::{Agent, until};
 use crate::client::{Waiter, page};
 use crate::group::Group;
 use crate::report::say;
@@ -25,6 +28,8 @@ pub(crate) enum Shape {
     /// To and fro, by one process. We signal a threshold once in each direction
     /// for each wake-up: where the kernel gives any, we do.
     Teeth,
+    /// As `Teeth`, while the agent is stopped: all of it is one wake-up.
+    Asleep,
     /// As `Teeth`, by several processes. The kernel looks without a lock, so two
     /// of its looks may signal the same crossing: the parity of its count means
     /// nothing.
@@ -119,7 +124,11 @@ impl Rig {
         work: impl FnOnce(&mut [Worker]) -> Result<()>,
     ) -> Result<()> {
         self.legs += 1;
+        if shape == Shape::Asleep {
+            self.stop_agent()?;
+        }
         work(&mut self.workers).and_then(|()| self.nudge()).with_context(|| format!("leg {what}"))?;
+        self.agent.signal(Signal::SIGCONT)?;
         self.agent.settle()?;
         let mut counts = Vec::new();
         for watch in &self.watches {
@@ -148,11 +157,21 @@ impl Rig {
                     self.groups[watch.group].path.display(),
                     watch.threshold,
                     watch.total
-                )
+                ) + &format!(" missed {} DIAG {:?}", traced.missed, changes.iter().filter(|c| c.may_cross(threshold)).collect::<Vec<_>>())
             })?;
             self.near += u32::from(watch.kernel.is_some() && watch.above.is_none());
         }
         Ok(())
+    }
+
+    fn stop_agent(&self) -> Result<()> {
+        self.agent.signal(Signal::SIGSTOP)?;
+        let path = format!("/proc/{}/stat", self.agent.pid());
+        until("the agent has stopped", || {
+            let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+            // `PID (COMMAND) STATE ...`
+            Ok(text.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T")))
+        })
     }
 
     /// The kernel looks only every 129 pages that come or go, and never for
@@ -201,6 +220,9 @@ impl Watch {
             "we signalled more often than the trace of the counter has crossings"
         );
         ensure!(leg.ours > 0 || !crossed, "we missed a crossing that the trace of the counter has");
+        if shape == Shape::Asleep {
+            ensure!(leg.ours <= 2, "in one wake-up we signalled more than once in each direction");
+        }
         let Some(above) = self.above else { return Ok(()) };
         ensure!(self.told_above == above, "our signals so far say the other side");
         let (Some(before), Some(_)) = (before, &self.kernel) else { return Ok(()) };
