@@ -71,7 +71,7 @@ impl Agent {
     pub(crate) fn list(&self) -> Result<(Vec<GroupRow>, Status)> {
         let control = Control::connect(&self.control)?;
         control.set_timeout(i64::try_from(PATIENCE.as_millis())?)?;
-        control.ask(Request::List, &[])?;
+        control.ask(&Request::List, &[])?;
         let mut rows = Vec::new();
         loop {
             match control.next()? {

@@ -166,6 +166,7 @@ async fn answer_doorbells(
     let mut later = Later::default();
     let mut ticks = tokio::time::interval_at(Instant::now() + sweep, sweep);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let armed = watcher.borrow().armed();
     loop {
         let waiting = !watcher.borrow().registry().is_empty();
         tokio::select! {
@@ -181,7 +182,8 @@ async fn answer_doorbells(
                     later.slots.extend(watcher.sweep());
                 }
             }
-            // Nothing registered: nothing to lose, no wake-ups.
+            // Nothing registered: nothing to lose, no wake-ups, until something is.
+            () = armed.notified(), if !waiting => ticks.reset(),
             _ = ticks.tick(), if waiting => {
                 later.slots.extend(watcher.borrow_mut().sweep());
             }

@@ -67,8 +67,8 @@ impl Control {
     ///
     /// # Errors
     /// `sendmsg` failed.
-    pub fn ask(&self, request: Request, descriptors: &[BorrowedFd<'_>]) -> Result<()> {
-        let bytes = serde_json::to_vec(&request).map_err(|error| Error::Answer(error.to_string()))?;
+    pub fn ask(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<()> {
+        let bytes = serde_json::to_vec(request).map_err(|error| Error::Answer(error.to_string()))?;
         send_with(&self.0, &bytes, descriptors)
     }
 

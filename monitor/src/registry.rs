@@ -132,11 +132,6 @@ impl Registry {
         self.files.contains_key(&file)
     }
 
-    /// The slots on which something is registered with `file`.
-    pub fn slots_of(&self, file: FileId) -> impl Iterator<Item = u32> + '_ {
-        self.files.get(&file).into_iter().flat_map(HashMap::keys).copied()
-    }
-
     /// Number of registrations.
     #[must_use]
     pub const fn len(&self) -> u64 {

@@ -1,7 +1,7 @@
 //! From doorbell to signal: takes what the programs saw, lets the registry work
 //! out what was crossed, signals, and publishes the next band.
 
-use std::{collections::HashMap, os::fd::AsFd as _, sync::atomic::Ordering};
+use std::{collections::HashMap, os::fd::AsFd as _, rc::Rc, sync::atomic::Ordering};
 
 use monitor_common::{
     band::{Band, add, give_back, publish, take},
@@ -9,6 +9,7 @@ use monitor_common::{
     slot::{State, Tally},
 };
 use nix::errno::Errno;
+use tokio::sync::Notify;
 
 use crate::{
     error::Result,
@@ -65,6 +66,7 @@ pub struct Watcher<S> {
     registry: Registry,
     eventfds: HashMap<FileId, EventFd>,
     followers: HashMap<FileId, Vec<Follower>>,
+    armed: Rc<Notify>,
     counts: Counts,
     skipped: u64,
     lost: u64,
@@ -88,6 +90,7 @@ impl<S: Source> Watcher<S> {
             registry: Registry::default(),
             eventfds: HashMap::new(),
             followers: HashMap::new(),
+            armed: Rc::default(),
             counts: Counts::default(),
             skipped,
             lost: 0,
@@ -97,6 +100,11 @@ impl<S: Source> Watcher<S> {
     /// The kernel side.
     pub const fn source(&self) -> &S {
         &self.source
+    }
+
+    /// Notified when there is something to sweep for, where there was nothing.
+    pub fn armed(&self) -> Rc<Notify> {
+        Rc::clone(&self.armed)
     }
 
     /// Who waits for what.
@@ -109,12 +117,19 @@ impl<S: Source> Watcher<S> {
         self.counts
     }
 
-    /// Registers `threshold` pages of `group` with `eventfd`.
+    /// Registers `threshold` pages of `group` with `eventfd`. From its first
+    /// signal on, `follower` is told why, until it answers `false`.
     ///
     /// # Errors
     /// `EINVAL` when the group is going or gone, as the kernel's
     /// `css_tryget_online`; `ENOMEM` when no further eventfd can be followed.
-    pub fn register(&mut self, group: GroupId, threshold: u64, eventfd: EventFd) -> Result<(), Errno> {
+    pub fn register(
+        &mut self,
+        group: GroupId,
+        threshold: u64,
+        eventfd: EventFd,
+        follower: Option<Follower>,
+    ) -> Result<(), Errno> {
         let internal = |error: crate::Error| {
             log::error!("registration failed: {error}");
             Errno::EIO
@@ -145,26 +160,17 @@ impl<S: Source> Watcher<S> {
             }
             self.eventfds.insert(file, eventfd);
         }
+        if self.registry.is_empty() {
+            self.armed.notify_one();
+        }
+        if let Some(follower) = follower {
+            self.followers.entry(file).or_default().push(follower);
+        }
         self.registry.add(group, usage, threshold, file);
         // Publishes the new band, then reads usage again: a charge that still
         // went by the old band is caught here.
         self.look(group.slot);
         Ok(())
-    }
-
-    /// Tells `follower` of every signal to `eventfd`, until it answers `false`.
-    /// Returns the ids of the groups that the eventfd waits for now.
-    ///
-    /// # Errors
-    /// `ENOENT` when nothing is registered on this eventfd.
-    pub fn follow(&mut self, eventfd: &EventFd, follower: Follower) -> Result<Vec<u64>, Errno> {
-        let file = self.source.file_of(eventfd.as_fd()).map_err(|_| Errno::EIO)?;
-        if !self.registry.has_file(file) {
-            return Err(Errno::ENOENT);
-        }
-        self.followers.entry(file).or_default().push(follower);
-        let slots = self.registry.slots_of(file);
-        Ok(slots.filter_map(|slot| Some(self.source.slot(slot)?.cgroup_id.load(Ordering::Relaxed))).collect())
     }
 
     /// A slot's doorbell rang, or a sweep came by. True when the group moves so

@@ -113,9 +113,6 @@ fn table(rows: &[Row]) -> String {
 fn shown(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
-        Value::Number(number) if number.is_f64() => {
-            format!("{:.2}", number.as_f64().unwrap_or_default())
-        }
         other => other.to_string(),
     }
 }

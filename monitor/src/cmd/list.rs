@@ -15,7 +15,7 @@ use crate::cli::{List, Output};
 
 pub fn run(options: &List) -> Result<ExitCode> {
     let control = Control::connect(&options.control_socket)?;
-    control.ask(Request::List, &[])?;
+    control.ask(&Request::List, &[])?;
     let mut rows = Vec::new();
     let status = loop {
         match control.next()? {
@@ -51,7 +51,7 @@ fn print_table(out: &mut impl io::Write, rows: &[GroupRow], status: &Status) -> 
         status.losses.iter().filter(|(_, n)| *n > 0).map(|(name, n)| format!("{name} {n}")).collect();
     writeln!(
         out,
-        "{} groups, {} registrations, {} signals given, {} re-syncs, {} calls skipped by the kernel{}{}",
+        "groups: {}, registrations: {}, signals given: {}, re-syncs: {}, calls skipped by the kernel: {}{}{}",
         rows.len(),
         status.registrations,
         status.signals,

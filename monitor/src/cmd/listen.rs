@@ -34,13 +34,25 @@ pub fn run(options: &Listen) -> Result<ExitCode> {
     let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("eventfd2 failed")?;
     let line = format!("{} {} {}", eventfd.as_raw_fd(), control.as_raw_fd(), options.args);
     // Sent along, so that it works from other pid namespaces, too.
-    register(&options.socket, line.as_bytes(), Some([eventfd.as_fd(), control.as_fd()]))
-        .with_context(|| format!("cannot register {:?} on {}", options.args, path.display()))?;
-    drop(control);
+    let descriptors = [eventfd.as_fd(), control.as_fd()];
+    let refused = || format!("cannot register {:?} on {}", options.args, path.display());
     let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
     match options.output {
-        Output::Text => print_lines(options, &path, &eventfd, deadline),
-        Output::Json => print_json(options, &eventfd, deadline),
+        Output::Text => {
+            register(&options.socket, line.as_bytes(), Some(descriptors)).with_context(refused)?;
+            drop(control);
+            print_lines(options, &path, &eventfd, deadline)
+        }
+        Output::Json => {
+            let connection = Control::connect(&options.control_socket)?;
+            connection.ask(&Request::Listen(line), &descriptors)?;
+            match connection.next().with_context(refused)? {
+                Some(Answer::Listening) => {}
+                other => bail!("the agent answered {other:?}"),
+            }
+            drop(control);
+            print_json(options, &connection, deadline)
+        }
     }
 }
 
@@ -88,9 +100,7 @@ fn print_lines(
     }
 }
 
-fn print_json(options: &Listen, eventfd: &EventFd, deadline: Option<Instant>) -> Result<ExitCode> {
-    let control = Control::connect(&options.control_socket)?;
-    control.ask(Request::Follow, &[eventfd.as_fd()])?;
+fn print_json(options: &Listen, control: &Control, deadline: Option<Instant>) -> Result<ExitCode> {
     let mut out = io::stdout().lock();
     let mut printed = 0;
     loop {

@@ -1,7 +1,7 @@
-//! The operator's socket: what `list` shows, and the cause behind each signal.
-//! JSON, one object per packet. It registers nothing.
+//! The operator's socket: what `list` shows, and registrations that are told the
+//! cause behind each signal. JSON, one object per packet.
 
-use std::{cell::RefCell, collections::HashMap, os::fd::OwnedFd, rc::Rc};
+use std::{cell::RefCell, rc::Rc, sync::atomic::Ordering};
 
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
@@ -12,8 +12,8 @@ use crate::{
     door::{
         request::Refusal,
         seqpacket::{Connection, Listener, Packet},
+        socket::from_packet,
     },
-    eventfd::EventFd,
     kernel::page_size,
     programs::Programs,
     source::{GroupId, Source},
@@ -27,14 +27,15 @@ pub const MAX_REQUEST: usize = 4096;
 const BACKLOG: usize = 1024;
 
 /// What can be asked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
     /// All groups: one [`Answer::Group`] each, then [`Answer::Status`].
     List,
-    /// The causes of signals to the eventfd that comes along: [`Answer::Following`],
-    /// then an [`Answer::Event`] each.
-    Follow,
+    /// One registration line, as on the registration socket, with its two
+    /// descriptors: [`Answer::Listening`], then an [`Answer::Event`] for each
+    /// signal, from the first on.
+    Listen(String),
 }
 
 /// What comes back.
@@ -45,8 +46,8 @@ pub enum Answer {
     Group(GroupRow),
     /// The agent's own state; ends a list.
     Status(Status),
-    /// The eventfd is followed from here on.
-    Following,
+    /// Registered.
+    Listening,
     /// A signal's cause.
     Event(EventRow),
     /// The request failed.
@@ -150,9 +151,8 @@ async fn answer(connection: &Connection, answer: &Answer) -> std::io::Result<()>
 
 async fn converse(connection: &Connection, watcher: &Shared, hierarchy: &Hierarchy) -> std::io::Result<()> {
     while let Some(packet) = connection.receive(MAX_REQUEST).await? {
-        let Packet { bytes, truncated, descriptors, .. } = packet;
-        let outcome = match serde_json::from_slice(&bytes) {
-            _ if truncated => Err(Refusal::new(Errno::E2BIG, "the request is too long")),
+        let outcome = match serde_json::from_slice(&packet.bytes) {
+            _ if packet.truncated => Err(Refusal::new(Errno::E2BIG, "the request is too long")),
             Err(error) => Err(Refusal::new(Errno::EINVAL, format!("not a request: {error}"))),
             Ok(Request::List) => {
                 for row in list(watcher, hierarchy) {
@@ -161,7 +161,7 @@ async fn converse(connection: &Connection, watcher: &Shared, hierarchy: &Hierarc
                 answer(connection, &Answer::Status(status(watcher))).await?;
                 Ok(())
             }
-            Ok(Request::Follow) => match begin(watcher, descriptors) {
+            Ok(Request::Listen(line)) => match begin(packet, &line, watcher) {
                 Ok(events) => return follow(connection, events, hierarchy).await,
                 Err(refusal) => Err(refusal),
             },
@@ -197,8 +197,8 @@ fn list(watcher: &Shared, hierarchy: &Hierarchy) -> Vec<GroupRow> {
         let Some(slot) = watcher.source().slot(index) else {
             break;
         };
-        let id = slot.cgroup_id.load(std::sync::atomic::Ordering::Relaxed);
-        let peak = slot.peak.load(std::sync::atomic::Ordering::Relaxed).max(usage);
+        let id = slot.cgroup_id.load(Ordering::Relaxed);
+        let peak = slot.peak.load(Ordering::Relaxed).max(usage);
         let mut registrations: Vec<(u64, u64)> = Vec::new();
         for (threshold, _) in
             watcher.registry().group(index).into_iter().flat_map(crate::registry::Group::thresholds)
@@ -233,43 +233,33 @@ fn status(watcher: &Shared) -> Status {
 
 /// Events on their way to a follower, and how many had no room.
 struct Stream {
-    groups: Vec<u64>,
+    group: u64,
     events: mpsc::Receiver<(f64, Event)>,
     lost: Rc<RefCell<u64>>,
 }
 
-fn begin(watcher: &Shared, mut descriptors: Vec<OwnedFd>) -> Result<Stream, Refusal> {
-    let (1, Some(fd)) = (descriptors.len(), descriptors.pop()) else {
-        return Err(Refusal::new(Errno::EINVAL, "send the eventfd, and nothing else, with the request"));
-    };
-    let eventfd = EventFd::adopt(fd).map_err(|errno| Refusal::new(errno, "not an eventfd"))?;
+fn begin(packet: Packet, line: &str, watcher: &Shared) -> Result<Stream, Refusal> {
     let (sender, events) = mpsc::channel(BACKLOG);
     let lost = Rc::new(RefCell::new(0));
     let overflow = Rc::clone(&lost);
-    let groups = watcher
-        .borrow_mut()
-        .follow(
-            &eventfd,
-            Box::new(move |event| match sender.try_send((now(), event.clone())) {
-                Ok(()) => true,
-                Err(mpsc::error::TrySendError::Full(_)) => {
-                    *overflow.borrow_mut() += 1;
-                    true
-                }
-                Err(mpsc::error::TrySendError::Closed(_)) => false,
-            }),
-        )
-        .map_err(|errno| Refusal::new(errno, "nothing is registered on this eventfd"))?;
-    Ok(Stream { groups, events, lost })
+    let follower = Box::new(move |event: &Event| match sender.try_send((now(), event.clone())) {
+        Ok(()) => true,
+        Err(mpsc::error::TrySendError::Full(_)) => {
+            *overflow.borrow_mut() += 1;
+            true
+        }
+        Err(mpsc::error::TrySendError::Closed(_)) => false,
+    });
+    let watcher = &mut watcher.borrow_mut();
+    let group = from_packet(packet, line.as_bytes(), watcher, Some(follower))?;
+    let id = watcher.source().slot(group.slot).map(|slot| slot.cgroup_id.load(Ordering::Relaxed));
+    Ok(Stream { group: id.unwrap_or(0), events, lost })
 }
 
 async fn follow(connection: &Connection, mut stream: Stream, hierarchy: &Hierarchy) -> std::io::Result<()> {
-    answer(connection, &Answer::Following).await?;
-    // Names are looked up now: at removal there are none any more.
-    let mut names = HashMap::new();
-    for id in &stream.groups {
-        names.extend(hierarchy.path_of(*id).map(|path| (*id, path)));
-    }
+    answer(connection, &Answer::Listening).await?;
+    // Looked up now: at removal there is no name any more.
+    let name = hierarchy.path_of(stream.group).unwrap_or_else(|| format!("#{}", stream.group));
     loop {
         let next = tokio::select! {
             next = stream.events.recv() => next,
@@ -279,12 +269,8 @@ async fn follow(connection: &Connection, mut stream: Stream, hierarchy: &Hierarc
         let Some((time, event)) = next else {
             return Ok(());
         };
-        let cgroup = match names.get(&event.cgroup_id) {
-            Some(name) => name.clone(),
-            None => hierarchy.path_of(event.cgroup_id).unwrap_or_else(|| format!("#{}", event.cgroup_id)),
-        };
         let lost = std::mem::take(&mut *stream.lost.borrow_mut());
-        answer(connection, &Answer::Event(event_row(time, cgroup, &event.cause, lost))).await?;
+        answer(connection, &Answer::Event(event_row(time, name.clone(), &event.cause, lost))).await?;
     }
 }
 

@@ -24,7 +24,7 @@ use crate::{
     eventfd::{EventFd, is_path_only},
     kernel::page_size,
     source::{GroupId, Located, Source},
-    watcher::Watcher,
+    watcher::{Follower, Watcher},
 };
 
 /// Why a registration was refused: the kernel's errno, and what to tell a person.
@@ -76,7 +76,7 @@ pub trait Descriptors {
     fn fetch(&mut self, which: Which) -> Result<OwnedFd, Refusal>;
 }
 
-/// Registers one line for a client.
+/// Registers one line for a client; the group that it was for.
 ///
 /// # Errors
 /// The kernel's errno for each failure, and one line that says what was wrong.
@@ -85,7 +85,8 @@ pub fn register<S: Source>(
     line: &[u8],
     descriptors: &mut impl Descriptors,
     client: &Credentials,
-) -> Result<(), Refusal> {
+    follower: Option<Follower>,
+) -> Result<GroupId, Refusal> {
     let line =
         line::parse(line).map_err(|error| Refusal::new(Errno::from_raw(error.errno()), error.to_string()))?;
 
@@ -108,13 +109,14 @@ pub fn register<S: Source>(
 
     let threshold = parse_threshold(line.args, page_size())
         .map_err(|error| Refusal::new(Errno::from_raw(error.errno()), error.to_string()))?;
-    watcher.register(group, threshold.0, eventfd).map_err(|errno| match errno {
+    watcher.register(group, threshold.0, eventfd, follower).map_err(|errno| match errno {
         Errno::EINVAL => Refusal::new(errno, "the group is being removed"),
         Errno::ENOMEM => {
             Refusal::new(errno, "the agent's table of eventfds is full; see its option --max-eventfds")
         }
         _ => Refusal::new(errno, "the agent could not ask the kernel; see its log"),
-    })
+    })?;
+    Ok(group)
 }
 
 /// The group whose usage file `control` is, in the kernel's order: may the

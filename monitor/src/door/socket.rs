@@ -11,12 +11,12 @@ use nix::errno::Errno;
 
 use crate::{
     door::{
-        peer::{Peer, Sent},
+        peer::{Credentials, Peer, Sent},
         request::{Refusal, register},
         seqpacket::{Connection, Listener, Packet},
     },
-    source::Source,
-    watcher::Watcher,
+    source::{GroupId, Source},
+    watcher::{Follower, Watcher},
 };
 
 /// Serves clients until the task is dropped.
@@ -46,7 +46,7 @@ async fn converse<S: Source>(connection: Connection, watcher: Rc<RefCell<Watcher
             }
         };
         let answer = match handle(packet, &mut watcher.borrow_mut()) {
-            Ok(()) => "0".to_owned(),
+            Ok(_) => "0".to_owned(),
             Err(refusal) => {
                 log::debug!("refused: {refusal}");
                 format!("-{} {refusal}", refusal.errno as i32)
@@ -61,14 +61,29 @@ async fn converse<S: Source>(connection: Connection, watcher: Rc<RefCell<Watcher
     }
 }
 
-/// One packet, start to end.
+/// One packet, start to end; the group that it registered for.
 ///
 /// # Errors
 /// The kernel's errno for each failure.
-pub fn handle<S: Source>(packet: Packet, watcher: &mut Watcher<S>) -> Result<(), Refusal> {
+fn handle<S: Source>(packet: Packet, watcher: &mut Watcher<S>) -> Result<GroupId, Refusal> {
     if packet.truncated {
         return Err(Refusal::new(Errno::E2BIG, format!("the line is longer than {MAX_LINE} bytes")));
     }
+    let line = packet.bytes.clone();
+    from_packet(packet, &line, watcher, None)
+}
+
+/// Registers `line` for the sender of `packet`: with the descriptors that came
+/// along, or else with the sender's own.
+///
+/// # Errors
+/// The kernel's errno for each failure.
+pub fn from_packet<S: Source>(
+    packet: Packet,
+    line: &[u8],
+    watcher: &mut Watcher<S>,
+    follower: Option<Follower>,
+) -> Result<GroupId, Refusal> {
     if packet.descriptors_cut {
         return Err(Refusal::new(Errno::EINVAL, "more descriptors came along than the agent can take in"));
     }
@@ -79,14 +94,14 @@ pub fn handle<S: Source>(packet: Packet, watcher: &mut Watcher<S>) -> Result<(),
     if packet.descriptors.is_empty() {
         let mut peer = peer?;
         let credentials = peer.credentials.clone();
-        return register(watcher, &packet.bytes, &mut peer, &credentials);
+        return register(watcher, line, &mut peer, &credentials, follower);
     }
     let mut sent = Sent::new(packet.descriptors)?;
     // A sender that the agent cannot look at (another pid namespace, or gone
     // already) still asks as the user that the kernel says it is.
     let credentials = peer.map_or_else(
-        |_| crate::door::peer::Credentials { uid: sender.uid(), gid: sender.gid(), ..Default::default() },
+        |_| Credentials { uid: sender.uid(), gid: sender.gid(), ..Default::default() },
         |peer| peer.credentials,
     );
-    register(watcher, &packet.bytes, &mut sent, &credentials)
+    register(watcher, line, &mut sent, &credentials, follower)
 }

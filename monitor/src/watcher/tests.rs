@@ -152,7 +152,7 @@ fn watched(thresholds: &[u64]) -> (Watcher<FakeKernel>, Client) {
     let client = client();
     let group = watcher.source.group(0);
     for threshold in thresholds {
-        assert_eq!(watcher.register(group, *threshold, adopted(&client)), Ok(()));
+        assert_eq!(watcher.register(group, *threshold, adopted(&client), None), Ok(()));
     }
     (watcher, client)
 }
@@ -198,7 +198,7 @@ fn removal_signals_and_the_slot_comes_back_once() {
     assert!(watcher.registry().is_empty());
     assert_eq!(watcher.source.room_for_files, 8);
     let stale = GroupId { slot: 0, generation: 0 };
-    assert_eq!(watcher.register(stale, 1, adopted(&client)), Err(Errno::EINVAL));
+    assert_eq!(watcher.register(stale, 1, adopted(&client), None), Err(Errno::EINVAL));
 }
 
 #[test]
@@ -218,23 +218,21 @@ fn a_full_table_of_files_refuses_and_leaves_nothing() {
     let (mut watcher, _client) = watched(&[]);
     watcher.source.room_for_files = 0;
     let group = watcher.source.group(0);
-    assert_eq!(watcher.register(group, 10, adopted(&client())), Err(Errno::ENOMEM));
+    assert_eq!(watcher.register(group, 10, adopted(&client()), None), Err(Errno::ENOMEM));
     assert!(!watcher.source.slots[0].state().has(State::WATCHED));
 }
 
 #[test]
 fn followers_hear_causes_until_they_leave() {
-    let (mut watcher, client) = watched(&[10]);
+    let (mut watcher, client) = (Watcher::new(FakeKernel::new()), client());
     let heard = std::rc::Rc::new(RefCell::new(Vec::new()));
     let sink = std::rc::Rc::clone(&heard);
-    let groups = watcher.follow(
-        &adopted(&client),
-        Box::new(move |event| {
-            sink.borrow_mut().push(event.cause.clone());
-            false
-        }),
-    );
-    assert_eq!(groups, Ok(vec![0]));
+    let follower = Box::new(move |event: &super::Event| {
+        sink.borrow_mut().push(event.cause.clone());
+        false
+    });
+    let group = watcher.source.group(0);
+    assert_eq!(watcher.register(group, 10, adopted(&client), Some(follower)), Ok(()));
     watcher.source.charge(0, 15);
     watcher.look(0);
     watcher.source.charge(0, 5);
