@@ -143,15 +143,9 @@ pub async fn run(
     outcome
 }
 
-/// Work that a doorbell left for a little later.
-#[derive(Default)]
-struct Later {
-    /// Groups that moved too fast for one turn.
-    slots: VecDeque<u32>,
-    /// Eventfds whose last reference may be about to go, and how often each was
-    /// asked for.
-    files: VecDeque<(FileId, u32)>,
-}
+/// Eventfds whose last reference may be about to go, and how often each was
+/// asked for.
+type Closing = VecDeque<(FileId, u32)>;
 
 /// How often a closing eventfd is asked for, a millisecond apart, before it is
 /// left to the sweep.
@@ -163,12 +157,15 @@ async fn answer_doorbells(
     sweep: Duration,
 ) -> Result<()> {
     let mut ring = wait_on(ring).map_err(|error| Error::file("epoll", "the ring buffer", error))?;
-    let mut later = Later::default();
+    let mut closing = Closing::new();
     let mut ticks = tokio::time::interval_at(Instant::now() + sweep, sweep);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let armed = watcher.borrow().armed();
+    let work = watcher.borrow().work();
     loop {
-        let waiting = !watcher.borrow().registry().is_empty();
+        let (waiting, due) = {
+            let watcher = watcher.borrow();
+            (!watcher.registry().is_empty(), watcher.is_due())
+        };
         tokio::select! {
             ready = ring.readable_mut() => {
                 let mut ready = ready.map_err(|error| Error::file("epoll", "the ring buffer", error))?;
@@ -176,49 +173,41 @@ async fn answer_doorbells(
                 ready.clear_ready();
                 let watcher = &mut watcher.borrow_mut();
                 while let Some(doorbell) = ready.get_inner_mut().next() {
-                    answer(watcher, doorbell, &mut later);
+                    answer(watcher, doorbell, &mut closing);
                 }
                 if watcher.lost_doorbells() {
-                    later.slots.extend(watcher.sweep());
+                    watcher.sweep();
                 }
             }
             // Nothing registered: nothing to lose, no wake-ups, until something is.
-            () = armed.notified(), if !waiting => ticks.reset(),
-            _ = ticks.tick(), if waiting => {
-                later.slots.extend(watcher.borrow_mut().sweep());
-            }
-            () = tokio::time::sleep(Duration::from_millis(1)), if !later.files.is_empty() => {
+            _ = ticks.tick(), if waiting => watcher.borrow_mut().sweep(),
+            () = work.notified() => {}
+            () = tokio::time::sleep(Duration::from_millis(1)), if !closing.is_empty() => {
                 let watcher = &mut watcher.borrow_mut();
-                for _ in 0..later.files.len() {
-                    let Some((file, asked)) = later.files.pop_front() else { break };
+                for _ in 0..closing.len() {
+                    let Some((file, asked)) = closing.pop_front() else { break };
                     if watcher.file_closed(file) && asked < ASK_AGAIN {
-                        later.files.push_back((file, asked + 1));
+                        closing.push_back((file, asked + 1));
                     }
                 }
             }
-            () = tokio::task::yield_now(), if !later.slots.is_empty() => {
-                if let Some(slot) = later.slots.pop_front() && watcher.borrow_mut().look(slot) {
-                    later.slots.push_back(slot);
-                }
-            }
+            () = tokio::task::yield_now(), if due => watcher.borrow_mut().look_again(),
         }
     }
 }
 
-fn answer(watcher: &mut Watcher<Programs>, doorbell: Doorbell, later: &mut Later) {
+fn answer(watcher: &mut Watcher<Programs>, doorbell: Doorbell, closing: &mut Closing) {
     match doorbell.kind {
         Doorbell::SLOT | Doorbell::READING => {
             if doorbell.kind == Doorbell::READING {
                 watcher.add_reading(doorbell.slot, doorbell.value);
             }
-            if watcher.look(doorbell.slot) && !later.slots.contains(&doorbell.slot) {
-                later.slots.push_back(doorbell.slot);
-            }
+            watcher.look(doorbell.slot);
         }
         Doorbell::FILE => {
             let file = FileId(doorbell.value);
             if watcher.file_closed(file) {
-                later.files.push_back((file, 0));
+                closing.push_back((file, 0));
             }
         }
         kind => log::error!("a doorbell of unknown kind {kind}"),

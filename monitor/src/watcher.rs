@@ -1,7 +1,12 @@
 //! From doorbell to signal: takes what the programs saw, lets the registry work
 //! out what was crossed, signals, and publishes the next band.
 
-use std::{collections::HashMap, os::fd::AsFd as _, rc::Rc, sync::atomic::Ordering};
+use std::{
+    collections::{HashMap, VecDeque},
+    os::fd::AsFd as _,
+    rc::Rc,
+    sync::atomic::Ordering,
+};
 
 use monitor_common::{
     band::{Band, add, give_back, publish, take},
@@ -60,13 +65,21 @@ pub type Follower = Box<dyn FnMut(&Event) -> bool>;
 /// Looks that one group may take in a row before others get their turn.
 const LOOKS: usize = 16;
 
+/// Eventfds that one sweep asks for: closes ring a doorbell, so this is for those
+/// that no hook saw, and must not cost more the more there are.
+const FILES_IN_A_SWEEP: usize = 256;
+
 /// The agent's heart: one kernel side, one registry, the eventfds.
 pub struct Watcher<S> {
     source: S,
     registry: Registry,
     eventfds: HashMap<FileId, EventFd>,
     followers: HashMap<FileId, Vec<Follower>>,
-    armed: Rc<Notify>,
+    /// Groups that moved too fast for one turn.
+    due: VecDeque<u32>,
+    /// Eventfds that the sweeps have yet to ask for.
+    unswept: Vec<FileId>,
+    work: Rc<Notify>,
     counts: Counts,
     skipped: u64,
     lost: u64,
@@ -90,7 +103,9 @@ impl<S: Source> Watcher<S> {
             registry: Registry::default(),
             eventfds: HashMap::new(),
             followers: HashMap::new(),
-            armed: Rc::default(),
+            due: VecDeque::new(),
+            unswept: Vec::new(),
+            work: Rc::default(),
             counts: Counts::default(),
             skipped,
             lost: 0,
@@ -102,9 +117,22 @@ impl<S: Source> Watcher<S> {
         &self.source
     }
 
-    /// Notified when there is something to sweep for, where there was nothing.
-    pub fn armed(&self) -> Rc<Notify> {
-        Rc::clone(&self.armed)
+    /// Notified when a sweep or another look has become due otherwise than by a
+    /// doorbell.
+    pub fn work(&self) -> Rc<Notify> {
+        Rc::clone(&self.work)
+    }
+
+    /// Whether [`Watcher::look_again`] has something to do.
+    pub fn is_due(&self) -> bool {
+        !self.due.is_empty()
+    }
+
+    /// Another turn for the group that has waited longest for one.
+    pub fn look_again(&mut self) {
+        if let Some(slot) = self.due.pop_front() {
+            self.look(slot);
+        }
     }
 
     /// Who waits for what.
@@ -161,7 +189,7 @@ impl<S: Source> Watcher<S> {
             self.eventfds.insert(file, eventfd);
         }
         if self.registry.is_empty() {
-            self.armed.notify_one();
+            self.work.notify_one();
         }
         if let Some(follower) = follower {
             self.followers.entry(file).or_default().push(follower);
@@ -173,16 +201,16 @@ impl<S: Source> Watcher<S> {
         Ok(())
     }
 
-    /// A slot's doorbell rang, or a sweep came by. True when the group moves so
-    /// fast that another look is due.
-    pub fn look(&mut self, index: u32) -> bool {
+    /// A slot's doorbell rang, or a sweep came by. A group that moves too fast is
+    /// queued for another turn.
+    pub fn look(&mut self, index: u32) {
         let Some(id) = self.registry.group(index).map(|group| group.id) else {
             self.release(index);
-            return false;
+            return;
         };
         for _ in 0..LOOKS {
             let Some(slot) = self.source.slot(index) else {
-                return false;
+                return;
             };
             let state = slot.state();
             let seen = take(slot);
@@ -193,11 +221,11 @@ impl<S: Source> Watcher<S> {
                     // Nothing is lost: the sweep finds it pending.
                     log::error!("{error}");
                     give_back(slot, seen);
-                    return false;
+                    return;
                 }
             };
             let Some(group) = self.registry.group_mut(index) else {
-                return false;
+                return;
             };
             let usage = now.unwrap_or_else(|| group.usage());
             let crossings = group.step(seen, usage);
@@ -205,19 +233,23 @@ impl<S: Source> Watcher<S> {
             self.signal_crossings(cgroup_id, &crossings, usage);
             if now.is_none() || !state.is_live() || state.generation() != id.generation {
                 self.remove_group(index, cgroup_id);
-                return false;
+                return;
             }
             let Some(slot) = self.source.slot(index) else {
-                return false;
+                return;
             };
             publish(slot, band, self.source.band_shift());
             // Second half of the band protocol: read after publishing.
             match self.source.usage(id) {
-                Ok(Some(again)) if again >= band.lo && again < band.hi => return false,
+                Ok(Some(again)) if again >= band.lo && again < band.hi => return,
                 _ => {}
             }
         }
-        true
+        // Still out of the band just published, so the last word is not said.
+        if !self.due.contains(&index) {
+            self.due.push_back(index);
+        }
+        self.work.notify_one();
     }
 
     /// A reading that found no place in its slot came through the ring.
@@ -247,8 +279,8 @@ impl<S: Source> Watcher<S> {
     }
 
     /// The safety net: finds what a lost doorbell, a skipped program or an
-    /// unseen close left behind. Returns slots that are due another look.
-    pub fn sweep(&mut self) -> Vec<u32> {
+    /// unseen close left behind.
+    pub fn sweep(&mut self) {
         let skipped = self.source.skipped();
         let lost = self.losses();
         let all = skipped != self.skipped || lost != self.lost;
@@ -257,17 +289,18 @@ impl<S: Source> Watcher<S> {
             self.counts.resyncs += 1;
         }
         (self.skipped, self.lost) = (skipped, lost);
-        let mut again = Vec::new();
-        for slot in self.registry.slots() {
-            let pending = self.source.slot(slot).is_some_and(|s| s.pending.load(Ordering::Acquire) != 0);
-            if (all || pending) && self.look(slot) {
-                again.push(slot);
+        for index in self.registry.slots() {
+            if all || self.source.slot(index).is_some_and(|slot| slot.pending.load(Ordering::Acquire) != 0) {
+                self.look(index);
             }
         }
-        for file in self.registry.files() {
+        if self.unswept.is_empty() {
+            self.unswept = self.registry.files();
+        }
+        for _ in 0..FILES_IN_A_SWEEP {
+            let Some(file) = self.unswept.pop() else { break };
             self.file_closed(file);
         }
-        again
     }
 
     /// Whether doorbells were lost since the last sweep.

@@ -34,6 +34,7 @@ struct FakeKernel {
     recycled: Vec<u32>,
     room_for_files: usize,
     broken: Cell<bool>,
+    restless: Cell<bool>,
 }
 
 impl FakeKernel {
@@ -65,6 +66,7 @@ impl FakeKernel {
             recycled: Vec::new(),
             room_for_files: 8,
             broken: Cell::new(false),
+            restless: Cell::new(false),
         }
     }
 
@@ -92,7 +94,12 @@ impl Source for FakeKernel {
         if self.broken.get() {
             return Err(Error::Host("broken on purpose".into()));
         }
-        Ok(self.counters[group.slot as usize].get())
+        let counter = &self.counters[group.slot as usize];
+        let usage = counter.get();
+        if self.restless.get() {
+            counter.set(usage.map(|usage| if usage < 10 { 12 } else { 3 }));
+        }
+        Ok(usage)
     }
 
     fn file_of(&self, fd: BorrowedFd<'_>) -> Result<FileId> {
@@ -162,7 +169,8 @@ fn a_crossing_is_signalled_once_each_way() {
     let (mut watcher, client) = watched(&[10, 20, 20]);
     assert_eq!(taken(&client), 0);
     watcher.source.charge(0, 25);
-    assert!(!watcher.look(0));
+    watcher.look(0);
+    assert!(!watcher.is_due());
     assert_eq!(taken(&client), 3);
     watcher.source.charge(0, 5);
     watcher.look(0);
@@ -183,6 +191,23 @@ fn what_was_seen_is_not_lost_to_an_error() {
     watcher.source.broken.set(false);
     watcher.sweep();
     assert_eq!(taken(&client), 2);
+}
+
+#[test]
+fn a_group_that_never_rests_is_looked_at_again() {
+    let (mut watcher, client) = watched(&[10]);
+    // Each reading lies on the other side: the band is always behind.
+    watcher.source.restless.set(true);
+    watcher.source.charge(0, 12);
+    watcher.look(0);
+    assert!(watcher.is_due());
+    watcher.source.restless.set(false);
+    watcher.source.counters[0].set(Some(12));
+    taken(&client);
+    let above_before = watcher.registry().group(0).is_some_and(|group| group.usage() >= 10);
+    watcher.look_again();
+    assert!(!watcher.is_due());
+    assert_eq!(taken(&client), u64::from(!above_before));
 }
 
 #[test]
