@@ -37,9 +37,6 @@ pub(crate) fn tests() -> Vec<Test> {
         },
         Test { name: "conformance_random", what: "a random schedule of all that", on: On::Any, run: random },
     ];
-    for _ in 0..25 {
-        tests.push(Test { name: "zzteardown", what: "x", on: On::Any, run: zz });
-    }
     tests.extend(semantics::tests());
     tests.extend(errno::tests());
     tests
@@ -166,16 +163,4 @@ impl Random {
         // The high bits are the better ones, and few enough for any usize.
         (self.0 >> 40) as usize % limit
     }
-}
-
-fn zz() -> Result<()> {
-    let mut rig = Rig::new(vec![Group::new("ramps")?], &[0, 0])?;
-    rig.watch(0, 1)?;
-    rig.leg("x", Shape::Burst, |workers| {
-        for worker in &mut *workers {
-            worker.begin_spike(Kind::Anonymous, STEP, 1)?;
-        }
-        workers.iter_mut().try_for_each(Worker::finish)
-    })?;
-    rig.report("zz")
 }

@@ -64,8 +64,6 @@ struct Ledger {
     sum: i64,
     calls: u32,
     before: i64,
-    /// How far `value` may have been off within runs of several calls.
-    doubt: i64,
     gaps: Vec<Change>,
 }
 
@@ -154,10 +152,25 @@ impl Leg {
                 changes[second].widen(call.change.abs());
             }
         }
-        // Each of the calls missed may be in each gap.
-        let gaps = self.gaps.iter().filter(|(found, _)| *found == counter).map(|(_, gap)| *gap);
-        changes.extend(gaps.flat_map(|gap| (0..self.missed.max(1)).map(move |_| gap)));
+        self.add_missed(counter, &mut changes);
         changes
+    }
+
+    /// A missed call shows later, as a gap. It came while another was looked at,
+    /// so that one may have found a value that was old already.
+    fn add_missed(&self, counter: Counter, changes: &mut Vec<Change>) {
+        let gaps: Vec<_> = self.gaps.iter().filter(|(found, _)| *found == counter).collect();
+        let pages = gaps.iter().map(|(_, gap)| gap.change.abs()).sum();
+        if pages > 0 {
+            changes.iter_mut().for_each(|change| change.widen(pages));
+        }
+        let lo = changes.iter().map(|change| change.lo).min().unwrap_or(0);
+        let hi = changes.iter().map(|change| change.hi).max().unwrap_or(0);
+        for (_, gap) in gaps {
+            // Anywhere in the leg, and each of the calls missed may be in each gap.
+            let anywhere = Change { lo, hi, ..*gap };
+            changes.extend((0..self.missed.max(1)).map(|_| anywhere));
+        }
     }
 }
 
@@ -336,7 +349,6 @@ impl Ledger {
         };
         self.running = running;
         self.sum += change;
-        self.doubt += change.abs();
         if self.running > 0 {
             return;
         }
@@ -345,10 +357,10 @@ impl Ledger {
             let expected = self.value.unwrap_or(self.before);
             if self.before != expected {
                 let mut gap = Change::new(expected, self.before - expected);
-                gap.widen(self.doubt);
+                gap.certain = false;
                 self.gaps.push(gap);
             }
-            (self.value, self.doubt) = (Some(self.before), 0);
+            self.value = Some(self.before);
         }
         self.value = self.value.map(|value| value + self.sum);
     }

@@ -175,13 +175,11 @@ impl Rig {
     }
 
     /// The kernel looks only every 129 pages that come or go, and never for
-    /// kernel memory. One page, many times, makes it look while usage stays.
+    /// kernel memory. One page, many times, makes it look while usage stays; and
+    /// calls that nothing runs beside let the trace find what it missed.
     fn nudge(&mut self) -> Result<()> {
-        if self.groups[0].version == Version::V1 {
-            // Enough for one of two processors, wherever the worker runs.
-            self.workers.iter_mut().try_for_each(|worker| worker.spike(Kind::Anonymous, page(), 160))?;
-        }
-        Ok(())
+        // Enough for one of two processors, wherever the worker runs.
+        self.workers.iter_mut().try_for_each(|worker| worker.spike(Kind::Anonymous, page(), 160))
     }
 
     /// Tells what was counted.
