@@ -94,7 +94,7 @@ impl Change {
     }
 
     /// Whether this change may have crossed `threshold`.
-    pub(crate) fn may_cross(&self, threshold: i64) -> bool {
+    fn may_cross(&self, threshold: i64) -> bool {
         // Exactly these values lie on the other side than what follows them.
         let (first, last) = if self.change > 0 {
             (threshold - self.change, threshold - 1)

@@ -152,12 +152,13 @@ impl Rig {
             let before = watch.above;
             watch.end_leg(shape, count, usage, crossed).with_context(|| {
                 format!(
-                    "leg {} ({what}, {shape:?}), {} at {} pages: usage is {usage}, was above: {before:?}, {count:?}, in all {:?}",
+                    "leg {} ({what}, {shape:?}), {} at {} pages: usage is {usage}, was above: {before:?}, {count:?}, in all {:?}; the probes missed {}",
                     self.legs,
                     self.groups[watch.group].path.display(),
                     watch.threshold,
-                    watch.total
-                ) + &format!(" missed {} DIAG {:?}", traced.missed, changes.iter().filter(|c| c.may_cross(threshold)).collect::<Vec<_>>())
+                    watch.total,
+                    traced.missed
+                )
             })?;
             self.near += u32::from(watch.kernel.is_some() && watch.above.is_none());
         }
