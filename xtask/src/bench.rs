@@ -153,7 +153,7 @@ mod tests {
             table(&rows),
             "               per fault   added  runs\n\
              without agent       9000\n\
-             with agent          9040  0.44 %  1.50"
+             with agent          9040  0.44 %   1.5"
         );
     }
 }
