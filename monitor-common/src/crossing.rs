@@ -67,9 +67,92 @@ impl Step {
     }
 }
 
+/// A threshold with its memory: which side it was last told to be on.
+///
+/// With hysteresis there is a stretch, from [`low`](Self::low) to below the
+/// threshold, in which the side depends on where usage came from. A stored side
+/// is what keeps a usage that flaps in it quiet.
+///
+/// A threshold of 0 pages never fires, and neither does one that usage cannot
+/// reach ([`Pages::counter_max`](crate::threshold::Pages::counter_max), `u64::MAX`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Mark {
+    /// Where it is crossed up, in pages.
+    pub threshold: u64,
+    /// How far below `threshold` usage must fall to cross it down, in pages.
+    pub hysteresis: u64,
+    /// The side it was last told to be on.
+    pub above: bool,
+}
+
+impl Mark {
+    /// The mark at registration: above iff `threshold <= usage` (pages). As in
+    /// `__mem_cgroup_usage_register_event`, nothing is signalled for that.
+    #[must_use]
+    pub const fn new(threshold: u64, hysteresis: u64, usage: u64) -> Self {
+        Self { threshold, hysteresis, above: threshold <= usage }
+    }
+
+    /// Where it is crossed down, in pages: when usage is less than this.
+    ///
+    /// `threshold - hysteresis`, but at least 1: so a hysteresis of the whole
+    /// threshold or more still ends, when the group holds no page at all. 0 for
+    /// a threshold of 0, which never fires.
+    #[must_use]
+    pub const fn low(&self) -> u64 {
+        let low = self.threshold.saturating_sub(self.hysteresis);
+        if low == 0 && self.threshold > 0 { 1 } else { low }
+    }
+
+    /// Where the next crossing lies, in pages: what the band is made of. While
+    /// below, a usage of at least the key crosses it up; while above, a usage
+    /// less than the key crosses it down.
+    #[must_use]
+    pub const fn key(&self) -> u64 {
+        if self.above { self.low() } else { self.threshold }
+    }
+
+    /// Applies a step: its crossings in the order in which they happened, at
+    /// most one in each direction. `above` is the new side.
+    ///
+    /// After it, [`key`](Self::key) is at most `now` if above, and more than
+    /// `now` if below: [`band_around`] over all marks holds `now`.
+    ///
+    /// A step does not say which came first, its lowest or its highest usage. If
+    /// it passed both ends and usage is in between now, the only crossing told
+    /// is the one away from the stored side: that one is sure to have happened.
+    ///
+    /// A mark whose threshold was moved past usage is crossed by the next step.
+    pub fn step(&mut self, step: &Step) -> [Option<Direction>; 2] {
+        use Direction::{Down, Up};
+
+        if self.threshold == 0 {
+            self.above = true;
+            return [None, None];
+        }
+        let (lowest, highest) = step.range();
+        let (crossed, first, second, back) = if self.above {
+            (lowest < self.low(), Down, Up, step.now >= self.threshold)
+        } else {
+            (highest >= self.threshold, Up, Down, step.now < self.low())
+        };
+        if !crossed {
+            return [None, None];
+        }
+        if back {
+            return [Some(first), Some(second)];
+        }
+        self.above = !self.above;
+        [Some(first), None]
+    }
+}
+
 /// The band around `usage`, given its nearest thresholds: the highest that is
-/// at or below it, and the lowest above.
+/// at or below it, and the lowest above. Marks count with their keys.
 #[must_use]
 pub fn band_around(at_or_below: Option<u64>, above: Option<u64>) -> Band {
     Band { lo: at_or_below.unwrap_or(0), hi: above.unwrap_or(u64::MAX) }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -2,13 +2,16 @@
 //! speak. Nothing here allocates, panics or calls the kernel.
 //!
 //! In the order of the data's path: [`word`] and [`slot`] (the table), [`band`]
-//! (what a charge does), [`crossing`] (what the agent makes of it), [`line`] and
-//! [`threshold`] (what clients write).
+//! (what a charge does), [`crossing`] and [`pressure`] (what the agent makes of
+//! it), [`line`], [`control`] and [`threshold`] (what clients write; in prose in
+//! `docs/registration.md`).
 #![cfg_attr(not(any(test, loom)), no_std)]
 
 pub mod band;
+pub mod control;
 pub mod crossing;
 pub mod line;
+pub mod pressure;
 pub mod slot;
 pub mod threshold;
 pub mod word;

@@ -179,8 +179,7 @@ pub fn parse(line: &[u8]) -> Result<Line<'_>, LineError> {
 /// `strstrip` on a C string: the trimmed text and how many bytes were dropped
 /// in front of it.
 fn strip(line: &[u8]) -> (&[u8], usize) {
-    let end = line.iter().take_while(|&&byte| byte != 0).count();
-    let mut text = line.get(..end).unwrap_or(line);
+    let mut text = until_nul(line);
     let mut dropped = 0;
     while let [first, tail @ ..] = text
         && is_space(*first)
@@ -194,6 +193,11 @@ fn strip(line: &[u8]) -> (&[u8], usize) {
         text = head;
     }
     (text, dropped)
+}
+
+/// A C string's text: what comes before the first NUL.
+pub(crate) fn until_nul(bytes: &[u8]) -> &[u8] {
+    bytes.split(|&byte| byte == 0).next().unwrap_or_default()
 }
 
 /// The kernel's `isspace`: ASCII white space including `\v`, and Latin-1 NBSP.

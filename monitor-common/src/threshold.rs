@@ -1,7 +1,7 @@
-//! Arguments of `memory.usage_in_bytes` and `memory.memsw.usage_in_bytes`: one
-//! threshold in bytes, kept in pages.
+//! Arguments of `memory.usage_in_bytes`, `memory.memsw.usage_in_bytes` and
+//! `memory.working_set_bytes`: one threshold, `LEVEL[,OPTION]...`.
 //!
-//! The rules are those of `page_counter_memparse(args, "-1")`, which stands on
+//! LEVEL in bytes follows `page_counter_memparse(args, "-1")`, which stands on
 //! `memparse` and `simple_strtoull` base 0 (identical in Linux 5.15 to 7.2):
 //!
 //! - Exactly `-1` is the highest threshold there is. It never fires.
@@ -18,57 +18,32 @@
 //! | `4096`, `4K`, `4k`, `0x1000`, `010000` | 4096 | `0x` | `x`: no hex digit after it, so `0` is octal |
 //! | empty, `0`, `K`, `0E`, `16E` (wraps) | 0 | `08` | `8`: not an octal digit |
 //! | `010` | 8 | `1KB` | `B`: one suffix letter only |
-//! | `0x1E` | 30 | `1.5M`, `1_000`, `1M,` | not an integer |
+//! | `0x1E` | 30 | `1.5M`, `1_000` | not an integer |
 //! | `1E` | 2^60 | `1 M`, `5M 6M`, ` 1M` | a space anywhere |
 //! | `18446744073709555712` (wraps) | 4096 | `-2`, `+1`, `max` | only `-1` is special |
 //!
-//! [`ACCEPTED`] and [`REFUSED`] hold the same table for the tests of every door.
+//! The rest is ours. The kernel refuses every text that holds `,` or `%`, so
+//! nothing that it accepts means anything else here.
+//!
+//! - LEVEL may be `N%`, `N.D%` or `N.DD%` of the limit, 0 to 100, in decimal and
+//!   without needless leading zeros (in bytes, `010` would be octal).
+//! - `up`, `down`: hear this direction only; both or none means both.
+//! - `hysteresis=SIZE`: having come up to the level, count as below it only when
+//!   usage falls by SIZE below it. SIZE is in bytes as above, but begins with a
+//!   digit, so it is neither `-1` nor empty. It is rounded down to pages.
+//! - Each option at most once, in any order, in lower case.
+//!
+//! [`ACCEPTED`], [`REFUSED`], [`EXTENDED`] and [`EXTENDED_REFUSED`] hold the same
+//! for the tests of every door.
 
 use core::{error, fmt};
 
-/// Spellings the kernel accepts, and their value in bytes. `-1` is not here: its
-/// value depends on the page size, see [`Pages::counter_max`].
-pub const ACCEPTED: &[(&str, u64)] = &[
-    ("", 0),
-    ("0", 0),
-    ("4096", 4096),
-    ("4K", 4096),
-    ("4k", 4096),
-    ("0x1000", 4096),
-    ("0X1000", 4096),
-    ("010000", 4096),
-    ("18446744073709555712", 4096),
-    ("010", 8),
-    ("00", 0),
-    ("0K", 0),
-    ("0E", 0),
-    ("K", 0),
-    ("e", 0),
-    ("0x1E", 30),
-    ("0x1e", 30),
-    ("0xEE", 238),
-    ("0x1EK", 30 << 10),
-    ("0x10000000000000001", 1),
-    ("1M", 1 << 20),
-    ("1m", 1 << 20),
-    ("010M", 8 << 20),
-    ("1G", 1 << 30),
-    ("1T", 1 << 40),
-    ("1P", 1 << 50),
-    ("1E", 1 << 60),
-    ("15E", 15 << 60),
-    ("16E", 0),
-    ("17E", 1 << 60),
-    ("18446744073709551615", u64::MAX),
-    ("18446744073709551616", 0),
-];
+use crate::{crossing::Direction, line::until_nul};
+use memparse::memparse;
+pub use table::{ACCEPTED, EXTENDED, EXTENDED_REFUSED, REFUSED};
 
-/// Spellings the kernel refuses with EINVAL.
-pub const REFUSED: &[&str] = &[
-    "-2", "-", "--1", "-1 ", " -1", "-10", "-1K", "-0", "+1", "max", "1KB", "1KK", "1B", "1.5M", "1 M",
-    " 1M", "1M ", "5M 6M", "1M,", "0x", "0X", "0xg", "0xK", "00x1", "x1", "1x1", "08", "09", "018", "1_000",
-    "1a", "0x1EB5G0", "1EE", "\t1", "1\n",
-];
+mod memparse;
+mod table;
 
 /// errno of refused arguments (Linux value).
 const EINVAL: i32 = 22;
@@ -89,15 +64,93 @@ impl Pages {
     }
 }
 
-/// Why a threshold was refused.
+/// The level of a threshold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum At {
+    /// A number of pages, 0..=[`Pages::counter_max`]; both ends never fire.
+    Pages(Pages),
+    /// Hundredths of a percent of the group's limit, 0..=[`HUNDRED_PERCENT`]; 0
+    /// never fires. See [`percent_of`].
+    Percent(u32),
+}
+
+/// 100 % in the unit of [`At::Percent`].
+pub const HUNDRED_PERCENT: u32 = 10_000;
+
+/// One threshold as it was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Threshold {
+    /// Where it lies.
+    pub at: At,
+    /// Whether to tell that usage came to it or above.
+    pub up: bool,
+    /// Whether to tell that usage fell below. `up` or `down` is always set.
+    pub down: bool,
+    /// By how much usage must fall below it to count as below again;
+    /// 0..=[`Pages::counter_max`], 0 as the kernel does it.
+    pub hysteresis: Pages,
+}
+
+impl Threshold {
+    /// A threshold as the kernel knows it: both directions, no hysteresis.
+    #[must_use]
+    pub const fn plain(pages: Pages) -> Self {
+        Self { at: At::Pages(pages), up: true, down: true, hysteresis: Pages(0) }
+    }
+
+    /// Whether a crossing in `direction` is to be told.
+    #[must_use]
+    pub const fn hears(&self, direction: Direction) -> bool {
+        match direction {
+            Direction::Up => self.up,
+            Direction::Down => self.down,
+        }
+    }
+}
+
+/// `percent` hundredths of a percent of `limit_pages`, in pages, rounded down.
+///
+/// `percent` above [`HUNDRED_PERCENT`] counts as that. Never overflows. A
+/// result of 0 pages is a threshold that never fires.
+#[must_use]
+pub const fn percent_of(limit_pages: u64, percent: u32) -> u64 {
+    let percent = if percent > HUNDRED_PERCENT { HUNDRED_PERCENT } else { percent } as u64;
+    let whole = HUNDRED_PERCENT as u64;
+    // Exact: the remainder's share is the only part that rounding touches.
+    limit_pages / whole * percent + limit_pages % whole * percent / whole
+}
+
+/// Why a threshold was refused. Offsets count bytes from the start of the
+/// arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ThresholdError {
     /// A byte follows where the number and its suffix end.
     Trailing {
-        /// Offset of that byte in the arguments.
+        /// Offset of that byte.
         at: usize,
         /// That byte.
         found: u8,
+    },
+    /// The level holds a `%` and is not 0 to 100 with at most two decimals.
+    Percent {
+        /// Offset of the first byte that does not fit; of the level, if its
+        /// value is too high or it begins with a needless 0.
+        at: usize,
+    },
+    /// An option is unknown, or nothing follows a comma.
+    Option {
+        /// Offset of the option.
+        at: usize,
+    },
+    /// An option is given a second time.
+    Repeated {
+        /// Offset of the second one.
+        at: usize,
+    },
+    /// What follows `hysteresis=` is not a size in bytes.
+    Size {
+        /// Offset of the first byte that does not fit, or of the end.
+        at: usize,
     },
     /// The caller passed a page size of 0. No arguments cause this.
     PageSize,
@@ -119,6 +172,21 @@ impl fmt::Display for ThresholdError {
                 "threshold: wrong byte '{}' at offset {at}; expected -1, or an integer in bytes (decimal, 0x hex or 0 octal) with at most one suffix letter of KMGTPE",
                 found.escape_ascii()
             ),
+            Self::Percent { at } => write!(
+                f,
+                "threshold: wrong percentage at offset {at}; expected 0% to 100%, in decimal, with at most two decimals and no leading 0"
+            ),
+            Self::Option { at } => write!(
+                f,
+                "threshold: unknown or empty option at offset {at}; expected up, down or hysteresis=SIZE"
+            ),
+            Self::Repeated { at } => {
+                write!(f, "threshold: repeated option at offset {at}; expected each option at most once")
+            }
+            Self::Size { at } => write!(
+                f,
+                "threshold: wrong size at offset {at}; expected hysteresis= and an integer in bytes (decimal, 0x hex or 0 octal) with at most one suffix letter of KMGTPE"
+            ),
             Self::PageSize => write!(f, "page size is 0; expected the system's, in bytes"),
         }
     }
@@ -126,7 +194,8 @@ impl fmt::Display for ThresholdError {
 
 impl error::Error for ThresholdError {}
 
-/// Parses a threshold given in bytes into pages of `page_size` bytes.
+/// Parses a threshold given in bytes into pages of `page_size` bytes: what the
+/// kernel accepts, and nothing else.
 ///
 /// `args` is [`Line::args`](crate::line::Line::args); a NUL ends it, as it ends
 /// the kernel's string. The result is within 0..=[`Pages::counter_max`]. A
@@ -140,53 +209,127 @@ pub fn parse_threshold(args: &[u8], page_size: u64) -> Result<Pages, ThresholdEr
     if page_size == 0 {
         return Err(ThresholdError::PageSize);
     }
-    let end = args.iter().take_while(|&&byte| byte != 0).count();
-    let text = args.get(..end).unwrap_or(args);
-    let max = Pages::counter_max(page_size);
+    let text = until_nul(args);
     if text == b"-1" {
-        return Ok(max);
+        return Ok(Pages::counter_max(page_size));
     }
+    size(text, page_size).map_err(|(at, found)| ThresholdError::Trailing { at, found })
+}
+
+/// Parses `LEVEL[,OPTION]...`: all that [`parse_threshold`] accepts, meaning the
+/// same, and what is ours.
+///
+/// `args` is [`Line::args`](crate::line::Line::args); a NUL ends it. Sizes are
+/// rounded down to pages of `page_size` bytes.
+///
+/// # Errors
+///
+/// The first part that does not match; [`ThresholdError::PageSize`] if
+/// `page_size` is 0.
+pub fn parse(args: &[u8], page_size: u64) -> Result<Threshold, ThresholdError> {
+    let text = until_nul(args);
+    let (level, mut rest) = split_comma(text);
+    let at = if level.contains(&b'%') {
+        At::Percent(percent(level).map_err(|at| ThresholdError::Percent { at })?)
+    } else {
+        At::Pages(parse_threshold(level, page_size)?)
+    };
+    if page_size == 0 {
+        return Err(ThresholdError::PageSize);
+    }
+
+    let (mut up, mut down, mut hysteresis) = (false, false, None);
+    while let Some(options) = rest {
+        let at = text.len() - options.len();
+        let option;
+        (option, rest) = split_comma(options);
+        let repeated = match option {
+            b"up" => core::mem::replace(&mut up, true),
+            b"down" => core::mem::replace(&mut down, true),
+            _ => {
+                let Some(text) = option.strip_prefix(HYSTERESIS) else {
+                    return Err(ThresholdError::Option { at });
+                };
+                let pages = digit_first(text, page_size)
+                    .map_err(|inner| ThresholdError::Size { at: at + HYSTERESIS.len() + inner })?;
+                hysteresis.replace(pages).is_some()
+            }
+        };
+        if repeated {
+            return Err(ThresholdError::Repeated { at });
+        }
+    }
+    let both = up == down;
+    Ok(Threshold { at, up: up || both, down: down || both, hysteresis: hysteresis.unwrap_or_default() })
+}
+
+/// The option with a value.
+const HYSTERESIS: &[u8] = b"hysteresis=";
+
+/// What comes before the first comma, and what after it, if there is one.
+pub(crate) fn split_comma(text: &[u8]) -> (&[u8], Option<&[u8]>) {
+    let mut parts = text.splitn(2, |&byte| byte == b',');
+    (parts.next().unwrap_or_default(), parts.next())
+}
+
+/// A size in pages, or the offset and the value of the first wrong byte.
+fn size(text: &[u8], page_size: u64) -> Result<Pages, (usize, u8)> {
     let (bytes, rest) = memparse(text);
     match rest {
-        [] => Ok(Pages(bytes / page_size).min(max)),
-        [found, ..] => Err(ThresholdError::Trailing { at: text.len() - rest.len(), found: *found }),
+        [] => Ok(Pages(bytes / page_size).min(Pages::counter_max(page_size))),
+        [found, ..] => Err((text.len() - rest.len(), *found)),
     }
 }
 
-/// `memparse`: a number, then at most one suffix letter; and what follows.
-fn memparse(text: &[u8]) -> (u64, &[u8]) {
-    let (value, rest) = number(text);
-    let [letter, after @ ..] = rest else {
-        return (value, rest);
-    };
-    let shift = match letter.to_ascii_uppercase() {
-        b'K' => 10,
-        b'M' => 20,
-        b'G' => 30,
-        b'T' => 40,
-        b'P' => 50,
-        b'E' => 60,
-        _ => return (value, rest),
-    };
-    // Bits shifted out are lost, as in C.
-    (value << shift, after)
+/// A size that begins with a digit, or the offset of the first wrong byte.
+fn digit_first(text: &[u8], page_size: u64) -> Result<Pages, usize> {
+    match text {
+        [b'0'..=b'9', ..] => size(text, page_size).map_err(|(at, _)| at),
+        _ => Err(0),
+    }
 }
 
-/// `simple_strtoull` base 0: the wrapped value, and what follows the digits.
-fn number(text: &[u8]) -> (u64, &[u8]) {
-    let (base, mut rest) = match text {
-        [b'0', b'x' | b'X', digits @ ..] if digits.first().is_some_and(u8::is_ascii_hexdigit) => (16, digits),
-        [b'0', ..] => (8, text),
-        _ => (10, text),
+/// `N%`, `N.D%` or `N.DD%` in hundredths of a percent, or the offset of the
+/// first wrong byte.
+fn percent(text: &[u8]) -> Result<u32, usize> {
+    let (whole, width, rest) = decimals(text);
+    if width == 0 || width > 3 {
+        return Err(width);
+    }
+    if width > 1 && text.starts_with(b"0") {
+        return Err(0);
+    }
+    let (hundredths, rest) = match rest {
+        [b'.', after @ ..] => {
+            let (digits, width, rest) = decimals(after);
+            match width {
+                1 => (digits * 10, rest),
+                2 => (digits, rest),
+                _ => return Err(text.len() - after.len() + width.min(2)),
+            }
+        }
+        _ => (0, rest),
     };
-    let mut value = 0_u64;
-    while let [digit, tail @ ..] = rest
-        && let Some(digit) = char::from(*digit).to_digit(base)
+    let value = whole * 100 + hundredths;
+    match rest {
+        b"%" if value <= HUNDRED_PERCENT => Ok(value),
+        b"%" => Err(0),
+        [b'%', after @ ..] => Err(text.len() - after.len()),
+        _ => Err(text.len() - rest.len()),
+    }
+}
+
+/// The leading decimal digits, at most four of them: value, number, the rest.
+fn decimals(mut text: &[u8]) -> (u32, usize, &[u8]) {
+    let (mut value, mut width) = (0, 0);
+    while width < 4
+        && let [digit @ b'0'..=b'9', tail @ ..] = text
     {
-        value = value.wrapping_mul(u64::from(base)).wrapping_add(u64::from(digit));
-        rest = tail;
+        value = value * 10 + u32::from(*digit - b'0');
+        width += 1;
+        text = tail;
     }
-    (value, rest)
+    (value, width, text)
 }
 
 #[cfg(test)]

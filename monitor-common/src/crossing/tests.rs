@@ -1,0 +1,1 @@
+//! Marks against a naive model that sees every value.

@@ -1,0 +1,1 @@
+//! Arguments, levels and who hears of them.
