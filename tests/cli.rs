@@ -181,7 +181,9 @@ fn list() -> Result<()> {
     for line in run(&["-o", "json"])?.lines() {
         match serde_json::from_str(line).with_context(|| line.to_owned())? {
             Answer::Group(row) if row.cgroup == name => {
-                ensure!(row.registrations == vec![(5 * MIB, 2), (1 << 30, 1)], "{row:?}");
+                let thresholds: Vec<_> =
+                    row.registrations.iter().map(|row| (row.threshold, row.count)).collect();
+                ensure!(thresholds == vec![(Some(5 * MIB), 2), (Some(1 << 30), 1)], "{row:?}");
                 rows += 1;
             }
             Answer::Group(_) | Answer::Status(_) => {}

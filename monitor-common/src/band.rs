@@ -44,6 +44,12 @@ impl Band {
         (lo << 32) | hi
     }
 
+    /// Whether the band holds `usage` pages.
+    #[must_use]
+    pub const fn holds(self, usage: u64) -> bool {
+        self.lo <= usage && usage < self.hi
+    }
+
     /// Whether a packed band holds `usage` pages: what every charge asks.
     #[inline(always)]
     #[must_use]
@@ -52,6 +58,9 @@ impl Band {
         units >= packed >> 32 && units < packed & MAX_UNITS
     }
 }
+
+/// [`Band::EVERYTHING`] packed, at any shift.
+pub const OPEN: u64 = MAX_UNITS;
 
 /// The upper end of a packed band without one; 16 TiB of 4 KiB pages at shift 0.
 const MAX_UNITS: u64 = u32::MAX as u64;
@@ -89,12 +98,45 @@ pub enum Place {
     Below,
 }
 
+/// One of a slot's two watched quantities, memory or memory+swap: its band and
+/// what was seen out of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Track<'a, W> {
+    /// The packed band.
+    pub band: &'a W,
+    /// Highest reading above it; 0: none.
+    pub max: &'a W,
+    /// Lowest reading below it; `u64::MAX`: none.
+    pub min: &'a W,
+    /// The slot's `pending`.
+    pub pending: &'a W,
+}
+
+impl<W: Word> Slot<W> {
+    /// The memory counter.
+    #[inline(always)]
+    pub fn memory(&self) -> Track<'_, W> {
+        Track { band: &self.band, max: &self.max_seen, min: &self.min_seen, pending: &self.pending }
+    }
+
+    /// Memory+swap.
+    #[inline(always)]
+    pub fn sum(&self) -> Track<'_, W> {
+        Track {
+            band: &self.sum_band,
+            max: &self.sum_max_seen,
+            min: &self.sum_min_seen,
+            pending: &self.pending,
+        }
+    }
+}
+
 /// A charge's part. `usage` is the kernel's counter, read after it was changed.
 #[inline(always)]
 pub fn observe<W: Word>(slot: &Slot<W>, usage: u64, shift: u32) -> Verdict {
     match note(slot, usage, shift) {
         Place::Inside => Verdict::Quiet,
-        place => flag(slot, usage, place == Place::Above),
+        place => slot.memory().flag(usage, place == Place::Above),
     }
 }
 
@@ -106,37 +148,64 @@ pub fn note<W: Word>(slot: &Slot<W>, usage: u64, shift: u32) -> Place {
     if usage > slot.peak.get() {
         slot.peak.set(usage);
     }
-    let band = slot.band.get();
-    if Band::unpack_contains(band, usage, shift) {
-        Place::Inside
-    } else if usage >> shift >= band >> 32 {
-        Place::Above
-    } else {
-        Place::Below
+    slot.memory().place(usage, shift)
+}
+
+impl<W: Word> Track<'_, W> {
+    /// Where `usage` lies.
+    #[inline(always)]
+    pub fn place(&self, usage: u64, shift: u32) -> Place {
+        let band = self.band.get();
+        if Band::unpack_contains(band, usage, shift) {
+            Place::Inside
+        } else if usage >> shift >= band >> 32 {
+            Place::Above
+        } else {
+            Place::Below
+        }
+    }
+
+    /// The second part, out of band: widen the excursion, then make sure that the
+    /// agent looks.
+    #[inline(always)]
+    pub fn flag(&self, usage: u64, above: bool) -> Verdict {
+        if !self.widen(usage, above) {
+            return Verdict::Tell;
+        }
+        if raise_hand(self.pending) { Verdict::Ring } else { Verdict::Quiet }
+    }
+
+    #[inline(always)]
+    fn widen(&self, usage: u64, above: bool) -> bool {
+        if above { raise(self.max, usage) } else { lower(self.min, usage) }
+    }
+
+    /// The agent's part when a reading came by the ring instead of the table.
+    pub fn add(&self, usage: u64, shift: u32) {
+        while !self.widen(usage, usage >> shift >= self.band.get() >> 32) {}
+    }
+
+    /// Takes the excursion, after `pending` was cleared: see [`take`].
+    pub fn take(&self) -> Excursion {
+        Excursion { max: self.max.xchg(0), min: self.min.xchg(u64::MAX) }
+    }
+
+    fn give_back(&self, seen: Excursion) {
+        while !raise(self.max, seen.max) {}
+        while !lower(self.min, seen.min) {}
+    }
+
+    /// The agent's part, second half. After this the counter must be read again: a
+    /// usage outside the band means that a charge still went by the old one.
+    pub fn publish(&self, band: Band, shift: u32) {
+        self.band.xchg(band.pack(shift));
     }
 }
 
-/// The second part, out of band: widen the excursion, then make sure that the
-/// agent looks.
+/// Sets `pending`; true for the one that set it, who rings.
 #[inline(always)]
-pub fn flag<W: Word>(slot: &Slot<W>, usage: u64, above: bool) -> Verdict {
-    if !widen(slot, usage, above) {
-        return Verdict::Tell;
-    }
-    if slot.pending.get() != 0 || slot.pending.xchg(1) != 0 {
-        return Verdict::Quiet;
-    }
-    Verdict::Ring
-}
-
-#[inline(always)]
-fn widen<W: Word>(slot: &Slot<W>, usage: u64, above: bool) -> bool {
-    if above { raise(&slot.max_seen, usage) } else { lower(&slot.min_seen, usage) }
-}
-
-/// The agent's part when a reading came by the ring instead of the table.
-pub fn add<W: Word>(slot: &Slot<W>, usage: u64, shift: u32) {
-    while !widen(slot, usage, usage >> shift >= slot.band.get() >> 32) {}
+pub fn raise_hand<W: Word>(pending: &W) -> bool {
+    pending.get() == 0 && pending.xchg(1) == 0
 }
 
 #[inline(always)]
@@ -185,22 +254,42 @@ impl Excursion {
     pub const NONE: Self = Self { min: u64::MAX, max: 0 };
 }
 
+/// All that a slot has for the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Of the memory counter.
+    pub memory: Excursion,
+    /// Of memory+swap.
+    pub sum: Excursion,
+    /// OOMs by this group's limit.
+    pub ooms: u64,
+    /// Windows of reclaim, by level.
+    pub windows: [u64; 3],
+    /// Times that it became empty of tasks.
+    pub emptied: u64,
+}
+
 /// The agent's part, first half: take what was seen. `pending` is cleared
-/// *before* the excursion is taken, so that what comes later rings again.
-pub fn take<W: Word>(slot: &Slot<W>) -> Excursion {
+/// *before* the rest is taken, so that what comes later rings again.
+pub fn take<W: Word>(slot: &Slot<W>) -> Seen {
     slot.pending.xchg(0);
-    Excursion { max: slot.max_seen.xchg(0), min: slot.min_seen.xchg(u64::MAX) }
+    Seen {
+        memory: slot.memory().take(),
+        sum: slot.sum().take(),
+        ooms: slot.ooms.xchg(0),
+        windows: slot.windows.each_ref().map(|count| count.xchg(0)),
+        emptied: slot.emptied.xchg(0),
+    }
 }
 
 /// Undoes [`take`] when the agent could not go on: to be looked at again.
-pub fn give_back<W: Word>(slot: &Slot<W>, seen: Excursion) {
-    while !raise(&slot.max_seen, seen.max) {}
-    while !lower(&slot.min_seen, seen.min) {}
+pub fn give_back<W: Word>(slot: &Slot<W>, seen: &Seen) {
+    slot.memory().give_back(seen.memory);
+    slot.sum().give_back(seen.sum);
+    slot.ooms.add(seen.ooms);
+    for (word, count) in slot.windows.iter().zip(seen.windows) {
+        word.add(count);
+    }
+    slot.emptied.add(seen.emptied);
     slot.pending.xchg(1);
-}
-
-/// The agent's part, second half. After this the counter must be read again: a
-/// usage outside the band means that a charge still went by the old one.
-pub fn publish<W: Word>(slot: &Slot<W>, band: Band, shift: u32) {
-    slot.band.xchg(band.pack(shift));
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 use proptest::{collection::vec, prelude::*};
 
 use crate::{
-    band::{Band, Excursion, Verdict, observe, publish, shift_for, take},
+    band::{Band, Excursion, Verdict, observe, shift_for, take},
     crossing::{Direction, Step, band_around},
     slot::{Slot, State},
     word::Word as _,
@@ -43,20 +43,7 @@ impl KernelModel {
 }
 
 pub(crate) fn empty_slot() -> Slot<AtomicU64> {
-    let slot = Slot {
-        usage: AtomicU64::new(0),
-        peak: AtomicU64::new(0),
-        band: AtomicU64::new(0),
-        parent: AtomicU64::new(0),
-        counter: AtomicU64::new(0),
-        state: AtomicU64::new(0),
-        cgroup_id: AtomicU64::new(0),
-        reserved: AtomicU64::new(0),
-        max_seen: AtomicU64::new(0),
-        min_seen: AtomicU64::new(0),
-        pending: AtomicU64::new(0),
-        spare: Default::default(),
-    };
+    let slot = Slot::new(AtomicU64::new);
     slot.recycle();
     slot
 }
@@ -88,7 +75,7 @@ impl Ours {
     fn publish(&self, usage: u64) {
         let below = self.thresholds.iter().copied().filter(|t| *t <= usage).max();
         let above = self.thresholds.iter().copied().filter(|t| *t > usage).min();
-        publish(&self.slot, band_around(below, above), self.shift);
+        self.slot.memory().publish(band_around(below, above), self.shift);
     }
 
     fn charge(&mut self, usage: u64) {
@@ -98,7 +85,7 @@ impl Ours {
     }
 
     fn drain(&mut self, now: u64) {
-        let step = Step { from: self.from, seen: take(&self.slot), now };
+        let step = Step { from: self.from, seen: take(&self.slot).memory, now };
         for &t in &self.thresholds {
             for direction in step.crossings(t).into_iter().flatten() {
                 self.signals.push((t, direction));
@@ -220,13 +207,13 @@ fn a_spike_between_looks_crosses_twice() {
 #[test]
 fn out_of_band_rings_once_until_taken() {
     let slot = empty_slot();
-    publish(&slot, Band { lo: 10, hi: 20 }, 0);
+    slot.memory().publish(Band { lo: 10, hi: 20 }, 0);
     assert_eq!(observe(&slot, 15, 0), Verdict::Quiet);
     assert_eq!(observe(&slot, 20, 0), Verdict::Ring);
     assert_eq!(observe(&slot, 30, 0), Verdict::Quiet);
     assert_eq!(observe(&slot, 5, 0), Verdict::Quiet);
-    assert_eq!(take(&slot), Excursion { min: 5, max: 30 });
-    assert_eq!(take(&slot), Excursion::NONE);
+    assert_eq!(take(&slot).memory, Excursion { min: 5, max: 30 });
+    assert_eq!(take(&slot).memory, Excursion::NONE);
     assert_eq!(observe(&slot, 9, 0), Verdict::Ring);
     assert_eq!(slot.peak.get(), 30);
 }

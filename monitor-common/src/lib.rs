@@ -2,16 +2,20 @@
 //! speak. Nothing here allocates, panics or calls the kernel.
 //!
 //! In the order of the data's path: [`word`] and [`slot`] (the table), [`band`]
-//! (what a charge does), [`crossing`] and [`pressure`] (what the agent makes of
+//! (what a charge does), [`oom`] (which OOMs are one), [`ring`] (how the agent is
+//! rung), [`ask`] (what it asks), [`crossing`] and [`pressure`] (what it makes of
 //! it), [`line`], [`control`] and [`threshold`] (what clients write; in prose in
 //! `docs/registration.md`).
 #![cfg_attr(not(any(test, loom)), no_std)]
 
+pub mod ask;
 pub mod band;
 pub mod control;
 pub mod crossing;
 pub mod line;
+pub mod oom;
 pub mod pressure;
+pub mod ring;
 pub mod slot;
 pub mod threshold;
 pub mod word;

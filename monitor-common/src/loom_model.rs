@@ -10,7 +10,7 @@ use loom::{
 };
 
 use crate::{
-    band::{Verdict, observe, publish, take},
+    band::{Place, Verdict, observe},
     crossing::{Direction, Step, band_around},
     slot::{Slot, State},
     word::Word,
@@ -49,6 +49,10 @@ impl Word for AtomicU64 {
         fence(Ordering::SeqCst);
         held
     }
+
+    fn add(&self, value: u64) {
+        self.fetch_add(value, Ordering::Relaxed);
+    }
 }
 
 /// One group: the kernel's counter, its slot, and the ring as a count.
@@ -61,24 +65,8 @@ struct Group {
 impl Group {
     fn new(usage: u64, thresholds: &[u64]) -> Self {
         let word = AtomicU64::new;
-        let group = Self {
-            counter: word(usage),
-            slot: Slot {
-                usage: word(usage),
-                peak: word(usage),
-                band: word(0),
-                parent: word(0),
-                counter: word(0),
-                state: word(State::online(0).0),
-                cgroup_id: word(0),
-                reserved: word(0),
-                max_seen: word(0),
-                min_seen: word(u64::MAX),
-                pending: word(0),
-                spare: [word(0), word(0), word(0), word(0), word(0)],
-            },
-            ring: word(0),
-        };
+        let group = Self { counter: word(usage), slot: Slot::new(word), ring: word(0) };
+        group.slot.state.set(State::online(0).0);
         group.publish(usage, thresholds);
         group
     }
@@ -86,7 +74,7 @@ impl Group {
     fn publish(&self, usage: u64, thresholds: &[u64]) {
         let below = thresholds.iter().copied().filter(|t| *t <= usage).max();
         let above = thresholds.iter().copied().filter(|t| *t > usage).min();
-        publish(&self.slot, band_around(below, above), 0);
+        self.slot.memory().publish(band_around(below, above), 0);
     }
 
     fn read(&self) -> u64 {
@@ -109,7 +97,10 @@ impl Group {
     /// What the agent does when it looks: the loop of `monitor::watch`.
     fn drain(&self, from: &mut u64, thresholds: &[u64], signals: &mut Vec<(u64, Direction)>) {
         loop {
-            let seen = take(&self.slot);
+            // `band::take`, of the words that a charge writes: the others would
+            // only multiply the interleavings.
+            self.slot.pending.xchg(0);
+            let seen = self.slot.memory().take();
             let now = self.read();
             let step = Step { from: *from, seen, now };
             for &t in thresholds {
@@ -117,7 +108,7 @@ impl Group {
             }
             *from = now;
             self.publish(now, thresholds);
-            if self.slot.in_band(self.read(), 0) {
+            if self.slot.memory().place(self.read(), 0) == Place::Inside {
                 return;
             }
         }

@@ -1,17 +1,16 @@
-//! The table both sides share: one [`Slot`] for each memory cgroup, the
-//! [`Doorbell`] that goes through the ring buffer, and the [`Scratch`] cell in
-//! which a program answers the agent.
+//! The table both sides share: one [`Slot`] for each memory cgroup.
 //!
-//! Everything is made of 64-bit words without padding, so that the layout is
-//! the same for the BPF target and the host.
+//! Everything that both sides share is made of 64-bit words without padding, so
+//! that the layout is the same for the BPF target and the host.
 
 use crate::{band, word::Word};
 
-/// Version of everything in this file. Bump on any change of layout or meaning.
-pub const SCHEMA: u32 = 1;
+/// Version of all that both sides share. Bump on any change of layout or meaning.
+pub const SCHEMA: u32 = 2;
 
 /// Depth of the hierarchy up to which a charge is followed to the root.
-/// Deeper ancestors are counted in [`Tally::TooDeep`] and re-read by the sweep.
+/// Deeper ancestors are counted in [`Tally::TooDeep`](crate::ring::Tally::TooDeep)
+/// and re-read by the sweep.
 pub const MAX_DEPTH: usize = 64;
 
 /// `parent` of a slot right below the root: the walk ends there.
@@ -39,8 +38,9 @@ pub struct Slot<W> {
     pub state: W,
     /// `st_ino` of the group's directory (`cgroup_id()` in the kernel).
     pub cgroup_id: W,
-    /// Unused.
-    pub reserved: W,
+    /// The packed band of the group's memory+swap; [`band::OPEN`] while nobody
+    /// waits for that, and then a charge does not look at it.
+    pub sum_band: W,
 
     /// Highest out-of-band reading since the agent last looked; 0: none.
     pub max_seen: W,
@@ -48,11 +48,30 @@ pub struct Slot<W> {
     pub min_seen: W,
     /// 1 while the agent has something to do here.
     pub pending: W,
-    /// Unused; keeps a slot at two cache lines.
-    pub spare: [W; 5],
+    /// As `max_seen`, of memory+swap.
+    pub sum_max_seen: W,
+    /// As `min_seen`, of memory+swap.
+    pub sum_min_seen: W,
+    /// OOMs by this group's limit since the agent last looked.
+    pub ooms: W,
+    /// `bpf_get_current_pid_tgid()` of the task whose OOM holds this group; 0: none.
+    pub oom_holder: W,
+    /// When the latest OOM that is under way below began, as `oom_since`; 0: none.
+    pub oom_below: W,
+
+    /// When the holder began, in nanoseconds since boot.
+    pub oom_since: W,
+    /// Windows of reclaim since the agent last looked, by
+    /// [`Level`](crate::pressure::Level).
+    pub windows: [W; 3],
+    /// Times that the group and all below it became empty of tasks since the
+    /// agent last looked.
+    pub emptied: W,
+    /// Unused; keeps a slot at three cache lines.
+    pub spare: [W; 3],
 }
 
-const _: () = assert!(size_of::<Slot<u64>>() == 128);
+const _: () = assert!(size_of::<Slot<u64>>() == 192);
 
 /// The `state` word of a slot: generation in the upper 56 bits, flags below.
 /// A slot that is used again has a new generation, so a stale index is noticed.
@@ -107,6 +126,35 @@ impl State {
 /// another CPU succeeded just then. Few, for the verifier's sake.
 pub const ATTEMPTS: usize = 4;
 
+impl<W> Slot<W> {
+    /// A free slot of words made by `word`.
+    pub fn new(word: impl Fn(u64) -> W) -> Self {
+        let zero = || word(0);
+        Self {
+            usage: zero(),
+            peak: zero(),
+            band: word(band::OPEN),
+            parent: zero(),
+            counter: zero(),
+            state: zero(),
+            cgroup_id: zero(),
+            sum_band: word(band::OPEN),
+            max_seen: zero(),
+            min_seen: word(u64::MAX),
+            pending: zero(),
+            sum_max_seen: zero(),
+            sum_min_seen: word(u64::MAX),
+            ooms: zero(),
+            oom_holder: zero(),
+            oom_below: zero(),
+            oom_since: zero(),
+            windows: [zero(), zero(), zero()],
+            emptied: zero(),
+            spare: [zero(), zero(), zero()],
+        }
+    }
+}
+
 impl<W: Word> Slot<W> {
     /// The state word.
     pub fn state(&self) -> State {
@@ -150,144 +198,28 @@ impl<W: Word> Slot<W> {
         }
     }
 
+    /// Nothing has happened here yet.
+    pub fn forget(&self) {
+        self.sum_band.set(band::OPEN);
+        for (max, min) in [(&self.max_seen, &self.min_seen), (&self.sum_max_seen, &self.sum_min_seen)] {
+            max.set(0);
+            min.set(u64::MAX);
+        }
+        for word in [&self.pending, &self.ooms, &self.oom_holder, &self.oom_below, &self.emptied] {
+            word.set(0);
+        }
+        self.windows.iter().for_each(|count| count.set(0));
+    }
+
     /// Makes a freed slot ready for its next group: new generation, no flags.
     /// The caller owns the slot and gives its index back to the free list after.
     pub fn recycle(&self) {
         self.counter.set(0);
-        self.band.set(band::Band::EVERYTHING.pack(0));
-        self.max_seen.set(0);
-        self.min_seen.set(u64::MAX);
-        self.pending.set(0);
+        self.band.set(band::OPEN);
         self.usage.set(0);
         self.peak.set(0);
+        self.forget();
         let state = self.state().recycled();
         self.state.xchg(state.0);
-    }
-}
-
-/// A ring buffer record. It only says where to look: the state is in the table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct Doorbell {
-    /// [`Doorbell::SLOT`], [`Doorbell::FILE`] or [`Doorbell::READING`].
-    pub kind: u32,
-    /// The slot to look at (`SLOT`, `READING`).
-    pub slot: u32,
-    /// Address of the `struct file` (`FILE`), or pages (`READING`).
-    pub value: u64,
-}
-
-impl Doorbell {
-    /// Something happened to a slot: out of band, offline, or freed.
-    pub const SLOT: u32 = 1;
-    /// A reference to a registered eventfd was closed.
-    pub const FILE: u32 = 2;
-    /// An out-of-band reading that found no place in its slot.
-    pub const READING: u32 = 3;
-
-    /// A doorbell from its bytes in the ring buffer.
-    #[must_use]
-    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
-        Some(Self {
-            kind: word(0)?,
-            slot: word(4)?,
-            value: u64::from_ne_bytes(bytes.get(8..16)?.try_into().ok()?),
-        })
-    }
-}
-
-const _: () = assert!(size_of::<Doorbell>() == 16);
-
-/// Where losses and oddities are counted, at the place where they happen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Tally {
-    /// The ring buffer had no room; the sweep over `pending` finds the slot.
-    RingFull = 0,
-    /// A group came online and no slot was free: it is not watched.
-    SlotsExhausted = 1,
-    /// A charge below more than [`MAX_DEPTH`] levels.
-    TooDeep = 2,
-    /// More than [`ATTEMPTS`] CPUs raced for a slot's excursion, so the reading
-    /// went through the ring. Nothing is lost by that alone.
-    Contended = 3,
-    /// A charge that only the second program saw: the first was skipped by the
-    /// kernel's recursion guard.
-    Nested = 4,
-}
-
-impl Tally {
-    /// How many there are.
-    pub const COUNT: usize = 5;
-    /// Their names, in order, as shown to people and in metrics.
-    pub const NAMES: [&str; Self::COUNT] =
-        ["ring_full", "slots_exhausted", "too_deep", "contended", "nested"];
-}
-
-/// The cell in which programs leave answers for the agent, and the agent what
-/// programs need to know of it. One writer at a time: programs write only on
-/// behalf of the agent's own thread.
-#[derive(Debug)]
-#[repr(C, align(64))]
-pub struct Scratch<W> {
-    /// `bpf_get_current_pid_tgid()` of the agent's thread, as the kernel sees it.
-    pub agent: W,
-    /// Moves with every answer, so that a skipped program is noticed.
-    pub answers: W,
-    /// Roll call: slot index, or one of [`Roll`]'s words.
-    pub slot: W,
-    /// Roll call: the slot's generation.
-    pub generation: W,
-    /// Usage in pages, or reference count.
-    pub value: W,
-    /// Address of the `struct file` whose fdinfo was read.
-    pub file: W,
-    /// Address of the kernel's eventfd file operations.
-    pub eventfd_fops: W,
-    /// How the last question was answered: [`Ask::OK`] or why not.
-    pub verdict: W,
-}
-
-const _: () = assert!(size_of::<Scratch<u64>>() == 64);
-
-/// What a roll call says in place of a slot index.
-#[derive(Debug)]
-pub struct Roll;
-
-impl Roll {
-    /// The hierarchy's root group: its counter is not what v1 called root usage.
-    pub const ROOT: u64 = u64::MAX;
-    /// The slot table is full.
-    pub const FULL: u64 = u64::MAX - 1;
-    /// No answer came.
-    pub const SILENT: u64 = u64::MAX - 2;
-}
-
-/// What the agent asks the `ask` program, as its first argument.
-#[derive(Debug)]
-pub struct Ask;
-
-impl Ask {
-    /// Remember the calling thread as the agent's.
-    pub const WHO_AM_I: u64 = 1;
-    /// Read the counter of slot `arg1` of generation `arg2`.
-    pub const USAGE: u64 = 2;
-    /// Read the reference count of the `struct file` at `arg1`.
-    pub const FILE_REFS: u64 = 3;
-
-    /// Answered.
-    pub const OK: u64 = 0;
-    /// The slot's group is gone.
-    pub const GONE: u64 = 1;
-    /// Kernel memory could not be read.
-    pub const FAULT: u64 = 2;
-}
-
-/// The agent's side: a typed cell pair for tests and the mapped table.
-impl<W: Word> Slot<W> {
-    /// Whether `usage` lies in the published band.
-    pub fn in_band(&self, usage: u64, shift: u32) -> bool {
-        band::Band::unpack_contains(self.band.get(), usage, shift)
     }
 }

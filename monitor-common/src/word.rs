@@ -17,6 +17,8 @@ pub trait Word {
     fn cas(&self, old: u64, new: u64) -> u64;
     /// Sets `bits`, returns what it held; full barrier.
     fn or(&self, bits: u64) -> u64;
+    /// Adds `value`, wrapping; orders nothing.
+    fn add(&self, value: u64);
 }
 
 #[cfg(all(not(loom), not(target_arch = "bpf")))]
@@ -46,6 +48,10 @@ mod native {
 
         fn or(&self, bits: u64) -> u64 {
             self.fetch_or(bits, Ordering::SeqCst)
+        }
+
+        fn add(&self, value: u64) {
+            self.fetch_add(value, Ordering::Relaxed);
         }
     }
 }

@@ -2,10 +2,7 @@
 //! `BPF_PROG_TEST_RUN`, attached nowhere.
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use monitor_common::{
-    slot::{Ask, State},
-    word::Word as _,
-};
+use monitor_common::{ask::Ask, slot::State, word::Word as _};
 
 use crate::{kernel, maps};
 
@@ -19,7 +16,10 @@ pub fn ask(question: u64, arg1: u64, arg2: u64) {
             scratch.agent.set(bpf_get_current_pid_tgid());
             Ok(0)
         }
-        Ask::USAGE => usage(arg1 as u32, arg2),
+        Ask::USAGE => counter(arg1 as u32, arg2, kernel::usage_at),
+        Ask::SUM => counter(arg1 as u32, arg2, kernel::sum_at),
+        Ask::LIMIT => counter(arg1 as u32, arg2, kernel::limit_at),
+        Ask::UNDER_OOM => counter(arg1 as u32, arg2, kernel::under_oom_at),
         Ask::FILE_REFS => kernel::file_refs_at(arg1).ok_or(Ask::FAULT),
         _ => Err(Ask::FAULT),
     };
@@ -33,17 +33,17 @@ pub fn ask(question: u64, arg1: u64, arg2: u64) {
     scratch.answers.set(scratch.answers.get() + 1);
 }
 
-/// Reads the counter behind a slot. The state is looked at before and after:
-/// `freed` marks it before the kernel gives the memory back, so an unchanged
-/// live state vouches for what was read in between.
+/// Reads something by the address of the counter behind a slot. The state is
+/// looked at before and after: `freed` marks it before the kernel gives the memory
+/// back, so an unchanged live state vouches for what was read in between.
 #[inline(always)]
-fn usage(index: u32, generation: u64) -> Result<u64, u64> {
+fn counter(index: u32, generation: u64, read: impl Fn(u64) -> Option<u64>) -> Result<u64, u64> {
     let Some(slot) = maps::slot(index) else {
         return Err(Ask::GONE);
     };
     // Refused at once, not after the look at the state: verifiers before 6.8
     // forget that a failed read has failed.
-    let Some(usage) = kernel::usage_at(slot.counter.get()) else {
+    let Some(value) = read(slot.counter.get()) else {
         return Err(if slot.state().has(State::ONLINE) { Ask::FAULT } else { Ask::GONE });
     };
     // A full barrier, and always a no-op: the state after the read.
@@ -51,6 +51,5 @@ fn usage(index: u32, generation: u64) -> Result<u64, u64> {
     if state.generation() != generation || state.has(State::FREED) || !state.has(State::ONLINE) {
         return Err(Ask::GONE);
     }
-    slot.usage.set(usage);
-    Ok(usage)
+    Ok(value)
 }

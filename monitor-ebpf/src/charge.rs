@@ -3,12 +3,16 @@
 
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use monitor_common::{
-    band::{Place, flag, note},
-    slot::{MAX_DEPTH, PARENT_ROOT, PARENT_UNKNOWN, Tally},
+    band::{OPEN, Place, note},
+    ring::{Doorbell, Tally},
+    slot::{MAX_DEPTH, PARENT_ROOT, PARENT_UNKNOWN},
     word::Word as _,
 };
 
-use crate::{kernel::Counter, maps};
+use crate::{
+    kernel::{self, Counter},
+    maps,
+};
 
 /// Looks at `counter` and its ancestors: read, compare with the band, store.
 ///
@@ -19,6 +23,12 @@ pub fn look(counter: Counter) {
     let shift = maps::band_shift();
     let mut counter = counter;
     let mut index = maps::slot_of(counter.address());
+    if index.is_none()
+        && let Some(swapping) = maps::slot_of(kernel::memory_of_swap(counter.address()))
+    {
+        look_at_sums(swapping);
+        return;
+    }
     for _ in 0..MAX_DEPTH {
         let mut parent = PARENT_UNKNOWN;
         if let Some(i) = index
@@ -29,6 +39,9 @@ pub fn look(counter: Counter) {
                 Place::Inside => 0,
                 place => out_of_band(i, usage, u64::from(place == Place::Above)),
             };
+            if slot.sum_band.get() != OPEN {
+                look_at_sum(i);
+            }
             parent = slot.parent.get();
             if parent == PARENT_ROOT {
                 return;
@@ -36,7 +49,7 @@ pub fn look(counter: Counter) {
         }
         let Some(up) = counter.parent() else { return };
         counter = up;
-        // Other counters (swap, hugetlb) and untracked groups come this way.
+        // Other counters (hugetlb) and untracked groups come this way.
         index = if parent == PARENT_UNKNOWN { maps::slot_of(counter.address()) } else { Some(parent as u32) };
     }
     maps::count(Tally::TooDeep);
@@ -48,8 +61,56 @@ pub fn look(counter: Counter) {
 #[unsafe(no_mangle)]
 extern "C" fn out_of_band(index: u32, usage: u64, above: u64) -> u64 {
     if let Some(slot) = maps::slot(index) {
-        maps::ring_for(flag(slot, usage, above != 0), index, usage);
+        maps::ring_for(slot.memory().flag(usage, above != 0), Doorbell::READING, index, usage);
     }
+    0
+}
+
+/// Looks at a group's memory+swap, for which somebody waits. Global for the same
+/// reason, and so that a charge pays for it only then.
+///
+/// Whichever of the two counters was changed last, its look sees both changes:
+/// each changes its own with a full barrier before it reads the other.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn look_at_sum(index: u32) -> u64 {
+    if let Some(slot) = maps::slot(index)
+        && let Some(sum) = kernel::sum_at(slot.counter.get())
+    {
+        let track = slot.sum();
+        match track.place(sum, maps::band_shift()) {
+            Place::Inside => {}
+            place => {
+                let verdict = track.flag(sum, place == Place::Above);
+                maps::ring_for(verdict, Doorbell::SUM_READING, index, sum);
+            }
+        }
+    }
+    0
+}
+
+/// A swap counter was changed: looks at its group and all above.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn look_at_sums(index: u32) -> u64 {
+    let mut index = index;
+    for _ in 0..MAX_DEPTH {
+        let Some(slot) = maps::slot(index) else { return 0 };
+        if slot.sum_band.get() != OPEN {
+            look_at_sum(index);
+        }
+        let mut parent = slot.parent.get();
+        if parent == PARENT_UNKNOWN {
+            let Some(up) = kernel::parent_at(slot.counter.get()) else { return 0 };
+            let Some(found) = maps::slot_of(up) else { return 0 };
+            parent = u64::from(found);
+        }
+        if parent == PARENT_ROOT {
+            return 0;
+        }
+        index = parent as u32;
+    }
+    maps::count(Tally::TooDeep);
     0
 }
 

@@ -2,7 +2,7 @@
 //! reference to it is closed.
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use monitor_common::{slot::Doorbell, word::Word as _};
+use monitor_common::{ring::Doorbell, word::Word as _};
 
 use crate::{kernel, maps};
 

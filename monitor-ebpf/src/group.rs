@@ -3,8 +3,10 @@
 use aya_ebpf::{EbpfContext, helpers::bpf_get_current_pid_tgid};
 use aya_log_ebpf::warn;
 use monitor_common::{
-    band::Band,
-    slot::{Doorbell, PARENT_ROOT, PARENT_UNKNOWN, Roll, State, Tally},
+    ask::{Roll, Wanted},
+    band::OPEN,
+    ring::{Doorbell, Tally},
+    slot::{PARENT_ROOT, PARENT_UNKNOWN, State},
     word::Word as _,
 };
 
@@ -41,10 +43,8 @@ fn track<C: EbpfContext>(ctx: &C, css: u64) -> u64 {
     slot.cgroup_id.set(kernel::cgroup_id_of_css(css).unwrap_or(0));
     slot.usage.set(kernel::usage_at(address).unwrap_or(0));
     slot.peak.set(kernel::watermark_at(address).unwrap_or(0));
-    slot.max_seen.set(0);
-    slot.min_seen.set(u64::MAX);
-    slot.pending.set(0);
-    slot.band.set(Band::EVERYTHING.pack(maps::band_shift()));
+    slot.forget();
+    slot.band.set(OPEN);
     slot.counter.set(address);
     // Last, and a full barrier: a live state vouches for the rest.
     slot.state.xchg(State::online(slot.state().generation()).0);
@@ -96,6 +96,23 @@ pub fn freed(css: u64) {
     }
     slot.recycle();
     maps::push_free(index);
+}
+
+/// `cgroup_notify_populated`: whether any task is in a group or below it has
+/// changed. Told to groups that have the controller and a watcher.
+#[inline(always)]
+pub fn populated(cgroup: u64, populated: u64) {
+    if populated as u32 != 0 || !maps::is_wanted(Wanted::EMPTY) {
+        return;
+    }
+    if let Some(counter) = kernel::counter_of_cgroup(cgroup)
+        && let Some(index) = maps::slot_of(counter)
+        && let Some(slot) = maps::slot(index)
+        && slot.state().has(State::WATCHED)
+    {
+        slot.emptied.add(1);
+        maps::ring_slot(slot, index);
+    }
 }
 
 #[inline(always)]

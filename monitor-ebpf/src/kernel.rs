@@ -96,3 +96,69 @@ pub fn file_op_at(file: u64) -> Option<u64> {
 pub fn file_refs_at(address: u64) -> Option<u64> {
     Some(read(address + maps::off_file_refs())?.wrapping_add(maps::file_refs_bias()))
 }
+
+/// The `memory` counter of the group whose swap counter (on v1: memory+swap) is
+/// at `address`. Of any other counter: an address that is no group's.
+#[inline(always)]
+pub fn memory_of_swap(address: u64) -> u64 {
+    address.wrapping_sub(maps::off_memcg_swap()).wrapping_add(maps::off_memcg_memory())
+}
+
+/// Memory+swap of the group whose `memory` counter is at `address`. v1 counts the
+/// sum itself.
+#[inline(always)]
+pub fn sum_at(address: u64) -> Option<u64> {
+    let memory = usage_at(address)?;
+    let swap = usage_at(address - maps::off_memcg_memory() + maps::off_memcg_swap())?;
+    Some(if maps::swap_is_sum() != 0 { swap } else { memory + swap })
+}
+
+/// The limit of the counter at `address`.
+pub fn limit_at(address: u64) -> Option<u64> {
+    read(address + maps::off_counter_max())
+}
+
+/// `under_oom` of the group whose `memory` counter is at `address`; an `int`.
+pub fn under_oom_at(address: u64) -> Option<u64> {
+    let word = read(address - maps::off_memcg_memory() + maps::off_memcg_under_oom())?;
+    Some(word & 0xffff_ffff)
+}
+
+/// Pages scanned and reclaimed of the `struct vmpressure` that `work` lies in.
+pub fn window_at(work: u64) -> Option<(u64, u64)> {
+    let vmpressure = work - maps::off_vmpressure_work();
+    Some((
+        read(vmpressure + maps::off_vmpressure_scanned())?,
+        read(vmpressure + maps::off_vmpressure_reclaimed())?,
+    ))
+}
+
+/// The `memory` counter of the group whose vmpressure `work` is.
+pub fn counter_of_vmpressure_work(work: u64) -> u64 {
+    counter_of_css(work - maps::off_vmpressure_work() - maps::off_memcg_vmpressure())
+}
+
+/// The `memory` counter of a `struct cgroup`, if it has the controller.
+pub fn counter_of_cgroup(cgroup: u64) -> Option<u64> {
+    match read(cgroup + maps::off_cgroup_memory_css())? {
+        0 => None,
+        css => Some(counter_of_css(css)),
+    }
+}
+
+/// Id of the group that a task's memory is charged to.
+pub fn group_of_task(task: u64) -> Option<u64> {
+    let set = read(task + maps::off_task_cgroups())?;
+    cgroup_id_of_css(read(set + maps::off_css_set_memory_css())?)
+}
+
+/// `task->tgid`: the process id in the first pid namespace.
+pub fn pid_of_task(task: u64) -> Option<u64> {
+    Some(read(task + maps::off_task_tgid())? & 0xffff_ffff)
+}
+
+/// `task->comm`.
+pub fn name_of_task(task: u64) -> Option<[u8; 16]> {
+    // SAFETY: the helper checks the address and fails on a bad one.
+    unsafe { bpf_probe_read_kernel((task + maps::off_task_comm()) as *const [u8; 16]) }.ok()
+}

@@ -11,6 +11,8 @@ mod file;
 mod group;
 mod kernel;
 mod maps;
+mod oom;
+mod reclaim;
 mod word;
 
 use aya_ebpf::{
@@ -18,6 +20,8 @@ use aya_ebpf::{
     macros::{fentry, fexit, raw_tracepoint},
     programs::{FEntryContext, FExitContext, RawTracePointContext},
 };
+
+use monitor_common::ring::Doorbell;
 
 use crate::kernel::Counter;
 
@@ -97,6 +101,66 @@ macro_rules! close_hooks {
 }
 
 close_hooks! { file_close file_flush }
+
+#[fentry]
+fn oom_begun(ctx: FEntryContext) -> i32 {
+    oom::begun(ctx.arg(0));
+    0
+}
+
+#[fexit]
+fn oom_ended(_ctx: FExitContext) -> i32 {
+    oom::ended();
+    0
+}
+
+#[fentry]
+fn oom_notified(ctx: FEntryContext) -> i32 {
+    oom::notified(ctx.arg(0));
+    0
+}
+
+#[fentry]
+fn oom_victim(ctx: FEntryContext) -> i32 {
+    oom::victim(ctx.arg(0));
+    0
+}
+
+#[fentry]
+fn oom_group(ctx: FEntryContext) -> i32 {
+    oom::group_kill(ctx.arg(0));
+    0
+}
+
+#[fentry]
+fn limit_write_1(_ctx: FEntryContext) -> i32 {
+    oom::limit_write_begun();
+    0
+}
+
+#[fexit]
+fn limit_write_2(_ctx: FExitContext) -> i32 {
+    oom::limit_write_ended();
+    0
+}
+
+#[fexit]
+fn limit_set(_ctx: FExitContext) -> i32 {
+    maps::ring(Doorbell { kind: Doorbell::LIMITS, slot: 0, value: 0 });
+    0
+}
+
+#[fentry]
+fn reclaim_window(ctx: FEntryContext) -> i32 {
+    reclaim::window(ctx.arg(0));
+    0
+}
+
+#[raw_tracepoint]
+fn populated(ctx: RawTracePointContext) -> i32 {
+    group::populated(ctx.arg(0), ctx.arg(2));
+    0
+}
 
 #[raw_tracepoint]
 fn ask(ctx: RawTracePointContext) -> i32 {

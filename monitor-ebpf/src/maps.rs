@@ -8,8 +8,11 @@ use aya_ebpf::{
     maps::{Array, HashMap, RingBuf, Stack},
 };
 use monitor_common::{
-    band::Verdict,
-    slot::{Doorbell, Scratch, Slot, Tally},
+    ask::Scratch,
+    band::{Verdict, raise_hand},
+    ring::{Doorbell, Tally, Victim},
+    slot::Slot,
+    word::Word as _,
 };
 
 use crate::word::BpfWord;
@@ -33,6 +36,10 @@ static DOORBELLS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
 /// Files of the registered eventfds, by address.
 #[map]
 static FILES: HashMap<u64, u32> = HashMap::with_max_entries(16, 0);
+
+/// Tasks that are in an OOM, with the slot whose limit caused it; see `oom`.
+#[map]
+static OOMS: HashMap<u64, u32> = HashMap::with_max_entries(1024, 0);
 
 /// Counts of losses, by [`Tally`]; the agent maps it.
 #[map]
@@ -79,6 +86,36 @@ globals! {
     OFF_MEMCG_MEMORY: u64 => off_memcg_memory;
     /// `cgroup_subsys_state.cgroup`.
     OFF_CSS_CGROUP: u64 => off_css_cgroup;
+    /// `page_counter.max`.
+    OFF_COUNTER_MAX: u64 => off_counter_max;
+    /// `mem_cgroup.swap`; on v1 the same place is `mem_cgroup.memsw`.
+    OFF_MEMCG_SWAP: u64 => off_memcg_swap;
+    /// Whether that counter is memory+swap, as on v1.
+    SWAP_IS_SUM: u32 => swap_is_sum;
+    /// `mem_cgroup.vmpressure`.
+    OFF_MEMCG_VMPRESSURE: u64 => off_memcg_vmpressure;
+    /// `mem_cgroup.under_oom` (kernels with v1 only).
+    OFF_MEMCG_UNDER_OOM: u64 => off_memcg_under_oom;
+    /// `vmpressure.work`.
+    OFF_VMPRESSURE_WORK: u64 => off_vmpressure_work;
+    /// `vmpressure.tree_scanned`.
+    OFF_VMPRESSURE_SCANNED: u64 => off_vmpressure_scanned;
+    /// `vmpressure.tree_reclaimed`.
+    OFF_VMPRESSURE_RECLAIMED: u64 => off_vmpressure_reclaimed;
+    /// `cgroup.subsys[memory_cgrp_id]`.
+    OFF_CGROUP_MEMORY_CSS: u64 => off_cgroup_memory_css;
+    /// `css_set.subsys[memory_cgrp_id]`.
+    OFF_CSS_SET_MEMORY_CSS: u64 => off_css_set_memory_css;
+    /// `task_struct.cgroups`.
+    OFF_TASK_CGROUPS: u64 => off_task_cgroups;
+    /// `task_struct.tgid`.
+    OFF_TASK_TGID: u64 => off_task_tgid;
+    /// `task_struct.comm`.
+    OFF_TASK_COMM: u64 => off_task_comm;
+    /// Whether `mem_cgroup_oom_notify` is attached to, and decides.
+    HAS_OOM_NOTIFY: u32 => has_oom_notify;
+    /// The root group's slot, behind all others.
+    ROOT_SLOT: u32 => root_slot;
     /// `cgroup.kn`.
     OFF_CGROUP_KN: u64 => off_cgroup_kn;
     /// `kernfs_node.id`.
@@ -163,16 +200,54 @@ pub fn ring(doorbell: Doorbell) {
     }
 }
 
-/// Rings for slot `index` if `verdict` says so.
+/// Rings for slot `index` if `verdict` says so; `reading` is the kind of doorbell
+/// that carries `usage` itself.
 #[inline(always)]
-pub fn ring_for(verdict: Verdict, index: u32, usage: u64) {
+pub fn ring_for(verdict: Verdict, reading: u32, index: u32, usage: u64) {
     let (kind, value) = match verdict {
         Verdict::Quiet => return,
         Verdict::Ring => (Doorbell::SLOT, 0),
         Verdict::Tell => {
             count(Tally::Contended);
-            (Doorbell::READING, usage)
+            (reading, usage)
         }
     };
     ring(Doorbell { kind, slot: index, value });
+}
+
+/// Rings for a slot, unless the agent knows already that it has to look there.
+#[inline(always)]
+pub fn ring_slot(slot: &Slot<BpfWord>, index: u32) {
+    if raise_hand(&slot.pending) {
+        ring(Doorbell { kind: Doorbell::SLOT, slot: index, value: 0 });
+    }
+}
+
+/// Tells the agent of an OOM's victim.
+pub fn ring_victim(victim: &Victim) {
+    if DOORBELLS.output(*victim, 0).is_err() {
+        count(Tally::RingFull);
+    }
+}
+
+/// The slot whose limit put `task` into OOM.
+pub fn oom_of(task: u64) -> Option<u32> {
+    // SAFETY: only the task itself enters and leaves its entry.
+    unsafe { OOMS.get(task) }.copied()
+}
+
+/// Remembers that `task` is in an OOM; false when there is no room.
+pub fn enter_oom(task: u64, index: u32) -> bool {
+    OOMS.insert(task, index, 0).is_ok()
+}
+
+/// `task` is in it no longer.
+pub fn leave_oom(task: u64) {
+    let _ = OOMS.remove(task);
+}
+
+/// Whether somebody waits for `what`, one of `Wanted`'s bits.
+#[inline(always)]
+pub fn is_wanted(what: u64) -> bool {
+    scratch().is_some_and(|scratch| scratch.wanted.get() & what != 0)
 }

@@ -52,12 +52,9 @@ impl Word for BpfWord {
         // SAFETY: as for `get`; BPF_OR with BPF_FETCH is a full barrier.
         unsafe { atomic_or::<u64, u64, { AtomicOrdering::SeqCst }>(self.0.get(), bits) }
     }
-}
 
-impl BpfWord {
-    /// Adds `value`.
     #[inline(always)]
-    pub fn add(&self, value: u64) {
+    fn add(&self, value: u64) {
         // SAFETY: as for `get`.
         unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(self.0.get(), value) };
     }

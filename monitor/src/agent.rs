@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use monitor_common::slot::Doorbell;
+use monitor_common::ring::Doorbell;
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
@@ -19,7 +19,7 @@ use nix::{
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::{
-    cgroup::Hierarchy,
+    cgroup::{Hierarchy, Version, handle::Directories, host::Files},
     door::{
         control,
         seqpacket::{Access, Listener},
@@ -27,7 +27,7 @@ use crate::{
     },
     error::{Error, Result},
     kernel::Facts,
-    programs::{Doorbells, Programs, Sizes},
+    programs::{Doorbells, Programs, Record, Sizes},
     ready::wait_on,
     source::FileId,
     watcher::Watcher,
@@ -48,6 +48,10 @@ pub struct Options {
     pub sizes: Sizes,
     /// Time between two sweeps for what was lost.
     pub sweep: Duration,
+    /// Time between two readings of what can only be sampled.
+    pub sample: Duration,
+    /// Registrations that each user but root may have.
+    pub quota: u64,
 }
 
 /// Held while the agent runs, so that there is one for each socket.
@@ -115,15 +119,23 @@ pub async fn run(
 ) -> Result<()> {
     let _lock = Lock::take(&options.socket)?;
     let hierarchy = Hierarchy::find(options.cgroup_root.as_deref())?;
-    let (programs, ring) = Programs::start(&Facts::gather()?, options.sizes)?;
+    let v1 = hierarchy.version == Version::V1;
+    let (programs, ring) = Programs::start(&Facts::gather(v1)?, options.sizes)?;
+    let directories = Rc::new(Directories::new(&hierarchy)?);
     let groups = hierarchy.call_roll()?;
-    let watcher = Rc::new(RefCell::new(Watcher::new(programs)));
+    let watcher =
+        Rc::new(RefCell::new(Watcher::new(programs, Box::new(Files::new(hierarchy.clone())), options.quota)));
 
     let door = Rc::new(Listener::bind(&options.socket, &options.access)?);
     let operator = Rc::new(Listener::bind(&options.control_socket, &options.access)?);
     let tasks = [
-        tokio::task::spawn_local(socket::serve(door, Rc::clone(&watcher))),
-        tokio::task::spawn_local(control::serve(operator, Rc::clone(&watcher), hierarchy.clone())),
+        tokio::task::spawn_local(socket::serve(door, Rc::clone(&watcher), Rc::clone(&directories))),
+        tokio::task::spawn_local(control::serve(
+            operator,
+            Rc::clone(&watcher),
+            directories,
+            hierarchy.clone(),
+        )),
     ];
     ready(&format!(
         "watching {groups} groups below {}; register at {}",
@@ -132,7 +144,7 @@ pub async fn run(
     ));
 
     let outcome = tokio::select! {
-        outcome = answer_doorbells(ring, &watcher, options.sweep) => outcome,
+        outcome = answer_doorbells(ring, &watcher, options) => outcome,
         () = shutdown => Ok(()),
     };
     for task in tasks {
@@ -154,17 +166,21 @@ const ASK_AGAIN: u32 = 5;
 async fn answer_doorbells(
     ring: Doorbells,
     watcher: &Rc<RefCell<Watcher<Programs>>>,
-    sweep: Duration,
+    options: &Options,
 ) -> Result<()> {
     let mut ring = wait_on(ring).map_err(|error| Error::file("epoll", "the ring buffer", error))?;
     let mut closing = Closing::new();
-    let mut ticks = tokio::time::interval_at(Instant::now() + sweep, sweep);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let every = |time| {
+        let mut ticks = tokio::time::interval_at(Instant::now() + time, time);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        ticks
+    };
+    let (mut sweeps, mut samples) = (every(options.sweep), every(options.sample));
     let work = watcher.borrow().work();
     loop {
-        let (waiting, due) = {
+        let (waiting, due, sampled) = {
             let watcher = watcher.borrow();
-            (!watcher.registry().is_empty(), watcher.is_due())
+            (!watcher.registry().is_empty(), watcher.is_due(), watcher.samples())
         };
         tokio::select! {
             ready = ring.readable_mut() => {
@@ -172,15 +188,16 @@ async fn answer_doorbells(
                 // Cleared first: a doorbell that rings from here on wakes anew.
                 ready.clear_ready();
                 let watcher = &mut watcher.borrow_mut();
-                while let Some(doorbell) = ready.get_inner_mut().next() {
-                    answer(watcher, doorbell, &mut closing);
+                while let Some(record) = ready.get_inner_mut().next() {
+                    answer(watcher, record, &mut closing);
                 }
                 if watcher.lost_doorbells() {
                     watcher.sweep();
                 }
             }
             // Nothing registered: nothing to lose, no wake-ups, until something is.
-            _ = ticks.tick(), if waiting => watcher.borrow_mut().sweep(),
+            _ = sweeps.tick(), if waiting => watcher.borrow_mut().sweep(),
+            _ = samples.tick(), if sampled => watcher.borrow_mut().sample(),
             () = work.notified() => {}
             () = tokio::time::sleep(Duration::from_millis(1)), if !closing.is_empty() => {
                 let watcher = &mut watcher.borrow_mut();
@@ -196,16 +213,26 @@ async fn answer_doorbells(
     }
 }
 
-fn answer(watcher: &mut Watcher<Programs>, doorbell: Doorbell, closing: &mut Closing) {
-    match doorbell.kind {
-        Doorbell::SLOT | Doorbell::READING => {
-            if doorbell.kind == Doorbell::READING {
-                watcher.add_reading(doorbell.slot, doorbell.value);
-            }
-            watcher.look(doorbell.slot);
+fn answer(watcher: &mut Watcher<Programs>, record: Record, closing: &mut Closing) {
+    let doorbell = match record {
+        Record::Bell(doorbell) => doorbell,
+        Record::Victim(victim) => return watcher.victim(&victim),
+    };
+    let Doorbell { kind, slot, value } = doorbell;
+    match kind {
+        Doorbell::SLOT => watcher.look(slot),
+        Doorbell::READING => {
+            watcher.add_reading(slot, value);
+            watcher.look(slot);
         }
+        Doorbell::SUM_READING => {
+            watcher.add_sum_reading(slot, value);
+            watcher.look(slot);
+        }
+        Doorbell::LIMITS => watcher.follow_limits(),
+        Doorbell::GROUP_KILL => watcher.group_kill(slot, value),
         Doorbell::FILE => {
-            let file = FileId(doorbell.value);
+            let file = FileId(value);
             if watcher.file_closed(file) {
                 closing.push_back((file, 0));
             }

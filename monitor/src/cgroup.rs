@@ -9,6 +9,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub mod handle;
+pub mod host;
+
 use crate::error::{Error, Result};
 
 /// Which interface the memory controller is on.

@@ -67,6 +67,14 @@ pub struct Agent {
     /// anything is registered
     #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     pub sweep_ms: u64,
+    /// Milliseconds between two readings of what can only be sampled (the root
+    /// group's usage, working sets), while anybody waits for it
+    #[arg(long, value_name = "MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
+    pub sample_ms: u64,
+    /// Registrations that each user but root may have; one more is refused with
+    /// EDQUOT
+    #[arg(long, value_name = "N", default_value_t = 65_536)]
+    pub max_per_user: u64,
 }
 
 /// How to print.

@@ -2,6 +2,8 @@
 //! line and the descriptors through the kernel's checks, in its order.
 
 pub mod control;
+pub mod control_fd;
+pub mod event_row;
 pub mod peer;
 pub mod request;
 pub mod seqpacket;

@@ -3,6 +3,9 @@
 //! is concluded from its version.
 
 pub mod btf;
+mod hooks;
+
+pub use hooks::{HOOKS, Hook, Kind};
 
 use std::{fs, path::Path};
 
@@ -16,75 +19,6 @@ use crate::{
 /// Where the kernel keeps its own type information.
 pub const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
 
-/// How a program is attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// At the function's entry.
-    Entry,
-    /// At the function's return.
-    Exit,
-}
-
-impl Kind {
-    /// The kernel's name of it.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Entry => "fentry",
-            Self::Exit => "fexit",
-        }
-    }
-}
-
-/// One attachment: a program of the object, and the kernel function it watches.
-#[derive(Clone, Copy, Debug)]
-pub struct Hook {
-    /// The program's name in the object.
-    pub program: &'static str,
-    /// The kernel function.
-    pub function: &'static str,
-    /// Entry or return.
-    pub kind: Kind,
-    /// Without it the agent does not start; an optional hook exists on some
-    /// kernels only.
-    pub required: bool,
-    /// What it is for, in words for `check`.
-    pub purpose: &'static str,
-}
-
-const fn hook(
-    program: &'static str,
-    function: &'static str,
-    kind: Kind,
-    required: bool,
-    purpose: &'static str,
-) -> Hook {
-    Hook { program, function, kind, required, purpose }
-}
-
-/// Every attachment, in the order in which they are made: what frees a slot
-/// before what fills one, and the charge path last, onto a full table.
-pub const HOOKS: &[Hook] = &[
-    hook("css_free", "mem_cgroup_css_free", Kind::Entry, true, "a group's memory is freed"),
-    hook("css_offline", "mem_cgroup_css_offline", Kind::Entry, true, "a group is removed"),
-    hook("css_online", "mem_cgroup_css_online", Kind::Entry, true, "a group comes online"),
-    // v2: memory.current. v1: every page counter file.
-    hook("usage_read", "memory_current_read", Kind::Entry, true, "which group a v2 file belongs to"),
-    hook("usage_read_v1", "mem_cgroup_read_u64", Kind::Entry, false, "which group a v1 file belongs to"),
-    hook("eventfd_fdinfo", "eventfd_show_fdinfo", Kind::Entry, true, "which eventfd a descriptor is"),
-    hook("file_close", "filp_close", Kind::Exit, true, "a client closes its eventfd"),
-    // Since 6.6 close(2) flushes by itself; before, filp_close did both.
-    hook("file_flush", "filp_flush", Kind::Exit, false, "a client closes its eventfd (6.6 and newer)"),
-    // The second of a pair before the first: the kernel runs the program that
-    // was attached last before the others (`bpf_trampoline_link_prog`).
-    hook("try_charge_2", "page_counter_try_charge", Kind::Exit, true, "memory is charged (twin)"),
-    hook("try_charge_1", "page_counter_try_charge", Kind::Exit, true, "memory is charged"),
-    hook("charge_2", "page_counter_charge", Kind::Exit, true, "memory is charged by force (twin)"),
-    hook("charge_1", "page_counter_charge", Kind::Exit, true, "memory is charged by force"),
-    hook("uncharge_2", "page_counter_uncharge", Kind::Exit, true, "memory is given back (twin)"),
-    hook("uncharge_1", "page_counter_uncharge", Kind::Exit, true, "memory is given back"),
-];
-
 /// What the kernel offers.
 #[derive(Debug)]
 pub struct Facts {
@@ -96,27 +30,29 @@ pub struct Facts {
     pub pages: u64,
     /// Bytes in a page.
     pub page_size: u64,
+    /// The memory controller is on a v1 hierarchy.
+    pub v1: bool,
 }
 
 impl Facts {
-    /// Asks the running kernel.
+    /// Asks the running kernel; `v1` says which hierarchy has the controller.
     ///
     /// # Errors
     /// When the kernel has no readable BTF.
-    pub fn gather() -> Result<Self> {
+    pub fn gather(v1: bool) -> Result<Self> {
         let bytes = fs::read(VMLINUX_BTF).map_err(|error| {
             Error::Kernel(format!(
                 "{VMLINUX_BTF}: {error}; it must be built with CONFIG_DEBUG_INFO_BTF=y (Debian's, Ubuntu's, Fedora's and RHEL's are)"
             ))
         })?;
         let btf = Btf::parse(bytes).map_err(|error| Error::Kernel(format!("{VMLINUX_BTF}: {error}")))?;
-        Ok(Self { release: release(), btf, pages: host_pages(), page_size: page_size() })
+        Ok(Self { release: release(), btf, pages: host_pages(), page_size: page_size(), v1 })
     }
 
     /// The hooks that this kernel's BTF has, and those that it lacks.
     #[must_use]
     pub fn hooks(&self) -> (Vec<Hook>, Vec<Hook>) {
-        HOOKS.iter().partition(|hook| self.btf.has_func(hook.function))
+        HOOKS.iter().partition(|hook| hook.is_in(&self.btf))
     }
 }
 
@@ -127,8 +63,25 @@ pub struct Plan {
     pub hooks: Vec<&'static str>,
     /// 64-bit globals.
     pub offsets: Vec<(&'static str, u64)>,
+    /// 32-bit globals.
+    pub numbers: Vec<(&'static str, u32)>,
     /// Unit of the packed band.
     pub band_shift: u32,
+    /// What can be waited for beside memory and memory+swap.
+    pub offers: Offers,
+}
+
+/// What this kernel can tell beside usage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offers {
+    /// OOM by a group's limit.
+    pub oom: bool,
+    /// The kernel's own count of groups under OOM can be read.
+    pub under_oom: bool,
+    /// Windows of reclaim.
+    pub pressure: bool,
+    /// Groups that become empty of tasks.
+    pub empty: bool,
 }
 
 impl Plan {
@@ -151,10 +104,28 @@ impl Plan {
                 .map(u64::from)
                 .map_err(|error| Error::Kernel(format!("{error} ({})", facts.release)))
         };
+        let has = |program: &str| present.iter().any(|hook| hook.program == program);
         // `file_ref_t` (6.13 and newer) counts from zero for one reference.
         let (file_refs, bias) = match offset("file", "f_ref.refcnt") {
             Ok(at) => (at, 1),
             Err(_) => (offset("file", "f_count")?, 0),
+        };
+        // Where v1's code is built in, its own notice is also given on v2.
+        let notified = has("oom_notified");
+        let under_oom = offset("mem_cgroup", "under_oom").ok();
+        let memory = facts
+            .btf
+            .enum_value("cgroup_subsys_id", "memory_cgrp_id")
+            .and_then(|id| u64::try_from(id).ok())
+            .ok_or_else(|| Error::Kernel(format!("no memory controller in its BTF ({})", facts.release)))?;
+        let css = |name: &str| Ok::<_, Error>(offset(name, "subsys")? + memory * size_of::<u64>() as u64);
+        let optional = |at: Result<u64>| at.unwrap_or(0);
+        let pressure = offset("vmpressure", "tree_scanned");
+        let offers = Offers {
+            oom: has("oom_begun") && has("oom_ended"),
+            under_oom: under_oom.is_some(),
+            pressure: has("reclaim_window") && pressure.is_ok(),
+            empty: has("populated"),
         };
         Ok(Self {
             hooks: present.iter().map(|hook| hook.program).collect(),
@@ -162,14 +133,28 @@ impl Plan {
                 ("OFF_COUNTER_USAGE", offset("page_counter", "usage")?),
                 ("OFF_COUNTER_PARENT", offset("page_counter", "parent")?),
                 ("OFF_COUNTER_WATERMARK", offset("page_counter", "watermark")?),
+                ("OFF_COUNTER_MAX", offset("page_counter", "max")?),
                 ("OFF_MEMCG_MEMORY", offset("mem_cgroup", "memory")?),
+                ("OFF_MEMCG_SWAP", offset("mem_cgroup", "swap")?),
+                ("OFF_MEMCG_VMPRESSURE", optional(offset("mem_cgroup", "vmpressure"))),
+                ("OFF_MEMCG_UNDER_OOM", under_oom.unwrap_or(0)),
+                ("OFF_VMPRESSURE_WORK", optional(offset("vmpressure", "work"))),
+                ("OFF_VMPRESSURE_SCANNED", optional(pressure)),
+                ("OFF_VMPRESSURE_RECLAIMED", optional(offset("vmpressure", "tree_reclaimed"))),
                 ("OFF_CSS_CGROUP", offset("cgroup_subsys_state", "cgroup")?),
                 ("OFF_CGROUP_KN", offset("cgroup", "kn")?),
+                ("OFF_CGROUP_MEMORY_CSS", css("cgroup")?),
+                ("OFF_CSS_SET_MEMORY_CSS", css("css_set")?),
                 ("OFF_KN_ID", offset("kernfs_node", "id")?),
+                ("OFF_TASK_CGROUPS", offset("task_struct", "cgroups")?),
+                ("OFF_TASK_TGID", offset("task_struct", "tgid")?),
+                ("OFF_TASK_COMM", offset("task_struct", "comm")?),
                 ("OFF_FILE_OP", offset("file", "f_op")?),
                 ("OFF_FILE_REFS", file_refs),
                 ("FILE_REFS_BIAS", bias),
             ],
+            numbers: vec![("SWAP_IS_SUM", u32::from(facts.v1)), ("HAS_OOM_NOTIFY", u32::from(notified))],
+            offers,
             band_shift: band::shift_for(facts.pages),
         })
     }

@@ -17,14 +17,17 @@ use aya::{
     programs::{ProgramError, RawTracePoint, RawTracePointRunOptions, TestRun as _},
 };
 use monitor_common::{
-    slot::{Ask, Doorbell, Roll, Tally},
+    ask::{Ask, Roll},
+    oom,
+    ring::{Doorbell, Tally, Victim},
+    slot::State,
     word::Word as _,
 };
 use nix::sys::uio::pread;
 
 use crate::{
     error::{Error, Result},
-    kernel::{Facts, HOOKS},
+    kernel::{Facts, HOOKS, Offers},
     programs::load::{attach_hook, failed, follow_log, load_ask, load_hook, load_object, steps},
     source::{FileId, GroupId, Located, Source},
     table::{SharedScratch, SharedSlot, Table},
@@ -47,6 +50,9 @@ impl Default for Sizes {
     }
 }
 
+/// `st_ino` of the root directory, in each hierarchy.
+const ROOT_ID: u64 = 1;
+
 /// The loaded programs and what the agent shares with them.
 pub struct Programs {
     ebpf: Ebpf,
@@ -56,6 +62,8 @@ pub struct Programs {
     free: Stack<MapData, u32>,
     files: HashMap<MapData, u64, u32>,
     band_shift: u32,
+    offers: Offers,
+    root: u32,
     /// The charge programs' descriptors, whose skips are counted.
     charge: Vec<i32>,
 }
@@ -105,12 +113,14 @@ impl Programs {
             |name: &str| maps.remove(name).ok_or_else(|| Error::Host(format!("the map {name} is taken")));
         let slots_map = take("SLOTS")?;
         let mut programs = Self {
-            slots: Table::map(array_fd(&slots_map)?, sizes.groups as usize, "SLOTS")?,
+            slots: Table::map(array_fd(&slots_map)?, sizes.groups as usize + 1, "SLOTS")?,
             scratch: Table::map(array_fd(&take("SCRATCH")?)?, 1, "SCRATCH")?,
             tallies: Table::map(array_fd(&take("TALLIES")?)?, Tally::COUNT, "TALLIES")?,
             free: take("FREE")?.try_into().map_err(|e: aya::maps::MapError| failed("FREE", &e))?,
             files: take("FILES")?.try_into().map_err(|e: aya::maps::MapError| failed("FILES", &e))?,
             band_shift: plan.band_shift,
+            offers: plan.offers,
+            root: sizes.groups,
             charge: Vec::new(),
             ebpf,
         };
@@ -120,6 +130,12 @@ impl Programs {
         for index in (0..sizes.groups).rev() {
             programs.slots.get(index as usize).into_iter().for_each(SharedSlot::recycle);
             programs.free.push(index, 0).map_err(|error| failed("cannot fill the map FREE", &error))?;
+        }
+        if let Some(root) = programs.slots.get(sizes.groups as usize) {
+            root.recycle();
+            root.parent.set(monitor_common::slot::PARENT_ROOT);
+            root.cgroup_id.set(ROOT_ID);
+            root.mark(State::ONLINE);
         }
         programs.ask(Ask::WHO_AM_I, 0, 0)?;
         for hook in &hooks {
@@ -178,6 +194,17 @@ impl Programs {
 
     fn answer_cell(&self) -> Result<&SharedScratch> {
         self.scratch.get(0).ok_or_else(|| Error::Host("the answer cell is not mapped".into()))
+    }
+
+    /// Asks for a number of a group; `None` when the group is gone.
+    fn ask_of(&self, question: u64, group: GroupId) -> Result<Option<u64>> {
+        match self.ask(question, u64::from(group.slot), group.generation)? {
+            Ask::OK => Ok(Some(self.answer_cell()?.value.load(Ordering::Acquire))),
+            Ask::GONE => Ok(None),
+            code => {
+                Err(Error::Host(format!("the counter of slot {} cannot be read (ask: {code})", group.slot)))
+            }
+        }
     }
 
     /// Asks one question; the program's verdict.
@@ -241,13 +268,37 @@ impl Source for Programs {
     }
 
     fn usage(&self, group: GroupId) -> Result<Option<u64>> {
-        match self.ask(Ask::USAGE, u64::from(group.slot), group.generation)? {
-            Ask::OK => Ok(Some(self.answer_cell()?.value.load(Ordering::Acquire))),
-            Ask::GONE => Ok(None),
-            code => {
-                Err(Error::Host(format!("the counter of slot {} cannot be read (ask: {code})", group.slot)))
-            }
+        self.ask_of(Ask::USAGE, group)
+    }
+
+    fn sum(&self, group: GroupId) -> Result<Option<u64>> {
+        self.ask_of(Ask::SUM, group)
+    }
+
+    fn limit(&self, group: GroupId) -> Result<Option<u64>> {
+        self.ask_of(Ask::LIMIT, group)
+    }
+
+    fn is_under_oom(&self, group: GroupId) -> Result<bool> {
+        if self.offers.under_oom {
+            return Ok(self.ask_of(Ask::UNDER_OOM, group)?.is_some_and(|count| count > 0));
         }
+        Ok(oom::is_under(|index| self.slot(index), group.slot))
+    }
+
+    fn want(&self, what: u64) {
+        if let Some(cell) = self.scratch.get(0) {
+            cell.wanted.xchg(what);
+        }
+    }
+
+    fn offers(&self) -> Offers {
+        self.offers
+    }
+
+    fn root(&self) -> GroupId {
+        let generation = self.slot(self.root).map_or(0, |slot| slot.state().generation());
+        GroupId { slot: self.root, generation }
     }
 
     fn file_of(&self, fd: BorrowedFd<'_>) -> Result<FileId> {
@@ -309,13 +360,27 @@ impl fmt::Debug for Doorbells {
     }
 }
 
+/// What came through the ring buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// Something to look at.
+    Bell(Doorbell),
+    /// An OOM's victim.
+    Victim(Victim),
+}
+
 impl Iterator for Doorbells {
-    type Item = Doorbell;
+    type Item = Record;
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            match Doorbell::from_bytes(&self.0.next()?) {
-                Some(doorbell) => return Some(doorbell),
+            let item = self.0.next()?;
+            let record = match Doorbell::from_bytes(&item) {
+                Some(bell) if bell.kind == Doorbell::VICTIM => Victim::from_bytes(&item).map(Record::Victim),
+                bell => bell.map(Record::Bell),
+            };
+            match record {
+                Some(record) => return Some(record),
                 None => log::error!("a record in the ring is too short"),
             }
         }

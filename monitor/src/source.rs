@@ -3,9 +3,9 @@
 
 use std::os::fd::BorrowedFd;
 
-use monitor_common::slot::Tally;
+use monitor_common::ring::Tally;
 
-use crate::{error::Result, table::SharedSlot};
+use crate::{error::Result, kernel::Offers, table::SharedSlot};
 
 /// A group: its slot, and the generation that tells it from the slot's others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,6 +50,34 @@ pub trait Source {
     /// # Errors
     /// The programs could not be asked.
     fn usage(&self, group: GroupId) -> Result<Option<u64>>;
+
+    /// Memory+swap in pages, as [`Source::usage`].
+    ///
+    /// # Errors
+    /// The programs could not be asked.
+    fn sum(&self, group: GroupId) -> Result<Option<u64>>;
+
+    /// The group's own limit in pages, as [`Source::usage`].
+    ///
+    /// # Errors
+    /// The programs could not be asked.
+    fn limit(&self, group: GroupId) -> Result<Option<u64>>;
+
+    /// Whether the group is under OOM now.
+    ///
+    /// # Errors
+    /// The programs could not be asked.
+    fn is_under_oom(&self, group: GroupId) -> Result<bool>;
+
+    /// What the programs are to count from now on: bits of
+    /// [`Wanted`](monitor_common::ask::Wanted).
+    fn want(&self, what: u64);
+
+    /// What this kernel can tell.
+    fn offers(&self) -> Offers;
+
+    /// The hierarchy's root: it has a slot without a counter.
+    fn root(&self) -> GroupId;
 
     /// Which file the eventfd `fd` is.
     ///

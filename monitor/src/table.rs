@@ -3,7 +3,7 @@
 
 use std::{marker::PhantomData, num::NonZeroUsize, os::fd::AsFd, ptr::NonNull, sync::atomic::AtomicU64};
 
-use monitor_common::slot::{Scratch, Slot, Tally};
+use monitor_common::{ask::Scratch, ring::Tally, slot::Slot};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 use crate::error::{Error, Result};

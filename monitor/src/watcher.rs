@@ -1,52 +1,36 @@
 //! From doorbell to signal: takes what the programs saw, lets the registry work
 //! out what was crossed, signals, and publishes the next band.
 
+mod event;
+mod lifetime;
+mod register;
+mod sample;
+mod signal;
+
 use std::{
     collections::{HashMap, VecDeque},
     os::fd::AsFd as _,
     rc::Rc,
-    sync::atomic::Ordering,
 };
 
 use monitor_common::{
-    band::{Band, add, give_back, publish, take},
-    crossing::Direction,
-    slot::{State, Tally},
+    band::{Band, OPEN, Seen, Track, give_back, take},
+    control::ControlFile,
+    ring::Tally,
+    word::Word as _,
 };
-use nix::errno::Errno;
 use tokio::sync::Notify;
 
 use crate::{
+    cgroup::host::Host,
     error::Result,
     eventfd::EventFd,
-    registry::{Crossing, Group, Registry},
+    registry::Registry,
     source::{FileId, GroupId, Source},
 };
 
-/// Why an eventfd was signalled, for those who follow it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Cause {
-    /// A threshold was crossed.
-    Crossed {
-        /// In pages.
-        threshold: u64,
-        /// Which way.
-        direction: Direction,
-        /// In pages, after the crossing.
-        usage: u64,
-    },
-    /// The group is gone.
-    Removed,
-}
-
-/// A cause, and the group in which it happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Event {
-    /// `st_ino` of the group's directory.
-    pub cgroup_id: u64,
-    /// What happened.
-    pub cause: Cause,
-}
+pub use event::{Cause, Event, Follower};
+pub use register::Request;
 
 /// Counts of what the watcher did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,9 +43,6 @@ pub struct Counts {
     pub resyncs: u64,
 }
 
-/// What a following connection gets its events through.
-pub type Follower = Box<dyn FnMut(&Event) -> bool>;
-
 /// Looks that one group may take in a row before others get their turn.
 const LOOKS: usize = 16;
 
@@ -72,7 +53,9 @@ const FILES_IN_A_SWEEP: usize = 256;
 /// The agent's heart: one kernel side, one registry, the eventfds.
 pub struct Watcher<S> {
     source: S,
+    host: Box<dyn Host>,
     registry: Registry,
+    quota: u64,
     eventfds: HashMap<FileId, EventFd>,
     followers: HashMap<FileId, Vec<Follower>>,
     /// Groups that moved too fast for one turn.
@@ -95,12 +78,14 @@ impl<S: std::fmt::Debug> std::fmt::Debug for Watcher<S> {
 }
 
 impl<S: Source> Watcher<S> {
-    /// Nothing registered yet.
-    pub fn new(source: S) -> Self {
+    /// Nothing registered yet. Each user but root may have `quota` registrations.
+    pub fn new(source: S, host: Box<dyn Host>, quota: u64) -> Self {
         let skipped = source.skipped();
         Self {
             source,
+            host,
             registry: Registry::default(),
+            quota,
             eventfds: HashMap::new(),
             followers: HashMap::new(),
             due: VecDeque::new(),
@@ -121,6 +106,14 @@ impl<S: Source> Watcher<S> {
     /// doorbell.
     pub fn work(&self) -> Rc<Notify> {
         Rc::clone(&self.work)
+    }
+
+    /// Looks at all that is watched, and samples what is sampled.
+    pub fn look_at_all(&mut self) {
+        for index in self.registry.slots() {
+            self.look(index);
+        }
+        self.sample();
     }
 
     /// Whether [`Watcher::look_again`] has something to do.
@@ -145,103 +138,52 @@ impl<S: Source> Watcher<S> {
         self.counts
     }
 
-    /// Registers `threshold` pages of `group` with `eventfd`. From its first
-    /// signal on, `follower` is told why, until it answers `false`.
-    ///
-    /// # Errors
-    /// `EINVAL` when the group is going or gone, as the kernel's
-    /// `css_tryget_online`; `ENOMEM` when no further eventfd can be followed.
-    pub fn register(
-        &mut self,
-        group: GroupId,
-        threshold: u64,
-        eventfd: EventFd,
-        follower: Option<Follower>,
-    ) -> Result<(), Errno> {
-        let internal = |error: crate::Error| {
-            log::error!("registration failed: {error}");
-            Errno::EIO
-        };
-        let file = self.source.file_of(eventfd.as_fd()).map_err(internal)?;
-        let slot = self.source.slot(group.slot).ok_or(Errno::EINVAL)?;
-        if !slot.watch(group.generation) {
-            return Err(Errno::EINVAL);
-        }
-        // Those already registered may hear something now, as in the kernel.
-        if self.registry.group(group.slot).is_some() {
-            self.look(group.slot);
-        }
-        let known = self.registry.group(group.slot).map(Group::usage);
-        let usage = match known {
-            Some(usage) => Some(usage),
-            None => self.source.usage(group).map_err(internal)?,
-        };
-        let Some(usage) = usage else {
-            self.release(group.slot);
-            return Err(Errno::EINVAL);
-        };
-        if !self.registry.has_file(file) {
-            if let Err(error) = self.source.follow_file(file) {
-                log::warn!("{error}");
-                self.settle(group.slot);
-                return Err(Errno::ENOMEM);
-            }
-            self.eventfds.insert(file, eventfd);
-        }
-        if self.registry.is_empty() {
-            self.work.notify_one();
-        }
-        if let Some(follower) = follower {
-            self.followers.entry(file).or_default().push(follower);
-        }
-        self.registry.add(group, usage, threshold, file);
-        // Publishes the new band, then reads usage again: a charge that still
-        // went by the old band is caught here.
-        self.look(group.slot);
-        Ok(())
-    }
-
     /// A slot's doorbell rang, or a sweep came by. A group that moves too fast is
     /// queued for another turn.
     pub fn look(&mut self, index: u32) {
-        let Some(id) = self.registry.group(index).map(|group| group.id) else {
-            self.release(index);
-            return;
-        };
         for _ in 0..LOOKS {
             let Some(slot) = self.source.slot(index) else {
                 return;
             };
-            let state = slot.state();
-            let seen = take(slot);
-            let cgroup_id = slot.cgroup_id.load(Ordering::Relaxed);
-            let now = match self.source.usage(id) {
-                Ok(usage) => usage,
+            let (state, seen) = (slot.state(), take(slot));
+            self.signal_events(index, &seen);
+            let Some(group) = self.registry.group(index) else {
+                self.release(index);
+                return;
+            };
+            if index == self.source.root().slot {
+                return;
+            }
+            let (id, was) = (group.id, group.scale(ControlFile::Usage).now());
+            let sum_too = !group.scale(ControlFile::Memsw).is_empty();
+            let now = match self.measure(id, sum_too) {
+                Ok(now) => now,
                 Err(error) => {
                     // Nothing is lost: the sweep finds it pending.
                     log::error!("{error}");
-                    give_back(slot, seen);
+                    self.give_back(index, seen);
                     return;
                 }
             };
-            let Some(group) = self.registry.group_mut(index) else {
-                return;
-            };
-            let usage = now.unwrap_or_else(|| group.usage());
-            let crossings = group.step(seen, usage);
-            let band = group.band();
-            self.signal_crossings(cgroup_id, &crossings, usage);
+            let (memory, sum) = now.unwrap_or((was, None));
+            self.step(index, ControlFile::Usage, seen.memory, memory);
+            if let Some(sum) = sum {
+                self.step(index, ControlFile::Memsw, seen.sum, sum);
+            }
             if now.is_none() || !state.is_live() || state.generation() != id.generation {
-                self.remove_group(index, cgroup_id);
+                self.remove_group(index);
                 return;
             }
-            let Some(slot) = self.source.slot(index) else {
+            let Some((memory, sum)) = self.publish(index) else {
                 return;
             };
-            publish(slot, band, self.source.band_shift());
             // Second half of the band protocol: read after publishing.
-            match self.source.usage(id) {
-                Ok(Some(again)) if again >= band.lo && again < band.hi => return,
+            match self.measure(id, sum_too) {
+                Ok(Some((now, now_sum)))
+                    if memory.holds(now) && now_sum.is_none_or(|now_sum| sum.holds(now_sum)) =>
+                {
+                    return;
+                }
                 _ => {}
             }
         }
@@ -252,29 +194,53 @@ impl<S: Source> Watcher<S> {
         self.work.notify_one();
     }
 
-    /// A reading that found no place in its slot came through the ring.
-    pub fn add_reading(&self, index: u32, usage: u64) {
+    /// Memory, and memory+swap where somebody waits for it; `None` when the group
+    /// is gone.
+    fn measure(&self, id: GroupId, sum_too: bool) -> Result<Option<(u64, Option<u64>)>> {
+        let Some(memory) = self.source.usage(id)? else {
+            return Ok(None);
+        };
+        if !sum_too {
+            return Ok(Some((memory, None)));
+        }
+        Ok(self.source.sum(id)?.map(|sum| (memory, Some(sum))))
+    }
+
+    /// Publishes the bands around what was measured last: memory's, and that of
+    /// memory+swap.
+    fn publish(&self, index: u32) -> Option<(Band, Band)> {
+        let (group, slot) = (self.registry.group(index)?, self.source.slot(index)?);
+        let shift = self.source.band_shift();
+        let publish = |track: &Track<'_, _>, file| {
+            let band = group.scale(file).band();
+            track.publish(band, shift);
+            band
+        };
+        let memory = publish(&slot.memory(), ControlFile::Usage);
+        if group.scale(ControlFile::Memsw).is_empty() && slot.sum_band.get() == OPEN {
+            return Some((memory, Band::EVERYTHING));
+        }
+        Some((memory, publish(&slot.sum(), ControlFile::Memsw)))
+    }
+
+    /// What was seen, but for what has been signalled, is to be looked at again.
+    fn give_back(&self, index: u32, seen: Seen) {
         if let Some(slot) = self.source.slot(index) {
-            add(slot, usage, self.source.band_shift());
+            give_back(slot, &Seen { ooms: 0, windows: [0; 3], emptied: 0, ..seen });
         }
     }
 
-    /// A reference to a registered eventfd was closed. True when it may have
-    /// been the last but the kernel has not dropped it yet: ask again soon.
-    pub fn file_closed(&mut self, file: FileId) -> bool {
-        if !self.registry.has_file(file) {
-            return false;
+    /// A reading that found no place in its slot came through the ring.
+    pub fn add_reading(&self, index: u32, usage: u64) {
+        if let Some(slot) = self.source.slot(index) {
+            slot.memory().add(usage, self.source.band_shift());
         }
-        match self.source.file_refs(file) {
-            Ok(refs) if refs <= 1 => {
-                self.forget_file(file);
-                false
-            }
-            Ok(refs) => refs == 2,
-            Err(error) => {
-                log::error!("{error}");
-                false
-            }
+    }
+
+    /// The same, of memory+swap.
+    pub fn add_sum_reading(&self, index: u32, sum: u64) {
+        if let Some(slot) = self.source.slot(index) {
+            slot.sum().add(sum, self.source.band_shift());
         }
     }
 
@@ -289,11 +255,21 @@ impl<S: Source> Watcher<S> {
             self.counts.resyncs += 1;
         }
         (self.skipped, self.lost) = (skipped, lost);
+        let mut index = 0;
+        // All slots after a loss: an OOM or a window of reclaim is told to others
+        // than the group in whose slot it is.
+        while all && let Some(slot) = self.source.slot(index) {
+            if slot.pending.get() != 0 {
+                self.look(index);
+            }
+            index += 1;
+        }
         for index in self.registry.slots() {
-            if all || self.source.slot(index).is_some_and(|slot| slot.pending.load(Ordering::Acquire) != 0) {
+            if all || self.source.slot(index).is_some_and(|slot| slot.pending.get() != 0) {
                 self.look(index);
             }
         }
+        self.follow_limits();
         if self.unswept.is_empty() {
             self.unswept = self.registry.files();
         }
@@ -310,95 +286,6 @@ impl<S: Source> Watcher<S> {
 
     fn losses(&self) -> u64 {
         self.source.tally(Tally::RingFull) + self.source.tally(Tally::TooDeep)
-    }
-
-    fn signal_crossings(&mut self, cgroup_id: u64, crossings: &[Crossing], usage: u64) {
-        let mut totals: Vec<(FileId, u64)> = Vec::new();
-        for crossing in crossings {
-            match totals.iter_mut().rev().take(8).find(|(file, _)| *file == crossing.file) {
-                Some((_, total)) => *total += 1,
-                None => totals.push((crossing.file, 1)),
-            }
-            let cause =
-                Cause::Crossed { threshold: crossing.threshold, direction: crossing.direction, usage };
-            self.tell(crossing.file, &Event { cgroup_id, cause });
-        }
-        for (file, total) in totals {
-            self.signal(file, total);
-        }
-    }
-
-    /// Each registration is signalled once more; the eventfds that wait for
-    /// nothing else are let go.
-    fn remove_group(&mut self, index: u32, cgroup_id: u64) {
-        for (file, registrations) in self.registry.remove_group(index) {
-            self.tell(file, &Event { cgroup_id, cause: Cause::Removed });
-            self.signal(file, u64::from(registrations));
-            if !self.registry.has_file(file) {
-                self.drop_file(file);
-            }
-        }
-        self.release(index);
-    }
-
-    fn forget_file(&mut self, file: FileId) {
-        for slot in self.registry.remove_file(file) {
-            self.settle(slot);
-        }
-        self.drop_file(file);
-    }
-
-    fn drop_file(&mut self, file: FileId) {
-        self.source.unfollow_file(file);
-        self.followers.remove(&file);
-        self.eventfds.remove(&file);
-    }
-
-    /// After registrations went: a band for those that are left, or none.
-    fn settle(&mut self, index: u32) {
-        match self.registry.group(index) {
-            Some(group) if !group.is_empty() => {
-                self.look(index);
-            }
-            _ => {
-                self.registry.forget_group(index);
-                self.release(index);
-            }
-        }
-    }
-
-    /// Nobody waits on this slot: the programs may recycle it themselves, or,
-    /// if its group went first, it is recycled here.
-    fn release(&mut self, index: u32) {
-        let Some(slot) = self.source.slot(index) else {
-            return;
-        };
-        let state = slot.state();
-        if !state.has(State::WATCHED) {
-            return;
-        }
-        publish(slot, Band::EVERYTHING, self.source.band_shift());
-        take(slot);
-        if !slot.unwatch(state.generation()) {
-            self.source.recycle(index);
-        }
-    }
-
-    fn signal(&mut self, file: FileId, count: u64) {
-        let Some(eventfd) = self.eventfds.get(&file) else {
-            return;
-        };
-        match eventfd.signal(count) {
-            Ok(true) => self.counts.signals += count,
-            Ok(false) => self.counts.saturated += count,
-            Err(errno) => log::error!("write to an eventfd: {errno}"),
-        }
-    }
-
-    fn tell(&mut self, file: FileId, event: &Event) {
-        if let Some(followers) = self.followers.get_mut(&file) {
-            followers.retain_mut(|follower| follower(event));
-        }
     }
 }
 

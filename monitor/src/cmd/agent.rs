@@ -23,6 +23,8 @@ pub fn run(options: &cli::Agent) -> Result<ExitCode> {
         access: Access { mode: options.socket_mode, group },
         sizes: Sizes { groups: options.max_groups, eventfds: options.max_eventfds, ring: options.ring_bytes },
         sweep: Duration::from_millis(options.sweep_ms),
+        sample: Duration::from_millis(options.sample_ms),
+        quota: options.max_per_user,
     };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start tokio")?;

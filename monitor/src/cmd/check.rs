@@ -33,17 +33,19 @@ pub fn run(options: &Check) -> ExitCode {
     };
 
     found("kernel", true, Ok(kernel::release()));
+    let hierarchy = Hierarchy::find(options.cgroup_root.as_deref());
+    let v1 = hierarchy.as_ref().is_ok_and(|found| found.version == Version::V1);
     found(
         "memory controller",
         true,
-        Hierarchy::find(options.cgroup_root.as_deref())
+        hierarchy
             .map(|found| {
                 let version = if found.version == Version::V2 { "v2" } else { "v1" };
                 format!("cgroup {version} at {}", found.root.display())
             })
             .map_err(|error| error.to_string()),
     );
-    match Facts::gather() {
+    match Facts::gather(v1) {
         Err(error) => {
             found("BTF", true, Err(error.to_string()));
         }

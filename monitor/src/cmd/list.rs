@@ -8,8 +8,9 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use memcg_monitor::{
     client::Control,
-    door::control::{Answer, GroupRow, Request, Status},
+    door::control::{Answer, GroupRow, RegistrationRow, Request, Status},
 };
+use monitor_common::control::ControlFile;
 
 use crate::cli::{List, Output};
 
@@ -41,7 +42,7 @@ pub fn run(options: &List) -> Result<ExitCode> {
 
 fn print_table(out: &mut impl io::Write, rows: &[GroupRow], status: &Status) -> io::Result<()> {
     let width = rows.iter().map(|row| row.cgroup.len()).max().unwrap_or(0).max("CGROUP".len());
-    writeln!(out, "{:width$} {:>9} {:>9}  THRESHOLDS", "CGROUP", "USAGE", "PEAK")?;
+    writeln!(out, "{:width$} {:>9} {:>9}  WAITED FOR", "CGROUP", "USAGE", "PEAK")?;
     for row in rows {
         let thresholds = summary(&row.registrations, row.usage);
         writeln!(out, "{:width$} {:>9} {:>9}  {thresholds}", row.cgroup, human(row.usage), human(row.peak))?;
@@ -62,22 +63,37 @@ fn print_table(out: &mut impl io::Write, rows: &[GroupRow], status: &Status) -> 
     )
 }
 
-/// The first few thresholds, `^` where usage has reached them.
-fn summary(registrations: &[(u64, u64)], usage: u64) -> String {
+/// The first few registrations, `^` where usage has reached a threshold on it.
+fn summary(registrations: &[RegistrationRow], usage: u64) -> String {
     const SHOWN: usize = 6;
     let mut parts: Vec<String> = registrations
         .iter()
         .take(SHOWN)
-        .map(|&(threshold, count)| {
-            let reached = if threshold <= usage { "^" } else { "" };
-            let times = if count > 1 { format!(" x{count}") } else { String::new() };
-            format!("{}{reached}{times}", human(threshold))
+        .map(|row| {
+            let times = if row.count > 1 { format!(" x{}", row.count) } else { String::new() };
+            format!("{}{times}", wish(row, usage))
         })
         .collect();
     if registrations.len() > SHOWN {
         parts.push(format!("and {} more", registrations.len() - SHOWN));
     }
     if parts.is_empty() { "-".into() } else { parts.join(", ") }
+}
+
+fn wish(row: &RegistrationRow, usage: u64) -> String {
+    let file = ControlFile::from_name(row.on.as_bytes());
+    let threshold = row.threshold.map(human).unwrap_or_default();
+    match file {
+        Some(ControlFile::Usage) if row.threshold.is_some_and(|bytes| bytes <= usage) => {
+            format!("{threshold}^")
+        }
+        Some(ControlFile::Usage) | None => threshold,
+        Some(ControlFile::Memsw) => format!("memory+swap {threshold}"),
+        Some(ControlFile::WorkingSet) => format!("working set {threshold}"),
+        Some(ControlFile::Oom) => "oom".into(),
+        Some(ControlFile::Pressure) => format!("pressure {}", row.pressure.as_deref().unwrap_or_default()),
+        Some(ControlFile::Procs) => "empty".into(),
+    }
 }
 
 /// Bytes with a binary suffix, as thresholds are written.
@@ -95,7 +111,7 @@ fn human(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{human, summary};
+    use super::{RegistrationRow, human, summary};
 
     #[test]
     fn sizes_read_as_thresholds_are_written() {
@@ -108,7 +124,14 @@ mod tests {
 
     #[test]
     fn reached_thresholds_are_marked() {
-        assert_eq!(summary(&[(1 << 20, 1), (2 << 20, 3)], 1 << 20), "1M^, 2M x3");
+        let row =
+            |on: &str, threshold, count| RegistrationRow { on: on.into(), threshold, pressure: None, count };
+        let rows = [
+            row("memory.usage_in_bytes", Some(1 << 20), 1),
+            row("memory.usage_in_bytes", Some(2 << 20), 3),
+            row("memory.oom_control", None, 2),
+        ];
+        assert_eq!(summary(&rows, 1 << 20), "1M^, 2M x3, oom x2");
         assert_eq!(summary(&[], 5), "-");
     }
 }

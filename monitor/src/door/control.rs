@@ -3,21 +3,24 @@
 
 use std::{cell::RefCell, rc::Rc, sync::atomic::Ordering};
 
+use monitor_common::control::ControlFile;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::{
-    cgroup::Hierarchy,
+    cgroup::{Hierarchy, handle::Directories},
     door::{
+        event_row,
         request::Refusal,
         seqpacket::{Connection, Listener, Packet},
         socket::from_packet,
     },
     kernel::page_size,
     programs::Programs,
+    registry::Group,
     source::{GroupId, Source},
-    watcher::{Cause, Event, Watcher},
+    watcher::{Event, Follower, Watcher},
 };
 
 /// Longest request, in bytes.
@@ -70,8 +73,23 @@ pub struct GroupRow {
     pub usage: u64,
     /// Most bytes charged at once.
     pub peak: u64,
-    /// Thresholds in bytes, each with the number of registrations.
-    pub registrations: Vec<(u64, u64)>,
+    /// What is waited for here.
+    pub registrations: Vec<RegistrationRow>,
+}
+
+/// Registrations for the same on one group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegistrationRow {
+    /// The control file's name.
+    pub on: String,
+    /// Threshold in bytes, where it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threshold: Option<u64>,
+    /// Level and mode, where it is reclaim pressure: `low,hierarchy`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pressure: Option<String>,
+    /// How many registrations.
+    pub count: u64,
 }
 
 /// The agent's own state.
@@ -95,44 +113,24 @@ pub struct Status {
     pub run_ns: u64,
 }
 
-/// One event of a followed eventfd.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct EventRow {
-    /// Seconds since 1970, UTC.
-    pub time: f64,
-    /// Directory, or `#` and the id.
-    pub cgroup: String,
-    /// `crossed` or `removed`.
-    pub event: String,
-    /// Threshold in bytes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub threshold: Option<u64>,
-    /// `up` or `down`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub direction: Option<String>,
-    /// Bytes charged when the crossing was worked out.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub usage: Option<u64>,
-    /// Events that this follower was too slow for, just before this one.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub lost: u64,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants a reference")]
-const fn is_zero(lost: &u64) -> bool {
-    *lost == 0
-}
+pub use event_row::EventRow;
 
 type Shared = Rc<RefCell<Watcher<Programs>>>;
 
 /// Serves until the task is dropped.
-pub async fn serve(listener: Rc<Listener>, watcher: Shared, hierarchy: Hierarchy) {
+pub async fn serve(
+    listener: Rc<Listener>,
+    watcher: Shared,
+    directories: Rc<Directories>,
+    hierarchy: Hierarchy,
+) {
     loop {
         match listener.accept().await {
             Ok(connection) => {
                 let (watcher, hierarchy) = (Rc::clone(&watcher), hierarchy.clone());
+                let directories = Rc::clone(&directories);
                 tokio::task::spawn_local(async move {
-                    if let Err(error) = converse(&connection, &watcher, &hierarchy).await {
+                    if let Err(error) = converse(&connection, &watcher, &directories, &hierarchy).await {
                         log::debug!("control connection: {error}");
                     }
                 });
@@ -149,7 +147,12 @@ async fn answer(connection: &Connection, answer: &Answer) -> std::io::Result<()>
     connection.send(&serde_json::to_vec(answer)?).await
 }
 
-async fn converse(connection: &Connection, watcher: &Shared, hierarchy: &Hierarchy) -> std::io::Result<()> {
+async fn converse(
+    connection: &Connection,
+    watcher: &Shared,
+    directories: &Directories,
+    hierarchy: &Hierarchy,
+) -> std::io::Result<()> {
     while let Some(packet) = connection.receive(MAX_REQUEST).await? {
         let outcome = match serde_json::from_slice(&packet.bytes) {
             _ if packet.truncated => Err(Refusal::new(Errno::E2BIG, "the request is too long")),
@@ -161,7 +164,7 @@ async fn converse(connection: &Connection, watcher: &Shared, hierarchy: &Hierarc
                 answer(connection, &Answer::Status(status(watcher))).await?;
                 Ok(())
             }
-            Ok(Request::Listen(line)) => match begin(packet, &line, watcher) {
+            Ok(Request::Listen(line)) => match begin(packet, &line, watcher, directories) {
                 Ok(events) => return follow(connection, events, hierarchy).await,
                 Err(refusal) => Err(refusal),
             },
@@ -177,41 +180,58 @@ async fn converse(connection: &Connection, watcher: &Shared, hierarchy: &Hierarc
 fn list(watcher: &Shared, hierarchy: &Hierarchy) -> Vec<GroupRow> {
     let mut watcher = watcher.borrow_mut();
     let paths = hierarchy.paths();
+    // Whoever reads the list has been told of all that it shows.
+    watcher.look_at_all();
     let page = page_size();
     let mut rows = Vec::new();
     for index in 0..watcher.source().slots().len() as u32 {
-        let Some(state) = watcher.source().slot(index).map(monitor_common::slot::Slot::state) else {
-            break;
-        };
-        if !state.is_live() {
-            continue;
-        }
-        // Whoever reads the list has been told of all that it shows.
-        if watcher.registry().group(index).is_some() {
-            watcher.look(index);
-        }
-        let group = GroupId { slot: index, generation: state.generation() };
-        let Ok(Some(usage)) = watcher.source().usage(group) else {
+        let Some(slot) = watcher.source().slot(index).filter(|slot| slot.state().is_live()) else {
             continue;
         };
-        let Some(slot) = watcher.source().slot(index) else {
-            break;
-        };
+        let group = watcher.registry().group(index);
         let id = slot.cgroup_id.load(Ordering::Relaxed);
-        let peak = slot.peak.load(Ordering::Relaxed).max(usage);
-        let mut registrations: Vec<(u64, u64)> = Vec::new();
-        for (threshold, _) in
-            watcher.registry().group(index).into_iter().flat_map(crate::registry::Group::thresholds)
-        {
-            match registrations.last_mut() {
-                Some((last, count)) if *last == threshold * page => *count += 1,
-                _ => registrations.push((threshold * page, 1)),
+        let usage = if index == watcher.source().root().slot {
+            // No counter of its own; shown to those who wait for it.
+            match group {
+                Some(group) => group.scale(ControlFile::Usage).now(),
+                None => continue,
             }
-        }
+        } else {
+            let generation = slot.state().generation();
+            match watcher.source().usage(GroupId { slot: index, generation }) {
+                Ok(Some(usage)) => usage,
+                _ => continue,
+            }
+        };
+        let peak = slot.peak.load(Ordering::Relaxed).max(usage);
+        let registrations = group.map(registrations).unwrap_or_default();
         let cgroup = paths.get(&id).cloned().unwrap_or_else(|| format!("#{id}"));
         rows.push(GroupRow { cgroup, id, usage: usage * page, peak: peak * page, registrations });
     }
     rows.sort_by(|a, b| a.cgroup.cmp(&b.cgroup));
+    rows
+}
+
+fn registrations(group: &Group) -> Vec<RegistrationRow> {
+    let mut rows: Vec<RegistrationRow> = Vec::new();
+    let mut row = |on: ControlFile, threshold, pressure| {
+        let row = RegistrationRow { on: on.name().into(), threshold, pressure, count: 1 };
+        match rows.last_mut() {
+            Some(last) if RegistrationRow { count: 1, ..last.clone() } == row => last.count += 1,
+            _ => rows.push(row),
+        }
+    };
+    for on in [ControlFile::Usage, ControlFile::Memsw, ControlFile::WorkingSet] {
+        for (threshold, _) in group.scale(on).thresholds() {
+            row(on, Some(threshold.saturating_mul(page_size())), None);
+        }
+    }
+    group.oom().iter().for_each(|_| row(ControlFile::Oom, None, None));
+    for (listener, _) in group.pressure() {
+        let text = format!("{},{}", listener.level.as_str(), listener.mode.as_str());
+        row(ControlFile::Pressure, None, Some(text));
+    }
+    group.empty().iter().for_each(|_| row(ControlFile::Procs, None, None));
     rows
 }
 
@@ -238,20 +258,21 @@ struct Stream {
     lost: Rc<RefCell<u64>>,
 }
 
-fn begin(packet: Packet, line: &str, watcher: &Shared) -> Result<Stream, Refusal> {
+fn begin(packet: Packet, line: &str, watcher: &Shared, directories: &Directories) -> Result<Stream, Refusal> {
     let (sender, events) = mpsc::channel(BACKLOG);
     let lost = Rc::new(RefCell::new(0));
     let overflow = Rc::clone(&lost);
-    let follower = Box::new(move |event: &Event| match sender.try_send((now(), event.clone())) {
-        Ok(()) => true,
-        Err(mpsc::error::TrySendError::Full(_)) => {
-            *overflow.borrow_mut() += 1;
-            true
-        }
-        Err(mpsc::error::TrySendError::Closed(_)) => false,
-    });
+    let follower =
+        Follower::new(move |event: &Event| match sender.try_send((event_row::now(), event.clone())) {
+            Ok(()) => true,
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                *overflow.borrow_mut() += 1;
+                true
+            }
+            Err(mpsc::error::TrySendError::Closed(_)) => false,
+        });
     let watcher = &mut watcher.borrow_mut();
-    let group = from_packet(packet, line.as_bytes(), watcher, Some(follower))?;
+    let group = from_packet(packet, line.as_bytes(), watcher, directories, Some(follower))?;
     let id = watcher.source().slot(group.slot).map(|slot| slot.cgroup_id.load(Ordering::Relaxed));
     Ok(Stream { group: id.unwrap_or(0), events, lost })
 }
@@ -259,7 +280,7 @@ fn begin(packet: Packet, line: &str, watcher: &Shared) -> Result<Stream, Refusal
 async fn follow(connection: &Connection, mut stream: Stream, hierarchy: &Hierarchy) -> std::io::Result<()> {
     answer(connection, &Answer::Listening).await?;
     // Looked up now: at removal there is no name any more.
-    let name = hierarchy.path_of(stream.group).unwrap_or_else(|| format!("#{}", stream.group));
+    let name = name_of(hierarchy, stream.group);
     loop {
         let next = tokio::select! {
             next = stream.events.recv() => next,
@@ -270,36 +291,13 @@ async fn follow(connection: &Connection, mut stream: Stream, hierarchy: &Hierarc
             return Ok(());
         };
         let lost = std::mem::take(&mut *stream.lost.borrow_mut());
-        answer(connection, &Answer::Event(event_row(time, name.clone(), &event.cause, lost))).await?;
+        let row = EventRow::new(time, &event, lost, |id| {
+            if id == stream.group { name.clone() } else { name_of(hierarchy, id) }
+        });
+        answer(connection, &Answer::Event(row)).await?;
     }
 }
 
-fn event_row(time: f64, cgroup: String, cause: &Cause, lost: u64) -> EventRow {
-    let page = page_size();
-    match cause {
-        Cause::Crossed { threshold, direction, usage } => EventRow {
-            time,
-            cgroup,
-            event: "crossed".into(),
-            threshold: Some(threshold * page),
-            direction: Some(direction.as_str().into()),
-            usage: Some(usage * page),
-            lost,
-        },
-        Cause::Removed => EventRow {
-            time,
-            cgroup,
-            event: "removed".into(),
-            threshold: None,
-            direction: None,
-            usage: None,
-            lost,
-        },
-    }
-}
-
-fn now() -> f64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0.0, |since| since.as_secs_f64())
+fn name_of(hierarchy: &Hierarchy, id: u64) -> String {
+    hierarchy.path_of(id).unwrap_or_else(|| format!("#{id}"))
 }

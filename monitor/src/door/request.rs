@@ -1,30 +1,21 @@
 //! One registration, through the checks of the kernel's
 //! `memcg_write_event_control` (5.15 to 7.2): same order, same errno.
 
-use std::{
-    fs,
-    os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-        unix::ffi::OsStrExt,
-    },
-};
+use std::os::fd::{AsFd, OwnedFd};
 
-use monitor_common::{line, threshold::parse_threshold};
-use nix::{
-    errno::Errno,
-    fcntl::{OFlag, open},
-    sys::{
-        stat::{Mode, SFlag, fstat},
-        statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, fstatfs},
-    },
-};
+use monitor_common::{control, line};
+use nix::errno::Errno;
 
 use crate::{
-    door::peer::Credentials,
+    cgroup::handle::Directories,
+    door::{
+        control_fd::{self, Control},
+        peer::Credentials,
+    },
     eventfd::{EventFd, is_path_only},
     kernel::page_size,
-    source::{GroupId, Located, Source},
-    watcher::{Follower, Watcher},
+    source::{GroupId, Source},
+    watcher::{self, Follower, Watcher},
 };
 
 /// Why a registration was refused: the kernel's errno, and what to tell a person.
@@ -76,112 +67,90 @@ pub trait Descriptors {
     fn fetch(&mut self, which: Which) -> Result<OwnedFd, Refusal>;
 }
 
+/// A client: who it is, what it sent, and its descriptors.
+#[derive(Debug)]
+pub struct Client<'a, D> {
+    /// The line, as a v1 client writes it.
+    pub line: &'a [u8],
+    /// Where its numbers lead.
+    pub descriptors: &'a mut D,
+    /// As whom it asks.
+    pub credentials: &'a Credentials,
+    /// Told the cause of each signal.
+    pub follower: Option<Follower>,
+}
+
 /// Registers one line for a client; the group that it was for.
 ///
 /// # Errors
 /// The kernel's errno for each failure, and one line that says what was wrong.
 pub fn register<S: Source>(
     watcher: &mut Watcher<S>,
-    line: &[u8],
-    descriptors: &mut impl Descriptors,
-    client: &Credentials,
-    follower: Option<Follower>,
+    directories: &Directories,
+    client: Client<'_, impl Descriptors>,
 ) -> Result<GroupId, Refusal> {
+    let Client { line, descriptors, credentials, follower } = client;
     let line =
         line::parse(line).map_err(|error| Refusal::new(Errno::from_raw(error.errno()), error.to_string()))?;
 
-    let which = Which::Event(line.event_fd);
-    let eventfd = EventFd::adopt(descriptors.fetch(which)?).map_err(|errno| match errno {
-        Errno::EBADF => Refusal::new(errno, format!("{which} is an O_PATH descriptor; open it for use")),
-        _ => Refusal::new(errno, format!("{which} is not an eventfd")),
-    })?;
-
+    let eventfd = adopt(descriptors.fetch(Which::Event(line.event_fd))?, Which::Event(line.event_fd))?;
     let which = Which::Control(line.control_fd);
-    let control = descriptors.fetch(which)?;
-    if is_path_only(control.as_fd()).unwrap_or(true) {
+    let held = descriptors.fetch(which)?;
+    if is_path_only(held.as_fd()).unwrap_or(true) {
         return Err(Refusal::new(
             Errno::EBADF,
             format!("{which} is an O_PATH descriptor; open it for reading"),
         ));
     }
-    let group = control_group(watcher, control.as_fd(), which, client)?;
-    drop(control);
+    let (control, args) =
+        control_fd::resolve(watcher.source(), directories, (held.as_fd(), which), credentials, line.args)?;
+    drop(held);
+    enter(watcher, control, args, eventfd, credentials.uid, follower)
+}
 
-    let threshold = parse_threshold(line.args, page_size())
+/// Takes a client's descriptor for what it is to be.
+///
+/// # Errors
+/// The kernel's: `EBADF` for `O_PATH`, `EINVAL` for anything but an eventfd.
+pub fn adopt(fd: OwnedFd, which: Which) -> Result<EventFd, Refusal> {
+    EventFd::adopt(fd).map_err(|errno| match errno {
+        Errno::EBADF => Refusal::new(errno, format!("{which} is an O_PATH descriptor; open it for use")),
+        _ => Refusal::new(errno, format!("{which} is not an eventfd")),
+    })
+}
+
+/// The last step, the same for every door: the arguments, and the registration.
+///
+/// # Errors
+/// The kernel's errno for each failure.
+pub fn enter<S: Source>(
+    watcher: &mut Watcher<S>,
+    control: Control,
+    args: &[u8],
+    eventfd: EventFd,
+    owner: u32,
+    follower: Option<Follower>,
+) -> Result<GroupId, Refusal> {
+    let Control { group, file: on } = control;
+    let wish = control::parse(on, args, page_size())
         .map_err(|error| Refusal::new(Errno::from_raw(error.errno()), error.to_string()))?;
-    watcher.register(group, threshold.0, eventfd, follower).map_err(|errno| match errno {
+    let request = watcher::Request { group, on, wish, eventfd, follower, owner };
+    watcher.register(request).map_err(|errno| match errno {
         Errno::EINVAL => Refusal::new(errno, "the group is being removed"),
+        Errno::EDQUOT => Refusal::new(
+            errno,
+            format!(
+                "uid {owner} has as many registrations as a user may have; see the agent's --max-per-user"
+            ),
+        ),
         Errno::ENOMEM => {
             Refusal::new(errno, "the agent's table of eventfds is full; see its option --max-eventfds")
         }
+        Errno::EOPNOTSUPP => Refusal::new(
+            errno,
+            format!("this kernel has no place to see that for {}; see `memcg-monitor check`", on.name()),
+        ),
         _ => Refusal::new(errno, "the agent could not ask the kernel; see its log"),
     })?;
     Ok(group)
-}
-
-/// The group whose usage file `control` is, in the kernel's order: may the
-/// client read it, is it a cgroup file, of a kind that notifies, of an online
-/// group.
-fn control_group<S: Source>(
-    watcher: &mut Watcher<S>,
-    control: BorrowedFd<'_>,
-    which: Which,
-    client: &Credentials,
-) -> Result<GroupId, Refusal> {
-    let stat = fstat(control).map_err(|errno| Refusal::new(errno, format!("fstat of {which} failed")))?;
-    if !client.may_read(stat.st_mode, stat.st_uid, stat.st_gid) {
-        return Err(Refusal::new(
-            Errno::EACCES,
-            format!(
-                "uid {} may not read the file behind {which} (mode {:03o})",
-                client.uid,
-                stat.st_mode & 0o777
-            ),
-        ));
-    }
-    let regular = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) == SFlag::S_IFREG;
-    let filesystem = fstatfs(control).map(|fs| fs.filesystem_type()).ok();
-    if !regular || !matches!(filesystem, Some(CGROUP_SUPER_MAGIC | CGROUP2_SUPER_MAGIC)) {
-        return Err(Refusal::new(Errno::EINVAL, format!("{which} is not a file of a cgroup")));
-    }
-
-    let invalid = |why: String| Refusal::new(Errno::EINVAL, why);
-    // The last part of the link is the file's own name in every mount namespace;
-    // the rest of it is not looked at.
-    let link = fs::read_link(format!("/proc/self/fd/{}", control.as_raw_fd())).unwrap_or_default();
-    let name = link.file_name().map(|name| name.as_bytes().to_vec()).unwrap_or_default();
-    let name = String::from_utf8_lossy(&name).into_owned();
-    match name.strip_suffix(" (deleted)").unwrap_or(&name) {
-        _ if name.ends_with(" (deleted)") => {
-            return Err(invalid(format!("{which}: the group is gone")));
-        }
-        "memory.current" | "memory.usage_in_bytes" => {}
-        other => {
-            return Err(invalid(format!(
-                "{which} is {other}; notifications are on memory.current or memory.usage_in_bytes"
-            )));
-        }
-    }
-
-    // The client may have opened it for writing; its own descriptor's position
-    // must not move either. The link leads to the very same file.
-    let readable = open(
-        format!("/proc/self/fd/{}", control.as_raw_fd()).as_str(),
-        OFlag::O_RDONLY | OFlag::O_CLOEXEC,
-        Mode::empty(),
-    )
-    .map_err(|_| invalid(format!("{which}: the group is gone")))?;
-    match watcher.source().locate(readable.as_fd()) {
-        Ok(Located::Group(id)) => Ok(id),
-        Ok(Located::Root) => Err(invalid(format!("{which}: the root group's usage is not watched"))),
-        Ok(Located::TableFull) => Err(Refusal::new(
-            Errno::ENOMEM,
-            "the agent's table of groups is full; start it with a larger --max-groups",
-        )),
-        Ok(Located::Nobody) => Err(invalid(format!("{which}: the group is gone"))),
-        Err(error) => {
-            log::error!("{error}");
-            Err(Refusal::new(Errno::EIO, "the agent could not ask the kernel; see its log"))
-        }
-    }
 }

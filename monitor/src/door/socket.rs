@@ -10,9 +10,10 @@ use monitor_common::line::MAX_LINE;
 use nix::errno::Errno;
 
 use crate::{
+    cgroup::handle::Directories,
     door::{
         peer::{Credentials, Peer, Sent},
-        request::{Refusal, register},
+        request::{Client, Refusal, register},
         seqpacket::{Connection, Listener, Packet},
     },
     source::{GroupId, Source},
@@ -20,11 +21,15 @@ use crate::{
 };
 
 /// Serves clients until the task is dropped.
-pub async fn serve<S: Source + 'static>(listener: Rc<Listener>, watcher: Rc<RefCell<Watcher<S>>>) {
+pub async fn serve<S: Source + 'static>(
+    listener: Rc<Listener>,
+    watcher: Rc<RefCell<Watcher<S>>>,
+    directories: Rc<Directories>,
+) {
     loop {
         match listener.accept().await {
             Ok(connection) => {
-                tokio::task::spawn_local(converse(connection, Rc::clone(&watcher)));
+                tokio::task::spawn_local(converse(connection, Rc::clone(&watcher), Rc::clone(&directories)));
             }
             Err(error) => {
                 // Out of descriptors, as a rule; connections wait in the backlog.
@@ -35,7 +40,11 @@ pub async fn serve<S: Source + 'static>(listener: Rc<Listener>, watcher: Rc<RefC
     }
 }
 
-async fn converse<S: Source>(connection: Connection, watcher: Rc<RefCell<Watcher<S>>>) {
+async fn converse<S: Source>(
+    connection: Connection,
+    watcher: Rc<RefCell<Watcher<S>>>,
+    directories: Rc<Directories>,
+) {
     loop {
         let packet = match connection.receive(MAX_LINE).await {
             Ok(Some(packet)) => packet,
@@ -45,7 +54,7 @@ async fn converse<S: Source>(connection: Connection, watcher: Rc<RefCell<Watcher
                 return;
             }
         };
-        let answer = match handle(packet, &mut watcher.borrow_mut()) {
+        let answer = match handle(packet, &mut watcher.borrow_mut(), &directories) {
             Ok(_) => "0".to_owned(),
             Err(refusal) => {
                 log::debug!("refused: {refusal}");
@@ -65,12 +74,16 @@ async fn converse<S: Source>(connection: Connection, watcher: Rc<RefCell<Watcher
 ///
 /// # Errors
 /// The kernel's errno for each failure.
-fn handle<S: Source>(packet: Packet, watcher: &mut Watcher<S>) -> Result<GroupId, Refusal> {
+fn handle<S: Source>(
+    packet: Packet,
+    watcher: &mut Watcher<S>,
+    directories: &Directories,
+) -> Result<GroupId, Refusal> {
     if packet.truncated {
         return Err(Refusal::new(Errno::E2BIG, format!("the line is longer than {MAX_LINE} bytes")));
     }
     let line = packet.bytes.clone();
-    from_packet(packet, &line, watcher, None)
+    from_packet(packet, &line, watcher, directories, None)
 }
 
 /// Registers `line` for the sender of `packet`: with the descriptors that came
@@ -82,6 +95,7 @@ pub fn from_packet<S: Source>(
     packet: Packet,
     line: &[u8],
     watcher: &mut Watcher<S>,
+    directories: &Directories,
     follower: Option<Follower>,
 ) -> Result<GroupId, Refusal> {
     if packet.descriptors_cut {
@@ -93,8 +107,9 @@ pub fn from_packet<S: Source>(
     let peer = Peer::of(&sender);
     if packet.descriptors.is_empty() {
         let mut peer = peer?;
-        let credentials = peer.credentials.clone();
-        return register(watcher, line, &mut peer, &credentials, follower);
+        let credentials = &peer.credentials.clone();
+        let client = Client { line, descriptors: &mut peer, credentials, follower };
+        return register(watcher, directories, client);
     }
     let mut sent = Sent::new(packet.descriptors)?;
     // A sender that the agent cannot look at (another pid namespace, or gone
@@ -103,5 +118,6 @@ pub fn from_packet<S: Source>(
         |_| Credentials { uid: sender.uid(), gid: sender.gid(), ..Default::default() },
         |peer| peer.credentials,
     );
-    register(watcher, line, &mut sent, &credentials, follower)
+    let client = Client { line, descriptors: &mut sent, credentials: &credentials, follower };
+    register(watcher, directories, client)
 }

@@ -187,6 +187,12 @@ impl Btf {
         self.find(name, is_func).is_some()
     }
 
+    /// Whether BTF has a typedef `name`; each tracepoint has one, `btf_trace_NAME`.
+    #[must_use]
+    pub fn has_typedef(&self, name: &str) -> bool {
+        self.find(name, is_typedef).is_some()
+    }
+
     /// Number of arguments of function `name`, a closing `...` not counted.
     /// `None` if there is no such function or its prototype is malformed.
     #[must_use]
@@ -280,6 +286,12 @@ impl fmt::Debug for Btf {
 
 fn is_struct(ty: &Type) -> bool {
     ty.kind == Kind::Struct
+}
+
+fn is_typedef(ty: &Type) -> bool {
+    // Of what modifies a type, only typedefs have names, and tags, which have
+    // none of ours.
+    ty.is_modifier()
 }
 
 fn is_func(ty: &Type) -> bool {

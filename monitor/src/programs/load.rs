@@ -51,9 +51,16 @@ pub(super) fn load_object(facts: &Facts, sizes: Sizes) -> Result<(Plan, Ebpf)> {
     for (name, value) in &plan.offsets {
         loader.override_global(name, value, true);
     }
-    loader.override_global("BAND_SHIFT", &plan.band_shift, true);
+    for (name, value) in &plan.numbers {
+        loader.override_global(name, value, true);
+    }
+    loader.override_global("BAND_SHIFT", &plan.band_shift, true).override_global(
+        "ROOT_SLOT",
+        &sizes.groups,
+        true,
+    );
     loader
-        .map_max_entries("SLOTS", sizes.groups)
+        .map_max_entries("SLOTS", sizes.groups + 1)
         .map_max_entries("COUNTERS", sizes.groups)
         .map_max_entries("FREE", sizes.groups)
         .map_max_entries("FILES", sizes.eventfds)
@@ -69,6 +76,7 @@ pub(super) fn load_hook(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> std::result:
     match hook.kind {
         Kind::Entry => TryInto::<&mut FEntry>::try_into(program)?.load(hook.function, btf),
         Kind::Exit => TryInto::<&mut FExit>::try_into(program)?.load(hook.function, btf),
+        Kind::Tracepoint => TryInto::<&mut RawTracePoint>::try_into(program)?.load(),
     }
 }
 
@@ -85,6 +93,9 @@ pub(super) fn attach_hook(ebpf: &mut Ebpf, hook: &Hook) -> std::result::Result<(
     match hook.kind {
         Kind::Entry => TryInto::<&mut FEntry>::try_into(program)?.attach().map(|_| ()),
         Kind::Exit => TryInto::<&mut FExit>::try_into(program)?.attach().map(|_| ()),
+        Kind::Tracepoint => {
+            TryInto::<&mut RawTracePoint>::try_into(program)?.attach(hook.function).map(|_| ())
+        }
     }
 }
 

@@ -1,146 +1,27 @@
 //! The watcher on a kernel of the tests' own: no root, no programs.
 
-use std::{
-    cell::{Cell, RefCell},
-    collections::HashMap,
-    fs,
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
-};
+mod events;
+mod fake;
+
+use std::{cell::RefCell, os::fd::AsFd as _, rc::Rc};
 
 use monitor_common::{
-    band::observe,
-    slot::{Slot, State, Tally},
+    control::{self, ControlFile},
+    slot::State,
 };
 use nix::{
     errno::Errno,
     sys::eventfd::{EfdFlags, EventFd as Client},
 };
 
-use super::{Cause, Watcher};
+use super::{Cause, Follower, Request, Watcher};
 use crate::{
-    Error,
-    error::Result,
     eventfd::EventFd,
-    source::{FileId, GroupId, Located, Source},
-    table::SharedSlot,
+    source::{GroupId, Source as _},
 };
+use fake::{FakeHost, FakeKernel};
 
-/// Slots with counters that tests move.
-#[derive(Debug)]
-struct FakeKernel {
-    slots: Vec<SharedSlot>,
-    counters: Vec<Cell<Option<u64>>>,
-    references: RefCell<HashMap<FileId, u64>>,
-    recycled: Vec<u32>,
-    room_for_files: usize,
-    broken: Cell<bool>,
-    restless: Cell<bool>,
-}
-
-impl FakeKernel {
-    fn new() -> Self {
-        let word = || 0.into();
-        let slot = || Slot {
-            usage: word(),
-            peak: word(),
-            band: word(),
-            parent: word(),
-            counter: word(),
-            state: word(),
-            cgroup_id: word(),
-            reserved: word(),
-            max_seen: word(),
-            min_seen: word(),
-            pending: word(),
-            spare: Default::default(),
-        };
-        let slots: Vec<SharedSlot> = (0..2).map(|_| slot()).collect();
-        for slot in &slots {
-            slot.recycle();
-            slot.mark(State::ONLINE);
-        }
-        Self {
-            slots,
-            counters: vec![Cell::new(Some(0)), Cell::new(Some(0))],
-            references: RefCell::default(),
-            recycled: Vec::new(),
-            room_for_files: 8,
-            broken: Cell::new(false),
-            restless: Cell::new(false),
-        }
-    }
-
-    fn group(&self, slot: u32) -> GroupId {
-        GroupId { slot, generation: self.slots[slot as usize].state().generation() }
-    }
-
-    /// A charge: the counter moves, then the hook looks.
-    fn charge(&self, slot: usize, usage: u64) {
-        self.counters[slot].set(Some(usage));
-        observe(&self.slots[slot], usage, 0);
-    }
-}
-
-impl Source for FakeKernel {
-    fn slot(&self, index: u32) -> Option<&SharedSlot> {
-        self.slots.get(index as usize)
-    }
-
-    fn locate(&self, _: BorrowedFd<'_>) -> Result<Located> {
-        Ok(Located::Group(self.group(0)))
-    }
-
-    fn usage(&self, group: GroupId) -> Result<Option<u64>> {
-        if self.broken.get() {
-            return Err(Error::Host("broken on purpose".into()));
-        }
-        let counter = &self.counters[group.slot as usize];
-        let usage = counter.get();
-        if self.restless.get() {
-            counter.set(usage.map(|usage| if usage < 10 { 12 } else { 3 }));
-        }
-        Ok(usage)
-    }
-
-    fn file_of(&self, fd: BorrowedFd<'_>) -> Result<FileId> {
-        let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap_or_default();
-        let id = text.lines().find_map(|line| line.strip_prefix("eventfd-id:")?.trim().parse().ok());
-        id.map(FileId).ok_or_else(|| Error::Host("no eventfd-id".into()))
-    }
-
-    fn file_refs(&self, file: FileId) -> Result<u64> {
-        Ok(self.references.borrow().get(&file).copied().unwrap_or(2))
-    }
-
-    fn follow_file(&mut self, _: FileId) -> Result<()> {
-        if self.room_for_files == 0 {
-            return Err(Error::Host("full".into()));
-        }
-        self.room_for_files -= 1;
-        Ok(())
-    }
-
-    fn unfollow_file(&mut self, _: FileId) {
-        self.room_for_files += 1;
-    }
-
-    fn recycle(&mut self, slot: u32) {
-        self.recycled.push(slot);
-        self.slots[slot as usize].recycle();
-    }
-
-    fn tally(&self, _: Tally) -> u64 {
-        0
-    }
-
-    fn skipped(&self) -> u64 {
-        0
-    }
-
-    fn band_shift(&self) -> u32 {
-        0
-    }
-}
+const USAGE: ControlFile = ControlFile::Usage;
 
 fn client() -> Client {
     Client::from_flags(EfdFlags::EFD_NONBLOCK).expect("an eventfd can be made")
@@ -154,12 +35,32 @@ fn taken(client: &Client) -> u64 {
     client.read().unwrap_or(0)
 }
 
+fn watcher() -> Watcher<FakeKernel> {
+    Watcher::new(FakeKernel::new(), Box::new(Rc::new(FakeHost::default())), 5)
+}
+
+fn request(group: GroupId, on: ControlFile, args: &str, client: &Client) -> Request {
+    // Pages of one byte: arguments are in pages.
+    let wish = control::parse(on, args.as_bytes(), 1).expect("good arguments");
+    Request { group, on, wish, eventfd: adopted(client), follower: None, owner: 0 }
+}
+
+fn wait_for(
+    watcher: &mut Watcher<FakeKernel>,
+    slot: u32,
+    on: ControlFile,
+    args: &str,
+    client: &Client,
+) -> Result<(), Errno> {
+    let group = watcher.source.group(slot);
+    watcher.register(request(group, on, args, client))
+}
+
 fn watched(thresholds: &[u64]) -> (Watcher<FakeKernel>, Client) {
-    let mut watcher = Watcher::new(FakeKernel::new());
+    let mut watcher = watcher();
     let client = client();
-    let group = watcher.source.group(0);
     for threshold in thresholds {
-        assert_eq!(watcher.register(group, *threshold, adopted(&client), None), Ok(()));
+        assert_eq!(wait_for(&mut watcher, 0, USAGE, &threshold.to_string(), &client), Ok(()));
     }
     (watcher, client)
 }
@@ -204,7 +105,7 @@ fn a_group_that_never_rests_is_looked_at_again() {
     watcher.source.restless.set(false);
     watcher.source.counters[0].set(Some(12));
     taken(&client);
-    let above_before = watcher.registry().group(0).is_some_and(|group| group.usage() >= 10);
+    let above_before = watcher.registry().group(0).is_some_and(|group| group.scale(USAGE).now() >= 10);
     watcher.look_again();
     assert!(!watcher.is_due());
     assert_eq!(taken(&client), u64::from(!above_before));
@@ -223,7 +124,7 @@ fn removal_signals_and_the_slot_comes_back_once() {
     assert!(watcher.registry().is_empty());
     assert_eq!(watcher.source.room_for_files, 8);
     let stale = GroupId { slot: 0, generation: 0 };
-    assert_eq!(watcher.register(stale, 1, adopted(&client), None), Err(Errno::EINVAL));
+    assert_eq!(watcher.register(request(stale, USAGE, "1", &client)), Err(Errno::EINVAL));
 }
 
 #[test]
@@ -242,22 +143,22 @@ fn the_last_close_ends_it_and_frees_the_group() {
 fn a_full_table_of_files_refuses_and_leaves_nothing() {
     let (mut watcher, _client) = watched(&[]);
     watcher.source.room_for_files = 0;
-    let group = watcher.source.group(0);
-    assert_eq!(watcher.register(group, 10, adopted(&client()), None), Err(Errno::ENOMEM));
+    assert_eq!(wait_for(&mut watcher, 0, USAGE, "10", &client()), Err(Errno::ENOMEM));
     assert!(!watcher.source.slots[0].state().has(State::WATCHED));
 }
 
 #[test]
 fn followers_hear_causes_until_they_leave() {
-    let (mut watcher, client) = (Watcher::new(FakeKernel::new()), client());
-    let heard = std::rc::Rc::new(RefCell::new(Vec::new()));
-    let sink = std::rc::Rc::clone(&heard);
-    let follower = Box::new(move |event: &super::Event| {
+    let (mut watcher, client) = (watcher(), client());
+    let heard = Rc::new(RefCell::new(Vec::new()));
+    let sink = Rc::clone(&heard);
+    let follower = Follower::new(move |event: &super::Event| {
         sink.borrow_mut().push(event.cause.clone());
         false
     });
     let group = watcher.source.group(0);
-    assert_eq!(watcher.register(group, 10, adopted(&client), Some(follower)), Ok(()));
+    let request = Request { follower: Some(follower), ..request(group, USAGE, "10", &client) };
+    assert_eq!(watcher.register(request), Ok(()));
     watcher.source.charge(0, 15);
     watcher.look(0);
     watcher.source.charge(0, 5);

@@ -1,0 +1,85 @@
+//! The [`Scratch`] cell in which programs answer the agent, and what it can ask.
+
+/// The cell in which programs leave answers for the agent, and the agent what
+/// programs need to know of it. One writer at a time: programs write only on
+/// behalf of the agent's own thread.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct Scratch<W> {
+    /// `bpf_get_current_pid_tgid()` of the agent's thread, as the kernel sees it.
+    pub agent: W,
+    /// Moves with every answer, so that a skipped program is noticed.
+    pub answers: W,
+    /// Roll call: slot index, or one of [`Roll`]'s words.
+    pub slot: W,
+    /// Roll call: the slot's generation.
+    pub generation: W,
+    /// Usage in pages, or reference count.
+    pub value: W,
+    /// Address of the `struct file` whose fdinfo was read.
+    pub file: W,
+    /// Address of the kernel's eventfd file operations.
+    pub eventfd_fops: W,
+    /// How the last question was answered: [`Ask::OK`] or why not.
+    pub verdict: W,
+    /// What somebody waits for, anywhere: [`Wanted`]'s bits. The rest is not
+    /// even counted.
+    pub wanted: W,
+    /// Unused.
+    pub spare: [W; 7],
+}
+
+const _: () = assert!(size_of::<Scratch<u64>>() == 128);
+
+/// Bits of [`Scratch::wanted`].
+#[derive(Debug)]
+pub struct Wanted;
+
+impl Wanted {
+    /// OOMs.
+    pub const OOM: u64 = 1;
+    /// Windows of reclaim.
+    pub const PRESSURE: u64 = 2;
+    /// Groups that become empty.
+    pub const EMPTY: u64 = 4;
+}
+
+/// What a roll call says in place of a slot index.
+#[derive(Debug)]
+pub struct Roll;
+
+impl Roll {
+    /// The hierarchy's root group: its counter is not what v1 called root usage.
+    pub const ROOT: u64 = u64::MAX;
+    /// The slot table is full.
+    pub const FULL: u64 = u64::MAX - 1;
+    /// No answer came.
+    pub const SILENT: u64 = u64::MAX - 2;
+}
+
+/// What the agent asks the `ask` program, as its first argument.
+#[derive(Debug)]
+pub struct Ask;
+
+impl Ask {
+    /// Remember the calling thread as the agent's.
+    pub const WHO_AM_I: u64 = 1;
+    /// Read the counter of slot `arg1` of generation `arg2`.
+    pub const USAGE: u64 = 2;
+    /// Read the reference count of the `struct file` at `arg1`.
+    pub const FILE_REFS: u64 = 3;
+    /// Read memory+swap of slot `arg1` of generation `arg2`, in pages.
+    pub const SUM: u64 = 4;
+    /// Read the limit of slot `arg1` of generation `arg2`, in pages.
+    pub const LIMIT: u64 = 5;
+    /// Read whether slot `arg1` of generation `arg2` is under OOM, by the kernel's
+    /// own count, where it has one.
+    pub const UNDER_OOM: u64 = 6;
+
+    /// Answered.
+    pub const OK: u64 = 0;
+    /// The slot's group is gone.
+    pub const GONE: u64 = 1;
+    /// Kernel memory could not be read.
+    pub const FAULT: u64 = 2;
+}

@@ -1,0 +1,104 @@
+//! What goes through the ring buffer: the [`Doorbell`], and the [`Victim`] of an
+//! OOM; and the counts of what was lost on the way.
+
+/// A ring buffer record. It only says where to look: the state is in the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Doorbell {
+    /// One of this type's constants.
+    pub kind: u32,
+    /// The slot that it is about; not with `FILE` and `LIMITS`.
+    pub slot: u32,
+    /// Address of the `struct file` (`FILE`), or pages (`READING`, `SUM_READING`).
+    pub value: u64,
+}
+
+impl Doorbell {
+    /// Something happened to a slot: out of band, offline, or freed.
+    pub const SLOT: u32 = 1;
+    /// A reference to a registered eventfd was closed.
+    pub const FILE: u32 = 2;
+    /// An out-of-band reading that found no place in its slot.
+    pub const READING: u32 = 3;
+    /// As `READING`, of memory+swap.
+    pub const SUM_READING: u32 = 4;
+    /// Some group's `memory.max` was written.
+    pub const LIMITS: u32 = 5;
+    /// A [`Victim`] follows in the same record.
+    pub const VICTIM: u32 = 6;
+    /// A whole group is killed (`memory.oom.group`): the slot's limit caused it,
+    /// `value` is the id of the group that goes.
+    pub const GROUP_KILL: u32 = 7;
+
+    /// A doorbell from its bytes in the ring buffer.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+        Some(Self {
+            kind: word(0)?,
+            slot: word(4)?,
+            value: u64::from_ne_bytes(bytes.get(8..16)?.try_into().ok()?),
+        })
+    }
+}
+
+const _: () = assert!(size_of::<Doorbell>() == 16);
+
+/// A process that the OOM killer has chosen. Only tells people more: what clients
+/// are signalled for is counted in the slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Victim {
+    /// `VICTIM`, the slot whose limit caused it, and the id of the victim's group.
+    pub bell: Doorbell,
+    /// Process id, in the kernel's first pid namespace.
+    pub pid: u64,
+    /// Its name, cut by the kernel; NUL at the end.
+    pub comm: [u8; 16],
+}
+
+impl Victim {
+    /// A victim from its bytes in the ring buffer.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        Some(Self {
+            bell: Doorbell::from_bytes(bytes)?,
+            pid: u64::from_ne_bytes(bytes.get(16..24)?.try_into().ok()?),
+            comm: bytes.get(24..40)?.try_into().ok()?,
+        })
+    }
+}
+
+const _: () = assert!(size_of::<Victim>() == 40);
+
+/// Where losses and oddities are counted, at the place where they happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Tally {
+    /// The ring buffer had no room; the sweep over `pending` finds the slot.
+    RingFull = 0,
+    /// A group came online and no slot was free: it is not watched.
+    SlotsExhausted = 1,
+    /// A charge below more than [`MAX_DEPTH`](crate::slot::MAX_DEPTH) levels.
+    TooDeep = 2,
+    /// More than [`ATTEMPTS`](crate::slot::ATTEMPTS) CPUs raced for a slot's excursion, so the reading
+    /// went through the ring. Nothing is lost by that alone.
+    Contended = 3,
+    /// A charge that only the second program saw: the first was skipped by the
+    /// kernel's recursion guard.
+    Nested = 4,
+    /// An OOM that began while another held the same group, one above or one
+    /// below: one signal for both, as the kernel's `mem_cgroup_oom_trylock`.
+    OomJoined = 5,
+    /// An OOM on a task for which there was no room to remember it: what it
+    /// kills is told without its cause.
+    OomUnknown = 6,
+}
+
+impl Tally {
+    /// How many there are.
+    pub const COUNT: usize = 7;
+    /// Their names, in order, as shown to people and in metrics.
+    pub const NAMES: [&str; Self::COUNT] =
+        ["ring_full", "slots_exhausted", "too_deep", "contended", "nested", "oom_joined", "oom_unknown"];
+}

@@ -1,0 +1,41 @@
+//! Reclaim: one window of it has been scanned. What it means for whom is the
+//! agent's to work out.
+
+use monitor_common::{
+    ask::Wanted,
+    pressure::{Level, level_of},
+    word::Word as _,
+};
+
+use crate::{kernel, maps};
+
+/// `vmpressure_work_fn`: the kernel itself evaluates a window, on v2 for nobody.
+/// Read before the kernel takes the sums under its lock; a window that is added
+/// to in between shows in both.
+#[inline(always)]
+pub fn window(work: u64) {
+    if !maps::is_wanted(Wanted::PRESSURE) {
+        return;
+    }
+    let Some((scanned, reclaimed)) = kernel::window_at(work) else {
+        return;
+    };
+    if scanned == 0 {
+        return;
+    }
+    let counter = kernel::counter_of_vmpressure_work(work);
+    let index = match maps::slot_of(counter) {
+        Some(index) => index,
+        // Only the root has no parent: reclaim for the whole host.
+        None if kernel::parent_at(counter) == Some(0) => maps::root_slot(),
+        None => return,
+    };
+    let Some(slot) = maps::slot(index) else { return };
+    let [low, medium, critical] = &slot.windows;
+    match level_of(scanned, reclaimed) {
+        Level::Low => low.add(1),
+        Level::Medium => medium.add(1),
+        Level::Critical => critical.add(1),
+    }
+    maps::ring_slot(slot, index);
+}

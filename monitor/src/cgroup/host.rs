@@ -1,0 +1,115 @@
+//! The host's own numbers, and those of its groups that only files tell.
+
+use std::{fs, path::PathBuf};
+
+use crate::{
+    cgroup::{Hierarchy, Version},
+    error::{Error, Result},
+    kernel::page_size,
+};
+
+/// Where the watcher reads what no program can see.
+pub trait Host {
+    /// The root group's usage in pages, as v1 counted it: file and anonymous pages
+    /// of the whole host, no kernel memory (`mem_cgroup_usage`).
+    ///
+    /// # Errors
+    /// The files could not be read.
+    fn usage(&self) -> Result<u64>;
+
+    /// The same with the swap in use.
+    ///
+    /// # Errors
+    /// The files could not be read.
+    fn sum(&self) -> Result<u64>;
+
+    /// RAM in pages.
+    ///
+    /// # Errors
+    /// The file could not be read.
+    fn ram(&self) -> Result<u64>;
+
+    /// Inactive file pages of a group and all below it; `None` when it is gone.
+    ///
+    /// # Errors
+    /// The file could not be read.
+    fn inactive_file(&self, cgroup_id: u64) -> Result<Option<u64>>;
+}
+
+/// The running host.
+#[derive(Debug)]
+pub struct Files(Hierarchy);
+
+impl Files {
+    /// Groups are those of `hierarchy`.
+    #[must_use]
+    pub const fn new(hierarchy: Hierarchy) -> Self {
+        Self(hierarchy)
+    }
+}
+
+impl Host for Files {
+    fn usage(&self) -> Result<u64> {
+        let text = read("/proc/vmstat")?;
+        let pages = |name| field(&text, name);
+        match (pages("nr_file_pages"), pages("nr_anon_pages")) {
+            (Some(file), Some(anonymous)) => Ok(file + anonymous),
+            _ => Err(Error::Host("/proc/vmstat has no nr_file_pages or nr_anon_pages".into())),
+        }
+    }
+
+    fn sum(&self) -> Result<u64> {
+        let text = read("/proc/meminfo")?;
+        let kib = |name| field(&text, name).unwrap_or(0);
+        let swapped = kib("SwapTotal:").saturating_sub(kib("SwapFree:")) * 1024 / page_size();
+        Ok(self.usage()? + swapped)
+    }
+
+    fn ram(&self) -> Result<u64> {
+        let text = read("/proc/meminfo")?;
+        let kib = field(&text, "MemTotal:");
+        kib.map(|kib| kib * 1024 / page_size())
+            .ok_or_else(|| Error::Host("/proc/meminfo has no MemTotal".into()))
+    }
+
+    fn inactive_file(&self, cgroup_id: u64) -> Result<Option<u64>> {
+        let Some(directory) = self.0.path_of(cgroup_id).map(PathBuf::from) else {
+            return Ok(None);
+        };
+        // v2 counts all below a group in its own file; v1 tells the two apart.
+        let name = match self.0.version {
+            Version::V1 => "total_inactive_file",
+            Version::V2 => "inactive_file",
+        };
+        match fs::read_to_string(directory.join("memory.stat")) {
+            Ok(text) => Ok(field(&text, name).map(|bytes| bytes / page_size())),
+            // Gone in the meantime, or its controller was turned off.
+            Err(_) => Ok(None),
+        }
+    }
+}
+
+fn read(path: &'static str) -> Result<String> {
+    fs::read_to_string(path).map_err(|error| Error::file("read", path, error))
+}
+
+/// The number after `name` at the start of a line.
+fn field(text: &str, name: &str) -> Option<u64> {
+    text.lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix([' ', '\t'])?.split_whitespace().next())?
+        .parse()
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::field;
+
+    #[test]
+    fn a_field_is_a_whole_word_at_the_start_of_a_line() {
+        let text = "nr_file_pages_x 1\n nr_file_pages 2\nnr_file_pages 34\nMemTotal:      5 kB\n";
+        assert_eq!(field(text, "nr_file_pages"), Some(34));
+        assert_eq!(field(text, "MemTotal:"), Some(5));
+        assert_eq!(field(text, "nr_file"), None);
+    }
+}

@@ -1,0 +1,104 @@
+//! Every place in the kernel that a program of ours is attached to.
+
+use crate::kernel::btf::Btf;
+
+/// How a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// At the function's entry.
+    Entry,
+    /// At the function's return.
+    Exit,
+    /// A tracepoint, raw: `function` is its name.
+    Tracepoint,
+}
+
+impl Kind {
+    /// The kernel's name of it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Entry => "fentry",
+            Self::Exit => "fexit",
+            Self::Tracepoint => "tracepoint",
+        }
+    }
+}
+
+/// One attachment: a program of the object, and the kernel function it watches.
+#[derive(Clone, Copy, Debug)]
+pub struct Hook {
+    /// The program's name in the object.
+    pub program: &'static str,
+    /// The kernel function, or tracepoint.
+    pub function: &'static str,
+    /// Entry or return.
+    pub kind: Kind,
+    /// Without it the agent does not start; an optional hook exists on some
+    /// kernels only.
+    pub required: bool,
+    /// What it is for, in words for `check`.
+    pub purpose: &'static str,
+}
+
+const fn hook(
+    program: &'static str,
+    function: &'static str,
+    kind: Kind,
+    required: bool,
+    purpose: &'static str,
+) -> Hook {
+    Hook { program, function, kind, required, purpose }
+}
+
+impl Hook {
+    /// Whether the kernel that `btf` describes has it.
+    #[must_use]
+    pub fn is_in(&self, btf: &Btf) -> bool {
+        match self.kind {
+            Kind::Entry | Kind::Exit => btf.has_func(self.function),
+            Kind::Tracepoint => btf.has_typedef(&format!("btf_trace_{}", self.function)),
+        }
+    }
+}
+
+/// Every attachment, in the order in which they are made: what frees a slot
+/// before what fills one, and the charge path last, onto a full table.
+pub const HOOKS: &[Hook] = &[
+    hook("css_free", "mem_cgroup_css_free", Kind::Entry, true, "a group's memory is freed"),
+    hook("css_offline", "mem_cgroup_css_offline", Kind::Entry, true, "a group is removed"),
+    hook("css_online", "mem_cgroup_css_online", Kind::Entry, true, "a group comes online"),
+    // v2: memory.current. v1: every page counter file.
+    hook("usage_read", "memory_current_read", Kind::Entry, true, "which group a v2 file belongs to"),
+    hook("usage_read_v1", "mem_cgroup_read_u64", Kind::Entry, false, "which group a v1 file belongs to"),
+    hook("eventfd_fdinfo", "eventfd_show_fdinfo", Kind::Entry, true, "which eventfd a descriptor is"),
+    hook("file_close", "filp_close", Kind::Exit, true, "a client closes its eventfd"),
+    // Since 6.6 close(2) flushes by itself; before, filp_close did both.
+    hook("file_flush", "filp_flush", Kind::Exit, false, "a client closes its eventfd (6.6 and newer)"),
+    // v1's own notice, where the kernel is built with v1; else the OOM itself.
+    hook(
+        "oom_notified",
+        "mem_cgroup_oom_notify",
+        Kind::Entry,
+        false,
+        "a group is out of memory (as v1 told it)",
+    ),
+    hook("oom_ended", "mem_cgroup_out_of_memory", Kind::Exit, false, "a group is out of memory no longer"),
+    hook("oom_begun", "mem_cgroup_out_of_memory", Kind::Entry, false, "a group is out of memory"),
+    hook("oom_victim", "mark_oom_victim", Kind::Entry, false, "whom the OOM killer chose"),
+    hook("oom_group", "mem_cgroup_print_oom_group", Kind::Entry, false, "an OOM kills a whole group"),
+    // A write below usage ends in the OOM killer, too: not an OOM of a charge.
+    hook("limit_write_2", "memory_max_write", Kind::Exit, false, "a limit was written"),
+    hook("limit_write_1", "memory_max_write", Kind::Entry, false, "a limit is written"),
+    hook("limit_set", "page_counter_set_max", Kind::Exit, false, "a limit was written (v1)"),
+    hook("reclaim_window", "vmpressure_work_fn", Kind::Entry, false, "how hard reclaim works"),
+    hook("populated", "cgroup_notify_populated", Kind::Tracepoint, false, "a group becomes empty"),
+    // The second of a pair before the first: the kernel runs the program that
+    // was attached last before the others (`bpf_trampoline_link_prog`).
+    hook("try_charge_2", "page_counter_try_charge", Kind::Exit, true, "memory is charged (twin)"),
+    hook("try_charge_1", "page_counter_try_charge", Kind::Exit, true, "memory is charged"),
+    hook("charge_2", "page_counter_charge", Kind::Exit, true, "memory is charged by force (twin)"),
+    hook("charge_1", "page_counter_charge", Kind::Exit, true, "memory is charged by force"),
+    hook("uncharge_2", "page_counter_uncharge", Kind::Exit, true, "memory is given back (twin)"),
+    hook("uncharge_1", "page_counter_uncharge", Kind::Exit, true, "memory is given back"),
+];

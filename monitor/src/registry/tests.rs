@@ -1,0 +1,166 @@
+//! The registry's rules.
+
+use monitor_common::{
+    band::{Band, Excursion},
+    control::{ControlFile, Wish},
+    crossing::Direction::{Down, Up},
+    pressure::{Level, Mode, Pressure, Propagation},
+    threshold::{At, Pages, Threshold},
+};
+
+use super::{Crossing, FileId, GroupId, Registration, Registry};
+
+const A: FileId = FileId(1);
+const B: FileId = FileId(2);
+const G: GroupId = GroupId { slot: 7, generation: 1 };
+const USAGE: ControlFile = ControlFile::Usage;
+const ENDLESS: u64 = u64::MAX;
+
+fn add(registry: &mut Registry, id: GroupId, usage: u64, threshold: u64, file: FileId) {
+    let wish = Wish::Threshold(Threshold::plain(Pages(threshold)));
+    registry.add(id, Registration { on: USAGE, wish, file, owner: 0 }, usage, ENDLESS);
+}
+
+fn quiet(registry: &mut Registry, now: u64) -> Vec<Crossing> {
+    registry
+        .group_mut(G.slot)
+        .map(|group| group.scale_mut(USAGE).step(Excursion::NONE, now))
+        .unwrap_or_default()
+}
+
+fn up(threshold: u64, file: FileId) -> Crossing {
+    Crossing { file, threshold, direction: Up }
+}
+
+fn down(threshold: u64, file: FileId) -> Crossing {
+    Crossing { file, threshold, direction: Down }
+}
+
+#[test]
+fn each_entry_is_signalled_duplicates_included() {
+    let mut registry = Registry::default();
+    for (threshold, file) in [(10, A), (10, A), (20, B), (30, A)] {
+        add(&mut registry, G, 0, threshold, file);
+    }
+    assert_eq!(quiet(&mut registry, 20), vec![up(10, A), up(10, A), up(20, B)]);
+    assert_eq!(registry.group(7).map(|group| group.scale(USAGE).band()), Some(Band { lo: 20, hi: 30 }));
+    assert_eq!(quiet(&mut registry, 19), vec![down(20, B)]);
+}
+
+#[test]
+fn standing_still_crosses_nothing() {
+    let mut registry = Registry::default();
+    add(&mut registry, G, 10, 10, A);
+    assert_eq!(quiet(&mut registry, 10), vec![]);
+    assert_eq!(quiet(&mut registry, u64::MAX), vec![]);
+    assert_eq!(quiet(&mut registry, u64::MAX), vec![]);
+}
+
+#[test]
+fn registered_above_first_hears_of_the_drop() {
+    let mut registry = Registry::default();
+    add(&mut registry, G, 50, 10, A);
+    assert_eq!(quiet(&mut registry, 60), vec![]);
+    assert_eq!(quiet(&mut registry, 9), vec![down(10, A)]);
+}
+
+#[test]
+fn removal_counts_every_registration_of_every_kind() {
+    let mut registry = Registry::default();
+    add(&mut registry, G, 0, 10, A);
+    add(&mut registry, G, 0, 20, A);
+    add(&mut registry, G, 0, 20, B);
+    for (on, wish) in [
+        (ControlFile::Memsw, Wish::Threshold(Threshold::plain(Pages(1)))),
+        (ControlFile::Oom, Wish::Oom),
+        (ControlFile::Procs, Wish::Empty),
+        (ControlFile::Pressure, Wish::Pressure(Pressure { level: Level::Low, mode: Mode::Default })),
+    ] {
+        registry.add(G, Registration { on, wish, file: A, owner: 5 }, 0, ENDLESS);
+    }
+    assert_eq!(registry.held_by(0), 7, "the first registration on an eventfd decides whose it is");
+    assert_eq!(registry.remove_group(7), vec![(A, 6), (B, 1)]);
+    assert!(registry.is_empty());
+    assert_eq!(registry.held_by(0), 0);
+    assert_eq!(registry.files(), vec![]);
+    assert_eq!(registry.wanted(), 0);
+}
+
+#[test]
+fn closing_an_eventfd_leaves_the_others() {
+    let mut registry = Registry::default();
+    add(&mut registry, G, 0, 10, A);
+    add(&mut registry, G, 0, 10, B);
+    add(&mut registry, GroupId { slot: 8, generation: 3 }, 0, 10, A);
+    let mut slots = registry.remove_file(A);
+    slots.sort_unstable();
+    assert_eq!(slots, vec![7, 8]);
+    assert_eq!(registry.len(), 1);
+    registry.forget_group(8);
+    registry.forget_group(7);
+    assert_eq!(registry.slots(), vec![7]);
+}
+
+#[test]
+fn zero_and_the_maximum_never_fire() {
+    let mut registry = Registry::default();
+    add(&mut registry, G, 5, 0, A);
+    add(&mut registry, G, 5, i64::MAX as u64 / 4096, A);
+    assert_eq!(quiet(&mut registry, 0), vec![]);
+    assert_eq!(quiet(&mut registry, 1 << 40), vec![]);
+}
+
+#[test]
+fn a_direction_not_asked_for_is_not_told() {
+    let mut registry = Registry::default();
+    let only_down = Threshold { up: false, ..Threshold::plain(Pages(10)) };
+    let wish = Wish::Threshold(only_down);
+    registry.add(G, Registration { on: USAGE, wish, file: A, owner: 0 }, 0, ENDLESS);
+    assert_eq!(quiet(&mut registry, 20), vec![]);
+    assert_eq!(quiet(&mut registry, 5), vec![down(10, A)]);
+}
+
+#[test]
+fn hysteresis_moves_the_way_back() {
+    let mut registry = Registry::default();
+    let wish = Wish::Threshold(Threshold { hysteresis: Pages(4), ..Threshold::plain(Pages(10)) });
+    registry.add(G, Registration { on: USAGE, wish, file: A, owner: 0 }, 0, ENDLESS);
+    assert_eq!(quiet(&mut registry, 10), vec![up(10, A)]);
+    assert_eq!(registry.group(7).map(|group| group.scale(USAGE).band()), Some(Band { lo: 6, hi: ENDLESS }));
+    assert_eq!(quiet(&mut registry, 6), vec![]);
+    assert_eq!(quiet(&mut registry, 12), vec![]);
+    assert_eq!(quiet(&mut registry, 5), vec![down(10, A)]);
+    assert_eq!(quiet(&mut registry, 9), vec![]);
+}
+
+#[test]
+fn percents_follow_the_limit() {
+    let mut registry = Registry::default();
+    let wish = Wish::Threshold(Threshold { at: At::Percent(8000), ..Threshold::plain(Pages(0)) });
+    registry.add(G, Registration { on: USAGE, wish, file: A, owner: 0 }, 50, ENDLESS);
+    assert_eq!(quiet(&mut registry, 1 << 50), vec![], "no limit, no crossing");
+    assert_eq!(quiet(&mut registry, 50), vec![]);
+    let mut follow = |limit| registry.group_mut(7).map(|group| group.scale_mut(USAGE).follow(limit));
+    assert_eq!(follow(100), Some(vec![]));
+    assert_eq!(follow(60), Some(vec![up(48, A)]));
+    assert_eq!(follow(60), Some(vec![]));
+    assert_eq!(follow(70), Some(vec![down(56, A)]));
+    assert_eq!(quiet(&mut registry, 56), vec![up(56, A)]);
+}
+
+#[test]
+fn a_window_is_heard_by_mode_and_level() {
+    let mut registry = Registry::default();
+    let mut listen = |level, mode, file| {
+        let wish = Wish::Pressure(Pressure { level, mode });
+        registry.add(G, Registration { on: ControlFile::Pressure, wish, file, owner: 0 }, 0, ENDLESS);
+    };
+    listen(Level::Low, Mode::Default, A);
+    listen(Level::Critical, Mode::Local, B);
+    let mut window = Propagation::new();
+    let hearers = |window, level| registry.group(7).map(|group| group.hearers(window, level));
+    assert_eq!(hearers(window, Level::Medium), Some(vec![A]));
+    assert_eq!(hearers(window, Level::Critical), Some(vec![A, B]));
+    window.next_group(true);
+    assert_eq!(hearers(window, Level::Critical), Some(vec![]));
+}

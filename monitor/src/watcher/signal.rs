@@ -1,0 +1,177 @@
+//! The last step: add to eventfds, tell followers.
+
+use std::collections::BTreeMap;
+
+use monitor_common::{
+    band::Seen,
+    control::ControlFile,
+    pressure::{Level, Propagation},
+    ring::Victim,
+    slot::{PARENT_ROOT, PARENT_UNKNOWN},
+    word::Word as _,
+};
+
+use crate::{
+    registry::Crossing,
+    source::{FileId, Source},
+    watcher::{
+        Watcher,
+        event::{Cause, Event},
+    },
+};
+
+impl<S: Source> Watcher<S> {
+    /// The slot above `index`: its parent's, or the root's. `None` for the root, and
+    /// for a group whose parent has no slot.
+    pub(super) fn above(&self, index: u32) -> Option<u32> {
+        let root = self.source.root().slot;
+        match self.source.slot(index)?.parent.get() {
+            _ if index == root => None,
+            PARENT_ROOT => Some(root),
+            PARENT_UNKNOWN => None,
+            parent => u32::try_from(parent).ok(),
+        }
+    }
+
+    /// `index` and all above it.
+    pub(super) fn lineage(&self, index: u32) -> Vec<u32> {
+        let mut line = vec![index];
+        while let Some(up) = line.last().and_then(|last| self.above(*last))
+            && line.len() < 1024
+        {
+            line.push(up);
+        }
+        line
+    }
+
+    pub(super) fn id_of(&self, index: u32) -> u64 {
+        self.source.slot(index).map_or(0, |slot| slot.cgroup_id.get())
+    }
+
+    pub(super) fn signal_crossings(
+        &mut self,
+        cgroup_id: u64,
+        on: ControlFile,
+        crossings: &[Crossing],
+        usage: u64,
+    ) {
+        let mut totals: BTreeMap<FileId, u64> = BTreeMap::new();
+        for crossing in crossings {
+            *totals.entry(crossing.file).or_default() += 1;
+            let Crossing { threshold, direction, .. } = *crossing;
+            let cause = Cause::Crossed { on, threshold, direction, usage };
+            self.tell(crossing.file, &Event { cgroup_id, cause, signals: 1 });
+        }
+        for (file, total) in totals {
+            self.add(file, total);
+        }
+    }
+
+    /// Signals `file` for an event, and tells its followers.
+    pub(super) fn signal(&mut self, file: FileId, event: &Event) {
+        self.tell(file, event);
+        self.add(file, event.signals);
+    }
+
+    /// What happened in a slot beside a change of usage.
+    pub(super) fn signal_events(&mut self, index: u32, seen: &Seen) {
+        if seen.ooms > 0 {
+            self.signal_ooms(index, seen.ooms);
+        }
+        for (level, count) in Level::ALL.into_iter().zip(seen.windows) {
+            if count > 0 {
+                self.signal_windows(index, level, count);
+            }
+        }
+        if seen.emptied > 0
+            && let Some(group) = self.registry.group(index)
+        {
+            let event = Event { cgroup_id: self.id_of(index), cause: Cause::Empty, signals: seen.emptied };
+            for file in group.empty().to_vec() {
+                self.signal(file, &event);
+            }
+        }
+    }
+
+    /// Those who wait for OOM in the group at `index` or below it
+    /// (`mem_cgroup_oom_notify`), each with its group's id.
+    fn oom_listeners(&self, index: u32) -> Vec<(u64, FileId)> {
+        self.registry
+            .groups()
+            .filter(|group| !group.oom().is_empty() && self.lineage(group.id.slot).contains(&index))
+            .flat_map(|group| group.oom().iter().map(|file| (self.id_of(group.id.slot), *file)))
+            .collect()
+    }
+
+    fn signal_ooms(&mut self, index: u32, ooms: u64) {
+        let limit = self.id_of(index);
+        for (cgroup_id, file) in self.oom_listeners(index) {
+            self.signal(file, &Event { cgroup_id, cause: Cause::Oom { limit }, signals: ooms });
+        }
+    }
+
+    /// Carries `count` windows of one level up to the root, as
+    /// `vmpressure_work_fn` does each.
+    fn signal_windows(&mut self, index: u32, level: Level, count: u64) {
+        let origin = self.id_of(index);
+        let mut window = Propagation::new();
+        for slot in self.lineage(index) {
+            let files = self.registry.group(slot).map(|group| group.hearers(window, level));
+            let files = files.unwrap_or_default();
+            window.next_group(!files.is_empty());
+            let cause = Cause::Pressure { level, origin };
+            let event = Event { cgroup_id: self.id_of(slot), cause, signals: count };
+            for file in files {
+                self.signal(file, &event);
+            }
+        }
+    }
+
+    /// The OOM killer has chosen a process: told, not signalled.
+    pub fn victim(&mut self, victim: &Victim) {
+        let limit = self.id_of(victim.bell.slot);
+        let comm = victim.comm.split(|byte| *byte == 0).next().unwrap_or_default();
+        let cause = Cause::OomKill {
+            limit,
+            pid: victim.pid,
+            comm: String::from_utf8_lossy(comm).into_owned(),
+            victim: victim.bell.value,
+        };
+        self.explain(victim.bell.slot, &cause);
+    }
+
+    /// The OOM killer kills all of a group: told, not signalled.
+    pub fn group_kill(&mut self, index: u32, victim: u64) {
+        let cause = Cause::GroupKill { limit: self.id_of(index), victim };
+        self.explain(index, &cause);
+    }
+
+    fn explain(&mut self, index: u32, cause: &Cause) {
+        // The OOM itself first: its doorbell came before.
+        self.look(index);
+        let mut told = Vec::new();
+        for (cgroup_id, file) in self.oom_listeners(index) {
+            if !told.contains(&(cgroup_id, file)) {
+                self.tell(file, &Event { cgroup_id, cause: cause.clone(), signals: 0 });
+                told.push((cgroup_id, file));
+            }
+        }
+    }
+
+    pub(super) fn add(&mut self, file: FileId, count: u64) {
+        let Some(eventfd) = self.eventfds.get(&file) else {
+            return;
+        };
+        match eventfd.signal(count) {
+            Ok(true) => self.counts.signals += count,
+            Ok(false) => self.counts.saturated += count,
+            Err(errno) => log::error!("write to an eventfd: {errno}"),
+        }
+    }
+
+    pub(super) fn tell(&mut self, file: FileId, event: &Event) {
+        if let Some(followers) = self.followers.get_mut(&file) {
+            followers.retain_mut(|follower| follower.tell(event));
+        }
+    }
+}

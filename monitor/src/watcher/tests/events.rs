@@ -1,0 +1,160 @@
+//! What is no crossing of memory: memory+swap, OOM, pressure, emptiness, what is
+//! sampled, and quotas.
+
+use std::rc::Rc;
+
+use monitor_common::{
+    ask::Wanted,
+    band::OPEN,
+    control::ControlFile::{self, Memsw, Oom, Pressure, Procs, WorkingSet},
+    word::Word as _,
+};
+use nix::errno::Errno;
+
+use super::{FakeHost, FakeKernel, Request, USAGE, Watcher, client, request, taken, wait_for, watcher};
+
+#[test]
+fn memory_and_swap_count_together() {
+    let (mut watcher, client) = (watcher(), client());
+    assert_eq!(wait_for(&mut watcher, 0, Memsw, "10", &client), Ok(()));
+    watcher.source.charge(0, 8);
+    watcher.look(0);
+    assert_eq!(taken(&client), 0);
+    watcher.source.swap_out(0, 4);
+    watcher.look(0);
+    assert_eq!(taken(&client), 1);
+    watcher.source.charge(0, 5);
+    watcher.look(0);
+    assert_eq!(taken(&client), 1);
+    watcher.source.references.borrow_mut().clear();
+    let file = watcher.registry().files()[0];
+    watcher.source.references.borrow_mut().insert(file, 1);
+    watcher.file_closed(file);
+    assert_eq!(watcher.source.slots[0].sum_band.get(), OPEN, "nobody waits, charges do not look");
+}
+
+#[test]
+fn an_oom_is_told_to_the_group_and_all_below() {
+    let mut watcher = watcher();
+    let (above, at, root) = (client(), client(), client());
+    assert_eq!(wait_for(&mut watcher, 0, Oom, "", &above), Ok(()));
+    assert_eq!(wait_for(&mut watcher, 1, Oom, "whatever", &at), Ok(()));
+    assert_eq!(wait_for(&mut watcher, 2, Oom, "", &root), Ok(()));
+    assert_eq!(watcher.source.wanted.get(), Wanted::OOM);
+    watcher.source.slots[1].ooms.add(1);
+    watcher.look(1);
+    assert_eq!((taken(&above), taken(&at), taken(&root)), (0, 1, 0));
+    watcher.source.slots[0].ooms.add(2);
+    watcher.look(0);
+    assert_eq!((taken(&above), taken(&at), taken(&root)), (2, 2, 0));
+}
+
+#[test]
+fn registered_under_oom_is_told_at_once() {
+    let (mut watcher, client) = (watcher(), client());
+    watcher.source.under_oom.set(true);
+    assert_eq!(wait_for(&mut watcher, 0, Oom, "", &client), Ok(()));
+    assert_eq!(taken(&client), 1);
+    assert_eq!(wait_for(&mut watcher, 0, USAGE, "10", &client), Ok(()));
+    assert_eq!(taken(&client), 0);
+}
+
+#[test]
+fn windows_go_up_by_their_modes() {
+    let mut watcher = watcher();
+    let listeners = ["low", "low,hierarchy", "low,local", "critical"].map(|args| {
+        let client = client();
+        assert_eq!(wait_for(&mut watcher, 0, Pressure, args, &client), Ok(()));
+        client
+    });
+    let root = client();
+    assert_eq!(wait_for(&mut watcher, 2, Pressure, "low,hierarchy", &root), Ok(()));
+    let heard = || (listeners.each_ref().map(taken), taken(&root));
+    watcher.source.slots[0].windows[1].add(3);
+    watcher.look(0);
+    assert_eq!(heard(), ([3, 3, 3, 0], 3));
+    // From below, with nobody there: local does not hear.
+    watcher.source.slots[1].windows[2].add(1);
+    watcher.look(1);
+    assert_eq!(heard(), ([1, 1, 0, 1], 1));
+    let below = client();
+    assert_eq!(wait_for(&mut watcher, 1, Pressure, "low", &below), Ok(()));
+    watcher.source.slots[1].windows[2].add(1);
+    watcher.look(1);
+    assert_eq!(heard(), ([0, 1, 0, 0], 1));
+    assert_eq!(taken(&below), 1);
+}
+
+#[test]
+fn emptiness_is_told_to_the_group_only() {
+    let mut watcher = watcher();
+    let (at, above) = (client(), client());
+    assert_eq!(wait_for(&mut watcher, 1, Procs, "", &at), Ok(()));
+    assert_eq!(wait_for(&mut watcher, 0, Procs, "", &above), Ok(()));
+    watcher.source.slots[1].emptied.add(1);
+    watcher.look(1);
+    assert_eq!((taken(&at), taken(&above)), (1, 0));
+}
+
+#[test]
+fn the_root_and_working_sets_are_sampled() {
+    let host = Rc::new(FakeHost::default());
+    let mut watcher = Watcher::new(FakeKernel::new(), Box::new(Rc::clone(&host)), 5);
+    assert!(!watcher.samples());
+    let (root, set) = (client(), client());
+    assert_eq!(wait_for(&mut watcher, 2, USAGE, "50%", &root), Ok(()));
+    assert_eq!(wait_for(&mut watcher, 0, WorkingSet, "10", &set), Ok(()));
+    assert!(watcher.samples());
+    host.usage.set(500);
+    watcher.source.charge(0, 15);
+    host.inactive.set(6);
+    watcher.sample();
+    assert_eq!((taken(&root), taken(&set)), (1, 0));
+    host.inactive.set(5);
+    watcher.sample();
+    assert_eq!((taken(&root), taken(&set)), (0, 1));
+}
+
+#[test]
+fn percents_are_of_the_lowest_limit_above() {
+    let (mut watcher, client) = (watcher(), client());
+    *watcher.source.limits.borrow_mut() = vec![100, 200];
+    watcher.source.charge(1, 85);
+    assert_eq!(wait_for(&mut watcher, 1, USAGE, "90%", &client), Ok(()));
+    watcher.source.limits.borrow_mut()[1] = 90;
+    watcher.follow_limits();
+    assert_eq!(taken(&client), 1, "85 of 90");
+    watcher.source.limits.borrow_mut()[0] = 1000;
+    watcher.source.limits.borrow_mut()[1] = u64::MAX;
+    watcher.follow_limits();
+    assert_eq!(taken(&client), 1, "85 of 1000");
+    watcher.source.charge(1, 900);
+    watcher.look(1);
+    assert_eq!(taken(&client), 1);
+}
+
+#[test]
+fn a_user_has_a_quota_and_root_has_none() {
+    let (mut watcher, client) = (watcher(), client());
+    let group = watcher.source.group(0);
+    let of = |owner, watcher: &mut Watcher<FakeKernel>| {
+        watcher.register(Request { owner, ..request(group, USAGE, "7", &client) })
+    };
+    for _ in 0..5 {
+        assert_eq!(of(1000, &mut watcher), Ok(()));
+    }
+    assert_eq!(of(1000, &mut watcher), Err(Errno::EDQUOT));
+    assert_eq!(of(0, &mut watcher), Ok(()));
+    assert_eq!(watcher.registry().len(), 6);
+}
+
+#[test]
+fn what_the_kernel_cannot_tell_is_refused() {
+    let (mut watcher, client) = (watcher(), client());
+    watcher.source.offers = crate::kernel::Offers::default();
+    for (on, args) in [(Oom, ""), (Pressure, "low"), (Procs, "")] {
+        assert_eq!(wait_for(&mut watcher, 0, on, args, &client), Err(Errno::EOPNOTSUPP));
+    }
+    assert_eq!(wait_for(&mut watcher, 0, ControlFile::Usage, "1", &client), Ok(()));
+    assert_eq!(watcher.registry().len(), 1);
+}

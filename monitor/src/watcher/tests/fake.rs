@@ -1,0 +1,211 @@
+//! A kernel and a host of the tests' own: a top-level group in slot 0, one below
+//! it in slot 1, the root in slot 2.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    fs,
+    os::fd::{AsRawFd as _, BorrowedFd},
+    rc::Rc,
+};
+
+use monitor_common::{
+    band::{Place, observe},
+    ring::Tally,
+    slot::{PARENT_ROOT, Slot, State},
+    word::Word as _,
+};
+
+use crate::{
+    Error,
+    cgroup::host::Host,
+    error::Result,
+    kernel::Offers,
+    source::{FileId, GroupId, Located, Source},
+    table::SharedSlot,
+};
+
+/// Slots with counters that tests move.
+#[derive(Debug)]
+pub(super) struct FakeKernel {
+    pub(super) slots: Vec<SharedSlot>,
+    pub(super) counters: Vec<Cell<Option<u64>>>,
+    pub(super) references: RefCell<HashMap<FileId, u64>>,
+    pub(super) recycled: Vec<u32>,
+    pub(super) room_for_files: usize,
+    pub(super) broken: Cell<bool>,
+    pub(super) restless: Cell<bool>,
+    pub(super) swap: Cell<u64>,
+    pub(super) limits: RefCell<Vec<u64>>,
+    pub(super) wanted: Cell<u64>,
+    pub(super) offers: Offers,
+    pub(super) under_oom: Cell<bool>,
+}
+
+impl FakeKernel {
+    pub(super) fn new() -> Self {
+        let slots: Vec<SharedSlot> = (0..3).map(|_| Slot::new(Into::into)).collect();
+        for slot in &slots {
+            slot.recycle();
+            slot.mark(State::ONLINE);
+        }
+        for (index, parent) in [PARENT_ROOT, 0, PARENT_ROOT].into_iter().enumerate() {
+            slots[index].parent.set(parent);
+            slots[index].cgroup_id.set(100 + index as u64);
+        }
+        Self {
+            slots,
+            counters: vec![Cell::new(Some(0)), Cell::new(Some(0))],
+            references: RefCell::default(),
+            recycled: Vec::new(),
+            room_for_files: 8,
+            broken: Cell::new(false),
+            restless: Cell::new(false),
+            swap: Cell::new(0),
+            limits: RefCell::new(vec![u64::MAX; 2]),
+            wanted: Cell::new(0),
+            offers: Offers { oom: true, under_oom: false, pressure: true, empty: true },
+            under_oom: Cell::new(false),
+        }
+    }
+
+    pub(super) fn group(&self, slot: u32) -> GroupId {
+        GroupId { slot, generation: self.slots[slot as usize].state().generation() }
+    }
+
+    /// A charge: the counter moves, then the hook looks.
+    pub(super) fn charge(&self, slot: usize, usage: u64) {
+        self.counters[slot].set(Some(usage));
+        observe(&self.slots[slot], usage, 0);
+        self.look_at_sum(slot);
+    }
+}
+
+impl FakeKernel {
+    /// Pages go to swap or come back: the hook looks at the sum.
+    pub(super) fn swap_out(&self, slot: usize, pages: u64) {
+        self.swap.set(pages);
+        self.look_at_sum(slot);
+    }
+
+    fn look_at_sum(&self, slot: usize) {
+        let sum = self.counters[slot].get().unwrap_or(0) + self.swap.get();
+        let track = self.slots[slot].sum();
+        match track.place(sum, 0) {
+            Place::Inside => {}
+            place => {
+                track.flag(sum, place == Place::Above);
+            }
+        }
+    }
+}
+
+impl Source for FakeKernel {
+    fn slot(&self, index: u32) -> Option<&SharedSlot> {
+        self.slots.get(index as usize)
+    }
+
+    fn locate(&self, _: BorrowedFd<'_>) -> Result<Located> {
+        Ok(Located::Group(self.group(0)))
+    }
+
+    fn usage(&self, group: GroupId) -> Result<Option<u64>> {
+        if self.broken.get() {
+            return Err(Error::Host("broken on purpose".into()));
+        }
+        let counter = &self.counters[group.slot as usize];
+        let usage = counter.get();
+        if self.restless.get() {
+            counter.set(usage.map(|usage| if usage < 10 { 12 } else { 3 }));
+        }
+        Ok(usage)
+    }
+
+    fn sum(&self, group: GroupId) -> Result<Option<u64>> {
+        Ok(self.counters[group.slot as usize].get().map(|memory| memory + self.swap.get()))
+    }
+
+    fn limit(&self, group: GroupId) -> Result<Option<u64>> {
+        Ok(self.limits.borrow().get(group.slot as usize).copied())
+    }
+
+    fn is_under_oom(&self, _: GroupId) -> Result<bool> {
+        Ok(self.under_oom.get())
+    }
+
+    fn want(&self, what: u64) {
+        self.wanted.set(what);
+    }
+
+    fn offers(&self) -> Offers {
+        self.offers
+    }
+
+    fn root(&self) -> GroupId {
+        self.group(2)
+    }
+
+    fn file_of(&self, fd: BorrowedFd<'_>) -> Result<FileId> {
+        let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap_or_default();
+        let id = text.lines().find_map(|line| line.strip_prefix("eventfd-id:")?.trim().parse().ok());
+        id.map(FileId).ok_or_else(|| Error::Host("no eventfd-id".into()))
+    }
+
+    fn file_refs(&self, file: FileId) -> Result<u64> {
+        Ok(self.references.borrow().get(&file).copied().unwrap_or(2))
+    }
+
+    fn follow_file(&mut self, _: FileId) -> Result<()> {
+        if self.room_for_files == 0 {
+            return Err(Error::Host("full".into()));
+        }
+        self.room_for_files -= 1;
+        Ok(())
+    }
+
+    fn unfollow_file(&mut self, _: FileId) {
+        self.room_for_files += 1;
+    }
+
+    fn recycle(&mut self, slot: u32) {
+        self.recycled.push(slot);
+        self.slots[slot as usize].recycle();
+    }
+
+    fn tally(&self, _: Tally) -> u64 {
+        0
+    }
+
+    fn skipped(&self) -> u64 {
+        0
+    }
+
+    fn band_shift(&self) -> u32 {
+        0
+    }
+}
+
+/// Numbers that tests move.
+#[derive(Debug, Default)]
+pub(super) struct FakeHost {
+    pub(super) usage: Cell<u64>,
+    pub(super) inactive: Cell<u64>,
+}
+
+impl Host for Rc<FakeHost> {
+    fn usage(&self) -> Result<u64> {
+        Ok(self.usage.get())
+    }
+
+    fn sum(&self) -> Result<u64> {
+        Ok(self.usage.get())
+    }
+
+    fn ram(&self) -> Result<u64> {
+        Ok(1000)
+    }
+
+    fn inactive_file(&self, _: u64) -> Result<Option<u64>> {
+        Ok(Some(self.inactive.get()))
+    }
+}
