@@ -110,3 +110,46 @@ proptest! {
         prop_assert!(!taken || split_directory_args(&args).is_none());
     }
 }
+
+/// What a table cell of the document holds in backticks; the bare word "empty"
+/// stands for empty arguments.
+fn spellings(cell: &str) -> impl Iterator<Item = &str> {
+    cell.split('`').enumerate().filter_map(|(i, part)| match i % 2 {
+        0 => part.contains("empty").then_some(""),
+        _ => Some(part),
+    })
+}
+
+/// The document's accepted and refused arguments are that.
+#[test]
+fn the_documents_examples_hold() {
+    let text = include_str!("../../../docs/registration.md");
+    let (mut files, mut examples, mut counts) = (Vec::new(), false, [0, 0]);
+    for line in text.lines() {
+        if let Some(names) = line.strip_prefix("Control files: ") {
+            files =
+                spellings(names).map(|name| ControlFile::from_name(name.as_bytes()).expect(name)).collect();
+        }
+        let cells: Vec<&str> = line.split('|').collect();
+        let [_, accepted, _, refused, _, _] = cells[..] else {
+            examples &= line.starts_with('|');
+            continue;
+        };
+        examples |= accepted.trim() == "accepted";
+        if !examples {
+            continue;
+        }
+        for file in &files {
+            for args in spellings(accepted) {
+                assert!(parse(*file, args.as_bytes(), PAGE).is_ok(), "{file:?} {args:?}");
+                counts[0] += 1;
+            }
+            for args in spellings(refused) {
+                assert!(parse(*file, args.as_bytes(), PAGE).is_err(), "{file:?} {args:?}");
+                counts[1] += 1;
+            }
+        }
+    }
+    // So that a change of the layout does not turn the test off.
+    assert!(counts[0] > 60 && counts[1] > 60, "{counts:?}");
+}
