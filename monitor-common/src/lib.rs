@@ -3,7 +3,7 @@
 //!
 //! In the order of the data's path: [`word`] and [`slot`] (the table), [`band`]
 //! (what a charge does), [`crossing`] and [`pressure`] (what the agent makes of
-//! it), [`line`], [`control`] and [`threshold`] (what clients write; in prose in
+//! it), [`mod@line`], [`control`] and [`threshold`] (what clients write; in prose in
 //! `docs/registration.md`).
 #![cfg_attr(not(any(test, loom)), no_std)]
 
