@@ -4,7 +4,7 @@
 //! In the order of the data's path: [`word`] and [`slot`] (the table), [`band`]
 //! (what a charge does), [`oom`] (which OOMs are one), [`ring`] (how the agent is
 //! rung), [`ask`] (what it asks), [`crossing`] and [`pressure`] (what it makes of
-//! it), [`line`], [`control`] and [`threshold`] (what clients write; in prose in
+//! it), [`mod@line`], [`control`] and [`threshold`] (what clients write; in prose in
 //! `docs/registration.md`).
 #![cfg_attr(not(any(test, loom)), no_std)]
 

@@ -293,10 +293,7 @@ fn digit_first(text: &[u8], page_size: u64) -> Result<Pages, usize> {
 /// first wrong byte.
 fn percent(text: &[u8]) -> Result<u32, usize> {
     let (whole, width, rest) = decimals(text);
-    if width == 0 || width > 3 {
-        return Err(width);
-    }
-    if width > 1 && text.starts_with(b"0") {
+    if width == 0 || width > 3 || (width > 1 && text.starts_with(b"0")) {
         return Err(0);
     }
     let (hundredths, rest) = match rest {

@@ -9,7 +9,6 @@ mod signal;
 
 use std::{
     collections::{HashMap, VecDeque},
-    os::fd::AsFd as _,
     rc::Rc,
 };
 

@@ -1,1 +1,187 @@
-//! Arguments, levels and who hears of them.
+//! Arguments, levels and who hears of them, each against a second reading of the
+//! kernel's rules.
+
+use proptest::{collection::vec, prelude::*};
+
+use super::*;
+
+#[test]
+fn accepts_what_the_kernel_accepts() {
+    for &(args, want) in ACCEPTED {
+        assert_eq!(parse(args.as_bytes()), Ok(want), "{args:?}");
+        assert_eq!(parse(format!("{args}\0junk").as_bytes()), Ok(want), "{args:?}");
+    }
+}
+
+#[test]
+fn refuses_what_the_kernel_refuses() {
+    for &args in REFUSED {
+        let err = parse(args.as_bytes()).expect_err(args);
+        assert_eq!(err.errno(), 22);
+    }
+}
+
+#[test]
+fn errors_name_the_part_and_the_place() {
+    assert_eq!(parse(b"LOW,local"), Err(PressureError::Level));
+    assert_eq!(parse(b"low, local"), Err(PressureError::Mode { at: 4 }));
+    assert_eq!(parse(b"critical,"), Err(PressureError::Mode { at: 9 }));
+    let message = |args: &[u8]| parse(args).expect_err("refused").to_string();
+    assert!(message(b"").contains("at offset 0; expected low, medium or critical"));
+    assert!(message(b"low,").contains("at offset 4; expected default, hierarchy or local"));
+}
+
+#[test]
+fn no_accepted_text_is_longer_than_what_is_looked_at() {
+    for level in Level::ALL {
+        for mode in Mode::ALL {
+            assert!(level.as_str().len() + 1 + mode.as_str().len() < MAX_ARGS);
+        }
+    }
+}
+
+#[test]
+fn levels_lie_where_the_kernel_has_them() {
+    // A window is 512 pages. The quotient is rounded down, so the pressure up.
+    assert_eq!(level_of(512, 512), Level::Low);
+    assert_eq!(level_of(512, 600), Level::Low);
+    assert_eq!(level_of(512, 256), Level::Low);
+    assert_eq!(level_of(512, 205), Level::Low);
+    assert_eq!(level_of(512, 204), Level::Medium);
+    assert_eq!(level_of(512, 26), Level::Medium);
+    assert_eq!(level_of(512, 25), Level::Critical);
+    assert_eq!(level_of(512, 0), Level::Critical);
+    assert_eq!(level_of(34_816, 0), Level::Critical);
+    assert_eq!(level_of(0, 0), Level::Low);
+    assert_eq!(level_of(1, 0), Level::Critical);
+}
+
+#[test]
+fn extremes_wrap_and_do_not_panic() {
+    assert_eq!(level_of(0, u64::MAX), Level::Low);
+    // 2^63 + 1 and 2^63 - 1 add up to 0, by which the kernel would divide.
+    assert_eq!(level_of((1 << 63) + 1, (1 << 63) - 1), Level::Low);
+    // A hundredfold of it wraps.
+    assert_eq!(level_of(u64::MAX, 0), Level::Low);
+}
+
+fn at(level: Level, mode: Mode) -> Pressure {
+    Pressure { level, mode }
+}
+
+/// Who hears, group by group from the target up.
+fn ours(groups: &[Vec<Pressure>], level: Level) -> Vec<Vec<bool>> {
+    let mut walk = Propagation::new();
+    let mut heard = Vec::new();
+    for listeners in groups {
+        let hits: Vec<bool> = listeners.iter().map(|l| walk.deliver(*l, level)).collect();
+        walk.next_group(hits.contains(&true));
+        heard.push(hits);
+    }
+    heard
+}
+
+/// The rule without a walk: each listener looks at what lies below it.
+fn naive(groups: &[Vec<Pressure>], level: Level) -> Vec<Vec<bool>> {
+    let mut heard: Vec<Vec<bool>> = Vec::new();
+    for (depth, listeners) in groups.iter().enumerate() {
+        let nearer = heard.iter().flatten().any(|hit| *hit);
+        let hears = |l: &Pressure| {
+            l.level <= level
+                && match l.mode {
+                    Mode::Hierarchy => true,
+                    Mode::Local => depth == 0,
+                    Mode::Default => !nearer,
+                }
+        };
+        heard.push(listeners.iter().map(hears).collect());
+    }
+    heard
+}
+
+#[test]
+fn default_listeners_of_one_group_hear_together_and_hide_from_those_above() {
+    let low = at(Level::Low, Mode::Default);
+    assert_eq!(ours(&[vec![low, low], vec![low]], Level::Low), [vec![true, true], vec![false]]);
+    // One that waits for more does not hide.
+    let medium = at(Level::Medium, Mode::Default);
+    assert_eq!(ours(&[vec![medium], vec![low]], Level::Low), [vec![false], vec![true]]);
+    // Any mode hides.
+    for mode in Mode::ALL {
+        assert_eq!(ours(&[vec![at(Level::Low, mode)], vec![low]], Level::Low), [vec![true], vec![false]]);
+    }
+    // What stays above is heard by hierarchy listeners only.
+    let above = vec![low, at(Level::Low, Mode::Hierarchy), at(Level::Low, Mode::Local)];
+    assert_eq!(ours(&[vec![low], above], Level::Critical)[1], [false, true, false]);
+}
+
+fn listener() -> impl Strategy<Value = Pressure> {
+    (prop::sample::select(&Level::ALL[..]), prop::sample::select(&Mode::ALL[..]))
+        .prop_map(|(level, mode)| Pressure { level, mode })
+}
+
+fn likely() -> impl Strategy<Value = Vec<u8>> {
+    let piece = prop_oneof![
+        6 => prop::sample::select(vec!["low", "medium", "critical", "default", "hierarchy", "local"]),
+        1 => prop::sample::select(vec!["", "LOW", " ", "loc", "\0", "x"]),
+    ];
+    vec(piece, 0..4).prop_map(|pieces| pieces.join(",").into_bytes())
+}
+
+/// The kernel's words, each compared in full. `None` is EINVAL.
+fn naive_parse(args: &[u8]) -> Option<Pressure> {
+    let mut text = args.to_vec();
+    text.truncate(args.iter().position(|byte| *byte == 0).unwrap_or(args.len()));
+    text.truncate(19);
+    let parts: Vec<&[u8]> = text.split(|byte| *byte == b',').collect();
+    let level = match parts[0] {
+        b"low" => Level::Low,
+        b"medium" => Level::Medium,
+        b"critical" => Level::Critical,
+        _ => return None,
+    };
+    let mode = match parts.get(1) {
+        None | Some(&b"default") => Mode::Default,
+        Some(&b"hierarchy") => Mode::Hierarchy,
+        Some(&b"local") => Mode::Local,
+        Some(_) => return None,
+    };
+    Some(Pressure { level, mode })
+}
+
+proptest! {
+    #[test]
+    fn arguments_are_decided_as_the_prose_says(
+        args in prop_oneof![likely(), vec(any::<u8>(), 0..30)],
+    ) {
+        prop_assert_eq!(parse(&args).ok(), naive_parse(&args));
+    }
+
+    /// Where nothing wraps, the level is that of the kernel's formula with
+    /// arbitrarily wide integers.
+    #[test]
+    fn levels_follow_the_formula(scanned in 0u64..1 << 31, reclaimed in 0u64..1 << 31) {
+        let (s, r) = (u128::from(scanned), u128::from(reclaimed));
+        let percent = if r >= s { 0 } else { (s + r - r * (s + r) / s) * 100 / (s + r) };
+        let want = match percent {
+            0..60 => Level::Low,
+            60..95 => Level::Medium,
+            _ => Level::Critical,
+        };
+        prop_assert_eq!(level_of(scanned, reclaimed), want);
+    }
+
+    #[test]
+    fn any_numbers_give_a_level(scanned in any::<u64>(), reclaimed in any::<u64>()) {
+        let level = level_of(scanned, reclaimed);
+        prop_assert!(reclaimed < scanned || level == Level::Low);
+    }
+
+    #[test]
+    fn who_hears_is_as_the_prose_says(
+        groups in vec(vec(listener(), 0..4), 1..6),
+        level in prop::sample::select(&Level::ALL[..]),
+    ) {
+        prop_assert_eq!(ours(&groups, level), naive(&groups, level));
+    }
+}

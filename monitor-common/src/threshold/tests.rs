@@ -166,3 +166,5 @@ proptest! {
         }
     }
 }
+
+mod extended;
