@@ -8,6 +8,7 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
@@ -16,20 +17,25 @@ use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
 };
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior},
+};
 
 use crate::{
-    cgroup::Hierarchy,
+    cgroup::{Hierarchy, handle::Directories},
     door::{
-        control,
+        self, control,
         seqpacket::{Access, Listener},
         socket,
+        view::Door,
     },
     error::{Error, Result},
     kernel::Facts,
     programs::{Doorbells, Programs, Sizes},
     ready::wait_on,
     source::FileId,
+    view::{self, Shown, Written, mount::Failure, tree::Tree},
     watcher::Watcher,
 };
 
@@ -48,6 +54,8 @@ pub struct Options {
     pub sizes: Sizes,
     /// Time between two sweeps for what was lost.
     pub sweep: Duration,
+    /// The tree as cgroup v1 showed it; not mounted when absent.
+    pub view: Option<view::Options>,
 }
 
 /// Held while the agent runs, so that there is one for each socket.
@@ -121,26 +129,55 @@ pub async fn run(
 
     let door = Rc::new(Listener::bind(&options.socket, &options.access)?);
     let operator = Rc::new(Listener::bind(&options.control_socket, &options.access)?);
-    let tasks = [
+    let shown = match &options.view {
+        Some(wanted) => show(wanted, &hierarchy)?,
+        None => None,
+    };
+    let mut tasks = vec![
         tokio::task::spawn_local(socket::serve(door, Rc::clone(&watcher))),
         tokio::task::spawn_local(control::serve(operator, Rc::clone(&watcher), hierarchy.clone())),
     ];
-    ready(&format!(
-        "watching {groups} groups below {}; register at {}",
-        hierarchy.root.display(),
-        options.socket.display()
-    ));
+    let mut places = options.socket.display().to_string();
+    // Dropped before the tasks end: nobody comes in any more, then those that did
+    // are answered.
+    let shown = shown.map(|(shown, writes, tree)| {
+        places = format!("{places} and {}", shown.point().display());
+        let door = Door { tree, device: shown.device() };
+        tasks.push(tokio::task::spawn_local(door::view::serve(writes, door, Rc::clone(&watcher))));
+        shown
+    });
+    ready(&format!("watching {groups} groups below {}; register at {places}", hierarchy.root.display()));
 
     let outcome = tokio::select! {
         outcome = answer_doorbells(ring, &watcher, options.sweep) => outcome,
         () = shutdown => Ok(()),
     };
+    drop(shown);
     for task in tasks {
         task.abort();
         // The listener, and with it the socket's file, goes with its task.
         let _ = task.await;
     }
     outcome
+}
+
+type View = (Shown, mpsc::Receiver<Written>, Arc<Tree>);
+
+/// Mounts the view. An agent that was not told where does without it on a host
+/// that has no FUSE.
+fn show(wanted: &view::Options, hierarchy: &Hierarchy) -> Result<Option<View>> {
+    let tree = Arc::new(Tree::new(Directories::new(hierarchy)?, wanted.event_control_mode));
+    match view::show(wanted.point.as_deref(), Arc::clone(&tree)) {
+        Ok((shown, writes)) => Ok(Some((shown, writes, tree))),
+        Err(Failure::Unavailable(error)) if wanted.point.is_none() => {
+            log::warn!(
+                "{error}; going on without {}, clients need the socket (--no-mount says so)",
+                view::POINT
+            );
+            Ok(None)
+        }
+        Err(failure) => Err(failure.into_error()),
+    }
 }
 
 /// Eventfds whose last reference may be about to go, and how often each was

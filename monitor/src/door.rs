@@ -2,7 +2,9 @@
 //! line and the descriptors through the kernel's checks, in its order.
 
 pub mod control;
+pub mod inode;
 pub mod peer;
 pub mod request;
 pub mod seqpacket;
 pub mod socket;
+pub mod view;

@@ -7,6 +7,7 @@ use memcg_monitor::{
     agent::{self, Options},
     door::seqpacket::Access,
     programs::Sizes,
+    view,
 };
 use nix::unistd::{Gid, Group};
 use sd_notify::NotifyState;
@@ -23,6 +24,10 @@ pub fn run(options: &cli::Agent) -> Result<ExitCode> {
         access: Access { mode: options.socket_mode, group },
         sizes: Sizes { groups: options.max_groups, eventfds: options.max_eventfds, ring: options.ring_bytes },
         sweep: Duration::from_millis(options.sweep_ms),
+        view: (!options.no_mount).then(|| view::Options {
+            point: options.mount.clone(),
+            event_control_mode: options.event_control_mode,
+        }),
     };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start tokio")?;
@@ -39,7 +44,7 @@ pub fn run(options: &cli::Agent) -> Result<ExitCode> {
         };
         agent::run(&options, ready, shutdown).await.context("the agent cannot go on")
     })?;
-    log::info!("ended; programs detached, sockets removed");
+    log::info!("ended; programs detached, sockets and view removed");
     Ok(ExitCode::SUCCESS)
 }
 

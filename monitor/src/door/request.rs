@@ -20,7 +20,7 @@ use nix::{
 };
 
 use crate::{
-    door::peer::Credentials,
+    door::{inode::Inode, peer::Credentials},
     eventfd::{EventFd, is_path_only},
     kernel::page_size,
     source::{GroupId, Located, Source},
@@ -90,11 +90,7 @@ pub fn register<S: Source>(
     let line =
         line::parse(line).map_err(|error| Refusal::new(Errno::from_raw(error.errno()), error.to_string()))?;
 
-    let which = Which::Event(line.event_fd);
-    let eventfd = EventFd::adopt(descriptors.fetch(which)?).map_err(|errno| match errno {
-        Errno::EBADF => Refusal::new(errno, format!("{which} is an O_PATH descriptor; open it for use")),
-        _ => Refusal::new(errno, format!("{which} is not an eventfd")),
-    })?;
+    let eventfd = eventfd(descriptors, Which::Event(line.event_fd))?;
 
     let which = Which::Control(line.control_fd);
     let control = descriptors.fetch(which)?;
@@ -106,8 +102,33 @@ pub fn register<S: Source>(
     }
     let group = control_group(watcher, control.as_fd(), which, client)?;
     drop(control);
+    enroll(watcher, group, line.args, eventfd, follower)?;
+    Ok(group)
+}
 
-    let threshold = parse_threshold(line.args, page_size())
+/// The client's eventfd.
+///
+/// # Errors
+/// `EBADF` when it is not open, `EINVAL` when it is no eventfd.
+pub fn eventfd(descriptors: &mut impl Descriptors, which: Which) -> Result<EventFd, Refusal> {
+    EventFd::adopt(descriptors.fetch(which)?).map_err(|errno| match errno {
+        Errno::EBADF => Refusal::new(errno, format!("{which} is an O_PATH descriptor; open it for use")),
+        _ => Refusal::new(errno, format!("{which} is not an eventfd")),
+    })
+}
+
+/// The last step: what is to be told, and from then on telling it.
+///
+/// # Errors
+/// `EINVAL` for arguments that are none, and for a group that goes; `ENOMEM`.
+pub fn enroll<S: Source>(
+    watcher: &mut Watcher<S>,
+    group: GroupId,
+    args: &[u8],
+    eventfd: EventFd,
+    follower: Option<Follower>,
+) -> Result<(), Refusal> {
+    let threshold = parse_threshold(args, page_size())
         .map_err(|error| Refusal::new(Errno::from_raw(error.errno()), error.to_string()))?;
     watcher.register(group, threshold.0, eventfd, follower).map_err(|errno| match errno {
         Errno::EINVAL => Refusal::new(errno, "the group is being removed"),
@@ -115,30 +136,30 @@ pub fn register<S: Source>(
             Refusal::new(errno, "the agent's table of eventfds is full; see its option --max-eventfds")
         }
         _ => Refusal::new(errno, "the agent could not ask the kernel; see its log"),
-    })?;
-    Ok(group)
+    })
 }
 
 /// The group whose usage file `control` is, in the kernel's order: may the
 /// client read it, is it a cgroup file, of a kind that notifies, of an online
 /// group.
-fn control_group<S: Source>(
-    watcher: &mut Watcher<S>,
+///
+/// # Errors
+/// The kernel's errno for the first of these that does not hold.
+pub fn control_group<S: Source>(
+    watcher: &Watcher<S>,
     control: BorrowedFd<'_>,
     which: Which,
     client: &Credentials,
 ) -> Result<GroupId, Refusal> {
     let stat = fstat(control).map_err(|errno| Refusal::new(errno, format!("fstat of {which} failed")))?;
-    if !client.may_read(stat.st_mode, stat.st_uid, stat.st_gid) {
-        return Err(Refusal::new(
-            Errno::EACCES,
-            format!(
-                "uid {} may not read the file behind {which} (mode {:03o})",
-                client.uid,
-                stat.st_mode & 0o777
-            ),
-        ));
-    }
+    let inode = Inode {
+        device: stat.st_dev,
+        number: stat.st_ino,
+        mode: stat.st_mode,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+    };
+    inode.must_be_readable(which, client)?;
     let regular = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) == SFlag::S_IFREG;
     let filesystem = fstatfs(control).map(|fs| fs.filesystem_type()).ok();
     if !regular || !matches!(filesystem, Some(CGROUP_SUPER_MAGIC | CGROUP2_SUPER_MAGIC)) {
@@ -153,7 +174,7 @@ fn control_group<S: Source>(
     let name = String::from_utf8_lossy(&name).into_owned();
     match name.strip_suffix(" (deleted)").unwrap_or(&name) {
         _ if name.ends_with(" (deleted)") => {
-            return Err(invalid(format!("{which}: the group is gone")));
+            return Err(gone(which));
         }
         "memory.current" | "memory.usage_in_bytes" => {}
         other => {
@@ -170,15 +191,33 @@ fn control_group<S: Source>(
         OFlag::O_RDONLY | OFlag::O_CLOEXEC,
         Mode::empty(),
     )
-    .map_err(|_| invalid(format!("{which}: the group is gone")))?;
-    match watcher.source().locate(readable.as_fd()) {
+    .map_err(|_| gone(which))?;
+    group_of(watcher, readable.as_fd(), &which.to_string())
+}
+
+/// A control file of a group that went, or goes.
+pub fn gone(which: Which) -> Refusal {
+    Refusal::new(Errno::EINVAL, format!("{which}: the group is gone"))
+}
+
+/// The group whose usage file `usage` is.
+///
+/// # Errors
+/// `EINVAL` for the root and for a group that goes, `ENOMEM`.
+pub fn group_of<S: Source>(
+    watcher: &Watcher<S>,
+    usage: BorrowedFd<'_>,
+    what: &str,
+) -> Result<GroupId, Refusal> {
+    let invalid = |why: &str| Refusal::new(Errno::EINVAL, format!("{what}: {why}"));
+    match watcher.source().locate(usage) {
         Ok(Located::Group(id)) => Ok(id),
-        Ok(Located::Root) => Err(invalid(format!("{which}: the root group's usage is not watched"))),
+        Ok(Located::Root) => Err(invalid("the root group's usage is not watched")),
         Ok(Located::TableFull) => Err(Refusal::new(
             Errno::ENOMEM,
             "the agent's table of groups is full; start it with a larger --max-groups",
         )),
-        Ok(Located::Nobody) => Err(invalid(format!("{which}: the group is gone"))),
+        Ok(Located::Nobody) => Err(invalid("the group is gone")),
         Err(error) => {
             log::error!("{error}");
             Err(Refusal::new(Errno::EIO, "the agent could not ask the kernel; see its log"))

@@ -1,0 +1,184 @@
+//! Directories by id instead of by name: no rename, mount, chroot or namespace
+//! comes between, and an id is never used again.
+
+use std::{
+    fs,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    path::PathBuf,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, open, openat},
+    sys::stat::{FileStat, Mode, fstat},
+};
+
+use crate::{
+    cgroup::{Hierarchy, Version},
+    error::{Error, Result},
+};
+
+/// A `struct file_handle` with what kernfs puts into it (`kernfs_encode_fh`).
+#[repr(C)]
+struct Handle {
+    /// Of what follows the type.
+    bytes: u32,
+    kind: i32,
+    id: u64,
+}
+
+/// `FILEID_KERNFS`
+const KERNFS: i32 = 0xfe;
+
+/// Opens the directories of a hierarchy by their ids.
+#[derive(Debug)]
+pub struct Directories {
+    root: OwnedFd,
+    root_id: u64,
+    device: u64,
+    version: Version,
+}
+
+impl Directories {
+    /// Of this hierarchy.
+    ///
+    /// # Errors
+    /// The root cannot be opened by its id: says which privilege is missing.
+    pub fn new(hierarchy: &Hierarchy) -> Result<Self> {
+        let path = &hierarchy.root;
+        let failed = |call: &str, errno| Error::syscall(format!("{call} {}", path.display()), errno);
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let root = open(path, flags, Mode::empty()).map_err(|errno| failed("open", errno))?;
+        let stat = fstat(&root).map_err(|errno| failed("fstat", errno))?;
+        let directories =
+            Self { root, root_id: stat.st_ino, device: stat.st_dev, version: hierarchy.version };
+        directories.open(stat.st_ino).map_err(|errno| match errno {
+            Errno::EPERM => failed("open_by_handle_at (the agent needs CAP_DAC_READ_SEARCH)", errno),
+            _ => failed("open_by_handle_at", errno),
+        })?;
+        Ok(directories)
+    }
+
+    /// Id of the hierarchy's root.
+    #[must_use]
+    pub const fn root_id(&self) -> u64 {
+        self.root_id
+    }
+
+    /// `st_dev` of everything in the hierarchy.
+    #[must_use]
+    pub const fn device(&self) -> u64 {
+        self.device
+    }
+
+    /// v1 or v2.
+    #[must_use]
+    pub const fn version(&self) -> Version {
+        self.version
+    }
+
+    /// The directory with this id.
+    ///
+    /// # Errors
+    /// `ENOENT` when there is none, or none any more.
+    pub fn open(&self, id: u64) -> nix::Result<Directory> {
+        let mut handle = Handle { bytes: 8, kind: KERNFS, id };
+        let flags = libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC;
+        // SAFETY: the handle is laid out as the kernel's, says its own length, and
+        // outlives the call, which only reads it.
+        let fd = unsafe { libc::open_by_handle_at(self.root.as_raw_fd(), (&raw mut handle).cast(), flags) };
+        let fd = Errno::result(fd).map_err(|errno| match errno {
+            // Removed; or the id of a file.
+            Errno::ESTALE | Errno::ENOTDIR => Errno::ENOENT,
+            other => other,
+        })?;
+        // SAFETY: the kernel just made this descriptor for us.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(Directory { fd })
+    }
+
+    /// Where the directory with this id is, seen from here.
+    #[must_use]
+    pub fn path_of(&self, id: u64) -> Option<PathBuf> {
+        let directory = self.open(id).ok()?;
+        fs::read_link(format!("/proc/self/fd/{}", directory.fd.as_raw_fd())).ok()
+    }
+}
+
+/// An open directory (`O_PATH`).
+#[derive(Debug)]
+pub struct Directory {
+    fd: OwnedFd,
+}
+
+impl Directory {
+    /// The directory of this name in it.
+    ///
+    /// # Errors
+    /// `ENOENT` when there is none.
+    pub fn child(&self, name: &std::ffi::OsStr) -> nix::Result<Self> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        match openat(&self.fd, name, flags, Mode::empty()) {
+            Ok(fd) => Ok(Self { fd }),
+            Err(Errno::ENOTDIR | Errno::ELOOP | Errno::ENODEV) => Err(Errno::ENOENT),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// The directory that it is in; itself at the root of a mount.
+    ///
+    /// # Errors
+    /// `openat` failed.
+    pub fn parent(&self) -> nix::Result<Self> {
+        self.child("..".as_ref())
+    }
+
+    /// A file in it, for reading.
+    ///
+    /// # Errors
+    /// `ENOENT` when it has no such file, `ENODEV` when it has gone.
+    pub fn file(&self, name: &str) -> nix::Result<OwnedFd> {
+        openat(&self.fd, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+    }
+
+    /// Its attributes.
+    ///
+    /// # Errors
+    /// `fstat` failed.
+    pub fn stat(&self) -> nix::Result<FileStat> {
+        fstat(&self.fd)
+    }
+
+    /// Attributes of a file in it.
+    ///
+    /// # Errors
+    /// `ENOENT` when it has no such file.
+    pub fn stat_file(&self, name: &str) -> nix::Result<FileStat> {
+        nix::sys::stat::fstatat(&self.fd, name, nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW)
+    }
+
+    /// The directories in it, each with its id.
+    ///
+    /// # Errors
+    /// `ENOENT` when it has gone.
+    pub fn children(&self) -> nix::Result<Vec<(u64, std::ffi::OsString)>> {
+        use std::os::unix::ffi::OsStringExt as _;
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let mut entries = nix::dir::Dir::openat(&self.fd, ".", flags, Mode::empty())?;
+        let mut children = Vec::new();
+        for entry in entries.iter() {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if entry.file_type() == Some(nix::dir::Type::Directory) && name != b"." && name != b".." {
+                children.push((entry.ino(), std::ffi::OsString::from_vec(name.to_vec())));
+            }
+        }
+        Ok(children)
+    }
+}
+
+impl AsFd for Directory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
