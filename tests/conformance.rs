@@ -2,7 +2,7 @@
 //! v1), and both beside a trace of the counter. On cgroup v2 the trace is the
 //! only witness.
 
-mod errno;
+pub(crate) mod errno;
 mod rig;
 mod semantics;
 

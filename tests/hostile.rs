@@ -205,7 +205,7 @@ fn unreadable_file() -> Result<()> {
 }
 
 /// Runs the program to its end; exit code and what it said on stderr.
-fn fails(arguments: &[&str], prepare: impl FnOnce(&mut Command)) -> Result<(i32, String)> {
+pub(crate) fn fails(arguments: &[&str], prepare: impl FnOnce(&mut Command)) -> Result<(i32, String)> {
     let mut command = Command::new(BINARY);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     prepare(&mut command);
@@ -217,7 +217,7 @@ fn fails(arguments: &[&str], prepare: impl FnOnce(&mut Command)) -> Result<(i32,
     Ok((status.code().unwrap_or(-1), text))
 }
 
-fn says(outcome: (i32, String), words: &[&str]) -> Result<()> {
+pub(crate) fn says(outcome: (i32, String), words: &[&str]) -> Result<()> {
     let (code, text) = outcome;
     ensure!(code == 1, "exit code {code}: {text}");
     for word in words {

@@ -21,6 +21,7 @@ mod scenarios;
 mod shell;
 mod threshold;
 mod trace;
+mod view;
 mod worker;
 
 use std::fs;

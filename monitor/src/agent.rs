@@ -8,6 +8,7 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
@@ -16,12 +17,16 @@ use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
 };
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior},
+};
 
 use crate::{
     cgroup::{Hierarchy, Version, handle::Directories, host::Files},
     door::{
-        control,
+        self, control,
+        control_fd::Places,
         seqpacket::{Access, Listener},
         socket,
     },
@@ -30,6 +35,7 @@ use crate::{
     programs::{Doorbells, Programs, Record, Sizes},
     ready::wait_on,
     source::FileId,
+    view::{self, Shown, Written, mount::Failure, tree::Tree},
     watcher::Watcher,
 };
 
@@ -52,6 +58,8 @@ pub struct Options {
     pub sample: Duration,
     /// Registrations that each user but root may have.
     pub quota: u64,
+    /// The tree as cgroup v1 showed it; not mounted when absent.
+    pub view: Option<view::Options>,
 }
 
 /// Held while the agent runs, so that there is one for each socket.
@@ -121,38 +129,68 @@ pub async fn run(
     let hierarchy = Hierarchy::find(options.cgroup_root.as_deref())?;
     let v1 = hierarchy.version == Version::V1;
     let (programs, ring) = Programs::start(&Facts::gather(v1)?, options.sizes)?;
-    let directories = Rc::new(Directories::new(&hierarchy)?);
     let groups = hierarchy.call_roll()?;
-    let watcher =
-        Rc::new(RefCell::new(Watcher::new(programs, Box::new(Files::new(hierarchy.clone())), options.quota)));
+    let host = Box::new(Files::new(&hierarchy)?);
+    let watcher = Rc::new(RefCell::new(Watcher::new(programs, host, options.quota)));
 
     let door = Rc::new(Listener::bind(&options.socket, &options.access)?);
     let operator = Rc::new(Listener::bind(&options.control_socket, &options.access)?);
-    let tasks = [
-        tokio::task::spawn_local(socket::serve(door, Rc::clone(&watcher), Rc::clone(&directories))),
+    let mode = options.view.as_ref().map_or(view::EVENT_CONTROL_MODE, |wanted| wanted.event_control_mode);
+    let tree = Arc::new(Tree::new(Directories::new(&hierarchy)?, mode));
+    // Dropped before the tasks end: nobody comes in any more, then those that did
+    // are answered.
+    let shown = match &options.view {
+        Some(wanted) => show(wanted, &tree)?,
+        None => None,
+    };
+    let device = shown.as_ref().map(|(shown, _)| shown.device());
+    let places = Rc::new(Places { tree, view: device });
+    let mut tasks = vec![
+        tokio::task::spawn_local(socket::serve(door, Rc::clone(&watcher), Rc::clone(&places))),
         tokio::task::spawn_local(control::serve(
             operator,
             Rc::clone(&watcher),
-            directories,
+            Rc::clone(&places),
             hierarchy.clone(),
         )),
     ];
-    ready(&format!(
-        "watching {groups} groups below {}; register at {}",
-        hierarchy.root.display(),
-        options.socket.display()
-    ));
+    let mut doors = options.socket.display().to_string();
+    let shown = shown.map(|(shown, writes)| {
+        doors = format!("{doors} and {}", shown.point().display());
+        tasks.push(tokio::task::spawn_local(door::view::serve(writes, Rc::clone(&watcher), places)));
+        shown
+    });
+    ready(&format!("watching {groups} groups below {}; register at {doors}", hierarchy.root.display()));
 
     let outcome = tokio::select! {
         outcome = answer_doorbells(ring, &watcher, options) => outcome,
         () = shutdown => Ok(()),
     };
+    drop(shown);
     for task in tasks {
         task.abort();
         // The listener, and with it the socket's file, goes with its task.
         let _ = task.await;
     }
     outcome
+}
+
+type View = (Shown, mpsc::Receiver<Written>);
+
+/// Mounts the view. An agent that was not told where does without it on a host
+/// that has no FUSE.
+fn show(wanted: &view::Options, tree: &Arc<Tree>) -> Result<Option<View>> {
+    match view::show(wanted.point.as_deref(), Arc::clone(tree)) {
+        Ok(view) => Ok(Some(view)),
+        Err(Failure::Unavailable(error)) if wanted.point.is_none() => {
+            log::warn!(
+                "{error}; going on without {}, clients need the socket (--no-mount says so)",
+                view::POINT
+            );
+            Ok(None)
+        }
+        Err(failure) => Err(failure.into_error()),
+    }
 }
 
 /// Eventfds whose last reference may be about to go, and how often each was

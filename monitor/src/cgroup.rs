@@ -1,6 +1,10 @@
 //! The host's memory cgroup hierarchy as files: where it is mounted, which
 //! directory has which id, and the roll call at start.
 
+pub mod handle;
+pub mod host;
+pub mod v1_file;
+
 use std::{
     collections::HashMap,
     fs::{self, File},
@@ -9,10 +13,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub mod handle;
-pub mod host;
-
-use crate::error::{Error, Result};
+use crate::{
+    cgroup::handle::Directories,
+    error::{Error, Result},
+    mounts::{self, Mount},
+};
 
 /// Which interface the memory controller is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,9 +54,7 @@ impl Hierarchy {
     /// # Errors
     /// No memory controller is mounted: says what to do.
     pub fn find(root: Option<&Path>) -> Result<Self> {
-        let path = "/proc/self/mountinfo";
-        let mounts = fs::read_to_string(path).map_err(|error| Error::file("read", path, error))?;
-        let found = parse_mounts(&mounts, root, |mount| {
+        let found = find_among(mounts::all()?, root, |mount| {
             fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default()
         });
         found.ok_or_else(|| {
@@ -94,7 +97,7 @@ impl Hierarchy {
     /// The directory with this id.
     #[must_use]
     pub fn path_of(&self, id: u64) -> Option<String> {
-        self.paths().remove(&id)
+        Directories::new(self).ok()?.path_of(id).map(|path| path.to_string_lossy().into_owned())
     }
 
     /// All directories, parents before children.
@@ -117,46 +120,29 @@ impl Hierarchy {
     }
 }
 
-/// The hierarchy among `mounts` (the text of mountinfo). v1 comes first: where
-/// both are mounted and v1 has the controller, v2 does not.
-fn parse_mounts(
-    mounts: &str,
+/// The hierarchy among `mounts`. v1 comes first: where both are mounted and v1
+/// has the controller, v2 does not.
+fn find_among(
+    mounts: Vec<Mount>,
     only: Option<&Path>,
     controllers: impl Fn(&Path) -> String,
 ) -> Option<Hierarchy> {
     let mut found = None;
-    for line in mounts.lines() {
-        let Some((left, right)) = line.split_once(" - ") else {
-            continue;
-        };
-        let Some(mount) = left.split(' ').nth(4).map(unescape) else {
-            continue;
-        };
-        if only.is_some_and(|only| only != mount) {
+    for Mount { point, kind, options, .. } in mounts {
+        if only.is_some_and(|only| only != point) {
             continue;
         }
-        let mut right = right.split(' ');
-        let (kind, options) = (right.next().unwrap_or_default(), right.nth(1).unwrap_or_default());
-        match kind {
+        match kind.as_str() {
             "cgroup" if options.split(',').any(|option| option == "memory") => {
-                return Some(Hierarchy { version: Version::V1, root: mount });
+                return Some(Hierarchy { version: Version::V1, root: point });
             }
-            "cgroup2" if found.is_none() && controllers(&mount).split_whitespace().any(|c| c == "memory") => {
-                found = Some(Hierarchy { version: Version::V2, root: mount });
+            "cgroup2" if found.is_none() && controllers(&point).split_whitespace().any(|c| c == "memory") => {
+                found = Some(Hierarchy { version: Version::V2, root: point });
             }
             _ => {}
         }
     }
     found
-}
-
-/// mountinfo writes space, tab, newline and backslash in octal.
-fn unescape(text: &str) -> PathBuf {
-    let mut plain = text.to_owned();
-    for (code, character) in [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")] {
-        plain = plain.replace(code, character);
-    }
-    PathBuf::from(plain)
 }
 
 /// The file that notifies, for a path that a client of either version names:
@@ -177,7 +163,8 @@ pub fn control_file(path: &Path) -> PathBuf {
 mod tests {
     use std::path::{Path, PathBuf};
 
-    use super::{Hierarchy, Version, parse_mounts};
+    use super::{Hierarchy, Version, find_among};
+    use crate::mounts::parse;
 
     const V2: &str = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
     const HYBRID: &str = "30 23 0:26 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
@@ -191,12 +178,12 @@ mod tests {
     #[test]
     fn the_hierarchy_with_the_controller_is_found() {
         let all = |_: &Path| "cpu memory pids".to_owned();
-        assert_eq!(parse_mounts(V2, None, all), Some(root(Version::V2, "/sys/fs/cgroup")));
+        assert_eq!(find_among(parse(V2.as_bytes()), None, all), Some(root(Version::V2, "/sys/fs/cgroup")));
         assert_eq!(
-            parse_mounts(HYBRID, None, |_| String::new()),
+            find_among(parse(HYBRID.as_bytes()), None, |_| String::new()),
             Some(root(Version::V1, "/sys/fs/cgroup/my memory"))
         );
-        assert_eq!(parse_mounts(V2, None, |_| "cpu".to_owned()), None);
-        assert_eq!(parse_mounts(V2, Some(Path::new("/elsewhere")), all), None);
+        assert_eq!(find_among(parse(V2.as_bytes()), None, |_| "cpu".to_owned()), None);
+        assert_eq!(find_among(parse(V2.as_bytes()), Some(Path::new("/elsewhere")), all), None);
     }
 }

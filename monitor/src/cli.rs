@@ -75,6 +75,20 @@ pub struct Agent {
     /// EDQUOT
     #[arg(long, value_name = "N", default_value_t = 65_536)]
     pub max_per_user: u64,
+    /// Where to show the cgroup tree as cgroup v1's memory hierarchy, with a
+    /// cgroup.event_control in each directory. Made if it is not there. Without
+    /// this option, a host that has no FUSE is served by the socket alone
+    /// [default: /run/memcg-monitor/cgroup]
+    #[arg(long, value_name = "DIR")]
+    pub mount: Option<PathBuf>,
+    /// Do not show the tree; clients need the socket
+    #[arg(long, conflicts_with_all = ["mount", "event_control_mode"])]
+    pub no_mount: bool,
+    /// Permission bits of each cgroup.event_control, octal: 0200 lets the owner of
+    /// the group's directory register, as the newest kernels do, 0222 everybody,
+    /// as older ones did
+    #[arg(long, value_name = "MODE", default_value = "0200", value_parser = write_mode)]
+    pub event_control_mode: u32,
 }
 
 /// How to print.
@@ -138,6 +152,13 @@ fn mode(text: &str) -> Result<u32, String> {
     match u32::from_str_radix(text, 8) {
         Ok(mode) if mode <= 0o777 => Ok(mode),
         _ => Err("permission bits in octal, 0000 to 0777".into()),
+    }
+}
+
+fn write_mode(text: &str) -> Result<u32, String> {
+    match mode(text) {
+        Ok(mode) if mode & !0o222 == 0 => Ok(mode),
+        _ => Err("write permission bits in octal: 0200, 0220 or 0222".into()),
     }
 }
 

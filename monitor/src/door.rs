@@ -4,7 +4,9 @@
 pub mod control;
 pub mod control_fd;
 pub mod event_row;
+pub mod inode;
 pub mod peer;
 pub mod request;
 pub mod seqpacket;
 pub mod socket;
+pub mod view;

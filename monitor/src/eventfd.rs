@@ -12,6 +12,9 @@ use nix::{
     unistd::write,
 };
 
+/// What `/proc` says an eventfd's descriptor leads to.
+pub const EVENTFD: &str = "anon_inode:[eventfd]";
+
 /// A descriptor known to be an eventfd.
 #[derive(Debug)]
 pub struct EventFd(OwnedFd);
@@ -27,7 +30,7 @@ impl EventFd {
             return Err(Errno::EBADF);
         }
         let link = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).map_err(|_| Errno::EINVAL)?;
-        if link.as_os_str() != "anon_inode:[eventfd]" {
+        if link.as_os_str() != EVENTFD {
             return Err(Errno::EINVAL);
         }
         Ok(Self(fd))

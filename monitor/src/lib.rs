@@ -16,11 +16,13 @@ pub mod door;
 pub mod error;
 pub mod eventfd;
 pub mod kernel;
+pub mod mounts;
 pub mod programs;
 pub mod ready;
 pub mod registry;
 pub mod source;
 pub mod table;
+pub mod view;
 pub mod watcher;
 
 pub use error::Error;

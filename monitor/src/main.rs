@@ -12,8 +12,9 @@ use crate::cli::{Cli, Command};
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let level = match cli.verbose {
-        0 => "info",
-        1 => "info,memcg_monitor=debug",
+        // What there is to say of FUSE we say ourselves.
+        0 => "info,fuser=off",
+        1 => "info,fuser=off,memcg_monitor=debug",
         _ => "debug,memcg_monitor=trace",
     };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level)).init();

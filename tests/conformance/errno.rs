@@ -14,7 +14,7 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use memcg_monitor::cgroup::Version;
@@ -34,10 +34,10 @@ const EACCES: i32 = libc::EACCES;
 const EINVAL: i32 = libc::EINVAL;
 
 /// What it is, the line with names of descriptors in it, and the errno.
-type Row = (&'static str, &'static str, i32);
+pub(crate) type Row = (&'static str, &'static str, i32);
 
 /// `{e}` and `{c}` are as they should be; the others are made in `Fixture::new`.
-const GRAMMAR: &[Row] = &[
+pub(crate) const GRAMMAR: &[Row] = &[
     ("a registration", "{e} {c} 1M", OK),
     ("trailing newline", "{e} {c} 1M\n", OK),
     ("trailing NUL", "{e} {c} 1M\0", OK),
@@ -72,7 +72,7 @@ const GRAMMAR: &[Row] = &[
     ("words", "event control 1M", EINVAL),
 ];
 
-const DESCRIPTORS: &[Row] = &[
+pub(crate) const DESCRIPTORS: &[Row] = &[
     ("control file opened for writing only", "{e} {write-only} 1M", OK),
     ("no such eventfd", "{closed} {c} 1M", EBADF),
     ("no such eventfd, as a negative number", "4294967295 {c} 1M", EBADF),
@@ -102,7 +102,7 @@ const DESCRIPTORS: &[Row] = &[
 ];
 
 /// As a user without rights; descriptors were opened by root.
-const NOBODY: &[Row] = &[
+pub(crate) const NOBODY: &[Row] = &[
     ("may read the control file", "{e} {c} 1M", OK),
     ("may read it, though it was opened for writing only", "{e} {write-only} 1M", OK),
     ("may not read the control file", "{e} {private} 1M", EACCES),
@@ -154,24 +154,34 @@ fn table() -> Result<()> {
 }
 
 /// Descriptors of all kinds, by name.
-struct Fixture {
+pub(crate) struct Fixture {
     names: Vec<(&'static str, OwnedFd)>,
     /// One that names nothing.
     closed: i32,
-    group: Group,
+    pub(crate) group: Group,
     _private: Group,
     _agent: Agent,
 }
 
 impl Fixture {
     fn new() -> Result<Self> {
-        let agent = Agent::start(&["--socket-mode", "0666"])?;
+        Self::on(&["--socket-mode", "0666"], |group| group.path.clone(), None)
+    }
+
+    /// With an agent of these options, control files in the folder that `shown`
+    /// names for a group, and v1's names for them where `version` says so.
+    pub(crate) fn on(
+        options: &[&str],
+        shown: impl Fn(&Group) -> PathBuf,
+        version: Option<Version>,
+    ) -> Result<Self> {
+        let agent = Agent::start(options)?;
         let group = Group::new("errno")?;
         let private = Group::new("private")?;
         let gone = Group::new("gone")?;
-        let usage = group.usage_file();
-        let file_name = usage.file_name().context("a usage file has a name")?;
-        let namesake = Path::new("/run").join(file_name);
+        let version = version.unwrap_or(group.version);
+        let usage = shown(&group).join(version.usage_file());
+        let namesake = Path::new("/run").join(version.usage_file());
         fs::write(&namesake, "0\n").with_context(|| format!("cannot write {}", namesake.display()))?;
         let private_file = Path::new("/run/private");
         fs::write(private_file, "0\n").context("cannot write /run/private")?;
@@ -187,7 +197,7 @@ impl Fixture {
             let file = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(path);
             Ok(file.with_context(|| format!("cannot open {} with O_PATH", path.display()))?.into())
         };
-        let limit = match group.version {
+        let limit = match version {
             Version::V1 => "memory.limit_in_bytes",
             Version::V2 => "memory.max",
         };
@@ -204,11 +214,11 @@ impl Fixture {
             ("null", open(Path::new("/dev/null"))?),
             ("pipe", pipe_end),
             ("namesake", open(&namesake)?),
-            ("directory", open(&group.path)?),
-            ("limit", open(&group.path.join(limit))?),
-            ("procs", open(&group.path.join("cgroup.procs"))?),
-            ("gone", open(&gone.usage_file())?),
-            ("private", open(&private.usage_file())?),
+            ("directory", open(&shown(&group))?),
+            ("limit", open(&shown(&group).join(limit))?),
+            ("procs", open(&shown(&group).join("cgroup.procs"))?),
+            ("gone", open(&shown(&gone).join(version.usage_file()))?),
+            ("private", open(&shown(&private).join(version.usage_file()))?),
             ("private-file", open(private_file)?),
         ];
         gone.remove()?;
@@ -219,7 +229,7 @@ impl Fixture {
     }
 
     /// The line with numbers for names; a sum wraps in the kernel.
-    fn fill(&self, line: &str) -> Result<Vec<u8>> {
+    pub(crate) fn fill(&self, line: &str) -> Result<Vec<u8>> {
         let mut line = line.replace("{closed}", &self.closed.to_string());
         for (name, fd) in &self.names {
             let number = fd.as_raw_fd();
@@ -257,7 +267,7 @@ impl Fixture {
 }
 
 /// Runs `check` in a child without any rights; what it found wrong, if anything.
-fn as_nobody(check: impl FnOnce() -> Result<String>) -> Result<Option<String>> {
+pub(crate) fn as_nobody(check: impl FnOnce() -> Result<String>) -> Result<Option<String>> {
     const ID: u32 = 65_534;
     let (reader, writer) = pipe().context("cannot make a pipe")?;
     // SAFETY: a test has a single thread, so the child may go on as any program

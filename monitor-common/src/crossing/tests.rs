@@ -4,7 +4,7 @@ use proptest::{collection::vec, prelude::*};
 
 use super::*;
 use crate::{
-    band::{Excursion, Verdict, observe, publish, take},
+    band::{Excursion, Verdict, observe, take},
     kernel_model::empty_slot,
     threshold::Pages,
 };
@@ -184,16 +184,16 @@ proptest! {
         let mut ours: Vec<Mark> = marks.iter().map(|(t, h)| Mark::new(*t, *h, start)).collect();
         let mut told = vec![Vec::new(); ours.len()];
         let slot = empty_slot();
-        publish(&slot, band_of(&ours, start), shift);
+        slot.memory().publish(band_of(&ours, start), shift);
         let mut from = start;
         for now in path {
             naive.iter_mut().for_each(|mark| mark.see(now));
             if observe(&slot, now, shift) != Verdict::Quiet {
-                let step = Step { from, seen: take(&slot), now };
+                let step = Step { from, seen: take(&slot).memory, now };
                 for (mark, told) in ours.iter_mut().zip(&mut told) {
                     told.extend(mark.step(&step).into_iter().flatten());
                 }
-                publish(&slot, band_of(&ours, now), shift);
+                slot.memory().publish(band_of(&ours, now), shift);
                 from = now;
             }
             for ((mark, told), naive) in ours.iter().zip(&told).zip(&naive) {
@@ -217,7 +217,7 @@ proptest! {
         let mut ours: Vec<Mark> = marks.iter().map(|(t, h)| Mark::new(*t, *h, start)).collect();
         let mut told = vec![Vec::new(); ours.len()];
         let slot = empty_slot();
-        publish(&slot, band_of(&ours, start), 0);
+        slot.memory().publish(band_of(&ours, start), 0);
         let (mut from, mut rang) = (start, false);
         let length = path.len();
         for (i, (now, look)) in path.into_iter().enumerate() {
@@ -227,7 +227,7 @@ proptest! {
                 continue;
             }
             sampled.iter_mut().for_each(|mark| mark.see(now));
-            let step = Step { from, seen: take(&slot), now };
+            let step = Step { from, seen: take(&slot).memory, now };
             for (mark, told) in ours.iter_mut().zip(&mut told) {
                 let crossings = mark.step(&step);
                 prop_assert!(rang || crossings == [None, None]);
@@ -235,7 +235,7 @@ proptest! {
                 prop_assert!(now < mark.threshold || mark.above);
                 prop_assert!(now >= mark.low() || !mark.above);
             }
-            publish(&slot, band_of(&ours, now), 0);
+            slot.memory().publish(band_of(&ours, now), 0);
             (from, rang) = (now, false);
             for ((told, exact), sampled) in told.iter().zip(&exact).zip(&sampled) {
                 prop_assert!(told.windows(2).all(|pair| pair[0] != pair[1]), "{told:?}");

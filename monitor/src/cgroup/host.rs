@@ -1,9 +1,9 @@
 //! The host's own numbers, and those of its groups that only files tell.
 
-use std::{fs, path::PathBuf};
+use std::{fs, io::Read as _, os::fd::OwnedFd};
 
 use crate::{
-    cgroup::{Hierarchy, Version},
+    cgroup::{Hierarchy, Version, handle::Directories},
     error::{Error, Result},
     kernel::page_size,
 };
@@ -38,13 +38,15 @@ pub trait Host {
 
 /// The running host.
 #[derive(Debug)]
-pub struct Files(Hierarchy);
+pub struct Files(Directories);
 
 impl Files {
     /// Groups are those of `hierarchy`.
-    #[must_use]
-    pub const fn new(hierarchy: Hierarchy) -> Self {
-        Self(hierarchy)
+    ///
+    /// # Errors
+    /// As [`Directories::new`].
+    pub fn new(hierarchy: &Hierarchy) -> Result<Self> {
+        Directories::new(hierarchy).map(Self)
     }
 }
 
@@ -73,19 +75,19 @@ impl Host for Files {
     }
 
     fn inactive_file(&self, cgroup_id: u64) -> Result<Option<u64>> {
-        let Some(directory) = self.0.path_of(cgroup_id).map(PathBuf::from) else {
-            return Ok(None);
-        };
         // v2 counts all below a group in its own file; v1 tells the two apart.
-        let name = match self.0.version {
+        let name = match self.0.version() {
             Version::V1 => "total_inactive_file",
             Version::V2 => "inactive_file",
         };
-        match fs::read_to_string(directory.join("memory.stat")) {
-            Ok(text) => Ok(field(&text, name).map(|bytes| bytes / page_size())),
-            // Gone in the meantime, or its controller was turned off.
-            Err(_) => Ok(None),
-        }
+        let read = |file: OwnedFd| {
+            let mut text = String::new();
+            fs::File::from(file).read_to_string(&mut text).is_ok().then_some(text)
+        };
+        let file = self.0.open(cgroup_id).and_then(|directory| directory.file("memory.stat"));
+        // Else gone in the meantime, or its controller was turned off.
+        let text = file.ok().and_then(read);
+        Ok(text.and_then(|text| field(&text, name)).map(|bytes| bytes / page_size()))
     }
 }
 

@@ -7,6 +7,7 @@ use memcg_monitor::{
     agent::{self, Options},
     door::seqpacket::Access,
     programs::Sizes,
+    view,
 };
 use nix::unistd::{Gid, Group};
 use sd_notify::NotifyState;
@@ -25,6 +26,10 @@ pub fn run(options: &cli::Agent) -> Result<ExitCode> {
         sweep: Duration::from_millis(options.sweep_ms),
         sample: Duration::from_millis(options.sample_ms),
         quota: options.max_per_user,
+        view: (!options.no_mount).then(|| view::Options {
+            point: options.mount.clone(),
+            event_control_mode: options.event_control_mode,
+        }),
     };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start tokio")?;
@@ -41,7 +46,7 @@ pub fn run(options: &cli::Agent) -> Result<ExitCode> {
         };
         agent::run(&options, ready, shutdown).await.context("the agent cannot go on")
     })?;
-    log::info!("ended; programs detached, sockets removed");
+    log::info!("ended; programs detached, sockets and view removed");
     Ok(ExitCode::SUCCESS)
 }
 

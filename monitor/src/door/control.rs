@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::{
-    cgroup::{Hierarchy, handle::Directories},
+    cgroup::Hierarchy,
     door::{
+        control_fd::Places,
         event_row,
         request::Refusal,
         seqpacket::{Connection, Listener, Packet},
@@ -118,19 +119,14 @@ pub use event_row::EventRow;
 type Shared = Rc<RefCell<Watcher<Programs>>>;
 
 /// Serves until the task is dropped.
-pub async fn serve(
-    listener: Rc<Listener>,
-    watcher: Shared,
-    directories: Rc<Directories>,
-    hierarchy: Hierarchy,
-) {
+pub async fn serve(listener: Rc<Listener>, watcher: Shared, places: Rc<Places>, hierarchy: Hierarchy) {
     loop {
         match listener.accept().await {
             Ok(connection) => {
                 let (watcher, hierarchy) = (Rc::clone(&watcher), hierarchy.clone());
-                let directories = Rc::clone(&directories);
+                let places = Rc::clone(&places);
                 tokio::task::spawn_local(async move {
-                    if let Err(error) = converse(&connection, &watcher, &directories, &hierarchy).await {
+                    if let Err(error) = converse(&connection, &watcher, &places, &hierarchy).await {
                         log::debug!("control connection: {error}");
                     }
                 });
@@ -150,7 +146,7 @@ async fn answer(connection: &Connection, answer: &Answer) -> std::io::Result<()>
 async fn converse(
     connection: &Connection,
     watcher: &Shared,
-    directories: &Directories,
+    places: &Places,
     hierarchy: &Hierarchy,
 ) -> std::io::Result<()> {
     while let Some(packet) = connection.receive(MAX_REQUEST).await? {
@@ -164,7 +160,7 @@ async fn converse(
                 answer(connection, &Answer::Status(status(watcher))).await?;
                 Ok(())
             }
-            Ok(Request::Listen(line)) => match begin(packet, &line, watcher, directories) {
+            Ok(Request::Listen(line)) => match begin(packet, &line, watcher, places) {
                 Ok(events) => return follow(connection, events, hierarchy).await,
                 Err(refusal) => Err(refusal),
             },
@@ -258,7 +254,7 @@ struct Stream {
     lost: Rc<RefCell<u64>>,
 }
 
-fn begin(packet: Packet, line: &str, watcher: &Shared, directories: &Directories) -> Result<Stream, Refusal> {
+fn begin(packet: Packet, line: &str, watcher: &Shared, places: &Places) -> Result<Stream, Refusal> {
     let (sender, events) = mpsc::channel(BACKLOG);
     let lost = Rc::new(RefCell::new(0));
     let overflow = Rc::clone(&lost);
@@ -272,7 +268,7 @@ fn begin(packet: Packet, line: &str, watcher: &Shared, directories: &Directories
             Err(mpsc::error::TrySendError::Closed(_)) => false,
         });
     let watcher = &mut watcher.borrow_mut();
-    let group = from_packet(packet, line.as_bytes(), watcher, directories, Some(follower))?;
+    let group = from_packet(packet, line.as_bytes(), watcher, places, Some(follower))?;
     let id = watcher.source().slot(group.slot).map(|slot| slot.cgroup_id.load(Ordering::Relaxed));
     Ok(Stream { group: id.unwrap_or(0), events, lost })
 }

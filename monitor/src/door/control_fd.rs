@@ -6,119 +6,145 @@ use std::{
         fd::{AsFd, AsRawFd, BorrowedFd},
         unix::ffi::OsStrExt,
     },
+    sync::Arc,
 };
 
 use monitor_common::control::{ControlFile, split_directory_args};
-use nix::{
-    errno::Errno,
-    fcntl::{OFlag, open},
-    sys::{
-        stat::{FileStat, Mode, SFlag, fstat},
-        statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, fstatfs},
-    },
-};
+use nix::errno::Errno;
 
 use crate::{
-    cgroup::handle::{Directories, Directory},
+    cgroup::{
+        Version,
+        handle::{Directories, Directory},
+    },
     door::{
+        inode::Inode,
         peer::Credentials,
         request::{Refusal, Which},
     },
     source::{GroupId, Located, Source},
+    view::tree::{Node, Tree},
 };
+
+/// Where control files lie: in the hierarchy itself, and in the view of it.
+#[derive(Clone, Debug)]
+pub struct Places {
+    /// The tree that the view shows.
+    pub tree: Arc<Tree>,
+    /// `st_dev` of the view, while it is mounted.
+    pub view: Option<u64>,
+}
+
+impl Places {
+    fn directories(&self) -> &Directories {
+        self.tree.directories()
+    }
+}
 
 /// A control file of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Control {
     /// Which group.
     pub group: GroupId,
+    /// `st_ino` of its directory.
+    pub cgroup_id: u64,
     /// Which of its files.
     pub file: ControlFile,
 }
 
 /// What `fd`, open in the agent, stands for, and the arguments for it. Checks in
 /// the kernel's order: may the client read it, is it a cgroup file, of a kind that
-/// notifies, of an online group.
+/// notifies, of an online group. The file system that `fd` lies on is not asked:
+/// it may be our own view, or a daemon's that never answers.
 ///
 /// # Errors
 /// `EACCES` and `EINVAL` as the kernel; `ENOMEM` when the table of groups is full.
 pub fn resolve<'a, S: Source>(
     source: &S,
-    directories: &Directories,
+    places: &Places,
     (fd, which): (BorrowedFd<'_>, Which),
     client: &Credentials,
     args: &'a [u8],
 ) -> Result<(Control, &'a [u8]), Refusal> {
-    let stat = fstat(fd).map_err(|errno| Refusal::new(errno, format!("fstat of {which} failed")))?;
-    may_read(client, &stat, which)?;
-    let filesystem = fstatfs(fd).map(|fs| fs.filesystem_type()).ok();
-    if !matches!(filesystem, Some(CGROUP_SUPER_MAGIC | CGROUP2_SUPER_MAGIC)) {
-        return Err(Refusal::new(Errno::EINVAL, format!("{which} is not a file of a cgroup")));
+    let inode = Inode::of(fd).map_err(|errno| Refusal::new(errno, format!("statx of {which} failed")))?;
+    if Some(inode.device) == places.view {
+        return in_view(source, places, (inode, which), client, args);
     }
-    let invalid = |why: String| Refusal::new(Errno::EINVAL, why);
-    match SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) {
-        SFlag::S_IFDIR => {
-            let (file, args) = split_directory_args(args).ok_or_else(|| {
-                invalid(format!(
-                    "{which} is a directory; then the arguments begin with the name of a control file"
-                ))
-            })?;
-            let directory = directories.open(stat.st_ino).map_err(|_| gone(which))?;
-            let group = group_of(source, directories, &directory, stat.st_ino, which)?;
-            if let Ok(stat) = directory.stat_file(real_name(directories, file)) {
-                may_read(client, &stat, which)?;
+    inode.must_be_readable(which, client)?;
+    if inode.device != places.directories().device() {
+        return Err(Refusal::new(
+            Errno::EINVAL,
+            format!("{which} is not a file of the hierarchy that has the memory controller"),
+        ));
+    }
+    match inode.mode & libc::S_IFMT {
+        libc::S_IFDIR => {
+            let (file, args) = named(args, which)?;
+            let stand_in = places.directories().open(inode.number).map_err(|_| gone(which))?;
+            if let Ok(stat) = stand_in.stat_file(stand_in_for(places, file)) {
+                Inode::from(stat).must_be_readable(which, client)?;
             }
-            Ok((Control { group, file }, args))
+            let group = group_of(source, places, &stand_in, inode.number, which)?;
+            Ok((Control { group, cgroup_id: inode.number, file }, args))
         }
-        SFlag::S_IFREG => {
+        libc::S_IFREG => {
             let name = name_of(fd);
-            let Some(file) = ControlFile::from_name(&name).filter(|file| is_real(directories, *file)) else {
-                return Err(invalid(format!(
-                    "{which} is {}, on which there are no notifications",
-                    String::from_utf8_lossy(&name)
-                )));
+            let Some(file) = ControlFile::from_name(&name).filter(|file| is_real(places, *file)) else {
+                return Err(Refusal::new(
+                    Errno::EINVAL,
+                    format!(
+                        "{which} is {}, on which there are no notifications",
+                        String::from_utf8_lossy(&name)
+                    ),
+                ));
             };
-            let group = if file == ControlFile::Usage {
-                located(source, fd, which)?
-            } else {
-                let directory = directories.home_of(stat.st_ino).map_err(|_| gone(which))?;
-                let id = directory.stat().map_err(|_| gone(which))?.st_ino;
-                group_of(source, directories, &directory, id, which)?
-            };
-            Ok((Control { group, file }, args))
+            let home = places.directories().home_of(inode.number).map_err(|_| gone(which))?;
+            let cgroup_id = home.stat().map_err(|_| gone(which))?.st_ino;
+            let group = group_of(source, places, &home, cgroup_id, which)?;
+            Ok((Control { group, cgroup_id, file }, args))
         }
-        _ => Err(invalid(format!("{which} is not a regular file"))),
+        _ => Err(Refusal::new(Errno::EINVAL, format!("{which} is not a regular file"))),
     }
 }
 
-/// The group whose directory has this id, for a control file that is not a file
-/// of the hierarchy's own.
-///
-/// # Errors
-/// `EINVAL` when it is going or gone; `ENOMEM` when the table of groups is full.
-pub fn group_by_id<S: Source>(
+/// The same for a file or directory of the view.
+fn in_view<'a, S: Source>(
     source: &S,
-    directories: &Directories,
-    id: u64,
-    which: Which,
-) -> Result<GroupId, Refusal> {
-    let directory = directories.open(id).map_err(|_| gone(which))?;
-    group_of(source, directories, &directory, id, which)
+    places: &Places,
+    (inode, which): (Inode, Which),
+    client: &Credentials,
+    args: &'a [u8],
+) -> Result<(Control, &'a [u8]), Refusal> {
+    let node = Node::numbered(inode.number, places.directories().root_id()).ok_or_else(|| gone(which))?;
+    // What the view says of it now; the kernel may remember an older answer.
+    let found = places.tree.attributes(node).map_err(|_| gone(which))?;
+    let found = Inode { mode: found.mode, uid: found.uid, gid: found.gid, ..inode };
+    found.must_be_readable(which, client)?;
+    let (file, args) = match node.file {
+        None => named(args, which)?,
+        Some(file) => {
+            let control = file.control().ok_or_else(|| {
+                Refusal::new(
+                    Errno::EINVAL,
+                    format!("{which} is {}, on which there are no notifications", file.name()),
+                )
+            })?;
+            (control, args)
+        }
+    };
+    let directory = places.directories().open(node.group).map_err(|_| gone(which))?;
+    let group = group_of(source, places, &directory, node.group, which)?;
+    Ok((Control { group, cgroup_id: node.group, file }, args))
 }
 
-/// May the client read a file with these attributes (`file_permission`)?
-///
-/// # Errors
-/// `EACCES` when not.
-pub fn may_read(client: &Credentials, stat: &FileStat, which: Which) -> Result<(), Refusal> {
-    if client.may_read(stat.st_mode, stat.st_uid, stat.st_gid) {
-        return Ok(());
-    }
-    let (uid, mode) = (client.uid, stat.st_mode & 0o777);
-    Err(Refusal::new(
-        Errno::EACCES,
-        format!("uid {uid} may not read the file behind {which} (mode {mode:03o})"),
-    ))
+/// The control file that the arguments for a directory begin with.
+fn named(args: &[u8], which: Which) -> Result<(ControlFile, &[u8]), Refusal> {
+    split_directory_args(args).ok_or_else(|| {
+        Refusal::new(
+            Errno::EINVAL,
+            format!("{which} is a directory; then the arguments begin with the name of a control file"),
+        )
+    })
 }
 
 fn gone(which: Which) -> Refusal {
@@ -126,26 +152,25 @@ fn gone(which: Which) -> Refusal {
 }
 
 /// Whether this hierarchy has that control file as a file of its own.
-fn is_real(directories: &Directories, file: ControlFile) -> bool {
-    use crate::cgroup::Version;
+fn is_real(places: &Places, file: ControlFile) -> bool {
     match file {
         ControlFile::Usage | ControlFile::Procs => true,
         ControlFile::WorkingSet => false,
-        ControlFile::Memsw | ControlFile::Oom | ControlFile::Pressure => directories.version() == Version::V1,
+        ControlFile::Memsw | ControlFile::Oom | ControlFile::Pressure => {
+            places.directories().version() == Version::V1
+        }
     }
 }
 
-/// The file of this hierarchy whose permissions stand for those of a control file
-/// that it does not have.
-fn real_name(directories: &Directories, file: ControlFile) -> &'static str {
+/// The file of this hierarchy whose permissions are those of a control file.
+fn stand_in_for(places: &Places, file: ControlFile) -> &'static str {
     match file {
-        ControlFile::Usage => directories.version().usage_file(),
-        file if is_real(directories, file) => file.name(),
+        ControlFile::Usage => places.directories().version().usage_file(),
+        file if is_real(places, file) => file.name(),
         ControlFile::Memsw => "memory.swap.current",
-        ControlFile::Oom => "memory.events",
+        ControlFile::Oom => "memory.events.local",
         ControlFile::Pressure => "memory.pressure",
-        ControlFile::WorkingSet => "memory.stat",
-        ControlFile::Procs => "cgroup.procs",
+        ControlFile::WorkingSet | ControlFile::Procs => "memory.stat",
     }
 }
 
@@ -156,28 +181,19 @@ fn name_of(fd: BorrowedFd<'_>) -> Vec<u8> {
     link.file_name().map(|name| name.as_bytes().to_vec()).unwrap_or_default()
 }
 
+/// The group of a directory, by the kernel's own word.
 fn group_of<S: Source>(
     source: &S,
-    directories: &Directories,
+    places: &Places,
     directory: &Directory,
     id: u64,
     which: Which,
 ) -> Result<GroupId, Refusal> {
-    if id == directories.root_id() {
+    if id == places.directories().root_id() {
         return Ok(source.root());
     }
-    let usage = directory.file(directories.version().usage_file()).map_err(|_| gone(which))?;
-    located(source, usage.as_fd(), which)
-}
-
-/// The group whose usage file `fd` is, by the kernel's own word.
-fn located<S: Source>(source: &S, fd: BorrowedFd<'_>, which: Which) -> Result<GroupId, Refusal> {
-    // The client may have opened it for writing; its own descriptor's position
-    // must not move either. The link leads to the very same file.
-    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    let readable =
-        open(link.as_str(), OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).map_err(|_| gone(which))?;
-    match source.locate(readable.as_fd()) {
+    let usage = directory.file(places.directories().version().usage_file()).map_err(|_| gone(which))?;
+    match source.locate(usage.as_fd()) {
         Ok(Located::Group(id)) => Ok(id),
         Ok(Located::Root) => Ok(source.root()),
         Ok(Located::TableFull) => Err(Refusal::new(

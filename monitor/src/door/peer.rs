@@ -3,12 +3,21 @@
 use std::{
     collections::VecDeque,
     fs,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd, FromRawFd, OwnedFd},
+    path::PathBuf,
 };
 
-use nix::{errno::Errno, libc, sys::socket::UnixCredentials};
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, open},
+    libc,
+    sys::{socket::UnixCredentials, stat::Mode},
+};
 
-use crate::door::request::{Descriptors, Refusal, Which};
+use crate::{
+    door::request::{Descriptors, Refusal, Which, adopt},
+    eventfd::{self, EVENTFD, EventFd},
+};
 
 /// As whom a client asks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -68,6 +77,7 @@ impl Credentials {
 #[derive(Debug)]
 pub struct Peer {
     pidfd: OwnedFd,
+    /// Process id; the thread's, where the sender is known to be one.
     pid: i32,
     /// Who it is.
     pub credentials: Credentials,
@@ -87,38 +97,131 @@ impl Peer {
             ));
         }
         let gone = |_| Refusal::new(Errno::ESRCH, format!("process {pid} is gone"));
-        let pidfd = pidfd_open(pid).map_err(|errno| match errno {
+        let pidfd = pidfd_open(pid, 0).map_err(|errno| match errno {
             Errno::ESRCH => gone(errno),
             _ => Refusal::new(errno, format!("pidfd_open({pid}) failed")),
         })?;
         let status = fs::read_to_string(format!("/proc/{pid}/status")).map_err(|_| gone(Errno::ESRCH))?;
-        let namespace = |who: &str| fs::read_link(format!("/proc/{who}/ns/user")).ok();
-        let same = namespace("self").is_some_and(|ours| namespace(&pid.to_string()) == Some(ours));
-        let credentials = Credentials::from_status(&status, sender, same);
+        let credentials = Credentials::from_status(&status, sender, in_our_user_namespace(pid));
         Ok(Self { pidfd, pid, credentials })
+    }
+
+    /// The thread `pid`, which waits in a write meanwhile, and so cannot end.
+    /// Credentials and open files are the thread's own.
+    ///
+    /// # Errors
+    /// `ESRCH` when it is outside the agent's pid namespace, `EPERM` when the
+    /// agent may not look.
+    pub fn writer(pid: i32, uid: u32, gid: u32) -> Result<Self, Refusal> {
+        if pid <= 0 {
+            return Err(Refusal::new(
+                Errno::ESRCH,
+                "the writer is outside the agent's pid namespace; run the agent in the host's, or register at its socket with the two descriptors sent along (SCM_RIGHTS)",
+            ));
+        }
+        let path = format!("/proc/{pid}/status");
+        let status = fs::read_to_string(&path)
+            .map_err(|error| Refusal::new(Errno::ESRCH, format!("cannot read {path}: {error}")))?;
+        let process = thread_group(&status)
+            .ok_or_else(|| Refusal::new(Errno::ESRCH, format!("{path} names no process")))?;
+        // Of the thread itself where the kernel can (6.9): it may share no
+        // descriptors with its process, or outlive the first thread.
+        let pidfd = pidfd_open(pid, PIDFD_THREAD).or_else(|_| pidfd_open(process, 0));
+        let pidfd = pidfd.map_err(|errno| Refusal::new(errno, format!("pidfd_open({process}) failed")))?;
+        let sender = libc::ucred { pid: process, uid, gid }.into();
+        let known = Credentials::from_status(&status, &sender, in_our_user_namespace(pid));
+        Ok(Self { pidfd, pid, credentials: Credentials { uid, gid, ..known } })
+    }
+
+    /// What its descriptor is, without taking it.
+    ///
+    /// # Errors
+    /// `EBADF` when it is not open, `EPERM` when the agent may not look.
+    pub fn look_at(&self, which: Which) -> Result<Seen, Refusal> {
+        let (Which::Event(number) | Which::Control(number)) = which;
+        let failed = |error: &std::io::Error| match error.raw_os_error().map(Errno::from_raw) {
+            Some(errno @ (Errno::EPERM | Errno::EACCES)) => Refusal::new(errno, NO_PTRACE),
+            _ => self.not_open(which),
+        };
+        let info = format!("/proc/{}/fdinfo/{number}", self.pid);
+        let info = fs::read_to_string(info).map_err(|error| failed(&error))?;
+        let link = PathBuf::from(format!("/proc/{}/fd/{number}", self.pid));
+        let target = fs::read_link(&link).map_err(|error| failed(&error))?;
+        Ok(Seen { path_only: is_path_only(&info), link, target })
+    }
+
+    fn not_open(&self, which: Which) -> Refusal {
+        Refusal::new(Errno::EBADF, format!("{which} is not open in process {}", self.pid))
     }
 }
 
+/// A descriptor of a client, seen through `/proc`.
+#[derive(Debug)]
+pub struct Seen {
+    /// Whether it is an `O_PATH` descriptor, which the kernel takes for closed.
+    pub path_only: bool,
+    /// Leads to its file.
+    pub link: PathBuf,
+    /// What the link says.
+    pub target: PathBuf,
+}
+
+/// `O_PATH` in the octal flags of a `/proc/PID/fdinfo/N`.
+fn is_path_only(info: &str) -> bool {
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|octal| i32::from_str_radix(octal.trim(), 8).ok());
+    flags.is_some_and(|flags| flags & libc::O_PATH != 0)
+}
+
+/// The process that a thread belongs to, from its `/proc/TID/status`.
+fn thread_group(status: &str) -> Option<i32> {
+    status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok())
+}
+
+fn in_our_user_namespace(pid: i32) -> bool {
+    let namespace = |who: &str| fs::read_link(format!("/proc/{who}/ns/user")).ok();
+    namespace("self").is_some_and(|ours| namespace(&pid.to_string()) == Some(ours))
+}
+
 impl Descriptors for Peer {
-    fn fetch(&mut self, which: Which) -> Result<OwnedFd, Refusal> {
-        let (Which::Event(number) | Which::Control(number)) = which;
-        let Ok(number) = i32::try_from(number) else {
-            return Err(Refusal::new(Errno::EBADF, format!("{which} is not open in process {}", self.pid)));
-        };
-        pidfd_getfd(&self.pidfd, number).map_err(|errno| match errno {
-            Errno::EBADF => Refusal::new(errno, format!("{which} is not open in process {}", self.pid)),
+    fn event(&mut self, number: u32) -> Result<EventFd, Refusal> {
+        let which = Which::Event(number);
+        let seen = self.look_at(which)?;
+        // Only an eventfd is taken: to close anything else may take an answer.
+        if !seen.path_only && seen.target.as_os_str() != EVENTFD {
+            return Err(Refusal::new(Errno::EINVAL, format!("{which} is not an eventfd")));
+        }
+        let number = i32::try_from(number).map_err(|_| self.not_open(which))?;
+        let fd = pidfd_getfd(&self.pidfd, number).map_err(|errno| match errno {
+            Errno::EBADF => self.not_open(which),
             Errno::ESRCH => Refusal::new(errno, format!("process {} is gone", self.pid)),
-            Errno::EPERM => Refusal::new(
-                errno,
-                "the agent may not take descriptors from this process (CAP_SYS_PTRACE); send them with the line (SCM_RIGHTS)",
-            ),
+            Errno::EPERM => Refusal::new(errno, NO_PTRACE),
             Errno::EMFILE | Errno::ENFILE => {
                 Refusal::new(Errno::ENOMEM, "the agent is out of descriptors; raise its LimitNOFILE")
             }
             _ => Refusal::new(errno, format!("pidfd_getfd of {which} failed")),
-        })
+        })?;
+        adopt(fd, which)
+    }
+
+    fn control(&mut self, number: u32) -> Result<OwnedFd, Refusal> {
+        let which = Which::Control(number);
+        let seen = self.look_at(which)?;
+        if seen.path_only {
+            return Err(path_only(which));
+        }
+        // Made through /proc, an O_PATH descriptor asks nothing of the file system
+        // that it lies on, neither now nor when it is closed.
+        open(seen.link.as_path(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
+            .map_err(|_| self.not_open(which))
     }
 }
+
+fn path_only(which: Which) -> Refusal {
+    Refusal::new(Errno::EBADF, format!("{which} is an O_PATH descriptor; open it for reading"))
+}
+
+const NO_PTRACE: &str = "the agent may not take descriptors from this process (CAP_SYS_PTRACE); send them with the line (SCM_RIGHTS)";
 
 /// The descriptors that came with a message: `[event_fd, control_fd]`.
 #[derive(Debug)]
@@ -140,15 +243,31 @@ impl Sent {
     }
 }
 
-impl Descriptors for Sent {
-    fn fetch(&mut self, which: Which) -> Result<OwnedFd, Refusal> {
+impl Sent {
+    fn next(&mut self, which: Which) -> Result<OwnedFd, Refusal> {
         self.0.pop_front().ok_or_else(|| Refusal::new(Errno::EBADF, format!("{which} did not come along")))
     }
 }
 
-fn pidfd_open(pid: i32) -> Result<OwnedFd, Errno> {
+impl Descriptors for Sent {
+    fn event(&mut self, number: u32) -> Result<EventFd, Refusal> {
+        let which = Which::Event(number);
+        adopt(self.next(which)?, which)
+    }
+
+    fn control(&mut self, number: u32) -> Result<OwnedFd, Refusal> {
+        let which = Which::Control(number);
+        let fd = self.next(which)?;
+        if eventfd::is_path_only(fd.as_fd()).unwrap_or(true) { Err(path_only(which)) } else { Ok(fd) }
+    }
+}
+
+/// A pidfd of a thread that need not be its process's first.
+const PIDFD_THREAD: i32 = libc::O_EXCL;
+
+fn pidfd_open(pid: i32, flags: i32) -> Result<OwnedFd, Errno> {
     // SAFETY: takes two numbers and returns a new descriptor or -1.
-    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, flags) })?;
     own(fd)
 }
 
@@ -168,7 +287,7 @@ fn own(fd: libc::c_long) -> Result<OwnedFd, Errno> {
 mod tests {
     use nix::sys::socket::UnixCredentials;
 
-    use super::Credentials;
+    use super::{Credentials, is_path_only, thread_group};
 
     fn user(uid: u32, gid: u32, groups: &[u32]) -> Credentials {
         Credentials { uid, gid, groups: groups.to_vec(), reads_all: false }
@@ -191,5 +310,19 @@ mod tests {
         let read = Credentials::from_status(status, &UnixCredentials::new(), true);
         assert_eq!(read, Credentials { uid: 4, gid: 8, groups: vec![9, 10], reads_all: true });
         assert!(!Credentials::from_status(status, &UnixCredentials::new(), false).reads_all);
+    }
+
+    #[test]
+    fn fdinfo_tells_path_descriptors() {
+        let info = |flags: &str| format!("pos:\t0\nflags:\t{flags}\nmnt_id:\t31\nino:\t65\n");
+        assert!(is_path_only(&info("012000000")));
+        assert!(!is_path_only(&info("0100002")));
+        assert!(!is_path_only("pos:\t0\n"));
+    }
+
+    #[test]
+    fn a_thread_names_its_process() {
+        assert_eq!(thread_group("Name:\tTgid: 1\nTgid:\t812\nPid:\t815\n"), Some(812));
+        assert_eq!(thread_group("Name:\tx\n"), None);
     }
 }

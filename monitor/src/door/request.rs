@@ -1,18 +1,17 @@
 //! One registration, through the checks of the kernel's
 //! `memcg_write_event_control` (5.15 to 7.2): same order, same errno.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use monitor_common::{control, line};
 use nix::errno::Errno;
 
 use crate::{
-    cgroup::handle::Directories,
     door::{
-        control_fd::{self, Control},
+        control_fd::{self, Control, Places},
         peer::Credentials,
     },
-    eventfd::{EventFd, is_path_only},
+    eventfd::EventFd,
     kernel::page_size,
     source::{GroupId, Source},
     watcher::{self, Follower, Watcher},
@@ -60,11 +59,17 @@ impl std::fmt::Display for Which {
 
 /// Where the client's descriptors come from: its process, or its message.
 pub trait Descriptors {
-    /// A duplicate of the client's descriptor.
+    /// The client's eventfd.
     ///
     /// # Errors
-    /// `EBADF` when the client has no such descriptor.
-    fn fetch(&mut self, which: Which) -> Result<OwnedFd, Refusal>;
+    /// `EBADF` when it is not open, `EINVAL` when it is no eventfd.
+    fn event(&mut self, number: u32) -> Result<EventFd, Refusal>;
+
+    /// Something that leads to the client's control file, were it only by path.
+    ///
+    /// # Errors
+    /// `EBADF` when it is not open, or an `O_PATH` descriptor of the client's.
+    fn control(&mut self, number: u32) -> Result<OwnedFd, Refusal>;
 }
 
 /// A client: who it is, what it sent, and its descriptors.
@@ -78,6 +83,9 @@ pub struct Client<'a, D> {
     pub credentials: &'a Credentials,
     /// Told the cause of each signal.
     pub follower: Option<Follower>,
+    /// `st_ino` of the group whose `cgroup.event_control` was written to, where
+    /// that was done: the control file has to be the same group's.
+    pub own: Option<u64>,
 }
 
 /// Registers one line for a client; the group that it was for.
@@ -86,25 +94,24 @@ pub struct Client<'a, D> {
 /// The kernel's errno for each failure, and one line that says what was wrong.
 pub fn register<S: Source>(
     watcher: &mut Watcher<S>,
-    directories: &Directories,
+    places: &Places,
     client: Client<'_, impl Descriptors>,
 ) -> Result<GroupId, Refusal> {
-    let Client { line, descriptors, credentials, follower } = client;
+    let Client { line, descriptors, credentials, follower, own } = client;
     let line =
         line::parse(line).map_err(|error| Refusal::new(Errno::from_raw(error.errno()), error.to_string()))?;
-
-    let eventfd = adopt(descriptors.fetch(Which::Event(line.event_fd))?, Which::Event(line.event_fd))?;
+    let eventfd = descriptors.event(line.event_fd)?;
+    let held = descriptors.control(line.control_fd)?;
     let which = Which::Control(line.control_fd);
-    let held = descriptors.fetch(which)?;
-    if is_path_only(held.as_fd()).unwrap_or(true) {
+    let (control, args) =
+        control_fd::resolve(watcher.source(), places, (held.as_fd(), which), credentials, line.args)?;
+    drop(held);
+    if own.is_some_and(|own| own != control.cgroup_id) {
         return Err(Refusal::new(
-            Errno::EBADF,
-            format!("{which} is an O_PATH descriptor; open it for reading"),
+            Errno::EINVAL,
+            format!("{which} belongs to another group than this cgroup.event_control"),
         ));
     }
-    let (control, args) =
-        control_fd::resolve(watcher.source(), directories, (held.as_fd(), which), credentials, line.args)?;
-    drop(held);
     enter(watcher, control, args, eventfd, credentials.uid, follower)
 }
 
@@ -120,10 +127,7 @@ pub fn adopt(fd: OwnedFd, which: Which) -> Result<EventFd, Refusal> {
 }
 
 /// The last step, the same for every door: the arguments, and the registration.
-///
-/// # Errors
-/// The kernel's errno for each failure.
-pub fn enter<S: Source>(
+fn enter<S: Source>(
     watcher: &mut Watcher<S>,
     control: Control,
     args: &[u8],
@@ -131,7 +135,7 @@ pub fn enter<S: Source>(
     owner: u32,
     follower: Option<Follower>,
 ) -> Result<GroupId, Refusal> {
-    let Control { group, file: on } = control;
+    let Control { group, file: on, .. } = control;
     let wish = control::parse(on, args, page_size())
         .map_err(|error| Refusal::new(Errno::from_raw(error.errno()), error.to_string()))?;
     let request = watcher::Request { group, on, wish, eventfd, follower, owner };

@@ -10,8 +10,8 @@ use monitor_common::line::MAX_LINE;
 use nix::errno::Errno;
 
 use crate::{
-    cgroup::handle::Directories,
     door::{
+        control_fd::Places,
         peer::{Credentials, Peer, Sent},
         request::{Client, Refusal, register},
         seqpacket::{Connection, Listener, Packet},
@@ -24,12 +24,12 @@ use crate::{
 pub async fn serve<S: Source + 'static>(
     listener: Rc<Listener>,
     watcher: Rc<RefCell<Watcher<S>>>,
-    directories: Rc<Directories>,
+    places: Rc<Places>,
 ) {
     loop {
         match listener.accept().await {
             Ok(connection) => {
-                tokio::task::spawn_local(converse(connection, Rc::clone(&watcher), Rc::clone(&directories)));
+                tokio::task::spawn_local(converse(connection, Rc::clone(&watcher), Rc::clone(&places)));
             }
             Err(error) => {
                 // Out of descriptors, as a rule; connections wait in the backlog.
@@ -40,11 +40,7 @@ pub async fn serve<S: Source + 'static>(
     }
 }
 
-async fn converse<S: Source>(
-    connection: Connection,
-    watcher: Rc<RefCell<Watcher<S>>>,
-    directories: Rc<Directories>,
-) {
+async fn converse<S: Source>(connection: Connection, watcher: Rc<RefCell<Watcher<S>>>, places: Rc<Places>) {
     loop {
         let packet = match connection.receive(MAX_LINE).await {
             Ok(Some(packet)) => packet,
@@ -54,7 +50,7 @@ async fn converse<S: Source>(
                 return;
             }
         };
-        let answer = match handle(packet, &mut watcher.borrow_mut(), &directories) {
+        let answer = match handle(packet, &mut watcher.borrow_mut(), &places) {
             Ok(_) => "0".to_owned(),
             Err(refusal) => {
                 log::debug!("refused: {refusal}");
@@ -74,16 +70,12 @@ async fn converse<S: Source>(
 ///
 /// # Errors
 /// The kernel's errno for each failure.
-fn handle<S: Source>(
-    packet: Packet,
-    watcher: &mut Watcher<S>,
-    directories: &Directories,
-) -> Result<GroupId, Refusal> {
+fn handle<S: Source>(packet: Packet, watcher: &mut Watcher<S>, places: &Places) -> Result<GroupId, Refusal> {
     if packet.truncated {
         return Err(Refusal::new(Errno::E2BIG, format!("the line is longer than {MAX_LINE} bytes")));
     }
     let line = packet.bytes.clone();
-    from_packet(packet, &line, watcher, directories, None)
+    from_packet(packet, &line, watcher, places, None)
 }
 
 /// Registers `line` for the sender of `packet`: with the descriptors that came
@@ -95,7 +87,7 @@ pub fn from_packet<S: Source>(
     packet: Packet,
     line: &[u8],
     watcher: &mut Watcher<S>,
-    directories: &Directories,
+    places: &Places,
     follower: Option<Follower>,
 ) -> Result<GroupId, Refusal> {
     if packet.descriptors_cut {
@@ -108,8 +100,8 @@ pub fn from_packet<S: Source>(
     if packet.descriptors.is_empty() {
         let mut peer = peer?;
         let credentials = &peer.credentials.clone();
-        let client = Client { line, descriptors: &mut peer, credentials, follower };
-        return register(watcher, directories, client);
+        let client = Client { line, descriptors: &mut peer, credentials, follower, own: None };
+        return register(watcher, places, client);
     }
     let mut sent = Sent::new(packet.descriptors)?;
     // A sender that the agent cannot look at (another pid namespace, or gone
@@ -118,6 +110,6 @@ pub fn from_packet<S: Source>(
         |_| Credentials { uid: sender.uid(), gid: sender.gid(), ..Default::default() },
         |peer| peer.credentials,
     );
-    let client = Client { line, descriptors: &mut sent, credentials: &credentials, follower };
-    register(watcher, directories, client)
+    let client = Client { line, descriptors: &mut sent, credentials: &credentials, follower, own: None };
+    register(watcher, places, client)
 }

@@ -1,0 +1,54 @@
+//! The second front door: a line written to a `cgroup.event_control` of the
+//! [`view`](crate::view), by an unmodified client of cgroup v1.
+//!
+//! The writer waits in the kernel meanwhile, so its thread and its descriptors
+//! stay what they are.
+
+use std::{cell::RefCell, rc::Rc};
+
+use tokio::sync::mpsc;
+
+use crate::{
+    door::{
+        control_fd::Places,
+        peer::Peer,
+        request::{Client, Refusal, register},
+    },
+    source::Source,
+    view::Written,
+    watcher::Watcher,
+};
+
+/// Answers writes until the view has gone.
+pub async fn serve<S: Source>(
+    mut writes: mpsc::Receiver<Written>,
+    watcher: Rc<RefCell<Watcher<S>>>,
+    places: Rc<Places>,
+) {
+    while let Some(written) = writes.recv().await {
+        let outcome = handle(&written, &mut watcher.borrow_mut(), &places);
+        match outcome {
+            Ok(()) => written.reply.accept(),
+            Err(refusal) => {
+                log::debug!("refused thread {}: {refusal}", written.pid);
+                written.reply.refuse(refusal.errno);
+            }
+        }
+    }
+}
+
+fn handle<S: Source>(written: &Written, watcher: &mut Watcher<S>, places: &Places) -> Result<(), Refusal> {
+    let mut writer = Peer::writer(written.pid, written.uid, written.gid).inspect_err(|refusal| {
+        // The client sees an errno only.
+        log::warn!("a write to cgroup.event_control was refused: {refusal}");
+    })?;
+    let credentials = &writer.credentials.clone();
+    let client = Client {
+        line: &written.line,
+        descriptors: &mut writer,
+        credentials,
+        follower: None,
+        own: Some(written.group),
+    };
+    register(watcher, places, client).map(drop)
+}

@@ -1,0 +1,100 @@
+//! Mount points, from the text of `/proc/self/mountinfo`.
+
+use std::{
+    ffi::OsString,
+    os::unix::ffi::OsStringExt as _,
+    path::{Path, PathBuf},
+};
+
+use crate::error::{Error, Result};
+
+/// One line of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// Mount point, as this process sees it.
+    pub point: PathBuf,
+    /// Type of the file system.
+    pub kind: String,
+    /// What is mounted; a name that the file system chose.
+    pub source: String,
+    /// Options of the file system, with commas between them.
+    pub options: String,
+}
+
+/// This process's mounts, in the order in which they were made.
+///
+/// # Errors
+/// `/proc` is not mounted.
+pub fn all() -> Result<Vec<Mount>> {
+    let path = "/proc/self/mountinfo";
+    // Names are bytes: one that is no text must not hide the others.
+    let text = std::fs::read(path).map_err(|error| Error::file("read", path, error))?;
+    Ok(parse(&text))
+}
+
+/// The topmost mount on `point`.
+///
+/// # Errors
+/// `/proc` is not mounted.
+pub fn on(point: &Path) -> Result<Option<Mount>> {
+    Ok(all()?.into_iter().rev().find(|mount| mount.point == point))
+}
+
+/// The mounts of this text; lines that are none are left out.
+#[must_use]
+pub fn parse(text: &[u8]) -> Vec<Mount> {
+    text.split(|&byte| byte == b'\n').filter_map(parse_line).collect()
+}
+
+/// `ID PARENT MAJOR:MINOR ROOT POINT OPTIONS [TAG...] - KIND SOURCE OPTIONS`
+fn parse_line(line: &[u8]) -> Option<Mount> {
+    let mut fields = line.split(|&byte| byte == b' ');
+    let point = fields.nth(4)?;
+    let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
+    let mut text = || Some(String::from_utf8_lossy(&unescape(rest.next()?)).into_owned());
+    let (kind, source, options) = (text()?, text()?, text()?);
+    Some(Mount { point: OsString::from_vec(unescape(point)).into(), kind, source, options })
+}
+
+/// mountinfo writes space, tab, newline and backslash in octal.
+fn unescape(text: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let [first, tail @ ..] = rest {
+        let code = tail.get(..3).filter(|code| code.iter().all(|digit| (b'0'..b'8').contains(digit)));
+        match code {
+            Some(code) if *first == b'\\' => {
+                let value = code.iter().fold(0u32, |value, digit| value * 8 + u32::from(digit - b'0'));
+                plain.push((value & 0xff) as u8);
+                rest = &tail[3..];
+            }
+            _ => {
+                plain.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::parse;
+
+    #[test]
+    fn lines_with_and_without_tags() {
+        let text =
+            b"30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 master:1 - cgroup2 cgroup2 rw,nsdelegate\n\
+            31 23 0:27 / /a\\040b\\134\\012\xff rw - fuse memcg-monitor rw,user_id=0\n\
+            nonsense\n\n";
+        let mounts = parse(text);
+        assert_eq!(mounts.len(), 2);
+        assert_eq!(mounts[0].point, Path::new("/sys/fs/cgroup"));
+        assert_eq!((mounts[0].kind.as_str(), mounts[0].options.as_str()), ("cgroup2", "rw,nsdelegate"));
+        use std::os::unix::ffi::OsStrExt as _;
+        assert_eq!(mounts[1].point.as_os_str().as_bytes(), b"/a b\\\n\xff");
+        assert_eq!((mounts[1].kind.as_str(), mounts[1].source.as_str()), ("fuse", "memcg-monitor"));
+    }
+}

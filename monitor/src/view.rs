@@ -1,0 +1,151 @@
+//! The view: the host's cgroup tree as cgroup v1's memory hierarchy showed it,
+//! mounted by FUSE, so that clients of v1 work as they are.
+//!
+//! [`tree`] says what is there, [`fs`] answers the kernel, [`mount`] comes and
+//! goes. A registration is a write to `cgroup.event_control`; it is handed over as
+//! [`Written`] to the agent's loop, which answers it
+//! ([`door::view`](crate::door::view)).
+
+pub mod contents;
+pub mod fs;
+pub mod mount;
+pub mod snapshot;
+pub mod tree;
+pub mod values;
+
+use std::{
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use fuser::{Config, ReplyWrite, Session, SessionACL};
+use nix::errno::Errno;
+use tokio::sync::mpsc;
+
+use crate::{
+    error::Error,
+    view::{
+        fs::View,
+        mount::{Failure, Mounted},
+        tree::Tree,
+    },
+};
+
+/// Where the view is unless told otherwise.
+pub const POINT: &str = "/run/memcg-monitor/cgroup";
+/// Permission bits of each `cgroup.event_control` unless told otherwise.
+pub const EVENT_CONTROL_MODE: u32 = 0o200;
+
+/// Threads that answer the kernel.
+const THREADS: usize = 4;
+
+/// Registrations that wait for the agent's loop; each is a client's blocked
+/// thread. Further ones are refused.
+const WAITING: usize = 1024;
+
+/// How the view is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Where, if not at [`POINT`]. An agent that was told a place fails without
+    /// FUSE; one that was not goes on without a view.
+    pub point: Option<PathBuf>,
+    /// Permission bits of `cgroup.event_control`.
+    pub event_control_mode: u32,
+}
+
+/// One write to a `cgroup.event_control`. Its writer waits, in the kernel.
+#[derive(Debug)]
+pub struct Written {
+    /// What was written.
+    pub line: Vec<u8>,
+    /// The thread that wrote; 0 when it is outside the agent's pid namespace.
+    pub pid: i32,
+    /// Its file-system user id.
+    pub uid: u32,
+    /// Its file-system group id.
+    pub gid: u32,
+    /// Id of the directory of the `cgroup.event_control`.
+    pub group: u64,
+    /// The writer's answer.
+    pub reply: WrittenReply,
+}
+
+/// Answers a write, at the latest when it is dropped.
+#[derive(Debug)]
+pub struct WrittenReply {
+    reply: Option<ReplyWrite>,
+    length: usize,
+}
+
+impl WrittenReply {
+    pub(crate) const fn new(reply: ReplyWrite, length: usize) -> Self {
+        Self { reply: Some(reply), length }
+    }
+
+    /// All was taken.
+    pub fn accept(mut self) {
+        if let Some(reply) = self.reply.take() {
+            reply.written(self.length.try_into().unwrap_or(u32::MAX));
+        }
+    }
+
+    /// Nothing was.
+    pub fn refuse(mut self, errno: Errno) {
+        self.answer(errno);
+    }
+
+    fn answer(&mut self, errno: Errno) {
+        if let Some(reply) = self.reply.take() {
+            reply.error(fuser::Errno::from_i32(errno as i32));
+        }
+    }
+}
+
+impl Drop for WrittenReply {
+    fn drop(&mut self) {
+        // The agent ends: what a later write would hear.
+        self.answer(Errno::ENOTCONN);
+    }
+}
+
+/// A view that is mounted; unmounted with its value.
+#[derive(Debug)]
+pub struct Shown {
+    mounted: Mounted,
+    device: u64,
+}
+
+impl Shown {
+    /// Where.
+    #[must_use]
+    pub fn point(&self) -> &Path {
+        self.mounted.point()
+    }
+
+    /// `st_dev` of everything in it.
+    #[must_use]
+    pub const fn device(&self) -> u64 {
+        self.device
+    }
+}
+
+/// Mounts the view of `tree`; what is written comes out of the receiver.
+///
+/// # Errors
+/// [`Failure`] tells a host without FUSE from other trouble.
+pub fn show(point: Option<&Path>, tree: Arc<Tree>) -> Result<(Shown, mpsc::Receiver<Written>), Failure> {
+    let (writes, written) = mpsc::channel(WAITING);
+    let (device, mounted) = mount::on(point.unwrap_or(Path::new(POINT)), point.is_none())?;
+    let failed = |call, error| Error::file(call, mounted.point(), error);
+    let mut config = Config::default();
+    config.n_threads = Some(THREADS);
+    // All threads read one descriptor. With one each (FUSE_DEV_IOC_CLONE) an
+    // interrupt may come out of another than its request, and finds no match.
+    let session = Session::from_fd(View::new(tree, writes), device, SessionACL::All, config)
+        .map_err(|error| failed("greet the kernel's FUSE for", error))?;
+    // Its threads end when the kernel lets go of the mount, or with the process.
+    session.spawn().map_err(|error| failed("start the threads of", error))?;
+    let device = std::fs::metadata(mounted.point()).map_err(|error| failed("look at", error))?.dev();
+    Ok((Shown { mounted, device }, written))
+}

@@ -1,0 +1,174 @@
+//! Mounts the view, and leaves nothing behind.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::fd::{AsRawFd as _, OwnedFd},
+    path::{Path, PathBuf},
+    sync::mpsc,
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    mount::{MntFlags, MsFlags, mount, umount2},
+};
+
+use crate::{
+    error::{Error, Result},
+    mounts,
+};
+
+/// The kernel's end of FUSE.
+const DEVICE: &str = "/dev/fuse";
+
+/// By which a mount is known as an agent's.
+const NAME: &str = "memcg-monitor";
+
+/// How long a view that is there already may take to say that it lives.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The mounted view; unmounted with its value.
+#[derive(Debug)]
+pub struct Mounted {
+    point: PathBuf,
+    remove: bool,
+}
+
+/// Why there is no view.
+#[derive(Debug)]
+pub enum Failure {
+    /// This host, or this agent's privilege, has no FUSE.
+    Unavailable(Error),
+    /// Anything else.
+    Other(Error),
+}
+
+impl Failure {
+    /// The error in it.
+    #[must_use]
+    pub fn into_error(self) -> Error {
+        let (Self::Unavailable(error) | Self::Other(error)) = self;
+        error
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Other(error)
+    }
+}
+
+/// Mounts on `point`, which is made if it is not there, and with `remove` goes
+/// with the mount. What an agent that was killed left there is cleared away.
+///
+/// # Errors
+/// Something else is there, another agent's view among it; or there is no FUSE.
+pub fn on(point: &Path, remove: bool) -> Result<(OwnedFd, Mounted), Failure> {
+    let device = File::options().read(true).write(true).open(DEVICE).map_err(|error| {
+        let error = match error.kind() {
+            io::ErrorKind::NotFound => io::Error::other(format!("{error} (is the module fuse loaded?)")),
+            _ => error,
+        };
+        Failure::Unavailable(Error::file("open", DEVICE, error))
+    })?;
+    clear(point)?;
+    let made = !point.exists();
+    fs::create_dir_all(point).map_err(|error| Error::file("make the folder", point, error))?;
+    let point = point.canonicalize().map_err(|error| Error::file("look at", point, error))?;
+    mount_on(&point, &device).inspect_err(|_| {
+        if made {
+            let _ = fs::remove_dir(&point);
+        }
+    })?;
+    Ok((device.into(), Mounted { point, remove: remove || made }))
+}
+
+fn mount_on(point: &Path, device: &File) -> Result<(), Failure> {
+    let mut entries = fs::read_dir(point).map_err(|error| Error::file("read", point, error))?;
+    if entries.next().is_some() {
+        let why = format!(
+            "{} is not empty; give the view another folder with --mount, or none with --no-mount",
+            point.display()
+        );
+        return Err(Error::Host(why).into());
+    }
+    // Mode and owner of the root are asked for before they are used.
+    let options = format!(
+        "fd={},rootmode=40755,user_id=0,group_id=0,default_permissions,allow_other",
+        device.as_raw_fd()
+    );
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some(NAME), point, Some("fuse"), flags, Some(options.as_str())).map_err(|errno| {
+        let failed = |hint| Error::syscall(format!("mount fuse on {}{hint}", point.display()), errno);
+        match errno {
+            Errno::EPERM => Failure::Unavailable(failed(" (the agent needs CAP_SYS_ADMIN for it)")),
+            Errno::ENODEV => Failure::Unavailable(failed(" (this kernel has no FUSE)")),
+            _ => Failure::Other(failed("")),
+        }
+    })
+}
+
+/// Unmounts what killed agents left.
+fn clear(point: &Path) -> Result<()> {
+    // The last part of a dead mount's name cannot be looked at.
+    let folder = point.parent().and_then(|folder| folder.canonicalize().ok());
+    let real = match (folder, point.file_name()) {
+        (Some(folder), Some(name)) => folder.join(name),
+        _ => point.to_owned(),
+    };
+    while let Some(found) = mounts::on(&real)? {
+        if found.kind != "fuse" || found.source != NAME {
+            return Err(Error::Host(format!(
+                "{} is mounted on {}; give the view another folder with --mount",
+                found.kind,
+                real.display()
+            )));
+        }
+        if !is_dead(&real) {
+            return Err(Error::Busy(format!(
+                "another agent shows its view on {}; stop it, or give this one another --mount",
+                real.display()
+            )));
+        }
+        log::info!("clearing away what an agent that was killed left on {}", real.display());
+        umount2(&real, MntFlags::MNT_DETACH)
+            .map_err(|errno| Error::syscall(format!("umount2 {}", real.display()), errno))?;
+    }
+    Ok(())
+}
+
+/// Asked for by a thread of its own: an agent that is stopped never answers.
+fn is_dead(point: &Path) -> bool {
+    let (sender, answer) = mpsc::channel();
+    let point = point.to_owned();
+    let asked = std::thread::Builder::new().spawn(move || {
+        let dead = fs::metadata(&point)
+            .is_err_and(|error| matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED)));
+        let _ = sender.send(dead);
+    });
+    asked.is_ok() && answer.recv_timeout(PATIENCE).unwrap_or(false)
+}
+
+impl Mounted {
+    /// Where.
+    #[must_use]
+    pub fn point(&self) -> &Path {
+        &self.point
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // Detached: clients may hold files open on it.
+        if let Err(errno) = umount2(&self.point, MntFlags::MNT_DETACH) {
+            log::warn!("umount2 {}: {errno}", self.point.display());
+            return;
+        }
+        if self.remove
+            && let Err(error) = fs::remove_dir(&self.point)
+        {
+            log::warn!("remove {}: {error}", self.point.display());
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! The view's tree, worked out anew for each question: what is there, whose it
+//! is, what it says. Nothing is remembered, so nothing is ever out of date.
+
+use std::{ffi::OsStr, ffi::OsString};
+
+use nix::errno::Errno;
+
+use crate::{
+    cgroup::{
+        Version,
+        handle::{Directories, Directory},
+        v1_file::V1File,
+    },
+    view::contents,
+};
+
+/// Inode numbers that a group has: its directory's and its files'.
+const NUMBERS: u64 = 32;
+
+/// Inode number of the view's root, by the protocol.
+const ROOT: u64 = 1;
+
+/// A directory, or a file in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// `st_ino` of the group's real directory.
+    pub group: u64,
+    /// The file; the directory itself when absent.
+    pub file: Option<V1File>,
+}
+
+impl Node {
+    /// Its inode number in the view; `root` is the root group's id.
+    #[must_use]
+    pub fn number(self, root: u64) -> u64 {
+        match self.file {
+            None if self.group == root => ROOT,
+            // Ids are below 2^58: the kernel counts generations in their upper half.
+            file => self.group.wrapping_mul(NUMBERS) + file.map_or(0, V1File::number),
+        }
+    }
+
+    /// What has this inode number.
+    #[must_use]
+    pub fn numbered(number: u64, root: u64) -> Option<Self> {
+        if number == ROOT {
+            return Some(Self { group: root, file: None });
+        }
+        let group = number / NUMBERS;
+        match number % NUMBERS {
+            _ if group == 0 => None,
+            0 => Some(Self { group, file: None }),
+            file => Some(Self { group, file: Some(V1File::numbered(file)?) }),
+        }
+    }
+}
+
+/// What `stat` says of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attributes {
+    /// Of what.
+    pub node: Node,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+    /// Links: of a directory, two more than there are directories in it.
+    pub links: u32,
+    /// When the real directory changed last: seconds since 1970 and nanoseconds.
+    pub modified: (i64, i64),
+}
+
+/// The tree.
+#[derive(Debug)]
+pub struct Tree {
+    directories: Directories,
+    event_control_mode: u32,
+}
+
+impl Tree {
+    /// Of this hierarchy.
+    #[must_use]
+    pub const fn new(directories: Directories, event_control_mode: u32) -> Self {
+        Self { directories, event_control_mode }
+    }
+
+    /// The real directories.
+    #[must_use]
+    pub const fn directories(&self) -> &Directories {
+        &self.directories
+    }
+
+    /// The real directory of a group that is in the view.
+    ///
+    /// # Errors
+    /// `ENOENT` when it has gone, or has no memory controller (any more).
+    pub fn open(&self, group: u64) -> Result<Directory, Errno> {
+        self.admit(self.directories.open(group)?, group)
+    }
+
+    fn admit(&self, directory: Directory, group: u64) -> Result<Directory, Errno> {
+        if group != self.directories.root_id() {
+            directory.stat_file(self.directories.version().usage_file()).map_err(gone)?;
+        }
+        Ok(directory)
+    }
+
+    /// The node of this name in a directory.
+    ///
+    /// # Errors
+    /// `ENOENT` when there is none.
+    pub fn look_up(&self, group: u64, name: &OsStr) -> Result<Attributes, Errno> {
+        let directory = self.open(group)?;
+        if let Some(file) = V1File::named(name.as_encoded_bytes()) {
+            return self.attributes_of(&directory, Node { group, file: Some(file) });
+        }
+        let child = directory.child(name)?;
+        let group = child.stat()?.st_ino;
+        self.attributes_of(&self.admit(child, group)?, Node { group, file: None })
+    }
+
+    /// What `stat` says.
+    ///
+    /// # Errors
+    /// `ENOENT` when it has gone.
+    pub fn attributes(&self, node: Node) -> Result<Attributes, Errno> {
+        self.attributes_of(&self.open(node.group)?, node)
+    }
+
+    fn attributes_of(&self, directory: &Directory, node: Node) -> Result<Attributes, Errno> {
+        let stat = directory.stat().map_err(gone)?;
+        let (mode, links) = match node.file {
+            None => (stat.st_mode & 0o7777, u32::try_from(stat.st_nlink).unwrap_or(2)),
+            Some(file) => (self.mode(directory, file)?, 1),
+        };
+        Ok(Attributes {
+            node,
+            mode,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            links,
+            modified: (stat.st_mtime, stat.st_mtime_nsec),
+        })
+    }
+
+    /// Permission bits of a file: nobody may read here what is kept from them in
+    /// the real directory.
+    fn mode(&self, directory: &Directory, file: V1File) -> Result<u32, Errno> {
+        let version = self.directories.version();
+        let source = match version {
+            _ if file == V1File::EventControl => return Ok(self.event_control_mode),
+            Version::V1 => file.v1_source(),
+            Version::V2 => file.v2_source(),
+        };
+        let Some(source) = source else { return Ok(file.mode()) };
+        match directory.stat_file(source) {
+            Ok(stat) => Ok(file.mode() & (stat.st_mode | 0o222)),
+            // The root has few files of v2, and what it lacks is no secret; v1's
+            // files are there or not, here as there.
+            Err(Errno::ENOENT) if version == Version::V2 => Ok(file.mode()),
+            Err(errno) => Err(gone(errno)),
+        }
+    }
+
+    /// Names in a directory after the place `offset`, each with the place to go
+    /// on from. Directories come in the order of their ids: whatever comes and
+    /// goes meanwhile, the others are listed exactly once.
+    ///
+    /// # Errors
+    /// `ENOENT` when it has gone.
+    pub fn list(&self, group: u64, offset: u64) -> Result<Vec<(u64, Node, OsString)>, Errno> {
+        /// Places before the first directory's.
+        const FILES: u64 = NUMBERS;
+        let directory = self.open(group)?;
+        let mut names = Vec::new();
+        let mut add = |place: u64, node, name: OsString| {
+            if place > offset {
+                names.push((place, node, name));
+            }
+        };
+        let itself = Node { group, file: None };
+        add(1, itself, ".".into());
+        add(2, itself, "..".into());
+        for file in V1File::ALL {
+            let there = self.directories.version() == Version::V2 || self.mode(&directory, file).is_ok();
+            if there {
+                add(2 + file.number(), Node { group, file: Some(file) }, file.name().into());
+            }
+        }
+        if self.has_groups_below(&directory) {
+            let mut children = directory.children().map_err(gone)?;
+            children.sort_unstable();
+            for (id, name) in children {
+                add(FILES + id, Node { group: id, file: None }, name);
+            }
+        }
+        Ok(names)
+    }
+
+    /// Whether the directories in it have the memory controller: all, or none.
+    fn has_groups_below(&self, directory: &Directory) -> bool {
+        self.directories.version() == Version::V1
+            || contents::text(directory, "cgroup.subtree_control")
+                .is_ok_and(|text| text.split_whitespace().any(|controller| controller == "memory"))
+    }
+
+    /// The text of a file, as of now.
+    ///
+    /// # Errors
+    /// `ENODEV` when the group has gone, `EINVAL` where there is nothing to read.
+    pub fn read(&self, group: u64, file: V1File) -> Result<Vec<u8>, Errno> {
+        let directory = self.open(group).map_err(|errno| match errno {
+            Errno::ENOENT => Errno::ENODEV,
+            other => other,
+        })?;
+        contents::read(&self.directories, group, &directory, file)
+    }
+}
+
+/// A directory that goes while it is looked at.
+fn gone(errno: Errno) -> Errno {
+    match errno {
+        Errno::ENODEV | Errno::ESTALE => Errno::ENOENT,
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Node, V1File};
+
+    #[test]
+    fn numbers_lead_back() {
+        for root in [1, 77] {
+            for group in [1, 2, 77, 1 << 40] {
+                for file in std::iter::once(None).chain(V1File::ALL.map(Some)) {
+                    let node = Node { group, file };
+                    assert_eq!(Node::numbered(node.number(root), root), Some(node));
+                }
+            }
+        }
+        assert_eq!(Node { group: 1, file: None }.number(1), 1);
+        assert_eq!(Node::numbered(0, 1), None);
+        assert_eq!(Node::numbered(5, 1), None);
+        assert_eq!(Node::numbered(32 + 31, 1), None);
+    }
+}
