@@ -4,11 +4,13 @@
 
 mod agent;
 mod bench;
+mod block;
 mod child;
 mod cli;
 mod client;
 mod conformance;
 mod demo;
+mod event;
 mod group;
 mod hostile;
 mod init;

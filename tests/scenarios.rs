@@ -12,6 +12,7 @@ pub(crate) fn all() -> Vec<Test> {
     tests.extend(crate::lifetime::tests());
     tests.extend(crate::hostile::tests());
     tests.extend(crate::view::tests());
+    tests.extend(crate::event::tests());
     tests.extend(crate::loss::tests());
     tests.extend(crate::cli::tests());
     tests.extend(crate::conformance::tests());
