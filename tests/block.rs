@@ -1,6 +1,6 @@
 //! Swap and a disk, both of compressed memory (zram).
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
@@ -54,15 +54,17 @@ impl Drop for Swap {
     }
 }
 
-/// Makes [`DISK`], with nothing of it in memory.
-pub(crate) fn disk() -> Result<()> {
+/// Makes [`DISK`], with nothing of it in memory. What is read of it stays there as
+/// long as anybody has it open.
+pub(crate) fn disk() -> Result<File> {
     if !Path::new("/sys/block/zram1").exists() {
         let path = "/sys/class/zram-control/hot_add";
         let number = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
         ensure!(number.trim() == "1", "the new device is number {number}");
         set("zram1", "disksize", &DISK_BYTES.to_string())?;
     }
-    fs::write("/proc/sys/vm/drop_caches", "1").context("cannot drop the caches")
+    fs::write("/proc/sys/vm/drop_caches", "1").context("cannot drop the caches")?;
+    File::open(DISK).with_context(|| format!("cannot open {DISK}"))
 }
 
 fn set(device: &str, file: &str, text: &str) -> Result<()> {

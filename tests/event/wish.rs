@@ -130,7 +130,7 @@ fn directions() -> Result<()> {
 }
 
 fn working_set() -> Result<()> {
-    block::disk()?;
+    let _disk = block::disk()?;
     let group = Group::new("set")?;
     let agent = Agent::start(&["--sample-ms", "20"])?;
     let mut worker = Worker::start(&group)?;
