@@ -270,8 +270,7 @@ impl Pages {
         let file = File::open(DISK)?;
         let (protection, flags) = (libc::PROT_READ, libc::MAP_SHARED);
         // SAFETY: a fresh mapping at an address of the kernel's choice.
-        let base =
-            unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, file.as_raw_fd(), 0) };
+        let base = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, file.as_raw_fd(), 0) };
         ensure!(base != libc::MAP_FAILED, "mmap of {bytes} bytes failed");
         Ok(Self { base, bytes })
     }

@@ -153,8 +153,13 @@ fn quota() -> Result<()> {
     let agent = Agent::start(&["--max-per-user", "3", "--socket-mode", "0666"])?;
     let try_all = |waiter: &Waiter| -> Result<Vec<i32>> {
         use std::os::fd::AsRawFd as _;
-        let kinds =
-            [(Usage, "1M"), (ControlFile::Oom, ""), (ControlFile::Pressure, "low"), (Procs, ""), (Usage, "x")];
+        let kinds = [
+            (Usage, "1M"),
+            (ControlFile::Oom, ""),
+            (ControlFile::Pressure, "low"),
+            (Procs, ""),
+            (Usage, "x"),
+        ];
         let mut errnos = Vec::new();
         for (file, args) in kinds {
             let (control, args) = open_control(&group, file, args)?;
