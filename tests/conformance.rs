@@ -8,7 +8,9 @@ mod files;
 mod kinds;
 mod lifetime;
 mod rig;
+mod schedule;
 mod semantics;
+mod shrink;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -40,6 +42,18 @@ pub(crate) fn tests() -> Vec<Test> {
             run: deep,
         },
         Test { name: "conformance_random", what: "a random schedule of all that", on: On::V1, run: random },
+        Test {
+            name: "conformance_random_kinds",
+            what: "a random schedule over all control files; the smallest failing part is printed",
+            on: On::V1,
+            run: || seeded(schedule::random),
+        },
+        Test {
+            name: "conformance_shrinking",
+            what: "a failing schedule is made as small as can be",
+            on: On::V1,
+            run: shrink::finds_the_culprits,
+        },
     ];
     tests.extend(semantics::tests());
     tests.extend(kinds::tests());
@@ -113,12 +127,16 @@ fn deep() -> Result<()> {
 }
 
 fn random() -> Result<()> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?;
-    let seed = now.as_secs() ^ u64::from(now.subsec_nanos()) << 32 | 1;
-    schedule(seed).with_context(|| format!("seed {seed:#x}"))
+    seeded(usage_schedule)
 }
 
-fn schedule(seed: u64) -> Result<()> {
+fn seeded(run: impl FnOnce(u64) -> Result<()>) -> Result<()> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?;
+    let seed = now.as_secs() ^ u64::from(now.subsec_nanos()) << 32 | 1;
+    run(seed).with_context(|| format!("seed {seed:#x}"))
+}
+
+fn usage_schedule(seed: u64) -> Result<()> {
     const LEGS: u32 = 40;
     const HELD: usize = 3;
 

@@ -1,5 +1,6 @@
 //! What the kernel did and what we did, row by row.
 
+use std::borrow::BorrowMut;
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
 
@@ -123,10 +124,10 @@ impl Both {
 }
 
 /// Waits until the two sides of all agree and rest, or have had their time.
-pub(crate) fn agree(all: &mut [Both]) -> Result<()> {
+pub(crate) fn agree(all: &mut [impl BorrowMut<Both>]) -> Result<()> {
     let mut before = Vec::new();
     let _ = until("both sides rest", || {
-        let totals = all.iter_mut().map(Both::total).collect::<Result<Vec<_>>>()?;
+        let totals = all.iter_mut().map(|both| both.borrow_mut().total()).collect::<Result<Vec<_>>>()?;
         let rest = totals == before && totals.iter().all(|(kernel, ours)| kernel == ours);
         before = totals;
         Ok(rest)

@@ -123,7 +123,7 @@ fn stuck() -> Result<()> {
     agent.settle()?;
     agree(&mut early)?;
     for (both, (name, _)) in early.iter_mut().zip(family.all()) {
-        book.counts(&format!("oom, killer off, a task is stuck: {name}"), both.take()?);
+        book.counts(&format!("oom, killer off, a task is stuck: {name}"), both.total()?);
     }
     for (name, group) in family.all() {
         let mut late = Both::at(group, Oom, "")?;
@@ -135,13 +135,13 @@ fn stuck() -> Result<()> {
     agent.settle()?;
     agree(&mut early)?;
     for (both, (name, _)) in early.iter_mut().zip(family.all()) {
-        book.counts(&format!("oom, killer off, the limit raised too little: {name}"), both.take()?);
+        book.counts(&format!("oom, killer off, the limit raised too little, in all: {name}"), both.total()?);
     }
     family.group.set_limit(256 * MIB)?;
     worker.finish()?;
     agent.settle()?;
     for (both, (name, _)) in early.iter_mut().zip(family.all()) {
-        book.counts(&format!("oom, killer off, the limit raised enough: {name}"), both.take()?);
+        book.counts(&format!("oom, killer off, the limit raised enough, in all: {name}"), both.total()?);
     }
     book.close()
 }
