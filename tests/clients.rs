@@ -3,8 +3,9 @@
 
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use memcg_monitor::cgroup::Version;
+use memcg_monitor::client::Builder;
 
 use crate::agent::{Agent, until};
 use crate::group::Group;
@@ -76,7 +77,14 @@ pub(crate) fn tests() -> Vec<Test> {
             run: || cgroups_rs(Side::View),
         },
     ];
-    on_both(kernel, view)
+    let mut tests = on_both(kernel, view);
+    tests.push(Test {
+        name: "clients_library",
+        what: "our library's registrations are signalled, told the cause, and end with the group",
+        on: On::Any,
+        run: library,
+    });
+    tests
 }
 
 /// The tests on the kernel's files, and those on the view once there is one.
@@ -251,4 +259,30 @@ fn cgroups_rs(side: Side) -> Result<()> {
     let (code, last) = program.end()?;
     ensure!(code == 0 && last.starts_with("closed"), "exit code {code} after {last:?}");
     place.registered(0)
+}
+
+fn library() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let group = Group::new("library")?;
+    let builder = Builder::new(group.usage_file()).args("4M");
+    let registration = builder.register()?;
+    let mut follower = builder.follow()?;
+    drop(builder.register()?);
+    until("a dropped one ends", || Ok(agent.status()?.registrations == 2))?;
+    let mut worker = Worker::start(&group)?;
+    for direction in ["up", "down"] {
+        match direction {
+            "up" => worker.grow(Kind::Anonymous, 8 * MIB)?,
+            _ => worker.shrink(Kind::Anonymous)?,
+        }
+        ensure!(registration.wait()?.is_some_and(|signals| signals > 0), "no signal {direction}");
+        let event = follower.wait_event()?.context("the follower ended")?;
+        ensure!(event.direction.as_deref() == Some(direction), "{direction}: {event:?}");
+    }
+    worker.end()?;
+    group.remove()?;
+    let event = follower.wait_event()?.context("the follower ended without a word")?;
+    ensure!(event.event == "removed" && follower.wait_event()?.is_none(), "the last event is {event:?}");
+    ensure!(registration.wait()?.is_none(), "the removal is the end");
+    Ok(())
 }
