@@ -15,6 +15,8 @@ pub(crate) fn all() -> Vec<Test> {
     tests.extend(crate::loss::tests());
     tests.extend(crate::cli::tests());
     tests.extend(crate::conformance::tests());
+    tests.extend(crate::clients::tests());
+    tests.extend(crate::examples::tests());
     tests
 }
 

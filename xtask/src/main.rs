@@ -4,6 +4,7 @@ mod apt;
 mod bench;
 mod build;
 mod checks;
+mod clients;
 mod ebpf;
 mod initramfs;
 mod kernels;

@@ -12,7 +12,7 @@ use crate::qemu::Processors;
 use crate::run::booting;
 use crate::summary::{Outcome, Summary};
 use crate::vm::{Boot, Hierarchy};
-use crate::{checks, setup};
+use crate::{checks, clients, setup};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -64,7 +64,8 @@ fn vm_steps(arguments: &Arguments, summary: &mut Summary) {
     let mut guest = Err(anyhow!("not built"));
     summary.step("VM programs", || {
         setup::ensure(&setup::BUILD)?;
-        guest = Ok(build::guest()?);
+        setup::ensure(&setup::CLIENTS)?;
+        guest = Ok(Guest { more: clients::build()?, ..build::guest()? });
         Ok(Outcome::pass(""))
     });
     let before = summary.passed() + summary.failed();
