@@ -26,7 +26,7 @@ pub struct Cli {
 pub enum Command {
     /// Watch this host's memory cgroups and serve registrations
     Agent(Agent),
-    /// Register a threshold and print a line for each signal
+    /// Register with an eventfd and print a line for each signal
     Listen(Listen),
     /// Show groups with usage, peak and the registrations on each
     List(List),
@@ -103,11 +103,16 @@ pub enum Output {
 /// Options of `listen`.
 #[derive(Args, Debug)]
 pub struct Listen {
-    /// memory.current or memory.usage_in_bytes of a group. The v1 name under a
-    /// v2 directory stands for the v2 file
+    /// Control file of a group: memory.usage_in_bytes (or memory.current),
+    /// memory.memsw.usage_in_bytes, memory.working_set_bytes, memory.oom_control,
+    /// memory.pressure_level, or cgroup.procs. The names stand for themselves
+    /// where v2 has no such file
     pub control_file: PathBuf,
-    /// A threshold in bytes, with K, M, G, T, P or E; rounded down to pages
-    #[arg(allow_hyphen_values = true)]
+    /// What for. Bytes: a threshold with K, M, G, T, P or E, rounded down to
+    /// pages, or N% of the lowest memory.max from the group up; then ,up or ,down
+    /// for one direction, ,hysteresis=SIZE. memory.pressure_level: low, medium or
+    /// critical, then ,default ,hierarchy or ,local. Else nothing
+    #[arg(allow_hyphen_values = true, default_value = "")]
     pub args: String,
     /// End after N signals
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]

@@ -1,6 +1,7 @@
 //! The other end of the front doors: register, wait, ask.
 
 mod registration;
+mod target;
 
 use std::{
     io::{IoSlice, IoSliceMut},
@@ -25,6 +26,7 @@ use crate::{
 };
 
 pub use registration::{AsyncFollower, AsyncRegistration, Builder, Follower, Registration};
+pub use target::{Mark, Target};
 
 /// Where the agent listens unless told otherwise.
 pub const SOCKET: &str = "/run/memcg-monitor/event_control.sock";

@@ -2,13 +2,9 @@
 //! tokio, ended when dropped.
 
 use std::{
-    fs::File,
     io,
-    os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-        unix::fs::MetadataExt,
-    },
-    path::{Path, PathBuf},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    path::PathBuf,
 };
 
 use nix::{
@@ -21,7 +17,7 @@ use nix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::{CONTROL_SOCKET, Control, SOCKET, answer_of, receive, register};
+use super::{CONTROL_SOCKET, Control, Mark, SOCKET, Target, answer_of, receive, register};
 use crate::{
     door::control::{Answer, EventRow, Request},
     error::{Error, Result},
@@ -60,8 +56,8 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// For a group's `memory.current`, or another control file of it, such as
-    /// v1's `memory.usage_in_bytes`.
+    /// For a control file of a group. v1's names are good under a v2 directory,
+    /// too, which has no such files.
     pub fn new(control_file: impl Into<PathBuf>) -> Self {
         Self {
             control_file: control_file.into(),
@@ -100,7 +96,7 @@ impl Builder {
     pub fn register(&self) -> Result<Registration> {
         let (line, event, control) = self.prepare()?;
         register(&self.socket, line.as_bytes(), Some([event.as_fd(), control.as_fd()]))?;
-        Ok(Registration { event, watched: Watched::new(&self.control_file, &control)? })
+        Ok(Registration { event, mark: control.into_mark() })
     }
 
     /// Registers with the operator's socket, which tells the cause of each
@@ -121,14 +117,13 @@ impl Builder {
         }
     }
 
-    fn prepare(&self) -> Result<(String, EventFd, File)> {
-        let control =
-            File::open(&self.control_file).map_err(|error| Error::file("open", &self.control_file, error))?;
+    fn prepare(&self) -> Result<(String, EventFd, Target)> {
+        let control = Target::open(&self.control_file)?;
         // The waits block by themselves.
         let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|errno| Error::syscall("eventfd2", errno))?;
-        let line = format!("{} {} {}", event.as_raw_fd(), control.as_raw_fd(), self.args);
-        Ok((line, event, control))
+        let (args, fd) = (control.args(&self.args), control.as_fd().as_raw_fd());
+        Ok((format!("{} {fd} {args}", event.as_raw_fd()), event, control))
     }
 }
 
@@ -138,7 +133,7 @@ impl Builder {
 #[derive(Debug)]
 pub struct Registration {
     event: EventFd,
-    watched: Watched,
+    mark: Mark,
 }
 
 impl Registration {
@@ -150,9 +145,9 @@ impl Registration {
     pub fn wait(&self) -> Result<Option<u64>> {
         loop {
             if let Some(signals) = self.take()? {
-                return Ok(self.watched.is_there()?.then_some(signals));
+                return Ok(self.mark.is_there()?.then_some(signals));
             }
-            if !self.watched.is_there()? {
+            if !self.mark.is_there()? {
                 return Ok(None);
             }
             match poll(&mut [PollFd::new(self.event.as_fd(), PollFlags::POLLIN)], PollTimeout::NONE) {
@@ -180,7 +175,7 @@ impl Registration {
     /// Outside a runtime with I/O.
     pub fn into_async(self) -> Result<AsyncRegistration> {
         let event = wait_on(self.event).map_err(|error| syscall("epoll_ctl", &error))?;
-        Ok(AsyncRegistration { event, watched: self.watched })
+        Ok(AsyncRegistration { event, mark: self.mark })
     }
 }
 
@@ -208,7 +203,7 @@ impl AsFd for Registration {
 #[derive(Debug)]
 pub struct AsyncRegistration {
     event: AsyncFd<EventFd>,
-    watched: Watched,
+    mark: Mark,
 }
 
 impl AsyncRegistration {
@@ -217,13 +212,13 @@ impl AsyncRegistration {
     /// # Errors
     /// `read` failed.
     pub async fn wait(&self) -> Result<Option<u64>> {
-        if !self.watched.is_there()? {
+        if !self.mark.is_there()? {
             return Ok(None);
         }
         let read = |event: &EventFd| event.read().map_err(io::Error::from);
         let signals = self.event.async_io(Interest::READABLE, read).await;
         let signals = signals.map_err(|error| syscall("read of the eventfd", &error))?;
-        Ok(self.watched.is_there()?.then_some(signals))
+        Ok(self.mark.is_there()?.then_some(signals))
     }
 }
 
@@ -299,30 +294,6 @@ impl Progress {
             }
             Some(other) => Err(Error::Answer(format!("{other:?}"))),
             None => Err(ended()),
-        }
-    }
-}
-
-/// A control file by name and identity: a group made anew under the same name
-/// is another one.
-#[derive(Debug)]
-struct Watched {
-    path: PathBuf,
-    device: u64,
-    inode: u64,
-}
-
-impl Watched {
-    fn new(path: &Path, file: &File) -> Result<Self> {
-        let found = file.metadata().map_err(|error| Error::file("look at", path, error))?;
-        Ok(Self { path: path.into(), device: found.dev(), inode: found.ino() })
-    }
-
-    fn is_there(&self) -> Result<bool> {
-        match self.path.metadata() {
-            Ok(found) => Ok(found.dev() == self.device && found.ino() == self.inode),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(Error::file("look at", &self.path, error)),
         }
     }
 }

@@ -69,7 +69,7 @@ fn signal(event: &OwnedFd, count: u64) -> Result<()> {
 }
 
 async fn tell(connection: &Connection, event: &str) -> Result<()> {
-    let text = format!(r#"{{"event":{{"time":1.0,"cgroup":"/a","event":"{event}"}}}}"#);
+    let text = format!(r#"{{"event":{{"time":1.0,"cgroup":"/a","event":"{event}","signals":1}}}}"#);
     Ok(connection.send(text.as_bytes()).await?)
 }
 
