@@ -19,7 +19,7 @@ const MIB: u64 = 1 << 20;
 const VIEW: &str = "/run/memcg-monitor/cgroup";
 
 /// Whether there is such a view yet.
-const HAS_VIEW: bool = false;
+const HAS_VIEW: bool = true;
 
 /// What `cgroup_event_listener` says last.
 const REMOVED: &str = "The cgroup seems to have removed.";

@@ -14,7 +14,7 @@ use monitor_common::{
 use crate::source::{FileId, GroupId};
 
 pub use group::Group;
-pub use scale::{Crossing, Scale};
+pub use scale::{BURST, Clock, Crossing, Scale};
 
 /// One registration.
 #[derive(Clone, Copy, Debug)]

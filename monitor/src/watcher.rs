@@ -8,7 +8,7 @@ mod sample;
 mod signal;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     rc::Rc,
 };
 
@@ -42,6 +42,18 @@ pub struct Counts {
     pub resyncs: u64,
 }
 
+/// What clients may do.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Registrations that each user but root may have.
+    pub quota: u64,
+    /// Milliseconds of rest for a threshold that was crossed [`BURST`] times
+    /// within that time; 0: none.
+    ///
+    /// [`BURST`]: crate::registry::BURST
+    pub rest: u64,
+}
+
 /// Looks that one group may take in a row before others get their turn.
 const LOOKS: usize = 16;
 
@@ -54,7 +66,9 @@ pub struct Watcher<S> {
     source: S,
     host: Box<dyn Host>,
     registry: Registry,
-    quota: u64,
+    limits: Limits,
+    /// Until when thresholds rest, and on which slot.
+    rests: BTreeSet<(u64, u32)>,
     eventfds: HashMap<FileId, EventFd>,
     followers: HashMap<FileId, Vec<Follower>>,
     /// Groups that moved too fast for one turn.
@@ -77,14 +91,15 @@ impl<S: std::fmt::Debug> std::fmt::Debug for Watcher<S> {
 }
 
 impl<S: Source> Watcher<S> {
-    /// Nothing registered yet. Each user but root may have `quota` registrations.
-    pub fn new(source: S, host: Box<dyn Host>, quota: u64) -> Self {
+    /// Nothing registered yet.
+    pub fn new(source: S, host: Box<dyn Host>, limits: Limits) -> Self {
         let skipped = source.skipped();
         Self {
             source,
             host,
             registry: Registry::default(),
-            quota,
+            limits,
+            rests: BTreeSet::new(),
             eventfds: HashMap::new(),
             followers: HashMap::new(),
             due: VecDeque::new(),
@@ -113,6 +128,7 @@ impl<S: Source> Watcher<S> {
             self.look(index);
         }
         self.sample();
+        self.wake(true);
     }
 
     /// Whether [`Watcher::look_again`] has something to do.

@@ -190,9 +190,14 @@ impl Source for FakeKernel {
 pub(super) struct FakeHost {
     pub(super) usage: Cell<u64>,
     pub(super) inactive: Cell<u64>,
+    pub(super) clock: Cell<u64>,
 }
 
 impl Host for Rc<FakeHost> {
+    fn clock(&self) -> u64 {
+        self.clock.get()
+    }
+
     fn usage(&self) -> Result<u64> {
         Ok(self.usage.get())
     }
