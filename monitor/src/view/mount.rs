@@ -1,8 +1,7 @@
 //! Mounts the view, and leaves nothing behind.
 
 use std::{
-    fs::{self, File},
-    io,
+    fs,
     os::fd::{AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
     sync::mpsc,
@@ -11,7 +10,9 @@ use std::{
 
 use nix::{
     errno::Errno,
+    fcntl::{OFlag, open},
     mount::{MntFlags, MsFlags, mount, umount2},
+    sys::stat::Mode,
 };
 
 use crate::{
@@ -65,12 +66,10 @@ impl From<Error> for Failure {
 /// # Errors
 /// Something else is there, another agent's view among it; or there is no FUSE.
 pub fn on(point: &Path, remove: bool) -> Result<(OwnedFd, Mounted), Failure> {
-    let device = File::options().read(true).write(true).open(DEVICE).map_err(|error| {
-        let error = match error.kind() {
-            io::ErrorKind::NotFound => io::Error::other(format!("{error} (is the module fuse loaded?)")),
-            _ => error,
-        };
-        Failure::Unavailable(Error::file("open", DEVICE, error))
+    let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC;
+    let device = open(DEVICE, flags, Mode::empty()).map_err(|errno| {
+        let hint = if errno == Errno::ENOENT { " (is the module fuse loaded?)" } else { "" };
+        Failure::Unavailable(Error::syscall(format!("open {DEVICE}{hint}"), errno))
     })?;
     clear(point)?;
     let made = !point.exists();
@@ -81,10 +80,10 @@ pub fn on(point: &Path, remove: bool) -> Result<(OwnedFd, Mounted), Failure> {
             let _ = fs::remove_dir(&point);
         }
     })?;
-    Ok((device.into(), Mounted { point, remove: remove || made }))
+    Ok((device, Mounted { point, remove: remove || made }))
 }
 
-fn mount_on(point: &Path, device: &File) -> Result<(), Failure> {
+fn mount_on(point: &Path, device: &OwnedFd) -> Result<(), Failure> {
     let mut entries = fs::read_dir(point).map_err(|error| Error::file("read", point, error))?;
     if entries.next().is_some() {
         let why = format!(
