@@ -66,11 +66,7 @@ impl From<Error> for Failure {
 /// # Errors
 /// Something else is there, another agent's view among it; or there is no FUSE.
 pub fn on(point: &Path, remove: bool) -> Result<(OwnedFd, Mounted), Failure> {
-    let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC;
-    let device = open(DEVICE, flags, Mode::empty()).map_err(|errno| {
-        let hint = if errno == Errno::ENOENT { " (is the module fuse loaded?)" } else { "" };
-        Failure::Unavailable(Error::syscall(format!("open {DEVICE}{hint}"), errno))
-    })?;
+    let device = open_device().map_err(Failure::Unavailable)?;
     clear(point)?;
     let made = !point.exists();
     fs::create_dir_all(point).map_err(|error| Error::file("make the folder", point, error))?;
@@ -81,6 +77,21 @@ pub fn on(point: &Path, remove: bool) -> Result<(OwnedFd, Mounted), Failure> {
         }
     })?;
     Ok((device, Mounted { point, remove: remove || made }))
+}
+
+/// Whether this host has FUSE.
+///
+/// # Errors
+/// Its device cannot be opened.
+pub fn available() -> Result<()> {
+    open_device().map(drop)
+}
+
+fn open_device() -> Result<OwnedFd> {
+    open(DEVICE, OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).map_err(|errno| {
+        let hint = if errno == Errno::ENOENT { " (is the module fuse loaded?)" } else { "" };
+        Error::syscall(format!("open {DEVICE}{hint}"), errno)
+    })
 }
 
 fn mount_on(point: &Path, device: &OwnedFd) -> Result<(), Failure> {
