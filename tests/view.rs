@@ -240,6 +240,14 @@ fn other_groups() -> Result<()> {
     let errno = register_in(root, USAGE, &waiter, "1M")?;
     ensure!(errno == libc::EINVAL, "the root's usage: errno {errno}");
     ensure!(agent.status()?.registrations == 0, "nothing was registered");
+    // The socket takes real files only; to close the view's does not wait for
+    // itself.
+    for control in [EVENT_CONTROL, USAGE] {
+        let file = File::open(folder.join(control))?;
+        let line = format!("{} {} 1M", waiter.0.as_raw_fd(), file.as_raw_fd());
+        let errno = crate::client::agent_errno(line.as_bytes())?;
+        ensure!(errno == libc::EINVAL, "{control} at the socket: errno {errno}");
+    }
     // The very same file, by its real name.
     let file = File::open(parent.usage_file())?;
     let line = format!("{} {} 1M", waiter.0.as_raw_fd(), file.as_raw_fd());
