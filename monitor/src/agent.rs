@@ -131,7 +131,7 @@ pub async fn run(
     let (programs, ring) = Programs::start(&Facts::gather(v1)?, options.sizes)?;
     let groups = hierarchy.call_roll()?;
     let host = Box::new(Files::new(&hierarchy)?);
-    let watcher = Rc::new(RefCell::new(Watcher::new(programs, host, options.limits)));
+    let watcher = Rc::new(RefCell::new(Watcher::new(programs, host, options.limits)?));
 
     let door = Rc::new(Listener::bind(&options.socket, &options.access)?);
     let operator = Rc::new(Listener::bind(&options.control_socket, &options.access)?);

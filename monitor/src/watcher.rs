@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 use crate::{
     cgroup::host::Host,
     error::Result,
-    eventfd::EventFd,
+    eventfd::{EventFd, Signaller},
     registry::Registry,
     source::{FileId, GroupId, Source},
 };
@@ -36,8 +36,8 @@ pub use register::Request;
 pub struct Counts {
     /// Signals given, each an increment of an eventfd.
     pub signals: u64,
-    /// Signals that a full eventfd could not take.
-    pub saturated: u64,
+    /// Signals that could not be given.
+    pub unsignalled: u64,
     /// Times that all watched groups were read again after a loss.
     pub resyncs: u64,
 }
@@ -69,6 +69,7 @@ pub struct Watcher<S> {
     limits: Limits,
     /// Until when thresholds rest, and on which slot.
     rests: BTreeSet<(u64, u32)>,
+    signaller: Signaller,
     eventfds: HashMap<FileId, EventFd>,
     followers: HashMap<FileId, Vec<Follower>>,
     /// Groups that moved too fast for one turn.
@@ -92,14 +93,18 @@ impl<S: std::fmt::Debug> std::fmt::Debug for Watcher<S> {
 
 impl<S: Source> Watcher<S> {
     /// Nothing registered yet.
-    pub fn new(source: S, host: Box<dyn Host>, limits: Limits) -> Self {
+    ///
+    /// # Errors
+    /// As [`Signaller::new`].
+    pub fn new(source: S, host: Box<dyn Host>, limits: Limits) -> Result<Self> {
         let skipped = source.skipped();
-        Self {
+        Ok(Self {
             source,
             host,
             registry: Registry::default(),
             limits,
             rests: BTreeSet::new(),
+            signaller: Signaller::new()?,
             eventfds: HashMap::new(),
             followers: HashMap::new(),
             due: VecDeque::new(),
@@ -108,7 +113,7 @@ impl<S: Source> Watcher<S> {
             counts: Counts::default(),
             skipped,
             lost: 0,
-        }
+        })
     }
 
     /// The kernel side.

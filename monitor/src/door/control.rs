@@ -100,8 +100,8 @@ pub struct Status {
     pub registrations: u64,
     /// Signals given so far.
     pub signals: u64,
-    /// Signals that a full eventfd could not take.
-    pub saturated: u64,
+    /// Signals that could not be given.
+    pub unsignalled: u64,
     /// Times that everything watched was read again after a loss.
     pub resyncs: u64,
     /// Calls that the kernel kept from a program (`recursion_misses`).
@@ -238,7 +238,7 @@ fn status(watcher: &Shared) -> Status {
     Status {
         registrations: watcher.registry().len(),
         signals: counts.signals,
-        saturated: counts.saturated,
+        unsignalled: counts.unsignalled,
         resyncs: counts.resyncs,
         skipped: source.skipped(),
         losses: source.tallies(),

@@ -102,7 +102,8 @@ fn emptiness_is_told_to_the_group_only() {
 fn the_root_and_working_sets_are_sampled() {
     let host = Rc::new(FakeHost::default());
     let mut watcher =
-        Watcher::new(FakeKernel::new(), Box::new(Rc::clone(&host)), Limits { quota: 5, rest: 0 });
+        Watcher::new(FakeKernel::new(), Box::new(Rc::clone(&host)), Limits { quota: 5, rest: 0 })
+            .expect("AIO");
     assert!(!watcher.samples());
     let (root, set) = (client(), client());
     assert_eq!(wait_for(&mut watcher, 2, USAGE, "50%", &root), Ok(()));
@@ -166,7 +167,7 @@ fn what_the_kernel_cannot_tell_is_refused() {
 fn a_storm_is_told_by_its_end() {
     let host = Rc::new(FakeHost::default());
     let limits = Limits { quota: 5, rest: 100 };
-    let mut watcher = Watcher::new(FakeKernel::new(), Box::new(Rc::clone(&host)), limits);
+    let mut watcher = Watcher::new(FakeKernel::new(), Box::new(Rc::clone(&host)), limits).expect("AIO");
     let client = client();
     assert_eq!(wait_for(&mut watcher, 0, USAGE, "10", &client), Ok(()));
     for usage in [12, 3, 12, 3, 12, 3, 12] {
