@@ -290,7 +290,7 @@ fn open_modes() -> Result<()> {
     let (event, control) =
         (nix::unistd::dup(&waiter.0)?, nix::unistd::dup(&File::open(folder.join(USAGE))?)?);
     let script = format!(
-        "echo '{} {} 2M' > {EVENT_CONTROL}; cat {USAGE}; read line < {USAGE}; echo $line",
+        "echo '{} {} 2M' > {EVENT_CONTROL}; head -n 1 {USAGE}; read line < {USAGE}; echo $line",
         event.as_raw_fd(),
         control.as_raw_fd()
     );

@@ -39,12 +39,6 @@ const TTL: Duration = Duration::ZERO;
 /// refused by its first part.
 const LARGEST_WRITE: u32 = 1 << 20;
 
-/// What a file's size is said to be where it is looked up to be opened; `stat`
-/// says 0, as in the kernel. From 6.5 on, `sendfile` and `splice` stop at the
-/// size that was said last (`filemap_splice_read`), and `cat` may be one of them.
-/// Longer than any text; a read that ends earlier corrects it.
-const SIZE_TO_OPEN: u64 = 1 << 20;
-
 /// Bytes of text kept for readers in small pieces.
 const SNAPSHOTS: usize = 8 << 20;
 
@@ -171,13 +165,7 @@ impl Filesystem for View {
             Some(_) => Err(Code::ENOTDIR),
         });
         match found {
-            Ok(found) => {
-                let mut attr = file_attr(&found, self.root());
-                if found.node.file.is_some_and(V1File::readable) {
-                    attr.size = SIZE_TO_OPEN;
-                }
-                reply.entry(&TTL, &attr, Generation(0));
-            }
+            Ok(found) => reply.entry(&TTL, &file_attr(&found, self.root()), Generation(0)),
             Err(code) => reply.error(errno(code)),
         }
     }
