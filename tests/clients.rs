@@ -18,9 +18,6 @@ const MIB: u64 = 1 << 20;
 /// Where the agent shows groups as v1 did.
 const VIEW: &str = "/run/memcg-monitor/cgroup";
 
-/// Whether there is such a view yet.
-const HAS_VIEW: bool = true;
-
 /// What `cgroup_event_listener` says last.
 const REMOVED: &str = "The cgroup seems to have removed.";
 
@@ -77,7 +74,7 @@ pub(crate) fn tests() -> Vec<Test> {
             run: || cgroups_rs(Side::View),
         },
     ];
-    let mut tests = on_both(kernel, view);
+    let mut tests = [&kernel[..], &view].concat();
     tests.push(Test {
         name: "clients_library",
         what: "our library's registrations are signalled, told the cause, and end with the group",
@@ -87,9 +84,39 @@ pub(crate) fn tests() -> Vec<Test> {
     tests
 }
 
-/// The tests on the kernel's files, and those on the view once there is one.
-pub(crate) fn on_both<const N: usize>(kernel: [Test; N], view: [Test; N]) -> Vec<Test> {
-    kernel.into_iter().chain(view.into_iter().filter(|_| HAS_VIEW)).collect()
+/// What can be registered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Notice {
+    Usage,
+    Memsw,
+    Oom,
+    Pressure,
+}
+
+impl Notice {
+    pub(crate) const ALL: &[Self] = &[Self::Usage, Self::Memsw, Self::Oom, Self::Pressure];
+
+    pub(crate) fn file(self) -> &'static str {
+        match self {
+            Self::Usage => "memory.usage_in_bytes",
+            Self::Memsw => "memory.memsw.usage_in_bytes",
+            Self::Oom => "memory.oom_control",
+            Self::Pressure => "memory.pressure_level",
+        }
+    }
+
+    pub(crate) fn argument(self) -> &'static str {
+        match self {
+            Self::Usage | Self::Memsw => "20M",
+            Self::Oom => "",
+            Self::Pressure => "critical",
+        }
+    }
+
+    /// Signalled by what `up_and_down` does; the others by `out_of_memory`.
+    pub(crate) fn is_threshold(self) -> bool {
+        matches!(self, Self::Usage | Self::Memsw)
+    }
 }
 
 /// Whose files a client is given.
@@ -124,9 +151,9 @@ impl Place {
 
     /// Once nothing else runs, this many are registered, by the agent's word;
     /// the kernel gives none.
-    fn registered(&self, count: u64) -> Result<()> {
+    fn registered(&self, count: usize) -> Result<()> {
         let Some(agent) = &self.agent else { return Ok(()) };
-        until("the agent holds what clients hold", || Ok(agent.status()?.registrations == count))
+        until("the agent holds what clients hold", || Ok(agent.status()?.registrations == count as u64))
     }
 
     /// Has a process hit the group's limit and be killed for it.
@@ -144,64 +171,74 @@ impl Place {
 
 /// Grows past 20 MiB and shrinks below; each program says a line more with this
 /// text, both times.
-pub(crate) fn up_and_down(group: &Group, programs: &mut [(&mut Program, &str)]) -> Result<()> {
+pub(crate) fn up_and_down<'a>(
+    group: &Group,
+    text: &str,
+    programs: impl IntoIterator<Item = &'a mut Program>,
+) -> Result<()> {
+    let mut programs: Vec<_> = programs.into_iter().collect();
     let mut worker = Worker::start(group)?;
     for up in [true, false] {
-        let mut before = Vec::new();
-        for (program, text) in &mut *programs {
-            before.push(program.count(text)?);
-        }
+        let before = programs.iter_mut().map(|program| program.count(text)).collect::<Result<Vec<_>>>()?;
         if up {
             worker.grow(Kind::Anonymous, 30 * MIB)?;
         } else {
             worker.shrink(Kind::Anonymous)?;
         }
-        for ((program, text), before) in programs.iter_mut().zip(before) {
+        for (program, before) in programs.iter_mut().zip(before) {
             program.says_more(text, before)?;
         }
     }
     worker.end()
 }
 
+/// One program for each notice hears what is its own, and nothing else.
+pub(crate) fn each_its_own(place: &Place, text: &str, programs: &mut [(Notice, Program)]) -> Result<()> {
+    let thresholds = programs.iter_mut().filter(|(notice, _)| notice.is_threshold());
+    up_and_down(&place.group, text, thresholds.map(|(_, program)| program))?;
+    let mut others: Vec<_> = programs.iter_mut().filter(|(notice, _)| !notice.is_threshold()).collect();
+    for (notice, program) in &mut others {
+        ensure!(program.count(text)? == 0, "{notice:?}, although there is no limit");
+    }
+    place.out_of_memory()?;
+    others.iter_mut().try_for_each(|(_, program)| program.says(text))
+}
+
 fn listener(side: Side) -> Result<()> {
     let place = Place::new(side, "listener")?;
-    let start = |file: &str, args: &str| -> Result<Program> {
-        let program = Program::start(&["/bin/clients/cgroup_event_listener", &place.file(file), args])?;
+    let mut programs = Vec::new();
+    for &notice in Notice::ALL {
+        let words = ["/bin/clients/cgroup_event_listener", &place.file(notice.file()), notice.argument()];
+        let program = Program::start(&words)?;
         program.reads_eventfd()?;
-        Ok(program)
-    };
-    let mut usage = start("memory.usage_in_bytes", "20M")?;
-    let mut memsw = start("memory.memsw.usage_in_bytes", "20M")?;
-    let mut oom = start("memory.oom_control", "")?;
-    let mut pressure = start("memory.pressure_level", "critical")?;
-    place.registered(4)?;
-
-    up_and_down(&place.group, &mut [(&mut usage, ": crossed"), (&mut memsw, ": crossed")])?;
-    ensure!(oom.count("")? == 0, "an OOM, although there is no limit");
-    ensure!(pressure.count("")? == 0, "pressure, although there is no limit");
-    place.out_of_memory()?;
-    // Its dirname() cuts the path short, so it names the group, not the file.
-    oom.says("listener : crossed")?;
-    pressure.says("listener critical: crossed")?;
-
+        programs.push((notice, program));
+    }
+    place.registered(programs.len())?;
+    each_its_own(&place, ": crossed", &mut programs)?;
     place.group.remove()?;
-    for program in [usage, memsw, oom, pressure] {
+    for (notice, program) in programs {
         let (code, last) = program.end()?;
-        ensure!(code == 0 && last == REMOVED, "exit code {code} after {last:?}");
+        ensure!(code == 0 && last == REMOVED, "{notice:?}: exit code {code} after {last:?}");
     }
     place.registered(0)
 }
 
 fn containerd(side: Side) -> Result<()> {
     let place = Place::new(side, "containerd")?;
-    let threshold = (20 * MIB).to_string();
-    let words = ["/bin/clients/containerd", &place.directory, &threshold, &threshold, "critical"];
+    let mut words = vec!["/bin/clients/containerd", &place.directory];
+    words.extend(Notice::ALL.iter().map(|notice| match notice {
+        Notice::Usage => "usage:20971520",
+        Notice::Memsw => "memsw:20971520",
+        Notice::Oom => "oom",
+        Notice::Pressure => "pressure:critical",
+    }));
     let mut program = Program::start(&words)?;
     program.says("registered")?;
-    place.registered(4)?;
-    // One program says both; each kind gets a round of its own.
-    up_and_down(&place.group, &mut [(&mut program, "usage ")])?;
-    up_and_down(&place.group, &mut [(&mut program, "memsw ")])?;
+    place.registered(Notice::ALL.len())?;
+    // One program says all; each kind gets a round of its own.
+    for text in ["usage ", "memsw "] {
+        up_and_down(&place.group, text, [&mut program])?;
+    }
     ensure!(program.count("oom")? == 0, "an OOM, although there is no limit");
     place.out_of_memory()?;
     program.says("oom 1")?;
@@ -209,9 +246,9 @@ fn containerd(side: Side) -> Result<()> {
 
     place.group.remove()?;
     // One more for each registration, and the directory is gone by then.
-    program.says("oom gone 1")?;
-    for kind in ["usage", "memsw", "pressure"] {
-        program.says(&format!("{kind} gone "))?;
+    for word in &words[2..] {
+        let kind = word.split(':').next().unwrap_or_default();
+        program.says(&format!("{kind} gone {}", if kind == "oom" { "1" } else { "" }))?;
     }
     let (code, last) = program.end()?;
     ensure!(code == 0, "exit code {code} after {last:?}");
@@ -224,7 +261,7 @@ fn kubelet(side: Side) -> Result<()> {
     let mut program = Program::start(&["/bin/clients/kubelet", &place.directory, &(20 * MIB).to_string()])?;
     program.says("registered")?;
     program.polls_eventfd()?;
-    up_and_down(&place.group, &mut [(&mut program, "event")])?;
+    up_and_down(&place.group, "event", [&mut program])?;
 
     let heard = program.count("event")?;
     for round in 1..=ROUNDS {
@@ -235,7 +272,7 @@ fn kubelet(side: Side) -> Result<()> {
     place.registered(1)?;
     ensure!(program.count("event")? == heard, "a registration was signalled for being one");
     ensure!(program.count("warning")? == 0, "the notifier complained");
-    up_and_down(&place.group, &mut [(&mut program, "event")])?;
+    up_and_down(&place.group, "event", [&mut program])?;
 
     let heard = program.count("event")?;
     place.group.remove()?;

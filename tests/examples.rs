@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 
 use crate::agent::Agent;
-use crate::clients::{Place, Side, on_both, up_and_down};
+use crate::clients::{Notice, Place, Side, each_its_own, up_and_down};
 use crate::group::Group;
 use crate::program::Program;
 use crate::runner::{On, Test};
@@ -55,7 +55,7 @@ pub(crate) fn tests() -> Vec<Test> {
             run: || files(Side::View, PYTHON),
         },
     ];
-    let mut tests = on_both(kernel, view);
+    let mut tests = [&kernel[..], &view].concat();
     tests.extend([
         Test {
             name: "examples_socket_c",
@@ -98,16 +98,16 @@ fn files(side: Side, program: &[&str]) -> Result<()> {
     fails(program, &[&usage_file, "much"], "is the argument one that this control file takes?")?;
     fails(program, &[&place.file("no.such.file")], "is there such a group, and does the agent run?")?;
 
-    let mut usage = start(program, &[&usage_file, "20M"])?;
-    let mut memsw = start(program, &[&place.file("memory.memsw.usage_in_bytes"), "20M"])?;
-    let mut oom = start(program, &[&place.file("memory.oom_control")])?;
-    let mut pressure = start(program, &[&place.file("memory.pressure_level"), "low,hierarchy"])?;
-    up_and_down(&place.group, &mut [(&mut usage, "signals: "), (&mut memsw, "signals: ")])?;
-    place.out_of_memory()?;
-    oom.says("signals: 1")?;
-    pressure.says("signals: ")?;
+    let mut programs = Vec::new();
+    for &notice in Notice::ALL {
+        let file = place.file(notice.file());
+        let arguments = [file.as_str(), notice.argument()];
+        let some = if notice.argument().is_empty() { 1 } else { 2 };
+        programs.push((notice, start(program, &arguments[..some])?));
+    }
+    each_its_own(&place, "signals: ", &mut programs)?;
     place.group.remove()?;
-    [usage, memsw, oom, pressure].into_iter().try_for_each(removed)
+    programs.into_iter().try_for_each(|(_, program)| removed(program))
 }
 
 fn socket(program: &[&str]) -> Result<()> {
@@ -118,7 +118,7 @@ fn socket(program: &[&str]) -> Result<()> {
     let _agent = Agent::start(&[])?;
     fails(program, &[file, "much"], "EINVAL")?;
     let mut usage = start(program, &[file, "20M"])?;
-    up_and_down(&group, &mut [(&mut usage, "signals: ")])?;
+    up_and_down(&group, "signals: ", [&mut usage])?;
     group.remove()?;
     removed(usage)
 }

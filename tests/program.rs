@@ -71,10 +71,10 @@ impl Program {
             let left = deadline.saturating_duration_since(Instant::now());
             ensure!(
                 !left.is_zero() && !self.ended,
-                "{} said no more than {before} times {text:?}, but {:?}; the agent: {}",
+                "{} said no more than {before} times {text:?}, but {:?}; {}",
                 self.words,
                 self.lines,
-                Agent::log()
+                last_of_agent()
             );
             let mut screen = [PollFd::new(self.screen.as_fd(), PollFlags::POLLIN)];
             poll(&mut screen, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX))
@@ -127,7 +127,7 @@ impl Program {
             status = self.child.try_wait().context("cannot wait for it")?;
             Ok(status.is_some())
         })
-        .with_context(|| format!("{} said {:?}; the agent: {}", self.words, self.lines, Agent::log()))?;
+        .with_context(|| format!("{} said {:?}; {}", self.words, self.lines, last_of_agent()))?;
         self.read()?;
         let code = status.and_then(|status| status.code());
         let code = code.with_context(|| format!("{} ended by {status:?}", self.words))?;
@@ -159,6 +159,13 @@ impl Drop for Program {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The agent's last words, if it runs.
+fn last_of_agent() -> String {
+    let log = Agent::log();
+    let lines: Vec<_> = log.lines().rev().take(3).collect();
+    format!("the agent's last words, latest first: {lines:?}")
 }
 
 fn is_link(path: &str, to: &str) -> bool {

@@ -283,7 +283,7 @@ fn pack_python(packed: &mut Vec<Packed>) -> Result<()> {
         for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
             if path.is_dir() {
                 open.push(path);
-            } else if path.is_file() && path.extension().is_some_and(|extension| extension == "py") {
+            } else if path.is_file() {
                 let inner = path.strip_prefix(&unpacked).context("it is below")?;
                 add(inner.display().to_string(), path.clone());
             }

@@ -1,7 +1,8 @@
 // Registers what containerd/cgroups can register on one group, and says each
-// signal: `containerd DIRECTORY USAGE MEMSW LEVEL`. Events are taken as
-// containerd takes them: one epoll, one read, then a look whether the group is
-// gone. Ends once every registration has heard of the removal.
+// signal: `containerd DIRECTORY usage:BYTES memsw:BYTES pressure:LEVEL oom`, or
+// some of them. Events are taken as containerd takes them: one epoll, one read,
+// then a look whether the group is gone. Ends once every registration has heard
+// of the removal.
 package main
 
 import (
@@ -10,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/containerd/cgroups"
 	"golang.org/x/sys/unix"
@@ -23,44 +25,25 @@ func main() {
 }
 
 func run(args []string) error {
-	if len(args) != 4 {
-		return fmt.Errorf("usage: containerd DIRECTORY USAGE MEMSW LEVEL")
-	}
-	usage, err := strconv.ParseUint(args[1], 10, 64)
-	if err != nil {
-		return err
-	}
-	memsw, err := strconv.ParseUint(args[2], 10, 64)
-	if err != nil {
-		return err
+	if len(args) < 2 {
+		return fmt.Errorf("usage: containerd DIRECTORY KIND[:ARGUMENT]...")
 	}
 	group, err := load(args[0])
 	if err != nil {
 		return err
-	}
-	level := cgroups.MemoryPressureLevel(args[3])
-	memory := func(event cgroups.MemoryEvent) func() (uintptr, error) {
-		return func() (uintptr, error) { return group.RegisterMemoryEvent(event) }
 	}
 	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return err
 	}
 	names := map[int32]string{}
-	for _, kind := range []struct {
-		name     string
-		register func() (uintptr, error)
-	}{
-		{"usage", memory(cgroups.MemoryThresholdEvent(usage, false))},
-		{"memsw", memory(cgroups.MemoryThresholdEvent(memsw, true))},
-		{"pressure", memory(cgroups.MemoryPressureEvent(level, cgroups.DefaultMode))},
-		{"oom", group.OOMEventFD},
-	} {
-		fd, err := kind.register()
+	for _, word := range args[1:] {
+		kind, argument, _ := strings.Cut(word, ":")
+		fd, err := register(group, kind, argument)
 		if err != nil {
-			return fmt.Errorf("%s: %w", kind.name, err)
+			return fmt.Errorf("%s: %w", kind, err)
 		}
-		names[int32(fd)] = kind.name
+		names[int32(fd)] = kind
 		event := unix.EpollEvent{Fd: int32(fd), Events: unix.EPOLLIN | unix.EPOLLHUP}
 		if err := unix.EpollCtl(epoll, unix.EPOLL_CTL_ADD, int(fd), &event); err != nil {
 			return err
@@ -68,6 +51,23 @@ func run(args []string) error {
 	}
 	fmt.Println("registered")
 	return hear(group, epoll, names)
+}
+
+func register(group cgroups.Cgroup, kind, argument string) (uintptr, error) {
+	switch kind {
+	case "usage", "memsw":
+		threshold, err := strconv.ParseUint(argument, 10, 64)
+		if err != nil {
+			return 0, err
+		}
+		return group.RegisterMemoryEvent(cgroups.MemoryThresholdEvent(threshold, kind == "memsw"))
+	case "pressure":
+		level := cgroups.MemoryPressureLevel(argument)
+		return group.RegisterMemoryEvent(cgroups.MemoryPressureEvent(level, cgroups.DefaultMode))
+	case "oom":
+		return group.OOMEventFD()
+	}
+	return 0, fmt.Errorf("no such kind")
 }
 
 // The library looks for ROOT/memory/GROUP; a link makes any directory that.
