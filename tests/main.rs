@@ -9,6 +9,7 @@ mod cli;
 mod client;
 mod clients;
 mod conformance;
+mod crowd;
 mod demo;
 mod examples;
 mod group;

@@ -11,6 +11,7 @@ pub(crate) fn all() -> Vec<Test> {
     tests.extend(crate::threshold::tests());
     tests.extend(crate::lifetime::tests());
     tests.extend(crate::hostile::tests());
+    tests.extend(crate::crowd::tests());
     tests.extend(crate::view::tests());
     tests.extend(crate::loss::tests());
     tests.extend(crate::cli::tests());
