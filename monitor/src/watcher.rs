@@ -121,6 +121,11 @@ impl<S: Source> Watcher<S> {
         &self.source
     }
 
+    /// The host's own numbers.
+    pub fn host(&self) -> &dyn Host {
+        self.host.as_ref()
+    }
+
     /// Notified when a sweep or another look has become due otherwise than by a
     /// doorbell.
     pub fn work(&self) -> Rc<Notify> {

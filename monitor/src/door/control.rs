@@ -74,8 +74,27 @@ pub struct GroupRow {
     pub usage: u64,
     /// Most bytes charged at once.
     pub peak: u64,
+    /// OOMs by its limit, processes and groups killed, by the kernel's counts; for
+    /// groups on which somebody waits for OOM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oom: Option<OomRow>,
     /// What is waited for here.
     pub registrations: Vec<RegistrationRow>,
+}
+
+/// What became of a group for lack of memory. Counts that this kernel does not keep
+/// are left out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OomRow {
+    /// Charges that found no memory within the group's own limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oom: Option<u64>,
+    /// Processes killed, in the group and below (v1: in the group).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oom_kill: Option<u64>,
+    /// Groups killed as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oom_group_kill: Option<u64>,
 }
 
 /// Registrations for the same on one group.
@@ -202,7 +221,11 @@ fn list(watcher: &Shared, hierarchy: &Hierarchy) -> Vec<GroupRow> {
         let peak = slot.peak.load(Ordering::Relaxed).max(usage);
         let registrations = group.map(registrations).unwrap_or_default();
         let cgroup = paths.get(&id).cloned().unwrap_or_else(|| format!("#{id}"));
-        rows.push(GroupRow { cgroup, id, usage: usage * page, peak: peak * page, registrations });
+        let oom = group.filter(|group| !group.oom().is_empty()).map(|_| {
+            let counts = watcher.host().oom_counts(id);
+            OomRow { oom: counts.oom, oom_kill: counts.oom_kill, oom_group_kill: counts.oom_group_kill }
+        });
+        rows.push(GroupRow { cgroup, id, usage: usage * page, peak: peak * page, oom, registrations });
     }
     rows.sort_by(|a, b| a.cgroup.cmp(&b.cgroup));
     rows

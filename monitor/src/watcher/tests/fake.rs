@@ -18,7 +18,7 @@ use monitor_common::{
 
 use crate::{
     Error,
-    cgroup::host::Host,
+    cgroup::host::{Host, OomCounts},
     error::Result,
     kernel::Offers,
     source::{FileId, GroupId, Located, Source},
@@ -212,5 +212,9 @@ impl Host for Rc<FakeHost> {
 
     fn inactive_file(&self, _: u64) -> Result<Option<u64>> {
         Ok(Some(self.inactive.get()))
+    }
+
+    fn oom_counts(&self, _: u64) -> OomCounts {
+        OomCounts::default()
     }
 }
