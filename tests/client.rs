@@ -8,7 +8,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use memcg_monitor::Error;
+use memcg_monitor::cgroup::Version;
 use memcg_monitor::client::{self, SOCKET};
+use monitor_common::control::ControlFile;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -51,6 +53,22 @@ impl Waiter {
         Ok(())
     }
 
+    /// Registered with the agent on a control file of `group`; where the hierarchy
+    /// has no such file, on the directory.
+    pub(crate) fn at(group: &Group, file: ControlFile, args: &str) -> Result<Self> {
+        let waiter = Self::new()?;
+        waiter.register_at(group, file, args)?;
+        Ok(waiter)
+    }
+
+    /// One more such registration.
+    pub(crate) fn register_at(&self, group: &Group, file: ControlFile, args: &str) -> Result<()> {
+        let (control, args) = open_control(group, file, args)?;
+        let line = format!("{} {} {args}", self.0.as_raw_fd(), control.as_raw_fd());
+        ask_agent(line.as_bytes()).with_context(|| format!("the agent refused {line:?}"))?;
+        Ok(())
+    }
+
     /// Signals since the last look.
     pub(crate) fn take(&self) -> Result<u64> {
         match self.0.read() {
@@ -67,6 +85,19 @@ impl Waiter {
         anyhow::ensure!(ready == 1, "no signal");
         self.take()
     }
+}
+
+/// The control file, or the directory that stands for it, and the args for that.
+pub(crate) fn open_control(group: &Group, file: ControlFile, args: &str) -> Result<(File, String)> {
+    let name = match (group.version, file) {
+        (_, ControlFile::Procs) | (Version::V1, _) => file.name(),
+        (Version::V2, ControlFile::Usage) => "memory.current",
+        _ => "",
+    };
+    let path = if group.path.join(name).is_file() { group.path.join(name) } else { group.path.clone() };
+    let control = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    let args = if path == group.path { format!("{} {args}", file.name()) } else { args.to_owned() };
+    Ok((control, args))
 }
 
 /// Sends one line to the agent, numbers only.

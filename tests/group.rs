@@ -27,6 +27,12 @@ impl Group {
         Self::make(self.path.join(name), self.version)
     }
 
+    /// The root itself; it stays.
+    pub(crate) fn root() -> Result<Self> {
+        let hierarchy = Hierarchy::find(None)?;
+        Ok(Self { path: hierarchy.root, version: hierarchy.version })
+    }
+
     fn make(path: PathBuf, version: Version) -> Result<Self> {
         fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
         Ok(Self { path, version })
@@ -59,6 +65,24 @@ impl Group {
         }))
     }
 
+    /// Sets its limit, in bytes.
+    pub(crate) fn set_limit(&self, bytes: u64) -> Result<()> {
+        let file = match self.version {
+            Version::V1 => "memory.limit_in_bytes",
+            Version::V2 => "memory.max",
+        };
+        self.write(file, &bytes.to_string())
+    }
+
+    /// A number of one of its files of names and numbers.
+    pub(crate) fn field(&self, file: &str, name: &str) -> Result<u64> {
+        let path = self.path.join(file);
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        let value = value.with_context(|| format!("{} has no {name}", path.display()))?;
+        value.trim().parse().with_context(|| format!("{} says {text:?}", path.display()))
+    }
+
     pub(crate) fn write(&self, file: &str, text: &str) -> Result<()> {
         let path = self.path.join(file);
         fs::write(&path, text).with_context(|| format!("cannot write {text:?} to {}", path.display()))
@@ -83,6 +107,36 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         let _ = fs::remove_dir(&self.path);
+    }
+}
+
+/// A group with a child, a sibling and a parent. Children go first.
+#[derive(Debug)]
+pub(crate) struct Family {
+    pub(crate) child: Group,
+    pub(crate) group: Group,
+    pub(crate) sibling: Group,
+    pub(crate) parent: Group,
+    pub(crate) root: Group,
+}
+
+impl Family {
+    pub(crate) fn new(name: &str) -> Result<Self> {
+        let parent = Group::new(name)?;
+        let sibling = parent.child("sibling")?;
+        let group = parent.child("group")?;
+        Ok(Self { child: group.child("child")?, group, sibling, parent, root: Group::root()? })
+    }
+
+    /// All, each with what it is to the group.
+    pub(crate) fn all(&self) -> [(&'static str, &Group); 5] {
+        [
+            ("group", &self.group),
+            ("child", &self.child),
+            ("parent", &self.parent),
+            ("sibling", &self.sibling),
+            ("root", &self.root),
+        ]
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod agent;
 mod bench;
+mod block;
 mod child;
 mod cli;
 mod client;
@@ -11,6 +12,7 @@ mod clients;
 mod conformance;
 mod crowd;
 mod demo;
+mod event;
 mod examples;
 mod group;
 mod hostile;

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd as _, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -11,6 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork};
 
+use crate::block::DISK;
 use crate::group::Group;
 
 /// What memory is charged.
@@ -33,6 +34,8 @@ const GROW: u8 = 0x10;
 const SHRINK: u8 = 0x20;
 const END: u8 = 0x30;
 const SPIKE: u8 = 0x40;
+const READ: u8 = 0x50;
+const MAP: u8 = 0x60;
 
 /// The process.
 #[derive(Debug)]
@@ -82,6 +85,31 @@ impl Worker {
     /// As `grow`, `shrink` and `spike`, but does not wait.
     pub(crate) fn begin_spike(&mut self, kind: Kind, bytes: u64, times: u8) -> Result<()> {
         self.begin(SPIKE | kind as u8, bytes << 8 | u64::from(times))
+    }
+
+    /// As `grow`, but does not wait.
+    pub(crate) fn begin_grow(&mut self, kind: Kind, bytes: u64) -> Result<()> {
+        self.begin(GROW | kind as u8, bytes)
+    }
+
+    /// Charges until the OOM killer ends it.
+    pub(crate) fn grow_to_death(&mut self, bytes: u64) -> Result<()> {
+        ensure!(self.grow(Kind::Anonymous, bytes).is_err(), "it outlived {bytes} bytes");
+        Ok(())
+    }
+
+    /// Reads this much of the disk, from its start.
+    pub(crate) fn read_disk(&mut self, bytes: u64) -> Result<()> {
+        self.order(READ, bytes)
+    }
+
+    /// Maps this much of the disk, and touches all of it so many times.
+    pub(crate) fn map_disk(&mut self, bytes: u64, times: u8) -> Result<()> {
+        self.order(MAP, bytes << 8 | u64::from(times))
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        self.pid
     }
 
     /// Waits for what was begun.
@@ -144,6 +172,9 @@ fn serve(mut pipe: UnixStream) -> Result<()> {
                 Ok(())
             }
             SPIKE => (0..bytes & 0xff).try_for_each(|_| charge(kind, bytes >> 8).map(drop)),
+            READ => read_disk(bytes),
+            MAP => Pages::of_disk(usize::try_from(bytes >> 8)?)
+                .map(|pages| (0..bytes & 0xff).for_each(|_| pages.read())),
             _ => return Ok(()),
         };
         pipe.write_all(&[u8::from(done.is_err())])?;
@@ -193,7 +224,14 @@ fn charge(kind: usize, bytes: u64) -> Result<Held> {
     }
 }
 
-/// Anonymous pages, each touched.
+fn read_disk(bytes: u64) -> Result<()> {
+    let mut file = File::open(DISK)?.take(bytes);
+    let mut block = vec![0; 1 << 20];
+    while file.read(&mut block)? > 0 {}
+    Ok(())
+}
+
+/// A mapping: of anonymous pages, each touched, or of the disk.
 struct Pages {
     base: *mut libc::c_void,
     bytes: usize,
@@ -224,6 +262,26 @@ impl Pages {
             unsafe { byte.write_volatile(1) };
         }
         Ok(pages)
+    }
+}
+
+impl Pages {
+    fn of_disk(bytes: usize) -> Result<Self> {
+        let file = File::open(DISK)?;
+        let (protection, flags) = (libc::PROT_READ, libc::MAP_SHARED);
+        // SAFETY: a fresh mapping at an address of the kernel's choice.
+        let base = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, file.as_raw_fd(), 0) };
+        ensure!(base != libc::MAP_FAILED, "mmap of {bytes} bytes failed");
+        Ok(Self { base, bytes })
+    }
+
+    fn read(&self) {
+        for at in (0..self.bytes).step_by(4096) {
+            // SAFETY: inside the mapping.
+            let byte = unsafe { self.base.cast::<u8>().add(at) };
+            // SAFETY: as above; volatile, so that the page is really read.
+            unsafe { byte.read_volatile() };
+        }
     }
 }
 
