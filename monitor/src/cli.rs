@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use memcg_monitor::client;
+use monitor_common::control::ControlFile;
 
 /// cgroup v1's memory notifications on stock cgroup v2 kernels.
 ///
@@ -116,8 +117,8 @@ pub struct Listen {
     /// pages, or N% of the lowest memory.max from the group up; then ,up or ,down
     /// for one direction, ,hysteresis=SIZE. memory.pressure_level: low, medium or
     /// critical, then ,default ,hierarchy or ,local. Else nothing
-    #[arg(allow_hyphen_values = true, default_value = "")]
-    pub args: String,
+    #[arg(allow_hyphen_values = true)]
+    pub args: Option<String>,
     /// End after N signals
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
@@ -155,6 +156,26 @@ pub struct Check {
     /// Mount point of the cgroup hierarchy [default: found in /proc/self/mountinfo]
     #[arg(long, value_name = "DIR")]
     pub cgroup_root: Option<PathBuf>,
+}
+
+impl Listen {
+    /// The arguments: none where the control file takes none. Ends the program where
+    /// it takes some.
+    pub fn args(&self) -> &str {
+        if let Some(args) = &self.args {
+            return args;
+        }
+        let name = self.control_file.file_name().unwrap_or_default();
+        match ControlFile::from_name(name.as_encoded_bytes()) {
+            Some(ControlFile::Oom | ControlFile::Procs) => "",
+            _ => Cli::command()
+                .error(
+                    ErrorKind::MissingRequiredArgument,
+                    "say what for: a threshold in bytes, or a level of pressure",
+                )
+                .exit(),
+        }
+    }
 }
 
 fn mode(text: &str) -> Result<u32, String> {

@@ -29,11 +29,11 @@ pub fn run(options: &Listen) -> Result<ExitCode> {
     let path = &options.control_file;
     let control = Target::open(path)?;
     let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("eventfd2 failed")?;
-    let args = control.args(&options.args);
+    let args = control.args(options.args());
     let line = format!("{} {} {args}", eventfd.as_raw_fd(), control.as_fd().as_raw_fd());
     // Sent along, so that it works from other pid namespaces, too.
     let descriptors = [eventfd.as_fd(), control.as_fd()];
-    let refused = || format!("cannot register {:?} on {}", options.args, path.display());
+    let refused = || format!("cannot register {:?} on {}", options.args(), path.display());
     let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
     match options.output {
         Output::Text => {
@@ -87,7 +87,7 @@ fn print_lines(
             return Ok(ExitCode::SUCCESS);
         }
         for _ in 0..signals {
-            writeln!(out, "{} {}: crossed", options.control_file.display(), options.args)?;
+            writeln!(out, "{} {}: crossed", options.control_file.display(), options.args())?;
             out.flush()?;
             printed += 1;
             if options.count == Some(printed) {
