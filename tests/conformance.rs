@@ -2,7 +2,10 @@
 //! v1), and both beside a trace of the counter. On cgroup v2 the trace is the
 //! only witness.
 
+mod book;
 pub(crate) mod errno;
+mod kinds;
+mod lifetime;
 mod rig;
 mod semantics;
 
@@ -38,6 +41,8 @@ pub(crate) fn tests() -> Vec<Test> {
         Test { name: "conformance_random", what: "a random schedule of all that", on: On::V1, run: random },
     ];
     tests.extend(semantics::tests());
+    tests.extend(kinds::tests());
+    tests.extend(lifetime::tests());
     tests.extend(errno::tests());
     tests
 }

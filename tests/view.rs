@@ -78,7 +78,7 @@ pub(crate) fn shown(directory: &Path) -> Result<PathBuf> {
 }
 
 /// A registration as the kernel's sample makes it: the errno, 0 for success.
-fn register_in(folder: &Path, control: &str, waiter: &Waiter, args: &str) -> Result<i32> {
+pub(crate) fn register_in(folder: &Path, control: &str, waiter: &Waiter, args: &str) -> Result<i32> {
     let path = folder.join(control);
     let control = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
     let line = format!("{} {} {args}\0", waiter.0.as_raw_fd(), control.as_raw_fd());

@@ -74,7 +74,7 @@ impl Both {
 }
 
 /// Makes the kernel look, and waits until we have.
-fn look(worker: &mut Worker, agent: &Agent) -> Result<()> {
+pub(crate) fn look(worker: &mut Worker, agent: &Agent) -> Result<()> {
     worker.spike(Kind::Anonymous, page(), 160)?;
     agent.settle()
 }

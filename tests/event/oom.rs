@@ -39,17 +39,20 @@ fn goes_down() -> Result<()> {
         Worker::start(&family.child)?.grow_to_death(64 * MIB)?;
         agent.settle()?;
         let counted = family.group.field("memory.events.local", "oom")?;
-        ensure!(counted == round, "the kernel counts {counted} in round {round}");
-        expect(&mut all, &["group", "child"], round)?;
+        // A task that dies may run into the limit once more.
+        ensure!(counted >= round, "the kernel counts {counted} in round {round}");
+        expect(&mut all, &["group", "child"], counted)?;
     }
+    let above = family.group.field("memory.events.local", "oom")?;
     // Of the child's own limit the group hears nothing.
     family.child.set_limit(8 * MIB)?;
     Worker::start(&family.child)?.grow_to_death(64 * MIB)?;
     agent.settle()?;
+    let own = family.child.field("memory.events.local", "oom")?;
     for heard in &mut all {
         heard.await_total(match heard.name.as_str() {
-            "child" => 4,
-            "group" => 3,
+            "child" => above + own,
+            "group" => above,
             _ => 0,
         })?;
     }
