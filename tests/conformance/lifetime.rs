@@ -84,7 +84,12 @@ fn removal_order() -> Result<()> {
             };
             Ok((joined(kernel)?, joined(ours)?))
         })?;
-        book.row(&format!("removal, {}: signals, then access of event_control", file.name()), &kernel, &ours, None);
+        book.row(
+            &format!("removal, {}: signals, then access of event_control", file.name()),
+            &kernel,
+            &ours,
+            None,
+        );
         ensure!(both.ours.wait()? == 1, "at the socket");
     }
     ensure!(Path::new(POINT).is_dir(), "the view is gone");
@@ -196,8 +201,7 @@ fn read(eventfd: &OwnedFd) -> Result<u64> {
 
 /// A socket that holds a message that holds the eventfd.
 fn send(eventfd: &EventFd) -> Result<(OwnedFd, OwnedFd)> {
-    let (here, there) =
-        socketpair(AddressFamily::Unix, SockType::Datagram, None, SockFlag::SOCK_CLOEXEC)?;
+    let (here, there) = socketpair(AddressFamily::Unix, SockType::Datagram, None, SockFlag::SOCK_CLOEXEC)?;
     let fds = [eventfd.as_fd().as_raw_fd()];
     let rights = [ControlMessage::ScmRights(&fds)];
     sendmsg::<UnixAddr>(here.as_raw_fd(), &[IoSlice::new(b"x")], &rights, MsgFlags::empty(), None)?;

@@ -164,10 +164,10 @@ impl Scale {
         crossings
     }
 
-    /// Whether a threshold here is in percent of the limit.
+    /// How many thresholds here are in percent of the limit.
     #[must_use]
-    pub const fn follows_limit(&self) -> bool {
-        self.percents > 0
+    pub const fn percents(&self) -> usize {
+        self.percents
     }
 
     /// The quantity in pages at the last look.
