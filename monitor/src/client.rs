@@ -19,7 +19,7 @@ use nix::{
 
 use crate::{
     door::{
-        control::{Answer, Request},
+        control::{Answer, GroupRow, Request, Status},
         seqpacket::connect,
     },
     error::{Error, Result},
@@ -87,6 +87,28 @@ impl Control {
         let bytes = receive(&self.0, MsgFlags::empty())
             .map_err(|errno| Error::syscall("recvmsg from the agent", errno))?;
         answer_of(&bytes)
+    }
+
+    /// Every group, and the agent's own state. All that was crossed before this call
+    /// has been signalled when it returns.
+    ///
+    /// # Errors
+    /// The agent ended, or answered something else.
+    pub fn list(&self) -> Result<(Vec<GroupRow>, Status)> {
+        self.ask(&Request::List, &[])?;
+        let mut rows: Vec<GroupRow> = Vec::new();
+        loop {
+            match self.next()? {
+                // A group with many registrations comes in parts.
+                Some(Answer::Group(part)) => match rows.last_mut() {
+                    Some(row) if row.id == part.id => row.registrations.extend(part.registrations),
+                    _ => rows.push(part),
+                },
+                Some(Answer::Status(status)) => return Ok((rows, status)),
+                Some(other) => return Err(Error::Answer(format!("{other:?}"))),
+                None => return Err(Error::Host("the agent ended in the middle of the list".into())),
+            }
+        }
     }
 
     /// Makes [`Control::next`] fail with `EAGAIN` after this many milliseconds;

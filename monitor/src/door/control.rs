@@ -34,7 +34,8 @@ const BACKLOG: usize = 1024;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
-    /// All groups: one [`Answer::Group`] each, then [`Answer::Status`].
+    /// All groups: an [`Answer::Group`] each, or several where a packet would not
+    /// hold all of a group's registrations; then [`Answer::Status`].
     List,
     /// One registration line, as on the registration socket, with its two
     /// descriptors: [`Answer::Listening`], then an [`Answer::Event`] for each
@@ -80,6 +81,20 @@ pub struct GroupRow {
     pub oom: Option<OomRow>,
     /// What is waited for here.
     pub registrations: Vec<RegistrationRow>,
+}
+
+/// Registrations that one packet holds.
+const IN_A_PACKET: usize = 500;
+
+impl GroupRow {
+    /// The row in parts that fit a packet each.
+    fn parts(self) -> Vec<Self> {
+        if self.registrations.len() <= IN_A_PACKET {
+            return vec![self];
+        }
+        let rest = self.registrations.chunks(IN_A_PACKET);
+        rest.map(|registrations| Self { registrations: registrations.to_vec(), ..self.clone() }).collect()
+    }
 }
 
 /// What became of a group for lack of memory. Counts that this kernel does not keep
@@ -174,7 +189,9 @@ async fn converse(
             Err(error) => Err(Refusal::new(Errno::EINVAL, format!("not a request: {error}"))),
             Ok(Request::List) => {
                 for row in list(watcher, hierarchy) {
-                    answer(connection, &Answer::Group(row)).await?;
+                    for part in row.parts() {
+                        answer(connection, &Answer::Group(part)).await?;
+                    }
                 }
                 answer(connection, &Answer::Status(status(watcher))).await?;
                 Ok(())
