@@ -4,6 +4,7 @@
 
 mod book;
 pub(crate) mod errno;
+mod files;
 mod kinds;
 mod lifetime;
 mod rig;
@@ -44,6 +45,7 @@ pub(crate) fn tests() -> Vec<Test> {
     tests.extend(kinds::tests());
     tests.extend(lifetime::tests());
     tests.extend(errno::tests());
+    tests.extend(files::tests());
     tests
 }
 

@@ -36,14 +36,26 @@ impl Book {
         self.row(rule, &kernel.to_string(), &ours.to_string(), None);
     }
 
-    /// Counts that no two runs share: told is only whether there were any.
+    /// Counts that have to be equal, but are others in each run: told is only
+    /// whether there were any.
     pub(crate) fn equal(&mut self, rule: &str, (kernel, ours): (u64, u64)) {
-        let shown = |count: u64| if count == 0 { "none" } else { "all" };
+        let shown = |count: u64| if count == 0 { "none" } else { "some" };
         if kernel == ours {
             self.row(rule, shown(kernel), shown(ours), None);
         } else {
             self.counts(rule, (kernel, ours));
         }
+    }
+
+    /// The side of a threshold that was told last, which began below; how often is
+    /// by chance where the counter goes to and fro between the kernel's looks.
+    pub(crate) fn side(&mut self, rule: &str, (kernel, ours): (u64, u64), registrations: u64) {
+        let shown = |count: u64| match count {
+            0 => "nothing".to_owned(),
+            count if count % registrations != 0 => format!("{count} for {registrations}"),
+            count => if count / registrations % 2 == 1 { "above" } else { "below" }.to_owned(),
+        };
+        self.row(rule, &shown(kernel), &shown(ours), None);
     }
 
     pub(crate) fn close(self) -> Result<()> {

@@ -1,14 +1,8 @@
 //! Bad registrations, and odd ones that are good: the same errno from the
 //! kernel's `cgroup.event_control` and from us.
 //!
-//! Left out:
-//! - A control file of another group than event_control's (EINVAL): a socket
-//!   belongs to no group, so nothing can differ.
-//! - `memory.memsw.usage_in_bytes`, `memory.oom_control` and
-//!   `memory.pressure_level`, which we do not serve yet, and the root group's
-//!   usage, which our programs do not see.
-//! - A write of no bytes, which the kernel takes for nothing; on a socket it is
-//!   no packet to answer.
+//! Left out: a write of no bytes, which the kernel takes for nothing; on a socket
+//! it is no packet to answer.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{Read as _, Write as _};
@@ -20,9 +14,11 @@ use anyhow::{Context, Result, ensure};
 use memcg_monitor::cgroup::Version;
 use monitor_common::line::MAX_LINE;
 use monitor_common::threshold::{ACCEPTED, REFUSED};
+use nix::errno::Errno;
 use nix::sys::eventfd::EventFd;
 use nix::unistd::{ForkResult, Gid, Uid, fork, pipe};
 
+use super::book::Book;
 use crate::agent::Agent;
 use crate::client::{agent_errno, kernel_errno};
 use crate::group::Group;
@@ -130,12 +126,12 @@ fn table() -> Result<()> {
     }
     for (args, _) in ACCEPTED {
         let line = fixture.fill(&format!("{{e}} {{c}} {args}"))?;
-        wrong.extend(fixture.compare("an accepted threshold", &line, OK)?);
+        wrong.extend(fixture.compare(&format!("threshold {args:?}"), &line, OK)?);
     }
     // White space at the line's end is trimmed before the arguments are looked at.
     for args in REFUSED.iter().filter(|args| args.trim_ascii_end() == **args) {
         let line = fixture.fill(&format!("{{e}} {{c}} {args}"))?;
-        wrong.extend(fixture.compare("a refused threshold", &line, EINVAL)?);
+        wrong.extend(fixture.compare(&format!("threshold {args:?}"), &line, EINVAL)?);
     }
     let mut line = fixture.fill("{e} {c} 1M")?;
     line.resize(MAX_LINE, b' ');
@@ -259,11 +255,19 @@ impl Fixture {
             Version::V1 => kernel_errno(&self.group.path, line),
             Version::V2 => expected,
         };
+        if self.group.version == Version::V1 {
+            Book::default().row(&format!("errno: {what}"), &named(kernel), &named(ours), None);
+        }
         let right = ours == expected && kernel == expected;
         Ok((!right).then(|| {
             format!("{what} ({}): expected {expected}, ours {ours}, the kernel's {kernel}", shown())
         }))
     }
+}
+
+/// An errno by its name.
+pub(crate) fn named(errno: i32) -> String {
+    if errno == 0 { "0".to_owned() } else { format!("{:?}", Errno::from_raw(errno)) }
 }
 
 /// Runs `check` in a child without any rights; what it found wrong, if anything.

@@ -29,10 +29,10 @@ pub(crate) enum Arguments {
 
 /// A data line of the guest: a row of the table.
 #[derive(Debug, Deserialize)]
-struct Row {
-    row: String,
+pub(crate) struct Row {
+    pub(crate) row: String,
     #[serde(deserialize_with = "in_order")]
-    columns: Vec<(String, Value)>,
+    pub(crate) columns: Vec<(String, Value)>,
 }
 
 /// What is written under `target/bench`.

@@ -5,6 +5,7 @@ mod bench;
 mod build;
 mod checks;
 mod clients;
+mod conformance;
 mod ebpf;
 mod initramfs;
 mod kernels;
@@ -42,6 +43,8 @@ enum Verb {
     Run(run::Arguments),
     /// Run every check and test, and end with a table
     Test(test::Arguments),
+    /// Compare with the real cgroup v1 in the VM, and write docs/conformance.md
+    Conformance,
     /// Measure in the VM, counting instructions instead of seconds
     #[command(subcommand)]
     Bench(bench::Arguments),
@@ -66,6 +69,7 @@ fn dispatch(verb: Verb) -> Result<ExitCode> {
         }
         Verb::Run(arguments) => run::run(&arguments)?,
         Verb::Test(arguments) => return Ok(test::run(&arguments)),
+        Verb::Conformance => conformance::run()?,
         Verb::Bench(arguments) => bench::run(&arguments)?,
     }
     Ok(ExitCode::SUCCESS)

@@ -2,10 +2,7 @@
 
 use std::os::fd::AsFd as _;
 
-use monitor_common::{
-    control::{ControlFile, Wish},
-    word::Word as _,
-};
+use monitor_common::control::{ControlFile, Wish};
 use nix::errno::Errno;
 
 use crate::{
@@ -94,11 +91,21 @@ impl<S: Source> Watcher<S> {
         // Publishes the new band, then reads usage again: a charge that still
         // went by the old band is caught here.
         self.look(group.slot);
-        if wish == Wish::Oom && self.source.is_under_oom(group).map_err(internal)? {
-            let id = self.source.slot(group.slot).map_or(0, |slot| slot.cgroup_id.get());
+        if wish == Wish::Oom && self.is_under_oom(group) {
+            let id = self.id_of(group.slot);
             self.signal(file, &Event { cgroup_id: id, cause: Cause::Oom { limit: id }, signals: 1 });
         }
         Ok(())
+    }
+
+    /// Never the root: it has no limit, and no counter to ask about. An error does
+    /// not undo a registration that is made.
+    fn is_under_oom(&self, group: GroupId) -> bool {
+        group.slot != self.source.root().slot
+            && self.source.is_under_oom(group).unwrap_or_else(|error| {
+                log::error!("{error}");
+                false
+            })
     }
 
     /// Tells the programs what to count, and the agent's loop that it may have to
