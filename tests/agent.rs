@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use memcg_monitor::client::{self, Control};
-use memcg_monitor::door::control::{Answer, GroupRow, Request, Status};
+use memcg_monitor::door::control::{GroupRow, Status};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, bind, recv, socket};
@@ -71,15 +71,7 @@ impl Agent {
     pub(crate) fn list(&self) -> Result<(Vec<GroupRow>, Status)> {
         let control = Control::connect(&self.control)?;
         control.set_timeout(i64::try_from(PATIENCE.as_millis())?)?;
-        control.ask(&Request::List, &[])?;
-        let mut rows = Vec::new();
-        loop {
-            match control.next()? {
-                Some(Answer::Group(row)) => rows.push(row),
-                Some(Answer::Status(status)) => return Ok((rows, status)),
-                other => bail!("the agent answered {other:?} to a list"),
-            }
-        }
+        Ok(control.list()?)
     }
 
     /// The row of one directory.

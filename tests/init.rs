@@ -48,10 +48,11 @@ struct Mount {
     options: &'static str,
 }
 
-const SYSTEM: [Mount; 7] = [
+const SYSTEM: [Mount; 8] = [
     Mount { kind: "proc", on: "/proc", options: "" },
     Mount { kind: "sysfs", on: "/sys", options: "" },
     Mount { kind: "devtmpfs", on: "/dev", options: "" },
+    Mount { kind: "devpts", on: "/dev/pts", options: "" },
     Mount { kind: "tmpfs", on: "/run", options: "mode=755" },
     Mount { kind: "tmpfs", on: "/tmp", options: "mode=1777" },
     Mount { kind: "bpf", on: "/sys/fs/bpf", options: "" },

@@ -39,12 +39,13 @@ impl On {
     }
 }
 
-/// Runs the tests that are for this hierarchy and whose name contains `filter`.
+/// Runs the tests that are for this hierarchy and whose name contains `filter`, or
+/// one of several, with commas between.
 pub(crate) fn run(tests: &[Test], hierarchy: Hierarchy, filter: &str) -> Result<()> {
     let mut passed = 0;
     let mut failed = 0;
     for test in tests {
-        if !test.on.includes(hierarchy) || !test.name.contains(filter) {
+        if !test.on.includes(hierarchy) || !filter.split(',').any(|part| test.name.contains(part)) {
             continue;
         }
         let start = Instant::now();

@@ -11,11 +11,14 @@ pub(crate) fn all() -> Vec<Test> {
     tests.extend(crate::threshold::tests());
     tests.extend(crate::lifetime::tests());
     tests.extend(crate::hostile::tests());
+    tests.extend(crate::crowd::tests());
     tests.extend(crate::view::tests());
     tests.extend(crate::event::tests());
     tests.extend(crate::loss::tests());
     tests.extend(crate::cli::tests());
     tests.extend(crate::conformance::tests());
+    tests.extend(crate::clients::tests());
+    tests.extend(crate::examples::tests());
     tests
 }
 

@@ -54,7 +54,7 @@ pub(crate) fn tests() -> Vec<Test> {
         },
         Test {
             name: "view_other_groups",
-            what: "a control file of another group is EINVAL, and so are files that notify nothing",
+            what: "a control file of another group is EINVAL",
             on: On::Any,
             run: other_groups,
         },
@@ -229,17 +229,25 @@ fn other_groups() -> Result<()> {
         }
     }
     for control in ["memory.limit_in_bytes", "memory.stat", "tasks"] {
-        if folder.join(control).exists() {
-            let errno = register_in(&folder, control, &waiter, "1M")?;
-            ensure!(errno == libc::EINVAL, "{control}: errno {errno}");
-        }
+        let errno = register_in(&folder, control, &waiter, "1M")?;
+        ensure!(errno == libc::EINVAL, "{control}: errno {errno}");
     }
     ensure!(agent.status()?.registrations == 0, "nothing was registered");
+    // The root is a group as any other, here as on v1.
+    let errno = register_in(Path::new(POINT), USAGE, &waiter, "1M")?;
+    ensure!(errno == 0, "the root's usage: errno {errno}");
+    // The socket takes the view's files, too, and waits for nobody to close them.
+    for (control, expected) in [(EVENT_CONTROL, libc::EINVAL), (USAGE, 0)] {
+        let file = File::open(folder.join(control))?;
+        let line = format!("{} {} 1M", waiter.0.as_raw_fd(), file.as_raw_fd());
+        let errno = crate::client::agent_errno(line.as_bytes())?;
+        ensure!(errno == expected, "{control} at the socket: errno {errno}");
+    }
     // The very same file, by its real name.
     let file = File::open(parent.usage_file())?;
     let line = format!("{} {} 1M", waiter.0.as_raw_fd(), file.as_raw_fd());
     ensure!(write_line(&folder, line.as_bytes())? == 0, "the group's own file of v2 is taken");
-    ensure!(agent.status()?.registrations == 1, "one was");
+    ensure!(agent.status()?.registrations == 3, "three were");
     Ok(())
 }
 

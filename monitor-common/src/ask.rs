@@ -42,6 +42,8 @@ impl Wanted {
     pub const PRESSURE: u64 = 2;
     /// Groups that become empty.
     pub const EMPTY: u64 = 4;
+    /// Limits that are written.
+    pub const LIMITS: u64 = 8;
 }
 
 /// What a roll call says in place of a slot index.

@@ -17,7 +17,7 @@ pub fn ask(question: u64, arg1: u64, arg2: u64) {
             Ok(0)
         }
         Ask::USAGE => counter(arg1 as u32, arg2, kernel::usage_at),
-        Ask::SUM => counter(arg1 as u32, arg2, kernel::sum_at),
+        Ask::SUM => counter(arg1 as u32, arg2, |at| Some(kernel::sum_at(at)?.0)),
         Ask::LIMIT => counter(arg1 as u32, arg2, kernel::limit_at),
         Ask::UNDER_OOM => counter(arg1 as u32, arg2, kernel::under_oom_at),
         Ask::FILE_REFS => kernel::file_refs_at(arg1).ok_or(Ask::FAULT),

@@ -75,7 +75,7 @@ extern "C" fn out_of_band(index: u32, usage: u64, above: u64) -> u64 {
 #[unsafe(no_mangle)]
 extern "C" fn look_at_sum(index: u32) -> u64 {
     if let Some(slot) = maps::slot(index)
-        && let Some(sum) = kernel::sum_at(slot.counter.get())
+        && let Some((sum, true)) = kernel::sum_at(slot.counter.get())
     {
         let track = slot.sum();
         match track.place(sum, maps::band_shift()) {

@@ -104,13 +104,30 @@ pub fn memory_of_swap(address: u64) -> u64 {
     address.wrapping_sub(maps::off_memcg_swap()).wrapping_add(maps::off_memcg_memory())
 }
 
-/// Memory+swap of the group whose `memory` counter is at `address`. v1 counts the
-/// sum itself.
+/// Memory+swap of the group whose `memory` counter is at `address`, and whether
+/// both were read at one moment. v1 counts the sum itself.
+///
+/// A task that is preempted between two readings may come back to another world:
+/// so memory has to be the same before and after. Where it never is, somebody else
+/// changes it, and looks for himself.
 #[inline(always)]
-pub fn sum_at(address: u64) -> Option<u64> {
-    let memory = usage_at(address)?;
-    let swap = usage_at(address - maps::off_memcg_memory() + maps::off_memcg_swap())?;
-    Some(if maps::swap_is_sum() != 0 { swap } else { memory + swap })
+pub fn sum_at(address: u64) -> Option<(u64, bool)> {
+    const ATTEMPTS: usize = 4;
+    let swap = address - maps::off_memcg_memory() + maps::off_memcg_swap();
+    if maps::swap_is_sum() != 0 {
+        return Some((usage_at(swap)?, true));
+    }
+    let mut memory = usage_at(address)?;
+    let mut sum = memory;
+    for _ in 0..ATTEMPTS {
+        sum = memory + usage_at(swap)?;
+        let again = usage_at(address)?;
+        if again == memory {
+            return Some((sum, true));
+        }
+        memory = again;
+    }
+    Some((sum, false))
 }
 
 /// The limit of the counter at `address`.

@@ -21,8 +21,6 @@ use aya_ebpf::{
     programs::{FEntryContext, FExitContext, RawTracePointContext},
 };
 
-use monitor_common::ring::Doorbell;
-
 use crate::kernel::Counter;
 
 macro_rules! charge_hooks {
@@ -146,7 +144,7 @@ fn limit_write_2(_ctx: FExitContext) -> i32 {
 
 #[fexit]
 fn limit_set(_ctx: FExitContext) -> i32 {
-    maps::ring(Doorbell { kind: Doorbell::LIMITS, slot: 0, value: 0 });
+    oom::limit_written();
     0
 }
 

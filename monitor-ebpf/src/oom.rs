@@ -84,7 +84,15 @@ pub fn limit_write_begun() {
 #[inline(always)]
 pub fn limit_write_ended() {
     maps::leave_oom(bpf_get_current_pid_tgid());
-    maps::ring(Doorbell { kind: Doorbell::LIMITS, slot: 0, value: 0 });
+    limit_written();
+}
+
+/// Some group's limit has moved.
+#[inline(always)]
+pub fn limit_written() {
+    if maps::is_wanted(Wanted::LIMITS) {
+        maps::ring(Doorbell { kind: Doorbell::LIMITS, slot: 0, value: 0 });
+    }
 }
 
 /// The slot whose OOM the current task is in.

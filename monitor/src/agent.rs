@@ -36,7 +36,7 @@ use crate::{
     ready::wait_on,
     source::FileId,
     view::{self, Shown, Written, mount::Failure, tree::Tree},
-    watcher::Watcher,
+    watcher::{Limits, Watcher},
 };
 
 /// How the agent is to run.
@@ -56,8 +56,8 @@ pub struct Options {
     pub sweep: Duration,
     /// Time between two readings of what can only be sampled.
     pub sample: Duration,
-    /// Registrations that each user but root may have.
-    pub quota: u64,
+    /// What clients may do.
+    pub limits: Limits,
     /// The tree as cgroup v1 showed it; not mounted when absent.
     pub view: Option<view::Options>,
 }
@@ -131,7 +131,7 @@ pub async fn run(
     let (programs, ring) = Programs::start(&Facts::gather(v1)?, options.sizes)?;
     let groups = hierarchy.call_roll()?;
     let host = Box::new(Files::new(&hierarchy)?);
-    let watcher = Rc::new(RefCell::new(Watcher::new(programs, host, options.quota)));
+    let watcher = Rc::new(RefCell::new(Watcher::new(programs, host, options.limits)?));
 
     let door = Rc::new(Listener::bind(&options.socket, &options.access)?);
     let operator = Rc::new(Listener::bind(&options.control_socket, &options.access)?);
@@ -216,10 +216,11 @@ async fn answer_doorbells(
     let (mut sweeps, mut samples) = (every(options.sweep), every(options.sample));
     let work = watcher.borrow().work();
     loop {
-        let (waiting, due, sampled) = {
+        let (waiting, due, sampled, rests) = {
             let watcher = watcher.borrow();
-            (!watcher.registry().is_empty(), watcher.is_due(), watcher.samples())
+            (!watcher.registry().is_empty(), watcher.is_due(), watcher.samples(), watcher.rests())
         };
+        let rested = tokio::time::sleep(Duration::from_millis(rests.unwrap_or(0)));
         tokio::select! {
             ready = ring.readable_mut() => {
                 let mut ready = ready.map_err(|error| Error::file("epoll", "the ring buffer", error))?;
@@ -236,6 +237,7 @@ async fn answer_doorbells(
             // Nothing registered: nothing to lose, no wake-ups, until something is.
             _ = sweeps.tick(), if waiting => watcher.borrow_mut().sweep(),
             _ = samples.tick(), if sampled => watcher.borrow_mut().sample(),
+            () = rested, if rests.is_some() => watcher.borrow_mut().wake(false),
             () = work.notified() => {}
             () = tokio::time::sleep(Duration::from_millis(1)), if !closing.is_empty() => {
                 let watcher = &mut watcher.borrow_mut();

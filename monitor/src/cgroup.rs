@@ -145,20 +145,6 @@ fn find_among(
     found
 }
 
-/// The file that notifies, for a path that a client of either version names:
-/// v1's name under a v2 directory stands for the v2 file.
-#[must_use]
-pub fn control_file(path: &Path) -> PathBuf {
-    let v1 = Path::new(Version::V1.usage_file());
-    if path.file_name() == Some(v1.as_os_str()) && !path.exists() {
-        let v2 = path.with_file_name(Version::V2.usage_file());
-        if v2.exists() {
-            return v2;
-        }
-    }
-    path.to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::{Path, PathBuf};

@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use memcg_monitor::client;
+use monitor_common::control::ControlFile;
 
 /// cgroup v1's memory notifications on stock cgroup v2 kernels.
 ///
@@ -26,7 +27,7 @@ pub struct Cli {
 pub enum Command {
     /// Watch this host's memory cgroups and serve registrations
     Agent(Agent),
-    /// Register a threshold and print a line for each signal
+    /// Register with an eventfd and print a line for each signal
     Listen(Listen),
     /// Show groups with usage, peak and the registrations on each
     List(List),
@@ -52,7 +53,7 @@ pub struct Agent {
     /// Mount point of the cgroup hierarchy [default: found in /proc/self/mountinfo]
     #[arg(long, value_name = "DIR")]
     pub cgroup_root: Option<PathBuf>,
-    /// Groups that can be watched at once (128 bytes of kernel memory each, and
+    /// Groups that can be watched at once (192 bytes of kernel memory each, and
     /// about as much for its look-up)
     #[arg(long, value_name = "N", default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(16..=1_048_576))]
     pub max_groups: u32,
@@ -71,6 +72,10 @@ pub struct Agent {
     /// group's usage, working sets), while anybody waits for it
     #[arg(long, value_name = "MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     pub sample_ms: u64,
+    /// Milliseconds of rest for a threshold that usage crossed four times within
+    /// that time; then it is told if it is on the other side. 0: no rest
+    #[arg(long, value_name = "MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(0..=60_000))]
+    pub rest_ms: u64,
     /// Registrations that each user but root may have; one more is refused with
     /// EDQUOT
     #[arg(long, value_name = "N", default_value_t = 65_536)]
@@ -103,12 +108,17 @@ pub enum Output {
 /// Options of `listen`.
 #[derive(Args, Debug)]
 pub struct Listen {
-    /// memory.current or memory.usage_in_bytes of a group. The v1 name under a
-    /// v2 directory stands for the v2 file
+    /// Control file of a group: memory.usage_in_bytes (or memory.current),
+    /// memory.memsw.usage_in_bytes, memory.working_set_bytes, memory.oom_control,
+    /// memory.pressure_level, or cgroup.procs. The names stand for themselves
+    /// where v2 has no such file
     pub control_file: PathBuf,
-    /// A threshold in bytes, with K, M, G, T, P or E; rounded down to pages
+    /// What for. Bytes: a threshold with K, M, G, T, P or E, rounded down to
+    /// pages, or N% of the lowest memory.max from the group up; then ,up or ,down
+    /// for one direction, ,hysteresis=SIZE. memory.pressure_level: low, medium or
+    /// critical, then ,default ,hierarchy or ,local. Else nothing
     #[arg(allow_hyphen_values = true)]
-    pub args: String,
+    pub args: Option<String>,
     /// End after N signals
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
@@ -146,6 +156,26 @@ pub struct Check {
     /// Mount point of the cgroup hierarchy [default: found in /proc/self/mountinfo]
     #[arg(long, value_name = "DIR")]
     pub cgroup_root: Option<PathBuf>,
+}
+
+impl Listen {
+    /// The arguments: none where the control file takes none. Ends the program where
+    /// it takes some.
+    pub fn args(&self) -> &str {
+        if let Some(args) = &self.args {
+            return args;
+        }
+        let name = self.control_file.file_name().unwrap_or_default();
+        match ControlFile::from_name(name.as_encoded_bytes()) {
+            Some(ControlFile::Oom | ControlFile::Procs) => "",
+            _ => Cli::command()
+                .error(
+                    ErrorKind::MissingRequiredArgument,
+                    "say what for: a threshold in bytes, or a level of pressure",
+                )
+                .exit(),
+        }
+    }
 }
 
 fn mode(text: &str) -> Result<u32, String> {

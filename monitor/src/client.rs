@@ -1,5 +1,8 @@
 //! The other end of the front doors: register, wait, ask.
 
+mod registration;
+mod target;
+
 use std::{
     io::{IoSlice, IoSliceMut},
     os::fd::{AsRawFd, BorrowedFd, OwnedFd},
@@ -16,11 +19,14 @@ use nix::{
 
 use crate::{
     door::{
-        control::{Answer, Request},
+        control::{Answer, GroupRow, Request, Status},
         seqpacket::connect,
     },
     error::{Error, Result},
 };
+
+pub use registration::{AsyncFollower, AsyncRegistration, Builder, Follower, Registration};
+pub use target::{Mark, Target};
 
 /// Where the agent listens unless told otherwise.
 pub const SOCKET: &str = "/run/memcg-monitor/event_control.sock";
@@ -38,7 +44,8 @@ const LARGEST_ANSWER: usize = 256 * 1024;
 pub fn register(socket: &Path, line: &[u8], descriptors: Option<[BorrowedFd<'_>; 2]>) -> Result<()> {
     let connection = connect(socket)?;
     send_with(&connection, line, &descriptors.map_or_else(Vec::new, |fds| fds.to_vec()))?;
-    let answer = receive(&connection)?;
+    let answer = receive(&connection, MsgFlags::empty())
+        .map_err(|errno| Error::syscall("recvmsg from the agent", errno))?;
     let text = String::from_utf8_lossy(&answer).into_owned();
     if text == "0" {
         return Ok(());
@@ -77,14 +84,30 @@ impl Control {
     /// # Errors
     /// `recvmsg` failed, or the answer is not understood.
     pub fn next(&self) -> Result<Option<Answer>> {
-        let bytes = receive(&self.0)?;
-        if bytes.is_empty() {
-            return Ok(None);
-        }
-        match serde_json::from_slice(&bytes) {
-            Ok(Answer::Error { errno, why }) => Err(Error::Refused { errno, message: why }),
-            Ok(answer) => Ok(Some(answer)),
-            Err(_) => Err(Error::Answer(String::from_utf8_lossy(&bytes).into_owned())),
+        let bytes = receive(&self.0, MsgFlags::empty())
+            .map_err(|errno| Error::syscall("recvmsg from the agent", errno))?;
+        answer_of(&bytes)
+    }
+
+    /// Every group, and the agent's own state. All that was crossed before this call
+    /// has been signalled when it returns.
+    ///
+    /// # Errors
+    /// The agent ended, or answered something else.
+    pub fn list(&self) -> Result<(Vec<GroupRow>, Status)> {
+        self.ask(&Request::List, &[])?;
+        let mut rows: Vec<GroupRow> = Vec::new();
+        loop {
+            match self.next()? {
+                // A group with many registrations comes in parts.
+                Some(Answer::Group(part)) => match rows.last_mut() {
+                    Some(row) if row.id == part.id => row.registrations.extend(part.registrations),
+                    _ => rows.push(part),
+                },
+                Some(Answer::Status(status)) => return Ok((rows, status)),
+                Some(other) => return Err(Error::Answer(format!("{other:?}"))),
+                None => return Err(Error::Host("the agent ended in the middle of the list".into())),
+            }
         }
     }
 
@@ -120,16 +143,29 @@ fn send_with(connection: &OwnedFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>])
     sent.map(drop).map_err(|errno| Error::syscall("sendmsg to the agent", errno))
 }
 
-fn receive(connection: &OwnedFd) -> Result<Vec<u8>> {
+/// One answer's bytes; none at all when the agent ended the connection.
+fn receive(connection: &OwnedFd, flags: MsgFlags) -> nix::Result<Vec<u8>> {
     let mut bytes = vec![0; LARGEST_ANSWER];
     let length = loop {
         let mut slices = [IoSliceMut::new(&mut bytes)];
-        match recvmsg::<UnixAddr>(connection.as_raw_fd(), &mut slices, None, MsgFlags::empty()) {
+        match recvmsg::<UnixAddr>(connection.as_raw_fd(), &mut slices, None, flags) {
             Ok(message) => break message.bytes,
             Err(Errno::EINTR) => {}
-            Err(errno) => return Err(Error::syscall("recvmsg from the agent", errno)),
+            Err(errno) => return Err(errno),
         }
     };
     bytes.truncate(length);
     Ok(bytes)
+}
+
+/// What the operator's socket says.
+fn answer_of(bytes: &[u8]) -> Result<Option<Answer>> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    match serde_json::from_slice(bytes) {
+        Ok(Answer::Error { errno, why }) => Err(Error::Refused { errno, message: why }),
+        Ok(answer) => Ok(Some(answer)),
+        Err(_) => Err(Error::Answer(String::from_utf8_lossy(bytes).into_owned())),
+    }
 }

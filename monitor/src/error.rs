@@ -19,14 +19,14 @@ pub enum Error {
         errno: Errno,
     },
     /// A file could not be read or made.
-    #[error("{call} {path}: {source}")]
+    #[error("{call} {path}: {error}")]
     File {
         /// What was tried.
         call: &'static str,
         /// On which file.
         path: PathBuf,
         /// How it failed.
-        source: io::Error,
+        error: io::Error,
     },
     /// The kernel lacks something the programs need.
     #[error("this kernel cannot be watched: {0}")]
@@ -65,7 +65,7 @@ impl Error {
     }
 
     /// A failed operation on a file.
-    pub fn file(call: &'static str, path: impl Into<PathBuf>, source: io::Error) -> Self {
-        Self::File { call, path: path.into(), source }
+    pub fn file(call: &'static str, path: impl Into<PathBuf>, error: io::Error) -> Self {
+        Self::File { call, path: path.into(), error }
     }
 }

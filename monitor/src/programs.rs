@@ -1,25 +1,27 @@
 //! The programs in the kernel: load, attach, ask. Nothing else names aya.
 
 mod load;
+mod ring;
 
 pub use load::{Trial, try_all};
+pub use ring::{Doorbells, Record};
 
 use std::{
     collections::HashMap as StdHashMap,
     fmt, fs,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
     sync::atomic::{AtomicU64, Ordering},
 };
 
 use aya::{
     Btf, Ebpf,
-    maps::{HashMap, MapData, RingBuf, Stack},
+    maps::{HashMap, MapData, Stack},
     programs::{ProgramError, RawTracePoint, RawTracePointRunOptions, TestRun as _},
 };
 use monitor_common::{
     ask::{Ask, Roll},
     oom,
-    ring::{Doorbell, Tally, Victim},
+    ring::Tally,
     slot::State,
     word::Word as _,
 };
@@ -196,6 +198,31 @@ impl Programs {
         self.scratch.get(0).ok_or_else(|| Error::Host("the answer cell is not mapped".into()))
     }
 
+    /// Does what a program of ours watches, until the program has answered; false
+    /// when it cannot be done, or is not watched.
+    ///
+    /// The kernel skips the program where another task, preempted in it, is on the
+    /// same CPU: then that one has to go on first.
+    fn until_answered(&self, done: impl Fn() -> Result<bool>) -> Result<bool> {
+        const ATTEMPTS: u32 = 200;
+        let cell = self.answer_cell()?;
+        for attempt in 0..ATTEMPTS {
+            let before = cell.answers.get();
+            if !done()? {
+                return Ok(false);
+            }
+            if cell.answers.get() != before {
+                return Ok(true);
+            }
+            if attempt < ATTEMPTS / 2 {
+                std::thread::yield_now();
+            } else {
+                std::thread::sleep(std::time::Duration::from_micros(100));
+            }
+        }
+        Ok(false)
+    }
+
     /// Asks for a number of a group; `None` when the group is gone.
     fn ask_of(&self, question: u64, group: GroupId) -> Result<Option<u64>> {
         match self.ask(question, u64::from(group.slot), group.generation)? {
@@ -250,14 +277,17 @@ impl Source for Programs {
 
     fn locate(&self, fd: BorrowedFd<'_>) -> Result<Located> {
         let cell = self.answer_cell()?;
-        cell.slot.store(Roll::SILENT, Ordering::Release);
-        let mut text = [0; 32];
-        // A failing read is an answer, too: the file has no group any more.
-        let _ = pread(fd, &mut text, 0);
+        let answered = self.until_answered(|| {
+            let mut text = [0; 32];
+            // A failing read is an answer, too: the file has no group any more.
+            Ok(matches!(pread(fd, &mut text, 0), Ok(length) if length > 0))
+        })?;
+        if !answered {
+            return Ok(Located::Nobody);
+        }
         Ok(match cell.slot.load(Ordering::Acquire) {
             Roll::ROOT => Located::Root,
             Roll::FULL => Located::TableFull,
-            Roll::SILENT => Located::Nobody,
             slot => match u32::try_from(slot) {
                 Ok(slot) => {
                     Located::Group(GroupId { slot, generation: cell.generation.load(Ordering::Acquire) })
@@ -302,16 +332,12 @@ impl Source for Programs {
     }
 
     fn file_of(&self, fd: BorrowedFd<'_>) -> Result<FileId> {
-        let cell = self.answer_cell()?;
-        cell.file.store(0, Ordering::Release);
         let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
-        fs::read(&path).map_err(|error| Error::file("read", path, error))?;
-        match cell.file.load(Ordering::Acquire) {
-            0 => {
-                Err(Error::Host("the kernel did not say which eventfd this is (eventfd_show_fdinfo)".into()))
-            }
-            file => Ok(FileId(file)),
+        let read = || fs::read(&path).map(|_| true).map_err(|error| Error::file("read", &path, error));
+        if self.until_answered(read)? {
+            return Ok(FileId(self.answer_cell()?.file.load(Ordering::Acquire)));
         }
+        Err(Error::Host("the kernel did not say which eventfd this is (eventfd_show_fdinfo)".into()))
     }
 
     fn file_refs(&self, file: FileId) -> Result<u64> {
@@ -348,53 +374,5 @@ impl Source for Programs {
 
     fn band_shift(&self) -> u32 {
         self.band_shift
-    }
-}
-
-/// The ring buffer: something to wait on, and to take doorbells from.
-pub struct Doorbells(RingBuf<MapData>);
-
-impl fmt::Debug for Doorbells {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Doorbells").field(&self.0.as_raw_fd()).finish()
-    }
-}
-
-/// What came through the ring buffer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Record {
-    /// Something to look at.
-    Bell(Doorbell),
-    /// An OOM's victim.
-    Victim(Victim),
-}
-
-impl Iterator for Doorbells {
-    type Item = Record;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            let item = self.0.next()?;
-            let record = match Doorbell::from_bytes(&item) {
-                Some(bell) if bell.kind == Doorbell::VICTIM => Victim::from_bytes(&item).map(Record::Victim),
-                bell => bell.map(Record::Bell),
-            };
-            match record {
-                Some(record) => return Some(record),
-                None => log::error!("a record in the ring is too short"),
-            }
-        }
-    }
-}
-
-impl AsRawFd for Doorbells {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
-}
-
-impl AsFd for Doorbells {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
     }
 }

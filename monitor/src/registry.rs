@@ -14,7 +14,7 @@ use monitor_common::{
 use crate::source::{FileId, GroupId};
 
 pub use group::Group;
-pub use scale::{Crossing, Scale};
+pub use scale::{BURST, Clock, Crossing, Scale};
 
 /// One registration.
 #[derive(Clone, Copy, Debug)]
@@ -45,8 +45,9 @@ pub struct Registry {
     files: HashMap<FileId, Held>,
     owners: HashMap<u32, u64>,
     registrations: u64,
-    /// Of them, those that wait for OOM, pressure, emptiness, and working sets.
-    events: [u64; 4],
+    /// Of them, those that wait for OOM, pressure, emptiness, percentages, and working
+    /// sets.
+    kinds: [u64; 5],
 }
 
 impl Registry {
@@ -55,10 +56,10 @@ impl Registry {
     pub fn add(&mut self, id: GroupId, registration: Registration, now: u64, limit: u64) {
         let Registration { on, wish, file, owner } = registration;
         let group = self.groups.entry(id.slot).or_insert_with(|| Group::new(id));
-        let before = group.events();
+        let before = group.kinds();
         group.add(on, wish, file, now, limit);
-        let after = group.events();
-        self.count_events(before, after);
+        let after = group.kinds();
+        self.count_kinds(before, after);
         let held = self.files.entry(file).or_insert_with(|| Held { owner, slots: HashMap::new() });
         *held.slots.entry(id.slot).or_default() += 1;
         *self.owners.entry(held.owner).or_default() += 1;
@@ -120,15 +121,15 @@ impl Registry {
     /// What the programs have to count: bits of [`Wanted`].
     #[must_use]
     pub fn wanted(&self) -> u64 {
-        let bits = [Wanted::OOM, Wanted::PRESSURE, Wanted::EMPTY];
-        let awaited = bits.into_iter().zip(self.events).filter(|(_, count)| *count > 0);
+        let bits = [Wanted::OOM, Wanted::PRESSURE, Wanted::EMPTY, Wanted::LIMITS];
+        let awaited = bits.into_iter().zip(self.kinds).filter(|(_, count)| *count > 0);
         awaited.fold(0, |all, (bit, _)| all | bit)
     }
 
     /// Whether anybody waits for a working set.
     #[must_use]
     pub const fn has_working_sets(&self) -> bool {
-        self.events[3] > 0
+        self.kinds[4] > 0
     }
 
     /// A group went: forgets its registrations, returns them as
@@ -137,7 +138,7 @@ impl Registry {
         let Some(group) = self.groups.remove(&slot) else {
             return Vec::new();
         };
-        self.count_events(group.events(), [0; 4]);
+        self.count_kinds(group.kinds(), [0; 5]);
         let counts = group.counts();
         for (file, count) in &counts {
             if let Some(held) = self.files.get_mut(file) {
@@ -160,10 +161,10 @@ impl Registry {
         };
         for slot in held.slots.keys() {
             if let Some(group) = self.groups.get_mut(slot) {
-                let before = group.events();
+                let before = group.kinds();
                 let gone = group.remove_file(file);
-                let after = group.events();
-                self.count_events(before, after);
+                let after = group.kinds();
+                self.count_kinds(before, after);
                 self.forget(held.owner, gone);
             }
         }
@@ -177,8 +178,8 @@ impl Registry {
         }
     }
 
-    fn count_events(&mut self, before: [usize; 4], after: [usize; 4]) {
-        for ((count, before), after) in self.events.iter_mut().zip(before).zip(after) {
+    fn count_kinds(&mut self, before: [usize; 5], after: [usize; 5]) {
+        for ((count, before), after) in self.kinds.iter_mut().zip(before).zip(after) {
             *count = *count + after as u64 - before as u64;
         }
     }

@@ -8,7 +8,7 @@ mod sample;
 mod signal;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     rc::Rc,
 };
 
@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 use crate::{
     cgroup::host::Host,
     error::Result,
-    eventfd::EventFd,
+    eventfd::{EventFd, Signaller},
     registry::Registry,
     source::{FileId, GroupId, Source},
 };
@@ -36,10 +36,22 @@ pub use register::Request;
 pub struct Counts {
     /// Signals given, each an increment of an eventfd.
     pub signals: u64,
-    /// Signals that a full eventfd could not take.
-    pub saturated: u64,
+    /// Signals that could not be given.
+    pub unsignalled: u64,
     /// Times that all watched groups were read again after a loss.
     pub resyncs: u64,
+}
+
+/// What clients may do.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Registrations that each user but root may have.
+    pub quota: u64,
+    /// Milliseconds of rest for a threshold that was crossed [`BURST`] times
+    /// within that time; 0: none.
+    ///
+    /// [`BURST`]: crate::registry::BURST
+    pub rest: u64,
 }
 
 /// Looks that one group may take in a row before others get their turn.
@@ -54,7 +66,10 @@ pub struct Watcher<S> {
     source: S,
     host: Box<dyn Host>,
     registry: Registry,
-    quota: u64,
+    limits: Limits,
+    /// Until when thresholds rest, and on which slot.
+    rests: BTreeSet<(u64, u32)>,
+    signaller: Signaller,
     eventfds: HashMap<FileId, EventFd>,
     followers: HashMap<FileId, Vec<Follower>>,
     /// Groups that moved too fast for one turn.
@@ -77,14 +92,19 @@ impl<S: std::fmt::Debug> std::fmt::Debug for Watcher<S> {
 }
 
 impl<S: Source> Watcher<S> {
-    /// Nothing registered yet. Each user but root may have `quota` registrations.
-    pub fn new(source: S, host: Box<dyn Host>, quota: u64) -> Self {
+    /// Nothing registered yet.
+    ///
+    /// # Errors
+    /// As [`Signaller::new`].
+    pub fn new(source: S, host: Box<dyn Host>, limits: Limits) -> Result<Self> {
         let skipped = source.skipped();
-        Self {
+        Ok(Self {
             source,
             host,
             registry: Registry::default(),
-            quota,
+            limits,
+            rests: BTreeSet::new(),
+            signaller: Signaller::new()?,
             eventfds: HashMap::new(),
             followers: HashMap::new(),
             due: VecDeque::new(),
@@ -93,12 +113,17 @@ impl<S: Source> Watcher<S> {
             counts: Counts::default(),
             skipped,
             lost: 0,
-        }
+        })
     }
 
     /// The kernel side.
     pub const fn source(&self) -> &S {
         &self.source
+    }
+
+    /// The host's own numbers.
+    pub fn host(&self) -> &dyn Host {
+        self.host.as_ref()
     }
 
     /// Notified when a sweep or another look has become due otherwise than by a
@@ -113,6 +138,7 @@ impl<S: Source> Watcher<S> {
             self.look(index);
         }
         self.sample();
+        self.wake(true);
     }
 
     /// Whether [`Watcher::look_again`] has something to do.

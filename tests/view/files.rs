@@ -120,8 +120,6 @@ fn values() -> Result<()> {
             })?;
         }
         ensure!(stat("hierarchical_memory_limit")? == 64 * MIB, "the limit in memory.stat");
-        let child = group.path.join("memory.stat");
-        ensure!(read(&child)?.contains("anon "), "memory.stat of v2");
     }
     worker.end()
 }
@@ -229,9 +227,8 @@ fn modes_and_owners() -> Result<()> {
     ensure!(mode(&our_folder, USAGE)? == 0o400, "the mode follows the real file's");
     let control = File::open(our_folder.join(USAGE))?;
     let found = as_nobody(|| {
-        let line = format!("{} {} 1M", Waiter::new()?.0.as_raw_fd(), control.as_raw_fd());
         let waiter = Waiter::new()?;
-        let line = line.replacen(line.split(' ').next().unwrap_or(""), &waiter.0.as_raw_fd().to_string(), 1);
+        let line = format!("{} {} 1M", waiter.0.as_raw_fd(), control.as_raw_fd());
         let errno = write_line(&our_folder, line.as_bytes())?;
         ensure!(errno == libc::EACCES, "errno {errno} on a file that is not readable");
         ensure!(errno_of(File::open(our_folder.join(USAGE))) == libc::EACCES, "it was opened");
@@ -293,7 +290,7 @@ fn open_modes() -> Result<()> {
     let (event, control) =
         (nix::unistd::dup(&waiter.0)?, nix::unistd::dup(&File::open(folder.join(USAGE))?)?);
     let script = format!(
-        "echo '{} {} 2M' > {EVENT_CONTROL}; cat {USAGE}; read line < {USAGE}; echo $line",
+        "echo '{} {} 2M' > {EVENT_CONTROL}; head -n 1 {USAGE}; read line < {USAGE}; echo $line",
         event.as_raw_fd(),
         control.as_raw_fd()
     );

@@ -228,6 +228,15 @@ fn stopped_agent() -> Result<()> {
     let usage = File::open(folder.join(USAGE))?;
     let line = format!("{} {} 2M", waiter.0.as_raw_fd(), usage.as_raw_fd());
     agent.signal(Signal::SIGSTOP)?;
+    // Each thread by itself: one that took the request first would hold it.
+    let tasks = format!("/proc/{}/task", agent.pid());
+    until("every thread of the agent stands still", || {
+        let still = |task: fs::DirEntry| {
+            let status = fs::read_to_string(task.path().join("status"));
+            status.is_ok_and(|status| status.contains("State:\tT"))
+        };
+        Ok(fs::read_dir(&tasks)?.flatten().all(still))
+    })?;
     // SAFETY: single-threaded; the child opens, writes and exits.
     let child = match unsafe { fork() }? {
         ForkResult::Child => {

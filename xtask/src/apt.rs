@@ -61,10 +61,21 @@ impl Source {
         Ok(Self { options: Vec::new() })
     }
 
-    /// A suite such as `sid`; nothing outside `target/` is written.
+    /// A suite such as `sid`.
     pub(crate) fn suite(suite: &str) -> Result<Self> {
-        let archive = archive()?;
-        let folder = workspace::target().join(format!("apt-{suite}"));
+        let archive = archives()?.swap_remove(0);
+        Self::private(suite, &format!("deb {} {suite} main\n", archive.address))
+    }
+
+    /// The source packages of what the machine's own sources hold.
+    pub(crate) fn sources() -> Result<Self> {
+        let line = |archive: &Archive| format!("deb-src {} {} main\n", archive.address, archive.release);
+        Self::private("sources", &archives()?.iter().map(line).collect::<String>())
+    }
+
+    /// Lists of our own; nothing outside `target/` is written.
+    fn private(name: &str, lines: &str) -> Result<Self> {
+        let folder = workspace::target().join(format!("apt-{name}"));
         for sub in ["lists/partial", "cache/archives/partial", "etc"] {
             let path = folder.join(sub);
             fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
@@ -74,7 +85,7 @@ impl Source {
             fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
             Ok::<_, anyhow::Error>(path)
         };
-        let list = write("sources.list", &format!("deb {archive} {suite} main\n"))?;
+        let list = write("sources.list", lines)?;
         let status = write("status", "")?;
         let under = |sub: &str| folder.join(sub).display().to_string();
         let settings = [
@@ -90,9 +101,20 @@ impl Source {
         ];
         let options = settings.iter().flat_map(|(name, value)| ["-o".into(), format!("{name}={value}")]);
         let source = Self { options: options.collect() };
-        println!("setup: apt-get update, for suite {suite} and under target/ only");
+        println!("setup: apt-get update, for {name} and under target/ only");
         process::run(command("apt-get").args(&source.options).args(["update", "-qq"]))?;
         Ok(source)
+    }
+
+    /// Downloads a source package's files, as they are, into `folder`.
+    pub(crate) fn download_source(&self, package: &str, folder: &Path) -> Result<()> {
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        process::run(
+            command("apt-get")
+                .args(&self.options)
+                .args(["source", "--download-only", "--only-source", "-qq", package])
+                .current_dir(folder),
+        )
     }
 
     /// The packages that one depends on directly.
@@ -141,9 +163,18 @@ impl Source {
     }
 }
 
-/// The address of the archive this machine was installed from, with the
-/// keyring that signs it, in the form of a sources.list line.
-fn archive() -> Result<String> {
+/// An archive with packages for this machine's release of Debian.
+#[derive(Debug)]
+struct Archive {
+    /// With the keyring that signs it, in the form of a sources.list line.
+    address: String,
+    /// Its name in a sources.list line, such as `bookworm-security`.
+    release: String,
+}
+
+/// The archives that this machine is configured for, the one that it was
+/// installed from first.
+fn archives() -> Result<Vec<Archive>> {
     let release = fs::read_to_string("/etc/os-release").context("cannot read /etc/os-release")?;
     let codename = release
         .lines()
@@ -154,30 +185,50 @@ fn archive() -> Result<String> {
     let targets = process::output(command("apt-get").args([
         "indextargets",
         "--format",
-        "$(REPO_URI)",
+        "$(REPO_URI) $(CODENAME)",
         "Created-By: Packages",
         "Component: main",
         "Origin: Debian",
-        &format!("Codename: {codename}"),
     ]))?;
-    let Some(uri) = targets.lines().find(|line| !line.is_empty()) else {
+    let archives = parse_targets(&targets, codename);
+    if archives.first().is_none_or(|archive| archive.release != codename) {
         bail!(
             "apt knows no archive with Debian {codename} main; add it to the machine's sources, \
              run `apt-get update` as root, then try again"
         );
-    };
-    let keyring = Path::new("/usr/share/keyrings/debian-archive-keyring.gpg");
-    if keyring.is_file() {
-        Ok(format!("[signed-by={}] {uri}", keyring.display()))
-    } else {
-        Ok(uri.to_owned())
     }
+    let keyring = Path::new("/usr/share/keyrings/debian-archive-keyring.gpg");
+    let signed =
+        if keyring.is_file() { format!("[signed-by={}] ", keyring.display()) } else { String::new() };
+    Ok(archives
+        .into_iter()
+        .map(|archive| Archive { address: format!("{signed}{}", archive.address), ..archive })
+        .collect())
 }
 
-/// `apt-cache depends` prints one `  Depends: NAME` per line.
+/// Reads lines of address and codename; the plain release comes first.
+fn parse_targets(text: &str, codename: &str) -> Vec<Archive> {
+    let mut found: Vec<Archive> = Vec::new();
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        let (Some(address), Some(name)) = (words.next(), words.next()) else {
+            continue;
+        };
+        let of_this =
+            name.strip_prefix(codename).is_some_and(|rest| rest.is_empty() || rest.starts_with('-'));
+        if of_this && !found.iter().any(|known| known.address == address && known.release == name) {
+            found.push(Archive { address: address.to_owned(), release: name.to_owned() });
+        }
+    }
+    found.sort_by_key(|archive| archive.release != codename);
+    found
+}
+
+/// `apt-cache depends` prints one `  Depends: NAME` or `  PreDepends: NAME` per line.
 fn parse_depends(text: &str) -> Vec<String> {
     text.lines()
-        .filter_map(|line| line.trim().trim_start_matches('|').strip_prefix("Depends: "))
+        .map(|line| line.trim().trim_start_matches('|'))
+        .filter_map(|line| line.strip_prefix("Pre").unwrap_or(line).strip_prefix("Depends: "))
         .filter(|name| !name.starts_with('<'))
         .map(str::to_owned)
         .collect()
@@ -190,7 +241,15 @@ mod tests {
     #[test]
     fn depends_are_read_and_virtual_packages_left_out() {
         let text =
-            "linux-image\n  Depends: linux-base\n |Depends: a-tool\n  Depends: <virtual>\n  Breaks: x\n";
+            "linux-image\n  PreDepends: linux-base\n |Depends: a-tool\n  Depends: <virtual>\n  Breaks: x\n";
         assert_eq!(parse_depends(text), ["linux-base", "a-tool"]);
+    }
+
+    #[test]
+    fn archives_are_those_of_the_release_its_own_first() {
+        let text = "sec bookworm-security\nmain bookworm\nmain bookworm\nother sid\nmain bookworm-updates\n";
+        let found = parse_targets(text, "bookworm");
+        let releases: Vec<_> = found.iter().map(|archive| archive.release.as_str()).collect();
+        assert_eq!(releases, ["bookworm", "bookworm-security", "bookworm-updates"]);
     }
 }

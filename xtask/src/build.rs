@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, anyhow};
 
+use crate::clients::Packed;
 use crate::ebpf;
 use crate::process::{self, command};
 use crate::workspace::{root, target};
@@ -14,6 +15,8 @@ pub(crate) struct Guest {
     /// The first process: mounts, modules, tests.
     pub(crate) init: PathBuf,
     pub(crate) monitor: PathBuf,
+    /// What only the tests start.
+    pub(crate) more: Vec<Packed>,
 }
 
 /// Builds everything.
@@ -54,5 +57,5 @@ pub(crate) fn guest() -> Result<Guest> {
             .current_dir(root()),
     )?;
     let release = folder.join(TARGET).join("release");
-    Ok(Guest { init: release.join("guest"), monitor: release.join("memcg-monitor") })
+    Ok(Guest { init: release.join("guest"), monitor: release.join("memcg-monitor"), more: Vec::new() })
 }

@@ -4,6 +4,7 @@ mod apt;
 mod bench;
 mod build;
 mod checks;
+mod clients;
 mod conformance;
 mod ebpf;
 mod initramfs;

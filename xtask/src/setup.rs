@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow};
 use crate::ebpf;
 use crate::process::{self, command};
 use crate::workspace::{root, short, target, tools};
-use crate::{apt, kernels};
+use crate::{apt, clients, kernels};
 
 /// Something that a command of ours cannot do without.
 #[derive(Debug, Clone)]
@@ -23,12 +23,19 @@ pub(crate) enum Need {
     Busybox,
     /// A kernel by its label or path.
     Kernel(String),
+    /// A C compiler, and xz for the kernel's sources.
+    C,
+    /// Sources of clients, and the languages that they and our examples are in.
+    Clients,
     /// Checks licences and origins of dependencies.
     Deny,
 }
 
 /// What it takes to compile the workspace.
 pub(crate) const BUILD: [Need; 2] = [Need::Compiler, Need::Linker];
+
+/// What it takes to build the clients that the VM's tests start.
+pub(crate) const CLIENTS: [Need; 2] = [Need::C, Need::Clients];
 
 /// What it takes to boot one kernel.
 pub(crate) fn vm(kernel: &str) -> Vec<Need> {
@@ -42,6 +49,7 @@ pub(crate) fn all() -> Result<()> {
     let mut needs = BUILD.to_vec();
     needs.extend([Need::Qemu, Need::Busybox]);
     needs.extend(kernels::labels().map(|label| Need::Kernel(label.to_owned())));
+    needs.extend(CLIENTS);
     needs.push(Need::Deny);
     for need in &needs {
         println!("setup: found {}", provide(need)?);
@@ -76,12 +84,9 @@ fn find(need: &Need) -> Result<String> {
             let path = ebpf::find_linker(root()).map_err(|error| anyhow!(error))?;
             Ok(format!("eBPF linker {}", short(&path)))
         }
-        Need::Qemu => ["qemu-system-x86_64", "xz"]
-            .iter()
-            .find(|program| !process::exists(program))
-            .map_or(Ok("qemu-system-x86_64 and xz".to_owned()), |program| {
-                Err(anyhow!("there is no {program}"))
-            }),
+        Need::Qemu => have(&["qemu-system-x86_64", "xz"]),
+        Need::C => have(&["cc", "xz"]),
+        Need::Clients => clients::find(),
         Need::Busybox => is_there(&busybox()).map(|path| format!("VM shell {path}")),
         Need::Kernel(name) => {
             let kernel = kernels::find(name)?.with_context(|| format!("kernel {name} is not here yet"))?;
@@ -98,6 +103,8 @@ fn get(need: &Need) -> Result<()> {
         Need::Compiler => apt::install(&["rustc-web", "libstd-rust-web-dev-bpf"]),
         Need::Linker => install_linker(),
         Need::Qemu => apt::install(&["qemu-system-x86", "xz-utils"]),
+        Need::C => apt::install(&["gcc", "libc6-dev", "xz-utils"]),
+        Need::Clients => clients::fetch(),
         Need::Busybox => {
             println!("setup: downloading busybox-static");
             let folder = tools().join("busybox");
@@ -153,6 +160,14 @@ pub(crate) fn busybox() -> PathBuf {
 
 pub(crate) fn cargo_deny() -> PathBuf {
     tools().join("bin/cargo-deny")
+}
+
+/// Programs that can be started.
+fn have(programs: &[&str]) -> Result<String> {
+    match programs.iter().find(|program| !process::exists(program)) {
+        Some(program) => Err(anyhow!("there is no {program}")),
+        None => Ok(programs.join(" and ")),
+    }
 }
 
 fn is_there(path: &Path) -> Result<String> {

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use crate::build::Guest;
+use crate::clients;
 use crate::initramfs::Archive;
 use crate::kernels::Kernel;
 use crate::modules;
@@ -201,6 +202,13 @@ impl Boot<'_> {
             for (place, (name, contents)) in modules::collect(folder, &MODULES)?.into_iter().enumerate() {
                 archive.file(&format!("modules/{place:02}-{name}.ko"), &contents);
             }
+        }
+        // Some are there already, which the kernel takes in good part.
+        for folder in clients::folders(&guest.more) {
+            archive.folder(folder);
+        }
+        for file in &guest.more {
+            archive.program(&file.path, &read(&file.from)?);
         }
         let path = self.file("cpio");
         fs::write(&path, archive.finish()).with_context(|| format!("cannot write {}", path.display()))?;

@@ -1,6 +1,6 @@
 //! The host's own numbers, and those of its groups that only files tell.
 
-use std::{fs, io::Read as _, os::fd::OwnedFd};
+use std::{fs, io::Read as _, time::Instant};
 
 use crate::{
     cgroup::{Hierarchy, Version, handle::Directories},
@@ -10,6 +10,9 @@ use crate::{
 
 /// Where the watcher reads what no program can see.
 pub trait Host {
+    /// Milliseconds since some start.
+    fn clock(&self) -> u64;
+
     /// The root group's usage in pages, as v1 counted it: file and anonymous pages
     /// of the whole host, no kernel memory (`mem_cgroup_usage`).
     ///
@@ -34,11 +37,30 @@ pub trait Host {
     /// # Errors
     /// The file could not be read.
     fn inactive_file(&self, cgroup_id: u64) -> Result<Option<u64>>;
+
+    /// What became of a group for lack of memory.
+    fn oom_counts(&self, cgroup_id: u64) -> OomCounts;
+}
+
+/// What became of a group for lack of memory, by the kernel's own counts. `None`
+/// where the kernel does not count that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OomCounts {
+    /// Charges of the group, by its own limit, that found no memory.
+    pub oom: Option<u64>,
+    /// Processes of the group and those below that were killed for it; on v1 of the
+    /// group alone.
+    pub oom_kill: Option<u64>,
+    /// Groups, this one and below, that were killed as a whole.
+    pub oom_group_kill: Option<u64>,
 }
 
 /// The running host.
 #[derive(Debug)]
-pub struct Files(Directories);
+pub struct Files {
+    directories: Directories,
+    start: Instant,
+}
 
 impl Files {
     /// Groups are those of `hierarchy`.
@@ -46,11 +68,22 @@ impl Files {
     /// # Errors
     /// As [`Directories::new`].
     pub fn new(hierarchy: &Hierarchy) -> Result<Self> {
-        Directories::new(hierarchy).map(Self)
+        Ok(Self { directories: Directories::new(hierarchy)?, start: Instant::now() })
+    }
+
+    fn file(&self, cgroup_id: u64, name: &str) -> Option<String> {
+        let file = self.directories.open(cgroup_id).and_then(|directory| directory.file(name)).ok()?;
+        let mut text = String::new();
+        fs::File::from(file).read_to_string(&mut text).ok()?;
+        Some(text)
     }
 }
 
 impl Host for Files {
+    fn clock(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
     fn usage(&self) -> Result<u64> {
         let text = read("/proc/vmstat")?;
         let pages = |name| field(&text, name);
@@ -76,18 +109,27 @@ impl Host for Files {
 
     fn inactive_file(&self, cgroup_id: u64) -> Result<Option<u64>> {
         // v2 counts all below a group in its own file; v1 tells the two apart.
-        let name = match self.0.version() {
+        let name = match self.directories.version() {
             Version::V1 => "total_inactive_file",
             Version::V2 => "inactive_file",
         };
-        let read = |file: OwnedFd| {
-            let mut text = String::new();
-            fs::File::from(file).read_to_string(&mut text).is_ok().then_some(text)
-        };
-        let file = self.0.open(cgroup_id).and_then(|directory| directory.file("memory.stat"));
         // Else gone in the meantime, or its controller was turned off.
-        let text = file.ok().and_then(read);
+        let text = self.file(cgroup_id, "memory.stat");
         Ok(text.and_then(|text| field(&text, name)).map(|bytes| bytes / page_size()))
+    }
+
+    fn oom_counts(&self, cgroup_id: u64) -> OomCounts {
+        let count = |file: &str, name: &str| field(&self.file(cgroup_id, file)?, name);
+        match self.directories.version() {
+            Version::V1 => {
+                OomCounts { oom_kill: count("memory.oom_control", "oom_kill"), ..OomCounts::default() }
+            }
+            Version::V2 => OomCounts {
+                oom: count("memory.events.local", "oom"),
+                oom_kill: count("memory.events", "oom_kill"),
+                oom_group_kill: count("memory.events", "oom_group_kill"),
+            },
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use memcg_monitor::{
     door::seqpacket::Access,
     programs::Sizes,
     view,
+    watcher::Limits,
 };
 use nix::unistd::{Gid, Group};
 use sd_notify::NotifyState;
@@ -25,7 +26,7 @@ pub fn run(options: &cli::Agent) -> Result<ExitCode> {
         sizes: Sizes { groups: options.max_groups, eventfds: options.max_eventfds, ring: options.ring_bytes },
         sweep: Duration::from_millis(options.sweep_ms),
         sample: Duration::from_millis(options.sample_ms),
-        quota: options.max_per_user,
+        limits: Limits { quota: options.max_per_user, rest: options.rest_ms },
         view: (!options.no_mount).then(|| view::Options {
             point: options.mount.clone(),
             event_control_mode: options.event_control_mode,

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use memcg_monitor::{
     cgroup::{Hierarchy, Version},
     kernel::{self, Facts, Plan},
-    programs,
+    programs, view,
 };
 use serde::Serialize;
 
@@ -44,6 +44,11 @@ pub fn run(options: &Check) -> ExitCode {
                 format!("cgroup {version} at {}", found.root.display())
             })
             .map_err(|error| error.to_string()),
+    );
+    found(
+        "FUSE",
+        false,
+        view::mount::available().map(|()| "the view can be shown".into()).map_err(|error| error.to_string()),
     );
     match Facts::gather(v1) {
         Err(error) => {

@@ -5,10 +5,10 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use memcg_monitor::{
     client::Control,
-    door::control::{Answer, GroupRow, RegistrationRow, Request, Status},
+    door::control::{Answer, GroupRow, RegistrationRow, Status},
 };
 use monitor_common::control::ControlFile;
 
@@ -16,16 +16,7 @@ use crate::cli::{List, Output};
 
 pub fn run(options: &List) -> Result<ExitCode> {
     let control = Control::connect(&options.control_socket)?;
-    control.ask(&Request::List, &[])?;
-    let mut rows = Vec::new();
-    let status = loop {
-        match control.next()? {
-            Some(Answer::Group(row)) => rows.push(row),
-            Some(Answer::Status(status)) => break status,
-            Some(other) => bail!("the agent answered {other:?}"),
-            None => bail!("the agent ended in the middle of the list"),
-        }
-    };
+    let (rows, status) = control.list()?;
     let mut out = io::stdout().lock();
     match options.output {
         Output::Text => print_table(&mut out, &rows, &status)?,

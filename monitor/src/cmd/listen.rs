@@ -2,10 +2,8 @@
 //! does, through the agent.
 
 use std::{
-    fs::File,
     io::{self, Write as _},
     os::fd::{AsFd as _, AsRawFd as _},
-    path::Path,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -13,8 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use memcg_monitor::{
     Error,
-    cgroup::control_file,
-    client::{Control, register},
+    client::{Control, Mark, Target, register},
     door::control::{Answer, EventRow, Request},
 };
 use nix::{
@@ -29,19 +26,19 @@ use crate::cli::{Listen, Output};
 const TIMED_OUT: u8 = 3;
 
 pub fn run(options: &Listen) -> Result<ExitCode> {
-    let path = control_file(&options.control_file);
-    let control = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    let path = &options.control_file;
+    let control = Target::open(path)?;
     let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("eventfd2 failed")?;
-    let line = format!("{} {} {}", eventfd.as_raw_fd(), control.as_raw_fd(), options.args);
+    let args = control.args(options.args());
+    let line = format!("{} {} {args}", eventfd.as_raw_fd(), control.as_fd().as_raw_fd());
     // Sent along, so that it works from other pid namespaces, too.
     let descriptors = [eventfd.as_fd(), control.as_fd()];
-    let refused = || format!("cannot register {:?} on {}", options.args, path.display());
+    let refused = || format!("cannot register {:?} on {}", options.args(), path.display());
     let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
     match options.output {
         Output::Text => {
             register(&options.socket, line.as_bytes(), Some(descriptors)).with_context(refused)?;
-            drop(control);
-            print_lines(options, &path, &eventfd, deadline)
+            print_lines(options, &control.into_mark(), &eventfd, deadline)
         }
         Output::Json => {
             let connection = Control::connect(&options.control_socket)?;
@@ -64,7 +61,7 @@ fn left(deadline: Option<Instant>) -> Option<u128> {
 
 fn print_lines(
     options: &Listen,
-    path: &Path,
+    mark: &Mark,
     eventfd: &EventFd,
     deadline: Option<Instant>,
 ) -> Result<ExitCode> {
@@ -84,13 +81,13 @@ fn print_lines(
         let signals = eventfd.read().context("read of the eventfd failed")?;
         // As the kernel's sample does: a wake-up with the file gone is the
         // removal. On v2 a file also goes when its controller is turned off.
-        if !path.exists() {
+        if !mark.is_there()? {
             writeln!(out, "The cgroup seems to have removed.")?;
             out.flush()?;
             return Ok(ExitCode::SUCCESS);
         }
         for _ in 0..signals {
-            writeln!(out, "{} {}: crossed", options.control_file.display(), options.args)?;
+            writeln!(out, "{} {}: crossed", options.control_file.display(), options.args())?;
             out.flush()?;
             printed += 1;
             if options.count == Some(printed) {
@@ -121,7 +118,7 @@ fn print_json(options: &Listen, control: &Control, deadline: Option<Instant>) ->
         serde_json::to_writer(&mut out, &event).context("cannot write")?;
         writeln!(out)?;
         out.flush()?;
-        printed += 1;
+        printed += event.signals;
         if event.event == "removed" || options.count == Some(printed) {
             return Ok(ExitCode::SUCCESS);
         }

@@ -34,7 +34,8 @@ const BACKLOG: usize = 1024;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
-    /// All groups: one [`Answer::Group`] each, then [`Answer::Status`].
+    /// All groups: an [`Answer::Group`] each, or several where a packet would not
+    /// hold all of a group's registrations; then [`Answer::Status`].
     List,
     /// One registration line, as on the registration socket, with its two
     /// descriptors: [`Answer::Listening`], then an [`Answer::Event`] for each
@@ -74,8 +75,41 @@ pub struct GroupRow {
     pub usage: u64,
     /// Most bytes charged at once.
     pub peak: u64,
+    /// OOMs by its limit, processes and groups killed, by the kernel's counts; for
+    /// groups on which somebody waits for OOM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oom: Option<OomRow>,
     /// What is waited for here.
     pub registrations: Vec<RegistrationRow>,
+}
+
+/// Registrations that one packet holds.
+const IN_A_PACKET: usize = 500;
+
+impl GroupRow {
+    /// The row in parts that fit a packet each.
+    fn parts(self) -> Vec<Self> {
+        if self.registrations.len() <= IN_A_PACKET {
+            return vec![self];
+        }
+        let rest = self.registrations.chunks(IN_A_PACKET);
+        rest.map(|registrations| Self { registrations: registrations.to_vec(), ..self.clone() }).collect()
+    }
+}
+
+/// What became of a group for lack of memory. Counts that this kernel does not keep
+/// are left out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OomRow {
+    /// Charges that found no memory within the group's own limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oom: Option<u64>,
+    /// Processes killed, in the group and below (v1: in the group).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oom_kill: Option<u64>,
+    /// Groups killed as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oom_group_kill: Option<u64>,
 }
 
 /// Registrations for the same on one group.
@@ -100,8 +134,8 @@ pub struct Status {
     pub registrations: u64,
     /// Signals given so far.
     pub signals: u64,
-    /// Signals that a full eventfd could not take.
-    pub saturated: u64,
+    /// Signals that could not be given.
+    pub unsignalled: u64,
     /// Times that everything watched was read again after a loss.
     pub resyncs: u64,
     /// Calls that the kernel kept from a program (`recursion_misses`).
@@ -155,7 +189,9 @@ async fn converse(
             Err(error) => Err(Refusal::new(Errno::EINVAL, format!("not a request: {error}"))),
             Ok(Request::List) => {
                 for row in list(watcher, hierarchy) {
-                    answer(connection, &Answer::Group(row)).await?;
+                    for part in row.parts() {
+                        answer(connection, &Answer::Group(part)).await?;
+                    }
                 }
                 answer(connection, &Answer::Status(status(watcher))).await?;
                 Ok(())
@@ -202,7 +238,11 @@ fn list(watcher: &Shared, hierarchy: &Hierarchy) -> Vec<GroupRow> {
         let peak = slot.peak.load(Ordering::Relaxed).max(usage);
         let registrations = group.map(registrations).unwrap_or_default();
         let cgroup = paths.get(&id).cloned().unwrap_or_else(|| format!("#{id}"));
-        rows.push(GroupRow { cgroup, id, usage: usage * page, peak: peak * page, registrations });
+        let oom = group.filter(|group| !group.oom().is_empty()).map(|_| {
+            let counts = watcher.host().oom_counts(id);
+            OomRow { oom: counts.oom, oom_kill: counts.oom_kill, oom_group_kill: counts.oom_group_kill }
+        });
+        rows.push(GroupRow { cgroup, id, usage: usage * page, peak: peak * page, oom, registrations });
     }
     rows.sort_by(|a, b| a.cgroup.cmp(&b.cgroup));
     rows
@@ -238,7 +278,7 @@ fn status(watcher: &Shared) -> Status {
     Status {
         registrations: watcher.registry().len(),
         signals: counts.signals,
-        saturated: counts.saturated,
+        unsignalled: counts.unsignalled,
         resyncs: counts.resyncs,
         skipped: source.skipped(),
         losses: source.tallies(),

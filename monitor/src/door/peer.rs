@@ -147,7 +147,7 @@ impl Peer {
         let info = fs::read_to_string(info).map_err(|error| failed(&error))?;
         let link = PathBuf::from(format!("/proc/{}/fd/{number}", self.pid));
         let target = fs::read_link(&link).map_err(|error| failed(&error))?;
-        Ok(Seen { path_only: is_path_only(&info), link, target })
+        Ok(Seen { path_only: is_path_only(&info), eventfd_id: eventfd_id(&info), link, target })
     }
 
     fn not_open(&self, which: Which) -> Refusal {
@@ -160,6 +160,8 @@ impl Peer {
 pub struct Seen {
     /// Whether it is an `O_PATH` descriptor, which the kernel takes for closed.
     pub path_only: bool,
+    /// Which eventfd it is, where it is one and the kernel says (5.2).
+    pub eventfd_id: Option<u64>,
     /// Leads to its file.
     pub link: PathBuf,
     /// What the link says.
@@ -171,6 +173,11 @@ fn is_path_only(info: &str) -> bool {
     let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
     let flags = flags.and_then(|octal| i32::from_str_radix(octal.trim(), 8).ok());
     flags.is_some_and(|flags| flags & libc::O_PATH != 0)
+}
+
+/// `eventfd-id` in a `/proc/PID/fdinfo/N`.
+fn eventfd_id(info: &str) -> Option<u64> {
+    info.lines().find_map(|line| line.strip_prefix("eventfd-id:")?.trim().parse().ok())
 }
 
 /// The process that a thread belongs to, from its `/proc/TID/status`.
@@ -201,6 +208,12 @@ impl Descriptors for Peer {
             }
             _ => Refusal::new(errno, format!("pidfd_getfd of {which} failed")),
         })?;
+        // Before 6.9 a thread with descriptors of its own is served from those of
+        // its process; and what was looked at may have been closed since.
+        let ours = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap_or_default();
+        if eventfd_id(&ours) != seen.eventfd_id {
+            return Err(self.not_open(which));
+        }
         adopt(fd, which)
     }
 
@@ -287,7 +300,7 @@ fn own(fd: libc::c_long) -> Result<OwnedFd, Errno> {
 mod tests {
     use nix::sys::socket::UnixCredentials;
 
-    use super::{Credentials, is_path_only, thread_group};
+    use super::{Credentials, eventfd_id, is_path_only, thread_group};
 
     fn user(uid: u32, gid: u32, groups: &[u32]) -> Credentials {
         Credentials { uid, gid, groups: groups.to_vec(), reads_all: false }
@@ -318,6 +331,8 @@ mod tests {
         assert!(is_path_only(&info("012000000")));
         assert!(!is_path_only(&info("0100002")));
         assert!(!is_path_only("pos:\t0\n"));
+        assert_eq!(eventfd_id("flags:\t02\neventfd-count:                0\neventfd-id: 17\n"), Some(17));
+        assert_eq!(eventfd_id(&info("02")), None);
     }
 
     #[test]

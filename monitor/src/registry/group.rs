@@ -107,15 +107,20 @@ impl Group {
             && self.empty.is_empty()
     }
 
-    /// How many wait for OOM, pressure, emptiness, and the working set.
-    pub(super) fn events(&self) -> [usize; 4] {
-        [self.oom.len(), self.pressure.len(), self.empty.len(), self.working_set.len()]
+    /// How many wait for OOM, pressure, emptiness, a percentage, and the working set.
+    pub(super) fn kinds(&self) -> [usize; 5] {
+        let percents = self.percents();
+        [self.oom.len(), self.pressure.len(), self.empty.len(), percents, self.working_set.len()]
+    }
+
+    const fn percents(&self) -> usize {
+        self.memory.percents() + self.sum.percents() + self.working_set.percents()
     }
 
     /// Whether a threshold here is in percent of the limit.
     #[must_use]
     pub const fn follows_limit(&self) -> bool {
-        self.memory.follows_limit() || self.sum.follows_limit() || self.working_set.follows_limit()
+        self.percents() > 0
     }
 
     /// Who waits for OOM, once for each registration.

@@ -8,13 +8,14 @@ use monitor_common::{
     threshold::{At, Pages, Threshold},
 };
 
-use super::{Crossing, FileId, GroupId, Registration, Registry};
+use super::{BURST, Clock, Crossing, FileId, GroupId, Registration, Registry};
 
 const A: FileId = FileId(1);
 const B: FileId = FileId(2);
 const G: GroupId = GroupId { slot: 7, generation: 1 };
 const USAGE: ControlFile = ControlFile::Usage;
 const ENDLESS: u64 = u64::MAX;
+const NO_REST: Clock = Clock { now: 0, rest: 0 };
 
 fn add(registry: &mut Registry, id: GroupId, usage: u64, threshold: u64, file: FileId) {
     let wish = Wish::Threshold(Threshold::plain(Pages(threshold)));
@@ -24,7 +25,7 @@ fn add(registry: &mut Registry, id: GroupId, usage: u64, threshold: u64, file: F
 fn quiet(registry: &mut Registry, now: u64) -> Vec<Crossing> {
     registry
         .group_mut(G.slot)
-        .map(|group| group.scale_mut(USAGE).step(Excursion::NONE, now))
+        .map(|group| group.scale_mut(USAGE).step(Excursion::NONE, now, NO_REST))
         .unwrap_or_default()
 }
 
@@ -140,7 +141,7 @@ fn percents_follow_the_limit() {
     registry.add(G, Registration { on: USAGE, wish, file: A, owner: 0 }, 50, ENDLESS);
     assert_eq!(quiet(&mut registry, 1 << 50), vec![], "no limit, no crossing");
     assert_eq!(quiet(&mut registry, 50), vec![]);
-    let mut follow = |limit| registry.group_mut(7).map(|group| group.scale_mut(USAGE).follow(limit));
+    let mut follow = |limit| registry.group_mut(7).map(|group| group.scale_mut(USAGE).follow(limit, NO_REST));
     assert_eq!(follow(100), Some(vec![]));
     assert_eq!(follow(60), Some(vec![up(48, A)]));
     assert_eq!(follow(60), Some(vec![]));
@@ -163,4 +164,30 @@ fn a_window_is_heard_by_mode_and_level() {
     assert_eq!(hearers(window, Level::Critical), Some(vec![A, B]));
     window.next_group(true);
     assert_eq!(hearers(window, Level::Critical), Some(vec![]));
+}
+
+#[test]
+fn a_threshold_that_flaps_rests_and_is_told_where_it_ended() {
+    let mut registry = Registry::default();
+    add(&mut registry, G, 0, 10, A);
+    add(&mut registry, G, 0, 50, B);
+    let group = registry.group_mut(7).expect("just registered");
+    let scale = group.scale_mut(USAGE);
+    let mut told = 0;
+    for now in [12, 3, 12, 3, 12, 3, 12] {
+        told += scale.step(Excursion::NONE, now, Clock { now: 5, rest: 100 }).len() as u64;
+    }
+    assert_eq!(told, BURST, "the rest is silence");
+    assert_eq!(scale.band(), Band { lo: 0, hi: 50 }, "no charge rings for it");
+    assert_eq!(scale.rests_until(), Some(105));
+    assert_eq!((scale.len(), scale.thresholds().count()), (2, 2), "it is still registered");
+    assert_eq!(scale.wake(Clock { now: 104, rest: 100 }, false), vec![]);
+    assert_eq!(scale.wake(Clock { now: 105, rest: 100 }, false), vec![up(10, A)]);
+    assert_eq!(scale.rests_until(), None);
+    assert_eq!(scale.band(), Band { lo: 10, hi: 50 });
+    // Slow crossings never rest.
+    for (step, now) in [3, 12, 3, 12, 3, 12, 3].into_iter().enumerate() {
+        let clock = Clock { now: 1000 + 200 * step as u64, rest: 100 };
+        assert_eq!(scale.step(Excursion::NONE, now, clock).len(), 1);
+    }
 }

@@ -1,8 +1,7 @@
 //! Mounts the view, and leaves nothing behind.
 
 use std::{
-    fs::{self, File},
-    io,
+    fs,
     os::fd::{AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
     sync::mpsc,
@@ -11,7 +10,9 @@ use std::{
 
 use nix::{
     errno::Errno,
+    fcntl::{OFlag, open},
     mount::{MntFlags, MsFlags, mount, umount2},
+    sys::stat::Mode,
 };
 
 use crate::{
@@ -65,13 +66,7 @@ impl From<Error> for Failure {
 /// # Errors
 /// Something else is there, another agent's view among it; or there is no FUSE.
 pub fn on(point: &Path, remove: bool) -> Result<(OwnedFd, Mounted), Failure> {
-    let device = File::options().read(true).write(true).open(DEVICE).map_err(|error| {
-        let error = match error.kind() {
-            io::ErrorKind::NotFound => io::Error::other(format!("{error} (is the module fuse loaded?)")),
-            _ => error,
-        };
-        Failure::Unavailable(Error::file("open", DEVICE, error))
-    })?;
+    let device = open_device().map_err(Failure::Unavailable)?;
     clear(point)?;
     let made = !point.exists();
     fs::create_dir_all(point).map_err(|error| Error::file("make the folder", point, error))?;
@@ -81,10 +76,25 @@ pub fn on(point: &Path, remove: bool) -> Result<(OwnedFd, Mounted), Failure> {
             let _ = fs::remove_dir(&point);
         }
     })?;
-    Ok((device.into(), Mounted { point, remove: remove || made }))
+    Ok((device, Mounted { point, remove: remove || made }))
 }
 
-fn mount_on(point: &Path, device: &File) -> Result<(), Failure> {
+/// Whether this host has FUSE.
+///
+/// # Errors
+/// Its device cannot be opened.
+pub fn available() -> Result<()> {
+    open_device().map(drop)
+}
+
+fn open_device() -> Result<OwnedFd> {
+    open(DEVICE, OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty()).map_err(|errno| {
+        let hint = if errno == Errno::ENOENT { " (is the module fuse loaded?)" } else { "" };
+        Error::syscall(format!("open {DEVICE}{hint}"), errno)
+    })
+}
+
+fn mount_on(point: &Path, device: &OwnedFd) -> Result<(), Failure> {
     let mut entries = fs::read_dir(point).map_err(|error| Error::file("read", point, error))?;
     if entries.next().is_some() {
         let why = format!(

@@ -53,7 +53,7 @@ impl<S: Source> Watcher<S> {
         if !offered {
             return Err(Errno::EOPNOTSUPP);
         }
-        if owner != 0 && self.registry.held_by(owner) >= self.quota {
+        if owner != 0 && self.registry.held_by(owner) >= self.limits.quota {
             return Err(Errno::EDQUOT);
         }
         let file = self.source.file_of(eventfd.as_fd()).map_err(internal)?;

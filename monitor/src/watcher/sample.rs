@@ -1,10 +1,12 @@
-//! What the programs cannot see: the root's usage and working sets are read now
-//! and then, while somebody waits for them; limits when one was written.
+//! What no doorbell tells: the root's usage and working sets are read now and
+//! then, while somebody waits for them; limits when one was written; thresholds
+//! that flapped when they have rested.
 
 use monitor_common::{band::Excursion, control::ControlFile};
 
 use crate::{
     error::Result,
+    registry::Clock,
     source::{GroupId, Source},
     watcher::Watcher,
 };
@@ -67,9 +69,13 @@ impl<S: Source> Watcher<S> {
 
     /// Moves one quantity to `now`, and signals what was crossed on the way.
     pub(super) fn step(&mut self, slot: u32, file: ControlFile, seen: Excursion, now: u64) {
+        let clock = self.clock();
         let Some(group) = self.registry.group_mut(slot) else { return };
-        let crossings = group.scale_mut(file).step(seen, now);
+        let scale = group.scale_mut(file);
+        let crossings = scale.step(seen, now, clock);
+        let rest = scale.rests_until();
         let cgroup_id = self.id_of(slot);
+        self.rests.extend(rest.map(|until| (until, slot)));
         self.signal_crossings(cgroup_id, file, &crossings, now);
     }
 
@@ -105,15 +111,45 @@ impl<S: Source> Watcher<S> {
     }
 
     fn follow_limit(&mut self, slot: u32, limit: u64) {
-        let cgroup_id = self.id_of(slot);
+        let (cgroup_id, clock) = (self.id_of(slot), self.clock());
         for file in [ControlFile::Usage, ControlFile::Memsw, ControlFile::WorkingSet] {
             let Some(group) = self.registry.group_mut(slot) else { return };
             let scale = group.scale_mut(file);
-            let crossings = scale.follow(limit);
+            let crossings = scale.follow(limit, clock);
             let now = scale.now();
             self.signal_crossings(cgroup_id, file, &crossings, now);
         }
         // The bands have to follow, too.
         self.look(slot);
+    }
+    fn clock(&self) -> Clock {
+        Clock { now: self.host.clock(), rest: self.limits.rest }
+    }
+
+    /// Milliseconds until the first threshold has rested; `None` when none rests.
+    pub fn rests(&self) -> Option<u64> {
+        self.rests.first().map(|(until, _)| until.saturating_sub(self.host.clock()))
+    }
+
+    /// Ends the rest of thresholds that flapped: of those whose time is up, or of
+    /// all. Those on the other side than was told last are told now.
+    pub fn wake(&mut self, all: bool) {
+        let clock = self.clock();
+        while let Some(&(until, slot)) = self.rests.first()
+            && (all || until <= clock.now)
+        {
+            self.rests.pop_first();
+            let cgroup_id = self.id_of(slot);
+            for file in [ControlFile::Usage, ControlFile::Memsw, ControlFile::WorkingSet] {
+                let Some(group) = self.registry.group_mut(slot) else { continue };
+                let scale = group.scale_mut(file);
+                let crossings = scale.wake(clock, all);
+                let (now, rest) = (scale.now(), scale.rests_until());
+                self.rests.extend(rest.map(|until| (until, slot)));
+                self.signal_crossings(cgroup_id, file, &crossings, now);
+            }
+            // The band takes them in again.
+            self.look(slot);
+        }
     }
 }

@@ -162,10 +162,12 @@ impl<S: Source> Watcher<S> {
         let Some(eventfd) = self.eventfds.get(&file) else {
             return;
         };
-        match eventfd.signal(count) {
-            Ok(true) => self.counts.signals += count,
-            Ok(false) => self.counts.saturated += count,
-            Err(errno) => log::error!("write to an eventfd: {errno}"),
+        match self.signaller.signal(eventfd, count) {
+            Ok(()) => self.counts.signals += count,
+            Err(errno) => {
+                self.counts.unsignalled += count;
+                log::error!("an eventfd could not be signalled (io_submit): {errno}");
+            }
         }
     }
 

@@ -14,7 +14,7 @@ use nix::{
     sys::eventfd::{EfdFlags, EventFd as Client},
 };
 
-use super::{Cause, Follower, Request, Watcher};
+use super::{Cause, Follower, Limits, Request, Watcher};
 use crate::{
     eventfd::EventFd,
     source::{GroupId, Source as _},
@@ -36,7 +36,8 @@ fn taken(client: &Client) -> u64 {
 }
 
 fn watcher() -> Watcher<FakeKernel> {
-    Watcher::new(FakeKernel::new(), Box::new(Rc::new(FakeHost::default())), 5)
+    Watcher::new(FakeKernel::new(), Box::new(Rc::new(FakeHost::default())), Limits { quota: 5, rest: 0 })
+        .expect("AIO")
 }
 
 fn request(group: GroupId, on: ControlFile, args: &str, client: &Client) -> Request {

@@ -11,7 +11,9 @@ use monitor_common::{
 };
 use nix::errno::Errno;
 
-use super::{FakeHost, FakeKernel, Request, USAGE, Watcher, client, request, taken, wait_for, watcher};
+use super::{
+    FakeHost, FakeKernel, Limits, Request, USAGE, Watcher, client, request, taken, wait_for, watcher,
+};
 
 #[test]
 fn memory_and_swap_count_together() {
@@ -99,7 +101,9 @@ fn emptiness_is_told_to_the_group_only() {
 #[test]
 fn the_root_and_working_sets_are_sampled() {
     let host = Rc::new(FakeHost::default());
-    let mut watcher = Watcher::new(FakeKernel::new(), Box::new(Rc::clone(&host)), 5);
+    let mut watcher =
+        Watcher::new(FakeKernel::new(), Box::new(Rc::clone(&host)), Limits { quota: 5, rest: 0 })
+            .expect("AIO");
     assert!(!watcher.samples());
     let (root, set) = (client(), client());
     assert_eq!(wait_for(&mut watcher, 2, USAGE, "50%", &root), Ok(()));
@@ -157,4 +161,27 @@ fn what_the_kernel_cannot_tell_is_refused() {
     }
     assert_eq!(wait_for(&mut watcher, 0, ControlFile::Usage, "1", &client), Ok(()));
     assert_eq!(watcher.registry().len(), 1);
+}
+
+#[test]
+fn a_storm_is_told_by_its_end() {
+    let host = Rc::new(FakeHost::default());
+    let limits = Limits { quota: 5, rest: 100 };
+    let mut watcher = Watcher::new(FakeKernel::new(), Box::new(Rc::clone(&host)), limits).expect("AIO");
+    let client = client();
+    assert_eq!(wait_for(&mut watcher, 0, USAGE, "10", &client), Ok(()));
+    for usage in [12, 3, 12, 3, 12, 3, 12] {
+        watcher.source.charge(0, usage);
+        watcher.look(0);
+    }
+    assert_eq!(taken(&client), 4);
+    assert_eq!(watcher.rests(), Some(100));
+    watcher.wake(false);
+    assert_eq!(taken(&client), 0);
+    host.clock.set(100);
+    watcher.wake(false);
+    assert_eq!((taken(&client), watcher.rests()), (1, None), "above, at the end");
+    watcher.source.charge(0, 3);
+    watcher.look(0);
+    assert_eq!(taken(&client), 1, "the band has it again");
 }

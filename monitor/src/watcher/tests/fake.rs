@@ -18,7 +18,7 @@ use monitor_common::{
 
 use crate::{
     Error,
-    cgroup::host::Host,
+    cgroup::host::{Host, OomCounts},
     error::Result,
     kernel::Offers,
     source::{FileId, GroupId, Located, Source},
@@ -193,9 +193,14 @@ impl Source for FakeKernel {
 pub(super) struct FakeHost {
     pub(super) usage: Cell<u64>,
     pub(super) inactive: Cell<u64>,
+    pub(super) clock: Cell<u64>,
 }
 
 impl Host for Rc<FakeHost> {
+    fn clock(&self) -> u64 {
+        self.clock.get()
+    }
+
     fn usage(&self) -> Result<u64> {
         Ok(self.usage.get())
     }
@@ -210,5 +215,9 @@ impl Host for Rc<FakeHost> {
 
     fn inactive_file(&self, _: u64) -> Result<Option<u64>> {
         Ok(Some(self.inactive.get()))
+    }
+
+    fn oom_counts(&self, _: u64) -> OomCounts {
+        OomCounts::default()
     }
 }

@@ -1,0 +1,57 @@
+//! The ring buffer's end in the agent.
+
+use std::{
+    fmt,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+};
+
+use aya::maps::{MapData, RingBuf};
+use monitor_common::ring::{Doorbell, Victim};
+
+/// The ring buffer: something to wait on, and to take doorbells from.
+pub struct Doorbells(pub(super) RingBuf<MapData>);
+
+impl fmt::Debug for Doorbells {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Doorbells").field(&self.0.as_raw_fd()).finish()
+    }
+}
+
+/// What came through the ring buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// Something to look at.
+    Bell(Doorbell),
+    /// An OOM's victim.
+    Victim(Victim),
+}
+
+impl Iterator for Doorbells {
+    type Item = Record;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let item = self.0.next()?;
+            let record = match Doorbell::from_bytes(&item) {
+                Some(bell) if bell.kind == Doorbell::VICTIM => Victim::from_bytes(&item).map(Record::Victim),
+                bell => bell.map(Record::Bell),
+            };
+            match record {
+                Some(record) => return Some(record),
+                None => log::error!("a record in the ring is too short"),
+            }
+        }
+    }
+}
+
+impl AsRawFd for Doorbells {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl AsFd for Doorbells {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
