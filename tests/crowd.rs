@@ -110,8 +110,8 @@ fn closed_meanwhile() -> Result<()> {
 }
 
 fn quota() -> Result<()> {
-    const QUOTA: usize = 500;
-    const TRIES: usize = 3000;
+    const QUOTA: usize = 300;
+    const TRIES: usize = 1000;
     let group = Group::new("quota")?;
     let agent = Agent::start(&["--socket-mode", "0666", "--max-per-user", &QUOTA.to_string()])?;
     let mine = Waiter::on(&group, "4M")?;
