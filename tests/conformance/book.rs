@@ -3,6 +3,7 @@
 use std::borrow::BorrowMut;
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use monitor_common::control::ControlFile;
@@ -123,14 +124,21 @@ impl Both {
     }
 }
 
+/// How long two sides may take to agree: only those that differ take all of it,
+/// and a schedule that is made smaller has to fail soon.
+const PATIENCE: Duration = Duration::from_secs(8);
+
 /// Waits until the two sides of all agree and rest, or have had their time.
 pub(crate) fn agree(all: &mut [impl BorrowMut<Both>]) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
     let mut before = Vec::new();
-    let _ = until("both sides rest", || {
+    loop {
         let totals = all.iter_mut().map(|both| both.borrow_mut().total()).collect::<Result<Vec<_>>>()?;
         let rest = totals == before && totals.iter().all(|(kernel, ours)| kernel == ours);
+        if rest || Instant::now() >= deadline {
+            return Ok(());
+        }
         before = totals;
-        Ok(rest)
-    });
-    Ok(())
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }

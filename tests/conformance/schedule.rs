@@ -240,7 +240,7 @@ impl World {
         self.workers.iter_mut().try_for_each(|worker| worker.spike(Kind::Anonymous, page(), 160))?;
         agent.settle()?;
         let (mut events, others): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.pairs).into_iter().partition(|pair| pair.is_of_events());
+            std::mem::take(&mut self.pairs).into_iter().partition(Pair::is_of_events);
         agree(&mut events.iter_mut().map(|pair| &mut pair.both).collect::<Vec<_>>())?;
         self.pairs = others;
         self.pairs.append(&mut events);
