@@ -29,6 +29,12 @@ pub(super) fn tests() -> Vec<Test> {
             run: any_writer,
         },
         Test {
+            name: "view_own_descriptors",
+            what: "a thread with descriptors of its own is served from those, or refused, never from others",
+            on: On::Any,
+            run: own_descriptors,
+        },
+        Test {
             name: "view_interrupted_writers",
             what: "signals in the middle of writes: each registers once and says so",
             on: On::Any,
@@ -134,6 +140,39 @@ fn any_writer() -> Result<()> {
     let mut worker = Worker::start(&group)?;
     worker.grow(Kind::Anonymous, 4 * MIB)?;
     until("each is signalled", || Ok(waiter.take()? == 8 || agent.settle().is_err()))?;
+    worker.end()
+}
+
+fn own_descriptors() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    let group = Group::new("own")?;
+    let folder = shown(&group.path)?;
+    let others = Waiter::new()?;
+    let outcome = thread::scope(|scope| {
+        let thread = scope.spawn(|| -> Result<Waiter> {
+            // SAFETY: the number is this thread's own.
+            let id = unsafe { libc::syscall(libc::SYS_gettid) };
+            unshare(CloneFlags::CLONE_FILES)?;
+            let own = Waiter::new()?;
+            let number = others.0.as_raw_fd();
+            // SAFETY: in this thread's own table the number is nobody else's.
+            ensure!(unsafe { libc::dup2(own.0.as_raw_fd(), number) } == number, "dup2 failed");
+            // SAFETY: takes two numbers, returns a new descriptor or -1.
+            let can = unsafe { libc::syscall(libc::SYS_pidfd_open, id, libc::O_EXCL) } >= 0;
+            // In the process's own table the number is another eventfd's.
+            let errno = register_in(&folder, USAGE, &others, "1M")?;
+            let expected = if can { 0 } else { libc::EBADF };
+            ensure!(errno == expected, "errno {errno} instead of {expected} (pidfds of threads: {can})");
+            Ok(own)
+        });
+        thread.join()
+    });
+    let own = outcome.map_err(|_| anyhow::anyhow!("the thread panicked"))??;
+    let mut worker = Worker::start(&group)?;
+    worker.grow(Kind::Anonymous, 4 * MIB)?;
+    agent.settle()?;
+    ensure!(others.take()? == 0, "another eventfd was signalled");
+    drop(own);
     worker.end()
 }
 
