@@ -4,7 +4,8 @@
 //! (`monitor-ebpf`), which keeps the [`table`] and rings the agent through
 //! [`programs`]; the [`watcher`] works out which thresholds were crossed, looks
 //! up who waits in its [`registry`], and adds to their [`eventfd`]s. Clients come
-//! in by the [`door`]s; [`client`] is a door's other end.
+//! in by the [`door`]s, one of which is the [`view`], the cgroup tree as v1 showed it;
+//! [`client`] is a door's other end.
 //!
 //! [`kernel`] is the one place that knows what kernels differ in; only
 //! [`programs`] names aya; [`registry`] knows neither kernel nor sockets.

@@ -2,7 +2,10 @@
 
 use std::os::fd::AsFd as _;
 
-use monitor_common::control::{ControlFile, Wish};
+use monitor_common::{
+    control::{ControlFile, Wish},
+    threshold::{At, Threshold},
+};
 use nix::errno::Errno;
 
 use crate::{
@@ -70,7 +73,9 @@ impl<S: Source> Watcher<S> {
             Some(scale) => Ok(Some(scale.now())),
             None => self.quantity(group, on),
         };
-        let limit = self.effective_limit(group.slot);
+        // Asked for where it matters: a question for each level.
+        let in_percent = matches!(wish, Wish::Threshold(Threshold { at: At::Percent(_), .. }));
+        let limit = if in_percent { self.effective_limit(group.slot) } else { Ok(u64::MAX) };
         let (Some(now), limit) = (now.map_err(internal)?, limit.map_err(internal)?) else {
             self.settle(group.slot);
             return Err(Errno::EINVAL);
