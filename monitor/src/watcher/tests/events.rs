@@ -185,3 +185,18 @@ fn a_storm_is_told_by_its_end() {
     watcher.look(0);
     assert_eq!(taken(&client), 1, "the band has it again");
 }
+
+#[test]
+fn a_hundred_thousand_registrations_are_as_good_as_one() {
+    let (mut watcher, client) = (watcher(), client());
+    for n in 0..100_000 {
+        assert_eq!(wait_for(&mut watcher, 0, USAGE, &(10 + n % 7).to_string(), &client), Ok(()));
+    }
+    watcher.source.charge(0, 10);
+    watcher.look(0);
+    assert_eq!(taken(&client), 100_000_u64.div_ceil(7), "each of those on the first threshold");
+    watcher.source.counters[0].set(None);
+    watcher.look(0);
+    assert_eq!(taken(&client), 100_000, "and one each at the removal");
+    assert!(watcher.registry().is_empty());
+}
