@@ -33,6 +33,9 @@ impl ControlFile {
     pub const ALL: [Self; 6] =
         [Self::Usage, Self::Memsw, Self::WorkingSet, Self::Oom, Self::Pressure, Self::Procs];
 
+    /// Those that have a quantity, which thresholds are on.
+    pub const QUANTITIES: [Self; 3] = [Self::Usage, Self::Memsw, Self::WorkingSet];
+
     /// The file's name: v1's, or ours.
     #[must_use]
     pub const fn name(self) -> &'static str {

@@ -14,7 +14,6 @@ use std::{
 };
 
 use crate::{
-    cgroup::handle::Directories,
     error::{Error, Result},
     mounts::{self, Mount},
 };
@@ -92,12 +91,6 @@ impl Hierarchy {
             paths.insert(id, directory.to_string_lossy().into_owned());
         });
         paths
-    }
-
-    /// The directory with this id.
-    #[must_use]
-    pub fn path_of(&self, id: u64) -> Option<String> {
-        Directories::new(self).ok()?.path_of(id).map(|path| path.to_string_lossy().into_owned())
     }
 
     /// All directories, parents before children.

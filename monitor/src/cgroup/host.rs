@@ -85,18 +85,12 @@ impl Host for Files {
     }
 
     fn usage(&self) -> Result<u64> {
-        let text = read("/proc/vmstat")?;
-        let pages = |name| field(&text, name);
-        match (pages("nr_file_pages"), pages("nr_anon_pages")) {
-            (Some(file), Some(anonymous)) => Ok(file + anonymous),
-            _ => Err(Error::Host("/proc/vmstat has no nr_file_pages or nr_anon_pages".into())),
-        }
+        root_pages(&read("/proc/vmstat")?)
+            .ok_or_else(|| Error::Host("/proc/vmstat has no nr_file_pages or nr_anon_pages".into()))
     }
 
     fn sum(&self) -> Result<u64> {
-        let text = read("/proc/meminfo")?;
-        let kib = |name| field(&text, name).unwrap_or(0);
-        let swapped = kib("SwapTotal:").saturating_sub(kib("SwapFree:")) * 1024 / page_size();
+        let swapped = swap_used(&read("/proc/meminfo")?) / page_size();
         Ok(self.usage()? + swapped)
     }
 
@@ -137,8 +131,23 @@ fn read(path: &'static str) -> Result<String> {
     fs::read_to_string(path).map_err(|error| Error::file("read", path, error))
 }
 
+/// The root's usage in pages from `/proc/vmstat`: what the kernel's
+/// `mem_cgroup_usage` adds up for it.
+#[must_use]
+pub fn root_pages(vmstat: &str) -> Option<u64> {
+    Some(field(vmstat, "nr_file_pages")? + field(vmstat, "nr_anon_pages")?)
+}
+
+/// Bytes of swap in use, from `/proc/meminfo`.
+#[must_use]
+pub fn swap_used(meminfo: &str) -> u64 {
+    let kib = |name| field(meminfo, name).unwrap_or(0);
+    kib("SwapTotal:").saturating_sub(kib("SwapFree:")) * 1024
+}
+
 /// The number after `name` at the start of a line.
-fn field(text: &str, name: &str) -> Option<u64> {
+#[must_use]
+pub fn field(text: &str, name: &str) -> Option<u64> {
     text.lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix([' ', '\t'])?.split_whitespace().next())?
         .parse()

@@ -197,7 +197,7 @@ async fn converse(
                 Ok(())
             }
             Ok(Request::Listen(line)) => match begin(packet, &line, watcher, places) {
-                Ok(events) => return follow(connection, events, hierarchy).await,
+                Ok(events) => return follow(connection, events, places).await,
                 Err(refusal) => Err(refusal),
             },
         };
@@ -257,7 +257,7 @@ fn registrations(group: &Group) -> Vec<RegistrationRow> {
             _ => rows.push(row),
         }
     };
-    for on in [ControlFile::Usage, ControlFile::Memsw, ControlFile::WorkingSet] {
+    for on in ControlFile::QUANTITIES {
         for (threshold, _) in group.scale(on).thresholds() {
             row(on, Some(threshold.saturating_mul(page_size())), None);
         }
@@ -313,10 +313,10 @@ fn begin(packet: Packet, line: &str, watcher: &Shared, places: &Places) -> Resul
     Ok(Stream { group: id.unwrap_or(0), events, lost })
 }
 
-async fn follow(connection: &Connection, mut stream: Stream, hierarchy: &Hierarchy) -> std::io::Result<()> {
+async fn follow(connection: &Connection, mut stream: Stream, places: &Places) -> std::io::Result<()> {
     answer(connection, &Answer::Listening).await?;
     // Looked up now: at removal there is no name any more.
-    let name = name_of(hierarchy, stream.group);
+    let name = name_of(places, stream.group);
     loop {
         let next = tokio::select! {
             next = stream.events.recv() => next,
@@ -328,12 +328,13 @@ async fn follow(connection: &Connection, mut stream: Stream, hierarchy: &Hierarc
         };
         let lost = std::mem::take(&mut *stream.lost.borrow_mut());
         let row = EventRow::new(time, &event, lost, |id| {
-            if id == stream.group { name.clone() } else { name_of(hierarchy, id) }
+            if id == stream.group { name.clone() } else { name_of(places, id) }
         });
         answer(connection, &Answer::Event(row)).await?;
     }
 }
 
-fn name_of(hierarchy: &Hierarchy, id: u64) -> String {
-    hierarchy.path_of(id).unwrap_or_else(|| format!("#{id}"))
+fn name_of(places: &Places, id: u64) -> String {
+    let path = places.tree.directories().path_of(id);
+    path.map_or_else(|| format!("#{id}"), |path| path.to_string_lossy().into_owned())
 }

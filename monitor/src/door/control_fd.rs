@@ -90,13 +90,7 @@ pub fn resolve<'a, S: Source>(
         libc::S_IFREG => {
             let name = name_of(fd);
             let Some(file) = ControlFile::from_name(&name).filter(|file| is_real(places, *file)) else {
-                return Err(Refusal::new(
-                    Errno::EINVAL,
-                    format!(
-                        "{which} is {}, on which there are no notifications",
-                        String::from_utf8_lossy(&name)
-                    ),
-                ));
+                return Err(mute(which, &String::from_utf8_lossy(&name)));
             };
             let home = places.directories().home_of(inode.number).map_err(|_| gone(which))?;
             let cgroup_id = home.stat().map_err(|_| gone(which))?.st_ino;
@@ -123,12 +117,7 @@ fn in_view<'a, S: Source>(
     let (file, args) = match node.file {
         None => named(args, which)?,
         Some(file) => {
-            let control = file.control().ok_or_else(|| {
-                Refusal::new(
-                    Errno::EINVAL,
-                    format!("{which} is {}, on which there are no notifications", file.name()),
-                )
-            })?;
+            let control = file.control().ok_or_else(|| mute(which, file.name()))?;
             (control, args)
         }
     };
@@ -145,6 +134,10 @@ fn named(args: &[u8], which: Which) -> Result<(ControlFile, &[u8]), Refusal> {
             format!("{which} is a directory; then the arguments begin with the name of a control file"),
         )
     })
+}
+
+fn mute(which: Which, name: &str) -> Refusal {
+    Refusal::new(Errno::EINVAL, format!("{which} is {name}, on which there are no notifications"))
 }
 
 fn gone(which: Which) -> Refusal {

@@ -2,6 +2,9 @@
 
 use std::fmt::Write as _;
 
+pub use crate::cgroup::host::swap_used;
+use crate::cgroup::host::{field, root_pages};
+
 /// What v1 shows for "no limit": the kernel's `PAGE_COUNTER_MAX` pages in bytes.
 #[must_use]
 pub const fn unlimited(page: u64) -> u64 {
@@ -26,8 +29,7 @@ pub fn limit_with_swap(memory: u64, swap: u64, page: u64) -> u64 {
 /// The number behind `key` in a flat keyed text; 0 where there is none.
 #[must_use]
 pub fn keyed(text: &str, key: &str) -> u64 {
-    let value = |line: &str| line.split_once(' ').filter(|(name, _)| *name == key)?.1.trim().parse().ok();
-    text.lines().find_map(value).unwrap_or(0)
+    field(text, key).unwrap_or(0)
 }
 
 /// One number and a newline.
@@ -49,23 +51,10 @@ pub const fn working_set(usage: u64, inactive_file: u64) -> u64 {
     usage.saturating_sub(inactive_file)
 }
 
-/// The root's usage from `/proc/vmstat`: what the kernel's `mem_cgroup_usage`
-/// adds up for it.
+/// The root's usage in bytes; 0 where the kernel does not say.
 #[must_use]
 pub fn root_usage(vmstat: &str, page: u64) -> u64 {
-    (keyed(vmstat, "nr_file_pages") + keyed(vmstat, "nr_anon_pages")) * page
-}
-
-/// Bytes of swap in use, from `/proc/meminfo`.
-#[must_use]
-pub fn swap_used(meminfo: &str) -> u64 {
-    let kib = |name: &str| {
-        let value = |line: &str| {
-            line.split_once(':').filter(|(key, _)| *key == name)?.1.trim().strip_suffix(" kB")?.parse().ok()
-        };
-        meminfo.lines().find_map(value).unwrap_or(0u64)
-    };
-    kib("SwapTotal").saturating_sub(kib("SwapFree")) * 1024
+    root_pages(vmstat).unwrap_or(0) * page
 }
 
 /// v1's names in `memory.stat`, each with v2's, in v1's order

@@ -112,7 +112,7 @@ impl<S: Source> Watcher<S> {
 
     fn follow_limit(&mut self, slot: u32, limit: u64) {
         let (cgroup_id, clock) = (self.id_of(slot), self.clock());
-        for file in [ControlFile::Usage, ControlFile::Memsw, ControlFile::WorkingSet] {
+        for file in ControlFile::QUANTITIES {
             let Some(group) = self.registry.group_mut(slot) else { return };
             let scale = group.scale_mut(file);
             let crossings = scale.follow(limit, clock);
@@ -140,7 +140,7 @@ impl<S: Source> Watcher<S> {
         {
             self.rests.pop_first();
             let cgroup_id = self.id_of(slot);
-            for file in [ControlFile::Usage, ControlFile::Memsw, ControlFile::WorkingSet] {
+            for file in ControlFile::QUANTITIES {
                 let Some(group) = self.registry.group_mut(slot) else { continue };
                 let scale = group.scale_mut(file);
                 let crossings = scale.wake(clock, all);
