@@ -65,7 +65,7 @@ fn serve() -> Result<()> {
     match request.mode.as_str() {
         "test" => runner::run(&scenarios::all(), request.hierarchy, &request.filter),
         "demo" => alone("demo", Duration::from_secs(240), demo::run),
-        "bench" => alone("bench", Duration::from_secs(1800), || bench::run(&request.args)),
+        "bench" => bench::run(&request.args, request.hierarchy),
         "shell" => shell::run(),
         other => bail!("guest.mode={other} is not known"),
     }

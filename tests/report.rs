@@ -3,6 +3,8 @@
 use std::fs::OpenOptions;
 use std::os::fd::AsRawFd;
 
+use serde_json::{Value, json};
+
 /// Tells people something; the host shows it without the prefix.
 macro_rules! say {
     ($($text:tt)*) => { println!("memcg-guest: {}", format_args!($($text)*)) };
@@ -21,13 +23,30 @@ pub(crate) fn open() {
     }
 }
 
-/// One row of a measurement: the host prints the rows as a table, columns in
-/// the order given.
-pub(crate) fn row(name: &str, columns: &[(&str, serde_json::Value)]) {
-    let columns: Vec<_> =
-        columns.iter().map(|(name, value)| format!("{}:{value}", serde_json::Value::from(*name))).collect();
-    let name = serde_json::Value::from(name);
-    println!("memcg-guest-json: {{\"row\":{name},\"columns\":{{{}}}}}", columns.join(","));
+/// One row of a table of measurements; columns in the order given.
+pub(crate) fn row(table: &str, name: &str, columns: &[(&str, Value)]) {
+    let columns: Vec<_> = columns.iter().map(|(name, value)| json!([name, value])).collect();
+    data(&json!({ "table": table, "row": name, "columns": columns }));
+}
+
+/// Bars of a plot: a name and a height each. The host puts the kernels' side by side.
+pub(crate) fn bars(plot: &str, y: &str, bars: &[(&str, f64)]) {
+    data(&json!({ "plot": plot, "y": y, "bars": bars }));
+}
+
+/// A line of a plot. An axis whose name ends in ", log" is logarithmic.
+pub(crate) fn line(plot: &str, (x, y): (&str, &str), name: &str, points: &[(f64, f64)]) {
+    data(&json!({ "plot": plot, "x": x, "y": y, "line": name, "points": points }));
+}
+
+/// A number for a table, with so many decimals.
+pub(crate) fn rounded(value: f64, decimals: i32) -> Value {
+    let unit = 10f64.powi(decimals);
+    Value::from((value * unit).round() / unit)
+}
+
+fn data(value: &Value) {
+    println!("memcg-guest-json: {value}");
 }
 
 /// The one line that the host judges the whole boot by.

@@ -30,7 +30,8 @@ impl Book {
             self.0.push(format!("{rule}: the kernel {kernel}, ours {ours}"));
         }
         let columns = [("kernel", kernel), ("ours", ours), ("verdict", &verdict)];
-        report::row(rule, &columns.map(|(name, text)| (name, Value::from(text))));
+        let (section, check) = rule.split_once(": ").unwrap_or(("other", rule));
+        report::row(section, check, &columns.map(|(name, text)| (name, Value::from(text))));
     }
 
     /// The same of counts.

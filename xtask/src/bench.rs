@@ -1,159 +1,140 @@
-//! `cargo xtask bench`: measures in the VM, where one instruction is one nanosecond.
+//! `cargo xtask bench`: measures in the VM, prints tables, and writes tables and
+//! plots under `target/bench`.
 
-use std::fmt;
+mod data;
+mod plan;
+mod plot;
+mod table;
+
 use std::fs;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use clap::Subcommand;
-use serde::de::{Deserializer, MapAccess, Visitor};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use clap::Args;
 
-use crate::kernels;
-use crate::qemu::Processors;
+pub(crate) use self::data::{Data, Piece};
+use self::plan::{Bench, Leg};
+use crate::build::{self, Guest};
 use crate::run::booting;
-use crate::vm::{Boot, Hierarchy};
+use crate::summary::Outcome;
+use crate::vm::Boot;
 use crate::workspace::{short, target};
-use crate::{build, setup};
+use crate::{kernels, setup};
 
-#[derive(Debug, Subcommand)]
-pub(crate) enum Arguments {
-    /// Page faults in a group three levels deep, without the agent and with it
-    Charge {
-        /// Kernel to boot: 6.1, 6.12, 7.2 or the path of a vmlinuz
-        #[arg(long, default_value = kernels::NEWEST, value_name = "KERNEL")]
-        kernel: String,
-    },
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// What to measure; everything when absent
+    #[arg(value_enum, value_name = "NAME")]
+    names: Vec<Bench>,
+    /// Boot only this kernel: 6.1, 6.12, 7.2 or the path of a vmlinuz
+    #[arg(long, value_name = "KERNEL")]
+    kernel: Option<String>,
+    /// One short round: shows that it works, and no figures to quote
+    #[arg(long)]
+    once: bool,
 }
 
-/// A data line of the guest: a row of the table.
-#[derive(Debug, Deserialize)]
-pub(crate) struct Row {
-    pub(crate) row: String,
-    #[serde(deserialize_with = "in_order")]
-    pub(crate) columns: Vec<(String, Value)>,
-}
-
-/// What is written under `target/bench`.
-#[derive(Debug, Serialize)]
-struct Results {
-    kernel: String,
-    rows: Vec<Value>,
-}
+/// How long a boot may measure.
+const LIMIT: Duration = Duration::from_secs(60 * 60);
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    let Arguments::Charge { kernel } = arguments;
-    let name = "charge";
-    setup::ensure(&setup::vm(kernel))?;
-    let guest = build::guest()?;
-    let kernel = kernels::get(kernel)?;
-    println!("{}, counting instructions", booting(&kernel, Hierarchy::V2));
-    let boot = Boot {
-        kernel: &kernel,
-        hierarchy: Hierarchy::V2,
-        mode: "bench",
-        parameters: format!("guest.args={name}"),
-        processors: Processors::Counted,
-        limit: Duration::from_secs(30 * 60),
-    };
-    let report = boot.run(&guest, &mut |line| println!("{line}"))?;
-
-    let parse = |line: &String| {
-        serde_json::from_str(line).with_context(|| format!("cannot read the guest's `{line}`"))
-    };
-    let rows = report.data.iter().map(parse).collect::<Result<Vec<Row>>>()?;
-    println!("\n{}", table(&rows));
-    let values = report.data.iter().map(|line| Ok(serde_json::from_str(line)?));
-    let results = Results { kernel: kernel.release.clone(), rows: values.collect::<Result<_>>()? };
-    let folder = target().join("bench");
-    let path = folder.join(format!("{name}.json"));
-    fs::create_dir_all(&folder)
-        .and_then(|()| fs::write(&path, serde_json::to_string_pretty(&results)? + "\n"))
-        .with_context(|| format!("cannot write {}", path.display()))?;
-    println!("also in {}", short(&path));
-    ensure!(report.failed == 0, "the measurement failed");
-    ensure!(!rows.is_empty(), "the guest measured nothing");
+    let names = if arguments.names.is_empty() { &Bench::ALL } else { arguments.names.as_slice() };
+    for (at, &bench) in names.iter().enumerate() {
+        println!("==> {} ({} of {})", bench.name(), at + 1, names.len());
+        let start = Instant::now();
+        let mut found = Vec::new();
+        for leg in bench.legs(arguments.kernel.as_deref()) {
+            let guest = guest(&[bench], leg.kernel)?;
+            let (report, data) = leg.measure(&guest, &[bench], arguments.once)?;
+            ensure!(report.failed == 0, "the measurement failed");
+            ensure!(!data.is_empty(), "the guest measured nothing");
+            found.extend(data);
+        }
+        println!();
+        for line in table::tables(&found).lines() {
+            println!("{line}");
+        }
+        for path in keep(bench, &found)? {
+            println!("also in {}", short(&path));
+        }
+        println!("<== {} ({} s)\n", bench.name(), start.elapsed().as_secs());
+    }
     Ok(())
 }
 
-/// The rows under the columns in the order in which they first appear.
-fn table(rows: &[Row]) -> String {
-    let mut heads: Vec<&str> = Vec::new();
-    for (name, _) in rows.iter().flat_map(|row| &row.columns) {
-        if !heads.contains(&name.as_str()) {
-            heads.push(name);
+/// One short round of every benchmark on the newest kernel, so that they keep working.
+pub(crate) fn smoke() -> Result<Outcome> {
+    let mut outcome = Outcome::default();
+    for leg in plan::smoke() {
+        let guest = guest(&Bench::ALL, leg.kernel)?;
+        let (report, data) = leg.measure(&guest, &Bench::ALL, true)?;
+        // Drawn, too: what cannot be drawn is broken.
+        for plot in plot::plots(&data) {
+            plot.draw()?;
         }
+        outcome.passed += report.passed;
+        outcome.failed += report.failed;
     }
-    let mut lines = vec![std::iter::once("").chain(heads.iter().copied()).map(str::to_owned).collect()];
-    for row in rows {
-        let cell = |head: &&str| {
-            let found = row.columns.iter().find(|(name, _)| name == head);
-            found.map_or(String::new(), |(_, value)| shown(value))
+    Ok(outcome)
+}
+
+/// What the guest needs, and the programs that it runs.
+fn guest(benches: &[Bench], kernel: &str) -> Result<Guest> {
+    setup::ensure(&setup::vm(kernel))?;
+    let mut guest = build::guest()?;
+    for bench in benches {
+        guest.more.extend(bench.programs()?);
+    }
+    Ok(guest)
+}
+
+impl Leg<'_> {
+    fn measure(
+        &self,
+        guest: &Guest,
+        benches: &[Bench],
+        once: bool,
+    ) -> Result<(crate::vm::Report, Vec<Data>)> {
+        let kernel = kernels::get(self.kernel)?;
+        println!("{}, {}", booting(&kernel, self.hierarchy), self.clock());
+        let mut args: Vec<_> = benches.iter().map(|bench| bench.name()).collect();
+        args.extend(once.then_some("once"));
+        let boot = Boot {
+            kernel: &kernel,
+            hierarchy: self.hierarchy,
+            mode: "bench",
+            parameters: format!("guest.args={}", args.join(",")),
+            processors: self.processors,
+            memory: self.memory,
+            limit: LIMIT,
         };
-        let cells: Vec<String> = heads.iter().map(cell).collect();
-        lines.push([vec![row.row.clone()], cells].concat());
-    }
-    let width = |column: usize| lines.iter().map(|line: &Vec<String>| line[column].len()).max();
-    let widths: Vec<usize> = (0..=heads.len()).filter_map(width).collect();
-    let lines: Vec<String> = lines
-        .iter()
-        .map(|line| {
-            let cells = line.iter().zip(&widths).enumerate();
-            let padded = cells.map(|(column, (cell, &width))| match column {
-                0 => format!("{cell:width$}"),
-                _ => format!("{cell:>width$}"),
-            });
-            padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
-        })
-        .collect();
-    lines.join("\n")
-}
-
-fn shown(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    }
-}
-
-/// Keeps the order in which the guest wrote the columns.
-fn in_order<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<(String, Value)>, D::Error> {
-    struct InOrder;
-    impl<'de> Visitor<'de> for InOrder {
-        type Value = Vec<(String, Value)>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an object of columns")
+        let start = Instant::now();
+        let report = boot.run(guest, &mut |line| println!("{:5} s  {line}", start.elapsed().as_secs()))?;
+        let parse = |line: &String| {
+            let data = serde_json::from_str(line);
+            data.with_context(|| format!("cannot read the guest's `{line}`"))
+        };
+        let mut data = report.data.iter().map(parse).collect::<Result<Vec<Data>>>()?;
+        for item in &mut data {
+            item.kernel = self.label();
         }
-
-        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-            let mut columns = Vec::new();
-            while let Some(column) = map.next_entry()? {
-                columns.push(column);
-            }
-            Ok(columns)
-        }
+        Ok((report, data))
     }
-    from.deserialize_map(InOrder)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn columns_keep_the_order_of_the_guest() {
-        let lines = [
-            r#"{"row": "without agent", "columns": {"per fault": 9000, "added": ""}}"#,
-            r#"{"row": "with agent", "columns": {"per fault": 9040, "added": "0.44 %", "runs": 1.5}}"#,
-        ];
-        let rows: Vec<Row> = lines.iter().map(|line| serde_json::from_str(line).expect("a row")).collect();
-        assert_eq!(
-            table(&rows),
-            "               per fault   added  runs\n\
-             without agent       9000\n\
-             with agent          9040  0.44 %   1.5"
-        );
+/// Writes what was found; the files.
+fn keep(bench: Bench, found: &[Data]) -> Result<Vec<PathBuf>> {
+    let folder = target().join("bench");
+    let mut files = vec![(format!("{}.json", bench.name()), serde_json::to_string_pretty(found)? + "\n")];
+    for plot in plot::plots(found) {
+        files.push((format!("{}-{}.svg", bench.name(), plot.file()), plot.draw()?));
     }
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    files.into_iter().map(|(name, text)| write(&folder.join(name), &text)).collect()
+}
+
+fn write(path: &Path, text: &str) -> Result<PathBuf> {
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path.to_owned())
 }

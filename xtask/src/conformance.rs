@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::bench::Row;
+use crate::bench::{Data, Piece};
 use crate::qemu::Processors;
 use crate::run::booting;
-use crate::vm::{Boot, Hierarchy};
+use crate::vm::{Boot, Hierarchy, MEMORY};
 use crate::workspace::root;
 use crate::{build, kernels, setup};
 
@@ -19,6 +19,7 @@ const FILE: &str = "docs/conformance.md";
 /// One check, as it is written down.
 #[derive(Debug, PartialEq, Eq)]
 struct Check {
+    section: String,
     rule: String,
     kernel: String,
     ours: String,
@@ -36,13 +37,14 @@ pub(crate) fn run() -> Result<()> {
         mode: "test",
         parameters: "guest.filter=conformance_".to_owned(),
         processors: Processors::Two,
+        memory: MEMORY,
         limit: Duration::from_secs(20 * 60),
     };
     let report = boot.run(&guest, &mut |line| println!("{line}"))?;
     let mut checks = Vec::new();
     for line in &report.data {
-        let row = serde_json::from_str(line).with_context(|| format!("cannot read the guest's `{line}`"))?;
-        checks.extend(Check::of(row));
+        let data = serde_json::from_str(line).with_context(|| format!("cannot read the guest's `{line}`"))?;
+        checks.extend(Check::of(data));
     }
     ensure!(!checks.is_empty(), "the guest compared nothing");
     let differing: Vec<_> = checks.iter().filter(|check| check.verdict == "differs").collect();
@@ -55,14 +57,14 @@ pub(crate) fn run() -> Result<()> {
 }
 
 impl Check {
-    /// A row of a measurement is none.
-    fn of(row: Row) -> Option<Self> {
+    fn of(data: Data) -> Option<Self> {
+        let Piece::Row(row) = data.piece else { return None };
         let column = |wanted: &str| {
             let (_, value) = row.columns.iter().find(|(name, _)| name == wanted)?;
             value.as_str().map(str::to_owned)
         };
         let (kernel, ours, verdict) = (column("kernel")?, column("ours")?, column("verdict")?);
-        Some(Self { rule: row.row, kernel, ours, verdict })
+        Some(Self { section: row.table, rule: row.row, kernel, ours, verdict })
     }
 }
 
@@ -81,7 +83,7 @@ fn document(checks: &[Check]) -> String {
     );
     let mut section = "";
     for check in checks {
-        let (head, rule) = check.rule.split_once(": ").unwrap_or(("other", &check.rule));
+        let (head, rule) = (&check.section, &check.rule);
         if head != section {
             text += &format!("\n## {head}\n\n| check | the kernel | ours | verdict |\n|---|---|---|---|\n");
             section = head;
@@ -99,11 +101,11 @@ mod tests {
     #[test]
     fn checks_are_written_by_section() {
         let lines = [
-            r#"{"row": "oom: a|b", "columns": {"kernel": "1", "ours": "1", "verdict": "same"}}"#,
-            r#"{"row": "12 faults", "columns": {"added": 3}}"#,
-            r#"{"row": "errno: x", "columns": {"kernel": "EINVAL", "ours": "0", "verdict": "better: ours"}}"#,
+            r#"{"table": "oom", "row": "a|b", "columns": [["kernel", "1"], ["ours", "1"], ["verdict", "same"]]}"#,
+            r#"{"table": "faults", "row": "12", "columns": [["added", 3]]}"#,
+            r#"{"table": "errno", "row": "x", "columns": [["kernel", "EINVAL"], ["ours", "0"], ["verdict", "better: ours"]]}"#,
         ];
-        let rows = lines.map(|line| serde_json::from_str::<Row>(line).expect("a row"));
+        let rows = lines.map(|line| serde_json::from_str::<Data>(line).expect("data"));
         let checks: Vec<_> = rows.into_iter().filter_map(Check::of).collect();
         let text = document(&checks);
         assert!(text.contains("2 checks: 1 same, 1 better."), "{text}");

@@ -45,8 +45,7 @@ enum Verb {
     Test(test::Arguments),
     /// Compare with the real cgroup v1 in the VM, and write docs/conformance.md
     Conformance,
-    /// Measure in the VM, counting instructions instead of seconds
-    #[command(subcommand)]
+    /// Measure in the VM; tables, plots and JSON go to target/bench
     Bench(bench::Arguments),
 }
 

@@ -38,6 +38,7 @@ pub(crate) struct Machine<'a> {
     pub(crate) initramfs: &'a Path,
     pub(crate) parameters: String,
     pub(crate) processors: Processors,
+    pub(crate) memory: &'static str,
 }
 
 /// How the machine's processors are emulated.
@@ -142,7 +143,7 @@ impl Machine<'_> {
     fn command(&self) -> Command {
         let mut command = Command::new(PROGRAM);
         command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
-        command.args(["-m", "1G"]);
+        command.args(["-m", self.memory]);
         let kvm = env::var_os("MEMCG_VM_ACCEL") == Some(OsString::from("kvm"));
         command.args(match self.processors {
             Processors::Two if kvm => ["-accel", "kvm", "-cpu", "host", "-smp", "2"],

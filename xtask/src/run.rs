@@ -8,7 +8,7 @@ use clap::Args;
 use crate::kernels::{self, Kernel};
 use crate::process;
 use crate::qemu::Processors;
-use crate::vm::{Boot, Hierarchy};
+use crate::vm::{Boot, Hierarchy, MEMORY};
 use crate::workspace::root;
 use crate::{build, setup};
 
@@ -44,6 +44,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         mode: if arguments.shell { "shell" } else { "demo" },
         parameters: String::new(),
         processors: Processors::Two,
+        memory: MEMORY,
         limit: Duration::from_secs(300),
     };
     println!("{}", booting(&kernel, arguments.cgroup));

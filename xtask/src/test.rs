@@ -11,8 +11,8 @@ use crate::kernels;
 use crate::qemu::Processors;
 use crate::run::booting;
 use crate::summary::{Outcome, Summary};
-use crate::vm::{Boot, Hierarchy};
-use crate::{checks, clients, setup};
+use crate::vm::{Boot, Hierarchy, MEMORY};
+use crate::{bench, checks, clients, setup};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -94,6 +94,9 @@ fn vm_steps(arguments: &Arguments, summary: &mut Summary) {
             combination.test(guest, arguments.filter.as_deref())
         });
     }
+    if arguments.kernel.is_empty() && arguments.filter.is_none() {
+        summary.step("benchmarks, one round", bench::smoke);
+    }
     if summary.passed() + summary.failed() == before {
         summary.step("VM", || bail!("no VM ran any test; is --filter right?"));
     }
@@ -133,6 +136,7 @@ impl Combination<'_> {
             mode: "test",
             parameters: format!("{}{filtered}", self.parameters),
             processors: Processors::Two,
+            memory: MEMORY,
             limit: Duration::from_secs(20 * 60),
         };
         let mut failures = Vec::new();

@@ -26,6 +26,9 @@ const DATA: &str = "memcg-guest-json: ";
 /// How often to boot where QEMU itself goes wrong.
 const TRIES: u32 = 3;
 
+/// What a guest has of memory, unless it needs more.
+pub(crate) const MEMORY: &str = "1G";
+
 /// Modules that the guest needs where the kernel has them not built in.
 const MODULES: [&str; 3] = ["fuse", "lzo-rle", "zram"];
 
@@ -62,6 +65,8 @@ pub(crate) struct Boot<'a> {
     /// More kernel parameters.
     pub(crate) parameters: String,
     pub(crate) processors: Processors,
+    /// As QEMU's `-m` takes it.
+    pub(crate) memory: &'static str,
     pub(crate) limit: Duration,
 }
 
@@ -174,6 +179,7 @@ impl Boot<'_> {
             initramfs,
             parameters: parameters.join(" "),
             processors: self.processors,
+            memory: self.memory,
         }
     }
 

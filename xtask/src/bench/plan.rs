@@ -1,0 +1,83 @@
+//! Which benchmark boots what.
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+use crate::clients::Packed;
+use crate::kernels;
+use crate::qemu::Processors;
+use crate::vm::{Hierarchy, MEMORY};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Bench {
+    /// Page faults, the worst case for a charge hook: with the agent and without
+    Charge,
+}
+
+/// One boot of a benchmark.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Leg<'a> {
+    pub(crate) kernel: &'a str,
+    pub(crate) hierarchy: Hierarchy,
+    pub(crate) processors: Processors,
+    /// As QEMU's `-m` takes it.
+    pub(crate) memory: &'static str,
+}
+
+/// A boot with cgroup v2 and an exact clock.
+const fn counted(kernel: &str) -> Leg<'_> {
+    Leg { kernel, hierarchy: Hierarchy::V2, processors: Processors::Counted, memory: MEMORY }
+}
+
+impl Bench {
+    pub(crate) const ALL: [Self; 1] = [Self::Charge];
+
+    /// As the guest knows it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Charge => "charge",
+        }
+    }
+
+    /// Its boots; those of one kernel only, when it is given.
+    pub(crate) fn legs(self, kernel: Option<&str>) -> Vec<Leg<'_>> {
+        let all = match self {
+            Self::Charge => vec![counted("6.1"), counted("6.12"), counted(kernels::NEWEST)],
+        };
+        let Some(kernel) = kernel else { return all };
+        let known: Vec<_> = all.into_iter().filter(|leg| leg.kernel == kernel).collect();
+        if known.is_empty() { vec![counted(kernel)] } else { known }
+    }
+
+    /// What it runs beside our own programs.
+    #[expect(clippy::unnecessary_wraps, reason = "the others have to be built")]
+    pub(crate) fn programs(self) -> Result<Vec<Packed>> {
+        match self {
+            Self::Charge => Ok(Vec::new()),
+        }
+    }
+}
+
+/// Where all are tried in the shortest way.
+pub(crate) fn smoke() -> Vec<Leg<'static>> {
+    vec![counted(kernels::NEWEST)]
+}
+
+impl Leg<'_> {
+    /// As the tables name it.
+    pub(crate) fn label(&self) -> String {
+        match (self.hierarchy, self.processors) {
+            (Hierarchy::V1, _) => format!("{} v1", self.kernel),
+            (_, Processors::Two) => format!("{}, 2 CPUs", self.kernel),
+            _ => self.kernel.to_owned(),
+        }
+    }
+
+    /// What its clock counts.
+    pub(crate) fn clock(&self) -> &'static str {
+        match self.processors {
+            Processors::Counted => "one CPU, one instruction a nanosecond",
+            Processors::Two => "two emulated CPUs",
+        }
+    }
+}
