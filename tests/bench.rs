@@ -2,6 +2,8 @@
 //! benchmark is a module with a `run`; what it prints becomes tables and plots.
 
 mod charge;
+mod programs;
+mod register;
 mod subject;
 
 use std::time::Duration;

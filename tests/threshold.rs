@@ -32,7 +32,7 @@ pub(crate) fn tests() -> Vec<Test> {
         },
         Test {
             name: "threshold_usage_and_peak_are_the_kernels",
-            what: "the table's usage and peak equal memory.current and memory.peak",
+            what: "usage and peak in the list equal memory.current and memory.peak",
             on: On::Any,
             run: usage_and_peak,
         },

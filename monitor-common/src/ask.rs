@@ -77,6 +77,9 @@ impl Ask {
     /// Read whether slot `arg1` of generation `arg2` is under OOM, by the kernel's
     /// own count, where it has one.
     pub const UNDER_OOM: u64 = 6;
+    /// Read the kernel's own high-water mark of slot `arg1` of generation `arg2`, in
+    /// pages.
+    pub const PEAK: u64 = 7;
 
     /// Answered.
     pub const OK: u64 = 0;

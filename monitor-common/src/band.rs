@@ -1,8 +1,8 @@
 //! The band protocol: how a charge on any CPU and the agent agree, without a
 //! lock, that no crossing is missed.
 //!
-//! A charge changes the kernel's counter (a full barrier), reads it back and
-//! compares it with the band. The agent publishes a band (a full barrier) and
+//! A charge changes the kernel's counter (a full barrier), reads the band, then the
+//! counter, and compares. The agent publishes a band (a full barrier) and
 //! reads the counter. Whichever comes second sees the other: either the charge
 //! sees the new band, or the agent sees the new usage. The band is one word, so
 //! nobody sees half of an old and half of a new one.
@@ -98,6 +98,20 @@ pub enum Place {
     Below,
 }
 
+impl Place {
+    /// Where `usage` lies in a packed band.
+    #[inline(always)]
+    const fn of(usage: u64, band: u64, shift: u32) -> Self {
+        if Band::unpack_contains(band, usage, shift) {
+            Self::Inside
+        } else if usage >> shift >= band >> 32 {
+            Self::Above
+        } else {
+            Self::Below
+        }
+    }
+}
+
 /// One of a slot's two watched quantities, memory or memory+swap: its band and
 /// what was seen out of it.
 #[derive(Clone, Copy, Debug)]
@@ -131,37 +145,39 @@ impl<W: Word> Slot<W> {
     }
 }
 
-/// A charge's part. `usage` is the kernel's counter, read after it was changed.
+/// A charge's part. `usage` reads the kernel's counter, which was changed before.
 #[inline(always)]
-pub fn observe<W: Word>(slot: &Slot<W>, usage: u64, shift: u32) -> Verdict {
-    match note(slot, usage, shift) {
-        Place::Inside => Verdict::Quiet,
-        place => slot.memory().flag(usage, place == Place::Above),
+pub fn observe<W: Word>(slot: &Slot<W>, usage: impl FnOnce() -> u64, shift: u32) -> Verdict {
+    let track = slot.memory();
+    match track.note(usage, shift) {
+        Some((usage, above)) => track.flag(usage, above),
+        None => Verdict::Quiet,
     }
-}
-
-/// The first part, which every charge runs: store, and compare with the band.
-#[inline(always)]
-pub fn note<W: Word>(slot: &Slot<W>, usage: u64, shift: u32) -> Place {
-    slot.usage.set(usage);
-    // Racy like the kernel's own `watermark`, which `list` shows it with.
-    if usage > slot.peak.get() {
-        slot.peak.set(usage);
-    }
-    slot.memory().place(usage, shift)
 }
 
 impl<W: Word> Track<'_, W> {
     /// Where `usage` lies.
     #[inline(always)]
     pub fn place(&self, usage: u64, shift: u32) -> Place {
+        Place::of(usage, self.band.get(), shift)
+    }
+
+    /// The first part, which every charge runs: it writes nothing, and where nobody
+    /// waits it does not even read `usage`. Out of band: the usage, and whether it is
+    /// above.
+    ///
+    /// The band is read before the usage: either is newer than the charge, and who
+    /// has seen an old band leaves its usage to the agent, who reads after publishing.
+    #[inline(always)]
+    pub fn note(&self, usage: impl FnOnce() -> u64, shift: u32) -> Option<(u64, bool)> {
         let band = self.band.get();
-        if Band::unpack_contains(band, usage, shift) {
-            Place::Inside
-        } else if usage >> shift >= band >> 32 {
-            Place::Above
-        } else {
-            Place::Below
+        if band == OPEN {
+            return None;
+        }
+        let usage = usage();
+        match Place::of(usage, band, shift) {
+            Place::Inside => None,
+            place => Some((usage, place == Place::Above)),
         }
     }
 

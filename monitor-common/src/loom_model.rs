@@ -88,7 +88,7 @@ impl Group {
         fence(Ordering::SeqCst);
         self.counter.fetch_add(pages as u64, Ordering::AcqRel);
         fence(Ordering::SeqCst);
-        let usage = self.counter.load(Ordering::Relaxed);
+        let usage = || self.counter.load(Ordering::Relaxed);
         if observe(&self.slot, usage, 0) != Verdict::Quiet && !ring_is_full {
             self.ring.fetch_add(1, Ordering::AcqRel);
         }

@@ -6,7 +6,7 @@
 use crate::{band, word::Word};
 
 /// Version of all that both sides share. Bump on any change of layout or meaning.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 
 /// Depth of the hierarchy up to which a charge is followed to the root.
 /// Deeper ancestors are counted in [`Tally::TooDeep`](crate::ring::Tally::TooDeep)
@@ -18,29 +18,27 @@ pub const PARENT_ROOT: u64 = u64::MAX;
 /// `parent` of a slot whose parent has none: look the counter up instead.
 pub const PARENT_UNKNOWN: u64 = u64::MAX - 1;
 
-/// One memory cgroup. The first eight words are what a charge touches: one
-/// cache line.
+/// One memory cgroup. The first six words are what a charge reads, in one cache
+/// line; while usage stays in band it writes nothing, so that line is shared by all
+/// CPUs.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct Slot<W> {
-    /// Pages charged, as last read from the kernel's counter. Concurrent
-    /// charges may leave an older reading here; decisions never rest on it.
-    pub usage: W,
-    /// Highest `usage` read so far, in pages.
-    pub peak: W,
     /// The packed [`Band`](band::Band) in which a charge needs no attention.
     pub band: W,
+    /// The packed band of the group's memory+swap; [`band::OPEN`] while nobody
+    /// waits for that, and then a charge does not look at it.
+    pub sum_band: W,
     /// Index of the parent's slot, [`PARENT_ROOT`] or [`PARENT_UNKNOWN`].
     pub parent: W,
-    /// Kernel address of the memcg's `memory` page counter; 0 in a free slot.
+    /// Kernel address of the memcg's `memory` page counter; 0 once that is freed.
     pub counter: W,
     /// [`State`]: generation and flags.
     pub state: W,
     /// `st_ino` of the group's directory (`cgroup_id()` in the kernel).
     pub cgroup_id: W,
-    /// The packed band of the group's memory+swap; [`band::OPEN`] while nobody
-    /// waits for that, and then a charge does not look at it.
-    pub sum_band: W,
+    /// Unused; what follows is another cache line.
+    pub spare: [W; 2],
 
     /// Highest out-of-band reading since the agent last looked; 0: none.
     pub max_seen: W,
@@ -68,7 +66,7 @@ pub struct Slot<W> {
     /// agent last looked.
     pub emptied: W,
     /// Unused; keeps a slot at three cache lines.
-    pub spare: [W; 3],
+    pub tail: [W; 3],
 }
 
 const _: () = assert!(size_of::<Slot<u64>>() == 192);
@@ -131,14 +129,13 @@ impl<W> Slot<W> {
     pub fn new(word: impl Fn(u64) -> W) -> Self {
         let zero = || word(0);
         Self {
-            usage: zero(),
-            peak: zero(),
             band: word(band::OPEN),
+            sum_band: word(band::OPEN),
             parent: zero(),
             counter: zero(),
             state: zero(),
             cgroup_id: zero(),
-            sum_band: word(band::OPEN),
+            spare: [zero(), zero()],
             max_seen: zero(),
             min_seen: word(u64::MAX),
             pending: zero(),
@@ -150,7 +147,7 @@ impl<W> Slot<W> {
             oom_since: zero(),
             windows: [zero(), zero(), zero()],
             emptied: zero(),
-            spare: [zero(), zero(), zero()],
+            tail: [zero(), zero(), zero()],
         }
     }
 }
@@ -216,8 +213,6 @@ impl<W: Word> Slot<W> {
     pub fn recycle(&self) {
         self.counter.set(0);
         self.band.set(band::OPEN);
-        self.usage.set(0);
-        self.peak.set(0);
         self.forget();
         let state = self.state().recycled();
         self.state.xchg(state.0);

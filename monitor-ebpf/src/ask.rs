@@ -19,6 +19,7 @@ pub fn ask(question: u64, arg1: u64, arg2: u64) {
         Ask::USAGE => counter(arg1 as u32, arg2, kernel::usage_at),
         Ask::SUM => counter(arg1 as u32, arg2, |at| Some(kernel::sum_at(at)?.0)),
         Ask::LIMIT => counter(arg1 as u32, arg2, kernel::limit_at),
+        Ask::PEAK => counter(arg1 as u32, arg2, kernel::watermark_at),
         Ask::UNDER_OOM => counter(arg1 as u32, arg2, kernel::under_oom_at),
         Ask::FILE_REFS => kernel::file_refs_at(arg1).ok_or(Ask::FAULT),
         _ => Err(Ask::FAULT),
@@ -44,7 +45,12 @@ fn counter(index: u32, generation: u64, read: impl Fn(u64) -> Option<u64>) -> Re
     // Refused at once, not after the look at the state: verifiers before 6.8
     // forget that a failed read has failed.
     let Some(value) = read(slot.counter.get()) else {
-        return Err(if slot.state().has(State::ONLINE) { Ask::FAULT } else { Ask::GONE });
+        let state = State(slot.state.cas(u64::MAX, u64::MAX));
+        return Err(if state.has(State::ONLINE) && !state.has(State::FREED) {
+            Ask::FAULT
+        } else {
+            Ask::GONE
+        });
     };
     // A full barrier, and always a no-op: the state after the read.
     let state = State(slot.state.cas(u64::MAX, u64::MAX));

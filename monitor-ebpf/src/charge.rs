@@ -3,45 +3,87 @@
 
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use monitor_common::{
-    band::{OPEN, Place, note},
+    band::{OPEN, Place},
     ring::{Doorbell, Tally},
-    slot::{MAX_DEPTH, PARENT_ROOT, PARENT_UNKNOWN},
+    slot::{MAX_DEPTH, PARENT_ROOT, PARENT_UNKNOWN, Slot},
     word::Word as _,
 };
 
 use crate::{
     kernel::{self, Counter},
     maps,
+    word::BpfWord,
 };
 
-/// Looks at `counter` and its ancestors: read, compare with the band, store.
+/// Looks at `counter` and its ancestors: compare with the band, if there is one.
 ///
 /// Runs for failed charges too: they have moved the counters up and down again,
 /// and another CPU's look may have caught the passing value.
 #[inline(always)]
 pub fn look(counter: Counter) {
+    let Some((mut index, mut slot)) = maps::guess(counter.address()) else {
+        return look_up(counter);
+    };
     let shift = maps::band_shift();
     let mut counter = counter;
-    let mut index = maps::slot_of(counter.address());
-    if index.is_none()
-        && let Some(swapping) = maps::slot_of(kernel::memory_of_swap(counter.address()))
-    {
+    for _ in 0..MAX_DEPTH {
+        look_at(index, slot, counter, shift);
+        let parent = slot.parent.get();
+        if parent == PARENT_ROOT {
+            return;
+        }
+        let Some(up) = counter.parent() else { return };
+        if parent == PARENT_UNKNOWN {
+            return look_up(up);
+        }
+        (counter, index) = (up, parent as u32);
+        let Some(above) = maps::slot(index) else { return };
+        slot = above;
+    }
+    maps::count(Tally::TooDeep);
+}
+
+/// One group's part of a look.
+#[inline(always)]
+fn look_at(index: u32, slot: &Slot<BpfWord>, counter: Counter, shift: u32) {
+    if let Some((usage, above)) = slot.memory().note(|| counter.usage(), shift) {
+        out_of_band(index, usage, u64::from(above));
+    }
+    if slot.sum_band.get() != OPEN {
+        look_at_sum(index);
+    }
+}
+
+/// Looks at a counter that was not guessed, and at all above it: the first charge of
+/// a group, counters that are no group's memory (swap, hugetlb), groups without a
+/// slot.
+#[inline(never)]
+fn look_up(counter: Counter) {
+    let shift = maps::band_shift();
+    let address = counter.address();
+    // On v1 each charge comes here once more, for memory+swap.
+    let of_swap = kernel::memory_of_swap(address);
+    if let Some((swapping, _)) = maps::guess(of_swap) {
+        look_at_sums(swapping);
+        return;
+    }
+    let mut counter = counter;
+    // No `Option`: the compiler would copy its empty half, which the verifier refuses.
+    let mut index = PARENT_UNKNOWN;
+    if let Some(found) = maps::slot_of(address) {
+        maps::remember(address, found);
+        index = u64::from(found);
+    } else if let Some(swapping) = maps::slot_of(of_swap) {
+        maps::remember(of_swap, swapping);
         look_at_sums(swapping);
         return;
     }
     for _ in 0..MAX_DEPTH {
         let mut parent = PARENT_UNKNOWN;
-        if let Some(i) = index
-            && let Some(slot) = maps::slot(i)
+        if index != PARENT_UNKNOWN
+            && let Some(slot) = maps::slot(index as u32)
         {
-            let usage = counter.usage();
-            match note(slot, usage, shift) {
-                Place::Inside => 0,
-                place => out_of_band(i, usage, u64::from(place == Place::Above)),
-            };
-            if slot.sum_band.get() != OPEN {
-                look_at_sum(i);
-            }
+            look_at(index as u32, slot, counter, shift);
             parent = slot.parent.get();
             if parent == PARENT_ROOT {
                 return;
@@ -49,8 +91,12 @@ pub fn look(counter: Counter) {
         }
         let Some(up) = counter.parent() else { return };
         counter = up;
-        // Other counters (hugetlb) and untracked groups come this way.
-        index = if parent == PARENT_UNKNOWN { maps::slot_of(counter.address()) } else { Some(parent as u32) };
+        index = parent;
+        if index == PARENT_UNKNOWN
+            && let Some(found) = maps::slot_of(counter.address())
+        {
+            index = u64::from(found);
+        }
     }
     maps::count(Tally::TooDeep);
 }
@@ -125,9 +171,7 @@ pub fn first(context: u64, counter: Counter) {
     look(counter);
     // SAFETY: takes nothing, returns a number.
     let cpu = unsafe { bpf_get_smp_processor_id() };
-    if let Some(mark) = maps::seen(cpu) {
-        mark.set(context);
-    }
+    maps::seen(cpu).set(context);
 }
 
 /// The second program of a pair: looks only if the first was skipped.
@@ -135,9 +179,8 @@ pub fn first(context: u64, counter: Counter) {
 pub fn second(context: u64, counter: Counter) {
     // SAFETY: takes nothing, returns a number.
     let cpu = unsafe { bpf_get_smp_processor_id() };
-    if let Some(mark) = maps::seen(cpu)
-        && mark.get() == context
-    {
+    let mark = maps::seen(cpu);
+    if mark.get() == context {
         mark.set(0);
         return;
     }

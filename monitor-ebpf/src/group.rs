@@ -41,8 +41,6 @@ fn track<C: EbpfContext>(ctx: &C, css: u64) -> u64 {
     };
     slot.parent.set(parent_slot);
     slot.cgroup_id.set(kernel::cgroup_id_of_css(css).unwrap_or(0));
-    slot.usage.set(kernel::usage_at(address).unwrap_or(0));
-    slot.peak.set(kernel::watermark_at(address).unwrap_or(0));
     slot.forget();
     slot.band.set(OPEN);
     slot.counter.set(address);
@@ -91,6 +89,9 @@ pub fn freed(css: u64) {
     };
     // A watched slot is the agent's to recycle: it may be looking at it now.
     if slot.mark(State::FREED).has(State::WATCHED) {
+        // The next group may be made at this very address: no guess may take it
+        // for this one.
+        slot.counter.set(0);
         ring(index);
         return;
     }

@@ -49,13 +49,20 @@ static TALLIES: Array<BpfWord> = Array::with_max_entries(Tally::COUNT as u32, BP
 #[map]
 static SCRATCH: Array<Scratch<BpfWord>> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// Which call the first program of a pair has seen on a CPU; see `charge`.
-#[map]
-static SEEN: Array<BpfWord> = Array::with_max_entries(SEEN_CPUS, 0);
-
 /// CPUs with a cell of their own in `SEEN`; others share one, which costs a
 /// second look but never hides a charge.
-const SEEN_CPUS: u32 = 1024;
+const SEEN_CPUS: usize = 1024;
+
+/// Which call the first program of a pair has seen on a CPU; see `charge`.
+/// A global, not a map: no look-up to get at it.
+static SEEN: [BpfWord; SEEN_CPUS] = [const { BpfWord::zero() }; SEEN_CPUS];
+
+/// Cells of `GUESSES`, as a power of two.
+const GUESS_BITS: u32 = 12;
+
+/// What `COUNTERS` said last, by a hash of the address: the slot's index. Only a
+/// guess, which the slot itself confirms, so two counters may share a cell.
+static GUESSES: [BpfWord; 1 << GUESS_BITS] = [const { BpfWord::zero() }; 1 << GUESS_BITS];
 
 macro_rules! globals {
     ($($(#[$doc:meta])* $name:ident: $ty:ty => $get:ident;)*) => {
@@ -180,8 +187,33 @@ pub fn scratch() -> Option<&'static Scratch<BpfWord>> {
 
 /// The `SEEN` cell of `cpu`.
 #[inline(always)]
-pub fn seen(cpu: u32) -> Option<&'static BpfWord> {
-    SEEN.get(cpu & (SEEN_CPUS - 1))
+pub fn seen(cpu: u32) -> &'static BpfWord {
+    &SEEN[cpu as usize % SEEN_CPUS]
+}
+
+/// The cell of `GUESSES` for the counter at `address`.
+#[inline(always)]
+fn guess_cell(address: u64) -> &'static BpfWord {
+    // The verifier lets nobody multiply a pointer, but a difference of two.
+    let distance = address.wrapping_sub((&raw const GUESSES) as u64);
+    let hash = distance.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - GUESS_BITS);
+    &GUESSES[hash as usize]
+}
+
+/// The slot of the counter at `address`, if it was looked up not long ago: as
+/// `slot_of`, for a few instructions. A slot knows its counter's address only as
+/// long as that is the counter's, so a guess is right or none.
+#[inline(always)]
+pub fn guess(address: u64) -> Option<(u32, &'static Slot<BpfWord>)> {
+    let index = guess_cell(address).get() as u32;
+    let slot = slot(index)?;
+    if slot.counter.get() == address { Some((index, slot)) } else { None }
+}
+
+/// Makes the next guess right.
+#[inline(always)]
+pub fn remember(address: u64, index: u32) {
+    guess_cell(address).set(u64::from(index));
 }
 
 /// Counts a loss.

@@ -11,6 +11,13 @@ use monitor_common::word::Word;
 #[repr(transparent)]
 pub struct BpfWord(UnsafeCell<u64>);
 
+impl BpfWord {
+    /// A word of a global.
+    pub const fn zero() -> Self {
+        Self(UnsafeCell::new(0))
+    }
+}
+
 // SAFETY: every access is one whole-word load, store or atomic.
 unsafe impl Sync for BpfWord {}
 

@@ -3,7 +3,7 @@
 mod load;
 mod ring;
 
-pub use load::{Trial, try_all};
+pub use load::{Size, Trial, try_all};
 pub use ring::{Doorbells, Record};
 
 use std::{
@@ -30,7 +30,7 @@ use nix::sys::uio::pread;
 use crate::{
     error::{Error, Result},
     kernel::{Facts, HOOKS, Offers},
-    programs::load::{attach_hook, failed, follow_log, load_ask, load_hook, load_object, steps},
+    programs::load::{attach_hook, failed, follow_log, load_ask, load_hook, load_object, size},
     source::{FileId, GroupId, Located, Source},
     table::{SharedScratch, SharedSlot, Table},
 };
@@ -101,7 +101,7 @@ impl Programs {
                 "{} for {}: the verifier took {} steps",
                 hook.program,
                 hook.function,
-                steps(&ebpf, hook)
+                size(&ebpf, hook).verifier_steps
             );
         }
 
@@ -299,6 +299,10 @@ impl Source for Programs {
 
     fn usage(&self, group: GroupId) -> Result<Option<u64>> {
         self.ask_of(Ask::USAGE, group)
+    }
+
+    fn peak(&self, group: GroupId) -> Result<Option<u64>> {
+        self.ask_of(Ask::PEAK, group)
     }
 
     fn sum(&self, group: GroupId) -> Result<Option<u64>> {

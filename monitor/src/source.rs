@@ -51,6 +51,13 @@ pub trait Source {
     /// The programs could not be asked.
     fn usage(&self, group: GroupId) -> Result<Option<u64>>;
 
+    /// The highest usage so far, by the kernel's own mark, in pages; as
+    /// [`Source::usage`].
+    ///
+    /// # Errors
+    /// As [`Source::usage`].
+    fn peak(&self, group: GroupId) -> Result<Option<u64>>;
+
     /// Memory+swap in pages, as [`Source::usage`].
     ///
     /// # Errors

@@ -1,104 +1,136 @@
-//! `cargo xtask bench charge`: what the agent adds to a page fault, three groups
-//! deep, in instructions: the host boots us with QEMU's icount and one CPU, so
-//! that an instruction is a nanosecond of guest time.
+//! `cargo xtask bench charge`: what the agent adds to work that charges memory, in
+//! instructions: the host boots us with QEMU's icount and one CPU, so that an
+//! instruction is a nanosecond of guest time.
 //!
-//! What such a count cannot tell: an instruction that misses a cache counts as
-//! much as one that does not, and each turn of a `rep` instruction counts as one.
-//! The latter flatters us where the kernel clears pages by `rep stosb`: 4096
-//! instructions in each fault, on real hardware the time of one or two hundred.
-//! Hence the column "% but clearing".
+//! What such a count cannot tell: an instruction that misses a cache counts as much as
+//! one that does not.
 
-use std::fs::{self, File};
-use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::fs;
+use std::ops::Range;
 
-use super::{
-    Scope,
-    subject::{Cost, Subject, Work},
-};
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
+
+use super::Scope;
+use super::subject::{Subject, Work};
+use super::{programs, register};
 use crate::agent::{Agent, until};
 use crate::client::Waiter;
 use crate::group::Group;
 use crate::init::Hierarchy;
-use crate::report::{rounded, row, say};
-use anyhow::{Context, Result, bail, ensure};
-use memcg_monitor::client::SOCKET;
-use memcg_monitor::door::seqpacket::connect;
-use nix::sys::signal::Signal;
-use nix::sys::socket::{MsgFlags, recv, send};
+use crate::report::{bars, line, rounded, row, say};
 
 /// Thresholds lie above all that the measured process reaches, this far apart.
 const OUT_OF_REACH: u64 = 1 << 30;
 const APART: u64 = 64 << 10;
-const MANY: u64 = 10_000;
-/// What the project aims at, in percent.
+/// What the project aims at, in percent of a fault three levels deep.
 const AIM: f64 = 0.5;
 
-const WORKS: [(Work, &str); 2] =
-    [(Work::Batch, "1 MiB touched, unmapped"), (Work::Single, "1 page touched, given back")];
-
-/// All works under one condition.
-struct Stage {
-    name: &'static str,
-    costs: Vec<Cost>,
-    runs: Vec<Runs>,
+/// One kind of work, so deep in the hierarchy.
+struct Task {
+    title: &'static str,
+    work: Work,
+    /// Index of the process that does it.
+    at: usize,
 }
 
-/// Runs of the agent's programs.
-#[derive(Clone, Copy)]
+const DEPTHS: [usize; 3] = [1, 3, 10];
+
+const fn task(title: &'static str, work: Work, at: usize) -> Task {
+    Task { title, work, at }
+}
+
+const TASKS: [Task; 7] = [
+    task("page fault, 1 level deep", Work::Batch, 0),
+    task("page fault, 3 levels deep", Work::Batch, 1),
+    task("page fault, 10 levels deep", Work::Batch, 2),
+    task("page fault, given back page by page", Work::Single, 1),
+    task("page written to a file", Work::File, 1),
+    task("page sent over TCP", Work::Socket, 1),
+    task("fork and exit", Work::Fork, 1),
+];
+/// The one that the aim is about.
+const JUDGED: usize = 1;
+
+/// All tasks under one condition: instructions for each unit.
+struct Stage {
+    name: String,
+    costs: Vec<f64>,
+}
+
+/// Runs of the agent's programs for each unit of a task, and instructions in one.
 struct Runs {
-    per_fault: f64,
+    per_unit: f64,
     instructions: f64,
 }
 
 pub(crate) fn run(scope: Scope, _hierarchy: Hierarchy) -> Result<()> {
-    let top = Group::new("bench")?;
-    let middle = top.child("middle")?;
-    let leaf = middle.child("leaf")?;
-    let sibling = middle.child("sibling")?;
-    let mut subject = Subject::start(&leaf)?;
+    let mut chain = vec![Group::new("bench")?];
+    while chain.len() < DEPTHS[2] {
+        let next = chain[chain.len() - 1].child("g")?;
+        chain.push(next);
+    }
+    let sibling = chain[DEPTHS[1] - 2].child("sibling")?;
+    let mut subjects =
+        DEPTHS.iter().map(|depth| Subject::start(&chain[depth - 1])).collect::<Result<Vec<_>>>()?;
+    let subjects = &mut subjects;
 
-    say!("measuring page faults in {}", leaf.path.display());
-    let clearing = settle(&mut subject)?;
-    let mut stages = vec![Stage::measure("without agent", &mut subject, None)?];
+    settle(&mut subjects[JUDGED])?;
+    let mut stages = vec![Stage::measure("without the agent", subjects)?];
     let agent = Agent::start(&[])?;
-    let mut with = |name, subject: &mut Subject| -> Result<()> {
-        stages.push(Stage::measure(name, subject, Some(&agent))?);
-        Ok(())
-    };
-    with("no threshold", &mut subject)?;
+    stages.push(Stage::measure("no threshold anywhere", subjects)?);
+    let runs = TASKS.iter().map(|task| Runs::count(subjects, task, &agent)).collect::<Result<Vec<_>>>()?;
     let waiter = Waiter::new()?;
-    register(&waiter, &leaf, 0..1)?;
-    with("1 threshold", &mut subject)?;
-    let many = scope.of(MANY, 10);
-    register(&waiter, &leaf, 1..many)?;
-    with("10,000 thresholds", &mut subject)?;
+    let mut before = 0;
+    for count in scope.of([1, 100, register::MANY], [1, 2, 3]) {
+        let watched = DEPTHS.map(|depth| &chain[depth - 1]);
+        for group in watched {
+            // The many are on one group: it is their number that is looked at.
+            let more = if count > 100 && !std::ptr::eq(group, watched[JUDGED]) {
+                before..before
+            } else {
+                before..count
+            };
+            add(&waiter, group, more)?;
+        }
+        before = count;
+        stages.push(Stage::measure(&format!("{} in band", thresholds(count)), subjects)?);
+    }
     drop(waiter);
     until("the agent has let go of the eventfd", || Ok(agent.status()?.registrations == 0))?;
     let waiter = Waiter::new()?;
-    register(&waiter, &sibling, 0..many)?;
-    with("10,000 on a sibling", &mut subject)?;
+    add(&waiter, &sibling, 0..scope.of(10_000, 3))?;
+    stages.push(Stage::measure("10,000 thresholds on a sibling", subjects)?);
     let status = agent.status()?;
     ensure!(status.signals == 0, "{} signals, and no threshold was to be crossed", status.signals);
     agent.end(Signal::SIGTERM)?;
-    stages.push(Stage::measure("without agent again", &mut subject, None)?);
+    drop(waiter);
+    stages.push(Stage::measure("without the agent again", subjects)?);
+    report(&stages, &runs);
+    programs::report()
+}
 
-    say!("clearing a page counts {clearing:.0} instructions of each fault");
-    for (work, (_, title)) in WORKS.iter().enumerate() {
-        report(title, work, &stages, clearing);
+fn thresholds(count: u64) -> String {
+    match count {
+        1 => "1 threshold".to_owned(),
+        1_000_000 => "1,000,000 thresholds".to_owned(),
+        count => format!("{count} thresholds"),
     }
-    Ok(())
+}
+
+fn add(waiter: &Waiter, group: &Group, numbers: Range<u64>) -> Result<()> {
+    let thresholds = numbers.map(|number| OUT_OF_REACH + number * APART);
+    register::all(waiter, group, thresholds)
 }
 
 /// Waits until nothing else runs on the only CPU: what the kernel began at boot
-/// goes on for seconds. Clearing a page enters no kernel, so that its cost is the
-/// same each time then. Returns it.
-fn settle(subject: &mut Subject) -> Result<f64> {
+/// goes on for seconds.
+fn settle(subject: &mut Subject) -> Result<()> {
     let mut before = f64::MAX;
     for _ in 0..100 {
-        let cost = subject.measure(Work::Clear)?.touch;
+        let cost = subject.measure(Work::Batch)?;
         if (cost - before).abs() <= before / 1000.0 {
-            return Ok(cost);
+            return Ok(());
         }
         before = cost;
     }
@@ -106,85 +138,81 @@ fn settle(subject: &mut Subject) -> Result<f64> {
 }
 
 impl Stage {
-    fn measure(name: &'static str, subject: &mut Subject, agent: Option<&Agent>) -> Result<Self> {
+    fn measure(name: &str, subjects: &mut [Subject]) -> Result<Self> {
         say!("{name}");
-        let mut stage = Self { name, costs: Vec::new(), runs: Vec::new() };
-        for (work, _) in WORKS {
-            stage.costs.push(subject.measure(work)?);
-            if let Some(agent) = agent {
-                stage.runs.push(Runs::count(subject, work, agent)?);
-            }
-        }
-        Ok(stage)
+        let costs = TASKS.iter().map(|task| subjects[task.at].measure(task.work));
+        Ok(Self { name: name.to_owned(), costs: costs.collect::<Result<_>>()? })
     }
 }
 
 impl Runs {
     /// Works once more, while the kernel counts: that costs, too.
-    fn count(subject: &mut Subject, work: Work, agent: &Agent) -> Result<Self> {
+    fn count(subjects: &mut [Subject], task: &Task, agent: &Agent) -> Result<Self> {
         let switch = "/proc/sys/kernel/bpf_stats_enabled";
         let write = |text| fs::write(switch, text).with_context(|| format!("cannot write {switch}"));
         write("1")?;
         let before = agent.status()?;
-        subject.measure(work)?;
+        subjects[task.at].measure(task.work)?;
         let after = agent.status()?;
         write("0")?;
         let runs = (after.runs - before.runs) as f64;
         ensure!(runs > 0.0, "the programs did not run");
         Ok(Self {
-            per_fault: runs / Subject::faults(),
+            per_unit: runs / task.work.units(),
             instructions: (after.run_ns - before.run_ns) as f64 / runs,
         })
     }
 }
 
-/// Registers one threshold for each number, over one connection.
-fn register(waiter: &Waiter, group: &Group, numbers: std::ops::Range<u64>) -> Result<()> {
-    let control = File::open(group.usage_file()).context("cannot open the control file")?;
-    let connection = connect(Path::new(SOCKET))?;
-    let mut answer = [0; 512];
-    for number in numbers {
-        let threshold = OUT_OF_REACH + number * APART;
-        let line = format!("{} {} {threshold}", waiter.0.as_raw_fd(), control.as_raw_fd());
-        send(connection.as_raw_fd(), line.as_bytes(), MsgFlags::MSG_NOSIGNAL).context("send failed")?;
-        let length = recv(connection.as_raw_fd(), &mut answer, MsgFlags::empty()).context("recv failed")?;
-        let answer = String::from_utf8_lossy(&answer[..length]);
-        ensure!(answer == "0", "the agent refused {line:?}: {answer}");
-    }
-    Ok(())
-}
-
-/// The rows of one work. What a row adds is measured against the mean of the
-/// first and the last stage; the last row shows how far these two lie apart.
-fn report(title: &str, work: usize, stages: &[Stage], clearing: f64) {
-    let sum = |stage: Option<&Stage>| stage.map_or(0.0, |stage| stage.costs[work].sum());
-    let (first, last) = (sum(stages.first()), sum(stages.last()));
-    let (mut worst, mut worst_but) = (f64::MIN, f64::MIN);
-    for (at, stage) in stages.iter().enumerate() {
-        let cost = stage.costs[work];
-        let mut columns = Vec::new();
-        if cost.unmap > 0.0 {
-            columns.push(("touch", rounded(cost.touch, 2)));
-            columns.push(("unmap", rounded(cost.unmap, 2)));
-        }
-        columns.push(("per fault", rounded(cost.sum(), 2)));
-        if at > 0 {
-            let base = if stage.runs.is_empty() { first } else { f64::midpoint(first, last) };
-            let added = cost.sum() - base;
-            columns.push(("added", rounded(added, 2)));
-            let percent = 100.0 * added / base;
-            let percent_but = 100.0 * added / (base - clearing);
-            columns.push(("%", rounded(percent, 3)));
-            columns.push(("% but clearing", rounded(percent_but, 3)));
-            if let Some(runs) = stage.runs.get(work) {
-                (worst, worst_but) = (worst.max(percent), worst_but.max(percent_but));
-                columns.push(("runs per 1000", rounded(1000.0 * runs.per_fault, 1)));
-                columns.push(("per run", rounded(runs.instructions, 1)));
-                columns.push(("all in per run", rounded(added / runs.per_fault, 1)));
+/// What a stage adds is measured against the mean of the first and the last one;
+/// the last row shows how far these two lie apart.
+fn report(stages: &[Stage], runs: &[Runs]) {
+    for (at, task) in TASKS.iter().enumerate() {
+        let (first, last) = (stages[0].costs[at], stages[stages.len() - 1].costs[at]);
+        let base = f64::midpoint(first, last);
+        let mut heights = Vec::new();
+        for (number, stage) in stages.iter().enumerate() {
+            let cost = stage.costs[at];
+            let mut columns = vec![("instructions", rounded(cost, 1))];
+            if number > 0 {
+                let with = number + 1 < stages.len();
+                let added = cost - if with { base } else { first };
+                let percent = 100.0 * added / base;
+                columns.extend([("added", rounded(added, 1)), ("%", rounded(percent, 3))]);
+                if with {
+                    heights.push((stage.name.as_str(), percent));
+                }
+                if number == 1 {
+                    columns.push(("runs per 1000", rounded(1000.0 * runs[at].per_unit, 0)));
+                    columns.push(("in a run", rounded(runs[at].instructions, 0)));
+                    columns.push(("all in", rounded(added / runs[at].per_unit, 0)));
+                }
             }
+            row(task.title, &stage.name, &columns);
         }
-        row(title, stage.name, &columns);
+        let worst = heights.iter().fold(f64::MIN, |worst, (_, percent)| worst.max(*percent));
+        if at == JUDGED {
+            let verdict = if worst <= AIM { "within" } else { "above" };
+            say!("{}: {worst:+.3} % at most, {verdict} the aim of {AIM} %", task.title);
+            bars("Added to a page fault, 3 levels deep", "%", &heights);
+        } else {
+            say!("{}: {worst:+.3} % at most", task.title);
+        }
     }
-    let verdict = if worst <= AIM { "within" } else { "above" };
-    say!("{title}: {worst:+.3} % at most ({worst_but:+.3} % but clearing), {verdict} the aim of {AIM} %");
+    let tasks: Vec<_> = TASKS
+        .iter()
+        .enumerate()
+        .map(|(at, task)| {
+            let base = f64::midpoint(stages[0].costs[at], stages[stages.len() - 1].costs[at]);
+            (task.title, 100.0 * (stages[2].costs[at] - base) / base)
+        })
+        .collect();
+    bars("Added to each kind of work, 1 threshold", "%", &tasks);
+    // The first tasks are page faults, one for each depth.
+    let added = DEPTHS.iter().enumerate().map(|(at, depth)| {
+        let base = f64::midpoint(stages[0].costs[at], stages[stages.len() - 1].costs[at]);
+        (*depth as f64, stages[2].costs[at] - base)
+    });
+    let axes = ("levels above the process", "instructions a fault");
+    line("Added to a page fault by depth", axes, "1 threshold", &added.collect::<Vec<_>>());
 }

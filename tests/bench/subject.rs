@@ -1,11 +1,15 @@
-//! The process whose page faults are measured. Nothing but its work changes its
+//! The process whose work is measured. Nothing but its work changes its
 //! address space, since finding a mapping among others is part of a fault.
 
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::{Read, Seek, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::fd::FromRawFd;
 use std::os::unix::net::UnixStream;
 use std::ptr;
 
 use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::time::{ClockId, clock_gettime};
@@ -14,8 +18,10 @@ use nix::unistd::{ForkResult, Pid, fork};
 use crate::client::page;
 use crate::group::Group;
 
-/// Faults in a round.
-const FAULTS: u32 = 8192;
+/// Units of work in a round.
+const UNITS: u32 = 4096;
+/// Of forks, each of which is a thousand times the work.
+const FORKS: u32 = 64;
 /// Pages of a mapping: few enough to come from and go back to the CPU's own list
 /// of free pages. The allocator behind it works the harder the more scattered
 /// the free pages are, which differs before and after an agent by more than the
@@ -35,21 +41,22 @@ pub(crate) enum Work {
     /// Touches one page and gives it back at once, again and again: the kernel
     /// uncharges each by itself, so the programs run for every single fault.
     Single = 2,
-    /// Clears a page by the instruction that the kernel clears pages by.
-    Clear = 3,
+    /// Writes 1 MiB to a file in memory, then truncates it.
+    File = 3,
+    /// Sends a page at a time to itself over TCP, and receives it.
+    Socket = 4,
+    /// Forks a child that ends at once.
+    Fork = 5,
 }
 
-/// Instructions per fault.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Cost {
-    pub(crate) touch: f64,
-    /// 0 where touching and giving back are one.
-    pub(crate) unmap: f64,
-}
+impl Work {
+    /// Units of one call of `measure`.
+    pub(crate) fn units(self) -> f64 {
+        (WARM_UP + ROUNDS) as f64 * self.units_in_round()
+    }
 
-impl Cost {
-    pub(crate) fn sum(self) -> f64 {
-        self.touch + self.unmap
+    fn units_in_round(self) -> f64 {
+        f64::from(if self == Self::Fork { FORKS } else { UNITS })
     }
 }
 
@@ -60,9 +67,8 @@ pub(crate) struct Subject {
     pipe: UnixStream,
 }
 
-/// Nanoseconds of guest time, that is instructions: touching, unmapping.
-type Round = [u64; 2];
-const ANSWER: usize = ROUNDS * size_of::<Round>();
+const WORD: usize = size_of::<u64>();
+const ANSWER: usize = ROUNDS * WORD;
 
 impl Subject {
     /// Starts it in `group`; idle until told.
@@ -86,27 +92,18 @@ impl Subject {
         }
     }
 
-    /// Works for all rounds; the middle one's cost, so that a timer or the
-    /// agent's sweep in one of them does not count.
-    pub(crate) fn measure(&mut self, work: Work) -> Result<Cost> {
+    /// Works for all rounds; the instructions per unit of the middle one, so that a
+    /// timer or the agent's sweep in one of them does not count.
+    pub(crate) fn measure(&mut self, work: Work) -> Result<f64> {
         self.pipe.write_all(&[work as u8]).context("the measured process died")?;
         let mut answer = [0; ANSWER];
         self.pipe.read_exact(&mut answer).context("the measured process died")?;
-        let words: Vec<u64> = answer
-            .chunks_exact(size_of::<u64>())
+        let mut words: Vec<u64> = answer
+            .chunks_exact(WORD)
             .map(|chunk| chunk.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte)))
             .collect();
-        let middle = |part: usize| {
-            let mut times: Vec<u64> = words.iter().skip(part).step_by(2).copied().collect();
-            times.sort_unstable();
-            times[ROUNDS / 2] as f64 / f64::from(FAULTS)
-        };
-        Ok(Cost { touch: middle(0), unmap: middle(1) })
-    }
-
-    /// Faults of one call of `measure`.
-    pub(crate) fn faults() -> f64 {
-        (WARM_UP + ROUNDS) as f64 * f64::from(FAULTS)
+        words.sort_unstable();
+        Ok(words[ROUNDS / 2] as f64 / work.units_in_round())
     }
 }
 
@@ -119,19 +116,24 @@ impl Drop for Subject {
 
 fn serve(mut pipe: UnixStream) -> Result<()> {
     let size = usize::try_from(page())?;
+    let mut file = tempfile_in_memory()?;
+    let mut wire = Wire::new()?;
     let mut order = [0];
     while pipe.read_exact(&mut order).is_ok() {
         // No heap here: it would grow the address space.
         let mut answer = [0; ANSWER];
         for round in 0..WARM_UP + ROUNDS {
-            let [touch, unmap] = match order[0] {
+            let start = now()?;
+            match order[0] {
                 order if order == Work::Batch as u8 => batch(size)?,
                 order if order == Work::Single as u8 => single(size)?,
-                _ => clear(size)?,
-            };
+                order if order == Work::File as u8 => write(&mut file)?,
+                order if order == Work::Socket as u8 => wire.send()?,
+                _ => forks()?,
+            }
+            let took = now()? - start;
             if let Some(at) = round.checked_sub(WARM_UP) {
-                answer[at * 16..at * 16 + 8].copy_from_slice(&touch.to_le_bytes());
-                answer[at * 16 + 8..at * 16 + 16].copy_from_slice(&unmap.to_le_bytes());
+                answer[at * WORD..(at + 1) * WORD].copy_from_slice(&took.to_le_bytes());
             }
         }
         pipe.write_all(&answer)?;
@@ -139,60 +141,88 @@ fn serve(mut pipe: UnixStream) -> Result<()> {
     Ok(())
 }
 
-fn batch(page: usize) -> Result<Round> {
-    let [mut touch, mut unmap] = [0, 0];
-    for _ in 0..FAULTS as usize / CHUNK {
+fn batch(page: usize) -> Result<()> {
+    for _ in 0..UNITS as usize / CHUNK {
         let memory = Mapping::new(page * CHUNK)?;
-        let start = now()?;
         for at in 0..CHUNK {
             memory.touch(at * page);
         }
-        let touched = now()?;
-        drop(memory);
-        touch += touched - start;
-        unmap += now()? - touched;
     }
-    Ok([touch, unmap])
+    Ok(())
 }
 
-fn single(page: usize) -> Result<Round> {
+fn single(page: usize) -> Result<()> {
     let memory = Mapping::new(page)?;
-    let start = now()?;
-    for _ in 0..FAULTS {
+    for _ in 0..UNITS {
         memory.touch(0);
         // SAFETY: our own mapping, in which nothing is kept.
         unsafe { libc::madvise(memory.base.cast(), page, libc::MADV_DONTNEED) };
     }
-    Ok([now()? - start, 0])
+    Ok(())
 }
 
-#[cfg(target_arch = "x86_64")]
-fn clear(page: usize) -> Result<Round> {
-    use std::arch::asm;
-    let memory = Mapping::new(page)?;
-    memory.touch(0);
-    let bytes = std::arch::is_x86_feature_detected!("ermsb");
-    let start = now()?;
-    for _ in 0..FAULTS {
-        if bytes {
-            // SAFETY: writes the one page that is mapped there.
-            unsafe { asm!("rep stosb", inout("rdi") memory.base => _, inout("rcx") page => _, in("al") 0u8) };
-        } else {
-            // SAFETY: as above.
-            unsafe {
-                asm!("rep stosq", inout("rdi") memory.base => _, inout("rcx") page / 8 => _, in("rax") 0u64);
+static BLOCK: [u8; 4096] = [1; 4096];
+
+fn write(file: &mut File) -> Result<()> {
+    for _ in 0..UNITS as usize / CHUNK {
+        file.rewind()?;
+        for _ in 0..CHUNK {
+            file.write_all(&BLOCK)?;
+        }
+        file.set_len(0)?;
+    }
+    Ok(())
+}
+
+fn tempfile_in_memory() -> Result<File> {
+    // SAFETY: a valid name; returns a new descriptor or -1.
+    let fd = Errno::result(unsafe { libc::memfd_create(c"written".as_ptr(), libc::MFD_CLOEXEC) })
+        .context("memfd_create failed")?;
+    // SAFETY: the kernel just made it for us.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+/// A TCP connection with itself.
+struct Wire {
+    sender: TcpStream,
+    receiver: TcpStream,
+    buffer: [u8; BLOCK.len()],
+}
+
+impl Wire {
+    fn new() -> Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot listen on loopback")?;
+        let sender = TcpStream::connect(listener.local_addr()?).context("cannot connect to loopback")?;
+        sender.set_nodelay(true)?;
+        let (receiver, _) = listener.accept()?;
+        Ok(Self { sender, receiver, buffer: [0; BLOCK.len()] })
+    }
+
+    /// In bursts, so that buffers fill and empty.
+    fn send(&mut self) -> Result<()> {
+        const BURST: usize = 16;
+        for _ in 0..UNITS as usize / BURST {
+            for _ in 0..BURST {
+                self.sender.write_all(&BLOCK)?;
+            }
+            for _ in 0..BURST {
+                self.receiver.read_exact(&mut self.buffer)?;
             }
         }
+        Ok(())
     }
-    Ok([now()? - start, 0])
 }
 
-/// Elsewhere pages are cleared by plain loops, whose instructions count for
-/// what they are.
-#[cfg(not(target_arch = "x86_64"))]
-#[expect(clippy::unnecessary_wraps, reason = "fails on x86-64")]
-fn clear(_page: usize) -> Result<Round> {
-    Ok([0, 0])
+fn forks() -> Result<()> {
+    for _ in 0..FORKS {
+        // SAFETY: the child does nothing but end.
+        match unsafe { fork() }.context("cannot fork")? {
+            // SAFETY: ends the child without running the parent's exit work.
+            ForkResult::Child => unsafe { libc::_exit(0) },
+            ForkResult::Parent { child } => drop(waitpid(child, None)?),
+        }
+    }
+    Ok(())
 }
 
 fn now() -> Result<u64> {

@@ -188,7 +188,7 @@ proptest! {
         let mut from = start;
         for now in path {
             naive.iter_mut().for_each(|mark| mark.see(now));
-            if observe(&slot, now, shift) != Verdict::Quiet {
+            if observe(&slot, || now, shift) != Verdict::Quiet {
                 let step = Step { from, seen: take(&slot).memory, now };
                 for (mark, told) in ours.iter_mut().zip(&mut told) {
                     told.extend(mark.step(&step).into_iter().flatten());
@@ -222,7 +222,7 @@ proptest! {
         let length = path.len();
         for (i, (now, look)) in path.into_iter().enumerate() {
             exact.iter_mut().for_each(|mark| mark.see(now));
-            rang |= observe(&slot, now, 0) != Verdict::Quiet;
+            rang |= observe(&slot, || now, 0) != Verdict::Quiet;
             if !look && i + 1 < length {
                 continue;
             }

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 use memcg_monitor::{
     cgroup::{Hierarchy, Version},
     kernel::{self, Facts, Plan},
-    programs, view,
+    programs::{self, Size, Trial},
+    view,
 };
 use serde::Serialize;
 
@@ -19,6 +20,21 @@ struct Finding {
     /// A missing optional part is shown, and does no harm.
     needed: bool,
     detail: String,
+    /// Of a program that loads.
+    #[serde(flatten)]
+    size: Option<Size>,
+}
+
+impl Finding {
+    fn of(trial: Trial) -> Self {
+        let Trial { hook, outcome } = trial;
+        let (ok, size, detail) = match outcome {
+            Ok(size) => (true, Some(size), hook.purpose.into()),
+            Err(why) => (false, None, why),
+        };
+        let what = format!("{} {}", hook.kind.as_str(), hook.function);
+        Self { what, ok, needed: hook.required, detail, size }
+    }
 }
 
 pub fn run(options: &Check) -> ExitCode {
@@ -28,7 +44,7 @@ pub fn run(options: &Check) -> ExitCode {
             Ok(detail) => (true, detail),
             Err(detail) => (false, detail),
         };
-        findings.push(Finding { what: what.into(), ok, needed, detail });
+        findings.push(Finding { what: what.into(), ok, needed, detail, size: None });
         ok
     };
 
@@ -70,14 +86,7 @@ pub fn run(options: &Check) -> ExitCode {
                         found("bpf", true, Err(error.to_string()));
                     }
                     Ok(trials) => {
-                        for trial in trials {
-                            let what = format!("{} {}", trial.hook.kind.as_str(), trial.hook.function);
-                            found(
-                                &what,
-                                trial.hook.required,
-                                trial.outcome.map(|()| trial.hook.purpose.into()),
-                            );
-                        }
+                        findings.extend(trials.into_iter().map(Finding::of));
                     }
                 }
             }

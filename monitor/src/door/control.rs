@@ -222,20 +222,19 @@ fn list(watcher: &Shared, hierarchy: &Hierarchy) -> Vec<GroupRow> {
         };
         let group = watcher.registry().group(index);
         let id = slot.cgroup_id.load(Ordering::Relaxed);
-        let usage = if index == watcher.source().root().slot {
+        let (usage, peak) = if index == watcher.source().root().slot {
             // No counter of its own; shown to those who wait for it.
-            match group {
-                Some(group) => group.scale(ControlFile::Usage).now(),
+            match group.map(|group| group.scale(ControlFile::Usage).now()) {
+                Some(now) => (now, now),
                 None => continue,
             }
         } else {
-            let generation = slot.state().generation();
-            match watcher.source().usage(GroupId { slot: index, generation }) {
-                Ok(Some(usage)) => usage,
+            let id = GroupId { slot: index, generation: slot.state().generation() };
+            match (watcher.source().usage(id), watcher.source().peak(id)) {
+                (Ok(Some(usage)), Ok(Some(peak))) => (usage, peak.max(usage)),
                 _ => continue,
             }
         };
-        let peak = slot.peak.load(Ordering::Relaxed).max(usage);
         let registrations = group.map(registrations).unwrap_or_default();
         let cgroup = paths.get(&id).cloned().unwrap_or_else(|| format!("#{id}"));
         let oom = group.filter(|group| !group.oom().is_empty()).map(|_| {

@@ -3,8 +3,9 @@
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    programs::{FEntry, FExit, ProgramError, RawTracePoint},
+    programs::{FEntry, FExit, ProgramError, ProgramInfo, RawTracePoint},
 };
+use serde::Serialize;
 
 use crate::{
     error::{Error, Result},
@@ -20,8 +21,19 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/me
 pub struct Trial {
     /// Which.
     pub hook: Hook,
-    /// Whether it loads; the error otherwise.
-    pub outcome: std::result::Result<(), String>,
+    /// What it is once loaded; why it does not load otherwise.
+    pub outcome: std::result::Result<Size, String>,
+}
+
+/// How big a loaded program is. What a kernel does not tell is 0.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Size {
+    /// Instructions that the verifier went through to accept it (5.16 and newer).
+    pub verifier_steps: u32,
+    /// Bytes of BPF instructions, after the kernel's own changes.
+    pub bpf_bytes: u32,
+    /// Bytes of the processor's instructions.
+    pub native_bytes: u32,
 }
 
 pub(super) fn failed(what: &str, why: &(dyn std::error::Error + 'static)) -> Error {
@@ -80,10 +92,15 @@ pub(super) fn load_hook(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> std::result:
     }
 }
 
-/// What the verifier went through to accept a program (5.16 and newer).
-pub(super) fn steps(ebpf: &Ebpf, hook: &Hook) -> u32 {
+/// What the kernel made of a loaded program.
+pub(super) fn size(ebpf: &Ebpf, hook: &Hook) -> Size {
     let info = ebpf.program(hook.program).and_then(|program| program.info().ok());
-    info.and_then(|info| info.verified_instruction_count()).unwrap_or(0)
+    let of = |number: fn(&ProgramInfo) -> Option<u32>| info.as_ref().and_then(number).unwrap_or(0);
+    Size {
+        verifier_steps: of(ProgramInfo::verified_instruction_count),
+        bpf_bytes: of(ProgramInfo::size_translated),
+        native_bytes: of(|info| Some(info.size_jitted())),
+    }
 }
 
 pub(super) fn attach_hook(ebpf: &mut Ebpf, hook: &Hook) -> std::result::Result<(), ProgramError> {
@@ -122,6 +139,7 @@ pub fn try_all(facts: &Facts) -> Result<Vec<Trial>> {
         .map(|hook| Trial {
             hook: *hook,
             outcome: load_hook(&mut ebpf, hook, &btf)
+                .map(|()| size(&ebpf, hook))
                 .map_err(|error| failed(hook.function, &error).to_string()),
         })
         .collect())

@@ -76,7 +76,7 @@ impl FakeKernel {
     /// A charge: the counter moves, then the hook looks.
     pub(super) fn charge(&self, slot: usize, usage: u64) {
         self.counters[slot].set(Some(usage));
-        observe(&self.slots[slot], usage, 0);
+        observe(&self.slots[slot], || usage, 0);
         self.look_at_sum(slot);
     }
 }
@@ -119,6 +119,10 @@ impl Source for FakeKernel {
             counter.set(usage.map(|usage| if usage < 10 { 12 } else { 3 }));
         }
         Ok(usage)
+    }
+
+    fn peak(&self, group: GroupId) -> Result<Option<u64>> {
+        self.usage(group)
     }
 
     fn sum(&self, group: GroupId) -> Result<Option<u64>> {

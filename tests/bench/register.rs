@@ -1,0 +1,31 @@
+//! Many registrations by one connection.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use memcg_monitor::client::SOCKET;
+use memcg_monitor::door::seqpacket::connect;
+use nix::sys::socket::{MsgFlags, recv, send};
+
+use crate::client::Waiter;
+use crate::group::Group;
+
+/// The most on one group.
+pub(crate) const MANY: u64 = 10_000;
+
+/// Registers each of the thresholds, in bytes, one after the other.
+pub(crate) fn all(waiter: &Waiter, group: &Group, thresholds: impl Iterator<Item = u64>) -> Result<()> {
+    let control = File::open(group.usage_file()).context("cannot open the control file")?;
+    let connection = connect(Path::new(SOCKET))?;
+    let mut answer = [0; 512];
+    for threshold in thresholds {
+        let line = format!("{} {} {threshold}", waiter.0.as_raw_fd(), control.as_raw_fd());
+        send(connection.as_raw_fd(), line.as_bytes(), MsgFlags::MSG_NOSIGNAL).context("send failed")?;
+        let length = recv(connection.as_raw_fd(), &mut answer, MsgFlags::empty()).context("recv failed")?;
+        let answer = String::from_utf8_lossy(&answer[..length]);
+        ensure!(answer == "0", "the agent refused {line:?}: {answer}");
+    }
+    Ok(())
+}
