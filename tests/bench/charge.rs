@@ -65,14 +65,19 @@ struct Runs {
 }
 
 pub(crate) fn run(scope: Scope, _hierarchy: Hierarchy) -> Result<()> {
+    // v2 wants processes in leaves only: a chain, and a leaf at each depth.
     let mut chain = vec![Group::new("bench")?];
-    while chain.len() < DEPTHS[2] {
+    while chain.len() + 1 < DEPTHS[2] {
         let next = chain[chain.len() - 1].child("g")?;
         chain.push(next);
     }
-    let sibling = chain[DEPTHS[1] - 2].child("sibling")?;
-    let mut subjects =
-        DEPTHS.iter().map(|depth| Subject::start(&chain[depth - 1])).collect::<Result<Vec<_>>>()?;
+    let leaf = |depth: usize| match depth {
+        1 => Group::new("leaf"),
+        depth => chain[depth - 2].child("leaf"),
+    };
+    let leaves = DEPTHS.iter().map(|depth| leaf(*depth)).collect::<Result<Vec<_>>>()?;
+    let sibling = chain[DEPTHS[JUDGED] - 2].child("sibling")?;
+    let mut subjects = leaves.iter().map(Subject::start).collect::<Result<Vec<_>>>()?;
     let subjects = &mut subjects;
 
     settle(&mut subjects[JUDGED])?;
@@ -83,15 +88,11 @@ pub(crate) fn run(scope: Scope, _hierarchy: Hierarchy) -> Result<()> {
     let waiter = Waiter::new()?;
     let mut before = 0;
     for count in scope.of([1, 100, register::MANY], [1, 2, 3]) {
-        let watched = DEPTHS.map(|depth| &chain[depth - 1]);
-        for group in watched {
+        for (at, group) in leaves.iter().enumerate() {
             // The many are on one group: it is their number that is looked at.
-            let more = if count > 100 && !std::ptr::eq(group, watched[JUDGED]) {
-                before..before
-            } else {
-                before..count
-            };
-            add(&waiter, group, more)?;
+            if count <= 100 || at == JUDGED {
+                add(&waiter, group, before..count)?;
+            }
         }
         before = count;
         stages.push(Stage::measure(&format!("{} in band", thresholds(count)), subjects)?);
@@ -156,7 +157,7 @@ impl Runs {
         let after = agent.status()?;
         write("0")?;
         let runs = (after.runs - before.runs) as f64;
-        ensure!(runs > 0.0, "the programs did not run");
+        ensure!(runs > 0.0, "{}: the programs did not run", task.title);
         Ok(Self {
             per_unit: runs / task.work.units(),
             instructions: (after.run_ns - before.run_ns) as f64 / runs,

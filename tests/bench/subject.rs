@@ -43,7 +43,7 @@ pub(crate) enum Work {
     Single = 2,
     /// Writes 1 MiB to a file in memory, then truncates it.
     File = 3,
-    /// Sends a page at a time to itself over TCP, and receives it.
+    /// Sends 512 KiB to itself over TCP, a page at a time, and receives it.
     Socket = 4,
     /// Forks a child that ends at once.
     Fork = 5,
@@ -117,7 +117,7 @@ impl Drop for Subject {
 fn serve(mut pipe: UnixStream) -> Result<()> {
     let size = usize::try_from(page())?;
     let mut file = tempfile_in_memory()?;
-    let mut wire = Wire::new()?;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot listen on loopback")?;
     let mut order = [0];
     while pipe.read_exact(&mut order).is_ok() {
         // No heap here: it would grow the address space.
@@ -128,7 +128,7 @@ fn serve(mut pipe: UnixStream) -> Result<()> {
                 order if order == Work::Batch as u8 => batch(size)?,
                 order if order == Work::Single as u8 => single(size)?,
                 order if order == Work::File as u8 => write(&mut file)?,
-                order if order == Work::Socket as u8 => wire.send()?,
+                order if order == Work::Socket as u8 => send(&listener)?,
                 _ => forks()?,
             }
             let took = now()? - start;
@@ -182,35 +182,32 @@ fn tempfile_in_memory() -> Result<File> {
     Ok(unsafe { File::from_raw_fd(fd) })
 }
 
-/// A TCP connection with itself.
-struct Wire {
-    sender: TcpStream,
-    receiver: TcpStream,
-    buffer: [u8; BLOCK.len()],
-}
+/// Connections at once: more than the CPU keeps of charged pages without telling the
+/// counter, so that the counter moves.
+const WIRES: usize = 8;
 
-impl Wire {
-    fn new() -> Result<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot listen on loopback")?;
-        let sender = TcpStream::connect(listener.local_addr()?).context("cannot connect to loopback")?;
-        sender.set_nodelay(true)?;
-        let (receiver, _) = listener.accept()?;
-        Ok(Self { sender, receiver, buffer: [0; BLOCK.len()] })
-    }
-
-    /// In bursts, so that buffers fill and empty.
-    fn send(&mut self) -> Result<()> {
-        const BURST: usize = 16;
-        for _ in 0..UNITS as usize / BURST {
+/// New connections for each burst, so that buffers come and go.
+fn send(listener: &TcpListener) -> Result<()> {
+    const BURST: usize = 16;
+    let address = listener.local_addr()?;
+    let mut buffer = [0; BLOCK.len()];
+    for _ in 0..UNITS as usize / (BURST * WIRES) {
+        let mut wires: [Option<(TcpStream, TcpStream)>; WIRES] = Default::default();
+        for wire in &mut wires {
+            let mut sender = TcpStream::connect(address).context("cannot connect to loopback")?;
+            let (receiver, _) = listener.accept()?;
             for _ in 0..BURST {
-                self.sender.write_all(&BLOCK)?;
+                sender.write_all(&BLOCK)?;
             }
+            *wire = Some((sender, receiver));
+        }
+        for (_, receiver) in wires.iter_mut().flatten() {
             for _ in 0..BURST {
-                self.receiver.read_exact(&mut self.buffer)?;
+                receiver.read_exact(&mut buffer)?;
             }
         }
-        Ok(())
     }
+    Ok(())
 }
 
 fn forks() -> Result<()> {
