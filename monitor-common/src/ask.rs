@@ -18,15 +18,13 @@ pub struct Scratch<W> {
     pub value: W,
     /// Address of the `struct file` whose fdinfo was read.
     pub file: W,
-    /// Address of the kernel's eventfd file operations.
-    pub eventfd_fops: W,
     /// How the last question was answered: [`Ask::OK`] or why not.
     pub verdict: W,
     /// What somebody waits for, anywhere: [`Wanted`]'s bits. The rest is not
     /// even counted.
     pub wanted: W,
     /// Unused.
-    pub spare: [W; 7],
+    pub spare: [W; 8],
 }
 
 const _: () = assert!(size_of::<Scratch<u64>>() == 128);
@@ -80,6 +78,8 @@ impl Ask {
     /// Read the kernel's own high-water mark of slot `arg1` of generation `arg2`, in
     /// pages.
     pub const PEAK: u64 = 7;
+    /// Begin a new [`Epoch`](crate::calm::Epoch).
+    pub const NEW_EPOCH: u64 = 8;
 
     /// Answered.
     pub const OK: u64 = 0;

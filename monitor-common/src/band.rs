@@ -30,7 +30,8 @@ impl Band {
     pub const EVERYTHING: Self = Self { lo: 0, hi: u64::MAX };
 
     /// Both ends in one word, each in units of `1 << shift` pages, rounded
-    /// inwards: a packed band never holds a usage that the band does not.
+    /// inwards: a packed band never holds a usage that the band does not. The upper
+    /// end as its complement, so that no band at all is 0.
     #[must_use]
     pub const fn pack(self, shift: u32) -> u64 {
         let unit = (1u64 << shift) - 1;
@@ -41,7 +42,7 @@ impl Band {
         let hi = self.hi >> shift;
         let lo = if lo > MAX_UNITS { MAX_UNITS } else { lo };
         let hi = if hi > MAX_UNITS { MAX_UNITS } else { hi };
-        (lo << 32) | hi
+        (lo << 32) | (MAX_UNITS ^ hi)
     }
 
     /// Whether the band holds `usage` pages.
@@ -55,12 +56,12 @@ impl Band {
     #[must_use]
     pub const fn unpack_contains(packed: u64, usage: u64, shift: u32) -> bool {
         let units = usage >> shift;
-        units >= packed >> 32 && units < packed & MAX_UNITS
+        units >= packed >> 32 && units < !packed & MAX_UNITS
     }
 }
 
 /// [`Band::EVERYTHING`] packed, at any shift.
-pub const OPEN: u64 = MAX_UNITS;
+pub const OPEN: u64 = 0;
 
 /// The upper end of a packed band without one; 16 TiB of 4 KiB pages at shift 0.
 const MAX_UNITS: u64 = u32::MAX as u64;
@@ -211,10 +212,18 @@ impl<W: Word> Track<'_, W> {
         while !lower(self.min, seen.min) {}
     }
 
-    /// The agent's part, second half. After this the counter must be read again: a
-    /// usage outside the band means that a charge still went by the old one.
-    pub fn publish(&self, band: Band, shift: u32) {
-        self.band.xchg(band.pack(shift));
+    /// Takes the band away.
+    pub fn open(&self) {
+        self.band.xchg(OPEN);
+    }
+
+    /// The agent's part, second half; true when there was no band before: then the
+    /// [`Epoch`](crate::calm::Epoch) has to end. After that the counter must be read
+    /// again: a usage outside the band means that a charge still went by the old one.
+    #[must_use]
+    pub fn publish(&self, band: Band, shift: u32) -> bool {
+        let band = band.pack(shift);
+        self.band.xchg(band) == OPEN && band != OPEN
     }
 }
 

@@ -75,7 +75,7 @@ impl Ours {
     fn publish(&self, usage: u64) {
         let below = self.thresholds.iter().copied().filter(|t| *t <= usage).max();
         let above = self.thresholds.iter().copied().filter(|t| *t > usage).min();
-        self.slot.memory().publish(band_around(below, above), self.shift);
+        let _ = self.slot.memory().publish(band_around(below, above), self.shift);
     }
 
     fn charge(&mut self, usage: u64) {
@@ -207,7 +207,7 @@ fn a_spike_between_looks_crosses_twice() {
 #[test]
 fn out_of_band_rings_once_until_taken() {
     let slot = empty_slot();
-    slot.memory().publish(Band { lo: 10, hi: 20 }, 0);
+    let _ = slot.memory().publish(Band { lo: 10, hi: 20 }, 0);
     assert_eq!(observe(&slot, || 15, 0), Verdict::Quiet);
     assert_eq!(observe(&slot, || 20, 0), Verdict::Ring);
     assert_eq!(observe(&slot, || 30, 0), Verdict::Quiet);

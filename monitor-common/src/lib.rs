@@ -10,6 +10,7 @@
 
 pub mod ask;
 pub mod band;
+pub mod calm;
 pub mod control;
 pub mod crossing;
 pub mod line;

@@ -11,6 +11,7 @@ use loom::{
 
 use crate::{
     band::{Place, Verdict, observe},
+    calm::Epoch,
     crossing::{Direction, Step, band_around},
     slot::{Slot, State},
     word::Word,
@@ -60,12 +61,13 @@ struct Group {
     counter: AtomicU64,
     slot: Slot<AtomicU64>,
     ring: AtomicU64,
+    epoch: AtomicU64,
 }
 
 impl Group {
     fn new(usage: u64, thresholds: &[u64]) -> Self {
         let word = AtomicU64::new;
-        let group = Self { counter: word(usage), slot: Slot::new(word), ring: word(0) };
+        let group = Self { counter: word(usage), slot: Slot::new(word), ring: word(0), epoch: word(0) };
         group.slot.state.set(State::online(0).0);
         group.publish(usage, thresholds);
         group
@@ -74,7 +76,27 @@ impl Group {
     fn publish(&self, usage: u64, thresholds: &[u64]) {
         let below = thresholds.iter().copied().filter(|t| *t <= usage).max();
         let above = thresholds.iter().copied().filter(|t| *t > usage).min();
-        self.slot.memory().publish(band_around(below, above), 0);
+        if self.slot.memory().publish(band_around(below, above), 0) {
+            Epoch(&self.epoch).end();
+        }
+    }
+
+    /// A charge in a group below this one, whose slot is `child`: it comes up here
+    /// only if it has to.
+    fn charge_below(&self, child: &Slot<AtomicU64>, pages: i64) {
+        fence(Ordering::SeqCst);
+        self.counter.fetch_add(pages as u64, Ordering::AcqRel);
+        fence(Ordering::SeqCst);
+        let epoch = Epoch(&self.epoch);
+        if epoch.is_calm_above(child) {
+            return;
+        }
+        let begun = epoch.begin();
+        if self.slot.is_awaited() {
+            observe(&self.slot, || self.counter.load(Ordering::Relaxed), 0);
+        } else {
+            child.set_calm(begun);
+        }
     }
 
     fn read(&self) -> u64 {
@@ -178,6 +200,36 @@ fn a_spike_is_told_whole() {
         assert!(!is_above(3, 4, &signals), "usage is below, signals say above: {signals:?}");
         assert!(!signals.is_empty(), "the charge returned with the threshold crossed");
     });
+}
+
+/// A first threshold comes while a group below charges, whose slot says that nobody
+/// waits above: the charge comes up, or the agent sees it.
+#[test]
+fn a_calm_group_wakes_up() {
+    for calm in [true, false] {
+        loom::model(move || {
+            const THRESHOLDS: [u64; 1] = [5];
+            let group = Arc::new(Group::new(3, &[]));
+            let child = Arc::new(Slot::new(AtomicU64::new));
+            if calm {
+                child.set_calm(Epoch(&group.epoch).begin());
+            }
+            let cpu = {
+                let (group, child) = (Arc::clone(&group), Arc::clone(&child));
+                thread::spawn(move || {
+                    group.charge_below(&child, 1);
+                    group.charge_below(&child, 1);
+                })
+            };
+            let (mut from, mut signals) = (3, Vec::new());
+            group.drain(&mut from, &THRESHOLDS, &mut signals);
+            cpu.join().unwrap_or_default();
+            if group.slot.pending.load(Ordering::Acquire) != 0 {
+                group.drain(&mut from, &THRESHOLDS, &mut signals);
+            }
+            assert!(is_above(3, 5, &signals), "not signalled: {signals:?}");
+        });
+    }
 }
 
 /// A full ring loses the doorbell, never the state: the sweep finds `pending`.

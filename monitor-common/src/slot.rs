@@ -3,7 +3,7 @@
 //! Everything that both sides share is made of 64-bit words without padding, so
 //! that the layout is the same for the BPF target and the host.
 
-use crate::{band, word::Word};
+use crate::{band, calm, word::Word};
 
 /// Version of all that both sides share. Bump on any change of layout or meaning.
 pub const SCHEMA: u32 = 3;
@@ -18,9 +18,8 @@ pub const PARENT_ROOT: u64 = u64::MAX;
 /// `parent` of a slot whose parent has none: look the counter up instead.
 pub const PARENT_UNKNOWN: u64 = u64::MAX - 1;
 
-/// One memory cgroup. The first six words are what a charge reads, in one cache
-/// line; while usage stays in band it writes nothing, so that line is shared by all
-/// CPUs.
+/// One memory cgroup. The first words are what a charge reads, in one cache line;
+/// while usage stays in band it writes nothing there, so that CPUs share it.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct Slot<W> {
@@ -37,8 +36,10 @@ pub struct Slot<W> {
     pub state: W,
     /// `st_ino` of the group's directory (`cgroup_id()` in the kernel).
     pub cgroup_id: W,
+    /// The [`Epoch`](crate::calm::Epoch) in which nobody waits above this group.
+    pub calm: W,
     /// Unused; what follows is another cache line.
-    pub spare: [W; 2],
+    pub spare: W,
 
     /// Highest out-of-band reading since the agent last looked; 0: none.
     pub max_seen: W,
@@ -135,7 +136,8 @@ impl<W> Slot<W> {
             counter: zero(),
             state: zero(),
             cgroup_id: zero(),
-            spare: [zero(), zero()],
+            calm: word(calm::NEVER),
+            spare: zero(),
             max_seen: zero(),
             min_seen: word(u64::MAX),
             pending: zero(),
@@ -213,6 +215,7 @@ impl<W: Word> Slot<W> {
     pub fn recycle(&self) {
         self.counter.set(0);
         self.band.set(band::OPEN);
+        self.calm.set(calm::NEVER);
         self.forget();
         let state = self.state().recycled();
         self.state.xchg(state.0);

@@ -16,6 +16,10 @@ pub fn ask(question: u64, arg1: u64, arg2: u64) {
             scratch.agent.set(bpf_get_current_pid_tgid());
             Ok(0)
         }
+        Ask::NEW_EPOCH => {
+            maps::epoch().end();
+            Ok(0)
+        }
         Ask::USAGE => counter(arg1 as u32, arg2, kernel::usage_at),
         Ask::SUM => counter(arg1 as u32, arg2, |at| Some(kernel::sum_at(at)?.0)),
         Ask::LIMIT => counter(arg1 as u32, arg2, kernel::limit_at),

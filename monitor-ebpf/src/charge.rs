@@ -15,38 +15,30 @@ use crate::{
     word::BpfWord,
 };
 
-/// Looks at `counter` and its ancestors: compare with the band, if there is one.
+/// Looks at `counter`, and at its ancestors where somebody waits for one of them:
+/// compare with the band, if there is one.
 ///
 /// Runs for failed charges too: they have moved the counters up and down again,
 /// and another CPU's look may have caught the passing value.
 #[inline(always)]
 pub fn look(counter: Counter) {
-    let Some((mut index, mut slot)) = maps::guess(counter.address()) else {
-        return look_up(counter);
+    let distance = maps::distance(counter.address());
+    let Some((index, slot)) = maps::guess(distance, counter.address()) else {
+        look_up(kernel::scalar(counter.address()), distance);
+        return;
     };
-    let shift = maps::band_shift();
-    let mut counter = counter;
-    for _ in 0..MAX_DEPTH {
-        look_at(index, slot, counter, shift);
-        let parent = slot.parent.get();
-        if parent == PARENT_ROOT {
-            return;
-        }
-        let Some(up) = counter.parent() else { return };
-        if parent == PARENT_UNKNOWN {
-            return look_up(up);
-        }
-        (counter, index) = (up, parent as u32);
-        let Some(above) = maps::slot(index) else { return };
-        slot = above;
+    if slot.is_awaited() {
+        look_at(index, slot, || counter.usage());
     }
-    maps::count(Tally::TooDeep);
+    if !maps::epoch().is_calm_above(slot) {
+        look_above(slot.counter.get(), index);
+    }
 }
 
 /// One group's part of a look.
 #[inline(always)]
-fn look_at(index: u32, slot: &Slot<BpfWord>, counter: Counter, shift: u32) {
-    if let Some((usage, above)) = slot.memory().note(|| counter.usage(), shift) {
+fn look_at(index: u32, slot: &Slot<BpfWord>, usage: impl FnOnce() -> u64) {
+    if let Some((usage, above)) = slot.memory().note(usage, maps::band_shift()) {
         out_of_band(index, usage, u64::from(above));
     }
     if slot.sum_band.get() != OPEN {
@@ -54,55 +46,86 @@ fn look_at(index: u32, slot: &Slot<BpfWord>, counter: Counter, shift: u32) {
     }
 }
 
+// What follows are global functions: the verifier checks each once, for any
+// arguments, not once for each way that leads to it.
+
 /// Looks at a counter that was not guessed, and at all above it: the first charge of
 /// a group, counters that are no group's memory (swap, hugetlb), groups without a
 /// slot.
 #[inline(never)]
-fn look_up(counter: Counter) {
-    let shift = maps::band_shift();
-    let address = counter.address();
+#[unsafe(no_mangle)]
+extern "C" fn look_up(address: u64, distance: u64) -> u64 {
     // On v1 each charge comes here once more, for memory+swap.
     let of_swap = kernel::memory_of_swap(address);
-    if let Some((swapping, _)) = maps::guess(of_swap) {
-        look_at_sums(swapping);
-        return;
+    let swap_distance = kernel::memory_of_swap(distance);
+    if let Some((swapping, _)) = maps::guess(swap_distance, of_swap) {
+        return look_at_sums(swapping);
     }
-    let mut counter = counter;
-    // No `Option`: the compiler would copy its empty half, which the verifier refuses.
-    let mut index = PARENT_UNKNOWN;
-    if let Some(found) = maps::slot_of(address) {
-        maps::remember(address, found);
-        index = u64::from(found);
-    } else if let Some(swapping) = maps::slot_of(of_swap) {
-        maps::remember(of_swap, swapping);
-        look_at_sums(swapping);
-        return;
+    if let Some(index) = maps::slot_of(address) {
+        maps::remember(distance, index);
+        look_there(index);
+        return look_above(address, index);
     }
-    for _ in 0..MAX_DEPTH {
-        let mut parent = PARENT_UNKNOWN;
-        if index != PARENT_UNKNOWN
-            && let Some(slot) = maps::slot(index as u32)
-        {
-            look_at(index as u32, slot, counter, shift);
-            parent = slot.parent.get();
-            if parent == PARENT_ROOT {
-                return;
-            }
-        }
-        let Some(up) = counter.parent() else { return };
-        counter = up;
-        index = parent;
-        if index == PARENT_UNKNOWN
-            && let Some(found) = maps::slot_of(counter.address())
-        {
-            index = u64::from(found);
-        }
+    if let Some(swapping) = maps::slot_of(of_swap) {
+        maps::remember(swap_distance, swapping);
+        return look_at_sums(swapping);
     }
-    maps::count(Tally::TooDeep);
+    look_above(address, NO_SLOT)
 }
 
-/// The rare part of a look. A global function: the verifier checks it once,
-/// not once for each level.
+/// Looks at one group, by its slot.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn look_there(index: u32) -> u64 {
+    if let Some(slot) = maps::slot(index)
+        && let Some(usage) = kernel::usage_at(slot.counter.get())
+    {
+        look_at(index, slot, || usage);
+    }
+    0
+}
+
+/// In place of a slot's index.
+const NO_SLOT: u32 = u32::MAX;
+
+/// Looks at all ancestors of the counter at `address`, which is slot `below`'s; keeps
+/// there whether nobody waits for any of them.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn look_above(address: u64, below: u32) -> u64 {
+    let epoch = maps::epoch().begin();
+    let mut calm = true;
+    let mut address = address;
+    let mut parent = maps::slot(below).map_or(PARENT_UNKNOWN, |slot| slot.parent.get());
+    for _ in 0..MAX_DEPTH {
+        if parent == PARENT_ROOT {
+            if calm && let Some(slot) = maps::slot(below) {
+                slot.set_calm(epoch);
+            }
+            return 0;
+        }
+        if parent == PARENT_UNKNOWN {
+            let Some(up) = kernel::parent_at(address) else { return 0 };
+            if up == 0 {
+                return 0;
+            }
+            address = up;
+            let Some(found) = maps::slot_of(up) else { continue };
+            parent = u64::from(found);
+        }
+        let Some(slot) = maps::slot(parent as u32) else { return 0 };
+        address = slot.counter.get();
+        if slot.is_awaited() {
+            calm = false;
+            look_there(parent as u32);
+        }
+        parent = slot.parent.get();
+    }
+    maps::count(Tally::TooDeep);
+    0
+}
+
+/// The rare part of a look.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn out_of_band(index: u32, usage: u64, above: u64) -> u64 {
@@ -112,8 +135,7 @@ extern "C" fn out_of_band(index: u32, usage: u64, above: u64) -> u64 {
     0
 }
 
-/// Looks at a group's memory+swap, for which somebody waits. Global for the same
-/// reason, and so that a charge pays for it only then.
+/// Looks at a group's memory+swap, for which somebody waits.
 ///
 /// Whichever of the two counters was changed last, its look sees both changes:
 /// each changes its own with a full barrier before it reads the other.
@@ -160,7 +182,7 @@ extern "C" fn look_at_sums(index: u32) -> u64 {
     0
 }
 
-/// The first program of a pair: looks, then leaves a mark for the second.
+/// The first program of a pair: leaves a mark for the second, and looks.
 ///
 /// The kernel skips a tracing program that is already running on the CPU, so a
 /// charge from a softirq or a preempting task may miss this program; then its
@@ -168,10 +190,10 @@ extern "C" fn look_at_sums(index: u32) -> u64 {
 /// the call's own context, unique among the calls that are under way.
 #[inline(always)]
 pub fn first(context: u64, counter: Counter) {
-    look(counter);
     // SAFETY: takes nothing, returns a number.
     let cpu = unsafe { bpf_get_smp_processor_id() };
     maps::seen(cpu).set(context);
+    look(counter);
 }
 
 /// The second program of a pair: looks only if the first was skipped.
@@ -185,5 +207,5 @@ pub fn second(context: u64, counter: Counter) {
         return;
     }
     maps::count(Tally::Nested);
-    look(counter);
+    look_up(kernel::scalar(counter.address()), maps::distance(counter.address()));
 }

@@ -17,7 +17,7 @@ pub fn shown(file: u64) {
     }
     scratch.file.set(file);
     scratch.value.set(kernel::file_refs_at(file).unwrap_or(0));
-    scratch.eventfd_fops.set(kernel::file_op_at(file).unwrap_or(0));
+    maps::eventfd_operations().set(kernel::file_op_at(file).unwrap_or(0));
     scratch.answers.set(scratch.answers.get() + 1);
 }
 
@@ -25,10 +25,7 @@ pub fn shown(file: u64) {
 /// file's `f_op`; all but eventfds end here.
 #[inline(always)]
 pub fn closed(file: u64, op: u64) {
-    let Some(scratch) = maps::scratch() else {
-        return;
-    };
-    if op != scratch.eventfd_fops.get() || !maps::is_registered_file(file) {
+    if op != maps::eventfd_operations().get() || !maps::is_registered_file(file) {
         return;
     }
     maps::ring(Doorbell { kind: Doorbell::FILE, slot: 0, value: file });

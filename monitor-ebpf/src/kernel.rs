@@ -32,14 +32,6 @@ impl Counter {
         // Momentarily negative while a racing uncharge underflows: not a lot.
         if (usage as i64) < 0 { 0 } else { usage }
     }
-
-    /// The counter one level up; none above the root.
-    #[inline(always)]
-    pub fn parent(self) -> Option<Self> {
-        // SAFETY: as for `usage`.
-        let parent = unsafe { load(self.0, maps::off_counter_parent()) } as *const u8;
-        if parent.is_null() { None } else { Some(Self(parent)) }
-    }
 }
 
 /// Loads the word at `pointer + offset`.
@@ -57,6 +49,12 @@ pub unsafe fn load(pointer: *const u8, offset: u64) -> u64 {
 pub fn read(address: u64) -> Option<u64> {
     // SAFETY: the helper checks the address and fails on a bad one.
     unsafe { bpf_probe_read_kernel(address as *const u64) }.ok()
+}
+
+/// The same address as a plain number, which global functions take.
+#[inline(always)]
+pub fn scalar(address: u64) -> u64 {
+    read((&raw const address) as u64).unwrap_or(0)
 }
 
 /// Usage of the counter at `address`, not typed.

@@ -10,6 +10,7 @@ use aya_ebpf::{
 use monitor_common::{
     ask::Scratch,
     band::{Verdict, raise_hand},
+    calm::Epoch,
     ring::{Doorbell, Tally, Victim},
     slot::Slot,
     word::Word as _,
@@ -56,6 +57,12 @@ const SEEN_CPUS: usize = 1024;
 /// Which call the first program of a pair has seen on a CPU; see `charge`.
 /// A global, not a map: no look-up to get at it.
 static SEEN: [BpfWord; SEEN_CPUS] = [const { BpfWord::zero() }; SEEN_CPUS];
+
+/// Address of the kernel's `eventfd_fops`; a file with others is no eventfd.
+static EVENTFD_OPERATIONS: BpfWord = BpfWord::zero();
+
+/// See [`Epoch`].
+static EPOCH: BpfWord = BpfWord::zero();
 
 /// Cells of `GUESSES`, as a power of two.
 const GUESS_BITS: u32 = 12;
@@ -191,11 +198,27 @@ pub fn seen(cpu: u32) -> &'static BpfWord {
     &SEEN[cpu as usize % SEEN_CPUS]
 }
 
-/// The cell of `GUESSES` for the counter at `address`.
+/// What an eventfd's `f_op` is, once one was shown.
 #[inline(always)]
-fn guess_cell(address: u64) -> &'static BpfWord {
-    // The verifier lets nobody multiply a pointer, but a difference of two.
-    let distance = address.wrapping_sub((&raw const GUESSES) as u64);
+pub fn eventfd_operations() -> &'static BpfWord {
+    &EVENTFD_OPERATIONS
+}
+
+/// The present epoch.
+#[inline(always)]
+pub fn epoch() -> Epoch<'static, BpfWord> {
+    Epoch(&EPOCH)
+}
+
+/// What a counter's address, a typed pointer, is hashed by. The verifier lets nobody
+/// multiply a pointer, nor tell a plain number from one, but subtract two.
+#[inline(always)]
+pub fn distance(address: u64) -> u64 {
+    address.wrapping_sub((&raw const GUESSES) as u64)
+}
+
+#[inline(always)]
+fn guess_cell(distance: u64) -> &'static BpfWord {
     let hash = distance.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - GUESS_BITS);
     &GUESSES[hash as usize]
 }
@@ -204,16 +227,16 @@ fn guess_cell(address: u64) -> &'static BpfWord {
 /// `slot_of`, for a few instructions. A slot knows its counter's address only as
 /// long as that is the counter's, so a guess is right or none.
 #[inline(always)]
-pub fn guess(address: u64) -> Option<(u32, &'static Slot<BpfWord>)> {
-    let index = guess_cell(address).get() as u32;
+pub fn guess(distance: u64, address: u64) -> Option<(u32, &'static Slot<BpfWord>)> {
+    let index = guess_cell(distance).get() as u32;
     let slot = slot(index)?;
     if slot.counter.get() == address { Some((index, slot)) } else { None }
 }
 
 /// Makes the next guess right.
 #[inline(always)]
-pub fn remember(address: u64, index: u32) {
-    guess_cell(address).set(u64::from(index));
+pub fn remember(distance: u64, index: u32) {
+    guess_cell(distance).set(u64::from(index));
 }
 
 /// Counts a loss.

@@ -320,6 +320,10 @@ impl Source for Programs {
         Ok(oom::is_under(|index| self.slot(index), group.slot))
     }
 
+    fn end_epoch(&self) -> Result<()> {
+        self.ask(Ask::NEW_EPOCH, 0, 0).map(drop)
+    }
+
     fn want(&self, what: u64) {
         if let Some(cell) = self.scratch.get(0) {
             cell.wanted.xchg(what);

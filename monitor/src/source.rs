@@ -76,6 +76,13 @@ pub trait Source {
     /// The programs could not be asked.
     fn is_under_oom(&self, group: GroupId) -> Result<bool>;
 
+    /// A band was published where none was: ends the
+    /// [`Epoch`](monitor_common::calm::Epoch). A full barrier.
+    ///
+    /// # Errors
+    /// The kernel did not do it: charges below that group may go unseen.
+    fn end_epoch(&self) -> Result<()>;
+
     /// What the programs are to count from now on: bits of
     /// [`Wanted`](monitor_common::ask::Wanted).
     fn want(&self, what: u64);

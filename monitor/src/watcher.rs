@@ -232,20 +232,29 @@ impl<S: Source> Watcher<S> {
     }
 
     /// Publishes the bands around what was measured last: memory's, and that of
-    /// memory+swap.
+    /// memory+swap. `None` when there is nothing to do here any more, or for now.
     fn publish(&self, index: u32) -> Option<(Band, Band)> {
         let (group, slot) = (self.registry.group(index)?, self.source.slot(index)?);
         let shift = self.source.band_shift();
         let publish = |track: &Track<'_, _>, file| {
             let band = group.scale(file).band();
-            track.publish(band, shift);
-            band
+            (band, track.publish(band, shift))
         };
-        let memory = publish(&slot.memory(), ControlFile::Usage);
-        if group.scale(ControlFile::Memsw).is_empty() && slot.sum_band.get() == OPEN {
-            return Some((memory, Band::EVERYTHING));
+        let (memory, mut first) = publish(&slot.memory(), ControlFile::Usage);
+        let mut sum = Band::EVERYTHING;
+        if !group.scale(ControlFile::Memsw).is_empty() || slot.sum_band.get() != OPEN {
+            let published = publish(&slot.sum(), ControlFile::Memsw);
+            sum = published.0;
+            first |= published.1;
         }
-        Some((memory, publish(&slot.sum(), ControlFile::Memsw)))
+        if first && let Err(error) = self.source.end_epoch() {
+            // Charges further down would not come here: begin again.
+            log::error!("{error}");
+            [slot.memory(), slot.sum()].iter().for_each(Track::open);
+            slot.pending.xchg(1);
+            return None;
+        }
+        Some((memory, sum))
     }
 
     /// What was seen, but for what has been signalled, is to be looked at again.

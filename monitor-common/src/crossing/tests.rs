@@ -184,7 +184,7 @@ proptest! {
         let mut ours: Vec<Mark> = marks.iter().map(|(t, h)| Mark::new(*t, *h, start)).collect();
         let mut told = vec![Vec::new(); ours.len()];
         let slot = empty_slot();
-        slot.memory().publish(band_of(&ours, start), shift);
+        let _ = slot.memory().publish(band_of(&ours, start), shift);
         let mut from = start;
         for now in path {
             naive.iter_mut().for_each(|mark| mark.see(now));
@@ -193,7 +193,7 @@ proptest! {
                 for (mark, told) in ours.iter_mut().zip(&mut told) {
                     told.extend(mark.step(&step).into_iter().flatten());
                 }
-                slot.memory().publish(band_of(&ours, now), shift);
+                let _ = slot.memory().publish(band_of(&ours, now), shift);
                 from = now;
             }
             for ((mark, told), naive) in ours.iter().zip(&told).zip(&naive) {
@@ -217,7 +217,7 @@ proptest! {
         let mut ours: Vec<Mark> = marks.iter().map(|(t, h)| Mark::new(*t, *h, start)).collect();
         let mut told = vec![Vec::new(); ours.len()];
         let slot = empty_slot();
-        slot.memory().publish(band_of(&ours, start), 0);
+        let _ = slot.memory().publish(band_of(&ours, start), 0);
         let (mut from, mut rang) = (start, false);
         let length = path.len();
         for (i, (now, look)) in path.into_iter().enumerate() {
@@ -235,7 +235,7 @@ proptest! {
                 prop_assert!(now < mark.threshold || mark.above);
                 prop_assert!(now >= mark.low() || !mark.above);
             }
-            slot.memory().publish(band_of(&ours, now), 0);
+            let _ = slot.memory().publish(band_of(&ours, now), 0);
             (from, rang) = (now, false);
             for ((told, exact), sampled) in told.iter().zip(&exact).zip(&sampled) {
                 prop_assert!(told.windows(2).all(|pair| pair[0] != pair[1]), "{told:?}");

@@ -1,11 +1,7 @@
 //! Registrations end: with their group, or with the last reference to their
 //! eventfd.
 
-use monitor_common::{
-    band::{Band, take},
-    slot::State,
-    word::Word as _,
-};
+use monitor_common::{band::take, slot::State, word::Word as _};
 
 use crate::{
     source::{FileId, Source},
@@ -85,7 +81,7 @@ impl<S: Source> Watcher<S> {
             return;
         }
         for track in [slot.memory(), slot.sum()] {
-            track.publish(Band::EVERYTHING, self.source.band_shift());
+            track.open();
         }
         take(slot);
         if !slot.unwatch(state.generation()) {

@@ -83,6 +83,18 @@ fn a_crossing_is_signalled_once_each_way() {
 }
 
 #[test]
+fn only_a_first_band_ends_the_epoch() {
+    let (mut watcher, client) = watched(&[10]);
+    assert_eq!(watcher.source.epochs.get(), 1);
+    assert_eq!(wait_for(&mut watcher, 0, USAGE, "20", &client), Ok(()));
+    watcher.source.charge(0, 15);
+    watcher.look(0);
+    assert_eq!(watcher.source.epochs.get(), 1);
+    assert_eq!(wait_for(&mut watcher, 1, USAGE, "20", &client), Ok(()));
+    assert_eq!(watcher.source.epochs.get(), 2);
+}
+
+#[test]
 fn what_was_seen_is_not_lost_to_an_error() {
     let (mut watcher, client) = watched(&[10]);
     watcher.source.charge(0, 12);

@@ -40,6 +40,7 @@ pub(super) struct FakeKernel {
     pub(super) wanted: Cell<u64>,
     pub(super) offers: Offers,
     pub(super) under_oom: Cell<bool>,
+    pub(super) epochs: Cell<u32>,
 }
 
 impl FakeKernel {
@@ -61,6 +62,7 @@ impl FakeKernel {
             room_for_files: 8,
             broken: Cell::new(false),
             restless: Cell::new(false),
+            epochs: Cell::new(0),
             swap: Cell::new(0),
             limits: RefCell::new(vec![u64::MAX; 2]),
             wanted: Cell::new(0),
@@ -138,6 +140,11 @@ impl Source for FakeKernel {
             return Err(Error::Host("the root has no counter".into()));
         }
         Ok(self.under_oom.get())
+    }
+
+    fn end_epoch(&self) -> Result<()> {
+        self.epochs.set(self.epochs.get() + 1);
+        Ok(())
     }
 
     fn want(&self, what: u64) {

@@ -1,0 +1,55 @@
+//! How a charge knows, without going there, that nobody waits above its group.
+//!
+//! There is one [epoch](Epoch). A charge whose walk to the root met no band keeps the
+//! epoch from before the walk in its group's slot; as long as the epoch stands, the
+//! next charge there looks at its own group only, however deep that lies.
+//!
+//! The agent that gives a band to a group that had none publishes it, then moves the
+//! epoch, then reads the counter, each a full barrier. A charge changes the counter (a
+//! full barrier), then reads the epoch. If it still reads the old one, the agent reads
+//! the counter after it; if the new one, it walks, and sees the band. A walk that was
+//! under way keeps an epoch that is over.
+
+use crate::{band::OPEN, slot::Slot, word::Word};
+
+/// Value of [`Slot::calm`] that no epoch ever has.
+pub const NEVER: u64 = 0;
+
+/// The number of the present epoch, less one.
+#[derive(Clone, Copy, Debug)]
+pub struct Epoch<'a, W>(pub &'a W);
+
+impl<W: Word> Epoch<'_, W> {
+    /// A charge's part: whether nobody waits above `slot`'s group.
+    #[inline(always)]
+    pub fn is_calm_above(&self, slot: &Slot<W>) -> bool {
+        slot.calm.get() == self.0.get().wrapping_add(1)
+    }
+
+    /// Before a walk: what to keep if it meets nobody. A full barrier, so that the
+    /// bands are read after it.
+    #[inline(always)]
+    pub fn begin(&self) -> u64 {
+        self.0.cas(u64::MAX, u64::MAX).wrapping_add(1)
+    }
+
+    /// The agent's part, after a band was published where none was. Only one thread
+    /// moves the epoch.
+    pub fn end(&self) {
+        self.0.xchg(self.0.get().wrapping_add(1));
+    }
+}
+
+impl<W: Word> Slot<W> {
+    /// Whether somebody waits for this group's memory, or memory+swap.
+    #[inline(always)]
+    pub fn is_awaited(&self) -> bool {
+        self.band.get() | self.sum_band.get() != OPEN
+    }
+
+    /// Keeps what a walk that began with `epoch` has found.
+    #[inline(always)]
+    pub fn set_calm(&self, epoch: u64) {
+        self.calm.set(epoch);
+    }
+}
