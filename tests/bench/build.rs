@@ -85,8 +85,7 @@ pub(crate) fn run(scope: Scope, _hierarchy: Hierarchy) -> Result<()> {
 
     say!("building {} files in {} and in the root group", files.len(), leaf.path.display());
     small_pages()?;
-    // Brings all into memory.
-    in_root.builder.build()?;
+    in_root.builder.settle()?;
     in_leaf.measure(WITHOUT, None)?;
     in_root.measure(WITHOUT, None)?;
     let agent = Agent::start(&[])?;
@@ -126,8 +125,8 @@ pub(crate) fn run(scope: Scope, _hierarchy: Hierarchy) -> Result<()> {
     agent.end(Signal::SIGTERM)?;
     in_leaf.measure(AGAIN, None)?;
     in_root.measure(AGAIN, None)?;
-    in_leaf.report();
-    in_root.report();
+    in_leaf.report(scope);
+    in_root.report(scope);
     Ok(())
 }
 
@@ -183,7 +182,7 @@ impl Place {
     }
 
     /// What a row adds is measured against the mean of the first and the last.
-    fn report(&self) {
+    fn report(&self, scope: Scope) {
         let of = |row: Option<&Row>| row.map_or(0.0, |row| row.cost.instructions as f64);
         let (first, last) = (of(self.rows.first()), of(self.rows.last()));
         let mut worst = f64::MIN;
@@ -211,6 +210,9 @@ impl Place {
             row(self.title, name, &columns);
         }
         bars(&format!("Added to a {}", self.title), "%", &heights);
+        if scope == Scope::Once {
+            return;
+        }
         let verdict = if worst <= AIM { "within" } else { "above" };
         say!("{}: {worst:+.3} % at most, {verdict} the aim of {AIM} %", self.title);
     }
