@@ -62,6 +62,22 @@ impl Agent {
         Pid::from_raw(self.child.id().try_into().unwrap_or(0))
     }
 
+    /// How long its threads have been on a CPU, in nanoseconds.
+    pub(crate) fn on_cpu(&self) -> Result<u64> {
+        let folder = format!("/proc/{}/task", self.pid());
+        let threads = fs::read_dir(&folder).with_context(|| format!("cannot read {folder}"))?;
+        threads
+            .filter_map(Result::ok)
+            .map(|thread| {
+                let path = thread.path().join("schedstat");
+                let text =
+                    fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+                let first = text.split_whitespace().next().and_then(|word| word.parse::<u64>().ok());
+                first.with_context(|| format!("{} says {text:?}", path.display()))
+            })
+            .sum()
+    }
+
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
         kill(self.pid(), signal).with_context(|| format!("cannot send {signal} to the agent"))
     }

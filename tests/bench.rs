@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: what memcg-monitor costs, and how soon it tells. Each
 //! benchmark is a module with a `run`; what it prints becomes tables and plots.
 
+mod build;
 mod charge;
 mod programs;
 mod register;
@@ -35,7 +36,7 @@ impl Scope {
 
 type Bench = (&'static str, fn(Scope, Hierarchy) -> Result<()>);
 
-const ALL: [Bench; 1] = [("charge", charge::run)];
+const ALL: [Bench; 2] = [("charge", charge::run), ("build", build::run)];
 
 /// Longer than any of them takes under emulation.
 const LIMIT: Duration = Duration::from_secs(3600);

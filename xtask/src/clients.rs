@@ -141,7 +141,7 @@ impl Taken {
 }
 
 /// The upstream tarball of a source package.
-fn tarball_in(folder: &Path) -> Result<PathBuf> {
+pub(crate) fn tarball_in(folder: &Path) -> Result<PathBuf> {
     let entries = fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
     entries
         .filter_map(Result::ok)
@@ -303,11 +303,11 @@ fn one_of(folder: &Path, prefix: &str) -> Result<PathBuf> {
         .with_context(|| format!("there is no {prefix}* in {}", short(folder)))
 }
 
-fn make(folder: &Path) -> Result<()> {
+pub(crate) fn make(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))
 }
 
-fn remove(folder: &Path) -> Result<()> {
+pub(crate) fn remove(folder: &Path) -> Result<()> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", folder.display()))

@@ -11,6 +11,7 @@ mod initramfs;
 mod kernels;
 mod modules;
 mod process;
+mod project;
 mod qemu;
 mod run;
 mod setup;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow};
 use crate::ebpf;
 use crate::process::{self, command};
 use crate::workspace::{root, short, target, tools};
-use crate::{apt, clients, kernels};
+use crate::{apt, clients, kernels, project};
 
 /// Something that a command of ours cannot do without.
 #[derive(Debug, Clone)]
@@ -27,6 +27,8 @@ pub(crate) enum Need {
     C,
     /// Sources of clients, and the languages that they and our examples are in.
     Clients,
+    /// What the benchmark `build` compiles, and a compiler for the VM.
+    Project,
     /// Checks licences and origins of dependencies.
     Deny,
 }
@@ -50,6 +52,7 @@ pub(crate) fn all() -> Result<()> {
     needs.extend([Need::Qemu, Need::Busybox]);
     needs.extend(kernels::labels().map(|label| Need::Kernel(label.to_owned())));
     needs.extend(CLIENTS);
+    needs.push(Need::Project);
     needs.push(Need::Deny);
     for need in &needs {
         println!("setup: found {}", provide(need)?);
@@ -87,6 +90,7 @@ fn find(need: &Need) -> Result<String> {
         Need::Qemu => have(&["qemu-system-x86_64", "xz"]),
         Need::C => have(&["cc", "xz"]),
         Need::Clients => clients::find(),
+        Need::Project => project::find(),
         Need::Busybox => is_there(&busybox()).map(|path| format!("VM shell {path}")),
         Need::Kernel(name) => {
             let kernel = kernels::find(name)?.with_context(|| format!("kernel {name} is not here yet"))?;
@@ -105,6 +109,7 @@ fn get(need: &Need) -> Result<()> {
         Need::Qemu => apt::install(&["qemu-system-x86", "xz-utils"]),
         Need::C => apt::install(&["gcc", "libc6-dev", "xz-utils"]),
         Need::Clients => clients::fetch(),
+        Need::Project => project::fetch(),
         Need::Busybox => {
             println!("setup: downloading busybox-static");
             let folder = tools().join("busybox");

@@ -5,13 +5,17 @@ use clap::ValueEnum;
 
 use crate::clients::Packed;
 use crate::kernels;
+use crate::project;
 use crate::qemu::Processors;
+use crate::setup::{self, Need};
 use crate::vm::{Hierarchy, MEMORY};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Bench {
     /// Page faults, the worst case for a charge hook: with the agent and without
     Charge,
+    /// A C project compiled by make -j2: with the agent and without
+    Build,
 }
 
 /// One boot of a benchmark.
@@ -30,19 +34,20 @@ const fn counted(kernel: &str) -> Leg<'_> {
 }
 
 impl Bench {
-    pub(crate) const ALL: [Self; 1] = [Self::Charge];
+    pub(crate) const ALL: [Self; 2] = [Self::Charge, Self::Build];
 
     /// As the guest knows it.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Charge => "charge",
+            Self::Build => "build",
         }
     }
 
     /// Its boots; those of one kernel only, when it is given.
     pub(crate) fn legs(self, kernel: Option<&str>) -> Vec<Leg<'_>> {
         let all = match self {
-            Self::Charge => vec![counted("6.1"), counted("6.12"), counted(kernels::NEWEST)],
+            Self::Charge | Self::Build => vec![counted("6.1"), counted("6.12"), counted(kernels::NEWEST)],
         };
         let Some(kernel) = kernel else { return all };
         let known: Vec<_> = all.into_iter().filter(|leg| leg.kernel == kernel).collect();
@@ -50,10 +55,13 @@ impl Bench {
     }
 
     /// What it runs beside our own programs.
-    #[expect(clippy::unnecessary_wraps, reason = "the others have to be built")]
     pub(crate) fn programs(self) -> Result<Vec<Packed>> {
         match self {
             Self::Charge => Ok(Vec::new()),
+            Self::Build => {
+                setup::ensure(&[Need::Project])?;
+                project::pack()
+            }
         }
     }
 }
