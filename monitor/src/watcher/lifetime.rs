@@ -8,6 +8,7 @@ use monitor_common::{
 };
 
 use crate::{
+    registry::give_back,
     source::{FileId, Source},
     watcher::{Cause, Event, Watcher},
 };
@@ -59,6 +60,7 @@ impl<S: Source> Watcher<S> {
         self.source.unfollow_file(file);
         self.followers.remove(&file);
         self.eventfds.remove(&file);
+        give_back(&mut self.eventfds);
     }
 
     /// After registrations went: a band for those that are left, or none.
