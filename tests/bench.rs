@@ -4,6 +4,7 @@
 mod charge;
 mod programs;
 mod register;
+mod scale;
 mod subject;
 
 use std::time::Duration;
@@ -35,7 +36,7 @@ impl Scope {
 
 type Bench = (&'static str, fn(Scope, Hierarchy) -> Result<()>);
 
-const ALL: [Bench; 1] = [("charge", charge::run)];
+const ALL: [Bench; 2] = [("charge", charge::run), ("scale", scale::run)];
 
 /// Longer than any of them takes under emulation.
 const LIMIT: Duration = Duration::from_secs(3600);

@@ -12,6 +12,8 @@ use crate::vm::{Hierarchy, MEMORY};
 pub(crate) enum Bench {
     /// Page faults, the worst case for a charge hook: with the agent and without
     Charge,
+    /// Registrations, thresholds and groups by the thousand: what the agent does and holds
+    Scale,
 }
 
 /// One boot of a benchmark.
@@ -29,13 +31,19 @@ const fn counted(kernel: &str) -> Leg<'_> {
     Leg { kernel, hierarchy: Hierarchy::V2, processors: Processors::Counted, memory: MEMORY }
 }
 
+/// The same with room for many groups.
+const fn large(hierarchy: Hierarchy, kernel: &str) -> Leg<'_> {
+    Leg { kernel, hierarchy, processors: Processors::Counted, memory: "3G" }
+}
+
 impl Bench {
-    pub(crate) const ALL: [Self; 1] = [Self::Charge];
+    pub(crate) const ALL: [Self; 2] = [Self::Charge, Self::Scale];
 
     /// As the guest knows it.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Charge => "charge",
+            Self::Scale => "scale",
         }
     }
 
@@ -43,6 +51,7 @@ impl Bench {
     pub(crate) fn legs(self, kernel: Option<&str>) -> Vec<Leg<'_>> {
         let all = match self {
             Self::Charge => vec![counted("6.1"), counted("6.12"), counted(kernels::NEWEST)],
+            Self::Scale => vec![large(Hierarchy::V1, "6.1"), large(Hierarchy::V2, kernels::NEWEST)],
         };
         let Some(kernel) = kernel else { return all };
         let known: Vec<_> = all.into_iter().filter(|leg| leg.kernel == kernel).collect();
@@ -53,7 +62,7 @@ impl Bench {
     #[expect(clippy::unnecessary_wraps, reason = "the others have to be built")]
     pub(crate) fn programs(self) -> Result<Vec<Packed>> {
         match self {
-            Self::Charge => Ok(Vec::new()),
+            Self::Charge | Self::Scale => Ok(Vec::new()),
         }
     }
 }
