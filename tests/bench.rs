@@ -5,6 +5,7 @@ mod build;
 mod charge;
 mod programs;
 mod register;
+mod scale;
 mod subject;
 
 use std::time::Duration;
@@ -36,7 +37,7 @@ impl Scope {
 
 type Bench = (&'static str, fn(Scope, Hierarchy) -> Result<()>);
 
-const ALL: [Bench; 2] = [("charge", charge::run), ("build", build::run)];
+const ALL: [Bench; 3] = [("build", build::run), ("charge", charge::run), ("scale", scale::run)];
 
 /// Longer than any of them takes under emulation.
 const LIMIT: Duration = Duration::from_secs(3600);

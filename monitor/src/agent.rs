@@ -144,7 +144,7 @@ pub async fn run(
         None => None,
     };
     let device = shown.as_ref().map(|(shown, _)| shown.device());
-    let places = Rc::new(Places { tree, view: device });
+    let places = Rc::new(Places::new(tree, device));
     let mut tasks = vec![
         tokio::task::spawn_local(socket::serve(door, Rc::clone(&watcher), Rc::clone(&places))),
         tokio::task::spawn_local(control::serve(

@@ -34,6 +34,8 @@ pub const SOCKET: &str = "/run/memcg-monitor/event_control.sock";
 pub const CONTROL_SOCKET: &str = "/run/memcg-monitor/control.sock";
 
 const LARGEST_ANSWER: usize = 256 * 1024;
+/// The registration socket's: an errno, and one line that says why.
+const LARGEST_LINE: usize = 4096;
 
 /// Sends one line to the agent, as a v1 client would write it to
 /// `cgroup.event_control`. With `descriptors` (`[event_fd, control_fd]`) the
@@ -44,7 +46,7 @@ const LARGEST_ANSWER: usize = 256 * 1024;
 pub fn register(socket: &Path, line: &[u8], descriptors: Option<[BorrowedFd<'_>; 2]>) -> Result<()> {
     let connection = connect(socket)?;
     send_with(&connection, line, &descriptors.map_or_else(Vec::new, |fds| fds.to_vec()))?;
-    let answer = receive(&connection, MsgFlags::empty())
+    let answer = receive(&connection, LARGEST_LINE, MsgFlags::empty())
         .map_err(|errno| Error::syscall("recvmsg from the agent", errno))?;
     let text = String::from_utf8_lossy(&answer).into_owned();
     if text == "0" {
@@ -84,7 +86,7 @@ impl Control {
     /// # Errors
     /// `recvmsg` failed, or the answer is not understood.
     pub fn next(&self) -> Result<Option<Answer>> {
-        let bytes = receive(&self.0, MsgFlags::empty())
+        let bytes = receive(&self.0, LARGEST_ANSWER, MsgFlags::empty())
             .map_err(|errno| Error::syscall("recvmsg from the agent", errno))?;
         answer_of(&bytes)
     }
@@ -144,8 +146,8 @@ fn send_with(connection: &OwnedFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>])
 }
 
 /// One answer's bytes; none at all when the agent ended the connection.
-fn receive(connection: &OwnedFd, flags: MsgFlags) -> nix::Result<Vec<u8>> {
-    let mut bytes = vec![0; LARGEST_ANSWER];
+fn receive(connection: &OwnedFd, largest: usize, flags: MsgFlags) -> nix::Result<Vec<u8>> {
+    let mut bytes = vec![0; largest];
     let length = loop {
         let mut slices = [IoSliceMut::new(&mut bytes)];
         match recvmsg::<UnixAddr>(connection.as_raw_fd(), &mut slices, None, flags) {

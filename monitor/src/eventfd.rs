@@ -38,6 +38,14 @@ impl EventFd {
     }
 }
 
+impl EventFd {
+    /// Takes in what the kernel has said is an eventfd.
+    #[must_use]
+    pub const fn known(fd: OwnedFd) -> Self {
+        Self(fd)
+    }
+}
+
 impl AsFd for EventFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()

@@ -348,6 +348,13 @@ impl Source for Programs {
         Err(Error::Host("the kernel did not say which eventfd this is (eventfd_show_fdinfo)".into()))
     }
 
+    fn file_shown(&self, show: &mut dyn FnMut()) -> Option<FileId> {
+        let cell = self.answer_cell().ok()?;
+        let before = cell.answers.get();
+        show();
+        (cell.answers.get() != before).then(|| FileId(cell.file.load(Ordering::Acquire)))
+    }
+
     fn file_refs(&self, file: FileId) -> Result<u64> {
         match self.ask(Ask::FILE_REFS, file.0, 0)? {
             Ask::OK => Ok(self.answer_cell()?.value.load(Ordering::Acquire)),

@@ -4,7 +4,10 @@
 mod group;
 mod scale;
 
-use std::collections::HashMap;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    hash::Hash,
+};
 
 use monitor_common::{
     ask::Wanted,
@@ -30,19 +33,16 @@ pub struct Registration {
     pub owner: u32,
 }
 
-/// An eventfd's registrations.
-#[derive(Debug)]
-struct Held {
-    owner: u32,
-    /// How many on each slot.
-    slots: HashMap<u32, u32>,
-}
-
 /// All registrations, by group and by eventfd.
 #[derive(Debug, Default)]
 pub struct Registry {
     groups: HashMap<u32, Group>,
-    files: HashMap<FileId, Held>,
+    /// Each eventfd, and the user whose quota it counts against.
+    files: HashMap<FileId, u32>,
+    /// How many registrations an eventfd has on a slot.
+    held: BTreeMap<(FileId, u32), u32>,
+    /// Slots on which somebody waits for OOM.
+    ooms: BTreeSet<u32>,
     owners: HashMap<u32, u64>,
     registrations: u64,
     /// Of them, those that wait for OOM, pressure, emptiness, percentages, and working
@@ -60,9 +60,12 @@ impl Registry {
         group.add(on, wish, file, now, limit);
         let after = group.kinds();
         self.count_kinds(before, after);
-        let held = self.files.entry(file).or_insert_with(|| Held { owner, slots: HashMap::new() });
-        *held.slots.entry(id.slot).or_default() += 1;
-        *self.owners.entry(held.owner).or_default() += 1;
+        if wish == Wish::Oom {
+            self.ooms.insert(id.slot);
+        }
+        let owner = *self.files.entry(file).or_insert(owner);
+        *self.held.entry((file, id.slot)).or_default() += 1;
+        *self.owners.entry(owner).or_default() += 1;
         self.registrations += 1;
     }
 
@@ -80,6 +83,11 @@ impl Registry {
     /// Every watched group.
     pub fn groups(&self) -> impl Iterator<Item = &Group> {
         self.groups.values()
+    }
+
+    /// Those on which somebody waits for OOM.
+    pub fn oom_groups(&self) -> impl Iterator<Item = &Group> {
+        self.ooms.iter().filter_map(|slot| self.groups.get(slot))
     }
 
     /// Every watched slot.
@@ -139,42 +147,53 @@ impl Registry {
             return Vec::new();
         };
         self.count_kinds(group.kinds(), [0; 5]);
+        self.ooms.remove(&slot);
         let counts = group.counts();
         for (file, count) in &counts {
-            if let Some(held) = self.files.get_mut(file) {
-                held.slots.remove(&slot);
-                let (owner, done) = (held.owner, held.slots.is_empty());
-                self.forget(owner, u64::from(*count));
-                if done {
-                    self.files.remove(file);
-                }
+            self.held.remove(&(*file, slot));
+            self.forget(self.files.get(file).copied(), u64::from(*count));
+            if self.slots_of(*file).next().is_none() {
+                self.files.remove(file);
             }
         }
+        give_back(&mut self.groups);
+        give_back(&mut self.files);
         counts.into_iter().collect()
     }
 
     /// An eventfd's last user went: forgets its registrations everywhere,
     /// returns the slots they were on.
     pub fn remove_file(&mut self, file: FileId) -> Vec<u32> {
-        let Some(held) = self.files.remove(&file) else {
+        let Some(owner) = self.files.remove(&file) else {
             return Vec::new();
         };
-        for slot in held.slots.keys() {
+        let slots: Vec<u32> = self.slots_of(file).collect();
+        for slot in &slots {
+            self.held.remove(&(file, *slot));
             if let Some(group) = self.groups.get_mut(slot) {
                 let before = group.kinds();
                 let gone = group.remove_file(file);
                 let after = group.kinds();
+                if group.oom().is_empty() {
+                    self.ooms.remove(slot);
+                }
                 self.count_kinds(before, after);
-                self.forget(held.owner, gone);
+                self.forget(Some(owner), gone);
             }
         }
-        held.slots.into_keys().collect()
+        give_back(&mut self.files);
+        slots
+    }
+
+    fn slots_of(&self, file: FileId) -> impl Iterator<Item = u32> {
+        self.held.range((file, 0)..=(file, u32::MAX)).map(|((_, slot), _)| *slot)
     }
 
     /// Forgets a group on which nothing is left.
     pub fn forget_group(&mut self, slot: u32) {
         if self.groups.get(&slot).is_some_and(Group::is_empty) {
             self.groups.remove(&slot);
+            give_back(&mut self.groups);
         }
     }
 
@@ -184,14 +203,24 @@ impl Registry {
         }
     }
 
-    fn forget(&mut self, owner: u32, registrations: u64) {
+    fn forget(&mut self, owner: Option<u32>, registrations: u64) {
         self.registrations -= registrations;
-        if let Some(count) = self.owners.get_mut(&owner) {
+        if let Some(owner) = owner
+            && let Some(count) = self.owners.get_mut(&owner)
+        {
             *count -= registrations;
             if *count == 0 {
                 self.owners.remove(&owner);
             }
         }
+    }
+}
+
+/// A table keeps the room that it once needed; when most have gone, gives it back.
+pub(crate) fn give_back<K: Eq + Hash, V>(table: &mut HashMap<K, V>) {
+    const FEW: usize = 64;
+    if table.capacity() > FEW.max(8 * table.len()) {
+        table.shrink_to(2 * table.len());
     }
 }
 

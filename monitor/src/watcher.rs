@@ -29,7 +29,7 @@ use crate::{
 };
 
 pub use event::{Cause, Event, Follower};
-pub use register::Request;
+pub use register::{Handed, Request};
 
 /// Counts of what the watcher did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -17,7 +17,7 @@ use nix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::{CONTROL_SOCKET, Control, Mark, SOCKET, Target, answer_of, receive, register};
+use super::{CONTROL_SOCKET, Control, LARGEST_ANSWER, Mark, SOCKET, Target, answer_of, receive, register};
 use crate::{
     door::control::{Answer, EventRow, Request},
     error::{Error, Result},
@@ -270,7 +270,8 @@ impl AsyncFollower {
         if self.progress.removed {
             return Ok(None);
         }
-        let read = |fd: &OwnedFd| receive(fd, MsgFlags::MSG_DONTWAIT).map_err(io::Error::from);
+        let read =
+            |fd: &OwnedFd| receive(fd, LARGEST_ANSWER, MsgFlags::MSG_DONTWAIT).map_err(io::Error::from);
         let bytes = self.connection.async_io(Interest::READABLE, read).await;
         let bytes = bytes.map_err(|error| syscall("recvmsg from the agent", &error))?;
         self.progress.advance(answer_of(&bytes)?).map(Some)

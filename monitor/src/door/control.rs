@@ -307,7 +307,7 @@ fn begin(packet: Packet, line: &str, watcher: &Shared, places: &Places) -> Resul
             Err(mpsc::error::TrySendError::Closed(_)) => false,
         });
     let watcher = &mut watcher.borrow_mut();
-    let group = from_packet(packet, line.as_bytes(), watcher, places, Some(follower))?;
+    let group = from_packet(packet, line.as_bytes(), &mut None, watcher, places, Some(follower))?;
     let id = watcher.source().slot(group.slot).map(|slot| slot.cgroup_id.load(Ordering::Relaxed));
     Ok(Stream { group: id.unwrap_or(0), events, lost })
 }

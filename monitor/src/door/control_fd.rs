@@ -19,23 +19,30 @@ use crate::{
     },
     door::{
         inode::Inode,
-        peer::Credentials,
-        request::{Refusal, Which},
+        known::Known,
+        request::{Asker, Refusal, Which},
     },
     source::{GroupId, Located, Source},
     view::tree::{Node, Tree},
 };
 
 /// Where control files lie: in the hierarchy itself, and in the view of it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Places {
     /// The tree that the view shows.
     pub tree: Arc<Tree>,
     /// `st_dev` of the view, while it is mounted.
-    pub view: Option<u64>,
+    view: Option<u64>,
+    known: Known,
 }
 
 impl Places {
+    /// Nothing asked for yet.
+    #[must_use]
+    pub fn new(tree: Arc<Tree>, view: Option<u64>) -> Self {
+        Self { tree, view, known: Known::default() }
+    }
+
     fn directories(&self) -> &Directories {
         self.tree.directories()
     }
@@ -52,9 +59,9 @@ pub struct Control {
     pub file: ControlFile,
 }
 
-/// What `fd`, open in the agent, stands for, and the arguments for it. Checks in
+/// What a client's control descriptor stands for, and the arguments for it. Checks in
 /// the kernel's order: may the client read it, is it a cgroup file, of a kind that
-/// notifies, of an online group. The file system that `fd` lies on is not asked:
+/// notifies, of an online group. The file system that it lies on is not asked:
 /// it may be our own view, or a daemon's that never answers.
 ///
 /// # Errors
@@ -62,10 +69,24 @@ pub struct Control {
 pub fn resolve<'a, S: Source>(
     source: &S,
     places: &Places,
-    (fd, which): (BorrowedFd<'_>, Which),
-    client: &Credentials,
+    number: u32,
+    client: &impl Asker,
     args: &'a [u8],
 ) -> Result<(Control, &'a [u8]), Refusal> {
+    let which = Which::Control(number);
+    if let Some(inode) = client.glance(number) {
+        if Some(inode.device) == places.view {
+            return in_view(source, places, (inode, which), client, args);
+        }
+        if inode.device == places.directories().device()
+            && let Some(control) = places.known.control(source, inode.number)
+        {
+            inode.must_be_readable(which, client)?;
+            return Ok((control, args));
+        }
+    }
+    let held = client.control(number)?;
+    let fd = held.as_fd();
     let inode = Inode::of(fd).map_err(|errno| Refusal::new(errno, format!("statx of {which} failed")))?;
     if Some(inode.device) == places.view {
         return in_view(source, places, (inode, which), client, args);
@@ -84,7 +105,7 @@ pub fn resolve<'a, S: Source>(
             if let Ok(stat) = stand_in.stat_file(stand_in_for(places, file)) {
                 Inode::from(stat).must_be_readable(which, client)?;
             }
-            let group = group_of(source, places, &stand_in, inode.number, which)?;
+            let group = group_of(source, places, Some(&stand_in), inode.number, which)?;
             Ok((Control { group, cgroup_id: inode.number, file }, args))
         }
         libc::S_IFREG => {
@@ -94,8 +115,10 @@ pub fn resolve<'a, S: Source>(
             };
             let home = places.directories().home_of(inode.number).map_err(|_| gone(which))?;
             let cgroup_id = home.stat().map_err(|_| gone(which))?.st_ino;
-            let group = group_of(source, places, &home, cgroup_id, which)?;
-            Ok((Control { group, cgroup_id, file }, args))
+            let group = group_of(source, places, Some(&home), cgroup_id, which)?;
+            let control = Control { group, cgroup_id, file };
+            places.known.remember_control(inode.number, control);
+            Ok((control, args))
         }
         _ => Err(Refusal::new(Errno::EINVAL, format!("{which} is not a regular file"))),
     }
@@ -106,7 +129,7 @@ fn in_view<'a, S: Source>(
     source: &S,
     places: &Places,
     (inode, which): (Inode, Which),
-    client: &Credentials,
+    client: &impl Asker,
     args: &'a [u8],
 ) -> Result<(Control, &'a [u8]), Refusal> {
     let node = Node::numbered(inode.number, places.directories().root_id()).ok_or_else(|| gone(which))?;
@@ -121,8 +144,7 @@ fn in_view<'a, S: Source>(
             (control, args)
         }
     };
-    let directory = places.directories().open(node.group).map_err(|_| gone(which))?;
-    let group = group_of(source, places, &directory, node.group, which)?;
+    let group = group_of(source, places, None, node.group, which)?;
     Ok((Control { group, cgroup_id: node.group, file }, args))
 }
 
@@ -174,20 +196,34 @@ fn name_of(fd: BorrowedFd<'_>) -> Vec<u8> {
     link.file_name().map(|name| name.as_bytes().to_vec()).unwrap_or_default()
 }
 
-/// The group of a directory, by the kernel's own word.
+/// The group of the directory with this id, by the kernel's own word, today or before.
 fn group_of<S: Source>(
     source: &S,
     places: &Places,
-    directory: &Directory,
+    directory: Option<&Directory>,
     id: u64,
     which: Which,
 ) -> Result<GroupId, Refusal> {
     if id == places.directories().root_id() {
         return Ok(source.root());
     }
+    if let Some(group) = places.known.group(source, id) {
+        return Ok(group);
+    }
+    let opened;
+    let directory = match directory {
+        Some(directory) => directory,
+        None => {
+            opened = places.directories().open(id).map_err(|_| gone(which))?;
+            &opened
+        }
+    };
     let usage = directory.file(places.directories().version().usage_file()).map_err(|_| gone(which))?;
     match source.locate(usage.as_fd()) {
-        Ok(Located::Group(id)) => Ok(id),
+        Ok(Located::Group(group)) => {
+            places.known.remember_group(id, group);
+            Ok(group)
+        }
         Ok(Located::Root) => Ok(source.root()),
         Ok(Located::TableFull) => Err(Refusal::new(
             Errno::ENOMEM,

@@ -1,22 +1,30 @@
 //! The client behind a message: who it is, and its descriptors.
 
 use std::{
-    collections::VecDeque,
-    fs,
-    os::fd::{AsFd as _, AsRawFd, FromRawFd, OwnedFd},
-    path::PathBuf,
+    cell::RefCell,
+    ffi::OsString,
+    os::fd::{AsFd as _, OwnedFd},
 };
 
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, open},
+    fcntl::{OFlag, openat, readlinkat},
     libc,
     sys::{socket::UnixCredentials, stat::Mode},
 };
 
 use crate::{
-    door::request::{Descriptors, Refusal, Which, adopt},
-    eventfd::{self, EVENTFD, EventFd},
+    door::{
+        inode::Inode,
+        process::{
+            Info, OUT_OF_DESCRIPTORS, PIDFD_THREAD, eventfd_id, folder, is_path_only, path, pidfd_getfd,
+            pidfd_open, status, thread_group,
+        },
+        request::{Asker, Refusal, Which, adopt},
+    },
+    eventfd::{EVENTFD, EventFd},
+    source::{FileId, Source},
+    watcher::{Handed, Watcher},
 };
 
 /// As whom a client asks.
@@ -72,46 +80,42 @@ impl Credentials {
     }
 }
 
-/// A client's process, held by a pidfd so that its number cannot be used again
-/// unnoticed.
+/// A client's process, or its thread, held by its directory in `/proc`: whatever is
+/// looked up in there is that one's, or fails, even when its number is used again.
 #[derive(Debug)]
 pub struct Peer {
-    pidfd: OwnedFd,
-    /// Process id; the thread's, where the sender is known to be one.
-    pid: i32,
-    /// Who it is.
-    pub credentials: Credentials,
+    folder: RefCell<OwnedFd>,
+    sender: libc::ucred,
+    /// Whether `sender.pid` is a thread that need not be its process's first.
+    is_thread: bool,
 }
 
 impl Peer {
     /// The process that sent a message.
     ///
     /// # Errors
-    /// `ESRCH` when it has died since, `EPERM` when the agent may not look.
+    /// `ESRCH` when it has died since, or is outside the agent's pid namespace.
     pub fn of(sender: &UnixCredentials) -> Result<Self, Refusal> {
-        let pid = sender.pid();
-        if pid <= 0 {
+        if sender.pid() <= 0 {
             return Err(Refusal::new(
                 Errno::ESRCH,
                 "the sender is outside the agent's pid namespace; send the two descriptors with the line (SCM_RIGHTS)",
             ));
         }
-        let gone = |_| Refusal::new(Errno::ESRCH, format!("process {pid} is gone"));
-        let pidfd = pidfd_open(pid, 0).map_err(|errno| match errno {
-            Errno::ESRCH => gone(errno),
-            _ => Refusal::new(errno, format!("pidfd_open({pid}) failed")),
-        })?;
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).map_err(|_| gone(Errno::ESRCH))?;
-        let credentials = Credentials::from_status(&status, sender, in_our_user_namespace(pid));
-        Ok(Self { pidfd, pid, credentials })
+        Ok(Self { folder: folder(sender.pid())?.into(), sender: (*sender).into(), is_thread: false })
+    }
+
+    /// The same process, for the next message that it sent; `None` when it is another.
+    #[must_use]
+    pub fn again(self, sender: &UnixCredentials) -> Option<Self> {
+        (self.sender.pid == sender.pid()).then(|| Self { sender: (*sender).into(), ..self })
     }
 
     /// The thread `pid`, which waits in a write meanwhile, and so cannot end.
     /// Credentials and open files are the thread's own.
     ///
     /// # Errors
-    /// `ESRCH` when it is outside the agent's pid namespace, `EPERM` when the
-    /// agent may not look.
+    /// `ESRCH` when it is outside the agent's pid namespace.
     pub fn writer(pid: i32, uid: u32, gid: u32) -> Result<Self, Refusal> {
         if pid <= 0 {
             return Err(Refusal::new(
@@ -119,188 +123,175 @@ impl Peer {
                 "the writer is outside the agent's pid namespace; run the agent in the host's, or register at its socket with the two descriptors sent along (SCM_RIGHTS)",
             ));
         }
-        let path = format!("/proc/{pid}/status");
-        let status = fs::read_to_string(&path)
-            .map_err(|error| Refusal::new(Errno::ESRCH, format!("cannot read {path}: {error}")))?;
-        let process = thread_group(&status)
-            .ok_or_else(|| Refusal::new(Errno::ESRCH, format!("{path} names no process")))?;
-        // Of the thread itself where the kernel can (6.9): it may share no
-        // descriptors with its process, or outlive the first thread.
-        let pidfd = pidfd_open(pid, PIDFD_THREAD).or_else(|_| pidfd_open(process, 0));
-        let pidfd = pidfd.map_err(|errno| Refusal::new(errno, format!("pidfd_open({process}) failed")))?;
-        let sender = libc::ucred { pid: process, uid, gid }.into();
-        let known = Credentials::from_status(&status, &sender, in_our_user_namespace(pid));
-        Ok(Self { pidfd, pid, credentials: Credentials { uid, gid, ..known } })
+        Ok(Self { folder: folder(pid)?.into(), sender: libc::ucred { pid, uid, gid }, is_thread: true })
     }
 
-    /// What its descriptor is, without taking it.
-    ///
-    /// # Errors
-    /// `EBADF` when it is not open, `EPERM` when the agent may not look.
-    pub fn look_at(&self, which: Which) -> Result<Seen, Refusal> {
-        let (Which::Event(number) | Which::Control(number)) = which;
-        let failed = |error: &std::io::Error| match error.raw_os_error().map(Errno::from_raw) {
-            Some(errno @ (Errno::EPERM | Errno::EACCES)) => Refusal::new(errno, NO_PTRACE),
-            _ => self.not_open(which),
-        };
-        let info = format!("/proc/{}/fdinfo/{number}", self.pid);
-        let info = fs::read_to_string(info).map_err(|error| failed(&error))?;
-        let link = PathBuf::from(format!("/proc/{}/fd/{number}", self.pid));
-        let target = fs::read_link(&link).map_err(|error| failed(&error))?;
-        Ok(Seen { path_only: is_path_only(&info), eventfd_id: eventfd_id(&info), link, target })
-    }
-
-    fn not_open(&self, which: Which) -> Refusal {
-        Refusal::new(Errno::EBADF, format!("{which} is not open in process {}", self.pid))
-    }
-}
-
-/// A descriptor of a client, seen through `/proc`.
-#[derive(Debug)]
-pub struct Seen {
-    /// Whether it is an `O_PATH` descriptor, which the kernel takes for closed.
-    pub path_only: bool,
-    /// Which eventfd it is, where it is one and the kernel says (5.2).
-    pub eventfd_id: Option<u64>,
-    /// Leads to its file.
-    pub link: PathBuf,
-    /// What the link says.
-    pub target: PathBuf,
-}
-
-/// `O_PATH` in the octal flags of a `/proc/PID/fdinfo/N`.
-fn is_path_only(info: &str) -> bool {
-    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
-    let flags = flags.and_then(|octal| i32::from_str_radix(octal.trim(), 8).ok());
-    flags.is_some_and(|flags| flags & libc::O_PATH != 0)
-}
-
-/// `eventfd-id` in a `/proc/PID/fdinfo/N`.
-fn eventfd_id(info: &str) -> Option<u64> {
-    info.lines().find_map(|line| line.strip_prefix("eventfd-id:")?.trim().parse().ok())
-}
-
-/// The process that a thread belongs to, from its `/proc/TID/status`.
-fn thread_group(status: &str) -> Option<i32> {
-    status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok())
-}
-
-fn in_our_user_namespace(pid: i32) -> bool {
-    let namespace = |who: &str| fs::read_link(format!("/proc/{who}/ns/user")).ok();
-    namespace("self").is_some_and(|ours| namespace(&pid.to_string()) == Some(ours))
-}
-
-impl Descriptors for Peer {
-    fn event(&mut self, number: u32) -> Result<EventFd, Refusal> {
-        let which = Which::Event(number);
-        let seen = self.look_at(which)?;
-        // Only an eventfd is taken: to close anything else may take an answer.
-        if !seen.path_only && seen.target.as_os_str() != EVENTFD {
-            return Err(Refusal::new(Errno::EINVAL, format!("{which} is not an eventfd")));
-        }
-        let number = i32::try_from(number).map_err(|_| self.not_open(which))?;
-        let fd = pidfd_getfd(&self.pidfd, number).map_err(|errno| match errno {
-            Errno::EBADF => self.not_open(which),
-            Errno::ESRCH => Refusal::new(errno, format!("process {} is gone", self.pid)),
-            Errno::EPERM => Refusal::new(errno, NO_PTRACE),
-            Errno::EMFILE | Errno::ENFILE => {
-                Refusal::new(Errno::ENOMEM, "the agent is out of descriptors; raise its LimitNOFILE")
+    /// The text on a descriptor, its first lines at least.
+    fn info(&self, number: u32) -> Result<Info, Errno> {
+        let read = |folder: &OwnedFd| Info::read(folder.as_fd(), &path("fdinfo", number));
+        let info = read(&self.folder.borrow());
+        match info {
+            // Nothing there, or nobody: perhaps the number is another process's by now.
+            Err(Errno::ENOENT | Errno::ESRCH) if !self.is_thread => {
+                let fresh = folder(self.sender.pid).map_err(|refusal| refusal.errno)?;
+                self.folder.replace(fresh);
+                read(&self.folder.borrow())
             }
+            info => info,
+        }
+    }
+
+    /// What the link to a descriptor says.
+    fn target(&self, number: u32) -> Result<OsString, Errno> {
+        readlinkat(&*self.folder.borrow(), path("fd", number).as_c_str())
+    }
+
+    fn refusal(&self, which: Which, errno: Errno) -> Refusal {
+        match errno {
+            Errno::EPERM | Errno::EACCES => Refusal::new(errno, NO_PTRACE),
+            Errno::ESRCH => Refusal::new(errno, format!("process {} is gone", self.sender.pid)),
+            _ => Refusal::new(Errno::EBADF, format!("{which} is not open in process {}", self.sender.pid)),
+        }
+    }
+
+    /// A duplicate of a descriptor.
+    fn take(&self, number: u32) -> Result<OwnedFd, Errno> {
+        let pid = self.sender.pid;
+        let pidfd = if self.is_thread {
+            // Of the thread itself where the kernel can (6.9): it may share no
+            // descriptors with its process, or outlive the first thread.
+            pidfd_open(pid, PIDFD_THREAD).or_else(|_| {
+                pidfd_open(thread_group(&status(&self.folder.borrow())?).ok_or(Errno::ESRCH)?, 0)
+            })
+        } else {
+            pidfd_open(pid, 0)
+        }?;
+        pidfd_getfd(&pidfd, i32::try_from(number).map_err(|_| Errno::EBADF)?)
+    }
+}
+
+fn is_in_our_user_namespace(folder: &OwnedFd) -> bool {
+    let ours = std::fs::read_link("/proc/self/ns/user").ok();
+    ours.is_some_and(|ours| readlinkat(folder, "ns/user").ok() == Some(ours.into_os_string()))
+}
+
+impl Asker for Peer {
+    fn event<S: Source>(&self, number: u32, watcher: &Watcher<S>) -> Result<Handed, Refusal> {
+        let which = Which::Event(number);
+        let source = watcher.source();
+        let mut info = Err(Errno::EBADF);
+        // Reading its text makes the kernel show us which file it is.
+        let seen = source.file_shown(&mut || info = self.info(number));
+        let info = info.map_err(|errno| self.refusal(which, errno))?;
+        if let Some(file) = seen.filter(|file| watcher.registry().has_file(*file)) {
+            return Ok(Handed::Known(file));
+        }
+        if is_path_only(info.text()) {
+            return Err(path_only(which, "use"));
+        }
+        // Only an eventfd is taken: to close anything else may take an answer.
+        if seen.is_none() {
+            let target = self.target(number).map_err(|errno| self.refusal(which, errno))?;
+            if target != EVENTFD {
+                return Err(Refusal::new(Errno::EINVAL, format!("{which} is not an eventfd")));
+            }
+        }
+        let fd = self.take(number).map_err(|errno| match errno {
+            Errno::EMFILE | Errno::ENFILE => Refusal::new(Errno::ENOMEM, OUT_OF_DESCRIPTORS),
+            Errno::EBADF | Errno::EPERM | Errno::EACCES | Errno::ESRCH => self.refusal(which, errno),
             _ => Refusal::new(errno, format!("pidfd_getfd of {which} failed")),
         })?;
         // Before 6.9 a thread with descriptors of its own is served from those of
         // its process; and what was looked at may have been closed since.
-        let ours = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap_or_default();
-        if eventfd_id(&ours) != seen.eventfd_id {
-            return Err(self.not_open(which));
+        let (ours, text) = shown(source, &fd);
+        let same = match (seen, ours) {
+            (Some(seen), Some(ours)) => seen == ours,
+            _ => eventfd_id(text.as_ref().map(Info::text).unwrap_or_default()) == eventfd_id(info.text()),
+        };
+        if !same {
+            return Err(self.refusal(which, Errno::EBADF));
         }
-        adopt(fd, which)
+        hand_over(fd, ours, which, watcher)
     }
 
-    fn control(&mut self, number: u32) -> Result<OwnedFd, Refusal> {
+    fn glance(&self, number: u32) -> Option<Inode> {
+        const READ_OR_WRITE: u32 = 0o600;
+        let (folder, path) = (self.folder.borrow(), path("fd", number));
+        // The link's own mode says how the file is open: for neither, if `O_PATH`.
+        let link = Inode::at(folder.as_fd(), &path, libc::AT_SYMLINK_NOFOLLOW).ok()?;
+        if link.mode & READ_OR_WRITE == 0 {
+            return None;
+        }
+        Inode::at(folder.as_fd(), &path, 0).ok()
+    }
+
+    fn control(&self, number: u32) -> Result<OwnedFd, Refusal> {
         let which = Which::Control(number);
-        let seen = self.look_at(which)?;
-        if seen.path_only {
-            return Err(path_only(which));
+        let info = self.info(number).map_err(|errno| self.refusal(which, errno))?;
+        if is_path_only(info.text()) {
+            return Err(path_only(which, "reading"));
         }
         // Made through /proc, an O_PATH descriptor asks nothing of the file system
         // that it lies on, neither now nor when it is closed.
-        open(seen.link.as_path(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty())
-            .map_err(|_| self.not_open(which))
+        let (flags, path) = (OFlag::O_PATH | OFlag::O_CLOEXEC, path("fd", number));
+        openat(&*self.folder.borrow(), path.as_c_str(), flags, Mode::empty())
+            .map_err(|errno| self.refusal(which, errno))
+    }
+
+    fn credentials(&self) -> Result<Credentials, Refusal> {
+        let folder = self.folder.borrow();
+        let gone = |_| Refusal::new(Errno::ESRCH, format!("process {} is gone", self.sender.pid));
+        let status = status(&folder).map_err(gone)?;
+        let known = Credentials::from_status(&status, &self.sender.into(), is_in_our_user_namespace(&folder));
+        // Of a writer, the kernel has said what it writes as.
+        let libc::ucred { uid, gid, .. } = self.sender;
+        Ok(if self.is_thread { Credentials { uid, gid, ..known } } else { known })
+    }
+
+    fn owner(&self) -> u32 {
+        self.sender.uid
     }
 }
 
-fn path_only(which: Which) -> Refusal {
-    Refusal::new(Errno::EBADF, format!("{which} is an O_PATH descriptor; open it for reading"))
+/// Which eventfd a descriptor of ours is, where that was told; and its text.
+pub(super) fn shown(source: &impl Source, fd: &OwnedFd) -> (Option<FileId>, Option<Info>) {
+    let mut info = None;
+    let file = source.file_shown(&mut || info = Info::ours(fd).ok());
+    (file, info)
+}
+
+/// Takes in a duplicate, of which `shown` is known.
+pub(super) fn hand_over<S: Source>(
+    fd: OwnedFd,
+    shown: Option<FileId>,
+    which: Which,
+    watcher: &Watcher<S>,
+) -> Result<Handed, Refusal> {
+    let (eventfd, file) = match shown {
+        Some(file) => (EventFd::known(fd), file),
+        None => {
+            let eventfd = adopt(fd, which)?;
+            let file = watcher.source().file_of(eventfd.as_fd()).map_err(|error| {
+                log::error!("registration failed: {error}");
+                Refusal::new(Errno::EIO, "the agent could not ask the kernel; see its log")
+            })?;
+            (eventfd, file)
+        }
+    };
+    Ok(if watcher.registry().has_file(file) { Handed::Known(file) } else { Handed::New(eventfd, file) })
+}
+
+pub(super) fn path_only(which: Which, what: &str) -> Refusal {
+    Refusal::new(Errno::EBADF, format!("{which} is an O_PATH descriptor; open it for {what}"))
 }
 
 const NO_PTRACE: &str = "the agent may not take descriptors from this process (CAP_SYS_PTRACE); send them with the line (SCM_RIGHTS)";
-
-/// The descriptors that came with a message: `[event_fd, control_fd]`.
-#[derive(Debug)]
-pub struct Sent(VecDeque<OwnedFd>);
-
-impl Sent {
-    /// Takes exactly two.
-    ///
-    /// # Errors
-    /// `EINVAL` for any other number.
-    pub fn new(fds: Vec<OwnedFd>) -> Result<Self, Refusal> {
-        if fds.len() == 2 {
-            return Ok(Self(fds.into()));
-        }
-        Err(Refusal::new(
-            Errno::EINVAL,
-            format!("{} descriptors came along; send event_fd and control_fd, or none", fds.len()),
-        ))
-    }
-}
-
-impl Sent {
-    fn next(&mut self, which: Which) -> Result<OwnedFd, Refusal> {
-        self.0.pop_front().ok_or_else(|| Refusal::new(Errno::EBADF, format!("{which} did not come along")))
-    }
-}
-
-impl Descriptors for Sent {
-    fn event(&mut self, number: u32) -> Result<EventFd, Refusal> {
-        let which = Which::Event(number);
-        adopt(self.next(which)?, which)
-    }
-
-    fn control(&mut self, number: u32) -> Result<OwnedFd, Refusal> {
-        let which = Which::Control(number);
-        let fd = self.next(which)?;
-        if eventfd::is_path_only(fd.as_fd()).unwrap_or(true) { Err(path_only(which)) } else { Ok(fd) }
-    }
-}
-
-/// A pidfd of a thread that need not be its process's first.
-const PIDFD_THREAD: i32 = libc::O_EXCL;
-
-fn pidfd_open(pid: i32, flags: i32) -> Result<OwnedFd, Errno> {
-    // SAFETY: takes two numbers and returns a new descriptor or -1.
-    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, flags) })?;
-    own(fd)
-}
-
-fn pidfd_getfd(pidfd: &OwnedFd, number: i32) -> Result<OwnedFd, Errno> {
-    // SAFETY: takes three numbers and returns a new descriptor or -1.
-    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), number, 0) })?;
-    own(fd)
-}
-
-fn own(fd: libc::c_long) -> Result<OwnedFd, Errno> {
-    let fd = i32::try_from(fd).map_err(|_| Errno::EOVERFLOW)?;
-    // SAFETY: the kernel just made this descriptor for us, close-on-exec.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
 
 #[cfg(test)]
 mod tests {
     use nix::sys::socket::UnixCredentials;
 
-    use super::{Credentials, eventfd_id, is_path_only, thread_group};
+    use super::Credentials;
 
     fn user(uid: u32, gid: u32, groups: &[u32]) -> Credentials {
         Credentials { uid, gid, groups: groups.to_vec(), reads_all: false }
@@ -323,21 +314,5 @@ mod tests {
         let read = Credentials::from_status(status, &UnixCredentials::new(), true);
         assert_eq!(read, Credentials { uid: 4, gid: 8, groups: vec![9, 10], reads_all: true });
         assert!(!Credentials::from_status(status, &UnixCredentials::new(), false).reads_all);
-    }
-
-    #[test]
-    fn fdinfo_tells_path_descriptors() {
-        let info = |flags: &str| format!("pos:\t0\nflags:\t{flags}\nmnt_id:\t31\nino:\t65\n");
-        assert!(is_path_only(&info("012000000")));
-        assert!(!is_path_only(&info("0100002")));
-        assert!(!is_path_only("pos:\t0\n"));
-        assert_eq!(eventfd_id("flags:\t02\neventfd-count:                0\neventfd-id: 17\n"), Some(17));
-        assert_eq!(eventfd_id(&info("02")), None);
-    }
-
-    #[test]
-    fn a_thread_names_its_process() {
-        assert_eq!(thread_group("Name:\tTgid: 1\nTgid:\t812\nPid:\t815\n"), Some(812));
-        assert_eq!(thread_group("Name:\tx\n"), None);
     }
 }

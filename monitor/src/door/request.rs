@@ -1,7 +1,7 @@
 //! One registration, through the checks of the kernel's
 //! `memcg_write_event_control` (5.15 to 7.2): same order, same errno.
 
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use monitor_common::{control, line};
 use nix::errno::Errno;
@@ -9,12 +9,13 @@ use nix::errno::Errno;
 use crate::{
     door::{
         control_fd::{self, Control, Places},
+        inode::Inode,
         peer::Credentials,
     },
     eventfd::EventFd,
     kernel::page_size,
     source::{GroupId, Source},
-    watcher::{self, Follower, Watcher},
+    watcher::{self, Follower, Handed, Watcher},
 };
 
 /// Why a registration was refused: the kernel's errno, and what to tell a person.
@@ -57,30 +58,42 @@ impl std::fmt::Display for Which {
     }
 }
 
-/// Where the client's descriptors come from: its process, or its message.
-pub trait Descriptors {
+/// A client: its descriptors, which come from its process or its message, and as
+/// whom it asks. Each question is asked when the kernel would.
+pub trait Asker {
     /// The client's eventfd.
     ///
     /// # Errors
     /// `EBADF` when it is not open, `EINVAL` when it is no eventfd.
-    fn event(&mut self, number: u32) -> Result<EventFd, Refusal>;
+    fn event<S: Source>(&self, number: u32, watcher: &Watcher<S>) -> Result<Handed, Refusal>;
+
+    /// What the client's control descriptor leads to, where that is told at a glance;
+    /// [`Asker::control`] tells the rest, and why not.
+    fn glance(&self, number: u32) -> Option<Inode>;
 
     /// Something that leads to the client's control file, were it only by path.
     ///
     /// # Errors
     /// `EBADF` when it is not open, or an `O_PATH` descriptor of the client's.
-    fn control(&mut self, number: u32) -> Result<OwnedFd, Refusal>;
+    fn control(&self, number: u32) -> Result<OwnedFd, Refusal>;
+
+    /// As whom it asks now. Costs something; most control files are everybody's.
+    ///
+    /// # Errors
+    /// `ESRCH` when the client has died since.
+    fn credentials(&self) -> Result<Credentials, Refusal>;
+
+    /// The user whose quota the registration counts against.
+    fn owner(&self) -> u32;
 }
 
-/// A client: who it is, what it sent, and its descriptors.
+/// What a client sent, and the client.
 #[derive(Debug)]
-pub struct Client<'a, D> {
+pub struct Client<'a, A> {
     /// The line, as a v1 client writes it.
     pub line: &'a [u8],
-    /// Where its numbers lead.
-    pub descriptors: &'a mut D,
-    /// As whom it asks.
-    pub credentials: &'a Credentials,
+    /// Who sent it.
+    pub asker: &'a A,
     /// Told the cause of each signal.
     pub follower: Option<Follower>,
     /// `st_ino` of the group whose `cgroup.event_control` was written to, where
@@ -95,24 +108,21 @@ pub struct Client<'a, D> {
 pub fn register<S: Source>(
     watcher: &mut Watcher<S>,
     places: &Places,
-    client: Client<'_, impl Descriptors>,
+    client: Client<'_, impl Asker>,
 ) -> Result<GroupId, Refusal> {
-    let Client { line, descriptors, credentials, follower, own } = client;
+    let Client { line, asker, follower, own } = client;
     let line =
         line::parse(line).map_err(|error| Refusal::new(Errno::from_raw(error.errno()), error.to_string()))?;
-    let eventfd = descriptors.event(line.event_fd)?;
-    let held = descriptors.control(line.control_fd)?;
+    let eventfd = asker.event(line.event_fd, watcher)?;
     let which = Which::Control(line.control_fd);
-    let (control, args) =
-        control_fd::resolve(watcher.source(), places, (held.as_fd(), which), credentials, line.args)?;
-    drop(held);
+    let (control, args) = control_fd::resolve(watcher.source(), places, line.control_fd, asker, line.args)?;
     if own.is_some_and(|own| own != control.cgroup_id) {
         return Err(Refusal::new(
             Errno::EINVAL,
             format!("{which} belongs to another group than this cgroup.event_control"),
         ));
     }
-    enter(watcher, control, args, eventfd, credentials.uid, follower)
+    enter(watcher, control, args, eventfd, asker.owner(), follower)
 }
 
 /// Takes a client's descriptor for what it is to be.
@@ -131,7 +141,7 @@ fn enter<S: Source>(
     watcher: &mut Watcher<S>,
     control: Control,
     args: &[u8],
-    eventfd: EventFd,
+    eventfd: Handed,
     owner: u32,
     follower: Option<Follower>,
 ) -> Result<GroupId, Refusal> {

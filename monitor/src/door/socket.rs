@@ -12,8 +12,9 @@ use nix::errno::Errno;
 use crate::{
     door::{
         control_fd::Places,
-        peer::{Credentials, Peer, Sent},
+        peer::Peer,
         request::{Client, Refusal, register},
+        sent::Sent,
         seqpacket::{Connection, Listener, Packet},
     },
     source::{GroupId, Source},
@@ -41,6 +42,7 @@ pub async fn serve<S: Source + 'static>(
 }
 
 async fn converse<S: Source>(connection: Connection, watcher: Rc<RefCell<Watcher<S>>>, places: Rc<Places>) {
+    let mut last = None;
     loop {
         let packet = match connection.receive(MAX_LINE).await {
             Ok(Some(packet)) => packet,
@@ -50,7 +52,7 @@ async fn converse<S: Source>(connection: Connection, watcher: Rc<RefCell<Watcher
                 return;
             }
         };
-        let answer = match handle(packet, &mut watcher.borrow_mut(), &places) {
+        let answer = match handle(packet, &mut last, &mut watcher.borrow_mut(), &places) {
             Ok(_) => "0".to_owned(),
             Err(refusal) => {
                 log::debug!("refused: {refusal}");
@@ -70,22 +72,29 @@ async fn converse<S: Source>(connection: Connection, watcher: Rc<RefCell<Watcher
 ///
 /// # Errors
 /// The kernel's errno for each failure.
-fn handle<S: Source>(packet: Packet, watcher: &mut Watcher<S>, places: &Places) -> Result<GroupId, Refusal> {
+fn handle<S: Source>(
+    packet: Packet,
+    last: &mut Option<Peer>,
+    watcher: &mut Watcher<S>,
+    places: &Places,
+) -> Result<GroupId, Refusal> {
     if packet.truncated {
         return Err(Refusal::new(Errno::E2BIG, format!("the line is longer than {MAX_LINE} bytes")));
     }
     let line = packet.bytes.clone();
-    from_packet(packet, &line, watcher, places, None)
+    from_packet(packet, &line, last, watcher, places, None)
 }
 
 /// Registers `line` for the sender of `packet`: with the descriptors that came
-/// along, or else with the sender's own.
+/// along, or else with the sender's own. `last` is who sent the packet before, and
+/// then who sent this one.
 ///
 /// # Errors
 /// The kernel's errno for each failure.
 pub fn from_packet<S: Source>(
     packet: Packet,
     line: &[u8],
+    last: &mut Option<Peer>,
     watcher: &mut Watcher<S>,
     places: &Places,
     follower: Option<Follower>,
@@ -96,20 +105,11 @@ pub fn from_packet<S: Source>(
     let Some(sender) = packet.sender else {
         return Err(Refusal::new(Errno::EINVAL, "the sender is unknown (SCM_CREDENTIALS)"));
     };
-    let peer = Peer::of(&sender);
     if packet.descriptors.is_empty() {
-        let mut peer = peer?;
-        let credentials = &peer.credentials.clone();
-        let client = Client { line, descriptors: &mut peer, credentials, follower, own: None };
-        return register(watcher, places, client);
+        let again = last.take().and_then(|peer| peer.again(&sender));
+        let asker: &Peer = last.insert(again.map_or_else(|| Peer::of(&sender), Ok)?);
+        return register(watcher, places, Client { line, asker, follower, own: None });
     }
-    let mut sent = Sent::new(packet.descriptors)?;
-    // A sender that the agent cannot look at (another pid namespace, or gone
-    // already) still asks as the user that the kernel says it is.
-    let credentials = peer.map_or_else(
-        |_| Credentials { uid: sender.uid(), gid: sender.gid(), ..Default::default() },
-        |peer| peer.credentials,
-    );
-    let client = Client { line, descriptors: &mut sent, credentials: &credentials, follower, own: None };
-    register(watcher, places, client)
+    let asker = &Sent::new(packet.descriptors, &sender)?;
+    register(watcher, places, Client { line, asker, follower, own: None })
 }

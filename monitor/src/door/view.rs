@@ -38,17 +38,11 @@ pub async fn serve<S: Source>(
 }
 
 fn handle<S: Source>(written: &Written, watcher: &mut Watcher<S>, places: &Places) -> Result<(), Refusal> {
-    let mut writer = Peer::writer(written.pid, written.uid, written.gid).inspect_err(|refusal| {
+    let writer = Peer::writer(written.pid, written.uid, written.gid).inspect_err(|refusal| {
         // The client sees an errno only.
         log::warn!("a write to cgroup.event_control was refused: {refusal}");
     })?;
-    let credentials = &writer.credentials.clone();
-    let client = Client {
-        line: &written.line,
-        descriptors: &mut writer,
-        credentials,
-        follower: None,
-        own: Some(written.group),
-    };
+    let own = Some(written.group);
+    let client = Client { line: &written.line, asker: &writer, follower: None, own };
     register(watcher, places, client).map(drop)
 }

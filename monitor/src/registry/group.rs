@@ -20,6 +20,12 @@ pub struct Group {
     memory: Scale,
     sum: Scale,
     working_set: Scale,
+    /// None in most groups: who waits for something else than a threshold.
+    others: Option<Box<Others>>,
+}
+
+#[derive(Debug, Default)]
+struct Others {
     oom: Vec<FileId>,
     pressure: Vec<(Pressure, FileId)>,
     empty: Vec<FileId>,
@@ -32,9 +38,7 @@ impl Group {
             memory: Scale::default(),
             sum: Scale::default(),
             working_set: Scale::default(),
-            oom: Vec::new(),
-            pressure: Vec::new(),
-            empty: Vec::new(),
+            others: None,
         }
     }
 
@@ -61,20 +65,26 @@ impl Group {
     pub(super) fn add(&mut self, on: ControlFile, wish: Wish, file: FileId, now: u64, limit: u64) {
         match wish {
             Wish::Threshold(threshold) => self.scale_mut(on).add(now, threshold, limit, file),
-            Wish::Oom => self.oom.push(file),
-            Wish::Pressure(pressure) => self.pressure.push((pressure, file)),
-            Wish::Empty => self.empty.push(file),
+            Wish::Oom => self.others.get_or_insert_default().oom.push(file),
+            Wish::Pressure(pressure) => {
+                self.others.get_or_insert_default().pressure.push((pressure, file));
+            }
+            Wish::Empty => self.others.get_or_insert_default().empty.push(file),
         }
     }
 
     /// Forgets all of an eventfd's; how many there were.
     pub(super) fn remove_file(&mut self, file: FileId) -> u64 {
-        let before = self.oom.len() + self.pressure.len() + self.empty.len();
-        self.oom.retain(|held| *held != file);
-        self.pressure.retain(|(_, held)| *held != file);
-        self.empty.retain(|held| *held != file);
-        let gone = before - self.oom.len() - self.pressure.len() - self.empty.len();
-        gone as u64
+        let before = self.others();
+        if let Some(others) = &mut self.others {
+            others.oom.retain(|held| *held != file);
+            others.pressure.retain(|(_, held)| *held != file);
+            others.empty.retain(|held| *held != file);
+        }
+        if self.others() == 0 {
+            self.others = None;
+        }
+        (before - self.others()) as u64
             + self.memory.remove_file(file)
             + self.sum.remove_file(file)
             + self.working_set.remove_file(file)
@@ -87,9 +97,9 @@ impl Group {
         let files = scales
             .into_iter()
             .flat_map(Scale::files)
-            .chain(self.oom.iter().copied())
-            .chain(self.pressure.iter().map(|(_, file)| *file))
-            .chain(self.empty.iter().copied());
+            .chain(self.oom().iter().copied())
+            .chain(self.pressure().iter().map(|(_, file)| *file))
+            .chain(self.empty().iter().copied());
         for file in files {
             *counts.entry(file).or_default() += 1;
         }
@@ -99,52 +109,51 @@ impl Group {
     /// Whether nobody waits here any more.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.memory.is_empty()
-            && self.sum.is_empty()
-            && self.working_set.is_empty()
-            && self.oom.is_empty()
-            && self.pressure.is_empty()
-            && self.empty.is_empty()
+        self.memory.is_empty() && self.sum.is_empty() && self.working_set.is_empty() && self.others.is_none()
+    }
+
+    fn others(&self) -> usize {
+        self.oom().len() + self.pressure().len() + self.empty().len()
     }
 
     /// How many wait for OOM, pressure, emptiness, a percentage, and the working set.
     pub(super) fn kinds(&self) -> [usize; 5] {
         let percents = self.percents();
-        [self.oom.len(), self.pressure.len(), self.empty.len(), percents, self.working_set.len()]
+        [self.oom().len(), self.pressure().len(), self.empty().len(), percents, self.working_set.len()]
     }
 
-    const fn percents(&self) -> usize {
+    fn percents(&self) -> usize {
         self.memory.percents() + self.sum.percents() + self.working_set.percents()
     }
 
     /// Whether a threshold here is in percent of the limit.
     #[must_use]
-    pub const fn follows_limit(&self) -> bool {
+    pub fn follows_limit(&self) -> bool {
         self.percents() > 0
     }
 
     /// Who waits for OOM, once for each registration.
     #[must_use]
     pub fn oom(&self) -> &[FileId] {
-        &self.oom
+        self.others.as_ref().map_or(&[], |others| &others.oom)
     }
 
     /// Who waits for reclaim pressure.
     #[must_use]
     pub fn pressure(&self) -> &[(Pressure, FileId)] {
-        &self.pressure
+        self.others.as_ref().map_or(&[], |others| &others.pressure)
     }
 
     /// Who waits for the group to become empty.
     #[must_use]
     pub fn empty(&self) -> &[FileId] {
-        &self.empty
+        self.others.as_ref().map_or(&[], |others| &others.empty)
     }
 
     /// Who hears of one window of reclaim on its way up, which is here now.
     #[must_use]
     pub fn hearers(&self, window: Propagation, level: Level) -> Vec<FileId> {
-        self.pressure
+        self.pressure()
             .iter()
             .filter(|(listener, _)| window.deliver(*listener, level))
             .map(|(_, file)| *file)

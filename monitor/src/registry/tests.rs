@@ -191,3 +191,72 @@ fn a_threshold_that_flaps_rests_and_is_told_where_it_ended() {
         assert_eq!(scale.step(Excursion::NONE, now, clock).len(), 1);
     }
 }
+
+mod model {
+    //! The registry against a plain list of registrations.
+
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::super::{FileId, GroupId, Registration, Registry};
+    use monitor_common::{
+        control::{ControlFile, Wish},
+        threshold::{Pages, Threshold},
+    };
+
+    proptest! {
+        #[test]
+        fn it_holds_what_a_plain_list_holds(
+            acts in prop::collection::vec((0..10u8, 0..4u32, 0..4u64, 0..3u32), 1..80),
+        ) {
+            let mut registry = Registry::default();
+            // Slot, eventfd, owner, whether for OOM.
+            let mut list: Vec<(u32, FileId, u32, bool)> = Vec::new();
+            for (act, slot, file, owner) in acts {
+                let file = FileId(file);
+                match act {
+                    0 => {
+                        let mut counts = BTreeMap::new();
+                        for (_, file, ..) in list.iter().filter(|held| held.0 == slot) {
+                            *counts.entry(*file).or_insert(0) += 1;
+                        }
+                        prop_assert_eq!(registry.remove_group(slot), Vec::from_iter(counts));
+                        list.retain(|held| held.0 != slot);
+                    }
+                    1 => {
+                        let gone = list.iter().filter(|held| held.1 == file);
+                        let mut slots: Vec<_> = gone.map(|held| held.0).collect();
+                        slots.sort_unstable();
+                        slots.dedup();
+                        prop_assert_eq!(registry.remove_file(file), slots.clone());
+                        slots.into_iter().for_each(|slot| registry.forget_group(slot));
+                        list.retain(|held| held.1 != file);
+                    }
+                    _ => {
+                        let first = list.iter().find(|held| held.1 == file).map(|held| held.2);
+                        let (on, wish) = if act < 5 {
+                            (ControlFile::Oom, Wish::Oom)
+                        } else {
+                            (ControlFile::Usage, Wish::Threshold(Threshold::plain(Pages(u64::from(act)))))
+                        };
+                        let id = GroupId { slot, generation: 1 };
+                        registry.add(id, Registration { on, wish, file, owner }, 0, u64::MAX);
+                        list.push((slot, file, first.unwrap_or(owner), wish == Wish::Oom));
+                    }
+                }
+                prop_assert_eq!(registry.len(), list.len() as u64);
+                for number in 0..4 {
+                    let file = FileId(number);
+                    prop_assert_eq!(registry.has_file(file), list.iter().any(|held| held.1 == file));
+                    let owner = u32::try_from(number).expect("small");
+                    let held = list.iter().filter(|held| held.2 == owner).count() as u64;
+                    prop_assert_eq!(registry.held_by(owner), held);
+                }
+                let ooms: Vec<_> = registry.oom_groups().map(|group| group.id.slot).collect();
+                let expected = (0..4).filter(|slot| list.iter().any(|held| held.0 == *slot && held.3));
+                prop_assert_eq!(ooms, Vec::from_iter(expected));
+            }
+        }
+    }
+}

@@ -4,6 +4,7 @@
 use monitor_common::{band::take, slot::State, word::Word as _};
 
 use crate::{
+    registry::give_back,
     source::{FileId, Source},
     watcher::{Cause, Event, Watcher},
 };
@@ -55,6 +56,7 @@ impl<S: Source> Watcher<S> {
         self.source.unfollow_file(file);
         self.followers.remove(&file);
         self.eventfds.remove(&file);
+        give_back(&mut self.eventfds);
     }
 
     /// After registrations went: a band for those that are left, or none.

@@ -96,9 +96,11 @@ impl<S: Source> Watcher<S> {
     /// Those who wait for OOM in the group at `index` or below it
     /// (`mem_cgroup_oom_notify`), each with its group's id.
     fn oom_listeners(&self, index: u32) -> Vec<(u64, FileId)> {
+        let is_in =
+            |slot| std::iter::successors(Some(slot), |slot| self.above(*slot)).any(|slot| slot == index);
         self.registry
-            .groups()
-            .filter(|group| !group.oom().is_empty() && self.lineage(group.id.slot).contains(&index))
+            .oom_groups()
+            .filter(|group| is_in(group.id.slot))
             .flat_map(|group| group.oom().iter().map(|file| (self.id_of(group.id.slot), *file)))
             .collect()
     }

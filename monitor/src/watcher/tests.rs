@@ -14,7 +14,7 @@ use nix::{
     sys::eventfd::{EfdFlags, EventFd as Client},
 };
 
-use super::{Cause, Follower, Limits, Request, Watcher};
+use super::{Cause, Follower, Handed, Limits, Request, Watcher};
 use crate::{
     eventfd::EventFd,
     source::{GroupId, Source as _},
@@ -31,6 +31,11 @@ fn adopted(client: &Client) -> EventFd {
     EventFd::adopt(nix::unistd::dup(client).expect("dup")).expect("it is an eventfd")
 }
 
+fn handed(client: &Client) -> Handed {
+    let file = FakeKernel::new().file_of(client.as_fd()).expect("it has an id");
+    Handed::New(adopted(client), file)
+}
+
 fn taken(client: &Client) -> u64 {
     client.read().unwrap_or(0)
 }
@@ -43,7 +48,8 @@ fn watcher() -> Watcher<FakeKernel> {
 fn request(group: GroupId, on: ControlFile, args: &str, client: &Client) -> Request {
     // Pages of one byte: arguments are in pages.
     let wish = control::parse(on, args.as_bytes(), 1).expect("good arguments");
-    Request { group, on, wish, eventfd: adopted(client), follower: None, owner: 0 }
+    let eventfd = handed(client);
+    Request { group, on, wish, eventfd, follower: None, owner: 0 }
 }
 
 fn wait_for(

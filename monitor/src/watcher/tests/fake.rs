@@ -165,6 +165,11 @@ impl Source for FakeKernel {
         id.map(FileId).ok_or_else(|| Error::Host("no eventfd-id".into()))
     }
 
+    fn file_shown(&self, show: &mut dyn FnMut()) -> Option<FileId> {
+        show();
+        None
+    }
+
     fn file_refs(&self, file: FileId) -> Result<u64> {
         Ok(self.references.borrow().get(&file).copied().unwrap_or(2))
     }
