@@ -1,9 +1,13 @@
 //! `cargo xtask bench`: what memcg-monitor costs, and how soon it tells. Each
 //! benchmark is a module with a `run`; what it prints becomes tables and plots.
 
+mod accuracy;
+mod allocator;
 mod charge;
+mod latency;
 mod programs;
 mod register;
+mod storm;
 mod subject;
 
 use std::time::Duration;
@@ -35,7 +39,8 @@ impl Scope {
 
 type Bench = (&'static str, fn(Scope, Hierarchy) -> Result<()>);
 
-const ALL: [Bench; 1] = [("charge", charge::run)];
+const ALL: [Bench; 4] =
+    [("charge", charge::run), ("latency", latency::run), ("accuracy", accuracy::run), ("storm", storm::run)];
 
 /// Longer than any of them takes under emulation.
 const LIMIT: Duration = Duration::from_secs(3600);

@@ -12,6 +12,14 @@ use crate::vm::{Hierarchy, MEMORY};
 pub(crate) enum Bench {
     /// Page faults, the worst case for a charge hook: with the agent and without
     Charge,
+    /// From the charge that crosses a threshold to the client's `read`: ours, the
+    /// kernel's on v1, and what v2 offers instead
+    Latency,
+    /// Crossings of a random trace that are not told, or told late: ours, the kernel's
+    /// on v1, and pollers
+    Accuracy,
+    /// Every CPU crosses thresholds as fast as it can: the charge, the agent, the end
+    Storm,
 }
 
 /// One boot of a benchmark.
@@ -29,13 +37,26 @@ const fn counted(kernel: &str) -> Leg<'_> {
     Leg { kernel, hierarchy: Hierarchy::V2, processors: Processors::Counted, memory: MEMORY }
 }
 
+/// The same kernel with cgroup v1.
+const fn v1(leg: Leg<'_>) -> Leg<'_> {
+    Leg { hierarchy: Hierarchy::V1, ..leg }
+}
+
+/// The same kernel with two CPUs side by side.
+const fn two(leg: Leg<'_>) -> Leg<'_> {
+    Leg { processors: Processors::Two, ..leg }
+}
+
 impl Bench {
-    pub(crate) const ALL: [Self; 1] = [Self::Charge];
+    pub(crate) const ALL: [Self; 4] = [Self::Charge, Self::Latency, Self::Accuracy, Self::Storm];
 
     /// As the guest knows it.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Charge => "charge",
+            Self::Latency => "latency",
+            Self::Accuracy => "accuracy",
+            Self::Storm => "storm",
         }
     }
 
@@ -43,6 +64,17 @@ impl Bench {
     pub(crate) fn legs(self, kernel: Option<&str>) -> Vec<Leg<'_>> {
         let all = match self {
             Self::Charge => vec![counted("6.1"), counted("6.12"), counted(kernels::NEWEST)],
+            Self::Latency => vec![
+                v1(counted("6.1")),
+                counted("6.1"),
+                counted("6.12"),
+                counted(kernels::NEWEST),
+                v1(two(counted("6.1"))),
+                two(counted("6.1")),
+                two(counted(kernels::NEWEST)),
+            ],
+            Self::Accuracy => vec![v1(counted("6.1")), counted(kernels::NEWEST)],
+            Self::Storm => vec![counted("6.1"), counted(kernels::NEWEST), two(counted(kernels::NEWEST))],
         };
         let Some(kernel) = kernel else { return all };
         let known: Vec<_> = all.into_iter().filter(|leg| leg.kernel == kernel).collect();
@@ -53,7 +85,7 @@ impl Bench {
     #[expect(clippy::unnecessary_wraps, reason = "the others have to be built")]
     pub(crate) fn programs(self) -> Result<Vec<Packed>> {
         match self {
-            Self::Charge => Ok(Vec::new()),
+            Self::Charge | Self::Latency | Self::Accuracy | Self::Storm => Ok(Vec::new()),
         }
     }
 }
@@ -67,6 +99,7 @@ impl Leg<'_> {
     /// As the tables name it.
     pub(crate) fn label(&self) -> String {
         match (self.hierarchy, self.processors) {
+            (Hierarchy::V1, Processors::Two) => format!("{} v1, 2 CPUs", self.kernel),
             (Hierarchy::V1, _) => format!("{} v1", self.kernel),
             (_, Processors::Two) => format!("{}, 2 CPUs", self.kernel),
             _ => self.kernel.to_owned(),
