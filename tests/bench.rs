@@ -1,11 +1,15 @@
 //! `cargo xtask bench`: what memcg-monitor costs, and how soon it tells. Each
 //! benchmark is a module with a `run`; what it prints becomes tables and plots.
 
+mod accuracy;
+mod allocator;
 mod build;
 mod charge;
+mod latency;
 mod programs;
 mod register;
 mod scale;
+mod storm;
 mod subject;
 
 use std::time::Duration;
@@ -37,7 +41,14 @@ impl Scope {
 
 type Bench = (&'static str, fn(Scope, Hierarchy) -> Result<()>);
 
-const ALL: [Bench; 3] = [("build", build::run), ("charge", charge::run), ("scale", scale::run)];
+const ALL: [Bench; 6] = [
+    ("build", build::run),
+    ("charge", charge::run),
+    ("latency", latency::run),
+    ("accuracy", accuracy::run),
+    ("scale", scale::run),
+    ("storm", storm::run),
+];
 
 /// Longer than any of them takes under emulation.
 const LIMIT: Duration = Duration::from_secs(3600);

@@ -1,0 +1,228 @@
+//! Ways to hear that a group's usage has crossed a threshold.
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use memcg_monitor::view::POINT;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+use crate::agent::Agent;
+use crate::bench::Scope;
+use crate::client::{ask_agent, write_event_control};
+use crate::group::Group;
+use crate::init::Hierarchy;
+
+/// A poller's period, as of the nearest peers.
+const PERIOD: Duration = Duration::from_millis(100);
+/// Least that the kernel takes: any stall at all within half a second.
+const PRESSURE: &[u8] = b"some 1 500000\0";
+/// By then, pressure would have been told four times.
+const PATIENCE: u16 = 2_000;
+
+/// Who tells, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// The kernel's own `cgroup.event_control` (v1).
+    Kernel,
+    /// Ours, registered by the socket.
+    Socket,
+    /// Ours, registered by the view's `cgroup.event_control`.
+    View,
+    /// The process that crosses writes to the eventfd itself: nobody could tell
+    /// sooner, and what it takes is the scheduler's.
+    Direct,
+    /// Reading the usage again and again.
+    Poll,
+    /// inotify on `memory.events`, with `memory.high` at the threshold.
+    High,
+    /// A trigger of `memory.pressure`.
+    Pressure,
+    /// The same, with `memory.high` at the threshold.
+    PressureHigh,
+}
+
+impl Way {
+    pub(super) fn all(hierarchy: Hierarchy) -> Vec<Self> {
+        match hierarchy {
+            Hierarchy::V1 => vec![Self::Kernel, Self::Socket, Self::View, Self::Direct, Self::Poll],
+            Hierarchy::V2 => {
+                vec![
+                    Self::Socket,
+                    Self::View,
+                    Self::Direct,
+                    Self::Poll,
+                    Self::High,
+                    Self::Pressure,
+                    Self::PressureHigh,
+                ]
+            }
+        }
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel's event_control",
+            Self::Socket => "ours, socket",
+            Self::View => "ours, view",
+            Self::Direct => "by the allocator itself",
+            Self::Poll => "poll, 100 ms",
+            Self::High => "inotify, memory.high",
+            Self::Pressure => "PSI",
+            Self::PressureHigh => "PSI, memory.high",
+        }
+    }
+
+    pub(super) fn trials(self, scope: Scope) -> u64 {
+        match self {
+            Self::Kernel | Self::Socket | Self::View | Self::Direct => scope.of(100, 3),
+            Self::Poll => scope.of(25, 2),
+            Self::High => scope.of(25, 1),
+            Self::Pressure => scope.of(5, 1),
+            Self::PressureHigh => scope.of(20, 1),
+        }
+    }
+
+    /// Nanoseconds; 0 where nothing is periodic.
+    pub(super) fn period(self) -> u64 {
+        u64::try_from(if self == Self::Poll { PERIOD } else { Duration::ZERO }.as_nanos()).unwrap_or(0)
+    }
+
+    /// Sets up the client's side.
+    pub(super) fn start<'a>(
+        self,
+        hierarchy: Hierarchy,
+        group: &'a Group,
+        threshold: u64,
+        direct: &EventFd,
+    ) -> Result<Waiting<'a>> {
+        let agent = matches!(self, Self::Socket | Self::View).then(|| Agent::start(&[])).transpose()?;
+        let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("eventfd failed")?;
+        let usage = File::open(group.usage_file()).context("cannot open the usage file")?;
+        let line = format!("{} {} {threshold}", eventfd.as_raw_fd(), usage.as_raw_fd());
+        let on = match self {
+            Self::Kernel => {
+                write_event_control(&group.path, line.as_bytes()).context("the kernel refused")?;
+                On::EventFd(eventfd)
+            }
+            Self::Socket => {
+                ask_agent(line.as_bytes()).context("the agent refused")?;
+                On::EventFd(eventfd)
+            }
+            Self::View => {
+                let root = hierarchy.root();
+                let folder = std::path::Path::new(POINT).join(group.path.strip_prefix(root)?);
+                write_event_control(&folder, line.as_bytes()).context("the view refused")?;
+                On::EventFd(eventfd)
+            }
+            Self::Direct => {
+                let fd = nix::unistd::dup(direct)?;
+                // SAFETY: a duplicate of an eventfd, ours alone.
+                On::EventFd(unsafe { EventFd::from_owned_fd(fd) })
+            }
+            Self::Poll => On::Usage(usage, threshold),
+            Self::High => {
+                let inotify = Inotify::init(InitFlags::IN_CLOEXEC)?;
+                inotify.add_watch(&group.path.join("memory.events"), AddWatchFlags::IN_MODIFY)?;
+                On::Inotify(inotify)
+            }
+            Self::Pressure | Self::PressureHigh => {
+                let path = group.path.join("memory.pressure");
+                let file = OpenOptions::new().read(true).write(true).open(&path);
+                let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+                nix::unistd::write(&file, PRESSURE).context("the kernel refused the trigger")?;
+                On::Pressure(file)
+            }
+        };
+        let high = matches!(self, Self::High | Self::PressureHigh).then_some(threshold);
+        let waiting = Waiting { group, agent, on, high };
+        waiting.set_high()?;
+        Ok(waiting)
+    }
+}
+
+/// What the client waits on.
+#[derive(Debug)]
+enum On {
+    EventFd(EventFd),
+    Usage(File, u64),
+    Inotify(Inotify),
+    Pressure(File),
+}
+
+/// A client that waits, and what tells it.
+#[derive(Debug)]
+pub(super) struct Waiting<'a> {
+    group: &'a Group,
+    agent: Option<Agent>,
+    on: On,
+    /// `memory.high`, where it is what tells.
+    high: Option<u64>,
+}
+
+impl Waiting<'_> {
+    /// Waits until it is told; false when that will not happen.
+    pub(super) fn wait(&mut self) -> Result<bool> {
+        match &self.on {
+            On::EventFd(eventfd) => super::read(eventfd)?,
+            On::Inotify(inotify) => super::read(inotify)?,
+            On::Usage(file, threshold) => loop {
+                std::thread::sleep(PERIOD);
+                if super::usage(file)? >= *threshold {
+                    break;
+                }
+            },
+            On::Pressure(file) => {
+                let ready =
+                    poll(&mut [PollFd::new(file.as_fd(), PollFlags::POLLPRI)], PollTimeout::from(PATIENCE))?;
+                return Ok(ready > 0);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The agent's process, where there is one.
+    pub(super) fn agent(&self) -> Option<Pid> {
+        self.agent.as_ref().map(Agent::pid)
+    }
+
+    /// Takes what was told late, and of the way down.
+    pub(super) fn drain(&mut self) -> Result<()> {
+        if let Some(agent) = &self.agent {
+            agent.settle()?;
+        }
+        let (fd, event) = match &self.on {
+            On::EventFd(eventfd) => (eventfd.as_fd(), PollFlags::POLLIN),
+            On::Inotify(inotify) => (inotify.as_fd(), PollFlags::POLLIN),
+            On::Pressure(file) => (file.as_fd(), PollFlags::POLLPRI),
+            On::Usage(..) => return Ok(()),
+        };
+        while poll(&mut [PollFd::new(fd, event)], PollTimeout::ZERO)? > 0 {
+            // Being asked is what takes a trigger's word away.
+            if !matches!(self.on, On::Pressure(_)) {
+                super::read(fd)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn set_high(&self) -> Result<()> {
+        self.high.map_or(Ok(()), |high| self.group.write("memory.high", &high.to_string()))
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if self.high.is_some() {
+            let _ = self.group.write("memory.high", "max");
+        }
+        if let Some(agent) = self.agent.take() {
+            let _ = agent.end(Signal::SIGTERM);
+        }
+    }
+}
