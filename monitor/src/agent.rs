@@ -31,6 +31,7 @@ use crate::{
         socket,
     },
     error::{Error, Result},
+    heap::Trim,
     kernel::Facts,
     programs::{Doorbells, Programs, Record, Sizes},
     ready::wait_on,
@@ -215,9 +216,11 @@ async fn answer_doorbells(
     };
     let (mut sweeps, mut samples) = (every(options.sweep), every(options.sample));
     let work = watcher.borrow().work();
+    let mut trim = Trim::default();
     loop {
         let (waiting, due, sampled, rests) = {
             let watcher = watcher.borrow();
+            trim.now_held(watcher.registry().len());
             (!watcher.registry().is_empty(), watcher.is_due(), watcher.samples(), watcher.rests())
         };
         let rested = tokio::time::sleep(Duration::from_millis(rests.unwrap_or(0)));

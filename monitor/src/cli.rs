@@ -72,7 +72,7 @@ pub struct Agent {
     /// group's usage, working sets), while anybody waits for it
     #[arg(long, value_name = "MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     pub sample_ms: u64,
-    /// Milliseconds of rest for a threshold that usage crossed four times within
+    /// Milliseconds of rest for a threshold that usage crossed sixteen times within
     /// that time; then it is told if it is on the other side. 0: no rest
     #[arg(long, value_name = "MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(0..=60_000))]
     pub rest_ms: u64,

@@ -16,6 +16,7 @@ pub mod client;
 pub mod door;
 pub mod error;
 pub mod eventfd;
+pub mod heap;
 pub mod kernel;
 pub mod mounts;
 pub mod programs;

@@ -1,6 +1,6 @@
 //! The host's own numbers, and those of its groups that only files tell.
 
-use std::{fs, io::Read as _, time::Instant};
+use std::{fs::File, io::Read as _, os::unix::fs::FileExt as _, time::Instant};
 
 use crate::{
     cgroup::{Hierarchy, Version, handle::Directories},
@@ -59,6 +59,8 @@ pub struct OomCounts {
 #[derive(Debug)]
 pub struct Files {
     directories: Directories,
+    /// `/proc/meminfo`: read ten times a second while somebody waits for the root.
+    meminfo: File,
     start: Instant,
 }
 
@@ -66,15 +68,25 @@ impl Files {
     /// Groups are those of `hierarchy`.
     ///
     /// # Errors
-    /// As [`Directories::new`].
+    /// As [`Directories::new`], or `/proc/meminfo` cannot be opened.
     pub fn new(hierarchy: &Hierarchy) -> Result<Self> {
-        Ok(Self { directories: Directories::new(hierarchy)?, start: Instant::now() })
+        let meminfo = File::open(MEMINFO).map_err(|error| Error::file("open", MEMINFO, error))?;
+        Ok(Self { directories: Directories::new(hierarchy)?, meminfo, start: Instant::now() })
+    }
+
+    /// From its start, in one read: more than it ever says fits.
+    fn meminfo(&self) -> Result<String> {
+        let mut text = vec![0; 8192];
+        let length =
+            self.meminfo.read_at(&mut text, 0).map_err(|error| Error::file("read", MEMINFO, error))?;
+        text.truncate(length);
+        String::from_utf8(text).map_err(|_| Error::Host(format!("{MEMINFO} is no text")))
     }
 
     fn file(&self, cgroup_id: u64, name: &str) -> Option<String> {
         let file = self.directories.open(cgroup_id).and_then(|directory| directory.file(name)).ok()?;
         let mut text = String::new();
-        fs::File::from(file).read_to_string(&mut text).ok()?;
+        File::from(file).read_to_string(&mut text).ok()?;
         Some(text)
     }
 }
@@ -85,17 +97,16 @@ impl Host for Files {
     }
 
     fn usage(&self) -> Result<u64> {
-        root_pages(&read("/proc/vmstat")?)
-            .ok_or_else(|| Error::Host("/proc/vmstat has no nr_file_pages or nr_anon_pages".into()))
+        root_usage(&self.meminfo()?).map(|bytes| bytes / page_size())
     }
 
     fn sum(&self) -> Result<u64> {
-        let swapped = swap_used(&read("/proc/meminfo")?) / page_size();
-        Ok(self.usage()? + swapped)
+        let text = self.meminfo()?;
+        Ok((root_usage(&text)? + swap_used(&text)) / page_size())
     }
 
     fn ram(&self) -> Result<u64> {
-        let text = read("/proc/meminfo")?;
+        let text = self.meminfo()?;
         let kib = field(&text, "MemTotal:");
         kib.map(|kib| kib * 1024 / page_size())
             .ok_or_else(|| Error::Host("/proc/meminfo has no MemTotal".into()))
@@ -127,15 +138,19 @@ impl Host for Files {
     }
 }
 
-fn read(path: &'static str) -> Result<String> {
-    fs::read_to_string(path).map_err(|error| Error::file("read", path, error))
-}
+const MEMINFO: &str = "/proc/meminfo";
 
-/// The root's usage in pages from `/proc/vmstat`: what the kernel's
-/// `mem_cgroup_usage` adds up for it.
-#[must_use]
-pub fn root_pages(vmstat: &str) -> Option<u64> {
-    Some(field(vmstat, "nr_file_pages")? + field(vmstat, "nr_anon_pages")?)
+/// The root's usage in bytes, from `/proc/meminfo`: file and anonymous pages, what the
+/// kernel's `mem_cgroup_usage` adds up for it. The kernel shows its `NR_FILE_PAGES` in
+/// three parts (`meminfo_proc_show`).
+///
+/// # Errors
+/// Names what is missing.
+pub fn root_usage(meminfo: &str) -> Result<u64> {
+    ["Cached:", "Buffers:", "SwapCached:", "AnonPages:"].into_iter().try_fold(0, |sum, name| {
+        let kib = field(meminfo, name).ok_or_else(|| Error::Host(format!("{MEMINFO} has no {name}")))?;
+        Ok(sum + kib * 1024)
+    })
 }
 
 /// Bytes of swap in use, from `/proc/meminfo`.

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, bail};
 use memcg_monitor::{
     agent::{self, Options},
     door::seqpacket::Access,
+    heap,
     programs::Sizes,
     view,
     watcher::Limits,
@@ -17,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::cli;
 
 pub fn run(options: &cli::Agent) -> Result<ExitCode> {
+    heap::use_one_arena();
     let group = options.socket_group.as_deref().map(group_id).transpose()?;
     let options = Options {
         cgroup_root: options.cgroup_root.clone(),

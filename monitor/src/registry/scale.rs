@@ -34,7 +34,7 @@ pub struct Clock {
 /// Crossings of one threshold that are told at once, within the time of a rest.
 /// Counters move by batches of 64 pages for each CPU, so usage that stays near a
 /// threshold would cross it all the time; v1, looking every 129 events, did not.
-pub const BURST: u64 = 4;
+pub const BURST: u64 = 16;
 
 /// A quantity, and the thresholds on it by where usage crosses them next.
 #[derive(Debug, Default)]

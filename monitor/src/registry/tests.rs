@@ -166,6 +166,11 @@ fn a_window_is_heard_by_mode_and_level() {
     assert_eq!(hearers(window, Level::Critical), Some(vec![]));
 }
 
+/// So many crossings of 10, up first and last when their number is odd.
+fn flapping(crossings: u64) -> impl Iterator<Item = u64> {
+    (0..crossings).map(|n| if n % 2 == 0 { 12 } else { 3 })
+}
+
 #[test]
 fn a_threshold_that_flaps_rests_and_is_told_where_it_ended() {
     let mut registry = Registry::default();
@@ -174,7 +179,7 @@ fn a_threshold_that_flaps_rests_and_is_told_where_it_ended() {
     let group = registry.group_mut(7).expect("just registered");
     let scale = group.scale_mut(USAGE);
     let mut told = 0;
-    for now in [12, 3, 12, 3, 12, 3, 12] {
+    for now in flapping(BURST + 3) {
         told += scale.step(Excursion::NONE, now, Clock { now: 5, rest: 100 }).len() as u64;
     }
     assert_eq!(told, BURST, "the rest is silence");
@@ -186,7 +191,7 @@ fn a_threshold_that_flaps_rests_and_is_told_where_it_ended() {
     assert_eq!(scale.rests_until(), None);
     assert_eq!(scale.band(), Band { lo: 10, hi: 50 });
     // Slow crossings never rest.
-    for (step, now) in [3, 12, 3, 12, 3, 12, 3].into_iter().enumerate() {
+    for (step, now) in flapping(BURST + 3).map(|now| 15 - now).enumerate() {
         let clock = Clock { now: 1000 + 200 * step as u64, rest: 100 };
         assert_eq!(scale.step(Excursion::NONE, now, clock).len(), 1);
     }

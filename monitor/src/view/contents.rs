@@ -87,7 +87,7 @@ impl Group<'_> {
 
     fn usage(&self) -> Result<u64, Errno> {
         if self.is_root {
-            return Ok(values::root_usage(&host("/proc/vmstat")?, page_size()));
+            return values::root_usage(&host("/proc/meminfo")?).map_err(|_| Errno::EIO);
         }
         self.text("memory.current")?.trim().parse().map_err(|_| Errno::EIO)
     }

@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-pub use crate::cgroup::host::swap_used;
-use crate::cgroup::host::{field, root_pages};
+use crate::cgroup::host::field;
+pub use crate::cgroup::host::{root_usage, swap_used};
 
 /// What v1 shows for "no limit": the kernel's `PAGE_COUNTER_MAX` pages in bytes.
 #[must_use]
@@ -49,12 +49,6 @@ pub fn oom_control(events_local: &str) -> String {
 #[must_use]
 pub const fn working_set(usage: u64, inactive_file: u64) -> u64 {
     usage.saturating_sub(inactive_file)
-}
-
-/// The root's usage in bytes; 0 where the kernel does not say.
-#[must_use]
-pub fn root_usage(vmstat: &str, page: u64) -> u64 {
-    root_pages(vmstat).unwrap_or(0) * page
 }
 
 /// v1's names in `memory.stat`, each with v2's, in v1's order
@@ -143,9 +137,10 @@ mod tests {
 
     #[test]
     fn the_root_is_the_host() {
-        let vmstat = "nr_free_pages 1\nnr_anon_pages 5\nnr_file_pages 7\n";
-        assert_eq!(root_usage(vmstat, PAGE), 12 * PAGE);
-        let meminfo = "MemTotal:  999 kB\nSwapTotal:       100 kB\nSwapFree:         40 kB\n";
+        let meminfo = "MemTotal:  999 kB\nBuffers:  1 kB\nCached:   20 kB\nSwapCached:   300 kB\n\
+                       AnonPages:  4000 kB\nSwapTotal:       100 kB\nSwapFree:         40 kB\n";
+        assert_eq!(root_usage(meminfo).ok(), Some(4321 * 1024));
+        assert!(root_usage("Cached: 1 kB\n").is_err());
         assert_eq!(swap_used(meminfo), 60 * 1024);
         assert_eq!(swap_used("MemTotal: 999 kB\n"), 0);
     }

@@ -11,6 +11,8 @@ use monitor_common::{
 };
 use nix::errno::Errno;
 
+use crate::registry::BURST;
+
 use super::{
     FakeHost, FakeKernel, Limits, Request, USAGE, Watcher, client, request, taken, wait_for, watcher,
 };
@@ -170,11 +172,11 @@ fn a_storm_is_told_by_its_end() {
     let mut watcher = Watcher::new(FakeKernel::new(), Box::new(Rc::clone(&host)), limits).expect("AIO");
     let client = client();
     assert_eq!(wait_for(&mut watcher, 0, USAGE, "10", &client), Ok(()));
-    for usage in [12, 3, 12, 3, 12, 3, 12] {
-        watcher.source.charge(0, usage);
+    for n in 0..BURST + 3 {
+        watcher.source.charge(0, if n % 2 == 0 { 12 } else { 3 });
         watcher.look(0);
     }
-    assert_eq!(taken(&client), 4);
+    assert_eq!(taken(&client), BURST);
     assert_eq!(watcher.rests(), Some(100));
     watcher.wake(false);
     assert_eq!(taken(&client), 0);
