@@ -6,20 +6,15 @@
 mod subject;
 
 use std::fs;
-use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::ops::Range;
 
 use anyhow::{Context, Result, ensure};
-use memcg_monitor::client::SOCKET;
-use memcg_monitor::door::seqpacket::connect;
-use monitor_common::control::ControlFile;
 use nix::sys::signal::Signal;
-use nix::sys::socket::{MsgFlags, recv, send};
 
 use self::subject::{Builder, Cost};
-use super::Scope;
+use super::{Scope, register};
 use crate::agent::{Agent, until};
-use crate::client::{Waiter, open_control};
+use crate::client::Waiter;
 use crate::group::Group;
 use crate::init::Hierarchy;
 use crate::report::{bars, rounded, row, say};
@@ -96,9 +91,9 @@ pub(crate) fn run(scope: Scope, _hierarchy: Hierarchy) -> Result<()> {
     in_root.measure("no threshold", Some(&agent))?;
 
     let waiter = Waiter::new()?;
-    register(&waiter, &leaf, 0..1)?;
+    add(&waiter, &leaf, 0..1)?;
     in_leaf.measure("1 threshold", Some(&agent))?;
-    register(&waiter, &leaf, 1..many)?;
+    add(&waiter, &leaf, 1..many)?;
     in_leaf.measure("10,000 thresholds", Some(&agent))?;
     in_root.measure("10,000 on another group", Some(&agent))?;
     let_go(waiter, &agent)?;
@@ -107,7 +102,7 @@ pub(crate) fn run(scope: Scope, _hierarchy: Hierarchy) -> Result<()> {
     let others: Vec<_> =
         (0..groups).map(|number| middle.child(&format!("other{number}"))).collect::<Result<_>>()?;
     for group in others.iter().chain([&leaf]) {
-        register(&waiter, group, 0..1)?;
+        add(&waiter, group, 0..1)?;
     }
     in_leaf.measure("200 groups, 1 on each", Some(&agent))?;
     in_root.measure("200 groups, 1 on each", Some(&agent))?;
@@ -116,9 +111,9 @@ pub(crate) fn run(scope: Scope, _hierarchy: Hierarchy) -> Result<()> {
 
     // What v2 has no counter for is read by the agent, now and then.
     let waiter = Waiter::new()?;
-    register(&waiter, &host, 0..1)?;
+    add(&waiter, &host, 0..1)?;
     in_root.measure("1 on the root, sampled", Some(&agent))?;
-    register(&waiter, &host, 1..many)?;
+    add(&waiter, &host, 1..many)?;
     in_root.measure("10,000 on the root, sampled", Some(&agent))?;
     let signals = agent.status()?.signals;
     ensure!(signals == 0, "{signals} signals, and no threshold was to be crossed");
@@ -218,19 +213,6 @@ impl Place {
     }
 }
 
-/// Registers one threshold for each number, over one connection.
-fn register(waiter: &Waiter, group: &Group, numbers: std::ops::Range<u64>) -> Result<()> {
-    // The root has no file of usage on v2; then its directory stands for it.
-    let (control, file) = open_control(group, ControlFile::Usage, "")?;
-    let connection = connect(Path::new(SOCKET))?;
-    let mut answer = [0; 512];
-    for number in numbers {
-        let threshold = OUT_OF_REACH + number * APART;
-        let line = format!("{} {} {file}{threshold}", waiter.0.as_raw_fd(), control.as_raw_fd());
-        send(connection.as_raw_fd(), line.as_bytes(), MsgFlags::MSG_NOSIGNAL).context("send failed")?;
-        let length = recv(connection.as_raw_fd(), &mut answer, MsgFlags::empty()).context("recv failed")?;
-        let answer = String::from_utf8_lossy(&answer[..length]);
-        ensure!(answer == "0", "the agent refused {line:?}: {answer}");
-    }
-    Ok(())
+fn add(waiter: &Waiter, group: &Group, numbers: Range<u64>) -> Result<()> {
+    register::all(waiter, group, numbers.map(|number| OUT_OF_REACH + number * APART))
 }

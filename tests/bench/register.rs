@@ -1,15 +1,15 @@
 //! Many registrations by one connection.
 
-use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use memcg_monitor::client::SOCKET;
 use memcg_monitor::door::seqpacket::connect;
+use monitor_common::control::ControlFile;
 use nix::sys::socket::{MsgFlags, recv, send};
 
-use crate::client::Waiter;
+use crate::client::{Waiter, open_control};
 use crate::group::Group;
 
 /// The most on one group.
@@ -17,11 +17,12 @@ pub(crate) const MANY: u64 = 10_000;
 
 /// Registers each of the thresholds, in bytes, one after the other.
 pub(crate) fn all(waiter: &Waiter, group: &Group, thresholds: impl Iterator<Item = u64>) -> Result<()> {
-    let control = File::open(group.usage_file()).context("cannot open the control file")?;
+    // The root has no file of usage on v2; then its directory stands for it.
+    let (control, file) = open_control(group, ControlFile::Usage, "")?;
     let connection = connect(Path::new(SOCKET))?;
     let mut answer = [0; 512];
     for threshold in thresholds {
-        let line = format!("{} {} {threshold}", waiter.0.as_raw_fd(), control.as_raw_fd());
+        let line = format!("{} {} {file}{threshold}", waiter.0.as_raw_fd(), control.as_raw_fd());
         send(connection.as_raw_fd(), line.as_bytes(), MsgFlags::MSG_NOSIGNAL).context("send failed")?;
         let length = recv(connection.as_raw_fd(), &mut answer, MsgFlags::empty()).context("recv failed")?;
         let answer = String::from_utf8_lossy(&answer[..length]);
