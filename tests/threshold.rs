@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 
-use crate::agent::Agent;
+use crate::agent::{Agent, until};
 use crate::client::{Waiter, page};
 use crate::group::Group;
 use crate::runner::{On, Test};
@@ -23,6 +23,12 @@ pub(crate) fn tests() -> Vec<Test> {
             what: "a charge is seen by its group and all ancestors, not by siblings",
             on: On::Any,
             run: each_ancestor,
+        },
+        Test {
+            name: "threshold_first_above_a_calm_group",
+            what: "a group that charged while nobody waited above is seen once somebody does",
+            on: On::Any,
+            run: first_above,
         },
         Test {
             name: "threshold_every_kind_of_memory",
@@ -98,6 +104,29 @@ fn each_ancestor() -> Result<()> {
     }
     worker.end()?;
     Ok(())
+}
+
+/// Charges look up only while somebody waits above: each first threshold on an
+/// ancestor has to be noticed by a group that has found itself alone before.
+fn first_above() -> Result<()> {
+    let top = Group::new("calm")?;
+    let middle = top.child("middle")?;
+    let leaf = middle.child("leaf")?;
+    let agent = Agent::start(&[])?;
+    let mut worker = Worker::start(&leaf)?;
+    for round in 0..3 {
+        for (name, group) in [("top", &top), ("middle", &middle), ("leaf", &leaf)] {
+            worker.spike(Kind::Anonymous, 2 * MIB, 4)?;
+            let waiter = Waiter::on(group, "6M")?;
+            worker.grow(Kind::Anonymous, 8 * MIB)?;
+            ensure!(waiter.wait()? == 1, "round {round}: {name}, up");
+            worker.shrink(Kind::Anonymous)?;
+            ensure!(waiter.wait()? == 1, "round {round}: {name}, down");
+            drop(waiter);
+            until("its registration ended", || Ok(agent.status()?.registrations == 0))?;
+        }
+    }
+    worker.end()
 }
 
 fn every_kind_of_memory() -> Result<()> {
