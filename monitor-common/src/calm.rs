@@ -1,8 +1,10 @@
 //! How a charge knows, without going there, that nobody waits above its group.
 //!
-//! There is one [epoch](Epoch). A charge whose walk to the root met no band keeps the
-//! epoch from before the walk in its group's slot; as long as the epoch stands, the
-//! next charge there looks at its own group only, however deep that lies.
+//! There is one [epoch](Epoch). A charge whose walk to the root met no band walks once
+//! more and keeps the epoch from before that walk in its group's slot; as long as the
+//! epoch stands, the next charge there looks at its own group only, however deep that
+//! lies. (Once more, because beginning an epoch writes a word that all CPUs share: charges
+//! below a group that somebody waits for never get there.)
 //!
 //! The agent that gives a band to a group that had none publishes it, then moves the
 //! epoch, then reads the counter, each a full barrier. A charge changes the counter (a

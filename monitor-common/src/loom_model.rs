@@ -91,10 +91,12 @@ impl Group {
         if epoch.is_calm_above(child) {
             return;
         }
-        let begun = epoch.begin();
         if self.slot.is_awaited() {
             observe(&self.slot, || self.counter.load(Ordering::Relaxed), 0);
-        } else {
+            return;
+        }
+        let begun = epoch.begin();
+        if !self.slot.is_awaited() {
             child.set_calm(begun);
         }
     }

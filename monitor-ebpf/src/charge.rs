@@ -88,19 +88,17 @@ extern "C" fn look_there(index: u32) -> u64 {
 /// In place of a slot's index.
 const NO_SLOT: u32 = u32::MAX;
 
-/// Looks at all ancestors of the counter at `address`, which is slot `below`'s; keeps
-/// there whether nobody waits for any of them.
+/// Looks at all ancestors of the counter at `address`, which is slot `below`'s.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn look_above(address: u64, below: u32) -> u64 {
-    let epoch = maps::epoch().begin();
     let mut calm = true;
     let mut address = address;
     let mut parent = maps::slot(below).map_or(PARENT_UNKNOWN, |slot| slot.parent.get());
     for _ in 0..MAX_DEPTH {
         if parent == PARENT_ROOT {
-            if calm && let Some(slot) = maps::slot(below) {
-                slot.set_calm(epoch);
+            if calm {
+                keep_calm(below);
             }
             return 0;
         }
@@ -122,6 +120,29 @@ extern "C" fn look_above(address: u64, below: u32) -> u64 {
         parent = slot.parent.get();
     }
     maps::count(Tally::TooDeep);
+    0
+}
+
+/// Nobody seems to wait above slot `below`: walks once more, in a known epoch, and
+/// keeps that.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn keep_calm(below: u32) -> u64 {
+    let Some(start) = maps::slot(below) else { return 0 };
+    let epoch = maps::epoch().begin();
+    let mut parent = start.parent.get();
+    for _ in 0..MAX_DEPTH {
+        if parent == PARENT_ROOT {
+            start.set_calm(epoch);
+            return 0;
+        }
+        // None, where the parent is not known.
+        let Some(slot) = maps::slot(parent as u32) else { return 0 };
+        if slot.is_awaited() {
+            return 0;
+        }
+        parent = slot.parent.get();
+    }
     0
 }
 
