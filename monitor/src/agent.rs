@@ -31,7 +31,7 @@ use crate::{
         socket,
     },
     error::{Error, Result},
-    heap::Trim,
+    heap::{self, Trim},
     kernel::Facts,
     programs::{Doorbells, Programs, Record, Sizes},
     ready::wait_on,
@@ -161,6 +161,8 @@ pub async fn run(
         tasks.push(tokio::task::spawn_local(door::view::serve(writes, Rc::clone(&watcher), places)));
         shown
     });
+    // What it took to get here, the kernel's types above all, is needed no more.
+    heap::trim();
     ready(&format!("watching {groups} groups below {}; register at {doors}", hierarchy.root.display()));
 
     let outcome = tokio::select! {

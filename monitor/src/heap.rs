@@ -1,16 +1,31 @@
-//! What glibc's allocator is told, so that an agent is as big as what it holds.
+//! What the kernel and glibc's allocator are told, so that an agent is as big as what it
+//! holds.
 
-/// One arena for all threads. Each of FUSE's threads would get its own, and with huge
-/// pages that is 2 MiB each, for a few hundred bytes.
-pub fn use_one_arena() {
+/// To be called before there is a second thread.
+pub fn be_small() {
+    // A huge page for each corner of the heap that is touched: 2 MiB for a few hundred
+    // bytes, and no gain in speed. Refused, it costs memory only.
+    if let Err(errno) = nix::sys::prctl::set_thp_disable(true) {
+        log::debug!("prctl PR_SET_THP_DISABLE: {errno}");
+    }
+    // Else each of FUSE's threads gets a heap of its own.
     #[cfg(target_env = "gnu")]
-    // SAFETY: called before there is a second thread; takes two numbers.
+    // SAFETY: takes two numbers; there is no other thread yet.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }
 
-/// Gives free memory back to the kernel after much was let go of.
+/// Gives free memory back to the kernel.
+pub fn trim() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes a number; the allocator locks itself.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
+/// Gives memory back after much was let go of.
 #[derive(Debug, Default)]
 pub struct Trim {
     /// The most that was held since the last time.
@@ -26,11 +41,7 @@ impl Trim {
         self.most = self.most.max(count);
         if self.most >= Self::MANY && count <= self.most / 2 {
             self.most = count;
-            #[cfg(target_env = "gnu")]
-            // SAFETY: takes a number; the allocator locks itself.
-            unsafe {
-                libc::malloc_trim(0);
-            }
+            trim();
         }
     }
 }

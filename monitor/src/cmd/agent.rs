@@ -18,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::cli;
 
 pub fn run(options: &cli::Agent) -> Result<ExitCode> {
-    heap::use_one_arena();
+    heap::be_small();
     let group = options.socket_group.as_deref().map(group_id).transpose()?;
     let options = Options {
         cgroup_root: options.cgroup_root.clone(),
