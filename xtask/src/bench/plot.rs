@@ -20,6 +20,9 @@ const COLOURS: [RGBColor; 7] = [
     RGBColor(86, 180, 233),
     RGBColor(100, 100, 100),
 ];
+const MARGIN: u32 = 12;
+/// Room for the names of bars, margin included.
+const BELOW: i32 = 72;
 const FONT: (&str, u32) = ("sans-serif", 14);
 
 /// One picture.
@@ -131,8 +134,8 @@ impl Plot {
         let low = if lowest < 0.0 { lowest - space } else { 0.0 };
         let mut chart = ChartBuilder::on(area)
             .caption(&self.title, ("sans-serif", 18))
-            .margin(12)
-            .x_label_area_size(36)
+            .margin(MARGIN)
+            .x_label_area_size(BELOW as u32 - MARGIN)
             .y_label_area_size(70)
             .build_cartesian_2d(0.0..names.len() as f64, low..highest + space)
             .map_err(failed)?;
@@ -157,10 +160,14 @@ impl Plot {
                 .label(kernel)
                 .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 12, y + 5)], colour.filled()));
         }
+        let letters = SIZE.0 as usize / names.len().max(1) / 8;
         for (at, name) in names.iter().enumerate() {
             let (x, _) = chart.backend_coord(&(at as f64 + 0.5, low));
-            let style = FONT.into_font().color(&BLACK).pos(CENTRED);
-            area.draw(&Text::new(name.clone(), (x, SIZE.1 as i32 - 40), style)).map_err(failed)?;
+            for (line, text) in (0..).zip(wrapped(name, letters)) {
+                let style = FONT.into_font().color(&BLACK).pos(CENTRED);
+                let y = SIZE.1 as i32 - BELOW + 8 + 15 * line;
+                area.draw(&Text::new(text, (x, y), style)).map_err(failed)?;
+            }
         }
         chart
             .configure_series_labels()
@@ -187,7 +194,7 @@ impl Plot {
     {
         let mut chart = ChartBuilder::on(area)
             .caption(&self.title, ("sans-serif", 18))
-            .margin(12)
+            .margin(MARGIN)
             .x_label_area_size(46)
             .y_label_area_size(70)
             .build_cartesian_2d(xs, ys)
@@ -222,6 +229,18 @@ const CENTRED: plotters::style::text_anchor::Pos = plotters::style::text_anchor:
     v_pos: plotters::style::text_anchor::VPos::Top,
 };
 
+/// Lines of so many letters, broken between words.
+fn wrapped(name: &str, letters: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in name.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.len() + 1 + word.len() <= letters => *line += &format!(" {word}"),
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
 /// From the least to the greatest; a logarithm takes nothing below a positive least.
 fn range(lines: &[(String, Vec<(f64, f64)>)], of: fn(&(f64, f64)) -> f64, log: bool) -> std::ops::Range<f64> {
     let values = lines.iter().flat_map(|(_, points)| points).map(of).filter(|value| !log || *value > 0.0);
@@ -241,6 +260,11 @@ fn failed(error: impl std::fmt::Display) -> anyhow::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_are_broken_between_words() {
+        assert_eq!(wrapped("10,000 thresholds on a sibling", 12), ["10,000", "thresholds", "on a sibling"]);
+    }
 
     #[test]
     fn what_a_guest_tells_becomes_pictures() {
