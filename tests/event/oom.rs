@@ -112,7 +112,7 @@ fn json() -> Result<()> {
     let oom = event(&connection)?;
     ensure!((oom.event.as_str(), oom.signals) == ("oom", 1), "{oom:?}");
     ensure!(oom.cgroup == child && oom.origin.as_ref() == Some(&limit), "{oom:?}");
-    // A dying task that charges is an OOM of its own, in v1 as well.
+    // A dying task may meet the limit once more: an OOM of its own.
     let (mut ooms, mut kill) = (1, event(&connection)?);
     while kill.event == "oom" {
         (ooms, kill) = (ooms + 1, event(&connection)?);
