@@ -152,6 +152,8 @@ fn group_json() -> Result<()> {
     ensure!(events.first().is_some_and(|first| first == "oom"), "{events:?}");
     ensure!(groups == 1, "{events:?}");
     ensure!(other.grow(Kind::Anonymous, MIB).is_err(), "the other process of the group lives on");
-    ensure!(waiter.wait()? == 1, "one OOM, one signal");
+    // A dying task may meet the limit once more; that row may be on its way yet.
+    let (signals, ooms) = (waiter.wait()?, events.iter().filter(|event| *event == "oom").count() as u64);
+    ensure!(signals >= ooms, "{signals} signals of {ooms} OOMs");
     Ok(())
 }
