@@ -27,6 +27,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Agent {
     child: Child,
     control: PathBuf,
+    manager: ServiceManager,
 }
 
 impl Agent {
@@ -42,15 +43,34 @@ impl Agent {
         // SAFETY: prctl is async-signal-safe and touches only the child.
         unsafe { command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?)) };
         let child = command.spawn().with_context(|| format!("cannot start {BINARY}"))?;
-        let mut agent = Self { child, control: client::CONTROL_SOCKET.into() };
+        let mut agent = Self { child, control: client::CONTROL_SOCKET.into(), manager };
+        agent.ready()?;
+        Ok(agent)
+    }
+
+    /// Waits until it says that it is ready: once more, after its supervisor has started
+    /// it again.
+    pub(crate) fn ready(&mut self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
-        while !manager.heard("READY=1")? {
-            if let Some(status) = agent.child.try_wait().context("cannot wait for the agent")? {
+        while !self.manager.heard("READY=1")? {
+            if let Some(status) = self.child.try_wait().context("cannot wait for the agent")? {
                 bail!("the agent ended with {status}: {}", Self::log());
             }
             ensure!(Instant::now() < deadline, "the agent is not ready: {}", Self::log());
         }
-        Ok(agent)
+        Ok(())
+    }
+
+    /// The process that its supervisor has started.
+    pub(crate) fn worker(&self) -> Result<Pid> {
+        let path = format!("/proc/{0}/task/{0}/children", self.pid());
+        let mut found = None;
+        until("the supervisor has started an agent", || {
+            let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+            found = text.split_whitespace().next().and_then(|pid| pid.parse().ok());
+            Ok(found.is_some())
+        })?;
+        found.map(Pid::from_raw).context("no agent")
     }
 
     /// What it has logged.
@@ -134,6 +154,7 @@ impl Drop for Agent {
 }
 
 /// Hears what a service manager would hear.
+#[derive(Debug)]
 struct ServiceManager(OwnedFd);
 
 impl ServiceManager {

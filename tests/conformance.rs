@@ -17,6 +17,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 
 use crate::group::Group;
+use crate::random::Random;
 use crate::runner::{On, Test};
 use crate::worker::{Kind, Worker};
 use rig::{Rig, STEP, Shape};
@@ -175,17 +176,4 @@ fn usage_schedule(seed: u64) -> Result<()> {
         }
     }
     rig.report(&format!("conformance_random, seed {seed:#x}"))
-}
-
-/// Marsaglia's xorshift: enough to shuffle legs.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        // The high bits are the better ones, and few enough for any usize.
-        (self.0 >> 40) as usize % limit
-    }
 }

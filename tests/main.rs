@@ -1,5 +1,5 @@
 //! The test VM's first process. The kernel's command line says what to do:
-//! `guest.mode=test|demo|bench|shell`, `guest.cgroup=v1|v2`,
+//! `guest.mode=test|demo|bench|soak|shell`, `guest.cgroup=v1|v2`,
 //! `guest.filter=NAME`, `guest.args=A,B`.
 
 mod agent;
@@ -21,10 +21,13 @@ mod lifetime;
 mod loss;
 mod modules;
 mod program;
+mod random;
 mod report;
+mod restart;
 mod runner;
 mod scenarios;
 mod shell;
+mod soak;
 mod threshold;
 mod trace;
 mod view;
@@ -66,6 +69,11 @@ fn serve() -> Result<()> {
         "test" => runner::run(&scenarios::all(), request.hierarchy, &request.filter),
         "demo" => alone("demo", Duration::from_secs(240), demo::run),
         "bench" => bench::run(&request.args, request.hierarchy),
+        "soak" => {
+            let [seconds, seed] = request.args.as_slice() else { bail!("guest.args=SECONDS,SEED") };
+            let (time, seed) = (Duration::from_secs(seconds.parse()?), seed.parse()?);
+            alone("soak", time + Duration::from_secs(180), || soak::run(time, seed))
+        }
         "shell" => shell::run(),
         other => bail!("guest.mode={other} is not known"),
     }

@@ -10,6 +10,7 @@ pub(crate) fn all() -> Vec<Test> {
     let mut tests = host();
     tests.extend(crate::threshold::tests());
     tests.extend(crate::lifetime::tests());
+    tests.extend(crate::restart::tests());
     tests.extend(crate::hostile::tests());
     tests.extend(crate::crowd::tests());
     tests.extend(crate::view::tests());

@@ -23,8 +23,20 @@ pub struct Scratch<W> {
     /// What somebody waits for, anywhere: [`Wanted`]'s bits. The rest is not
     /// even counted.
     pub wanted: W,
+    /// Which programs these are: a hash of the object. With the rest below, what a
+    /// later agent has to know of those that it finds pinned.
+    pub build: W,
+    /// When these maps were made, in nanoseconds since boot: tells them from others
+    /// of the same build.
+    pub instance: W,
+    /// Slots without the root's, and above bit 32 the room for eventfds.
+    pub sizes: W,
+    /// Bytes of the ring buffer.
+    pub ring: W,
+    /// What the agent's plan for this kernel came to, in its own encoding.
+    pub plan: W,
     /// Unused.
-    pub spare: [W; 8],
+    pub spare: [W; 3],
 }
 
 const _: () = assert!(size_of::<Scratch<u64>>() == 128);
@@ -78,8 +90,12 @@ impl Ask {
     /// Read the kernel's own high-water mark of slot `arg1` of generation `arg2`, in
     /// pages.
     pub const PEAK: u64 = 7;
-    /// Begin a new [`Epoch`](crate::calm::Epoch).
+    /// Begin a new [`Epoch`](crate::calm::Epoch); with `arg1`, before anything is
+    /// attached, the one after `arg1`, which no programs before have had.
     pub const NEW_EPOCH: u64 = 8;
+    /// Give back slot `arg1` of generation `arg2`, whose group is gone: in one step,
+    /// so that an agent that is killed loses none.
+    pub const RECYCLE: u64 = 9;
 
     /// Answered.
     pub const OK: u64 = 0;

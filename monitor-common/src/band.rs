@@ -294,6 +294,12 @@ pub struct Seen {
     pub emptied: u64,
 }
 
+impl Seen {
+    /// Nothing happened.
+    pub const NOTHING: Self =
+        Self { memory: Excursion::NONE, sum: Excursion::NONE, ooms: 0, windows: [0; 3], emptied: 0 };
+}
+
 /// The agent's part, first half: take what was seen. `pending` is cleared
 /// *before* the rest is taken, so that what comes later rings again.
 pub fn take<W: Word>(slot: &Slot<W>) -> Seen {

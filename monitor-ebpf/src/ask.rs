@@ -17,9 +17,13 @@ pub fn ask(question: u64, arg1: u64, arg2: u64) {
             Ok(0)
         }
         Ask::NEW_EPOCH => {
-            maps::epoch().end();
+            match arg1 {
+                0 => maps::epoch().end(),
+                first => maps::epoch().0.set(first),
+            }
             Ok(0)
         }
+        Ask::RECYCLE => recycle(arg1 as u32, arg2),
         Ask::USAGE => counter(arg1 as u32, arg2, kernel::usage_at),
         Ask::SUM => counter(arg1 as u32, arg2, |at| Some(kernel::sum_at(at)?.0)),
         Ask::LIMIT => counter(arg1 as u32, arg2, kernel::limit_at),
@@ -36,6 +40,19 @@ pub fn ask(question: u64, arg1: u64, arg2: u64) {
         Err(verdict) => scratch.verdict.set(verdict),
     }
     scratch.answers.set(scratch.answers.get() + 1);
+}
+
+/// The slot is the agent's, so nobody else gives it back; unless an agent that was
+/// killed has done so already.
+#[inline(always)]
+fn recycle(index: u32, generation: u64) -> Result<u64, u64> {
+    let slot = maps::slot(index).ok_or(Ask::GONE)?;
+    if slot.state().generation() != generation {
+        return Err(Ask::GONE);
+    }
+    slot.recycle();
+    maps::push_free(index);
+    Ok(0)
 }
 
 /// Reads something by the address of the counter behind a slot. The state is

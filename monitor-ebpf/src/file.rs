@@ -22,10 +22,14 @@ pub fn shown(file: u64) {
 }
 
 /// `filp_close` and `filp_flush`: somebody closes a descriptor. `op` is the
-/// file's `f_op`; all but eventfds end here.
+/// file's `f_op`; all but eventfds end here. The agent's own duplicates come and go
+/// without a sound: what it closes is not what keeps a registration alive.
 #[inline(always)]
 pub fn closed(file: u64, op: u64) {
     if op != maps::eventfd_operations().get() || !maps::is_registered_file(file) {
+        return;
+    }
+    if maps::scratch().is_some_and(|scratch| scratch.agent.get() == bpf_get_current_pid_tgid()) {
         return;
     }
     maps::ring(Doorbell { kind: Doorbell::FILE, slot: 0, value: file });

@@ -32,12 +32,13 @@ use crate::{
     },
     error::{Error, Result},
     heap::{self, Trim},
-    kernel::Facts,
-    programs::{Doorbells, Programs, Record, Sizes},
+    keeper::{Handed, Keeper},
+    programs::{Doorbells, Pins, Programs, Record, Sizes},
     ready::wait_on,
     source::FileId,
+    vault::Vault,
     view::{self, Shown, Written, mount::Failure, tree::Tree},
-    watcher::{Limits, Watcher},
+    watcher::{Limits, Restored, Watcher},
 };
 
 /// How the agent is to run.
@@ -61,6 +62,19 @@ pub struct Options {
     pub limits: Limits,
     /// The tree as cgroup v1 showed it; not mounted when absent.
     pub view: Option<view::Options>,
+    /// Where programs and maps are pinned, while somebody keeps the descriptors.
+    pub pins: PathBuf,
+    /// The service manager keeps descriptors, even if it does not say so.
+    pub keeps: bool,
+}
+
+/// How the agent is to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// For good: everything is detached.
+    ForGood,
+    /// For another: what is pinned and kept stays.
+    ForNext,
 }
 
 /// Held while the agent runs, so that there is one for each socket.
@@ -123,16 +137,31 @@ impl Drop for Lock {
 /// Says what the host lacks and what to do.
 pub async fn run(
     options: &Options,
+    handed: Handed,
     ready: impl FnOnce(&str),
-    shutdown: impl Future<Output = ()>,
+    shutdown: impl Future<Output = End>,
 ) -> Result<()> {
     let _lock = Lock::take(&options.socket)?;
     let hierarchy = Hierarchy::find(options.cgroup_root.as_deref())?;
     let v1 = hierarchy.version == Version::V1;
-    let (programs, ring) = Programs::start(&Facts::gather(v1)?, options.sizes)?;
+    let vault = Keeper::found(options.keeps).map(|keeper| Vault::open(keeper, handed)).transpose()?;
+    let pins = vault.as_ref().and_then(|_| open_pins(&options.pins));
+    let (mut programs, ring) = Programs::start(v1, options.sizes, pins)?;
     let groups = hierarchy.call_roll()?;
+    programs.settle();
+    let instance = programs.instance();
     let host = Box::new(Files::new(&hierarchy)?);
-    let watcher = Rc::new(RefCell::new(Watcher::new(programs, host, options.limits)?));
+    let mut watcher = Watcher::new(programs, host, options.limits)?;
+    if let Some((vault, left)) = vault {
+        let restored = watcher.restore(vault, left, instance)?;
+        if restored != Restored::default() {
+            let Restored { registrations, removed, lost } = restored;
+            log::info!(
+                "{registrations} registrations taken over; {removed} ended with their groups meanwhile; {lost} lost"
+            );
+        }
+    }
+    let watcher = Rc::new(RefCell::new(watcher));
 
     let door = Rc::new(Listener::bind(&options.socket, &options.access)?);
     let operator = Rc::new(Listener::bind(&options.control_socket, &options.access)?);
@@ -167,7 +196,12 @@ pub async fn run(
 
     let outcome = tokio::select! {
         outcome = answer_doorbells(ring, &watcher, options) => outcome,
-        () = shutdown => Ok(()),
+        end = shutdown => {
+            if end == End::ForGood {
+                watcher.borrow().source().detach();
+            }
+            Ok(())
+        }
     };
     drop(shown);
     for task in tasks {
@@ -176,6 +210,12 @@ pub async fn run(
         let _ = task.await;
     }
     outcome
+}
+
+/// Without pins the agent goes on: what holds when it comes back is still told.
+fn open_pins(folder: &Path) -> Option<Pins> {
+    let failed = |error: &Error| log::warn!("{error}; nothing is seen while there is no agent");
+    Pins::open(folder).inspect_err(failed).ok()
 }
 
 type View = (Shown, mpsc::Receiver<Written>);

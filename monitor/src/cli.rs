@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, error::ErrorKind};
-use memcg_monitor::client;
+use memcg_monitor::{client, programs};
 use monitor_common::control::ControlFile;
 
 /// cgroup v1's memory notifications on stock cgroup v2 kernels.
@@ -89,6 +89,18 @@ pub struct Agent {
     /// Do not show the tree; clients need the socket
     #[arg(long, conflicts_with_all = ["mount", "event_control_mode"])]
     pub no_mount: bool,
+    /// Keep registrations in a small parent process, which starts the agent again when
+    /// it dies: for hosts without a service manager that keeps descriptors
+    #[arg(long, conflicts_with = "fd_store")]
+    pub supervised: bool,
+    /// Keep registrations in the service manager's descriptor store, although it does
+    /// not say that it has one (systemd before 254; FileDescriptorStoreMax=64 or more)
+    #[arg(long)]
+    pub fd_store: bool,
+    /// Folder on a BPF file system in which programs and maps are pinned, so that they
+    /// go on while the agent is away; used where registrations are kept
+    #[arg(long, value_name = "DIR", default_value = programs::FOLDER)]
+    pub pins: PathBuf,
     /// Permission bits of each cgroup.event_control, octal: 0200 lets the owner of
     /// the group's directory register, as the newest kernels do, 0222 everybody,
     /// as older ones did

@@ -84,6 +84,21 @@ pub struct Offers {
     pub empty: bool,
 }
 
+impl Offers {
+    /// As one word, for agents that find programs already at work.
+    #[must_use]
+    pub fn bits(self) -> u64 {
+        let all = [self.oom, self.under_oom, self.pressure, self.empty];
+        (0..).zip(all).fold(0, |bits, (at, is)| bits | u64::from(is) << at)
+    }
+
+    /// The same, back.
+    #[must_use]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self { oom: bits & 1 != 0, under_oom: bits & 2 != 0, pressure: bits & 4 != 0, empty: bits & 8 != 0 }
+    }
+}
+
 impl Plan {
     /// Decides, from the facts.
     ///

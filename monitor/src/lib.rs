@@ -5,7 +5,8 @@
 //! [`programs`]; the [`watcher`] works out which thresholds were crossed, looks
 //! up who waits in its [`registry`], and adds to their [`eventfd`]s. Clients come
 //! in by the [`door`]s, one of which is the [`view`], the cgroup tree as v1 showed it;
-//! [`client`] is a door's other end.
+//! [`client`] is a door's other end. What has to outlive an agent is in its [`vault`],
+//! which a [`keeper`] holds.
 //!
 //! [`kernel`] is the one place that knows what kernels differ in; only
 //! [`programs`] names aya; [`registry`] knows neither kernel nor sockets.
@@ -17,13 +18,16 @@ pub mod door;
 pub mod error;
 pub mod eventfd;
 pub mod heap;
+pub mod keeper;
 pub mod kernel;
 pub mod mounts;
 pub mod programs;
 pub mod ready;
 pub mod registry;
 pub mod source;
+pub mod supervisor;
 pub mod table;
+pub mod vault;
 pub mod view;
 pub mod watcher;
 

@@ -1,36 +1,37 @@
 //! The programs in the kernel: load, attach, ask. Nothing else names aya.
 
+mod held;
 mod load;
+mod pins;
 mod ring;
+mod start;
 
 pub use load::{Size, Trial, try_all};
+pub use pins::{FOLDER, Pins};
 pub use ring::{Doorbells, Record};
 
 use std::{
-    collections::HashMap as StdHashMap,
     fmt, fs,
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     sync::atomic::{AtomicU64, Ordering},
 };
 
 use aya::{
-    Btf, Ebpf,
-    maps::{HashMap, MapData, Stack},
-    programs::{ProgramError, RawTracePoint, RawTracePointRunOptions, TestRun as _},
+    maps::{HashMap, MapData},
+    programs::{RawTracePointRunOptions, TestRun as _},
 };
 use monitor_common::{
     ask::{Ask, Roll},
     oom,
     ring::Tally,
-    slot::State,
     word::Word as _,
 };
 use nix::sys::uio::pread;
 
 use crate::{
     error::{Error, Result},
-    kernel::{Facts, HOOKS, Offers},
-    programs::load::{attach_hook, failed, follow_log, load_ask, load_hook, load_object, size},
+    kernel::Offers,
+    programs::{held::Held, load::failed, start::Before},
     source::{FileId, GroupId, Located, Source},
     table::{SharedScratch, SharedSlot, Table},
 };
@@ -55,19 +56,24 @@ impl Default for Sizes {
 /// `st_ino` of the root directory, in each hierarchy.
 const ROOT_ID: u64 = 1;
 
-/// The loaded programs and what the agent shares with them.
+/// The attached programs, and what the agent shares with them.
 pub struct Programs {
-    ebpf: Ebpf,
+    /// `None` only while it is being pinned.
+    held: Option<Held>,
     slots: Table<SharedSlot>,
     scratch: Table<SharedScratch>,
     tallies: Table<AtomicU64>,
-    free: Stack<MapData, u32>,
     files: HashMap<MapData, u64, u32>,
     band_shift: u32,
     offers: Offers,
     root: u32,
     /// The charge programs' descriptors, whose skips are counted.
-    charge: Vec<i32>,
+    charge: Vec<RawFd>,
+    pins: Option<Pins>,
+    /// What is to be pinned, once all groups are known.
+    unpinned: Vec<(&'static str, MapData)>,
+    /// What others of the same layout have left, that are to go.
+    before: Option<Before>,
 }
 
 impl fmt::Debug for Programs {
@@ -77,86 +83,6 @@ impl fmt::Debug for Programs {
 }
 
 impl Programs {
-    /// Loads and attaches everything. When this returns, every change of every
-    /// counter is seen; groups that existed before still have to be called.
-    ///
-    /// # Errors
-    /// Says what the host lacks and what to do.
-    pub fn start(facts: &Facts, sizes: Sizes) -> Result<(Self, Doorbells)> {
-        let (plan, mut ebpf) = load_object(facts, sizes)?;
-        if let Err(error) = aya_log::EbpfLogger::init(&mut ebpf).map(follow_log) {
-            log::debug!("no log from the programs: {error}");
-        }
-        let btf = Btf::from_sys_fs().map_err(|error| failed("cannot read the kernel's BTF", &error))?;
-        load_ask(&mut ebpf)?;
-        let hooks: Vec<_> = HOOKS.iter().filter(|hook| plan.hooks.contains(&hook.program)).collect();
-        for hook in &hooks {
-            load_hook(&mut ebpf, hook, &btf).map_err(|error| {
-                failed(
-                    &format!("cannot load the {} program for {}", hook.kind.as_str(), hook.function),
-                    &error,
-                )
-            })?;
-            log::debug!(
-                "{} for {}: the verifier took {} steps",
-                hook.program,
-                hook.function,
-                size(&ebpf, hook).verifier_steps
-            );
-        }
-
-        let mut maps = StdHashMap::new();
-        for name in ["SLOTS", "SCRATCH", "TALLIES", "FREE", "FILES", "DOORBELLS"] {
-            let map =
-                ebpf.take_map(name).ok_or_else(|| Error::Host(format!("the object has no map {name}")))?;
-            maps.insert(name, map);
-        }
-        let mut take =
-            |name: &str| maps.remove(name).ok_or_else(|| Error::Host(format!("the map {name} is taken")));
-        let slots_map = take("SLOTS")?;
-        let mut programs = Self {
-            slots: Table::map(array_fd(&slots_map)?, sizes.groups as usize + 1, "SLOTS")?,
-            scratch: Table::map(array_fd(&take("SCRATCH")?)?, 1, "SCRATCH")?,
-            tallies: Table::map(array_fd(&take("TALLIES")?)?, Tally::COUNT, "TALLIES")?,
-            free: take("FREE")?.try_into().map_err(|e: aya::maps::MapError| failed("FREE", &e))?,
-            files: take("FILES")?.try_into().map_err(|e: aya::maps::MapError| failed("FILES", &e))?,
-            band_shift: plan.band_shift,
-            offers: plan.offers,
-            root: sizes.groups,
-            charge: Vec::new(),
-            ebpf,
-        };
-        let ring = take("DOORBELLS")?.try_into().map_err(|e: aya::maps::MapError| failed("DOORBELLS", &e))?;
-
-        // The last pushed is the first used: low indices first.
-        for index in (0..sizes.groups).rev() {
-            programs.slots.get(index as usize).into_iter().for_each(SharedSlot::recycle);
-            programs.free.push(index, 0).map_err(|error| failed("cannot fill the map FREE", &error))?;
-        }
-        if let Some(root) = programs.slots.get(sizes.groups as usize) {
-            root.recycle();
-            root.parent.set(monitor_common::slot::PARENT_ROOT);
-            root.cgroup_id.set(ROOT_ID);
-            root.mark(State::ONLINE);
-        }
-        programs.ask(Ask::WHO_AM_I, 0, 0)?;
-        for hook in &hooks {
-            attach_hook(&mut programs.ebpf, hook).map_err(|error| {
-                failed(
-                    &format!("cannot attach the {} program to {}", hook.kind.as_str(), hook.function),
-                    &error,
-                )
-            })?;
-        }
-        programs.learn_eventfds()?;
-        programs.charge = hooks
-            .iter()
-            .filter(|hook| hook.function.starts_with("page_counter_"))
-            .filter_map(|hook| Some(programs.ebpf.program(hook.program)?.fd().ok()?.as_fd().as_raw_fd()))
-            .collect();
-        Ok((programs, Doorbells(ring)))
-    }
-
     /// Shows the programs an eventfd, so that they know one when it is closed;
     /// also proves that attached programs run and answer.
     fn learn_eventfds(&self) -> Result<()> {
@@ -188,6 +114,10 @@ impl Programs {
     pub fn tallies(&self) -> Vec<(String, u64)> {
         let count = |at: usize| self.tallies.get(at).map_or(0, |word| word.load(Ordering::Relaxed));
         Tally::NAMES.iter().enumerate().map(|(at, name)| ((*name).to_owned(), count(at))).collect()
+    }
+
+    fn held(&self) -> Result<&Held> {
+        self.held.as_ref().ok_or_else(|| Error::Host("the programs are not attached".into()))
     }
 
     fn charge_sum(&self, field: &str) -> u64 {
@@ -238,12 +168,7 @@ impl Programs {
     fn ask(&self, question: u64, arg1: u64, arg2: u64) -> Result<u64> {
         /// Newer kernels skip a run while another is under way on the CPU.
         const ATTEMPTS: usize = 64;
-        let program: &RawTracePoint = self
-            .ebpf
-            .program("ask")
-            .ok_or_else(|| Error::Host("the program `ask` is not loaded".into()))?
-            .try_into()
-            .map_err(|error: ProgramError| failed("ask", &error))?;
+        let program = self.held()?.ask()?;
         let cell = self.answer_cell()?;
         let before = cell.answers.get();
         for _ in 0..ATTEMPTS {
@@ -255,13 +180,6 @@ impl Programs {
             }
         }
         Err(Error::Host("the program `ask` does not run (BPF_PROG_TEST_RUN)".into()))
-    }
-}
-
-fn array_fd(map: &aya::maps::Map) -> Result<BorrowedFd<'_>> {
-    match map {
-        aya::maps::Map::Array(data) => Ok(data.fd().as_fd()),
-        _ => Err(Error::Host("a shared map is not an array".into())),
     }
 }
 
@@ -372,9 +290,13 @@ impl Source for Programs {
         let _ = self.files.remove(&file.0);
     }
 
+    fn followed(&self) -> Vec<FileId> {
+        self.files.keys().filter_map(|key| key.map(FileId).ok()).collect()
+    }
+
     fn recycle(&mut self, slot: u32) {
-        self.slot(slot).into_iter().for_each(SharedSlot::recycle);
-        if let Err(error) = self.free.push(slot, 0) {
+        let generation = self.slot(slot).map_or(0, |slot| slot.state().generation());
+        if let Err(error) = self.ask(Ask::RECYCLE, u64::from(slot), generation) {
             log::error!("slot {slot} is lost: {error}");
         }
     }

@@ -14,10 +14,13 @@ use monitor_common::{
     control::{ControlFile, Wish},
 };
 
-use crate::source::{FileId, GroupId};
+use crate::{
+    source::{FileId, GroupId},
+    vault::Ticket,
+};
 
 pub use group::Group;
-pub use scale::{BURST, Clock, Crossing, Scale};
+pub use scale::{BURST, Clock, Crossing, Outcome, Scale, Side, first_side};
 
 /// One registration.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +34,18 @@ pub struct Registration {
     /// The user whose quota it counts against; the first registration on an
     /// eventfd decides.
     pub owner: u32,
+    /// Where it is recorded.
+    pub ticket: Ticket,
+    /// The side of a threshold that an agent before has told; `None`: a new one.
+    pub above: Option<bool>,
+}
+
+impl Registration {
+    /// A new one, which is recorded nowhere.
+    #[must_use]
+    pub const fn new(on: ControlFile, wish: Wish, file: FileId, owner: u32) -> Self {
+        Self { on, wish, file, owner, ticket: Ticket::NONE, above: None }
+    }
 }
 
 /// All registrations, by group and by eventfd.
@@ -54,10 +69,10 @@ impl Registry {
     /// Adds one registration. The caller has looked at the group just now, so that
     /// the quantity is `now` pages, and `limit` what percents are of.
     pub fn add(&mut self, id: GroupId, registration: Registration, now: u64, limit: u64) {
-        let Registration { on, wish, file, owner } = registration;
+        let Registration { wish, file, owner, .. } = registration;
         let group = self.groups.entry(id.slot).or_insert_with(|| Group::new(id));
         let before = group.kinds();
-        group.add(on, wish, file, now, limit);
+        group.add(&registration, now, limit);
         let after = group.kinds();
         self.count_kinds(before, after);
         if wish == Wish::Oom {
@@ -140,32 +155,33 @@ impl Registry {
         self.kinds[4] > 0
     }
 
-    /// A group went: forgets its registrations, returns them as
-    /// (eventfd, how many), for each is signalled once more.
-    pub fn remove_group(&mut self, slot: u32) -> Vec<(FileId, u32)> {
+    /// A group went: forgets its registrations, returns where they were recorded, by
+    /// eventfd, for each is signalled once more.
+    pub fn remove_group(&mut self, slot: u32) -> Vec<(FileId, Vec<Ticket>)> {
         let Some(group) = self.groups.remove(&slot) else {
             return Vec::new();
         };
         self.count_kinds(group.kinds(), [0; 5]);
         self.ooms.remove(&slot);
-        let counts = group.counts();
-        for (file, count) in &counts {
+        let tickets = group.tickets();
+        for (file, tickets) in &tickets {
             self.held.remove(&(*file, slot));
-            self.forget(self.files.get(file).copied(), u64::from(*count));
+            self.forget(self.files.get(file).copied(), tickets.len() as u64);
             if self.slots_of(*file).next().is_none() {
                 self.files.remove(file);
             }
         }
         give_back(&mut self.groups);
         give_back(&mut self.files);
-        counts.into_iter().collect()
+        tickets.into_iter().collect()
     }
 
-    /// An eventfd's last user went: forgets its registrations everywhere,
-    /// returns the slots they were on.
-    pub fn remove_file(&mut self, file: FileId) -> Vec<u32> {
+    /// An eventfd's last user went: forgets its registrations everywhere, returns the
+    /// slots they were on, and where they were recorded.
+    pub fn remove_file(&mut self, file: FileId) -> (Vec<u32>, Vec<Ticket>) {
+        let mut tickets = Vec::new();
         let Some(owner) = self.files.remove(&file) else {
-            return Vec::new();
+            return (Vec::new(), tickets);
         };
         let slots: Vec<u32> = self.slots_of(file).collect();
         for slot in &slots {
@@ -174,15 +190,16 @@ impl Registry {
                 let before = group.kinds();
                 let gone = group.remove_file(file);
                 let after = group.kinds();
-                if group.oom().is_empty() {
+                if group.oom().next().is_none() {
                     self.ooms.remove(slot);
                 }
                 self.count_kinds(before, after);
-                self.forget(Some(owner), gone);
+                self.forget(Some(owner), gone.len() as u64);
+                tickets.extend(gone);
             }
         }
         give_back(&mut self.files);
-        slots
+        (slots, tickets)
     }
 
     fn slots_of(&self, file: FileId) -> impl Iterator<Item = u32> {

@@ -118,6 +118,9 @@ pub trait Source {
     /// No longer.
     fn unfollow_file(&mut self, file: FileId);
 
+    /// All files that are followed.
+    fn followed(&self) -> Vec<FileId>;
+
     /// Gives back the slot of a group that is gone.
     fn recycle(&mut self, slot: u32);
 

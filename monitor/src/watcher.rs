@@ -4,6 +4,7 @@
 mod event;
 mod lifetime;
 mod register;
+mod restore;
 mod sample;
 mod signal;
 
@@ -16,6 +17,7 @@ use monitor_common::{
     band::{Band, OPEN, Seen, Track, give_back, take},
     control::ControlFile,
     ring::Tally,
+    slot::State,
     word::Word as _,
 };
 use tokio::sync::Notify;
@@ -26,10 +28,12 @@ use crate::{
     eventfd::{EventFd, Signaller},
     registry::Registry,
     source::{FileId, GroupId, Source},
+    vault::{Record, Ticket, Unfinished, Vault},
 };
 
 pub use event::{Cause, Event, Follower};
-pub use register::{Handed, Request};
+pub use register::{Handed, Receipt, Request};
+pub use restore::Restored;
 
 /// Counts of what the watcher did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -70,6 +74,11 @@ pub struct Watcher<S> {
     /// Until when thresholds rest, and on which slot.
     rests: BTreeSet<(u64, u32)>,
     signaller: Signaller,
+    /// What outlives this agent, where somebody keeps it.
+    vault: Option<Vault>,
+    /// Registrations taken over whose clients may not have had their answer.
+    unsure: Vec<(Ticket, Record)>,
+    unsure_until: u64,
     eventfds: HashMap<FileId, EventFd>,
     followers: HashMap<FileId, Vec<Follower>>,
     /// Groups that moved too fast for one turn.
@@ -105,6 +114,9 @@ impl<S: Source> Watcher<S> {
             limits,
             rests: BTreeSet::new(),
             signaller: Signaller::new()?,
+            vault: None,
+            unsure: Vec::new(),
+            unsure_until: 0,
             eventfds: HashMap::new(),
             followers: HashMap::new(),
             due: VecDeque::new(),
@@ -171,45 +183,13 @@ impl<S: Source> Watcher<S> {
                 return;
             };
             let (state, seen) = (slot.state(), take(slot));
-            self.signal_events(index, &seen);
-            let Some(group) = self.registry.group(index) else {
-                self.release(index);
-                return;
-            };
-            if index == self.source.root().slot {
-                return;
+            let begun = self.begin(index, &seen);
+            let again = self.answer(index, state, seen);
+            if begun && let Some(vault) = &self.vault {
+                vault.state().end();
             }
-            let (id, was) = (group.id, group.scale(ControlFile::Usage).now());
-            let sum_too = !group.scale(ControlFile::Memsw).is_empty();
-            let now = match self.measure(id, sum_too) {
-                Ok(now) => now,
-                Err(error) => {
-                    // Nothing is lost: the sweep finds it pending.
-                    log::error!("{error}");
-                    self.give_back(index, seen);
-                    return;
-                }
-            };
-            let (memory, sum) = now.unwrap_or((was, None));
-            self.step(index, ControlFile::Usage, seen.memory, memory);
-            if let Some(sum) = sum {
-                self.step(index, ControlFile::Memsw, seen.sum, sum);
-            }
-            if now.is_none() || !state.is_live() || state.generation() != id.generation {
-                self.remove_group(index);
+            if !again {
                 return;
-            }
-            let Some((memory, sum)) = self.publish(index) else {
-                return;
-            };
-            // Second half of the band protocol: read after publishing.
-            match self.measure(id, sum_too) {
-                Ok(Some((now, now_sum)))
-                    if memory.holds(now) && now_sum.is_none_or(|now_sum| sum.holds(now_sum)) =>
-                {
-                    return;
-                }
-                _ => {}
             }
         }
         // Still out of the band just published, so the last word is not said.
@@ -217,6 +197,56 @@ impl<S: Source> Watcher<S> {
             self.due.push_back(index);
         }
         self.work.notify_one();
+    }
+
+    /// Records what was taken out of a slot until it is signalled; false where there is
+    /// nothing to record.
+    fn begin(&self, index: u32, seen: &Seen) -> bool {
+        let Some(vault) = self.vault.as_ref().filter(|_| *seen != Seen::NOTHING) else { return false };
+        vault.state().begin(&Unfinished { cgroup_id: self.id_of(index), seen: *seen });
+        true
+    }
+
+    /// Signals what was seen, and publishes the next bands; true when usage is out of
+    /// them already.
+    fn answer(&mut self, index: u32, state: State, seen: Seen) -> bool {
+        self.signal_events(index, &seen);
+        let Some(group) = self.registry.group(index) else {
+            self.release(index);
+            return false;
+        };
+        if index == self.source.root().slot {
+            return false;
+        }
+        let (id, was) = (group.id, group.scale(ControlFile::Usage).now());
+        let sum_too = !group.scale(ControlFile::Memsw).is_empty();
+        let now = match self.measure(id, sum_too) {
+            Ok(now) => now,
+            Err(error) => {
+                // Nothing is lost: the sweep finds it pending.
+                log::error!("{error}");
+                self.give_back(index, seen);
+                return false;
+            }
+        };
+        let (memory, sum) = now.unwrap_or((was, None));
+        self.step(index, ControlFile::Usage, seen.memory, memory);
+        if let Some(sum) = sum {
+            self.step(index, ControlFile::Memsw, seen.sum, sum);
+        }
+        if now.is_none() || !state.is_live() || state.generation() != id.generation {
+            self.remove_group(index);
+            return false;
+        }
+        let Some((memory, sum)) = self.publish(index) else {
+            return false;
+        };
+        // Second half of the band protocol: read after publishing.
+        !matches!(
+            self.measure(id, sum_too),
+            Ok(Some((now, now_sum)))
+                if memory.holds(now) && now_sum.is_none_or(|now_sum| sum.holds(now_sum))
+        )
     }
 
     /// Memory, and memory+swap where somebody waits for it; `None` when the group

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use monitor_common::control::ControlFile::{self, Memsw, Oom, Pressure, Usage};
 
-use super::Random;
 use super::book::{Both, agree};
 use super::shrink::smallest;
 use crate::agent::Agent;
 use crate::block::{self, Swap};
 use crate::client::page;
 use crate::group::{Family, Group, read_number};
+use crate::random::Random;
 use crate::report::say;
 use crate::worker::{Kind, Worker};
 

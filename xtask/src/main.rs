@@ -15,6 +15,7 @@ mod project;
 mod qemu;
 mod run;
 mod setup;
+mod soak;
 mod summary;
 mod test;
 mod tidy;
@@ -46,6 +47,8 @@ enum Verb {
     Test(test::Arguments),
     /// Compare with the real cgroup v1 in the VM, and write docs/conformance.md
     Conformance,
+    /// Kill, stop and hand over the agent amid a random mix of everything, against a model
+    Soak(soak::Arguments),
     /// Measure in the VM; tables, plots and JSON go to target/bench
     Bench(bench::Arguments),
 }
@@ -70,6 +73,7 @@ fn dispatch(verb: Verb) -> Result<ExitCode> {
         Verb::Run(arguments) => run::run(&arguments)?,
         Verb::Test(arguments) => return Ok(test::run(&arguments)),
         Verb::Conformance => conformance::run()?,
+        Verb::Soak(arguments) => soak::run(&arguments)?,
         Verb::Bench(arguments) => bench::run(&arguments)?,
     }
     Ok(ExitCode::SUCCESS)

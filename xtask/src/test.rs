@@ -12,7 +12,7 @@ use crate::qemu::Processors;
 use crate::run::booting;
 use crate::summary::{Outcome, Summary};
 use crate::vm::{Boot, Hierarchy, MEMORY};
-use crate::{bench, checks, clients, setup};
+use crate::{bench, checks, clients, setup, soak};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -95,6 +95,7 @@ fn vm_steps(arguments: &Arguments, summary: &mut Summary) {
         });
     }
     if arguments.kernel.is_empty() && arguments.filter.is_none() {
+        summary.step("soak, briefly", soak::brief);
         summary.step("benchmarks, one round", bench::smoke);
     }
     if summary.passed() + summary.failed() == before {

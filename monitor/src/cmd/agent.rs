@@ -4,11 +4,11 @@ use std::{process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use memcg_monitor::{
-    agent::{self, Options},
+    agent::{self, End, Options},
     door::seqpacket::Access,
-    heap,
+    heap, keeper,
     programs::Sizes,
-    view,
+    supervisor, view,
     watcher::Limits,
 };
 use nix::unistd::{Gid, Group};
@@ -18,6 +18,16 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::cli;
 
 pub fn run(options: &cli::Agent) -> Result<ExitCode> {
+    let handed = keeper::handed();
+    if options.supervised {
+        let program = std::env::current_exe().context("cannot find out where this program is")?;
+        let arguments = std::env::args_os().skip(1).filter(|argument| argument != "--supervised");
+        let mut mailbox = options.socket.clone().into_os_string();
+        mailbox.push(".notify");
+        let code = supervisor::run(program, arguments.collect(), mailbox.into(), handed)
+            .context("cannot supervise an agent")?;
+        return Ok(ExitCode::from(code));
+    }
     heap::be_small();
     let group = options.socket_group.as_deref().map(group_id).transpose()?;
     let options = Options {
@@ -33,6 +43,8 @@ pub fn run(options: &cli::Agent) -> Result<ExitCode> {
             point: options.mount.clone(),
             event_control_mode: options.event_control_mode,
         }),
+        pins: options.pins.clone(),
+        keeps: options.fd_store,
     };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start tokio")?;
@@ -40,16 +52,19 @@ pub fn run(options: &cli::Agent) -> Result<ExitCode> {
         // Caught before anything is made, so that nothing is left behind.
         let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
+        let mut hang_up = signal(SignalKind::hangup()).context("cannot catch SIGHUP")?;
         let shutdown = async {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
+            let end = tokio::select! {
+                _ = terminate.recv() => End::ForGood,
+                _ = interrupt.recv() => End::ForGood,
+                _ = hang_up.recv() => End::ForNext,
+            };
             let _ = sd_notify::notify(&[NotifyState::Stopping]);
+            end
         };
-        agent::run(&options, ready, shutdown).await.context("the agent cannot go on")
+        agent::run(&options, handed, ready, shutdown).await.context("the agent cannot go on")
     })?;
-    log::info!("ended; programs detached, sockets and view removed");
+    log::info!("ended; sockets and view removed");
     Ok(ExitCode::SUCCESS)
 }
 

@@ -138,6 +138,9 @@ pub struct Status {
     pub unsignalled: u64,
     /// Times that everything watched was read again after a loss.
     pub resyncs: u64,
+    /// How often an agent has taken over from another, without loss.
+    #[serde(default)]
+    pub restarts: u64,
     /// Calls that the kernel kept from a program (`recursion_misses`).
     pub skipped: u64,
     /// Losses by name, counted where they happen.
@@ -237,7 +240,7 @@ fn list(watcher: &Shared, hierarchy: &Hierarchy) -> Vec<GroupRow> {
         };
         let registrations = group.map(registrations).unwrap_or_default();
         let cgroup = paths.get(&id).cloned().unwrap_or_else(|| format!("#{id}"));
-        let oom = group.filter(|group| !group.oom().is_empty()).map(|_| {
+        let oom = group.filter(|group| group.oom().next().is_some()).map(|_| {
             let counts = watcher.host().oom_counts(id);
             OomRow { oom: counts.oom, oom_kill: counts.oom_kill, oom_group_kill: counts.oom_group_kill }
         });
@@ -261,12 +264,12 @@ fn registrations(group: &Group) -> Vec<RegistrationRow> {
             row(on, Some(threshold.saturating_mul(page_size())), None);
         }
     }
-    group.oom().iter().for_each(|_| row(ControlFile::Oom, None, None));
+    group.oom().for_each(|_| row(ControlFile::Oom, None, None));
     for (listener, _) in group.pressure() {
         let text = format!("{},{}", listener.level.as_str(), listener.mode.as_str());
         row(ControlFile::Pressure, None, Some(text));
     }
-    group.empty().iter().for_each(|_| row(ControlFile::Procs, None, None));
+    group.empty().for_each(|_| row(ControlFile::Procs, None, None));
     rows
 }
 
@@ -280,6 +283,7 @@ fn status(watcher: &Shared) -> Status {
         unsignalled: counts.unsignalled,
         resyncs: counts.resyncs,
         skipped: source.skipped(),
+        restarts: watcher.restarts(),
         losses: source.tallies(),
         runs,
         run_ns,
@@ -307,7 +311,10 @@ fn begin(packet: Packet, line: &str, watcher: &Shared, places: &Places) -> Resul
             Err(mpsc::error::TrySendError::Closed(_)) => false,
         });
     let watcher = &mut watcher.borrow_mut();
-    let group = from_packet(packet, line.as_bytes(), &mut None, watcher, places, Some(follower))?;
+    let receipt = from_packet(packet, line.as_bytes(), &mut None, watcher, places, Some(follower))?;
+    // A follower that hears nothing of it begins anew: it has lost its connection.
+    watcher.confirm(receipt);
+    let group = receipt.group;
     let id = watcher.source().slot(group.slot).map(|slot| slot.cgroup_id.load(Ordering::Relaxed));
     Ok(Stream { group: id.unwrap_or(0), events, lost })
 }

@@ -14,8 +14,8 @@ use crate::{
     },
     eventfd::EventFd,
     kernel::page_size,
-    source::{GroupId, Source},
-    watcher::{self, Follower, Handed, Watcher},
+    source::Source,
+    watcher::{self, Follower, Handed, Receipt, Watcher},
 };
 
 /// Why a registration was refused: the kernel's errno, and what to tell a person.
@@ -101,7 +101,7 @@ pub struct Client<'a, A> {
     pub own: Option<u64>,
 }
 
-/// Registers one line for a client; the group that it was for.
+/// Registers one line for a client.
 ///
 /// # Errors
 /// The kernel's errno for each failure, and one line that says what was wrong.
@@ -109,7 +109,7 @@ pub fn register<S: Source>(
     watcher: &mut Watcher<S>,
     places: &Places,
     client: Client<'_, impl Asker>,
-) -> Result<GroupId, Refusal> {
+) -> Result<Receipt, Refusal> {
     let Client { line, asker, follower, own } = client;
     let line =
         line::parse(line).map_err(|error| Refusal::new(Errno::from_raw(error.errno()), error.to_string()))?;
@@ -144,7 +144,7 @@ fn enter<S: Source>(
     eventfd: Handed,
     owner: u32,
     follower: Option<Follower>,
-) -> Result<GroupId, Refusal> {
+) -> Result<Receipt, Refusal> {
     let Control { group, file: on, .. } = control;
     let wish = control::parse(on, args, page_size())
         .map_err(|error| Refusal::new(Errno::from_raw(error.errno()), error.to_string()))?;
@@ -165,6 +165,5 @@ fn enter<S: Source>(
             format!("this kernel has no place to see that for {}; see `memcg-monitor check`", on.name()),
         ),
         _ => Refusal::new(errno, "the agent could not ask the kernel; see its log"),
-    })?;
-    Ok(group)
+    })
 }

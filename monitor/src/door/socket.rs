@@ -17,8 +17,8 @@ use crate::{
         sent::Sent,
         seqpacket::{Connection, Listener, Packet},
     },
-    source::{GroupId, Source},
-    watcher::{Follower, Watcher},
+    source::Source,
+    watcher::{Follower, Receipt, Watcher},
 };
 
 /// Serves clients until the task is dropped.
@@ -52,7 +52,8 @@ async fn converse<S: Source>(connection: Connection, watcher: Rc<RefCell<Watcher
                 return;
             }
         };
-        let answer = match handle(packet, &mut last, &mut watcher.borrow_mut(), &places) {
+        let outcome = handle(packet, &mut last, &mut watcher.borrow_mut(), &places);
+        let answer = match &outcome {
             Ok(_) => "0".to_owned(),
             Err(refusal) => {
                 log::debug!("refused: {refusal}");
@@ -65,10 +66,13 @@ async fn converse<S: Source>(connection: Connection, watcher: Rc<RefCell<Watcher
             log::debug!("send: {error}");
             return;
         }
+        if let Ok(receipt) = outcome {
+            watcher.borrow().confirm(receipt);
+        }
     }
 }
 
-/// One packet, start to end; the group that it registered for.
+/// One packet, start to end.
 ///
 /// # Errors
 /// The kernel's errno for each failure.
@@ -77,7 +81,7 @@ fn handle<S: Source>(
     last: &mut Option<Peer>,
     watcher: &mut Watcher<S>,
     places: &Places,
-) -> Result<GroupId, Refusal> {
+) -> Result<Receipt, Refusal> {
     if packet.truncated {
         return Err(Refusal::new(Errno::E2BIG, format!("the line is longer than {MAX_LINE} bytes")));
     }
@@ -98,7 +102,7 @@ pub fn from_packet<S: Source>(
     watcher: &mut Watcher<S>,
     places: &Places,
     follower: Option<Follower>,
-) -> Result<GroupId, Refusal> {
+) -> Result<Receipt, Refusal> {
     if packet.descriptors_cut {
         return Err(Refusal::new(Errno::EINVAL, "more descriptors came along than the agent can take in"));
     }

@@ -16,7 +16,7 @@ use crate::{
     },
     source::Source,
     view::Written,
-    watcher::Watcher,
+    watcher::{Receipt, Watcher},
 };
 
 /// Answers writes until the view has gone.
@@ -28,7 +28,10 @@ pub async fn serve<S: Source>(
     while let Some(written) = writes.recv().await {
         let outcome = handle(&written, &mut watcher.borrow_mut(), &places);
         match outcome {
-            Ok(()) => written.reply.accept(),
+            Ok(receipt) => {
+                written.reply.accept();
+                watcher.borrow().confirm(receipt);
+            }
             Err(refusal) => {
                 log::debug!("refused thread {}: {refusal}", written.pid);
                 written.reply.refuse(refusal.errno);
@@ -37,12 +40,16 @@ pub async fn serve<S: Source>(
     }
 }
 
-fn handle<S: Source>(written: &Written, watcher: &mut Watcher<S>, places: &Places) -> Result<(), Refusal> {
+fn handle<S: Source>(
+    written: &Written,
+    watcher: &mut Watcher<S>,
+    places: &Places,
+) -> Result<Receipt, Refusal> {
     let writer = Peer::writer(written.pid, written.uid, written.gid).inspect_err(|refusal| {
         // The client sees an errno only.
         log::warn!("a write to cgroup.event_control was refused: {refusal}");
     })?;
     let own = Some(written.group);
     let client = Client { line: &written.line, asker: &writer, follower: None, own };
-    register(watcher, places, client).map(drop)
+    register(watcher, places, client)
 }

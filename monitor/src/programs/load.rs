@@ -3,7 +3,7 @@
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    programs::{FEntry, FExit, ProgramError, ProgramInfo, RawTracePoint},
+    programs::{FEntry, FExit, ProgramError, ProgramInfo, RawTracePoint, links::FdLink},
 };
 use serde::Serialize;
 
@@ -14,7 +14,8 @@ use crate::{
     ready::wait_on,
 };
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/memcg-monitor-ebpf.o"));
+pub(super) static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/memcg-monitor-ebpf.o"));
 
 /// What one hook came to, for `check`.
 #[derive(Debug)]
@@ -57,8 +58,7 @@ pub(super) fn failed(what: &str, why: &(dyn std::error::Error + 'static)) -> Err
     Error::Programs { what: format!("{what}{hint}"), why: text }
 }
 
-pub(super) fn load_object(facts: &Facts, sizes: Sizes) -> Result<(Plan, Ebpf)> {
-    let plan = Plan::decide(facts)?;
+pub(super) fn load_object(plan: &Plan, sizes: Sizes) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     for (name, value) in &plan.offsets {
         loader.override_global(name, value, true);
@@ -77,8 +77,7 @@ pub(super) fn load_object(facts: &Facts, sizes: Sizes) -> Result<(Plan, Ebpf)> {
         .map_max_entries("FREE", sizes.groups)
         .map_max_entries("FILES", sizes.eventfds)
         .map_max_entries("DOORBELLS", sizes.ring);
-    let ebpf = loader.load(OBJECT).map_err(|error| failed("cannot create the maps (bpf)", &error))?;
-    Ok((plan, ebpf))
+    loader.load(OBJECT).map_err(|error| failed("cannot create the maps (bpf)", &error))
 }
 
 pub(super) fn load_hook(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> std::result::Result<(), ProgramError> {
@@ -92,6 +91,24 @@ pub(super) fn load_hook(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> std::result:
     }
 }
 
+/// Loads all of `hooks`, and the program that answers the agent.
+pub(super) fn load_all(ebpf: &mut Ebpf, hooks: &[&Hook]) -> Result<()> {
+    let btf = Btf::from_sys_fs().map_err(|error| failed("cannot read the kernel's BTF", &error))?;
+    load_ask(ebpf)?;
+    for hook in hooks {
+        load_hook(ebpf, hook, &btf).map_err(|error| {
+            failed(&format!("cannot load the {} program for {}", hook.kind.as_str(), hook.function), &error)
+        })?;
+        log::debug!(
+            "{} for {}: the verifier took {} steps",
+            hook.program,
+            hook.function,
+            size(ebpf, hook).verifier_steps
+        );
+    }
+    Ok(())
+}
+
 /// What the kernel made of a loaded program.
 pub(super) fn size(ebpf: &Ebpf, hook: &Hook) -> Size {
     let info = ebpf.program(hook.program).and_then(|program| program.info().ok());
@@ -103,17 +120,27 @@ pub(super) fn size(ebpf: &Ebpf, hook: &Hook) -> Size {
     }
 }
 
-pub(super) fn attach_hook(ebpf: &mut Ebpf, hook: &Hook) -> std::result::Result<(), ProgramError> {
+pub(super) fn attach_hook(ebpf: &mut Ebpf, hook: &Hook) -> std::result::Result<FdLink, ProgramError> {
     let Some(program) = ebpf.program_mut(hook.program) else {
         return Err(ProgramError::NotLoaded);
     };
-    match hook.kind {
-        Kind::Entry => TryInto::<&mut FEntry>::try_into(program)?.attach().map(|_| ()),
-        Kind::Exit => TryInto::<&mut FExit>::try_into(program)?.attach().map(|_| ()),
-        Kind::Tracepoint => {
-            TryInto::<&mut RawTracePoint>::try_into(program)?.attach(hook.function).map(|_| ())
+    Ok(match hook.kind {
+        Kind::Entry => {
+            let program: &mut FEntry = program.try_into()?;
+            let link = program.attach()?;
+            program.take_link(link)?.into()
         }
-    }
+        Kind::Exit => {
+            let program: &mut FExit = program.try_into()?;
+            let link = program.attach()?;
+            program.take_link(link)?.into()
+        }
+        Kind::Tracepoint => {
+            let program: &mut RawTracePoint = program.try_into()?;
+            let link = program.attach(hook.function)?;
+            program.take_link(link)?.into()
+        }
+    })
 }
 
 pub(super) fn load_ask(ebpf: &mut Ebpf) -> Result<()> {
@@ -131,7 +158,8 @@ pub(super) fn load_ask(ebpf: &mut Ebpf) -> Result<()> {
 /// # Errors
 /// Not even the maps could be made.
 pub fn try_all(facts: &Facts) -> Result<Vec<Trial>> {
-    let (plan, mut ebpf) = load_object(facts, Sizes { groups: 64, eventfds: 64, ring: 4096 })?;
+    let plan = Plan::decide(facts)?;
+    let mut ebpf = load_object(&plan, Sizes { groups: 64, eventfds: 64, ring: 4096 })?;
     let btf = Btf::from_sys_fs().map_err(|error| failed("cannot read the kernel's BTF", &error))?;
     load_ask(&mut ebpf)?;
     let used = HOOKS.iter().filter(|hook| plan.hooks.contains(&hook.program));
@@ -159,4 +187,14 @@ pub(super) fn follow_log(logger: aya_log::EbpfLogger<&'static dyn log::Log>) {
             ready.get_inner_mut().flush();
         }
     });
+}
+
+/// The same, of programs that were at work before, one of which has this id.
+pub(super) fn log_of(program: Option<u32>) {
+    let logger = program.map(aya_log::EbpfLogger::init_from_id);
+    match logger {
+        Some(Ok(logger)) => follow_log(logger),
+        Some(Err(error)) => log::debug!("no log from the programs: {error}"),
+        None => log::debug!("no log from the programs: none is pinned"),
+    }
 }

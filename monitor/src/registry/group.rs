@@ -8,8 +8,9 @@ use monitor_common::{
 };
 
 use crate::{
-    registry::scale::Scale,
+    registry::{Registration, scale::Scale},
     source::{FileId, GroupId},
+    vault::Ticket,
 };
 
 /// All that is registered on one group.
@@ -26,9 +27,20 @@ pub struct Group {
 
 #[derive(Debug, Default)]
 struct Others {
-    oom: Vec<FileId>,
-    pressure: Vec<(Pressure, FileId)>,
-    empty: Vec<FileId>,
+    oom: Vec<(FileId, Ticket)>,
+    pressure: Vec<(Pressure, FileId, Ticket)>,
+    empty: Vec<(FileId, Ticket)>,
+}
+
+impl Others {
+    const fn len(&self) -> usize {
+        self.oom.len() + self.pressure.len() + self.empty.len()
+    }
+
+    fn all(&self) -> impl Iterator<Item = (FileId, Ticket)> {
+        let pressure = self.pressure.iter().map(|(_, file, ticket)| (*file, *ticket));
+        self.oom.iter().chain(&self.empty).copied().chain(pressure)
+    }
 }
 
 impl Group {
@@ -62,48 +74,45 @@ impl Group {
         }
     }
 
-    pub(super) fn add(&mut self, on: ControlFile, wish: Wish, file: FileId, now: u64, limit: u64) {
+    pub(super) fn add(&mut self, registration: &Registration, now: u64, limit: u64) {
+        let Registration { on, wish, file, ticket, .. } = *registration;
         match wish {
-            Wish::Threshold(threshold) => self.scale_mut(on).add(now, threshold, limit, file),
-            Wish::Oom => self.others.get_or_insert_default().oom.push(file),
+            Wish::Threshold(threshold) => self.scale_mut(on).add(now, threshold, limit, registration),
+            Wish::Oom => self.others.get_or_insert_default().oom.push((file, ticket)),
             Wish::Pressure(pressure) => {
-                self.others.get_or_insert_default().pressure.push((pressure, file));
+                self.others.get_or_insert_default().pressure.push((pressure, file, ticket));
             }
-            Wish::Empty => self.others.get_or_insert_default().empty.push(file),
+            Wish::Empty => self.others.get_or_insert_default().empty.push((file, ticket)),
         }
     }
 
-    /// Forgets all of an eventfd's; how many there were.
-    pub(super) fn remove_file(&mut self, file: FileId) -> u64 {
-        let before = self.others();
+    /// Forgets all of an eventfd's; where they were recorded.
+    pub(super) fn remove_file(&mut self, file: FileId) -> Vec<Ticket> {
+        let mut gone = Vec::new();
         if let Some(others) = &mut self.others {
-            others.oom.retain(|held| *held != file);
-            others.pressure.retain(|(_, held)| *held != file);
-            others.empty.retain(|held| *held != file);
+            gone.extend(others.all().filter(|(held, _)| *held == file).map(|(_, ticket)| ticket));
+            others.oom.retain(|(held, _)| *held != file);
+            others.pressure.retain(|(_, held, _)| *held != file);
+            others.empty.retain(|(held, _)| *held != file);
         }
         if self.others() == 0 {
             self.others = None;
         }
-        (before - self.others()) as u64
-            + self.memory.remove_file(file)
-            + self.sum.remove_file(file)
-            + self.working_set.remove_file(file)
+        for scale in [&mut self.memory, &mut self.sum, &mut self.working_set] {
+            gone.extend(scale.remove_file(file));
+        }
+        gone
     }
 
-    /// Each eventfd with its number of registrations.
-    pub(super) fn counts(&self) -> BTreeMap<FileId, u32> {
-        let mut counts = BTreeMap::new();
+    /// Each eventfd, with where its registrations are recorded.
+    pub(super) fn tickets(&self) -> BTreeMap<FileId, Vec<Ticket>> {
+        let mut tickets: BTreeMap<_, Vec<_>> = BTreeMap::new();
         let scales = [&self.memory, &self.sum, &self.working_set];
-        let files = scales
-            .into_iter()
-            .flat_map(Scale::files)
-            .chain(self.oom().iter().copied())
-            .chain(self.pressure().iter().map(|(_, file)| *file))
-            .chain(self.empty().iter().copied());
-        for file in files {
-            *counts.entry(file).or_default() += 1;
+        let others = self.others.iter().flat_map(|others| others.all());
+        for (file, ticket) in scales.into_iter().flat_map(Scale::tickets).chain(others) {
+            tickets.entry(file).or_default().push(ticket);
         }
-        counts
+        tickets
     }
 
     /// Whether nobody waits here any more.
@@ -113,13 +122,17 @@ impl Group {
     }
 
     fn others(&self) -> usize {
-        self.oom().len() + self.pressure().len() + self.empty().len()
+        self.others.as_ref().map_or(0, |others| others.len())
     }
 
     /// How many wait for OOM, pressure, emptiness, a percentage, and the working set.
     pub(super) fn kinds(&self) -> [usize; 5] {
         let percents = self.percents();
-        [self.oom().len(), self.pressure().len(), self.empty().len(), percents, self.working_set.len()]
+        let [oom, pressure, empty] = self
+            .others
+            .as_ref()
+            .map_or([0; 3], |others| [others.oom.len(), others.pressure.len(), others.empty.len()]);
+        [oom, pressure, empty, percents, self.working_set.len()]
     }
 
     fn percents(&self) -> usize {
@@ -133,30 +146,26 @@ impl Group {
     }
 
     /// Who waits for OOM, once for each registration.
-    #[must_use]
-    pub fn oom(&self) -> &[FileId] {
-        self.others.as_ref().map_or(&[], |others| &others.oom)
+    pub fn oom(&self) -> impl Iterator<Item = FileId> {
+        self.others.iter().flat_map(|others| &others.oom).map(|(file, _)| *file)
     }
 
     /// Who waits for reclaim pressure.
-    #[must_use]
-    pub fn pressure(&self) -> &[(Pressure, FileId)] {
-        self.others.as_ref().map_or(&[], |others| &others.pressure)
+    pub fn pressure(&self) -> impl Iterator<Item = (Pressure, FileId)> {
+        self.others.iter().flat_map(|others| &others.pressure).map(|(wish, file, _)| (*wish, *file))
     }
 
     /// Who waits for the group to become empty.
-    #[must_use]
-    pub fn empty(&self) -> &[FileId] {
-        self.others.as_ref().map_or(&[], |others| &others.empty)
+    pub fn empty(&self) -> impl Iterator<Item = FileId> {
+        self.others.iter().flat_map(|others| &others.empty).map(|(file, _)| *file)
     }
 
     /// Who hears of one window of reclaim on its way up, which is here now.
     #[must_use]
     pub fn hearers(&self, window: Propagation, level: Level) -> Vec<FileId> {
         self.pressure()
-            .iter()
             .filter(|(listener, _)| window.deliver(*listener, level))
-            .map(|(_, file)| *file)
+            .map(|(_, file)| file)
             .collect()
     }
 }

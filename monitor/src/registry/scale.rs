@@ -4,12 +4,13 @@ mod store;
 
 use monitor_common::{
     band::{Band, Excursion},
+    control::Wish,
     crossing::{Direction, Step, band_around},
     threshold::{At, Threshold, percent_of},
 };
 
 use self::store::{Entry, Store};
-use crate::source::FileId;
+use crate::{registry::Registration, source::FileId, vault::Ticket};
 
 /// One crossing to be signalled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +21,27 @@ pub struct Crossing {
     pub threshold: u64,
     /// Which way.
     pub direction: Direction,
+}
+
+/// What became of the thresholds on a quantity.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// To be signalled, in order.
+    pub crossings: Vec<Crossing>,
+    /// Thresholds that are on another side now, told or not: to be recorded once that
+    /// is signalled.
+    pub sides: Vec<Side>,
+}
+
+/// A threshold's new side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Side {
+    /// Whose eventfd.
+    pub file: FileId,
+    /// Where it is recorded.
+    pub ticket: Ticket,
+    /// Whether usage is at or above it.
+    pub above: bool,
 }
 
 /// What time it is, and how long a threshold that flaps is given rest.
@@ -48,12 +70,12 @@ pub struct Scale {
 impl Scale {
     /// Adds a threshold to a quantity that is `now` pages; `limit` is what percents
     /// are of. Not signalled at registration (`__mem_cgroup_usage_register_event`).
-    pub fn add(&mut self, now: u64, wish: Threshold, limit: u64, file: FileId) {
+    pub fn add(&mut self, now: u64, wish: Threshold, limit: u64, registration: &Registration) {
         let store = self.store.get_or_insert_with(|| {
             self.now = now;
             Box::default()
         });
-        store.add(Entry::new(file, wish, pages(wish.at, limit), self.now));
+        store.add(Entry::new(registration, wish, pages(wish.at, limit), self.now));
     }
 
     /// The band around the quantity at the last look.
@@ -65,10 +87,10 @@ impl Scale {
 
     /// Takes what was seen, and moves to `now`. Costs what was crossed, however
     /// many thresholds there are.
-    pub fn step(&mut self, seen: Excursion, now: u64, clock: Clock) -> Vec<Crossing> {
+    pub fn step(&mut self, seen: Excursion, now: u64, clock: Clock) -> Outcome {
         let step = Step { from: self.now, seen, now };
         self.now = now;
-        let mut crossings = Vec::new();
+        let mut outcome = Outcome::default();
         let (lowest, highest) = step.range();
         if let Some(store) = &mut self.store
             && lowest < highest
@@ -76,7 +98,7 @@ impl Scale {
             for place in store.between(lowest, highest) {
                 let mut rests = None;
                 store.change(place, |entry| {
-                    if entry.apply(&step, clock, &mut crossings) {
+                    if entry.apply(&step, clock, &mut outcome) {
                         rests = Some(entry.since + clock.rest);
                     }
                 });
@@ -85,23 +107,37 @@ impl Scale {
                 }
             }
         }
-        crossings
+        outcome
     }
 
     /// Ends the rest of those whose time is up, or of all: they are crossed if they
     /// are on the other side than was told last.
-    pub fn wake(&mut self, clock: Clock, all: bool) -> Vec<Crossing> {
-        let mut crossings = Vec::new();
+    pub fn wake(&mut self, clock: Clock, all: bool) -> Outcome {
+        let mut outcome = Outcome::default();
         let still = self.still();
-        let Some(store) = &mut self.store else { return crossings };
+        let Some(store) = &mut self.store else { return outcome };
         for place in store.rested(|until| all || until <= clock.now) {
             store.change(place, |entry| {
                 (entry.since, entry.burst) = (clock.now, 0);
-                entry.apply(&still, clock, &mut crossings);
+                entry.apply(&still, clock, &mut outcome);
             });
             store.end_rest(place);
         }
-        crossings
+        outcome
+    }
+
+    /// After thresholds were taken over from an agent before: those on the other side
+    /// than was told last are told now.
+    pub fn settle(&mut self, clock: Clock) -> Outcome {
+        let mut outcome = Outcome::default();
+        let still = self.still();
+        let Some(store) = &mut self.store else { return outcome };
+        for place in store.places() {
+            store.change(place, |entry| {
+                entry.apply(&still, clock, &mut outcome);
+            });
+        }
+        outcome
     }
 
     /// When the first rest ends.
@@ -116,11 +152,11 @@ impl Scale {
 
     /// The limit is `limit` pages from now on: thresholds in percent move, and are
     /// crossed where they pass the quantity.
-    pub fn follow(&mut self, limit: u64, clock: Clock) -> Vec<Crossing> {
-        let mut crossings = Vec::new();
+    pub fn follow(&mut self, limit: u64, clock: Clock) -> Outcome {
+        let mut outcome = Outcome::default();
         let still = self.still();
         let Some(store) = self.store.as_mut().filter(|store| store.percents() > 0) else {
-            return crossings;
+            return outcome;
         };
         for place in store.places() {
             store.change(place, |entry| {
@@ -128,11 +164,11 @@ impl Scale {
                 let moved = std::mem::replace(&mut entry.threshold, pages(at, limit));
                 // One that rests is told when it wakes.
                 if moved != entry.threshold && !entry.rests() {
-                    entry.apply(&still, clock, &mut crossings);
+                    entry.apply(&still, clock, &mut outcome);
                 }
             });
         }
-        crossings
+        outcome
     }
 
     /// How many thresholds here are in percent of the limit.
@@ -168,20 +204,26 @@ impl Scale {
         self.all().map(|entry| (entry.threshold, entry.file))
     }
 
-    /// Forgets all of an eventfd's; how many there were. Costs what it has here.
-    pub fn remove_file(&mut self, file: FileId) -> u64 {
-        let Some(store) = &mut self.store else { return 0 };
+    /// Forgets all of an eventfd's; where they were recorded. Costs what it has here.
+    pub fn remove_file(&mut self, file: FileId) -> Vec<Ticket> {
+        let Some(store) = &mut self.store else { return Vec::new() };
         let gone = store.remove_file(file);
         if store.len() == 0 {
             self.store = None;
         }
-        gone as u64
+        gone
     }
 
-    /// The eventfd of each registration.
-    pub fn files(&self) -> impl Iterator<Item = FileId> + '_ {
-        self.all().map(|entry| entry.file)
+    /// The eventfd of each registration, and where it is recorded.
+    pub fn tickets(&self) -> impl Iterator<Item = (FileId, Ticket)> + '_ {
+        self.all().map(|entry| (entry.file, entry.ticket))
     }
+}
+
+/// The side that a new wish begins on.
+#[must_use]
+pub fn first_side(wish: &Wish, now: u64, limit: u64) -> bool {
+    matches!(wish, Wish::Threshold(threshold) if pages(threshold.at, limit) <= now)
 }
 
 /// Where a threshold lies, in pages. In percent of no limit it lies where it never

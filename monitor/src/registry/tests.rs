@@ -8,7 +8,7 @@ use monitor_common::{
     threshold::{At, Pages, Threshold},
 };
 
-use super::{BURST, Clock, Crossing, FileId, GroupId, Registration, Registry};
+use super::{BURST, Clock, Crossing, FileId, GroupId, Registration, Registry, Ticket};
 
 const A: FileId = FileId(1);
 const B: FileId = FileId(2);
@@ -19,14 +19,18 @@ const NO_REST: Clock = Clock { now: 0, rest: 0 };
 
 fn add(registry: &mut Registry, id: GroupId, usage: u64, threshold: u64, file: FileId) {
     let wish = Wish::Threshold(Threshold::plain(Pages(threshold)));
-    registry.add(id, Registration { on: USAGE, wish, file, owner: 0 }, usage, ENDLESS);
+    registry.add(id, Registration::new(USAGE, wish, file, 0), usage, ENDLESS);
 }
 
 fn quiet(registry: &mut Registry, now: u64) -> Vec<Crossing> {
     registry
         .group_mut(G.slot)
-        .map(|group| group.scale_mut(USAGE).step(Excursion::NONE, now, NO_REST))
+        .map(|group| group.scale_mut(USAGE).step(Excursion::NONE, now, NO_REST).crossings)
         .unwrap_or_default()
+}
+
+fn counts(tickets: Vec<(FileId, Vec<Ticket>)>) -> Vec<(FileId, usize)> {
+    tickets.into_iter().map(|(file, tickets)| (file, tickets.len())).collect()
 }
 
 fn up(threshold: u64, file: FileId) -> Crossing {
@@ -77,10 +81,10 @@ fn removal_counts_every_registration_of_every_kind() {
         (ControlFile::Procs, Wish::Empty),
         (ControlFile::Pressure, Wish::Pressure(Pressure { level: Level::Low, mode: Mode::Default })),
     ] {
-        registry.add(G, Registration { on, wish, file: A, owner: 5 }, 0, ENDLESS);
+        registry.add(G, Registration::new(on, wish, A, 5), 0, ENDLESS);
     }
     assert_eq!(registry.held_by(0), 7, "the first registration on an eventfd decides whose it is");
-    assert_eq!(registry.remove_group(7), vec![(A, 6), (B, 1)]);
+    assert_eq!(counts(registry.remove_group(7)), vec![(A, 6), (B, 1)]);
     assert!(registry.is_empty());
     assert_eq!(registry.held_by(0), 0);
     assert_eq!(registry.files(), vec![]);
@@ -93,7 +97,8 @@ fn closing_an_eventfd_leaves_the_others() {
     add(&mut registry, G, 0, 10, A);
     add(&mut registry, G, 0, 10, B);
     add(&mut registry, GroupId { slot: 8, generation: 3 }, 0, 10, A);
-    let mut slots = registry.remove_file(A);
+    let (mut slots, tickets) = registry.remove_file(A);
+    assert_eq!(tickets.len(), 2);
     slots.sort_unstable();
     assert_eq!(slots, vec![7, 8]);
     assert_eq!(registry.len(), 1);
@@ -116,7 +121,7 @@ fn a_direction_not_asked_for_is_not_told() {
     let mut registry = Registry::default();
     let only_down = Threshold { up: false, ..Threshold::plain(Pages(10)) };
     let wish = Wish::Threshold(only_down);
-    registry.add(G, Registration { on: USAGE, wish, file: A, owner: 0 }, 0, ENDLESS);
+    registry.add(G, Registration::new(USAGE, wish, A, 0), 0, ENDLESS);
     assert_eq!(quiet(&mut registry, 20), vec![]);
     assert_eq!(quiet(&mut registry, 5), vec![down(10, A)]);
 }
@@ -125,7 +130,7 @@ fn a_direction_not_asked_for_is_not_told() {
 fn hysteresis_moves_the_way_back() {
     let mut registry = Registry::default();
     let wish = Wish::Threshold(Threshold { hysteresis: Pages(4), ..Threshold::plain(Pages(10)) });
-    registry.add(G, Registration { on: USAGE, wish, file: A, owner: 0 }, 0, ENDLESS);
+    registry.add(G, Registration::new(USAGE, wish, A, 0), 0, ENDLESS);
     assert_eq!(quiet(&mut registry, 10), vec![up(10, A)]);
     assert_eq!(registry.group(7).map(|group| group.scale(USAGE).band()), Some(Band { lo: 6, hi: ENDLESS }));
     assert_eq!(quiet(&mut registry, 6), vec![]);
@@ -138,10 +143,11 @@ fn hysteresis_moves_the_way_back() {
 fn percents_follow_the_limit() {
     let mut registry = Registry::default();
     let wish = Wish::Threshold(Threshold { at: At::Percent(8000), ..Threshold::plain(Pages(0)) });
-    registry.add(G, Registration { on: USAGE, wish, file: A, owner: 0 }, 50, ENDLESS);
+    registry.add(G, Registration::new(USAGE, wish, A, 0), 50, ENDLESS);
     assert_eq!(quiet(&mut registry, 1 << 50), vec![], "no limit, no crossing");
     assert_eq!(quiet(&mut registry, 50), vec![]);
-    let mut follow = |limit| registry.group_mut(7).map(|group| group.scale_mut(USAGE).follow(limit, NO_REST));
+    let mut follow =
+        |limit| registry.group_mut(7).map(|group| group.scale_mut(USAGE).follow(limit, NO_REST).crossings);
     assert_eq!(follow(100), Some(vec![]));
     assert_eq!(follow(60), Some(vec![up(48, A)]));
     assert_eq!(follow(60), Some(vec![]));
@@ -154,7 +160,7 @@ fn a_window_is_heard_by_mode_and_level() {
     let mut registry = Registry::default();
     let mut listen = |level, mode, file| {
         let wish = Wish::Pressure(Pressure { level, mode });
-        registry.add(G, Registration { on: ControlFile::Pressure, wish, file, owner: 0 }, 0, ENDLESS);
+        registry.add(G, Registration::new(ControlFile::Pressure, wish, file, 0), 0, ENDLESS);
     };
     listen(Level::Low, Mode::Default, A);
     listen(Level::Critical, Mode::Local, B);
@@ -180,20 +186,20 @@ fn a_threshold_that_flaps_rests_and_is_told_where_it_ended() {
     let scale = group.scale_mut(USAGE);
     let mut told = 0;
     for now in flapping(BURST + 3) {
-        told += scale.step(Excursion::NONE, now, Clock { now: 5, rest: 100 }).len() as u64;
+        told += scale.step(Excursion::NONE, now, Clock { now: 5, rest: 100 }).crossings.len() as u64;
     }
     assert_eq!(told, BURST, "the rest is silence");
     assert_eq!(scale.band(), Band { lo: 0, hi: 50 }, "no charge rings for it");
     assert_eq!(scale.rests_until(), Some(105));
     assert_eq!((scale.len(), scale.thresholds().count()), (2, 2), "it is still registered");
-    assert_eq!(scale.wake(Clock { now: 104, rest: 100 }, false), vec![]);
-    assert_eq!(scale.wake(Clock { now: 105, rest: 100 }, false), vec![up(10, A)]);
+    assert_eq!(scale.wake(Clock { now: 104, rest: 100 }, false).crossings, vec![]);
+    assert_eq!(scale.wake(Clock { now: 105, rest: 100 }, false).crossings, vec![up(10, A)]);
     assert_eq!(scale.rests_until(), None);
     assert_eq!(scale.band(), Band { lo: 10, hi: 50 });
     // Slow crossings never rest.
     for (step, now) in flapping(BURST + 3).map(|now| 15 - now).enumerate() {
         let clock = Clock { now: 1000 + 200 * step as u64, rest: 100 };
-        assert_eq!(scale.step(Excursion::NONE, now, clock).len(), 1);
+        assert_eq!(scale.step(Excursion::NONE, now, clock).crossings.len(), 1);
     }
 }
 
@@ -226,7 +232,7 @@ mod model {
                         for (_, file, ..) in list.iter().filter(|held| held.0 == slot) {
                             *counts.entry(*file).or_insert(0) += 1;
                         }
-                        prop_assert_eq!(registry.remove_group(slot), Vec::from_iter(counts));
+                        prop_assert_eq!(super::counts(registry.remove_group(slot)), Vec::from_iter(counts));
                         list.retain(|held| held.0 != slot);
                     }
                     1 => {
@@ -234,7 +240,7 @@ mod model {
                         let mut slots: Vec<_> = gone.map(|held| held.0).collect();
                         slots.sort_unstable();
                         slots.dedup();
-                        prop_assert_eq!(registry.remove_file(file), slots.clone());
+                        prop_assert_eq!(registry.remove_file(file).0, slots.clone());
                         slots.into_iter().for_each(|slot| registry.forget_group(slot));
                         list.retain(|held| held.1 != file);
                     }
@@ -246,7 +252,7 @@ mod model {
                             (ControlFile::Usage, Wish::Threshold(Threshold::plain(Pages(u64::from(act)))))
                         };
                         let id = GroupId { slot, generation: 1 };
-                        registry.add(id, Registration { on, wish, file, owner }, 0, u64::MAX);
+                        registry.add(id, Registration::new(on, wish, file, owner), 0, u64::MAX);
                         list.push((slot, file, first.unwrap_or(owner), wish == Wish::Oom));
                     }
                 }

@@ -6,6 +6,7 @@ use monitor_common::{band::take, slot::State, word::Word as _};
 use crate::{
     registry::give_back,
     source::{FileId, Source},
+    vault::{self, Ticket},
     watcher::{Cause, Event, Watcher},
 };
 
@@ -16,12 +17,14 @@ impl<S: Source> Watcher<S> {
         if !self.registry.has_file(file) {
             return false;
         }
+        // The agent's, and the bag's.
+        let own = 1 + if self.vault.is_some() { vault::REFERENCES } else { 0 };
         match self.source.file_refs(file) {
-            Ok(refs) if refs <= 1 => {
+            Ok(refs) if refs <= own => {
                 self.forget_file(file);
                 false
             }
-            Ok(refs) => refs == 2,
+            Ok(refs) => refs == own + 1,
             Err(error) => {
                 log::error!("{error}");
                 false
@@ -33,9 +36,10 @@ impl<S: Source> Watcher<S> {
     /// nothing else are let go.
     pub(super) fn remove_group(&mut self, index: u32) {
         let cgroup_id = self.source.slot(index).map_or(0, |slot| slot.cgroup_id.get());
-        for (file, registrations) in self.registry.remove_group(index) {
-            let signals = u64::from(registrations);
+        for (file, tickets) in self.registry.remove_group(index) {
+            let signals = tickets.len() as u64;
             self.signal(file, &Event { cgroup_id, cause: Cause::Removed, signals });
+            self.strike_out(&tickets);
             if !self.registry.has_file(file) {
                 self.drop_file(file);
             }
@@ -45,7 +49,9 @@ impl<S: Source> Watcher<S> {
     }
 
     pub(super) fn forget_file(&mut self, file: FileId) {
-        for slot in self.registry.remove_file(file) {
+        let (slots, tickets) = self.registry.remove_file(file);
+        self.strike_out(&tickets);
+        for slot in slots {
             self.settle(slot);
         }
         self.drop_file(file);
@@ -57,6 +63,15 @@ impl<S: Source> Watcher<S> {
         self.followers.remove(&file);
         self.eventfds.remove(&file);
         give_back(&mut self.eventfds);
+        if let Some(vault) = &mut self.vault {
+            vault.let_go(file, &self.eventfds);
+        }
+    }
+
+    pub(super) fn strike_out(&mut self, tickets: &[Ticket]) {
+        if let Some(vault) = &mut self.vault {
+            tickets.iter().for_each(|ticket| vault.state_mut().leave(*ticket));
+        }
     }
 
     /// After registrations went: a band for those that are left, or none.

@@ -10,8 +10,9 @@ use nix::errno::Errno;
 
 use crate::{
     eventfd::EventFd,
-    registry::Registration,
+    registry::{Registration, first_side},
     source::{FileId, GroupId, Source},
+    vault::{Record, Ticket},
     watcher::{Cause, Event, Follower, Watcher},
 };
 
@@ -41,7 +42,24 @@ pub struct Request {
     pub owner: u32,
 }
 
+/// A registration that was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "to be confirmed when the client has its answer"]
+pub struct Receipt {
+    /// On which group.
+    pub group: GroupId,
+    ticket: Ticket,
+    file: FileId,
+}
+
 impl<S: Source> Watcher<S> {
+    /// The client has its answer.
+    pub fn confirm(&self, receipt: Receipt) {
+        if let Some(vault) = self.vault.as_ref().filter(|_| self.registry.has_file(receipt.file)) {
+            vault.state().confirm(receipt.ticket);
+        }
+    }
+
     /// Registers a wish.
     ///
     /// # Errors
@@ -49,7 +67,7 @@ impl<S: Source> Watcher<S> {
     /// `css_tryget_online`; `EDQUOT` when the user has as many as one may have;
     /// `ENOMEM` when no further eventfd can be followed; `EOPNOTSUPP` when this
     /// kernel cannot tell that.
-    pub fn register(&mut self, request: Request) -> Result<(), Errno> {
+    pub fn register(&mut self, request: Request) -> Result<Receipt, Errno> {
         let internal = |error: crate::Error| {
             log::error!("registration failed: {error}");
             Errno::EIO
@@ -87,21 +105,25 @@ impl<S: Source> Watcher<S> {
             self.settle(group.slot);
             return Err(Errno::EINVAL);
         };
-        if !self.registry.has_file(file) {
-            if let Err(error) = self.source.follow_file(file) {
-                log::warn!("{error}");
+        let cgroup_id = self.id_of(group.slot);
+        let above = first_side(&wish, now, limit);
+        let record = Record { on, wish, file, owner, group, cgroup_id, above, sure: false };
+        let late = self.answered_late(&record);
+        let ticket = match late.map_or_else(|| self.admit(&record, eventfd), Ok) {
+            Ok(ticket) => ticket,
+            Err(errno) => {
                 self.settle(group.slot);
-                return Err(Errno::ENOMEM);
+                return Err(errno);
             }
-            // Known, and gone since: no door hands that over.
-            let Handed::New(eventfd, _) = eventfd else { return Err(Errno::EBADF) };
-            self.eventfds.insert(file, eventfd);
-        }
+        };
         if let Some(follower) = follower {
             self.followers.entry(file).or_default().push(follower);
         }
+        if late.is_some() {
+            return Ok(Receipt { group, ticket, file });
+        }
         let before = self.paces();
-        self.registry.add(group, Registration { on, wish, file, owner }, now, limit);
+        self.registry.add(group, Registration { on, wish, file, owner, ticket, above: None }, now, limit);
         self.source.want(self.registry.wanted());
         if self.paces() != before {
             self.work.notify_one();
@@ -116,7 +138,36 @@ impl<S: Source> Watcher<S> {
             let id = self.id_of(group.slot);
             self.signal(file, &Event { cgroup_id: id, cause: Cause::Oom { limit: id }, signals: 1 });
         }
-        Ok(())
+        Ok(Receipt { group, ticket, file })
+    }
+
+    /// Takes in the eventfd, if it is new, and records the registration.
+    fn admit(&mut self, record: &Record, eventfd: Handed) -> Result<Ticket, Errno> {
+        let file = record.file;
+        let refused = |error: crate::Error| {
+            log::warn!("{error}");
+            Errno::ENOMEM
+        };
+        let is_new = !self.registry.has_file(file);
+        if is_new {
+            // Known, and gone since: no door hands that over.
+            let Handed::New(eventfd, _) = eventfd else { return Err(Errno::EBADF) };
+            self.source.follow_file(file).map_err(refused)?;
+            if let Some(vault) = &mut self.vault
+                && let Err(error) = vault.keep(file, &eventfd, &self.eventfds)
+            {
+                self.source.unfollow_file(file);
+                return Err(refused(error));
+            }
+            self.eventfds.insert(file, eventfd);
+        }
+        let Some(vault) = &mut self.vault else { return Ok(Ticket::NONE) };
+        vault.state_mut().enter(record).map_err(|error| {
+            if is_new {
+                self.drop_file(file);
+            }
+            refused(error)
+        })
     }
 
     /// Looks at a group where there is something to see.

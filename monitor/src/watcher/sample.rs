@@ -72,11 +72,11 @@ impl<S: Source> Watcher<S> {
         let clock = self.clock();
         let Some(group) = self.registry.group_mut(slot) else { return };
         let scale = group.scale_mut(file);
-        let crossings = scale.step(seen, now, clock);
+        let outcome = scale.step(seen, now, clock);
         let rest = scale.rests_until();
         let cgroup_id = self.id_of(slot);
         self.rests.extend(rest.map(|until| (until, slot)));
-        self.signal_crossings(cgroup_id, file, &crossings, now);
+        self.signal_crossings(cgroup_id, file, outcome, now);
     }
 
     /// The lowest limit from a group up to the root, in pages: what percents are
@@ -115,14 +115,15 @@ impl<S: Source> Watcher<S> {
         for file in ControlFile::QUANTITIES {
             let Some(group) = self.registry.group_mut(slot) else { return };
             let scale = group.scale_mut(file);
-            let crossings = scale.follow(limit, clock);
+            let outcome = scale.follow(limit, clock);
             let now = scale.now();
-            self.signal_crossings(cgroup_id, file, &crossings, now);
+            self.signal_crossings(cgroup_id, file, outcome, now);
         }
         // The bands have to follow, too.
         self.look(slot);
     }
-    fn clock(&self) -> Clock {
+
+    pub(super) fn clock(&self) -> Clock {
         Clock { now: self.host.clock(), rest: self.limits.rest }
     }
 
@@ -143,10 +144,10 @@ impl<S: Source> Watcher<S> {
             for file in ControlFile::QUANTITIES {
                 let Some(group) = self.registry.group_mut(slot) else { continue };
                 let scale = group.scale_mut(file);
-                let crossings = scale.wake(clock, all);
+                let outcome = scale.wake(clock, all);
                 let (now, rest) = (scale.now(), scale.rests_until());
                 self.rests.extend(rest.map(|until| (until, slot)));
-                self.signal_crossings(cgroup_id, file, &crossings, now);
+                self.signal_crossings(cgroup_id, file, outcome, now);
             }
             // The band takes them in again.
             self.look(slot);

@@ -12,7 +12,7 @@ use monitor_common::{
 };
 
 use crate::{
-    registry::Crossing,
+    registry::{Crossing, Outcome, Side},
     source::{FileId, Source},
     watcher::{
         Watcher,
@@ -48,22 +48,32 @@ impl<S: Source> Watcher<S> {
         self.source.slot(index).map_or(0, |slot| slot.cgroup_id.get())
     }
 
-    pub(super) fn signal_crossings(
-        &mut self,
-        cgroup_id: u64,
-        on: ControlFile,
-        crossings: &[Crossing],
-        usage: u64,
-    ) {
+    /// Signals crossings, then records them: an agent that is killed in between lets
+    /// the next one signal some of them once more, and none not at all.
+    pub(super) fn signal_crossings(&mut self, cgroup_id: u64, on: ControlFile, outcome: Outcome, usage: u64) {
+        let Outcome { crossings, mut sides } = outcome;
         let mut totals: BTreeMap<FileId, u64> = BTreeMap::new();
         for crossing in crossings {
             *totals.entry(crossing.file).or_default() += 1;
-            let Crossing { threshold, direction, .. } = *crossing;
+            let Crossing { file, threshold, direction } = crossing;
             let cause = Cause::Crossed { on, threshold, direction, usage };
-            self.tell(crossing.file, &Event { cgroup_id, cause, signals: 1 });
+            self.tell(file, &Event { cgroup_id, cause, signals: 1 });
         }
+        // The quiet ones first, then each eventfd's after its signal.
+        sides.sort_by_key(|side| (totals.contains_key(&side.file), side.file));
+        let mut sides = sides.into_iter().peekable();
+        self.record_sides(std::iter::from_fn(|| sides.next_if(|side| !totals.contains_key(&side.file))));
         for (file, total) in totals {
             self.add(file, total);
+            self.record_sides(std::iter::from_fn(|| sides.next_if(|side| side.file == file)));
+        }
+    }
+
+    fn record_sides(&self, sides: impl Iterator<Item = Side>) {
+        for side in sides {
+            if let Some(vault) = &self.vault {
+                vault.state().set_above(side.ticket, side.above);
+            }
         }
     }
 
@@ -87,7 +97,7 @@ impl<S: Source> Watcher<S> {
             && let Some(group) = self.registry.group(index)
         {
             let event = Event { cgroup_id: self.id_of(index), cause: Cause::Empty, signals: seen.emptied };
-            for file in group.empty().to_vec() {
+            for file in group.empty().collect::<Vec<_>>() {
                 self.signal(file, &event);
             }
         }
@@ -101,7 +111,7 @@ impl<S: Source> Watcher<S> {
         self.registry
             .oom_groups()
             .filter(|group| is_in(group.id.slot))
-            .flat_map(|group| group.oom().iter().map(|file| (self.id_of(group.id.slot), *file)))
+            .flat_map(|group| group.oom().map(|file| (self.id_of(group.id.slot), file)))
             .collect()
     }
 

@@ -8,8 +8,8 @@ use monitor_common::{
     threshold::{At, Threshold},
 };
 
-use super::{BURST, Clock, Crossing};
-use crate::source::FileId;
+use super::{BURST, Clock, Crossing, Outcome, Side};
+use crate::{registry::Registration, source::FileId, vault::Ticket};
 
 /// One registration of a threshold.
 #[derive(Debug)]
@@ -19,13 +19,21 @@ pub(super) struct Entry {
     pub(super) threshold: u64,
     /// When its present burst began, and the crossings in it.
     pub(super) since: u64,
+    pub(super) ticket: Ticket,
     pub(super) burst: u8,
     above: bool,
-    up: bool,
-    down: bool,
+    ways: Ways,
     rests: bool,
     /// What v1 did not have: most do without.
     more: Option<Box<More>>,
+}
+
+/// Which directions are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ways {
+    Both,
+    Up,
+    Down,
 }
 
 #[derive(Debug)]
@@ -39,13 +47,19 @@ const _: () = assert!(size_of::<Entry>() == 40);
 
 impl Entry {
     /// A threshold that lies at `pages`, while the quantity is `now`.
-    pub(super) fn new(file: FileId, wish: Threshold, pages: u64, now: u64) -> Self {
+    pub(super) fn new(registration: &Registration, wish: Threshold, pages: u64, now: u64) -> Self {
+        let Registration { file, ticket, above, .. } = *registration;
         let Threshold { at, up, down, hysteresis } = wish;
+        let ways = match (up, down) {
+            (true, false) => Ways::Up,
+            (false, true) => Ways::Down,
+            _ => Ways::Both,
+        };
         let percent = matches!(at, At::Percent(_)).then_some(at);
         let is_plain = percent.is_none() && hysteresis.0 == 0;
         let more = (!is_plain).then(|| Box::new(More { hysteresis: hysteresis.0, percent }));
-        let above = Mark::new(pages, hysteresis.0, now).above;
-        Self { file, threshold: pages, since: 0, burst: 0, above, up, down, rests: false, more }
+        let above = above.unwrap_or(Mark::new(pages, hysteresis.0, now).above);
+        Self { file, threshold: pages, since: 0, ticket, burst: 0, above, ways, rests: false, more }
     }
 
     fn mark(&self) -> Mark {
@@ -69,20 +83,23 @@ impl Entry {
 
     const fn hears(&self, way: Direction) -> bool {
         match way {
-            Direction::Up => self.up,
-            Direction::Down => self.down,
+            Direction::Up => !matches!(self.ways, Ways::Down),
+            Direction::Down => !matches!(self.ways, Ways::Up),
         }
     }
 
     /// Tells what a step crossed; true when it is to rest.
-    pub(super) fn apply(&mut self, step: &Step, clock: Clock, crossings: &mut Vec<Crossing>) -> bool {
+    pub(super) fn apply(&mut self, step: &Step, clock: Clock, outcome: &mut Outcome) -> bool {
         let mut mark = self.mark();
         let mut told = 0;
         for direction in mark.step(step).into_iter().flatten().filter(|way| self.hears(*way)) {
-            crossings.push(Crossing { file: self.file, threshold: self.threshold, direction });
+            outcome.crossings.push(Crossing { file: self.file, threshold: self.threshold, direction });
             told += 1;
         }
-        self.above = mark.above;
+        if self.above != mark.above {
+            self.above = mark.above;
+            outcome.sides.push(Side { file: self.file, ticket: self.ticket, above: mark.above });
+        }
         let is_over = self.burst == 0 || clock.now.saturating_sub(self.since) >= clock.rest;
         (self.since, self.burst) =
             if is_over { (clock.now, told) } else { (self.since, self.burst.saturating_add(told)) };
@@ -194,13 +211,14 @@ impl Store {
         self.resting.iter().map(|(until, _)| *until).min()
     }
 
-    /// Forgets all of an eventfd's; how many there were.
-    pub(super) fn remove_file(&mut self, file: FileId) -> usize {
+    /// Forgets all of an eventfd's; where they were recorded.
+    pub(super) fn remove_file(&mut self, file: FileId) -> Vec<Ticket> {
         let mut places: Vec<Place> = match &self.files {
             Some(files) => files.range((file, 0)..=(file, Place::MAX)).map(|(_, place)| *place).collect(),
             None => self.places().filter(|place| self.entries[*place as usize].file == file).collect(),
         };
         places.sort_unstable();
+        let tickets = places.iter().map(|place| self.entries[*place as usize].ticket).collect();
         // The highest first: the last entry takes its place, and is none of them.
         for place in places.iter().rev() {
             self.remove(*place);
@@ -208,7 +226,7 @@ impl Store {
         if self.entries.capacity() > FEW.max(4 * self.entries.len()) {
             self.entries.shrink_to(2 * self.entries.len());
         }
-        places.len()
+        tickets
     }
 
     fn remove(&mut self, place: Place) {

@@ -2,13 +2,14 @@
 
 use monitor_common::{
     band::Excursion,
+    control::{ControlFile, Wish},
     crossing::{Mark, Step, band_around},
     threshold::{At, Pages, Threshold},
 };
 use proptest::prelude::*;
 
 use super::{BURST, Clock, Crossing, Scale, pages};
-use crate::source::FileId;
+use crate::{registry::Registration, source::FileId};
 
 const REST: u64 = 100;
 
@@ -145,16 +146,17 @@ proptest! {
             clock.now += pause;
             let (told, gone) = match act.clone() {
                 Act::Add(wish, file) => {
-                    scale.add(20, wish, limit, FileId(file));
+                    let registration = Registration::new(ControlFile::Usage, Wish::Threshold(wish), FileId(file), 0);
+                    scale.add(20, wish, limit, &registration);
                     (Vec::new(), 0)
                 }
-                Act::Step(min, max, now) => (scale.step(Excursion { min, max }, now, clock), 0),
-                Act::Wake(all) => (scale.wake(clock, all), 0),
+                Act::Step(min, max, now) => (scale.step(Excursion { min, max }, now, clock).crossings, 0),
+                Act::Wake(all) => (scale.wake(clock, all).crossings, 0),
                 Act::Follow(to) => {
                     limit = to;
-                    (scale.follow(to, clock), 0)
+                    (scale.follow(to, clock).crossings, 0)
                 }
-                Act::Remove(file) => (Vec::new(), scale.remove_file(FileId(file))),
+                Act::Remove(file) => (Vec::new(), scale.remove_file(FileId(file)).len() as u64),
             };
             let (expected, went) = model.act(&act, clock, &mut its_limit);
             prop_assert_eq!(sorted(told), sorted(expected), "{:?}", act);
@@ -169,7 +171,7 @@ proptest! {
             prop_assert_eq!(scale.rests_until(), model.list.iter().filter_map(|one| one.rests).min());
             let percents = model.list.iter().filter(|one| matches!(one.wish.at, At::Percent(_))).count();
             prop_assert_eq!(scale.percents(), percents);
-            let mut files: Vec<_> = scale.files().collect();
+            let mut files: Vec<_> = scale.tickets().map(|(file, _)| file).collect();
             let mut expected: Vec<_> = model.list.iter().map(|one| one.file).collect();
             files.sort_unstable();
             expected.sort_unstable();

@@ -144,7 +144,7 @@ fn a_user_has_a_quota_and_root_has_none() {
     let (mut watcher, client) = (watcher(), client());
     let group = watcher.source.group(0);
     let of = |owner, watcher: &mut Watcher<FakeKernel>| {
-        watcher.register(Request { owner, ..request(group, USAGE, "7", &client) })
+        watcher.register(Request { owner, ..request(group, USAGE, "7", &client) }).map(drop)
     };
     for _ in 0..5 {
         assert_eq!(of(1000, &mut watcher), Ok(()));

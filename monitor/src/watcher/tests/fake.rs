@@ -31,6 +31,8 @@ pub(super) struct FakeKernel {
     pub(super) slots: Vec<SharedSlot>,
     pub(super) counters: Vec<Cell<Option<u64>>>,
     pub(super) references: RefCell<HashMap<FileId, u64>>,
+    /// Of files that `references` says nothing of.
+    pub(super) usual_references: u64,
     pub(super) recycled: Vec<u32>,
     pub(super) room_for_files: usize,
     pub(super) broken: Cell<bool>,
@@ -58,6 +60,7 @@ impl FakeKernel {
             slots,
             counters: vec![Cell::new(Some(0)), Cell::new(Some(0))],
             references: RefCell::default(),
+            usual_references: 2,
             recycled: Vec::new(),
             room_for_files: 8,
             broken: Cell::new(false),
@@ -171,7 +174,7 @@ impl Source for FakeKernel {
     }
 
     fn file_refs(&self, file: FileId) -> Result<u64> {
-        Ok(self.references.borrow().get(&file).copied().unwrap_or(2))
+        Ok(self.references.borrow().get(&file).copied().unwrap_or(self.usual_references))
     }
 
     fn follow_file(&mut self, _: FileId) -> Result<()> {
@@ -184,6 +187,10 @@ impl Source for FakeKernel {
 
     fn unfollow_file(&mut self, _: FileId) {
         self.room_for_files += 1;
+    }
+
+    fn followed(&self) -> Vec<FileId> {
+        Vec::new()
     }
 
     fn recycle(&mut self, slot: u32) {

@@ -1,0 +1,190 @@
+//! What is held of the programs while they are attached: the object and its links, or
+//! nothing but what their pins give when they are opened.
+
+use std::{
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, RawFd},
+    path::Path,
+};
+
+use aya::{
+    Ebpf,
+    maps::{HashMap, Map, MapData, RingBuf, Stack},
+    programs::{FEntry, FExit, ProgramError, RawTracePoint, links::FdLink},
+};
+use monitor_common::ring::Tally;
+
+use crate::{
+    error::{Error, Result},
+    kernel::{HOOKS, Hook},
+    programs::{
+        Sizes,
+        load::{attach_hook, failed},
+        pins::MAPS,
+    },
+    table::{SharedScratch, SharedSlot, Table},
+};
+
+/// The attached programs.
+pub(super) enum Held {
+    /// Detached when the links go.
+    Loaded { ebpf: Box<Ebpf>, links: Vec<(&'static str, FdLink)> },
+    /// Detached when their pins go.
+    Pinned { ask: Box<RawTracePoint>, charge: Vec<FExit> },
+}
+
+impl Held {
+    /// Attaches `hooks`, in their order.
+    pub(super) fn attach(&mut self, hooks: &[&Hook]) -> Result<()> {
+        let Self::Loaded { ebpf, links } = self else { return Ok(()) };
+        links.clear();
+        for hook in hooks {
+            let link = attach_hook(ebpf, hook).map_err(|error| {
+                let what = format!("cannot attach the {} program to {}", hook.kind.as_str(), hook.function);
+                failed(&what, &error)
+            })?;
+            links.push((hook.program, link));
+        }
+        Ok(())
+    }
+
+    /// Whether the program for `hook` is loaded.
+    pub(super) fn has(&self, hook: &Hook) -> bool {
+        matches!(self, Self::Loaded { ebpf, .. }
+            if ebpf.program(hook.program).is_some_and(|program| program.fd().is_ok()))
+    }
+
+    /// Those that are pinned in `folder`.
+    pub(super) fn open(folder: &Path) -> Result<Self> {
+        let at = |name: &str| folder.join(format!("prog-{name}"));
+        let no = |error: ProgramError| failed("cannot open a pinned program (BPF_OBJ_GET)", &error);
+        let ask = Box::new(RawTracePoint::from_pin(at("ask")).map_err(no)?);
+        let charge = HOOKS.iter().filter(|hook| is_charge(hook));
+        let charge =
+            charge.map(|hook| FExit::from_pin(at(hook.program)).map_err(no)).collect::<Result<_>>()?;
+        Ok(Self::Pinned { ask, charge })
+    }
+
+    /// Pins everything below `folder`, the maps last.
+    pub(super) fn pin(&mut self, folder: &Path, maps: &[(&'static str, MapData)]) -> Result<()> {
+        let Self::Loaded { ebpf, links } = self else { return Ok(()) };
+        let no = |error: aya::pin::PinError| failed("cannot pin (BPF_OBJ_PIN)", &error);
+        for (name, program) in ebpf.programs_mut().filter(|(_, program)| program.fd().is_ok()) {
+            program.pin(folder.join(format!("prog-{name}"))).map_err(no)?;
+        }
+        for (name, link) in links.drain(..) {
+            link.pin(folder.join(format!("link-{name}"))).map_err(no)?;
+        }
+        for (name, map) in maps {
+            map.pin(folder.join(format!("map-{name}"))).map_err(no)?;
+        }
+        Ok(())
+    }
+
+    /// The program that answers the agent.
+    pub(super) fn ask(&self) -> Result<&RawTracePoint> {
+        match self {
+            Self::Pinned { ask, .. } => Ok(ask),
+            Self::Loaded { ebpf, .. } => ebpf
+                .program("ask")
+                .ok_or_else(|| Error::Host("the program `ask` is not loaded".into()))?
+                .try_into()
+                .map_err(|error: ProgramError| failed("ask", &error)),
+        }
+    }
+
+    /// The charge programs' descriptors, by which the kernel tells its counts of them.
+    pub(super) fn charge(&self) -> Vec<RawFd> {
+        match self {
+            Self::Pinned { charge, .. } => {
+                charge.iter().filter_map(|program| Some(program.fd().ok()?.as_fd().as_raw_fd())).collect()
+            }
+            Self::Loaded { ebpf, .. } => HOOKS
+                .iter()
+                .filter(|hook| is_charge(hook))
+                .filter_map(|hook| Some(ebpf.program(hook.program)?.fd().ok()?.as_fd().as_raw_fd()))
+                .collect(),
+        }
+    }
+
+    /// Id of a program that writes to the programs' log, where they are pinned.
+    pub(super) fn logging(folder: &Path) -> Option<u32> {
+        Some(FEntry::from_pin(folder.join("prog-css_online")).ok()?.info().ok()?.id())
+    }
+}
+
+fn is_charge(hook: &Hook) -> bool {
+    hook.required && hook.function.starts_with("page_counter_")
+}
+
+/// The maps, as the agent uses them.
+pub(super) struct Maps {
+    pub(super) slots: Table<SharedSlot>,
+    pub(super) scratch: Table<SharedScratch>,
+    pub(super) tallies: Table<std::sync::atomic::AtomicU64>,
+    pub(super) free: Stack<MapData, u32>,
+    pub(super) files: HashMap<MapData, u64, u32>,
+    pub(super) ring: RingBuf<MapData>,
+}
+
+impl Maps {
+    /// Takes them out of a loaded object.
+    pub(super) fn of(ebpf: &mut Ebpf, sizes: Sizes) -> Result<Self> {
+        Self::get(sizes, |name| {
+            ebpf.take_map(name).ok_or_else(|| Error::Host(format!("the object has no map {name}")))
+        })
+    }
+
+    /// Opens those that are pinned in `folder`.
+    pub(super) fn open(folder: &Path, sizes: Sizes) -> Result<Self> {
+        Self::get(sizes, |name| open_map(folder, name))
+    }
+
+    fn get(sizes: Sizes, mut map: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
+        let no = |error: aya::maps::MapError| failed("a map is of another type", &error);
+        Ok(Self {
+            slots: Table::map(array(&map("SLOTS")?)?, sizes.groups as usize + 1, "SLOTS")?,
+            scratch: Table::map(array(&map("SCRATCH")?)?, 1, "SCRATCH")?,
+            tallies: Table::map(array(&map("TALLIES")?)?, Tally::COUNT, "TALLIES")?,
+            free: map("FREE")?.try_into().map_err(no)?,
+            files: map("FILES")?.try_into().map_err(no)?,
+            ring: map("DOORBELLS")?.try_into().map_err(no)?,
+        })
+    }
+}
+
+/// The answer cell that is pinned in `folder`: says what the rest is.
+pub(super) fn open_scratch(folder: &Path) -> Result<Table<SharedScratch>> {
+    Table::map(array(&open_map(folder, "SCRATCH")?)?, 1, "SCRATCH")
+}
+
+/// The slots that are pinned there.
+pub(super) fn open_slots(folder: &Path, groups: u32) -> Result<Table<SharedSlot>> {
+    Table::map(array(&open_map(folder, "SLOTS")?)?, groups as usize + 1, "SLOTS")
+}
+
+fn open_map(folder: &Path, name: &str) -> Result<Map> {
+    let no = |error: aya::maps::MapError| {
+        failed(&format!("cannot open the pinned map {name} (BPF_OBJ_GET)"), &error)
+    };
+    Map::from_map_data(MapData::from_pin(folder.join(format!("map-{name}"))).map_err(no)?).map_err(no)
+}
+
+/// Duplicates of the maps' descriptors, to pin them by.
+pub(super) fn for_pinning(ebpf: &Ebpf) -> Result<Vec<(&'static str, MapData)>> {
+    let duplicate = |name| {
+        let map = ebpf.map(name).ok_or_else(|| Error::Host(format!("the object has no map {name}")))?;
+        let (Map::Array(data) | Map::HashMap(data) | Map::Stack(data) | Map::RingBuf(data)) = map else {
+            return Err(Error::Host(format!("the map {name} is of another type")));
+        };
+        let fd = data.fd().as_fd().try_clone_to_owned().map_err(|error| failed("dup", &error))?;
+        Ok((name, MapData::from_fd(fd).map_err(|error| failed(name, &error))?))
+    };
+    MAPS.into_iter().map(duplicate).collect()
+}
+
+fn array(map: &Map) -> Result<BorrowedFd<'_>> {
+    match map {
+        Map::Array(data) => Ok(data.fd().as_fd()),
+        _ => Err(Error::Host("a shared map is not an array".into())),
+    }
+}

@@ -1,0 +1,209 @@
+//! `agent --supervised`: a small parent that holds what has to outlive the agent, and
+//! starts the agent again when it dies. It speaks a service manager's part of
+//! `sd_notify(3)`: `FDSTORE=1`, `FDSTOREREMOVE=1`, `FDNAME=`; the rest it passes on.
+
+mod child;
+mod message;
+
+use std::{
+    ffi::OsString,
+    os::fd::{AsFd as _, OwnedFd},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        signal::{SigSet, Signal, kill},
+        signalfd::{SfdFlags, SignalFd},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::Pid,
+};
+
+use crate::{
+    error::{Error, Result},
+    keeper::Handed,
+    supervisor::{
+        child::Worker,
+        message::{Mailbox, Message},
+    },
+};
+
+/// Descriptors that are kept at most, as `FileDescriptorStoreMax=`.
+const ROOM: usize = 256;
+/// The longest time between two attempts to start an agent that dies at once.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// Who lived that long did not die at once.
+const LONG_ENOUGH: Duration = Duration::from_secs(10);
+
+/// Why the loop ended.
+enum End {
+    /// Told to: with the agent's exit code.
+    Stopped(u8),
+    /// Told to begin anew, as another version perhaps.
+    Again,
+}
+
+/// The parent.
+struct Supervisor {
+    program: PathBuf,
+    arguments: Vec<OsString>,
+    mailbox: Mailbox,
+    signals: SignalFd,
+    kept: Handed,
+    worker: Option<Worker>,
+    /// When the next one is to be started.
+    due: Instant,
+    pause: Duration,
+    was_ready: bool,
+    stopping: Option<Signal>,
+}
+
+/// Runs `program` with `arguments` as the agent, again and again, until told to stop by
+/// SIGTERM or SIGINT: its exit code. It is told of at `mailbox`. SIGHUP ends the agent, leaving what it has to the
+/// next, and begins with the program as it is then. `kept` is what came with the process.
+///
+/// # Errors
+/// The parent's own sockets cannot be made, or the first agent does not start.
+pub fn run(program: PathBuf, arguments: Vec<OsString>, mailbox: PathBuf, kept: Handed) -> Result<u8> {
+    let mut mask = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD] {
+        mask.add(signal);
+    }
+    mask.thread_block().map_err(|errno| Error::syscall("sigprocmask", errno))?;
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    let mut supervisor = Supervisor {
+        program,
+        arguments,
+        mailbox: Mailbox::new(mailbox)?,
+        signals: SignalFd::with_flags(&mask, flags).map_err(|errno| Error::syscall("signalfd", errno))?,
+        kept,
+        worker: None,
+        due: Instant::now(),
+        pause: Duration::ZERO,
+        was_ready: false,
+        stopping: None,
+    };
+    match supervisor.serve()? {
+        End::Stopped(code) => Ok(code),
+        End::Again => Err(child::begin_again(&supervisor.program, &supervisor.kept)),
+    }
+}
+
+impl Supervisor {
+    fn serve(&mut self) -> Result<End> {
+        loop {
+            if self.worker.is_none() && Instant::now() >= self.due {
+                let notify = self.mailbox.path();
+                let worker = child::start(&self.program, &self.arguments, &self.kept, notify, ROOM)?;
+                log::debug!("the agent is process {}", worker.pid);
+                self.worker = Some(worker);
+            }
+            self.wait()?;
+            while let Some(message) = self.mailbox.receive(self.worker.as_ref().map(|worker| worker.pid)) {
+                self.take(message);
+            }
+            while let Ok(Some(signal)) = self.signals.read_signal() {
+                if let Some(end) = self.hear(Signal::try_from(signal.ssi_signo.cast_signed()))? {
+                    return Ok(end);
+                }
+            }
+        }
+    }
+
+    fn wait(&self) -> Result<()> {
+        let timeout = match self.worker {
+            Some(_) => PollTimeout::NONE,
+            None => {
+                let left = self.due.saturating_duration_since(Instant::now());
+                PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX)
+            }
+        };
+        let mut waited =
+            [self.mailbox.as_fd(), self.signals.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        match poll(&mut waited, timeout) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(errno) => Err(Error::syscall("poll", errno)),
+        }
+    }
+
+    fn take(&mut self, message: Message) {
+        let Message { store, forget, name, ready, rest, descriptors } = message;
+        let name = name.unwrap_or_else(|| "stored".into());
+        if forget {
+            self.kept.retain(|(kept, _)| *kept != name);
+        } else if store {
+            self.keep(&name, descriptors);
+        }
+        if ready {
+            self.was_ready = true;
+        }
+        if !rest.is_empty()
+            && let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Custom(&rest)])
+        {
+            log::warn!("cannot tell the service manager: {error}");
+        }
+    }
+
+    fn keep(&mut self, name: &str, descriptors: Vec<OwnedFd>) {
+        for fd in descriptors {
+            if self.kept.len() == ROOM {
+                log::error!("more than {ROOM} descriptors to keep: {name} is not kept");
+                return;
+            }
+            self.kept.push((name.to_owned(), fd));
+        }
+    }
+
+    fn hear(&mut self, signal: nix::Result<Signal>) -> Result<Option<End>> {
+        match signal {
+            Ok(Signal::SIGCHLD) => self.bury(),
+            Ok(signal) => {
+                let Some(worker) = &self.worker else {
+                    return Ok(Some(if signal == Signal::SIGHUP { End::Again } else { End::Stopped(0) }));
+                };
+                self.stopping = Some(signal);
+                kill(worker.pid, signal).map_err(|errno| Error::syscall("kill", errno))?;
+                Ok(None)
+            }
+            Err(_) => Ok(None),
+        }
+    }
+
+    fn bury(&mut self) -> Result<Option<End>> {
+        let code = match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(_, code)) => u8::try_from(code).unwrap_or(1),
+            Ok(WaitStatus::Signaled(_, signal, _)) => {
+                log::warn!("the agent was killed by {signal}");
+                1
+            }
+            Ok(_) | Err(Errno::ECHILD) => return Ok(None),
+            Err(errno) => return Err(Error::syscall("waitpid", errno)),
+        };
+        // What it said last counts, too.
+        while let Some(message) = self.mailbox.receive(self.worker.as_ref().map(|worker| worker.pid)) {
+            self.take(message);
+        }
+        let Some(worker) = self.worker.take() else { return Ok(None) };
+        match self.stopping.take() {
+            Some(Signal::SIGHUP) => return Ok(Some(End::Again)),
+            Some(_) => return Ok(Some(End::Stopped(code))),
+            None if !self.was_ready => return Ok(Some(End::Stopped(code.max(1)))),
+            None => {}
+        }
+        self.pause = match worker.began.elapsed() {
+            lived if lived >= LONG_ENOUGH => Duration::ZERO,
+            _ => (self.pause * 2).clamp(Duration::from_millis(10), LONGEST_PAUSE),
+        };
+        // One that had come up is started again at once.
+        if self.mailbox.take_ready() {
+            self.pause = Duration::ZERO;
+        }
+        self.due = Instant::now() + self.pause;
+        log::info!("starting the agent again, with {} descriptors kept for it", self.kept.len());
+        Ok(None)
+    }
+}

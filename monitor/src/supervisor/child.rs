@@ -1,0 +1,125 @@
+//! The agent as a child: started with the descriptors that are kept for it, as a service
+//! manager would (`LISTEN_FDS`).
+
+use std::{
+    ffi::{CString, OsStr, OsString},
+    os::{
+        fd::{AsRawFd as _, RawFd},
+        unix::ffi::{OsStrExt as _, OsStringExt as _},
+    },
+    path::Path,
+    time::Instant,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, fcntl},
+    sys::{
+        prctl,
+        signal::{SigSet, Signal},
+    },
+    unistd::{ForkResult, Pid, execve, fork, getpid},
+};
+
+use crate::{
+    error::{Error, Result},
+    keeper::Handed,
+};
+
+/// The first descriptor that is handed over (`SD_LISTEN_FDS_START`).
+const FIRST: RawFd = 3;
+
+/// A running agent.
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub(super) pid: Pid,
+    pub(super) began: Instant,
+}
+
+/// Starts one.
+pub(super) fn start(
+    program: &Path,
+    arguments: &[OsString],
+    kept: &Handed,
+    notify: &Path,
+    room: usize,
+) -> Result<Worker> {
+    let began = Instant::now();
+    let room = room.to_string();
+    let more = [("NOTIFY_SOCKET", notify.as_os_str()), ("FDSTORE", OsStr::new(&room))];
+    // SAFETY: this process has one thread, so the child may do what it likes.
+    match unsafe { fork() }.map_err(|errno| Error::syscall("fork", errno))? {
+        ForkResult::Parent { child } => Ok(Worker { pid: child, began }),
+        ForkResult::Child => {
+            // A parent that is killed takes what it keeps along: then nothing is to stay.
+            let _ = prctl::set_pdeathsig(Signal::SIGTERM);
+            let errno = become_with(program, arguments, kept, &more);
+            eprintln!("memcg-monitor: execve {}: {errno}", program.display());
+            std::process::exit(1)
+        }
+    }
+}
+
+/// Becomes the program that is there now, with what is kept. Returns only if that fails.
+pub(super) fn begin_again(program: &Path, kept: &Handed) -> Error {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let errno = become_with(program, &arguments, kept, &[]);
+    Error::syscall(format!("execve {}", program.display()), errno)
+}
+
+fn become_with(program: &Path, arguments: &[OsString], kept: &Handed, more: &[(&str, &OsStr)]) -> Errno {
+    match replace(program, arguments, kept, more) {
+        Ok(never) => match never {},
+        Err(errno) => errno,
+    }
+}
+
+fn replace(
+    program: &Path,
+    arguments: &[OsString],
+    kept: &Handed,
+    more: &[(&str, &OsStr)],
+) -> nix::Result<std::convert::Infallible> {
+    let names: Vec<&str> = kept.iter().map(|(name, _)| name.as_str()).collect();
+    let (names, count, pid) = (names.join(":"), kept.len().to_string(), getpid().to_string());
+    // With nothing to hand over there would be a name too many: the empty one.
+    let named = (!kept.is_empty()).then_some(("LISTEN_FDNAMES", OsStr::new(&names)));
+    let ours: Vec<(&str, &OsStr)> = [("LISTEN_PID", OsStr::new(&pid)), ("LISTEN_FDS", OsStr::new(&count))]
+        .into_iter()
+        .chain(named)
+        .chain(more.iter().copied())
+        .collect();
+    let inherited = std::env::vars_os().filter(|(name, _)| !ours.iter().any(|(own, _)| name == own));
+    let mut environment: Vec<CString> = inherited.map(|(name, value)| pair(&name, &value)).collect();
+    environment.extend(ours.iter().map(|(name, value)| pair(OsStr::new(name), value)));
+    let program = text(program.as_os_str().to_owned());
+    let arguments: Vec<CString> =
+        std::iter::once(program.clone()).chain(arguments.iter().cloned().map(text)).collect();
+    hand_over(kept)?;
+    SigSet::all().thread_unblock()?;
+    execve(&program, &arguments, &environment)
+}
+
+/// Puts the descriptors where they are expected, open for the program to come.
+fn hand_over(kept: &Handed) -> nix::Result<()> {
+    let end = FIRST + RawFd::try_from(kept.len()).unwrap_or(0);
+    // Out of the way first: one's place may be where another is now.
+    let moved: Vec<RawFd> =
+        kept.iter().map(|(_, fd)| fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(end))).collect::<nix::Result<_>>()?;
+    for (place, from) in (FIRST..end).zip(moved) {
+        // SAFETY: two numbers; what was at `place` is of no use to the program to come.
+        Errno::result(unsafe { libc::dup2(from.as_raw_fd(), place) })?;
+    }
+    Ok(())
+}
+
+fn pair(name: &OsStr, value: &OsStr) -> CString {
+    let mut bytes = name.as_bytes().to_vec();
+    bytes.push(b'=');
+    bytes.extend_from_slice(value.as_bytes());
+    CString::new(bytes).unwrap_or_default()
+}
+
+fn text(from: OsString) -> CString {
+    CString::new(from.into_vec()).unwrap_or_default()
+}

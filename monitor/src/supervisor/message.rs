@@ -1,0 +1,152 @@
+//! What the agent tells its parent, as it would tell systemd.
+
+use std::{
+    fs,
+    io::{self, IoSliceMut},
+    os::{
+        fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+        unix::{fs::PermissionsExt as _, net::UnixDatagram},
+    },
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    cmsg_space,
+    sys::socket::{
+        ControlMessageOwned, MsgFlags, UnixAddr, UnixCredentials, recvmsg, setsockopt, sockopt::PassCred,
+    },
+    unistd::Pid,
+};
+
+use crate::error::{Error, Result};
+
+/// One datagram.
+#[derive(Debug, Default)]
+pub(super) struct Message {
+    pub(super) store: bool,
+    pub(super) forget: bool,
+    pub(super) name: Option<String>,
+    pub(super) ready: bool,
+    /// Lines that are for the service manager.
+    pub(super) rest: String,
+    pub(super) descriptors: Vec<OwnedFd>,
+}
+
+impl Message {
+    fn parse(text: &str) -> Self {
+        let mut message = Self::default();
+        for line in text.lines() {
+            match line.split_once('=') {
+                Some(("FDSTORE", value)) => message.store = value == "1",
+                Some(("FDSTOREREMOVE", value)) => message.forget = value == "1",
+                Some(("FDNAME", name)) => message.name = Some(name.to_owned()),
+                // Nothing that is kept here is polled; and the process is ours to name.
+                Some(("FDPOLL" | "MAINPID" | "BARRIER", _)) => {}
+                _ => {
+                    message.ready |= line == "READY=1";
+                    message.rest.push_str(line);
+                    message.rest.push('\n');
+                }
+            }
+        }
+        message
+    }
+}
+
+/// Where those arrive; only the agent is listened to.
+#[derive(Debug)]
+pub(super) struct Mailbox {
+    socket: UnixDatagram,
+    path: PathBuf,
+    is_ready: bool,
+}
+
+impl Mailbox {
+    /// At `path`, where one that was killed may have left its own.
+    pub(super) fn new(path: PathBuf) -> Result<Self> {
+        let failed = |error: io::Error| Error::file("bind", &path, error);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(|error| Error::file("make the folder", folder, error))?;
+        }
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        let socket = UnixDatagram::bind(&path).map_err(failed)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        socket.set_nonblocking(true).map_err(failed)?;
+        setsockopt(&socket, PassCred, &true)
+            .map_err(|errno| Error::syscall("setsockopt SO_PASSCRED", errno))?;
+        Ok(Self { socket, path, is_ready: false })
+    }
+
+    /// For `NOTIFY_SOCKET`.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the agent has said that it is ready, since the last time.
+    pub(super) fn take_ready(&mut self) -> bool {
+        std::mem::take(&mut self.is_ready)
+    }
+
+    /// The next message of process `from`; what others send is thrown away.
+    pub(super) fn receive(&mut self, from: Option<Pid>) -> Option<Message> {
+        loop {
+            let mut bytes = [0; 4096];
+            let mut space = cmsg_space!([RawFd; 16], UnixCredentials);
+            let mut slices = [IoSliceMut::new(&mut bytes)];
+            let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
+            let received =
+                recvmsg::<UnixAddr>(self.socket.as_raw_fd(), &mut slices, Some(&mut space), flags).ok()?;
+            let (length, mut sender, mut descriptors) = (received.bytes, None, Vec::new());
+            for control in received.cmsgs().ok()? {
+                match control {
+                    ControlMessageOwned::ScmRights(fds) => {
+                        // SAFETY: the kernel just installed these for us.
+                        descriptors.extend(fds.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+                    }
+                    ControlMessageOwned::ScmCredentials(credentials) => sender = Some(credentials.pid()),
+                    _ => {}
+                }
+            }
+            if sender.is_none() || sender != from.map(Pid::as_raw) {
+                log::debug!("a notification of process {sender:?}, which is not the agent");
+                continue;
+            }
+            let text = String::from_utf8_lossy(&bytes[..length]);
+            let message = Message { descriptors, ..Message::parse(&text) };
+            self.is_ready |= message.ready;
+            return Some(message);
+        }
+    }
+}
+
+impl AsFd for Mailbox {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Drop for Mailbox {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Message;
+
+    #[test]
+    fn what_is_the_managers_is_passed_on() {
+        let message = Message::parse("READY=1\nSTATUS=watching\nMAINPID=7\n");
+        assert!(message.ready && !message.store && !message.forget);
+        assert_eq!(message.rest, "READY=1\nSTATUS=watching\n");
+        let message = Message::parse("FDSTORE=1\nFDNAME=bag-3\nFDPOLL=0");
+        assert!(message.store && !message.forget);
+        assert_eq!((message.name.as_deref(), message.rest.as_str()), (Some("bag-3"), ""));
+        let message = Message::parse("FDSTOREREMOVE=1\nFDNAME=state");
+        assert!(message.forget && !message.store);
+    }
+}

@@ -1,0 +1,398 @@
+//! The state record: a memory file with a [`Record`] for each registration, which the
+//! keeper holds while there is no agent. Written by plain stores, so that an agent may
+//! be killed between any two instructions.
+
+use std::{
+    ffi::CStr,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use monitor_common::band::{Excursion, Seen};
+use nix::{
+    sys::{
+        memfd::{MFdFlags, memfd_create},
+        stat::fstat,
+    },
+    unistd::ftruncate,
+};
+
+use crate::{
+    error::{Error, Result},
+    table::{Shared, Table},
+    vault::record::{FREE, Record, WORDS, made_sure, with_side},
+};
+
+/// Where a registration is in the record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u32);
+
+impl Ticket {
+    /// Of a registration that is not recorded, because nobody would keep the record.
+    pub const NONE: Self = Self(u32::MAX);
+}
+
+/// A cache line of it.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct Line([AtomicU64; WORDS]);
+
+impl Shared for Line {}
+
+/// `memcgmon`
+const MAGIC: u64 = u64::from_le_bytes(*b"memcgmon");
+/// Bump on any change of layout or meaning.
+const FORMAT: u64 = 1;
+
+/// Lines before the first record: the head, and the journal.
+const HEAD: usize = 0;
+const JOURNAL: usize = 1;
+const RECORDS: usize = 8;
+
+/// The head's words.
+const AT_MAGIC: usize = 0;
+const AT_FORMAT: usize = 1;
+const AT_INSTANCE: usize = 2;
+const AT_RESTARTS: usize = 3;
+
+/// Records by which the file grows at least.
+const GROW: usize = 64;
+
+/// The record, mapped.
+#[derive(Debug)]
+pub struct State {
+    file: OwnedFd,
+    lines: Table<Line>,
+    free: Vec<u32>,
+    /// Records that were ever used: all further ones are free.
+    used: u32,
+}
+
+/// What was taken out of a slot, and has not been signalled in full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unfinished {
+    /// `st_ino` of the group's directory.
+    pub cgroup_id: u64,
+    /// What charges had left there.
+    pub seen: Seen,
+}
+
+/// The state, its records, and how many were none.
+type Adopted = (State, Vec<(Ticket, Record)>, u64);
+
+impl State {
+    /// An empty record.
+    ///
+    /// # Errors
+    /// `memfd_create`, `ftruncate` or `mmap` failed.
+    pub fn new() -> Result<Self> {
+        const NAME: &CStr = c"memcg-monitor-state";
+        let file = memfd_create(NAME, MFdFlags::MFD_CLOEXEC)
+            .map_err(|errno| Error::syscall("memfd_create", errno))?;
+        let lines = map(&file, RECORDS + GROW)?;
+        let state = Self { file, lines, free: Vec::new(), used: 0 };
+        state.word(HEAD, AT_FORMAT).store(FORMAT, Ordering::Relaxed);
+        state.word(HEAD, AT_MAGIC).store(MAGIC, Ordering::Release);
+        Ok(state)
+    }
+
+    /// The record of an agent before, what it says, and how many records were none: those
+    /// are logged, not believed.
+    ///
+    /// # Errors
+    /// It is none, or of another version.
+    pub fn adopt(file: OwnedFd) -> Result<Adopted> {
+        let bytes = fstat(&file).map_err(|errno| Error::syscall("fstat of the state record", errno))?.st_size;
+        let lines = usize::try_from(bytes).unwrap_or(0) / size_of::<Line>();
+        if !(RECORDS..=RECORDS + u32::MAX as usize).contains(&lines) {
+            return Err(Error::Host(format!("the state record has {bytes} bytes: it is none")));
+        }
+        let lines = Table::map(&file, lines, "state record")?;
+        let mut state = Self { file, lines, free: Vec::new(), used: 0 };
+        let head = |at| state.word(HEAD, at).load(Ordering::Acquire);
+        if head(AT_MAGIC) != MAGIC || head(AT_FORMAT) != FORMAT {
+            return Err(Error::Host(format!(
+                "the state record is of format {} (magic {:#x}), this agent's is {FORMAT}",
+                head(AT_FORMAT),
+                head(AT_MAGIC)
+            )));
+        }
+        let (mut records, mut flaws) = (Vec::new(), 0);
+        for at in 0..state.room() {
+            match Record::from_words(state.words(RECORDS + at as usize)) {
+                Ok(Some(record)) => {
+                    state.used = at + 1;
+                    records.push((Ticket(at), record));
+                }
+                Ok(None) => {}
+                Err(flaw) => {
+                    log::error!("record {at} of the state is no registration: {flaw}");
+                    flaws += 1;
+                    state.used = at + 1;
+                    state.word(RECORDS + at as usize, 0).store(FREE, Ordering::Release);
+                }
+            }
+        }
+        let held: std::collections::HashSet<u32> = records.iter().map(|(ticket, _)| ticket.0).collect();
+        state.free = (0..state.used).rev().filter(|at| !held.contains(at)).collect();
+        state.word(HEAD, AT_RESTARTS).fetch_add(1, Ordering::Relaxed);
+        Ok((state, records, flaws))
+    }
+
+    /// The memory file.
+    #[must_use]
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// Which maps the records' slots are in; 0: none yet.
+    #[must_use]
+    pub fn instance(&self) -> u64 {
+        self.word(HEAD, AT_INSTANCE).load(Ordering::Relaxed)
+    }
+
+    /// Says so.
+    pub fn set_instance(&self, instance: u64) {
+        self.word(HEAD, AT_INSTANCE).store(instance, Ordering::Relaxed);
+    }
+
+    /// How many agents took the record over.
+    #[must_use]
+    pub fn restarts(&self) -> u64 {
+        self.word(HEAD, AT_RESTARTS).load(Ordering::Relaxed)
+    }
+
+    /// Enters a registration.
+    ///
+    /// # Errors
+    /// The file cannot grow.
+    pub fn enter(&mut self, record: &Record) -> Result<Ticket> {
+        let at = match self.free.pop() {
+            Some(at) => at,
+            None => {
+                if self.used == self.room() {
+                    let more = (self.room() as usize / 2).max(GROW);
+                    self.lines = map(&self.file, self.lines.len() + more)?;
+                }
+                self.used += 1;
+                self.used - 1
+            }
+        };
+        self.write(Ticket(at), record);
+        Ok(Ticket(at))
+    }
+
+    /// Writes a registration anew.
+    pub fn write(&self, ticket: Ticket, record: &Record) {
+        let Some(Line(line)) = self.lines.get(RECORDS + ticket.0 as usize) else { return };
+        let words = record.words();
+        for (word, value) in line.iter().zip(words).skip(1) {
+            word.store(value, Ordering::Relaxed);
+        }
+        // Last: who is killed before has entered nothing.
+        line[0].store(words[0], Ordering::Release);
+    }
+
+    /// Strikes a registration out.
+    pub fn leave(&mut self, ticket: Ticket) {
+        if ticket.0 >= self.used {
+            return;
+        }
+        self.word(RECORDS + ticket.0 as usize, 0).store(FREE, Ordering::Release);
+        self.free.push(ticket.0);
+        if self.free.len() == self.used as usize && self.room() as usize > 4 * GROW {
+            self.shrink();
+        }
+    }
+
+    fn shrink(&mut self) {
+        match map(&self.file, RECORDS + GROW) {
+            Ok(lines) => (self.lines, self.used, self.free) = (lines, 0, Vec::new()),
+            Err(error) => log::warn!("{error}"),
+        }
+    }
+
+    /// The side of a threshold that was told.
+    pub fn set_above(&self, ticket: Ticket, above: bool) {
+        self.change(ticket, |first| with_side(first, above));
+    }
+
+    /// The client has its answer.
+    pub fn confirm(&self, ticket: Ticket) {
+        self.change(ticket, made_sure);
+    }
+
+    fn change(&self, ticket: Ticket, change: impl FnOnce(u64) -> u64) {
+        if let Some(Line(line)) = self.lines.get(RECORDS + ticket.0 as usize) {
+            let first = line[0].load(Ordering::Relaxed);
+            line[0].store(change(first), Ordering::Release);
+        }
+    }
+
+    /// Before it is signalled: what was taken out of a slot.
+    pub fn begin(&self, taken: &Unfinished) {
+        let Unfinished { cgroup_id, seen } = taken;
+        let words = [
+            seen.memory.min,
+            seen.memory.max,
+            seen.sum.min,
+            seen.sum.max,
+            seen.ooms,
+            seen.windows[0],
+            seen.windows[1],
+            seen.windows[2],
+            seen.emptied,
+        ];
+        for (at, value) in words.into_iter().enumerate() {
+            self.word(JOURNAL, at + 1).store(value, Ordering::Relaxed);
+        }
+        self.word(JOURNAL, 0).store(*cgroup_id, Ordering::Release);
+    }
+
+    /// All of it is signalled.
+    pub fn end(&self) {
+        self.word(JOURNAL, 0).store(0, Ordering::Release);
+    }
+
+    /// What an agent that was killed had begun.
+    #[must_use]
+    pub fn unfinished(&self) -> Option<Unfinished> {
+        let word = |at| self.word(JOURNAL, at).load(Ordering::Acquire);
+        let cgroup_id = word(0);
+        (cgroup_id != 0).then(|| Unfinished {
+            cgroup_id,
+            seen: Seen {
+                memory: Excursion { min: word(1), max: word(2) },
+                sum: Excursion { min: word(3), max: word(4) },
+                ooms: word(5),
+                windows: [word(6), word(7), word(8)],
+                emptied: word(9),
+            },
+        })
+    }
+
+    fn room(&self) -> u32 {
+        u32::try_from(self.lines.len().saturating_sub(RECORDS)).unwrap_or(u32::MAX - 1)
+    }
+
+    fn words(&self, line: usize) -> [u64; WORDS] {
+        std::array::from_fn(|at| self.word(line, at).load(Ordering::Acquire))
+    }
+
+    /// A word, counted from the start of `line`. The file has all that is asked for.
+    fn word(&self, line: usize, at: usize) -> &AtomicU64 {
+        static NOWHERE: AtomicU64 = AtomicU64::new(0);
+        self.lines.get(line + at / WORDS).map_or(&NOWHERE, |Line(words)| &words[at % WORDS])
+    }
+}
+
+/// Makes the file `lines` long, and maps it.
+fn map(file: &OwnedFd, lines: usize) -> Result<Table<Line>> {
+    let bytes = i64::try_from(lines * size_of::<Line>()).unwrap_or(i64::MAX);
+    ftruncate(file, bytes).map_err(|errno| Error::syscall("ftruncate of the state record", errno))?;
+    Table::map(file, lines, "state record")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd as _;
+
+    use monitor_common::{
+        band::{Excursion, Seen},
+        control::{ControlFile, Wish},
+    };
+
+    use super::{State, Ticket, Unfinished};
+    use crate::{
+        error::Result,
+        source::{FileId, GroupId},
+        vault::record::Record,
+    };
+
+    fn record(file: u64) -> Record {
+        Record {
+            on: ControlFile::Oom,
+            wish: Wish::Oom,
+            file: FileId(file),
+            owner: 0,
+            group: GroupId { slot: 1, generation: 2 },
+            cgroup_id: 3,
+            above: false,
+            sure: false,
+        }
+    }
+
+    fn next(state: State) -> Result<super::Adopted> {
+        let file = state.file.try_clone().expect("dup");
+        drop(state);
+        State::adopt(file)
+    }
+
+    #[test]
+    fn the_next_agent_reads_what_was_entered() -> Result<()> {
+        let mut state = State::new()?;
+        let tickets: Vec<_> = (0..1000).map(|file| state.enter(&record(file))).collect::<Result<_>>()?;
+        for ticket in tickets.iter().step_by(2) {
+            state.leave(*ticket);
+        }
+        state.confirm(tickets[1]);
+        state.set_instance(77);
+        let (mut state, records, flaws) = next(state)?;
+        assert_eq!((records.len(), flaws, state.instance(), state.restarts()), (500, 0, 77, 1));
+        assert_eq!(records[0], (tickets[1], Record { sure: true, ..record(1) }));
+        assert!(records[1..].iter().all(|(_, record)| !record.sure));
+        // Places that were left are used again, and none twice.
+        for file in 0..500 {
+            let ticket = state.enter(&record(file))?;
+            assert_eq!(ticket.0 % 2, 0);
+        }
+        assert_eq!(next(state)?.1.len(), 1000);
+        Ok(())
+    }
+
+    #[test]
+    fn what_was_begun_is_told_until_it_ended() -> Result<()> {
+        let state = State::new()?;
+        assert_eq!(state.unfinished(), None);
+        let seen = Seen {
+            memory: Excursion { min: 1, max: 2 },
+            sum: Excursion { min: 3, max: 4 },
+            ooms: 5,
+            windows: [6, 7, 8],
+            emptied: 9,
+        };
+        let taken = Unfinished { cgroup_id: 42, seen };
+        state.begin(&taken);
+        let (state, _, _) = next(state)?;
+        assert_eq!(state.unfinished(), Some(taken));
+        state.end();
+        assert_eq!(next(state)?.0.unfinished(), None);
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_no_record_is_refused() -> Result<()> {
+        let state = State::new()?;
+        state.word(0, 1).store(99, std::sync::atomic::Ordering::Relaxed);
+        assert!(next(state).is_err(), "another format");
+        let state = State::new()?;
+        nix::unistd::ftruncate(state.file().as_fd(), 100).expect("ftruncate");
+        assert!(next(state).is_err(), "cut off");
+        let mut state = State::new()?;
+        state.enter(&record(1))?;
+        state.word(8, 0).store(0xffff, std::sync::atomic::Ordering::Relaxed);
+        let (_, records, flaws) = next(state)?;
+        assert_eq!((records.len(), flaws), (0, 1));
+        Ok(())
+    }
+
+    #[test]
+    fn room_that_is_needed_no_more_is_given_back() -> Result<()> {
+        let mut state = State::new()?;
+        let tickets: Vec<_> = (0..5000).map(|file| state.enter(&record(file))).collect::<Result<_>>()?;
+        tickets.into_iter().for_each(|ticket| state.leave(ticket));
+        assert!(nix::sys::stat::fstat(state.file()).expect("fstat").st_size < 64 * 1024);
+        assert_eq!(state.enter(&record(1))?, Ticket(0));
+        Ok(())
+    }
+}

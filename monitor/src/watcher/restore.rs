@@ -1,0 +1,229 @@
+//! Takes over from an agent that went: its registrations, and what became of them
+//! meanwhile.
+
+use std::collections::{HashMap, HashSet};
+
+use monitor_common::{
+    band::give_back,
+    control::{ControlFile, Wish},
+    slot::State,
+    threshold::{At, Threshold},
+    word::Word as _,
+};
+
+use crate::{
+    error::Result,
+    eventfd::EventFd,
+    registry::Registration,
+    source::{FileId, GroupId, Source},
+    vault::{Left, Record, Ticket, Unfinished, Vault},
+    watcher::{Cause, Event, Watcher},
+};
+
+/// What became of what an agent before had left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Restored {
+    /// Registrations that go on.
+    pub registrations: u64,
+    /// Those whose group went meanwhile: told now.
+    pub removed: u64,
+    /// Records that could not be taken over: no eventfd, or no sense in them.
+    pub lost: u64,
+}
+
+/// Milliseconds in which a client that lost its connection to an agent asks again.
+const UNSURE_FOR: u64 = 60_000;
+
+impl<S: Source> Watcher<S> {
+    /// Takes over what an agent before has `left`, and keeps what is registered from now
+    /// on in `vault`. With `instance`, the maps are those that its slots are in.
+    ///
+    /// # Errors
+    /// The programs could not be asked, or the eventfds not be kept anew.
+    pub fn restore(&mut self, vault: Vault, left: Left, instance: u64) -> Result<Restored> {
+        let same = left.instance == instance;
+        let mut restored = Restored { lost: left.flaws, ..Restored::default() };
+        let by_id = if same { HashMap::new() } else { self.slots_by_id() };
+        let place =
+            |record: &Record| if same { Some(record.group) } else { by_id.get(&record.cgroup_id).copied() };
+
+        let wanted: HashSet<FileId> = left.records.iter().map(|(_, record)| record.file).collect();
+        for (file, fd) in left.files {
+            if wanted.contains(&file) {
+                self.take_in(file, fd)?;
+            }
+        }
+        self.vault = Some(vault);
+        let mut gone = Vec::new();
+        for (ticket, record) in left.records {
+            if !self.eventfds.contains_key(&record.file) {
+                log::error!("a registration of user {} came without its eventfd", record.owner);
+                restored.lost += 1;
+                self.strike_out(&[ticket]);
+                continue;
+            }
+            match place(&record).filter(|group| self.take_hold(*group)) {
+                Some(group) => {
+                    let record = Record { group, ..record };
+                    self.enter_again(ticket, &record)?;
+                    restored.registrations += 1;
+                    self.unsure.extend((!record.sure).then_some((ticket, record)));
+                }
+                None => gone.push((ticket, record)),
+            }
+        }
+        for (ticket, record) in gone {
+            let Record { file, cgroup_id, .. } = record;
+            self.signal(file, &Event { cgroup_id, cause: Cause::Removed, signals: 1 });
+            self.strike_out(&[ticket]);
+            restored.removed += 1;
+        }
+        self.eventfds.retain(|file, _| self.registry.has_file(*file));
+        for file in self.source.followed() {
+            if !self.registry.has_file(file) {
+                self.source.unfollow_file(file);
+            }
+        }
+        if let Some(vault) = &self.vault {
+            vault.state().set_instance(instance);
+        }
+        self.unsure_until = self.host.clock() + UNSURE_FOR;
+        self.finish(left.unfinished);
+        self.catch_up_with_all();
+        self.vault.as_mut().map_or(Ok(()), |vault| vault.repack(&self.eventfds))?;
+        Ok(restored)
+    }
+
+    /// How many agents took over from one before, with what it had.
+    pub fn restarts(&self) -> u64 {
+        self.vault.as_ref().map_or(0, |vault| vault.state().restarts())
+    }
+
+    /// A registration that an agent before has made and perhaps not answered: whoever asks
+    /// for it again means the same one.
+    pub(super) fn answered_late(&mut self, request: &Record) -> Option<Ticket> {
+        if self.unsure.is_empty() {
+            return None;
+        }
+        if self.host.clock() >= self.unsure_until {
+            self.unsure = Vec::new();
+        }
+        let at = self.unsure.iter().position(|(_, record)| record.is_same_request(request))?;
+        let (ticket, record) = self.unsure.swap_remove(at);
+        self.registry.has_file(record.file).then_some(ticket)
+    }
+
+    /// Registers what was registered, at the side that was told last.
+    fn enter_again(&mut self, ticket: Ticket, record: &Record) -> Result<()> {
+        let Record { on, wish, file, owner, group, above, .. } = *record;
+        let known = self.registry.group(group.slot).map(|known| known.scale(on));
+        let now = match known.filter(|scale| !scale.is_empty()) {
+            Some(scale) => scale.now(),
+            // One that went is told so by the look that follows.
+            None => self.quantity(group, on)?.unwrap_or(0),
+        };
+        let in_percent = matches!(wish, Wish::Threshold(Threshold { at: At::Percent(_), .. }));
+        let limit = if in_percent { self.effective_limit(group.slot)? } else { u64::MAX };
+        let registration = Registration { on, wish, file, owner, ticket, above: Some(above) };
+        self.registry.add(group, registration, now, limit);
+        if let Some(vault) = &self.vault {
+            vault.state().write(ticket, record);
+        }
+        Ok(())
+    }
+
+    /// Takes in an eventfd out of a bag.
+    fn take_in(&mut self, file: FileId, fd: std::os::fd::OwnedFd) -> Result<()> {
+        use std::os::fd::AsFd as _;
+        let found = match EventFd::adopt(fd) {
+            Ok(eventfd) => (self.source.file_of(eventfd.as_fd())?, eventfd),
+            Err(errno) => {
+                log::error!("what was kept for an eventfd is none: {errno}");
+                return Ok(());
+            }
+        };
+        if found.0 != file {
+            log::error!("what was kept for one eventfd is another");
+            return Ok(());
+        }
+        self.source.follow_file(file)?;
+        self.eventfds.insert(file, found.1);
+        Ok(())
+    }
+
+    /// Whether the slot is still the group's: then it is ours, were the group on its way
+    /// out.
+    fn take_hold(&self, group: GroupId) -> bool {
+        self.source.slot(group.slot).is_some_and(|slot| {
+            slot.watch(group.generation) || {
+                let state = slot.state();
+                state.has(State::WATCHED) && state.generation() == group.generation
+            }
+        })
+    }
+
+    /// Groups that are online, by the ids of their directories.
+    fn slots_by_id(&self) -> HashMap<u64, GroupId> {
+        let mut found = HashMap::new();
+        for index in 0.. {
+            let Some(slot) = self.source.slot(index) else { break };
+            let state = slot.state();
+            if state.is_live() {
+                let group = GroupId { slot: index, generation: state.generation() };
+                found.insert(slot.cgroup_id.get(), group);
+            }
+        }
+        found
+    }
+
+    /// Puts back what an agent that was killed had taken out of a slot.
+    fn finish(&self, unfinished: Option<Unfinished>) {
+        let (Some(vault), Some(Unfinished { cgroup_id, seen })) = (&self.vault, unfinished) else { return };
+        let slot = (0..)
+            .map_while(|index| self.source.slot(index))
+            .find(|slot| slot.state().has(State::ONLINE) && slot.cgroup_id.get() == cgroup_id);
+        if let Some(slot) = slot {
+            give_back(slot, &seen);
+        }
+        vault.state().end();
+    }
+
+    /// Signals what happened while there was no agent.
+    fn catch_up_with_all(&mut self) {
+        self.registrations_changed();
+        let clock = self.clock();
+        for slot in self.registry.slots() {
+            // One that goes is told that, and no more than its charges have told.
+            if self.source.slot(slot).is_none_or(|slot| !slot.state().is_live()) {
+                continue;
+            }
+            for file in ControlFile::QUANTITIES {
+                let cgroup_id = self.id_of(slot);
+                let Some(group) = self.registry.group_mut(slot) else { break };
+                let scale = group.scale_mut(file);
+                let (outcome, now) = (scale.settle(clock), scale.now());
+                self.signal_crossings(cgroup_id, file, outcome, now);
+            }
+        }
+        // All slots: who waits for an OOM may wait below the slot that it is in, and
+        // what nobody waits on any more is given back.
+        let all = (0..).take_while(|index| self.source.slot(*index).is_some()).count();
+        let all = u32::try_from(all).unwrap_or(u32::MAX);
+        for index in 0..all {
+            let state = self.source.slot(index).map(|slot| (slot.state(), slot.pending.get()));
+            if state.is_some_and(|(state, pending)| state.has(State::WATCHED) || pending != 0) {
+                self.look(index);
+            }
+        }
+        // An agent that was killed may have published a first band, and no more.
+        if let Err(error) = self.source.end_epoch() {
+            log::error!("{error}");
+        }
+        for index in self.registry.slots() {
+            self.look(index);
+        }
+        for file in self.registry.files() {
+            self.file_closed(file);
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! An agent dies, the next one takes over: the kernel's side, and what was kept, go on.
+
+use std::{os::fd::OwnedFd, rc::Rc};
+
+use monitor_common::{
+    band::{Excursion, Seen},
+    control::ControlFile,
+    slot::State,
+    word::Word as _,
+};
+use proptest::prelude::*;
+
+use super::{
+    Limits, USAGE, Watcher, client,
+    fake::{FakeHost, FakeKernel},
+    request, taken, wait_for,
+};
+use crate::{
+    keeper::{Handed, Keeper},
+    vault::{Unfinished, Vault},
+    watcher::Restored,
+};
+
+const INSTANCE: u64 = 7;
+
+fn next(mut source: FakeKernel, handed: Handed, instance: u64) -> (Watcher<FakeKernel>, Restored) {
+    // The agent's, the bag's, the client's.
+    (source.usual_references, source.room_for_files) = (3, 10_000);
+    let limits = Limits { quota: 100, rest: 0 };
+    let mut watcher = Watcher::new(source, Box::new(Rc::new(FakeHost::default())), limits).expect("AIO");
+    let (vault, left) = Vault::open(Keeper::of_tests(), handed).expect("memfd");
+    let restored = watcher.restore(vault, left, instance).expect("restored");
+    (watcher, restored)
+}
+
+fn first() -> Watcher<FakeKernel> {
+    next(FakeKernel::new(), Vec::new(), INSTANCE).0
+}
+
+/// Killed: what it held of its own is gone, the kernel and the keeper go on.
+fn killed(watcher: Watcher<FakeKernel>) -> (FakeKernel, Handed) {
+    let handed = watcher.vault.as_ref().expect("kept").as_handed();
+    let Watcher { source, .. } = watcher;
+    source.references.borrow_mut().clear();
+    (source, handed)
+}
+
+fn killed_and_next(watcher: Watcher<FakeKernel>) -> Watcher<FakeKernel> {
+    let (source, handed) = killed(watcher);
+    next(source, handed, INSTANCE).0
+}
+
+#[test]
+fn what_holds_when_the_next_one_comes_is_told() {
+    let (mut watcher, client) = (first(), client());
+    for args in ["10", "10", "20", "30,up", "5,down"] {
+        wait_for(&mut watcher, 0, USAGE, args, &client).expect("registered");
+    }
+    let (source, handed) = killed(watcher);
+    source.charge(0, 35);
+    let (mut watcher, restored) = next(source, handed, INSTANCE);
+    assert_eq!(restored, Restored { registrations: 5, removed: 0, lost: 0 });
+    assert_eq!(taken(&client), 4, "10 twice, 20, 30");
+    watcher.source.charge(0, 0);
+    watcher.look(0);
+    assert_eq!(taken(&client), 4, "10 twice, 20, 5");
+    let mut watcher = killed_and_next(killed_and_next(watcher));
+    assert_eq!(taken(&client), 0, "nothing twice");
+    watcher.source.charge(0, 12);
+    watcher.look(0);
+    assert_eq!(taken(&client), 2);
+}
+
+#[test]
+fn what_came_and_went_meanwhile_is_told() {
+    let (mut watcher, client) = (first(), client());
+    wait_for(&mut watcher, 0, USAGE, "10", &client).expect("registered");
+    wait_for(&mut watcher, 1, ControlFile::Oom, "", &client).expect("registered");
+    let (source, handed) = killed(watcher);
+    source.charge(0, 15);
+    source.charge(0, 3);
+    source.slots[0].ooms.add(1);
+    source.slots[0].pending.set(1);
+    let _watcher = next(source, handed, INSTANCE).0;
+    assert_eq!(taken(&client), 3, "up, down, and the OOM above");
+}
+
+#[test]
+fn what_was_taken_and_not_signalled_is_told() {
+    let (mut watcher, client) = (first(), client());
+    wait_for(&mut watcher, 0, USAGE, "10", &client).expect("registered");
+    let seen = Seen { memory: Excursion { min: u64::MAX, max: 40 }, ..Seen::NOTHING };
+    watcher.vault.as_ref().expect("kept").state().begin(&Unfinished { cgroup_id: 100, seen });
+    let watcher = killed_and_next(watcher);
+    assert_eq!(taken(&client), 2);
+    killed_and_next(watcher);
+    assert_eq!(taken(&client), 0);
+}
+
+#[test]
+fn groups_that_went_are_told_once() {
+    let (mut watcher, client) = (first(), client());
+    for slot in [0, 0, 1] {
+        wait_for(&mut watcher, slot, USAGE, "10", &client).expect("registered");
+    }
+    let (source, handed) = killed(watcher);
+    // One goes as the programs say it; the other has gone with its maps.
+    source.slots[0].mark(State::OFFLINE);
+    source.slots[0].mark(State::FREED);
+    source.counters[0].set(None);
+    let (watcher, _) = next(source, handed, INSTANCE);
+    assert_eq!(taken(&client), 2);
+    assert_eq!(watcher.source.recycled, [0]);
+    let (source, handed) = killed(watcher);
+    source.slots[1].cgroup_id.set(4711);
+    let (watcher, restored) = next(source, handed, INSTANCE + 1);
+    assert_eq!(restored, Restored { registrations: 0, removed: 1, lost: 0 });
+    assert_eq!(taken(&client), 1);
+    assert!(watcher.registry().is_empty());
+    assert!(watcher.eventfds.is_empty());
+}
+
+#[test]
+fn other_maps_are_found_their_groups_by_id() {
+    let (mut watcher, client) = (first(), client());
+    wait_for(&mut watcher, 0, USAGE, "10", &client).expect("registered");
+    let (_, handed) = killed(watcher);
+    let fresh = FakeKernel::new();
+    fresh.slots[0].cgroup_id.set(1);
+    fresh.slots[1].cgroup_id.set(100);
+    fresh.charge(1, 11);
+    let (mut watcher, restored) = next(fresh, handed, INSTANCE + 1);
+    assert_eq!(restored.registrations, 1);
+    assert_eq!(taken(&client), 1);
+    watcher.source.charge(1, 0);
+    watcher.look(1);
+    assert_eq!(taken(&client), 1);
+    assert!(watcher.source.epochs.get() > 0, "calm groups look up again");
+}
+
+#[test]
+fn an_answer_that_was_lost_is_asked_for_again() {
+    let (mut watcher, client) = (first(), client());
+    let ask = |watcher: &mut Watcher<FakeKernel>| {
+        let group = watcher.source.group(0);
+        watcher.register(request(group, USAGE, "10", &client)).expect("registered")
+    };
+    let answered = ask(&mut watcher);
+    watcher.confirm(answered);
+    let _ = ask(&mut watcher);
+    let mut watcher = killed_and_next(watcher);
+    let again = ask(&mut watcher);
+    watcher.confirm(again);
+    assert_eq!(watcher.registry().len(), 2, "the answered one, and the other one once");
+    let mut watcher = killed_and_next(watcher);
+    let more = ask(&mut watcher);
+    watcher.confirm(more);
+    assert_eq!(watcher.registry().len(), 3, "a duplicate is a duplicate");
+    watcher.source.charge(0, 10);
+    watcher.look(0);
+    assert_eq!(taken(&client), 3);
+}
+
+#[test]
+fn closed_meanwhile_is_closed() {
+    let (mut watcher, client) = (first(), client());
+    wait_for(&mut watcher, 0, USAGE, "10", &client).expect("registered");
+    let file = watcher.registry().files()[0];
+    let (source, handed) = killed(watcher);
+    source.references.borrow_mut().insert(file, 2);
+    let (watcher, _) = next(source, handed, INSTANCE);
+    assert!(watcher.registry().is_empty());
+    let watcher = killed_and_next(watcher);
+    assert!(watcher.registry().is_empty() && watcher.eventfds.is_empty());
+}
+
+#[test]
+fn bags_are_packed_and_cleared_out() {
+    let mut watcher = first();
+    watcher.limits.quota = 10_000;
+    let mut clients: Vec<_> = (0..600).map(|_| client()).collect();
+    for client in &clients {
+        wait_for(&mut watcher, 0, USAGE, "10", client).expect("registered");
+    }
+    let gone: Vec<_> = clients.drain(..500).collect();
+    for file in gone.iter().map(super::handed) {
+        let (super::Handed::Known(file) | super::Handed::New(_, file)) = file;
+        watcher.source.references.borrow_mut().insert(file, 2);
+        watcher.file_closed(file);
+    }
+    assert_eq!(watcher.registry().len(), 100);
+    let handed = watcher.vault.as_ref().expect("kept").as_handed();
+    assert!(handed.len() <= 5, "{} descriptors to keep", handed.len());
+    let (_, left) = Vault::open(Keeper::of_tests(), handed).expect("opened");
+    assert_eq!(left.records.len(), 100);
+    assert!(left.files.len() < 400, "{} eventfds for 100", left.files.len());
+    let _: Vec<(_, OwnedFd)> = left.files;
+    let mut watcher = killed_and_next(watcher);
+    watcher.source.charge(0, 10);
+    watcher.look(0);
+    assert!(clients.iter().all(|client| taken(client) == 1));
+    assert!(gone.iter().all(|client| taken(client) == 0));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    /// Killed between any two steps, the agent's clients hear what those of an agent that
+    /// lives hear.
+    #[test]
+    fn a_death_changes_nothing(
+        acts in prop::collection::vec((0..6u8, 1..40u64, prop::bool::weighted(0.2)), 1..40),
+    ) {
+        let (ours, theirs) = (client(), client());
+        let (mut dying, mut living) = (first(), first());
+        dying.limits.quota = 100;
+        living.limits.quota = 100;
+        for (act, number, dies) in acts {
+            for (watcher, client) in [(&mut dying, &ours), (&mut living, &theirs)] {
+                let args = match act {
+                    0 => number.to_string(),
+                    1 => format!("{number},up,hysteresis=5"),
+                    _ => {
+                        watcher.source.charge(0, number);
+                        continue;
+                    }
+                };
+                let group = watcher.source.group(0);
+                let receipt = watcher.register(request(group, USAGE, &args, client)).expect("registered");
+                watcher.confirm(receipt);
+            }
+            if dies {
+                dying = killed_and_next(dying);
+            } else {
+                dying.look(0);
+            }
+            living.look(0);
+            prop_assert_eq!(taken(&ours), taken(&theirs));
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! A random mix of everything, for as long as one likes, against a model that knows what
+//! must be signalled; amid it the agent is killed, handed over and stopped.
+
+mod fault;
+mod world;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::unistd::Pid;
+
+use crate::agent::{Agent, until};
+use crate::random::Random;
+use crate::report::say;
+use crate::restart::{descriptors, nothing_is_left};
+use crate::soak::fault::{Fault, Underway};
+use crate::soak::world::{Act, World};
+
+/// Small, so that they overflow, or would if anything leaked.
+const OPTIONS: [&str; 7] =
+    ["--supervised", "--ring-bytes", "4096", "--max-groups", "64", "--max-eventfds", "256"];
+const PROGRESS: Duration = Duration::from_secs(20);
+
+/// What the soak came to.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) acts: u64,
+    pub(crate) registered: u64,
+    /// Signals that the model asked for.
+    pub(crate) expected: u64,
+    pub(crate) heard: u64,
+    pub(crate) spikes: u64,
+    pub(crate) spikes_missed: u64,
+    pub(crate) kills: u64,
+    pub(crate) hand_overs: u64,
+    pub(crate) stops: u64,
+    /// Signals that never came.
+    pub(crate) lost: u64,
+    /// Signals for nothing, where no agent died.
+    pub(crate) doubled: u64,
+    /// Signals once more, for an agent that died before it could note them.
+    pub(crate) repeated: u64,
+    pub(crate) registrations_lost: u64,
+    pub(crate) registrations_doubled: u64,
+}
+
+/// Runs for `time`, from `seed`.
+pub(crate) fn run(time: Duration, seed: u64) -> Result<()> {
+    say!("soak, seed {seed:#x}, {} s", time.as_secs());
+    let mut random = Random(seed);
+    let mut tally = Tally::default();
+    let mut agent = Agent::start(&OPTIONS)?;
+    let mut world = World::new()?;
+    let before = Held::of(&agent)?;
+    let (began, mut told) = (Instant::now(), Instant::now());
+    while began.elapsed() < time {
+        let act = world.choose(&mut random);
+        let fault = Fault::choose(&mut random, act);
+        step(&mut agent, &mut world, act, fault, &mut random, &mut tally)
+            .with_context(|| format!("act {} ({act:?}, {fault:?}) of seed {seed:#x}", tally.acts))?;
+        if told.elapsed() >= PROGRESS {
+            told = Instant::now();
+            say!(
+                "soak: {} s, {} acts, {} restarts, {} signals, {} lost, {} doubled",
+                began.elapsed().as_secs(),
+                tally.acts,
+                tally.kills + tally.hand_overs,
+                tally.heard,
+                tally.lost + tally.registrations_lost,
+                tally.doubled + tally.registrations_doubled
+            );
+        }
+    }
+    drop(world);
+    until("nothing is registered any more", || Ok(agent.status()?.registrations == 0))?;
+    let status = agent.status()?;
+    let mut after = Held::of(&agent)?;
+    until("the agent holds what it held", || {
+        after = Held::of(&agent)?;
+        Ok(after.descriptors.0 <= before.descriptors.0 && after.descriptors.1 <= before.descriptors.1)
+    })
+    .with_context(|| format!("before {before:?}, after {after:?}"))?;
+    let full = status.losses.iter().find(|(name, _)| name == "ring_full").map_or(0, |(_, count)| *count);
+    let exhausted = status.losses.iter().find(|(name, _)| name == "slots_exhausted").map_or(0, |(_, n)| *n);
+    table(&tally, &before, &after, status.restarts, full);
+    ensure!(exhausted == 0, "slots have leaked: {exhausted} groups found none");
+    ensure!(
+        status.restarts == tally.kills + tally.hand_overs,
+        "{} restarts for {} deaths",
+        status.restarts,
+        tally.kills + tally.hand_overs
+    );
+    let code = agent.end(nix::sys::signal::Signal::SIGTERM)?;
+    ensure!(code == 0, "exit code {code}");
+    nothing_is_left()?;
+    let wrong = [tally.lost, tally.doubled, tally.registrations_lost, tally.registrations_doubled];
+    ensure!(wrong == [0; 4], "lost, doubled, registrations lost, doubled: {wrong:?} (seed {seed:#x})");
+    Ok(())
+}
+
+/// One act, with what goes wrong amid it; then everybody's eventfd is compared.
+fn step(
+    agent: &mut Agent,
+    world: &mut World,
+    act: Act,
+    fault: Fault,
+    random: &mut Random,
+    tally: &mut Tally,
+) -> Result<()> {
+    tally.acts += 1;
+    let underway = Underway::begin(agent, fault, random)?;
+    let done = world.act(act, random, tally);
+    underway.end(agent, tally)?;
+    done?;
+    agent.settle()?;
+    world.compare(fault.ends_the_agent(), tally)?;
+    let (registered, expected) = (agent.status()?.registrations, world.registrations());
+    tally.registrations_lost += expected.saturating_sub(registered);
+    tally.registrations_doubled += registered.saturating_sub(expected);
+    ensure!(registered == expected, "{registered} registrations instead of {expected}: {}", Agent::log());
+    Ok(())
+}
+
+/// What the agent, and its supervisor, hold.
+#[derive(Debug)]
+struct Held {
+    descriptors: (usize, usize),
+    /// Resident memory, in KiB.
+    resident: (u64, u64),
+}
+
+impl Held {
+    fn of(agent: &Agent) -> Result<Self> {
+        let (worker, parent) = (agent.worker()?, agent.pid());
+        Ok(Self {
+            descriptors: (descriptors(worker)?.len(), descriptors(parent)?.len()),
+            resident: (resident(worker)?, resident(parent)?),
+        })
+    }
+}
+
+fn resident(process: Pid) -> Result<u64> {
+    let path = format!("/proc/{process}/status");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    line.split_whitespace().next().and_then(|kib| kib.parse().ok()).context("VmRSS is no number")
+}
+
+fn table(tally: &Tally, before: &Held, after: &Held, restarts: u64, full: u64) {
+    let rows: [(&str, String); 13] = [
+        ("acts", tally.acts.to_string()),
+        ("registrations made", tally.registered.to_string()),
+        ("signals expected, heard", format!("{}, {}", tally.expected, tally.heard)),
+        ("spikes, not told", format!("{}, {}", tally.spikes, tally.spikes_missed)),
+        ("kill -9", tally.kills.to_string()),
+        ("handed over (SIGHUP)", tally.hand_overs.to_string()),
+        ("stopped and continued", tally.stops.to_string()),
+        ("restarts, as the agent counts", restarts.to_string()),
+        ("full ring, as the programs count", full.to_string()),
+        ("lost: signals, registrations", format!("{}, {}", tally.lost, tally.registrations_lost)),
+        ("doubled: signals, registrations", format!("{}, {}", tally.doubled, tally.registrations_doubled)),
+        ("told again by the next agent", tally.repeated.to_string()),
+        (
+            "descriptors first, last: agent, supervisor",
+            format!(
+                "{}, {}: {}, {}",
+                before.descriptors.0, after.descriptors.0, before.descriptors.1, after.descriptors.1
+            ),
+        ),
+    ];
+    for (name, value) in rows {
+        say!("| {name:<44} | {value:>20} |");
+    }
+    let (first, last) = (before.resident, after.resident);
+    let memory = format!("{} {}, {} {}", first.0, last.0, first.1, last.1);
+    say!("| {:<44} | {memory:>20} |", "RSS KiB first last: agent, supervisor");
+}

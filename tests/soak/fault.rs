@@ -1,0 +1,100 @@
+//! What goes wrong with the agent while something happens.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, Pid, fork};
+
+use crate::agent::Agent;
+use crate::random::Random;
+use crate::soak::Tally;
+use crate::soak::world::Act;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    Nothing,
+    /// SIGKILL, some time into the act.
+    Kill,
+    /// SIGHUP to the supervisor, likewise.
+    HandOver,
+    /// SIGSTOP before, SIGCONT after.
+    Stop,
+}
+
+impl Fault {
+    pub(super) fn choose(random: &mut Random, act: Act) -> Self {
+        match random.below(20) {
+            0..8 => Self::Nothing,
+            8..17 => Self::Kill,
+            17 => Self::HandOver,
+            // Whoever registers waits for the answer.
+            _ if act.asks_the_agent() => Self::Nothing,
+            _ => Self::Stop,
+        }
+    }
+
+    pub(super) const fn ends_the_agent(self) -> bool {
+        matches!(self, Self::Kill | Self::HandOver)
+    }
+}
+
+/// A fault that is on its way.
+#[derive(Debug)]
+pub(super) struct Underway {
+    fault: Fault,
+    worker: Pid,
+    sender: Option<Pid>,
+}
+
+impl Underway {
+    pub(super) fn begin(agent: &Agent, fault: Fault, random: &mut Random) -> Result<Self> {
+        let worker = agent.worker()?;
+        // From 10 microseconds to 40 milliseconds, each power of two as likely.
+        let delay = Duration::from_micros((10 << random.below(12)) + random.below(10) as u64);
+        let sender = match fault {
+            Fault::Nothing => None,
+            Fault::Kill => Some(later(delay, worker, Signal::SIGKILL)?),
+            Fault::HandOver => Some(later(delay, agent.pid(), Signal::SIGHUP)?),
+            Fault::Stop => {
+                kill(worker, Signal::SIGSTOP).context("cannot stop the agent")?;
+                None
+            }
+        };
+        Ok(Self { fault, worker, sender })
+    }
+
+    /// The act is over: waits until the agent is back.
+    pub(super) fn end(self, agent: &mut Agent, tally: &mut Tally) -> Result<()> {
+        if let Some(sender) = self.sender {
+            waitpid(sender, None).context("cannot wait for the sender of the signal")?;
+            agent.ready()?;
+            ensure!(agent.worker()? != self.worker, "the agent is the same process");
+        }
+        match self.fault {
+            Fault::Nothing => {}
+            Fault::Kill => tally.kills += 1,
+            Fault::HandOver => tally.hand_overs += 1,
+            Fault::Stop => {
+                kill(self.worker, Signal::SIGCONT).context("cannot continue the agent")?;
+                tally.stops += 1;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Sends a signal after a while, from a process of its own.
+fn later(delay: Duration, to: Pid, signal: Signal) -> Result<Pid> {
+    // SAFETY: single-threaded; the child only sleeps and sends.
+    match unsafe { fork() }.context("cannot fork")? {
+        ForkResult::Parent { child } => Ok(child),
+        ForkResult::Child => {
+            std::thread::sleep(delay);
+            let sent = kill(to, signal);
+            // SAFETY: ends the child without the parent's exit work.
+            unsafe { libc::_exit(i32::from(sent.is_err())) }
+        }
+    }
+}

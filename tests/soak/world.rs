@@ -1,0 +1,278 @@
+//! Groups, what they hold and who waits: the model beside the real ones.
+
+use std::fs::File;
+use std::os::fd::AsRawFd as _;
+
+use anyhow::{Context, Result, ensure};
+use memcg_monitor::Error;
+use monitor_common::control::ControlFile;
+
+use crate::client::{Waiter, ask_agent};
+use crate::group::Group;
+use crate::random::Random;
+use crate::soak::Tally;
+use crate::worker::{Kind, Worker};
+
+const MIB: u64 = 1 << 20;
+/// Usage comes to rest at multiples of this, and thresholds lie half-way between.
+const STEP: u64 = 4 * MIB;
+const PARENTS: usize = 3;
+const LEAVES: usize = 6;
+/// Steps that a leaf holds at most.
+const MOST: usize = 5;
+const WAITERS: usize = 24;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Act {
+    Grow(usize),
+    Shrink(usize),
+    Spike(usize),
+    /// A new eventfd, on a leaf or a parent.
+    Register,
+    /// One more threshold for an eventfd.
+    More(usize),
+    Close(usize),
+    /// A leaf goes, and another comes in its place.
+    Replace(usize),
+    /// A group comes, runs out of memory and goes.
+    Oom(usize),
+}
+
+impl Act {
+    pub(super) const fn asks_the_agent(self) -> bool {
+        matches!(self, Self::Register | Self::More(_) | Self::Oom(_))
+    }
+}
+
+/// A group without groups below.
+struct Leaf {
+    group: Group,
+    worker: Worker,
+    steps: Vec<usize>,
+}
+
+impl Leaf {
+    fn new(parent: &Group, name: &str) -> Result<Self> {
+        let group = parent.child(name)?;
+        let worker = Worker::start(&group)?;
+        Ok(Self { group, worker, steps: Vec::new() })
+    }
+
+    fn held(&self) -> usize {
+        self.steps.iter().sum()
+    }
+}
+
+/// An eventfd, and the thresholds that it waits for: so many and a half steps.
+struct Wait {
+    waiter: Waiter,
+    place: usize,
+    thresholds: Vec<usize>,
+    /// What is to be heard since the last comparison.
+    expected: u64,
+    /// What was crossed to and fro.
+    spikes: u64,
+    gone: bool,
+}
+
+pub(super) struct World {
+    leaves: Vec<Leaf>,
+    waits: Vec<Wait>,
+    /// Last, for groups go before those above them.
+    parents: Vec<Group>,
+    made: usize,
+}
+
+impl World {
+    pub(super) fn new() -> Result<Self> {
+        let parents: Vec<_> = (0..PARENTS).map(|n| Group::new(&format!("soak{n}"))).collect::<Result<_>>()?;
+        let leaves = (0..LEAVES).map(|n| Leaf::new(&parents[n % PARENTS], &format!("leaf{n}")));
+        Ok(Self { leaves: leaves.collect::<Result<_>>()?, waits: Vec::new(), parents, made: LEAVES })
+    }
+
+    pub(super) fn choose(&self, random: &mut Random) -> Act {
+        let (leaf, wait) = (random.below(LEAVES), random.below(self.waits.len().max(1)));
+        let (has_room, has_some) = (self.leaves[leaf].held() < MOST, !self.leaves[leaf].steps.is_empty());
+        match random.below(20) {
+            0..5 if has_room => Act::Grow(leaf),
+            5..9 if has_some => Act::Shrink(leaf),
+            9..11 => Act::Spike(leaf),
+            11..14 if self.waits.len() < WAITERS => Act::Register,
+            14..16 if self.waits.get(wait).is_some_and(|wait| wait.thresholds.len() < 4) => Act::More(wait),
+            16 if !self.waits.is_empty() => Act::Close(wait),
+            17..19 => Act::Replace(leaf),
+            19 => Act::Oom(leaf % PARENTS),
+            _ if has_some => Act::Shrink(leaf),
+            _ => Act::Grow(leaf),
+        }
+    }
+
+    /// Places are leaves, then parents.
+    fn group(&self, place: usize) -> &Group {
+        self.leaves.get(place).map_or_else(|| &self.parents[place - LEAVES], |leaf| &leaf.group)
+    }
+
+    fn steps(&self, place: usize) -> usize {
+        match self.leaves.get(place) {
+            Some(leaf) => leaf.held(),
+            None => (place - LEAVES..LEAVES).step_by(PARENTS).map(|leaf| self.leaves[leaf].held()).sum(),
+        }
+    }
+
+    pub(super) fn act(&mut self, act: Act, random: &mut Random, tally: &mut Tally) -> Result<()> {
+        let before: Vec<usize> = (0..LEAVES + PARENTS).map(|place| self.steps(place)).collect();
+        match act {
+            Act::Grow(leaf) => {
+                let leaf = &mut self.leaves[leaf];
+                let more = 1 + random.below((MOST - leaf.held()).min(2));
+                leaf.worker.grow(Kind::Anonymous, more as u64 * STEP)?;
+                leaf.steps.push(more);
+            }
+            Act::Shrink(leaf) => {
+                let leaf = &mut self.leaves[leaf];
+                leaf.worker.shrink(Kind::Anonymous)?;
+                leaf.steps.pop();
+            }
+            Act::Spike(leaf) => {
+                self.leaves[leaf].worker.spike(Kind::Anonymous, 2 * STEP, 1)?;
+                let parent = LEAVES + leaf % PARENTS;
+                for wait in &mut self.waits {
+                    if wait.place == leaf || wait.place == parent {
+                        let now = before[wait.place];
+                        let passed = wait.thresholds.iter().filter(|at| (now..now + 2).contains(*at)).count();
+                        wait.spikes += 2 * passed as u64;
+                        tally.spikes += passed as u64;
+                    }
+                }
+            }
+            Act::Register => {
+                let place = random.below(LEAVES + PARENTS);
+                self.waits.push(Wait {
+                    waiter: Waiter::new()?,
+                    place,
+                    thresholds: Vec::new(),
+                    expected: 0,
+                    spikes: 0,
+                    gone: false,
+                });
+                self.more(self.waits.len() - 1, random, tally)?;
+            }
+            Act::More(wait) => self.more(wait, random, tally)?,
+            Act::Close(wait) => drop(self.waits.swap_remove(wait)),
+            Act::Replace(leaf) => self.replace(leaf)?,
+            Act::Oom(parent) => self.oom(parent, tally)?,
+        }
+        for wait in &mut self.waits {
+            let now = match self.leaves.get(wait.place) {
+                _ if wait.gone => 0,
+                Some(leaf) => leaf.held(),
+                None => {
+                    (wait.place - LEAVES..LEAVES).step_by(PARENTS).map(|leaf| self.leaves[leaf].held()).sum()
+                }
+            };
+            let before = before[wait.place];
+            // At and a half: crossed where one is at or below it, the other above.
+            let crossed = wait.thresholds.iter().filter(|at| (before <= **at) != (now <= **at)).count();
+            wait.expected += crossed as u64;
+        }
+        Ok(())
+    }
+
+    /// One more threshold for an eventfd: other than those that it has, so that asking
+    /// again for one whose answer was lost is asking for the same.
+    fn more(&mut self, wait: usize, random: &mut Random, tally: &mut Tally) -> Result<()> {
+        let place = self.waits[wait].place;
+        let at = random.below(if place < LEAVES { MOST } else { 2 * MOST });
+        if self.waits[wait].thresholds.contains(&at) {
+            return Ok(());
+        }
+        let control = File::open(self.group(place).usage_file()).context("cannot open the control file")?;
+        let wait = &mut self.waits[wait];
+        let bytes = at as u64 * STEP + STEP / 2;
+        insist(&format!("{} {} {bytes}", wait.waiter.0.as_raw_fd(), control.as_raw_fd()))?;
+        wait.thresholds.push(at);
+        tally.registered += 1;
+        Ok(())
+    }
+
+    fn replace(&mut self, leaf: usize) -> Result<()> {
+        let parent = &self.parents[leaf % PARENTS];
+        let fresh = Leaf::new(parent, &format!("leaf{}", self.made))?;
+        self.made += 1;
+        let old = std::mem::replace(&mut self.leaves[leaf], fresh);
+        old.worker.end()?;
+        old.group.remove()?;
+        for wait in self.waits.iter_mut().filter(|wait| wait.place == leaf && !wait.gone) {
+            wait.gone = true;
+            wait.expected += wait.thresholds.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn oom(&mut self, parent: usize, tally: &mut Tally) -> Result<()> {
+        let group = self.parents[parent].child(&format!("dies{}", self.made))?;
+        self.made += 1;
+        let waiter = Waiter::new()?;
+        let control = File::open(&group.path)?;
+        let name = ControlFile::Oom.name();
+        insist(&format!("{} {} {name}", waiter.0.as_raw_fd(), control.as_raw_fd()))?;
+        tally.registered += 1;
+        group.set_limit(2 * MIB)?;
+        let mut worker = Worker::start(&group)?;
+        worker.grow_to_death(3 * MIB)?;
+        drop(worker);
+        let mut heard = 0;
+        crate::agent::until("the OOM is told", || {
+            heard += waiter.take()?;
+            Ok(heard > 0)
+        })?;
+        group.remove()?;
+        let before = heard;
+        crate::agent::until("the removal is told", || {
+            heard += waiter.take()?;
+            Ok(heard > before)
+        })?;
+        tally.expected += 2;
+        tally.heard += heard;
+        Ok(())
+    }
+
+    /// Everybody has heard what is to be heard.
+    pub(super) fn compare(&mut self, died: bool, tally: &mut Tally) -> Result<()> {
+        for wait in &mut self.waits {
+            let heard = wait.waiter.take()?;
+            let (least, most) = (wait.expected, wait.expected + wait.spikes);
+            tally.expected += most;
+            tally.heard += heard;
+            tally.lost += least.saturating_sub(heard);
+            tally.spikes_missed += most.saturating_sub(heard.max(least)) / 2;
+            let more = heard.saturating_sub(most);
+            *(if died { &mut tally.repeated } else { &mut tally.doubled }) += more;
+            ensure!(
+                heard >= least && (died || heard <= most),
+                "{heard} signals instead of {least} to {most} for {:?} and a half steps on place {}",
+                wait.thresholds,
+                wait.place
+            );
+            (wait.expected, wait.spikes) = (0, 0);
+        }
+        self.waits.retain(|wait| !wait.gone);
+        Ok(())
+    }
+
+    pub(super) fn registrations(&self) -> u64 {
+        self.waits.iter().map(|wait| wait.thresholds.len() as u64).sum()
+    }
+}
+
+/// Registers, were it that the agent dies meanwhile: a client that has had no answer asks
+/// again.
+fn insist(line: &str) -> Result<()> {
+    loop {
+        match ask_agent(line.as_bytes()) {
+            Ok(()) => return Ok(()),
+            Err(error @ Error::Refused { .. }) => return Err(error).context("the agent refused"),
+            Err(_) => std::thread::sleep(std::time::Duration::from_millis(1)),
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! `cargo xtask soak`: a random mix of everything against a model, for as long as one
+//! likes.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Result, ensure};
+use clap::Args;
+
+use crate::qemu::Processors;
+use crate::run::booting;
+use crate::summary::Outcome;
+use crate::vm::{Boot, Hierarchy, MEMORY};
+use crate::{build, kernels, setup};
+
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// How long, by the VM's clock
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    minutes: u64,
+    /// Where to begin; printed, so that what failed can be done again [default: random]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Kernel to boot: 6.1, 6.12, 7.2 or the path of a vmlinuz
+    #[arg(long, default_value = kernels::NEWEST, value_name = "KERNEL")]
+    kernel: String,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |time| time.subsec_nanos().into());
+    let seed = arguments.seed.unwrap_or(now).max(1);
+    soak(&arguments.kernel, Duration::from_secs(60 * arguments.minutes), seed)
+}
+
+/// The round that `cargo xtask test` runs.
+pub(crate) fn brief() -> Result<Outcome> {
+    const SEED: u64 = 0x6d65_6d63;
+    soak(kernels::NEWEST, Duration::from_secs(120), SEED)?;
+    Ok(Outcome::pass("two minutes"))
+}
+
+fn soak(kernel: &str, time: Duration, seed: u64) -> Result<()> {
+    setup::ensure(&setup::vm(kernel))?;
+    let guest = build::guest()?;
+    let kernel = kernels::get(kernel)?;
+    println!("{}", booting(&kernel, Hierarchy::V2));
+    let boot = Boot {
+        kernel: &kernel,
+        hierarchy: Hierarchy::V2,
+        mode: "soak",
+        parameters: format!("guest.args={},{seed}", time.as_secs()),
+        processors: Processors::Two,
+        memory: MEMORY,
+        limit: time * 2 + Duration::from_secs(300),
+    };
+    let report = boot.run(&guest, &mut |line| println!("{line}"))?;
+    ensure!(report.failed == 0, "the soak failed");
+    Ok(())
+}
