@@ -4,11 +4,14 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use memcg_monitor::keeper::Handed;
 use memcg_monitor::programs::FOLDER;
+use memcg_monitor::supervisor::{Mailbox, start};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
-use crate::agent::{Agent, until};
+use crate::agent::{Agent, BINARY, until};
 use crate::client::{Waiter, attached};
 use crate::group::Group;
 use crate::runner::{On, Test};
@@ -35,6 +38,12 @@ pub(crate) fn tests() -> Vec<Test> {
             what: "SIGHUP hands all over; SIGTERM leaves no pin, no program and no socket",
             on: On::Any,
             run: for_another_version,
+        },
+        Test {
+            name: "restart_other_sizes",
+            what: "the next agent's tables are of other sizes: loaded anew, nothing is lost on the way",
+            on: On::Any,
+            run: other_sizes,
         },
         Test {
             name: "restart_without_a_supervisor",
@@ -185,6 +194,74 @@ fn for_another_version() -> Result<()> {
     let code = agent.0.end(Signal::SIGTERM)?;
     ensure!(code == 0, "exit code {code}: {}", Agent::log());
     nothing_is_left()?;
+    worker.end()
+}
+
+/// A service manager with a descriptor store, as small as can be.
+struct Manager {
+    mailbox: Mailbox,
+    kept: Handed,
+    agent: Option<Pid>,
+}
+
+impl Manager {
+    fn new() -> Result<Self> {
+        let mailbox = Mailbox::new("/run/store".into())?;
+        Ok(Self { mailbox, kept: Vec::new(), agent: None })
+    }
+
+    /// Starts an agent with what is kept, and waits until it is ready.
+    fn start(&mut self, options: &[&str]) -> Result<()> {
+        let options: Vec<_> = ["agent"].iter().chain(options).map(|option| (*option).into()).collect();
+        let worker = start(Path::new(BINARY), &options, &self.kept, self.mailbox.path(), 64)?;
+        self.agent = Some(worker.pid);
+        until("the agent is ready", || {
+            ensure!(!is_dead(worker.pid), "the agent has died");
+            while let Some(message) = self.mailbox.receive(Some(worker.pid)) {
+                let name = message.name.unwrap_or_default();
+                if message.forget {
+                    self.kept.retain(|(kept, _)| *kept != name);
+                } else if message.store {
+                    self.kept.extend(message.descriptors.into_iter().map(|fd| (name.clone(), fd)));
+                }
+            }
+            Ok(self.mailbox.take_ready())
+        })
+    }
+
+    fn end(&mut self, signal: Signal) -> Result<()> {
+        let Some(agent) = self.agent.take() else { return Ok(()) };
+        kill(agent, signal).context("cannot end the agent")?;
+        waitpid(agent, None).map(drop).context("cannot wait for the agent")
+    }
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        let _ = self.end(Signal::SIGKILL);
+    }
+}
+
+fn other_sizes() -> Result<()> {
+    let group = Group::new("sizes")?;
+    let mut manager = Manager::new()?;
+    manager.start(&["--max-groups", "64"])?;
+    let mut worker = Worker::start(&group)?;
+    let crossed = Waiter::on(&group, "4M")?;
+    let spike = Waiter::on(&group, "30M")?;
+    for groups in ["128", "32", "32"] {
+        manager.end(Signal::SIGKILL)?;
+        worker.grow(Kind::Anonymous, 6 * MIB)?;
+        worker.grow(Kind::Anonymous, 30 * MIB)?;
+        worker.shrink(Kind::Anonymous)?;
+        manager.start(&["--max-groups", groups])?;
+        ensure!(crossed.wait()? == 1, "up, with {groups} groups");
+        ensure!(spike.wait()? == 2, "up and down meanwhile, with {groups} groups");
+        worker.shrink(Kind::Anonymous)?;
+        ensure!(crossed.wait()? == 1, "down, with {groups} groups");
+    }
+    manager.end(Signal::SIGTERM)?;
+    ensure!(!Path::new(FOLDER).exists(), "the pins of all sizes are gone");
     worker.end()
 }
 
