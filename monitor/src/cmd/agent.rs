@@ -11,7 +11,10 @@ use memcg_monitor::{
     supervisor, view,
     watcher::Limits,
 };
-use nix::unistd::{Gid, Group};
+use nix::{
+    sys::resource::{Resource, getrlimit, setrlimit},
+    unistd::{Gid, Group},
+};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -29,6 +32,7 @@ pub fn run(options: &cli::Agent) -> Result<ExitCode> {
         return Ok(ExitCode::from(code));
     }
     heap::be_small();
+    room_for_descriptors(options.max_eventfds.into());
     let group = options.socket_group.as_deref().map(group_id).transpose()?;
     let options = Options {
         cgroup_root: options.cgroup_root.clone(),
@@ -72,6 +76,25 @@ fn ready(status: &str) {
     log::info!("ready: {status}");
     if let Err(error) = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(status)]) {
         log::warn!("cannot tell the service manager: {error}");
+    }
+}
+
+/// Each registered eventfd is a descriptor, and a few are needed beside them. What the
+/// limit does not allow is refused with ENOMEM when it comes to it.
+fn room_for_descriptors(eventfds: u64) {
+    const BESIDE: u64 = 1024;
+    let wanted = eventfds + BESIDE;
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    if soft >= wanted || setrlimit(Resource::RLIMIT_NOFILE, wanted, hard.max(wanted)).is_ok() {
+        return;
+    }
+    if let Err(errno) = setrlimit(Resource::RLIMIT_NOFILE, hard.min(wanted), hard) {
+        log::warn!("setrlimit RLIMIT_NOFILE: {errno}");
+    }
+    if hard < wanted {
+        log::warn!(
+            "{hard} descriptors are allowed (ulimit -n, LimitNOFILE=): fewer than {wanted}, for --max-eventfds {eventfds}"
+        );
     }
 }
 
