@@ -255,10 +255,11 @@ fn other_sizes() -> Result<()> {
         worker.grow(Kind::Anonymous, 30 * MIB)?;
         worker.shrink(Kind::Anonymous)?;
         manager.start(&["--max-groups", groups])?;
-        ensure!(crossed.wait()? == 1, "up, with {groups} groups");
-        ensure!(spike.wait()? == 2, "up and down meanwhile, with {groups} groups");
+        let heard = (crossed.wait()?, spike.wait()?);
+        ensure!(heard == (1, 2), "up, and up and down meanwhile: {heard:?}, with {groups} groups");
         worker.shrink(Kind::Anonymous)?;
-        ensure!(crossed.wait()? == 1, "down, with {groups} groups");
+        let heard = crossed.wait()?;
+        ensure!(heard == 1, "down: {heard}, with {groups} groups");
     }
     manager.end(Signal::SIGTERM)?;
     ensure!(!Path::new(FOLDER).exists(), "the pins of all sizes are gone");
