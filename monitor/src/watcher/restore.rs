@@ -119,7 +119,8 @@ impl<S: Source> Watcher<S> {
         let known = self.registry.group(group.slot).map(|known| known.scale(on));
         let now = match known.filter(|scale| !scale.is_empty()) {
             Some(scale) => scale.now(),
-            // One that went is told so by the look that follows.
+            // One that has been freed has given everything back; that it went is told by
+            // the look that follows.
             None => self.quantity(group, on)?.unwrap_or(0),
         };
         let in_percent = matches!(wish, Wish::Threshold(Threshold { at: At::Percent(_), .. }));
@@ -193,10 +194,6 @@ impl<S: Source> Watcher<S> {
         self.registrations_changed();
         let clock = self.clock();
         for slot in self.registry.slots() {
-            // One that goes is told that, and no more than its charges have told.
-            if self.source.slot(slot).is_none_or(|slot| !slot.state().is_live()) {
-                continue;
-            }
             for file in ControlFile::QUANTITIES {
                 let cgroup_id = self.id_of(slot);
                 let Some(group) = self.registry.group_mut(slot) else { break };

@@ -121,6 +121,18 @@ fn groups_that_went_are_told_once() {
 }
 
 #[test]
+fn emptied_and_removed_is_told_both() {
+    let (mut watcher, client) = (first(), client());
+    watcher.source.charge(0, 20);
+    wait_for(&mut watcher, 0, USAGE, "10", &client).expect("registered");
+    let (source, handed) = killed(watcher);
+    source.charge(0, 0);
+    source.slots[0].mark(State::OFFLINE);
+    next(source, handed, INSTANCE);
+    assert_eq!(taken(&client), 2, "down, and removed");
+}
+
+#[test]
 fn other_maps_are_found_their_groups_by_id() {
     let (mut watcher, client) = (first(), client());
     wait_for(&mut watcher, 0, USAGE, "10", &client).expect("registered");
