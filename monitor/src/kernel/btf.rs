@@ -249,6 +249,11 @@ impl Btf {
                     && let Some(inner) = self.resolve(member.type_id)?
                     && inner.is_aggregate()
                 {
+                    // On a way down no type comes twice unless it contains itself,
+                    // so what waits is never more than all members there are.
+                    if todo.len() >= self.raw.most_members() {
+                        return Err(BtfError::TooDeep(container.id));
+                    }
                     todo.push((inner, at));
                 }
             }

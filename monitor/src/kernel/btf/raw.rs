@@ -12,6 +12,8 @@ const VERSION: u8 = 1;
 const HEADER: usize = 24;
 /// `name_off`, `info`, and `size` or `type`, 4 bytes each.
 const RECORD: usize = 12;
+/// `name_off`, `type` and `offset`, 4 bytes each.
+const MEMBER: usize = 12;
 
 /// BTF_KIND_*; what we never ask for is [`Other`](Self::Other).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,8 +39,8 @@ impl Kind {
             1 => (Self::Int, 4, 0),
             2 => (Self::Ptr, 0, 0),
             3 => (Self::Other, 12, 0), // array
-            4 => (Self::Struct, 0, 12),
-            5 => (Self::Union, 0, 12),
+            4 => (Self::Struct, 0, MEMBER),
+            5 => (Self::Union, 0, MEMBER),
             6 => (Self::Enum, 0, 8),
             7 => (Self::Other, 0, 0), // forward declaration
             8..=11 | 18 => (Self::Modifier, 0, 0),
@@ -171,6 +173,11 @@ impl Raw {
     /// How many types there are.
     pub(super) fn len(&self) -> usize {
         self.records.len()
+    }
+
+    /// No more members than this have room in the data.
+    pub(super) fn most_members(&self) -> usize {
+        self.data.len() / MEMBER
     }
 
     /// All types in order of their ids.

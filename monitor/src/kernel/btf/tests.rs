@@ -200,6 +200,24 @@ fn loops_and_dangling_references_are_errors() {
     assert_eq!(btf.member_offset("nest", "x"), Err(BtfError::TooDeep(2)));
 }
 
+/// The bound on what waits is one for types that contain themselves only.
+#[test]
+fn unnamed_types_may_be_shared() {
+    let mut b = Builder::new();
+    let int = b.int("int", 4);
+    let mut inner = b.aggregate(UNION, "", &[("x", int, 32)]);
+    for _ in 0..6 {
+        inner = b.aggregate(STRUCT, "", &[("", inner, 0), ("", inner, 64), ("", inner, 128)]);
+    }
+    b.aggregate(STRUCT, "nest", &[("", inner, 0), ("last", int, 1 << 12)]);
+    let btf = b.parse();
+    assert_eq!(btf.member_offset("nest", "last"), Ok(512));
+    assert_eq!(btf.member_offset("nest", "none").map_err(|error| error.to_string()), {
+        Err("struct nest has no member none".to_owned())
+    });
+    assert!(btf.member_offset("nest", "x").is_ok());
+}
+
 #[test]
 fn what_is_not_btf_is_refused() {
     let good = kernel().build();
