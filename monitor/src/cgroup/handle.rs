@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::PathBuf,
 };
 
@@ -19,6 +19,7 @@ use crate::{
 };
 
 /// A `struct file_handle` with what kernfs puts into it (`kernfs_encode_fh`).
+#[cfg(not(fuzzing))]
 #[repr(C)]
 struct Handle {
     /// Of what follows the type.
@@ -28,6 +29,7 @@ struct Handle {
 }
 
 /// `FILEID_KERNFS`
+#[cfg(not(fuzzing))]
 const KERNFS: i32 = 0xfe;
 
 /// Opens the directories of a hierarchy by their ids.
@@ -104,18 +106,12 @@ impl Directories {
     }
 
     fn open_any(&self, id: u64, more: i32) -> nix::Result<OwnedFd> {
-        let mut handle = Handle { bytes: 8, kind: KERNFS, id };
         let flags = libc::O_PATH | libc::O_CLOEXEC | more;
-        // SAFETY: the handle is laid out as the kernel's, says its own length, and
-        // outlives the call, which only reads it.
-        let fd = unsafe { libc::open_by_handle_at(self.root.as_raw_fd(), (&raw mut handle).cast(), flags) };
-        let fd = Errno::result(fd).map_err(|errno| match errno {
+        by_handle(&self.root, id, flags).map_err(|errno| match errno {
             // Removed; or the id of a file.
             Errno::ESTALE | Errno::ENOTDIR => Errno::ENOENT,
             other => other,
-        })?;
-        // SAFETY: the kernel just made this descriptor for us.
-        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+        })
     }
 
     /// Where the directory with this id is, seen from here.
@@ -124,6 +120,40 @@ impl Directories {
         let directory = self.open(id).ok()?;
         fs::read_link(format!("/proc/self/fd/{}", directory.fd.as_raw_fd())).ok()
     }
+}
+
+#[cfg(not(fuzzing))]
+fn by_handle(root: &OwnedFd, id: u64, flags: i32) -> nix::Result<OwnedFd> {
+    let mut handle = Handle { bytes: 8, kind: KERNFS, id };
+    // SAFETY: the handle is laid out as the kernel's, says its own length, and
+    // outlives the call, which only reads it.
+    let fd = unsafe { libc::open_by_handle_at(root.as_raw_fd(), (&raw mut handle).cast(), flags) };
+    let fd = Errno::result(fd)?;
+    // SAFETY: the kernel just made this descriptor for us.
+    Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) })
+}
+
+/// The hierarchy of the fuzz targets is a folder of files, whose file system has
+/// other handles: there the inode is looked for.
+#[cfg(fuzzing)]
+fn by_handle(root: &OwnedFd, id: u64, flags: i32) -> nix::Result<OwnedFd> {
+    use std::os::unix::fs::{DirEntryExt as _, MetadataExt as _};
+    let path = PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd()));
+    if fs::metadata(&path).is_ok_and(|metadata| metadata.ino() == id) {
+        return open(&path, OFlag::from_bits_retain(flags), Mode::empty());
+    }
+    let mut waiting = vec![path];
+    while let Some(folder) = waiting.pop() {
+        for entry in fs::read_dir(&folder).map_err(|_| Errno::ESTALE)?.flatten() {
+            if entry.ino() == id {
+                return open(&entry.path(), OFlag::from_bits_retain(flags), Mode::empty());
+            }
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                waiting.push(entry.path());
+            }
+        }
+    }
+    Err(Errno::ESTALE)
 }
 
 /// An open directory (`O_PATH`).

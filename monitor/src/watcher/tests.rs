@@ -42,8 +42,7 @@ fn taken(client: &Client) -> u64 {
 }
 
 fn watcher() -> Watcher<FakeKernel> {
-    Watcher::new(FakeKernel::new(), Box::new(Rc::new(FakeHost::default())), Limits { quota: 5, rest: 0 })
-        .expect("AIO")
+    Watcher::new(FakeKernel::new(), Box::new(FakeHost::forever()), Limits { quota: 5, rest: 0 }).expect("AIO")
 }
 
 fn request(group: GroupId, on: ControlFile, args: &str, client: &Client) -> Request {

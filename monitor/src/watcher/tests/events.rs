@@ -1,8 +1,6 @@
 //! What is no crossing of memory: memory+swap, OOM, pressure, emptiness, what is
 //! sampled, and quotas.
 
-use std::rc::Rc;
-
 use monitor_common::{
     ask::Wanted,
     band::OPEN,
@@ -102,10 +100,9 @@ fn emptiness_is_told_to_the_group_only() {
 
 #[test]
 fn the_root_and_working_sets_are_sampled() {
-    let host = Rc::new(FakeHost::default());
+    let host = FakeHost::forever();
     let mut watcher =
-        Watcher::new(FakeKernel::new(), Box::new(Rc::clone(&host)), Limits { quota: 5, rest: 0 })
-            .expect("AIO");
+        Watcher::new(FakeKernel::new(), Box::new(host), Limits { quota: 5, rest: 0 }).expect("AIO");
     assert!(!watcher.samples());
     let (root, set) = (client(), client());
     assert_eq!(wait_for(&mut watcher, 2, USAGE, "50%", &root), Ok(()));
@@ -167,9 +164,9 @@ fn what_the_kernel_cannot_tell_is_refused() {
 
 #[test]
 fn a_storm_is_told_by_its_end() {
-    let host = Rc::new(FakeHost::default());
+    let host = FakeHost::forever();
     let limits = Limits { quota: 5, rest: 100 };
-    let mut watcher = Watcher::new(FakeKernel::new(), Box::new(Rc::clone(&host)), limits).expect("AIO");
+    let mut watcher = Watcher::new(FakeKernel::new(), Box::new(host), limits).expect("AIO");
     let client = client();
     assert_eq!(wait_for(&mut watcher, 0, USAGE, "10", &client), Ok(()));
     for n in 0..BURST + 3 {

@@ -6,7 +6,6 @@ use std::{
     collections::HashMap,
     fs,
     os::fd::{AsRawFd as _, BorrowedFd},
-    rc::Rc,
 };
 
 use monitor_common::{
@@ -219,7 +218,14 @@ pub(super) struct FakeHost {
     pub(super) clock: Cell<u64>,
 }
 
-impl Host for Rc<FakeHost> {
+impl FakeHost {
+    /// One for as long as the test runs.
+    pub(super) fn forever() -> &'static Self {
+        Box::leak(Box::default())
+    }
+}
+
+impl Host for &'static FakeHost {
     fn clock(&self) -> u64 {
         self.clock.get()
     }
