@@ -9,13 +9,13 @@ use crate::process::{self, command};
 use crate::setup::{self, Need};
 use crate::summary::Outcome;
 use crate::workspace::{root, target};
-use crate::{ebpf, tidy};
+use crate::{ebpf, fuzz, tidy};
 
 /// A step's name and what it does.
 type Step = (&'static str, fn() -> Result<Outcome>);
 
 /// All of them, the quick ones first.
-pub(crate) const STEPS: [Step; 7] = [
+pub(crate) const STEPS: [Step; 8] = [
     ("format", format),
     ("tidy", tidy::check),
     ("lints", lints),
@@ -23,6 +23,7 @@ pub(crate) const STEPS: [Step; 7] = [
     ("dependencies", dependencies),
     ("unit tests", unit_tests),
     ("model check", model_check),
+    ("fuzz, briefly", fuzz::briefly),
 ];
 
 fn format() -> Result<Outcome> {

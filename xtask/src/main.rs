@@ -7,6 +7,7 @@ mod checks;
 mod clients;
 mod conformance;
 mod ebpf;
+mod fuzz;
 mod initramfs;
 mod kernels;
 mod modules;
@@ -51,6 +52,8 @@ enum Verb {
     Soak(soak::Arguments),
     /// Measure in the VM; tables, plots and JSON go to target/bench
     Bench(bench::Arguments),
+    /// Fuzz what reads bytes that others chose; new inputs go to target/fuzz
+    Fuzz(fuzz::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -75,6 +78,7 @@ fn dispatch(verb: Verb) -> Result<ExitCode> {
         Verb::Conformance => conformance::run()?,
         Verb::Soak(arguments) => soak::run(&arguments)?,
         Verb::Bench(arguments) => bench::run(&arguments)?,
+        Verb::Fuzz(arguments) => fuzz::run(&arguments)?,
     }
     Ok(ExitCode::SUCCESS)
 }

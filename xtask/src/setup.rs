@@ -31,6 +31,8 @@ pub(crate) enum Need {
     Project,
     /// Checks licences and origins of dependencies.
     Deny,
+    /// Builds fuzz targets, and a compiler for libFuzzer.
+    Fuzz,
 }
 
 /// What it takes to compile the workspace.
@@ -53,7 +55,7 @@ pub(crate) fn all() -> Result<()> {
     needs.extend(kernels::labels().map(|label| Need::Kernel(label.to_owned())));
     needs.extend(CLIENTS);
     needs.push(Need::Project);
-    needs.push(Need::Deny);
+    needs.extend([Need::Deny, Need::Fuzz]);
     for need in &needs {
         println!("setup: found {}", provide(need)?);
     }
@@ -98,6 +100,10 @@ fn find(need: &Need) -> Result<String> {
             Ok(format!("kernel {name}: {}{remark}", kernel.release))
         }
         Need::Deny => is_there(&cargo_deny()).map(|path| format!("dependency checker {path}")),
+        Need::Fuzz => {
+            have(&["c++"])?;
+            is_there(&cargo_fuzz()).map(|path| format!("builder of fuzz targets {path}"))
+        }
     }
 }
 
@@ -118,6 +124,13 @@ fn get(need: &Need) -> Result<()> {
         }
         Need::Kernel(name) => kernels::fetch(name).map(drop),
         Need::Deny => cargo_install("cargo-deny", &["--version", "^0.20"], &[]),
+        Need::Fuzz => {
+            if have(&["c++"]).is_err() {
+                apt::install(&["g++"])?;
+            }
+            // It only starts others: not worth the minutes of an optimized build.
+            cargo_install("cargo-fuzz", &["--version", "^0.13", "--debug"], &[])
+        }
     }
 }
 
@@ -165,6 +178,10 @@ pub(crate) fn busybox() -> PathBuf {
 
 pub(crate) fn cargo_deny() -> PathBuf {
     tools().join("bin/cargo-deny")
+}
+
+pub(crate) fn cargo_fuzz() -> PathBuf {
+    tools().join("bin/cargo-fuzz")
 }
 
 /// Programs that can be started.

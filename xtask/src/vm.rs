@@ -60,7 +60,7 @@ impl Hierarchy {
 pub(crate) struct Boot<'a> {
     pub(crate) kernel: &'a Kernel,
     pub(crate) hierarchy: Hierarchy,
-    /// `test`, `demo`, `bench` or `shell`.
+    /// `test`, `demo`, `bench`, `differential` or `shell`.
     pub(crate) mode: &'static str,
     /// More kernel parameters.
     pub(crate) parameters: String,
