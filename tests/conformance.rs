@@ -5,6 +5,7 @@
 mod book;
 pub(crate) mod errno;
 mod files;
+pub(crate) mod grammar;
 mod kinds;
 mod lifetime;
 mod rig;
@@ -61,6 +62,7 @@ pub(crate) fn tests() -> Vec<Test> {
     tests.extend(lifetime::tests());
     tests.extend(errno::tests());
     tests.extend(files::tests());
+    tests.extend(grammar::tests());
     tests
 }
 

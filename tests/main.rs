@@ -1,5 +1,5 @@
 //! The test VM's first process. The kernel's command line says what to do:
-//! `guest.mode=test|demo|bench|soak|shell`, `guest.cgroup=v1|v2`,
+//! `guest.mode=test|demo|bench|differential|soak|shell`, `guest.cgroup=v1|v2`,
 //! `guest.filter=NAME`, `guest.args=A,B`.
 
 mod agent;
@@ -74,9 +74,18 @@ fn serve() -> Result<()> {
             let (time, seed) = (Duration::from_secs(seconds.parse()?), seed.parse()?);
             alone("soak", time + Duration::from_secs(180), || soak::run(time, seed))
         }
+        "differential" => differential(&request.args),
         "shell" => shell::run(),
         other => bail!("guest.mode={other} is not known"),
     }
+}
+
+/// Random lines, `COUNT,SEED` of them, through the kernel's parser and ours.
+fn differential(args: &[String]) -> Result<()> {
+    let [lines, seed] = args else { bail!("guest.args={args:?}: a count and a seed") };
+    let lines = lines.parse().context("the count is a number")?;
+    let seed = seed.parse().context("the seed is a number")?;
+    alone("differential", Duration::from_secs(60 * 60), || conformance::grammar::run(lines, seed))
 }
 
 /// Runs one function in a process of its own and gives the verdict on it.
