@@ -61,10 +61,12 @@ enum Target {
     Fuse,
     /// The kernel's type information
     Btf,
+    /// What an agent finds of the one before
+    State,
 }
 
 impl Target {
-    const ALL: [Self; 4] = [Self::Line, Self::Packet, Self::Fuse, Self::Btf];
+    const ALL: [Self; 5] = [Self::Line, Self::Packet, Self::Fuse, Self::Btf, Self::State];
 
     fn name(self) -> &'static str {
         match self {
@@ -72,6 +74,7 @@ impl Target {
             Self::Packet => "packet",
             Self::Fuse => "fuse",
             Self::Btf => "btf",
+            Self::State => "state",
         }
     }
 }

@@ -8,7 +8,7 @@ use monitor_common::pressure;
 use monitor_common::threshold::{ACCEPTED, EXTENDED, EXTENDED_REFUSED, REFUSED};
 
 use super::Kind;
-use crate::conformance::Random;
+use crate::random::Random;
 
 /// What the grammar has words for, and what lies beside them.
 const BYTES: &[u8] = b"0123456789 \t\n\x0b\x0c\r\xa0\0-+,.%xXkKmMgGtTpPeEaAfFlowmediu\x01\x7f\x80\x85\xff";
