@@ -24,8 +24,11 @@ use tokio::{
 
 use crate::{
     cgroup::{Hierarchy, Version, handle::Directories, host::Files},
+    confine,
     door::{
-        self, control,
+        self,
+        closer::Closer,
+        control,
         control_fd::Places,
         seqpacket::{Access, Listener},
         socket,
@@ -66,6 +69,8 @@ pub struct Options {
     pub pins: PathBuf,
     /// The service manager keeps descriptors, even if it does not say so.
     pub keeps: bool,
+    /// Which rights are given up before it is ready.
+    pub confine: confine::Mode,
 }
 
 /// How the agent is to end.
@@ -147,6 +152,7 @@ pub async fn run(
     let vault = Keeper::found(options.keeps).map(|keeper| Vault::open(keeper, handed)).transpose()?;
     let pins = vault.as_ref().and_then(|_| open_pins(&options.pins));
     let (mut programs, ring) = Programs::start(v1, options.sizes, pins)?;
+    let asks = confine::rights::needed_for(&confine::ASK, || programs.answers());
     let groups = hierarchy.call_roll()?;
     programs.settle();
     let instance = programs.instance();
@@ -163,18 +169,19 @@ pub async fn run(
     }
     let watcher = Rc::new(RefCell::new(watcher));
 
-    let door = Rc::new(Listener::bind(&options.socket, &options.access)?);
-    let operator = Rc::new(Listener::bind(&options.control_socket, &options.access)?);
+    let closer = Closer::start(options.confine).map_err(|error| Error::file("start", "threads", error))?;
+    let door = Rc::new(Listener::bind(&options.socket, &options.access, &closer)?);
+    let operator = Rc::new(Listener::bind(&options.control_socket, &options.access, &closer)?);
     let mode = options.view.as_ref().map_or(view::EVENT_CONTROL_MODE, |wanted| wanted.event_control_mode);
     let tree = Arc::new(Tree::new(Directories::new(&hierarchy)?, mode));
     // Dropped before the tasks end: nobody comes in any more, then those that did
     // are answered.
     let shown = match &options.view {
-        Some(wanted) => show(wanted, &tree)?,
+        Some(wanted) => show(wanted, &tree, &hierarchy.root, options.confine)?,
         None => None,
     };
     let device = shown.as_ref().map(|(shown, _)| shown.device());
-    let places = Rc::new(Places::new(tree, device));
+    let places = Rc::new(Places::new(tree, device, closer));
     let mut tasks = vec![
         tokio::task::spawn_local(socket::serve(door, Rc::clone(&watcher), Rc::clone(&places))),
         tokio::task::spawn_local(control::serve(
@@ -192,6 +199,7 @@ pub async fn run(
     });
     // What it took to get here, the kernel's types above all, is needed no more.
     heap::trim();
+    confine::agent(options.confine, asks);
     ready(&format!("watching {groups} groups below {}; register at {doors}", hierarchy.root.display()));
 
     let outcome = tokio::select! {
@@ -222,8 +230,13 @@ type View = (Shown, mpsc::Receiver<Written>);
 
 /// Mounts the view. An agent that was not told where does without it on a host
 /// that has no FUSE.
-fn show(wanted: &view::Options, tree: &Arc<Tree>) -> Result<Option<View>> {
-    match view::show(wanted.point.as_deref(), Arc::clone(tree)) {
+fn show(
+    wanted: &view::Options,
+    tree: &Arc<Tree>,
+    hierarchy: &Path,
+    mode: confine::Mode,
+) -> Result<Option<View>> {
+    match view::show(wanted.point.as_deref(), Arc::clone(tree), hierarchy, mode) {
         Ok(view) => Ok(Some(view)),
         Err(Failure::Unavailable(error)) if wanted.point.is_none() => {
             log::warn!(

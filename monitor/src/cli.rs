@@ -33,6 +33,41 @@ pub enum Command {
     List(List),
     /// Say what this host offers, and what would be used
     Check(Check),
+    /// Wait for the agent's end, then unmount its view; the agent starts this itself
+    #[command(hide = true)]
+    Unmount(Unmount),
+}
+
+/// Options of `unmount`.
+#[derive(Args, Debug)]
+pub struct Unmount {
+    /// Where the view is
+    pub point: PathBuf,
+    /// As the agent's
+    #[arg(long, value_enum, default_value_t = Confine::On)]
+    pub confine: Confine,
+}
+
+/// Which rights the agent gives up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Confine {
+    /// None
+    Off,
+    /// Capabilities and files; system calls that are not expected are made, and named
+    /// in the kernel's log
+    Warn,
+    /// All that it does not need once it is ready
+    On,
+}
+
+impl From<Confine> for memcg_monitor::confine::Mode {
+    fn from(confine: Confine) -> Self {
+        match confine {
+            Confine::Off => Self::Off,
+            Confine::Warn => Self::Warn,
+            Confine::On => Self::On,
+        }
+    }
 }
 
 /// Options of `agent`.
@@ -106,6 +141,10 @@ pub struct Agent {
     /// as older ones did
     #[arg(long, value_name = "MODE", default_value = "0200", value_parser = write_mode)]
     pub event_control_mode: u32,
+    /// Rights to give up before READY: capabilities, system calls (seccomp), files
+    /// (Landlock). A refused system call is named in the kernel's log
+    #[arg(long, value_enum, default_value_t = Confine::On)]
+    pub confine: Confine,
 }
 
 /// How to print.

@@ -4,3 +4,4 @@ pub mod agent;
 pub mod check;
 pub mod list;
 pub mod listen;
+pub mod unmount;

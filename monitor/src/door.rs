@@ -1,14 +1,17 @@
 //! The front doors, and the one way in that they share: [`request`] takes the
 //! line and the descriptors through the kernel's checks, in its order.
 
+pub mod closer;
 pub mod control;
 pub mod control_fd;
+mod credentials;
 pub mod event_row;
 pub mod inode;
 mod known;
 pub mod peer;
 mod process;
 pub mod request;
+pub mod sender;
 pub mod sent;
 pub mod seqpacket;
 pub mod socket;

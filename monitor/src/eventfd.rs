@@ -21,25 +21,23 @@ pub const EVENTFD: &str = "anon_inode:[eventfd]";
 pub struct EventFd(OwnedFd);
 
 impl EventFd {
-    /// Takes `fd` in.
+    /// Whether `fd` is one, without a word to the file system that it may lie on.
     ///
     /// # Errors
     /// The kernel's: `EBADF` for an `O_PATH` descriptor, `EINVAL` for anything
     /// that is not an eventfd (`eventfd_ctx_fileget`).
-    pub fn adopt(fd: OwnedFd) -> Result<Self, Errno> {
-        if is_path_only(fd.as_fd())? {
+    pub fn check(fd: BorrowedFd<'_>) -> Result<(), Errno> {
+        if is_path_only(fd)? {
             return Err(Errno::EBADF);
         }
         let link = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).map_err(|_| Errno::EINVAL)?;
         if link.as_os_str() != EVENTFD {
             return Err(Errno::EINVAL);
         }
-        Ok(Self(fd))
+        Ok(())
     }
-}
 
-impl EventFd {
-    /// Takes in what the kernel has said is an eventfd.
+    /// Takes in what [`EventFd::check`] or the kernel has said is an eventfd.
     #[must_use]
     pub const fn known(fd: OwnedFd) -> Self {
         Self(fd)
@@ -167,7 +165,7 @@ fn number(fd: BorrowedFd<'_>) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::OwnedFd;
+    use std::os::fd::AsFd as _;
 
     use nix::{
         errno::Errno,
@@ -180,14 +178,10 @@ mod tests {
 
     use super::{EventFd, Signaller};
 
-    fn owned(fd: NixEventFd) -> OwnedFd {
-        fd.into()
-    }
-
     #[test]
     fn signals_add_up() -> Result<(), Box<dyn std::error::Error>> {
         let client = NixEventFd::from_flags(EfdFlags::EFD_NONBLOCK)?;
-        let ours = EventFd::adopt(nix::unistd::dup(&client)?)?;
+        let ours = EventFd::known(nix::unistd::dup(&client)?);
         let signaller = Signaller::new()?;
         signaller.signal(&ours, 1)?;
         signaller.signal(&ours, 2)?;
@@ -202,7 +196,7 @@ mod tests {
         // A write to this one would wait for ever.
         let client = NixEventFd::from_flags(EfdFlags::empty())?;
         client.write(u64::MAX - 1)?;
-        let ours = EventFd::adopt(nix::unistd::dup(&client)?)?;
+        let ours = EventFd::known(nix::unistd::dup(&client)?);
         let signaller = Signaller::new()?;
         signaller.signal(&ours, 1)?;
         signaller.signal(&ours, 1)?;
@@ -213,10 +207,10 @@ mod tests {
     #[test]
     fn other_descriptors_are_refused() -> Result<(), Errno> {
         let null = open("/dev/null", OFlag::O_RDWR, Mode::empty())?;
-        assert_eq!(EventFd::adopt(null).err(), Some(Errno::EINVAL));
+        assert_eq!(EventFd::check(null.as_fd()), Err(Errno::EINVAL));
         let path = open("/dev/null", OFlag::O_PATH, Mode::empty())?;
-        assert_eq!(EventFd::adopt(path).err(), Some(Errno::EBADF));
-        assert!(EventFd::adopt(owned(NixEventFd::new()?)).is_ok());
+        assert_eq!(EventFd::check(path.as_fd()), Err(Errno::EBADF));
+        assert_eq!(EventFd::check(NixEventFd::new()?.as_fd()), Ok(()));
         Ok(())
     }
 }

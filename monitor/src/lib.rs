@@ -14,6 +14,7 @@
 pub mod agent;
 pub mod cgroup;
 pub mod client;
+pub mod confine;
 pub mod door;
 pub mod error;
 pub mod eventfd;

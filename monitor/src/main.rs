@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         Command::Listen(options) => cmd::listen::run(&options),
         Command::List(options) => cmd::list::run(&options),
         Command::Check(options) => Ok(cmd::check::run(&options)),
+        Command::Unmount(options) => cmd::unmount::run(&options),
     };
     match outcome {
         Ok(code) => code,

@@ -11,6 +11,7 @@ pub mod fs;
 pub mod mount;
 pub mod snapshot;
 pub mod tree;
+pub mod unmounter;
 pub mod values;
 
 use std::{
@@ -24,6 +25,7 @@ use nix::errno::Errno;
 use tokio::sync::mpsc;
 
 use crate::{
+    confine,
     error::Error,
     view::{
         fs::View,
@@ -134,9 +136,14 @@ impl Shown {
 ///
 /// # Errors
 /// [`Failure`] tells a host without FUSE from other trouble.
-pub fn show(point: Option<&Path>, tree: Arc<Tree>) -> Result<(Shown, mpsc::Receiver<Written>), Failure> {
+pub fn show(
+    point: Option<&Path>,
+    tree: Arc<Tree>,
+    hierarchy: &Path,
+    mode: confine::Mode,
+) -> Result<(Shown, mpsc::Receiver<Written>), Failure> {
     let (writes, written) = mpsc::channel(WAITING);
-    let (device, mounted) = mount::on(point.unwrap_or(Path::new(POINT)), point.is_none())?;
+    let (device, mounted) = mount::on(point.unwrap_or(Path::new(POINT)), point.is_none(), mode)?;
     let failed = |call, error| Error::file(call, mounted.point(), error);
     let mut config = Config::default();
     config.n_threads = Some(THREADS);
@@ -144,8 +151,16 @@ pub fn show(point: Option<&Path>, tree: Arc<Tree>) -> Result<(Shown, mpsc::Recei
     // interrupt may come out of another than its request, and finds no match.
     let session = Session::from_fd(View::new(tree, writes), device, SessionACL::All, config)
         .map_err(|error| failed("greet the kernel's FUSE for", error))?;
-    // Its threads end when the kernel lets go of the mount, or with the process.
-    session.spawn().map_err(|error| failed("start the threads of", error))?;
+    // Its threads end when the kernel lets go of the mount, or with the process. They
+    // have the rights of the one that starts them.
+    let started = std::thread::scope(|scope| {
+        let start = || {
+            confine::view(mode, hierarchy);
+            session.spawn()
+        };
+        scope.spawn(start).join().unwrap_or_else(|_| Err(std::io::Error::other("a panic")))
+    });
+    started.map_err(|error| failed("start the threads of", error))?;
     let device = std::fs::metadata(mounted.point()).map_err(|error| failed("look at", error))?.dev();
     Ok((Shown { mounted, device }, written))
 }

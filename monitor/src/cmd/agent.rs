@@ -49,6 +49,7 @@ pub fn run(options: &cli::Agent) -> Result<ExitCode> {
         }),
         pins: options.pins.clone(),
         keeps: options.fd_store,
+        confine: options.confine.into(),
     };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start tokio")?;

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use memcg_monitor::{
     cgroup::{Hierarchy, Version},
+    confine,
     kernel::{self, Facts, Plan},
     programs::{self, Size, Trial},
     view,
@@ -65,6 +66,20 @@ pub fn run(options: &Check) -> ExitCode {
         "FUSE",
         false,
         view::mount::available().map(|()| "the view can be shown".into()).map_err(|error| error.to_string()),
+    );
+    found(
+        "seccomp",
+        false,
+        confine::calls::available()
+            .map(|()| "the agent's system calls can be filtered".into())
+            .map_err(|errno| format!("{errno}; any system call may be made")),
+    );
+    found(
+        "Landlock",
+        false,
+        confine::files::available()
+            .map(|abi| format!("{abi}; the view's threads are kept to the groups' files"))
+            .map_err(ToOwned::to_owned),
     );
     match Facts::gather(v1) {
         Err(error) => {

@@ -13,7 +13,7 @@ use crate::{
     door::{
         control_fd::Places,
         event_row,
-        request::Refusal,
+        request::{Refusal, told},
         seqpacket::{Connection, Listener, Packet},
         socket::from_packet,
     },
@@ -187,6 +187,7 @@ async fn converse(
     hierarchy: &Hierarchy,
 ) -> std::io::Result<()> {
     while let Some(packet) = connection.receive(MAX_REQUEST).await? {
+        let who = packet.sender.as_ref().map(|sender| (sender.uid(), sender.pid()));
         let outcome = match serde_json::from_slice(&packet.bytes) {
             _ if packet.truncated => Err(Refusal::new(Errno::E2BIG, "the request is too long")),
             Err(error) => Err(Refusal::new(Errno::EINVAL, format!("not a request: {error}"))),
@@ -205,6 +206,8 @@ async fn converse(
             },
         };
         if let Err(refusal) = outcome {
+            let (uid, pid) = who.unwrap_or((connection.user(), 0));
+            told(&refusal, uid, pid);
             answer(connection, &Answer::Error { errno: refusal.errno as i32, why: refusal.to_string() })
                 .await?;
         }

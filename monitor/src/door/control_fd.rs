@@ -18,6 +18,7 @@ use crate::{
         handle::{Directories, Directory},
     },
     door::{
+        closer::Closer,
         inode::Inode,
         known::Known,
         request::{Asker, Refusal, Which},
@@ -34,13 +35,15 @@ pub struct Places {
     /// `st_dev` of the view, while it is mounted.
     view: Option<u64>,
     known: Known,
+    /// For what clients sent.
+    pub closer: Closer,
 }
 
 impl Places {
     /// Nothing asked for yet.
     #[must_use]
-    pub fn new(tree: Arc<Tree>, view: Option<u64>) -> Self {
-        Self { tree, view, known: Known::default() }
+    pub fn new(tree: Arc<Tree>, view: Option<u64>, closer: Closer) -> Self {
+        Self { tree, view, known: Known::default(), closer }
     }
 
     fn directories(&self) -> &Directories {
@@ -86,7 +89,7 @@ pub fn resolve<'a, S: Source>(
         }
     }
     let held = client.control(number)?;
-    let fd = held.as_fd();
+    let fd = held.look().map_err(|errno| Refusal::new(errno, format!("{which} is closed")))?;
     let inode = Inode::of(fd).map_err(|errno| Refusal::new(errno, format!("statx of {which} failed")))?;
     if Some(inode.device) == places.view {
         return in_view(source, places, (inode, which), client, args);

@@ -56,11 +56,6 @@ impl Info {
         Ok(Self(text))
     }
 
-    pub(super) fn ours(fd: &OwnedFd) -> Result<Self, Errno> {
-        let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
-        Self::read(nix::fcntl::AT_FDCWD, &CString::new(path).unwrap_or_default())
-    }
-
     pub(super) fn text(&self) -> &str {
         // Cut where it no longer is text: the rest is not filled in.
         let end = self.0.iter().position(|byte| *byte == 0).unwrap_or(INFO);
@@ -73,11 +68,6 @@ pub(super) fn is_path_only(info: &str) -> bool {
     let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
     let flags = flags.and_then(|octal| i32::from_str_radix(octal.trim(), 8).ok());
     flags.is_some_and(|flags| flags & libc::O_PATH != 0)
-}
-
-/// `eventfd-id` in a `/proc/PID/fdinfo/N`.
-pub(super) fn eventfd_id(info: &str) -> Option<u64> {
-    info.lines().find_map(|line| line.strip_prefix("eventfd-id:")?.trim().parse().ok())
 }
 
 /// The process that a thread belongs to, from its `/proc/TID/status`.
@@ -102,6 +92,19 @@ pub(super) fn pidfd_getfd(pidfd: &OwnedFd, number: i32) -> Result<OwnedFd, Errno
     own(fd)
 }
 
+/// Whether a thread has the descriptors of its process (`CLONE_FILES`).
+pub(super) fn shares_descriptors(thread: i32, process: i32) -> Result<bool, Errno> {
+    /// `KCMP_FILES`
+    const FILES: i32 = 2;
+    // SAFETY: takes five numbers, of which it looks at three.
+    let order = Errno::result(unsafe { libc::syscall(libc::SYS_kcmp, thread, process, FILES, 0, 0) });
+    // A kernel without kcmp (CONFIG_KCMP): then only where the thread is the process.
+    order.map(|order| order == 0).or_else(|errno| match errno {
+        Errno::ENOSYS => Ok(thread == process),
+        errno => Err(errno),
+    })
+}
+
 pub(super) fn own(fd: libc::c_long) -> Result<OwnedFd, Errno> {
     let fd = i32::try_from(fd).map_err(|_| Errno::EOVERFLOW)?;
     // SAFETY: the kernel just made this descriptor for us, close-on-exec.
@@ -110,7 +113,7 @@ pub(super) fn own(fd: libc::c_long) -> Result<OwnedFd, Errno> {
 
 #[cfg(test)]
 mod tests {
-    use super::{eventfd_id, is_path_only, thread_group};
+    use super::{is_path_only, thread_group};
 
     #[test]
     fn fdinfo_tells_path_descriptors() {
@@ -118,8 +121,6 @@ mod tests {
         assert!(is_path_only(&info("012000000")));
         assert!(!is_path_only(&info("0100002")));
         assert!(!is_path_only("pos:\t0\n"));
-        assert_eq!(eventfd_id("flags:\t02\neventfd-count:                0\neventfd-id: 17\n"), Some(17));
-        assert_eq!(eventfd_id(&info("02")), None);
     }
 
     #[test]

@@ -1,13 +1,12 @@
 //! One registration, through the checks of the kernel's
 //! `memcg_write_event_control` (5.15 to 7.2): same order, same errno.
 
-use std::os::fd::OwnedFd;
-
 use monitor_common::{control, line};
 use nix::errno::Errno;
 
 use crate::{
     door::{
+        closer::Foreign,
         control_fd::{self, Control, Places},
         inode::Inode,
         peer::Credentials,
@@ -38,6 +37,11 @@ impl std::fmt::Display for Refusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:?}: {}", self.errno, self.why)
     }
+}
+
+/// Tells the operator of a refusal: each door does, here.
+pub fn told(refusal: &Refusal, uid: u32, pid: i32) {
+    log::info!("refused uid {uid}, process {pid}: {refusal}");
 }
 
 /// Which descriptor of the line.
@@ -75,7 +79,7 @@ pub trait Asker {
     ///
     /// # Errors
     /// `EBADF` when it is not open, or an `O_PATH` descriptor of the client's.
-    fn control(&self, number: u32) -> Result<OwnedFd, Refusal>;
+    fn control(&self, number: u32) -> Result<Foreign, Refusal>;
 
     /// As whom it asks now. Costs something; most control files are everybody's.
     ///
@@ -129,8 +133,9 @@ pub fn register<S: Source>(
 ///
 /// # Errors
 /// The kernel's: `EBADF` for `O_PATH`, `EINVAL` for anything but an eventfd.
-pub fn adopt(fd: OwnedFd, which: Which) -> Result<EventFd, Refusal> {
-    EventFd::adopt(fd).map_err(|errno| match errno {
+pub fn adopt(fd: Foreign, which: Which) -> Result<EventFd, Refusal> {
+    let adopted = fd.look().and_then(EventFd::check).and_then(|()| fd.known()).map(EventFd::known);
+    adopted.map_err(|errno| match errno {
         Errno::EBADF => Refusal::new(errno, format!("{which} is an O_PATH descriptor; open it for use")),
         _ => Refusal::new(errno, format!("{which} is not an eventfd")),
     })

@@ -1,17 +1,16 @@
 //! The client behind a message that brings its descriptors along.
 
-use std::{
-    cell::RefCell,
-    os::fd::{AsFd as _, OwnedFd},
-};
+use std::cell::RefCell;
 
-use nix::{errno::Errno, sys::socket::UnixCredentials};
+use nix::errno::Errno;
 
 use crate::{
     door::{
+        closer::{Closer, Foreign},
         inode::Inode,
-        peer::{Credentials, Peer, hand_over, path_only, shown},
+        peer::{Credentials, Peer, hand_over, path_only},
         request::{Asker, Refusal, Which},
+        sender::Sender,
     },
     eventfd,
     source::Source,
@@ -21,9 +20,10 @@ use crate::{
 /// The descriptors that came with a message: `[event_fd, control_fd]`.
 #[derive(Debug)]
 pub struct Sent {
-    event: RefCell<Option<OwnedFd>>,
-    control: RefCell<Option<OwnedFd>>,
-    sender: UnixCredentials,
+    event: RefCell<Option<Foreign>>,
+    control: RefCell<Option<Foreign>>,
+    sender: Sender,
+    closer: Closer,
 }
 
 impl Sent {
@@ -31,15 +31,15 @@ impl Sent {
     ///
     /// # Errors
     /// `EINVAL` for any other number.
-    pub fn new(fds: Vec<OwnedFd>, sender: &UnixCredentials) -> Result<Self, Refusal> {
-        let [event, control] = <[OwnedFd; 2]>::try_from(fds).map_err(|fds| {
+    pub fn new(fds: Vec<Foreign>, sender: Sender, closer: &Closer) -> Result<Self, Refusal> {
+        let [event, control] = <[Foreign; 2]>::try_from(fds).map_err(|fds| {
             let count = fds.len();
             Refusal::new(
                 Errno::EINVAL,
                 format!("{count} descriptors came along; send event_fd and control_fd, or none"),
             )
         })?;
-        Ok(Self { event: Some(event).into(), control: Some(control).into(), sender: *sender })
+        Ok(Self { event: Some(event).into(), control: Some(control).into(), sender, closer: closer.clone() })
     }
 
     fn missing(which: Which) -> Refusal {
@@ -51,20 +51,19 @@ impl Asker for Sent {
     fn event<S: Source>(&self, number: u32, watcher: &Watcher<S>) -> Result<Handed, Refusal> {
         let which = Which::Event(number);
         let fd = self.event.take().ok_or_else(|| Self::missing(which))?;
-        let (shown, _) = shown(watcher.source(), &fd);
-        hand_over(fd, shown, which, watcher)
+        hand_over(fd, which, watcher)
     }
 
     fn glance(&self, _: u32) -> Option<Inode> {
         let control = self.control.borrow();
-        let fd = control.as_ref()?.as_fd();
+        let fd = control.as_ref()?.look().ok()?;
         if eventfd::is_path_only(fd).unwrap_or(true) { None } else { Inode::of(fd).ok() }
     }
 
-    fn control(&self, number: u32) -> Result<OwnedFd, Refusal> {
+    fn control(&self, number: u32) -> Result<Foreign, Refusal> {
         let which = Which::Control(number);
         let fd = self.control.take().ok_or_else(|| Self::missing(which))?;
-        if eventfd::is_path_only(fd.as_fd()).unwrap_or(true) {
+        if fd.look().and_then(eventfd::is_path_only).unwrap_or(true) {
             return Err(path_only(which, "reading"));
         }
         Ok(fd)
@@ -73,9 +72,8 @@ impl Asker for Sent {
     /// A sender that the agent cannot look at (another pid namespace, or gone
     /// already) still asks as the user that the kernel says it is.
     fn credentials(&self) -> Result<Credentials, Refusal> {
-        let known = Peer::of(&self.sender).and_then(|peer| peer.credentials());
-        let (uid, gid) = (self.sender.uid(), self.sender.gid());
-        Ok(known.unwrap_or(Credentials { uid, gid, ..Default::default() }))
+        let known = Peer::of(self.sender.clone(), &self.closer).and_then(|peer| peer.credentials());
+        Ok(known.unwrap_or_else(|_| Credentials::stranger(self.sender.credentials())))
     }
 
     fn owner(&self) -> u32 {

@@ -2,6 +2,8 @@
 //! sender and descriptors. Shared by the doors that are sockets.
 
 use std::{
+    cell::RefCell,
+    collections::HashMap,
     fs, io,
     io::IoSliceMut,
     os::{
@@ -9,6 +11,7 @@ use std::{
         unix::fs::PermissionsExt,
     },
     path::{Path, PathBuf},
+    rc::Rc,
 };
 
 use bytes::BytesMut;
@@ -17,20 +20,28 @@ use nix::{
     errno::Errno,
     sys::socket::{
         AddressFamily, Backlog, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, UnixCredentials,
-        accept4, bind, listen, recvmsg, send, setsockopt, socket, sockopt::PassCred,
+        accept4, bind, getsockopt, listen, recvmsg, send, setsockopt, socket,
+        sockopt::{PassCred, PeerCredentials},
     },
     unistd::{Gid, chown},
 };
 use tokio::io::unix::AsyncFd;
 
 use crate::{
+    door::{
+        closer::{Closer, Foreign},
+        sender::{Sender, pidfd_in},
+    },
     error::{Error, Result},
     ready::wait_on,
 };
 
 /// Descriptors that one message can carry, by the kernel's `SCM_MAX_FD`. Room
 /// for all of them, so that none is ever cut off unseen.
-const MAX_DESCRIPTORS: usize = 253;
+pub const MAX_DESCRIPTORS: usize = 253;
+
+/// Connections that a user but root may have open at once, at each socket.
+const MAX_CONNECTIONS: usize = 256;
 
 /// Who may come in.
 #[derive(Clone, Debug)]
@@ -46,6 +57,8 @@ pub struct Access {
 pub struct Listener {
     fd: AsyncFd<OwnedFd>,
     path: PathBuf,
+    closer: Closer,
+    open: Rc<RefCell<HashMap<u32, usize>>>,
 }
 
 impl Listener {
@@ -54,7 +67,7 @@ impl Listener {
     ///
     /// # Errors
     /// Names the call and the path.
-    pub fn bind(path: &Path, access: &Access) -> Result<Self> {
+    pub fn bind(path: &Path, access: &Access, closer: &Closer) -> Result<Self> {
         let failed = |call: &str, errno| Error::syscall(format!("{call} {}", path.display()), errno);
         match fs::symlink_metadata(path) {
             Ok(found) => {
@@ -72,8 +85,12 @@ impl Listener {
             .map_err(|errno| failed("socket", errno))?;
         let address = UnixAddr::new(path).map_err(|errno| failed("sockaddr_un", errno))?;
         bind(fd.as_raw_fd(), &address).map_err(|errno| failed("bind", errno))?;
-        let bound =
-            Self { fd: wait_on(fd).map_err(|error| Error::file("epoll", path, error))?, path: path.into() };
+        let bound = Self {
+            fd: wait_on(fd).map_err(|error| Error::file("epoll", path, error))?,
+            path: path.into(),
+            closer: closer.clone(),
+            open: Rc::default(),
+        };
         // Before anybody can connect: the mode that bind gave depends on umask.
         chown(path, None, access.group).map_err(|errno| failed("chown", errno))?;
         fs::set_permissions(path, fs::Permissions::from_mode(access.mode))
@@ -82,6 +99,9 @@ impl Listener {
         // packet sent before it is set would not say who sent it.
         setsockopt(bound.fd.get_ref(), PassCred, &true)
             .map_err(|errno| failed("setsockopt SO_PASSCRED", errno))?;
+        if let Err(errno) = pass_pidfd(bound.fd.get_ref()) {
+            log::debug!("setsockopt SO_PASSPIDFD: {errno}; senders are known by their number");
+        }
         listen(bound.fd.get_ref(), Backlog::MAXALLOWABLE).map_err(|errno| failed("listen", errno))?;
         Ok(bound)
     }
@@ -91,6 +111,15 @@ impl Listener {
     /// # Errors
     /// `accept4` failed.
     pub async fn accept(&self) -> io::Result<Connection> {
+        loop {
+            if let Some(connection) = self.admit().await? {
+                return Ok(connection);
+            }
+        }
+    }
+
+    /// The next one; `None` for one that has as many as it may have.
+    async fn admit(&self) -> io::Result<Option<Connection>> {
         let raw = self
             .fd
             .async_io(tokio::io::Interest::READABLE, |fd| {
@@ -100,7 +129,16 @@ impl Listener {
             .await?;
         // SAFETY: accept4 just made this descriptor for us.
         let fd = unsafe { OwnedFd::from_raw_fd(raw) };
-        Ok(Connection { fd: wait_on(fd)? })
+        let user = getsockopt(&fd, PeerCredentials)?.uid();
+        let count = self.open.borrow().get(&user).copied().unwrap_or(0);
+        if user != 0 && count >= MAX_CONNECTIONS {
+            // What was sent already may be anything.
+            self.closer.close(user, fd);
+            return Ok(None);
+        }
+        let fd = Some(wait_on(fd)?);
+        self.open.borrow_mut().insert(user, count + 1);
+        Ok(Some(Connection { fd, user, closer: self.closer.clone(), open: Rc::clone(&self.open) }))
     }
 }
 
@@ -120,17 +158,37 @@ pub struct Packet {
     /// Whether it was longer than there was room for.
     pub truncated: bool,
     /// Descriptors that came along.
-    pub descriptors: Vec<OwnedFd>,
+    pub descriptors: Vec<Foreign>,
     /// Whether more came along than were let in.
     pub descriptors_cut: bool,
-    /// The process that sent it, by the kernel's word.
-    pub sender: Option<UnixCredentials>,
+    /// The process that sent it.
+    pub sender: Option<Sender>,
 }
 
 /// A client's connection.
 #[derive(Debug)]
 pub struct Connection {
-    fd: AsyncFd<OwnedFd>,
+    /// There until it is dropped.
+    fd: Option<AsyncFd<OwnedFd>>,
+    user: u32,
+    closer: Closer,
+    open: Rc<RefCell<HashMap<u32, usize>>>,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let mut open = self.open.borrow_mut();
+        if let Some(count) = open.get_mut(&self.user) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.user);
+            }
+        }
+        // Packets that nobody took may bring descriptors, which are closed with it.
+        if let Some(fd) = self.fd.take() {
+            self.closer.close(self.user, fd.into_inner());
+        }
+    }
 }
 
 impl Connection {
@@ -139,11 +197,23 @@ impl Connection {
     /// # Errors
     /// `recvmsg` failed.
     pub async fn receive(&self, limit: usize) -> io::Result<Option<Packet>> {
-        self.fd
+        self.closer.room(self.user).await;
+        self.fd()?
             .async_io(tokio::io::Interest::READABLE, |fd| {
-                receive(fd.as_raw_fd(), limit).map_err(io::Error::from)
+                receive(fd.as_raw_fd(), limit, &|fd| self.closer.foreign(self.user, fd))
+                    .map_err(io::Error::from)
             })
             .await
+    }
+
+    /// The user who opened it, as it was then.
+    #[must_use]
+    pub const fn user(&self) -> u32 {
+        self.user
+    }
+
+    fn fd(&self) -> io::Result<&AsyncFd<OwnedFd>> {
+        self.fd.as_ref().ok_or_else(|| Errno::EBADF.into())
     }
 
     /// Sends one packet.
@@ -151,7 +221,7 @@ impl Connection {
     /// # Errors
     /// `send` failed.
     pub async fn send(&self, packet: &[u8]) -> io::Result<()> {
-        self.fd
+        self.fd()?
             .async_io(tokio::io::Interest::WRITABLE, |fd| {
                 send(fd.as_raw_fd(), packet, MsgFlags::MSG_NOSIGNAL).map(drop).map_err(io::Error::from)
             })
@@ -159,22 +229,32 @@ impl Connection {
     }
 }
 
-fn receive(fd: RawFd, limit: usize) -> nix::Result<Option<Packet>> {
+/// From Linux 6.5 on each packet brings its sender's pidfd.
+fn pass_pidfd(socket: &OwnedFd) -> nix::Result<()> {
+    let on: libc::c_int = 1;
+    let length = libc::socklen_t::try_from(size_of_val(&on)).unwrap_or(4);
+    let (fd, level, option) = (socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PASSPIDFD);
+    // SAFETY: the kernel reads one int, which outlives the call.
+    let set = unsafe { libc::setsockopt(fd, level, option, (&raw const on).cast(), length) };
+    Errno::result(set).map(drop)
+}
+
+fn receive(fd: RawFd, limit: usize, foreign: &dyn Fn(OwnedFd) -> Foreign) -> nix::Result<Option<Packet>> {
     let mut bytes = BytesMut::zeroed(limit);
-    let mut space = cmsg_space!([RawFd; MAX_DESCRIPTORS], UnixCredentials);
+    let mut space = cmsg_space!([RawFd; MAX_DESCRIPTORS], UnixCredentials, RawFd);
     let mut slices = [IoSliceMut::new(&mut bytes)];
     let message = recvmsg::<UnixAddr>(fd, &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
     let (length, flags) = (message.bytes, message.flags);
-    let (mut descriptors, mut sender) = (Vec::new(), None);
+    let (mut descriptors, mut sender, mut process) = (Vec::new(), None, None);
     for control in message.cmsgs()? {
         match control {
             ControlMessageOwned::ScmRights(fds) => {
                 // SAFETY: the kernel just installed these for us; each is owned
                 // from here on, whatever becomes of the packet.
-                descriptors.extend(fds.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+                descriptors.extend(fds.into_iter().map(|fd| foreign(unsafe { OwnedFd::from_raw_fd(fd) })));
             }
             ControlMessageOwned::ScmCredentials(from) => sender = Some(from),
-            _ => {}
+            other => process = pidfd_in(&other).or(process),
         }
     }
     if length == 0 && descriptors.is_empty() {
@@ -186,7 +266,7 @@ fn receive(fd: RawFd, limit: usize) -> nix::Result<Option<Packet>> {
         truncated: flags.contains(MsgFlags::MSG_TRUNC),
         descriptors,
         descriptors_cut: flags.contains(MsgFlags::MSG_CTRUNC),
-        sender,
+        sender: sender.map(|credentials| Sender::with(credentials, process)),
     }))
 }
 

@@ -13,7 +13,7 @@ use crate::{
     door::{
         control_fd::Places,
         peer::Peer,
-        request::{Client, Refusal, register},
+        request::{Client, Refusal, register, told},
         sent::Sent,
         seqpacket::{Connection, Listener, Packet},
     },
@@ -52,11 +52,13 @@ async fn converse<S: Source>(connection: Connection, watcher: Rc<RefCell<Watcher
                 return;
             }
         };
+        let who = packet.sender.as_ref().map(|sender| (sender.uid(), sender.pid()));
         let outcome = handle(packet, &mut last, &mut watcher.borrow_mut(), &places);
         let answer = match &outcome {
             Ok(_) => "0".to_owned(),
             Err(refusal) => {
-                log::debug!("refused: {refusal}");
+                let (uid, pid) = who.unwrap_or((connection.user(), 0));
+                told(refusal, uid, pid);
                 format!("-{} {refusal}", refusal.errno as i32)
             }
         };
@@ -111,9 +113,9 @@ pub fn from_packet<S: Source>(
     };
     if packet.descriptors.is_empty() {
         let again = last.take().and_then(|peer| peer.again(&sender));
-        let asker: &Peer = last.insert(again.map_or_else(|| Peer::of(&sender), Ok)?);
+        let asker: &Peer = last.insert(again.map_or_else(|| Peer::of(sender, &places.closer), Ok)?);
         return register(watcher, places, Client { line, asker, follower, own: None });
     }
-    let asker = &Sent::new(packet.descriptors, &sender)?;
+    let asker = &Sent::new(packet.descriptors, sender, &places.closer)?;
     register(watcher, places, Client { line, asker, follower, own: None })
 }

@@ -12,7 +12,7 @@ use crate::{
     door::{
         control_fd::Places,
         peer::Peer,
-        request::{Client, Refusal, register},
+        request::{Client, Refusal, register, told},
     },
     source::Source,
     view::Written,
@@ -33,7 +33,7 @@ pub async fn serve<S: Source>(
                 watcher.borrow().confirm(receipt);
             }
             Err(refusal) => {
-                log::debug!("refused thread {}: {refusal}", written.pid);
+                told(&refusal, written.uid, written.pid);
                 written.reply.refuse(refusal.errno);
             }
         }
@@ -45,10 +45,7 @@ fn handle<S: Source>(
     watcher: &mut Watcher<S>,
     places: &Places,
 ) -> Result<Receipt, Refusal> {
-    let writer = Peer::writer(written.pid, written.uid, written.gid).inspect_err(|refusal| {
-        // The client sees an errno only.
-        log::warn!("a write to cgroup.event_control was refused: {refusal}");
-    })?;
+    let writer = Peer::writer(written.pid, written.uid, written.gid, &places.closer)?;
     let own = Some(written.group);
     let client = Client { line: &written.line, asker: &writer, follower: None, own };
     register(watcher, places, client)

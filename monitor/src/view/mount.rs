@@ -16,8 +16,10 @@ use nix::{
 };
 
 use crate::{
+    confine,
     error::{Error, Result},
     mounts,
+    view::unmounter::Unmounter,
 };
 
 /// The kernel's end of FUSE.
@@ -34,6 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Mounted {
     point: PathBuf,
     remove: bool,
+    unmounter: Unmounter,
 }
 
 /// Why there is no view.
@@ -65,7 +68,7 @@ impl From<Error> for Failure {
 ///
 /// # Errors
 /// Something else is there, another agent's view among it; or there is no FUSE.
-pub fn on(point: &Path, remove: bool) -> Result<(OwnedFd, Mounted), Failure> {
+pub fn on(point: &Path, remove: bool, mode: confine::Mode) -> Result<(OwnedFd, Mounted), Failure> {
     let device = open_device().map_err(Failure::Unavailable)?;
     clear(point)?;
     let made = !point.exists();
@@ -76,7 +79,10 @@ pub fn on(point: &Path, remove: bool) -> Result<(OwnedFd, Mounted), Failure> {
             let _ = fs::remove_dir(&point);
         }
     })?;
-    Ok((device, Mounted { point, remove: remove || made }))
+    let unmounter = Unmounter::start(&point, mode).inspect_err(|_| {
+        let _ = umount2(&point, MntFlags::MNT_DETACH);
+    })?;
+    Ok((device, Mounted { point, remove: remove || made, unmounter }))
 }
 
 /// Whether this host has FUSE.
@@ -142,8 +148,11 @@ fn clear(point: &Path) -> Result<()> {
             )));
         }
         log::info!("clearing away what an agent that was killed left on {}", real.display());
-        umount2(&real, MntFlags::MNT_DETACH)
-            .map_err(|errno| Error::syscall(format!("umount2 {}", real.display()), errno))?;
+        match umount2(&real, MntFlags::MNT_DETACH) {
+            // Its own process was quicker.
+            Ok(()) | Err(Errno::EINVAL) => {}
+            Err(errno) => return Err(Error::syscall(format!("umount2 {}", real.display()), errno)),
+        }
     }
     Ok(())
 }
@@ -170,11 +179,7 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        // Detached: clients may hold files open on it.
-        if let Err(errno) = umount2(&self.point, MntFlags::MNT_DETACH) {
-            log::warn!("umount2 {}: {errno}", self.point.display());
-            return;
-        }
+        self.unmounter.end();
         if self.remove
             && let Err(error) = fs::remove_dir(&self.point)
         {

@@ -6,7 +6,13 @@ use anyhow::{Context as _, Result};
 use tempfile::TempDir;
 
 use super::*;
-use crate::door::seqpacket::{Access, Connection, Listener};
+use crate::{
+    confine,
+    door::{
+        closer::Closer,
+        seqpacket::{Access, Connection, Listener},
+    },
+};
 
 /// Plays the agent for one registration.
 struct Agent {
@@ -27,14 +33,15 @@ impl Agent {
         fs::write(folder.path().join("memory.current"), "0\n")?;
         let path = folder.path().join("socket");
         let (ready, is_ready) = mpsc::channel();
+        let closer = Closer::start(confine::Mode::Off)?;
         let thread = thread::spawn(move || {
             runtime()?.block_on(async {
-                let listener = Listener::bind(&path, &Access { mode: 0o600, group: None })?;
+                let listener = Listener::bind(&path, &Access { mode: 0o600, group: None }, &closer)?;
                 ready.send(())?;
                 let connection = listener.accept().await?;
                 let packet = connection.receive(4096).await?.context("the client left")?;
                 let mut descriptors = packet.descriptors.into_iter();
-                let event = descriptors.next().context("no eventfd came along")?;
+                let event = descriptors.next().context("no eventfd came along")?.known()?;
                 descriptors.next().context("no control file came along")?;
                 connection.send(answer.as_bytes()).await?;
                 play(event, connection).await

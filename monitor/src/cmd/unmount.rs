@@ -1,0 +1,13 @@
+//! `memcg-monitor unmount`: what the agent starts to have its view unmounted.
+
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result};
+use memcg_monitor::view::unmounter;
+
+use crate::cli;
+
+pub fn run(options: &cli::Unmount) -> Result<ExitCode> {
+    unmounter::serve(&options.point, options.confine.into()).context("the view may be mounted still")?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,74 @@
+//! Which files the calling thread may open (Landlock).
+//!
+//! Not for the agent's loop: a thread under Landlock may look at no process outside
+//! (`hook_ptrace_access_check`), and to look at clients is what the loop does. There,
+//! the filter of system calls lets files be opened for reading only.
+
+use std::path::Path;
+
+use landlock::{
+    ABI, Access as _, AccessFs, AccessNet, Ruleset, RulesetAttr as _, RulesetCreatedAttr as _, RulesetStatus,
+    path_beneath_rules,
+};
+use nix::errno::Errno;
+
+use crate::error::{Error, Result};
+
+/// What is asked for; older kernels do what they can of it.
+const WANTED: ABI = ABI::V5;
+
+/// Lets this thread, and those that it starts, read below `folders`, and open nothing
+/// else, neither files nor ports. Says how far the kernel went along.
+///
+/// # Errors
+/// The kernel has Landlock, and refused.
+pub fn read_only<'a>(folders: impl IntoIterator<Item = &'a Path>) -> Result<&'static str> {
+    let failed = |error: &dyn std::fmt::Display| Error::Host(format!("Landlock: {error}"));
+    let status = Ruleset::default()
+        .handle_access(AccessFs::from_all(WANTED))
+        .and_then(|rules| rules.handle_access(AccessNet::from_all(WANTED)))
+        .and_then(Ruleset::create)
+        .map_err(|error| failed(&error))?
+        .add_rules(path_beneath_rules(folders, AccessFs::from_read(WANTED)))
+        .map_err(|error| failed(&error))?
+        .restrict_self()
+        .map_err(|error| failed(&error))?;
+    Ok(match status.ruleset {
+        RulesetStatus::FullyEnforced => "is on",
+        RulesetStatus::PartiallyEnforced => "is on, as far as this kernel has it",
+        _ => "is not in this kernel, or off (lsm=)",
+    })
+}
+
+/// What this kernel has of it.
+///
+/// # Errors
+/// Nothing: says why.
+pub fn available() -> Result<String, &'static str> {
+    const VERSION: u32 = 1;
+    let nothing = std::ptr::null::<libc::c_void>();
+    // SAFETY: with this flag the kernel reads nothing, and answers a number.
+    let abi = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, nothing, 0, VERSION) };
+    match Errno::result(abi) {
+        Ok(abi) => Ok(format!("ABI {abi}")),
+        Err(Errno::EOPNOTSUPP) => Err("off; the kernel's lsm= does not name it"),
+        Err(_) => Err("not in this kernel"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    #[test]
+    fn what_is_below_may_be_read_and_nothing_else() {
+        let on = std::thread::spawn(|| {
+            let on = super::read_only([Path::new("/proc")]).expect("no trouble");
+            assert!(fs::read("/proc/meminfo").is_ok());
+            (on == "is on, as far as this kernel has it" || on == "is on")
+                .then(|| assert!(fs::read("/etc/passwd").is_err()));
+        });
+        on.join().expect("the thread");
+        assert!(fs::read("/etc/passwd").is_ok(), "other threads are as before");
+    }
+}

@@ -1,0 +1,214 @@
+//! Closes what clients sent. A descriptor may lie on a file system whose daemon never
+//! answers (FUSE asks it at each close), or linger over unsent data: then the one that
+//! closes it waits, and that is not the agent's loop.
+//!
+//! Each user's are closed one after another, so a user holds up one thread at most; and
+//! nothing more is taken from a user of whom a message's worth waits.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    pin::pin,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+};
+
+use tokio::sync::Notify;
+
+use crate::{confine, door::seqpacket::MAX_DESCRIPTORS};
+
+/// Threads that close. When users hold up all of them, others' descriptors wait, too;
+/// eventfds and control files do not come here.
+const THREADS: usize = 4;
+/// They call little.
+const STACK: usize = 64 << 10;
+
+/// Descriptors of one user that wait, the one that is being closed among them.
+#[derive(Debug, Default)]
+struct User {
+    waiting: VecDeque<OwnedFd>,
+    at_work: bool,
+}
+
+#[derive(Debug, Default)]
+struct Users {
+    by_id: HashMap<u32, User>,
+    /// Those with something to close, and no thread at it.
+    ready: VecDeque<u32>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    users: Mutex<Users>,
+    work: Condvar,
+    room: Notify,
+}
+
+impl Shared {
+    fn users(&self) -> MutexGuard<'_, Users> {
+        // Nothing in between is half done.
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn close_for_ever(&self) {
+        let mut users = self.users();
+        loop {
+            let Some(id) = users.ready.pop_front() else {
+                users = self.work.wait(users).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let Some(fd) = users.by_id.get_mut(&id).and_then(|user| {
+                user.at_work = true;
+                user.waiting.pop_front()
+            }) else {
+                continue;
+            };
+            drop(users);
+            // Here it waits.
+            drop(fd);
+            users = self.users();
+            if let Some(user) = users.by_id.get_mut(&id) {
+                user.at_work = false;
+                if user.waiting.is_empty() {
+                    users.by_id.remove(&id);
+                } else {
+                    users.ready.push_back(id);
+                }
+            }
+            self.room.notify_waiters();
+        }
+    }
+}
+
+/// The threads that close, as the doors see them.
+#[derive(Clone, Debug)]
+pub struct Closer(Arc<Shared>);
+
+impl Closer {
+    /// Starts them; they need no rights.
+    ///
+    /// # Errors
+    /// A thread could not be started.
+    pub fn start(mode: confine::Mode) -> io::Result<Self> {
+        let shared = Arc::<Shared>::default();
+        for number in 0..THREADS {
+            let shared = Arc::clone(&shared);
+            let work = move || {
+                confine::closer(mode);
+                shared.close_for_ever();
+            };
+            thread::Builder::new().name(format!("closer-{number}")).stack_size(STACK).spawn(work)?;
+        }
+        Ok(Self(shared))
+    }
+
+    /// Closes a user's descriptor, some time.
+    pub fn close(&self, user: u32, fd: OwnedFd) {
+        let mut users = self.0.users();
+        let entry = users.by_id.entry(user).or_default();
+        entry.waiting.push_back(fd);
+        if !entry.at_work && entry.waiting.len() == 1 {
+            users.ready.push_back(user);
+            self.0.work.notify_one();
+        }
+    }
+
+    fn has_room(&self, user: u32) -> bool {
+        let users = self.0.users();
+        users.by_id.get(&user).is_none_or(|user| user.waiting.len() < MAX_DESCRIPTORS)
+    }
+
+    /// Waits until less than a message's worth of this user's is to be closed.
+    pub async fn room(&self, user: u32) {
+        loop {
+            let mut freed = pin!(self.0.room.notified());
+            // From here on no word of it is lost.
+            freed.as_mut().enable();
+            if self.has_room(user) {
+                return;
+            }
+            freed.await;
+        }
+    }
+
+    /// A user's descriptor, whatever it may be.
+    #[must_use]
+    pub fn foreign(&self, user: u32, fd: OwnedFd) -> Foreign {
+        Foreign { fd: Some(fd), user, closer: Some(self.clone()) }
+    }
+}
+
+/// A descriptor that may not be closed just anywhere. It is not, when it is dropped.
+#[derive(Debug)]
+pub struct Foreign {
+    /// There until it is known, or dropped.
+    fd: Option<OwnedFd>,
+    user: u32,
+    closer: Option<Closer>,
+}
+
+impl Foreign {
+    /// One that takes no time to close.
+    #[must_use]
+    pub const fn harmless(fd: OwnedFd) -> Self {
+        Self { fd: Some(fd), user: 0, closer: None }
+    }
+
+    /// It turned out to take no time to close.
+    ///
+    /// # Errors
+    /// Never: it is there until now.
+    pub fn known(mut self) -> Result<OwnedFd, nix::errno::Errno> {
+        self.fd.take().ok_or(nix::errno::Errno::EBADF)
+    }
+
+    /// To be looked at.
+    ///
+    /// # Errors
+    /// Never: as [`Foreign::known`].
+    pub fn look(&self) -> Result<BorrowedFd<'_>, nix::errno::Errno> {
+        self.fd.as_ref().map(AsFd::as_fd).ok_or(nix::errno::Errno::EBADF)
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        if let (Some(fd), Some(closer)) = (self.fd.take(), &self.closer) {
+            closer.close(self.user, fd);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Read as _, os::unix::net::UnixStream};
+
+    use super::{Closer, MAX_DESCRIPTORS};
+    use crate::confine;
+
+    #[test]
+    fn what_is_dropped_is_closed_and_users_do_not_wait_for_each_other() {
+        let closer = Closer::start(confine::Mode::Off).expect("threads");
+        let mut ends = Vec::new();
+        for user in [1, 2, 3].repeat(100) {
+            let (ours, theirs) = UnixStream::pair().expect("a pair");
+            drop(closer.foreign(user, theirs.into()));
+            ends.push(ours);
+        }
+        for mut end in ends {
+            assert_eq!(end.read(&mut [0]).expect("the end"), 0);
+        }
+    }
+
+    #[test]
+    fn a_user_of_whom_much_waits_is_not_read_from() {
+        // Without threads, all waits.
+        let closer = Closer(std::sync::Arc::default());
+        for _ in 0..MAX_DESCRIPTORS {
+            assert!(closer.has_room(7));
+            drop(closer.foreign(7, UnixStream::pair().expect("a pair").0.into()));
+        }
+        assert!(!closer.has_room(7) && closer.has_room(8));
+    }
+}

@@ -1,0 +1,118 @@
+//! As whom a client asks, and what that user may read.
+
+use nix::sys::socket::UnixCredentials;
+
+/// As whom a client asks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Credentials {
+    /// File-system user id.
+    pub uid: u32,
+    /// File-system group id.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// `CAP_DAC_OVERRIDE` or `CAP_DAC_READ_SEARCH` in the agent's user namespace.
+    pub reads_all: bool,
+    /// User and group as whom it was sent. Where they differ from the others, a program
+    /// does more than its user may (set-user-ID), perhaps on that user's word: then
+    /// both must be allowed.
+    pub sent: (u32, u32),
+}
+
+const CAP_DAC_OVERRIDE: u64 = 1 << 1;
+const CAP_DAC_READ_SEARCH: u64 = 1 << 2;
+
+impl Credentials {
+    /// Of a sender of whom no more is known than the kernel said.
+    #[must_use]
+    pub fn stranger(sender: &UnixCredentials) -> Self {
+        let (uid, gid) = (sender.uid(), sender.gid());
+        Self { uid, gid, sent: (uid, gid), ..Self::default() }
+    }
+
+    /// The kernel's `file_permission(MAY_READ)` for files without ACLs: the
+    /// inode's mode counts, not how the descriptor was opened.
+    #[must_use]
+    pub fn may_read(&self, mode: u32, owner: u32, group: u32) -> bool {
+        let allowed = |uid: u32, gid: u32| {
+            let class = if uid == owner {
+                6
+            } else if gid == group || self.groups.contains(&group) {
+                3
+            } else {
+                0
+            };
+            mode >> class & 4 != 0
+        };
+        let (uid, gid) = self.sent;
+        (self.reads_all && uid == self.uid) || (allowed(self.uid, self.gid) && allowed(uid, gid))
+    }
+
+    /// From the text of `/proc/PID/status`. `sender` is the kernel's word on who sent;
+    /// capabilities count only where the process is in the agent's own user namespace.
+    pub(super) fn from_status(status: &str, sender: &UnixCredentials, same_user_namespace: bool) -> Self {
+        let caps = field(status, "CapEff:").and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+        Self {
+            uid: numbers(status, "Uid:").get(3).copied().unwrap_or_else(|| sender.uid()),
+            gid: numbers(status, "Gid:").get(3).copied().unwrap_or_else(|| sender.gid()),
+            groups: numbers(status, "Groups:"),
+            reads_all: same_user_namespace
+                && caps.unwrap_or(0) & (CAP_DAC_OVERRIDE | CAP_DAC_READ_SEARCH) != 0,
+            sent: (sender.uid(), sender.gid()),
+        }
+    }
+
+    /// Whether the process of this `/proc/PID/status` could have sent as `uid`.
+    pub(super) fn may_send_as(status: &str, uid: u32) -> bool {
+        numbers(status, "Uid:").contains(&uid)
+    }
+}
+
+fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+    status.lines().find_map(|line| line.strip_prefix(name))
+}
+
+fn numbers(status: &str, name: &str) -> Vec<u32> {
+    let words = field(status, name).unwrap_or_default().split_whitespace();
+    words.filter_map(|word| word.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::socket::UnixCredentials;
+
+    use super::Credentials;
+
+    fn user(uid: u32, gid: u32, groups: &[u32]) -> Credentials {
+        Credentials { uid, gid, groups: groups.to_vec(), sent: (uid, gid), ..Credentials::default() }
+    }
+
+    #[test]
+    fn the_class_of_the_caller_decides_alone() {
+        assert!(user(1, 1, &[]).may_read(0o444, 0, 0));
+        assert!(!user(1, 1, &[]).may_read(0o440, 0, 0));
+        assert!(user(1, 1, &[7]).may_read(0o440, 0, 7));
+        // The owner's class counts even where others may do more.
+        assert!(!user(1, 1, &[]).may_read(0o044, 1, 0));
+        assert!(Credentials { reads_all: true, ..user(1, 1, &[]) }.may_read(0, 0, 0));
+    }
+
+    #[test]
+    fn a_set_user_id_program_reads_nothing_that_its_user_may_not() {
+        let helper = Credentials { reads_all: true, sent: (1, 1), ..user(0, 0, &[]) };
+        assert!(!helper.may_read(0o600, 0, 0));
+        assert!(helper.may_read(0o604, 0, 7));
+        // Nor what the user may, and the program that it is now may not.
+        assert!(!Credentials { sent: (0, 0), ..user(1, 1, &[]) }.may_read(0o600, 0, 0));
+    }
+
+    #[test]
+    fn status_gives_the_file_system_ids() {
+        let status =
+            "Name:\tx\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t9 10 \nCapEff:\t0000000000000002\n";
+        let read = Credentials::from_status(status, &UnixCredentials::new(), true);
+        assert_eq!((read.uid, read.gid, read.groups, read.reads_all), (4, 8, vec![9, 10], true));
+        assert!(Credentials::may_send_as(status, 2) && !Credentials::may_send_as(status, 5));
+        assert!(!Credentials::from_status(status, &UnixCredentials::new(), false).reads_all);
+    }
+}
