@@ -54,7 +54,7 @@ impl Agent {
         let deadline = Instant::now() + PATIENCE;
         while !self.manager.heard("READY=1")? {
             if let Some(status) = self.child.try_wait().context("cannot wait for the agent")? {
-                bail!("the agent ended with {status}: {}", Self::log());
+                bail!("the agent ended with {status}: {}", Self::last_words());
             }
             ensure!(Instant::now() < deadline, "the agent is not ready: {}", Self::log());
         }
@@ -78,8 +78,26 @@ impl Agent {
         fs::read_to_string("/run/agent.log").unwrap_or_default()
     }
 
+    /// The last that it has logged.
+    fn last_words() -> String {
+        let log = Self::log();
+        log.lines().rev().take(4).collect::<Vec<_>>().join(" | ")
+    }
+
     pub(crate) fn pid(&self) -> Pid {
         Pid::from_raw(self.child.id().try_into().unwrap_or(0))
+    }
+
+    /// Processes that it has started.
+    pub(crate) fn children(&self) -> Result<Vec<Pid>> {
+        let parent = format!("PPid:\t{}", self.pid());
+        let processes = fs::read_dir("/proc").context("cannot read /proc")?.flatten();
+        let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let is_child = |pid: &i32| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            status.lines().any(|line| line == parent)
+        };
+        Ok(numbers.filter(is_child).map(Pid::from_raw).collect())
     }
 
     /// How long its threads have been on a CPU, in nanoseconds.

@@ -20,6 +20,7 @@ mod init;
 mod lifetime;
 mod loss;
 mod modules;
+mod outside;
 mod program;
 mod random;
 mod report;
@@ -52,6 +53,10 @@ struct Request {
 }
 
 fn main() {
+    let mut words = std::env::args().skip(1);
+    if let (Some("say"), Some(line)) = (words.next().as_deref(), words.next()) {
+        outside::say(&line);
+    }
     // Whatever happens, the machine has to go off: the host waits for it.
     if let Err(error) = serve() {
         say!("init failed: {}", report::chain(&error));

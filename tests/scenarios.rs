@@ -13,6 +13,7 @@ pub(crate) fn all() -> Vec<Test> {
     tests.extend(crate::restart::tests());
     tests.extend(crate::hostile::tests());
     tests.extend(crate::crowd::tests());
+    tests.extend(crate::outside::tests());
     tests.extend(crate::view::tests());
     tests.extend(crate::event::tests());
     tests.extend(crate::loss::tests());

@@ -8,10 +8,10 @@ use anyhow::{Context, Result, ensure};
 use memcg_monitor::mounts;
 use memcg_monitor::view::POINT;
 use nix::mount::{MsFlags, mount, umount};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 
 use super::{EVENT_CONTROL, USAGE, errno_of, register_in, shown, waiter_on};
-use crate::agent::Agent;
+use crate::agent::{Agent, until};
 use crate::client::Waiter;
 use crate::group::Group;
 use crate::hostile::{fails, says};
@@ -27,7 +27,7 @@ pub(super) fn tests() -> Vec<Test> {
         },
         Test {
             name: "view_after_a_kill",
-            what: "a killed agent's dead view is cleared away by the next one, and works",
+            what: "a killed agent's view is unmounted, or cleared away by the next one, and works",
             on: On::Any,
             run: after_a_kill,
         },
@@ -92,10 +92,20 @@ fn goes_with_the_agent() -> Result<()> {
 fn after_a_kill() -> Result<()> {
     let group = Group::new("kill")?;
     let folder = shown(&group.path)?;
+    // Its own process unmounts for it.
+    let agent = Agent::start(&[])?;
+    waiter_on(&group, "1M")?;
+    agent.signal(Signal::SIGKILL)?;
+    drop(agent);
+    until("the view of a killed agent goes", || Ok(views()? == 0))?;
+    // Unless that one was killed, too.
     for round in 0..2 {
         let agent = Agent::start(&[])?;
         ensure!(views()? == 1, "round {round}: one view");
         waiter_on(&group, "1M")?;
+        for child in agent.children()? {
+            kill(child, Signal::SIGKILL)?;
+        }
         agent.signal(Signal::SIGKILL)?;
         drop(agent);
         let errno = errno_of(fs::metadata(&folder));

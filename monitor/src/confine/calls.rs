@@ -28,6 +28,7 @@ const ALL: &[c_long] = &[
     libc::SYS_write,
     libc::SYS_writev,
     libc::SYS_close,
+    libc::SYS_fcntl,
     libc::SYS_fstat,
     libc::SYS_newfstatat,
     libc::SYS_munmap,
@@ -85,7 +86,6 @@ const AGENT: &[c_long] = &[
     #[cfg(target_arch = "x86_64")]
     libc::SYS_lstat,
     libc::SYS_getdents64,
-    libc::SYS_fcntl,
     libc::SYS_flock,
     libc::SYS_dup,
     libc::SYS_unlinkat,

@@ -13,10 +13,10 @@ pub struct Credentials {
     pub groups: Vec<u32>,
     /// `CAP_DAC_OVERRIDE` or `CAP_DAC_READ_SEARCH` in the agent's user namespace.
     pub reads_all: bool,
-    /// User and group as whom it was sent. Where they differ from the others, a program
-    /// does more than its user may (set-user-ID), perhaps on that user's word: then
-    /// both must be allowed.
-    pub sent: (u32, u32),
+    /// The real user and group. Where they differ from the others, a program does more
+    /// than its user may (set-user-ID), perhaps on that user's word: then both must be
+    /// allowed.
+    pub real: (u32, u32),
 }
 
 const CAP_DAC_OVERRIDE: u64 = 1 << 1;
@@ -27,7 +27,7 @@ impl Credentials {
     #[must_use]
     pub fn stranger(sender: &UnixCredentials) -> Self {
         let (uid, gid) = (sender.uid(), sender.gid());
-        Self { uid, gid, sent: (uid, gid), ..Self::default() }
+        Self { uid, gid, real: (uid, gid), ..Self::default() }
     }
 
     /// The kernel's `file_permission(MAY_READ)` for files without ACLs: the
@@ -44,7 +44,7 @@ impl Credentials {
             };
             mode >> class & 4 != 0
         };
-        let (uid, gid) = self.sent;
+        let (uid, gid) = self.real;
         (self.reads_all && uid == self.uid) || (allowed(self.uid, self.gid) && allowed(uid, gid))
     }
 
@@ -58,8 +58,16 @@ impl Credentials {
             groups: numbers(status, "Groups:"),
             reads_all: same_user_namespace
                 && caps.unwrap_or(0) & (CAP_DAC_OVERRIDE | CAP_DAC_READ_SEARCH) != 0,
-            sent: (sender.uid(), sender.gid()),
+            real: (sender.uid(), sender.gid()),
         }
+    }
+
+    /// Of a writer, of whom the kernel has said as whom it writes.
+    pub(super) fn of_writer(status: &str, writer: &UnixCredentials, same_user_namespace: bool) -> Self {
+        let (uid, gid) = (writer.uid(), writer.gid());
+        let id = |name, other| numbers(status, name).first().copied().unwrap_or(other);
+        let real = (id("Uid:", uid), id("Gid:", gid));
+        Self { uid, gid, real, ..Self::from_status(status, writer, same_user_namespace) }
     }
 
     /// Whether the process of this `/proc/PID/status` could have sent as `uid`.
@@ -84,7 +92,7 @@ mod tests {
     use super::Credentials;
 
     fn user(uid: u32, gid: u32, groups: &[u32]) -> Credentials {
-        Credentials { uid, gid, groups: groups.to_vec(), sent: (uid, gid), ..Credentials::default() }
+        Credentials { uid, gid, groups: groups.to_vec(), real: (uid, gid), ..Credentials::default() }
     }
 
     #[test]
@@ -99,11 +107,11 @@ mod tests {
 
     #[test]
     fn a_set_user_id_program_reads_nothing_that_its_user_may_not() {
-        let helper = Credentials { reads_all: true, sent: (1, 1), ..user(0, 0, &[]) };
+        let helper = Credentials { reads_all: true, real: (1, 1), ..user(0, 0, &[]) };
         assert!(!helper.may_read(0o600, 0, 0));
         assert!(helper.may_read(0o604, 0, 7));
         // Nor what the user may, and the program that it is now may not.
-        assert!(!Credentials { sent: (0, 0), ..user(1, 1, &[]) }.may_read(0o600, 0, 0));
+        assert!(!Credentials { real: (0, 0), ..user(1, 1, &[]) }.may_read(0o600, 0, 0));
     }
 
     #[test]

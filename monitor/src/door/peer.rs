@@ -250,10 +250,8 @@ impl Asker for Peer {
         let gone = |_| Refusal::new(Errno::ESRCH, format!("process {} is gone", self.sender.pid()));
         let status = status(&folder).map_err(gone)?;
         let sender = self.sender.credentials();
-        let known = Credentials::from_status(&status, sender, is_in_our_user_namespace(&folder));
-        // Of a writer, the kernel has said what it writes as.
-        let (uid, gid) = known.sent;
-        Ok(if self.is_thread { Credentials { uid, gid, ..known } } else { known })
+        let known = if self.is_thread { Credentials::of_writer } else { Credentials::from_status };
+        Ok(known(&status, sender, is_in_our_user_namespace(&folder)))
     }
 
     fn owner(&self) -> u32 {

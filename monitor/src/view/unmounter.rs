@@ -2,9 +2,10 @@
 //! comes about. So the agent itself needs no right to mount.
 
 use std::{
+    fs::File,
     io::{Read as _, Write as _},
     os::{
-        fd::{AsRawFd as _, OwnedFd},
+        fd::{AsFd as _, AsRawFd as _, OwnedFd},
         unix::{net::UnixStream, process::CommandExt as _},
     },
     path::Path,
@@ -84,13 +85,13 @@ pub fn serve(point: &Path, mode: confine::Mode) -> Result<()> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let mount = open(point, flags, Mode::empty())
         .map_err(|errno| Error::syscall(format!("open {}", point.display()), errno))?;
+    let failed = |error| Error::file("use", "the agent's socket", error);
+    let socket = std::io::stdin().as_fd().try_clone_to_owned().map_err(failed)?;
+    let mut socket = File::from(socket);
     confine::unmounter(mode);
-    let failed = |error| Error::file("read", "the agent's socket", error);
-    let socket = std::io::stdin();
-    let socket = UnixStream::from(std::os::fd::AsFd::as_fd(&socket).try_clone_to_owned().map_err(failed)?);
-    (&socket).write_all(&[HELD]).map_err(failed)?;
+    socket.write_all(&[HELD]).map_err(failed)?;
     // Nothing comes but the end.
-    let _ = (&socket).read(&mut [0]);
+    let _ = socket.read(&mut [0]);
     // Detached: clients may hold files open on it.
     match umount2(format!("/proc/self/fd/{}", mount.as_raw_fd()).as_str(), MntFlags::MNT_DETACH) {
         // Somebody else has.
