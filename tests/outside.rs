@@ -42,14 +42,14 @@ fn begin(work: impl FnOnce() -> Result<()>) -> Result<Pid> {
     let _ = fs::remove_file("/tmp/child-failed");
     // SAFETY: a test has a single thread, so the child may go on as any program does.
     match unsafe { fork() }.context("cannot fork")? {
-        ForkResult::Child => end_with(work()),
+        ForkResult::Child => end_with(&work()),
         ForkResult::Parent { child } => Ok(child),
     }
 }
 
 /// Ends a child with the outcome of its work.
-fn end_with(outcome: Result<()>) -> ! {
-    if let Err(error) = &outcome {
+fn end_with(outcome: &Result<()>) -> ! {
+    if let Err(error) = outcome {
         let _ = fs::write("/tmp/child-failed", format!("{error:#}"));
     }
     // SAFETY: ends the child without running the parent's exit work.

@@ -163,7 +163,7 @@ fn told_by_the_kernel() -> Result<Vec<String>> {
     let mut line = [0; 8192];
     while let Ok(length) = nix::unistd::read(&log, &mut line) {
         let text = String::from_utf8_lossy(&line[..length]);
-        if text.contains("type=1326") {
+        if text.contains("audit") {
             found.push(text.trim().to_owned());
         }
     }
@@ -181,7 +181,8 @@ fn calls_measured() -> Result<()> {
     finish(child)?;
     until("the kernel tells of a call that is not on a list", || {
         Ok(told_by_the_kernel()?.iter().any(|line| line.contains(&format!("pid={child} "))))
-    })?;
+    })
+    .with_context(|| format!("{:?}", told_by_the_kernel()))?;
 
     let agent = Agent::start(&["--confine", "warn"])?;
     let group = Group::new("measured")?;
@@ -243,6 +244,8 @@ fn own_user() -> Result<()> {
     // As `AmbientCapabilities=` of a unit: CAP_BPF, CAP_PERFMON, CAP_SYS_RESOURCE,
     // CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH, CAP_SYS_ADMIN.
     const CAPABILITIES: [u32; 6] = [39, 38, 24, 19, 2, 21];
+    // As udev leaves it.
+    fs::set_permissions("/dev/fuse", std::os::unix::fs::PermissionsExt::from_mode(0o666))?;
     let log = File::create("/run/own.log")?;
     let mut command = Command::new(crate::agent::BINARY);
     command.args(["-v", "agent"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
@@ -257,7 +260,8 @@ fn own_user() -> Result<()> {
     })?;
     let mut worker = Worker::start(&group)?;
     let waiter = Waiter::on(&group, "4M")?;
-    ensure!(fs::read(Path::new(POINT).join("own/memory.stat")).is_ok(), "the view is there");
+    let file = Path::new(POINT).join("own/memory.stat");
+    fs::read(&file).with_context(|| format!("{} cannot be read: {}", file.display(), said()))?;
     worker.grow(Kind::Anonymous, 8 * MIB)?;
     ensure!(waiter.wait()? == 1, "it hears");
     let pid = nix::unistd::Pid::from_raw(i32::try_from(own.0.id())?);

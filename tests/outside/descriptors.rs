@@ -1,10 +1,11 @@
 //! Whose descriptors a line may name, and what may be registered on.
 
 use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::Read as _;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use memcg_monitor::Error;
@@ -151,17 +152,22 @@ fn setuid_helper() -> Result<()> {
         fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
     }
     let line = format!("{} {} 1M", waiter.0.as_raw_fd(), control.as_raw_fd());
-    let helped = |output: Stdio| -> Result<i32> {
-        let status = Command::new(HELPER).args(["say", &line]).stdout(output).status()?;
-        status.code().context("the helper was killed")
+    // It stays until it was answered: its input is open as long.
+    let helper = |output: Stdio| {
+        Command::new(HELPER).args(["say", &line]).stdin(Stdio::piped()).stdout(output).spawn()
+    };
+    let ended = |mut helper: Child| -> Result<i32> {
+        drop(helper.stdin.take());
+        helper.wait()?.code().context("the helper was killed")
     };
     let both_doors = |errno: i32| -> Result<()> {
         let connection = connect(Path::new(SOCKET))?;
-        ensure!(helped(connection.try_clone()?.into())? == 0, "the helper could not send");
+        let sender = helper(connection.try_clone()?.into())?;
         is_errno(&answer_on(&connection)?, errno).context("socket")?;
+        ensure!(ended(sender)? == 0, "the helper could not send");
         let event_control = Path::new(POINT).join("helper/cgroup.event_control");
         let event_control = OpenOptions::new().write(true).open(event_control)?;
-        let code = helped(event_control.into())?;
+        let code = ended(helper(event_control.into())?)?;
         ensure!(code == errno, "view: errno {code} instead of {errno}");
         Ok(())
     };
@@ -178,8 +184,10 @@ fn setuid_helper() -> Result<()> {
     Ok(())
 }
 
-/// What the set-user-ID program does: one write; its errno is the exit code.
+/// What the set-user-ID program does: one write, whose errno is the exit code once its
+/// input ends.
 pub(crate) fn say(line: &str) -> ! {
     let code = nix::unistd::write(std::io::stdout(), line.as_bytes()).err().map_or(0, |errno| errno as i32);
+    let _ = std::io::stdin().read(&mut [0]);
     std::process::exit(code)
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use memcg_monitor::client::SOCKET;
 use memcg_monitor::door::seqpacket::connect;
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
@@ -38,7 +38,7 @@ const FILE: &str = "/run/hung";
 
 /// A file whose server answers all but a close.
 struct Hung {
-    server: Pid,
+    server: Option<Pid>,
 }
 
 impl Hung {
@@ -49,13 +49,21 @@ impl Hung {
         mount(Some("hung"), FILE, Some("fuse"), MsFlags::empty(), Some(options.as_str()))
             .context("cannot mount")?;
         let server = begin(|| serve(&device))?;
-        Ok(Self { server })
+        Ok(Self { server: Some(server) })
     }
 
     /// Ends the server: the kernel then answers for it.
-    fn end(&self) -> Result<()> {
-        let _ = kill(self.server, Signal::SIGKILL);
-        waitpid(self.server, None).map(drop).context("cannot wait for the server")
+    fn end(&mut self) -> Result<()> {
+        let Some(server) = self.server.take() else { return Ok(()) };
+        kill(server, Signal::SIGKILL)?;
+        waitpid(server, None).map(drop).context("cannot wait for the server")
+    }
+}
+
+impl Drop for Hung {
+    fn drop(&mut self) {
+        let _ = self.end();
+        let _ = umount2(FILE, MntFlags::MNT_DETACH);
     }
 }
 
@@ -140,7 +148,7 @@ fn others_are_served(agent: &Agent, group: &Group) -> Result<()> {
 fn descriptors_that_hang() -> Result<()> {
     let group = Group::new("hung")?;
     let agent = Agent::start(&OPEN)?;
-    let hung = Hung::mount()?;
+    let mut hung = Hung::mount()?;
     let (reader, writer) = nix::unistd::pipe()?;
     let user = begin(|| {
         become_user(USER)?;

@@ -74,7 +74,7 @@ fn begin_as(pid: Pid, user: Option<u32>) -> Result<()> {
                 nix::unistd::pause();
             }
         }
-        end_with(outcome);
+        end_with(&outcome);
     }
     Ok(())
 }
