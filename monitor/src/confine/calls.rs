@@ -93,7 +93,8 @@ const AGENT: &[c_long] = &[
     libc::SYS_unlink,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_rmdir,
-    // Clients, scrapers, and the service manager, which is handed descriptors.
+    // Clients, scrapers, and what outlives the agent: the state record, descriptors in the
+    // service manager's hands.
     libc::SYS_accept4,
     libc::SYS_connect,
     libc::SYS_sendto,
@@ -154,7 +155,9 @@ impl Set {
         #[cfg(target_arch = "x86_64")]
         set.only(libc::SYS_open, 1, &SeccompCmpOp::MaskedEq(bits(TO_WRITE)), [0]);
         set.only(libc::SYS_open_by_handle_at, 2, &SeccompCmpOp::MaskedEq(bits(TO_WRITE)), [0]);
-        set.only(libc::SYS_socket, 0, &SeccompCmpOp::Eq, [libc::AF_UNIX]);
+        for call in [libc::SYS_socket, libc::SYS_socketpair] {
+            set.only(call, 0, &SeccompCmpOp::Eq, [libc::AF_UNIX]);
+        }
         set.only(libc::SYS_bpf, 0, &SeccompCmpOp::Eq, BPF_USE);
         let thread = libc::CLONE_THREAD;
         set.only(libc::SYS_clone, 0, &SeccompCmpOp::MaskedEq(bits(thread)), [thread]);

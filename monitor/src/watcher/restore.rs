@@ -136,7 +136,7 @@ impl<S: Source> Watcher<S> {
     /// Takes in an eventfd out of a bag.
     fn take_in(&mut self, file: FileId, fd: std::os::fd::OwnedFd) -> Result<()> {
         use std::os::fd::AsFd as _;
-        let found = match EventFd::adopt(fd) {
+        let found = match EventFd::check(fd.as_fd()).map(|()| EventFd::known(fd)) {
             Ok(eventfd) => (self.source.file_of(eventfd.as_fd())?, eventfd),
             Err(errno) => {
                 log::error!("what was kept for an eventfd is none: {errno}");
