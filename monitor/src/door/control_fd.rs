@@ -43,6 +43,7 @@ impl Places {
     /// Nothing asked for yet.
     #[must_use]
     pub fn new(tree: Arc<Tree>, view: Option<u64>, closer: Closer) -> Self {
+        closer.trust([tree.directories().device()].into_iter().chain(view));
         Self { tree, view, known: Known::default(), closer }
     }
 

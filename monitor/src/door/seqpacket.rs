@@ -2,7 +2,7 @@
 //! sender and descriptors. Shared by the doors that are sockets.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::HashMap,
     fs, io,
     io::IoSliceMut,
@@ -138,7 +138,8 @@ impl Listener {
         }
         let fd = Some(wait_on(fd)?);
         self.open.borrow_mut().insert(user, count + 1);
-        Ok(Some(Connection { fd, user, closer: self.closer.clone(), open: Rc::clone(&self.open) }))
+        let (closer, open) = (self.closer.clone(), Rc::clone(&self.open));
+        Ok(Some(Connection { fd, user, over: Cell::new(false), closer, open }))
     }
 }
 
@@ -171,6 +172,8 @@ pub struct Connection {
     /// There until it is dropped.
     fd: Option<AsyncFd<OwnedFd>>,
     user: u32,
+    /// The client has left, and all that it sent was taken.
+    over: Cell<bool>,
     closer: Closer,
     open: Rc<RefCell<HashMap<u32, usize>>>,
 }
@@ -185,7 +188,7 @@ impl Drop for Connection {
             }
         }
         // Packets that nobody took may bring descriptors, which are closed with it.
-        if let Some(fd) = self.fd.take() {
+        if let Some(fd) = self.fd.take().filter(|_| !self.over.get()) {
             self.closer.close(self.user, fd.into_inner());
         }
     }
@@ -200,8 +203,10 @@ impl Connection {
         self.closer.room(self.user).await;
         self.fd()?
             .async_io(tokio::io::Interest::READABLE, |fd| {
-                receive(fd.as_raw_fd(), limit, &|fd| self.closer.foreign(self.user, fd))
-                    .map_err(io::Error::from)
+                let packet = receive(fd.as_raw_fd(), limit, &|fd| self.closer.foreign(self.user, fd))?;
+                // A packet brings its sender, were it empty otherwise: the end has none.
+                self.over.set(packet.sender.is_none());
+                Ok(Some(packet).filter(|packet| !packet.bytes.is_empty() || !packet.descriptors.is_empty()))
             })
             .await
     }
@@ -239,7 +244,7 @@ fn pass_pidfd(socket: &OwnedFd) -> nix::Result<()> {
     Errno::result(set).map(drop)
 }
 
-fn receive(fd: RawFd, limit: usize, foreign: &dyn Fn(OwnedFd) -> Foreign) -> nix::Result<Option<Packet>> {
+fn receive(fd: RawFd, limit: usize, foreign: &dyn Fn(OwnedFd) -> Foreign) -> nix::Result<Packet> {
     let mut bytes = BytesMut::zeroed(limit);
     let mut space = cmsg_space!([RawFd; MAX_DESCRIPTORS], UnixCredentials, RawFd);
     let mut slices = [IoSliceMut::new(&mut bytes)];
@@ -257,17 +262,14 @@ fn receive(fd: RawFd, limit: usize, foreign: &dyn Fn(OwnedFd) -> Foreign) -> nix
             other => process = pidfd_in(&other).or(process),
         }
     }
-    if length == 0 && descriptors.is_empty() {
-        return Ok(None);
-    }
     bytes.truncate(length);
-    Ok(Some(Packet {
+    Ok(Packet {
         bytes,
         truncated: flags.contains(MsgFlags::MSG_TRUNC),
         descriptors,
         descriptors_cut: flags.contains(MsgFlags::MSG_CTRUNC),
         sender: sender.map(|credentials| Sender::with(credentials, process)),
-    }))
+    })
 }
 
 /// Connects to a socket of this kind, blocking.
