@@ -200,7 +200,7 @@ fn calls_measured() -> Result<()> {
         Waiter::at(&group, file, args).with_context(|| format!("{file:?}"))?;
     }
     let root = Group::root()?;
-    let sampled = Waiter::on(&root, "64M")?;
+    let sampled = Waiter::at(&root, ControlFile::Usage, "64M")?;
     let folder = Path::new(POINT).join("measured");
     for entry in fs::read_dir(&folder)?.flatten() {
         let _ = fs::read(entry.path());
@@ -241,7 +241,10 @@ impl Drop for Own {
 fn own_user() -> Result<()> {
     let folder = Path::new(SOCKET).parent().context("no folder")?;
     fs::create_dir_all(folder)?;
-    std::os::unix::fs::chown(folder, Some(AGENTS_USER), Some(AGENTS_USER))?;
+    // What killed agents left there, too.
+    for path in fs::read_dir(folder)?.flatten().map(|entry| entry.path()).chain([folder.to_owned()]) {
+        std::os::unix::fs::chown(path, Some(AGENTS_USER), Some(AGENTS_USER))?;
+    }
     // As `AmbientCapabilities=` of a unit: CAP_BPF, CAP_PERFMON, CAP_SYS_RESOURCE,
     // CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH, CAP_SYS_ADMIN.
     const CAPABILITIES: [u32; 6] = [39, 38, 24, 19, 2, 21];

@@ -186,12 +186,14 @@ async fn converse(
     places: &Places,
     hierarchy: &Hierarchy,
 ) -> std::io::Result<()> {
-    while let Some(packet) = connection.receive(MAX_REQUEST).await? {
+    while let Some(mut packet) = connection.receive(MAX_REQUEST).await? {
         let who = packet.sender.as_ref().map(|sender| (sender.uid(), sender.pid()));
         let outcome = match serde_json::from_slice(&packet.bytes) {
             _ if packet.truncated => Err(Refusal::new(Errno::E2BIG, "the request is too long")),
             Err(error) => Err(Refusal::new(Errno::EINVAL, format!("not a request: {error}"))),
             Ok(Request::List) => {
+                // Whoever has the answer finds nothing of the question any more.
+                drop(packet.sender.take());
                 for row in list(watcher, hierarchy) {
                     for part in row.parts() {
                         answer(connection, &Answer::Group(part)).await?;
