@@ -1,5 +1,5 @@
 //! The test VM's first process. The kernel's command line says what to do:
-//! `guest.mode=test|demo|bench|differential|soak|shell`, `guest.cgroup=v1|v2`,
+//! `guest.mode=test|demo|prometheus|bench|differential|soak|shell`, `guest.cgroup=v1|v2`,
 //! `guest.filter=NAME`, `guest.args=A,B`.
 
 mod agent;
@@ -18,10 +18,13 @@ mod group;
 mod hostile;
 mod init;
 mod lifetime;
+mod logs;
 mod loss;
+mod metrics;
 mod modules;
 mod outside;
 mod program;
+mod prometheus;
 mod random;
 mod report;
 mod restart;
@@ -73,6 +76,7 @@ fn serve() -> Result<()> {
     match request.mode.as_str() {
         "test" => runner::run(&scenarios::all(), request.hierarchy, &request.filter),
         "demo" => alone("demo", Duration::from_secs(240), demo::run),
+        "prometheus" => alone("prometheus", Duration::from_secs(300), prometheus::run),
         "bench" => bench::run(&request.args, request.hierarchy),
         "soak" => {
             let [seconds, seed] = request.args.as_slice() else { bail!("guest.args=SECONDS,SEED") };

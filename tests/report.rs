@@ -45,6 +45,11 @@ pub(crate) fn rounded(value: f64, decimals: i32) -> Value {
     Value::from((value * unit).round() / unit)
 }
 
+/// A text that the host looks at further.
+pub(crate) fn text(name: &str, text: &str) {
+    data(&json!({ "text": name, "is": text }));
+}
+
 fn data(value: &Value) {
     println!("memcg-guest-json: {value}");
 }

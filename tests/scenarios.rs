@@ -17,6 +17,8 @@ pub(crate) fn all() -> Vec<Test> {
     tests.extend(crate::view::tests());
     tests.extend(crate::event::tests());
     tests.extend(crate::loss::tests());
+    tests.extend(crate::metrics::tests());
+    tests.extend(crate::logs::tests());
     tests.extend(crate::cli::tests());
     tests.extend(crate::conformance::tests());
     tests.extend(crate::clients::tests());

@@ -9,7 +9,8 @@ pub struct Doorbell {
     pub kind: u32,
     /// The slot that it is about; not with `FILE` and `LIMITS`.
     pub slot: u32,
-    /// Address of the `struct file` (`FILE`), or pages (`READING`, `SUM_READING`).
+    /// When it rang, by `CLOCK_MONOTONIC` in nanoseconds (`SLOT`); address of the
+    /// `struct file` (`FILE`); pages (`READING`, `SUM_READING`).
     pub value: u64,
 }
 

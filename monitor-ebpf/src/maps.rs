@@ -4,6 +4,7 @@
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
+    helpers::bpf_ktime_get_ns,
     macros::map,
     maps::{Array, HashMap, RingBuf, Stack},
 };
@@ -255,13 +256,20 @@ pub fn ring(doorbell: Doorbell) {
     }
 }
 
+/// By `CLOCK_MONOTONIC`.
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: reads a clock.
+    unsafe { bpf_ktime_get_ns() }
+}
+
 /// Rings for slot `index` if `verdict` says so; `reading` is the kind of doorbell
 /// that carries `usage` itself.
 #[inline(always)]
 pub fn ring_for(verdict: Verdict, reading: u32, index: u32, usage: u64) {
     let (kind, value) = match verdict {
         Verdict::Quiet => return,
-        Verdict::Ring => (Doorbell::SLOT, 0),
+        Verdict::Ring => (Doorbell::SLOT, now()),
         Verdict::Tell => {
             count(Tally::Contended);
             (reading, usage)
@@ -274,7 +282,7 @@ pub fn ring_for(verdict: Verdict, reading: u32, index: u32, usage: u64) {
 #[inline(always)]
 pub fn ring_slot(slot: &Slot<BpfWord>, index: u32) {
     if raise_hand(&slot.pending) {
-        ring(Doorbell { kind: Doorbell::SLOT, slot: index, value: 0 });
+        ring(Doorbell { kind: Doorbell::SLOT, slot: index, value: now() });
     }
 }
 

@@ -65,6 +65,8 @@ pub struct Options {
     pub limits: Limits,
     /// The tree as cgroup v1 showed it; not mounted when absent.
     pub view: Option<view::Options>,
+    /// Where to tell metrics; not told when absent.
+    pub metrics: Option<door::metrics::Options>,
     /// Where programs and maps are pinned, while somebody keeps the descriptors.
     pub pins: PathBuf,
     /// The service manager keeps descriptors, even if it does not say so.
@@ -147,6 +149,8 @@ pub async fn run(
     shutdown: impl Future<Output = End>,
 ) -> Result<()> {
     let _lock = Lock::take(&options.socket)?;
+    let metrics = options.metrics.as_ref();
+    let metrics = metrics.map(|wanted| door::metrics::Door::open(wanted, &options.access)).transpose()?;
     let hierarchy = Hierarchy::find(options.cgroup_root.as_deref())?;
     let v1 = hierarchy.version == Version::V1;
     let vault = Keeper::found(options.keeps).map(|keeper| Vault::open(keeper, handed)).transpose()?;
@@ -181,7 +185,7 @@ pub async fn run(
         None => None,
     };
     let device = shown.as_ref().map(|(shown, _)| shown.device());
-    let places = Rc::new(Places::new(tree, device, closer));
+    let places = Rc::new(Places::new(Arc::clone(&tree), device, closer));
     let mut tasks = vec![
         tokio::task::spawn_local(socket::serve(door, Rc::clone(&watcher), Rc::clone(&places))),
         tokio::task::spawn_local(control::serve(
@@ -197,6 +201,11 @@ pub async fn run(
         tasks.push(tokio::task::spawn_local(door::view::serve(writes, Rc::clone(&watcher), places)));
         shown
     });
+    if let Some(door) = metrics {
+        let gatherer = door::metrics::Gatherer::new(&watcher, tree, &hierarchy, options.sizes.eventfds);
+        doors = format!("{doors}; metrics at {}", door.address());
+        tasks.push(tokio::task::spawn_local(door.serve(gatherer)));
+    }
     // What it took to get here, the kernel's types above all, is needed no more.
     heap::trim();
     confine::agent(options.confine, asks);
@@ -318,7 +327,7 @@ fn answer(watcher: &mut Watcher<Programs>, record: Record, closing: &mut Closing
     };
     let Doorbell { kind, slot, value } = doorbell;
     match kind {
-        Doorbell::SLOT => watcher.look(slot),
+        Doorbell::SLOT => watcher.look_for(slot, value),
         Doorbell::READING => {
             watcher.add_reading(slot, value);
             watcher.look(slot);

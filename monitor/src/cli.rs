@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, error::ErrorKind};
-use memcg_monitor::{client, programs};
+use memcg_monitor::{client, door::metrics::Address, metrics::Pattern, programs};
 use monitor_common::control::ControlFile;
 
 /// cgroup v1's memory notifications on stock cgroup v2 kernels.
@@ -145,6 +145,23 @@ pub struct Agent {
     /// (Landlock). A refused system call is named in the kernel's log
     #[arg(long, value_enum, default_value_t = Confine::On)]
     pub confine: Confine,
+    /// Tell metrics to Prometheus at unix:/PATH, 127.0.0.1:PORT or [::1]:PORT, as
+    /// GET /metrics. There is no password, so no other addresses; a unix socket has
+    /// --socket-mode and --socket-group [default: not told]
+    #[arg(long, value_name = "ADDR")]
+    pub metrics: Option<Address>,
+    /// Only of groups whose path below the hierarchy's root matches: * and ? stay
+    /// within one name, ** is any number of names (/system.slice/*, /kubepods/**). May
+    /// be repeated [default: all]
+    #[arg(long, value_name = "GLOB", requires = "metrics")]
+    pub metrics_allow: Vec<Pattern>,
+    /// Not of groups whose path matches, whatever --metrics-allow says. May be repeated
+    #[arg(long, value_name = "GLOB", requires = "metrics")]
+    pub metrics_deny: Vec<Pattern>,
+    /// Only of so many groups, those with the highest usage; the others are counted in
+    /// memcg_monitor_groups_left_out
+    #[arg(long, value_name = "N", default_value_t = 500, value_parser = top, requires = "metrics")]
+    pub metrics_top: usize,
 }
 
 /// How to print.
@@ -247,6 +264,13 @@ fn ring(text: &str) -> Result<u32, String> {
     match text.parse::<u32>() {
         Ok(bytes) if bytes.is_power_of_two() && (4096..=1 << 28).contains(&bytes) => Ok(bytes),
         _ => Err("a power of two from 4096 to 268435456".into()),
+    }
+}
+
+fn top(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(groups @ 0..=10_000) => Ok(groups),
+        _ => Err("a number from 0 to 10000".into()),
     }
 }
 

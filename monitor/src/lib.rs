@@ -21,6 +21,8 @@ pub mod eventfd;
 pub mod heap;
 pub mod keeper;
 pub mod kernel;
+pub mod logging;
+pub mod metrics;
 pub mod mounts;
 pub mod programs;
 pub mod ready;

@@ -17,7 +17,7 @@ fn main() -> ExitCode {
         1 => "info,fuser=off,memcg_monitor=debug",
         _ => "debug,memcg_monitor=trace",
     };
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level)).init();
+    memcg_monitor::logging::init(level);
     let outcome = match cli.command {
         Command::Agent(options) => cmd::agent::run(&options),
         Command::Listen(options) => cmd::listen::run(&options),
@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         Command::Check(options) => Ok(cmd::check::run(&options)),
         Command::Unmount(options) => cmd::unmount::run(&options),
     };
+    log::logger().flush();
     match outcome {
         Ok(code) => code,
         // Whoever read our output has seen enough.

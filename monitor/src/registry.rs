@@ -123,6 +123,12 @@ impl Registry {
         self.files.contains_key(&file)
     }
 
+    /// Number of registered eventfds.
+    #[must_use]
+    pub fn file_count(&self) -> u64 {
+        self.files.len() as u64
+    }
+
     /// Number of registrations.
     #[must_use]
     pub const fn len(&self) -> u64 {

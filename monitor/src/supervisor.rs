@@ -23,12 +23,13 @@ use nix::{
     unistd::Pid,
 };
 
-pub use child::{Worker, start};
-pub use message::{Mailbox, Message};
-
 use crate::{
     error::{Error, Result},
     keeper::Handed,
+    supervisor::{
+        child::Worker,
+        message::{Mailbox, Message},
+    },
 };
 
 /// Descriptors that are kept at most, as `FileDescriptorStoreMax=`.
@@ -97,7 +98,7 @@ impl Supervisor {
         loop {
             if self.worker.is_none() && Instant::now() >= self.due {
                 let notify = self.mailbox.path();
-                let worker = start(&self.program, &self.arguments, &self.kept, notify, ROOM)?;
+                let worker = child::start(&self.program, &self.arguments, &self.kept, notify, ROOM)?;
                 log::debug!("the agent is process {}", worker.pid);
                 self.worker = Some(worker);
             }

@@ -3,6 +3,7 @@
 
 mod event;
 mod lifetime;
+mod measures;
 mod register;
 mod restore;
 mod sample;
@@ -32,6 +33,7 @@ use crate::{
 };
 
 pub use event::{Cause, Event, Follower};
+pub use measures::{CAUSES, Measures};
 pub use register::{Handed, Receipt, Request};
 pub use restore::Restored;
 
@@ -87,6 +89,7 @@ pub struct Watcher<S> {
     unswept: Vec<FileId>,
     work: Rc<Notify>,
     counts: Counts,
+    measures: Measures,
     skipped: u64,
     lost: u64,
 }
@@ -106,7 +109,7 @@ impl<S: Source> Watcher<S> {
     /// # Errors
     /// As [`Signaller::new`].
     pub fn new(source: S, host: Box<dyn Host>, limits: Limits) -> Result<Self> {
-        let skipped = source.skipped();
+        let (skipped, measures) = (source.skipped(), Measures::new(&source));
         Ok(Self {
             source,
             host,
@@ -123,6 +126,7 @@ impl<S: Source> Watcher<S> {
             unswept: Vec::new(),
             work: Rc::default(),
             counts: Counts::default(),
+            measures,
             skipped,
             lost: 0,
         })
@@ -224,7 +228,7 @@ impl<S: Source> Watcher<S> {
             Ok(now) => now,
             Err(error) => {
                 // Nothing is lost: the sweep finds it pending.
-                log::error!("{error}");
+                log::error!(memcg_cgroup_id = self.id_of(index); "{error}");
                 self.give_back(index, seen);
                 return false;
             }
@@ -318,6 +322,7 @@ impl<S: Source> Watcher<S> {
             log::debug!("reading all watched groups again: {skipped} calls skipped, {lost} losses so far");
             self.counts.resyncs += 1;
         }
+        self.tell_shortages();
         (self.skipped, self.lost) = (skipped, lost);
         let mut index = 0;
         // All slots after a loss: an OOM or a window of reclaim is told to others

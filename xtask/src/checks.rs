@@ -9,18 +9,19 @@ use crate::process::{self, command};
 use crate::setup::{self, Need};
 use crate::summary::Outcome;
 use crate::workspace::{root, target};
-use crate::{ebpf, fuzz, tidy};
+use crate::{ebpf, fuzz, prometheus, tidy};
 
 /// A step's name and what it does.
 type Step = (&'static str, fn() -> Result<Outcome>);
 
 /// All of them, the quick ones first.
-pub(crate) const STEPS: [Step; 8] = [
+pub(crate) const STEPS: [Step; 9] = [
     ("format", format),
     ("tidy", tidy::check),
     ("lints", lints),
     ("lints, eBPF", ebpf_lints),
     ("dependencies", dependencies),
+    ("alert rules", prometheus::check_rules),
     ("unit tests", unit_tests),
     ("model check", model_check),
     ("fuzz, briefly", fuzz::briefly),

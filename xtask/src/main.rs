@@ -13,6 +13,7 @@ mod kernels;
 mod modules;
 mod process;
 mod project;
+mod prometheus;
 mod qemu;
 mod run;
 mod setup;

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow};
 use crate::ebpf;
 use crate::process::{self, command};
 use crate::workspace::{root, short, target, tools};
-use crate::{apt, clients, kernels, project};
+use crate::{apt, clients, kernels, project, prometheus};
 
 /// Something that a command of ours cannot do without.
 #[derive(Debug, Clone)]
@@ -29,6 +29,8 @@ pub(crate) enum Need {
     Clients,
     /// What the benchmark `build` compiles, and a compiler for the VM.
     Project,
+    /// What scrapes the agent in a VM, and judges metrics and alert rules.
+    Prometheus,
     /// Checks licences and origins of dependencies.
     Deny,
     /// Builds fuzz targets, and a compiler for libFuzzer.
@@ -55,7 +57,7 @@ pub(crate) fn all() -> Result<()> {
     needs.extend(kernels::labels().map(|label| Need::Kernel(label.to_owned())));
     needs.extend(CLIENTS);
     needs.push(Need::Project);
-    needs.extend([Need::Deny, Need::Fuzz]);
+    needs.extend([Need::Prometheus, Need::Deny, Need::Fuzz]);
     for need in &needs {
         println!("setup: found {}", provide(need)?);
     }
@@ -93,6 +95,7 @@ fn find(need: &Need) -> Result<String> {
         Need::C => have(&["cc", "xz"]),
         Need::Clients => clients::find(),
         Need::Project => project::find(),
+        Need::Prometheus => prometheus::find(),
         Need::Busybox => is_there(&busybox()).map(|path| format!("VM shell {path}")),
         Need::Kernel(name) => {
             let kernel = kernels::find(name)?.with_context(|| format!("kernel {name} is not here yet"))?;
@@ -116,6 +119,7 @@ fn get(need: &Need) -> Result<()> {
         Need::C => apt::install(&["gcc", "libc6-dev", "xz-utils"]),
         Need::Clients => clients::fetch(),
         Need::Project => project::fetch(),
+        Need::Prometheus => prometheus::fetch(),
         Need::Busybox => {
             println!("setup: downloading busybox-static");
             let folder = tools().join("busybox");

@@ -12,7 +12,7 @@ use crate::qemu::Processors;
 use crate::run::booting;
 use crate::summary::{Outcome, Summary};
 use crate::vm::{Boot, Hierarchy, MEMORY};
-use crate::{bench, checks, clients, setup, soak};
+use crate::{bench, checks, clients, prometheus, setup, soak};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -92,6 +92,13 @@ fn vm_steps(arguments: &Arguments, summary: &mut Summary) {
         summary.step(&combination.name(), || {
             let Ok(guest) = &guest else { bail!("the VM programs were not built") };
             combination.test(guest, arguments.filter.as_deref())
+        });
+    }
+    // By name, on request: `--filter prometheus`.
+    if arguments.filter.as_deref().map_or(arguments.kernel.is_empty(), |names| names.contains("prometheus")) {
+        summary.step("VM Prometheus", || {
+            let Ok(guest) = &guest else { bail!("the VM programs were not built") };
+            prometheus::scrape(guest)
         });
     }
     if arguments.kernel.is_empty() && arguments.filter.is_none() {

@@ -5,8 +5,9 @@ use std::{process::ExitCode, time::Duration};
 use anyhow::{Context as _, Result, bail};
 use memcg_monitor::{
     agent::{self, End, Options},
-    door::seqpacket::Access,
+    door::{metrics, seqpacket::Access},
     heap, keeper,
+    metrics::Selection,
     programs::Sizes,
     supervisor, view,
     watcher::Limits,
@@ -50,6 +51,14 @@ pub fn run(options: &cli::Agent) -> Result<ExitCode> {
         pins: options.pins.clone(),
         keeps: options.fd_store,
         confine: options.confine.into(),
+        metrics: options.metrics.clone().map(|address| metrics::Options {
+            address,
+            selection: Selection {
+                allow: options.metrics_allow.clone(),
+                deny: options.metrics_deny.clone(),
+                top: options.metrics_top,
+            },
+        }),
     };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start tokio")?;

@@ -14,13 +14,14 @@ use crate::{
         control_fd::Places,
         event_row,
         request::{Refusal, told},
+        rows::{self, Reading},
         seqpacket::{Connection, Listener, Packet},
         socket::from_packet,
     },
     kernel::page_size,
     programs::Programs,
     registry::Group,
-    source::{GroupId, Source},
+    source::Source,
     watcher::{Event, Follower, Watcher},
 };
 
@@ -199,7 +200,8 @@ async fn converse(
                         answer(connection, &Answer::Group(part)).await?;
                     }
                 }
-                answer(connection, &Answer::Status(status(watcher))).await?;
+                let status = status(&watcher.borrow());
+                answer(connection, &Answer::Status(status)).await?;
                 Ok(())
             }
             Ok(Request::Listen(line)) => match begin(packet, &line, watcher, places) {
@@ -225,24 +227,11 @@ fn list(watcher: &Shared, hierarchy: &Hierarchy) -> Vec<GroupRow> {
     let page = page_size();
     let mut rows = Vec::new();
     for index in 0..watcher.source().slots().len() as u32 {
-        let Some(slot) = watcher.source().slot(index).filter(|slot| slot.state().is_live()) else {
+        let Some(Reading { group: of, cgroup_id: id, usage }) = rows::read(&watcher, index) else {
             continue;
         };
+        let Some(peak) = rows::peak(&watcher, of, usage) else { continue };
         let group = watcher.registry().group(index);
-        let id = slot.cgroup_id.load(Ordering::Relaxed);
-        let (usage, peak) = if index == watcher.source().root().slot {
-            // No counter of its own; shown to those who wait for it.
-            match group.map(|group| group.scale(ControlFile::Usage).now()) {
-                Some(now) => (now, now),
-                None => continue,
-            }
-        } else {
-            let id = GroupId { slot: index, generation: slot.state().generation() };
-            match (watcher.source().usage(id), watcher.source().peak(id)) {
-                (Ok(Some(usage)), Ok(Some(peak))) => (usage, peak.max(usage)),
-                _ => continue,
-            }
-        };
         let registrations = group.map(registrations).unwrap_or_default();
         let cgroup = paths.get(&id).cloned().unwrap_or_else(|| format!("#{id}"));
         let oom = group.filter(|group| group.oom().next().is_some()).map(|_| {
@@ -278,8 +267,8 @@ fn registrations(group: &Group) -> Vec<RegistrationRow> {
     rows
 }
 
-fn status(watcher: &Shared) -> Status {
-    let watcher = watcher.borrow();
+/// The agent's own state.
+pub(super) fn status(watcher: &Watcher<Programs>) -> Status {
     let (counts, source) = (watcher.counts(), watcher.source());
     let (runs, run_ns) = source.runs();
     Status {
@@ -316,7 +305,8 @@ fn begin(packet: Packet, line: &str, watcher: &Shared, places: &Places) -> Resul
             Err(mpsc::error::TrySendError::Closed(_)) => false,
         });
     let watcher = &mut watcher.borrow_mut();
-    let receipt = from_packet(packet, line.as_bytes(), &mut None, watcher, places, Some(follower))?;
+    let receipt = from_packet(packet, line.as_bytes(), &mut None, watcher, places, Some(follower))
+        .inspect_err(|refusal| watcher.refused(refusal.errno))?;
     // A follower that hears nothing of it begins anew: it has lost its connection.
     watcher.confirm(receipt);
     let group = receipt.group;

@@ -41,7 +41,10 @@ impl std::fmt::Display for Refusal {
 
 /// Tells the operator of a refusal: each door does, here.
 pub fn told(refusal: &Refusal, uid: u32, pid: i32) {
-    log::info!("refused uid {uid}, process {pid}: {refusal}");
+    log::info!(
+        memcg_errno = refusal.errno as i32, memcg_uid = uid, memcg_pid = pid;
+        "refused uid {uid}, process {pid}: {refusal}"
+    );
 }
 
 /// Which descriptor of the line.

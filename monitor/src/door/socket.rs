@@ -84,11 +84,13 @@ fn handle<S: Source>(
     watcher: &mut Watcher<S>,
     places: &Places,
 ) -> Result<Receipt, Refusal> {
-    if packet.truncated {
-        return Err(Refusal::new(Errno::E2BIG, format!("the line is longer than {MAX_LINE} bytes")));
-    }
     let line = packet.bytes.clone();
-    from_packet(packet, &line, last, watcher, places, None)
+    let outcome = if packet.truncated {
+        Err(Refusal::new(Errno::E2BIG, format!("the line is longer than {MAX_LINE} bytes")))
+    } else {
+        from_packet(packet, &line, last, watcher, places, None)
+    };
+    outcome.inspect_err(|refusal| watcher.refused(refusal.errno))
 }
 
 /// Registers `line` for the sender of `packet`: with the descriptors that came

@@ -26,13 +26,15 @@ pub async fn serve<S: Source>(
     places: Rc<Places>,
 ) {
     while let Some(written) = writes.recv().await {
-        let outcome = handle(&written, &mut watcher.borrow_mut(), &places);
+        let watcher = &mut watcher.borrow_mut();
+        let outcome = handle(&written, watcher, &places);
         match outcome {
             Ok(receipt) => {
                 written.reply.accept();
-                watcher.borrow().confirm(receipt);
+                watcher.confirm(receipt);
             }
             Err(refusal) => {
+                watcher.refused(refusal.errno);
                 told(&refusal, written.uid, written.pid);
                 written.reply.refuse(refusal.errno);
             }

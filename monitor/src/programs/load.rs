@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::{
     error::{Error, Result},
     kernel::{Facts, HOOKS, Hook, Kind, Plan},
+    logging::FromPrograms,
     programs::Sizes,
     ready::wait_on,
 };
@@ -174,7 +175,7 @@ pub fn try_all(facts: &Facts) -> Result<Vec<Trial>> {
 }
 
 /// The programs' own log lines, to the agent's log.
-pub(super) fn follow_log(logger: aya_log::EbpfLogger<&'static dyn log::Log>) {
+pub(super) fn follow_log(logger: aya_log::EbpfLogger<FromPrograms>) {
     if tokio::runtime::Handle::try_current().is_err() {
         return;
     }
@@ -191,7 +192,7 @@ pub(super) fn follow_log(logger: aya_log::EbpfLogger<&'static dyn log::Log>) {
 
 /// The same, of programs that were at work before, one of which has this id.
 pub(super) fn log_of(program: Option<u32>) {
-    let logger = program.map(aya_log::EbpfLogger::init_from_id);
+    let logger = program.map(|id| aya_log::EbpfLogger::init_from_id_with_logger(id, FromPrograms));
     match logger {
         Some(Ok(logger)) => follow_log(logger),
         Some(Err(error)) => log::debug!("no log from the programs: {error}"),

@@ -18,6 +18,7 @@ use nix::time::{ClockId, clock_gettime};
 use crate::{
     error::{Error, Result},
     kernel::{Facts, HOOKS, Hook, Offers, Plan},
+    logging::FromPrograms,
     programs::{
         Doorbells, Programs, ROOT_ID, Sizes,
         held::{Held, Maps, for_pinning, open_scratch, open_slots},
@@ -81,7 +82,7 @@ impl Programs {
     fn load(v1: bool, sizes: Sizes, pins: Option<Pins>, before: Option<Before>) -> Result<(Self, Doorbells)> {
         let plan = Plan::decide(&Facts::gather(v1)?)?;
         let mut ebpf = load_object(&plan, sizes)?;
-        if let Err(error) = aya_log::EbpfLogger::init(&mut ebpf).map(follow_log) {
+        if let Err(error) = aya_log::EbpfLogger::init_with_logger(&mut ebpf, FromPrograms).map(follow_log) {
             log::debug!("no log from the programs: {error}");
         }
         let hooks: Vec<&Hook> = HOOKS.iter().filter(|hook| plan.hooks.contains(&hook.program)).collect();

@@ -121,6 +121,12 @@ impl Group {
         self.memory.is_empty() && self.sum.is_empty() && self.working_set.is_empty() && self.others.is_none()
     }
 
+    /// Number of registrations.
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        (self.memory.len() + self.sum.len() + self.working_set.len() + self.others()) as u64
+    }
+
     fn others(&self) -> usize {
         self.others.as_ref().map_or(0, |others| others.len())
     }

@@ -31,19 +31,13 @@ const FIRST: RawFd = 3;
 
 /// A running agent.
 #[derive(Debug)]
-pub struct Worker {
-    /// Its process.
-    pub pid: Pid,
-    /// When it was started.
-    pub began: Instant,
+pub(super) struct Worker {
+    pub(super) pid: Pid,
+    pub(super) began: Instant,
 }
 
-/// Starts one, which is told to keep up to `room` descriptors by messages to `notify`. The
-/// caller has a single thread.
-///
-/// # Errors
-/// `fork` failed.
-pub fn start(
+/// Starts one.
+pub(super) fn start(
     program: &Path,
     arguments: &[OsString],
     kept: &Handed,

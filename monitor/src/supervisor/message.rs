@@ -22,19 +22,14 @@ use crate::error::{Error, Result};
 
 /// One datagram.
 #[derive(Debug, Default)]
-pub struct Message {
-    /// Keep the descriptors.
-    pub store: bool,
-    /// Keep those of this name no longer.
-    pub forget: bool,
-    /// By which they are known.
-    pub name: Option<String>,
-    /// The agent serves.
-    pub ready: bool,
+pub(super) struct Message {
+    pub(super) store: bool,
+    pub(super) forget: bool,
+    pub(super) name: Option<String>,
+    pub(super) ready: bool,
     /// Lines that are for the service manager.
-    pub rest: String,
-    /// What came along.
-    pub descriptors: Vec<OwnedFd>,
+    pub(super) rest: String,
+    pub(super) descriptors: Vec<OwnedFd>,
 }
 
 impl Message {
@@ -60,7 +55,7 @@ impl Message {
 
 /// Where those arrive; only the agent is listened to.
 #[derive(Debug)]
-pub struct Mailbox {
+pub(super) struct Mailbox {
     socket: UnixDatagram,
     path: PathBuf,
     is_ready: bool,
@@ -68,10 +63,7 @@ pub struct Mailbox {
 
 impl Mailbox {
     /// At `path`, where one that was killed may have left its own.
-    ///
-    /// # Errors
-    /// Names the call and the path.
-    pub fn new(path: PathBuf) -> Result<Self> {
+    pub(super) fn new(path: PathBuf) -> Result<Self> {
         let failed = |error: io::Error| Error::file("bind", &path, error);
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).map_err(|error| Error::file("make the folder", folder, error))?;
@@ -89,19 +81,17 @@ impl Mailbox {
     }
 
     /// For `NOTIFY_SOCKET`.
-    #[must_use]
-    pub fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
     /// Whether the agent has said that it is ready, since the last time.
-    #[must_use]
-    pub fn take_ready(&mut self) -> bool {
+    pub(super) fn take_ready(&mut self) -> bool {
         std::mem::take(&mut self.is_ready)
     }
 
     /// The next message of process `from`; what others send is thrown away.
-    pub fn receive(&mut self, from: Option<Pid>) -> Option<Message> {
+    pub(super) fn receive(&mut self, from: Option<Pid>) -> Option<Message> {
         loop {
             let mut bytes = [0; 4096];
             let mut space = cmsg_space!([RawFd; 16], UnixCredentials);

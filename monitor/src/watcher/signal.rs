@@ -64,7 +64,7 @@ impl<S: Source> Watcher<S> {
         let mut sides = sides.into_iter().peekable();
         self.record_sides(std::iter::from_fn(|| sides.next_if(|side| !totals.contains_key(&side.file))));
         for (file, total) in totals {
-            self.add(file, total);
+            self.add(file, total, Cause::CROSSED);
             self.record_sides(std::iter::from_fn(|| sides.next_if(|side| side.file == file)));
         }
     }
@@ -80,7 +80,7 @@ impl<S: Source> Watcher<S> {
     /// Signals `file` for an event, and tells its followers.
     pub(super) fn signal(&mut self, file: FileId, event: &Event) {
         self.tell(file, event);
-        self.add(file, event.signals);
+        self.add(file, event.signals, event.cause.label());
     }
 
     /// What happened in a slot beside a change of usage.
@@ -170,15 +170,18 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    pub(super) fn add(&mut self, file: FileId, count: u64) {
+    fn add(&mut self, file: FileId, count: u64, cause: usize) {
         let Some(eventfd) = self.eventfds.get(&file) else {
             return;
         };
         match self.signaller.signal(eventfd, count) {
-            Ok(()) => self.counts.signals += count,
+            Ok(()) => {
+                self.counts.signals += count;
+                self.measures.signalled(cause, count);
+            }
             Err(errno) => {
                 self.counts.unsignalled += count;
-                log::error!("an eventfd could not be signalled (io_submit): {errno}");
+                log::error!(memcg_errno = errno as i32; "an eventfd could not be signalled (io_submit): {errno}");
             }
         }
     }

@@ -1,0 +1,115 @@
+//! The log: lines for people on stderr, structured records where journald listens, and
+//! neither of them without bound.
+//!
+//! Fields of records are the `log` crate's key-values; journald has them in capitals
+//! (`MEMCG_ERRNO`). Nothing is logged for each event: followers and metrics tell those.
+
+mod pace;
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Instant,
+};
+
+use log::{Level, Log, Metadata, Record};
+use systemd_journal_logger::{JournalLog, connected_to_journal};
+
+use crate::logging::pace::{Pace, Site};
+
+/// The target of what the programs in the kernel log.
+pub const PROGRAMS: &str = "memcg_monitor::ebpf";
+
+/// Sets the log up: to say this, unless `RUST_LOG` says otherwise.
+pub fn init(level: &str) {
+    let text = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level)).build();
+    let journal = if connected_to_journal() { JournalLog::empty().ok() } else { None };
+    let journal = journal.map(|journal| journal.with_syslog_identifier("memcg-monitor".to_owned()));
+    let max = text.filter();
+    let logger = Logger { text, journal, pace: Mutex::default(), start: Instant::now() };
+    if log::set_boxed_logger(Box::new(logger)).is_ok() {
+        log::set_max_level(max);
+    }
+}
+
+struct Logger {
+    /// Also decides what is logged at all.
+    text: env_logger::Logger,
+    journal: Option<JournalLog>,
+    pace: Mutex<Pace>,
+    start: Instant,
+}
+
+impl Logger {
+    fn write(&self, record: &Record<'_>) {
+        match &self.journal {
+            Some(journal) => journal.log(record),
+            None => self.text.log(record),
+        }
+    }
+}
+
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        self.text.enabled(metadata)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.text.matches(record) {
+            return;
+        }
+        // Who asked for more wants it all.
+        if record.level() >= Level::Debug {
+            return self.write(record);
+        }
+        let site = Site {
+            module: record.module_path_static().unwrap_or_default(),
+            line: record.line().unwrap_or(0),
+            level: record.level(),
+        };
+        let now = self.start.elapsed();
+        // A panic while counting spoils no count that matters.
+        let admitted = self.pace.lock().unwrap_or_else(PoisonError::into_inner).admit(site, now);
+        match admitted {
+            None => {}
+            Some(0) => self.write(record),
+            Some(more) => self.write(
+                &record
+                    .to_builder()
+                    .args(format_args!("{} (and {more} more like this since the last)", record.args()))
+                    .build(),
+            ),
+        }
+    }
+
+    /// Tells how many lines were left out.
+    fn flush(&self) {
+        for (site, more) in self.pace.lock().unwrap_or_else(PoisonError::into_inner).drain() {
+            let Site { module, line, level } = site;
+            self.write(
+                &Record::builder()
+                    .level(level)
+                    .target(module)
+                    .args(format_args!("{more} more lines like the last of {module}, line {line}"))
+                    .build(),
+            );
+        }
+    }
+}
+
+/// Where the programs' own lines go: to our log, at debug level. What they say is
+/// counted, too, and told by its count.
+#[derive(Clone, Copy, Debug)]
+pub struct FromPrograms;
+
+impl Log for FromPrograms {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        log::log_enabled!(target: PROGRAMS, Level::Debug)
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let level = record.level().as_str().to_ascii_lowercase();
+        log::debug!(target: PROGRAMS, memcg_program = record.target(); "{level}: {}", record.args());
+    }
+
+    fn flush(&self) {}
+}

@@ -1,0 +1,255 @@
+//! A [`Snapshot`] as OpenMetrics text.
+
+use std::fmt;
+
+use monitor_common::ring::Tally;
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text},
+    metrics::MetricType,
+    registry::Registry,
+};
+
+use crate::metrics::{
+    Snapshot, errno_name,
+    families::{self, Family, Kind},
+};
+
+impl Snapshot {
+    /// The text, with its end mark.
+    #[must_use]
+    pub fn open_metrics(self) -> String {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(self));
+        let mut text = String::new();
+        // Writing to a String cannot fail, and nothing else is asked of it.
+        let _ = text::encode(&mut text, &registry);
+        text
+    }
+}
+
+/// A whole number or a real one.
+#[derive(Clone, Copy, Debug)]
+enum Number {
+    Whole(u64),
+    Real(f64),
+}
+
+impl From<u64> for Number {
+    fn from(number: u64) -> Self {
+        Self::Whole(number)
+    }
+}
+
+impl From<f64> for Number {
+    fn from(number: f64) -> Self {
+        Self::Real(number)
+    }
+}
+
+impl Collector for Snapshot {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        self.encode_agent(&mut Out(&mut encoder))?;
+        self.encode_groups(&mut Out(&mut encoder))?;
+        self.encode_tallies(&mut Out(&mut encoder))
+    }
+}
+
+impl Snapshot {
+    fn encode_agent(&self, out: &mut Out<'_, '_>) -> fmt::Result {
+        let agent = &self.agent;
+        let status = &agent.status;
+        let mut build = out.begin(&families::BUILD)?;
+        build.encode_info(&[("version", agent.version), ("schema", &agent.schema.to_string())])?;
+        out.one(&families::START, agent.start)?;
+        out.one(&families::RESTARTS, status.restarts)?;
+        out.one(&families::GROUPS, agent.groups.0)?;
+        out.one(&families::GROUPS_LIMIT, agent.groups.1)?;
+        let left = &self.left_out;
+        let left_out = [("pattern", left.pattern), ("top", left.top), ("name", left.name)];
+        out.each(&families::LEFT_OUT, left_out)?;
+        out.one(&families::EVENTFDS, agent.eventfds.0)?;
+        out.one(&families::EVENTFDS_LIMIT, agent.eventfds.1)?;
+        out.each(&families::REGISTRATIONS, agent.registrations.iter().copied())?;
+        let refusals = agent.refusals.iter().map(|(errno, count)| (errno_name(*errno), *count));
+        out.each(&families::REFUSALS, refusals)?;
+        out.each(&families::SIGNALS, agent.signals.iter().copied())?;
+        out.one(&families::UNSIGNALLED, status.unsignalled)?;
+        let latency = &agent.latency;
+        out.begin(&families::LATENCY)?.encode_histogram::<NoLabelSet>(
+            latency.sum(),
+            latency.count(),
+            &latency.buckets(),
+            None,
+        )?;
+        out.one(&families::RESYNCS, status.resyncs)?;
+        out.one(&families::SKIPPED, status.skipped)?;
+        out.one(&families::RUNS, status.runs)?;
+        out.one(&families::RUN_TIME, status.run_ns as f64 / 1e9)
+    }
+
+    fn encode_groups(&self, out: &mut Out<'_, '_>) -> fmt::Result {
+        let groups = || self.groups.iter().map(|group| (group.id.as_str(), group));
+        out.each(&families::USAGE, groups().map(|(id, group)| (id, group.usage)))?;
+        out.each(&families::PEAK, groups().filter_map(|(id, group)| Some((id, group.peak?))))?;
+        out.each(&families::LIMIT, groups().filter_map(|(id, group)| Some((id, group.limit?))))?;
+        let kills = families::EVENTS.iter().position(|family| family.base.ends_with("_oom_kill"));
+        let kills = groups().filter_map(|(id, group)| Some((id, group.events[kills?]?)));
+        out.each(&families::OOM_EVENTS, kills)?;
+        for (at, family) in [families::WAITING, families::STALLED].iter().enumerate() {
+            out.each(family, groups().filter_map(|(id, group)| Some((id, group.stalls[at]?))))?;
+        }
+        let waited_for = groups().filter(|(_, group)| group.registrations > 0);
+        out.each(&families::GROUP_REGISTRATIONS, waited_for.map(|(id, group)| (id, group.registrations)))?;
+        for (at, family) in families::EVENTS.iter().enumerate() {
+            out.each(family, groups().filter_map(|(id, group)| Some((id, group.events[at]?))))?;
+        }
+        Ok(())
+    }
+
+    fn encode_tallies(&self, out: &mut Out<'_, '_>) -> fmt::Result {
+        for (family, name) in families::TALLIES.iter().zip(Tally::NAMES) {
+            let count = self.agent.status.losses.iter().find(|(found, _)| found == name);
+            out.one(family, count.map_or(0, |(_, count)| *count))?;
+        }
+        Ok(())
+    }
+}
+
+struct Out<'a, 'b>(&'a mut DescriptorEncoder<'b>);
+
+impl Out<'_, '_> {
+    fn begin<'s>(&'s mut self, family: &'s Family) -> Result<MetricEncoder<'s>, fmt::Error> {
+        let kind = match family.kind {
+            Kind::Gauge => MetricType::Gauge,
+            Kind::Counter => MetricType::Counter,
+            Kind::Histogram => MetricType::Histogram,
+            Kind::Info => MetricType::Info,
+        };
+        self.0.encode_descriptor(family.base, family.help, family.unit.as_ref(), kind)
+    }
+
+    /// A family without labels.
+    fn one(&mut self, family: &Family, number: impl Into<Number>) -> fmt::Result {
+        encode(&mut self.begin(family)?, family.kind, number.into())
+    }
+
+    /// A family with one label. One without a sample is not told at all.
+    fn each<L, N>(&mut self, family: &Family, samples: impl IntoIterator<Item = (L, N)>) -> fmt::Result
+    where
+        L: AsRef<str>,
+        N: Into<Number>,
+    {
+        let mut samples = samples.into_iter().peekable();
+        let (Some(_), Some(label)) = (samples.peek(), family.labels.first()) else {
+            return Ok(());
+        };
+        let mut metric = self.begin(family)?;
+        for (value, number) in samples {
+            encode(&mut metric.encode_family(&[(*label, value.as_ref())])?, family.kind, number.into())?;
+        }
+        Ok(())
+    }
+}
+
+fn encode(metric: &mut MetricEncoder<'_>, kind: Kind, number: Number) -> fmt::Result {
+    match (kind, number) {
+        (Kind::Counter, Number::Whole(number)) => metric.encode_counter::<NoLabelSet, _, f64>(&number, None),
+        (Kind::Counter, Number::Real(number)) => metric.encode_counter::<NoLabelSet, _, f64>(&number, None),
+        (_, Number::Whole(number)) => metric.encode_gauge(&number),
+        (_, Number::Real(number)) => metric.encode_gauge(&number),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use crate::{
+        door::control::Status,
+        metrics::{AgentNumbers, GroupNumbers, Histogram, LeftOut, Snapshot, families, text},
+    };
+
+    fn snapshot() -> Snapshot {
+        let mut latency = Histogram::default();
+        latency.add(0.000_03);
+        let group = |id: &str, usage| GroupNumbers { id: id.into(), usage, ..GroupNumbers::default() };
+        Snapshot {
+            agent: AgentNumbers {
+                version: "1.2.3",
+                schema: 4,
+                start: 1.5,
+                groups: (3, 16),
+                eventfds: (1, 32),
+                registrations: vec![("memory.oom_control", 2)],
+                signals: vec![("crossed", 7)],
+                refusals: BTreeMap::from([(libc::EINVAL, 5)]),
+                latency,
+                status: Status {
+                    run_ns: 2_500_000_000,
+                    losses: vec![("ring_full".into(), 9)],
+                    ..Status::default()
+                },
+            },
+            groups: vec![
+                GroupNumbers {
+                    peak: Some(8192),
+                    limit: Some(0),
+                    registrations: 2,
+                    events: [None, None, Some(3), None, Some(1), None],
+                    stalls: [Some(0.25), None],
+                    ..group("/a", 4096)
+                },
+                group("/odd \"name\"\\x2d\n\u{fffd}", 1),
+            ],
+            left_out: LeftOut { top: 1, ..LeftOut::default() },
+        }
+    }
+
+    #[test]
+    fn a_scrape_is_open_metrics() {
+        let text = snapshot().open_metrics();
+        for lines in [
+            "# TYPE memcg_monitor_build info\nmemcg_monitor_build_info{version=\"1.2.3\",schema=\"4\"} 1\n",
+            "# TYPE container_memory_usage_bytes gauge\n# UNIT container_memory_usage_bytes bytes\n\
+             container_memory_usage_bytes{id=\"/a\"} 4096\n\
+             container_memory_usage_bytes{id=\"/odd \\\"name\\\"\\\\x2d\\n\u{fffd}\"} 1\n#",
+            "# TYPE container_memory_max_usage_bytes gauge\n# UNIT container_memory_max_usage_bytes bytes\n\
+             container_memory_max_usage_bytes{id=\"/a\"} 8192\n#",
+            "\ncontainer_spec_memory_limit_bytes{id=\"/a\"} 0\n",
+            "\ncontainer_oom_events_total{id=\"/a\"} 1\n#",
+            "\ncontainer_memory_events_max_total{id=\"/a\"} 3\n#",
+            "\ncontainer_pressure_memory_waiting_seconds_total{id=\"/a\"} 0.25\n#",
+            "\nmemcg_monitor_group_registrations{id=\"/a\"} 2\n#",
+            "# TYPE memcg_monitor_refused_registrations counter\nmemcg_monitor_refused_registrations_total{errno=\"EINVAL\"} 5\n",
+            "\nmemcg_monitor_groups_left_out{reason=\"top\"} 1\n",
+            "\nmemcg_monitor_signals_total{cause=\"crossed\"} 7\n#",
+            "\nmemcg_monitor_signal_latency_seconds_count 1\n",
+            "\nmemcg_monitor_signal_latency_seconds_bucket{le=\"0.00005\"} 1\n",
+            "\nmemcg_monitor_signal_latency_seconds_bucket{le=\"+Inf\"} 1\n#",
+            "\nmemcg_monitor_hook_run_seconds_total 2.5\n",
+            "\nmemcg_monitor_ring_full_total 9\n",
+        ] {
+            assert!(text.contains(lines), "{lines}\nis not in\n{text}");
+        }
+        assert!(text.ends_with("\n# EOF\n"));
+        assert!(!text.contains("stalled_seconds"), "a family without samples is told");
+    }
+
+    #[test]
+    fn the_older_text_names_families_as_their_samples() {
+        let older = text::prometheus(&snapshot().open_metrics());
+        for lines in [
+            "# TYPE memcg_monitor_build_info gauge\nmemcg_monitor_build_info{",
+            "# TYPE memcg_monitor_ring_full_total counter\nmemcg_monitor_ring_full_total 9\n",
+            "# HELP memcg_monitor_hook_run_seconds_total ",
+            "# TYPE container_memory_usage_bytes gauge\ncontainer_memory_usage_bytes{id=\"/a\"} 4096\n",
+            "# TYPE memcg_monitor_signal_latency_seconds histogram\nmemcg_monitor_signal_latency_seconds_sum ",
+        ] {
+            assert!(older.contains(lines), "{lines}\nis not in\n{older}");
+        }
+        assert!(!older.contains("# UNIT") && !older.contains("# EOF") && !older.contains(" info\n"));
+        let told = older.lines().filter(|line| line.starts_with("# TYPE")).count();
+        assert!(told >= families::all().len() - 5, "{told} families");
+    }
+}

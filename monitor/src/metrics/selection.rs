@@ -1,0 +1,180 @@
+//! Which groups are shown: whatever is made on the host, a bounded number of series.
+
+use std::{collections::HashSet, str::FromStr};
+
+use glob::MatchOptions;
+
+/// Longest path that is shown, in bytes. The kernel takes names of 255, at any depth.
+const LONGEST: usize = 1024;
+
+/// A shell pattern on a group's path below the root: `*` and `?` stay within one name,
+/// `**` is any number of names.
+#[derive(Clone, Debug)]
+pub struct Pattern(glob::Pattern);
+
+impl FromStr for Pattern {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if !text.starts_with('/') {
+            return Err(
+                "a pattern begins with / (the hierarchy's root): /system.slice/*, /kubepods/**".into()
+            );
+        }
+        glob::Pattern::new(text).map(Self).map_err(|error| error.to_string())
+    }
+}
+
+impl Pattern {
+    fn matches(&self, path: &str) -> bool {
+        const OPTIONS: MatchOptions = MatchOptions {
+            case_sensitive: true,
+            require_literal_separator: true,
+            require_literal_leading_dot: false,
+        };
+        self.0.matches_with(path, OPTIONS)
+    }
+}
+
+/// What the operator wants to see.
+#[derive(Clone, Debug)]
+pub struct Selection {
+    /// Only groups that match one of these; empty: all.
+    pub allow: Vec<Pattern>,
+    /// Of them, none that match one of these.
+    pub deny: Vec<Pattern>,
+    /// Of the rest, so many, those with the highest usage.
+    pub top: usize,
+}
+
+/// A group that could be shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Its slot.
+    pub slot: u32,
+    /// The slot's generation.
+    pub generation: u64,
+    /// `st_ino` of its directory.
+    pub cgroup_id: u64,
+    /// Bytes charged.
+    pub usage: u64,
+}
+
+/// A group that is shown, and as what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chosen {
+    /// Which.
+    pub group: Candidate,
+    /// Its path below the root.
+    pub id: String,
+}
+
+/// Groups that are not shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    /// By the patterns.
+    pub pattern: u64,
+    /// Below the top ones.
+    pub top: u64,
+    /// For a path that is too long, or reads as another group's where bytes that are
+    /// not UTF-8 were replaced.
+    pub name: u64,
+}
+
+impl Selection {
+    fn allows(&self, path: &str) -> bool {
+        let any = |patterns: &[Pattern]| patterns.iter().any(|pattern| pattern.matches(path));
+        (self.allow.is_empty() || any(&self.allow)) && !any(&self.deny)
+    }
+
+    /// Chooses among `groups`; `path_of` says where one is, `None` once it has gone.
+    /// With patterns every path is asked for, else only those of groups that are shown.
+    pub fn choose(
+        &self,
+        mut groups: Vec<Candidate>,
+        path_of: impl Fn(u64) -> Option<String>,
+    ) -> (Vec<Chosen>, LeftOut) {
+        groups.sort_by_key(|group| (std::cmp::Reverse(group.usage), group.cgroup_id));
+        let (mut chosen, mut left_out) = (Vec::new(), LeftOut::default());
+        let mut names = HashSet::new();
+        let any_pattern = !(self.allow.is_empty() && self.deny.is_empty());
+        for (at, group) in groups.iter().enumerate() {
+            if chosen.len() >= self.top && !any_pattern {
+                left_out.top += (groups.len() - at) as u64;
+                break;
+            }
+            let Some(id) = path_of(group.cgroup_id) else { continue };
+            if !self.allows(&id) {
+                left_out.pattern += 1;
+            } else if chosen.len() >= self.top {
+                left_out.top += 1;
+            } else if id.len() > LONGEST || !names.insert(id.clone()) {
+                left_out.name += 1;
+            } else {
+                chosen.push(Chosen { group: *group, id });
+            }
+        }
+        chosen.sort_by(|a, b| a.id.cmp(&b.id));
+        (chosen, left_out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Candidate, LONGEST, LeftOut, Pattern, Selection};
+
+    fn selection(allow: &[&str], deny: &[&str], top: usize) -> Selection {
+        let patterns = |texts: &[&str]| texts.iter().map(|text| text.parse().expect("a pattern")).collect();
+        Selection { allow: patterns(allow), deny: patterns(deny), top }
+    }
+
+    fn choose(selection: &Selection, paths: &[&str]) -> (Vec<String>, LeftOut) {
+        // The first is the biggest.
+        let groups = (0..paths.len() as u32).map(|slot| Candidate {
+            slot,
+            generation: 0,
+            cgroup_id: slot.into(),
+            usage: 1000 - u64::from(slot),
+        });
+        let (chosen, left_out) =
+            selection.choose(groups.collect(), |id| Some(paths[usize::try_from(id).ok()?].to_owned()));
+        (chosen.into_iter().map(|chosen| chosen.id).collect(), left_out)
+    }
+
+    #[test]
+    fn patterns_stay_within_a_name_but_for_two_stars() {
+        let paths = ["/", "/a", "/a/b", "/a/b/c", "/b", "/.hidden"];
+        let shown = |allow: &[&str], deny: &[&str]| choose(&selection(allow, deny, 10), &paths).0;
+        assert_eq!(shown(&[], &[]).len(), 6);
+        assert_eq!(shown(&["/*"], &[]), ["/", "/.hidden", "/a", "/b"]);
+        assert_eq!(shown(&["/a/**"], &[]), ["/a/b", "/a/b/c"]);
+        assert_eq!(shown(&["/a", "/a/*"], &[]), ["/a", "/a/b"]);
+        assert_eq!(shown(&[], &["/a/**", "/.*"]), ["/", "/a", "/b"]);
+        assert_eq!(shown(&["/[ab]"], &["/b"]), ["/a"]);
+        assert_eq!(choose(&selection(&["/a"], &[], 10), &paths).1.pattern, 5);
+        for bad in ["a", "", "/[", "/a**"] {
+            assert!(bad.parse::<Pattern>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_biggest_are_shown_and_the_others_counted() {
+        let (shown, left_out) = choose(&selection(&[], &[], 2), &["/z", "/y", "/x", "/w"]);
+        assert_eq!(shown, ["/y", "/z"]);
+        assert_eq!(left_out, LeftOut { top: 2, ..LeftOut::default() });
+        let (shown, left_out) = choose(&selection(&["/[xyz]"], &["/z"], 1), &["/z", "/y", "/x", "/w"]);
+        assert_eq!(shown, ["/y"]);
+        assert_eq!(left_out, LeftOut { pattern: 2, top: 1, name: 0 });
+        assert_eq!(
+            choose(&selection(&[], &[], 0), &["/z"]),
+            (vec![], LeftOut { top: 1, ..LeftOut::default() })
+        );
+    }
+
+    #[test]
+    fn a_path_is_shown_once_and_not_at_any_length() {
+        let long = format!("/{}", "x".repeat(LONGEST));
+        let (shown, left_out) = choose(&selection(&[], &[], 9), &["/\u{fffd}", "/\u{fffd}", &long]);
+        assert_eq!((shown.len(), left_out.name), (1, 2));
+    }
+}

@@ -1,0 +1,109 @@
+//! What the watcher counts for metrics alone.
+
+use std::collections::BTreeMap;
+
+use monitor_common::ring::Tally;
+use nix::{
+    errno::Errno,
+    time::{ClockId, clock_gettime},
+};
+
+use crate::{
+    metrics::Histogram,
+    source::Source,
+    watcher::{Cause, Watcher},
+};
+
+/// Causes of signals, as labels.
+pub const CAUSES: [&str; 5] = ["crossed", "oom", "pressure", "empty", "removed"];
+
+impl Cause {
+    /// Of [`Cause::Crossed`].
+    pub(super) const CROSSED: usize = 0;
+
+    /// The place in [`CAUSES`] of what an eventfd is signalled for.
+    pub(super) const fn label(&self) -> usize {
+        match self {
+            Self::Crossed { .. } => Self::CROSSED,
+            Self::Oom { .. } | Self::OomKill { .. } | Self::GroupKill { .. } => 1,
+            Self::Pressure { .. } => 2,
+            Self::Empty => 3,
+            Self::Removed => 4,
+        }
+    }
+}
+
+/// What an operator can do something about, and what.
+const SHORT: [(Tally, &str); 2] = [
+    (Tally::SlotsExhausted, "groups are not watched, because the table is full; see --max-groups"),
+    (Tally::RingFull, "doorbells found the ring full, and all was read again; see --ring-bytes"),
+];
+
+/// Counts since the agent started.
+#[derive(Clone, Debug, Default)]
+pub struct Measures {
+    /// Signals given, by [`CAUSES`].
+    pub signals: [u64; CAUSES.len()],
+    /// Registrations refused, by errno.
+    pub refusals: BTreeMap<i32, u64>,
+    /// From doorbell to signal.
+    pub latency: Histogram,
+    /// When the doorbell that is being answered rang, by `CLOCK_MONOTONIC`.
+    rung: Option<u64>,
+    /// What the log has told of.
+    told: [u64; SHORT.len()],
+}
+
+impl Measures {
+    /// What programs that were at work before had counted is no news.
+    pub(super) fn new(source: &impl Source) -> Self {
+        Self { told: SHORT.map(|(tally, _)| source.tally(tally)), ..Self::default() }
+    }
+
+    pub(super) fn signalled(&mut self, cause: usize, count: u64) {
+        self.signals[cause] += count;
+        if let Some(rung) = self.rung
+            && let Some(now) = monotonic()
+        {
+            self.latency.add(now.saturating_sub(rung) as f64 / 1e9);
+        }
+    }
+}
+
+impl<S: Source> Watcher<S> {
+    /// As [`Watcher::look`], for a doorbell that rang at `rung` (`bpf_ktime_get_ns`);
+    /// 0: not known.
+    pub fn look_for(&mut self, index: u32, rung: u64) {
+        self.measures.rung = (rung != 0).then_some(rung);
+        self.look(index);
+        self.measures.rung = None;
+    }
+
+    /// Logs what ran out since the last time.
+    pub(super) fn tell_shortages(&mut self) {
+        for (told, (tally, what)) in self.measures.told.iter_mut().zip(SHORT) {
+            let count = self.source.tally(tally);
+            if count > *told {
+                log::warn!(memcg_count = count - *told; "{} {what}", count - *told);
+                *told = count;
+            }
+        }
+    }
+
+    /// A door has refused a registration.
+    pub fn refused(&mut self, errno: Errno) {
+        *self.measures.refusals.entry(errno as i32).or_default() += 1;
+    }
+
+    /// What was counted.
+    pub const fn measures(&self) -> &Measures {
+        &self.measures
+    }
+}
+
+/// The clock of `bpf_ktime_get_ns`, in nanoseconds.
+fn monotonic() -> Option<u64> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).ok()?;
+    let seconds = u64::try_from(now.tv_sec()).ok()?;
+    Some(seconds * 1_000_000_000 + u64::try_from(now.tv_nsec()).ok()?)
+}

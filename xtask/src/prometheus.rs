@@ -1,0 +1,146 @@
+//! Prometheus, from Debian's package: it scrapes an agent in a VM, and its `promtool`
+//! judges our metrics and our alert rules.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::build::Guest;
+use crate::clients::Packed;
+use crate::process::{self, command};
+use crate::qemu::Processors;
+use crate::summary::Outcome;
+use crate::vm::{Boot, Hierarchy};
+use crate::workspace::{root, short, tools};
+use crate::{apt, kernels, setup};
+
+/// The kernel that it runs on; any would do.
+const KERNEL: &str = "6.12";
+
+/// The C library that the programs were linked to, which the VM has not.
+const LIBRARIES: [&str; 2] = ["lib/x86_64-linux-gnu/libc.so.6", "lib64/ld-linux-x86-64.so.2"];
+
+/// Of `deploy/prometheus`, what the VM's Prometheus gets.
+const CONFIGURATION: [&str; 2] = ["prometheus.yml", "memcg-monitor.rules.yml"];
+
+fn unpacked() -> PathBuf {
+    tools().join("prometheus")
+}
+
+fn program(name: &str) -> PathBuf {
+    unpacked().join("usr/bin").join(name)
+}
+
+/// Says what is here, or what is missing.
+pub(crate) fn find() -> Result<String> {
+    for path in [program("prometheus"), program("promtool")] {
+        path.is_file().then_some(()).with_context(|| format!("there is no {}", short(&path)))?;
+    }
+    Ok(format!("Prometheus {}", short(&program("prometheus"))))
+}
+
+/// Downloads it.
+pub(crate) fn fetch() -> Result<()> {
+    println!("setup: downloading Prometheus, into target/ only");
+    std::fs::create_dir_all(tools()).context("cannot make target/tools")?;
+    apt::Source::system()?.unpack(&["prometheus".to_owned(), "libc6".to_owned()], &unpacked())
+}
+
+fn promtool() -> Command {
+    let mut promtool = command(program("promtool"));
+    promtool.current_dir(deployed());
+    promtool
+}
+
+fn deployed() -> PathBuf {
+    root().join("deploy/prometheus")
+}
+
+/// The deployed rules and configuration, by promtool and by the rules' own tests.
+pub(crate) fn check_rules() -> Result<Outcome> {
+    setup::ensure(&[setup::Need::Prometheus])?;
+    process::run(promtool().args(["check", "config", "--lint-fatal", "prometheus.yml"]))?;
+    process::run(promtool().args(["check", "rules", "--lint-fatal", "memcg-monitor.rules.yml"]))?;
+    process::run(promtool().args(["test", "rules", "memcg-monitor.test.yml"]))?;
+    Ok(Outcome::pass(""))
+}
+
+/// A real Prometheus scrapes a real agent, beside it in a VM.
+pub(crate) fn scrape(guest: &Guest) -> Result<Outcome> {
+    setup::ensure(&setup::vm(KERNEL))?;
+    setup::ensure(&[setup::Need::Prometheus])?;
+    let kernel = kernels::get(KERNEL)?;
+    let guest = Guest { init: guest.init.clone(), monitor: guest.monitor.clone(), more: pack()? };
+    let boot = Boot {
+        kernel: &kernel,
+        hierarchy: Hierarchy::V2,
+        mode: "prometheus",
+        parameters: String::new(),
+        processors: Processors::Two,
+        memory: "2G",
+        limit: Duration::from_secs(10 * 60),
+    };
+    let report = boot.run(&guest, &mut |line| println!("{line}"))?;
+    let texts: Vec<_> = report.data.iter().filter_map(|line| metrics_in(line)).collect();
+    let [text] = texts.as_slice() else { bail!("{} scrapes were told, instead of one", texts.len()) };
+    check_metrics(text)?;
+    println!("promtool check metrics: nothing to say of {} lines", text.lines().count());
+    Ok(Outcome { passed: report.passed, failed: report.failed, note: kernel.release })
+}
+
+/// The scrape that a guest's data line holds.
+fn metrics_in(line: &str) -> Option<String> {
+    let value: Value = serde_json::from_str(line).ok()?;
+    let is_metrics = value.get("text").and_then(Value::as_str) == Some("metrics");
+    is_metrics.then(|| value.get("is").and_then(Value::as_str).map(str::to_owned)).flatten()
+}
+
+/// promtool reads it all, and has nothing to say of it.
+fn check_metrics(text: &str) -> Result<()> {
+    let mut child = promtool()
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cannot start promtool")?;
+    child.stdin.take().context("its stdin is a pipe")?.write_all(text.as_bytes())?;
+    let output = child.wait_with_output()?;
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    ensure!(output.status.success() && said.trim().is_empty(), "promtool check metrics: {said}");
+    Ok(())
+}
+
+fn pack() -> Result<Vec<Packed>> {
+    let file = |path: &str, from: &Path| {
+        ensure!(from.is_file(), "there is no {}", short(from));
+        Ok(Packed { path: path.to_owned(), from: from.to_path_buf() })
+    };
+    let mut packed = vec![file("prometheus/prometheus", &program("prometheus"))?];
+    for name in CONFIGURATION {
+        packed.push(file(&format!("prometheus/{name}"), &deployed().join(name))?);
+    }
+    for path in LIBRARIES {
+        // The loader's own name is an absolute link in the package.
+        let real = unpacked().join(path.replace("lib64/", "lib/x86_64-linux-gnu/"));
+        packed.push(file(path, &real)?);
+    }
+    Ok(packed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::metrics_in;
+
+    #[test]
+    fn a_scrape_is_told_from_other_data() {
+        assert_eq!(metrics_in(r##"{"text":"metrics","is":"a 1\n# x"}"##).as_deref(), Some("a 1\n# x"));
+        assert_eq!(metrics_in(r#"{"table":"x"}"#), None);
+        assert_eq!(metrics_in("nonsense"), None);
+    }
+}
