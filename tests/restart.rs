@@ -4,11 +4,14 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use memcg_monitor::keeper::Handed;
 use memcg_monitor::programs::FOLDER;
+use memcg_monitor::supervisor::{Mailbox, start};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
-use crate::agent::{Agent, until};
+use crate::agent::{Agent, BINARY, until};
 use crate::client::{Waiter, attached};
 use crate::group::Group;
 use crate::runner::{On, Test};
@@ -35,6 +38,12 @@ pub(crate) fn tests() -> Vec<Test> {
             what: "SIGHUP hands all over; SIGTERM leaves no pin, no program and no socket",
             on: On::Any,
             run: for_another_version,
+        },
+        Test {
+            name: "restart_other_sizes",
+            what: "the next agent's tables are of other sizes: loaded anew, nothing is lost on the way",
+            on: On::Any,
+            run: other_sizes,
         },
         Test {
             name: "restart_without_a_supervisor",

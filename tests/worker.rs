@@ -52,8 +52,10 @@ impl Worker {
         // program does.
         match unsafe { fork() }.context("cannot fork")? {
             ForkResult::Child => {
-                drop(ours);
                 let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
+                // Nor anybody's eventfd: the test's own references are to be the last.
+                close_all_but(theirs.as_raw_fd());
+                std::mem::forget(ours);
                 let ended = serve(theirs);
                 // SAFETY: ends the child without running the parent's exit work.
                 unsafe { libc::_exit(i32::from(ended.is_err())) }
@@ -229,6 +231,13 @@ fn read_disk(bytes: u64) -> Result<()> {
     let mut block = vec![0; 1 << 20];
     while file.read(&mut block)? > 0 {}
     Ok(())
+}
+
+fn close_all_but(kept: i32) {
+    for (first, last) in [(3, kept - 1), (kept + 1, i32::MAX)] {
+        // SAFETY: nothing of what is closed is used in this process any more.
+        let _ = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    }
 }
 
 /// A mapping: of anonymous pages, each touched, or of the disk.

@@ -23,13 +23,12 @@ use nix::{
     unistd::Pid,
 };
 
+pub use child::{Worker, start};
+pub use message::{Mailbox, Message};
+
 use crate::{
     error::{Error, Result},
     keeper::Handed,
-    supervisor::{
-        child::Worker,
-        message::{Mailbox, Message},
-    },
 };
 
 /// Descriptors that are kept at most, as `FileDescriptorStoreMax=`.
@@ -98,7 +97,7 @@ impl Supervisor {
         loop {
             if self.worker.is_none() && Instant::now() >= self.due {
                 let notify = self.mailbox.path();
-                let worker = child::start(&self.program, &self.arguments, &self.kept, notify, ROOM)?;
+                let worker = start(&self.program, &self.arguments, &self.kept, notify, ROOM)?;
                 log::debug!("the agent is process {}", worker.pid);
                 self.worker = Some(worker);
             }

@@ -31,13 +31,19 @@ const FIRST: RawFd = 3;
 
 /// A running agent.
 #[derive(Debug)]
-pub(super) struct Worker {
-    pub(super) pid: Pid,
-    pub(super) began: Instant,
+pub struct Worker {
+    /// Its process.
+    pub pid: Pid,
+    /// When it was started.
+    pub began: Instant,
 }
 
-/// Starts one.
-pub(super) fn start(
+/// Starts one, which is told to keep up to `room` descriptors by messages to `notify`. The
+/// caller has a single thread.
+///
+/// # Errors
+/// `fork` failed.
+pub fn start(
     program: &Path,
     arguments: &[OsString],
     kept: &Handed,

@@ -22,14 +22,19 @@ use crate::error::{Error, Result};
 
 /// One datagram.
 #[derive(Debug, Default)]
-pub(super) struct Message {
-    pub(super) store: bool,
-    pub(super) forget: bool,
-    pub(super) name: Option<String>,
-    pub(super) ready: bool,
+pub struct Message {
+    /// Keep the descriptors.
+    pub store: bool,
+    /// Keep those of this name no longer.
+    pub forget: bool,
+    /// By which they are known.
+    pub name: Option<String>,
+    /// The agent serves.
+    pub ready: bool,
     /// Lines that are for the service manager.
-    pub(super) rest: String,
-    pub(super) descriptors: Vec<OwnedFd>,
+    pub rest: String,
+    /// What came along.
+    pub descriptors: Vec<OwnedFd>,
 }
 
 impl Message {
@@ -55,7 +60,7 @@ impl Message {
 
 /// Where those arrive; only the agent is listened to.
 #[derive(Debug)]
-pub(super) struct Mailbox {
+pub struct Mailbox {
     socket: UnixDatagram,
     path: PathBuf,
     is_ready: bool,
@@ -63,7 +68,10 @@ pub(super) struct Mailbox {
 
 impl Mailbox {
     /// At `path`, where one that was killed may have left its own.
-    pub(super) fn new(path: PathBuf) -> Result<Self> {
+    ///
+    /// # Errors
+    /// Names the call and the path.
+    pub fn new(path: PathBuf) -> Result<Self> {
         let failed = |error: io::Error| Error::file("bind", &path, error);
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).map_err(|error| Error::file("make the folder", folder, error))?;
@@ -81,17 +89,19 @@ impl Mailbox {
     }
 
     /// For `NOTIFY_SOCKET`.
-    pub(super) fn path(&self) -> &Path {
+    #[must_use]
+    pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// Whether the agent has said that it is ready, since the last time.
-    pub(super) fn take_ready(&mut self) -> bool {
+    #[must_use]
+    pub fn take_ready(&mut self) -> bool {
         std::mem::take(&mut self.is_ready)
     }
 
     /// The next message of process `from`; what others send is thrown away.
-    pub(super) fn receive(&mut self, from: Option<Pid>) -> Option<Message> {
+    pub fn receive(&mut self, from: Option<Pid>) -> Option<Message> {
         loop {
             let mut bytes = [0; 4096];
             let mut space = cmsg_space!([RawFd; 16], UnixCredentials);

@@ -1,6 +1,6 @@
 //! An agent dies, the next one takes over: the kernel's side, and what was kept, go on.
 
-use std::{os::fd::OwnedFd, rc::Rc};
+use std::os::fd::OwnedFd;
 
 use monitor_common::{
     band::{Excursion, Seen},
@@ -27,7 +27,7 @@ fn next(mut source: FakeKernel, handed: Handed, instance: u64) -> (Watcher<FakeK
     // The agent's, the bag's, the client's.
     (source.usual_references, source.room_for_files) = (3, 10_000);
     let limits = Limits { quota: 100, rest: 0 };
-    let mut watcher = Watcher::new(source, Box::new(Rc::new(FakeHost::default())), limits).expect("AIO");
+    let mut watcher = Watcher::new(source, Box::new(FakeHost::forever()), limits).expect("AIO");
     let (vault, left) = Vault::open(Keeper::of_tests(), handed).expect("memfd");
     let restored = watcher.restore(vault, left, instance).expect("restored");
     (watcher, restored)
