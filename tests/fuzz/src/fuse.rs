@@ -25,7 +25,7 @@ use tokio::{runtime::Runtime, sync::mpsc};
 
 use crate::{
     Input, heap,
-    stage::{Stage, descriptors},
+    stage::{Stage, descriptors, none_leaked},
 };
 
 /// Requests of one session.
@@ -73,7 +73,7 @@ impl Theatre {
         let before = descriptors();
         self.session(Input(data));
         self.stage.clear();
-        assert_eq!(descriptors(), before, "a descriptor leaked");
+        none_leaked(before);
     }
 
     fn session(&self, mut input: Input<'_>) {

@@ -36,7 +36,7 @@ use tokio::{
 
 use crate::{
     Input, heap,
-    stage::{Stage, descriptors},
+    stage::{Stage, descriptors, none_leaked},
 };
 
 /// The kernel's `SCM_MAX_FD`.
@@ -72,7 +72,9 @@ impl Doors {
         let access = Access { mode: 0o600, group: None };
         let [registration, operator] = ["registration", "operator"].map(|name| stage.folder.join(name));
         let guard = runtime.enter();
-        let bind = |path: &Path| Listener::bind(path, &access).expect("a socket in the stage's folder");
+        let bind = |path: &Path| {
+            Listener::bind(path, &access, &stage.places.closer).expect("a socket in the stage's folder")
+        };
         let (first, second) = (bind(&registration), bind(&operator));
         drop(guard);
         tasks.spawn_local(socket::serve(Rc::new(first), Rc::clone(&stage.watcher), Rc::clone(&stage.places)));
@@ -99,7 +101,7 @@ impl Doors {
         });
         assert!(taken.largest <= LARGEST, "a client had {} bytes taken at once", taken.largest);
         self.stage.clear();
-        assert_eq!(descriptors(), before, "a descriptor leaked");
+        none_leaked(before);
     }
 
     fn send(&self, client: &OwnedFd, input: &mut Input<'_>) {

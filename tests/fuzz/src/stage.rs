@@ -11,11 +11,13 @@ use std::{
     path::{Path, PathBuf},
     rc::Rc,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use memcg_monitor::{
     cgroup::{Hierarchy, Version, handle::Directories},
-    door::control_fd::Places,
+    confine,
+    door::{closer::Closer, control_fd::Places},
     source::FileId,
     view::{EVENT_CONTROL_MODE, tree::Tree},
     watcher::{Limits, Watcher},
@@ -50,6 +52,9 @@ const FILES: [(&str, &str); 16] = [
     ("cgroup.events", "populated 1\nfrozen 0\n"),
     ("cgroup.type", "domain\n"),
 ];
+
+/// For what is closed by a thread, on a busy host.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Descriptors that lines can name, whatever else is open.
 const FIRST: i32 = 100;
@@ -97,7 +102,8 @@ impl Stage {
         let host = Box::new(FakeHost::forever());
         let watcher = Watcher::new(FakeKernel::new(), host, limits).expect("the host has AIO");
         // Its files are numbered as the view's only where it says so.
-        let places = Places::new(Arc::clone(&tree), view.then_some(device + 1));
+        let closer = Closer::start(confine::Mode::Off).expect("threads");
+        let places = Places::new(Arc::clone(&tree), view.then_some(device + 1), closer);
         Self {
             watcher: Rc::new(RefCell::new(watcher)),
             places: Rc::new(places),
@@ -170,6 +176,15 @@ fn eventfds() -> Vec<FileId> {
             text.lines().find_map(|line| line.strip_prefix("eventfd-id:")?.trim().parse().ok()).map(FileId)
         })
         .collect()
+}
+
+/// Waits until so many descriptors are open as before: some are closed by threads.
+pub(crate) fn none_leaked(before: usize) {
+    let start = Instant::now();
+    while descriptors() != before {
+        assert!(start.elapsed() < PATIENCE, "{} descriptors, {before} before", descriptors());
+        std::thread::yield_now();
+    }
 }
 
 /// How many descriptors this process has open.
