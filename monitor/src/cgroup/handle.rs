@@ -4,7 +4,7 @@
 use std::{
     fs,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use nix::{
@@ -36,6 +36,8 @@ const KERNFS: i32 = 0xfe;
 #[derive(Debug)]
 pub struct Directories {
     root: OwnedFd,
+    /// Where the root was mounted; its mount may be gone since.
+    point: PathBuf,
     root_id: u64,
     device: u64,
     version: Version,
@@ -52,8 +54,13 @@ impl Directories {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let root = open(path, flags, Mode::empty()).map_err(|errno| failed("open", errno))?;
         let stat = fstat(&root).map_err(|errno| failed("fstat", errno))?;
-        let directories =
-            Self { root, root_id: stat.st_ino, device: stat.st_dev, version: hierarchy.version };
+        let directories = Self {
+            root,
+            point: path.clone(),
+            root_id: stat.st_ino,
+            device: stat.st_dev,
+            version: hierarchy.version,
+        };
         directories.open(stat.st_ino).map_err(|errno| match errno {
             Errno::EPERM => failed("open_by_handle_at (the agent needs CAP_DAC_READ_SEARCH)", errno),
             _ => failed("open_by_handle_at", errno),
@@ -94,13 +101,13 @@ impl Directories {
     /// `ENOENT` when there is none, or none any more.
     pub fn home_of(&self, id: u64) -> nix::Result<Directory> {
         let file = self.open_any(id, 0)?;
-        // The link is where the file is in our own mount.
-        let path = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(|_| Errno::ENOENT)?;
+        let path = self.below_root(&file).ok_or(Errno::ENOENT)?;
         let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(Errno::ENOENT);
         };
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let home = Directory { fd: open(folder, flags, Mode::empty())? };
+        let home = Directory { fd: openat(&self.root, folder, flags, Mode::empty())? };
         let found = nix::sys::stat::fstatat(&home.fd, name, nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW)?;
         if (found.st_dev, found.st_ino) == (self.device, id) { Ok(home) } else { Err(Errno::ENOENT) }
     }
@@ -114,11 +121,19 @@ impl Directories {
         })
     }
 
-    /// Where the directory with this id is, seen from here.
+    /// Where the directory with this id is below the hierarchy's mount point.
     #[must_use]
     pub fn path_of(&self, id: u64) -> Option<PathBuf> {
-        let directory = self.open(id).ok()?;
-        fs::read_link(format!("/proc/self/fd/{}", directory.fd.as_raw_fd())).ok()
+        let path = self.below_root(&self.open(id).ok()?.fd)?;
+        Some(if path.as_os_str().is_empty() { self.point.clone() } else { self.point.join(path) })
+    }
+
+    /// Where it is in our own mount, counted from that one's root: so it does not matter
+    /// whether that was unmounted, or another mounted over it.
+    fn below_root(&self, fd: &OwnedFd) -> Option<PathBuf> {
+        let link = |fd: &OwnedFd| fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
+        let root = link(&self.root).ok()?;
+        link(fd).ok()?.strip_prefix(root).map(Path::to_owned).ok()
     }
 }
 
