@@ -21,6 +21,7 @@ use crate::{
         closer::Closer,
         inode::Inode,
         known::Known,
+        process::OUT_OF_DESCRIPTORS,
         request::{Asker, Refusal, Which},
     },
     source::{GroupId, Located, Source},
@@ -105,7 +106,8 @@ pub fn resolve<'a, S: Source>(
     match inode.mode & libc::S_IFMT {
         libc::S_IFDIR => {
             let (file, args) = named(args, which)?;
-            let stand_in = places.directories().open(inode.number).map_err(|_| gone(which))?;
+            let stand_in =
+                places.directories().open(inode.number).map_err(|errno| not_opened(which, errno))?;
             if let Ok(stat) = stand_in.stat_file(stand_in_for(places, file)) {
                 Inode::from(stat).must_be_readable(which, client)?;
             }
@@ -117,7 +119,8 @@ pub fn resolve<'a, S: Source>(
             let Some(file) = ControlFile::from_name(&name).filter(|file| is_real(places, *file)) else {
                 return Err(mute(which, &String::from_utf8_lossy(&name)));
             };
-            let home = places.directories().home_of(inode.number).map_err(|_| gone(which))?;
+            let home =
+                places.directories().home_of(inode.number).map_err(|errno| not_opened(which, errno))?;
             let cgroup_id = home.stat().map_err(|_| gone(which))?.st_ino;
             let group = group_of(source, places, Some(&home), cgroup_id, which)?;
             let control = Control { group, cgroup_id, file };
@@ -164,6 +167,15 @@ fn named(args: &[u8], which: Which) -> Result<(ControlFile, &[u8]), Refusal> {
 
 fn mute(which: Which, name: &str) -> Refusal {
     Refusal::new(Errno::EINVAL, format!("{which} is {name}, on which there are no notifications"))
+}
+
+/// Why a directory or a file of it could not be opened: as a rule, it is gone.
+fn not_opened(which: Which, errno: Errno) -> Refusal {
+    match errno {
+        Errno::EMFILE | Errno::ENFILE => Refusal::new(Errno::ENOMEM, OUT_OF_DESCRIPTORS),
+        Errno::ENOMEM => Refusal::new(errno, "the agent is out of memory; raise its own group's memory.max"),
+        _ => gone(which),
+    }
 }
 
 fn gone(which: Which) -> Refusal {
@@ -218,11 +230,13 @@ fn group_of<S: Source>(
     let directory = match directory {
         Some(directory) => directory,
         None => {
-            opened = places.directories().open(id).map_err(|_| gone(which))?;
+            opened = places.directories().open(id).map_err(|errno| not_opened(which, errno))?;
             &opened
         }
     };
-    let usage = directory.file(places.directories().version().usage_file()).map_err(|_| gone(which))?;
+    let usage = directory
+        .file(places.directories().version().usage_file())
+        .map_err(|errno| not_opened(which, errno))?;
     match source.locate(usage.as_fd()) {
         Ok(Located::Group(group)) => {
             places.known.remember_group(id, group);

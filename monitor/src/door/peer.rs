@@ -117,6 +117,7 @@ impl Peer {
         match errno {
             Errno::EPERM | Errno::EACCES => Refusal::new(errno, NO_PTRACE),
             Errno::ESRCH => Refusal::new(errno, format!("process {} is gone", self.sender.pid())),
+            Errno::EMFILE | Errno::ENFILE => Refusal::new(Errno::ENOMEM, OUT_OF_DESCRIPTORS),
             _ => Refusal::new(Errno::EBADF, format!("{which} is not open in process {}", self.sender.pid())),
         }
     }

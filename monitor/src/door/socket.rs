@@ -13,6 +13,7 @@ use crate::{
     door::{
         control_fd::Places,
         peer::Peer,
+        process::OUT_OF_DESCRIPTORS,
         request::{Client, Refusal, register, told},
         sent::Sent,
         seqpacket::{Connection, Listener, Packet},
@@ -108,7 +109,8 @@ pub fn from_packet<S: Source>(
     follower: Option<Follower>,
 ) -> Result<Receipt, Refusal> {
     if packet.descriptors_cut {
-        return Err(Refusal::new(Errno::EINVAL, "more descriptors came along than the agent can take in"));
+        // There is room for all that a message can carry: it is the agent that has none.
+        return Err(Refusal::new(Errno::ENOMEM, OUT_OF_DESCRIPTORS));
     }
     let Some(sender) = packet.sender else {
         return Err(Refusal::new(Errno::EINVAL, "the sender is unknown (SCM_CREDENTIALS)"));
