@@ -4,6 +4,7 @@
 
 mod child;
 mod message;
+mod score;
 
 use std::{
     ffi::OsString,
@@ -73,6 +74,7 @@ pub fn run(program: PathBuf, arguments: Vec<OsString>, mailbox: PathBuf, kept: H
         mask.add(signal);
     }
     mask.thread_block().map_err(|errno| Error::syscall("sigprocmask", errno))?;
+    score::take_out();
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     let mut supervisor = Supervisor {
         program,
@@ -97,9 +99,18 @@ impl Supervisor {
         loop {
             if self.worker.is_none() && Instant::now() >= self.due {
                 let notify = self.mailbox.path();
-                let worker = start(&self.program, &self.arguments, &self.kept, notify, ROOM)?;
-                log::debug!("the agent is process {}", worker.pid);
-                self.worker = Some(worker);
+                match start(&self.program, &self.arguments, &self.kept, notify, ROOM) {
+                    Ok(worker) => {
+                        log::debug!("the agent is process {}", worker.pid);
+                        self.worker = Some(worker);
+                    }
+                    // What is kept is worth another attempt: out of memory, or of processes.
+                    Err(error) if self.was_ready => {
+                        log::warn!("cannot start the agent: {error}");
+                        self.wait_longer();
+                    }
+                    Err(error) => return Err(error),
+                }
             }
             self.wait()?;
             while let Some(message) = self.mailbox.receive(self.worker.as_ref().map(|worker| worker.pid)) {
@@ -127,6 +138,15 @@ impl Supervisor {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(errno) => Err(Error::syscall("poll", errno)),
         }
+    }
+
+    fn next_pause(&self) -> Duration {
+        (self.pause * 2).clamp(Duration::from_millis(10), LONGEST_PAUSE)
+    }
+
+    fn wait_longer(&mut self) {
+        self.pause = self.next_pause();
+        self.due = Instant::now() + self.pause;
     }
 
     fn take(&mut self, message: Message) {
@@ -195,7 +215,7 @@ impl Supervisor {
         }
         self.pause = match worker.began.elapsed() {
             lived if lived >= LONG_ENOUGH => Duration::ZERO,
-            _ => (self.pause * 2).clamp(Duration::from_millis(10), LONGEST_PAUSE),
+            _ => self.next_pause(),
         };
         // One that had come up is started again at once.
         if self.mailbox.take_ready() {
