@@ -107,7 +107,12 @@ pub(crate) fn ask_agent(line: &[u8]) -> std::result::Result<(), Error> {
 
 /// The agent's errno for a line; 0 when it registers.
 pub(crate) fn agent_errno(line: &[u8]) -> Result<i32> {
-    match ask_agent(line) {
+    errno_of(ask_agent(line))
+}
+
+/// The errno of such an answer.
+pub(crate) fn errno_of(answer: std::result::Result<(), Error>) -> Result<i32> {
+    match answer {
         Ok(()) => Ok(0),
         Err(Error::Refused { errno, .. }) => Ok(errno),
         Err(other) => Err(other.into()),

@@ -17,7 +17,7 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, recv, send, sendmsg};
 
 use crate::agent::{Agent, BINARY, until};
-use crate::client::Waiter;
+use crate::client::{Waiter, errno_of};
 use crate::group::Group;
 use crate::runner::{On, Test};
 
@@ -69,7 +69,7 @@ pub(crate) fn tests() -> Vec<Test> {
 }
 
 /// Sends raw bytes and descriptors; the agent's answer.
-fn answer(connection: &OwnedFd, bytes: &[u8], fds: &[RawFd]) -> Result<String> {
+pub(crate) fn answer(connection: &OwnedFd, bytes: &[u8], fds: &[RawFd]) -> Result<String> {
     let rights = [ControlMessage::ScmRights(fds)];
     let rights = if fds.is_empty() { &rights[..0] } else { &rights[..] };
     sendmsg::<UnixAddr>(connection.as_raw_fd(), &[IoSlice::new(bytes)], rights, MsgFlags::empty(), None)?;
@@ -292,7 +292,11 @@ fn full_tables() -> Result<()> {
         let waiter = Waiter::new()?;
         let control = File::open(group.usage_file())?;
         let line = format!("{} {} 1M", waiter.0.as_raw_fd(), control.as_raw_fd());
-        outcomes.push((crate::client::agent_errno(line.as_bytes())?, waiter));
+        let outcome = crate::client::ask_agent(line.as_bytes());
+        if let Err(Error::Refused { message, .. }) = &outcome {
+            ensure!(message.contains("--max-groups"), "what to do is not said: {message}");
+        }
+        outcomes.push((errno_of(outcome)?, waiter));
     }
     let taken = outcomes.iter().filter(|(errno, _)| *errno == 0).count();
     ensure!(taken > 0 && taken <= 16, "{taken} of 24 groups fit into 16 slots");

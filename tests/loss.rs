@@ -70,6 +70,7 @@ fn full_ring() -> Result<()> {
     }
     agent.signal(Signal::SIGCONT)?;
     until("the lost doorbells are counted", || Ok(loss(&agent, "ring_full")? > 0))?;
+    ensure!(agent.status()?.resyncs > 0, "all is read again after a loss");
     for (n, waiter) in waiters.iter().enumerate() {
         let signals = waiter.take()?;
         // What stays charged after the exit differs; up came first in any case.

@@ -22,6 +22,7 @@ mod logs;
 mod loss;
 mod metrics;
 mod modules;
+mod neighbours;
 mod outside;
 mod program;
 mod prometheus;

@@ -55,16 +55,16 @@ pub(crate) fn tests() -> Vec<Test> {
 }
 
 /// An agent that comes back, and may be kept from it for a while.
-struct Supervised(Agent);
+pub(crate) struct Supervised(pub(crate) Agent);
 
 impl Supervised {
-    fn start(options: &[&str]) -> Result<Self> {
+    pub(crate) fn start(options: &[&str]) -> Result<Self> {
         let options: Vec<&str> = ["--supervised"].into_iter().chain(options.iter().copied()).collect();
         Agent::start(&options).map(Self)
     }
 
     /// Kills it; what `meanwhile` does happens while there is none.
-    fn killed_while(&mut self, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
+    pub(crate) fn killed_while(&mut self, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
         let worker = self.0.worker()?;
         self.0.signal(Signal::SIGSTOP)?;
         kill(worker, Signal::SIGKILL).context("cannot kill the agent")?;
@@ -75,13 +75,13 @@ impl Supervised {
         self.0.ready()
     }
 
-    fn registrations(&self) -> Result<u64> {
+    pub(crate) fn registrations(&self) -> Result<u64> {
         Ok(self.0.status()?.registrations)
     }
 }
 
 /// Dead, were it that nobody has asked yet of what.
-fn is_dead(process: Pid) -> bool {
+pub(crate) fn is_dead(process: Pid) -> bool {
     let status = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
     status.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('Z'))
 }

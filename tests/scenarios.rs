@@ -11,6 +11,7 @@ pub(crate) fn all() -> Vec<Test> {
     tests.extend(crate::threshold::tests());
     tests.extend(crate::lifetime::tests());
     tests.extend(crate::restart::tests());
+    tests.extend(crate::neighbours::tests());
     tests.extend(crate::hostile::tests());
     tests.extend(crate::crowd::tests());
     tests.extend(crate::outside::tests());
