@@ -140,7 +140,7 @@ fn write(path: &str, text: &str) -> Result<()> {
 }
 
 /// Brings up the processors that the host kept down while the kernel booted.
-fn processors_up() -> Result<()> {
+pub(crate) fn processors_up() -> Result<()> {
     let folder = "/sys/devices/system/cpu";
     let present = fs::read_to_string(format!("{folder}/present"))
         .with_context(|| format!("cannot read {folder}/present"))?;

@@ -1,5 +1,5 @@
 //! The test VM's first process. The kernel's command line says what to do:
-//! `guest.mode=test|demo|prometheus|bench|differential|soak|shell`, `guest.cgroup=v1|v2`,
+//! `guest.mode=test|demo|prometheus|bench|differential|soak|shell|debian`, `guest.cgroup=v1|v2`,
 //! `guest.filter=NAME`, `guest.args=A,B`.
 
 mod agent;
@@ -11,6 +11,7 @@ mod client;
 mod clients;
 mod conformance;
 mod crowd;
+mod debian;
 mod demo;
 mod event;
 mod examples;
@@ -61,6 +62,10 @@ fn main() {
     if let (Some("say"), Some(line)) = (words.next().as_deref(), words.next()) {
         outside::say(&line);
     }
+    if std::process::id() != 1 {
+        // Debian's first process started us, and ends the machine after us.
+        return debian::main();
+    }
     // Whatever happens, the machine has to go off: the host waits for it.
     if let Err(error) = serve() {
         say!("init failed: {}", report::chain(&error));
@@ -73,6 +78,9 @@ fn serve() -> Result<()> {
     report::open();
     let text = fs::read_to_string("/proc/cmdline").context("cannot read /proc/cmdline")?;
     let request = Request::parse(&text)?;
+    if request.mode == "debian" {
+        return debian::switch();
+    }
     init::prepare(request.hierarchy)?;
     match request.mode.as_str() {
         "test" => runner::run(&scenarios::all(), request.hierarchy, &request.filter),

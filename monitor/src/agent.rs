@@ -34,6 +34,7 @@ use crate::{
         socket,
     },
     error::{Error, Result},
+    handed,
     heap::{self, Trim},
     keeper::{Handed, Keeper},
     programs::{Doorbells, Pins, Programs, Record, Sizes},
@@ -41,6 +42,7 @@ use crate::{
     source::FileId,
     vault::Vault,
     view::{self, Shown, Written, mount::Failure, tree::Tree},
+    watchdog,
     watcher::{Limits, Restored, Watcher},
 };
 
@@ -73,6 +75,9 @@ pub struct Options {
     pub keeps: bool,
     /// Which rights are given up before it is ready.
     pub confine: confine::Mode,
+    /// After which time without a sign of life the service manager gives up on us;
+    /// never when absent.
+    pub watchdog: Option<Duration>,
 }
 
 /// How the agent is to end.
@@ -144,7 +149,7 @@ impl Drop for Lock {
 /// Says what the host lacks and what to do.
 pub async fn run(
     options: &Options,
-    handed: Handed,
+    mut handed: Handed,
     ready: impl FnOnce(&str),
     shutdown: impl Future<Output = End>,
 ) -> Result<()> {
@@ -153,6 +158,8 @@ pub async fn run(
     let metrics = metrics.map(|wanted| door::metrics::Door::open(wanted, &options.access)).transpose()?;
     let hierarchy = Hierarchy::find(options.cgroup_root.as_deref())?;
     let v1 = hierarchy.version == Version::V1;
+    let given = handed::listener(&mut handed, handed::REGISTER)?;
+    let operators = handed::listener(&mut handed, handed::OPERATOR)?;
     let vault = Keeper::found(options.keeps).map(|keeper| Vault::open(keeper, handed)).transpose()?;
     let pins = vault.as_ref().and_then(|_| open_pins(&options.pins));
     let (mut programs, ring) = Programs::start(v1, options.sizes, pins)?;
@@ -174,8 +181,8 @@ pub async fn run(
     let watcher = Rc::new(RefCell::new(watcher));
 
     let closer = Closer::start(options.confine).map_err(|error| Error::file("start", "threads", error))?;
-    let door = Rc::new(Listener::bind(&options.socket, &options.access, &closer)?);
-    let operator = Rc::new(Listener::bind(&options.control_socket, &options.access, &closer)?);
+    let door = Rc::new(Listener::open(given, &options.socket, &options.access, &closer)?);
+    let operator = Rc::new(Listener::open(operators, &options.control_socket, &options.access, &closer)?);
     let mode = options.view.as_ref().map_or(view::EVENT_CONTROL_MODE, |wanted| wanted.event_control_mode);
     let tree = Arc::new(Tree::new(Directories::new(&hierarchy)?, mode));
     // Dropped before the tasks end: nobody comes in any more, then those that did
@@ -195,6 +202,10 @@ pub async fn run(
             hierarchy.clone(),
         )),
     ];
+    if let Some(time) = options.watchdog {
+        let (watcher, places) = (Rc::clone(&watcher), Rc::clone(&places));
+        tasks.push(tokio::task::spawn_local(watchdog::serve(time, watcher, places, hierarchy.clone())));
+    }
     let mut doors = options.socket.display().to_string();
     let shown = shown.map(|(shown, writes)| {
         doors = format!("{doors} and {}", shown.point().display());

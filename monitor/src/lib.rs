@@ -18,6 +18,7 @@ pub mod confine;
 pub mod door;
 pub mod error;
 pub mod eventfd;
+pub mod handed;
 pub mod heap;
 pub mod keeper;
 pub mod kernel;
@@ -32,6 +33,7 @@ pub mod supervisor;
 pub mod table;
 pub mod vault;
 pub mod view;
+pub mod watchdog;
 pub mod watcher;
 
 pub use error::Error;

@@ -22,6 +22,10 @@ use crate::{
 pub use group::Group;
 pub use scale::{BURST, Clock, Crossing, Outcome, Scale, Side, first_side};
 
+/// The owner of the agent's own registrations, which are shown to nobody: `(uid_t) -1`
+/// is no user.
+pub const AGENT: u32 = u32::MAX;
+
 /// One registration.
 #[derive(Clone, Copy, Debug)]
 pub struct Registration {
@@ -133,6 +137,12 @@ impl Registry {
     #[must_use]
     pub const fn len(&self) -> u64 {
         self.registrations
+    }
+
+    /// Whether the agent itself waits on `file`.
+    #[must_use]
+    pub fn is_own(&self, file: FileId) -> bool {
+        self.files.get(&file) == Some(&AGENT)
     }
 
     /// Number of registrations that count against a user's quota.

@@ -82,6 +82,8 @@ pub struct Watcher<S> {
     unsure: Vec<(Ticket, Record)>,
     unsure_until: u64,
     eventfds: HashMap<FileId, EventFd>,
+    /// The agent's own ([`AGENT`](crate::registry::AGENT)); no agent takes them over.
+    own: HashMap<FileId, EventFd>,
     followers: HashMap<FileId, Vec<Follower>>,
     /// Groups that moved too fast for one turn.
     due: VecDeque<u32>,
@@ -121,6 +123,7 @@ impl<S: Source> Watcher<S> {
             unsure: Vec::new(),
             unsure_until: 0,
             eventfds: HashMap::new(),
+            own: HashMap::new(),
             followers: HashMap::new(),
             due: VecDeque::new(),
             unswept: Vec::new(),

@@ -163,6 +163,27 @@ impl Source {
     }
 }
 
+/// Where this machine's release of Debian comes from.
+#[derive(Debug)]
+pub(crate) struct Mirror {
+    pub(crate) address: String,
+    /// Its code name.
+    pub(crate) release: String,
+    /// What signs it, where that is on this machine.
+    pub(crate) keyring: Option<&'static Path>,
+}
+
+/// The archive that this machine was installed from.
+pub(crate) fn mirror() -> Result<Mirror> {
+    let Archive { address, release } = archives()?.swap_remove(0);
+    // Without the options of a sources.list line.
+    let address = address.rsplit(' ').next().unwrap_or_default().to_owned();
+    Ok(Mirror { address, release, keyring: Some(Path::new(KEYRING)).filter(|path| path.is_file()) })
+}
+
+/// Signs Debian's archives.
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
 /// An archive with packages for this machine's release of Debian.
 #[derive(Debug)]
 struct Archive {
@@ -197,7 +218,7 @@ fn archives() -> Result<Vec<Archive>> {
              run `apt-get update` as root, then try again"
         );
     }
-    let keyring = Path::new("/usr/share/keyrings/debian-archive-keyring.gpg");
+    let keyring = Path::new(KEYRING);
     let signed =
         if keyring.is_file() { format!("[signed-by={}] ", keyring.display()) } else { String::new() };
     Ok(archives

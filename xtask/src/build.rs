@@ -17,6 +17,8 @@ pub(crate) struct Guest {
     pub(crate) monitor: PathBuf,
     /// What only the tests start.
     pub(crate) more: Vec<Packed>,
+    /// A disk; what the guest writes to it is forgotten.
+    pub(crate) disk: Option<PathBuf>,
 }
 
 /// Builds everything.
@@ -57,5 +59,6 @@ pub(crate) fn guest() -> Result<Guest> {
             .current_dir(root()),
     )?;
     let release = folder.join(TARGET).join("release");
-    Ok(Guest { init: release.join("guest"), monitor: release.join("memcg-monitor"), more: Vec::new() })
+    let (init, monitor) = (release.join("guest"), release.join("memcg-monitor"));
+    Ok(Guest { init, monitor, more: Vec::new(), disk: None })
 }

@@ -6,8 +6,11 @@ mod build;
 mod checks;
 mod clients;
 mod conformance;
+mod debian;
+mod deploy;
 mod ebpf;
 mod fuzz;
+mod image;
 mod initramfs;
 mod kernels;
 mod modules;
@@ -43,6 +46,8 @@ enum Verb {
     Setup,
     /// Build the host's programs, and the static ones for the VM
     Build,
+    /// Build the container image, deploy/container/Containerfile
+    Image,
     /// Boot the test VM and show a group crossing its thresholds
     Run(run::Arguments),
     /// Run every check and test, and end with a table
@@ -74,6 +79,7 @@ fn dispatch(verb: Verb) -> Result<ExitCode> {
             setup::ensure(&setup::BUILD)?;
             build::all()?;
         }
+        Verb::Image => image::run()?,
         Verb::Run(arguments) => run::run(&arguments)?,
         Verb::Test(arguments) => return Ok(test::run(&arguments)),
         Verb::Conformance => conformance::run()?,

@@ -74,7 +74,7 @@ pub(crate) fn scrape(guest: &Guest) -> Result<Outcome> {
     setup::ensure(&setup::vm(KERNEL))?;
     setup::ensure(&[setup::Need::Prometheus])?;
     let kernel = kernels::get(KERNEL)?;
-    let guest = Guest { init: guest.init.clone(), monitor: guest.monitor.clone(), more: pack()? };
+    let guest = Guest { init: guest.init.clone(), monitor: guest.monitor.clone(), more: pack()?, disk: None };
     let boot = Boot {
         kernel: &kernel,
         hierarchy: Hierarchy::V2,

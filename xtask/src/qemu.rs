@@ -44,6 +44,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) parameters: String,
     pub(crate) processors: Processors,
     pub(crate) memory: &'static str,
+    /// A raw image; written to a copy that ends with the machine.
+    pub(crate) disk: Option<&'a Path>,
 }
 
 /// How the machine's processors are emulated.
@@ -160,6 +162,11 @@ impl Machine<'_> {
         }
         command.arg("-kernel").arg(self.kernel).arg("-initrd").arg(self.initramfs);
         command.arg("-append").arg(&self.parameters);
+        if let Some(disk) = self.disk {
+            // A comma in a path is doubled.
+            let path = disk.display().to_string().replace(',', ",,");
+            command.arg("-drive").arg(format!("file={path},format=raw,if=virtio,snapshot=on"));
+        }
         command
     }
 }

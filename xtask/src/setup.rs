@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow};
 use crate::ebpf;
 use crate::process::{self, command};
 use crate::workspace::{root, short, target, tools};
-use crate::{apt, clients, kernels, project, prometheus};
+use crate::{apt, clients, debian, image, kernels, project, prometheus};
 
 /// Something that a command of ours cannot do without.
 #[derive(Debug, Clone)]
@@ -31,6 +31,10 @@ pub(crate) enum Need {
     Project,
     /// What scrapes the agent in a VM, and judges metrics and alert rules.
     Prometheus,
+    /// Debian with systemd, for the VM.
+    Debian,
+    /// Builds container images without a daemon.
+    Buildah,
     /// Checks licences and origins of dependencies.
     Deny,
     /// Builds fuzz targets, and a compiler for libFuzzer.
@@ -56,8 +60,7 @@ pub(crate) fn all() -> Result<()> {
     needs.extend([Need::Qemu, Need::Busybox]);
     needs.extend(kernels::labels().map(|label| Need::Kernel(label.to_owned())));
     needs.extend(CLIENTS);
-    needs.push(Need::Project);
-    needs.extend([Need::Prometheus, Need::Deny, Need::Fuzz]);
+    needs.extend([Need::Project, Need::Debian, Need::Buildah, Need::Prometheus, Need::Deny, Need::Fuzz]);
     for need in &needs {
         println!("setup: found {}", provide(need)?);
     }
@@ -96,6 +99,8 @@ fn find(need: &Need) -> Result<String> {
         Need::Clients => clients::find(),
         Need::Project => project::find(),
         Need::Prometheus => prometheus::find(),
+        Need::Debian => debian::find(),
+        Need::Buildah => image::find(),
         Need::Busybox => is_there(&busybox()).map(|path| format!("VM shell {path}")),
         Need::Kernel(name) => {
             let kernel = kernels::find(name)?.with_context(|| format!("kernel {name} is not here yet"))?;
@@ -120,6 +125,8 @@ fn get(need: &Need) -> Result<()> {
         Need::Clients => clients::fetch(),
         Need::Project => project::fetch(),
         Need::Prometheus => prometheus::fetch(),
+        Need::Debian => debian::fetch(),
+        Need::Buildah => apt::install(&["buildah"]),
         Need::Busybox => {
             println!("setup: downloading busybox-static");
             let folder = tools().join("busybox");

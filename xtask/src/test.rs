@@ -12,7 +12,7 @@ use crate::qemu::Processors;
 use crate::run::booting;
 use crate::summary::{Outcome, Summary};
 use crate::vm::{Boot, Hierarchy, MEMORY};
-use crate::{bench, checks, clients, prometheus, setup, soak};
+use crate::{bench, checks, clients, debian, prometheus, setup, soak};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -73,7 +73,13 @@ pub(crate) fn run(arguments: &Arguments) -> ExitCode {
             summary.step(name, step);
         }
     }
-    if !arguments.only_host {
+    if arguments
+        .filter
+        .as_ref()
+        .is_some_and(|names| names.split(',').all(|name| name.contains(debian::TESTS)))
+    {
+        debian_step(arguments, &mut summary);
+    } else if !arguments.only_host {
         vm_steps(arguments, &mut summary);
     }
     println!("\n{summary}");
@@ -103,12 +109,21 @@ fn vm_steps(arguments: &Arguments, summary: &mut Summary) {
         });
     }
     if arguments.kernel.is_empty() && arguments.filter.is_none() {
+        debian_step(arguments, summary);
         summary.step("soak, briefly", soak::brief);
         summary.step("benchmarks, one round", bench::smoke);
     }
     if summary.passed() + summary.failed() == before {
         summary.step("VM", || bail!("no VM ran any test; is --filter right?"));
     }
+}
+
+/// The tests that need systemd, on the newest kernel unless one is asked for.
+fn debian_step(arguments: &Arguments, summary: &mut Summary) {
+    let kernel = arguments.kernel.first().map_or(kernels::NEWEST, String::as_str);
+    summary.step(&format!("VM {kernel} Debian"), || {
+        debian::test(kernel, arguments.filter.as_deref().unwrap_or(debian::TESTS))
+    });
 }
 
 /// The rows of the table for these kernels; a kernel outside the table gets v2.
@@ -166,7 +181,7 @@ impl Combination<'_> {
 }
 
 /// The name in the guest's `test NAME (WHAT) ... FAILED: WHY`.
-fn failed_test(line: &str) -> Option<&str> {
+pub(crate) fn failed_test(line: &str) -> Option<&str> {
     let (test, _) = line.strip_prefix("test ")?.split_once(" ... FAILED")?;
     test.split(' ').next()
 }

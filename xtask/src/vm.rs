@@ -32,6 +32,9 @@ pub(crate) const MEMORY: &str = "1G";
 /// Modules that the guest needs where the kernel has them not built in.
 const MODULES: [&str; 3] = ["fuse", "lzo-rle", "zram"];
 
+/// Those that it needs for a disk.
+const DISK: [&str; 3] = ["virtio_pci", "virtio_blk", "ext4"];
+
 /// What the guest's shell opens with.
 const MOTD: &[u8] = b"The agent is running; its log is /run/memcg-monitor.log. Try:
   mkdir /sys/fs/cgroup/a
@@ -60,7 +63,7 @@ impl Hierarchy {
 pub(crate) struct Boot<'a> {
     pub(crate) kernel: &'a Kernel,
     pub(crate) hierarchy: Hierarchy,
-    /// `test`, `demo`, `bench`, `differential` or `shell`.
+    /// `test`, `demo`, `prometheus`, `bench`, `differential`, `soak`, `shell` or `debian`.
     pub(crate) mode: &'static str,
     /// More kernel parameters.
     pub(crate) parameters: String,
@@ -94,11 +97,11 @@ impl Boot<'_> {
     /// its verdict. A guest that ends in any other way is an error.
     pub(crate) fn run(&self, guest: &Guest, say: &mut dyn FnMut(&str)) -> Result<Report> {
         let initramfs = self.pack(guest)?;
-        let mut heard = self.hear(&initramfs, say)?;
+        let mut heard = self.hear(guest, &initramfs, say)?;
         for _ in 1..TRIES {
             if heard.end == End::EmulatorFault {
                 println!("QEMU ran code that the kernel had replaced; booting again");
-                heard = self.hear(&initramfs, say)?;
+                heard = self.hear(guest, &initramfs, say)?;
             }
         }
         let log = short(&self.file("log"));
@@ -119,7 +122,7 @@ impl Boot<'_> {
     }
 
     /// Boots once, logging all and sorting the guest's lines.
-    fn hear(&self, initramfs: &Path, say: &mut dyn FnMut(&str)) -> Result<Heard> {
+    fn hear(&self, guest: &Guest, initramfs: &Path, say: &mut dyn FnMut(&str)) -> Result<Heard> {
         let path = self.file("log");
         let mut log = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
         let mut verdicts = Vec::new();
@@ -127,7 +130,7 @@ impl Boot<'_> {
         let mut last = String::new();
         let silence = self.limit.min(Duration::from_secs(200));
         let limits = Limits { total: self.limit, silence };
-        let machine = self.machine(initramfs);
+        let machine = self.machine(guest, initramfs);
         let end = qemu::run(&machine, limits, &mut |line, text| {
             // A full disk must not stop the VM; the log is for people.
             let _ = writeln!(log, "{}{text}", if line == Line::Report { "> " } else { "" });
@@ -148,14 +151,14 @@ impl Boot<'_> {
     /// Boots with the console on this terminal.
     pub(crate) fn interact(&self, guest: &Guest) -> Result<()> {
         let initramfs = self.pack(guest)?;
-        let status = qemu::interact(&self.machine(&initramfs))?;
+        let status = qemu::interact(&self.machine(guest, &initramfs))?;
         if !status.success() {
             bail!("QEMU failed ({status})");
         }
         Ok(())
     }
 
-    fn machine<'a>(&'a self, initramfs: &'a Path) -> Machine<'a> {
+    fn machine<'a>(&'a self, guest: &'a Guest, initramfs: &'a Path) -> Machine<'a> {
         let mut parameters = vec![
             // A panic ends QEMU at once (-no-reboot), and an oops is one.
             "console=ttyS0 panic=-1 oops=panic",
@@ -172,14 +175,15 @@ impl Boot<'_> {
         if self.processors == Processors::Counted {
             parameters.push("nokaslr norandmaps");
         }
-        let guest = format!("guest.mode={} guest.cgroup={}", self.mode, self.hierarchy.name());
-        parameters.extend([guest.as_str(), self.parameters.as_str()]);
+        let asked = format!("guest.mode={} guest.cgroup={}", self.mode, self.hierarchy.name());
+        parameters.extend([asked.as_str(), self.parameters.as_str()]);
         Machine {
             kernel: &self.kernel.image,
             initramfs,
             parameters: parameters.join(" "),
             processors: self.processors,
             memory: self.memory,
+            disk: guest.disk.as_deref(),
         }
     }
 
@@ -205,7 +209,9 @@ impl Boot<'_> {
             }
         }
         if let Some(folder) = &self.kernel.modules {
-            for (place, (name, contents)) in modules::collect(folder, &MODULES)?.into_iter().enumerate() {
+            let disk = guest.disk.as_ref().map_or(&[][..], |_| &DISK);
+            let wanted = [disk, &MODULES].concat();
+            for (place, (name, contents)) in modules::collect(folder, &wanted)?.into_iter().enumerate() {
                 archive.file(&format!("modules/{place:02}-{name}.ko"), &contents);
             }
         }

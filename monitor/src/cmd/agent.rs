@@ -59,6 +59,7 @@ pub fn run(options: &cli::Agent) -> Result<ExitCode> {
                 top: options.metrics_top,
             },
         }),
+        watchdog: sd_notify::watchdog_enabled(),
     };
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start tokio")?;

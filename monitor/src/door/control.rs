@@ -20,7 +20,7 @@ use crate::{
     },
     kernel::page_size,
     programs::Programs,
-    registry::Group,
+    registry::{AGENT, Group, Registry},
     source::Source,
     watcher::{Event, Follower, Watcher},
 };
@@ -232,7 +232,7 @@ fn list(watcher: &Shared, hierarchy: &Hierarchy) -> Vec<GroupRow> {
         };
         let Some(peak) = rows::peak(&watcher, of, usage) else { continue };
         let group = watcher.registry().group(index);
-        let registrations = group.map(registrations).unwrap_or_default();
+        let registrations = group.map(|group| registrations(watcher.registry(), group)).unwrap_or_default();
         let cgroup = paths.get(&id).cloned().unwrap_or_else(|| format!("#{id}"));
         let oom = group.filter(|group| group.oom().next().is_some()).map(|_| {
             let counts = watcher.host().oom_counts(id);
@@ -244,7 +244,7 @@ fn list(watcher: &Shared, hierarchy: &Hierarchy) -> Vec<GroupRow> {
     rows
 }
 
-fn registrations(group: &Group) -> Vec<RegistrationRow> {
+fn registrations(registry: &Registry, group: &Group) -> Vec<RegistrationRow> {
     let mut rows: Vec<RegistrationRow> = Vec::new();
     let mut row = |on: ControlFile, threshold, pressure| {
         let row = RegistrationRow { on: on.name().into(), threshold, pressure, count: 1 };
@@ -254,7 +254,9 @@ fn registrations(group: &Group) -> Vec<RegistrationRow> {
         }
     };
     for on in ControlFile::QUANTITIES {
-        for (threshold, _) in group.scale(on).thresholds() {
+        // The agent's own are thresholds.
+        let shown = group.scale(on).thresholds().filter(|(_, file)| !registry.is_own(*file));
+        for (threshold, _) in shown {
             row(on, Some(threshold.saturating_mul(page_size())), None);
         }
     }
@@ -272,7 +274,7 @@ pub(super) fn status(watcher: &Watcher<Programs>) -> Status {
     let (counts, source) = (watcher.counts(), watcher.source());
     let (runs, run_ns) = source.runs();
     Status {
-        registrations: watcher.registry().len(),
+        registrations: watcher.registry().len() - watcher.registry().held_by(AGENT),
         signals: counts.signals,
         unsignalled: counts.unsignalled,
         resyncs: counts.resyncs,

@@ -18,6 +18,7 @@ use bytes::BytesMut;
 use nix::{
     cmsg_space,
     errno::Errno,
+    fcntl::{FcntlArg, OFlag, fcntl},
     sys::socket::{
         AddressFamily, Backlog, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, UnixCredentials,
         accept4, bind, getsockopt, listen, recvmsg, send, setsockopt, socket,
@@ -52,11 +53,11 @@ pub struct Access {
     pub group: Option<Gid>,
 }
 
-/// A listening socket; its file goes with it.
+/// A listening socket; its file goes with it, if it was bound here.
 #[derive(Debug)]
 pub struct Listener {
     fd: AsyncFd<OwnedFd>,
-    path: PathBuf,
+    bound: Option<PathBuf>,
     closer: Closer,
     open: Rc<RefCell<HashMap<u32, usize>>>,
 }
@@ -87,7 +88,7 @@ impl Listener {
         bind(fd.as_raw_fd(), &address).map_err(|errno| failed("bind", errno))?;
         let bound = Self {
             fd: wait_on(fd).map_err(|error| Error::file("epoll", path, error))?,
-            path: path.into(),
+            bound: Some(path.into()),
             closer: closer.clone(),
             open: Rc::default(),
         };
@@ -104,6 +105,33 @@ impl Listener {
         }
         listen(bound.fd.get_ref(), Backlog::MAXALLOWABLE).map_err(|errno| failed("listen", errno))?;
         Ok(bound)
+    }
+
+    /// The service manager's, if it handed one over, else bound here.
+    ///
+    /// # Errors
+    /// As [`Listener::bind`] and [`Listener::adopt`].
+    pub fn open(handed: Option<OwnedFd>, path: &Path, access: &Access, closer: &Closer) -> Result<Self> {
+        match handed {
+            Some(fd) => Self::adopt(fd, closer),
+            None => Self::bind(path, access, closer),
+        }
+    }
+
+    /// Takes over a socket that listens already. Its file, mode and owner are those
+    /// of who made it, and stay with them.
+    ///
+    /// # Errors
+    /// Names the call.
+    pub fn adopt(fd: OwnedFd, closer: &Closer) -> Result<Self> {
+        let failed = |call: &str, errno| Error::syscall(format!("{call} (a listener handed over)"), errno);
+        let flags = fcntl(&fd, FcntlArg::F_GETFL).map_err(|errno| failed("fcntl F_GETFL", errno))?;
+        let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
+        fcntl(&fd, FcntlArg::F_SETFL(flags)).map_err(|errno| failed("fcntl F_SETFL", errno))?;
+        // Units say PassCredentials=yes, so that this holds for who came before us.
+        setsockopt(&fd, PassCred, &true).map_err(|errno| failed("setsockopt SO_PASSCRED", errno))?;
+        let fd = wait_on(fd).map_err(|error| Error::file("epoll", "a listener handed over", error))?;
+        Ok(Self { fd, bound: None, closer: closer.clone(), open: Rc::default() })
     }
 
     /// The next client.
@@ -145,8 +173,9 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_file(&self.path) {
-            log::warn!("remove {}: {error}", self.path.display());
+        let Some(path) = &self.bound else { return };
+        if let Err(error) = fs::remove_file(path) {
+            log::warn!("remove {}: {error}", path.display());
         }
     }
 }

@@ -18,7 +18,8 @@ impl<S: Source> Watcher<S> {
             return false;
         }
         // The agent's, and the bag's.
-        let own = 1 + if self.vault.is_some() { vault::REFERENCES } else { 0 };
+        let bag = self.vault.is_some() && !self.own.contains_key(&file);
+        let own = 1 + if bag { vault::REFERENCES } else { 0 };
         match self.source.file_refs(file) {
             Ok(refs) if refs <= own => {
                 self.forget_file(file);
@@ -61,6 +62,7 @@ impl<S: Source> Watcher<S> {
     pub(super) fn drop_file(&mut self, file: FileId) {
         self.source.unfollow_file(file);
         self.followers.remove(&file);
+        self.own.remove(&file);
         self.eventfds.remove(&file);
         give_back(&mut self.eventfds);
         if let Some(vault) = &mut self.vault {

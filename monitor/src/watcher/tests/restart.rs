@@ -11,12 +11,13 @@ use monitor_common::{
 use proptest::prelude::*;
 
 use super::{
-    Limits, USAGE, Watcher, client,
+    Limits, Request, USAGE, Watcher, client,
     fake::{FakeHost, FakeKernel},
     request, taken, wait_for,
 };
 use crate::{
     keeper::{Handed, Keeper},
+    registry::AGENT,
     vault::{Unfinished, Vault},
     watcher::Restored,
 };
@@ -48,6 +49,19 @@ fn killed(watcher: Watcher<FakeKernel>) -> (FakeKernel, Handed) {
 fn killed_and_next(watcher: Watcher<FakeKernel>) -> Watcher<FakeKernel> {
     let (source, handed) = killed(watcher);
     next(source, handed, INSTANCE).0
+}
+
+#[test]
+fn the_agents_own_registrations_die_with_it() {
+    let (mut watcher, client) = (first(), client());
+    let group = watcher.source.group(0);
+    let own = Request { owner: AGENT, ..request(group, USAGE, "10", &client) };
+    let receipt = watcher.register(own).expect("registered");
+    watcher.confirm(receipt);
+    watcher.source.charge(0, 12);
+    watcher.look(0);
+    assert_eq!(taken(&client), 1);
+    assert!(killed_and_next(watcher).registry().is_empty());
 }
 
 #[test]

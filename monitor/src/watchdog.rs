@@ -1,0 +1,266 @@
+//! The service manager's watchdog is fed only while the whole path works: a group, the
+//! agent's own, is registered on; a charge crosses the threshold; the kernel's program
+//! rings; the loop answers; the eventfd is signalled; and its close ends it all. None
+//! of it happens where no watchdog is asked for.
+
+use std::{
+    cell::RefCell,
+    fs::{self, File},
+    io,
+    num::NonZeroUsize,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    ptr::NonNull,
+    rc::Rc,
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    sys::{
+        eventfd::{EfdFlags, EventFd},
+        mman::{MapFlags, ProtFlags, mmap_anonymous, munmap},
+        socket::UnixCredentials,
+    },
+};
+use sd_notify::NotifyState;
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+
+use crate::{
+    cgroup::{Hierarchy, Version},
+    door::{
+        closer::Foreign,
+        control_fd::Places,
+        inode::Inode,
+        peer::Credentials,
+        request::{Asker, Client, Refusal, register},
+        sender::Sender,
+        sent::Sent,
+    },
+    error::{Error, Result},
+    ready::wait_on,
+    registry::AGENT,
+    source::Source,
+    watcher::{Handed, Watcher},
+};
+
+/// Tests in the time after which the service manager gives up on us: one that fails, of
+/// a doorbell that was lost, say, is not the end.
+const TESTS: u32 = 3;
+
+/// Charged by a test, and given back. The kernel charges a CPU's next 64 pages at once,
+/// and keeps as many when they are given back: this is more than twice that.
+const CHARGE: usize = 1 << 20;
+
+/// Above usage by this much lies the threshold: half of the charge.
+const ABOVE: u64 = 512 << 10;
+
+/// Between two looks at what the loop does meanwhile.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// Feeds the watchdog, which gives up after `time`, until the task is dropped.
+pub async fn serve<S: Source>(
+    time: Duration,
+    watcher: Rc<RefCell<Watcher<S>>>,
+    places: Rc<Places>,
+    hierarchy: Hierarchy,
+) {
+    let test = async || test(&watcher, &places, &hierarchy).await;
+    pace(time / TESTS, test, || {
+        if let Err(error) = sd_notify::notify(&[NotifyState::Watchdog]) {
+            log::warn!("cannot tell the service manager: {error}");
+        }
+    })
+    .await;
+}
+
+/// Tests `every` so often, with as much time for it, and says so when it went well.
+async fn pace(every: Duration, mut test: impl AsyncFnMut() -> Result<()>, mut went_well: impl FnMut()) {
+    let mut ticks = interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        match timeout(every, test()).await {
+            Ok(Ok(())) => went_well(),
+            Ok(Err(error)) => log::error!("the watchdog's test failed: {error}"),
+            Err(_) => log::error!("the watchdog's test heard nothing for {} ms", every.as_millis()),
+        }
+    }
+}
+
+/// One registration of our own from begin to end.
+async fn test<S: Source>(
+    watcher: &RefCell<Watcher<S>>,
+    places: &Places,
+    hierarchy: &Hierarchy,
+) -> Result<()> {
+    let failed = |what: &'static str, error: io::Error| Error::file(what, "the watchdog's eventfd", error);
+    let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+        .map_err(|errno| Error::syscall("eventfd2", errno))?;
+    let theirs = nix::unistd::dup(&eventfd).map_err(|errno| Error::syscall("dup", errno))?;
+    let eventfd = wait_on(OwnedFd::from(eventfd)).map_err(|error| failed("epoll", error))?;
+    let text = fs::read_to_string("/proc/self/cgroup")
+        .map_err(|error| Error::file("read", "/proc/self/cgroup", error))?;
+    let group = own_group(&text, hierarchy)
+        .ok_or_else(|| Error::Host("/proc/self/cgroup does not tell this process's memory cgroup".into()))?;
+    if group == hierarchy.root {
+        // Nothing charges the root's counter: what is left to test is the close.
+        let line = format!("0 0 memory.usage_in_bytes {}", u64::MAX);
+        ask(watcher, places, theirs, &group, &line)?;
+    } else {
+        let file = group.join(hierarchy.version.usage_file());
+        let usage = fs::read_to_string(&file).map_err(|error| Error::file("read", &file, error))?;
+        let usage: u64 = usage.trim().parse().unwrap_or(0);
+        if !ask(watcher, places, theirs, &file, &format!("0 0 {}", usage + ABOVE))? {
+            return Ok(());
+        }
+        let charge = Charge::new()?;
+        drop(eventfd.readable().await.map_err(|error| failed("epoll", error))?);
+        drop(charge);
+    }
+    drop(eventfd);
+    // The hook at filp_close rings, and the loop lets the last reference go.
+    while watcher.borrow().registry().held_by(AGENT) > 0 {
+        sleep(LOOK).await;
+    }
+    Ok(())
+}
+
+/// Registers as a client does whose descriptors come along. False where clients have
+/// filled the tables: they need the agent as it is, and it did answer.
+fn ask<S: Source>(
+    watcher: &RefCell<Watcher<S>>,
+    places: &Places,
+    eventfd: OwnedFd,
+    control: &Path,
+    line: &str,
+) -> Result<bool> {
+    let control = File::open(control).map_err(|error| Error::file("open", control, error))?;
+    let refused = |refusal: Refusal| Error::Host(format!("the agent refused {line:?} of its own: {refusal}"));
+    let fds = [eventfd, control.into()].map(Foreign::harmless);
+    let sent = Sent::new(fds.into(), Sender::new(UnixCredentials::new()), &places.closer).map_err(refused)?;
+    let client = Client { line: line.as_bytes(), asker: &Own(sent), follower: None, own: None };
+    let outcome = register(&mut watcher.borrow_mut(), places, client);
+    match outcome {
+        Ok(receipt) => {
+            watcher.borrow().confirm(receipt);
+            Ok(true)
+        }
+        Err(refusal) if refusal.errno == Errno::ENOMEM => Ok(false),
+        Err(refusal) => Err(refused(refusal)),
+    }
+}
+
+/// The agent as its own client: counted and shown to nobody.
+#[derive(Debug)]
+struct Own(Sent);
+
+impl Asker for Own {
+    fn event<S: Source>(&self, number: u32, watcher: &Watcher<S>) -> std::result::Result<Handed, Refusal> {
+        self.0.event(number, watcher)
+    }
+
+    fn glance(&self, number: u32) -> Option<Inode> {
+        self.0.glance(number)
+    }
+
+    fn control(&self, number: u32) -> std::result::Result<Foreign, Refusal> {
+        self.0.control(number)
+    }
+
+    fn credentials(&self) -> std::result::Result<Credentials, Refusal> {
+        self.0.credentials()
+    }
+
+    fn owner(&self) -> u32 {
+        AGENT
+    }
+}
+
+/// Pages charged to this process's group; given back with the value.
+struct Charge(NonNull<libc::c_void>);
+
+impl Charge {
+    fn new() -> Result<Self> {
+        const LENGTH: NonZeroUsize = NonZeroUsize::new(CHARGE).expect("not zero");
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_POPULATE;
+        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: new pages at an address of the kernel's choice; nobody else knows it.
+        let made = unsafe { mmap_anonymous(None, LENGTH, access, flags) };
+        made.map(Self).map_err(|errno: Errno| Error::syscall("mmap", errno))
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        // SAFETY: made with this length, and no reference into it was ever made.
+        let _ = unsafe { munmap(self.0, CHARGE) };
+    }
+}
+
+/// The directory of this process's group, from the text of `/proc/self/cgroup`:
+/// `0::/PATH` is v2's line, `ID:memory:/PATH` v1's.
+fn own_group(text: &str, hierarchy: &Hierarchy) -> Option<PathBuf> {
+    let path = text.lines().find_map(|line| {
+        let mut parts = line.splitn(3, ':');
+        let (id, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
+        let is_it = match hierarchy.version {
+            Version::V1 => controllers.split(',').any(|name| name == "memory"),
+            Version::V2 => id == "0" && controllers.is_empty(),
+        };
+        is_it.then_some(path)
+    })?;
+    let below = path.strip_prefix('/')?;
+    Some(if below.is_empty() { hierarchy.root.clone() } else { hierarchy.root.join(below) })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, path::PathBuf, time::Duration};
+
+    use super::{own_group, pace};
+    use crate::{
+        cgroup::{Hierarchy, Version},
+        error::Error,
+    };
+
+    #[test]
+    fn the_own_group_is_that_of_the_memory_controller() {
+        let text = "5:cpu,memory:/a/b:c\n2:pids:/x\n0::/system.slice/y.service\n";
+        let group = |version| own_group(text, &Hierarchy { version, root: "/sys/fs/cgroup".into() });
+        assert_eq!(group(Version::V1), Some(PathBuf::from("/sys/fs/cgroup/a/b:c")));
+        assert_eq!(group(Version::V2), Some(PathBuf::from("/sys/fs/cgroup/system.slice/y.service")));
+        let root = Hierarchy { version: Version::V2, root: "/cg".into() };
+        assert_eq!(own_group("0::/\n", &root), Some(PathBuf::from("/cg")));
+        assert_eq!(own_group("", &root), None);
+    }
+
+    /// One test fails, one never ends, the others go well.
+    #[test]
+    fn only_a_test_that_went_well_feeds_the_watchdog() -> Result<(), std::io::Error> {
+        let (tests, meals) = (Cell::new(0), Cell::new(0));
+        let fed = tokio::sync::Notify::new();
+        let test = async || {
+            tests.set(tests.get() + 1);
+            match tests.get() {
+                1 => Err(Error::Host("no".into())),
+                2 => std::future::pending().await,
+                _ => Ok(()),
+            }
+        };
+        let meal = || {
+            meals.set(meals.get() + 1);
+            fed.notify_one();
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+        runtime.block_on(async {
+            tokio::select! {
+                () = pace(Duration::from_millis(1), test, meal) => {}
+                () = fed.notified() => {}
+            }
+        });
+        assert!(meals.get() > 0);
+        assert_eq!(tests.get(), meals.get() + 2, "fed by each of the others, and by these alone");
+        Ok(())
+    }
+}

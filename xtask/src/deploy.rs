@@ -1,0 +1,97 @@
+//! What is in `deploy/`, read as those who deploy it read it.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+use crate::workspace::root;
+
+/// A manifest of deploy/kubernetes.
+pub(crate) fn manifest(name: &str) -> Result<Value> {
+    let path = root().join("deploy/kubernetes").join(name);
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_saphyr::from_str(&text).with_context(|| format!("{} is not YAML", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::image;
+
+    fn read(path: &str) -> String {
+        fs::read_to_string(root().join(path)).expect(path)
+    }
+
+    /// The words of all lines of a unit that set `key`; a `~` takes words away.
+    fn setting(units: &[&str], key: &str) -> BTreeSet<String> {
+        let mut words = BTreeSet::new();
+        for line in units.iter().flat_map(|path| read(path).lines().map(str::to_owned).collect::<Vec<_>>()) {
+            let Some(value) = line.strip_prefix(key).and_then(|rest| rest.strip_prefix('=')) else {
+                continue;
+            };
+            match value.strip_prefix('~') {
+                Some(value) => value.split_whitespace().for_each(|word| {
+                    words.remove(word);
+                }),
+                None => words.extend(value.split_whitespace().map(str::to_owned)),
+            }
+        }
+        words
+    }
+
+    fn strings(value: &Value) -> BTreeSet<String> {
+        let list = value.as_array().into_iter().flatten();
+        list.filter_map(Value::as_str).map(str::to_owned).collect()
+    }
+
+    const SERVICE: &str = "deploy/systemd/memcg-monitor.service";
+    const NO_VIEW: &str = "deploy/systemd/memcg-monitor.service.d/no-view.conf";
+
+    #[test]
+    fn the_pod_has_the_capabilities_of_the_unit_without_the_view() {
+        let set = manifest("daemonset.yaml").expect("a manifest");
+        let container = &set["spec"]["template"]["spec"]["containers"][0];
+        let capabilities = &container["securityContext"]["capabilities"];
+        assert_eq!(strings(&capabilities["drop"]), BTreeSet::from(["ALL".to_owned()]));
+        let pod: BTreeSet<_> =
+            strings(&capabilities["add"]).iter().map(|name| format!("CAP_{name}")).collect();
+        assert_eq!(pod, setting(&[SERVICE, NO_VIEW], "CapabilityBoundingSet"));
+        assert!(strings(&container["args"]).contains("--no-mount"));
+    }
+
+    #[test]
+    fn each_capability_has_a_reason() {
+        let unit = read(SERVICE);
+        let document = read("docs/deploy.md");
+        for name in setting(&[SERVICE], "CapabilityBoundingSet") {
+            assert!(unit.contains(&format!("# {name}: ")), "{name} in {SERVICE}");
+            assert!(document.contains(&format!("| `{name}` |")), "{name} in docs/deploy.md");
+        }
+    }
+
+    #[test]
+    fn volumes_and_images_fit() {
+        for name in ["daemonset.yaml", "sidecar.yaml"] {
+            let found = manifest(name).expect("a manifest");
+            let template = &found["spec"]["template"]["spec"];
+            let pod = if template.is_null() { &found["spec"] } else { template };
+            let names = |list: &Value| -> BTreeSet<String> {
+                let list = list.as_array().into_iter().flatten();
+                list.filter_map(|item| item["name"].as_str()).map(str::to_owned).collect()
+            };
+            let container = &pod["containers"][0];
+            assert_eq!(names(&container["volumeMounts"]), names(&pod["volumes"]), "{name}");
+            assert_eq!(container["image"], image::NAME, "{name}");
+            assert_eq!(container["securityContext"]["privileged"], false, "{name}");
+        }
+        let set = manifest("daemonset.yaml").expect("a manifest");
+        let labels = |value: &Value| value["app.kubernetes.io/name"].clone();
+        assert_eq!(
+            labels(&set["spec"]["selector"]["matchLabels"]),
+            labels(&set["spec"]["template"]["metadata"]["labels"])
+        );
+    }
+}

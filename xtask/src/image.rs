@@ -1,0 +1,76 @@
+//! `cargo xtask image`: the container image, built without a daemon.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::build;
+use crate::process::{self, command};
+use crate::setup::{self, Need};
+use crate::workspace::{root, short, target};
+
+/// What the image is called, as the manifests in deploy/kubernetes have it.
+pub(crate) const NAME: &str = "memcg-monitor:latest";
+
+fn folder() -> PathBuf {
+    target().join("image")
+}
+
+/// The image as an OCI layout.
+pub(crate) fn layout() -> PathBuf {
+    folder().join("layout")
+}
+
+pub(crate) fn find() -> Result<String> {
+    process::exists("buildah").then(|| "image builder buildah".to_owned()).context("there is no buildah")
+}
+
+/// `cargo xtask image`
+pub(crate) fn run() -> Result<()> {
+    setup::ensure(&setup::BUILD)?;
+    build(&build::guest()?.monitor)?;
+    let archive = folder().join("memcg-monitor.tar");
+    if archive.exists() {
+        fs::remove_file(&archive).with_context(|| format!("cannot remove {}", archive.display()))?;
+    }
+    process::run(
+        buildah().args(["push", "--quiet", NAME]).arg(format!("oci-archive:{}", archive.display())),
+    )?;
+    println!(
+        "{} holds {NAME}; load it with `podman load`, `skopeo copy` or `ctr images import`",
+        short(&archive)
+    );
+    Ok(())
+}
+
+/// Builds the image around this binary, as a layout.
+pub(crate) fn build(monitor: &Path) -> Result<()> {
+    setup::ensure(&[Need::Buildah])?;
+    let context = folder().join("context");
+    fs::create_dir_all(&context).with_context(|| format!("cannot make {}", context.display()))?;
+    fs::copy(monitor, context.join("memcg-monitor"))
+        .with_context(|| format!("cannot copy {}", monitor.display()))?;
+    process::run(
+        buildah()
+            // Nothing is run in it, so nothing has to be kept apart; and no time of today,
+            // so that the same binary makes the same image.
+            .args(["build", "--quiet", "--isolation", "chroot", "--timestamp", "0", "--tag", NAME, "--file"])
+            .arg(root().join("deploy/container/Containerfile"))
+            .arg(&context)
+            .stdout(std::process::Stdio::null()),
+    )?;
+    let layout = layout();
+    if layout.exists() {
+        fs::remove_dir_all(&layout).with_context(|| format!("cannot remove {}", layout.display()))?;
+    }
+    process::run(buildah().args(["push", "--quiet", NAME]).arg(format!("oci:{}:latest", layout.display())))
+}
+
+/// With a store of our own, copied instead of mounted, so that it works anywhere.
+fn buildah() -> std::process::Command {
+    let mut buildah = command("buildah");
+    buildah.args(["--storage-driver", "vfs", "--root"]).arg(folder().join("store"));
+    buildah.arg("--runroot").arg(folder().join("run"));
+    buildah
+}
