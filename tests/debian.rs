@@ -98,8 +98,11 @@ pub(crate) fn main() {
 /// One test; each begins and ends with nothing of ours running.
 fn run(test: &Test) -> Result<()> {
     let outcome = panic::catch_unwind(AssertUnwindSafe(test.run)).unwrap_or_else(|_| bail_panicked());
+    let journal = journal().unwrap_or_default();
     let ended = Units::stop();
-    outcome.with_context(|| journal().unwrap_or_default())?;
+    if let Err(error) = outcome {
+        bail!("{error:#}; {journal}");
+    }
     ended
 }
 
@@ -109,7 +112,7 @@ fn bail_panicked() -> Result<()> {
 
 /// The last of what our service said.
 fn journal() -> Result<String> {
-    let text = output("journalctl", &["-b", "--no-pager", "-o", "cat", "-n", "30", "-u", SERVICE])?;
+    let text = output("journalctl", &["-b", "--no-pager", "-o", "cat", "-n", "12", "-u", SERVICE])?;
     Ok(format!("journal: {}", text.replace('\n', " / ")))
 }
 

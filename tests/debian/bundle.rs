@@ -36,6 +36,9 @@ impl Bundle {
         let mut config = config(&manifest, &image, cgroup)?;
         if let Some(users) = users {
             map_users(&mut config, users);
+            // A runtime maps the image's files, too.
+            let root = folder.join("rootfs").display().to_string();
+            output("chown", &["-R", &format!("{users}:{users}"), &root])?;
         }
         fs::write(folder.join("config.json"), config.to_string()).context("cannot write config.json")?;
         Ok(Self { folder })
