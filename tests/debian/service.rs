@@ -200,7 +200,8 @@ fn stop(before: &[String]) -> Result<()> {
     ensure!(Path::new(SOCKET).exists(), "the socket is systemd's, and stays while its unit is active");
     systemctl(&["stop", "memcg-monitor.socket", "memcg-monitor-operator.socket"])?;
     ensure!(property("Result")? == "success", "its result is {}", property("Result")?);
-    ensure!(attached()? == before, "programs are still attached");
+    // The kernel frees what was pinned in its own time.
+    until("nothing is attached any more", || Ok(attached()? == before))?;
     ensure!(!is_mounted()?, "the view is still mounted");
     let left: Vec<_> = fs::read_dir("/run/memcg-monitor")
         .map(|entries| entries.flatten().map(|entry| entry.file_name()).collect())

@@ -81,7 +81,7 @@ fn units() -> Result<()> {
         ensure!(text.trim().is_empty(), "verify {drop_in}: {text}");
         let text = analyze(&format!("security --offline=true --no-pager ./{SERVICE}"))?;
         let last: String = text.lines().last().unwrap_or_default().chars().filter(char::is_ascii).collect();
-        say!("{}{drop_in}", last.trim());
+        say!("{} {drop_in}", last.trim());
         let score = last.split_whitespace().find_map(|word| word.parse::<f64>().ok());
         let score = score.with_context(|| format!("no score in {last:?}"))?;
         ensure!(score * 10.0 <= most, "{drop_in}: exposure {score}, at most {most} tenths; {text}");
