@@ -242,6 +242,10 @@ pub async fn run(
 
 /// Without pins the agent goes on: what holds when it comes back is still told.
 fn open_pins(folder: &Path) -> Option<Pins> {
+    if !handed::may_reopen_programs() {
+        log::info!("without CAP_SYS_ADMIN no program is pinned; nothing is seen while there is no agent");
+        return None;
+    }
     let failed = |error: &Error| log::warn!("{error}; nothing is seen while there is no agent");
     Pins::open(folder).inspect_err(failed).ok()
 }

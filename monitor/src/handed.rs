@@ -36,6 +36,17 @@ pub fn listener(handed: &mut Handed, name: &str) -> Result<Option<OwnedFd>> {
     )))
 }
 
+/// Whether programs that are pinned can be opened again: the kernel gives their types out
+/// (`BPF_BTF_GET_FD_BY_ID`) to `CAP_SYS_ADMIN` alone. Where that cannot be told, they may.
+#[must_use]
+pub fn may_reopen_programs() -> bool {
+    const SYS_ADMIN: u64 = 1 << 21;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let mask = effective.and_then(|text| u64::from_str_radix(text.trim(), 16).ok());
+    mask.is_none_or(|mask| mask & SYS_ADMIN != 0)
+}
+
 fn is_listener(fd: BorrowedFd<'_>) -> bool {
     let local = getsockname::<SockaddrStorage>(fd.as_raw_fd())
         .is_ok_and(|address| address.family() == Some(AddressFamily::Unix));
