@@ -148,7 +148,7 @@ fn mounts(pod: &Value, container: &Value) -> Result<Vec<Value>> {
         let point = volume["mountPath"].clone();
         mounts.retain(|mount| mount["destination"] != point);
         mounts.push(
-            json!({ "destination": point, "type": "bind", "source": path, "options": ["rbind", "rprivate", access] }),
+            json!({ "destination": point, "type": "bind", "source": path, "options": ["rbind", "rprivate", "nosuid", "nodev", access] }),
         );
     }
     Ok(mounts)
