@@ -123,9 +123,7 @@ impl Agent {
     /// Groups as the agent sees them. All that was crossed before this call has
     /// been signalled when it returns.
     pub(crate) fn list(&self) -> Result<(Vec<GroupRow>, Status)> {
-        let control = Control::connect(&self.control)?;
-        control.set_timeout(i64::try_from(PATIENCE.as_millis())?)?;
-        Ok(control.list()?)
+        list(&self.control)
     }
 
     /// The row of one directory.
@@ -169,6 +167,13 @@ impl Drop for Agent {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// What an agent tells of itself, once it has done what it was about.
+pub(crate) fn list(control: &Path) -> Result<(Vec<GroupRow>, Status)> {
+    let control = Control::connect(control)?;
+    control.set_timeout(i64::try_from(PATIENCE.as_millis())?)?;
+    Ok(control.list()?)
 }
 
 /// Hears what a service manager would hear.

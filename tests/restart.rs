@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use memcg_monitor::client::CONTROL_SOCKET;
 use memcg_monitor::keeper::Handed;
 use memcg_monitor::programs::FOLDER;
 use memcg_monitor::supervisor::{Mailbox, start};
@@ -11,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
-use crate::agent::{Agent, BINARY, until};
+use crate::agent::{Agent, BINARY, list, until};
 use crate::client::{Waiter, attached};
 use crate::group::Group;
 use crate::runner::{On, Test};
@@ -250,6 +251,8 @@ fn other_sizes() -> Result<()> {
     let crossed = Waiter::on(&group, "4M")?;
     let spike = Waiter::on(&group, "30M")?;
     for groups in ["128", "32", "32"] {
+        // A signal that it has given, and not noted yet, would be told once more.
+        list(Path::new(CONTROL_SOCKET))?;
         manager.end(Signal::SIGKILL)?;
         worker.grow(Kind::Anonymous, 6 * MIB)?;
         worker.grow(Kind::Anonymous, 30 * MIB)?;
