@@ -4,7 +4,7 @@ use std::{
     cell::RefCell,
     collections::VecDeque,
     fs::{self, File},
-    io::{Read as _, Write as _},
+    io::Read as _,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     rc::Rc,
@@ -104,14 +104,12 @@ impl Lock {
         name.push(".lock");
         let path = PathBuf::from(name);
         loop {
-            let file = File::options()
-                .create(true)
-                .read(true)
-                .write(true)
-                .truncate(false)
-                .open(&path)
-                .map_err(|error| Error::file("open", &path, error))?;
-            let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            // Made, and then held for reading: a file that is open for writing would keep
+            // its file system from being made read-only.
+            let made = File::options().create(true).append(true).open(&path);
+            let file =
+                made.and_then(|_| File::open(&path)).map_err(|error| Error::file("open", &path, error))?;
+            let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(file) => file,
                 Err((mut file, Errno::EWOULDBLOCK)) => {
                     let mut holder = String::new();
@@ -127,8 +125,7 @@ impl Lock {
             // An agent that ends removes the file: a lock on that one is no lock.
             let ours = file.metadata().map_err(|error| Error::file("stat", &path, error))?.ino();
             if fs::metadata(&path).is_ok_and(|found| found.ino() == ours) {
-                file.set_len(0)
-                    .and_then(|()| writeln!(file, "{}", std::process::id()))
+                fs::write(&path, format!("{}\n", std::process::id()))
                     .map_err(|error| Error::file("write", &path, error))?;
                 return Ok(Self { _file: file, path });
             }
@@ -153,7 +150,7 @@ pub async fn run(
     ready: impl FnOnce(&str),
     shutdown: impl Future<Output = End>,
 ) -> Result<()> {
-    let _lock = Lock::take(&options.socket)?;
+    let _locks = [Lock::take(&options.socket)?, Lock::take(&options.control_socket)?];
     let metrics = options.metrics.as_ref();
     let metrics = metrics.map(|wanted| door::metrics::Door::open(wanted, &options.access)).transpose()?;
     let hierarchy = Hierarchy::find(options.cgroup_root.as_deref())?;

@@ -12,6 +12,7 @@
 //! [`programs`] names aya; [`registry`] knows neither kernel nor sockets.
 
 pub mod agent;
+pub mod ancillary;
 pub mod cgroup;
 pub mod client;
 pub mod confine;

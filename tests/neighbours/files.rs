@@ -71,6 +71,7 @@ fn run_folder() -> Result<()> {
 
     let mut filler = fs::File::create(format!("{RUN}/filler"))?;
     while filler.write(&[0; 512]).is_ok_and(|written| written > 0) {}
+    drop(filler);
     says(fails(&ANOTHER, |_| {})?, &["another.sock.lock", "No space left on device"])?;
     fs::remove_file(format!("{RUN}/another.sock.lock"))?;
     crosses(&mut worker, &waiter)?;

@@ -1,19 +1,15 @@
 //! Who sent a packet, by the kernel's word.
 
 use std::{
-    os::fd::{AsFd as _, FromRawFd as _, OwnedFd, RawFd},
+    os::fd::{AsFd as _, OwnedFd},
     sync::Arc,
 };
 
 use nix::{
     errno::Errno,
-    libc,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::socket::{ControlMessageOwned, UnixCredentials},
+    sys::socket::UnixCredentials,
 };
-
-/// `SCM_PIDFD`
-const PIDFD: libc::c_int = 4;
 
 /// A packet's sender.
 #[derive(Clone, Debug)]
@@ -91,20 +87,4 @@ impl Sender {
             _ => None,
         }
     }
-}
-
-/// The process in a control message, if that is what it brings.
-pub(super) fn pidfd_in(message: &ControlMessageOwned) -> Option<Result<OwnedFd, Errno>> {
-    let ControlMessageOwned::Unknown(message) = message else { return None };
-    let header = message.cmsg_header;
-    if (header.cmsg_level, header.cmsg_type) != (libc::SOL_SOCKET, PIDFD) {
-        return None;
-    }
-    let number = RawFd::from_ne_bytes(message.data_bytes.get(..4)?.try_into().ok()?);
-    if number < 0 {
-        // The kernel's errno: there is none to hold.
-        return Some(Err(Errno::from_raw(-number)));
-    }
-    // SAFETY: the kernel just installed it for us, close-on-exec.
-    Some(Ok(unsafe { OwnedFd::from_raw_fd(number) }))
 }

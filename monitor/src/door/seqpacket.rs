@@ -16,12 +16,11 @@ use std::{
 
 use bytes::BytesMut;
 use nix::{
-    cmsg_space,
     errno::Errno,
     fcntl::{FcntlArg, OFlag, fcntl},
     sys::socket::{
-        AddressFamily, Backlog, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, UnixCredentials,
-        accept4, bind, getsockopt, listen, recvmsg, send, setsockopt, socket,
+        AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, getsockopt, listen,
+        recvmsg, send, setsockopt, socket,
         sockopt::{PassCred, PeerCredentials},
     },
     unistd::{Gid, chown},
@@ -29,9 +28,10 @@ use nix::{
 use tokio::io::unix::AsyncFd;
 
 use crate::{
+    ancillary::{self, Ancillary},
     door::{
         closer::{Closer, Foreign},
-        sender::{Sender, pidfd_in},
+        sender::Sender,
     },
     error::{Error, Result},
     ready::wait_on,
@@ -275,27 +275,16 @@ fn pass_pidfd(socket: &OwnedFd) -> nix::Result<()> {
 
 fn receive(fd: RawFd, limit: usize, foreign: &dyn Fn(OwnedFd) -> Foreign) -> nix::Result<Packet> {
     let mut bytes = BytesMut::zeroed(limit);
-    let mut space = cmsg_space!([RawFd; MAX_DESCRIPTORS], UnixCredentials, RawFd);
+    let mut room = ancillary::room(MAX_DESCRIPTORS);
     let mut slices = [IoSliceMut::new(&mut bytes)];
-    let message = recvmsg::<UnixAddr>(fd, &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let message = recvmsg::<UnixAddr>(fd, &mut slices, Some(&mut room), MsgFlags::MSG_CMSG_CLOEXEC)?;
     let (length, flags) = (message.bytes, message.flags);
-    let (mut descriptors, mut sender, mut process) = (Vec::new(), None, None);
-    for control in message.cmsgs()? {
-        match control {
-            ControlMessageOwned::ScmRights(fds) => {
-                // SAFETY: the kernel just installed these for us; each is owned
-                // from here on, whatever becomes of the packet.
-                descriptors.extend(fds.into_iter().map(|fd| foreign(unsafe { OwnedFd::from_raw_fd(fd) })));
-            }
-            ControlMessageOwned::ScmCredentials(from) => sender = Some(from),
-            other => process = pidfd_in(&other).or(process),
-        }
-    }
+    let Ancillary { descriptors, sender, process } = Ancillary::take(&room);
     bytes.truncate(length);
     Ok(Packet {
         bytes,
         truncated: flags.contains(MsgFlags::MSG_TRUNC),
-        descriptors,
+        descriptors: descriptors.into_iter().map(foreign).collect(),
         descriptors_cut: flags.contains(MsgFlags::MSG_CTRUNC),
         sender: sender.map(|credentials| Sender::with(credentials, process)),
     })

@@ -4,21 +4,24 @@ use std::{
     fs,
     io::{self, IoSliceMut},
     os::{
-        fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
+        fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
         unix::{fs::PermissionsExt as _, net::UnixDatagram},
     },
     path::{Path, PathBuf},
 };
 
 use nix::{
-    cmsg_space,
-    sys::socket::{
-        ControlMessageOwned, MsgFlags, UnixAddr, UnixCredentials, recvmsg, setsockopt, sockopt::PassCred,
-    },
+    sys::socket::{MsgFlags, UnixAddr, recvmsg, setsockopt, sockopt::PassCred},
     unistd::Pid,
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    ancillary::{self, Ancillary},
+    error::{Error, Result},
+};
+
+/// Descriptors in a message at most.
+const FEW: usize = 16;
 
 /// One datagram.
 #[derive(Debug, Default)]
@@ -104,22 +107,14 @@ impl Mailbox {
     pub fn receive(&mut self, from: Option<Pid>) -> Option<Message> {
         loop {
             let mut bytes = [0; 4096];
-            let mut space = cmsg_space!([RawFd; 16], UnixCredentials);
+            let mut room = ancillary::room(FEW);
             let mut slices = [IoSliceMut::new(&mut bytes)];
             let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
             let received =
-                recvmsg::<UnixAddr>(self.socket.as_raw_fd(), &mut slices, Some(&mut space), flags).ok()?;
-            let (length, mut sender, mut descriptors) = (received.bytes, None, Vec::new());
-            for control in received.cmsgs().ok()? {
-                match control {
-                    ControlMessageOwned::ScmRights(fds) => {
-                        // SAFETY: the kernel just installed these for us.
-                        descriptors.extend(fds.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-                    }
-                    ControlMessageOwned::ScmCredentials(credentials) => sender = Some(credentials.pid()),
-                    _ => {}
-                }
-            }
+                recvmsg::<UnixAddr>(self.socket.as_raw_fd(), &mut slices, Some(&mut room), flags).ok()?;
+            let length = received.bytes;
+            let Ancillary { descriptors, sender, .. } = Ancillary::take(&room);
+            let sender = sender.map(|sender| sender.pid());
             if sender.is_none() || sender != from.map(Pid::as_raw) {
                 log::debug!("a notification of process {sender:?}, which is not the agent");
                 continue;

@@ -3,17 +3,18 @@
 
 use std::{
     io::{IoSlice, IoSliceMut},
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
 };
 
 use nix::{
-    cmsg_space,
     errno::Errno,
     sys::socket::{
-        AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, sendmsg,
-        setsockopt, socketpair, sockopt,
+        AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recvmsg, sendmsg, setsockopt,
+        socketpair, sockopt,
     },
 };
+
+use crate::ancillary::{self, Ancillary};
 
 /// Descriptors that one message can carry, by the kernel's `SCM_MAX_FD`.
 pub const IN_A_MESSAGE: usize = 253;
@@ -95,22 +96,16 @@ impl Bag {
         let mut found = Vec::new();
         loop {
             let mut bytes = [0; IN_A_MESSAGE * size_of::<u64>()];
-            let mut space = cmsg_space!([RawFd; IN_A_MESSAGE]);
+            let mut room = ancillary::room(IN_A_MESSAGE);
             let mut slices = [IoSliceMut::new(&mut bytes)];
             let flags = how | MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
-            let message = match recvmsg::<()>(self.end.as_raw_fd(), &mut slices, Some(&mut space), flags) {
+            let message = match recvmsg::<()>(self.end.as_raw_fd(), &mut slices, Some(&mut room), flags) {
                 Ok(message) => message,
                 Err(Errno::EAGAIN) => return Ok(found),
                 Err(errno) => return Err(errno),
             };
             let (length, cut) = (message.bytes, message.flags.contains(MsgFlags::MSG_CTRUNC));
-            let mut fds = Vec::new();
-            for control in message.cmsgs()? {
-                if let ControlMessageOwned::ScmRights(raw) = control {
-                    // SAFETY: the kernel just installed these for us.
-                    fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-                }
-            }
+            let fds = Ancillary::take(&room).descriptors;
             if cut {
                 return Err(Errno::EMFILE);
             }
