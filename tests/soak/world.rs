@@ -135,15 +135,7 @@ impl World {
             }
             Act::Spike(leaf) => {
                 self.leaves[leaf].worker.spike(Kind::Anonymous, 2 * STEP, 1)?;
-                let parent = LEAVES + leaf % PARENTS;
-                for wait in &mut self.waits {
-                    if wait.place == leaf || wait.place == parent {
-                        let now = before[wait.place];
-                        let passed = wait.thresholds.iter().filter(|at| (now..now + 2).contains(*at)).count();
-                        wait.spikes += 2 * passed as u64;
-                        tally.spikes += passed as u64;
-                    }
-                }
+                self.passed(&[leaf, LEAVES + leaf % PARENTS], 2, &before, tally);
             }
             Act::Register => {
                 let place = random.below(LEAVES + PARENTS);
@@ -160,7 +152,11 @@ impl World {
             Act::More(wait) => self.more(wait, random, tally)?,
             Act::Close(wait) => drop(self.waits.swap_remove(wait)),
             Act::Replace(leaf) => self.replace(leaf)?,
-            Act::Oom(parent) => self.oom(parent, tally)?,
+            Act::Oom(parent) => {
+                self.oom(parent, tally)?;
+                // Half a step, and what all of them need for themselves.
+                self.passed(&[LEAVES + parent], 1, &before, tally);
+            }
         }
         for wait in &mut self.waits {
             let now = match self.leaves.get(wait.place) {
@@ -176,6 +172,16 @@ impl World {
             wait.expected += crossed as u64;
         }
         Ok(())
+    }
+
+    /// Usage went up by up to so many steps in these places, and back.
+    fn passed(&mut self, places: &[usize], steps: usize, before: &[usize], tally: &mut Tally) {
+        for wait in self.waits.iter_mut().filter(|wait| places.contains(&wait.place)) {
+            let now = before[wait.place];
+            let passed = wait.thresholds.iter().filter(|at| (now..now + steps).contains(*at)).count() as u64;
+            wait.spikes += 2 * passed;
+            tally.spikes += passed;
+        }
     }
 
     /// One more threshold for an eventfd: other than those that it has, so that asking
