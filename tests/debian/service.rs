@@ -1,6 +1,8 @@
 //! The service under systemd: started by its socket, watched, restarted, ended.
 
 use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -51,6 +53,12 @@ pub(super) fn tests() -> Vec<Test> {
             what: "the tighter drop-in serves the socket, with nothing mounted",
             on: On::V2,
             run: no_view,
+        },
+        Test {
+            name: "debian_metrics",
+            what: "with the drop-in for metrics, Prometheus is told by loopback, and the rest goes on",
+            on: On::V2,
+            run: metrics,
         },
     ]
 }
@@ -191,6 +199,20 @@ fn no_view() -> Result<()> {
     let ours = fs::read_link("/proc/self/ns/mnt")?;
     ensure!(fs::read_link(format!("/proc/{pid}/ns/mnt"))? != ours, "it is in our mount namespace");
     hears("no_view")
+}
+
+fn metrics() -> Result<()> {
+    let text = Units::drop_in("metrics.conf")?;
+    let _units = Units::install(&[("20-metrics.conf", &text)])?;
+    systemctl(&["start", SERVICE])?;
+    let mut stream = TcpStream::connect("127.0.0.1:9101").context("nobody listens")?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut told = String::new();
+    stream.read_to_string(&mut told)?;
+    for line in ["HTTP/1.1 200 OK", "memcg_monitor_build_info{", "container_memory_usage_bytes{id=\"/"] {
+        ensure!(told.contains(line), "no {line} in {told}");
+    }
+    hears("metrics")
 }
 
 /// For good: what was attached before is all that is attached now, and so on.
