@@ -39,13 +39,20 @@ impl On {
     }
 }
 
-/// Runs the tests that are for this hierarchy and whose name contains `filter`, or
-/// one of several, with commas between.
+/// Whether a test of this name is asked for: it contains `filter`, or one of several with
+/// commas between, and none of those that a `-` comes before.
+fn is_wanted(name: &str, filter: &str) -> bool {
+    let (not, only): (Vec<&str>, Vec<&str>) = filter.split(',').partition(|part| part.starts_with('-'));
+    (only.is_empty() || only.iter().any(|part| name.contains(part)))
+        && !not.iter().any(|part| name.contains(&part[1..]))
+}
+
+/// Runs the tests that are for this hierarchy and that `filter` asks for.
 pub(crate) fn run(tests: &[Test], hierarchy: Hierarchy, filter: &str) -> Result<()> {
     let mut passed = 0;
     let mut failed = 0;
     for test in tests {
-        if !test.on.includes(hierarchy) || !filter.split(',').any(|part| test.name.contains(part)) {
+        if !test.on.includes(hierarchy) || !is_wanted(test.name, filter) {
             continue;
         }
         let start = Instant::now();
