@@ -34,6 +34,9 @@ pub(crate) struct Tally {
     pub(crate) kills: u64,
     pub(crate) hand_overs: u64,
     pub(crate) stops: u64,
+    /// From the signal until the next agent was ready, in all.
+    pub(crate) away: Duration,
+    pub(crate) longest_away: Duration,
     /// Signals that never came.
     pub(crate) lost: u64,
     /// Signals for nothing, where no agent died.
@@ -158,7 +161,8 @@ fn resident(process: Pid) -> Result<u64> {
 }
 
 fn table(tally: &Tally, before: &Held, after: &Held, restarts: u64, full: u64) {
-    let rows: [(&str, String); 13] = [
+    let deaths = u32::try_from(tally.kills + tally.hand_overs).unwrap_or(u32::MAX).max(1);
+    let rows: [(&str, String); 14] = [
         ("acts", tally.acts.to_string()),
         ("registrations made", tally.registered.to_string()),
         ("signals expected, heard", format!("{}, {}", tally.expected, tally.heard)),
@@ -166,6 +170,10 @@ fn table(tally: &Tally, before: &Held, after: &Held, restarts: u64, full: u64) {
         ("kill -9", tally.kills.to_string()),
         ("handed over (SIGHUP)", tally.hand_overs.to_string()),
         ("stopped and continued", tally.stops.to_string()),
+        (
+            "ms until ready again: mean, longest",
+            format!("{}, {}", (tally.away / deaths).as_millis(), tally.longest_away.as_millis()),
+        ),
         ("restarts, as the agent counts", restarts.to_string()),
         ("full ring, as the programs count", full.to_string()),
         ("lost: signals, registrations", format!("{}, {}", tally.lost, tally.registrations_lost)),

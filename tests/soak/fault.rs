@@ -1,6 +1,6 @@
 //! What goes wrong with the agent while something happens.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -69,7 +69,11 @@ impl Underway {
     pub(super) fn end(self, agent: &mut Agent, tally: &mut Tally) -> Result<()> {
         if let Some(sender) = self.sender {
             waitpid(sender, None).context("cannot wait for the sender of the signal")?;
+            let sent = Instant::now();
             agent.ready()?;
+            let away = sent.elapsed();
+            tally.away += away;
+            tally.longest_away = tally.longest_away.max(away);
             ensure!(agent.worker()? != self.worker, "the agent is the same process");
         }
         match self.fault {
