@@ -104,8 +104,9 @@ fn journal() -> Result<()> {
             break record;
         }
     };
-    is(&refusal, "PRIORITY", "6")?;
-    is(&refusal, "TARGET", "memcg_monitor::door::socket")?;
+    is(&refusal, "PRIORITY", "5")?;
+    is(&refusal, "TARGET", "memcg_monitor::door::request")?;
+    is(&refusal, "MEMCG_UID", "0")?;
     kill(Pid::from_raw(child.id().try_into()?), Signal::SIGTERM)?;
     ensure!(child.wait()?.success(), "the agent ends");
     ensure!(fs::read_to_string("/run/stderr")?.is_empty(), "stderr is journald's, too");
