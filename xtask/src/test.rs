@@ -53,7 +53,7 @@ const NOT_ON_THE_OLDEST: &str = "-metrics_,-logs_,-neighbours_,-outside_many,-ou
 /// What depends on the kernel more than on us; all of it runs on an older and a
 /// newer one.
 const KERNEL: &str = "kernel_describes,v2_memory,threshold_,lifetime_,event_,loss_,clients_view_,\
-    hostile_packets,hostile_churn,hostile_host,cli_listen,outside_rights,outside_calls,outside_number,\
+    hostile_packets,hostile_churn,hostile_host,cli_listen,outside_rights,outside_calls,outside_number,restart_keeps,\
     view_wakes,view_removal,view_controller,view_errno,view_values,view_open,view_many,view_own";
 
 /// Where a task may be preempted in a program of ours, and another misses it.
