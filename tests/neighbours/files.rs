@@ -134,7 +134,8 @@ fn bpffs() -> Result<()> {
     let waiter = Waiter::on(&group, "4M")?;
     read_only(BPF, true)?;
     agent.killed_while(|| worker.spike(Kind::Anonymous, 6 * MIB, 1))?;
-    ensure!(waiter.wait()? == 2, "what is pinned goes on, spikes included");
+    agent.0.settle()?;
+    ensure!(waiter.take()? == 2, "what is pinned goes on, spikes included");
     ensure!(agent.0.end(Signal::SIGTERM)? == 0, "{}", Agent::log());
     ensure!(Agent::log().contains("Read-only file system"), "the pins stay, and it says so");
     // The next agent takes them over, and away.
@@ -177,7 +178,8 @@ fn cgroupfs() -> Result<()> {
     let second = Path::new(SECOND);
     let beside = waiter_at(&second.join("first/memory.current"), "4M")?;
     crosses(&mut workers[0], &beside)?;
-    ensure!(waiter.wait()? == 2, "both are told");
+    agent.settle()?;
+    ensure!(waiter.take()? == 2, "both are told");
     drop(beside);
 
     umount2(CGROUP, MntFlags::MNT_DETACH)?;
