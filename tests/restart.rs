@@ -216,9 +216,11 @@ impl Manager {
         let options: Vec<_> = ["agent"].iter().chain(options).map(|option| (*option).into()).collect();
         let worker = start(Path::new(BINARY), &options, &self.kept, self.mailbox.path(), 64)?;
         self.agent = Some(worker.pid);
+        let mut ready = false;
         until("the agent is ready", || {
             ensure!(!is_dead(worker.pid), "the agent has died");
             while let Some(message) = self.mailbox.receive(Some(worker.pid)) {
+                ready |= message.ready;
                 let name = message.name.unwrap_or_default();
                 if message.forget {
                     self.kept.retain(|(kept, _)| *kept != name);
@@ -226,7 +228,7 @@ impl Manager {
                     self.kept.extend(message.descriptors.into_iter().map(|fd| (name.clone(), fd)));
                 }
             }
-            Ok(self.mailbox.take_ready())
+            Ok(ready)
         })
     }
 

@@ -59,6 +59,8 @@ struct Supervisor {
     due: Instant,
     pause: Duration,
     was_ready: bool,
+    /// The present agent was ready.
+    came_up: bool,
     stopping: Option<Signal>,
 }
 
@@ -86,6 +88,7 @@ pub fn run(program: PathBuf, arguments: Vec<OsString>, mailbox: PathBuf, kept: H
         due: Instant::now(),
         pause: Duration::ZERO,
         was_ready: false,
+        came_up: false,
         stopping: None,
     };
     match supervisor.serve()? {
@@ -113,9 +116,7 @@ impl Supervisor {
                 }
             }
             self.wait()?;
-            while let Some(message) = self.mailbox.receive(self.worker.as_ref().map(|worker| worker.pid)) {
-                self.take(message);
-            }
+            self.take_all();
             while let Ok(Some(signal)) = self.signals.read_signal() {
                 if let Some(end) = self.hear(Signal::try_from(signal.ssi_signo.cast_signed()))? {
                     return Ok(end);
@@ -149,6 +150,13 @@ impl Supervisor {
         self.due = Instant::now() + self.pause;
     }
 
+    fn take_all(&mut self) {
+        let worker = self.worker.as_ref().map(|worker| worker.pid);
+        while let Some(message) = self.mailbox.receive(worker) {
+            self.take(message);
+        }
+    }
+
     fn take(&mut self, message: Message) {
         let Message { store, forget, name, ready, rest, descriptors } = message;
         let name = name.unwrap_or_else(|| "stored".into());
@@ -157,9 +165,8 @@ impl Supervisor {
         } else if store {
             self.keep(&name, descriptors);
         }
-        if ready {
-            self.was_ready = true;
-        }
+        self.was_ready |= ready;
+        self.came_up |= ready;
         if !rest.is_empty()
             && let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Custom(&rest)])
         {
@@ -203,9 +210,7 @@ impl Supervisor {
             Err(errno) => return Err(Error::syscall("waitpid", errno)),
         };
         // What it said last counts, too.
-        while let Some(message) = self.mailbox.receive(self.worker.as_ref().map(|worker| worker.pid)) {
-            self.take(message);
-        }
+        self.take_all();
         let Some(worker) = self.worker.take() else { return Ok(None) };
         match self.stopping.take() {
             Some(Signal::SIGHUP) => return Ok(Some(End::Again)),
@@ -218,7 +223,7 @@ impl Supervisor {
             _ => self.next_pause(),
         };
         // One that had come up is started again at once.
-        if self.mailbox.take_ready() {
+        if std::mem::take(&mut self.came_up) {
             self.pause = Duration::ZERO;
         }
         self.due = Instant::now() + self.pause;

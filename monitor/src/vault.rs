@@ -139,9 +139,6 @@ impl Vault {
             self.waste.remove(&file);
             return Ok(());
         }
-        if self.bags.is_empty() {
-            self.begin_bag()?;
-        }
         match self.put(&[(file.0, fd.as_fd())]) {
             Err(Errno::EAGAIN) => {
                 self.pack_latest(all)?;
@@ -221,7 +218,7 @@ impl Vault {
         for chunk in files.chunks(IN_A_MESSAGE) {
             let some: Vec<_> =
                 chunk.iter().filter_map(|file| Some((file.0, all.get(file)?.as_fd()))).collect();
-            let mut outcome = if self.bags.is_empty() { Err(Errno::EAGAIN) } else { self.put(&some) };
+            let mut outcome = self.put(&some);
             if outcome == Err(Errno::EAGAIN) {
                 self.begin_bag()?;
                 outcome = self.put(&some);
@@ -231,6 +228,7 @@ impl Vault {
         Ok(())
     }
 
+    /// `EAGAIN`, too, where there is no bag yet.
     fn put(&self, some: &[(u64, BorrowedFd<'_>)]) -> nix::Result<()> {
         self.bags.last().map_or(Err(Errno::EAGAIN), |bag| bag.put(some))
     }

@@ -66,7 +66,6 @@ impl Message {
 pub struct Mailbox {
     socket: UnixDatagram,
     path: PathBuf,
-    is_ready: bool,
 }
 
 impl Mailbox {
@@ -88,7 +87,7 @@ impl Mailbox {
         socket.set_nonblocking(true).map_err(failed)?;
         setsockopt(&socket, PassCred, &true)
             .map_err(|errno| Error::syscall("setsockopt SO_PASSCRED", errno))?;
-        Ok(Self { socket, path, is_ready: false })
+        Ok(Self { socket, path })
     }
 
     /// For `NOTIFY_SOCKET`.
@@ -97,14 +96,8 @@ impl Mailbox {
         &self.path
     }
 
-    /// Whether the agent has said that it is ready, since the last time.
-    #[must_use]
-    pub fn take_ready(&mut self) -> bool {
-        std::mem::take(&mut self.is_ready)
-    }
-
     /// The next message of process `from`; what others send is thrown away.
-    pub fn receive(&mut self, from: Option<Pid>) -> Option<Message> {
+    pub fn receive(&self, from: Option<Pid>) -> Option<Message> {
         loop {
             let mut bytes = [0; 4096];
             let mut room = ancillary::room(FEW);
@@ -120,9 +113,7 @@ impl Mailbox {
                 continue;
             }
             let text = String::from_utf8_lossy(&bytes[..length]);
-            let message = Message { descriptors, ..Message::parse(&text) };
-            self.is_ready |= message.ready;
-            return Some(message);
+            return Some(Message { descriptors, ..Message::parse(&text) });
         }
     }
 }
