@@ -1,9 +1,9 @@
 //! What the agent needs of a kernel, as a trait: the real one is
 //! [`Programs`](crate::programs::Programs), and tests have a kernel of their own.
 
-use std::os::fd::BorrowedFd;
+use std::{collections::HashMap, os::fd::BorrowedFd};
 
-use monitor_common::ring::Tally;
+use monitor_common::{ring::Tally, word::Word as _};
 
 use crate::{error::Result, kernel::Offers, table::SharedSlot};
 
@@ -37,6 +37,17 @@ pub struct FileId(pub u64);
 pub trait Source {
     /// The slot at `index`; indices come from this source.
     fn slot(&self, index: u32) -> Option<&SharedSlot>;
+
+    /// Groups that are online, by the ids of their directories.
+    fn groups_by_id(&self) -> HashMap<u64, GroupId> {
+        let slots = (0..).map_while(|index| Some((index, self.slot(index)?)));
+        let live = slots.map(|(index, slot)| (index, slot, slot.state()));
+        let live = live.filter(|(_, _, state)| state.is_live());
+        live.map(|(slot, shared, state)| {
+            (shared.cgroup_id.get(), GroupId { slot, generation: state.generation() })
+        })
+        .collect()
+    }
 
     /// Whose usage file `fd` is. `fd` is open for reading.
     ///

@@ -2,8 +2,7 @@
 //! ones, which take over from them.
 
 use std::{
-    collections::{HashMap, hash_map::DefaultHasher},
-    hash::{Hash as _, Hasher as _},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     path::Path,
 };
 
@@ -95,8 +94,7 @@ impl Programs {
         let held = Held::Loaded { ebpf: Box::new(ebpf), links: Vec::new() };
         let (mut programs, ring) = Self::new(sizes, maps, held, pins);
         programs.ask(Ask::WHO_AM_I, 0, 0)?;
-        let epoch = u64::try_from(now().as_nanos()).unwrap_or(1);
-        programs.ask(Ask::NEW_EPOCH, epoch, 0)?;
+        programs.ask(Ask::NEW_EPOCH, now(), 0)?;
         programs.held.as_mut().map_or(Ok(()), |held| held.attach(&hooks))?;
         programs.learn_eventfds()?;
         programs.unpinned = unpinned;
@@ -162,17 +160,13 @@ impl Programs {
 
     /// What charges had left in the tables of the programs that are gone.
     fn take_over(&self, before: &Before) {
-        let mut here = HashMap::new();
-        for index in 0..self.slots.len() {
-            let slot = self.slots.get(index).filter(|slot| slot.state().is_live());
-            here.extend(slot.map(|slot| (slot.cgroup_id.get(), slot)));
-        }
+        let here = self.groups_by_id();
         for slot in (0..before.slots.len()).filter_map(|index| before.slots.get(index)) {
             if slot.state().has(State::ONLINE)
                 && slot.pending.get() != 0
-                && let Some(now) = here.get(&slot.cgroup_id.get())
+                && let Some(now) = here.get(&slot.cgroup_id.get()).and_then(|group| self.slot(group.slot))
             {
-                give_back(*now, &left_in(slot));
+                give_back(now, &left_in(slot));
             }
         }
     }
@@ -181,12 +175,6 @@ impl Programs {
     #[must_use]
     pub fn instance(&self) -> u64 {
         self.scratch.get(0).map_or(0, |cell| cell.instance.get())
-    }
-
-    /// Whether the kernel's side goes on without the agent.
-    #[must_use]
-    pub const fn are_pinned(&self) -> bool {
-        self.pins.is_some()
     }
 
     /// Detaches everything, pinned or not, when the agent ends for good.
@@ -217,10 +205,14 @@ fn prepare(maps: &mut Maps, sizes: Sizes) -> Result<()> {
 fn describe(scratch: &Table<SharedScratch>, v1: bool, sizes: Sizes, plan: &Plan) {
     let Some(cell) = scratch.get(0) else { return };
     cell.build.set(build(v1));
-    cell.instance.set(u64::try_from(now().as_nanos()).unwrap_or(1));
-    cell.sizes.set(u64::from(sizes.groups) | u64::from(sizes.eventfds) << 32);
+    cell.instance.set(now());
+    cell.sizes.set(packed(sizes));
     cell.ring.set(sizes.ring.into());
     cell.plan.set(u64::from(plan.band_shift) | plan.offers.bits() << 8);
+}
+
+fn packed(sizes: Sizes) -> u64 {
+    u64::from(sizes.groups) | u64::from(sizes.eventfds) << 32
 }
 
 /// Looks at what is pinned in `folder`.
@@ -229,7 +221,7 @@ fn look_at(folder: &Path, v1: bool, sizes: Sizes) -> Result<Pinned> {
     let cell = scratch.get(0).ok_or_else(|| Error::Host("the pinned answer cell is empty".into()))?;
     let groups = cell.sizes.get() & u64::from(u32::MAX);
     let are_these = cell.build.get() == build(v1)
-        && cell.sizes.get() == u64::from(sizes.groups) | u64::from(sizes.eventfds) << 32
+        && cell.sizes.get() == packed(sizes)
         && cell.ring.get() == u64::from(sizes.ring);
     if are_these {
         return Ok(Pinned::Same);
@@ -258,6 +250,8 @@ fn left_in(slot: &SharedSlot) -> Seen {
     }
 }
 
-fn now() -> std::time::Duration {
-    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or_else(|_| std::time::Duration::from_nanos(1), Into::into)
+/// Nanoseconds since boot.
+fn now() -> u64 {
+    let time = clock_gettime(ClockId::CLOCK_BOOTTIME).map(std::time::Duration::from);
+    time.map_or(1, |time| u64::try_from(time.as_nanos()).unwrap_or(1))
 }

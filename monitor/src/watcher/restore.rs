@@ -43,7 +43,7 @@ impl<S: Source> Watcher<S> {
     pub fn restore(&mut self, vault: Vault, left: Left, instance: u64) -> Result<Restored> {
         let same = left.instance == instance;
         let mut restored = Restored { lost: left.flaws, ..Restored::default() };
-        let by_id = if same { HashMap::new() } else { self.slots_by_id() };
+        let by_id = if same { HashMap::new() } else { self.source.groups_by_id() };
         let place =
             |record: &Record| if same { Some(record.group) } else { by_id.get(&record.cgroup_id).copied() };
 
@@ -161,20 +161,6 @@ impl<S: Source> Watcher<S> {
                 state.has(State::WATCHED) && state.generation() == group.generation
             }
         })
-    }
-
-    /// Groups that are online, by the ids of their directories.
-    fn slots_by_id(&self) -> HashMap<u64, GroupId> {
-        let mut found = HashMap::new();
-        for index in 0.. {
-            let Some(slot) = self.source.slot(index) else { break };
-            let state = slot.state();
-            if state.is_live() {
-                let group = GroupId { slot: index, generation: state.generation() };
-                found.insert(slot.cgroup_id.get(), group);
-            }
-        }
-        found
     }
 
     /// Puts back what an agent that was killed had taken out of a slot.
