@@ -19,6 +19,9 @@ use nix::unistd::Pid;
 /// The program under test.
 pub(crate) const BINARY: &str = "/bin/memcg-monitor";
 
+/// What it logs to.
+const LOG: &str = "/run/agent.log";
+
 /// Longer than anything takes under emulation on a busy host.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -34,7 +37,7 @@ impl Agent {
     /// Starts it with the usual sockets, and waits until it says that it is ready.
     pub(crate) fn start(options: &[&str]) -> Result<Self> {
         let manager = ServiceManager::open()?;
-        let log = fs::File::create("/run/agent.log").context("cannot create /run/agent.log")?;
+        let log = fs::File::create(LOG).with_context(|| format!("cannot create {LOG}"))?;
         let mut command = Command::new(BINARY);
         command.arg("-v").arg("agent").args(options);
         command.env("NOTIFY_SOCKET", ServiceManager::PATH).env("NO_COLOR", "1");
@@ -75,7 +78,12 @@ impl Agent {
 
     /// What it has logged.
     pub(crate) fn log() -> String {
-        fs::read_to_string("/run/agent.log").unwrap_or_default()
+        fs::read_to_string(LOG).unwrap_or_default()
+    }
+
+    /// What follows is of another agent.
+    pub(crate) fn forget_log() {
+        let _ = fs::remove_file(LOG);
     }
 
     /// The last that it has logged.

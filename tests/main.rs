@@ -1,6 +1,6 @@
 //! The test VM's first process. The kernel's command line says what to do:
 //! `guest.mode=test|demo|prometheus|bench|differential|soak|shell|debian`, `guest.cgroup=v1|v2`,
-//! `guest.filter=NAME`, `guest.args=A,B`.
+//! `guest.filter=NAME`, `guest.after=NAME`, `guest.args=A,B`.
 
 mod agent;
 mod bench;
@@ -54,6 +54,7 @@ struct Request {
     mode: String,
     hierarchy: Hierarchy,
     filter: String,
+    after: String,
     args: Vec<String>,
 }
 
@@ -83,7 +84,7 @@ fn serve() -> Result<()> {
     }
     init::prepare(request.hierarchy)?;
     match request.mode.as_str() {
-        "test" => runner::run(&scenarios::all(), request.hierarchy, &request.filter),
+        "test" => runner::run(&scenarios::all(), request.hierarchy, &request.filter, &request.after),
         "demo" => alone("demo", Duration::from_secs(240), demo::run),
         "prometheus" => alone("prometheus", Duration::from_secs(300), prometheus::run),
         "bench" => bench::run(&request.args, request.hierarchy),
@@ -110,7 +111,7 @@ fn differential(args: &[String]) -> Result<()> {
 fn alone(name: &str, limit: Duration, run: impl FnOnce() -> Result<()>) -> Result<()> {
     let end = child::run(limit, run)?;
     if end != End::Passed {
-        say!("{name} FAILED: {end}");
+        say!("test {name} ... FAILED: {end}");
     }
     let passed = usize::from(end == End::Passed);
     report::verdict(passed, 1 - passed);
@@ -129,6 +130,7 @@ impl Request {
                 "mode" => request.mode = value.to_owned(),
                 "cgroup" => request.hierarchy = value.parse()?,
                 "filter" => request.filter = value.to_owned(),
+                "after" => request.after = value.to_owned(),
                 "args" => request.args = value.split(',').map(str::to_owned).collect(),
                 other => bail!("guest.{other}= is not known"),
             }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
+use crate::agent::Agent;
 use crate::child::{self, End};
 use crate::init::{self, Hierarchy};
 use crate::report::{self, say};
@@ -47,14 +48,17 @@ fn is_wanted(name: &str, filter: &str) -> bool {
         && !not.iter().any(|part| name.contains(&part[1..]))
 }
 
-/// Runs the tests that are for this hierarchy and that `filter` asks for.
-pub(crate) fn run(tests: &[Test], hierarchy: Hierarchy, filter: &str) -> Result<()> {
+/// Runs the tests that are for this hierarchy and that `filter` asks for; those after the
+/// one called `after`, if that is not empty.
+pub(crate) fn run(tests: &[Test], hierarchy: Hierarchy, filter: &str, after: &str) -> Result<()> {
     let mut passed = 0;
     let mut failed = 0;
-    for test in tests {
+    let first = tests.iter().position(|test| test.name == after).map_or(0, |last| last + 1);
+    for test in &tests[first..] {
         if !test.on.includes(hierarchy) || !is_wanted(test.name, filter) {
             continue;
         }
+        Agent::forget_log();
         let start = Instant::now();
         let end = child::run(LIMIT, test.run)?;
         // Each test finds the world empty, whatever the one before left.
@@ -66,6 +70,9 @@ pub(crate) fn run(tests: &[Test], hierarchy: Hierarchy, filter: &str) -> Result<
         } else {
             failed += 1;
             say!("test {} ({}) ... FAILED: {end} ({took:.1} s)", test.name, test.what);
+            for line in Agent::log().lines() {
+                say!("  {line}");
+            }
         }
     }
     report::verdict(passed, failed);

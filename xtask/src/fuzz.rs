@@ -102,7 +102,8 @@ pub(crate) fn briefly() -> Result<Outcome> {
     println!("\n{table}");
     let executions: u64 = table.0.iter().map(|row| row.executions).sum();
     let failed = table.findings();
-    Ok(Outcome { passed: table.0.len() - failed, failed, note: format!("{executions} executions") })
+    let passed = table.0.len() - failed;
+    Ok(Outcome { passed, failed, note: format!("{executions} executions"), ..Outcome::default() })
 }
 
 fn fuzz(targets: &[Target], sanitizer: Sanitizer, seconds: u64) -> Result<Table> {

@@ -89,7 +89,7 @@ pub(crate) fn scrape(guest: &Guest) -> Result<Outcome> {
     let [text] = texts.as_slice() else { bail!("{} scrapes were told, instead of one", texts.len()) };
     check_metrics(text)?;
     println!("promtool check metrics: nothing to say of {} lines", text.lines().count());
-    Ok(Outcome { passed: report.passed, failed: report.failed, note: kernel.release })
+    Ok(Outcome::of(report, kernel.release))
 }
 
 /// The scrape that a guest's data line holds.

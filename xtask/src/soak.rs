@@ -53,6 +53,6 @@ fn soak(kernel: &str, time: Duration, seed: u64) -> Result<()> {
         limit: time * 2 + Duration::from_secs(300),
     };
     let report = boot.run(&guest, &mut |line| println!("{line}"))?;
-    ensure!(report.failed == 0, "the soak failed");
+    ensure!(report.failed == 0, "{}", report.failures.join(" | "));
     Ok(())
 }
