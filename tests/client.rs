@@ -85,6 +85,13 @@ impl Waiter {
         anyhow::ensure!(ready == 1, "no signal");
         self.take()
     }
+
+    /// Waits for the next signals, which are to be this many.
+    pub(crate) fn hears(&self, count: u64, what: &str) -> Result<()> {
+        let heard = self.wait().with_context(|| what.to_owned())?;
+        anyhow::ensure!(heard == count, "{what}: heard {heard}, not {count}");
+        Ok(())
+    }
 }
 
 /// The control file, or the directory that stands for it, and the args for that.

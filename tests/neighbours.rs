@@ -69,10 +69,9 @@ fn read_only(point: &str, on: bool) -> Result<()> {
 /// Up and down across a threshold of 4M: both are told, once.
 fn crosses(worker: &mut Worker, waiter: &Waiter) -> Result<()> {
     worker.grow(Kind::Anonymous, 6 * MIB)?;
-    ensure!(waiter.wait()? == 1, "up, once: {}", Agent::log());
+    waiter.hears(1, "up, once")?;
     worker.shrink(Kind::Anonymous)?;
-    ensure!(waiter.wait()? == 1, "down, once: {}", Agent::log());
-    Ok(())
+    waiter.hears(1, "down, once")
 }
 
 /// How many descriptors that process may have from now on; how many it might before.
