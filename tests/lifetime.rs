@@ -190,7 +190,7 @@ fn ends_cleanly() -> Result<()> {
         let group = Group::new("last")?;
         let waiter = Waiter::on(&group, "1M")?;
         let code = agent.end(signal)?;
-        ensure!(code == 0, "exit code {code}: {}", Agent::log());
+        ensure!(code == 0, "exit code {code}");
         let left: Vec<_> =
             fs::read_dir("/run/memcg-monitor")?.flatten().map(|entry| entry.file_name()).collect();
         ensure!(left.is_empty(), "left behind: {left:?}");

@@ -61,7 +61,7 @@ fn finish(child: Pid) -> Result<()> {
         WaitStatus::Exited(_, 0) => Ok(()),
         other => {
             let why = fs::read_to_string("/tmp/child-failed").unwrap_or_default();
-            bail!("{other:?}: {why}; the agent: {}", Agent::log())
+            bail!("{other:?}: {why}")
         }
     }
 }

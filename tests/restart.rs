@@ -108,8 +108,8 @@ fn keeps_registrations() -> Result<()> {
     agent.0.settle()?;
     let heard = [&crossed, &spike, &quiet, &removed].map(Waiter::take);
     let heard: Vec<u64> = heard.into_iter().collect::<Result<_>>()?;
-    ensure!(heard == [2, 2, 0, 1], "heard {heard:?}: {}", Agent::log());
-    ensure!(agent.registrations()? == 4, "the closed one and the removed one are gone: {}", Agent::log());
+    ensure!(heard == [2, 2, 0, 1], "heard {heard:?}");
+    ensure!(agent.registrations()? == 4, "the closed one and the removed one are gone");
     worker.shrink(Kind::Anonymous)?;
     ensure!(crossed.wait()? == 2, "both go on, once each");
     // And a new one beside them.
@@ -144,7 +144,7 @@ fn again_and_again() -> Result<()> {
             }
         }
         agent.0.settle()?;
-        ensure!(waiter.take()? == 1, "round {round}: up, once: {}", Agent::log());
+        ensure!(waiter.take()? == 1, "round {round}: up, once");
         worker.shrink(Kind::Anonymous)?;
         ensure!(waiter.wait()? == 1, "round {round}: down, once");
         if child.path.exists() {
@@ -193,7 +193,7 @@ fn for_another_version() -> Result<()> {
     worker.grow(Kind::Anonymous, 6 * MIB)?;
     ensure!(waiter.wait()? == 1, "still registered");
     let code = agent.0.end(Signal::SIGTERM)?;
-    ensure!(code == 0, "exit code {code}: {}", Agent::log());
+    ensure!(code == 0, "exit code {code}");
     nothing_is_left()?;
     worker.end()
 }

@@ -107,7 +107,7 @@ fn written(outcome: nix::Result<usize>, length: usize) -> Result<i32> {
 fn waiter_on(group: &Group, args: &str) -> Result<Waiter> {
     let waiter = Waiter::new()?;
     let errno = register_in(&shown(&group.path)?, USAGE, &waiter, args)?;
-    ensure!(errno == 0, "errno {errno}: {}", Agent::log());
+    ensure!(errno == 0, "errno {errno}");
     Ok(waiter)
 }
 

@@ -106,7 +106,7 @@ fn bpffs() -> Result<()> {
     // There is none.
     umount2(BPF, MntFlags::MNT_DETACH)?;
     let mut agent = Supervised::start(&[])?;
-    ensure!(Agent::log().contains(ALONE), "it does not say so: {}", Agent::log());
+    ensure!(Agent::log().contains(ALONE), "it does not say so");
     let (waiter, spike) = (Waiter::on(&group, "4M")?, Waiter::on(&group, "30M")?);
     agent.killed_while(|| {
         worker.spike(Kind::Anonymous, 32 * MIB, 1)?;
@@ -117,7 +117,7 @@ fn bpffs() -> Result<()> {
     ensure!(spike.take()? == 0, "a spike that nobody saw is not");
     worker.shrink(Kind::Anonymous)?;
     ensure!(waiter.wait()? == 1 && agent.registrations()? == 2, "nothing is lost");
-    ensure!(agent.0.end(Signal::SIGTERM)? == 0, "{}", Agent::log());
+    ensure!(agent.0.end(Signal::SIGTERM)? == 0, "the agent ends well");
     drop((waiter, spike));
 
     // There is a read-only one.
@@ -126,7 +126,7 @@ fn bpffs() -> Result<()> {
     let agent = Supervised::start(&[])?;
     let log = Agent::log();
     ensure!(log.contains(ALONE) && log.contains("Read-only file system"), "it does not say so: {log}");
-    ensure!(agent.0.end(Signal::SIGTERM)? == 0, "{}", Agent::log());
+    ensure!(agent.0.end(Signal::SIGTERM)? == 0, "the agent ends well");
 
     // It becomes so: what is pinned is used, and stays at the end, which is said.
     read_only(BPF, false)?;
@@ -136,12 +136,12 @@ fn bpffs() -> Result<()> {
     agent.killed_while(|| worker.spike(Kind::Anonymous, 6 * MIB, 1))?;
     agent.0.settle()?;
     ensure!(waiter.take()? == 2, "what is pinned goes on, spikes included");
-    ensure!(agent.0.end(Signal::SIGTERM)? == 0, "{}", Agent::log());
+    ensure!(agent.0.end(Signal::SIGTERM)? == 0, "the agent ends well");
     ensure!(Agent::log().contains("Read-only file system"), "the pins stay, and it says so");
     // The next agent takes them over, and away.
     read_only(BPF, false)?;
     let agent = Supervised::start(&[])?;
-    ensure!(agent.0.end(Signal::SIGTERM)? == 0, "{}", Agent::log());
+    ensure!(agent.0.end(Signal::SIGTERM)? == 0, "the agent ends well");
     nothing_is_left()?;
     worker.end()
 }

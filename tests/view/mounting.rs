@@ -70,7 +70,7 @@ fn goes_with_the_agent() -> Result<()> {
         std::env::set_current_dir(&folder)?;
         let code = agent.end(signal)?;
         std::env::set_current_dir("/")?;
-        ensure!(code == 0, "exit code {code}: {}", Agent::log());
+        ensure!(code == 0, "exit code {code}");
         ensure!(views()? == 0, "the view is still mounted");
         ensure!(errno_of(fs::metadata(POINT)) == libc::ENOENT, "the folder is still there");
         let errno = errno_of(usage.read_at(&mut [0; 8], 0));

@@ -72,7 +72,7 @@ fn in_child(what: &str, client: impl FnOnce() -> Result<()>) -> Result<()> {
             WaitStatus::Exited(_, 0) => Ok(()),
             other => {
                 let why = fs::read_to_string("/run/child-failed").unwrap_or_default();
-                bail!("{what}: {other:?}: {why}: {}", Agent::log())
+                bail!("{what}: {other:?}: {why}")
             }
         },
     }
@@ -135,7 +135,7 @@ fn any_writer() -> Result<()> {
     })?;
     fs::remove_dir(&elsewhere)?;
     let count = agent.status()?.registrations;
-    ensure!(count == 8, "{count} of 8 registrations: {}", Agent::log());
+    ensure!(count == 8, "{count} of 8 registrations");
 
     let mut worker = Worker::start(&group)?;
     worker.grow(Kind::Anonymous, 4 * MIB)?;
