@@ -195,7 +195,8 @@ fn deep_hierarchy() -> Result<()> {
         let next = chain[chain.len() - 1].child("d")?;
         chain.push(next);
     }
-    let waiter = Waiter::on(&top, "4M")?;
+    // The groups below weigh on the top.
+    let waiter = Waiter::on(&top, &(top.usage()? + 4 * MIB).to_string())?;
     let mut worker = Worker::start(&chain[chain.len() - 1])?;
     worker.grow(Kind::Anonymous, 8 * MIB)?;
     // Nothing rings here: the registration itself has to start the sweep.

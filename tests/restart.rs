@@ -66,6 +66,8 @@ impl Supervised {
 
     /// Kills it; what `meanwhile` does happens while there is none.
     pub(crate) fn killed_while(&mut self, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
+        // A signal that it has given, and not noted yet, would be told once more.
+        self.0.settle()?;
         let worker = self.0.worker()?;
         self.0.signal(Signal::SIGSTOP)?;
         kill(worker, Signal::SIGKILL).context("cannot kill the agent")?;
