@@ -18,4 +18,5 @@ pub mod sender;
 pub mod sent;
 pub mod seqpacket;
 pub mod socket;
+mod turns;
 pub mod view;

@@ -362,4 +362,4 @@ impl<S: Source> Watcher<S> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,7 +1,7 @@
 //! Gathers what a scrape tells, so that no scraper delays the agent's loop.
 //!
-//! The loop reads counters, a few groups in a turn. Paths, the groups' files and the
-//! text are the business of a thread that may wait. One gathering at a time, and none
+//! The loop reads counters, a few groups in a turn ([`turns`]). Paths, the groups' files
+//! and the text are the business of a thread that may wait. One gathering at a time, and none
 //! within [`FRESH`] of the last: however many ask, and whether they stay or leave.
 
 use std::{
@@ -16,36 +16,25 @@ use bytes::Bytes;
 use monitor_common::{control::ControlFile, slot::SCHEMA};
 use tokio::{
     sync::{mpsc, oneshot},
-    task::{spawn_blocking, yield_now},
+    task::spawn_blocking,
     time::Instant,
 };
 
 use crate::{
     cgroup::Hierarchy,
-    door::{control, rows},
-    kernel::page_size,
-    metrics::{AgentNumbers, Candidate, Chosen, GroupNumbers, LeftOut, Selection, Snapshot, files, text},
+    door::{control, turns},
+    metrics::{AgentNumbers, GroupNumbers, LeftOut, Selection, Snapshot, files, text},
     programs::Programs,
-    registry::Group,
-    source::{GroupId, Source},
+    source::Source as _,
     view::tree::Tree,
     watcher::{CAUSES, Watcher},
 };
-
-/// Groups that are read in one turn of the agent's loop.
-const IN_A_TURN: usize = 64;
-
-/// Slots that are looked at in one turn; most of a big table may be free.
-const SLOTS_IN_A_TURN: u32 = 4096;
 
 /// For how long what was gathered is told again.
 const FRESH: Duration = Duration::from_secs(1);
 
 /// Scrapers that wait for the same gathering; the door lets in fewer.
 const WAITING: usize = 64;
-
-/// From where a limit is none, in bytes: v1 and v2 write "no limit" as big numbers.
-const NO_LIMIT: u64 = 1 << 50;
 
 /// What is told, in both formats.
 #[derive(Clone, Debug)]
@@ -125,51 +114,16 @@ impl Gatherer {
     }
 
     async fn gather(&self, selection: &Arc<Selection>) -> Option<Texts> {
-        let candidates = self.candidates().await;
+        let candidates = turns::candidates(&self.watcher).await;
         let live = candidates.len() as u64;
         let (tree, root) = (Arc::clone(&self.tree), self.hierarchy.root.clone());
         let selection = Arc::clone(selection);
         let choose = move || selection.choose(candidates, |id| path_below(&root, &tree, id));
         let (chosen, left_out) = spawn_blocking(choose).await.inspect_err(report).ok()?;
-        let mut groups = Vec::with_capacity(chosen.len());
-        for some in chosen.chunks(IN_A_TURN) {
-            {
-                let watcher = self.watcher.borrow();
-                groups.extend(some.iter().filter_map(|chosen| numbers(&watcher, chosen)));
-            }
-            yield_now().await;
-        }
+        let groups = turns::numbers(&self.watcher, &chosen).await;
         let agent = self.agent(live);
         let tree = Arc::clone(&self.tree);
         spawn_blocking(move || render(&tree, agent, groups, left_out)).await.inspect_err(report).ok()
-    }
-
-    /// All groups that are watched, with their usage.
-    async fn candidates(&self) -> Vec<Candidate> {
-        let (mut candidates, mut index) = (Vec::new(), 0);
-        loop {
-            {
-                let watcher = self.watcher.borrow();
-                let (mut read, end) = (0, index + SLOTS_IN_A_TURN);
-                while read < IN_A_TURN && index < end {
-                    if watcher.source().slot(index).is_none() {
-                        return candidates;
-                    }
-                    if let Some(rows::Reading { group, cgroup_id, usage }) = rows::read(&watcher, index) {
-                        let usage = usage * page_size();
-                        candidates.push(Candidate {
-                            slot: group.slot,
-                            generation: group.generation,
-                            cgroup_id,
-                            usage,
-                        });
-                        read += 1;
-                    }
-                    index += 1;
-                }
-            }
-            yield_now().await;
-        }
     }
 
     fn agent(&self, live: u64) -> AgentNumbers {
@@ -207,26 +161,6 @@ fn report(error: &tokio::task::JoinError) {
 fn path_below(root: &Path, tree: &Tree, id: u64) -> Option<String> {
     let path = tree.directories().path_of(id)?;
     Some(format!("/{}", path.strip_prefix(root).ok()?.to_string_lossy()))
-}
-
-/// What the programs tell of a group; `None` once it has gone.
-fn numbers<S: Source>(watcher: &Watcher<S>, chosen: &Chosen) -> Option<GroupNumbers> {
-    let Candidate { slot, generation, usage, .. } = chosen.group;
-    let (group, page) = (GroupId { slot, generation }, page_size());
-    let is_root = slot == watcher.source().root().slot;
-    let peak = rows::peak(watcher, group, usage / page)?;
-    let limit = if is_root { None } else { watcher.source().limit(group).ok()? };
-    let limit = limit.map(|pages| pages.saturating_mul(page));
-    let waited_for = watcher.registry().group(slot).filter(|found| found.id == group);
-    Some(GroupNumbers {
-        id: chosen.id.clone(),
-        cgroup_id: chosen.group.cgroup_id,
-        usage,
-        peak: (!is_root).then_some(peak * page),
-        limit: limit.map(|bytes| if bytes >= NO_LIMIT { 0 } else { bytes }),
-        registrations: waited_for.map_or(0, Group::len),
-        ..GroupNumbers::default()
-    })
 }
 
 /// Adds what the groups' files tell, and writes it all out. Runs beside the loop.

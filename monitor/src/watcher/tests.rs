@@ -1,7 +1,7 @@
 //! The watcher on a kernel of the tests' own: no root, no programs.
 
 mod events;
-mod fake;
+pub(crate) mod fake;
 mod restart;
 
 use std::{cell::RefCell, os::fd::AsFd as _, rc::Rc};

@@ -26,7 +26,7 @@ use crate::{
 
 /// Slots with counters that tests move.
 #[derive(Debug)]
-pub(super) struct FakeKernel {
+pub(crate) struct FakeKernel {
     pub(super) slots: Vec<SharedSlot>,
     pub(super) counters: Vec<Cell<Option<u64>>>,
     pub(super) references: RefCell<HashMap<FileId, u64>>,
@@ -42,6 +42,8 @@ pub(super) struct FakeKernel {
     pub(super) offers: Offers,
     pub(super) under_oom: Cell<bool>,
     pub(super) epochs: Cell<u32>,
+    /// Counters that were read.
+    pub(crate) reads: Cell<usize>,
 }
 
 impl FakeKernel {
@@ -65,12 +67,27 @@ impl FakeKernel {
             broken: Cell::new(false),
             restless: Cell::new(false),
             epochs: Cell::new(0),
+            reads: Cell::new(0),
             swap: Cell::new(0),
             limits: RefCell::new(vec![u64::MAX; 2]),
             wanted: Cell::new(0),
             offers: Offers { oom: true, under_oom: false, pressure: true, empty: true },
             under_oom: Cell::new(false),
         }
+    }
+
+    /// So many beside the root.
+    pub(crate) fn with_groups(count: usize) -> Self {
+        let mut kernel = Self::new();
+        for _ in kernel.slots.len()..=count {
+            let slot: SharedSlot = Slot::new(Into::into);
+            slot.recycle();
+            slot.mark(State::ONLINE);
+            slot.parent.set(PARENT_ROOT);
+            kernel.slots.push(slot);
+        }
+        kernel.counters = vec![Cell::new(Some(0)); kernel.slots.len()];
+        kernel
     }
 
     pub(super) fn group(&self, slot: u32) -> GroupId {
@@ -117,6 +134,7 @@ impl Source for FakeKernel {
         if self.broken.get() {
             return Err(Error::Host("broken on purpose".into()));
         }
+        self.reads.set(self.reads.get() + 1);
         let counter = &self.counters[group.slot as usize];
         let usage = counter.get();
         if self.restless.get() {

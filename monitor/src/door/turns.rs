@@ -1,0 +1,165 @@
+//! What the agent's loop reads for a scrape: counters, of a few groups in a turn, so that
+//! doorbells are answered in between.
+
+use std::cell::RefCell;
+
+use tokio::task::yield_now;
+
+use crate::{
+    door::rows,
+    kernel::page_size,
+    metrics::{Candidate, Chosen, GroupNumbers},
+    registry::Group,
+    source::{GroupId, Source},
+    watcher::Watcher,
+};
+
+/// Groups that are read in one turn.
+const IN_A_TURN: usize = 64;
+
+/// Slots that are looked at in one turn; most of a big table may be free.
+const SLOTS_IN_A_TURN: u32 = 4096;
+
+/// From where a limit is none, in bytes: v1 and v2 write "no limit" as big numbers.
+const NO_LIMIT: u64 = 1 << 50;
+
+/// All groups that are watched, with their usage.
+pub(super) async fn candidates<S: Source>(watcher: &RefCell<Watcher<S>>) -> Vec<Candidate> {
+    let (mut candidates, mut index) = (Vec::new(), 0);
+    loop {
+        {
+            let watcher = watcher.borrow();
+            let (mut read, end) = (0, index + SLOTS_IN_A_TURN);
+            while read < IN_A_TURN && index < end {
+                if watcher.source().slot(index).is_none() {
+                    return candidates;
+                }
+                if let Some(rows::Reading { group, cgroup_id, usage }) = rows::read(&watcher, index) {
+                    let GroupId { slot, generation } = group;
+                    let usage = usage * page_size();
+                    candidates.push(Candidate { slot, generation, cgroup_id, usage });
+                    read += 1;
+                }
+                index += 1;
+            }
+        }
+        yield_now().await;
+    }
+}
+
+/// What the programs tell of those that were chosen and are still there.
+pub(super) async fn numbers<S: Source>(
+    watcher: &RefCell<Watcher<S>>,
+    chosen: &[Chosen],
+) -> Vec<GroupNumbers> {
+    let mut groups = Vec::with_capacity(chosen.len());
+    for some in chosen.chunks(IN_A_TURN) {
+        {
+            let watcher = watcher.borrow();
+            groups.extend(some.iter().filter_map(|chosen| numbers_of(&watcher, chosen)));
+        }
+        yield_now().await;
+    }
+    groups
+}
+
+/// What the programs tell of a group; `None` once it has gone.
+fn numbers_of<S: Source>(watcher: &Watcher<S>, chosen: &Chosen) -> Option<GroupNumbers> {
+    let Candidate { slot, generation, usage, .. } = chosen.group;
+    let (group, page) = (GroupId { slot, generation }, page_size());
+    let is_root = slot == watcher.source().root().slot;
+    let peak = rows::peak(watcher, group, usage / page)?;
+    let limit = if is_root { None } else { watcher.source().limit(group).ok()? };
+    let limit = limit.map(|pages| pages.saturating_mul(page));
+    let waited_for = watcher.registry().group(slot).filter(|found| found.id == group);
+    Some(GroupNumbers {
+        id: chosen.id.clone(),
+        cgroup_id: chosen.group.cgroup_id,
+        usage,
+        peak: (!is_root).then_some(peak * page),
+        limit: limit.map(|bytes| if bytes >= NO_LIMIT { 0 } else { bytes }),
+        registrations: waited_for.map_or(0, Group::len),
+        ..GroupNumbers::default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use tokio::{runtime::Builder, task::LocalSet};
+
+    use super::*;
+    use crate::{
+        cgroup::host::{Host, OomCounts},
+        error::Result,
+        watcher::{Limits, tests::fake::FakeKernel},
+    };
+
+    /// Nobody may ask it anything: its answers come from files.
+    struct Unasked;
+
+    impl Host for Unasked {
+        fn clock(&self) -> u64 {
+            0
+        }
+
+        fn usage(&self) -> Result<u64> {
+            panic!("asked for usage")
+        }
+
+        fn sum(&self) -> Result<u64> {
+            panic!("asked for the sum")
+        }
+
+        fn ram(&self) -> Result<u64> {
+            panic!("asked for the memory")
+        }
+
+        fn inactive_file(&self, _: u64) -> Result<Option<u64>> {
+            panic!("asked for inactive files")
+        }
+
+        fn oom_counts(&self, _: u64) -> OomCounts {
+            panic!("asked for OOMs")
+        }
+    }
+
+    #[test]
+    fn the_loop_reads_at_most_64_groups_in_a_turn_and_no_file() {
+        const GROUPS: usize = 1000;
+        let kernel = FakeKernel::with_groups(GROUPS);
+        let limits = Limits { quota: 5, rest: 0 };
+        let watcher = Watcher::new(kernel, Box::new(Unasked), limits).expect("AIO");
+        let watcher = Rc::new(RefCell::new(watcher));
+        let most = Rc::new(std::cell::Cell::new(0));
+        let (beside, highest) = (Rc::clone(&watcher), Rc::clone(&most));
+        // What else the loop has to do gets its turn after each of ours.
+        let others = async move {
+            let mut last = 0;
+            loop {
+                let now = beside.borrow().source().reads.get();
+                highest.set(highest.get().max(now - last));
+                last = now;
+                yield_now().await;
+            }
+        };
+        let scrape = async {
+            let candidates = candidates(&watcher).await;
+            // A thread chooses.
+            yield_now().await;
+            let chosen: Vec<_> =
+                candidates.into_iter().map(|group| Chosen { group, id: String::new() }).collect();
+            let shown = numbers(&watcher, &chosen).await.len();
+            // The last turn is measured, too.
+            yield_now().await;
+            shown
+        };
+        let set = LocalSet::new();
+        set.spawn_local(others);
+        let runtime = Builder::new_current_thread().build().expect("a runtime");
+        let shown = set.block_on(&runtime, scrape);
+        assert_eq!(shown, GROUPS);
+        assert_eq!(most.get(), 64);
+    }
+}
