@@ -134,12 +134,18 @@ pub(crate) fn run(machine: &Machine<'_>, limits: Limits, on_line: &mut dyn FnMut
     Ok(if status.success() { End::PoweredOff } else { End::Failed(status) })
 }
 
+/// Whether the host's processors run the guest.
+fn by_kvm() -> bool {
+    env::var_os("MEMCG_VM_ACCEL") == Some(OsString::from("kvm"))
+}
+
 /// The end that a line of the console announces.
 fn fatal(line: Line, text: &str) -> Option<End> {
     if line != Line::Console || !FATAL.iter().any(|mark| text.contains(mark)) {
         return None;
     }
-    Some(if text.contains(EMULATOR_FAULT) { End::EmulatorFault } else { End::Fatal(text.to_owned()) })
+    let is_emulated = !by_kvm() && text.contains(EMULATOR_FAULT);
+    Some(if is_emulated { End::EmulatorFault } else { End::Fatal(text.to_owned()) })
 }
 
 /// Runs the machine with its console on this terminal. Ctrl-A X ends QEMU.
@@ -154,9 +160,8 @@ impl Machine<'_> {
         let mut command = Command::new(PROGRAM);
         command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
         command.args(["-m", self.memory]);
-        let kvm = env::var_os("MEMCG_VM_ACCEL") == Some(OsString::from("kvm"));
         command.args(match self.processors {
-            Processors::Two if kvm => ["-accel", "kvm", "-cpu", "host", "-smp", "2"],
+            Processors::Two if by_kvm() => ["-accel", "kvm", "-cpu", "host", "-smp", "2"],
             Processors::Two => ["-accel", "tcg", "-cpu", "max", "-smp", "2"],
             Processors::InTurn => ["-accel", "tcg,thread=single", "-cpu", "max", "-smp", "2"],
             Processors::Counted => ["-accel", "tcg,thread=single", "-cpu", COUNTED_CPU, "-smp", "1"],
