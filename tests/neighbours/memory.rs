@@ -1,14 +1,15 @@
 //! Memory runs out: the host's, and that of the agent's own group.
 
+use std::convert::Infallible;
 use std::fs::{self, File};
+use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use memcg_monitor::client::SOCKET;
 use memcg_monitor::door::seqpacket::connect;
-use nix::fcntl::{FallocateFlags, fallocate};
-use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, getpid};
@@ -39,26 +40,34 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-/// Takes all memory there is, in `group`, until it is killed.
+/// Takes all memory there is, in `group`, until it is killed: after the agent, for its
+/// size. Anonymous memory: that of files would be held until the hog has exited, and others
+/// be killed meanwhile.
 fn hog(group: &Group) -> Result<Pid> {
     // SAFETY: single-threaded; the child goes on as a program of its own.
     if let ForkResult::Parent { child } = unsafe { fork() }? {
         return Ok(child);
     }
     let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
-    let take = || -> Result<()> {
+    let take = || -> Result<Infallible> {
         group.add(getpid())?;
-        // Right after the agent.
-        fs::write("/proc/self/oom_score_adj", "999")?;
-        let memory = memfd_create(c"hog", MFdFlags::empty())?;
-        for block in 0.. {
-            fallocate(&memory, FallocateFlags::empty(), block * (16 << 20), 16 << 20)?;
+        score(getpid(), 0)?;
+        let block = NonZeroUsize::new(16 << 20).context("not 0")?;
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_POPULATE;
+        loop {
+            // SAFETY: new memory, which nobody knows of.
+            unsafe { mmap_anonymous(None, block, ProtFlags::PROT_WRITE, flags) }?;
         }
-        Ok(())
     };
     let _ = take();
     // SAFETY: ends the child without the parent's exit work.
     unsafe { libc::_exit(1) }
+}
+
+/// Whom the kernel kills first: from -1000, never, to 1000.
+fn score(process: Pid, score: i32) -> Result<()> {
+    let path = format!("/proc/{process}/oom_score_adj");
+    fs::write(&path, score.to_string()).with_context(|| format!("cannot write {path}"))
 }
 
 fn host_out_of_memory() -> Result<()> {
@@ -67,7 +76,12 @@ fn host_out_of_memory() -> Result<()> {
     let mut worker = Worker::start(&quiet)?;
     let (heard, other) = (Waiter::on(&hogs, "64M")?, Waiter::on(&quiet, "4M")?);
     let first = agent.0.worker()?;
-    fs::write(format!("/proc/{first}/oom_score_adj"), "1000").context("oom_score_adj")?;
+    score(first, 1000)?;
+    // Before the hog's memory is free the kernel may look for more, and finds them here.
+    let next = (0..4).map(|_| Worker::start(&quiet)).collect::<Result<Vec<_>>>()?;
+    next.iter().try_for_each(|worker| score(worker.pid(), 500))?;
+    score(getpid(), -1000)?;
+    score(worker.pid(), -1000)?;
     let child = hog(&hogs)?;
     match waitpid(child, None)? {
         WaitStatus::Signaled(_, Signal::SIGKILL, _) => {}
