@@ -1,6 +1,7 @@
 //! The view, as unmodified clients of cgroup v1 use it.
 
 mod files;
+mod folders;
 mod mounting;
 mod writers;
 
@@ -66,6 +67,7 @@ pub(crate) fn tests() -> Vec<Test> {
         },
     ];
     tests.extend(files::tests());
+    tests.extend(folders::tests());
     tests.extend(mounting::tests());
     tests.extend(writers::tests());
     tests
