@@ -46,13 +46,17 @@ pub(crate) struct FakeKernel {
     pub(crate) reads: Cell<usize>,
 }
 
+/// The slot of a group that is there.
+fn online() -> SharedSlot {
+    let slot: SharedSlot = Slot::new(Into::into);
+    slot.recycle();
+    slot.mark(State::ONLINE);
+    slot
+}
+
 impl FakeKernel {
     pub(super) fn new() -> Self {
-        let slots: Vec<SharedSlot> = (0..3).map(|_| Slot::new(Into::into)).collect();
-        for slot in &slots {
-            slot.recycle();
-            slot.mark(State::ONLINE);
-        }
+        let slots: Vec<SharedSlot> = (0..3).map(|_| online()).collect();
         for (index, parent) in [PARENT_ROOT, 0, PARENT_ROOT].into_iter().enumerate() {
             slots[index].parent.set(parent);
             slots[index].cgroup_id.set(100 + index as u64);
@@ -80,9 +84,7 @@ impl FakeKernel {
     pub(crate) fn with_groups(count: usize) -> Self {
         let mut kernel = Self::new();
         for _ in kernel.slots.len()..=count {
-            let slot: SharedSlot = Slot::new(Into::into);
-            slot.recycle();
-            slot.mark(State::ONLINE);
+            let slot = online();
             slot.parent.set(PARENT_ROOT);
             kernel.slots.push(slot);
         }
