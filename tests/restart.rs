@@ -290,5 +290,4 @@ pub(crate) fn nothing_is_left() -> Result<()> {
         let left = names.filter(|name| name != "event_control.sock.notify").count();
         Ok(!Path::new(FOLDER).exists() && left == 0)
     })
-    .with_context(Agent::log)
 }

@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn only_mounts_below_are_found() {
-        let mounts = "proc /proc proc rw 0 0\nproc /t/root/proc proc rw 0 0\nx /t/rooted x rw 0 0\n";
-        assert_eq!(mounts_below(mounts, Path::new("/t/root")), [Path::new("/t/root/proc")]);
+        let mounts = "proc /proc proc rw 0 0\nproc /t/tree/proc proc rw 0 0\nx /t/trees x rw 0 0\n";
+        assert_eq!(mounts_below(mounts, Path::new("/t/tree")), [Path::new("/t/tree/proc")]);
     }
 }
