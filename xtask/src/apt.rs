@@ -1,16 +1,43 @@
 //! Debian packages: installed on this machine, or unpacked into a folder.
 
 use std::fs;
-use std::path::Path;
-use std::sync::OnceLock;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::lock;
 use crate::process::{self, command};
 use crate::workspace;
 
+/// Package lists that were refreshed within this time are fresh enough.
+const FRESH: Duration = Duration::from_secs(60 * 60);
+
 /// Installs packages on this machine, which only root may.
 pub(crate) fn install(packages: &[&str]) -> Result<()> {
+    update_system()?;
+    install_with(&[], packages)
+}
+
+/// Installs packages out of the machine's release or its backports, whichever has the
+/// newer one. The machine's own sources stay as they are.
+pub(crate) fn install_backports(packages: &[&str]) -> Result<()> {
+    let archives = archives()?;
+    let (release, address) = (&archives[0].release, &archives[0].address);
+    let backports = format!("{release}-backports");
+    let mut lines: String = archives
+        .iter()
+        .map(|archive| format!("deb {} {} main\n", archive.address, archive.release))
+        .collect();
+    lines += &format!("deb {address} {backports} main\n");
+    // The machine's own list of what is installed: these packages go there.
+    let source = Source::private("backports", &lines, Some(Path::new("/var/lib/dpkg/status")))?;
+    let mut options = source.options;
+    options.extend(["-t".to_owned(), backports]);
+    install_with(&options, packages)
+}
+
+fn install_with(options: &[String], packages: &[&str]) -> Result<()> {
     let by_hand = format!("apt-get install --no-install-recommends {}", packages.join(" "));
     ensure!(
         process::exists("apt-get"),
@@ -18,11 +45,12 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
         packages.join(" ")
     );
     ensure!(is_root(), "only root may install packages; run `{by_hand}` as root, then try again");
-    update_system()?;
+    let _lock = lock::hold("apt")?;
     println!("setup: {by_hand}");
     process::run(
         command("apt-get")
             .env("DEBIAN_FRONTEND", "noninteractive")
+            .args(options)
             .args(["install", "--no-install-recommends", "-y", "-qq"])
             // Another apt may be at work; wait for it instead of failing.
             .args(["-o", "DPkg::Lock::Timeout=600", "-o", "Dpkg::Use-Pty=0"])
@@ -30,16 +58,24 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
     )
 }
 
-/// Refreshes the machine's package lists, once in a run.
+/// Refreshes the machine's package lists, once in a while.
 fn update_system() -> Result<()> {
-    static DONE: OnceLock<()> = OnceLock::new();
-    if DONE.get().is_some() || !is_root() {
+    if !is_root() {
+        return Ok(());
+    }
+    let _lock = lock::hold("apt")?;
+    let stamp = workspace::target().join("locks/apt-updated");
+    if is_fresh(&stamp) {
         return Ok(());
     }
     println!("setup: apt-get update");
     process::run(command("apt-get").args(["update", "-qq", "-o", "DPkg::Lock::Timeout=600"]))?;
-    let _ = DONE.set(());
-    Ok(())
+    fs::write(&stamp, "").with_context(|| format!("cannot write {}", stamp.display()))
+}
+
+fn is_fresh(stamp: &Path) -> bool {
+    let age = fs::metadata(stamp).and_then(|meta| meta.modified()).map(|time| time.elapsed());
+    matches!(age, Ok(Ok(age)) if age < FRESH)
 }
 
 fn is_root() -> bool {
@@ -64,17 +100,19 @@ impl Source {
     /// A suite such as `sid`.
     pub(crate) fn suite(suite: &str) -> Result<Self> {
         let archive = archives()?.swap_remove(0);
-        Self::private(suite, &format!("deb {} {suite} main\n", archive.address))
+        Self::private(suite, &format!("deb {} {suite} main\n", archive.address), None)
     }
 
     /// The source packages of what the machine's own sources hold.
     pub(crate) fn sources() -> Result<Self> {
         let line = |archive: &Archive| format!("deb-src {} {} main\n", archive.address, archive.release);
-        Self::private("sources", &archives()?.iter().map(line).collect::<String>())
+        Self::private("sources", &archives()?.iter().map(line).collect::<String>(), None)
     }
 
-    /// Lists of our own; nothing outside `target/` is written.
-    fn private(name: &str, lines: &str) -> Result<Self> {
+    /// Lists of our own; nothing outside `target/` is written. Nothing counts as
+    /// installed, or what the file `installed` lists.
+    fn private(name: &str, lines: &str, installed: Option<&Path>) -> Result<Self> {
+        let _lock = lock::hold(&format!("apt-{name}"))?;
         let folder = workspace::target().join(format!("apt-{name}"));
         for sub in ["lists/partial", "cache/archives/partial", "etc"] {
             let path = folder.join(sub);
@@ -86,7 +124,7 @@ impl Source {
             Ok::<_, anyhow::Error>(path)
         };
         let list = write("sources.list", lines)?;
-        let status = write("status", "")?;
+        let status = installed.map_or_else(|| write("status", ""), |path| Ok(PathBuf::from(path)))?;
         let under = |sub: &str| folder.join(sub).display().to_string();
         let settings = [
             ("Dir::Etc::SourceList", list.display().to_string()),
@@ -101,8 +139,12 @@ impl Source {
         ];
         let options = settings.iter().flat_map(|(name, value)| ["-o".into(), format!("{name}={value}")]);
         let source = Self { options: options.collect() };
-        println!("setup: apt-get update, for {name} and under target/ only");
-        process::run(command("apt-get").args(&source.options).args(["update", "-qq"]))?;
+        let stamp = folder.join("updated");
+        if !is_fresh(&stamp) {
+            println!("setup: apt-get update, for {name} and under target/ only");
+            process::run(command("apt-get").args(&source.options).args(["update", "-qq"]))?;
+            fs::write(&stamp, "").with_context(|| format!("cannot write {}", stamp.display()))?;
+        }
         Ok(source)
     }
 

@@ -107,13 +107,11 @@ impl Leg<'_> {
         let mut args: Vec<_> = benches.iter().map(|bench| bench.name()).collect();
         args.extend(once.then_some("once"));
         let boot = Boot {
-            kernel: &kernel,
-            hierarchy: self.hierarchy,
-            mode: "bench",
             parameters: format!("guest.args={}", args.join(",")),
             processors: self.processors,
             memory: self.memory,
             limit: LIMIT,
+            ..Boot::new(&kernel, self.hierarchy, "bench")
         };
         let start = Instant::now();
         let report = boot.run(guest, &mut |line| println!("{:5} s  {line}", start.elapsed().as_secs()))?;

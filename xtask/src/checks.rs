@@ -5,35 +5,19 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
+use crate::ebpf;
 use crate::process::{self, command};
 use crate::setup::{self, Need};
 use crate::summary::Outcome;
 use crate::workspace::{root, target};
-use crate::{ebpf, fuzz, prometheus, tidy};
 
-/// A step's name and what it does.
-type Step = (&'static str, fn() -> Result<Outcome>);
-
-/// All of them, the quick ones first.
-pub(crate) const STEPS: [Step; 9] = [
-    ("format", format),
-    ("tidy", tidy::check),
-    ("lints", lints),
-    ("lints, eBPF", ebpf_lints),
-    ("dependencies", dependencies),
-    ("alert rules", prometheus::check_rules),
-    ("unit tests", unit_tests),
-    ("model check", model_check),
-    ("fuzz, briefly", fuzz::briefly),
-];
-
-fn format() -> Result<Outcome> {
+pub(crate) fn format() -> Result<Outcome> {
     process::run(cargo().args(["fmt", "--all", "--check"]))
         .context("run `cargo fmt --all`; without rustfmt, `rustup component add rustfmt` first")?;
     Ok(Outcome::pass(""))
 }
 
-fn lints() -> Result<Outcome> {
+pub(crate) fn lints() -> Result<Outcome> {
     setup::ensure(&setup::BUILD)?;
     process::run(cargo().args(["clippy", "--quiet", "--workspace", "--exclude", "monitor-ebpf"]).args([
         "--all-targets",
@@ -47,7 +31,7 @@ fn lints() -> Result<Outcome> {
 /// Two passes. The compiler for BPF may have no clippy beside it, so clippy
 /// looks at the programs as if they were for the host, which checks all but
 /// what is BPF's alone; the compiler's own warnings come from the real target.
-fn ebpf_lints() -> Result<Outcome> {
+pub(crate) fn ebpf_lints() -> Result<Outcome> {
     setup::ensure(&setup::BUILD)?;
     let toolchain = ebpf::find(root()).map_err(|error| anyhow!(error))?;
     let folder = target().join("ebpf-lints");
@@ -70,7 +54,7 @@ fn ebpf_lints() -> Result<Outcome> {
     Ok(Outcome::pass(""))
 }
 
-fn dependencies() -> Result<Outcome> {
+pub(crate) fn dependencies() -> Result<Outcome> {
     setup::ensure(&[Need::Deny])?;
     let deny = || {
         let mut command = command(setup::cargo_deny());
@@ -95,13 +79,13 @@ fn dependencies() -> Result<Outcome> {
     }))
 }
 
-fn unit_tests() -> Result<Outcome> {
+pub(crate) fn unit_tests() -> Result<Outcome> {
     setup::ensure(&setup::BUILD)?;
     count_tests(cargo().args(["test", "--no-fail-fast"]))
 }
 
 /// loom runs each test of that name under every interleaving it can tell apart.
-fn model_check() -> Result<Outcome> {
+pub(crate) fn model_check() -> Result<Outcome> {
     count_tests(
         cargo()
             .args(["test", "--release", "--package", "monitor-common", "--lib", "loom"])

@@ -6,9 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::bench::{Data, Piece};
-use crate::qemu::Processors;
 use crate::run::booting;
-use crate::vm::{Boot, Hierarchy, MEMORY};
+use crate::vm::{Boot, Hierarchy};
 use crate::workspace::root;
 use crate::{build, kernels, setup};
 
@@ -32,13 +31,9 @@ pub(crate) fn run() -> Result<()> {
     let kernel = kernels::get(ORACLE)?;
     println!("{}", booting(&kernel, Hierarchy::V1));
     let boot = Boot {
-        kernel: &kernel,
-        hierarchy: Hierarchy::V1,
-        mode: "test",
         parameters: "guest.filter=conformance_".to_owned(),
-        processors: Processors::Two,
-        memory: MEMORY,
         limit: Duration::from_secs(20 * 60),
+        ..Boot::new(&kernel, Hierarchy::V1, "test")
     };
     let report = boot.run(&guest, &mut |line| println!("{line}"))?;
     let mut checks = Vec::new();

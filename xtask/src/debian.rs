@@ -10,11 +10,10 @@ use anyhow::{Context, Result, ensure};
 use crate::build::{self, Guest};
 use crate::clients::Packed;
 use crate::process::{self, command};
-use crate::qemu::Processors;
 use crate::run::booting;
 use crate::setup::{self, Need};
 use crate::summary::Outcome;
-use crate::vm::{Boot, Hierarchy, MEMORY};
+use crate::vm::{Boot, Hierarchy};
 use crate::workspace::{root, short, target};
 use crate::{apt, deploy, image, kernels};
 
@@ -107,13 +106,9 @@ pub(crate) fn test(kernel: &str, filter: &str) -> Result<Outcome> {
     let guest = Guest { more: payload()?, disk: Some(disk()), ..programs };
     println!("{}, Debian on its disk", booting(&kernel, Hierarchy::V2));
     let boot = Boot {
-        kernel: &kernel,
-        hierarchy: Hierarchy::V2,
-        mode: "debian",
         parameters: format!("guest.filter={filter} systemd.unit=memcg-guest.target"),
-        processors: Processors::Two,
-        memory: MEMORY,
         limit: Duration::from_secs(15 * 60),
+        ..Boot::new(&kernel, Hierarchy::V2, "debian")
     };
     let report = boot.run(&guest, &mut |line| println!("{line}"))?;
     ensure!(report.passed + report.failed > 0, "the guest ran no test");

@@ -12,11 +12,10 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::process::{self, command};
-use crate::qemu::Processors;
 use crate::run::booting;
 use crate::setup::{self, Need};
 use crate::summary::Outcome;
-use crate::vm::{Boot, Hierarchy, MEMORY};
+use crate::vm::{Boot, Hierarchy};
 use crate::workspace::{root, short, target};
 use crate::{build, kernels};
 
@@ -276,13 +275,9 @@ fn differential(lines: u64, seed: Option<u64>) -> Result<()> {
     let seed = seed.unwrap_or_else(|| now.as_secs() << 20 ^ u64::from(now.subsec_nanos()));
     println!("{}", booting(&kernel, Hierarchy::V1));
     let boot = Boot {
-        kernel: &kernel,
-        hierarchy: Hierarchy::V1,
-        mode: "differential",
         parameters: format!("guest.args={lines},{seed}"),
-        processors: Processors::Two,
-        memory: MEMORY,
         limit: Duration::from_secs(60 * 60),
+        ..Boot::new(&kernel, Hierarchy::V1, "differential")
     };
     let report = boot.run(&guest, &mut |line| println!("{line}"))?;
     ensure!(report.failed == 0, "the parsers differ");

@@ -13,6 +13,7 @@ mod fuzz;
 mod image;
 mod initramfs;
 mod kernels;
+mod lock;
 mod modules;
 mod process;
 mod project;
@@ -81,7 +82,7 @@ fn dispatch(verb: Verb) -> Result<ExitCode> {
         }
         Verb::Image => image::run()?,
         Verb::Run(arguments) => run::run(&arguments)?,
-        Verb::Test(arguments) => return Ok(test::run(&arguments)),
+        Verb::Test(arguments) => return test::run(&arguments),
         Verb::Conformance => conformance::run()?,
         Verb::Soak(arguments) => soak::run(&arguments)?,
         Verb::Bench(arguments) => bench::run(&arguments)?,

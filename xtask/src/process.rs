@@ -1,6 +1,8 @@
 //! Runs other programs; an error names the command and shows what it said.
 
 use std::ffi::OsStr;
+use std::io;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -34,6 +36,23 @@ pub(crate) fn output_bytes(command: &mut Command) -> Result<Vec<u8>> {
         bail!("{} failed ({}):\n{}", shown(command), output.status, stderr.trim());
     }
     Ok(output.stdout)
+}
+
+/// Makes the command's process end when ours does, in whatever way.
+pub(crate) fn end_with_parent(command: &mut Command) {
+    let parent = std::process::id();
+    let ask_for_it = move || {
+        // SAFETY: prctl and getppid are async-signal-safe and take no pointers here.
+        let set = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        // SAFETY: as above.
+        let is_orphaned = u32::try_from(unsafe { libc::getppid() }) != Ok(parent);
+        if set != 0 || is_orphaned {
+            return Err(io::Error::from(io::ErrorKind::BrokenPipe));
+        }
+        Ok(())
+    };
+    // SAFETY: the closure only makes async-signal-safe calls and does not allocate.
+    unsafe { command.pre_exec(ask_for_it) };
 }
 
 /// True if the program can be started at all.

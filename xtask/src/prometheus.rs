@@ -12,7 +12,6 @@ use serde_json::Value;
 use crate::build::Guest;
 use crate::clients::Packed;
 use crate::process::{self, command};
-use crate::qemu::Processors;
 use crate::summary::Outcome;
 use crate::vm::{Boot, Hierarchy};
 use crate::workspace::{root, short, tools};
@@ -76,13 +75,9 @@ pub(crate) fn scrape(guest: &Guest) -> Result<Outcome> {
     let kernel = kernels::get(KERNEL)?;
     let guest = Guest { init: guest.init.clone(), monitor: guest.monitor.clone(), more: pack()?, disk: None };
     let boot = Boot {
-        kernel: &kernel,
-        hierarchy: Hierarchy::V2,
-        mode: "prometheus",
-        parameters: String::new(),
-        processors: Processors::Two,
         memory: "2G",
         limit: Duration::from_secs(10 * 60),
+        ..Boot::new(&kernel, Hierarchy::V2, "prometheus")
     };
     let report = boot.run(&guest, &mut |line| println!("{line}"))?;
     let texts: Vec<_> = report.data.iter().filter_map(|line| metrics_in(line)).collect();

@@ -11,9 +11,15 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 use std::{env, thread};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+
+use crate::process::{self, command, end_with_parent};
 
 const PROGRAM: &str = "qemu-system-x86_64";
+
+/// Older ones run code that the kernel has replaced: one of their threads may translate a
+/// page while another writes it.
+const OLDEST: (u32, u32) = (8, 1);
 
 /// What on the kernel's console means that the guest will not go on by itself.
 const FATAL: [&str; 7] = [
@@ -25,11 +31,6 @@ const FATAL: [&str; 7] = [
     "blocked for more than",
     "Unable to mount root fs",
 ];
-
-/// What only an emulated kernel says. The kernel rewrites its code through
-/// breakpoints; one of QEMU's threads (before 8.1) may translate a page while another
-/// writes it, and run a breakpoint that is long gone.
-const EMULATOR_FAULT: &str = "int3: 0000 [#1]";
 
 /// The emulator counts each turn of a `rep` instruction. Without these two the kernel
 /// clears and copies by the word, not by the byte: 512 instructions for a page, which is
@@ -53,9 +54,6 @@ pub(crate) struct Machine<'a> {
 pub(crate) enum Processors {
     /// Side by side, as real ones; by KVM where `MEMCG_VM_ACCEL=kvm`.
     Two,
-    /// Two that one thread emulates in turn: without the fault below, and with less that
-    /// happens at once.
-    InTurn,
     /// A single one, with a clock of one nanosecond per instruction.
     Counted,
 }
@@ -83,8 +81,6 @@ pub(crate) enum End {
     PoweredOff,
     /// The kernel wrote one of the fatal marks.
     Fatal(String),
-    /// QEMU, and not the kernel, went wrong.
-    EmulatorFault,
     TooLong(Duration),
     Silent(Duration),
     Failed(ExitStatus),
@@ -134,6 +130,27 @@ pub(crate) fn run(machine: &Machine<'_>, limits: Limits, on_line: &mut dyn FnMut
     Ok(if status.success() { End::PoweredOff } else { End::Failed(status) })
 }
 
+/// The emulator that is installed, if it is new enough.
+pub(crate) fn find() -> Result<String> {
+    let text = process::output(command(PROGRAM).arg("--version"))?;
+    let version = parse_version(&text).with_context(|| format!("{PROGRAM} does not tell its version"))?;
+    let (major, minor) = version;
+    ensure!(
+        version >= OLDEST,
+        "{PROGRAM} is {major}.{minor}; {}.{} is the oldest that runs the test VM",
+        OLDEST.0,
+        OLDEST.1
+    );
+    Ok(format!("{PROGRAM} {major}.{minor}"))
+}
+
+/// Reads `QEMU emulator version 10.0.2 (...)`.
+fn parse_version(text: &str) -> Option<(u32, u32)> {
+    let (_, version) = text.lines().next()?.split_once(" version ")?;
+    let mut numbers = version.split('.').map(|word| word.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
+}
+
 /// Whether the host's processors run the guest.
 fn by_kvm() -> bool {
     env::var_os("MEMCG_VM_ACCEL") == Some(OsString::from("kvm"))
@@ -141,11 +158,8 @@ fn by_kvm() -> bool {
 
 /// The end that a line of the console announces.
 fn fatal(line: Line, text: &str) -> Option<End> {
-    if line != Line::Console || !FATAL.iter().any(|mark| text.contains(mark)) {
-        return None;
-    }
-    let is_emulated = !by_kvm() && text.contains(EMULATOR_FAULT);
-    Some(if is_emulated { End::EmulatorFault } else { End::Fatal(text.to_owned()) })
+    let is_fatal = line == Line::Console && FATAL.iter().any(|mark| text.contains(mark));
+    is_fatal.then(|| End::Fatal(text.to_owned()))
 }
 
 /// Runs the machine with its console on this terminal. Ctrl-A X ends QEMU.
@@ -163,7 +177,6 @@ impl Machine<'_> {
         command.args(match self.processors {
             Processors::Two if by_kvm() => ["-accel", "kvm", "-cpu", "host", "-smp", "2"],
             Processors::Two => ["-accel", "tcg", "-cpu", "max", "-smp", "2"],
-            Processors::InTurn => ["-accel", "tcg,thread=single", "-cpu", "max", "-smp", "2"],
             Processors::Counted => ["-accel", "tcg,thread=single", "-cpu", COUNTED_CPU, "-smp", "1"],
         });
         if self.processors == Processors::Counted {
@@ -192,21 +205,9 @@ impl Drop for Guard {
     }
 }
 
-/// Starts QEMU so that it dies with us, however we die.
+/// Starts QEMU so that it ends with us, however we end.
 fn start(command: &mut Command) -> Result<Child> {
-    let parent = std::process::id();
-    let die_with_parent = move || {
-        // SAFETY: prctl and getppid are async-signal-safe and take no pointers here.
-        let set = unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
-        // SAFETY: as above.
-        let orphaned = u32::try_from(unsafe { libc::getppid() }) != Ok(parent);
-        if set != 0 || orphaned {
-            return Err(io::Error::from(io::ErrorKind::BrokenPipe));
-        }
-        Ok(())
-    };
-    // SAFETY: the closure only makes async-signal-safe calls and does not allocate.
-    unsafe { command.pre_exec(die_with_parent) };
+    end_with_parent(command);
     command.spawn().with_context(|| format!("cannot start {PROGRAM}; run `cargo xtask setup`"))
 }
 
@@ -245,14 +246,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fault_of_the_emulator_is_told_from_one_of_the_kernel() {
-        let console = |text| fatal(Line::Console, text);
-        assert_eq!(console("[ 1.8] Oops: int3: 0000 [#1] SMP NOPTI"), Some(End::EmulatorFault));
-        assert_eq!(console("[ 1.8] int3: 0000 [#1] PREEMPT SMP"), Some(End::EmulatorFault));
+    fn only_the_console_announces_an_end() {
         for text in ["[ 1.8] Oops: 0002 [#1] SMP", "Kernel panic - not syncing: x"] {
-            assert_eq!(console(text), Some(End::Fatal(text.to_owned())));
+            assert_eq!(fatal(Line::Console, text), Some(End::Fatal(text.to_owned())));
         }
-        assert_eq!(console("[ 0.0] Linux version 7.2 #1 SMP"), None);
+        assert_eq!(fatal(Line::Console, "[ 0.0] Linux version 7.2 #1 SMP"), None);
         assert_eq!(fatal(Line::Report, "a test says Kernel panic"), None);
+    }
+
+    #[test]
+    fn the_version_is_read_from_the_first_line() {
+        let text = "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2)\nCopyright 2003-2025 x\n";
+        assert_eq!(parse_version(text), Some((10, 0)));
+        assert_eq!(parse_version("QEMU emulator version 7.2.22 (Debian)"), Some((7, 2)));
+        assert_eq!(parse_version("something else"), None);
     }
 }

@@ -7,8 +7,7 @@ use clap::Args;
 
 use crate::kernels::{self, Kernel};
 use crate::process;
-use crate::qemu::Processors;
-use crate::vm::{Boot, Hierarchy, MEMORY};
+use crate::vm::{Boot, Hierarchy};
 use crate::workspace::root;
 use crate::{build, setup};
 
@@ -39,13 +38,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let guest = build::guest()?;
     let kernel = kernels::get(&arguments.kernel)?;
     let boot = Boot {
-        kernel: &kernel,
-        hierarchy: arguments.cgroup,
-        mode: if arguments.shell { "shell" } else { "demo" },
-        parameters: String::new(),
-        processors: Processors::Two,
-        memory: MEMORY,
         limit: Duration::from_secs(300),
+        ..Boot::new(&kernel, arguments.cgroup, if arguments.shell { "shell" } else { "demo" })
     };
     println!("{}", booting(&kernel, arguments.cgroup));
     if arguments.shell {

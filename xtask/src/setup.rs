@@ -8,7 +8,7 @@ use anyhow::{Context, Result, anyhow};
 use crate::ebpf;
 use crate::process::{self, command};
 use crate::workspace::{root, short, target, tools};
-use crate::{apt, clients, debian, image, kernels, project, prometheus};
+use crate::{apt, clients, debian, image, kernels, lock, project, prometheus, qemu};
 
 /// Something that a command of ours cannot do without.
 #[derive(Debug, Clone)]
@@ -39,6 +39,27 @@ pub(crate) enum Need {
     Deny,
     /// Builds fuzz targets, and a compiler for libFuzzer.
     Fuzz,
+}
+
+impl Need {
+    /// The name of the lock that is held while it is being got.
+    const fn name(&self) -> &'static str {
+        match self {
+            Self::Compiler => "compiler",
+            Self::Linker => "linker",
+            Self::Qemu => "qemu",
+            Self::Busybox => "busybox",
+            Self::Kernel(_) => "kernel",
+            Self::C => "c",
+            Self::Clients => "clients",
+            Self::Project => "project",
+            Self::Prometheus => "prometheus",
+            Self::Debian => "debian",
+            Self::Buildah => "buildah",
+            Self::Deny => "deny",
+            Self::Fuzz => "fuzz",
+        }
+    }
 }
 
 /// What it takes to compile the workspace.
@@ -77,6 +98,11 @@ fn provide(need: &Need) -> Result<String> {
         Ok(found) => return Ok(found),
         Err(missing) => missing,
     };
+    // Another step may be getting the same; each waits here, and then looks again.
+    let _lock = lock::hold(need.name())?;
+    if let Ok(found) = find(need) {
+        return Ok(found);
+    }
     println!("setup: {missing:#}");
     get(need).with_context(|| format!("setup cannot get what is missing: {missing:#}"))?;
     find(need).context("setup got it, and still it is not there")
@@ -94,7 +120,7 @@ fn find(need: &Need) -> Result<String> {
             let path = ebpf::find_linker(root()).map_err(|error| anyhow!(error))?;
             Ok(format!("eBPF linker {}", short(&path)))
         }
-        Need::Qemu => have(&["qemu-system-x86_64", "xz"]),
+        Need::Qemu => have(&["xz"]).and_then(|xz| Ok(format!("{} and {xz}", qemu::find()?))),
         Need::C => have(&["cc", "xz"]),
         Need::Clients => clients::find(),
         Need::Project => project::find(),
@@ -120,7 +146,11 @@ fn get(need: &Need) -> Result<()> {
         // Debian's compiler for its browsers; its library for BPF comes apart.
         Need::Compiler => apt::install(&["rustc-web", "libstd-rust-web-dev-bpf"]),
         Need::Linker => install_linker(),
-        Need::Qemu => apt::install(&["qemu-system-x86", "xz-utils"]),
+        Need::Qemu => {
+            apt::install(&["xz-utils"])?;
+            // A stable release's own may be older than what we need.
+            apt::install_backports(&["qemu-system-x86"]).or_else(|_| apt::install(&["qemu-system-x86"]))
+        }
         Need::C => apt::install(&["gcc", "libc6-dev", "xz-utils"]),
         Need::Clients => clients::fetch(),
         Need::Project => project::fetch(),
@@ -134,12 +164,13 @@ fn get(need: &Need) -> Result<()> {
             apt::Source::system()?.unpack(&["busybox-static".to_owned()], &folder)
         }
         Need::Kernel(name) => kernels::fetch(name).map(drop),
-        Need::Deny => cargo_install("cargo-deny", &["--version", "^0.20"], &[]),
+        // It runs for seconds: not worth the minutes of an optimized build.
+        Need::Deny => cargo_install("cargo-deny", &["--version", "^0.20", "--debug"], &[]),
         Need::Fuzz => {
             if have(&["c++"]).is_err() {
                 apt::install(&["g++"])?;
             }
-            // It only starts others: not worth the minutes of an optimized build.
+            // It only starts others.
             cargo_install("cargo-fuzz", &["--version", "^0.13", "--debug"], &[])
         }
     }
@@ -168,7 +199,7 @@ fn install_linker() -> Result<()> {
 /// Installs a program from the registry under `target/tools`.
 fn cargo_install(name: &str, options: &[&str], variables: &[(&str, &str)]) -> Result<()> {
     // A folder of its own, so that an interrupted build goes on where it was.
-    let build = target().join("tools-build");
+    let build = target().join("tools-build").join(name);
     println!("setup: cargo install {name} (takes a few minutes)");
     process::run(
         command("cargo")

@@ -6,10 +6,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Result, ensure};
 use clap::Args;
 
-use crate::qemu::Processors;
 use crate::run::booting;
 use crate::summary::Outcome;
-use crate::vm::{Boot, Hierarchy, MEMORY};
+use crate::vm::{Boot, Hierarchy};
 use crate::{build, kernels, setup};
 
 #[derive(Debug, Args)]
@@ -44,13 +43,9 @@ fn soak(kernel: &str, time: Duration, seed: u64) -> Result<()> {
     let kernel = kernels::get(kernel)?;
     println!("{}", booting(&kernel, Hierarchy::V2));
     let boot = Boot {
-        kernel: &kernel,
-        hierarchy: Hierarchy::V2,
-        mode: "soak",
         parameters: format!("guest.args={},{seed}", time.as_secs()),
-        processors: Processors::Two,
-        memory: MEMORY,
         limit: time * 2 + Duration::from_secs(300),
+        ..Boot::new(&kernel, Hierarchy::V2, "soak")
     };
     let report = boot.run(&guest, &mut |line| println!("{line}"))?;
     ensure!(report.failed == 0, "{}", report.failures.join(" | "));

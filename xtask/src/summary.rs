@@ -1,61 +1,110 @@
-//! The table that `cargo xtask test` ends with.
+//! What the steps of `cargo xtask test` found, and the tables that it ends with.
 
 use std::fmt::{self, Display, Formatter};
-use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use serde::{Deserialize, Serialize};
 
 use crate::vm::Report;
 
-/// What a step found. One that has no tests of its own counts as one.
-#[derive(Debug, Default, PartialEq, Eq)]
+/// What a step found.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Outcome {
     pub(crate) passed: usize,
     pub(crate) failed: usize,
     pub(crate) note: String,
     /// A line on each test that failed.
     pub(crate) failures: Vec<String>,
+    /// Where the time of its VM went.
+    pub(crate) vm: Option<VmTimes>,
+}
+
+/// Where the time of one VM went.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct VmTimes {
+    /// Seconds from the kernel's start to the first test.
+    pub(crate) boot: f64,
+    pub(crate) tests: Vec<TestTimes>,
+}
+
+/// Where the time of one test went, in seconds.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct TestTimes {
+    #[serde(rename = "test")]
+    pub(crate) name: String,
+    pub(crate) seconds: f64,
+    /// Until the agents that it started were ready.
+    #[serde(default)]
+    pub(crate) agent_seconds: f64,
+    #[serde(default)]
+    pub(crate) agent_starts: u64,
+    /// Waiting for a state, with the agent running.
+    #[serde(default)]
+    pub(crate) wait_seconds: f64,
+}
+
+impl TestTimes {
+    /// What is left: the test's own work.
+    pub(crate) fn work(&self) -> f64 {
+        (self.seconds - self.agent_seconds - self.wait_seconds).max(0.0)
+    }
 }
 
 impl Outcome {
+    /// A step that prepares others, and is no check itself.
+    pub(crate) fn ready(note: impl Into<String>) -> Self {
+        Self { note: note.into(), ..Self::default() }
+    }
+
     /// A step that is a single check, and passed.
     pub(crate) fn pass(note: impl Into<String>) -> Self {
         Self { passed: 1, note: note.into(), ..Self::default() }
     }
 
+    /// A step that failed as a whole.
+    pub(crate) fn failure(why: &str) -> Self {
+        Self { failed: 1, failures: vec![why.replace('\n', " | ")], ..Self::default() }
+    }
+
     /// What a guest's tests found.
     pub(crate) fn of(report: Report, note: String) -> Self {
-        Self { passed: report.passed, failed: report.failed, note, failures: report.failures }
+        let vm = VmTimes::read(&report.data);
+        Self { passed: report.passed, failed: report.failed, note, failures: report.failures, vm: Some(vm) }
     }
 }
 
-/// All steps so far.
+impl VmTimes {
+    /// Reads the guest's data lines; those about other things are passed over.
+    fn read(data: &[String]) -> Self {
+        #[derive(Deserialize)]
+        struct Booted {
+            boot: f64,
+        }
+        let boot = data.iter().find_map(|line| serde_json::from_str::<Booted>(line).ok());
+        let tests = data.iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        Self { boot: boot.map_or(0.0, |line| line.boot), tests }
+    }
+}
+
+/// All steps that have ended.
 #[derive(Debug, Default)]
 pub(crate) struct Summary {
     rows: Vec<Row>,
 }
 
 #[derive(Debug)]
-struct Row {
-    name: String,
-    outcome: Outcome,
-    took: Duration,
+pub(crate) struct Row {
+    pub(crate) name: String,
+    pub(crate) outcome: Outcome,
+    pub(crate) seconds: f64,
 }
 
 impl Summary {
-    /// Runs a step, saying so, and keeps its outcome. An error is a failure of
-    /// the step; it does not keep the next one from running.
-    pub(crate) fn step(&mut self, name: &str, step: impl FnOnce() -> Result<Outcome>) {
-        println!("\n==> {name}");
-        let start = Instant::now();
-        let outcome = step().unwrap_or_else(|error| {
-            println!("{error:#}");
-            let failure = format!("{error:#}").replace('\n', " | ");
-            Outcome { failed: 1, failures: vec![failure], ..Outcome::default() }
-        });
-        let row = Row { name: name.to_owned(), outcome, took: start.elapsed() };
-        println!("<== {name}: {} ({:.1} s)", row.result(), row.took.as_secs_f64());
-        self.rows.push(row);
+    pub(crate) fn add(&mut self, name: &str, outcome: Outcome, seconds: f64) {
+        self.rows.push(Row { name: name.to_owned(), outcome, seconds });
+    }
+
+    pub(crate) fn rows(&self) -> &[Row] {
+        &self.rows
     }
 
     pub(crate) fn passed(&self) -> usize {
@@ -68,12 +117,8 @@ impl Summary {
 }
 
 impl Row {
-    fn result(&self) -> &'static str {
-        match (self.outcome.passed, self.outcome.failed) {
-            (0, 0) => "none",
-            (_, 0) => "ok",
-            _ => "FAILED",
-        }
+    pub(crate) const fn result(&self) -> &'static str {
+        if self.outcome.failed == 0 { "ok" } else { "FAILED" }
     }
 }
 
@@ -87,7 +132,7 @@ impl Display for Summary {
                 "{:width$}  {:6}  {passed:6}  {failed:6}  {:7.1}  {note}",
                 row.name,
                 row.result(),
-                row.took.as_secs_f64()
+                row.seconds
             );
             writeln!(f, "{}", line.trim_end())?;
         }
@@ -104,20 +149,32 @@ impl Display for Summary {
 
 #[cfg(test)]
 mod tests {
-    use anyhow::bail;
-
     use super::*;
 
     #[test]
     fn a_failing_step_counts_and_the_last_line_is_the_sum() {
         let mut summary = Summary::default();
         let failures = vec!["test x ... FAILED: no signal".to_owned()];
-        summary.step("a", || Ok(Outcome { passed: 4, failed: 1, failures, ..Outcome::default() }));
-        summary.step("b", || bail!("broken\nin two lines"));
-        summary.step("c", || Ok(Outcome::pass("")));
+        summary.add("a", Outcome { passed: 4, failed: 1, failures, ..Outcome::default() }, 1.0);
+        summary.add("b", Outcome::failure("broken\nin two lines"), 1.0);
+        summary.add("c", Outcome::pass(""), 1.0);
+        summary.add("d", Outcome::ready("built"), 1.0);
         let text = summary.to_string();
         assert_eq!(text.lines().last(), Some("5 passed, 2 failed"));
         assert!(text.contains("\na: test x ... FAILED: no signal\n"));
         assert!(text.contains("\nb: broken | in two lines\n"));
+    }
+
+    #[test]
+    fn the_times_of_a_guest_are_read_among_its_other_data() {
+        let data = [
+            r#"{"boot":2.5,"tests":2}"#,
+            r#"{"table":"oom","row":"a"}"#,
+            r#"{"test":"x","ok":true,"seconds":3.0,"agent_seconds":1.0,"agent_starts":2,"wait_seconds":0.5}"#,
+        ];
+        let times = VmTimes::read(&data.map(str::to_owned));
+        assert_eq!((times.boot, times.tests.len()), (2.5, 1));
+        let test = &times.tests[0];
+        assert_eq!((test.name.as_str(), test.agent_starts, test.work()), ("x", 2, 1.5));
     }
 }

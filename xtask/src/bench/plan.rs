@@ -128,7 +128,7 @@ impl Leg<'_> {
     pub(crate) fn clock(&self) -> &'static str {
         match self.processors {
             Processors::Counted => "one CPU, one instruction a nanosecond",
-            Processors::Two | Processors::InTurn => "two emulated CPUs",
+            Processors::Two => "two emulated CPUs",
         }
     }
 }

@@ -1,0 +1,335 @@
+//! The steps of `cargo xtask test`: what each does, and what has to be done before.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::Arguments;
+use crate::build::{self, Guest};
+use crate::qemu::Processors;
+use crate::run::booting;
+use crate::setup::{self, Need};
+use crate::summary::Outcome;
+use crate::vm::{Boot, Hierarchy};
+use crate::{bench, checks, clients, debian, fuzz, kernels, prometheus, soak, tidy};
+
+/// What a step keeps busy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// A processor: builds, lints, VMs.
+    Work,
+    /// The network, above all.
+    Download,
+}
+
+impl Lane {
+    /// How many steps of this kind run side by side.
+    pub(crate) const fn width(self) -> usize {
+        match self {
+            // Two, for two processors: a build fills the time in which a VM waits.
+            Self::Work => 2,
+            Self::Download => 1,
+        }
+    }
+}
+
+type Run = Box<dyn Fn() -> Result<Outcome>>;
+
+/// One step, run in a process of its own.
+pub(crate) struct Step {
+    pub(crate) name: String,
+    /// Steps that it needs; those that are not part of the run are taken as done.
+    pub(crate) after: Vec<String>,
+    pub(crate) lane: Lane,
+    /// Its lines are worth showing as they come.
+    pub(crate) is_shown: bool,
+    pub(crate) run: Run,
+}
+
+/// A boot of the test VM.
+#[derive(Debug, Clone, Copy)]
+struct Combination<'a> {
+    kernel: &'a str,
+    hierarchy: Hierarchy,
+    /// Kernel parameters that make it differ from the kernel's own defaults.
+    parameters: &'a str,
+    /// The tags of the tests that it is there for, or with `-` of those that it is not;
+    /// empty: all.
+    select: &'a str,
+    /// VMs that share its tests.
+    parts: usize,
+}
+
+/// 6.1 with v1 is the oracle; `preempt=full` is where the kernel's recursion guard skips
+/// programs. All tests run on the oldest and on the newest kernel but for those that
+/// show nothing about the kernel, which run on the newest alone.
+const COMBINATIONS: [Combination<'_>; 5] = [
+    Combination { kernel: kernels::NEWEST, hierarchy: Hierarchy::V2, parameters: "", select: "", parts: 2 },
+    Combination { kernel: "6.1", hierarchy: Hierarchy::V2, parameters: "", select: "-newest", parts: 2 },
+    Combination { kernel: "6.1", hierarchy: Hierarchy::V1, parameters: "", select: "oracle", parts: 1 },
+    Combination { kernel: "6.12", hierarchy: Hierarchy::V2, parameters: "", select: "kernel", parts: 1 },
+    Combination {
+        kernel: "6.12",
+        hierarchy: Hierarchy::V2,
+        parameters: "preempt=full",
+        select: "preempt",
+        parts: 1,
+    },
+];
+
+/// What `--quick` boots.
+const QUICK: Combination<'_> = Combination {
+    kernel: kernels::NEWEST,
+    hierarchy: Hierarchy::V2,
+    parameters: "",
+    select: "quick",
+    parts: 1,
+};
+
+const TOOLCHAIN: &str = "get the eBPF toolchain";
+const VM: &str = "get QEMU and kernels";
+const SOURCES: &str = "get clients and languages";
+const SYSTEMS: &str = "get Debian and Prometheus";
+const PROGRAMS: &str = "build the VM's programs";
+const CLIENTS: &str = "build clients and examples";
+
+/// All steps that these arguments ask for, in the order in which they are begun.
+pub(crate) fn steps(arguments: &Arguments) -> Vec<Step> {
+    let mut steps = Vec::new();
+    let names = arguments.filter.as_deref();
+    let has_host = names.is_none() && arguments.kernel.is_empty();
+    let is_whole = has_host && !arguments.quick && !arguments.only_host;
+    let only_debian = names.is_some_and(|names| names.split(',').all(|name| name.contains(debian::TESTS)));
+
+    steps.push(work(TOOLCHAIN, &[], || ready(&setup::BUILD)));
+    if !arguments.only_host {
+        let kernels = kernels_of(arguments);
+        steps.push(download(VM, &[], move || get_kernels(&kernels)));
+        steps.push(download(SOURCES, &[], || ready(&setup::CLIENTS)));
+        steps.push(work(PROGRAMS, &[TOOLCHAIN], || {
+            build::guest()?;
+            Ok(Outcome::ready(""))
+        }));
+        steps.push(work(CLIENTS, &[SOURCES], || {
+            clients::build()?;
+            Ok(Outcome::ready(""))
+        }));
+    }
+    if has_host {
+        host_steps(arguments, &mut steps);
+    }
+    if is_whole {
+        steps.push(download(SYSTEMS, &[], || {
+            ready(&[Need::Debian, Need::Buildah, Need::Prometheus, Need::Project])
+        }));
+        steps.push(work("fuzz tool", &[], || ready(&[Need::Fuzz])));
+    }
+    if only_debian {
+        debian_step(arguments, &mut steps);
+    } else if !arguments.only_host {
+        for combination in combinations(arguments) {
+            combination.steps(arguments, &mut steps);
+        }
+    }
+    // By name, on request: `--filter prometheus`.
+    if is_whole || names.is_some_and(|names| names.contains("prometheus")) {
+        steps.push(shown("VM 6.12 Prometheus", &[PROGRAMS, VM, SYSTEMS], || {
+            prometheus::scrape(&build::guest()?)
+        }));
+    }
+    if is_whole {
+        debian_step(arguments, &mut steps);
+        steps.push(shown("VM soak, two minutes", &[PROGRAMS, VM], soak::brief));
+        steps.push(shown("VM benchmarks, one round", &[PROGRAMS, VM, SYSTEMS, CLIENTS], bench::smoke));
+        steps.push(work("fuzz, briefly", &["fuzz tool", TOOLCHAIN, "unit tests"], fuzz::briefly));
+    }
+    steps
+}
+
+/// Checks and tests without a VM.
+fn host_steps(arguments: &Arguments, steps: &mut Vec<Step>) {
+    steps.push(work("format", &[], checks::format));
+    steps.push(work("tidy", &[], tidy::check));
+    if !arguments.quick {
+        steps.push(work("model check", &[], checks::model_check));
+    }
+    // One after the other: they share cargo's directory, and would wait for its lock.
+    steps.push(work("lints", &[TOOLCHAIN, "format"], checks::lints));
+    steps.push(work("unit tests", &[TOOLCHAIN, "lints"], checks::unit_tests));
+    if !arguments.quick {
+        steps.push(work("lints, eBPF", &[TOOLCHAIN], checks::ebpf_lints));
+        steps.push(work("dependencies", &[], checks::dependencies));
+        steps.push(work("alert rules", &[SYSTEMS], prometheus::check_rules));
+    }
+}
+
+/// The tests that need systemd, on the newest kernel unless one is asked for.
+fn debian_step(arguments: &Arguments, steps: &mut Vec<Step>) {
+    let kernel = arguments.kernel.first().map_or(kernels::NEWEST, String::as_str).to_owned();
+    let names = arguments.filter.clone().unwrap_or_else(|| debian::TESTS.to_owned());
+    let name = format!("VM {kernel} Debian");
+    steps.push(shown(&name, &[PROGRAMS, VM, SYSTEMS], move || debian::test(&kernel, &names)));
+}
+
+fn work(name: &str, after: &[&str], run: impl Fn() -> Result<Outcome> + 'static) -> Step {
+    Step {
+        name: name.to_owned(),
+        after: after.iter().map(ToString::to_string).collect(),
+        lane: Lane::Work,
+        is_shown: false,
+        run: Box::new(run),
+    }
+}
+
+fn shown(name: &str, after: &[&str], run: impl Fn() -> Result<Outcome> + 'static) -> Step {
+    Step { is_shown: true, ..work(name, after, run) }
+}
+
+fn download(name: &str, after: &[&str], run: impl Fn() -> Result<Outcome> + 'static) -> Step {
+    Step { lane: Lane::Download, ..work(name, after, run) }
+}
+
+fn ready(needs: &[Need]) -> Result<Outcome> {
+    setup::ensure(needs)?;
+    Ok(Outcome::ready(""))
+}
+
+fn get_kernels(kernels: &[String]) -> Result<Outcome> {
+    setup::ensure(&[Need::Qemu, Need::Busybox])?;
+    for kernel in kernels {
+        setup::ensure(&[Need::Kernel(kernel.clone())])?;
+    }
+    Ok(Outcome::ready(kernels.join(", ")))
+}
+
+fn kernels_of(arguments: &Arguments) -> Vec<String> {
+    match (arguments.kernel.as_slice(), arguments.quick) {
+        ([], false) => kernels::labels().map(str::to_owned).collect(),
+        ([], true) => vec![kernels::NEWEST.to_owned()],
+        (kernels, _) => kernels.to_vec(),
+    }
+}
+
+/// The rows of the table for these kernels; a kernel outside the table gets v2.
+fn combinations(arguments: &Arguments) -> Vec<Combination<'_>> {
+    if arguments.quick {
+        return vec![QUICK];
+    }
+    if arguments.kernel.is_empty() {
+        return COMBINATIONS.to_vec();
+    }
+    let of = |kernel| {
+        let mut known: Vec<_> = COMBINATIONS.into_iter().filter(|row| row.kernel == kernel).collect();
+        if known.is_empty() {
+            let hierarchy = Hierarchy::V2;
+            known.push(Combination { kernel, hierarchy, parameters: "", select: "", parts: 1 });
+        }
+        known
+    };
+    arguments.kernel.iter().flat_map(|kernel| of(kernel)).collect()
+}
+
+impl Combination<'_> {
+    fn name(&self) -> String {
+        let parts = ["VM", self.kernel, self.hierarchy.name(), self.parameters];
+        parts.join(" ").trim_end().to_owned()
+    }
+
+    /// A step for each of its parts; a single one for tests that are asked for by name.
+    fn steps(&self, arguments: &Arguments, steps: &mut Vec<Step>) {
+        let by_name = arguments.filter.is_some();
+        let parts = if by_name { 1 } else { self.parts };
+        for part in 1..=parts {
+            let (mut name, mut words) = (self.name(), Vec::new());
+            if let Some(names) = &arguments.filter {
+                words.push(format!("guest.filter={names}"));
+            } else if !self.select.is_empty() {
+                words.push(format!("guest.select={}", self.select));
+            }
+            if parts > 1 {
+                name = format!("{name} {part}/{parts}");
+                words.push(format!("guest.part={part}/{parts}"));
+            }
+            words.insert(0, self.parameters.to_owned());
+            let (kernel, hierarchy, parameters) = (self.kernel.to_owned(), self.hierarchy, words.join(" "));
+            let label = name.replace([' ', '/', '='], "-");
+            steps.push(shown(&name, &[PROGRAMS, CLIENTS, VM], move || {
+                test(&kernel, hierarchy, &parameters, &label, by_name)
+            }));
+        }
+    }
+}
+
+/// Boots, and runs the tests that the parameters ask for.
+fn test(kernel: &str, hierarchy: Hierarchy, parameters: &str, label: &str, by_name: bool) -> Result<Outcome> {
+    setup::ensure(&setup::vm(kernel))?;
+    let guest = Guest { more: clients::build()?, ..build::guest()? };
+    let kernel = kernels::get(kernel)?;
+    println!("{}", booting(&kernel, hierarchy));
+    let boot = Boot {
+        parameters: parameters.to_owned(),
+        limit: Duration::from_secs(30 * 60),
+        label: label.to_owned(),
+        processors: Processors::Two,
+        ..Boot::new(&kernel, hierarchy, "test")
+    };
+    let report = boot.run(&guest, &mut |line| println!("{line}"))?;
+    // A name given by hand may be meant for another hierarchy.
+    ensure!(by_name || report.passed + report.failed > 0, "the guest ran no test");
+    Ok(Outcome::of(report, kernels::remark(&kernel).unwrap_or(kernel.release)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(arguments: &Arguments) -> Vec<String> {
+        steps(arguments).into_iter().map(|step| step.name).collect()
+    }
+
+    #[test]
+    fn a_kernel_outside_the_table_gets_one_boot() {
+        let arguments = |kernels: &[&str]| Arguments {
+            kernel: kernels.iter().map(ToString::to_string).collect(),
+            ..Arguments::default()
+        };
+        let vms = |kernels: &[&str]| {
+            let names = names(&arguments(kernels));
+            names.into_iter().filter(|name| name.starts_with("VM ")).collect::<Vec<_>>()
+        };
+        assert_eq!(vms(&["6.1"]), ["VM 6.1 v2 1/2", "VM 6.1 v2 2/2", "VM 6.1 v1"]);
+        assert_eq!(vms(&["/boot/vmlinuz"]), ["VM /boot/vmlinuz v2"]);
+    }
+
+    #[test]
+    fn names_are_unique_and_each_step_comes_after_what_it_needs() {
+        let filter = |names: &str| Arguments { filter: Some(names.to_owned()), ..Arguments::default() };
+        for arguments in [
+            Arguments::default(),
+            Arguments { quick: true, ..Arguments::default() },
+            Arguments { only_host: true, ..Arguments::default() },
+            filter("threshold_"),
+            filter("debian_units"),
+            filter("prometheus"),
+        ] {
+            let steps = steps(&arguments);
+            for (at, step) in steps.iter().enumerate() {
+                let same = steps.iter().filter(|other| other.name == step.name).count();
+                assert_eq!(same, 1, "{}", step.name);
+                for name in &step.after {
+                    let place = steps.iter().position(|other| other.name == *name);
+                    // A circle would never start.
+                    assert!(place.is_none_or(|place| place != at), "{name}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn tests_asked_for_by_name_need_nothing_on_the_host() {
+        let arguments = Arguments { filter: Some("debian_".to_owned()), ..Arguments::default() };
+        let names = names(&arguments);
+        assert!(names.iter().any(|name| name == "VM 7.2 Debian"), "{names:?}");
+        assert!(!names.iter().any(|name| name == "lints" || name == "VM 7.2 v2"), "{names:?}");
+    }
+}
