@@ -16,9 +16,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::child::{self, End};
-use crate::init::{self, Hierarchy};
-use crate::report::{self, say};
+use crate::harness::child::{self, End};
+use crate::harness::init::{self, Hierarchy};
+use crate::harness::report::{self, say};
 
 /// How much is to be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,10 +10,10 @@ use anyhow::{Context, Result, ensure};
 use memcg_monitor::cgroup::Version;
 use nix::sys::signal::Signal;
 
-use crate::agent::{Agent, BINARY};
-use crate::group::Group;
-use crate::report::say;
-use crate::worker::{Kind, Worker};
+use crate::harness::agent::{Agent, BINARY};
+use crate::harness::charger::{Kind, Worker};
+use crate::harness::group::Group;
+use crate::harness::report::say;
 use listener::{Listener, hear};
 
 const MIB: u64 = 1 << 20;

@@ -2,51 +2,23 @@
 //! `guest.mode=test|demo|prometheus|bench|differential|soak|shell|debian`, `guest.cgroup=v1|v2`,
 //! `guest.filter=NAME`, `guest.after=NAME`, `guest.args=A,B`.
 
-mod agent;
 mod bench;
-mod block;
-mod child;
-mod cli;
-mod client;
-mod clients;
-mod conformance;
-mod crowd;
-mod debian;
 mod demo;
-mod event;
-mod examples;
-mod group;
-mod hostile;
-mod init;
-mod lifetime;
-mod logs;
-mod loss;
-mod metrics;
-mod modules;
-mod neighbours;
-mod outside;
-mod program;
-mod prometheus;
-mod random;
-mod report;
-mod restart;
-mod runner;
+mod harness;
 mod scenarios;
-mod shell;
 mod soak;
-mod threshold;
-mod trace;
-mod view;
-mod worker;
 
 use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::child::End;
-use crate::init::Hierarchy;
-use crate::report::say;
+use crate::harness::child::{self, End};
+use crate::harness::init::{self, Hierarchy};
+use crate::harness::report::{self, say};
+use crate::harness::{runner, shell};
+use crate::scenarios::deploy::{debian, prometheus};
+use crate::scenarios::{conformance, unprivileged};
 
 /// What the kernel's command line asks for.
 #[derive(Debug, Default)]
@@ -61,7 +33,7 @@ struct Request {
 fn main() {
     let mut words = std::env::args().skip(1);
     if let (Some("say"), Some(line)) = (words.next().as_deref(), words.next()) {
-        outside::say(&line);
+        unprivileged::say(&line);
     }
     if std::process::id() != 1 {
         // Debian's first process started us, and ends the machine after us.

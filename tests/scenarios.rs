@@ -1,69 +1,41 @@
-//! The list of tests, in the order in which they run.
+//! The tests by theme, in the order in which they run.
 
-use std::fs;
+pub(crate) mod abuse;
+pub(crate) mod cli;
+pub(crate) mod clients;
+pub(crate) mod conformance;
+pub(crate) mod deploy;
+pub(crate) mod event;
+pub(crate) mod faults;
+pub(crate) mod host;
+pub(crate) mod lifetime;
+pub(crate) mod logs;
+pub(crate) mod loss;
+pub(crate) mod metrics;
+pub(crate) mod restart;
+pub(crate) mod threshold;
+pub(crate) mod unprivileged;
+pub(crate) mod view;
 
-use anyhow::{Context, Result, ensure};
-
-use crate::runner::{On, Test};
+use crate::harness::runner::Test;
 
 pub(crate) fn all() -> Vec<Test> {
-    let mut tests = host();
-    tests.extend(crate::threshold::tests());
-    tests.extend(crate::lifetime::tests());
-    tests.extend(crate::restart::tests());
-    tests.extend(crate::neighbours::tests());
-    tests.extend(crate::hostile::tests());
-    tests.extend(crate::crowd::tests());
-    tests.extend(crate::outside::tests());
-    tests.extend(crate::view::tests());
-    tests.extend(crate::event::tests());
-    tests.extend(crate::loss::tests());
-    tests.extend(crate::metrics::tests());
-    tests.extend(crate::logs::tests());
-    tests.extend(crate::cli::tests());
-    tests.extend(crate::conformance::tests());
-    tests.extend(crate::clients::tests());
-    tests.extend(crate::examples::tests());
+    let mut tests = host::tests();
+    tests.extend(threshold::tests());
+    tests.extend(lifetime::tests());
+    tests.extend(restart::tests());
+    tests.extend(faults::tests());
+    tests.extend(abuse::tests());
+    tests.extend(abuse::clients::tests());
+    tests.extend(unprivileged::tests());
+    tests.extend(view::tests());
+    tests.extend(event::tests());
+    tests.extend(loss::tests());
+    tests.extend(metrics::tests());
+    tests.extend(logs::tests());
+    tests.extend(cli::tests());
+    tests.extend(conformance::tests());
+    tests.extend(clients::tests());
+    tests.extend(clients::examples::tests());
     tests
-}
-
-/// What the tests themselves stand on.
-fn host() -> Vec<Test> {
-    vec![
-        Test {
-            name: "kernel_describes_its_types",
-            what: "the kernel has BTF, which offsets are read from",
-            on: On::Any,
-            run: kernel_describes_its_types,
-        },
-        Test {
-            name: "v1_memory_controller",
-            what: "the kernel's own event_control is there, the oracle",
-            on: On::V1,
-            run: || controller("/sys/fs/cgroup/memory/cgroup.event_control", ""),
-        },
-        Test {
-            name: "v2_memory_controller",
-            what: "groups below the root account their memory",
-            on: On::V2,
-            run: || controller("/sys/fs/cgroup/cgroup.subtree_control", "memory"),
-        },
-    ]
-}
-
-fn kernel_describes_its_types() -> Result<()> {
-    let path = "/sys/kernel/btf/vmlinux";
-    let bytes = fs::read(path).with_context(|| format!("cannot read {path}"))?;
-    ensure!(bytes.starts_with(&[0x9f, 0xeb]), "{path} does not open with BTF's magic number");
-    Ok(())
-}
-
-fn controller(path: &str, word: &str) -> Result<()> {
-    let file = fs::metadata(path).with_context(|| format!("there is no {path}"))?;
-    ensure!(file.is_file(), "{path} is no file");
-    if !word.is_empty() {
-        let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
-        ensure!(text.split_whitespace().any(|found| found == word), "{path} lists no {word}");
-    }
-    Ok(())
 }

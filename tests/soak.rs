@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::unistd::Pid;
 
-use crate::agent::{Agent, until};
-use crate::random::Random;
-use crate::report::say;
-use crate::restart::{descriptors, nothing_is_left};
+use crate::harness::agent::{Agent, until};
+use crate::harness::random::Random;
+use crate::harness::report::say;
+use crate::scenarios::restart::{descriptors, nothing_is_left};
 use crate::soak::fault::{Fault, Underway};
 use crate::soak::world::{Act, World};
 

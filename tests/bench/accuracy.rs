@@ -17,12 +17,12 @@ use serde_json::Value;
 
 use super::Scope;
 use super::allocator::{Allocator, Ascended, Ascent, BATCH, now};
-use crate::agent::Agent;
-use crate::client::{Waiter, page};
-use crate::group::Group;
-use crate::init::Hierarchy;
-use crate::report::{row, say};
-use crate::trace::{Trace, most_crossings};
+use crate::harness::agent::Agent;
+use crate::harness::client::{Waiter, page};
+use crate::harness::group::Group;
+use crate::harness::init::Hierarchy;
+use crate::harness::report::{row, say};
+use crate::harness::trace::{Trace, most_crossings};
 
 /// Between the group's usage at rest and the threshold.
 const CLIMB: u64 = 2 << 20;

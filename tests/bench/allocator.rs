@@ -21,8 +21,8 @@ use nix::sys::wait::waitpid;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{ForkResult, Pid, fork};
 
-use crate::client::page;
-use crate::group::Group;
+use crate::harness::client::page;
+use crate::harness::group::Group;
 
 /// `MEMCG_CHARGE_BATCH`
 pub(crate) const BATCH: u64 = 64;

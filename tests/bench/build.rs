@@ -13,11 +13,11 @@ use nix::sys::signal::Signal;
 
 use self::subject::{Builder, Cost};
 use super::{Scope, register};
-use crate::agent::{Agent, until};
-use crate::client::Waiter;
-use crate::group::Group;
-use crate::init::Hierarchy;
-use crate::report::{bars, rounded, row, say};
+use crate::harness::agent::{Agent, until};
+use crate::harness::client::Waiter;
+use crate::harness::group::Group;
+use crate::harness::init::Hierarchy;
+use crate::harness::report::{bars, rounded, row, say};
 
 /// Thresholds lie above all that a build reaches, this far apart.
 const OUT_OF_REACH: u64 = 1 << 30;

@@ -14,11 +14,11 @@ use nix::sys::signal::Signal;
 use super::Scope;
 use super::subject::{Subject, Work};
 use super::{programs, register};
-use crate::agent::{Agent, until};
-use crate::client::Waiter;
-use crate::group::Group;
-use crate::init::Hierarchy;
-use crate::report::{bars, line, rounded, row, say};
+use crate::harness::agent::{Agent, until};
+use crate::harness::client::Waiter;
+use crate::harness::group::Group;
+use crate::harness::init::Hierarchy;
+use crate::harness::report::{bars, line, rounded, row, say};
 
 /// Thresholds lie above all that the measured process reaches, this far apart.
 const OUT_OF_REACH: u64 = 1 << 30;

@@ -19,10 +19,10 @@ use self::stages::Stages;
 use self::ways::Way;
 use super::Scope;
 use super::allocator::{Allocator, Ascended, Ascent, now};
-use crate::client::page;
-use crate::group::Group;
-use crate::init::Hierarchy;
-use crate::report::{line, rounded, row, say};
+use crate::harness::client::page;
+use crate::harness::group::Group;
+use crate::harness::init::Hierarchy;
+use crate::harness::report::{line, rounded, row, say};
 
 /// Between the group's usage at rest and the threshold.
 const CLIMB: u64 = 2 << 20;

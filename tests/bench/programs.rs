@@ -5,8 +5,8 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::agent::BINARY;
-use crate::report::row;
+use crate::harness::agent::BINARY;
+use crate::harness::report::row;
 
 /// What `check -o json` says of each, and their sum.
 pub(crate) fn report() -> Result<()> {

@@ -9,8 +9,8 @@ use memcg_monitor::door::seqpacket::connect;
 use monitor_common::control::ControlFile;
 use nix::sys::socket::{MsgFlags, recv, send};
 
-use crate::client::{Waiter, open_control};
-use crate::group::Group;
+use crate::harness::client::{Waiter, open_control};
+use crate::harness::group::Group;
 
 /// The most on one group.
 pub(crate) const MANY: u64 = 10_000;

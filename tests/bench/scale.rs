@@ -10,7 +10,7 @@ use anyhow::Result;
 use nix::sys::signal::Signal;
 
 use crate::bench::Scope;
-use crate::init::Hierarchy;
+use crate::harness::init::Hierarchy;
 
 pub(crate) fn run(scope: Scope, hierarchy: Hierarchy) -> Result<()> {
     door::allow_descriptors(scope.of(200_000, 1000))?;

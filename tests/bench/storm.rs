@@ -16,11 +16,11 @@ use nix::unistd::{ForkResult, Pid, fork};
 
 use super::Scope;
 use super::allocator::{BATCH, Mapping, now};
-use crate::agent::Agent;
-use crate::client::{Waiter, page};
-use crate::group::Group;
-use crate::init::Hierarchy;
-use crate::report::{rounded, row, say};
+use crate::harness::agent::Agent;
+use crate::harness::client::{Waiter, page};
+use crate::harness::group::Group;
+use crate::harness::init::Hierarchy;
+use crate::harness::report::{rounded, row, say};
 
 /// Pages that come and go: so many that all thresholds are crossed each time, though
 /// the CPU may keep a batch.

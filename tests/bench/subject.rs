@@ -15,8 +15,8 @@ use nix::sys::wait::waitpid;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{ForkResult, Pid, fork};
 
-use crate::client::page;
-use crate::group::Group;
+use crate::harness::client::page;
+use crate::harness::group::Group;
 
 /// Units of work in a round.
 const UNITS: u32 = 4096;

@@ -12,7 +12,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::tell;
-use crate::agent::{Agent, BINARY, PATIENCE, until};
+use crate::harness::agent::{Agent, BINARY, PATIENCE, until};
 
 /// What a listener prints once its group is gone.
 const REMOVED: [&str; 2] = ["The cgroup seems to have removed.", "\"event\":\"removed\""];

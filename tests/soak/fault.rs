@@ -7,8 +7,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork};
 
-use crate::agent::Agent;
-use crate::random::Random;
+use crate::harness::agent::Agent;
+use crate::harness::random::Random;
 use crate::soak::Tally;
 use crate::soak::world::Act;
 

@@ -7,11 +7,11 @@ use anyhow::{Context, Result, ensure};
 use memcg_monitor::Error;
 use monitor_common::control::ControlFile;
 
-use crate::client::{Waiter, ask_agent};
-use crate::group::Group;
-use crate::random::Random;
+use crate::harness::charger::{Kind, Worker};
+use crate::harness::client::{Waiter, ask_agent};
+use crate::harness::group::Group;
+use crate::harness::random::Random;
 use crate::soak::Tally;
-use crate::worker::{Kind, Worker};
 
 const MIB: u64 = 1 << 20;
 /// Usage comes to rest at multiples of this, and thresholds lie half-way between.
@@ -228,13 +228,13 @@ impl World {
         worker.grow_to_death(3 * MIB)?;
         drop(worker);
         let mut heard = 0;
-        crate::agent::until("the OOM is told", || {
+        crate::harness::agent::until("the OOM is told", || {
             heard += waiter.take()?;
             Ok(heard > 0)
         })?;
         group.remove()?;
         let before = heard;
-        crate::agent::until("the removal is told", || {
+        crate::harness::agent::until("the removal is told", || {
             heard += waiter.take()?;
             Ok(heard > before)
         })?;

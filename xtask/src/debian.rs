@@ -26,7 +26,7 @@ const PACKAGES: &str = "systemd,systemd-sysv,dbus,runc";
 /// Room for the packages, and for what a test unpacks.
 const SIZE: &str = "700M";
 
-/// Where the guest finds what it copies over Debian's files (tests/debian.rs).
+/// Where the guest finds what it copies over Debian's files (tests/scenarios/deploy/debian.rs).
 const PAYLOAD: &str = "payload";
 
 fn folder() -> PathBuf {
@@ -128,7 +128,7 @@ fn payload() -> Result<Vec<Packed>> {
     let mut packed = Vec::new();
     for (from, to) in [
         (root().join("deploy/systemd"), "usr/share/memcg-monitor/systemd"),
-        (root().join("tests/debian/units"), "etc/systemd/system"),
+        (root().join("tests/scenarios/deploy/debian/units"), "etc/systemd/system"),
         (manifests, "usr/share/memcg-monitor/kubernetes"),
         (image::layout(), "usr/share/memcg-monitor/image"),
     ] {

@@ -14,7 +14,7 @@ use nix::sys::wait::waitpid;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{ForkResult, Pid, fork};
 
-use crate::group::Group;
+use crate::harness::group::Group;
 
 /// Where the host put the project, and where a build of it is: a tmpfs.
 const SOURCES: &str = "/usr/src/project";

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use nix::unistd::{Pid, getpid};
 
 use super::super::allocator::now;
-use crate::report::{rounded, row, say};
+use crate::harness::report::{rounded, row, say};
 
 /// A trace buffer of our own.
 const FOLDER: &str = "/sys/kernel/tracing/instances/latency";

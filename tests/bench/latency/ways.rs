@@ -12,11 +12,11 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use crate::agent::Agent;
 use crate::bench::Scope;
-use crate::client::{ask_agent, write_event_control};
-use crate::group::Group;
-use crate::init::Hierarchy;
+use crate::harness::agent::Agent;
+use crate::harness::client::{ask_agent, write_event_control};
+use crate::harness::group::Group;
+use crate::harness::init::Hierarchy;
 
 /// A poller's period, as of the nearest peers.
 const PERIOD: Duration = Duration::from_millis(100);

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
-use crate::agent::Agent;
+use crate::harness::agent::Agent;
 
 const SHORT: Duration = Duration::from_millis(1);
 

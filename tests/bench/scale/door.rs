@@ -14,8 +14,8 @@ use memcg_monitor::view::POINT;
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, recv, sendmsg};
 use nix::unistd::write;
 
-use crate::client::Waiter;
-use crate::group::Group;
+use crate::harness::client::Waiter;
+use crate::harness::group::Group;
 
 /// Thresholds lie above all usage, this far apart.
 const OUT_OF_REACH: u64 = 1 << 30;

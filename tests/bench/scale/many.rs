@@ -9,12 +9,12 @@ use anyhow::{Result, ensure};
 
 use super::cost::{Cost, Held};
 use super::door::{Client, Door, Opened};
-use crate::agent::{Agent, until};
 use crate::bench::Scope;
 use crate::bench::subject::{Subject, Work};
-use crate::client::Waiter;
-use crate::group::Group;
-use crate::report::{line, rounded, row, say};
+use crate::harness::agent::{Agent, until};
+use crate::harness::client::Waiter;
+use crate::harness::group::Group;
+use crate::harness::report::{line, rounded, row, say};
 
 const TABLE: &str = "the agent, by what it holds";
 const START: &str = "start-up";

@@ -4,12 +4,12 @@ use anyhow::{Context, Result};
 
 use super::cost::Cost;
 use super::door::{Client, Door, Opened};
-use crate::agent::{Agent, until};
 use crate::bench::Scope;
-use crate::client::Waiter;
-use crate::group::Group;
-use crate::init::Hierarchy;
-use crate::report::{bars, rounded, row, say};
+use crate::harness::agent::{Agent, until};
+use crate::harness::client::Waiter;
+use crate::harness::group::Group;
+use crate::harness::init::Hierarchy;
+use crate::harness::report::{bars, rounded, row, say};
 
 const TABLE: &str = "one registration, instructions";
 const FIRST: &str = "on a group of its own";

@@ -1,0 +1,17 @@
+//! What tests, benchmarks and the soak stand on: the machine, the agent under test, and
+//! the processes that charge memory and wait for signals.
+
+pub(crate) mod agent;
+pub(crate) mod block;
+pub(crate) mod charger;
+pub(crate) mod child;
+pub(crate) mod client;
+pub(crate) mod group;
+pub(crate) mod init;
+pub(crate) mod modules;
+pub(crate) mod program;
+pub(crate) mod random;
+pub(crate) mod report;
+pub(crate) mod runner;
+pub(crate) mod shell;
+pub(crate) mod trace;

@@ -1,0 +1,140 @@
+//! Runs a function in a process of its own, so that a crash of it is a result.
+
+use std::fmt::{self, Display, Formatter};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::panic;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::signal::{self, SigSet, SigmaskHow, Signal};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, fork, pipe2, setsid};
+
+use crate::harness::report;
+
+/// How the function ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    Passed,
+    /// The error it returned, or what it panicked with.
+    Failed(String),
+    Killed(String),
+    TimedOut(Duration),
+}
+
+impl Display for End {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Passed => f.write_str("ok"),
+            Self::Failed(text) => f.write_str(text),
+            Self::Killed(signal) => write!(f, "killed by {signal}"),
+            Self::TimedOut(limit) => write!(f, "not done after {} s", limit.as_secs()),
+        }
+    }
+}
+
+/// Runs `function` in a child, which leads a session of its own, and
+/// returns once it has ended. We are the first process: nothing else of the
+/// guest runs before and after, so all that is left over is killed.
+pub(crate) fn run(limit: Duration, function: impl FnOnce() -> Result<()>) -> Result<End> {
+    let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).context("cannot make a pipe")?;
+    let child_signals = SigSet::from(Signal::SIGCHLD);
+    signal::sigprocmask(SigmaskHow::SIG_BLOCK, Some(&child_signals), None).context("cannot block SIGCHLD")?;
+    // SAFETY: the first process has a single thread, so the child may go on as
+    // any program does.
+    match unsafe { fork() }.context("cannot fork")? {
+        ForkResult::Child => {
+            drop(reader);
+            lead_session();
+            std::process::exit(serve(File::from(writer), function));
+        }
+        ForkResult::Parent { child } => {
+            drop(writer);
+            let status = wait(child, limit);
+            kill_all();
+            let mut text = String::new();
+            // The pipe is not blocking and holds a few kilobytes at most.
+            let _ = File::from(reader).read_to_string(&mut text);
+            Ok(match status {
+                None => End::TimedOut(limit),
+                Some(WaitStatus::Exited(_, 0)) => End::Passed,
+                Some(WaitStatus::Exited(_, code)) if text.is_empty() => {
+                    End::Failed(format!("exited with code {code}"))
+                }
+                Some(WaitStatus::Exited(..)) => End::Failed(text),
+                Some(WaitStatus::Signaled(_, signal, _)) => End::Killed(signal.to_string()),
+                Some(other) => End::Failed(format!("{other:?}")),
+            })
+        }
+    }
+}
+
+/// Reaps children, ours and adopted ones, until `child` has ended.
+fn wait(child: Pid, limit: Duration) -> Option<WaitStatus> {
+    let deadline = Instant::now() + limit;
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return None;
+                }
+                sleep_until_child(left);
+            }
+            Ok(status) if status.pid() == Some(child) => return Some(status),
+            Ok(_) | Err(Errno::EINTR) => {}
+            // Nobody is left to wait for: the child was reaped by someone else.
+            Err(_) => return None,
+        }
+    }
+}
+
+/// Sleeps until a child changes, without polling: a benchmark is running.
+fn sleep_until_child(limit: Duration) {
+    let set = SigSet::from(Signal::SIGCHLD);
+    let limit = libc::timespec {
+        tv_sec: libc::time_t::try_from(limit.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: libc::c_long::from(limit.subsec_nanos()),
+    };
+    // SAFETY: set and limit outlive the call, and a null siginfo is allowed.
+    unsafe { libc::sigtimedwait(set.as_ref(), std::ptr::null_mut(), &raw const limit) };
+}
+
+/// Kills every process but this first one, and reaps them.
+fn kill_all() {
+    let _ = signal::kill(Pid::from_raw(-1), Signal::SIGKILL);
+    while !matches!(waitpid(None, None), Err(Errno::ECHILD)) {}
+}
+
+/// A session of its own has no terminal, and signals go as in any program.
+fn lead_session() {
+    // A child just forked leads nothing yet, so it may; the mask is valid.
+    let _ = setsid();
+    let _ = signal::sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&SigSet::all()), None);
+}
+
+/// Runs the function and writes why it failed; returns the exit code.
+fn serve(mut failure: File, function: impl FnOnce() -> Result<()>) -> i32 {
+    panic::set_hook(Box::new(|_| {}));
+    let result = panic::catch_unwind(panic::AssertUnwindSafe(function));
+    let text = match result {
+        Ok(Ok(())) => {
+            let _ = io::stdout().flush();
+            return 0;
+        }
+        Ok(Err(error)) => report::chain(&error),
+        Err(payload) => {
+            let text = payload.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
+            format!("panicked: {}", text.unwrap_or("with something else than text"))
+        }
+    };
+    let text = text.replace('\n', " | ");
+    // Whole characters, and few enough for the pipe.
+    let short: String = text.chars().take(2000).collect();
+    let _ = failure.write_all(short.as_bytes());
+    1
+}

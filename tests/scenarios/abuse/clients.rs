@@ -1,0 +1,237 @@
+//! Clients that take more than their share, and groups that come and go: others
+//! are served, nothing stays behind.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use memcg_monitor::client::SOCKET;
+use memcg_monitor::door::seqpacket::connect;
+use memcg_monitor::view::POINT;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::signal::Signal;
+use nix::sys::socket::{MsgFlags, recv, send};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, fork};
+
+use crate::harness::agent::{Agent, until};
+use crate::harness::charger::{Kind, Worker};
+use crate::harness::client::{Waiter, agent_errno};
+use crate::harness::group::Group;
+use crate::harness::runner::{On, Test};
+use crate::scenarios::conformance::errno::as_nobody;
+
+const MIB: u64 = 1 << 20;
+
+pub(crate) fn tests() -> Vec<Test> {
+    vec![
+        Test {
+            name: "hostile_full_eventfd",
+            what: "an eventfd that is full and blocks costs its owner the signals, nobody else anything",
+            on: On::Any,
+            run: full_eventfd,
+        },
+        Test {
+            name: "hostile_closed_meanwhile",
+            what: "an eventfd closed between the line and the look is EBADF",
+            on: On::Any,
+            run: closed_meanwhile,
+        },
+        Test {
+            name: "hostile_quota",
+            what: "a user who registers without end meets a quota, others do not notice",
+            on: On::Any,
+            run: quota,
+        },
+        Test {
+            name: "hostile_churn",
+            what: "groups made and removed while they are registered on leave nothing behind",
+            on: On::Any,
+            run: churn,
+        },
+        Test {
+            name: "hostile_strict_seccomp",
+            what: "a client that may only read and write registers through the view",
+            on: On::Any,
+            run: strict_seccomp,
+        },
+    ]
+}
+
+fn full_eventfd() -> Result<()> {
+    let group = Group::new("full")?;
+    let agent = Agent::start(&[])?;
+    let mut worker = Worker::start(&group)?;
+    // Blocking: a write to it waits for ever.
+    let full = Waiter(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
+    full.0.write(u64::MAX - 1)?;
+    full.register(&group, "4M")?;
+    let other = Waiter::on(&group, "4M")?;
+    worker.grow(Kind::Anonymous, 8 * MIB)?;
+    ensure!(other.wait()? == 1, "the other one hears");
+    worker.shrink(Kind::Anonymous)?;
+    ensure!(other.wait()? == 1, "and hears again");
+    agent.settle()?;
+    // As the kernel's own signals: up to 2^64 - 1, and no further.
+    ensure!(full.take()? == u64::MAX, "the full one took what it could");
+    worker.grow(Kind::Anonymous, 8 * MIB)?;
+    ensure!(full.wait()? == 1, "emptied, it hears as any other");
+    Ok(())
+}
+
+fn closed_meanwhile() -> Result<()> {
+    let group = Group::new("closed")?;
+    let agent = Agent::start(&[])?;
+    let connection = connect(Path::new(SOCKET))?;
+    let control = File::open(group.usage_file())?;
+    for close_event in [true, false] {
+        let (waiter, other) = (Waiter::new()?, File::open(group.usage_file())?);
+        let (event, control_fd) = if close_event {
+            (waiter.0.as_raw_fd(), control.as_raw_fd())
+        } else {
+            (waiter.0.as_raw_fd(), other.as_raw_fd())
+        };
+        agent.signal(Signal::SIGSTOP)?;
+        send(connection.as_raw_fd(), format!("{event} {control_fd} 1M").as_bytes(), MsgFlags::empty())?;
+        if close_event {
+            drop(waiter);
+        } else {
+            drop(other);
+        }
+        agent.signal(Signal::SIGCONT)?;
+        let mut text = [0; 512];
+        let length = recv(connection.as_raw_fd(), &mut text, MsgFlags::empty())?;
+        let answer = String::from_utf8_lossy(&text[..length]).into_owned();
+        ensure!(answer.starts_with(&format!("-{} ", libc::EBADF)), "closed in time: {answer:?}");
+    }
+    ensure!(agent.status()?.registrations == 0, "nothing was registered");
+    Ok(())
+}
+
+fn quota() -> Result<()> {
+    const QUOTA: usize = 300;
+    const TRIES: usize = 1000;
+    let group = Group::new("quota")?;
+    let agent = Agent::start(&["--socket-mode", "0666", "--max-per-user", &QUOTA.to_string()])?;
+    let mine = Waiter::on(&group, "4M")?;
+    let wrong = as_nobody(|| {
+        let waiter = Waiter::new()?;
+        let control = File::open(group.usage_file())?;
+        let line = format!("{} {} 1M", waiter.0.as_raw_fd(), control.as_raw_fd());
+        for n in 0..TRIES {
+            let expected = if n < QUOTA { 0 } else { libc::EDQUOT };
+            let errno = agent_errno(line.as_bytes())?;
+            if errno != expected {
+                bail!("registration {n}: errno {errno} instead of {expected}");
+            }
+        }
+        // While the greedy one still holds all of its own.
+        let others = agent.status()?.registrations;
+        ensure!(others == QUOTA as u64 + 1, "{others} registrations");
+        Ok(String::new())
+    })?;
+    ensure!(wrong.is_none(), "{wrong:?}");
+    let mut worker = Worker::start(&group)?;
+    worker.grow(Kind::Anonymous, 8 * MIB)?;
+    ensure!(mine.wait()? == 1, "root hears, and has no quota");
+    until("what the greedy one held has gone with it", || Ok(agent.status()?.registrations == 1))
+}
+
+fn churn() -> Result<()> {
+    const ROUNDS: usize = 600;
+    let parent = Group::new("churn")?;
+    // Enabled for those below, once.
+    drop(parent.child("first")?);
+    let agent = Agent::start(&["--max-groups", "64"])?;
+    let steady = Waiter::on(&parent, "512M")?;
+    let before = agent.descriptors()?.len();
+    // SAFETY: a test has a single thread, so the child may go on as any program
+    // does.
+    let ForkResult::Parent { child } = (unsafe { fork() }).context("cannot fork")? else {
+        for n in 0..ROUNDS {
+            let path = parent.path.join(format!("g{}", n % 8));
+            let _ = fs::create_dir(&path);
+            let _ = fs::remove_dir(&path);
+        }
+        // SAFETY: ends the child without running the parent's exit work.
+        unsafe { libc::_exit(0) }
+    };
+    let (mut taken, mut refused) = (0, 0);
+    let waiter = Waiter::new()?;
+    let mut n = 0;
+    while waitpid(child, Some(nix::sys::wait::WaitPidFlag::WNOHANG))? == WaitStatus::StillAlive {
+        n += 1;
+        let name = format!("g{}", n % 8);
+        for folder in [parent.path.join(&name), Path::new(POINT).join("churn").join(&name)] {
+            let is_view = folder.starts_with(POINT);
+            let file = if is_view {
+                folder.join("memory.usage_in_bytes")
+            } else {
+                folder.join(parent.version.usage_file())
+            };
+            let Ok(control) = File::open(&file) else { continue };
+            let line = format!("{} {} 1M", waiter.0.as_raw_fd(), control.as_raw_fd());
+            let errno = if is_view {
+                let Ok(event_control) =
+                    OpenOptions::new().write(true).open(folder.join("cgroup.event_control"))
+                else {
+                    continue;
+                };
+                nix::unistd::write(&event_control, line.as_bytes()).err().map_or(0, |errno| errno as i32)
+            } else {
+                agent_errno(line.as_bytes())?
+            };
+            match errno {
+                0 => taken += 1,
+                libc::EINVAL | libc::ENODEV | libc::ENOENT | libc::ESTALE => refused += 1,
+                other => bail!("{}: errno {other}", file.display()),
+            }
+        }
+    }
+    // Each that was taken is told of its group's end, exactly once.
+    let mut told = 0;
+    until("every registration on a removed group has heard of it", || {
+        told += waiter.take()?;
+        Ok(agent.status()?.registrations == 1)
+    })?;
+    told += waiter.take()?;
+    ensure!(told == taken, "{taken} registrations, {told} signals, {refused} refusals");
+    ensure!(steady.take()? == 0, "the parent is still there");
+    until("no descriptor was leaked", || Ok(agent.descriptors()?.len() <= before))
+        .with_context(|| format!("before: {before}; after: {:?}", agent.descriptors()))?;
+    // All slots came back, or the table of 64 would be full.
+    let groups: Vec<_> = (0..32).map(|n| Group::new(&format!("after{n}"))).collect::<Result<_>>()?;
+    groups.iter().try_for_each(|group| Waiter::on(group, "1M").map(drop))
+}
+
+fn strict_seccomp() -> Result<()> {
+    let group = Group::new("strict")?;
+    let agent = Agent::start(&[])?;
+    let mut worker = Worker::start(&group)?;
+    let folder = Path::new(POINT).join("strict");
+    let waiter = Waiter::new()?;
+    let control = File::open(folder.join("memory.usage_in_bytes"))?;
+    let event_control = OpenOptions::new().write(true).open(folder.join("cgroup.event_control"))?;
+    let line = format!("{} {} 4M", waiter.0.as_raw_fd(), control.as_raw_fd());
+    // SAFETY: a test has a single thread, so the child may go on as any program
+    // does.
+    match unsafe { fork() }.context("cannot fork")? {
+        ForkResult::Child => {
+            // SAFETY: from here on read, write and exit are all that is called.
+            unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_STRICT) };
+            let wrote = nix::unistd::write(&event_control, line.as_bytes());
+            let code = i64::from(wrote != Ok(line.len()));
+            // SAFETY: `exit`, not `exit_group`, is what strict mode allows.
+            unsafe { libc::syscall(libc::SYS_exit, code) };
+        }
+        ForkResult::Parent { child } => {
+            let status = waitpid(child, None)?;
+            ensure!(matches!(status, WaitStatus::Exited(_, 0)), "the client: {status:?}");
+        }
+    }
+    ensure!(agent.status()?.registrations == 1, "it is registered");
+    worker.grow(Kind::Anonymous, 8 * MIB)?;
+    ensure!(waiter.wait()? == 1, "and hears");
+    Ok(())
+}

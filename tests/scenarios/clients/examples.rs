@@ -1,0 +1,124 @@
+//! The programs in `examples/`, as their head comments say.
+
+use anyhow::{Context, Result, ensure};
+
+use crate::harness::agent::Agent;
+use crate::harness::group::Group;
+use crate::harness::program::Program;
+use crate::harness::runner::{On, Test};
+use crate::scenarios::clients::{Notice, Place, Side, each_its_own, up_and_down};
+
+const C: &[&str] = &["/bin/examples/listen"];
+const GO: &[&str] = &["/bin/examples/listen-go"];
+const PYTHON: &[&str] = &["/bin/examples/listen.py"];
+const C_SOCKET: &[&str] = &["/bin/examples/socket"];
+const PYTHON_SOCKET: &[&str] = &["/bin/examples/listen.py", "--socket"];
+
+pub(crate) fn tests() -> Vec<Test> {
+    let kernel = [
+        Test {
+            name: "examples_kernel_c",
+            what: "C: every kind and the removal, from the kernel's files",
+            on: On::V1,
+            run: || files(Side::Kernel, C),
+        },
+        Test {
+            name: "examples_kernel_go",
+            what: "Go: every kind and the removal, from the kernel's files",
+            on: On::V1,
+            run: || files(Side::Kernel, GO),
+        },
+        Test {
+            name: "examples_kernel_python",
+            what: "Python: every kind and the removal, from the kernel's files",
+            on: On::V1,
+            run: || files(Side::Kernel, PYTHON),
+        },
+    ];
+    let view = [
+        Test {
+            name: "examples_view_c",
+            what: "C: every kind and the removal, from the view",
+            on: On::Any,
+            run: || files(Side::View, C),
+        },
+        Test {
+            name: "examples_view_go",
+            what: "Go: every kind and the removal, from the view",
+            on: On::Any,
+            run: || files(Side::View, GO),
+        },
+        Test {
+            name: "examples_view_python",
+            what: "Python: every kind and the removal, from the view",
+            on: On::Any,
+            run: || files(Side::View, PYTHON),
+        },
+    ];
+    let mut tests = [&kernel[..], &view].concat();
+    tests.extend([
+        Test {
+            name: "examples_socket_c",
+            what: "C: crossings, the removal and a refusal, through the socket",
+            on: On::Any,
+            run: || socket(C_SOCKET),
+        },
+        Test {
+            name: "examples_socket_python",
+            what: "Python: crossings, the removal and a refusal, through the socket",
+            on: On::Any,
+            run: || socket(PYTHON_SOCKET),
+        },
+    ]);
+    tests
+}
+
+fn start(program: &[&str], arguments: &[&str]) -> Result<Program> {
+    let mut program = Program::start(&[program, arguments].concat())?;
+    program.says("registered")?;
+    Ok(program)
+}
+
+/// It prints something that contains this, and exits with 1.
+fn fails(program: &[&str], arguments: &[&str], text: &str) -> Result<()> {
+    let (code, last) = Program::start(&[program, arguments].concat())?.end()?;
+    ensure!(code == 1 && last.contains(text), "{arguments:?}: exit code {code} after {last:?}, not {text:?}");
+    Ok(())
+}
+
+fn removed(program: Program) -> Result<()> {
+    let (code, last) = program.end()?;
+    ensure!(code == 0 && last == "removed", "exit code {code} after {last:?}");
+    Ok(())
+}
+
+fn files(side: Side, program: &[&str]) -> Result<()> {
+    let place = Place::new(side, "example")?;
+    let usage_file = place.file("memory.usage_in_bytes");
+    fails(program, &[&usage_file, "much"], "is the argument one that this control file takes?")?;
+    fails(program, &[&place.file("no.such.file")], "is there such a group, and does the agent run?")?;
+
+    let mut programs = Vec::new();
+    for &notice in Notice::ALL {
+        let file = place.file(notice.file());
+        let arguments = [file.as_str(), notice.argument()];
+        let some = if notice.argument().is_empty() { 1 } else { 2 };
+        programs.push((notice, start(program, &arguments[..some])?));
+    }
+    each_its_own(&place, "signals: ", &mut programs)?;
+    place.group.remove()?;
+    programs.into_iter().try_for_each(|(_, program)| removed(program))
+}
+
+fn socket(program: &[&str]) -> Result<()> {
+    let group = Group::new("example")?;
+    let file = group.usage_file();
+    let file = file.to_str().context("a path of ours is text")?;
+    fails(program, &[file, "20M"], "does the agent run?")?;
+    let _agent = Agent::start(&[])?;
+    fails(program, &[file, "much"], "EINVAL")?;
+    let mut usage = start(program, &[file, "20M"])?;
+    up_and_down(&group, "signals: ", [&mut usage])?;
+    group.remove()?;
+    removed(usage)
+}

@@ -1,0 +1,181 @@
+//! Our signals beside those of the kernel's own `cgroup.event_control` (cgroup
+//! v1), and both beside a trace of the counter. On cgroup v2 the trace is the
+//! only witness.
+
+mod book;
+pub(crate) mod errno;
+mod files;
+pub(crate) mod grammar;
+mod kinds;
+mod lifetime;
+mod rig;
+mod schedule;
+mod semantics;
+mod shrink;
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result};
+
+use crate::harness::charger::{Kind, Worker};
+use crate::harness::group::Group;
+use crate::harness::random::Random;
+use crate::harness::runner::{On, Test};
+use rig::{Rig, STEP, Shape};
+
+pub(crate) fn tests() -> Vec<Test> {
+    let mut tests = vec![
+        Test {
+            name: "conformance_ramps",
+            what: "usage goes up and down: each signal of the kernel's is ours too",
+            on: On::V1,
+            run: ramps,
+        },
+        Test {
+            name: "conformance_teeth",
+            what: "usage goes to and fro within a wake-up",
+            on: On::V1,
+            run: teeth,
+        },
+        Test {
+            name: "conformance_deep",
+            what: "thresholds on three levels, two groups and four processes at work below",
+            on: On::V1,
+            run: deep,
+        },
+        Test { name: "conformance_random", what: "a random schedule of all that", on: On::V1, run: random },
+        Test {
+            name: "conformance_random_kinds",
+            what: "a random schedule over all control files; the smallest failing part is printed",
+            on: On::V1,
+            run: || seeded(schedule::random),
+        },
+        Test {
+            name: "conformance_shrinking",
+            what: "a failing schedule is made as small as can be",
+            on: On::V1,
+            run: shrink::finds_the_culprits,
+        },
+    ];
+    tests.extend(semantics::tests());
+    tests.extend(kinds::tests());
+    tests.extend(lifetime::tests());
+    tests.extend(errno::tests());
+    tests.extend(files::tests());
+    tests.extend(grammar::tests());
+    tests
+}
+
+fn ramps() -> Result<()> {
+    let mut rig = Rig::new(vec![Group::new("ramps")?], &[0])?;
+    rig.watch(0, 3)?;
+    for kind in Kind::ALL {
+        for steps in [1, 2] {
+            rig.leg(&format!("{kind:?} up {steps}"), Shape::Ramp, |workers| {
+                workers[0].grow(kind, steps * STEP)
+            })?;
+        }
+        for _ in 0..2 {
+            rig.leg(&format!("{kind:?} down"), Shape::Ramp, |workers| workers[0].shrink(kind))?;
+        }
+    }
+    rig.report("conformance_ramps")
+}
+
+fn teeth() -> Result<()> {
+    let mut rig = Rig::new(vec![Group::new("teeth")?], &[0, 0, 0])?;
+    rig.watch(0, 3)?;
+    for kind in Kind::ALL {
+        rig.leg(&format!("{kind:?} teeth"), Shape::Teeth, |workers| workers[0].spike(kind, 2 * STEP, 3))?;
+        rig.leg(&format!("{kind:?} teeth"), Shape::Asleep, |workers| workers[0].spike(kind, 2 * STEP, 2))?;
+        rig.leg(&format!("{kind:?} burst"), Shape::Burst, |workers| {
+            workers.iter_mut().try_for_each(|worker| worker.begin_spike(kind, STEP, 3))?;
+            workers.iter_mut().try_for_each(Worker::finish)
+        })?;
+    }
+    rig.leg("mixed burst", Shape::Burst, |workers| {
+        for (worker, kind) in workers.iter_mut().zip(Kind::ALL) {
+            worker.begin_spike(kind, STEP, 3)?;
+        }
+        workers.iter_mut().try_for_each(Worker::finish)
+    })?;
+    rig.report("conformance_teeth")
+}
+
+/// Two groups side by side at the bottom of three levels, children first.
+fn tree(name: &str) -> Result<Vec<Group>> {
+    let top = Group::new(name)?;
+    let middle = top.child("middle")?;
+    let leaves = [middle.child("left")?, middle.child("right")?];
+    Ok(leaves.into_iter().chain([middle, top]).collect())
+}
+
+fn deep() -> Result<()> {
+    let mut rig = Rig::new(tree("deep")?, &[0, 0, 1, 1])?;
+    for group in 0..4 {
+        rig.watch(group, 2)?;
+    }
+    rig.leg("left up", Shape::Ramp, |workers| workers[0].grow(Kind::Anonymous, STEP))?;
+    rig.leg("right up", Shape::Ramp, |workers| workers[2].grow(Kind::File, STEP))?;
+    rig.leg("all burst", Shape::Burst, |workers| {
+        for (worker, kind) in workers.iter_mut().zip(Kind::ALL.into_iter().cycle()) {
+            worker.begin_spike(kind, STEP, 3)?;
+        }
+        workers.iter_mut().try_for_each(Worker::finish)
+    })?;
+    rig.leg("left down", Shape::Ramp, |workers| workers[0].shrink(Kind::Anonymous))?;
+    rig.leg("right teeth", Shape::Teeth, |workers| workers[3].spike(Kind::Kernel, STEP, 3))?;
+    rig.leg("right down", Shape::Ramp, |workers| workers[2].shrink(Kind::File))?;
+    rig.report("conformance_deep")
+}
+
+fn random() -> Result<()> {
+    seeded(usage_schedule)
+}
+
+fn seeded(run: impl FnOnce(u64) -> Result<()>) -> Result<()> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?;
+    let seed = now.as_secs() ^ u64::from(now.subsec_nanos()) << 32 | 1;
+    run(seed).with_context(|| format!("seed {seed:#x}"))
+}
+
+fn usage_schedule(seed: u64) -> Result<()> {
+    const LEGS: u32 = 40;
+    const HELD: usize = 3;
+
+    let mut random = Random(seed);
+    let mut rig = Rig::new(tree("random")?, &[0, 0, 1])?;
+    for (group, steps) in [(0, 4), (1, 3), (2, 4), (3, 5)] {
+        rig.watch(group, steps)?;
+    }
+    // What each worker holds, last in first out for each kind.
+    let mut held: Vec<Vec<Kind>> = vec![Vec::new(); rig.workers.len()];
+    for _ in 0..LEGS {
+        let who = random.below(held.len());
+        let kind = Kind::ALL[random.below(Kind::ALL.len())];
+        let steps = 1 + random.below(2) as u64;
+        match random.below(8) {
+            0..3 if held[who].len() < HELD => {
+                held[who].push(kind);
+                let what = format!("worker {who} {kind:?} up {steps}");
+                rig.leg(&what, Shape::Ramp, |workers| workers[who].grow(kind, steps * STEP))?;
+            }
+            0..5 if !held[who].is_empty() => {
+                let kind = held[who].pop().context("checked just now")?;
+                let what = format!("worker {who} {kind:?} down");
+                rig.leg(&what, Shape::Ramp, |workers| workers[who].shrink(kind))?;
+            }
+            0..7 => {
+                let what = format!("worker {who} {kind:?} teeth {steps}");
+                rig.leg(&what, Shape::Teeth, |workers| workers[who].spike(kind, steps * STEP, 2))?;
+            }
+            _ => rig.leg("burst", Shape::Burst, |workers| {
+                for worker in &mut *workers {
+                    worker.begin_spike(Kind::ALL[random.below(Kind::ALL.len())], STEP, 2)?;
+                }
+                workers.iter_mut().try_for_each(Worker::finish)
+            })?,
+        }
+    }
+    rig.report(&format!("conformance_random, seed {seed:#x}"))
+}

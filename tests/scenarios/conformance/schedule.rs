@@ -1,0 +1,295 @@
+//! A random schedule over all control files, and the smallest part of it that
+//! fails.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use monitor_common::control::ControlFile::{self, Memsw, Oom, Pressure, Usage};
+
+use super::book::{Both, agree};
+use super::shrink::smallest;
+use crate::harness::agent::Agent;
+use crate::harness::block::{self, Swap};
+use crate::harness::charger::{Kind, Worker};
+use crate::harness::client::page;
+use crate::harness::group::{Family, Group, read_number};
+use crate::harness::random::Random;
+use crate::harness::report::say;
+
+const MIB: u64 = 1 << 20;
+/// Usage comes to rest at multiples of this, and thresholds lie half-way between.
+const STEP: u64 = 4 * MIB;
+const LIMIT: u64 = 16 * MIB;
+/// Pages: nearer to a threshold than this the kernel may still be in the dark.
+const NEAR: u64 = 256;
+const LEGS: usize = 64;
+/// Of them, at the start, registrations.
+const FIRST: usize = 12;
+/// For making a failing schedule smaller; a test has 120 seconds.
+const TIME: Duration = Duration::from_secs(85);
+
+/// What can be registered on; the group is another number.
+const WISHES: [(ControlFile, &str); 13] = [
+    (Usage, "6M"),
+    (Usage, "10M"),
+    (Usage, "22M"),
+    (Memsw, "6M"),
+    (Memsw, "14M"),
+    (Memsw, "22M"),
+    (Oom, ""),
+    (Pressure, "low"),
+    (Pressure, "low,hierarchy"),
+    (Pressure, "medium,local"),
+    (Pressure, "medium"),
+    (Pressure, "critical,hierarchy"),
+    (Pressure, "critical"),
+];
+
+/// One step. A number that names nothing does nothing, so that any part of a
+/// schedule is a schedule.
+#[derive(Clone, Copy, Debug)]
+enum Leg {
+    /// Registers a wish of the table with both sides.
+    Register {
+        group: usize,
+        wish: usize,
+    },
+    /// Registers another on the same eventfds.
+    Again {
+        which: usize,
+        wish: usize,
+    },
+    Close {
+        which: usize,
+    },
+    Grow {
+        who: usize,
+        steps: u64,
+    },
+    Shrink {
+        who: usize,
+    },
+    ReadDisk {
+        who: usize,
+        steps: u64,
+    },
+    OutOfMemory,
+    /// The child goes, and another of its name comes.
+    Renew,
+}
+
+impl Leg {
+    fn random(random: &mut Random, first: bool) -> Self {
+        let (who, steps) = (random.below(2), 1 + random.below(4) as u64);
+        match random.below(if first { 6 } else { 20 }) {
+            0..6 => Self::Register { group: random.below(5), wish: random.below(WISHES.len()) },
+            6 => Self::Again { which: random.below(8), wish: random.below(WISHES.len()) },
+            7 => Self::Close { which: random.below(8) },
+            8..12 => Self::Grow { who, steps },
+            12..15 => Self::Shrink { who },
+            15..18 => Self::ReadDisk { who, steps },
+            18 => Self::OutOfMemory,
+            _ => Self::Renew,
+        }
+    }
+}
+
+pub(super) fn random(seed: u64) -> Result<()> {
+    let deadline = Instant::now() + TIME;
+    let _swap = Swap::on(32 * MIB)?;
+    let _disk = block::disk()?;
+    let agent = Agent::start(&[])?;
+    let mut random = Random(seed);
+    let legs: Vec<_> = (0..LEGS).map(|number| Leg::random(&mut random, number < FIRST)).collect();
+    let heard = match run(&agent, &legs) {
+        Ok(heard) => heard,
+        Err(error) => {
+            let found = smallest(&legs, deadline, |legs| run(&agent, legs).is_err());
+            say!("conformance_random_kinds, seed {seed:#x}, failed; {} of {LEGS} legs fail:", found.len());
+            found.iter().for_each(|leg| say!("    Leg::{leg:?},"));
+            return Err(error);
+        }
+    };
+    say!("conformance_random_kinds, seed {seed:#x}: {LEGS} legs, kernel {}, ours {}", heard.0, heard.1);
+    Ok(())
+}
+
+/// One pair of eventfds.
+struct Pair {
+    group: usize,
+    wishes: Vec<(ControlFile, u64)>,
+    both: Both,
+}
+
+/// Dropped in order: nobody is left in a group that goes.
+struct World {
+    workers: [Worker; 2],
+    held: [usize; 2],
+    pairs: Vec<Pair>,
+    family: Family,
+}
+
+/// The signals of both sides in all; an error where they differ.
+fn run(agent: &Agent, legs: &[Leg]) -> Result<(u64, u64)> {
+    let family = Family::new("random")?;
+    family.group.set_limit(LIMIT)?;
+    let workers = [Worker::start(&family.child)?, Worker::start(&family.sibling)?];
+    let mut world = World { workers, held: [0; 2], pairs: Vec::new(), family };
+    let mut sum = (0, 0);
+    world.rest(agent)?;
+    for (number, leg) in legs.iter().enumerate() {
+        world
+            .leg(*leg, &mut sum)
+            .and_then(|()| world.rest(agent))
+            .and_then(|()| world.compare())
+            .with_context(|| format!("leg {number}, {leg:?}, after {:?}", &legs[..number]))?;
+    }
+    for pair in &mut world.pairs {
+        let total = pair.both.total()?;
+        sum = (sum.0 + total.0, sum.1 + total.1);
+    }
+    Ok(sum)
+}
+
+impl World {
+    fn group(&self, index: usize) -> &Group {
+        let Family { child, group, sibling, parent, root } = &self.family;
+        [group, child, parent, sibling, root][index]
+    }
+
+    fn leg(&mut self, leg: Leg, sum: &mut (u64, u64)) -> Result<()> {
+        match leg {
+            Leg::Register { group, wish } => {
+                self.pairs.push(Pair { group, wishes: Vec::new(), both: Both::new()? });
+                self.register(self.pairs.len() - 1, wish)?;
+            }
+            Leg::Again { which, wish } => self.register(which, wish)?,
+            Leg::Close { which } if which < self.pairs.len() => {
+                let mut closed = self.pairs.remove(which);
+                let total = closed.both.total()?;
+                *sum = (sum.0 + total.0, sum.1 + total.1);
+            }
+            Leg::Grow { who, steps } if self.held[who] < 3 => {
+                self.workers[who].grow(Kind::Anonymous, steps * STEP)?;
+                self.held[who] += 1;
+            }
+            Leg::Shrink { who } if self.held[who] > 0 => {
+                self.workers[who].shrink(Kind::Anonymous)?;
+                self.held[who] -= 1;
+            }
+            Leg::ReadDisk { who, steps } => self.workers[who].read_disk(2 * steps * STEP)?,
+            Leg::OutOfMemory => {
+                self.workers[0].grow_to_death(128 * MIB)?;
+                self.restart()?;
+            }
+            Leg::Renew => self.renew(sum)?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn register(&mut self, which: usize, wish: usize) -> Result<()> {
+        let Some(pair) = self.pairs.get(which) else { return Ok(()) };
+        let (file, args) = WISHES[wish];
+        let group = self.group(pair.group);
+        // Thresholds of the root are sampled here, not counted.
+        if pair.group == 4 && matches!(file, Usage | Memsw) {
+            return Ok(());
+        }
+        // What is compared to the signal is not mixed with what is not.
+        let events = matches!(file, Oom | Pressure);
+        if !pair.wishes.is_empty() && pair.is_of_events() != events {
+            return Ok(());
+        }
+        pair.both.register(group, file, args)?;
+        let level = args.trim_end_matches('M').parse::<u64>().unwrap_or(0) * MIB / page();
+        self.pairs[which].wishes.push((file, level));
+        Ok(())
+    }
+
+    /// A new worker in the child, which holds nothing, nor any eventfd.
+    fn restart(&mut self) -> Result<()> {
+        self.workers[0] = Worker::start(&self.family.child)?;
+        self.held[0] = 0;
+        Ok(())
+    }
+
+    fn renew(&mut self, sum: &mut (u64, u64)) -> Result<()> {
+        let stand_in = Worker::start(&self.family.sibling)?;
+        std::mem::replace(&mut self.workers[0], stand_in).end()?;
+        let before: Vec<_> = self.pairs.iter_mut().map(|pair| pair.both.total()).collect::<Result<_>>()?;
+        self.family.child.remove()?;
+        let (gone, left): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.pairs).into_iter().zip(before).partition(|(pair, _)| pair.group == 1);
+        self.pairs = left.into_iter().map(|(pair, _)| pair).collect();
+        for (mut pair, before) in gone {
+            let each = pair.wishes.len() as u64;
+            let more = before.0.max(before.1) + each;
+            agree_after(&mut pair.both, before, each).with_context(|| format!("removal, {more} at most"))?;
+            let total = pair.both.total()?;
+            *sum = (sum.0 + total.0, sum.1 + total.1);
+        }
+        // Not a new value: the old one's end would remove it.
+        fs::create_dir(&self.family.child.path).context("cannot make the child again")?;
+        self.restart()
+    }
+
+    /// Makes the kernel look, and waits until both sides have told all.
+    fn rest(&mut self, agent: &Agent) -> Result<()> {
+        self.workers.iter_mut().try_for_each(|worker| worker.spike(Kind::Anonymous, page(), 160))?;
+        agent.settle()?;
+        let (mut events, others): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.pairs).into_iter().partition(Pair::is_of_events);
+        agree(&mut events.iter_mut().map(|pair| &mut pair.both).collect::<Vec<_>>())?;
+        self.pairs = others;
+        self.pairs.append(&mut events);
+        Ok(())
+    }
+
+    fn compare(&mut self) -> Result<()> {
+        let mut usages = Vec::new();
+        for index in 0..4 {
+            let of = |file: ControlFile| read_number(&self.group(index).path.join(file.name()));
+            usages.push((of(Usage)? / page(), of(Memsw)? / page()));
+        }
+        for pair in &mut self.pairs {
+            let (kernel, ours) = pair.both.total()?;
+            let near = |(file, level): &(ControlFile, u64)| match file {
+                Usage => usages[pair.group].0.abs_diff(*level) <= NEAR,
+                Memsw => usages[pair.group].1.abs_diff(*level) <= NEAR,
+                _ => false,
+            };
+            let what = format!("{:?} on group {}: kernel {kernel}, ours {ours}", pair.wishes, pair.group);
+            if pair.is_of_events() {
+                ensure!(kernel == ours, "{what}");
+            } else if !pair.wishes.iter().any(near) {
+                // The counter's steps between the kernel's looks come in pairs.
+                ensure!(kernel % 2 == ours % 2, "{what}");
+                ensure!(kernel == 0 || ours > 0, "{what}");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Pair {
+    /// Only OOM and pressure, of which the two counts have to be equal.
+    fn is_of_events(&self) -> bool {
+        self.wishes.iter().all(|(file, _)| matches!(file, Oom | Pressure))
+    }
+}
+
+/// Waits until a removal has been told to both, once for each registration.
+fn agree_after(both: &mut Both, before: (u64, u64), each: u64) -> Result<()> {
+    if each == 0 {
+        return Ok(());
+    }
+    let total = both.reach("the removal is told", before.0.min(before.1) + each)?;
+    // A last look of the kernel's may tell a crossing, too.
+    let more = (total.0 - before.0, total.1 - before.1);
+    if more.0 < each || more.1 < each || more.1 % 2 != each % 2 {
+        bail!("{each} registrations, the kernel told {}, we {}", more.0, more.1);
+    }
+    Ok(())
+}

@@ -1,0 +1,239 @@
+//! The service under systemd: started by its socket, watched, restarted, ended.
+
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use memcg_monitor::client::{CONTROL_SOCKET, Control, SOCKET};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::harness::agent::{PATIENCE, until};
+use crate::harness::charger::{Kind, Worker};
+use crate::harness::client::{Waiter, attached, write_event_control};
+use crate::harness::group::{Group, read_number};
+use crate::harness::report::say;
+use crate::harness::runner::{On, Test};
+use crate::scenarios::deploy::debian::{SERVICE, Units, property, systemctl};
+
+const MIB: u64 = 1 << 20;
+
+/// The view, where it is by default.
+const VIEW: &str = "/run/memcg-monitor/cgroup";
+
+/// Whether registrations live through a restart of the agent.
+const SURVIVES: bool = true;
+
+pub(super) fn tests() -> Vec<Test> {
+    vec![
+        Test {
+            name: "debian_service",
+            what: "a registration on the socket starts the agent, which serves it; stopped, it leaves nothing",
+            on: On::V2,
+            run: service,
+        },
+        Test {
+            name: "debian_restarts",
+            what: "systemctl restart and a kill bring the agent back; who registers meanwhile waits for it",
+            on: On::V2,
+            run: restarts,
+        },
+        Test {
+            name: "debian_watchdog",
+            what: "a healthy agent is left alone, and one that stands still is restarted",
+            on: On::V2,
+            run: watchdog,
+        },
+        Test {
+            name: "debian_no_view",
+            what: "the tighter drop-in serves the socket, with nothing mounted",
+            on: On::V2,
+            run: no_view,
+        },
+        Test {
+            name: "debian_metrics",
+            what: "with the drop-in for metrics, Prometheus is told by loopback, and the rest goes on",
+            on: On::V2,
+            run: metrics,
+        },
+    ]
+}
+
+/// Up and down across a threshold, heard; a word of the operator's socket in between.
+pub(super) fn hears(name: &str) -> Result<()> {
+    let group = Group::new(name)?;
+    let mut worker = Worker::start(&group)?;
+    let waiter = Waiter::on(&group, "4M")?;
+    crossings(&waiter, &mut worker)?;
+    worker.end()
+}
+
+/// The same by a write to the view's `cgroup.event_control`.
+fn hears_by_view(name: &str) -> Result<()> {
+    let group = Group::new(name)?;
+    let mut worker = Worker::start(&group)?;
+    let waiter = Waiter::new()?;
+    let folder = Path::new(VIEW).join(name);
+    let control = File::open(folder.join("memory.usage_in_bytes")).context("cannot open the view's file")?;
+    let line = format!("{} {} 4M", waiter.0.as_raw_fd(), control.as_raw_fd());
+    write_event_control(&folder, line.as_bytes()).context("the view refuses")?;
+    crossings(&waiter, &mut worker)?;
+    worker.end()
+}
+
+fn crossings(waiter: &Waiter, worker: &mut Worker) -> Result<()> {
+    worker.grow(Kind::Anonymous, 8 * MIB)?;
+    ensure!(waiter.wait()? == 1, "up");
+    worker.shrink(Kind::Anonymous)?;
+    ensure!(waiter.wait()? == 1, "down");
+    Ok(())
+}
+
+fn start_sockets() -> Result<()> {
+    systemctl(&["start", "memcg-monitor.socket", "memcg-monitor-operator.socket"]).map(drop)
+}
+
+fn main_process() -> Result<Pid> {
+    let text = property("MainPID")?;
+    Ok(Pid::from_raw(text.parse().with_context(|| format!("MainPID={text}"))?))
+}
+
+fn is_mounted() -> Result<bool> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read mountinfo")?;
+    Ok(mounts.lines().any(|line| line.contains(VIEW)))
+}
+
+fn service() -> Result<()> {
+    let before = attached()?;
+    let _units = Units::install(&[])?;
+    start_sockets()?;
+    ensure!(property("ActiveState")? == "inactive", "nobody has come yet");
+    hears("activation")?;
+    ensure!(property("ActiveState")? == "active", "it is {}", property("ActiveState")?);
+    let status = property("StatusText")?;
+    ensure!(status.contains("watching") && status.contains(VIEW), "its status is {status:?}");
+    ensure!(is_mounted()?, "the view is not to be seen outside the unit");
+    for folder in ["/run/memcg-monitor", VIEW] {
+        let mode = fs::metadata(folder)?.permissions().mode() & 0o777;
+        ensure!(mode & 0o555 == 0o555, "{folder} has mode {mode:o}");
+    }
+    hears_by_view("by_view")?;
+
+    let pid = main_process()?;
+    let process = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}"));
+    let adjust = process("oom_score_adj")?;
+    ensure!(adjust.trim() == "-900", "oom_score_adj is {adjust}");
+    let group = Path::new("/sys/fs/cgroup").join(SERVICE);
+    let procs = fs::read_to_string(group.join("cgroup.procs")).context("it is not right below the root")?;
+    ensure!(procs.contains(&pid.to_string()), "{procs:?} is without {pid}");
+    let least = read_number(&group.join("memory.min"))?;
+    let (usage, peak) =
+        (read_number(&group.join("memory.current"))?, read_number(&group.join("memory.peak"))?);
+    say!("memory.min {least}, memory.current {usage}, memory.peak {peak}");
+    ensure!(least > usage, "memory.min does not cover what the agent holds");
+    stop(&before)
+}
+
+fn restarts() -> Result<()> {
+    let _units = Units::install(&[])?;
+    systemctl(&["start", SERVICE])?;
+    let group = Group::new("restarts")?;
+    let mut worker = Worker::start(&group)?;
+    let waiter = Waiter::on(&group, "4M")?;
+    let mut before = main_process()?;
+    for how in ["restart", "kill"] {
+        if how == "restart" {
+            systemctl(&["restart", SERVICE])?;
+        } else {
+            kill(before, Signal::SIGKILL).context("kill failed")?;
+        }
+        // Whoever comes before the next agent is ready waits for it.
+        hears("again").with_context(|| format!("after {how}"))?;
+        until("another agent runs", || {
+            let now = main_process()?;
+            Ok(now != before && now.as_raw() != 0 && property("ActiveState")? == "active")
+        })?;
+        before = main_process()?;
+        if SURVIVES {
+            crossings(&waiter, &mut worker).with_context(|| format!("registered before {how}"))?;
+        }
+    }
+    worker.end()
+}
+
+fn watchdog() -> Result<()> {
+    let _units = Units::install(&[("10-test.conf", "[Service]\nWatchdogSec=10s\n")])?;
+    systemctl(&["start", SERVICE])?;
+    let fed = || property("WatchdogTimestampMonotonic");
+    let first = fed()?;
+    until("the watchdog is fed", || Ok(fed()? != first))?;
+    let second = fed()?;
+    until("the watchdog is fed again", || Ok(fed()? != second))?;
+    let control = Control::connect(Path::new(CONTROL_SOCKET))?;
+    control.set_timeout(i64::try_from(PATIENCE.as_millis())?)?;
+    let (groups, status) = control.list()?;
+    ensure!((status.registrations, status.signals) == (0, 0), "its own are counted: {status:?}");
+    ensure!(groups.iter().all(|group| group.registrations.is_empty()), "its own registrations are shown");
+    ensure!(property("NRestarts")? == "0", "a healthy agent was restarted");
+
+    let pid = main_process()?;
+    kill(pid, Signal::SIGSTOP).context("cannot stop it")?;
+    until("the watchdog restarts it", || {
+        Ok(property("NRestarts")? != "0" && property("ActiveState")? == "active")
+    })?;
+    let log = super::output("journalctl", &["--no-pager", "-o", "cat", "-u", SERVICE])?;
+    ensure!(log.contains("Watchdog timeout"), "systemd restarted it for another reason: {log}");
+    hears("watchdog")
+}
+
+fn no_view() -> Result<()> {
+    let text = Units::drop_in("no-view.conf")?;
+    let _units = Units::install(&[("10-no-view.conf", &text)])?;
+    systemctl(&["start", SERVICE])?;
+    ensure!(!is_mounted()?, "something is mounted");
+    let pid = main_process()?;
+    let ours = fs::read_link("/proc/self/ns/mnt")?;
+    ensure!(fs::read_link(format!("/proc/{pid}/ns/mnt"))? != ours, "it is in our mount namespace");
+    hears("no_view")
+}
+
+fn metrics() -> Result<()> {
+    let text = Units::drop_in("metrics.conf")?;
+    let _units = Units::install(&[("20-metrics.conf", &text)])?;
+    systemctl(&["start", SERVICE])?;
+    let mut stream = TcpStream::connect("127.0.0.1:9101").context("nobody listens")?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut told = String::new();
+    stream.read_to_string(&mut told)?;
+    for line in ["HTTP/1.1 200 OK", "memcg_monitor_build_info{", "container_memory_usage_bytes{id=\"/"] {
+        ensure!(told.contains(line), "no {line} in {told}");
+    }
+    hears("metrics")
+}
+
+/// For good: what was attached before is all that is attached now, and so on.
+fn stop(before: &[String]) -> Result<()> {
+    ensure!(attached()?.len() > before.len(), "nothing is attached");
+    systemctl(&["stop", SERVICE])?;
+    ensure!(Path::new(SOCKET).exists(), "the socket is systemd's, and stays while its unit is active");
+    systemctl(&["stop", "memcg-monitor.socket", "memcg-monitor-operator.socket"])?;
+    ensure!(property("Result")? == "success", "its result is {}", property("Result")?);
+    // The kernel frees what was pinned in its own time.
+    until("nothing is attached any more", || Ok(attached()? == before))?;
+    ensure!(!is_mounted()?, "the view is still mounted");
+    let left: Vec<_> = fs::read_dir("/run/memcg-monitor")
+        .map(|entries| entries.flatten().map(|entry| entry.file_name()).collect())
+        .unwrap_or_default();
+    ensure!(left.is_empty(), "{left:?} are left");
+    let pins = fs::read_dir("/sys/fs/bpf").context("no bpffs")?.flatten();
+    let pins: Vec<_> = pins
+        .map(|entry| entry.file_name())
+        .filter(|name| name != "progs.debug" && name != "maps.debug")
+        .collect();
+    ensure!(pins.is_empty(), "{pins:?} are pinned");
+    Ok(())
+}

@@ -1,0 +1,92 @@
+//! The unit files, by the word of systemd's own checker.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::harness::report::say;
+use crate::harness::runner::{On, Test};
+use crate::scenarios::deploy::debian::{BINARY, SERVICE, copy, output};
+
+pub(super) fn tests() -> Vec<Test> {
+    vec![Test {
+        name: "debian_units",
+        what: "systemd-analyze verify has nothing to say, and the exposure stays where it is",
+        on: On::V2,
+        run: units,
+    }]
+}
+
+/// Runs last: it takes the agent's program away.
+pub(super) fn documented() -> Test {
+    Test {
+        name: "debian_documented",
+        what: "the commands in docs/deploy.md install, show, narrow and remove the service",
+        on: On::V2,
+        run: as_documented,
+    }
+}
+
+/// What is between the fences of one section, but for what needs a clone.
+fn blocks(text: &str, section: &str) -> Vec<String> {
+    let body = text.split("\n## ").find(|part| part.starts_with(section)).unwrap_or_default();
+    body.split("```").skip(1).step_by(2).map(|block| block.replace("cargo xtask build\n", "")).collect()
+}
+
+fn as_documented() -> Result<()> {
+    let share = Path::new("/usr/share/memcg-monitor");
+    let text = fs::read_to_string(share.join("deploy.md")).context("cannot read docs/deploy.md")?;
+    let blocks = blocks(&text, "Under systemd");
+    let [install, remove, narrow] = blocks.as_slice() else { bail!("{} blocks of commands", blocks.len()) };
+    // A clone, as far as the commands see it.
+    let clone = Path::new("/var/lib/clone");
+    let built = clone.join("target/guest/x86_64-unknown-linux-gnu/release");
+    fs::create_dir_all(&built).context("cannot make a folder")?;
+    std::os::unix::fs::symlink(share, clone.join("deploy")).context("symlink failed")?;
+    fs::copy(BINARY, built.join("memcg-monitor")).context("cannot copy the agent")?;
+    fs::remove_file(BINARY)?;
+    let sh = |block: &str| output("sh", &["-exc", &format!("cd {}\n{block}", clone.display())]);
+
+    let said = sh(install)?;
+    ensure!(said.contains("active (running)") && said.contains("CGROUP"), "it says {said}");
+    sh(narrow)?;
+    let line = output("systemctl", &["show", "-P", "ExecStart", SERVICE])?;
+    ensure!(line.contains("--no-mount"), "the drop-in does not count: {line}");
+    sh(remove)?;
+    ensure!(!Path::new(BINARY).exists(), "the program is still there");
+    ensure!(
+        output("systemctl", &["list-units", "--no-legend", "memcg-monitor*"])?.is_empty(),
+        "units are left"
+    );
+    Ok(())
+}
+
+/// Without the drop-in and with it.
+fn units() -> Result<()> {
+    let share = Path::new("/usr/share/memcg-monitor/systemd");
+    // In tenths: 0 is sealed, 100 is open.
+    for (drop_in, most) in [("", 40.0), ("memcg-monitor.service.d", 20.0)] {
+        let folder = Path::new("/var/lib/units").join(if drop_in.is_empty() { "plain" } else { "narrow" });
+        fs::create_dir_all(&folder).context("cannot make a folder")?;
+        for name in [SERVICE, "memcg-monitor.socket", "memcg-monitor-operator.socket", drop_in] {
+            if !name.is_empty() {
+                copy(&share.join(name), &folder.join(name), 0o644)?;
+            }
+        }
+        // It is for the host's network, so its score is another matter.
+        let _ = fs::remove_file(folder.join(drop_in).join("metrics.conf"));
+        let analyze = |words: &str| {
+            output("sh", &["-c", &format!("cd {} && systemd-analyze {words} 2>&1", folder.display())])
+        };
+        let text = analyze("verify --man=no ./*.service ./*.socket")?;
+        ensure!(text.trim().is_empty(), "verify {drop_in}: {text}");
+        let text = analyze(&format!("security --offline=true --no-pager ./{SERVICE}"))?;
+        let last: String = text.lines().last().unwrap_or_default().chars().filter(char::is_ascii).collect();
+        say!("{} {drop_in}", last.trim());
+        let score = last.split_whitespace().find_map(|word| word.parse::<f64>().ok());
+        let score = score.with_context(|| format!("no score in {last:?}"))?;
+        ensure!(score * 10.0 <= most, "{drop_in}: exposure {score}, at most {most} tenths; {text}");
+    }
+    Ok(())
+}

@@ -1,0 +1,67 @@
+//! What is no crossing of memory, on cgroup v2. The kernel has no such
+//! notifications there: its counters and files are the witnesses.
+
+mod extensions;
+mod oom;
+mod pressure;
+mod swap;
+
+use anyhow::{Result, ensure};
+use monitor_common::control::ControlFile;
+
+use crate::harness::agent::until;
+use crate::harness::client::Waiter;
+use crate::harness::group::Group;
+use crate::harness::runner::{On, Test};
+
+const MIB: u64 = 1 << 20;
+
+pub(crate) fn tests() -> Vec<Test> {
+    let mut tests = Vec::new();
+    for (name, what, run) in [oom::TESTS, pressure::TESTS, swap::TESTS, extensions::TESTS].concat() {
+        tests.push(Test { name, what, on: On::V2, run });
+    }
+    tests
+}
+
+/// Name, what it shows, and the test.
+type Row = (&'static str, &'static str, fn() -> Result<()>);
+
+/// One who waits, and the signals so far.
+struct Heard {
+    name: String,
+    waiter: Waiter,
+    total: u64,
+}
+
+impl Heard {
+    fn at(name: &str, group: &Group, file: ControlFile, args: &str) -> Result<Self> {
+        Ok(Self { name: name.to_owned(), waiter: Waiter::at(group, file, args)?, total: 0 })
+    }
+
+    fn total(&mut self) -> Result<u64> {
+        self.total += self.waiter.take()?;
+        Ok(self.total)
+    }
+
+    /// Waits for the signals to come to `count`; never may there be more.
+    fn await_total(&mut self, count: u64) -> Result<()> {
+        let name = self.name.clone();
+        until(&format!("{name} has heard {count}"), || {
+            let total = self.total()?;
+            ensure!(total <= count, "{name} has heard {total} instead of {count}");
+            Ok(total == count)
+        })
+    }
+}
+
+/// Those of `names` hear `count` in all, the others nothing.
+fn expect(all: &mut [Heard], names: &[&str], count: u64) -> Result<()> {
+    for heard in all.iter_mut().filter(|heard| names.contains(&heard.name.as_str())) {
+        heard.await_total(count)?;
+    }
+    for heard in all.iter_mut().filter(|heard| !names.contains(&heard.name.as_str())) {
+        heard.await_total(0)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,188 @@
+//! What cgroup v1 had not: emptiness, the working set, percents, directions,
+//! hysteresis, quotas; and the root's usage.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use monitor_common::control::ControlFile::{self, Procs, Usage, WorkingSet};
+
+use super::{Heard, MIB, Row};
+use crate::harness::agent::{Agent, until};
+use crate::harness::block;
+use crate::harness::charger::{Kind, Worker};
+use crate::harness::client::{Waiter, agent_errno, open_control, page};
+use crate::harness::group::Group;
+use crate::scenarios::conformance::errno::as_nobody;
+
+pub(super) const TESTS: &[Row] = &[
+    ("event_empty", "a group is empty when the last task of it and of those below left", empty),
+    ("event_root_usage", "the root's usage crosses, sampled", root_usage),
+    ("event_percent", "percents follow the limit of the group and of those above", percent),
+    ("event_directions", "up, down and hysteresis are heard as asked for", directions),
+    ("event_working_set", "inactive file pages do not count in the working set", working_set),
+    ("event_quota", "a user has a quota (EDQUOT), root has none, what ends comes back", quota),
+];
+
+fn empty() -> Result<()> {
+    let group = Group::new("empty")?;
+    let (left, right) = (group.child("left")?, group.child("right")?);
+    let agent = Agent::start(&[])?;
+    let mut all = Vec::new();
+    for (name, group) in [("group", &group), ("left", &left), ("right", &right)] {
+        all.push(Heard::at(name, group, Procs, "")?);
+    }
+    let mut expect = |counts: [u64; 3]| -> Result<()> {
+        agent.settle()?;
+        all.iter_mut().zip(counts).try_for_each(|(heard, count)| heard.await_total(count))
+    };
+    let workers =
+        [Worker::start(&left)?, Worker::start(&left)?, Worker::start(&right)?, Worker::start(&left)?];
+    let [one, two, three, moves] = workers;
+    expect([0, 0, 0])?;
+    one.end()?;
+    expect([0, 0, 0])?;
+    two.end()?;
+    right.add(moves.pid())?;
+    expect([0, 1, 0])?;
+    three.end()?;
+    expect([0, 1, 0])?;
+    moves.end()?;
+    expect([1, 1, 1])?;
+    Worker::start(&right)?.end()?;
+    expect([2, 1, 2])
+}
+
+/// The root's usage as v1 counted it.
+fn host_usage() -> Result<u64> {
+    let text = fs::read_to_string("/proc/vmstat").context("cannot read /proc/vmstat")?;
+    let field = |name: &str| -> Result<u64> {
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        Ok(value.with_context(|| format!("no {name}"))?.parse()?)
+    };
+    Ok((field("nr_file_pages")? + field("nr_anon_pages")?) * page())
+}
+
+fn root_usage() -> Result<()> {
+    let group = Group::new("below")?;
+    let agent = Agent::start(&["--sample-ms", "20"])?;
+    let mut worker = Worker::start(&group)?;
+    let level = host_usage()? + 24 * MIB;
+    let root = Group::root()?;
+    let mut up = Heard::at("the root", &root, Usage, &level.to_string())?;
+    let mut half = Heard::at("half of the host", &root, Usage, "90%")?;
+    for round in 0..2 {
+        worker.grow(Kind::Anonymous, 48 * MIB)?;
+        up.await_total(2 * round + 1)?;
+        worker.shrink(Kind::Anonymous)?;
+        up.await_total(2 * round + 2)?;
+    }
+    agent.settle()?;
+    half.await_total(0)
+}
+
+fn percent() -> Result<()> {
+    let top = Group::new("percent")?;
+    let group = top.child("group")?;
+    let agent = Agent::start(&[])?;
+    let mut half = Heard::at("half", &group, Usage, "50%")?;
+    let mut worker = Worker::start(&group)?;
+    worker.grow(Kind::Anonymous, 30 * MIB)?;
+    agent.settle()?;
+    half.await_total(0).context("no limit, no percent")?;
+    group.set_limit(40 * MIB)?;
+    half.await_total(1).context("30 of 40")?;
+    group.set_limit(100 * MIB)?;
+    half.await_total(2).context("30 of 100")?;
+    top.set_limit(50 * MIB)?;
+    half.await_total(3).context("30 of the 50 above")?;
+    top.write("memory.max", "max")?;
+    half.await_total(4).context("30 of 100 again")?;
+    worker.grow(Kind::Anonymous, 30 * MIB)?;
+    half.await_total(5).context("60 of 100")?;
+    worker.shrink(Kind::Anonymous)?;
+    half.await_total(6).context("and back")
+}
+
+fn directions() -> Result<()> {
+    let group = Group::new("directions")?;
+    let agent = Agent::start(&[])?;
+    let mut worker = Worker::start(&group)?;
+    let mut up = Heard::at("up", &group, Usage, "8M,up")?;
+    let mut down = Heard::at("down", &group, Usage, "8M,down")?;
+    let mut both = Heard::at("both", &group, Usage, "8M")?;
+    let mut damped = Heard::at("hysteresis", &group, Usage, "8M,hysteresis=4M")?;
+    let mut expect = |counts: [u64; 4]| -> Result<()> {
+        agent.settle()?;
+        let all = [&mut up, &mut down, &mut both, &mut damped];
+        all.into_iter().zip(counts).try_for_each(|(heard, count)| heard.await_total(count))
+    };
+    worker.grow(Kind::Anonymous, 6 * MIB)?;
+    worker.grow(Kind::Anonymous, 5 * MIB)?;
+    expect([1, 0, 1, 1])?;
+    // To about 6M: not 4M below.
+    worker.shrink(Kind::Anonymous)?;
+    expect([1, 1, 2, 1])?;
+    worker.grow(Kind::Anonymous, 5 * MIB)?;
+    expect([2, 1, 3, 1])?;
+    worker.shrink(Kind::Anonymous)?;
+    worker.shrink(Kind::Anonymous)?;
+    expect([2, 2, 4, 2])
+}
+
+fn working_set() -> Result<()> {
+    let _disk = block::disk()?;
+    let group = Group::new("set")?;
+    let agent = Agent::start(&["--sample-ms", "20"])?;
+    let mut worker = Worker::start(&group)?;
+    let level = (group.usage()? + 12 * MIB).to_string();
+    let mut set = Heard::at("working set", &group, WorkingSet, &level)?;
+    let mut usage = Heard::at("usage", &group, Usage, &level)?;
+    worker.read_disk(32 * MIB)?;
+    agent.settle()?;
+    usage.await_total(1)?;
+    set.await_total(0)?;
+    worker.grow(Kind::Anonymous, 24 * MIB)?;
+    set.await_total(1)?;
+    worker.shrink(Kind::Anonymous)?;
+    set.await_total(2)?;
+    usage.await_total(1)
+}
+
+fn quota() -> Result<()> {
+    let group = Group::new("quota")?;
+    let agent = Agent::start(&["--max-per-user", "3", "--socket-mode", "0666"])?;
+    let try_all = |waiter: &Waiter| -> Result<Vec<i32>> {
+        use std::os::fd::AsRawFd as _;
+        let kinds = [
+            (Usage, "1M"),
+            (ControlFile::Oom, ""),
+            (ControlFile::Pressure, "low"),
+            (Procs, ""),
+            (Usage, "x"),
+        ];
+        let mut errnos = Vec::new();
+        for (file, args) in kinds {
+            let (control, args) = open_control(&group, file, args)?;
+            let line = format!("{} {} {args}", waiter.0.as_raw_fd(), control.as_raw_fd());
+            errnos.push(agent_errno(line.as_bytes())?);
+        }
+        Ok(errnos)
+    };
+    let as_user = || {
+        as_nobody(|| {
+            let errnos = try_all(&Waiter::new()?)?;
+            let right = errnos == [0, 0, 0, libc::EDQUOT, libc::EINVAL];
+            Ok(if right { String::new() } else { format!("{errnos:?}") })
+        })
+    };
+    for _ in 0..2 {
+        let wrong = as_user()?;
+        ensure!(wrong.is_none(), "{wrong:?}");
+        until("the user's ended with its process", || Ok(agent.status()?.registrations == 0))?;
+    }
+    let roots = Waiter::new()?;
+    for _ in 0..2 {
+        ensure!(try_all(&roots)? == [0, 0, 0, 0, libc::EINVAL], "root has a quota");
+    }
+    Ok(())
+}

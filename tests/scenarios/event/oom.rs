@@ -1,0 +1,159 @@
+//! Out of memory: who hears of it, how often, and what `listen -o json` tells.
+
+use std::fs;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use memcg_monitor::client::{CONTROL_SOCKET, Control};
+use memcg_monitor::door::control::{Answer, EventRow, Request};
+use monitor_common::control::ControlFile;
+
+use super::{Heard, MIB, Row, expect};
+use crate::harness::agent::{Agent, PATIENCE};
+use crate::harness::charger::{Kind, Worker};
+use crate::harness::client::{Waiter, open_control};
+use crate::harness::group::{Family, Group};
+
+pub(super) const TESTS: &[Row] = &[
+    (
+        "event_oom_goes_down",
+        "an OOM is told once to the group at its limit and to those below, to nobody else",
+        goes_down,
+    ),
+    ("event_oom_by_a_written_limit", "a limit written below usage signals nobody", written_limit),
+    ("event_oom_json", "listen -o json tells the OOM with its origin, then the victim", json),
+    ("event_oom_group_json", "memory.oom.group: the group that is killed is told, too", group_json),
+];
+
+fn listeners(family: &Family) -> Result<Vec<Heard>> {
+    family.all().into_iter().map(|(name, group)| Heard::at(name, group, ControlFile::Oom, "")).collect()
+}
+
+fn goes_down() -> Result<()> {
+    let family = Family::new("oom")?;
+    family.group.set_limit(16 * MIB)?;
+    let agent = Agent::start(&[])?;
+    let mut all = listeners(&family)?;
+    for round in 1..=3 {
+        Worker::start(&family.child)?.grow_to_death(64 * MIB)?;
+        agent.settle()?;
+        let counted = family.group.field("memory.events.local", "oom")?;
+        // A task that dies may run into the limit once more.
+        ensure!(counted >= round, "the kernel counts {counted} in round {round}");
+        expect(&mut all, &["group", "child"], counted)?;
+    }
+    let above = family.group.field("memory.events.local", "oom")?;
+    // Of the child's own limit the group hears nothing.
+    family.child.set_limit(8 * MIB)?;
+    Worker::start(&family.child)?.grow_to_death(64 * MIB)?;
+    agent.settle()?;
+    let own = family.child.field("memory.events.local", "oom")?;
+    for heard in &mut all {
+        heard.await_total(match heard.name.as_str() {
+            "child" => above + own,
+            "group" => above,
+            _ => 0,
+        })?;
+    }
+    Ok(())
+}
+
+fn written_limit() -> Result<()> {
+    let family = Family::new("written")?;
+    let agent = Agent::start(&[])?;
+    let mut all = listeners(&family)?;
+    let mut worker = Worker::start(&family.child)?;
+    worker.grow(Kind::Anonymous, 24 * MIB)?;
+    family.group.set_limit(8 * MIB)?;
+    ensure!(worker.grow(Kind::Anonymous, MIB).is_err(), "the write killed nobody");
+    let counted = family.group.field("memory.events.local", "oom")?;
+    ensure!(counted > 0, "the kernel saw no OOM: nothing was shown");
+    agent.settle()?;
+    expect(&mut all, &[], 0)
+}
+
+/// A connection that is told the causes, and its eventfd.
+fn follow(group: &Group) -> Result<(Control, Waiter)> {
+    let waiter = Waiter::new()?;
+    let (control, args) = open_control(group, ControlFile::Oom, "")?;
+    let line = format!("{} {} {args}", waiter.0.as_raw_fd(), control.as_raw_fd());
+    let connection = Control::connect(Path::new(CONTROL_SOCKET))?;
+    connection.set_timeout(i64::try_from(PATIENCE.as_millis())?)?;
+    connection.ask(&Request::Listen(line), &[waiter.0.as_fd(), control.as_fd()])?;
+    match connection.next()? {
+        Some(Answer::Listening) => Ok((connection, waiter)),
+        other => bail!("the agent answered {other:?}"),
+    }
+}
+
+fn event(connection: &Control) -> Result<EventRow> {
+    match connection.next()? {
+        Some(Answer::Event(row)) => Ok(row),
+        other => bail!("the agent answered {other:?}"),
+    }
+}
+
+fn name(group: &Group) -> String {
+    group.path.to_string_lossy().into_owned()
+}
+
+fn json() -> Result<()> {
+    let family = Family::new("json")?;
+    family.group.set_limit(16 * MIB)?;
+    let _agent = Agent::start(&[])?;
+    let (connection, waiter) = follow(&family.child)?;
+    let mut worker = Worker::start(&family.child)?;
+    let pid = u64::try_from(worker.pid().as_raw())?;
+    let comm = fs::read_to_string(format!("/proc/{pid}/comm")).context("no comm")?;
+    worker.grow_to_death(64 * MIB)?;
+
+    let (limit, child) = (name(&family.group), name(&family.child));
+    let oom = event(&connection)?;
+    ensure!((oom.event.as_str(), oom.signals) == ("oom", 1), "{oom:?}");
+    ensure!(oom.cgroup == child && oom.origin.as_ref() == Some(&limit), "{oom:?}");
+    // A dying task may meet the limit once more: an OOM of its own.
+    let (mut ooms, mut kill) = (1, event(&connection)?);
+    while kill.event == "oom" {
+        (ooms, kill) = (ooms + 1, event(&connection)?);
+    }
+    ensure!((kill.event.as_str(), kill.signals) == ("oom_kill", 0), "{kill:?}");
+    ensure!(kill.cgroup == child && kill.origin.as_ref() == Some(&limit), "{kill:?}");
+    let victim = kill.victim.context("no victim")?;
+    ensure!(victim.cgroup == child && victim.pid == Some(pid), "{victim:?}");
+    ensure!(victim.comm.as_deref() == Some(comm.trim_end()), "{victim:?}");
+    ensure!(waiter.wait()? == ooms, "the victim adds nothing to {ooms} OOMs");
+    Ok(())
+}
+
+fn group_json() -> Result<()> {
+    let family = Family::new("json")?;
+    family.group.set_limit(16 * MIB)?;
+    family.group.write("memory.oom.group", "1")?;
+    let _agent = Agent::start(&[])?;
+    let (connection, waiter) = follow(&family.group)?;
+    let mut other = Worker::start(&family.child)?;
+    Worker::start(&family.child)?.grow_to_death(64 * MIB)?;
+    let limit = name(&family.group);
+    let (mut groups, mut victims, mut events) = (0, 0, Vec::new());
+    while groups == 0 || victims < 2 {
+        let row = event(&connection)?;
+        ensure!(row.origin.as_ref() == Some(&limit) && row.cgroup == limit, "{row:?}");
+        events.push(row.event.clone());
+        match (row.event.as_str(), row.victim) {
+            ("oom_group_kill", Some(victim)) => {
+                ensure!(victim.cgroup == limit && victim.pid.is_none(), "{victim:?}");
+                groups += 1;
+            }
+            ("oom_kill", Some(_)) => victims += 1,
+            _ => {}
+        }
+    }
+    ensure!(events.first().is_some_and(|first| first == "oom"), "{events:?}");
+    ensure!(groups == 1, "{events:?}");
+    ensure!(other.grow(Kind::Anonymous, MIB).is_err(), "the other process of the group lives on");
+    // A dying task may meet the limit once more; that row may be on its way yet.
+    let (signals, ooms) = (waiter.wait()?, events.iter().filter(|event| *event == "oom").count() as u64);
+    ensure!(signals >= ooms, "{signals} signals of {ooms} OOMs");
+    Ok(())
+}

@@ -1,0 +1,105 @@
+//! Reclaim pressure: levels and modes.
+
+use anyhow::{Result, ensure};
+use monitor_common::control::ControlFile::Pressure;
+
+use super::{Heard, MIB, Row};
+use crate::harness::agent::{Agent, until};
+use crate::harness::block;
+use crate::harness::charger::{Kind, Worker};
+use crate::harness::group::Family;
+
+pub(super) const TESTS: &[Row] = &[
+    ("event_pressure_modes", "default, hierarchy and local hear what v1's would", modes),
+    ("event_pressure_levels", "an OOM is critical; each level hears of those above it", levels),
+];
+
+/// Waits until two have heard the same, more than `before`, and rest there.
+fn agree(all: &mut [Heard], one: &str, other: &str, before: u64) -> Result<u64> {
+    let mut seen = 0;
+    until(&format!("{one} and {other} agree"), || {
+        let (of_one, of_other) = (total(all, one)?, total(all, other)?);
+        let rests = of_one == of_other && of_one > before && seen == of_one;
+        seen = of_one;
+        Ok(rests)
+    })?;
+    Ok(seen)
+}
+
+fn total(all: &mut [Heard], name: &str) -> Result<u64> {
+    all.iter_mut().filter(|heard| heard.name == name).try_fold(0, |sum, heard| Ok(sum + heard.total()?))
+}
+
+fn modes() -> Result<()> {
+    let _disk = block::disk()?;
+    let family = Family::new("modes")?;
+    family.group.set_limit(8 * MIB)?;
+    let agent = Agent::start(&[])?;
+    let mut all = Vec::new();
+    for (who, group) in family.all() {
+        for mode in ["hierarchy", "local", "default"] {
+            all.push(Heard::at(&format!("{who} {mode}"), group, Pressure, &format!("low,{mode}"))?);
+        }
+    }
+    let mut worker = Worker::start(&family.child)?;
+    worker.read_disk(64 * MIB)?;
+    agent.settle()?;
+    let windows = agree(&mut all, "group hierarchy", "root hierarchy", 0)?;
+    for (name, expected) in [
+        ("group local", windows),
+        ("group default", windows),
+        ("parent hierarchy", windows),
+        ("parent local", 0),
+        ("parent default", 0),
+        ("root local", 0),
+        ("root default", 0),
+        // The pressure is the limit's, not the task's.
+        ("child hierarchy", 0),
+        ("child local", 0),
+        ("child default", 0),
+        ("sibling hierarchy", 0),
+        ("sibling default", 0),
+    ] {
+        let heard = total(&mut all, name)?;
+        ensure!(heard == expected, "{name} heard {heard} of {windows} windows, not {expected}");
+    }
+    // With nobody nearer, the default of the parent hears all. The worker has
+    // copies of the eventfds.
+    worker.end()?;
+    all = vec![
+        Heard::at("default", &family.parent, Pressure, "low")?,
+        Heard::at("hierarchy", &family.root, Pressure, "low,hierarchy")?,
+    ];
+    until("the others are gone", || Ok(agent.status()?.registrations == 2))?;
+    let mut worker = Worker::start(&family.child)?;
+    worker.read_disk(32 * MIB)?;
+    agree(&mut all, "default", "hierarchy", 0).map(drop)
+}
+
+fn levels() -> Result<()> {
+    let disk = block::disk()?;
+    let family = Family::new("levels")?;
+    family.group.set_limit(8 * MIB)?;
+    let agent = Agent::start(&[])?;
+    let mut all = Vec::new();
+    for (who, group) in [("group", &family.group), ("root", &family.root)] {
+        for level in ["low", "medium", "critical"] {
+            all.push(Heard::at(&format!("{who} {level}"), group, Pressure, &format!("{level},hierarchy"))?);
+        }
+    }
+    let mut worker = Worker::start(&family.child)?;
+    worker.read_disk(32 * MIB)?;
+    agree(&mut all, "group low", "root low", 0)?;
+    let easy = total(&mut all, "group critical")?;
+    // Now nothing can go anywhere: with the last close the disk's pages went.
+    drop(disk);
+    ensure!(worker.grow(Kind::Anonymous, 32 * MIB).is_err(), "it outlived its limit");
+    agent.settle()?;
+    agree(&mut all, "group critical", "root critical", easy)?;
+    ensure!(easy == 0, "{easy} critical windows of a disk read");
+    let heard = ["low", "medium", "critical"].map(|level| total(&mut all, &format!("group {level}")));
+    let [low, medium, critical] = heard;
+    let (low, medium, critical) = (low?, medium?, critical?);
+    ensure!(low >= medium && medium >= critical, "low {low}, medium {medium}, critical {critical}");
+    Ok(())
+}

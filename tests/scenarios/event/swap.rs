@@ -1,0 +1,79 @@
+//! Memory and swap together.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use monitor_common::control::ControlFile::{Memsw, Usage};
+
+use super::{Heard, MIB, Row};
+use crate::harness::agent::{Agent, until};
+use crate::harness::block::Swap;
+use crate::harness::charger::{Kind, Worker};
+use crate::harness::group::{Group, read_number};
+use crate::scenarios::view::shown;
+
+pub(super) const TESTS: &[Row] = &[
+    ("event_swap_crosses", "memory+swap crosses where memory alone stays below", crosses),
+    ("event_swap_without_swap", "without swap memory+swap is memory", without),
+];
+
+fn both(group: &Group) -> Result<u64> {
+    Ok(group.usage()? + read_number(&group.path.join("memory.swap.current"))?)
+}
+
+fn crosses() -> Result<()> {
+    let _swap = Swap::on(128 * MIB)?;
+    let group = Group::new("swap")?;
+    group.set_limit(16 * MIB)?;
+    let agent = Agent::start(&[])?;
+    // A page on its way is counted in both: near the level the sum goes to and fro.
+    let mut sum = Heard::at("memory+swap 24M", &group, Memsw, "24M,hysteresis=6M")?;
+    let mut plain = Heard::at("without hysteresis", &group, Memsw, "24M")?;
+    let mut high = Heard::at("memory+swap 200M", &group, Memsw, "200M")?;
+    let mut memory = Heard::at("memory 24M", &group, Usage, "24M")?;
+    let mut worker = Worker::start(&group)?;
+    worker.grow(Kind::Anonymous, 40 * MIB)?;
+    ensure!(both(&group)? >= 24 * MIB && group.usage()? <= 16 * MIB, "nothing was swapped out");
+    agent.settle()?;
+    sum.await_total(1)?;
+    ensure!(plain.total()? % 2 == 1, "{} signals do not end above", plain.total);
+
+    let folder = shown(&group.path)?;
+    let usage = read_number(&folder.join("memory.usage_in_bytes"))?;
+    let with_swap = read_number(&folder.join("memory.memsw.usage_in_bytes"))?;
+    ensure!(with_swap >= usage && with_swap >= 24 * MIB, "the view: {usage}, with swap {with_swap}");
+
+    worker.shrink(Kind::Anonymous)?;
+    until("the swap is given back", || Ok(both(&group)? < 16 * MIB))?;
+    sum.await_total(2)?;
+    worker.grow(Kind::Anonymous, 40 * MIB)?;
+    sum.await_total(3)?;
+    // The end of the process gives back all of both.
+    worker.end()?;
+    sum.await_total(4)?;
+    agent.settle()?;
+    ensure!(plain.total()? % 2 == 0, "{} signals do not end below", plain.total);
+    memory.await_total(0)?;
+    high.await_total(0)
+}
+
+fn without() -> Result<()> {
+    let swaps = fs::read_to_string("/proc/swaps").context("cannot read /proc/swaps")?;
+    ensure!(swaps.lines().count() == 1, "there is swap: {swaps}");
+    let group = Group::new("no-swap")?;
+    let agent = Agent::start(&[])?;
+    let mut sum = Heard::at("memory+swap", &group, Memsw, "8M")?;
+    let mut memory = Heard::at("memory", &group, Usage, "8M")?;
+    let mut worker = Worker::start(&group)?;
+    for round in 0..3 {
+        worker.grow(Kind::Anonymous, 12 * MIB)?;
+        agent.settle()?;
+        sum.await_total(2 * round + 1)?;
+        memory.await_total(2 * round + 1)?;
+        worker.shrink(Kind::Anonymous)?;
+        agent.settle()?;
+        sum.await_total(2 * round + 2)?;
+        memory.await_total(2 * round + 2)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,147 @@
+//! The agent's own neighbours run short, go or change: memory, descriptors, file
+//! systems, clocks, controllers, clients. What happens then is written in
+//! docs/neighbours.md.
+
+mod files;
+mod memory;
+mod time;
+
+use std::fs::File;
+use std::os::fd::AsRawFd as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use memcg_monitor::client::SOCKET;
+use memcg_monitor::door::seqpacket::connect;
+use nix::errno::Errno;
+use nix::libc::{RLIMIT_NOFILE, prlimit, rlimit};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::harness::agent::{Agent, until};
+use crate::harness::charger::{Kind, Worker};
+use crate::harness::client::Waiter;
+use crate::harness::group::Group;
+use crate::harness::runner::{On, Test};
+use crate::scenarios::abuse::answer;
+use crate::scenarios::restart::Supervised;
+
+const MIB: u64 = 1 << 20;
+
+pub(crate) fn tests() -> Vec<Test> {
+    let mut tests = memory::tests();
+    tests.extend(files::tests());
+    tests.extend(time::tests());
+    tests.extend([
+        Test {
+            name: "neighbours_descriptors",
+            what: "out of descriptors: ENOMEM, what is registered goes on, and who waited is served later",
+            on: On::Any,
+            run: descriptors,
+        },
+        Test {
+            name: "neighbours_controller",
+            what: "a controller turned off, and on again, while there is no agent: told as a removal",
+            on: On::V2,
+            run: controller,
+        },
+    ]);
+    tests
+}
+
+/// What this test mounts and unmounts goes with it.
+fn own_mounts() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS).context("cannot unshare the mounts")?;
+    let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(None::<&str>, "/", None::<&str>, flags, None::<&str>).context("cannot make the mounts private")
+}
+
+/// Makes a mount read-only, or writable again.
+fn read_only(point: &str, on: bool) -> Result<()> {
+    let flags = if on { MsFlags::MS_RDONLY } else { MsFlags::empty() };
+    let flags = flags | MsFlags::MS_REMOUNT | MsFlags::MS_BIND;
+    mount(None::<&str>, point, None::<&str>, flags, None::<&str>)
+        .with_context(|| format!("cannot remount {point}"))
+}
+
+/// Up and down across a threshold of 4M: both are told, once.
+fn crosses(worker: &mut Worker, waiter: &Waiter) -> Result<()> {
+    worker.grow(Kind::Anonymous, 6 * MIB)?;
+    waiter.hears(1, "up, once")?;
+    worker.shrink(Kind::Anonymous)?;
+    waiter.hears(1, "down, once")
+}
+
+/// How many descriptors that process may have from now on; how many it might before.
+fn limit_descriptors(process: Pid, most: u64) -> Result<u64> {
+    let (new, mut old) = (rlimit { rlim_cur: most, rlim_max: 4096 }, rlimit { rlim_cur: 0, rlim_max: 0 });
+    // SAFETY: both outlive the call, which reads one and writes the other.
+    let outcome = unsafe { prlimit(process.as_raw(), RLIMIT_NOFILE, &raw const new, &raw mut old) };
+    Errno::result(outcome).context("prlimit failed")?;
+    Ok(old.rlim_cur)
+}
+
+fn descriptors() -> Result<()> {
+    const MANY: usize = 40;
+    let (group, other) = (Group::new("held")?, Group::new("other")?);
+    let agent = Agent::start(&[])?;
+    let mut worker = Worker::start(&group)?;
+    let waiter = Waiter::on(&group, "4M")?;
+    let connection = connect(Path::new(SOCKET))?;
+    let (late, control) = (Waiter::new()?, File::open(other.usage_file())?);
+    let (e, c) = (late.0.as_raw_fd(), control.as_raw_fd());
+    ensure!(answer(&connection, b" ", &[])?.starts_with("-22 "), "the connection is served");
+    let before = limit_descriptors(agent.pid(), agent.descriptors()?.len() as u64 + 10)?;
+    ensure!(before > 1024 || before == 4096, "the soft limit was raised to the hard one: {before}");
+    let hoard: Vec<_> = (0..MANY).map(|_| connect(Path::new(SOCKET))).collect::<Result<_, _>>()?;
+    until("the agent is out of descriptors", || Ok(Agent::log().contains("accept: Too many open files")))?;
+    // By numbers, and with descriptors sent along.
+    for fds in [&[][..], &[e, c]] {
+        let said = answer(&connection, format!("{e} {c} 4M").as_bytes(), fds)?;
+        ensure!(said.starts_with("-12 ENOMEM: ") && said.contains("LimitNOFILE"), "{said:?}");
+    }
+    crosses(&mut worker, &waiter)?;
+    // Those who wait to come in do so when others leave.
+    let mut waiting = hoard.into_iter();
+    waiting.by_ref().take(MANY - 1).for_each(drop);
+    let last = waiting.next().context("one is left")?;
+    let said = answer(&last, format!("{e} {c} 4M").as_bytes(), &[])?;
+    ensure!(said == "0", "the last one is served: {said}");
+    crosses(&mut worker, &waiter)?;
+    ensure!(agent.status()?.unsignalled == 0, "all was signalled");
+    worker.end()
+}
+
+fn controller() -> Result<()> {
+    let parent = Group::new("switch")?;
+    let group = parent.child("stays")?;
+    let mut agent = Supervised::start(&[])?;
+    let (before, above) = (Waiter::on(&group, "4M")?, Waiter::on(&parent, "4M")?);
+    agent.killed_while(|| {
+        parent.enable(false)?;
+        parent.enable(true)
+    })?;
+    ensure!(before.wait()? == 1, "the group that was is gone");
+    until("one is left", || Ok(agent.registrations()? == 1))?;
+    let after = Waiter::on(&group, "4M")?;
+    agent.killed_while(|| parent.enable(false))?;
+    ensure!(after.wait()? == 1, "and so is the next");
+    parent.enable(true)?;
+    // The agent that stands still finds it off and on again, too.
+    let third = Waiter::on(&group, "4M")?;
+    let worker = agent.0.worker()?;
+    kill(worker, Signal::SIGSTOP)?;
+    parent.enable(false)?;
+    parent.enable(true)?;
+    kill(worker, Signal::SIGCONT)?;
+    ensure!(third.wait()? == 1, "the third one is gone");
+    let fourth = Waiter::on(&group, "4M")?;
+    let mut worker = Worker::start(&group)?;
+    worker.grow(Kind::Anonymous, 6 * MIB)?;
+    ensure!(fourth.wait()? == 1 && above.wait()? == 1, "the fourth is watched, and so is its parent");
+    agent.0.settle()?;
+    ensure!(before.take()? + after.take()? + third.take()? == 0, "who was told of the end hears no more");
+    worker.end()
+}

@@ -1,0 +1,208 @@
+//! Clocks jump, and clients stand still.
+
+use std::fs::{self, File};
+use std::os::fd::AsRawFd as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+use memcg_monitor::client::SOCKET;
+use memcg_monitor::door::seqpacket::connect;
+use monitor_common::control::ControlFile;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{MsgFlags, send};
+use nix::sys::time::{TimeSpec, TimeValLike as _};
+use nix::time::{ClockId, clock_gettime, clock_settime};
+use nix::unistd::{ForkResult, Pid, fork};
+
+use super::{MIB, crosses};
+use crate::harness::agent::{Agent, BINARY, until};
+use crate::harness::charger::{Kind, Worker};
+use crate::harness::client::{Waiter, ask_agent};
+use crate::harness::group::Group;
+use crate::harness::runner::{On, Test};
+use crate::scenarios::restart::Supervised;
+
+/// Times up and down.
+const STORM: u64 = 100;
+
+pub(super) fn tests() -> Vec<Test> {
+    vec![
+        Test {
+            name: "neighbours_clock",
+            what: "the clock jumps a year ahead and back: crossings, rests, samples and sweeps go on",
+            on: On::Any,
+            run: clock,
+        },
+        Test {
+            name: "neighbours_stopped_clients",
+            what: "all clients stand still in a storm: the agent waits for none, each hears all of it later",
+            on: On::Any,
+            run: stopped_clients,
+        },
+    ]
+}
+
+/// The host's time of day, moved, and put back with its value.
+struct Moved(TimeSpec);
+
+impl Moved {
+    fn by(days: i64) -> Result<Self> {
+        let now = clock_gettime(ClockId::CLOCK_REALTIME)?;
+        clock_settime(ClockId::CLOCK_REALTIME, now + TimeSpec::seconds(days * 86_400))
+            .context("clock_settime failed")?;
+        Ok(Self(TimeSpec::seconds(days * 86_400)))
+    }
+}
+
+impl Drop for Moved {
+    fn drop(&mut self) {
+        let now = clock_gettime(ClockId::CLOCK_REALTIME);
+        let _ = now.and_then(|now| clock_settime(ClockId::CLOCK_REALTIME, now - self.0));
+    }
+}
+
+fn clock() -> Result<()> {
+    // What is more than 64 levels up is seen by the sweep alone.
+    let top = Group::new("clock")?;
+    let mut chain = vec![top.child("d")?];
+    for _ in 0..66 {
+        let next = chain[chain.len() - 1].child("d")?;
+        chain.push(next);
+    }
+    let group = Group::new("clocked")?;
+    let mut agent = Supervised::start(&["--sweep-ms", "100", "--rest-ms", "50", "--sample-ms", "50"])?;
+    let mut worker = Worker::start(&group)?;
+    let mut deep = Worker::start(&chain[chain.len() - 1])?;
+    let waiter = Waiter::on(&group, "4M")?;
+    // The groups below are kernel memory, 12 KiB each on 7.2, and weigh on the top.
+    let swept = Waiter::on(&top, &(top.usage()? + 4 * MIB).to_string())?;
+    let sampled = Waiter::at(&group, ControlFile::WorkingSet, "5M")?;
+    let mut all_goes_on = |agent: &Agent| -> Result<()> {
+        crosses(&mut worker, &waiter)?;
+        deep.grow(Kind::Anonymous, 6 * MIB)?;
+        swept.hears(1, "the sweep goes on")?;
+        deep.shrink(Kind::Anonymous)?;
+        swept.hears(1, "the sweep goes on and on")?;
+        // A threshold that flaps rests; its last word is said all the same.
+        worker.spike(Kind::Anonymous, 6 * MIB, 40)?;
+        worker.grow(Kind::Anonymous, 6 * MIB)?;
+        // From here on an odd number of signals is the last word.
+        agent.settle()?;
+        let mut total = 0;
+        until("a rest ends", || {
+            total += waiter.take()?;
+            Ok(total % 2 == 1)
+        })?;
+        // Sampled now and then: what was above may have been missed, but not for good.
+        let mut total = sampled.take()?;
+        until("a sample is taken", || {
+            total += sampled.take()?;
+            Ok(total % 2 == 1)
+        })?;
+        worker.shrink(Kind::Anonymous)?;
+        waiter.hears(1, "down again")?;
+        until("and another", || {
+            total += sampled.take()?;
+            Ok(total % 2 == 0)
+        })
+    };
+    for days in [365, -730] {
+        let moved = Moved::by(days)?;
+        all_goes_on(&agent.0).with_context(|| format!("{days} days"))?;
+        drop(moved);
+    }
+    // And an agent that comes back into another time.
+    let mut moved = Err(anyhow::anyhow!("not moved"));
+    agent.killed_while(|| {
+        moved = Moved::by(365);
+        Ok(())
+    })?;
+    let _moved = moved?;
+    ensure!(agent.registrations()? == 3, "all are kept");
+    all_goes_on(&agent.0).context("a restart")?;
+    worker.end()?;
+    deep.end()?;
+    while let Some(group) = chain.pop() {
+        group.remove()?;
+    }
+    Ok(())
+}
+
+/// A client that hears by `heard` and passes it on to `told`.
+fn client(heard: &EventFd, told: &EventFd) -> Result<Pid> {
+    // SAFETY: single-threaded; the child only reads and writes.
+    if let ForkResult::Parent { child } = unsafe { fork() }? {
+        return Ok(child);
+    }
+    let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
+    while let Ok(count) = heard.read() {
+        let _ = told.write(count);
+    }
+    // SAFETY: ends the child without the parent's exit work.
+    unsafe { libc::_exit(1) }
+}
+
+fn stopped_clients() -> Result<()> {
+    const FOLLOWER: &str = "/tmp/follower";
+    let group = Group::new("still")?;
+    let agent = Agent::start(&["--rest-ms", "0"])?;
+    let mut worker = Worker::start(&group)?;
+    let usage_file = group.usage_file().to_string_lossy().into_owned();
+    let mut follower = Command::new(BINARY)
+        .args(["listen", "-o", "json", &usage_file, "4M"])
+        .stdout(File::create(FOLLOWER)?)
+        .stderr(Stdio::null())
+        .spawn()
+        .context("cannot start the follower")?;
+    // Blocking, as a client's may be.
+    let (heard, told) = (EventFd::from_flags(EfdFlags::empty())?, Waiter::new()?);
+    let control = File::open(group.usage_file())?;
+    ask_agent(format!("{} {} 4M", heard.as_raw_fd(), control.as_raw_fd()).as_bytes())?;
+    let child = client(&heard, &told.0)?;
+    let oracle = Waiter::on(&group, "4M")?;
+    until("three are registered", || Ok(agent.status()?.registrations == 3))?;
+    let stopped = [child, Pid::from_raw(follower.id().cast_signed())];
+    for pid in stopped {
+        kill(pid, Signal::SIGSTOP)?;
+        until("it stands still", || {
+            let status = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+            Ok(status.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')))
+        })?;
+    }
+    // One that asks on and on and reads no answer.
+    let deaf = connect(Path::new(SOCKET))?;
+    while send(deaf.as_raw_fd(), b" ", MsgFlags::MSG_DONTWAIT).is_ok() {}
+
+    let mut total = 0;
+    for _ in 0..STORM {
+        worker.grow(Kind::Anonymous, 6 * MIB)?;
+        total += oracle.wait()?;
+        worker.shrink(Kind::Anonymous)?;
+        total += oracle.wait()?;
+    }
+    ensure!(Waiter::on(&group, "64M").is_ok(), "others are served");
+    agent.settle()?;
+    total += oracle.take()?;
+    ensure!(total >= 2 * STORM, "each crossing is told to who listens, {total} of {}", 2 * STORM);
+    ensure!(told.take()? == 0, "who stands still hears nothing");
+    for pid in stopped {
+        kill(pid, Signal::SIGCONT)?;
+    }
+    let mut late = 0;
+    until("the client hears all of it", || {
+        late += told.take()?;
+        Ok(late == total)
+    })
+    .with_context(|| format!("{late} of {total}"))?;
+    until("the follower tells all of it", || {
+        let text = fs::read_to_string(FOLLOWER)?;
+        Ok(text.lines().filter(|line| line.contains("crossed")).count() as u64 == total)
+    })?;
+    drop(deaf);
+    worker.end()?;
+    group.remove()?;
+    ensure!(follower.wait()?.success(), "the follower ends with the group");
+    Ok(())
+}

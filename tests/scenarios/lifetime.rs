@@ -1,0 +1,201 @@
+//! How long a registration lives: as long as somebody holds the eventfd, and
+//! the group is there; no longer, and whatever the connection does.
+
+use std::fs::{self, File};
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use memcg_monitor::client::{self, SOCKET};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, dup, fork, pause};
+
+use crate::harness::agent::{Agent, until};
+use crate::harness::charger::{Kind, Worker};
+use crate::harness::client::Waiter;
+use crate::harness::group::Group;
+use crate::harness::runner::{On, Test};
+
+const MIB: u64 = 1 << 20;
+
+pub(crate) fn tests() -> Vec<Test> {
+    vec![
+        Test {
+            name: "lifetime_ends_with_the_last_reference",
+            what: "closing the last of several references ends the registration, none before",
+            on: On::Any,
+            run: last_reference,
+        },
+        Test {
+            name: "lifetime_outlives_fork_and_kill",
+            what: "a forked child keeps the registration; its SIGKILL ends it",
+            on: On::Any,
+            run: fork_and_kill,
+        },
+        Test {
+            name: "lifetime_removal_signals_each_registration",
+            what: "removal adds one for each registration, with the directory gone",
+            on: On::Any,
+            run: removal,
+        },
+        Test {
+            name: "lifetime_controller_off_and_on",
+            what: "turning the controller off is a removal; on again is a new group",
+            on: On::V2,
+            run: controller_off_and_on,
+        },
+        Test {
+            name: "lifetime_leaves_no_descriptors",
+            what: "after 200 registrations on 50 groups came and went the agent holds what it held",
+            on: On::Any,
+            run: no_descriptors_left,
+        },
+        Test {
+            name: "lifetime_agent_ends_cleanly",
+            what: "SIGTERM removes sockets and detaches every program",
+            on: On::Any,
+            run: ends_cleanly,
+        },
+    ]
+}
+
+fn registrations(agent: &Agent) -> Result<u64> {
+    Ok(agent.status()?.registrations)
+}
+
+fn last_reference() -> Result<()> {
+    let group = Group::new("refs")?;
+    // A sweep so slow that only the doorbell can be what ends it in time.
+    let agent = Agent::start(&["--sweep-ms", "3600000"])?;
+    let waiter = Waiter::on(&group, "8M")?;
+    waiter.register(&group, "16M")?;
+    let copy = dup(&waiter.0).context("dup failed")?;
+    ensure!(registrations(&agent)? == 2, "two are registered");
+    drop(waiter);
+    // Two closes of the same file would look alike: show that one is not enough.
+    let other = Waiter::on(&group, "32M")?;
+    ensure!(registrations(&agent)? == 3, "a reference is left, so nothing may end");
+    drop(copy);
+    until("the last close ends both", || Ok(registrations(&agent)? == 1))?;
+    drop(other);
+    until("and the other", || Ok(registrations(&agent)? == 0))
+}
+
+fn fork_and_kill() -> Result<()> {
+    let group = Group::new("fork")?;
+    let agent = Agent::start(&["--sweep-ms", "3600000"])?;
+    let mut worker = Worker::start(&group)?;
+    let waiter = Waiter::on(&group, "4M")?;
+    // SAFETY: single-threaded; the child only waits.
+    let ForkResult::Parent { child } = (unsafe { fork() }).context("cannot fork")? else {
+        loop {
+            pause();
+        }
+    };
+    let copy = dup(&waiter.0)?;
+    drop(waiter);
+    worker.grow(Kind::Anonymous, 6 * MIB)?;
+    agent.settle()?;
+    ensure!(registrations(&agent)? == 1, "the child holds the eventfd");
+    let mut count = [0; 8];
+    nix::unistd::read(&copy, &mut count)?;
+    ensure!(u64::from_ne_bytes(count) == 1, "signalled while only copies are left");
+    drop(copy);
+    ensure!(registrations(&agent)? == 1, "the child holds the eventfd, nobody else does");
+    kill(child, Signal::SIGKILL)?;
+    waitpid(child, None)?;
+    until("SIGKILL of the last holder ends it", || Ok(registrations(&agent)? == 0))
+}
+
+fn removal() -> Result<()> {
+    let parent = Group::new("parent")?;
+    let group = parent.child("gone")?;
+    let agent = Agent::start(&[])?;
+    let on_parent = Waiter::on(&parent, "64M")?;
+    let (several, one) = (Waiter::new()?, Waiter::on(&group, "8M")?);
+    for threshold in ["8M", "8M", "16M", "0", "-1"] {
+        several.register(&group, threshold)?;
+    }
+    group.remove()?;
+    ensure!(one.wait()? == 1, "one registration, one signal");
+    ensure!(!group.path.exists(), "the directory is there after the signal");
+    ensure!(several.wait()? == 5, "five registrations, five signals");
+    agent.settle()?;
+    ensure!(on_parent.take()? == 0, "the parent heard of its child's removal");
+    ensure!(registrations(&agent)? == 1, "the parent's registration is left");
+    let (rows, _) = agent.list()?;
+    ensure!(rows.iter().all(|row| !row.cgroup.contains("gone")), "the group is still in the list");
+    Ok(())
+}
+
+fn controller_off_and_on() -> Result<()> {
+    let parent = Group::new("switch")?;
+    let group = parent.child("stays")?;
+    let agent = Agent::start(&[])?;
+    let before = Waiter::on(&group, "4M")?;
+    parent.enable(false)?;
+    ensure!(before.wait()? == 1, "the controller's end is the registration's end");
+    ensure!(group.path.exists(), "the directory stays");
+    parent.enable(true)?;
+    let after = Waiter::on(&group, "4M")?;
+    let mut worker = Worker::start(&group)?;
+    worker.grow(Kind::Anonymous, 6 * MIB)?;
+    ensure!(after.wait()? == 1, "the new group of the same directory is watched");
+    agent.settle()?;
+    ensure!(before.take()? == 0, "the old registration is gone");
+    worker.end()
+}
+
+fn no_descriptors_left() -> Result<()> {
+    let agent = Agent::start(&[])?;
+    agent.settle()?;
+    let before = agent.descriptors()?;
+    for round in 0..2 {
+        let groups: Vec<_> = (0..50).map(|n| Group::new(&format!("d{round}-{n}"))).collect::<Result<_>>()?;
+        let waiters: Vec<_> = (0..50).map(|_| Waiter::new()).collect::<Result<_>>()?;
+        for (n, group) in groups.iter().enumerate() {
+            for threshold in ["1M", "2M"] {
+                // By numbers, and by descriptors sent along.
+                waiters[n].register(group, threshold)?;
+                let control = File::open(group.usage_file())?;
+                let fds = [waiters[49 - n].0.as_fd(), control.as_fd()];
+                client::register(Path::new(SOCKET), format!("0 0 {threshold}").as_bytes(), Some(fds))?;
+            }
+        }
+        ensure!(registrations(&agent)? == 200, "200 are registered");
+        // Half go with their groups, the rest with their eventfds.
+        groups.iter().take(25).try_for_each(Group::remove)?;
+        until("those of removed groups are gone", || Ok(registrations(&agent)? == 100))
+            .with_context(Agent::log)?;
+        drop(waiters);
+        until("all are gone", || Ok(registrations(&agent)? == 0))?;
+    }
+    // The connection of the list that is looked at may linger.
+    until("the agent holds what it held", || Ok(agent.descriptors()?.len() <= before.len()))
+        .with_context(|| format!("before: {before:?}; after: {:?}", agent.descriptors()))
+}
+
+fn ends_cleanly() -> Result<()> {
+    let charge = "page_counter_try_charge";
+    let hooked = |wanted: bool| -> Result<()> {
+        until("the kernel's list of attached functions follows", || {
+            Ok(crate::harness::client::attached()?.iter().any(|name| name == charge) == wanted)
+        })
+    };
+    hooked(false)?;
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let agent = Agent::start(&[])?;
+        hooked(true)?;
+        let group = Group::new("last")?;
+        let waiter = Waiter::on(&group, "1M")?;
+        let code = agent.end(signal)?;
+        ensure!(code == 0, "exit code {code}");
+        let left: Vec<_> =
+            fs::read_dir("/run/memcg-monitor")?.flatten().map(|entry| entry.file_name()).collect();
+        ensure!(left.is_empty(), "left behind: {left:?}");
+        hooked(false)?;
+        ensure!(waiter.0.as_raw_fd() >= 0, "the client's eventfd is its own");
+    }
+    Ok(())
+}

@@ -1,0 +1,238 @@
+//! What may be lost on the way, and that nothing is: doorbells, skipped
+//! programs, deep hierarchies, slots that are used again.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{ForkResult, fork};
+
+use crate::harness::agent::{Agent, until};
+use crate::harness::charger::{Kind, Worker};
+use crate::harness::client::Waiter;
+use crate::harness::group::Group;
+use crate::harness::runner::{On, Test};
+
+const MIB: u64 = 1 << 20;
+
+pub(crate) fn tests() -> Vec<Test> {
+    vec![
+        Test {
+            name: "loss_full_ring",
+            what: "a ring too small for the storm is counted, and every final state is signalled",
+            on: On::Any,
+            run: full_ring,
+        },
+        Test {
+            name: "loss_skipped_programs",
+            what: "page faults and network traffic nest; no lasting crossing is missed",
+            on: On::Any,
+            run: skipped_programs,
+        },
+        Test {
+            name: "loss_twin_stays_idle",
+            what: "the second program of a pair works only where the first was skipped",
+            on: On::Any,
+            run: twin_stays_idle,
+        },
+        Test {
+            name: "loss_deep_hierarchy",
+            what: "an ancestor more than 64 levels up is signalled by the sweep",
+            on: On::Any,
+            run: deep_hierarchy,
+        },
+        Test {
+            name: "loss_slots_are_used_again",
+            what: "ten times as many groups as slots come and go; the last is watched as the first",
+            on: On::Any,
+            run: slots_are_used_again,
+        },
+    ]
+}
+
+fn loss(agent: &Agent, name: &str) -> Result<u64> {
+    let status = agent.status()?;
+    status.losses.iter().find(|(n, _)| n == name).map(|(_, count)| *count).context("no such count")
+}
+
+fn full_ring() -> Result<()> {
+    // 4096 bytes hold 170 doorbells of 24 bytes; 300 groups ring while nobody reads.
+    let agent = Agent::start(&["--ring-bytes", "4096"])?;
+    let groups: Vec<_> = (0..300).map(|n| Group::new(&format!("ring{n}"))).collect::<Result<_>>()?;
+    let waiters: Vec<_> = groups.iter().map(|group| Waiter::on(group, "64K")).collect::<Result<_>>()?;
+    agent.signal(Signal::SIGSTOP)?;
+    for group in &groups {
+        let mut worker = Worker::start(group)?;
+        worker.grow(Kind::Anonymous, MIB)?;
+        // Back below for every other one: a crossing that did not last.
+        worker.end()?;
+    }
+    agent.signal(Signal::SIGCONT)?;
+    until("the lost doorbells are counted", || Ok(loss(&agent, "ring_full")? > 0))?;
+    ensure!(agent.status()?.resyncs > 0, "all is read again after a loss");
+    for (n, waiter) in waiters.iter().enumerate() {
+        let signals = waiter.take()?;
+        // What stays charged after the exit differs; up came first in any case.
+        let above = groups[n].usage()? >= 64 << 10;
+        ensure!(
+            signals >= 1 && (signals % 2 == 1) == above,
+            "group {n}: {signals} signals, usage {}",
+            groups[n].usage()?
+        );
+    }
+    Ok(())
+}
+
+/// Loopback traffic in its own group until killed: charges from softirqs.
+fn traffic(group: &Group) -> Result<nix::unistd::Pid> {
+    // SAFETY: single-threaded; the child goes on as a program of its own.
+    if let ForkResult::Parent { child } = unsafe { fork() }? {
+        return Ok(child);
+    }
+    let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
+    let talk = || -> Result<()> {
+        group.add(nix::unistd::getpid())?;
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let mut sender = TcpStream::connect(listener.local_addr()?)?;
+        let (mut receiver, _) = listener.accept()?;
+        std::thread::spawn(move || {
+            let mut buffer = vec![0; 1 << 20];
+            while receiver.read(&mut buffer).is_ok_and(|length| length > 0) {}
+        });
+        let buffer = vec![1; 1 << 20];
+        loop {
+            sender.write_all(&buffer)?;
+        }
+    };
+    let _ = talk();
+    // SAFETY: ends the child without the parent's exit work.
+    unsafe { libc::_exit(1) }
+}
+
+fn skipped_programs() -> Result<()> {
+    const THRESHOLDS: [u64; 3] = [4 * MIB, 8 * MIB, 12 * MIB];
+    let top = Group::new("nest")?;
+    let busy: Vec<_> = (0..2).map(|n| top.child(&format!("net{n}"))).collect::<Result<_>>()?;
+    let leaves: Vec<_> = (0..3).map(|n| top.child(&format!("leaf{n}"))).collect::<Result<_>>()?;
+    let agent = Agent::start(&[])?;
+    let talkers: Vec<_> = busy.iter().map(traffic).collect::<Result<_>>()?;
+    let mut workers: Vec<_> = leaves.iter().map(Worker::start).collect::<Result<_>>()?;
+    let mut waiters = Vec::new();
+    for leaf in &leaves {
+        for threshold in THRESHOLDS {
+            waiters.push((leaf, threshold, Waiter::on(leaf, &threshold.to_string())?, 0));
+        }
+    }
+    let rounds = 12;
+    for round in 0..rounds {
+        for worker in &mut workers {
+            worker.begin_spike(Kind::Anonymous, 16 * MIB, 1)?;
+        }
+        for worker in &mut workers {
+            worker.finish()?;
+            worker.grow(Kind::Anonymous, 14 * MIB)?;
+        }
+        // Whatever was skipped is caught by the sweep at the latest.
+        for (leaf, threshold, waiter, total) in &mut waiters {
+            until("a crossing that lasts is signalled", || {
+                *total += waiter.take()?;
+                Ok(*total % 2 == 1)
+            })
+            .with_context(|| format!("round {round}, {} {threshold}", leaf.path.display()))?;
+        }
+        for worker in &mut workers {
+            worker.shrink(Kind::Anonymous)?;
+        }
+        for (leaf, threshold, waiter, total) in &mut waiters {
+            until("its end is signalled", || {
+                *total += waiter.take()?;
+                Ok(*total % 2 == 0)
+            })
+            .with_context(|| format!("round {round}, {} {threshold}", leaf.path.display()))?;
+        }
+    }
+    for talker in talkers {
+        kill(talker, Signal::SIGKILL)?;
+        nix::sys::wait::waitpid(talker, None)?;
+    }
+    let status = agent.status()?;
+    crate::harness::report::say!(
+        "  {} calls skipped by the kernel, {} seen by the twin alone, {} re-syncs",
+        status.skipped,
+        loss(&agent, "nested")?,
+        status.resyncs
+    );
+    if std::fs::read_to_string("/proc/cmdline")?.contains("preempt=full") {
+        ensure!(status.skipped > 0, "nothing was skipped, so this test showed nothing");
+        ensure!(status.resyncs > 0, "skips were not followed by a re-sync");
+    }
+    Ok(())
+}
+
+fn twin_stays_idle() -> Result<()> {
+    std::fs::write("/proc/sys/kernel/bpf_stats_enabled", "1")?;
+    let group = Group::new("twin")?;
+    let agent = Agent::start(&[])?;
+    let mut worker = Worker::start(&group)?;
+    for _ in 0..20 {
+        worker.spike(Kind::Anonymous, 8 * MIB, 1)?;
+    }
+    let (runs, nested) = (agent.status()?.runs, loss(&agent, "nested")?);
+    std::fs::write("/proc/sys/kernel/bpf_stats_enabled", "0")?;
+    ensure!(runs > 1000, "only {runs} runs");
+    // The first program runs before the second, or each call would be looked at
+    // twice; migrations between the two are rare.
+    ensure!(nested * 50 < runs, "{nested} of {runs} runs were the twin's work");
+    Ok(())
+}
+
+fn deep_hierarchy() -> Result<()> {
+    let agent = Agent::start(&["--sweep-ms", "50"])?;
+    let top = Group::new("deep")?;
+    let mut chain = vec![top.child("d")?];
+    for _ in 0..70 {
+        let next = chain[chain.len() - 1].child("d")?;
+        chain.push(next);
+    }
+    // The groups below weigh on the top.
+    let waiter = Waiter::on(&top, &(top.usage()? + 4 * MIB).to_string())?;
+    let mut worker = Worker::start(&chain[chain.len() - 1])?;
+    worker.grow(Kind::Anonymous, 8 * MIB)?;
+    // Nothing rings here: the registration itself has to start the sweep.
+    ensure!(waiter.wait()? == 1, "72 levels up, by the sweep");
+    ensure!(loss(&agent, "too_deep")? > 0, "and counted");
+    worker.end()?;
+    while let Some(group) = chain.pop() {
+        group.remove()?;
+    }
+    Ok(())
+}
+
+fn slots_are_used_again() -> Result<()> {
+    let agent = Agent::start(&["--max-groups", "64"])?;
+    for round in 0..32 {
+        let groups: Vec<_> = (0..20).map(|n| Group::new(&format!("r{round}-{n}"))).collect::<Result<_>>()?;
+        // Half of them watched: those slots go back through the agent.
+        let waiters: Vec<_> =
+            groups.iter().step_by(2).map(|group| Waiter::on(group, "1M")).collect::<Result<_>>()?;
+        groups.iter().try_for_each(Group::remove)?;
+        for waiter in &waiters {
+            ensure!(waiter.wait()? == 1, "round {round}: removal");
+        }
+        // Dying groups hold their slots until the kernel frees them.
+        until("slots come back", || {
+            let probe = Group::new("probe")?;
+            let watched = Waiter::on(&probe, "1M").is_ok();
+            probe.remove()?;
+            Ok(watched)
+        })?;
+    }
+    let group = Group::new("last")?;
+    let waiter = Waiter::on(&group, "4M")?;
+    let mut worker = Worker::start(&group)?;
+    worker.grow(Kind::Anonymous, 8 * MIB)?;
+    ensure!(waiter.wait()? == 1, "the last group is watched as the first");
+    drop(agent);
+    Ok(())
+}

@@ -1,0 +1,248 @@
+//! Metrics: what a scraper reads, and that no scraper harms anybody.
+
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+
+use crate::harness::agent::{Agent, PATIENCE, until};
+use crate::harness::charger::{Kind, Worker};
+use crate::harness::client::{Waiter, agent_errno};
+use crate::harness::group::Group;
+use crate::harness::runner::{On, Test};
+use crate::scenarios::abuse::{fails, says};
+
+const MIB: u64 = 1 << 20;
+
+const SOCKET: &str = "/run/memcg-monitor/metrics.sock";
+const UNIX: &str = "unix:/run/memcg-monitor/metrics.sock";
+const TCP: &str = "127.0.0.1:9101";
+
+pub(crate) fn tests() -> Vec<Test> {
+    vec![
+        Test {
+            name: "metrics_values",
+            what: "usage, peak, limit and events are the kernel's; signals, refusals, latency are counted",
+            on: On::Any,
+            run: values,
+        },
+        Test {
+            name: "metrics_bounds",
+            what: "patterns and --metrics-top bound the series; what is left out is counted",
+            on: On::Any,
+            run: bounds,
+        },
+        Test {
+            name: "metrics_hostile",
+            what: "absurd requests are refused, slow and many ones dropped, and nobody else notices",
+            on: On::Any,
+            run: hostile,
+        },
+        Test {
+            name: "metrics_address",
+            what: "only loopback and unix sockets, with mode; another agent's stays",
+            on: On::Any,
+            run: address,
+        },
+    ]
+}
+
+/// Says `request` and hears all of the answer.
+fn ask(mut stream: impl Read + Write, request: &[u8]) -> Result<String> {
+    // Refused while it still talks, a client may hear of that only.
+    let _ = stream.write_all(request);
+    let mut answer = Vec::new();
+    match stream.read_to_end(&mut answer) {
+        Err(error) if error.kind() != ErrorKind::ConnectionReset => Err(error.into()),
+        _ => Ok(String::from_utf8(answer)?),
+    }
+}
+
+fn unix() -> Result<UnixStream> {
+    let stream = UnixStream::connect(SOCKET).context("cannot connect to the metrics socket")?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+fn tcp() -> Result<TcpStream> {
+    let stream = TcpStream::connect(TCP).context("cannot connect to the metrics port")?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// One scrape's head and body.
+fn scrape(stream: impl Read + Write, accept: &str) -> Result<(String, String)> {
+    let request = format!("GET /metrics HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n\r\n");
+    let answer = ask(stream, request.as_bytes())?;
+    let (head, body) = answer.split_once("\r\n\r\n").with_context(|| format!("no head in {answer:?}"))?;
+    ensure!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    Ok((head.to_ascii_lowercase(), body.to_owned()))
+}
+
+/// A sample's value, by its name with labels.
+fn value(text: &str, name: &str) -> Option<f64> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
+}
+
+fn values() -> Result<()> {
+    let agent = Agent::start(&["--metrics", TCP])?;
+    let group = Group::new("metrics")?;
+    let odd = Group::new("odd \"name\"\\x2d")?;
+    group.set_limit(64 * MIB)?;
+    let waiter = Waiter::on(&group, "4M")?;
+    let mut worker = Worker::start(&group)?;
+    worker.grow(Kind::Anonymous, 8 * MIB)?;
+    ensure!(waiter.wait()? >= 1, "the threshold is crossed");
+    ensure!(agent_errno(b"1 2 nonsense")? != 0, "a bad line is refused");
+    agent.settle()?;
+
+    let sample = |text: &str, name: &str| value(text, &format!("{name}{{id=\"/metrics\"}}"));
+    let mut text = String::new();
+    until("usage and peak are the kernel's", || {
+        text = scrape(tcp()?, "application/openmetrics-text; version=1.0.0")?.1;
+        let is = |name, bytes: u64| sample(&text, name) == Some(bytes as f64);
+        Ok(is("container_memory_usage_bytes", group.usage()?)
+            && is("container_memory_max_usage_bytes", group.peak()?))
+    })
+    .with_context(|| format!("usage {:?}, in: {text}", group.usage()))?;
+    let has = |name: &str, number: f64| {
+        ensure!(value(&text, name) == Some(number), "{name} is not {number} in: {text}");
+        Ok(())
+    };
+    has("container_spec_memory_limit_bytes{id=\"/metrics\"}", (64 * MIB) as f64)?;
+    has("memcg_monitor_group_registrations{id=\"/metrics\"}", 1.0)?;
+    has("memcg_monitor_registrations{on=\"memory.usage_in_bytes\"}", 1.0)?;
+    has("memcg_monitor_eventfds", 1.0)?;
+    has("memcg_monitor_groups_limit", 16_384.0)?;
+    has("memcg_monitor_unsignalled_total", 0.0)?;
+    has("memcg_monitor_ring_full_total", 0.0)?;
+    has("container_memory_events_oom_kill_total{id=\"/metrics\"}", 0.0)?;
+    let signals = agent.status()?.signals;
+    has("memcg_monitor_signals_total{cause=\"crossed\"}", signals as f64)?;
+    let refused: f64 = text
+        .lines()
+        .filter(|line| line.starts_with("memcg_monitor_refused_registrations_total{"))
+        .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok())
+        .sum();
+    ensure!(refused == 1.0, "{refused} refusals in: {text}");
+    let told = value(&text, "memcg_monitor_signal_latency_seconds_count").unwrap_or(0.0);
+    let sum = value(&text, "memcg_monitor_signal_latency_seconds_sum").unwrap_or(0.0);
+    ensure!(told >= 1.0 && sum > 0.0 && sum < PATIENCE.as_secs_f64(), "latency: {told} in {sum} s");
+    let line = "container_memory_usage_bytes{id=\"/odd \\\"name\\\"\\\\x2d\"} ";
+    ensure!(text.contains(line), "{line} is not in: {text}");
+    ensure!(text.ends_with("# EOF\n"), "no end mark");
+
+    let (head, text) = scrape(tcp()?, "text/plain")?;
+    ensure!(head.contains("text/plain; version=0.0.4"), "{head}");
+    ensure!(text.contains("# TYPE memcg_monitor_ring_full_total counter\n"), "the older text: {text}");
+
+    // An OOM is counted by the kernel; a group that goes takes its series along.
+    worker.end()?;
+    odd.remove()?;
+    until("the removed group's series are gone", || Ok(!scrape(tcp()?, "*/*")?.1.contains("/odd")))
+}
+
+fn bounds() -> Result<()> {
+    let groups: Vec<_> = (0..5).map(|n| Group::new(&format!("bound{n}"))).collect::<Result<_>>()?;
+    // More than are read in one turn of the agent's loop.
+    let _crowd: Vec<_> = (0..200).map(|n| Group::new(&format!("crowd{n}"))).collect::<Result<Vec<_>>>()?;
+    let mut workers = Vec::new();
+    for (n, group) in (1..).zip(&groups) {
+        let mut worker = Worker::start(group)?;
+        worker.grow(Kind::Anonymous, n * 4 * MIB)?;
+        workers.push(worker);
+    }
+    let options = ["--metrics", UNIX, "--metrics-allow", "/bound*", "--metrics-deny", "/bound4"];
+    let agent = Agent::start(&[&options[..], &["--metrics-top", "2"]].concat())?;
+    let (_, text) = scrape(unix()?, "application/openmetrics-text")?;
+    let name = "container_memory_usage_bytes{id=\"";
+    let shown: Vec<_> = text.lines().filter_map(|line| line.strip_prefix(name)?.split('"').next()).collect();
+    ensure!(shown == ["/bound2", "/bound3"], "shown: {shown:?}");
+    let left = |reason| value(&text, &format!("memcg_monitor_groups_left_out{{reason=\"{reason}\"}}"));
+    let all = value(&text, "memcg_monitor_groups").unwrap_or(0.0);
+    ensure!(left("top") == Some(2.0) && left("name") == Some(0.0), "{text}");
+    ensure!(left("pattern") == Some(all - 4.0) && all >= 205.0, "of {all}: {text}");
+    drop(agent);
+    Ok(())
+}
+
+fn hostile() -> Result<()> {
+    let group = Group::new("scraped")?;
+    let agent = Agent::start(&["--metrics", TCP])?;
+    let waiter = Waiter::on(&group, "4M")?;
+    scrape(tcp()?, "*/*")?;
+    agent.settle()?;
+    let before = agent.descriptors()?.len();
+    let refused = |request: &[u8], code: &str| {
+        let answer = ask(tcp()?, request)?;
+        let shown = String::from_utf8_lossy(&request[..request.len().min(40)]).into_owned();
+        // Where it is refused before it was heard out, the answer may be lost.
+        let lost = answer.is_empty() && request.len() > 8192;
+        ensure!(lost || answer.starts_with(&format!("HTTP/1.1 {code} ")), "{shown:?}: {answer:?}");
+        anyhow::Ok(())
+    };
+    refused(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "404")?;
+    refused(b"GET /metrics/../metrics HTTP/1.1\r\nHost: x\r\n\r\n", "404")?;
+    refused(b"POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n", "405")?;
+    refused(b"DELETE /metrics HTTP/1.1\r\nHost: x\r\n\r\n", "405")?;
+    refused(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\r\n\r\n", "400")?;
+    let long = [&b"GET /metrics HTTP/1.1\r\nX: "[..], &vec![b'x'; 1 << 20], b"\r\n\r\n"].concat();
+    refused(&long, "431")?;
+    let many = [&b"GET /metrics HTTP/1.1\r\n"[..], &b"A: b\r\n".repeat(500), b"\r\n"].concat();
+    refused(&many, "431")?;
+
+    // Scrapers that say nothing, that stop in the middle, that never read.
+    let mut silent = Vec::new();
+    for n in 0..200 {
+        let mut stream = tcp()?;
+        let words: &[u8] = match n % 3 {
+            0 => b"",
+            1 => b"GET /metr",
+            _ => b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
+        };
+        // One that was dropped meanwhile hears an error.
+        let _ = stream.write_all(words);
+        silent.push(stream);
+    }
+    let (head, _) = scrape(tcp()?, "*/*")?;
+    ensure!(head.contains("200"), "a good scraper is served among them");
+    let held = agent.descriptors()?.len();
+    ensure!(held <= before + 24, "{held} descriptors, {before} before");
+    let mut worker = Worker::start(&group)?;
+    worker.grow(Kind::Anonymous, 8 * MIB)?;
+    ensure!(waiter.wait()? >= 1, "and clients are signalled");
+    drop(silent);
+    until("all of them are forgotten", || Ok(agent.descriptors()?.len() <= before))?;
+
+    // Left in the middle of it, many times: one gathering at a time all the same.
+    for _ in 0..100 {
+        tcp()?.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")?;
+    }
+    scrape(tcp()?, "*/*")?;
+    until("and these", || Ok(agent.descriptors()?.len() <= before))
+}
+
+fn address() -> Result<()> {
+    for (address, word) in [("0.0.0.0:9101", "loopback"), ("x", "unix:/PATH")] {
+        let (code, text) = fails(&["agent", "--metrics", address], |_| {})?;
+        ensure!(code == 2 && text.contains(word), "{address}: {code}, {text}");
+    }
+    let agent = Agent::start(&["--metrics", UNIX, "--socket-mode", "0600"])?;
+    ensure!(fs::metadata(SOCKET)?.permissions().mode() & 0o777 == 0o600, "the socket's mode");
+    let other = ["--socket", "/run/o/event.sock", "--control-socket", "/run/o/control.sock", "--no-mount"];
+    let second = [&["agent", "--metrics", UNIX][..], &other].concat();
+    says(fails(&second, |_| {})?, &["another program", SOCKET])?;
+    scrape(unix()?, "*/*").context("the first agent's socket is there")?;
+    ensure!(agent.end(Signal::SIGTERM)? == 0, "it ends as any other");
+    ensure!(!fs::exists(SOCKET)?, "the socket is left behind");
+    Ok(())
+}
+
+/// What `promtool` is to look at.
+pub(crate) fn older_text() -> Result<String> {
+    Ok(scrape(tcp()?, "text/plain")?.1)
+}

@@ -1,0 +1,293 @@
+//! The agent dies and comes back: nothing is lost, nothing is doubled, nothing stays.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use memcg_monitor::client::CONTROL_SOCKET;
+use memcg_monitor::keeper::Handed;
+use memcg_monitor::programs::FOLDER;
+use memcg_monitor::supervisor::{Mailbox, start};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
+
+use crate::harness::agent::{Agent, BINARY, list, until};
+use crate::harness::charger::{Kind, Worker};
+use crate::harness::client::{Waiter, attached};
+use crate::harness::group::Group;
+use crate::harness::runner::{On, Test};
+
+const MIB: u64 = 1 << 20;
+
+pub(crate) fn tests() -> Vec<Test> {
+    vec![
+        Test {
+            name: "restart_keeps_registrations",
+            what: "kill -9: registered is registered, once; what happened meanwhile is told",
+            on: On::Any,
+            run: keeps_registrations,
+        },
+        Test {
+            name: "restart_again_and_again",
+            what: "25 deaths amid crossings and removals: each told, no descriptor and no slot leaks",
+            on: On::Any,
+            run: again_and_again,
+        },
+        Test {
+            name: "restart_for_another_version",
+            what: "SIGHUP hands all over; SIGTERM leaves no pin, no program and no socket",
+            on: On::Any,
+            run: for_another_version,
+        },
+        Test {
+            name: "restart_other_sizes",
+            what: "the next agent's tables are of other sizes: loaded anew, nothing is lost on the way",
+            on: On::Any,
+            run: other_sizes,
+        },
+        Test {
+            name: "restart_without_a_supervisor",
+            what: "a supervisor that is killed takes everything along",
+            on: On::Any,
+            run: without_a_supervisor,
+        },
+    ]
+}
+
+/// An agent that comes back, and may be kept from it for a while.
+pub(crate) struct Supervised(pub(crate) Agent);
+
+impl Supervised {
+    pub(crate) fn start(options: &[&str]) -> Result<Self> {
+        let options: Vec<&str> = ["--supervised"].into_iter().chain(options.iter().copied()).collect();
+        Agent::start(&options).map(Self)
+    }
+
+    /// Kills it; what `meanwhile` does happens while there is none.
+    pub(crate) fn killed_while(&mut self, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
+        // A signal that it has given, and not noted yet, would be told once more.
+        self.0.settle()?;
+        let worker = self.0.worker()?;
+        self.0.signal(Signal::SIGSTOP)?;
+        kill(worker, Signal::SIGKILL).context("cannot kill the agent")?;
+        until("the agent is dead", || Ok(is_dead(worker)))?;
+        let done = meanwhile();
+        self.0.signal(Signal::SIGCONT)?;
+        done?;
+        self.0.ready()
+    }
+
+    pub(crate) fn registrations(&self) -> Result<u64> {
+        Ok(self.0.status()?.registrations)
+    }
+}
+
+/// Dead, were it that nobody has asked yet of what.
+pub(crate) fn is_dead(process: Pid) -> bool {
+    let status = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    status.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('Z'))
+}
+
+fn keeps_registrations() -> Result<()> {
+    let (group, gone) = (Group::new("kept")?, Group::new("gone")?);
+    let mut agent = Supervised::start(&["--sweep-ms", "3600000"])?;
+    let mut worker = Worker::start(&group)?;
+    let crossed = Waiter::on(&group, "4M")?;
+    crossed.register(&group, "4M")?;
+    let spike = Waiter::on(&group, "30M")?;
+    let quiet = Waiter::on(&group, "64M")?;
+    let removed = Waiter::on(&gone, "4M")?;
+    let closed = Waiter::on(&group, "4M")?;
+    ensure!(agent.registrations()? == 6, "six are registered");
+    agent.killed_while(|| {
+        worker.grow(Kind::Anonymous, 6 * MIB)?;
+        worker.grow(Kind::Anonymous, 30 * MIB)?;
+        worker.shrink(Kind::Anonymous)?;
+        drop(closed);
+        gone.remove()
+    })?;
+    agent.0.settle()?;
+    let heard = [&crossed, &spike, &quiet, &removed].map(Waiter::take);
+    let heard: Vec<u64> = heard.into_iter().collect::<Result<_>>()?;
+    ensure!(heard == [2, 2, 0, 1], "heard {heard:?}");
+    ensure!(agent.registrations()? == 4, "the closed one and the removed one are gone");
+    worker.shrink(Kind::Anonymous)?;
+    ensure!(crossed.wait()? == 2, "both go on, once each");
+    // And a new one beside them.
+    let late = Waiter::on(&group, "4M")?;
+    worker.grow(Kind::Anonymous, 6 * MIB)?;
+    ensure!(late.wait()? == 1, "a new one");
+    agent.0.settle()?;
+    ensure!(crossed.take()? == 2, "beside the old ones");
+    worker.end()
+}
+
+fn again_and_again() -> Result<()> {
+    let group = Group::new("busy")?;
+    let mut agent = Supervised::start(&[])?;
+    let mut worker = Worker::start(&group)?;
+    let waiter = Waiter::on(&group, "4M")?;
+    let mut before = None;
+    for round in 0..25 {
+        let child = Group::new(&format!("child{round}"))?;
+        let leaving = Waiter::on(&child, "1M")?;
+        let crossing = |worker: &mut Worker| worker.grow(Kind::Anonymous, 6 * MIB);
+        match round % 3 {
+            0 => agent.killed_while(|| crossing(&mut worker))?,
+            1 => {
+                crossing(&mut worker)?;
+                agent.killed_while(|| child.remove())?;
+            }
+            _ => {
+                kill(agent.0.worker()?, Signal::SIGKILL)?;
+                crossing(&mut worker)?;
+                agent.0.ready()?;
+            }
+        }
+        agent.0.settle()?;
+        ensure!(waiter.take()? == 1, "round {round}: up, once");
+        worker.shrink(Kind::Anonymous)?;
+        ensure!(waiter.wait()? == 1, "round {round}: down, once");
+        if child.path.exists() {
+            child.remove()?;
+        }
+        ensure!(leaving.wait()? == 1, "round {round}: removed, once");
+        drop(leaving);
+        until("one is left", || Ok(agent.registrations()? == 1))?;
+        let held = (descriptors(agent.0.worker()?)?, agent.0.descriptors()?);
+        match &before {
+            // The first ones have yet to settle.
+            None if round < 3 => {}
+            None => before = Some(held),
+            Some(before) => {
+                ensure!(held.0.len() <= before.0.len(), "the agent's: {:?}, then {:?}", before.0, held.0);
+                ensure!(held.1.len() <= before.1.len(), "its parent's: {:?}, then {:?}", before.1, held.1);
+            }
+        }
+    }
+    let status = agent.0.status()?;
+    ensure!(status.restarts == 25 && status.unsignalled == 0, "{status:?}");
+    worker.end()
+}
+
+/// Descriptors of a process, by what they are; connections of a list linger.
+pub(crate) fn descriptors(process: Pid) -> Result<Vec<String>> {
+    let folder = format!("/proc/{process}/fd");
+    let entries = fs::read_dir(&folder).with_context(|| format!("cannot read {folder}"))?;
+    let links = entries.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
+    Ok(links
+        .map(|link| link.to_string_lossy().into_owned())
+        .filter(|link| !link.starts_with("socket"))
+        .collect())
+}
+
+fn for_another_version() -> Result<()> {
+    let group = Group::new("handed")?;
+    let mut agent = Supervised::start(&[])?;
+    let mut worker = Worker::start(&group)?;
+    let waiter = Waiter::on(&group, "4M")?;
+    let first = agent.0.worker()?;
+    agent.0.signal(Signal::SIGHUP)?;
+    agent.0.ready()?;
+    ensure!(agent.0.worker()? != first, "the agent is another process");
+    ensure!(Path::new(FOLDER).exists(), "the pins stay");
+    worker.grow(Kind::Anonymous, 6 * MIB)?;
+    ensure!(waiter.wait()? == 1, "still registered");
+    let code = agent.0.end(Signal::SIGTERM)?;
+    ensure!(code == 0, "exit code {code}");
+    nothing_is_left()?;
+    worker.end()
+}
+
+/// A service manager with a descriptor store, as small as can be.
+struct Manager {
+    mailbox: Mailbox,
+    kept: Handed,
+    agent: Option<Pid>,
+}
+
+impl Manager {
+    fn new() -> Result<Self> {
+        let mailbox = Mailbox::new("/run/store".into())?;
+        Ok(Self { mailbox, kept: Vec::new(), agent: None })
+    }
+
+    /// Starts an agent with what is kept, and waits until it is ready.
+    fn start(&mut self, options: &[&str]) -> Result<()> {
+        let options: Vec<_> = ["agent"].iter().chain(options).map(|option| (*option).into()).collect();
+        let worker = start(Path::new(BINARY), &options, &self.kept, self.mailbox.path(), 64)?;
+        self.agent = Some(worker.pid);
+        let mut ready = false;
+        until("the agent is ready", || {
+            ensure!(!is_dead(worker.pid), "the agent has died");
+            while let Some(message) = self.mailbox.receive(Some(worker.pid)) {
+                ready |= message.ready;
+                let name = message.name.unwrap_or_default();
+                if message.forget {
+                    self.kept.retain(|(kept, _)| *kept != name);
+                } else if message.store {
+                    self.kept.extend(message.descriptors.into_iter().map(|fd| (name.clone(), fd)));
+                }
+            }
+            Ok(ready)
+        })
+    }
+
+    fn end(&mut self, signal: Signal) -> Result<()> {
+        let Some(agent) = self.agent.take() else { return Ok(()) };
+        kill(agent, signal).context("cannot end the agent")?;
+        waitpid(agent, None).map(drop).context("cannot wait for the agent")
+    }
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        let _ = self.end(Signal::SIGKILL);
+    }
+}
+
+fn other_sizes() -> Result<()> {
+    let group = Group::new("sizes")?;
+    let mut manager = Manager::new()?;
+    manager.start(&["--max-groups", "64"])?;
+    let mut worker = Worker::start(&group)?;
+    let crossed = Waiter::on(&group, "4M")?;
+    let spike = Waiter::on(&group, "30M")?;
+    for groups in ["128", "32", "32"] {
+        // A signal that it has given, and not noted yet, would be told once more.
+        list(Path::new(CONTROL_SOCKET))?;
+        manager.end(Signal::SIGKILL)?;
+        worker.grow(Kind::Anonymous, 6 * MIB)?;
+        worker.grow(Kind::Anonymous, 30 * MIB)?;
+        worker.shrink(Kind::Anonymous)?;
+        manager.start(&["--max-groups", groups])?;
+        let heard = (crossed.wait()?, spike.wait()?);
+        ensure!(heard == (1, 2), "up, and up and down meanwhile: {heard:?}, with {groups} groups");
+        worker.shrink(Kind::Anonymous)?;
+        let heard = crossed.wait()?;
+        ensure!(heard == 1, "down: {heard}, with {groups} groups");
+    }
+    manager.end(Signal::SIGTERM)?;
+    ensure!(!Path::new(FOLDER).exists(), "the pins of all sizes are gone");
+    worker.end()
+}
+
+fn without_a_supervisor() -> Result<()> {
+    let agent = Supervised::start(&[])?;
+    ensure!(Path::new(FOLDER).exists(), "pinned");
+    agent.0.signal(Signal::SIGKILL)?;
+    nothing_is_left()
+}
+
+pub(crate) fn nothing_is_left() -> Result<()> {
+    until("no program is attached", || {
+        Ok(!attached()?.iter().any(|name| name == "page_counter_try_charge"))
+    })?;
+    until("no pin and no socket is left", || {
+        // A supervisor that was killed could not remove its own.
+        let names = fs::read_dir("/run/memcg-monitor")?.flatten().map(|entry| entry.file_name());
+        let left = names.filter(|name| name != "event_control.sock.notify").count();
+        Ok(!Path::new(FOLDER).exists() && left == 0)
+    })
+}

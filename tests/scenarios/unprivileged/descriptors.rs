@@ -1,0 +1,195 @@
+//! Whose descriptors a line may name, and what may be registered on.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::Read as _;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use memcg_monitor::Error;
+use memcg_monitor::client::{self, SOCKET};
+use memcg_monitor::door::seqpacket::connect;
+use memcg_monitor::view::POINT;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+use super::{OPEN, answer_on, as_user, at_number, is_errno, nothing_moved};
+use crate::harness::agent::Agent;
+use crate::harness::client::{Waiter, agent_errno};
+use crate::harness::group::Group;
+use crate::harness::runner::{On, Test};
+
+pub(super) fn tests() -> Vec<Test> {
+    vec![
+        Test {
+            name: "outside_unreadable_group",
+            what: "no door registers a user on a group that the user may not read",
+            on: On::Any,
+            run: unreadable_group,
+        },
+        Test {
+            name: "outside_guessed_descriptors",
+            what: "numbers of the agent's and of other processes' descriptors are EBADF",
+            on: On::Any,
+            run: guessed_descriptors,
+        },
+        Test {
+            name: "outside_another_users_eventfd",
+            what: "another user's eventfd is registered by whoever was given it, and by nobody else",
+            on: On::Any,
+            run: another_users_eventfd,
+        },
+        Test {
+            name: "outside_setuid_helper",
+            what: "a set-user-ID program that says a user's line registers nothing that the user may not",
+            on: On::Any,
+            run: setuid_helper,
+        },
+    ]
+}
+
+fn by_socket(line: &str, waiter: &Waiter, control: &File) -> Result<i32> {
+    match client::register(Path::new(SOCKET), line.as_bytes(), Some([waiter.0.as_fd(), control.as_fd()])) {
+        Ok(()) => Ok(0),
+        Err(Error::Refused { errno, .. }) => Ok(errno),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn by_view(folder: &Path, line: &str) -> Result<i32> {
+    let event_control = OpenOptions::new().write(true).open(folder.join("cgroup.event_control"))?;
+    Ok(nix::unistd::write(&event_control, line.as_bytes()).err().map_or(0, |errno| errno as i32))
+}
+
+fn unreadable_group() -> Result<()> {
+    let group = Group::new("secret")?;
+    let agent = Agent::start(&OPEN)?;
+    let bystander = Waiter::on(&group, "64M")?;
+    let folder = Path::new(POINT).join("secret");
+    // Handed to the user before it was closed to others.
+    let control = File::open(group.usage_file())?;
+    fs::set_permissions(group.usage_file(), Permissions::from_mode(0o600))?;
+    as_user(|| {
+        let waiter = Waiter::new()?;
+        let line = format!("{} {} 1M", waiter.0.as_raw_fd(), control.as_raw_fd());
+        for (door, errno) in [
+            ("socket, by number", agent_errno(line.as_bytes())?),
+            ("socket, sent along", by_socket(&line, &waiter, &control)?),
+            ("view", by_view(&folder, &line)?),
+        ] {
+            ensure!(errno == libc::EACCES, "{door}: errno {errno}");
+        }
+        Ok(())
+    })?;
+    nothing_moved(&agent, &bystander)
+}
+
+fn guessed_descriptors() -> Result<()> {
+    let group = Group::new("guess")?;
+    let agent = Agent::start(&OPEN)?;
+    let bystander = Waiter::on(&group, "64M")?;
+    let folder = Path::new(POINT).join("guess");
+    // Open in this process, and in the agent; not in the user's.
+    let ours = at_number(&Waiter::new()?.0, 300)?;
+    let control = File::open(group.usage_file())?;
+    as_user(|| {
+        drop(ours);
+        let c = control.as_raw_fd();
+        let mut guesses = vec![300, 301, 1023, 65_535, u32::MAX];
+        // Descriptors of the agent: eventfds among them.
+        guesses.extend(100..160);
+        for guess in guesses {
+            let line = format!("{guess} {c} 1M");
+            let errno = agent_errno(line.as_bytes())?;
+            ensure!(errno == libc::EBADF, "socket, eventfd {guess}: errno {errno}");
+            let errno = by_view(&folder, &line)?;
+            ensure!(errno == libc::EBADF, "view, eventfd {guess}: errno {errno}");
+        }
+        let waiter = Waiter::new()?;
+        let errno = agent_errno(format!("{} 300 1M", waiter.0.as_raw_fd()).as_bytes())?;
+        ensure!(errno == libc::EBADF, "control file: errno {errno}");
+        Ok(())
+    })?;
+    nothing_moved(&agent, &bystander)
+}
+
+fn another_users_eventfd() -> Result<()> {
+    let group = Group::new("given")?;
+    let agent = Agent::start(&OPEN)?;
+    let bystander = Waiter::on(&group, "64M")?;
+    let given = Waiter::new()?;
+    as_user(|| {
+        // Inherited, which is one way of being given it.
+        let control = File::open(group.usage_file())?;
+        let line = format!("{} {} 1M", given.0.as_raw_fd(), control.as_raw_fd());
+        let errno = agent_errno(line.as_bytes())?;
+        ensure!(errno == 0, "by number: errno {errno}");
+        let errno = by_socket("0 0 1M", &given, &control)?;
+        ensure!(errno == 0, "sent along: errno {errno}");
+        // Not given: it is in the first process's table only.
+        let errno = agent_errno(format!("299 {} 1M", control.as_raw_fd()).as_bytes())?;
+        ensure!(errno == libc::EBADF, "not given: errno {errno}");
+        Ok(())
+    })?;
+    ensure!(agent.status()?.registrations == 3, "two registrations and the bystander's");
+    drop(given);
+    crate::harness::agent::until("they end with their owner's eventfd", || {
+        Ok(agent.status()?.registrations == 1)
+    })?;
+    nothing_moved(&agent, &bystander)
+}
+
+const HELPER: &str = "/run/helper";
+
+fn setuid_helper() -> Result<()> {
+    let group = Group::new("helper")?;
+    let agent = Agent::start(&OPEN)?;
+    let bystander = Waiter::on(&group, "64M")?;
+    // Our own program, set-user-ID root: it writes what it is told to its output.
+    fs::copy("/proc/self/exe", HELPER)?;
+    fs::set_permissions(HELPER, Permissions::from_mode(0o4755))?;
+    let (waiter, control) = (Waiter::new()?, File::open(group.usage_file())?);
+    for fd in [waiter.0.as_fd(), control.as_fd()] {
+        fcntl(fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
+    }
+    let line = format!("{} {} 1M", waiter.0.as_raw_fd(), control.as_raw_fd());
+    // It stays until it was answered: its input is open as long.
+    let helper = |output: Stdio| {
+        Command::new(HELPER).args(["say", &line]).stdin(Stdio::piped()).stdout(output).spawn()
+    };
+    let ended = |mut helper: Child| -> Result<i32> {
+        drop(helper.stdin.take());
+        helper.wait()?.code().context("the helper was killed")
+    };
+    let both_doors = |errno: i32| -> Result<()> {
+        let connection = connect(Path::new(SOCKET))?;
+        let sender = helper(connection.try_clone()?.into())?;
+        is_errno(&answer_on(&connection)?, errno).context("socket")?;
+        ensure!(ended(sender)? == 0, "the helper could not send");
+        let event_control = Path::new(POINT).join("helper/cgroup.event_control");
+        let event_control = OpenOptions::new().write(true).open(event_control)?;
+        let code = ended(helper(event_control.into())?)?;
+        ensure!(code == errno, "view: errno {code} instead of {errno}");
+        Ok(())
+    };
+    fs::set_permissions(group.usage_file(), Permissions::from_mode(0o600))?;
+    as_user(|| both_doors(libc::EACCES))?;
+    nothing_moved(&agent, &bystander)?;
+    // Where the user may, so does the helper; and root may anyway.
+    fs::set_permissions(group.usage_file(), Permissions::from_mode(0o644))?;
+    as_user(|| both_doors(0))?;
+    fs::set_permissions(group.usage_file(), Permissions::from_mode(0o600))?;
+    both_doors(0)?;
+    ensure!(agent.status()?.registrations == 5, "four registrations and the bystander's");
+    fs::remove_file(HELPER)?;
+    Ok(())
+}
+
+/// What the set-user-ID program does: one write, whose errno is the exit code once its
+/// input ends.
+pub(crate) fn say(line: &str) -> ! {
+    let code = nix::unistd::write(std::io::stdout(), line.as_bytes()).err().map_or(0, |errno| errno as i32);
+    let _ = std::io::stdin().read(&mut [0]);
+    std::process::exit(code)
+}
