@@ -11,7 +11,7 @@ use memcg_monitor::cgroup::Version;
 use nix::sys::signal::Signal;
 
 use crate::harness::agent::{Agent, BINARY};
-use crate::harness::charger::{Kind, Worker};
+use crate::harness::charger::{Charger, Kind};
 use crate::harness::group::Group;
 use crate::harness::report::say;
 use listener::{Listener, hear};
@@ -66,7 +66,7 @@ pub(crate) fn run() -> Result<()> {
 /// Usage goes up and down past three thresholds: two of memory, one of memory+swap.
 fn thresholds(agent: &Agent, group: &Group, file: &impl Fn(&str) -> String) -> Result<Vec<Listener>> {
     // Started first: it forks, and it is idle until told.
-    let mut worker = Worker::start(group)?;
+    let mut charger = Charger::start(group)?;
     let names = ["memory.usage_in_bytes", group.version.usage_file(), "memory.memsw.usage_in_bytes"];
     let mut listeners = Vec::new();
     for (place, (threshold, control)) in THRESHOLDS.into_iter().zip(names).enumerate() {
@@ -80,7 +80,7 @@ fn thresholds(agent: &Agent, group: &Group, file: &impl Fn(&str) -> String) -> R
     show("usage", group)?;
     for _ in 0..STEPS {
         let before = group.usage()?;
-        worker.grow(Kind::Anonymous, STEP)?;
+        charger.grow(Kind::Anonymous, STEP)?;
         show("grow by 5M", group)?;
         hear_crossings(&mut listeners, before, group.usage()?)?;
     }
@@ -90,11 +90,11 @@ fn thresholds(agent: &Agent, group: &Group, file: &impl Fn(&str) -> String) -> R
     String::from_utf8_lossy(&list.stdout).lines().for_each(|line| tell("list", line));
     for _ in 0..STEPS {
         let before = group.usage()?;
-        worker.shrink(Kind::Anonymous)?;
+        charger.shrink(Kind::Anonymous)?;
         show("give back", group)?;
         hear_crossings(&mut listeners, before, group.usage()?)?;
     }
-    worker.end()?;
+    charger.end()?;
     Ok(listeners)
 }
 
@@ -103,10 +103,10 @@ fn out_of_memory(group: &Group, listeners: &mut [Listener]) -> Result<()> {
     let limit = if group.version == Version::V2 { "memory.max" } else { "memory.limit_in_bytes" };
     group.write(limit, "16M")?;
     tell("limit", &format!("16M in {limit}, and a process that wants 64M"));
-    let mut worker = Worker::start(group)?;
+    let mut charger = Charger::start(group)?;
     // Pages of files can be reclaimed, so the kernel tries that first.
-    let _ = worker.grow(Kind::Anonymous, 64 * MIB);
-    drop(worker);
+    let _ = charger.grow(Kind::Anonymous, 64 * MIB);
+    drop(charger);
     let said = |listener: &Listener, word: &str| listener.lines.iter().any(|line| line.contains(word));
     hear(listeners, "OOM, the kill, pressure and emptiness are told", |listeners| {
         let [oom, pressure, empty] = listeners else { return false };

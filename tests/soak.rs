@@ -145,10 +145,10 @@ struct Held {
 
 impl Held {
     fn of(agent: &Agent) -> Result<Self> {
-        let (worker, parent) = (agent.worker()?, agent.pid());
+        let (agent_pid, parent) = (agent.supervised()?, agent.pid());
         Ok(Self {
-            descriptors: (descriptors(worker)?.len(), descriptors(parent)?.len()),
-            resident: (resident(worker)?, resident(parent)?),
+            descriptors: (descriptors(agent_pid)?.len(), descriptors(parent)?.len()),
+            resident: (resident(agent_pid)?, resident(parent)?),
         })
     }
 }

@@ -65,7 +65,7 @@ impl Agent {
     }
 
     /// The process that its supervisor has started.
-    pub(crate) fn worker(&self) -> Result<Pid> {
+    pub(crate) fn supervised(&self) -> Result<Pid> {
         let path = format!("/proc/{0}/task/{0}/children", self.pid());
         let mut found = None;
         until("the supervisor has started an agent", || {
@@ -110,8 +110,8 @@ impl Agent {
 
     /// How long its threads have been on a CPU, in nanoseconds.
     pub(crate) fn on_cpu(&self) -> Result<u64> {
-        let folder = format!("/proc/{}/task", self.pid());
-        let threads = fs::read_dir(&folder).with_context(|| format!("cannot read {folder}"))?;
+        let directory = format!("/proc/{}/task", self.pid());
+        let threads = fs::read_dir(&directory).with_context(|| format!("cannot read {directory}"))?;
         threads
             .filter_map(Result::ok)
             .map(|thread| {
@@ -152,8 +152,8 @@ impl Agent {
 
     /// Descriptors it holds, by what they are.
     pub(crate) fn descriptors(&self) -> Result<Vec<String>> {
-        let folder = format!("/proc/{}/fd", self.pid());
-        let entries = fs::read_dir(&folder).with_context(|| format!("cannot read {folder}"))?;
+        let directory = format!("/proc/{}/fd", self.pid());
+        let entries = fs::read_dir(&directory).with_context(|| format!("cannot read {directory}"))?;
         let mut links: Vec<_> = entries
             .flatten()
             .filter_map(|entry| Some(fs::read_link(entry.path()).ok()?.to_string_lossy().into_owned()))

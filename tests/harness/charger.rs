@@ -39,12 +39,12 @@ const MAP: u8 = 0x60;
 
 /// The process.
 #[derive(Debug)]
-pub(crate) struct Worker {
+pub(crate) struct Charger {
     pid: Pid,
     pipe: UnixStream,
 }
 
-impl Worker {
+impl Charger {
     /// Starts one in `group`; idle until told.
     pub(crate) fn start(group: &Group) -> Result<Self> {
         let (ours, theirs) = UnixStream::pair().context("cannot make a socket pair")?;
@@ -61,9 +61,9 @@ impl Worker {
                 unsafe { libc::_exit(i32::from(ended.is_err())) }
             }
             ForkResult::Parent { child } => {
-                let worker = Self { pid: child, pipe: ours };
+                let charger = Self { pid: child, pipe: ours };
                 group.add(child)?;
-                Ok(worker)
+                Ok(charger)
             }
         }
     }
@@ -117,15 +117,15 @@ impl Worker {
     /// Waits for what was begun.
     pub(crate) fn finish(&mut self) -> Result<()> {
         let mut answer = [0];
-        self.pipe.read_exact(&mut answer).context("the worker died")?;
-        ensure!(answer == [0], "the worker failed");
+        self.pipe.read_exact(&mut answer).context("the charger died")?;
+        ensure!(answer == [0], "the charger failed");
         Ok(())
     }
 
     /// Ends it; everything it held is given back when this returns.
     pub(crate) fn end(mut self) -> Result<()> {
         self.begin(END, 0)?;
-        waitpid(self.pid, None).context("cannot wait for the worker")?;
+        waitpid(self.pid, None).context("cannot wait for the charger")?;
         self.pid = Pid::from_raw(0);
         Ok(())
     }
@@ -138,11 +138,11 @@ impl Worker {
     fn begin(&mut self, order: u8, bytes: u64) -> Result<()> {
         let mut packet = [order; 9];
         packet[1..].copy_from_slice(&bytes.to_ne_bytes());
-        self.pipe.write_all(&packet).context("the worker died")
+        self.pipe.write_all(&packet).context("the charger died")
     }
 }
 
-impl Drop for Worker {
+impl Drop for Charger {
     fn drop(&mut self) {
         if self.pid.as_raw() > 0 {
             let _ = kill(self.pid, Signal::SIGKILL);

@@ -98,8 +98,8 @@ pub(crate) fn prepare(hierarchy: Hierarchy) -> Result<()> {
 
 /// Removes all groups below the root, which must be empty of processes.
 pub(crate) fn remove_groups(hierarchy: Hierarchy) {
-    fn remove_below(folder: &Path) {
-        let Ok(entries) = fs::read_dir(folder) else {
+    fn remove_below(directory: &Path) {
+        let Ok(entries) = fs::read_dir(directory) else {
             return;
         };
         for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
@@ -125,7 +125,7 @@ pub(crate) fn power_off() -> ! {
 impl Mount {
     fn mount(&self) -> Result<()> {
         let Self { kind, on, options } = *self;
-        // A kernel without this file system has no such folder in sysfs.
+        // A kernel without this file system has no such directory in sysfs.
         fs::create_dir_all(on).with_context(|| format!("cannot make {on} to mount {kind} on"))?;
         match mount(Some(kind), on, Some(kind), MsFlags::empty(), Some(options)) {
             // devtmpfs: the kernel may have mounted it already.
@@ -141,12 +141,12 @@ fn write(path: &str, text: &str) -> Result<()> {
 
 /// Brings up the processors that the host kept down while the kernel booted.
 pub(crate) fn processors_up() -> Result<()> {
-    let folder = "/sys/devices/system/cpu";
-    let present = fs::read_to_string(format!("{folder}/present"))
-        .with_context(|| format!("cannot read {folder}/present"))?;
+    let directory = "/sys/devices/system/cpu";
+    let present = fs::read_to_string(format!("{directory}/present"))
+        .with_context(|| format!("cannot read {directory}/present"))?;
     // `0` or `0-N`; the first one is always up.
     let last: u32 = present.trim().rsplit('-').next().and_then(|number| number.parse().ok()).unwrap_or(0);
-    (1..=last).try_for_each(|number| write(&format!("{folder}/cpu{number}/online"), "1"))
+    (1..=last).try_for_each(|number| write(&format!("{directory}/cpu{number}/online"), "1"))
 }
 
 /// What `ip link set lo up` does.

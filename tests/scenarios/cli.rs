@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use memcg_monitor::door::control::{Answer, EventRow};
 
 use crate::harness::agent::{Agent, BINARY};
-use crate::harness::charger::{Kind, Worker};
+use crate::harness::charger::{Charger, Kind};
 use crate::harness::group::Group;
 use crate::harness::runner::{On, Test};
 
@@ -78,13 +78,13 @@ fn listen_lines() -> Result<()> {
     let path = path.to_string_lossy();
     let mut listener = Listener::start(&[&path, "5M"])?;
     registered(&agent, 1)?;
-    let mut worker = Worker::start(&group)?;
+    let mut charger = Charger::start(&group)?;
     let crossed = format!("{path} 5M: crossed");
-    worker.grow(Kind::Anonymous, 8 * MIB)?;
+    charger.grow(Kind::Anonymous, 8 * MIB)?;
     ensure!(listener.line()? == crossed, "up");
-    worker.shrink(Kind::Anonymous)?;
+    charger.shrink(Kind::Anonymous)?;
     ensure!(listener.line()? == crossed, "down");
-    worker.end()?;
+    charger.end()?;
     group.remove()?;
     ensure!(listener.line()? == "The cgroup seems to have removed.", "removal");
     ensure!(listener.end()? == 0, "exit code");
@@ -97,8 +97,8 @@ fn listen_json() -> Result<()> {
     let path = group.usage_file();
     let mut listener = Listener::start(&["-o", "json", &path.to_string_lossy(), "5M"])?;
     registered(&agent, 1)?;
-    let mut worker = Worker::start(&group)?;
-    worker.grow(Kind::Anonymous, 8 * MIB)?;
+    let mut charger = Charger::start(&group)?;
+    charger.grow(Kind::Anonymous, 8 * MIB)?;
     let up = listener.event()?;
     let name = group.path.to_string_lossy().into_owned();
     ensure!(up.cgroup == name && up.event == "crossed" && up.threshold == Some(5 * MIB), "{up:?}");
@@ -107,13 +107,13 @@ fn listen_json() -> Result<()> {
         "{up:?}"
     );
     ensure!(up.time > 1.0e9, "{up:?}");
-    worker.shrink(Kind::Anonymous)?;
+    charger.shrink(Kind::Anonymous)?;
     let down = listener.event()?;
     ensure!(
         down.direction.as_deref() == Some("down") && down.usage.is_some_and(|usage| usage < 5 * MIB),
         "{down:?}"
     );
-    worker.end()?;
+    charger.end()?;
     group.remove()?;
     let removed = listener.event()?;
     ensure!(
@@ -153,8 +153,8 @@ fn exit_codes() -> Result<()> {
 
     let mut listener = Listener::start(&[&path, "5M", "--count", "2"])?;
     registered(&agent, 1)?;
-    let mut worker = Worker::start(&group)?;
-    worker.spike(Kind::Anonymous, 8 * MIB, 1)?;
+    let mut charger = Charger::start(&group)?;
+    charger.spike(Kind::Anonymous, 8 * MIB, 1)?;
     listener.line()?;
     listener.line()?;
     ensure!(listener.end()? == 0, "count");

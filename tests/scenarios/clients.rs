@@ -10,7 +10,7 @@ use memcg_monitor::cgroup::Version;
 use memcg_monitor::client::Builder;
 
 use crate::harness::agent::{Agent, until};
-use crate::harness::charger::{Kind, Worker};
+use crate::harness::charger::{Charger, Kind};
 use crate::harness::group::Group;
 use crate::harness::program::Program;
 use crate::harness::runner::{On, Test};
@@ -164,9 +164,9 @@ impl Place {
             Version::V1 => "memory.limit_in_bytes",
             Version::V2 => "memory.max",
         };
-        let mut worker = Worker::start(&self.group)?;
+        let mut charger = Charger::start(&self.group)?;
         self.group.write(limit, "40M")?;
-        ensure!(worker.grow(Kind::Anonymous, 80 * MIB).is_err(), "no process was killed at the limit");
+        ensure!(charger.grow(Kind::Anonymous, 80 * MIB).is_err(), "no process was killed at the limit");
         Ok(())
     }
 }
@@ -179,19 +179,19 @@ pub(crate) fn up_and_down<'a>(
     programs: impl IntoIterator<Item = &'a mut Program>,
 ) -> Result<()> {
     let mut programs: Vec<_> = programs.into_iter().collect();
-    let mut worker = Worker::start(group)?;
+    let mut charger = Charger::start(group)?;
     for up in [true, false] {
         let before = programs.iter_mut().map(|program| program.count(text)).collect::<Result<Vec<_>>>()?;
         if up {
-            worker.grow(Kind::Anonymous, 30 * MIB)?;
+            charger.grow(Kind::Anonymous, 30 * MIB)?;
         } else {
-            worker.shrink(Kind::Anonymous)?;
+            charger.shrink(Kind::Anonymous)?;
         }
         for (program, before) in programs.iter_mut().zip(before) {
             program.says_more(text, before)?;
         }
     }
-    worker.end()
+    charger.end()
 }
 
 /// One program for each notice hears what is its own, and nothing else.
@@ -308,17 +308,17 @@ fn library() -> Result<()> {
     let mut follower = builder.follow()?;
     drop(builder.register()?);
     until("a dropped one ends", || Ok(agent.status()?.registrations == 2))?;
-    let mut worker = Worker::start(&group)?;
+    let mut charger = Charger::start(&group)?;
     for direction in ["up", "down"] {
         match direction {
-            "up" => worker.grow(Kind::Anonymous, 8 * MIB)?,
-            _ => worker.shrink(Kind::Anonymous)?,
+            "up" => charger.grow(Kind::Anonymous, 8 * MIB)?,
+            _ => charger.shrink(Kind::Anonymous)?,
         }
         ensure!(registration.wait()?.is_some_and(|signals| signals > 0), "no signal {direction}");
         let event = follower.wait_event()?.context("the follower ended")?;
         ensure!(event.direction.as_deref() == Some(direction), "{direction}: {event:?}");
     }
-    worker.end()?;
+    charger.end()?;
     group.remove()?;
     let event = follower.wait_event()?.context("the follower ended without a word")?;
     ensure!(event.event == "removed" && follower.wait_event()?.is_none(), "the last event is {event:?}");

@@ -17,7 +17,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 
-use crate::harness::charger::{Kind, Worker};
+use crate::harness::charger::{Charger, Kind};
 use crate::harness::group::Group;
 use crate::harness::random::Random;
 use crate::harness::runner::{On, Test};
@@ -71,12 +71,12 @@ fn ramps() -> Result<()> {
     rig.watch(0, 3)?;
     for kind in Kind::ALL {
         for steps in [1, 2] {
-            rig.leg(&format!("{kind:?} up {steps}"), Shape::Ramp, |workers| {
-                workers[0].grow(kind, steps * STEP)
+            rig.leg(&format!("{kind:?} up {steps}"), Shape::Ramp, |chargers| {
+                chargers[0].grow(kind, steps * STEP)
             })?;
         }
         for _ in 0..2 {
-            rig.leg(&format!("{kind:?} down"), Shape::Ramp, |workers| workers[0].shrink(kind))?;
+            rig.leg(&format!("{kind:?} down"), Shape::Ramp, |chargers| chargers[0].shrink(kind))?;
         }
     }
     rig.report("conformance_ramps")
@@ -86,18 +86,18 @@ fn teeth() -> Result<()> {
     let mut rig = Rig::new(vec![Group::new("teeth")?], &[0, 0, 0])?;
     rig.watch(0, 3)?;
     for kind in Kind::ALL {
-        rig.leg(&format!("{kind:?} teeth"), Shape::Teeth, |workers| workers[0].spike(kind, 2 * STEP, 3))?;
-        rig.leg(&format!("{kind:?} teeth"), Shape::Asleep, |workers| workers[0].spike(kind, 2 * STEP, 2))?;
-        rig.leg(&format!("{kind:?} burst"), Shape::Burst, |workers| {
-            workers.iter_mut().try_for_each(|worker| worker.begin_spike(kind, STEP, 3))?;
-            workers.iter_mut().try_for_each(Worker::finish)
+        rig.leg(&format!("{kind:?} teeth"), Shape::Teeth, |chargers| chargers[0].spike(kind, 2 * STEP, 3))?;
+        rig.leg(&format!("{kind:?} teeth"), Shape::Asleep, |chargers| chargers[0].spike(kind, 2 * STEP, 2))?;
+        rig.leg(&format!("{kind:?} burst"), Shape::Burst, |chargers| {
+            chargers.iter_mut().try_for_each(|charger| charger.begin_spike(kind, STEP, 3))?;
+            chargers.iter_mut().try_for_each(Charger::finish)
         })?;
     }
-    rig.leg("mixed burst", Shape::Burst, |workers| {
-        for (worker, kind) in workers.iter_mut().zip(Kind::ALL) {
-            worker.begin_spike(kind, STEP, 3)?;
+    rig.leg("mixed burst", Shape::Burst, |chargers| {
+        for (charger, kind) in chargers.iter_mut().zip(Kind::ALL) {
+            charger.begin_spike(kind, STEP, 3)?;
         }
-        workers.iter_mut().try_for_each(Worker::finish)
+        chargers.iter_mut().try_for_each(Charger::finish)
     })?;
     rig.report("conformance_teeth")
 }
@@ -115,17 +115,17 @@ fn deep() -> Result<()> {
     for group in 0..4 {
         rig.watch(group, 2)?;
     }
-    rig.leg("left up", Shape::Ramp, |workers| workers[0].grow(Kind::Anonymous, STEP))?;
-    rig.leg("right up", Shape::Ramp, |workers| workers[2].grow(Kind::File, STEP))?;
-    rig.leg("all burst", Shape::Burst, |workers| {
-        for (worker, kind) in workers.iter_mut().zip(Kind::ALL.into_iter().cycle()) {
-            worker.begin_spike(kind, STEP, 3)?;
+    rig.leg("left up", Shape::Ramp, |chargers| chargers[0].grow(Kind::Anonymous, STEP))?;
+    rig.leg("right up", Shape::Ramp, |chargers| chargers[2].grow(Kind::File, STEP))?;
+    rig.leg("all burst", Shape::Burst, |chargers| {
+        for (charger, kind) in chargers.iter_mut().zip(Kind::ALL.into_iter().cycle()) {
+            charger.begin_spike(kind, STEP, 3)?;
         }
-        workers.iter_mut().try_for_each(Worker::finish)
+        chargers.iter_mut().try_for_each(Charger::finish)
     })?;
-    rig.leg("left down", Shape::Ramp, |workers| workers[0].shrink(Kind::Anonymous))?;
-    rig.leg("right teeth", Shape::Teeth, |workers| workers[3].spike(Kind::Kernel, STEP, 3))?;
-    rig.leg("right down", Shape::Ramp, |workers| workers[2].shrink(Kind::File))?;
+    rig.leg("left down", Shape::Ramp, |chargers| chargers[0].shrink(Kind::Anonymous))?;
+    rig.leg("right teeth", Shape::Teeth, |chargers| chargers[3].spike(Kind::Kernel, STEP, 3))?;
+    rig.leg("right down", Shape::Ramp, |chargers| chargers[2].shrink(Kind::File))?;
     rig.report("conformance_deep")
 }
 
@@ -148,8 +148,8 @@ fn usage_schedule(seed: u64) -> Result<()> {
     for (group, steps) in [(0, 4), (1, 3), (2, 4), (3, 5)] {
         rig.watch(group, steps)?;
     }
-    // What each worker holds, last in first out for each kind.
-    let mut held: Vec<Vec<Kind>> = vec![Vec::new(); rig.workers.len()];
+    // What each charger holds, last in first out for each kind.
+    let mut held: Vec<Vec<Kind>> = vec![Vec::new(); rig.chargers.len()];
     for _ in 0..LEGS {
         let who = random.below(held.len());
         let kind = Kind::ALL[random.below(Kind::ALL.len())];
@@ -157,23 +157,23 @@ fn usage_schedule(seed: u64) -> Result<()> {
         match random.below(8) {
             0..3 if held[who].len() < HELD => {
                 held[who].push(kind);
-                let what = format!("worker {who} {kind:?} up {steps}");
-                rig.leg(&what, Shape::Ramp, |workers| workers[who].grow(kind, steps * STEP))?;
+                let what = format!("charger {who} {kind:?} up {steps}");
+                rig.leg(&what, Shape::Ramp, |chargers| chargers[who].grow(kind, steps * STEP))?;
             }
             0..5 if !held[who].is_empty() => {
                 let kind = held[who].pop().context("checked just now")?;
-                let what = format!("worker {who} {kind:?} down");
-                rig.leg(&what, Shape::Ramp, |workers| workers[who].shrink(kind))?;
+                let what = format!("charger {who} {kind:?} down");
+                rig.leg(&what, Shape::Ramp, |chargers| chargers[who].shrink(kind))?;
             }
             0..7 => {
-                let what = format!("worker {who} {kind:?} teeth {steps}");
-                rig.leg(&what, Shape::Teeth, |workers| workers[who].spike(kind, steps * STEP, 2))?;
+                let what = format!("charger {who} {kind:?} teeth {steps}");
+                rig.leg(&what, Shape::Teeth, |chargers| chargers[who].spike(kind, steps * STEP, 2))?;
             }
-            _ => rig.leg("burst", Shape::Burst, |workers| {
-                for worker in &mut *workers {
-                    worker.begin_spike(Kind::ALL[random.below(Kind::ALL.len())], STEP, 2)?;
+            _ => rig.leg("burst", Shape::Burst, |chargers| {
+                for charger in &mut *chargers {
+                    charger.begin_spike(Kind::ALL[random.below(Kind::ALL.len())], STEP, 2)?;
                 }
-                workers.iter_mut().try_for_each(Worker::finish)
+                chargers.iter_mut().try_for_each(Charger::finish)
             })?,
         }
     }

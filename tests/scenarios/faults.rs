@@ -21,7 +21,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::harness::agent::{Agent, until};
-use crate::harness::charger::{Kind, Worker};
+use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
 use crate::harness::runner::{On, Test};
@@ -67,10 +67,10 @@ fn read_only(point: &str, on: bool) -> Result<()> {
 }
 
 /// Up and down across a threshold of 4M: both are told, once.
-fn crosses(worker: &mut Worker, waiter: &Waiter) -> Result<()> {
-    worker.grow(Kind::Anonymous, 6 * MIB)?;
+fn crosses(charger: &mut Charger, waiter: &Waiter) -> Result<()> {
+    charger.grow(Kind::Anonymous, 6 * MIB)?;
     waiter.hears(1, "up, once")?;
-    worker.shrink(Kind::Anonymous)?;
+    charger.shrink(Kind::Anonymous)?;
     waiter.hears(1, "down, once")
 }
 
@@ -87,7 +87,7 @@ fn descriptors() -> Result<()> {
     const MANY: usize = 40;
     let (group, other) = (Group::new("held")?, Group::new("other")?);
     let agent = Agent::start(&[])?;
-    let mut worker = Worker::start(&group)?;
+    let mut charger = Charger::start(&group)?;
     let waiter = Waiter::on(&group, "4M")?;
     let connection = connect(Path::new(SOCKET))?;
     let (late, control) = (Waiter::new()?, File::open(other.usage_file())?);
@@ -102,16 +102,16 @@ fn descriptors() -> Result<()> {
         let said = answer(&connection, format!("{e} {c} 4M").as_bytes(), fds)?;
         ensure!(said.starts_with("-12 ENOMEM: ") && said.contains("LimitNOFILE"), "{said:?}");
     }
-    crosses(&mut worker, &waiter)?;
+    crosses(&mut charger, &waiter)?;
     // Those who wait to come in do so when others leave.
     let mut waiting = hoard.into_iter();
     waiting.by_ref().take(MANY - 1).for_each(drop);
     let last = waiting.next().context("one is left")?;
     let said = answer(&last, format!("{e} {c} 4M").as_bytes(), &[])?;
     ensure!(said == "0", "the last one is served: {said}");
-    crosses(&mut worker, &waiter)?;
+    crosses(&mut charger, &waiter)?;
     ensure!(agent.status()?.unsignalled == 0, "all was signalled");
-    worker.end()
+    charger.end()
 }
 
 fn controller() -> Result<()> {
@@ -131,17 +131,17 @@ fn controller() -> Result<()> {
     parent.enable(true)?;
     // The agent that stands still finds it off and on again, too.
     let third = Waiter::on(&group, "4M")?;
-    let worker = agent.0.worker()?;
-    kill(worker, Signal::SIGSTOP)?;
+    let pid = agent.0.supervised()?;
+    kill(pid, Signal::SIGSTOP)?;
     parent.enable(false)?;
     parent.enable(true)?;
-    kill(worker, Signal::SIGCONT)?;
+    kill(pid, Signal::SIGCONT)?;
     ensure!(third.wait()? == 1, "the third one is gone");
     let fourth = Waiter::on(&group, "4M")?;
-    let mut worker = Worker::start(&group)?;
-    worker.grow(Kind::Anonymous, 6 * MIB)?;
+    let mut charger = Charger::start(&group)?;
+    charger.grow(Kind::Anonymous, 6 * MIB)?;
     ensure!(fourth.wait()? == 1 && above.wait()? == 1, "the fourth is watched, and so is its parent");
     agent.0.settle()?;
     ensure!(before.take()? + after.take()? + third.take()? == 0, "who was told of the end hears no more");
-    worker.end()
+    charger.end()
 }

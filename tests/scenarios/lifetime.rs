@@ -12,7 +12,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, dup, fork, pause};
 
 use crate::harness::agent::{Agent, until};
-use crate::harness::charger::{Kind, Worker};
+use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
 use crate::harness::runner::{On, Test};
@@ -85,7 +85,7 @@ fn last_reference() -> Result<()> {
 fn fork_and_kill() -> Result<()> {
     let group = Group::new("fork")?;
     let agent = Agent::start(&["--sweep-ms", "3600000"])?;
-    let mut worker = Worker::start(&group)?;
+    let mut charger = Charger::start(&group)?;
     let waiter = Waiter::on(&group, "4M")?;
     // SAFETY: single-threaded; the child only waits.
     let ForkResult::Parent { child } = (unsafe { fork() }).context("cannot fork")? else {
@@ -95,7 +95,7 @@ fn fork_and_kill() -> Result<()> {
     };
     let copy = dup(&waiter.0)?;
     drop(waiter);
-    worker.grow(Kind::Anonymous, 6 * MIB)?;
+    charger.grow(Kind::Anonymous, 6 * MIB)?;
     agent.settle()?;
     ensure!(registrations(&agent)? == 1, "the child holds the eventfd");
     let mut count = [0; 8];
@@ -139,12 +139,12 @@ fn controller_off_and_on() -> Result<()> {
     ensure!(group.path.exists(), "the directory stays");
     parent.enable(true)?;
     let after = Waiter::on(&group, "4M")?;
-    let mut worker = Worker::start(&group)?;
-    worker.grow(Kind::Anonymous, 6 * MIB)?;
+    let mut charger = Charger::start(&group)?;
+    charger.grow(Kind::Anonymous, 6 * MIB)?;
     ensure!(after.wait()? == 1, "the new group of the same directory is watched");
     agent.settle()?;
     ensure!(before.take()? == 0, "the old registration is gone");
-    worker.end()
+    charger.end()
 }
 
 fn no_descriptors_left() -> Result<()> {

@@ -9,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{ForkResult, fork};
 
 use crate::harness::agent::{Agent, until};
-use crate::harness::charger::{Kind, Worker};
+use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
 use crate::harness::runner::{On, Test};
@@ -63,10 +63,10 @@ fn full_ring() -> Result<()> {
     let waiters: Vec<_> = groups.iter().map(|group| Waiter::on(group, "64K")).collect::<Result<_>>()?;
     agent.signal(Signal::SIGSTOP)?;
     for group in &groups {
-        let mut worker = Worker::start(group)?;
-        worker.grow(Kind::Anonymous, MIB)?;
+        let mut charger = Charger::start(group)?;
+        charger.grow(Kind::Anonymous, MIB)?;
         // Back below for every other one: a crossing that did not last.
-        worker.end()?;
+        charger.end()?;
     }
     agent.signal(Signal::SIGCONT)?;
     until("the lost doorbells are counted", || Ok(loss(&agent, "ring_full")? > 0))?;
@@ -117,7 +117,7 @@ fn skipped_programs() -> Result<()> {
     let leaves: Vec<_> = (0..3).map(|n| top.child(&format!("leaf{n}"))).collect::<Result<_>>()?;
     let agent = Agent::start(&[])?;
     let talkers: Vec<_> = busy.iter().map(traffic).collect::<Result<_>>()?;
-    let mut workers: Vec<_> = leaves.iter().map(Worker::start).collect::<Result<_>>()?;
+    let mut chargers: Vec<_> = leaves.iter().map(Charger::start).collect::<Result<_>>()?;
     let mut waiters = Vec::new();
     for leaf in &leaves {
         for threshold in THRESHOLDS {
@@ -126,12 +126,12 @@ fn skipped_programs() -> Result<()> {
     }
     let rounds = 12;
     for round in 0..rounds {
-        for worker in &mut workers {
-            worker.begin_spike(Kind::Anonymous, 16 * MIB, 1)?;
+        for charger in &mut chargers {
+            charger.begin_spike(Kind::Anonymous, 16 * MIB, 1)?;
         }
-        for worker in &mut workers {
-            worker.finish()?;
-            worker.grow(Kind::Anonymous, 14 * MIB)?;
+        for charger in &mut chargers {
+            charger.finish()?;
+            charger.grow(Kind::Anonymous, 14 * MIB)?;
         }
         // Whatever was skipped is caught by the sweep at the latest.
         for (leaf, threshold, waiter, total) in &mut waiters {
@@ -141,8 +141,8 @@ fn skipped_programs() -> Result<()> {
             })
             .with_context(|| format!("round {round}, {} {threshold}", leaf.path.display()))?;
         }
-        for worker in &mut workers {
-            worker.shrink(Kind::Anonymous)?;
+        for charger in &mut chargers {
+            charger.shrink(Kind::Anonymous)?;
         }
         for (leaf, threshold, waiter, total) in &mut waiters {
             until("its end is signalled", || {
@@ -174,9 +174,9 @@ fn twin_stays_idle() -> Result<()> {
     std::fs::write("/proc/sys/kernel/bpf_stats_enabled", "1")?;
     let group = Group::new("twin")?;
     let agent = Agent::start(&[])?;
-    let mut worker = Worker::start(&group)?;
+    let mut charger = Charger::start(&group)?;
     for _ in 0..20 {
-        worker.spike(Kind::Anonymous, 8 * MIB, 1)?;
+        charger.spike(Kind::Anonymous, 8 * MIB, 1)?;
     }
     let (runs, nested) = (agent.status()?.runs, loss(&agent, "nested")?);
     std::fs::write("/proc/sys/kernel/bpf_stats_enabled", "0")?;
@@ -197,12 +197,12 @@ fn deep_hierarchy() -> Result<()> {
     }
     // The groups below weigh on the top.
     let waiter = Waiter::on(&top, &(top.usage()? + 4 * MIB).to_string())?;
-    let mut worker = Worker::start(&chain[chain.len() - 1])?;
-    worker.grow(Kind::Anonymous, 8 * MIB)?;
+    let mut charger = Charger::start(&chain[chain.len() - 1])?;
+    charger.grow(Kind::Anonymous, 8 * MIB)?;
     // Nothing rings here: the registration itself has to start the sweep.
     ensure!(waiter.wait()? == 1, "72 levels up, by the sweep");
     ensure!(loss(&agent, "too_deep")? > 0, "and counted");
-    worker.end()?;
+    charger.end()?;
     while let Some(group) = chain.pop() {
         group.remove()?;
     }
@@ -230,8 +230,8 @@ fn slots_are_used_again() -> Result<()> {
     }
     let group = Group::new("last")?;
     let waiter = Waiter::on(&group, "4M")?;
-    let mut worker = Worker::start(&group)?;
-    worker.grow(Kind::Anonymous, 8 * MIB)?;
+    let mut charger = Charger::start(&group)?;
+    charger.grow(Kind::Anonymous, 8 * MIB)?;
     ensure!(waiter.wait()? == 1, "the last group is watched as the first");
     drop(agent);
     Ok(())

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 
 use crate::harness::agent::{Agent, PATIENCE, until};
-use crate::harness::charger::{Kind, Worker};
+use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, agent_errno};
 use crate::harness::group::Group;
 use crate::harness::runner::{On, Test};
@@ -94,8 +94,8 @@ fn values() -> Result<()> {
     let odd = Group::new("odd \"name\"\\x2d")?;
     group.set_limit(64 * MIB)?;
     let waiter = Waiter::on(&group, "4M")?;
-    let mut worker = Worker::start(&group)?;
-    worker.grow(Kind::Anonymous, 8 * MIB)?;
+    let mut charger = Charger::start(&group)?;
+    charger.grow(Kind::Anonymous, 8 * MIB)?;
     ensure!(waiter.wait()? >= 1, "the threshold is crossed");
     ensure!(agent_errno(b"1 2 nonsense")? != 0, "a bad line is refused");
     agent.settle()?;
@@ -141,7 +141,7 @@ fn values() -> Result<()> {
     ensure!(text.contains("# TYPE memcg_monitor_ring_full_total counter\n"), "the older text: {text}");
 
     // An OOM is counted by the kernel; a group that goes takes its series along.
-    worker.end()?;
+    charger.end()?;
     odd.remove()?;
     until("the removed group's series are gone", || Ok(!scrape(tcp()?, "*/*")?.1.contains("/odd")))
 }
@@ -150,11 +150,11 @@ fn bounds() -> Result<()> {
     let groups: Vec<_> = (0..5).map(|n| Group::new(&format!("bound{n}"))).collect::<Result<_>>()?;
     // More than are read in one turn of the agent's loop.
     let _crowd: Vec<_> = (0..200).map(|n| Group::new(&format!("crowd{n}"))).collect::<Result<Vec<_>>>()?;
-    let mut workers = Vec::new();
+    let mut chargers = Vec::new();
     for (n, group) in (1..).zip(&groups) {
-        let mut worker = Worker::start(group)?;
-        worker.grow(Kind::Anonymous, n * 4 * MIB)?;
-        workers.push(worker);
+        let mut charger = Charger::start(group)?;
+        charger.grow(Kind::Anonymous, n * 4 * MIB)?;
+        chargers.push(charger);
     }
     let options = ["--metrics", UNIX, "--metrics-allow", "/bound*", "--metrics-deny", "/bound4"];
     let agent = Agent::start(&[&options[..], &["--metrics-top", "2"]].concat())?;
@@ -212,8 +212,8 @@ fn hostile() -> Result<()> {
     ensure!(head.contains("200"), "a good scraper is served among them");
     let held = agent.descriptors()?.len();
     ensure!(held <= before + 24, "{held} descriptors, {before} before");
-    let mut worker = Worker::start(&group)?;
-    worker.grow(Kind::Anonymous, 8 * MIB)?;
+    let mut charger = Charger::start(&group)?;
+    charger.grow(Kind::Anonymous, 8 * MIB)?;
     ensure!(waiter.wait()? >= 1, "and clients are signalled");
     drop(silent);
     until("all of them are forgotten", || Ok(agent.descriptors()?.len() <= before))?;

@@ -13,7 +13,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
 use crate::harness::agent::{Agent, BINARY, list, until};
-use crate::harness::charger::{Kind, Worker};
+use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, attached};
 use crate::harness::group::Group;
 use crate::harness::runner::{On, Test};
@@ -68,10 +68,10 @@ impl Supervised {
     pub(crate) fn killed_while(&mut self, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
         // A signal that it has given, and not noted yet, would be told once more.
         self.0.settle()?;
-        let worker = self.0.worker()?;
+        let pid = self.0.supervised()?;
         self.0.signal(Signal::SIGSTOP)?;
-        kill(worker, Signal::SIGKILL).context("cannot kill the agent")?;
-        until("the agent is dead", || Ok(is_dead(worker)))?;
+        kill(pid, Signal::SIGKILL).context("cannot kill the agent")?;
+        until("the agent is dead", || Ok(is_dead(pid)))?;
         let done = meanwhile();
         self.0.signal(Signal::SIGCONT)?;
         done?;
@@ -92,7 +92,7 @@ pub(crate) fn is_dead(process: Pid) -> bool {
 fn keeps_registrations() -> Result<()> {
     let (group, gone) = (Group::new("kept")?, Group::new("gone")?);
     let mut agent = Supervised::start(&["--sweep-ms", "3600000"])?;
-    let mut worker = Worker::start(&group)?;
+    let mut charger = Charger::start(&group)?;
     let crossed = Waiter::on(&group, "4M")?;
     crossed.register(&group, "4M")?;
     let spike = Waiter::on(&group, "30M")?;
@@ -101,9 +101,9 @@ fn keeps_registrations() -> Result<()> {
     let closed = Waiter::on(&group, "4M")?;
     ensure!(agent.registrations()? == 6, "six are registered");
     agent.killed_while(|| {
-        worker.grow(Kind::Anonymous, 6 * MIB)?;
-        worker.grow(Kind::Anonymous, 30 * MIB)?;
-        worker.shrink(Kind::Anonymous)?;
+        charger.grow(Kind::Anonymous, 6 * MIB)?;
+        charger.grow(Kind::Anonymous, 30 * MIB)?;
+        charger.shrink(Kind::Anonymous)?;
         drop(closed);
         gone.remove()
     })?;
@@ -112,42 +112,42 @@ fn keeps_registrations() -> Result<()> {
     let heard: Vec<u64> = heard.into_iter().collect::<Result<_>>()?;
     ensure!(heard == [2, 2, 0, 1], "heard {heard:?}");
     ensure!(agent.registrations()? == 4, "the closed one and the removed one are gone");
-    worker.shrink(Kind::Anonymous)?;
+    charger.shrink(Kind::Anonymous)?;
     ensure!(crossed.wait()? == 2, "both go on, once each");
     // And a new one beside them.
     let late = Waiter::on(&group, "4M")?;
-    worker.grow(Kind::Anonymous, 6 * MIB)?;
+    charger.grow(Kind::Anonymous, 6 * MIB)?;
     ensure!(late.wait()? == 1, "a new one");
     agent.0.settle()?;
     ensure!(crossed.take()? == 2, "beside the old ones");
-    worker.end()
+    charger.end()
 }
 
 fn again_and_again() -> Result<()> {
     let group = Group::new("busy")?;
     let mut agent = Supervised::start(&[])?;
-    let mut worker = Worker::start(&group)?;
+    let mut charger = Charger::start(&group)?;
     let waiter = Waiter::on(&group, "4M")?;
     let mut before = None;
     for round in 0..25 {
         let child = Group::new(&format!("child{round}"))?;
         let leaving = Waiter::on(&child, "1M")?;
-        let crossing = |worker: &mut Worker| worker.grow(Kind::Anonymous, 6 * MIB);
+        let crossing = |charger: &mut Charger| charger.grow(Kind::Anonymous, 6 * MIB);
         match round % 3 {
-            0 => agent.killed_while(|| crossing(&mut worker))?,
+            0 => agent.killed_while(|| crossing(&mut charger))?,
             1 => {
-                crossing(&mut worker)?;
+                crossing(&mut charger)?;
                 agent.killed_while(|| child.remove())?;
             }
             _ => {
-                kill(agent.0.worker()?, Signal::SIGKILL)?;
-                crossing(&mut worker)?;
+                kill(agent.0.supervised()?, Signal::SIGKILL)?;
+                crossing(&mut charger)?;
                 agent.0.ready()?;
             }
         }
         agent.0.settle()?;
         ensure!(waiter.take()? == 1, "round {round}: up, once");
-        worker.shrink(Kind::Anonymous)?;
+        charger.shrink(Kind::Anonymous)?;
         ensure!(waiter.wait()? == 1, "round {round}: down, once");
         if child.path.exists() {
             child.remove()?;
@@ -155,7 +155,7 @@ fn again_and_again() -> Result<()> {
         ensure!(leaving.wait()? == 1, "round {round}: removed, once");
         drop(leaving);
         until("one is left", || Ok(agent.registrations()? == 1))?;
-        let held = (descriptors(agent.0.worker()?)?, agent.0.descriptors()?);
+        let held = (descriptors(agent.0.supervised()?)?, agent.0.descriptors()?);
         match &before {
             // The first ones have yet to settle.
             None if round < 3 => {}
@@ -168,13 +168,13 @@ fn again_and_again() -> Result<()> {
     }
     let status = agent.0.status()?;
     ensure!(status.restarts == 25 && status.unsignalled == 0, "{status:?}");
-    worker.end()
+    charger.end()
 }
 
 /// Descriptors of a process, by what they are; connections of a list linger.
 pub(crate) fn descriptors(process: Pid) -> Result<Vec<String>> {
-    let folder = format!("/proc/{process}/fd");
-    let entries = fs::read_dir(&folder).with_context(|| format!("cannot read {folder}"))?;
+    let directory = format!("/proc/{process}/fd");
+    let entries = fs::read_dir(&directory).with_context(|| format!("cannot read {directory}"))?;
     let links = entries.flatten().filter_map(|entry| fs::read_link(entry.path()).ok());
     Ok(links
         .map(|link| link.to_string_lossy().into_owned())
@@ -185,19 +185,19 @@ pub(crate) fn descriptors(process: Pid) -> Result<Vec<String>> {
 fn for_another_version() -> Result<()> {
     let group = Group::new("handed")?;
     let mut agent = Supervised::start(&[])?;
-    let mut worker = Worker::start(&group)?;
+    let mut charger = Charger::start(&group)?;
     let waiter = Waiter::on(&group, "4M")?;
-    let first = agent.0.worker()?;
+    let first = agent.0.supervised()?;
     agent.0.signal(Signal::SIGHUP)?;
     agent.0.ready()?;
-    ensure!(agent.0.worker()? != first, "the agent is another process");
+    ensure!(agent.0.supervised()? != first, "the agent is another process");
     ensure!(Path::new(FOLDER).exists(), "the pins stay");
-    worker.grow(Kind::Anonymous, 6 * MIB)?;
+    charger.grow(Kind::Anonymous, 6 * MIB)?;
     ensure!(waiter.wait()? == 1, "still registered");
     let code = agent.0.end(Signal::SIGTERM)?;
     ensure!(code == 0, "exit code {code}");
     nothing_is_left()?;
-    worker.end()
+    charger.end()
 }
 
 /// A service manager with a descriptor store, as small as can be.
@@ -216,12 +216,12 @@ impl Manager {
     /// Starts an agent with what is kept, and waits until it is ready.
     fn start(&mut self, options: &[&str]) -> Result<()> {
         let options: Vec<_> = ["agent"].iter().chain(options).map(|option| (*option).into()).collect();
-        let worker = start(Path::new(BINARY), &options, &self.kept, self.mailbox.path(), 64)?;
-        self.agent = Some(worker.pid);
+        let process = start(Path::new(BINARY), &options, &self.kept, self.mailbox.path(), 64)?;
+        self.agent = Some(process.pid);
         let mut ready = false;
         until("the agent is ready", || {
-            ensure!(!is_dead(worker.pid), "the agent has died");
-            while let Some(message) = self.mailbox.receive(Some(worker.pid)) {
+            ensure!(!is_dead(process.pid), "the agent has died");
+            while let Some(message) = self.mailbox.receive(Some(process.pid)) {
                 ready |= message.ready;
                 let name = message.name.unwrap_or_default();
                 if message.forget {
@@ -251,26 +251,26 @@ fn other_sizes() -> Result<()> {
     let group = Group::new("sizes")?;
     let mut manager = Manager::new()?;
     manager.start(&["--max-groups", "64"])?;
-    let mut worker = Worker::start(&group)?;
+    let mut charger = Charger::start(&group)?;
     let crossed = Waiter::on(&group, "4M")?;
     let spike = Waiter::on(&group, "30M")?;
     for groups in ["128", "32", "32"] {
         // A signal that it has given, and not noted yet, would be told once more.
         list(Path::new(CONTROL_SOCKET))?;
         manager.end(Signal::SIGKILL)?;
-        worker.grow(Kind::Anonymous, 6 * MIB)?;
-        worker.grow(Kind::Anonymous, 30 * MIB)?;
-        worker.shrink(Kind::Anonymous)?;
+        charger.grow(Kind::Anonymous, 6 * MIB)?;
+        charger.grow(Kind::Anonymous, 30 * MIB)?;
+        charger.shrink(Kind::Anonymous)?;
         manager.start(&["--max-groups", groups])?;
         let heard = (crossed.wait()?, spike.wait()?);
         ensure!(heard == (1, 2), "up, and up and down meanwhile: {heard:?}, with {groups} groups");
-        worker.shrink(Kind::Anonymous)?;
+        charger.shrink(Kind::Anonymous)?;
         let heard = crossed.wait()?;
         ensure!(heard == 1, "down: {heard}, with {groups} groups");
     }
     manager.end(Signal::SIGTERM)?;
     ensure!(!Path::new(FOLDER).exists(), "the pins of all sizes are gone");
-    worker.end()
+    charger.end()
 }
 
 fn without_a_supervisor() -> Result<()> {

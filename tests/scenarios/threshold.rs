@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 
 use crate::harness::agent::{Agent, until};
-use crate::harness::charger::{Kind, Worker};
+use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, page};
 use crate::harness::group::Group;
 use crate::harness::runner::{On, Test};
@@ -60,22 +60,22 @@ pub(crate) fn tests() -> Vec<Test> {
 fn both_directions() -> Result<()> {
     let group = Group::new("both")?;
     let agent = Agent::start(&[])?;
-    let mut worker = Worker::start(&group)?;
+    let mut charger = Charger::start(&group)?;
     let waiters =
         [Waiter::on(&group, "4M")?, Waiter::on(&group, "8388608")?, Waiter::on(&group, "0x1000000")?];
     agent.settle()?;
     for waiter in &waiters {
         ensure!(waiter.take()? == 0, "signalled at registration");
     }
-    worker.grow(Kind::Anonymous, 10 * MIB)?;
+    charger.grow(Kind::Anonymous, 10 * MIB)?;
     ensure!(waiters[0].wait()? == 1, "4M: up");
     ensure!(waiters[1].wait()? == 1, "8M: up");
     agent.settle()?;
     ensure!(waiters[2].take()? == 0, "16M was not reached");
-    worker.shrink(Kind::Anonymous)?;
+    charger.shrink(Kind::Anonymous)?;
     ensure!(waiters[0].wait()? == 1, "4M: down");
     ensure!(waiters[1].wait()? == 1, "8M: down");
-    worker.end()?;
+    charger.end()?;
     Ok(())
 }
 
@@ -85,15 +85,15 @@ fn each_ancestor() -> Result<()> {
     let leaf = middle.child("leaf")?;
     let sibling = middle.child("sibling")?;
     let agent = Agent::start(&[])?;
-    let mut worker = Worker::start(&leaf)?;
+    let mut charger = Charger::start(&leaf)?;
     let waiters = [&top, &middle, &leaf, &sibling].map(|group| Waiter::on(group, "6M"));
     let [on_top, on_middle, on_leaf, on_sibling] = waiters;
     let (on_top, on_middle, on_leaf, on_sibling) = (on_top?, on_middle?, on_leaf?, on_sibling?);
     for direction in ["up", "down"] {
         if direction == "up" {
-            worker.grow(Kind::Anonymous, 8 * MIB)?;
+            charger.grow(Kind::Anonymous, 8 * MIB)?;
         } else {
-            worker.shrink(Kind::Anonymous)?;
+            charger.shrink(Kind::Anonymous)?;
         }
         for (name, waiter) in [("top", &on_top), ("middle", &on_middle), ("leaf", &on_leaf)] {
             let signals = waiter.wait()?;
@@ -102,7 +102,7 @@ fn each_ancestor() -> Result<()> {
         agent.settle()?;
         ensure!(on_sibling.take()? == 0, "the sibling heard something");
     }
-    worker.end()?;
+    charger.end()?;
     Ok(())
 }
 
@@ -113,37 +113,37 @@ fn first_above() -> Result<()> {
     let middle = top.child("middle")?;
     let leaf = middle.child("leaf")?;
     let agent = Agent::start(&[])?;
-    let mut worker = Worker::start(&leaf)?;
+    let mut charger = Charger::start(&leaf)?;
     for round in 0..3 {
         for (name, group) in [("top", &top), ("middle", &middle), ("leaf", &leaf)] {
-            worker.spike(Kind::Anonymous, 2 * MIB, 4)?;
+            charger.spike(Kind::Anonymous, 2 * MIB, 4)?;
             let waiter = Waiter::on(group, "6M")?;
-            worker.grow(Kind::Anonymous, 8 * MIB)?;
+            charger.grow(Kind::Anonymous, 8 * MIB)?;
             ensure!(waiter.wait()? == 1, "round {round}: {name}, up");
-            worker.shrink(Kind::Anonymous)?;
+            charger.shrink(Kind::Anonymous)?;
             ensure!(waiter.wait()? == 1, "round {round}: {name}, down");
             drop(waiter);
             until("its registration ended", || Ok(agent.status()?.registrations == 0))?;
         }
     }
-    worker.end()
+    charger.end()
 }
 
 fn every_kind_of_memory() -> Result<()> {
     let group = Group::new("kinds")?;
     let agent = Agent::start(&[])?;
-    let mut worker = Worker::start(&group)?;
+    let mut charger = Charger::start(&group)?;
     for kind in Kind::ALL {
         let before = group.usage()?;
         let waiter = Waiter::on(&group, &(before + 4 * MIB).to_string())?;
-        worker.grow(kind, 8 * MIB)?;
+        charger.grow(kind, 8 * MIB)?;
         ensure!(waiter.wait()? == 1, "{kind:?}: up");
         ensure!(group.usage()? >= before + 4 * MIB, "{kind:?} is not charged to the group");
-        worker.shrink(kind)?;
+        charger.shrink(kind)?;
         ensure!(waiter.wait()? == 1, "{kind:?}: down");
         agent.settle()?;
     }
-    worker.end()?;
+    charger.end()?;
     Ok(())
 }
 
@@ -151,14 +151,14 @@ fn every_kind_of_memory() -> Result<()> {
 /// lie between.
 fn usage_and_peak() -> Result<()> {
     let existing = Group::new("existing")?;
-    let mut worker = Worker::start(&existing)?;
-    worker.grow(Kind::Anonymous, 5 * MIB)?;
+    let mut charger = Charger::start(&existing)?;
+    charger.grow(Kind::Anonymous, 5 * MIB)?;
     let agent = Agent::start(&[])?;
     let new = Group::new("new")?;
-    let mut other = Worker::start(&new)?;
-    for (group, worker) in [(&existing, &mut worker), (&new, &mut other)] {
+    let mut other = Charger::start(&new)?;
+    for (group, charger) in [(&existing, &mut charger), (&new, &mut other)] {
         for bytes in [3 * MIB, 7 * MIB, 64 << 10] {
-            worker.grow(Kind::Anonymous, bytes)?;
+            charger.grow(Kind::Anonymous, bytes)?;
             let before = group.usage()?;
             let row = agent.row(&group.path)?;
             let after = group.usage()?;
@@ -166,7 +166,7 @@ fn usage_and_peak() -> Result<()> {
             ensure!((low..=high).contains(&row.usage), "usage {} is not in {low}..={high}", row.usage);
             let peak = group.peak()?;
             ensure!(row.peak == peak, "peak {} is not the kernel's {peak}", row.peak);
-            worker.shrink(Kind::Anonymous)?;
+            charger.shrink(Kind::Anonymous)?;
         }
     }
     Ok(())
@@ -175,10 +175,10 @@ fn usage_and_peak() -> Result<()> {
 fn spike() -> Result<()> {
     let group = Group::new("spike")?;
     let agent = Agent::start(&[])?;
-    let mut worker = Worker::start(&group)?;
+    let mut charger = Charger::start(&group)?;
     let waiter = Waiter::on(&group, "8M")?;
     for round in 0..5 {
-        worker.spike(Kind::Anonymous, 12 * MIB, 1)?;
+        charger.spike(Kind::Anonymous, 12 * MIB, 1)?;
         agent.settle()?;
         let signals = waiter.take()?;
         ensure!(signals == 2, "round {round}: {signals} signals for up and down");
@@ -189,20 +189,20 @@ fn spike() -> Result<()> {
 fn many_on_one_group() -> Result<()> {
     let group = Group::new("many")?;
     let agent = Agent::start(&[])?;
-    let mut worker = Worker::start(&group)?;
+    let mut charger = Charger::start(&group)?;
     let waiter = Waiter::new()?;
     let first = group.usage()? / page() + 512;
     for step in 0..2000 {
         waiter.register(&group, &((first + step) * page()).to_string())?;
     }
-    worker.grow(Kind::Anonymous, 6 * MIB)?;
+    charger.grow(Kind::Anonymous, 6 * MIB)?;
     agent.settle()?;
     let reached = (group.usage()? / page()).saturating_sub(first - 1).min(2000);
     ensure!(reached > 500 && reached < 2000, "the test's own sizes are off: {reached} reached");
     let up = waiter.take()?;
     // The counter moves in batches of up to 64 pages for each CPU, also back.
     ensure!(up >= reached && up <= reached + 256, "{up} signals for {reached} thresholds");
-    worker.shrink(Kind::Anonymous)?;
+    charger.shrink(Kind::Anonymous)?;
     agent.settle()?;
     let still = (group.usage()? / page()).saturating_sub(first - 1);
     ensure!(still == 0, "the group did not shrink below its thresholds");

@@ -1,7 +1,7 @@
 //! The view, as unmodified clients of cgroup v1 use it.
 
+mod directories;
 mod files;
-mod folders;
 mod mounting;
 mod writers;
 
@@ -17,7 +17,7 @@ use memcg_monitor::view::POINT;
 use monitor_common::line::MAX_LINE;
 
 use crate::harness::agent::Agent;
-use crate::harness::charger::{Kind, Worker};
+use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
 use crate::harness::runner::{On, Test};
@@ -67,7 +67,7 @@ pub(crate) fn tests() -> Vec<Test> {
         },
     ];
     tests.extend(files::tests());
-    tests.extend(folders::tests());
+    tests.extend(directories::tests());
     tests.extend(mounting::tests());
     tests.extend(writers::tests());
     tests
@@ -80,16 +80,16 @@ pub(crate) fn shown(directory: &Path) -> Result<PathBuf> {
 }
 
 /// A registration as the kernel's sample makes it: the errno, 0 for success.
-pub(crate) fn register_in(folder: &Path, control: &str, waiter: &Waiter, args: &str) -> Result<i32> {
-    let path = folder.join(control);
+pub(crate) fn register_in(directory: &Path, control: &str, waiter: &Waiter, args: &str) -> Result<i32> {
+    let path = directory.join(control);
     let control = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
     let line = format!("{} {} {args}\0", waiter.0.as_raw_fd(), control.as_raw_fd());
-    write_line(folder, line.as_bytes())
+    write_line(directory, line.as_bytes())
 }
 
-/// One write to a folder's event_control: the errno, 0 when all was taken.
-fn write_line(folder: &Path, line: &[u8]) -> Result<i32> {
-    let path = folder.join(EVENT_CONTROL);
+/// One write to a directory's event_control: the errno, 0 when all was taken.
+fn write_line(directory: &Path, line: &[u8]) -> Result<i32> {
+    let path = directory.join(EVENT_CONTROL);
     let file = OpenOptions::new().write(true).open(&path);
     let file = file.with_context(|| format!("cannot open {}", path.display()))?;
     written(nix::unistd::write(&file, line), line.len())
@@ -120,32 +120,32 @@ fn errno_of<T>(outcome: io::Result<T>) -> i32 {
 fn both_ways() -> Result<()> {
     let agent = Agent::start(&[])?;
     let group = Group::new("both")?;
-    let mut worker = Worker::start(&group)?;
+    let mut charger = Charger::start(&group)?;
     let waiter = waiter_on(&group, "8M")?;
-    worker.grow(Kind::Anonymous, 12 * MIB)?;
+    charger.grow(Kind::Anonymous, 12 * MIB)?;
     ensure!(waiter.wait()? == 1, "up: one signal");
-    worker.shrink(Kind::Anonymous)?;
+    charger.shrink(Kind::Anonymous)?;
     ensure!(waiter.wait()? == 1, "down: one signal");
     ensure!(agent.status()?.registrations == 1, "one is registered");
     drop(waiter);
     crate::harness::agent::until("the last close ends it", || Ok(agent.status()?.registrations == 0))?;
-    worker.end()
+    charger.end()
 }
 
 fn removal() -> Result<()> {
     let agent = Agent::start(&[])?;
     let parent = Group::new("parent")?;
     let group = parent.child("gone")?;
-    let folder = shown(&group.path)?;
+    let directory = shown(&group.path)?;
     let (one, three) = (waiter_on(&group, "8M")?, waiter_on(&group, "8M")?);
     for args in ["16M", "0"] {
-        ensure!(register_in(&folder, USAGE, &three, args)? == 0, "one more");
+        ensure!(register_in(&directory, USAGE, &three, args)? == 0, "one more");
     }
-    let usage = File::open(folder.join(USAGE))?;
-    let control = OpenOptions::new().write(true).open(folder.join(EVENT_CONTROL))?;
-    let listed = fs::read_dir(&folder)?;
+    let usage = File::open(directory.join(USAGE))?;
+    let control = OpenOptions::new().write(true).open(directory.join(EVENT_CONTROL))?;
+    let listed = fs::read_dir(&directory)?;
     group.remove()?;
-    for path in [folder.clone(), folder.join(EVENT_CONTROL), folder.join(USAGE)] {
+    for path in [directory.clone(), directory.join(EVENT_CONTROL), directory.join(USAGE)] {
         let errno = errno_of(fs::metadata(&path));
         ensure!(errno == libc::ENOENT, "{}: errno {errno} once rmdir has returned", path.display());
     }
@@ -169,16 +169,16 @@ fn controller_off() -> Result<()> {
     let _agent = Agent::start(&[])?;
     let parent = Group::new("parent")?;
     let group = parent.child("off")?;
-    let folder = shown(&group.path)?;
+    let directory = shown(&group.path)?;
     let waiter = waiter_on(&group, "8M")?;
-    let usage = File::open(folder.join(USAGE))?;
+    let usage = File::open(directory.join(USAGE))?;
     parent.enable(false)?;
-    ensure!(errno_of(fs::metadata(&folder)) == libc::ENOENT, "it has left the view");
+    ensure!(errno_of(fs::metadata(&directory)) == libc::ENOENT, "it has left the view");
     ensure!(waiter.wait()? == 1, "its registration's end");
     ensure!(errno_of(usage.read_at(&mut [0; 32], 0)) == libc::ENODEV, "an open file of it has gone");
     ensure!(fs::read_dir(shown(&parent.path)?)?.flatten().all(|e| e.file_name() != "off"), "not listed");
     parent.enable(true)?;
-    ensure!(folder.is_dir(), "it is back");
+    ensure!(directory.is_dir(), "it is back");
     waiter_on(&group, "8M").map(drop)
 }
 
@@ -191,9 +191,9 @@ fn errnos() -> Result<()> {
             "on the view" => Fixture::on(&options, on_view, Some(Version::V1))?,
             _ => Fixture::on(&options, |group| group.path.clone(), None)?,
         };
-        let folder = shown(&fixture.group.path)?;
+        let directory = shown(&fixture.group.path)?;
         let check = |what: &str, line: &[u8], expected: i32| -> Result<Option<String>> {
-            let errno = write_line(&folder, line)?;
+            let errno = write_line(&directory, line)?;
             let right = errno == expected;
             Ok((!right).then(|| format!("{what}, {place}: expected {expected}, got {errno}")))
         };
@@ -218,20 +218,20 @@ fn other_groups() -> Result<()> {
     let child = parent.child("child")?;
     let sibling = Group::new("sibling")?;
     let waiter = Waiter::new()?;
-    let folder = shown(&parent.path)?;
+    let directory = shown(&parent.path)?;
     for other in [&child.path, &sibling.path] {
         for control in [shown(other)?.join(USAGE), other.join(parent.version.usage_file())] {
             let file = File::open(&control)?;
             // Another group comes before bad arguments.
             for args in ["1M", "x"] {
                 let line = format!("{} {} {args}", waiter.0.as_raw_fd(), file.as_raw_fd());
-                let errno = write_line(&folder, line.as_bytes())?;
+                let errno = write_line(&directory, line.as_bytes())?;
                 ensure!(errno == libc::EINVAL, "{}: errno {errno}", control.display());
             }
         }
     }
     for control in ["memory.limit_in_bytes", "memory.stat", "tasks"] {
-        let errno = register_in(&folder, control, &waiter, "1M")?;
+        let errno = register_in(&directory, control, &waiter, "1M")?;
         ensure!(errno == libc::EINVAL, "{control}: errno {errno}");
     }
     ensure!(agent.status()?.registrations == 0, "nothing was registered");
@@ -240,7 +240,7 @@ fn other_groups() -> Result<()> {
     ensure!(errno == 0, "the root's usage: errno {errno}");
     // The socket takes the view's files, too, and waits for nobody to close them.
     for (control, expected) in [(EVENT_CONTROL, libc::EINVAL), (USAGE, 0)] {
-        let file = File::open(folder.join(control))?;
+        let file = File::open(directory.join(control))?;
         let line = format!("{} {} 1M", waiter.0.as_raw_fd(), file.as_raw_fd());
         let errno = crate::harness::client::agent_errno(line.as_bytes())?;
         ensure!(errno == expected, "{control} at the socket: errno {errno}");
@@ -248,7 +248,7 @@ fn other_groups() -> Result<()> {
     // The very same file, by its real name.
     let file = File::open(parent.usage_file())?;
     let line = format!("{} {} 1M", waiter.0.as_raw_fd(), file.as_raw_fd());
-    ensure!(write_line(&folder, line.as_bytes())? == 0, "the group's own file of v2 is taken");
+    ensure!(write_line(&directory, line.as_bytes())? == 0, "the group's own file of v2 is taken");
     ensure!(agent.status()?.registrations == 3, "three were");
     Ok(())
 }
@@ -256,23 +256,23 @@ fn other_groups() -> Result<()> {
 fn long_writes() -> Result<()> {
     let agent = Agent::start(&[])?;
     let group = Group::new("long")?;
-    let folder = shown(&group.path)?;
+    let directory = shown(&group.path)?;
     let waiter = Waiter::new()?;
-    let control = File::open(folder.join(USAGE))?;
+    let control = File::open(directory.join(USAGE))?;
     let mut line = format!("{} {} 1M", waiter.0.as_raw_fd(), control.as_raw_fd()).into_bytes();
     for (length, expected) in
         [(MAX_LINE, 0), (MAX_LINE + 1, libc::E2BIG), (1 << 20, libc::E2BIG), ((1 << 22) + 5, libc::E2BIG)]
     {
         line.resize(length, b' ');
-        let errno = write_line(&folder, &line)?;
+        let errno = write_line(&directory, &line)?;
         ensure!(errno == expected, "{length} bytes: errno {errno}");
     }
-    ensure!(write_line(&folder, b"")? == 0, "nothing is nothing");
+    ensure!(write_line(&directory, b"")? == 0, "nothing is nothing");
     ensure!(agent.status()?.registrations == 1, "one line, one registration");
 
     // One open file, several lines: the position that grows means nothing.
     let file =
-        OpenOptions::new().append(true).custom_flags(libc::O_NONBLOCK).open(folder.join(EVENT_CONTROL))?;
+        OpenOptions::new().append(true).custom_flags(libc::O_NONBLOCK).open(directory.join(EVENT_CONTROL))?;
     for args in ["1M\n", "2M", "3M \0"] {
         let line = format!("{} {} {args}", waiter.0.as_raw_fd(), control.as_raw_fd());
         ensure!(written(nix::unistd::write(file.as_fd(), line.as_bytes()), line.len())? == 0, "{args:?}");

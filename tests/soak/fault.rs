@@ -44,25 +44,25 @@ impl Fault {
 #[derive(Debug)]
 pub(super) struct Underway {
     fault: Fault,
-    worker: Pid,
+    agent_pid: Pid,
     sender: Option<Pid>,
 }
 
 impl Underway {
     pub(super) fn begin(agent: &Agent, fault: Fault, random: &mut Random) -> Result<Self> {
-        let worker = agent.worker()?;
+        let agent_pid = agent.supervised()?;
         // From 10 microseconds to 40 milliseconds, each power of two as likely.
         let delay = Duration::from_micros((10 << random.below(12)) + random.below(10) as u64);
         let sender = match fault {
             Fault::Nothing => None,
-            Fault::Kill => Some(later(delay, worker, Signal::SIGKILL)?),
+            Fault::Kill => Some(later(delay, agent_pid, Signal::SIGKILL)?),
             Fault::HandOver => Some(later(delay, agent.pid(), Signal::SIGHUP)?),
             Fault::Stop => {
-                kill(worker, Signal::SIGSTOP).context("cannot stop the agent")?;
+                kill(agent_pid, Signal::SIGSTOP).context("cannot stop the agent")?;
                 None
             }
         };
-        Ok(Self { fault, worker, sender })
+        Ok(Self { fault, agent_pid, sender })
     }
 
     /// The act is over: waits until the agent is back.
@@ -74,14 +74,14 @@ impl Underway {
             let away = sent.elapsed();
             tally.away += away;
             tally.longest_away = tally.longest_away.max(away);
-            ensure!(agent.worker()? != self.worker, "the agent is the same process");
+            ensure!(agent.supervised()? != self.agent_pid, "the agent is the same process");
         }
         match self.fault {
             Fault::Nothing => {}
             Fault::Kill => tally.kills += 1,
             Fault::HandOver => tally.hand_overs += 1,
             Fault::Stop => {
-                kill(self.worker, Signal::SIGCONT).context("cannot continue the agent")?;
+                kill(self.agent_pid, Signal::SIGCONT).context("cannot continue the agent")?;
                 tally.stops += 1;
             }
         }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use memcg_monitor::Error;
 use monitor_common::control::ControlFile;
 
-use crate::harness::charger::{Kind, Worker};
+use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, ask_agent};
 use crate::harness::group::Group;
 use crate::harness::random::Random;
@@ -47,15 +47,15 @@ impl Act {
 /// A group without groups below.
 struct Leaf {
     group: Group,
-    worker: Worker,
+    charger: Charger,
     steps: Vec<usize>,
 }
 
 impl Leaf {
     fn new(parent: &Group, name: &str) -> Result<Self> {
         let group = parent.child(name)?;
-        let worker = Worker::start(&group)?;
-        Ok(Self { group, worker, steps: Vec::new() })
+        let charger = Charger::start(&group)?;
+        Ok(Self { group, charger, steps: Vec::new() })
     }
 
     fn held(&self) -> usize {
@@ -125,16 +125,16 @@ impl World {
             Act::Grow(leaf) => {
                 let leaf = &mut self.leaves[leaf];
                 let more = 1 + random.below((MOST - leaf.held()).min(2));
-                leaf.worker.grow(Kind::Anonymous, more as u64 * STEP)?;
+                leaf.charger.grow(Kind::Anonymous, more as u64 * STEP)?;
                 leaf.steps.push(more);
             }
             Act::Shrink(leaf) => {
                 let leaf = &mut self.leaves[leaf];
-                leaf.worker.shrink(Kind::Anonymous)?;
+                leaf.charger.shrink(Kind::Anonymous)?;
                 leaf.steps.pop();
             }
             Act::Spike(leaf) => {
-                self.leaves[leaf].worker.spike(Kind::Anonymous, 2 * STEP, 1)?;
+                self.leaves[leaf].charger.spike(Kind::Anonymous, 2 * STEP, 1)?;
                 self.passed(&[leaf, LEAVES + leaf % PARENTS], 2, &before, tally);
             }
             Act::Register => {
@@ -206,7 +206,7 @@ impl World {
         let fresh = Leaf::new(parent, &format!("leaf{}", self.made))?;
         self.made += 1;
         let old = std::mem::replace(&mut self.leaves[leaf], fresh);
-        old.worker.end()?;
+        old.charger.end()?;
         old.group.remove()?;
         for wait in self.waits.iter_mut().filter(|wait| wait.place == leaf && !wait.gone) {
             wait.gone = true;
@@ -224,9 +224,9 @@ impl World {
         insist(&format!("{} {} {name}", waiter.0.as_raw_fd(), control.as_raw_fd()))?;
         tally.registered += 1;
         group.set_limit(2 * MIB)?;
-        let mut worker = Worker::start(&group)?;
-        worker.grow_to_death(3 * MIB)?;
-        drop(worker);
+        let mut charger = Charger::start(&group)?;
+        charger.grow_to_death(3 * MIB)?;
+        drop(charger);
         let mut heard = 0;
         crate::harness::agent::until("the OOM is told", || {
             heard += waiter.take()?;

@@ -108,7 +108,7 @@ fn lay_out() -> Result<()> {
     if build.exists() {
         fs::remove_dir_all(build).context("cannot remove the last build")?;
     }
-    fs::create_dir(build).context("cannot make the folder to build in")?;
+    fs::create_dir(build).context("cannot make the directory to build in")?;
     let entries = fs::read_dir(SOURCES).with_context(|| format!("there is no {SOURCES}"))?;
     for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
         let name = path.file_name().context("it has a name")?;

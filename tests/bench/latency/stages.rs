@@ -13,7 +13,7 @@ use super::super::allocator::now;
 use crate::harness::report::{rounded, row, say};
 
 /// A trace buffer of our own.
-const FOLDER: &str = "/sys/kernel/tracing/instances/latency";
+const DIRECTORY: &str = "/sys/kernel/tracing/instances/latency";
 const EVENTS: [&str; 3] = ["sched/sched_waking", "sched/sched_switch", "raw_syscalls/sys_enter"];
 /// The stages, each from the end of the one before.
 const STAGES: [&str; 6] = [
@@ -48,8 +48,8 @@ struct Event {
 impl Stages {
     /// Traces what the agent does, and who runs.
     pub(super) fn start(agent: Pid) -> Result<Self> {
-        if !Path::new(FOLDER).exists() {
-            fs::create_dir(FOLDER).with_context(|| format!("cannot make {FOLDER}"))?;
+        if !Path::new(DIRECTORY).exists() {
+            fs::create_dir(DIRECTORY).with_context(|| format!("cannot make {DIRECTORY}"))?;
         }
         let stages = Self { agent, times: Vec::new(), calls: Vec::new(), began: (0, 0) };
         // Finer than microseconds.
@@ -69,7 +69,7 @@ impl Stages {
     /// The client woke at `woke`, for what happened at `up`.
     pub(super) fn end(&mut self, up: u64, woke: u64) -> Result<()> {
         let (ended, last) = clocks()?;
-        let path = format!("{FOLDER}/trace");
+        let path = format!("{DIRECTORY}/trace");
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
         let events: Vec<_> = text.lines().filter_map(event).collect();
         let (began, first) = self.began;
@@ -144,7 +144,7 @@ impl Drop for Stages {
         for event in EVENTS {
             let _ = set(&format!("events/{event}/enable"), "0");
         }
-        let _ = fs::remove_dir(FOLDER);
+        let _ = fs::remove_dir(DIRECTORY);
     }
 }
 
@@ -176,6 +176,6 @@ fn event(line: &str) -> Option<Event> {
 }
 
 fn set(file: &str, value: &str) -> Result<()> {
-    let path = format!("{FOLDER}/{file}");
+    let path = format!("{DIRECTORY}/{file}");
     fs::write(&path, value).with_context(|| format!("cannot write {value:?} to {path}"))
 }

@@ -116,8 +116,8 @@ impl Way {
             }
             Self::View => {
                 let root = hierarchy.root();
-                let folder = std::path::Path::new(POINT).join(group.path.strip_prefix(root)?);
-                write_event_control(&folder, line.as_bytes()).context("the view refused")?;
+                let directory = std::path::Path::new(POINT).join(group.path.strip_prefix(root)?);
+                write_event_control(&directory, line.as_bytes()).context("the view refused")?;
                 On::EventFd(eventfd)
             }
             Self::Direct => {

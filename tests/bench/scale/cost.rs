@@ -101,9 +101,9 @@ fn field(status: &str, name: &str) -> Option<u64> {
 
 /// The sum over a process's threads of something in one of their files.
 fn tasks(process: Pid, file: &str, of: impl Fn(&str) -> Option<u64>) -> Result<u64> {
-    let folder = format!("/proc/{process}/task");
+    let directory = format!("/proc/{process}/task");
     let mut sum = 0;
-    for task in fs::read_dir(&folder).with_context(|| format!("cannot read {folder}"))? {
+    for task in fs::read_dir(&directory).with_context(|| format!("cannot read {directory}"))? {
         let path = task?.path().join(file);
         sum += of(&read(&path)?).with_context(|| format!("{} is not understood", path.display()))?;
     }

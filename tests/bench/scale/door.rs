@@ -71,18 +71,18 @@ impl Client {
     }
 
     pub(super) fn open(&self, group: &Group, hierarchy: &Path) -> Result<Opened> {
-        let folder = match self.door {
+        let directory = match self.door {
             Door::View => Path::new(POINT).join(group.path.strip_prefix(hierarchy)?),
             _ => group.path.clone(),
         };
         let path = match self.door {
-            Door::View => folder.join("memory.usage_in_bytes"),
+            Door::View => directory.join("memory.usage_in_bytes"),
             _ => group.usage_file(),
         };
         let control = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
         let event_control = match self.door {
             Door::Kernel | Door::View => {
-                Some(OpenOptions::new().write(true).open(folder.join("cgroup.event_control"))?)
+                Some(OpenOptions::new().write(true).open(directory.join("cgroup.event_control"))?)
             }
             _ => None,
         };

@@ -11,8 +11,8 @@ use memcg_monitor::cgroup::{Hierarchy, Version};
 const PROBES: &str = "/sys/kernel/tracing/kprobe_events";
 const PROFILE: &str = "/sys/kernel/tracing/kprobe_profile";
 /// A trace buffer of our own: our clock and options are nobody else's.
-const FOLDER: &str = "/sys/kernel/tracing/instances/conformance";
-/// The group of our probes, and so a folder of `events`.
+const DIRECTORY: &str = "/sys/kernel/tracing/instances/conformance";
+/// The group of our probes, and so a directory of `events`.
 const GROUP: &str = "conformance";
 /// A group three deep, and the root.
 pub(super) const LEVELS: usize = 4;
@@ -47,7 +47,7 @@ impl Probes {
         };
         probe(&format!("p:{GROUP}/usage_read {read} css=$arg1:x64"))?;
 
-        fs::create_dir(FOLDER).with_context(|| format!("cannot make {FOLDER}"))?;
+        fs::create_dir(DIRECTORY).with_context(|| format!("cannot make {DIRECTORY}"))?;
         // No filter: with one, the kernel would fetch first and count later.
         // A count, not a time: one order for all processors.
         set("trace_clock", "counter")?;
@@ -65,7 +65,7 @@ impl Drop for Probes {
 
 /// What the probes wrote; reading takes it away and never waits.
 pub(super) fn pipe() -> Result<File> {
-    let path = format!("{FOLDER}/trace_pipe");
+    let path = format!("{DIRECTORY}/trace_pipe");
     let pipe = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path);
     pipe.with_context(|| format!("cannot open {path}"))
 }
@@ -90,14 +90,14 @@ fn probe(definition: &str) -> Result<()> {
 }
 
 fn set(file: &str, value: &str) -> Result<()> {
-    let path = format!("{FOLDER}/{file}");
+    let path = format!("{DIRECTORY}/{file}");
     fs::write(&path, value).with_context(|| format!("cannot write {value:?} to {path}"))
 }
 
 /// No buffer was too small.
 pub(super) fn ensure_whole() -> Result<()> {
-    let folder = format!("{FOLDER}/per_cpu");
-    for entry in fs::read_dir(&folder).with_context(|| format!("cannot list {folder}"))? {
+    let directory = format!("{DIRECTORY}/per_cpu");
+    for entry in fs::read_dir(&directory).with_context(|| format!("cannot list {directory}"))? {
         let path = entry?.path().join("stats");
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         for line in text.lines() {
@@ -118,7 +118,7 @@ pub(super) fn missed() -> Result<u64> {
 /// Ours only, and none is no failure: it may be what a killed test left.
 fn remove() {
     let _ = set(&format!("events/{GROUP}/enable"), "0");
-    let _ = fs::remove_dir(FOLDER);
+    let _ = fs::remove_dir(DIRECTORY);
     for (function, _) in CHANGES {
         let _ = probe(&format!("-:{GROUP}/{function}"));
         let _ = probe(&format!("-:{GROUP}/{function}_end"));

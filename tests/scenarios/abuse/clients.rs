@@ -16,7 +16,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
 
 use crate::harness::agent::{Agent, until};
-use crate::harness::charger::{Kind, Worker};
+use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, agent_errno};
 use crate::harness::group::Group;
 use crate::harness::runner::{On, Test};
@@ -62,20 +62,20 @@ pub(crate) fn tests() -> Vec<Test> {
 fn full_eventfd() -> Result<()> {
     let group = Group::new("full")?;
     let agent = Agent::start(&[])?;
-    let mut worker = Worker::start(&group)?;
+    let mut charger = Charger::start(&group)?;
     // Blocking: a write to it waits for ever.
     let full = Waiter(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);
     full.0.write(u64::MAX - 1)?;
     full.register(&group, "4M")?;
     let other = Waiter::on(&group, "4M")?;
-    worker.grow(Kind::Anonymous, 8 * MIB)?;
+    charger.grow(Kind::Anonymous, 8 * MIB)?;
     ensure!(other.wait()? == 1, "the other one hears");
-    worker.shrink(Kind::Anonymous)?;
+    charger.shrink(Kind::Anonymous)?;
     ensure!(other.wait()? == 1, "and hears again");
     agent.settle()?;
     // As the kernel's own signals: up to 2^64 - 1, and no further.
     ensure!(full.take()? == u64::MAX, "the full one took what it could");
-    worker.grow(Kind::Anonymous, 8 * MIB)?;
+    charger.grow(Kind::Anonymous, 8 * MIB)?;
     ensure!(full.wait()? == 1, "emptied, it hears as any other");
     Ok(())
 }
@@ -132,8 +132,8 @@ fn quota() -> Result<()> {
         Ok(String::new())
     })?;
     ensure!(wrong.is_none(), "{wrong:?}");
-    let mut worker = Worker::start(&group)?;
-    worker.grow(Kind::Anonymous, 8 * MIB)?;
+    let mut charger = Charger::start(&group)?;
+    charger.grow(Kind::Anonymous, 8 * MIB)?;
     ensure!(mine.wait()? == 1, "root hears, and has no quota");
     until("what the greedy one held has gone with it", || Ok(agent.status()?.registrations == 1))
 }
@@ -163,18 +163,18 @@ fn churn() -> Result<()> {
     while waitpid(child, Some(nix::sys::wait::WaitPidFlag::WNOHANG))? == WaitStatus::StillAlive {
         n += 1;
         let name = format!("g{}", n % 8);
-        for folder in [parent.path.join(&name), Path::new(POINT).join("churn").join(&name)] {
-            let is_view = folder.starts_with(POINT);
+        for directory in [parent.path.join(&name), Path::new(POINT).join("churn").join(&name)] {
+            let is_view = directory.starts_with(POINT);
             let file = if is_view {
-                folder.join("memory.usage_in_bytes")
+                directory.join("memory.usage_in_bytes")
             } else {
-                folder.join(parent.version.usage_file())
+                directory.join(parent.version.usage_file())
             };
             let Ok(control) = File::open(&file) else { continue };
             let line = format!("{} {} 1M", waiter.0.as_raw_fd(), control.as_raw_fd());
             let errno = if is_view {
                 let Ok(event_control) =
-                    OpenOptions::new().write(true).open(folder.join("cgroup.event_control"))
+                    OpenOptions::new().write(true).open(directory.join("cgroup.event_control"))
                 else {
                     continue;
                 };
@@ -208,11 +208,11 @@ fn churn() -> Result<()> {
 fn strict_seccomp() -> Result<()> {
     let group = Group::new("strict")?;
     let agent = Agent::start(&[])?;
-    let mut worker = Worker::start(&group)?;
-    let folder = Path::new(POINT).join("strict");
+    let mut charger = Charger::start(&group)?;
+    let directory = Path::new(POINT).join("strict");
     let waiter = Waiter::new()?;
-    let control = File::open(folder.join("memory.usage_in_bytes"))?;
-    let event_control = OpenOptions::new().write(true).open(folder.join("cgroup.event_control"))?;
+    let control = File::open(directory.join("memory.usage_in_bytes"))?;
+    let event_control = OpenOptions::new().write(true).open(directory.join("cgroup.event_control"))?;
     let line = format!("{} {} 4M", waiter.0.as_raw_fd(), control.as_raw_fd());
     // SAFETY: a test has a single thread, so the child may go on as any program
     // does.
@@ -231,7 +231,7 @@ fn strict_seccomp() -> Result<()> {
         }
     }
     ensure!(agent.status()?.registrations == 1, "it is registered");
-    worker.grow(Kind::Anonymous, 8 * MIB)?;
+    charger.grow(Kind::Anonymous, 8 * MIB)?;
     ensure!(waiter.wait()? == 1, "and hears");
     Ok(())
 }

@@ -164,7 +164,7 @@ impl Fixture {
         Self::on(&["--socket-mode", "0666"], |group| group.path.clone(), None)
     }
 
-    /// With an agent of these options, control files in the folder that `shown`
+    /// With an agent of these options, control files in the directory that `shown`
     /// names for a group, and v1's names for them where `version` says so.
     pub(crate) fn on(
         options: &[&str],

@@ -105,7 +105,7 @@ fn groups() -> Result<()> {
     let _agent = Agent::start(&[])?;
     let family = Family::new("other")?;
     let mut book = Book::default();
-    let folder = shown(&family.group.path)?;
+    let directory = shown(&family.group.path)?;
     for (name, args) in [(USAGE, "1G"), (MEMSW, "1G"), (OOM, ""), (PRESSURE, "low")] {
         for (whose, other) in family.all() {
             let waiter = Waiter::new()?;
@@ -116,7 +116,7 @@ fn groups() -> Result<()> {
                 Ok(named(kernel_errno(own, line.as_bytes())))
             };
             let kernel = errno(&family.group.path, &other.path.join(name))?;
-            let ours = errno(&folder, &shown(&other.path)?.join(name))?;
+            let ours = errno(&directory, &shown(&other.path)?.join(name))?;
             book.row(
                 &format!("errno, the group's event_control: {name} of the {whose}"),
                 &kernel,

@@ -7,7 +7,7 @@ use super::book::{Book, Both, agree};
 use super::semantics::look;
 use crate::harness::agent::{Agent, until};
 use crate::harness::block::{self, Swap};
-use crate::harness::charger::{Kind, Worker};
+use crate::harness::charger::{Charger, Kind};
 use crate::harness::group::{Family, Group};
 use crate::harness::runner::{On, Test};
 
@@ -47,16 +47,16 @@ fn memsw() -> Result<()> {
     let group = Group::new("memsw")?;
     group.set_limit(16 * MIB)?;
     let agent = Agent::start(&[])?;
-    let mut worker = Worker::start(&group)?;
+    let mut charger = Charger::start(&group)?;
     let mut book = Book::default();
     let mut sum = Both::at(&group, Memsw, "24M")?;
     let mut twice = Both::at(&group, Memsw, "26M")?;
     twice.register(&group, Memsw, "26M")?;
     let mut high = Both::at(&group, Memsw, "200M")?;
     let mut memory = Both::at(&group, Usage, "24M")?;
-    look(&mut worker, &agent)?;
-    worker.grow(Kind::Anonymous, 40 * MIB)?;
-    look(&mut worker, &agent)?;
+    look(&mut charger, &agent)?;
+    charger.grow(Kind::Anonymous, 40 * MIB)?;
+    look(&mut charger, &agent)?;
     ensure!(group.usage()? <= 16 * MIB, "nothing was swapped out");
     // A charge that finds no room moves this counter up and down again.
     book.side("memsw: rose above, most of it in swap", sum.total()?, 1);
@@ -64,14 +64,14 @@ fn memsw() -> Result<()> {
     let mut above = Both::at(&group, Memsw, "20M")?;
     agent.settle()?;
     book.counts("memsw: registered while above", above.take()?);
-    worker.shrink(Kind::Anonymous)?;
-    look(&mut worker, &agent)?;
+    charger.shrink(Kind::Anonymous)?;
+    look(&mut charger, &agent)?;
     book.side("memsw: fell below", sum.total()?, 1);
     book.side("memsw: fell below a threshold registered twice", twice.total()?, 2);
     book.counts("memsw: registered while above, then fell", above.take()?);
     book.counts("memsw: a threshold that was not reached", high.total()?);
     book.counts("memsw: memory alone stayed below", memory.total()?);
-    worker.end()?;
+    charger.end()?;
     group.remove()?;
     book.counts("memsw: the group was removed", high.reach("removal", 1)?);
     book.close()
@@ -89,7 +89,7 @@ fn oom() -> Result<()> {
         .collect::<Result<Vec<_>>>()?;
     all[0].register(&family.group, Oom, "")?;
     for _ in 0..2 {
-        Worker::start(&family.child)?.grow_to_death(64 * MIB)?;
+        Charger::start(&family.child)?.grow_to_death(64 * MIB)?;
     }
     agent.settle()?;
     agree(&mut all)?;
@@ -117,8 +117,8 @@ fn stuck() -> Result<()> {
     for (_, group) in family.all() {
         early.push(Both::at(group, Oom, "")?);
     }
-    let mut worker = Worker::start(&family.child)?;
-    worker.begin_grow(Kind::Anonymous, 64 * MIB)?;
+    let mut charger = Charger::start(&family.child)?;
+    charger.begin_grow(Kind::Anonymous, 64 * MIB)?;
     until("the task is stuck", || Ok(family.group.field("memory.oom_control", "under_oom")? == 1))?;
     agent.settle()?;
     agree(&mut early)?;
@@ -138,7 +138,7 @@ fn stuck() -> Result<()> {
         book.counts(&format!("oom, killer off, the limit raised too little, in all: {name}"), both.total()?);
     }
     family.group.set_limit(256 * MIB)?;
-    worker.finish()?;
+    charger.finish()?;
     agent.settle()?;
     for (both, (name, _)) in early.iter_mut().zip(family.all()) {
         book.counts(&format!("oom, killer off, the limit raised enough, in all: {name}"), both.total()?);
@@ -170,23 +170,23 @@ fn pressure() -> Result<()> {
             names.push(format!("{name}, {args}"));
         }
     }
-    let mut worker = Worker::start(&family.child)?;
+    let mut charger = Charger::start(&family.child)?;
     // How many windows there are is by chance, and so is their level but for an OOM.
-    worker.read_disk(48 * MIB)?;
+    charger.read_disk(48 * MIB)?;
     compare(&agent, &mut all, &names, None)?;
-    worker.map_disk(12 * MIB, 3)?;
-    worker.grow(Kind::Anonymous, 24 * MIB)?;
-    worker.shrink(Kind::Anonymous)?;
+    charger.map_disk(12 * MIB, 3)?;
+    charger.grow(Kind::Anonymous, 24 * MIB)?;
+    charger.shrink(Kind::Anonymous)?;
     compare(&agent, &mut all, &names, None)?;
     drop(disk);
-    worker.grow_to_death(128 * MIB)?;
+    charger.grow_to_death(128 * MIB)?;
     compare(&agent, &mut all, &names, Some(("pressure of the group", &mut book)))?;
     // Only the parent waits now.
-    drop(worker);
+    drop(charger);
     all = vec![Both::at(&family.parent, Pressure, "low")?, Both::at(&family.root, Pressure, "low")?];
     let _disk = block::disk()?;
-    let mut worker = Worker::start(&family.child)?;
-    worker.read_disk(32 * MIB)?;
+    let mut charger = Charger::start(&family.child)?;
+    charger.read_disk(32 * MIB)?;
     let names = ["parent, low".to_owned(), "root, low".to_owned()];
     compare(&agent, &mut all, &names, Some(("pressure, nobody waits on the group", &mut book)))?;
     book.close()

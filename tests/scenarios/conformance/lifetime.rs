@@ -21,7 +21,7 @@ use nix::unistd::dup;
 use super::book::{Book, Both};
 use super::semantics::look;
 use crate::harness::agent::{Agent, until};
-use crate::harness::charger::{Kind, Worker};
+use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
 use crate::harness::runner::{On, Test};
@@ -68,13 +68,13 @@ fn removal_order() -> Result<()> {
     let mut book = Book::default();
     for (file, args) in FILES {
         let group = Group::new("order")?;
-        let folder = shown(&group.path)?;
+        let directory = shown(&group.path)?;
         let both = Both::new()?;
         let waiter = Waiter::new()?;
         both.register(&group, file, args)?;
-        let errno = register_in(&folder, file.name(), &waiter, args)?;
+        let errno = register_in(&directory, file.name(), &waiter, args)?;
         ensure!(errno == 0, "{}: errno {errno} from the view", file.name());
-        let (real, ours) = (group.path.join("cgroup.event_control"), folder.join("cgroup.event_control"));
+        let (real, ours) = (group.path.join("cgroup.event_control"), directory.join("cgroup.event_control"));
         let (kernel, ours) = thread::scope(|scope| -> Result<_> {
             let kernel = scope.spawn(|| woken(&both.kernel, &real));
             let ours = scope.spawn(|| woken(&waiter, &ours));
@@ -130,18 +130,18 @@ fn references() -> Result<()> {
     let group = Group::new("references")?;
     let agent = Agent::start(&[])?;
     let mut book = Book::default();
-    let mut worker = Worker::start(&group)?;
+    let mut charger = Charger::start(&group)?;
 
-    // The worker was forked before, and has no copies.
+    // The charger was forked before, and has no copies.
     let both = Both::at(&group, Usage, "8M")?;
     let copies = (dup(&both.kernel.0)?, dup(&both.ours.0)?);
     drop(both);
-    worker.grow(Kind::Anonymous, 12 * MIB)?;
-    look(&mut worker, &agent)?;
+    charger.grow(Kind::Anonymous, 12 * MIB)?;
+    look(&mut charger, &agent)?;
     book.counts("closed, a copy is left: rose above", (read(&copies.0)?, read(&copies.1)?));
     drop(copies);
     until("the last close ended it", || Ok(agent.status()?.registrations == 0))?;
-    worker.shrink(Kind::Anonymous)?;
+    charger.shrink(Kind::Anonymous)?;
 
     let both = Both::new()?;
     let both = Both { kernel: blocking()?, ours: blocking()?, ..both };
@@ -155,8 +155,8 @@ fn references() -> Result<()> {
         Ok(0)
     })?;
     drop(both);
-    worker.grow(Kind::Anonymous, 12 * MIB)?;
-    look(&mut worker, &agent)?;
+    charger.grow(Kind::Anonymous, 12 * MIB)?;
+    look(&mut charger, &agent)?;
     let mut heard = Vec::new();
     for (number, child) in children.iter_mut().enumerate() {
         child.wait()?;
@@ -165,7 +165,7 @@ fn references() -> Result<()> {
     }
     book.counts("closed, a forked and exec'd child has it: rose above", (heard[0], heard[1]));
     until("the child's end ended it", || Ok(agent.status()?.registrations == 0))?;
-    worker.shrink(Kind::Anonymous)?;
+    charger.shrink(Kind::Anonymous)?;
 
     let both = Both::at(&group, Usage, "8M")?;
     let mut flights = Vec::new();
@@ -174,12 +174,12 @@ fn references() -> Result<()> {
         Ok(0)
     })?;
     drop(both);
-    worker.grow(Kind::Anonymous, 12 * MIB)?;
-    look(&mut worker, &agent)?;
+    charger.grow(Kind::Anonymous, 12 * MIB)?;
+    look(&mut charger, &agent)?;
     let landed = flights.iter().map(receive).collect::<Result<Vec<_>>>()?;
     book.counts("closed, handed over by SCM_RIGHTS: rose above", (read(&landed[0])?, read(&landed[1])?));
-    worker.shrink(Kind::Anonymous)?;
-    look(&mut worker, &agent)?;
+    charger.shrink(Kind::Anonymous)?;
+    look(&mut charger, &agent)?;
     book.counts("handed over by SCM_RIGHTS: fell below", (read(&landed[0])?, read(&landed[1])?));
     drop(landed);
     until("its close ended it", || Ok(agent.status()?.registrations == 0))?;

@@ -1,4 +1,4 @@
-//! Thresholds registered with both sides, workers that move usage, and the
+//! Thresholds registered with both sides, chargers that move usage, and the
 //! comparison after each leg.
 
 use std::fs;
@@ -8,7 +8,7 @@ use memcg_monitor::cgroup::Version;
 use nix::sys::signal::Signal;
 
 use crate::harness::agent::{Agent, until};
-use crate::harness::charger::{Kind, Worker};
+use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, page};
 use crate::harness::group::Group;
 use crate::harness::report::say;
@@ -64,10 +64,10 @@ struct Count {
     trace: u64,
 }
 
-/// Groups, workers, thresholds and witnesses. Fields are dropped in order.
+/// Groups, chargers, thresholds and witnesses. Fields are dropped in order.
 #[derive(Debug)]
 pub(crate) struct Rig {
-    pub(crate) workers: Vec<Worker>,
+    pub(crate) chargers: Vec<Charger>,
     watches: Vec<Watch>,
     counters: Vec<Counter>,
     trace: Trace,
@@ -80,16 +80,17 @@ pub(crate) struct Rig {
 }
 
 impl Rig {
-    /// `groups`, children first; one worker starts in each of `homes`.
+    /// `groups`, children first; one charger starts in each of `homes`.
     pub(crate) fn new(groups: Vec<Group>, homes: &[usize]) -> Result<Self> {
         let agent = Agent::start(&[])?;
         let mut trace = Trace::start()?;
         let counters = groups.iter().map(|group| trace.counter_of(group)).collect::<Result<Vec<_>>>()?;
-        let workers = homes.iter().map(|home| Worker::start(&groups[*home])).collect::<Result<_>>()?;
-        let mut rig = Self { workers, watches: Vec::new(), counters, trace, agent, legs: 0, near: 0, groups };
+        let chargers = homes.iter().map(|home| Charger::start(&groups[*home])).collect::<Result<_>>()?;
+        let mut rig =
+            Self { chargers, watches: Vec::new(), counters, trace, agent, legs: 0, near: 0, groups };
         // A process charges its own first pages and tables only now.
-        for worker in &mut rig.workers {
-            Kind::ALL.into_iter().try_for_each(|kind| worker.spike(kind, STEP, 1))?;
+        for charger in &mut rig.chargers {
+            Kind::ALL.into_iter().try_for_each(|kind| charger.spike(kind, STEP, 1))?;
         }
         rig.nudge()?;
         Ok(rig)
@@ -126,13 +127,13 @@ impl Rig {
         &mut self,
         what: &str,
         shape: Shape,
-        work: impl FnOnce(&mut [Worker]) -> Result<()>,
+        work: impl FnOnce(&mut [Charger]) -> Result<()>,
     ) -> Result<()> {
         self.legs += 1;
         if shape == Shape::Asleep {
             self.stop_agent()?;
         }
-        work(&mut self.workers).and_then(|()| self.nudge()).with_context(|| format!("leg {what}"))?;
+        work(&mut self.chargers).and_then(|()| self.nudge()).with_context(|| format!("leg {what}"))?;
         self.agent.signal(Signal::SIGCONT)?;
         self.agent.settle()?;
         let mut counts = Vec::new();
@@ -184,8 +185,8 @@ impl Rig {
     /// kernel memory. One page, many times, makes it look while usage stays; and
     /// calls that nothing runs beside let the trace find what it missed.
     fn nudge(&mut self) -> Result<()> {
-        // Enough for one of two processors, wherever the worker runs.
-        self.workers.iter_mut().try_for_each(|worker| worker.spike(Kind::Anonymous, page(), 160))
+        // Enough for one of two processors, wherever the charger runs.
+        self.chargers.iter_mut().try_for_each(|charger| charger.spike(Kind::Anonymous, page(), 160))
     }
 
     /// Tells what was counted.

@@ -11,7 +11,7 @@ use super::book::{Both, agree};
 use super::shrink::smallest;
 use crate::harness::agent::Agent;
 use crate::harness::block::{self, Swap};
-use crate::harness::charger::{Kind, Worker};
+use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::page;
 use crate::harness::group::{Family, Group, read_number};
 use crate::harness::random::Random;
@@ -124,7 +124,7 @@ struct Pair {
 
 /// Dropped in order: nobody is left in a group that goes.
 struct World {
-    workers: [Worker; 2],
+    chargers: [Charger; 2],
     held: [usize; 2],
     pairs: Vec<Pair>,
     family: Family,
@@ -134,8 +134,8 @@ struct World {
 fn run(agent: &Agent, legs: &[Leg]) -> Result<(u64, u64)> {
     let family = Family::new("random")?;
     family.group.set_limit(LIMIT)?;
-    let workers = [Worker::start(&family.child)?, Worker::start(&family.sibling)?];
-    let mut world = World { workers, held: [0; 2], pairs: Vec::new(), family };
+    let chargers = [Charger::start(&family.child)?, Charger::start(&family.sibling)?];
+    let mut world = World { chargers, held: [0; 2], pairs: Vec::new(), family };
     let mut sum = (0, 0);
     world.rest(agent)?;
     for (number, leg) in legs.iter().enumerate() {
@@ -171,16 +171,16 @@ impl World {
                 *sum = (sum.0 + total.0, sum.1 + total.1);
             }
             Leg::Grow { who, steps } if self.held[who] < 3 => {
-                self.workers[who].grow(Kind::Anonymous, steps * STEP)?;
+                self.chargers[who].grow(Kind::Anonymous, steps * STEP)?;
                 self.held[who] += 1;
             }
             Leg::Shrink { who } if self.held[who] > 0 => {
-                self.workers[who].shrink(Kind::Anonymous)?;
+                self.chargers[who].shrink(Kind::Anonymous)?;
                 self.held[who] -= 1;
             }
-            Leg::ReadDisk { who, steps } => self.workers[who].read_disk(2 * steps * STEP)?,
+            Leg::ReadDisk { who, steps } => self.chargers[who].read_disk(2 * steps * STEP)?,
             Leg::OutOfMemory => {
-                self.workers[0].grow_to_death(128 * MIB)?;
+                self.chargers[0].grow_to_death(128 * MIB)?;
                 self.restart()?;
             }
             Leg::Renew => self.renew(sum)?,
@@ -208,16 +208,16 @@ impl World {
         Ok(())
     }
 
-    /// A new worker in the child, which holds nothing, nor any eventfd.
+    /// A new charger in the child, which holds nothing, nor any eventfd.
     fn restart(&mut self) -> Result<()> {
-        self.workers[0] = Worker::start(&self.family.child)?;
+        self.chargers[0] = Charger::start(&self.family.child)?;
         self.held[0] = 0;
         Ok(())
     }
 
     fn renew(&mut self, sum: &mut (u64, u64)) -> Result<()> {
-        let stand_in = Worker::start(&self.family.sibling)?;
-        std::mem::replace(&mut self.workers[0], stand_in).end()?;
+        let stand_in = Charger::start(&self.family.sibling)?;
+        std::mem::replace(&mut self.chargers[0], stand_in).end()?;
         let before: Vec<_> = self.pairs.iter_mut().map(|pair| pair.both.total()).collect::<Result<_>>()?;
         self.family.child.remove()?;
         let (gone, left): (Vec<_>, Vec<_>) =
@@ -237,7 +237,7 @@ impl World {
 
     /// Makes the kernel look, and waits until both sides have told all.
     fn rest(&mut self, agent: &Agent) -> Result<()> {
-        self.workers.iter_mut().try_for_each(|worker| worker.spike(Kind::Anonymous, page(), 160))?;
+        self.chargers.iter_mut().try_for_each(|charger| charger.spike(Kind::Anonymous, page(), 160))?;
         agent.settle()?;
         let (mut events, others): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.pairs).into_iter().partition(Pair::is_of_events);

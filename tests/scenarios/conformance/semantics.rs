@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::book::Book;
 use crate::harness::agent::{Agent, until};
-use crate::harness::charger::{Kind, Worker};
+use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, page, write_event_control};
 use crate::harness::group::Group;
 use crate::harness::runner::{On, Test};
@@ -77,19 +77,19 @@ impl Both {
 }
 
 /// Makes the kernel look, and waits until we have.
-pub(crate) fn look(worker: &mut Worker, agent: &Agent) -> Result<()> {
-    worker.spike(Kind::Anonymous, page(), 160)?;
+pub(crate) fn look(charger: &mut Charger, agent: &Agent) -> Result<()> {
+    charger.spike(Kind::Anonymous, page(), 160)?;
     agent.settle()
 }
 
 fn registration_rules() -> Result<()> {
     let group = Group::new("rules")?;
     let agent = Agent::start(&[])?;
-    let mut worker = Worker::start(&group)?;
-    worker.grow(Kind::Anonymous, 8 * MIB)?;
-    look(&mut worker, &agent)?;
+    let mut charger = Charger::start(&group)?;
+    charger.grow(Kind::Anonymous, 8 * MIB)?;
+    look(&mut charger, &agent)?;
 
-    // The worker rests, so usage does.
+    // The charger rests, so usage does.
     let usage = group.usage()?;
     let at = Both::on(&group, &[&usage.to_string()])?;
     let above = Both::on(&group, &[&(usage + page()).to_string()])?;
@@ -110,8 +110,8 @@ fn registration_rules() -> Result<()> {
     let now = group.usage()?;
     ensure!(now == usage, "usage moved by itself, from {usage} to {now} bytes: nothing was shown");
 
-    worker.shrink(Kind::Anonymous)?;
-    look(&mut worker, &agent)?;
+    charger.shrink(Kind::Anonymous)?;
+    look(&mut charger, &agent)?;
     at.expect(1, "usage was exactly at the threshold and fell")?;
     above.expect(0, "usage was one page below the threshold and fell")?;
     one.expect(1, "fell below")?;
@@ -119,17 +119,17 @@ fn registration_rules() -> Result<()> {
     several.expect(3, "fell below three thresholds of one eventfd")?;
     silent("fell")?;
 
-    worker.grow(Kind::Anonymous, 8 * MIB)?;
-    look(&mut worker, &agent)?;
+    charger.grow(Kind::Anonymous, 8 * MIB)?;
+    look(&mut charger, &agent)?;
     one.expect(1, "rose above")?;
     twice.expect(2, "rose above a threshold registered twice")?;
     several.expect(3, "rose above three thresholds of one eventfd")?;
     silent("rose")?;
 
     // Nothing is left of usage but what the next process brings.
-    worker.end()?;
-    let mut worker = Worker::start(&group)?;
-    look(&mut worker, &agent)?;
+    charger.end()?;
+    let mut charger = Charger::start(&group)?;
+    look(&mut charger, &agent)?;
     one.expect(1, "the process ended")?;
     several.expect(3, "the process ended")?;
     silent("the process ended")
@@ -142,11 +142,11 @@ fn removal() -> Result<()> {
     let of_parent = Both::on(&parent, &["512M"])?;
     let one = Both::on(&child, &["512M"])?;
     let several = Both::on(&child, &["1M", "1M", "-1", "0"])?;
-    let mut worker = Worker::start(&child)?;
-    worker.grow(Kind::File, 4 * MIB)?;
-    look(&mut worker, &agent)?;
+    let mut charger = Charger::start(&child)?;
+    charger.grow(Kind::File, 4 * MIB)?;
+    look(&mut charger, &agent)?;
     several.expect(2, "rose above a threshold registered twice")?;
-    worker.end()?;
+    charger.end()?;
     // Below the threshold again: how often the kernel looked is its own affair.
     agent.settle()?;
     several.ours.take()?;

@@ -48,7 +48,7 @@ pub(crate) fn switch() -> Result<()> {
     Ok(())
 }
 
-/// A file, or a folder with all that is in it.
+/// A file, or a directory with all that is in it.
 pub(crate) fn copy(from: &Path, to: &Path, mode: u32) -> Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     if !from.is_dir() {
@@ -127,19 +127,19 @@ pub(crate) struct Units;
 
 impl Units {
     /// Where `systemctl link` would, for this boot only.
-    const FOLDER: &str = "/run/systemd/system";
+    const DIRECTORY: &str = "/run/systemd/system";
 
     /// Installs them, with drop-ins for the service.
     pub(crate) fn install(drop_ins: &[(&str, &str)]) -> Result<Self> {
         Self::stop()?;
         let from = Path::new("/usr/share/memcg-monitor/systemd");
         for name in [SERVICE, "memcg-monitor.socket", "memcg-monitor-operator.socket"] {
-            copy(&from.join(name), &Path::new(Self::FOLDER).join(name), 0o644)?;
+            copy(&from.join(name), &Path::new(Self::DIRECTORY).join(name), 0o644)?;
         }
-        let folder = Path::new(Self::FOLDER).join(format!("{SERVICE}.d"));
-        fs::create_dir_all(&folder)?;
+        let directory = Path::new(Self::DIRECTORY).join(format!("{SERVICE}.d"));
+        fs::create_dir_all(&directory)?;
         for (name, text) in drop_ins {
-            fs::write(folder.join(name), text).with_context(|| format!("cannot write {name}"))?;
+            fs::write(directory.join(name), text).with_context(|| format!("cannot write {name}"))?;
         }
         systemctl(&["daemon-reload"])?;
         Ok(Self)
@@ -153,14 +153,14 @@ impl Units {
 
     /// Ends and removes them.
     fn stop() -> Result<()> {
-        if !Path::new(Self::FOLDER).join(SERVICE).exists() {
+        if !Path::new(Self::DIRECTORY).join(SERVICE).exists() {
             return Ok(());
         }
         systemctl(&["stop", SERVICE, "memcg-monitor.socket", "memcg-monitor-operator.socket"])?;
         for name in [SERVICE, "memcg-monitor.socket", "memcg-monitor-operator.socket"] {
-            fs::remove_file(Path::new(Self::FOLDER).join(name))?;
+            fs::remove_file(Path::new(Self::DIRECTORY).join(name))?;
         }
-        let _ = fs::remove_dir_all(Path::new(Self::FOLDER).join(format!("{SERVICE}.d")));
+        let _ = fs::remove_dir_all(Path::new(Self::DIRECTORY).join(format!("{SERVICE}.d")));
         let _ = Command::new("systemctl").arg("reset-failed").output();
         systemctl(&["daemon-reload"]).map(drop)
     }

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::harness::agent::{Agent, PATIENCE, until};
-use crate::harness::charger::{Kind, Worker};
+use crate::harness::charger::{Charger, Kind};
 use crate::harness::group::Group;
 use crate::harness::report::{say, text};
 use crate::scenarios::metrics::older_text;
@@ -29,8 +29,8 @@ pub(crate) fn run() -> Result<()> {
     let agent = Agent::start(&["--max-groups", "16", "--metrics", "127.0.0.1:9101"])?;
     let group = Group::new("scraped")?;
     group.set_limit(512 * MIB)?;
-    let mut worker = Worker::start(&group)?;
-    worker.grow(Kind::Anonymous, 8 * MIB)?;
+    let mut charger = Charger::start(&group)?;
+    charger.grow(Kind::Anonymous, 8 * MIB)?;
     text("metrics", &older_text()?);
 
     let prometheus = Prometheus::start()?;

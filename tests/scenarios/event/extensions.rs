@@ -9,7 +9,7 @@ use monitor_common::control::ControlFile::{self, Procs, Usage, WorkingSet};
 use super::{Heard, MIB, Row};
 use crate::harness::agent::{Agent, until};
 use crate::harness::block;
-use crate::harness::charger::{Kind, Worker};
+use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, agent_errno, open_control, page};
 use crate::harness::group::Group;
 use crate::scenarios::conformance::errno::as_nobody;
@@ -35,9 +35,9 @@ fn empty() -> Result<()> {
         agent.settle()?;
         all.iter_mut().zip(counts).try_for_each(|(heard, count)| heard.await_total(count))
     };
-    let workers =
-        [Worker::start(&left)?, Worker::start(&left)?, Worker::start(&right)?, Worker::start(&left)?];
-    let [one, two, three, moves] = workers;
+    let chargers =
+        [Charger::start(&left)?, Charger::start(&left)?, Charger::start(&right)?, Charger::start(&left)?];
+    let [one, two, three, moves] = chargers;
     expect([0, 0, 0])?;
     one.end()?;
     expect([0, 0, 0])?;
@@ -48,7 +48,7 @@ fn empty() -> Result<()> {
     expect([0, 1, 0])?;
     moves.end()?;
     expect([1, 1, 1])?;
-    Worker::start(&right)?.end()?;
+    Charger::start(&right)?.end()?;
     expect([2, 1, 2])
 }
 
@@ -65,15 +65,15 @@ fn host_usage() -> Result<u64> {
 fn root_usage() -> Result<()> {
     let group = Group::new("below")?;
     let agent = Agent::start(&["--sample-ms", "20"])?;
-    let mut worker = Worker::start(&group)?;
+    let mut charger = Charger::start(&group)?;
     let level = host_usage()? + 24 * MIB;
     let root = Group::root()?;
     let mut up = Heard::at("the root", &root, Usage, &level.to_string())?;
     let mut half = Heard::at("half of the host", &root, Usage, "90%")?;
     for round in 0..2 {
-        worker.grow(Kind::Anonymous, 48 * MIB)?;
+        charger.grow(Kind::Anonymous, 48 * MIB)?;
         up.await_total(2 * round + 1)?;
-        worker.shrink(Kind::Anonymous)?;
+        charger.shrink(Kind::Anonymous)?;
         up.await_total(2 * round + 2)?;
     }
     agent.settle()?;
@@ -85,8 +85,8 @@ fn percent() -> Result<()> {
     let group = top.child("group")?;
     let agent = Agent::start(&[])?;
     let mut half = Heard::at("half", &group, Usage, "50%")?;
-    let mut worker = Worker::start(&group)?;
-    worker.grow(Kind::Anonymous, 30 * MIB)?;
+    let mut charger = Charger::start(&group)?;
+    charger.grow(Kind::Anonymous, 30 * MIB)?;
     agent.settle()?;
     half.await_total(0).context("no limit, no percent")?;
     group.set_limit(40 * MIB)?;
@@ -97,16 +97,16 @@ fn percent() -> Result<()> {
     half.await_total(3).context("30 of the 50 above")?;
     top.write("memory.max", "max")?;
     half.await_total(4).context("30 of 100 again")?;
-    worker.grow(Kind::Anonymous, 30 * MIB)?;
+    charger.grow(Kind::Anonymous, 30 * MIB)?;
     half.await_total(5).context("60 of 100")?;
-    worker.shrink(Kind::Anonymous)?;
+    charger.shrink(Kind::Anonymous)?;
     half.await_total(6).context("and back")
 }
 
 fn directions() -> Result<()> {
     let group = Group::new("directions")?;
     let agent = Agent::start(&[])?;
-    let mut worker = Worker::start(&group)?;
+    let mut charger = Charger::start(&group)?;
     let mut up = Heard::at("up", &group, Usage, "8M,up")?;
     let mut down = Heard::at("down", &group, Usage, "8M,down")?;
     let mut both = Heard::at("both", &group, Usage, "8M")?;
@@ -116,16 +116,16 @@ fn directions() -> Result<()> {
         let all = [&mut up, &mut down, &mut both, &mut damped];
         all.into_iter().zip(counts).try_for_each(|(heard, count)| heard.await_total(count))
     };
-    worker.grow(Kind::Anonymous, 6 * MIB)?;
-    worker.grow(Kind::Anonymous, 5 * MIB)?;
+    charger.grow(Kind::Anonymous, 6 * MIB)?;
+    charger.grow(Kind::Anonymous, 5 * MIB)?;
     expect([1, 0, 1, 1])?;
     // To about 6M: not 4M below.
-    worker.shrink(Kind::Anonymous)?;
+    charger.shrink(Kind::Anonymous)?;
     expect([1, 1, 2, 1])?;
-    worker.grow(Kind::Anonymous, 5 * MIB)?;
+    charger.grow(Kind::Anonymous, 5 * MIB)?;
     expect([2, 1, 3, 1])?;
-    worker.shrink(Kind::Anonymous)?;
-    worker.shrink(Kind::Anonymous)?;
+    charger.shrink(Kind::Anonymous)?;
+    charger.shrink(Kind::Anonymous)?;
     expect([2, 2, 4, 2])
 }
 
@@ -133,17 +133,17 @@ fn working_set() -> Result<()> {
     let _disk = block::disk()?;
     let group = Group::new("set")?;
     let agent = Agent::start(&["--sample-ms", "20"])?;
-    let mut worker = Worker::start(&group)?;
+    let mut charger = Charger::start(&group)?;
     let level = (group.usage()? + 12 * MIB).to_string();
     let mut set = Heard::at("working set", &group, WorkingSet, &level)?;
     let mut usage = Heard::at("usage", &group, Usage, &level)?;
-    worker.read_disk(32 * MIB)?;
+    charger.read_disk(32 * MIB)?;
     agent.settle()?;
     usage.await_total(1)?;
     set.await_total(0)?;
-    worker.grow(Kind::Anonymous, 24 * MIB)?;
+    charger.grow(Kind::Anonymous, 24 * MIB)?;
     set.await_total(1)?;
-    worker.shrink(Kind::Anonymous)?;
+    charger.shrink(Kind::Anonymous)?;
     set.await_total(2)?;
     usage.await_total(1)
 }

@@ -11,7 +11,7 @@ use monitor_common::control::ControlFile;
 
 use super::{Heard, MIB, Row, expect};
 use crate::harness::agent::{Agent, PATIENCE};
-use crate::harness::charger::{Kind, Worker};
+use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, open_control};
 use crate::harness::group::{Family, Group};
 
@@ -36,7 +36,7 @@ fn goes_down() -> Result<()> {
     let agent = Agent::start(&[])?;
     let mut all = listeners(&family)?;
     for round in 1..=3 {
-        Worker::start(&family.child)?.grow_to_death(64 * MIB)?;
+        Charger::start(&family.child)?.grow_to_death(64 * MIB)?;
         agent.settle()?;
         let counted = family.group.field("memory.events.local", "oom")?;
         // A task that dies may run into the limit once more.
@@ -46,7 +46,7 @@ fn goes_down() -> Result<()> {
     let above = family.group.field("memory.events.local", "oom")?;
     // Of the child's own limit the group hears nothing.
     family.child.set_limit(8 * MIB)?;
-    Worker::start(&family.child)?.grow_to_death(64 * MIB)?;
+    Charger::start(&family.child)?.grow_to_death(64 * MIB)?;
     agent.settle()?;
     let own = family.child.field("memory.events.local", "oom")?;
     for heard in &mut all {
@@ -63,10 +63,10 @@ fn written_limit() -> Result<()> {
     let family = Family::new("written")?;
     let agent = Agent::start(&[])?;
     let mut all = listeners(&family)?;
-    let mut worker = Worker::start(&family.child)?;
-    worker.grow(Kind::Anonymous, 24 * MIB)?;
+    let mut charger = Charger::start(&family.child)?;
+    charger.grow(Kind::Anonymous, 24 * MIB)?;
     family.group.set_limit(8 * MIB)?;
-    ensure!(worker.grow(Kind::Anonymous, MIB).is_err(), "the write killed nobody");
+    ensure!(charger.grow(Kind::Anonymous, MIB).is_err(), "the write killed nobody");
     let counted = family.group.field("memory.events.local", "oom")?;
     ensure!(counted > 0, "the kernel saw no OOM: nothing was shown");
     agent.settle()?;
@@ -103,10 +103,10 @@ fn json() -> Result<()> {
     family.group.set_limit(16 * MIB)?;
     let _agent = Agent::start(&[])?;
     let (connection, waiter) = follow(&family.child)?;
-    let mut worker = Worker::start(&family.child)?;
-    let pid = u64::try_from(worker.pid().as_raw())?;
+    let mut charger = Charger::start(&family.child)?;
+    let pid = u64::try_from(charger.pid().as_raw())?;
     let comm = fs::read_to_string(format!("/proc/{pid}/comm")).context("no comm")?;
-    worker.grow_to_death(64 * MIB)?;
+    charger.grow_to_death(64 * MIB)?;
 
     let (limit, child) = (name(&family.group), name(&family.child));
     let oom = event(&connection)?;
@@ -132,8 +132,8 @@ fn group_json() -> Result<()> {
     family.group.write("memory.oom.group", "1")?;
     let _agent = Agent::start(&[])?;
     let (connection, waiter) = follow(&family.group)?;
-    let mut other = Worker::start(&family.child)?;
-    Worker::start(&family.child)?.grow_to_death(64 * MIB)?;
+    let mut other = Charger::start(&family.child)?;
+    Charger::start(&family.child)?.grow_to_death(64 * MIB)?;
     let limit = name(&family.group);
     let (mut groups, mut victims, mut events) = (0, 0, Vec::new());
     while groups == 0 || victims < 2 {

@@ -6,7 +6,7 @@ use monitor_common::control::ControlFile::Pressure;
 use super::{Heard, MIB, Row};
 use crate::harness::agent::{Agent, until};
 use crate::harness::block;
-use crate::harness::charger::{Kind, Worker};
+use crate::harness::charger::{Charger, Kind};
 use crate::harness::group::Family;
 
 pub(super) const TESTS: &[Row] = &[
@@ -41,8 +41,8 @@ fn modes() -> Result<()> {
             all.push(Heard::at(&format!("{who} {mode}"), group, Pressure, &format!("low,{mode}"))?);
         }
     }
-    let mut worker = Worker::start(&family.child)?;
-    worker.read_disk(64 * MIB)?;
+    let mut charger = Charger::start(&family.child)?;
+    charger.read_disk(64 * MIB)?;
     agent.settle()?;
     let windows = agree(&mut all, "group hierarchy", "root hierarchy", 0)?;
     for (name, expected) in [
@@ -63,16 +63,16 @@ fn modes() -> Result<()> {
         let heard = total(&mut all, name)?;
         ensure!(heard == expected, "{name} heard {heard} of {windows} windows, not {expected}");
     }
-    // With nobody nearer, the default of the parent hears all. The worker has
+    // With nobody nearer, the default of the parent hears all. The charger has
     // copies of the eventfds.
-    worker.end()?;
+    charger.end()?;
     all = vec![
         Heard::at("default", &family.parent, Pressure, "low")?,
         Heard::at("hierarchy", &family.root, Pressure, "low,hierarchy")?,
     ];
     until("the others are gone", || Ok(agent.status()?.registrations == 2))?;
-    let mut worker = Worker::start(&family.child)?;
-    worker.read_disk(32 * MIB)?;
+    let mut charger = Charger::start(&family.child)?;
+    charger.read_disk(32 * MIB)?;
     agree(&mut all, "default", "hierarchy", 0).map(drop)
 }
 
@@ -87,13 +87,13 @@ fn levels() -> Result<()> {
             all.push(Heard::at(&format!("{who} {level}"), group, Pressure, &format!("{level},hierarchy"))?);
         }
     }
-    let mut worker = Worker::start(&family.child)?;
-    worker.read_disk(32 * MIB)?;
+    let mut charger = Charger::start(&family.child)?;
+    charger.read_disk(32 * MIB)?;
     agree(&mut all, "group low", "root low", 0)?;
     let easy = total(&mut all, "group critical")?;
     // Now nothing can go anywhere: with the last close the disk's pages went.
     drop(disk);
-    ensure!(worker.grow(Kind::Anonymous, 32 * MIB).is_err(), "it outlived its limit");
+    ensure!(charger.grow(Kind::Anonymous, 32 * MIB).is_err(), "it outlived its limit");
     agent.settle()?;
     agree(&mut all, "group critical", "root critical", easy)?;
     ensure!(easy == 0, "{easy} critical windows of a disk read");

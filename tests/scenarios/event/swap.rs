@@ -8,7 +8,7 @@ use monitor_common::control::ControlFile::{Memsw, Usage};
 use super::{Heard, MIB, Row};
 use crate::harness::agent::{Agent, until};
 use crate::harness::block::Swap;
-use crate::harness::charger::{Kind, Worker};
+use crate::harness::charger::{Charger, Kind};
 use crate::harness::group::{Group, read_number};
 use crate::scenarios::view::shown;
 
@@ -31,25 +31,25 @@ fn crosses() -> Result<()> {
     let mut plain = Heard::at("without hysteresis", &group, Memsw, "24M")?;
     let mut high = Heard::at("memory+swap 200M", &group, Memsw, "200M")?;
     let mut memory = Heard::at("memory 24M", &group, Usage, "24M")?;
-    let mut worker = Worker::start(&group)?;
-    worker.grow(Kind::Anonymous, 40 * MIB)?;
+    let mut charger = Charger::start(&group)?;
+    charger.grow(Kind::Anonymous, 40 * MIB)?;
     ensure!(both(&group)? >= 24 * MIB && group.usage()? <= 16 * MIB, "nothing was swapped out");
     agent.settle()?;
     sum.await_total(1)?;
     ensure!(plain.total()? % 2 == 1, "{} signals do not end above", plain.total);
 
-    let folder = shown(&group.path)?;
-    let usage = read_number(&folder.join("memory.usage_in_bytes"))?;
-    let with_swap = read_number(&folder.join("memory.memsw.usage_in_bytes"))?;
+    let directory = shown(&group.path)?;
+    let usage = read_number(&directory.join("memory.usage_in_bytes"))?;
+    let with_swap = read_number(&directory.join("memory.memsw.usage_in_bytes"))?;
     ensure!(with_swap >= usage && with_swap >= 24 * MIB, "the view: {usage}, with swap {with_swap}");
 
-    worker.shrink(Kind::Anonymous)?;
+    charger.shrink(Kind::Anonymous)?;
     until("the swap is given back", || Ok(both(&group)? < 16 * MIB))?;
     sum.await_total(2)?;
-    worker.grow(Kind::Anonymous, 40 * MIB)?;
+    charger.grow(Kind::Anonymous, 40 * MIB)?;
     sum.await_total(3)?;
     // The end of the process gives back all of both.
-    worker.end()?;
+    charger.end()?;
     sum.await_total(4)?;
     agent.settle()?;
     ensure!(plain.total()? % 2 == 0, "{} signals do not end below", plain.total);
@@ -64,13 +64,13 @@ fn without() -> Result<()> {
     let agent = Agent::start(&[])?;
     let mut sum = Heard::at("memory+swap", &group, Memsw, "8M")?;
     let mut memory = Heard::at("memory", &group, Usage, "8M")?;
-    let mut worker = Worker::start(&group)?;
+    let mut charger = Charger::start(&group)?;
     for round in 0..3 {
-        worker.grow(Kind::Anonymous, 12 * MIB)?;
+        charger.grow(Kind::Anonymous, 12 * MIB)?;
         agent.settle()?;
         sum.await_total(2 * round + 1)?;
         memory.await_total(2 * round + 1)?;
-        worker.shrink(Kind::Anonymous)?;
+        charger.shrink(Kind::Anonymous)?;
         agent.settle()?;
         sum.await_total(2 * round + 2)?;
         memory.await_total(2 * round + 2)?;

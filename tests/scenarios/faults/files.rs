@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 
 use super::{MIB, crosses, own_mounts, read_only};
 use crate::harness::agent::{Agent, until};
-use crate::harness::charger::{Kind, Worker};
+use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, ask_agent};
 use crate::harness::group::Group;
 use crate::harness::runner::{On, Test};
@@ -30,7 +30,7 @@ pub(super) fn tests() -> Vec<Test> {
             name: "neighbours_run",
             what: "/run full or read-only: who runs goes on, who starts says so, who comes back waits",
             on: On::Any,
-            run: run_folder,
+            run: run_directory,
         },
         Test {
             name: "neighbours_bpffs",
@@ -57,7 +57,7 @@ const ANOTHER: [&str; 6] = [
     "/run/memcg-monitor/another-control.sock",
 ];
 
-fn run_folder() -> Result<()> {
+fn run_directory() -> Result<()> {
     own_mounts()?;
     fs::create_dir_all(RUN)?;
     // A view that a killed agent left there would lie beneath.
@@ -66,7 +66,7 @@ fn run_folder() -> Result<()> {
     mount(Some("run"), RUN, Some("tmpfs"), MsFlags::empty(), Some("size=16k,mode=755"))?;
     let group = Group::new("run")?;
     let mut agent = Supervised::start(&[])?;
-    let mut worker = Worker::start(&group)?;
+    let mut charger = Charger::start(&group)?;
     let waiter = Waiter::on(&group, "4M")?;
 
     let mut filler = fs::File::create(format!("{RUN}/filler"))?;
@@ -74,26 +74,26 @@ fn run_folder() -> Result<()> {
     drop(filler);
     says(fails(&ANOTHER, |_| {})?, &["another.sock.lock", "No space left on device"])?;
     fs::remove_file(format!("{RUN}/another.sock.lock"))?;
-    crosses(&mut worker, &waiter)?;
-    agent.killed_while(|| worker.grow(Kind::Anonymous, 6 * MIB))?;
+    crosses(&mut charger, &waiter)?;
+    agent.killed_while(|| charger.grow(Kind::Anonymous, 6 * MIB))?;
     ensure!(waiter.wait()? == 1, "back with what it had");
-    worker.shrink(Kind::Anonymous)?;
+    charger.shrink(Kind::Anonymous)?;
     ensure!(waiter.wait()? == 1, "and on");
 
     read_only(RUN, true)?;
     says(fails(&ANOTHER, |_| {})?, &["another.sock.lock", "Read-only file system"])?;
-    crosses(&mut worker, &waiter)?;
+    crosses(&mut charger, &waiter)?;
     let late = Waiter::on(&group, "64M")?;
     let attempts = || Agent::log().matches("Read-only file system").count();
     let before = attempts();
-    kill(agent.0.worker()?, Signal::SIGKILL)?;
+    kill(agent.0.supervised()?, Signal::SIGKILL)?;
     until("it cannot come back, and says why", || Ok(attempts() >= before + 2))?;
-    worker.grow(Kind::Anonymous, 6 * MIB)?;
+    charger.grow(Kind::Anonymous, 6 * MIB)?;
     read_only(RUN, false)?;
     agent.0.ready()?;
     ensure!(waiter.wait()? == 1, "what happened meanwhile is told");
     ensure!(agent.registrations()? == 2 && late.take()? == 0, "all are kept");
-    worker.end()
+    charger.end()
 }
 
 fn bpffs() -> Result<()> {
@@ -102,20 +102,20 @@ fn bpffs() -> Result<()> {
     let _ = fs::remove_dir_all(FOLDER);
     own_mounts()?;
     let group = Group::new("bpffs")?;
-    let mut worker = Worker::start(&group)?;
+    let mut charger = Charger::start(&group)?;
     // There is none.
     umount2(BPF, MntFlags::MNT_DETACH)?;
     let mut agent = Supervised::start(&[])?;
     ensure!(Agent::log().contains(ALONE), "it does not say so");
     let (waiter, spike) = (Waiter::on(&group, "4M")?, Waiter::on(&group, "30M")?);
     agent.killed_while(|| {
-        worker.spike(Kind::Anonymous, 32 * MIB, 1)?;
-        worker.grow(Kind::Anonymous, 6 * MIB)
+        charger.spike(Kind::Anonymous, 32 * MIB, 1)?;
+        charger.grow(Kind::Anonymous, 6 * MIB)
     })?;
     ensure!(waiter.wait()? == 1, "what lasts is told");
     agent.0.settle()?;
     ensure!(spike.take()? == 0, "a spike that nobody saw is not");
-    worker.shrink(Kind::Anonymous)?;
+    charger.shrink(Kind::Anonymous)?;
     ensure!(waiter.wait()? == 1 && agent.registrations()? == 2, "nothing is lost");
     ensure!(agent.0.end(Signal::SIGTERM)? == 0, "the agent ends well");
     drop((waiter, spike));
@@ -133,7 +133,7 @@ fn bpffs() -> Result<()> {
     let mut agent = Supervised::start(&[])?;
     let waiter = Waiter::on(&group, "4M")?;
     read_only(BPF, true)?;
-    agent.killed_while(|| worker.spike(Kind::Anonymous, 6 * MIB, 1))?;
+    agent.killed_while(|| charger.spike(Kind::Anonymous, 6 * MIB, 1))?;
     agent.0.settle()?;
     ensure!(waiter.take()? == 2, "what is pinned goes on, spikes included");
     ensure!(agent.0.end(Signal::SIGTERM)? == 0, "the agent ends well");
@@ -143,7 +143,7 @@ fn bpffs() -> Result<()> {
     let agent = Supervised::start(&[])?;
     ensure!(agent.0.end(Signal::SIGTERM)? == 0, "the agent ends well");
     nothing_is_left()?;
-    worker.end()
+    charger.end()
 }
 
 /// Registered by a control file at `path`.
@@ -167,39 +167,39 @@ fn cgroupfs() -> Result<()> {
     fs::create_dir_all(SECOND)?;
     let groups = ["first", "second", "third"].map(Group::new).into_iter().collect::<Result<Vec<_>>>()?;
     let agent = Agent::start(&[])?;
-    let mut workers = groups.iter().map(Worker::start).collect::<Result<Vec<_>>>()?;
+    let mut chargers = groups.iter().map(Charger::start).collect::<Result<Vec<_>>>()?;
 
     let waiter = Waiter::on(&groups[0], "4M")?;
     remount("nsdelegate")?;
-    crosses(&mut workers[0], &waiter)?;
+    crosses(&mut chargers[0], &waiter)?;
     remount("")?;
 
     mount_on(SECOND)?;
     let second = Path::new(SECOND);
     let beside = waiter_at(&second.join("first/memory.current"), "4M")?;
-    crosses(&mut workers[0], &beside)?;
+    crosses(&mut chargers[0], &beside)?;
     agent.settle()?;
     ensure!(waiter.take()? == 2, "both are told");
     drop(beside);
 
     umount2(CGROUP, MntFlags::MNT_DETACH)?;
-    crosses(&mut workers[0], &waiter)?;
+    crosses(&mut chargers[0], &waiter)?;
     let away = waiter_at(&second.join("second/memory.current"), "4M")?;
-    crosses(&mut workers[1], &away)?;
+    crosses(&mut chargers[1], &away)?;
     let shown = "/run/memcg-monitor/cgroup/third/memory.usage_in_bytes";
     let by_view = waiter_at(Path::new(shown), "4M")?;
-    crosses(&mut workers[2], &by_view)?;
+    crosses(&mut chargers[2], &by_view)?;
     umount2(SECOND, MntFlags::MNT_DETACH)?;
-    crosses(&mut workers[0], &waiter)?;
+    crosses(&mut chargers[0], &waiter)?;
     says(fails(&ANOTHER, |_| {})?, &["no cgroup hierarchy"])?;
 
     mount_on(CGROUP)?;
     let again = Waiter::on(&groups[2], "4M")?;
-    crosses(&mut workers[2], &again)?;
+    crosses(&mut chargers[2], &again)?;
     let row = agent.row(&groups[2].path)?;
     ensure!(row.registrations.iter().map(|row| row.count).sum::<u64>() == 2, "both are listed: {row:?}");
     ensure!(!is_dead(agent.pid()), "the agent lives");
-    drop(workers);
+    drop(chargers);
     groups[0].remove()?;
     ensure!(waiter.wait()? == 1, "its removal is told");
     Ok(())

@@ -16,7 +16,7 @@ use nix::unistd::{ForkResult, Pid, fork, getpid};
 
 use super::{MIB, crosses};
 use crate::harness::agent::until;
-use crate::harness::charger::Worker;
+use crate::harness::charger::Charger;
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
 use crate::harness::runner::{On, Test};
@@ -73,15 +73,15 @@ fn score(process: Pid, score: i32) -> Result<()> {
 fn host_out_of_memory() -> Result<()> {
     let (hogs, quiet) = (Group::new("hogs")?, Group::new("quiet")?);
     let mut agent = Supervised::start(&[])?;
-    let mut worker = Worker::start(&quiet)?;
+    let mut charger = Charger::start(&quiet)?;
     let (heard, other) = (Waiter::on(&hogs, "64M")?, Waiter::on(&quiet, "4M")?);
-    let first = agent.0.worker()?;
+    let first = agent.0.supervised()?;
     score(first, 1000)?;
     // Before the hog's memory is free the kernel may look for more, and finds them here.
-    let next = (0..4).map(|_| Worker::start(&quiet)).collect::<Result<Vec<_>>>()?;
-    next.iter().try_for_each(|worker| score(worker.pid(), 500))?;
+    let next = (0..4).map(|_| Charger::start(&quiet)).collect::<Result<Vec<_>>>()?;
+    next.iter().try_for_each(|charger| score(charger.pid(), 500))?;
     score(getpid(), -1000)?;
-    score(worker.pid(), -1000)?;
+    score(charger.pid(), -1000)?;
     let child = hog(&hogs)?;
     match waitpid(child, None)? {
         WaitStatus::Signaled(_, Signal::SIGKILL, _) => {}
@@ -96,10 +96,10 @@ fn host_out_of_memory() -> Result<()> {
     })
     .with_context(|| format!("{told} signals"))?;
     ensure!(agent.registrations()? == 2 && agent.0.status()?.restarts > 0, "nothing is lost");
-    let score = fs::read_to_string(format!("/proc/{}/oom_score_adj", agent.0.worker()?))?;
+    let score = fs::read_to_string(format!("/proc/{}/oom_score_adj", agent.0.supervised()?))?;
     ensure!(score.trim() == "0", "the new agent's score is the administrator's: {score}");
-    crosses(&mut worker, &other)?;
-    worker.end()
+    crosses(&mut charger, &other)?;
+    charger.end()
 }
 
 /// Registers until the agent is no more; how many it has taken.
@@ -121,11 +121,11 @@ fn register_until_it_dies(many: &Waiter, control: &File) -> Result<u64> {
 fn own_limit() -> Result<()> {
     let (own, group) = (Group::new("own")?, Group::new("watched")?);
     let mut agent = Supervised::start(&["--no-mount"])?;
-    let mut worker = Worker::start(&group)?;
+    let mut charger = Charger::start(&group)?;
     let (waiter, many) = (Waiter::on(&group, "4M")?, Waiter::new()?);
     let control = File::open(group.usage_file())?;
     // What they have was charged elsewhere and stays there.
-    own.add(agent.0.worker()?)?;
+    own.add(agent.0.supervised()?)?;
     own.add(agent.0.pid())?;
     own.set_limit(MIB)?;
     let taken = register_until_it_dies(&many, &control)?;
@@ -136,6 +136,6 @@ fn own_limit() -> Result<()> {
     let kept = agent.registrations()?;
     crate::harness::report::say!("  {taken} taken within {} KiB; {kept} kept", MIB / 1024);
     ensure!((taken + 1..=taken + 2).contains(&kept), "{taken} and one were taken, {kept} are kept");
-    crosses(&mut worker, &waiter)?;
-    worker.end()
+    crosses(&mut charger, &waiter)?;
+    charger.end()
 }

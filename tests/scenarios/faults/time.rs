@@ -18,7 +18,7 @@ use nix::unistd::{ForkResult, Pid, fork};
 
 use super::{MIB, crosses};
 use crate::harness::agent::{Agent, BINARY, until};
-use crate::harness::charger::{Kind, Worker};
+use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, ask_agent};
 use crate::harness::group::Group;
 use crate::harness::runner::{On, Test};
@@ -73,21 +73,21 @@ fn clock() -> Result<()> {
     }
     let group = Group::new("clocked")?;
     let mut agent = Supervised::start(&["--sweep-ms", "100", "--rest-ms", "50", "--sample-ms", "50"])?;
-    let mut worker = Worker::start(&group)?;
-    let mut deep = Worker::start(&chain[chain.len() - 1])?;
+    let mut charger = Charger::start(&group)?;
+    let mut deep = Charger::start(&chain[chain.len() - 1])?;
     let waiter = Waiter::on(&group, "4M")?;
     // The groups below are kernel memory, 12 KiB each on 7.2, and weigh on the top.
     let swept = Waiter::on(&top, &(top.usage()? + 4 * MIB).to_string())?;
     let sampled = Waiter::at(&group, ControlFile::WorkingSet, "5M")?;
     let mut all_goes_on = |agent: &Agent| -> Result<()> {
-        crosses(&mut worker, &waiter)?;
+        crosses(&mut charger, &waiter)?;
         deep.grow(Kind::Anonymous, 6 * MIB)?;
         swept.hears(1, "the sweep goes on")?;
         deep.shrink(Kind::Anonymous)?;
         swept.hears(1, "the sweep goes on and on")?;
         // A threshold that flaps rests; its last word is said all the same.
-        worker.spike(Kind::Anonymous, 6 * MIB, 40)?;
-        worker.grow(Kind::Anonymous, 6 * MIB)?;
+        charger.spike(Kind::Anonymous, 6 * MIB, 40)?;
+        charger.grow(Kind::Anonymous, 6 * MIB)?;
         // From here on an odd number of signals is the last word.
         agent.settle()?;
         let mut total = 0;
@@ -101,7 +101,7 @@ fn clock() -> Result<()> {
             total += sampled.take()?;
             Ok(total % 2 == 1)
         })?;
-        worker.shrink(Kind::Anonymous)?;
+        charger.shrink(Kind::Anonymous)?;
         waiter.hears(1, "down again")?;
         until("and another", || {
             total += sampled.take()?;
@@ -122,7 +122,7 @@ fn clock() -> Result<()> {
     let _moved = moved?;
     ensure!(agent.registrations()? == 3, "all are kept");
     all_goes_on(&agent.0).context("a restart")?;
-    worker.end()?;
+    charger.end()?;
     deep.end()?;
     while let Some(group) = chain.pop() {
         group.remove()?;
@@ -148,7 +148,7 @@ fn stopped_clients() -> Result<()> {
     const FOLLOWER: &str = "/tmp/follower";
     let group = Group::new("still")?;
     let agent = Agent::start(&["--rest-ms", "0"])?;
-    let mut worker = Worker::start(&group)?;
+    let mut charger = Charger::start(&group)?;
     let usage_file = group.usage_file().to_string_lossy().into_owned();
     let mut follower = Command::new(BINARY)
         .args(["listen", "-o", "json", &usage_file, "4M"])
@@ -177,9 +177,9 @@ fn stopped_clients() -> Result<()> {
 
     let mut total = 0;
     for _ in 0..STORM {
-        worker.grow(Kind::Anonymous, 6 * MIB)?;
+        charger.grow(Kind::Anonymous, 6 * MIB)?;
         total += oracle.wait()?;
-        worker.shrink(Kind::Anonymous)?;
+        charger.shrink(Kind::Anonymous)?;
         total += oracle.wait()?;
     }
     ensure!(Waiter::on(&group, "64M").is_ok(), "others are served");
@@ -201,7 +201,7 @@ fn stopped_clients() -> Result<()> {
         Ok(text.lines().filter(|line| line.contains("crossed")).count() as u64 == total)
     })?;
     drop(deaf);
-    worker.end()?;
+    charger.end()?;
     group.remove()?;
     ensure!(follower.wait()?.success(), "the follower ends with the group");
     Ok(())

@@ -16,7 +16,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 
 use super::{as_user, begin, finish};
 use crate::harness::agent::{Agent, until};
-use crate::harness::charger::{Kind, Worker};
+use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
 use crate::harness::runner::{On, Test};
@@ -187,7 +187,7 @@ fn calls_measured() -> Result<()> {
 
     let agent = Agent::start(&["--confine", "warn"])?;
     let group = Group::new("measured")?;
-    let mut worker = Worker::start(&group)?;
+    let mut charger = Charger::start(&group)?;
     let heard = Waiter::on(&group, "4M")?;
     for (file, args) in [
         (ControlFile::Usage, "1%"),
@@ -201,21 +201,21 @@ fn calls_measured() -> Result<()> {
     }
     let root = Group::root()?;
     let sampled = Waiter::at(&root, ControlFile::Usage, "64M")?;
-    let folder = Path::new(POINT).join("measured");
-    for entry in fs::read_dir(&folder)?.flatten() {
+    let directory = Path::new(POINT).join("measured");
+    for entry in fs::read_dir(&directory)?.flatten() {
         let _ = fs::read(entry.path());
     }
     as_user(|| {
-        let _ = fs::read(folder.join("memory.stat"));
+        let _ = fs::read(directory.join("memory.stat"));
         Ok(())
     })?;
-    worker.grow(Kind::Anonymous, 8 * MIB)?;
+    charger.grow(Kind::Anonymous, 8 * MIB)?;
     ensure!(heard.wait()? == 1, "it hears");
     let _ = crate::scenarios::abuse::fails(&["list"], |_| {})?;
     let _ = crate::scenarios::abuse::fails(&["listen", "-o", "json", "/nowhere", "1M"], |_| {})?;
     agent.settle()?;
     drop(sampled);
-    worker.end()?;
+    charger.end()?;
     group.remove()?;
     ensure!(heard.wait()? == 1, "and hears of the end");
     let pid = agent.pid();
@@ -239,10 +239,10 @@ impl Drop for Own {
 }
 
 fn own_user() -> Result<()> {
-    let folder = Path::new(SOCKET).parent().context("no folder")?;
-    fs::create_dir_all(folder)?;
+    let directory = Path::new(SOCKET).parent().context("no directory")?;
+    fs::create_dir_all(directory)?;
     // What killed agents left there, too.
-    for path in fs::read_dir(folder)?.flatten().map(|entry| entry.path()).chain([folder.to_owned()]) {
+    for path in fs::read_dir(directory)?.flatten().map(|entry| entry.path()).chain([directory.to_owned()]) {
         std::os::unix::fs::chown(path, Some(AGENTS_USER), Some(AGENTS_USER))?;
     }
     // As `AmbientCapabilities=` of a unit: CAP_BPF, CAP_PERFMON, CAP_SYS_RESOURCE,
@@ -262,18 +262,18 @@ fn own_user() -> Result<()> {
         ensure!(own.0.try_wait()?.is_none(), "it ended: {}", said());
         Ok(said().contains("ready:"))
     })?;
-    let mut worker = Worker::start(&group)?;
+    let mut charger = Charger::start(&group)?;
     let waiter = Waiter::on(&group, "4M")?;
     let file = Path::new(POINT).join("own/memory.stat");
     fs::read(&file).with_context(|| format!("{} cannot be read: {}", file.display(), said()))?;
-    worker.grow(Kind::Anonymous, 8 * MIB)?;
+    charger.grow(Kind::Anonymous, 8 * MIB)?;
     ensure!(waiter.wait()? == 1, "it hears");
     let pid = nix::unistd::Pid::from_raw(i32::try_from(own.0.id())?);
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     ensure!(u64::from_str_radix(&field(&status, "CapEff"), 16)? == LOOP, "its rights: {status}");
     nix::sys::signal::kill(pid, Signal::SIGTERM)?;
     let ended = own.0.wait()?;
-    std::os::unix::fs::chown(folder, Some(0), Some(0))?;
+    std::os::unix::fs::chown(directory, Some(0), Some(0))?;
     ensure!(ended.success() && !Path::new(POINT).exists(), "{ended}: {}", said());
     Ok(())
 }

@@ -57,8 +57,8 @@ fn by_socket(line: &str, waiter: &Waiter, control: &File) -> Result<i32> {
     }
 }
 
-fn by_view(folder: &Path, line: &str) -> Result<i32> {
-    let event_control = OpenOptions::new().write(true).open(folder.join("cgroup.event_control"))?;
+fn by_view(directory: &Path, line: &str) -> Result<i32> {
+    let event_control = OpenOptions::new().write(true).open(directory.join("cgroup.event_control"))?;
     Ok(nix::unistd::write(&event_control, line.as_bytes()).err().map_or(0, |errno| errno as i32))
 }
 
@@ -66,7 +66,7 @@ fn unreadable_group() -> Result<()> {
     let group = Group::new("secret")?;
     let agent = Agent::start(&OPEN)?;
     let bystander = Waiter::on(&group, "64M")?;
-    let folder = Path::new(POINT).join("secret");
+    let directory = Path::new(POINT).join("secret");
     // Handed to the user before it was closed to others.
     let control = File::open(group.usage_file())?;
     fs::set_permissions(group.usage_file(), Permissions::from_mode(0o600))?;
@@ -76,7 +76,7 @@ fn unreadable_group() -> Result<()> {
         for (door, errno) in [
             ("socket, by number", agent_errno(line.as_bytes())?),
             ("socket, sent along", by_socket(&line, &waiter, &control)?),
-            ("view", by_view(&folder, &line)?),
+            ("view", by_view(&directory, &line)?),
         ] {
             ensure!(errno == libc::EACCES, "{door}: errno {errno}");
         }
@@ -89,7 +89,7 @@ fn guessed_descriptors() -> Result<()> {
     let group = Group::new("guess")?;
     let agent = Agent::start(&OPEN)?;
     let bystander = Waiter::on(&group, "64M")?;
-    let folder = Path::new(POINT).join("guess");
+    let directory = Path::new(POINT).join("guess");
     // Open in this process, and in the agent; not in the user's.
     let ours = at_number(&Waiter::new()?.0, 300)?;
     let control = File::open(group.usage_file())?;
@@ -103,7 +103,7 @@ fn guessed_descriptors() -> Result<()> {
             let line = format!("{guess} {c} 1M");
             let errno = agent_errno(line.as_bytes())?;
             ensure!(errno == libc::EBADF, "socket, eventfd {guess}: errno {errno}");
-            let errno = by_view(&folder, &line)?;
+            let errno = by_view(&directory, &line)?;
             ensure!(errno == libc::EBADF, "view, eventfd {guess}: errno {errno}");
         }
         let waiter = Waiter::new()?;

@@ -18,7 +18,7 @@ use nix::unistd::Pid;
 
 use super::{OPEN, USER, answer_on, become_user, begin, finish, is_errno};
 use crate::harness::agent::{Agent, until};
-use crate::harness::charger::{Kind, Worker};
+use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
 use crate::harness::runner::{On, Test};
@@ -126,7 +126,7 @@ fn is_answered(connection: &OwnedFd) -> Result<bool> {
 
 /// Everybody else is served, and hears.
 fn others_are_served(agent: &Agent, group: &Group) -> Result<()> {
-    let mut worker = Worker::start(group)?;
+    let mut charger = Charger::start(group)?;
     let ours = Waiter::on(group, "4M")?;
     finish(begin(|| {
         become_user(USER + 1)?;
@@ -138,9 +138,9 @@ fn others_are_served(agent: &Agent, group: &Group) -> Result<()> {
         send_with(&connection, "0 0 1M", &[control.as_raw_fd(), control.as_raw_fd()])?;
         is_errno(&answer_on(&connection)?, libc::EINVAL)
     })?)?;
-    worker.grow(Kind::Anonymous, 8 * MIB)?;
+    charger.grow(Kind::Anonymous, 8 * MIB)?;
     ensure!(ours.wait()? == 1, "a waiter hears");
-    worker.end()?;
+    charger.end()?;
     ours.wait()?;
     agent.settle()
 }

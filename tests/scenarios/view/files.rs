@@ -15,7 +15,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
 use super::{EVENT_CONTROL, MIB, USAGE, errno_of, register_in, shown, write_line};
 use crate::harness::agent::{Agent, until};
-use crate::harness::charger::{Kind, Worker};
+use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, page};
 use crate::harness::group::{Group, read_number};
 use crate::harness::runner::{On, Test};
@@ -73,19 +73,19 @@ fn same(what: &str, mut pair: impl FnMut() -> Result<(String, String)>) -> Resul
 fn values() -> Result<()> {
     let _agent = Agent::start(&[])?;
     let group = Group::new("values")?;
-    let folder = shown(&group.path)?;
+    let directory = shown(&group.path)?;
     if group.version == Version::V2 {
-        let text = read(&folder.join("memory.limit_in_bytes"))?;
+        let text = read(&directory.join("memory.limit_in_bytes"))?;
         ensure!(text == "9223372036854771712\n", "no limit is {text:?}");
         group.write("memory.max", "64M")?;
         group.write("memory.swap.max", "1M")?;
     }
-    let mut worker = Worker::start(&group)?;
-    worker.grow(Kind::Anonymous, 6 * MIB)?;
-    worker.grow(Kind::File, 2 * MIB)?;
-    for name in fs::read_dir(&folder)?.flatten().map(|entry| entry.file_name()) {
+    let mut charger = Charger::start(&group)?;
+    charger.grow(Kind::Anonymous, 6 * MIB)?;
+    charger.grow(Kind::File, 2 * MIB)?;
+    for name in fs::read_dir(&directory)?.flatten().map(|entry| entry.file_name()) {
         let name = name.to_string_lossy().into_owned();
-        let path = folder.join(&name);
+        let path = directory.join(&name);
         if name == EVENT_CONTROL || name == "memory.pressure_level" {
             let errno = errno_of(fs::read(&path));
             ensure!(errno == libc::EINVAL, "reading {name}: errno {errno}");
@@ -97,7 +97,7 @@ fn values() -> Result<()> {
     }
     if group.version == Version::V2 {
         let stat =
-            |name: &str| Ok::<_, anyhow::Error>(values::keyed(&read(&folder.join("memory.stat"))?, name));
+            |name: &str| Ok::<_, anyhow::Error>(values::keyed(&read(&directory.join("memory.stat"))?, name));
         for (ours, theirs) in
             [("cache", "file"), ("total_rss", "anon"), ("total_inactive_file", "inactive_file")]
         {
@@ -108,7 +108,7 @@ fn values() -> Result<()> {
         }
         ensure!(stat("hierarchical_memory_limit")? == 64 * MIB, "the limit in memory.stat");
     }
-    worker.end()
+    charger.end()
 }
 
 /// What a file should say, from the files of v2 (or v1, for what v1 had not).
@@ -173,9 +173,10 @@ fn modes_and_owners() -> Result<()> {
     let agent = Agent::start(&[])?;
     let (ours, theirs) = (Group::new("ours")?, Group::new("theirs")?);
     chown(&theirs.path, Some(NOBODY), Some(NOBODY))?;
-    let (our_folder, their_folder) = (shown(&ours.path)?, shown(&theirs.path)?);
-    let mode =
-        |folder: &Path, name: &str| Ok::<_, anyhow::Error>(fs::metadata(folder.join(name))?.mode() & 0o7777);
+    let (our_directory, their_directory) = (shown(&ours.path)?, shown(&theirs.path)?);
+    let mode = |directory: &Path, name: &str| {
+        Ok::<_, anyhow::Error>(fs::metadata(directory.join(name))?.mode() & 0o7777)
+    };
     for (name, expected) in [
         (EVENT_CONTROL, 0o200),
         (USAGE, 0o444),
@@ -184,19 +185,19 @@ fn modes_and_owners() -> Result<()> {
         ("memory.working_set_bytes", 0o444),
         ("memory.limit_in_bytes", 0o444),
     ] {
-        let found = mode(&our_folder, name)?;
+        let found = mode(&our_directory, name)?;
         ensure!(found == expected, "{name} has mode {found:o}");
-        for (folder, owner) in [(&our_folder, 0), (&their_folder, NOBODY)] {
-            let stat = fs::metadata(folder.join(name))?;
+        for (directory, owner) in [(&our_directory, 0), (&their_directory, NOBODY)] {
+            let stat = fs::metadata(directory.join(name))?;
             ensure!((stat.uid(), stat.gid(), stat.len()) == (owner, owner, 0), "{name}: {stat:?}");
         }
     }
-    ensure!(fs::metadata(&their_folder)?.uid() == NOBODY, "the directory's owner");
+    ensure!(fs::metadata(&their_directory)?.uid() == NOBODY, "the directory's owner");
     let found = as_nobody(|| {
         ensure!(
-            errno_of(OpenOptions::new().write(true).open(our_folder.join(EVENT_CONTROL))) == libc::EACCES
+            errno_of(OpenOptions::new().write(true).open(our_directory.join(EVENT_CONTROL))) == libc::EACCES
         );
-        let errno = register_in(&their_folder, USAGE, &Waiter::new()?, "1M")?;
+        let errno = register_in(&their_directory, USAGE, &Waiter::new()?, "1M")?;
         ensure!(errno == 0, "its owner is refused: errno {errno}");
         Ok(String::new())
     })?;
@@ -204,23 +205,23 @@ fn modes_and_owners() -> Result<()> {
     drop(agent);
 
     let _agent = Agent::start(&["--event-control-mode", "0222"])?;
-    ensure!(mode(&our_folder, EVENT_CONTROL)? == 0o222, "the mode asked for");
+    ensure!(mode(&our_directory, EVENT_CONTROL)? == 0o222, "the mode asked for");
     let found = as_nobody(|| {
-        let errno = register_in(&our_folder, USAGE, &Waiter::new()?, "1M")?;
+        let errno = register_in(&our_directory, USAGE, &Waiter::new()?, "1M")?;
         ensure!(errno == 0, "errno {errno} where all may write");
         Ok(String::new())
     })?;
     ensure!(found.is_none(), "{found:?}");
     // What is kept from readers there is kept from them here.
     fs::set_permissions(ours.usage_file(), Permissions::from_mode(0o600))?;
-    ensure!(mode(&our_folder, USAGE)? == 0o400, "the mode follows the real file's");
-    let control = File::open(our_folder.join(USAGE))?;
+    ensure!(mode(&our_directory, USAGE)? == 0o400, "the mode follows the real file's");
+    let control = File::open(our_directory.join(USAGE))?;
     let found = as_nobody(|| {
         let waiter = Waiter::new()?;
         let line = format!("{} {} 1M", waiter.0.as_raw_fd(), control.as_raw_fd());
-        let errno = write_line(&our_folder, line.as_bytes())?;
+        let errno = write_line(&our_directory, line.as_bytes())?;
         ensure!(errno == libc::EACCES, "errno {errno} on a file that is not readable");
-        ensure!(errno_of(File::open(our_folder.join(USAGE))) == libc::EACCES, "it was opened");
+        ensure!(errno_of(File::open(our_directory.join(USAGE))) == libc::EACCES, "it was opened");
         Ok(String::new())
     })?;
     ensure!(found.is_none(), "{found:?}");
@@ -230,7 +231,7 @@ fn modes_and_owners() -> Result<()> {
 fn open_modes() -> Result<()> {
     let agent = Agent::start(&[])?;
     let group = Group::new("modes")?;
-    let folder = shown(&group.path)?;
+    let directory = shown(&group.path)?;
     let waiter = Waiter::new()?;
     let options = |flags: i32| {
         let mut options = OpenOptions::new();
@@ -246,7 +247,7 @@ fn open_modes() -> Result<()> {
     {
         for access in [libc::O_RDONLY, libc::O_WRONLY, libc::O_RDWR] {
             let open = |name: &str| {
-                let file = options(access | more).open(folder.join(name));
+                let file = options(access | more).open(directory.join(name));
                 file.with_context(|| format!("{name} with {access:o} and {more:o}"))
             };
             let (control, event_control) = (open(USAGE)?, open(EVENT_CONTROL)?);
@@ -277,25 +278,25 @@ fn open_modes() -> Result<()> {
 
     // As a shell writes it.
     let (event, control) =
-        (nix::unistd::dup(&waiter.0)?, nix::unistd::dup(&File::open(folder.join(USAGE))?)?);
+        (nix::unistd::dup(&waiter.0)?, nix::unistd::dup(&File::open(directory.join(USAGE))?)?);
     let script = format!(
         "echo '{} {} 2M' > {EVENT_CONTROL}; head -n 1 {USAGE}; read line < {USAGE}; echo $line",
         event.as_raw_fd(),
         control.as_raw_fd()
     );
-    let shell = Command::new("/bin/busybox").args(["sh", "-c", &script]).current_dir(&folder).output()?;
+    let shell = Command::new("/bin/busybox").args(["sh", "-c", &script]).current_dir(&directory).output()?;
     let said = String::from_utf8_lossy(&shell.stdout).into_owned();
     ensure!(shell.status.success() && shell.stderr.is_empty(), "{shell:?}");
     ensure!(said.lines().count() == 2 && said.lines().all(|line| line.parse::<u64>().is_ok()), "{said:?}");
     ensure!(agent.status()?.registrations == registered + 1, "the shell's is registered");
 
-    let missing = folder.join("missing");
+    let missing = directory.join("missing");
     let errno = errno_of(File::create(&missing));
     ensure!(errno == libc::EACCES, "a new file: errno {errno}");
-    let usage = folder.join(USAGE);
+    let usage = directory.join(USAGE);
     for (what, outcome) in [
         ("mkdir", fs::create_dir(&missing)),
-        ("rmdir", fs::remove_dir(&folder)),
+        ("rmdir", fs::remove_dir(&directory)),
         ("unlink", fs::remove_file(&usage)),
         ("rename", fs::rename(&usage, &missing)),
         ("link", fs::hard_link(&usage, &missing)),
@@ -318,11 +319,11 @@ fn fresh_reads() -> Result<()> {
         let length = kept.read_at(&mut text, 0)?;
         Ok(String::from_utf8_lossy(&text[..length]).into_owned())
     };
-    let mut worker = Worker::start(&group)?;
+    let mut charger = Charger::start(&group)?;
     for _ in 0..3 {
-        worker.grow(Kind::Anonymous, 2 * MIB)?;
+        charger.grow(Kind::Anonymous, 2 * MIB)?;
         same("the open file says what a new one says", || Ok((at_start()?, read(&path)?)))?;
-        worker.shrink(Kind::Anonymous)?;
+        charger.shrink(Kind::Anonymous)?;
     }
     // Byte by byte, while it changes: one number, that was true at the start.
     let mut slow = File::open(&path)?;
@@ -331,7 +332,7 @@ fn fresh_reads() -> Result<()> {
     ensure!(slow.read(&mut byte)? == 1, "the first byte");
     text.push(byte[0]);
     let before = at_start()?;
-    worker.grow(Kind::Anonymous, 40 * MIB)?;
+    charger.grow(Kind::Anonymous, 40 * MIB)?;
     slow.read_to_end(&mut text)?;
     ensure!(String::from_utf8_lossy(&text).len() == before.len(), "{before:?} became {text:?}");
     let mut ready = [PollFd::new(kept.as_fd(), PollFlags::POLLIN | PollFlags::POLLOUT)];
@@ -339,5 +340,5 @@ fn fresh_reads() -> Result<()> {
     // Go's runtime does this with each file that it opens.
     let epoll = Epoll::new(EpollCreateFlags::empty())?;
     epoll.add(&kept, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 7))?;
-    worker.end()
+    charger.end()
 }

@@ -21,7 +21,7 @@ pub(super) fn tests() -> Vec<Test> {
     vec![
         Test {
             name: "view_goes_with_the_agent",
-            what: "SIGTERM and SIGINT leave no mount and no folder, whatever clients hold open",
+            what: "SIGTERM and SIGINT leave no mount and no directory, whatever clients hold open",
             on: On::Any,
             run: goes_with_the_agent,
         },
@@ -39,7 +39,7 @@ pub(super) fn tests() -> Vec<Test> {
         },
         Test {
             name: "view_without_fuse",
-            what: "without FUSE: a warning by default, an error where a folder was named",
+            what: "without FUSE: a warning by default, an error where a directory was named",
             on: On::Any,
             run: without_fuse,
         },
@@ -62,27 +62,27 @@ fn goes_with_the_agent() -> Result<()> {
         let agent = Agent::start(&[])?;
         ensure!(views()? == 1, "ready means mounted");
         let group = Group::new("goes")?;
-        let folder = shown(&group.path)?;
+        let directory = shown(&group.path)?;
         let _waiter = waiter_on(&group, "1M")?;
-        let usage = File::open(folder.join(USAGE))?;
-        let control = OpenOptions::new().write(true).open(folder.join(EVENT_CONTROL))?;
-        let _listing = fs::read_dir(&folder)?;
-        std::env::set_current_dir(&folder)?;
+        let usage = File::open(directory.join(USAGE))?;
+        let control = OpenOptions::new().write(true).open(directory.join(EVENT_CONTROL))?;
+        let _listing = fs::read_dir(&directory)?;
+        std::env::set_current_dir(&directory)?;
         let code = agent.end(signal)?;
         std::env::set_current_dir("/")?;
         ensure!(code == 0, "exit code {code}");
         ensure!(views()? == 0, "the view is still mounted");
-        ensure!(errno_of(fs::metadata(POINT)) == libc::ENOENT, "the folder is still there");
+        ensure!(errno_of(fs::metadata(POINT)) == libc::ENOENT, "the directory is still there");
         let errno = errno_of(usage.read_at(&mut [0; 8], 0));
         ensure!(errno == libc::ENOTCONN || errno == libc::ECONNABORTED, "an open file: errno {errno}");
         let errno = errno_of(control.write_at(b"1 2 3", 0));
         ensure!(errno == libc::ENOTCONN || errno == libc::ECONNABORTED, "an open file: errno {errno}");
     }
-    // A folder that was there before stays.
+    // A directory that was there before stays.
     fs::create_dir_all("/run/own/view")?;
     let agent = Agent::start(&["--mount", "/run/own/view"])?;
     ensure!(Path::new("/run/own/view").join(EVENT_CONTROL).exists(), "mounted where it was asked for");
-    ensure!(agent.end(Signal::SIGTERM)? == 0 && Path::new("/run/own/view").is_dir(), "the folder went");
+    ensure!(agent.end(Signal::SIGTERM)? == 0 && Path::new("/run/own/view").is_dir(), "the directory went");
     let agent = Agent::start(&["--no-mount"])?;
     ensure!(views()? == 0, "mounted with --no-mount");
     drop(agent);
@@ -91,7 +91,7 @@ fn goes_with_the_agent() -> Result<()> {
 
 fn after_a_kill() -> Result<()> {
     let group = Group::new("kill")?;
-    let folder = shown(&group.path)?;
+    let directory = shown(&group.path)?;
     // Its own process unmounts for it.
     let agent = Agent::start(&[])?;
     waiter_on(&group, "1M")?;
@@ -107,7 +107,7 @@ fn after_a_kill() -> Result<()> {
     }
     agent.signal(Signal::SIGKILL)?;
     drop(agent);
-    let errno = errno_of(fs::metadata(&folder));
+    let errno = errno_of(fs::metadata(&directory));
     ensure!(errno == libc::ENOTCONN || errno == libc::ECONNABORTED, "a dead view: errno {errno}");
     let agent = Agent::start(&[])?;
     ensure!(views()? == 1, "the dead one was cleared away");
@@ -138,8 +138,8 @@ fn in_the_way() -> Result<()> {
     says(fails(&arguments, |_| {})?, &[point, "another agent", "--mount"])?;
     agent.signal(Signal::SIGCONT)?;
     let group = Group::new("there")?;
-    let folder = Path::new(point).join("there");
-    ensure!(register_in(&folder, USAGE, &Waiter::new()?, "1M")? == 0, "the first one's view works");
+    let directory = Path::new(point).join("there");
+    ensure!(register_in(&directory, USAGE, &Waiter::new()?, "1M")? == 0, "the first one's view works");
     drop((agent, group));
     Ok(())
 }

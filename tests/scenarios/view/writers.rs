@@ -15,7 +15,7 @@ use nix::unistd::{ForkResult, chroot, fork};
 
 use super::{EVENT_CONTROL, MIB, USAGE, register_in, shown, waiter_on, written};
 use crate::harness::agent::{Agent, until};
-use crate::harness::charger::{Kind, Worker};
+use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
 use crate::harness::runner::{On, Test};
@@ -78,8 +78,8 @@ fn in_child(what: &str, client: impl FnOnce() -> Result<()>) -> Result<()> {
     }
 }
 
-fn registered(folder: &Path, waiter: &Waiter) -> Result<()> {
-    let errno = register_in(folder, USAGE, waiter, "1M")?;
+fn registered(directory: &Path, waiter: &Waiter) -> Result<()> {
+    let errno = register_in(directory, USAGE, waiter, "1M")?;
     ensure!(errno == 0, "errno {errno}");
     Ok(())
 }
@@ -87,10 +87,10 @@ fn registered(folder: &Path, waiter: &Waiter) -> Result<()> {
 fn any_writer() -> Result<()> {
     let agent = Agent::start(&[])?;
     let group = Group::new("writers")?;
-    let folder = shown(&group.path)?;
+    let directory = shown(&group.path)?;
     let waiter = Waiter::new()?;
-    let usage = File::open(folder.join(USAGE))?;
-    let control = OpenOptions::new().write(true).open(folder.join(EVENT_CONTROL))?;
+    let usage = File::open(directory.join(USAGE))?;
+    let control = OpenOptions::new().write(true).open(directory.join(EVENT_CONTROL))?;
     let line = format!("{} {} 1M", waiter.0.as_raw_fd(), usage.as_raw_fd());
     let by_open_files = || -> Result<()> {
         let errno = written(nix::unistd::write(&control, line.as_bytes()), line.len())?;
@@ -99,17 +99,17 @@ fn any_writer() -> Result<()> {
     };
 
     // Its thread id is not its process's.
-    thread::scope(|scope| scope.spawn(|| registered(&folder, &waiter)).join())
+    thread::scope(|scope| scope.spawn(|| registered(&directory, &waiter)).join())
         .map_err(|_| anyhow::anyhow!("the thread panicked"))?
         .context("a thread")?;
-    in_child("a child", || registered(&folder, &waiter).and_then(|()| by_open_files()))?;
+    in_child("a child", || registered(&directory, &waiter).and_then(|()| by_open_files()))?;
 
     let elsewhere = PathBuf::from("/run/elsewhere");
     fs::create_dir_all(&elsewhere)?;
     in_child("another mount namespace, the group's directory bound elsewhere", || {
         unshare(CloneFlags::CLONE_NEWNS)?;
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
-        mount(Some(&folder), &elsewhere, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+        mount(Some(&directory), &elsewhere, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
         registered(&elsewhere, &waiter)?;
         // No longer anywhere in its mountinfo.
         let hidden = OpenOptions::new().write(true).open(elsewhere.join(EVENT_CONTROL))?;
@@ -123,7 +123,7 @@ fn any_writer() -> Result<()> {
     in_child("a chroot", || {
         unshare(CloneFlags::CLONE_NEWNS)?;
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
-        mount(Some(&folder), &elsewhere, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+        mount(Some(&directory), &elsewhere, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
         chroot(&elsewhere)?;
         std::env::set_current_dir("/")?;
         registered(Path::new("/"), &waiter)?;
@@ -131,22 +131,22 @@ fn any_writer() -> Result<()> {
     })?;
     in_child("a child pid namespace", || {
         unshare(CloneFlags::CLONE_NEWPID)?;
-        in_child("its first process", || registered(&folder, &waiter))
+        in_child("its first process", || registered(&directory, &waiter))
     })?;
     fs::remove_dir(&elsewhere)?;
     let count = agent.status()?.registrations;
     ensure!(count == 8, "{count} of 8 registrations");
 
-    let mut worker = Worker::start(&group)?;
-    worker.grow(Kind::Anonymous, 4 * MIB)?;
+    let mut charger = Charger::start(&group)?;
+    charger.grow(Kind::Anonymous, 4 * MIB)?;
     until("each is signalled", || Ok(waiter.take()? == 8 || agent.settle().is_err()))?;
-    worker.end()
+    charger.end()
 }
 
 fn own_descriptors() -> Result<()> {
     let agent = Agent::start(&[])?;
     let group = Group::new("own")?;
-    let folder = shown(&group.path)?;
+    let directory = shown(&group.path)?;
     let others = Waiter::new()?;
     let outcome = thread::scope(|scope| {
         let thread = scope.spawn(|| -> Result<()> {
@@ -160,7 +160,7 @@ fn own_descriptors() -> Result<()> {
             // SAFETY: takes two numbers, returns a new descriptor or -1.
             let can = unsafe { libc::syscall(libc::SYS_pidfd_open, id, libc::O_EXCL) } >= 0;
             // In the process's own table the number is another eventfd's.
-            let errno = register_in(&folder, USAGE, &others, "1M")?;
+            let errno = register_in(&directory, USAGE, &others, "1M")?;
             let expected = if can { 0 } else { libc::EBADF };
             ensure!(errno == expected, "errno {errno} instead of {expected} (pidfds of threads: {can})");
             // Goes with this thread's table; elsewhere its number is somebody else's.
@@ -170,11 +170,11 @@ fn own_descriptors() -> Result<()> {
         thread.join()
     });
     outcome.map_err(|_| anyhow::anyhow!("the thread panicked"))??;
-    let mut worker = Worker::start(&group)?;
-    worker.grow(Kind::Anonymous, 4 * MIB)?;
+    let mut charger = Charger::start(&group)?;
+    charger.grow(Kind::Anonymous, 4 * MIB)?;
     agent.settle()?;
     ensure!(others.take()? == 0, "another eventfd was signalled");
-    worker.end()
+    charger.end()
 }
 
 extern "C" fn ignore(_: i32) {}
@@ -183,7 +183,7 @@ fn interrupted() -> Result<()> {
     const TIMES: u64 = 300;
     let agent = Agent::start(&[])?;
     let group = Group::new("signals")?;
-    let folder = shown(&group.path)?;
+    let directory = shown(&group.path)?;
     // Without SA_RESTART: whatever can be interrupted is.
     let action = SigAction::new(SigHandler::Handler(ignore), SaFlags::empty(), SigSet::empty());
     // SAFETY: the handler does nothing.
@@ -193,8 +193,8 @@ fn interrupted() -> Result<()> {
         it_value: libc::timeval { tv_sec: 0, tv_usec: 300 },
     };
     let waiter = Waiter::new()?;
-    let usage = File::open(folder.join(USAGE))?;
-    let control = OpenOptions::new().write(true).open(folder.join(EVENT_CONTROL))?;
+    let usage = File::open(directory.join(USAGE))?;
+    let control = OpenOptions::new().write(true).open(directory.join(EVENT_CONTROL))?;
     let line = format!("{} {} 1M", waiter.0.as_raw_fd(), usage.as_raw_fd());
     // SAFETY: the value is valid, and no old one is asked for.
     unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const often, std::ptr::null_mut()) };
@@ -222,15 +222,15 @@ fn interrupted() -> Result<()> {
 fn many_at_once() -> Result<()> {
     let agent = Agent::start(&[])?;
     let group = Group::new("crowd")?;
-    let folder = shown(&group.path)?;
+    let directory = shown(&group.path)?;
     agent.settle()?;
     let before = agent.descriptors()?;
-    let mut worker = Worker::start(&group)?;
+    let mut charger = Charger::start(&group)?;
     let reader = |n: usize| -> Result<()> {
         for round in 0..20 {
             let mine = Waiter::new()?;
-            registered(&folder, &mine)?;
-            for entry in fs::read_dir(&folder)? {
+            registered(&directory, &mine)?;
+            for entry in fs::read_dir(&directory)? {
                 let path = entry?.path();
                 let readable = !path.ends_with(EVENT_CONTROL) && !path.ends_with("memory.pressure_level");
                 ensure!(
@@ -245,15 +245,15 @@ fn many_at_once() -> Result<()> {
     thread::scope(|scope| -> Result<()> {
         let readers: Vec<_> = (0..8).map(|n| scope.spawn(move || reader(n))).collect();
         for _ in 0..10 {
-            worker.grow(Kind::Anonymous, 4 * MIB)?;
-            worker.shrink(Kind::Anonymous)?;
+            charger.grow(Kind::Anonymous, 4 * MIB)?;
+            charger.shrink(Kind::Anonymous)?;
         }
         readers.into_iter().try_for_each(|reader| match reader.join() {
             Ok(outcome) => outcome,
             Err(_) => bail!("a reader panicked"),
         })
     })?;
-    worker.end()?;
+    charger.end()?;
     until("all registrations ended", || Ok(agent.status()?.registrations == 0))?;
     until("nothing was left in the agent", || Ok(agent.descriptors()?.len() <= before.len()))
         .with_context(|| format!("before: {before:?}; after: {:?}", agent.descriptors()))
@@ -262,10 +262,10 @@ fn many_at_once() -> Result<()> {
 fn stopped_agent() -> Result<()> {
     let agent = Agent::start(&[])?;
     let group = Group::new("still")?;
-    let folder = shown(&group.path)?;
-    let path = CString::new(folder.join(EVENT_CONTROL).to_string_lossy().into_owned())?;
+    let directory = shown(&group.path)?;
+    let path = CString::new(directory.join(EVENT_CONTROL).to_string_lossy().into_owned())?;
     let waiter = waiter_on(&group, "1M")?;
-    let usage = File::open(folder.join(USAGE))?;
+    let usage = File::open(directory.join(USAGE))?;
     let line = format!("{} {} 2M", waiter.0.as_raw_fd(), usage.as_raw_fd());
     agent.signal(Signal::SIGSTOP)?;
     // Each thread by itself: one that took the request first would hold it.

@@ -11,10 +11,10 @@ use crate::scenarios::deploy::debian::output;
 /// What the host packed.
 const SHARE: &str = "/usr/share/memcg-monitor";
 
-/// A folder that runc starts.
+/// A directory that runc starts.
 #[derive(Debug)]
 pub(super) struct Bundle {
-    pub(super) folder: PathBuf,
+    pub(super) directory: PathBuf,
 }
 
 /// What an image says of itself.
@@ -27,21 +27,21 @@ impl Bundle {
     /// The first container of a manifest, with its own group at `cgroup`.
     /// A user namespace maps its users to `users` and above.
     pub(super) fn of(name: &str, manifest: &str, cgroup: &str, users: Option<u32>) -> Result<Self> {
-        let folder = PathBuf::from("/var/lib/memcg-containers").join(name);
-        let _ = fs::remove_dir_all(&folder);
-        fs::create_dir_all(folder.join("rootfs"))
-            .with_context(|| format!("cannot make {}", folder.display()))?;
-        let image = unpack(&folder.join("rootfs"))?;
+        let directory = PathBuf::from("/var/lib/memcg-containers").join(name);
+        let _ = fs::remove_dir_all(&directory);
+        fs::create_dir_all(directory.join("rootfs"))
+            .with_context(|| format!("cannot make {}", directory.display()))?;
+        let image = unpack(&directory.join("rootfs"))?;
         let manifest = read(&Path::new(SHARE).join(format!("kubernetes/{manifest}.json")))?;
         let mut config = config(&manifest, &image, cgroup)?;
         if let Some(users) = users {
             map_users(&mut config, users);
             // A runtime maps the image's files, too.
-            let root = folder.join("rootfs").display().to_string();
+            let root = directory.join("rootfs").display().to_string();
             output("chown", &["-R", &format!("{users}:{users}"), &root])?;
         }
-        fs::write(folder.join("config.json"), config.to_string()).context("cannot write config.json")?;
-        Ok(Self { folder })
+        fs::write(directory.join("config.json"), config.to_string()).context("cannot write config.json")?;
+        Ok(Self { directory })
     }
 }
 

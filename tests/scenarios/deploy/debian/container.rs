@@ -11,7 +11,7 @@ use memcg_monitor::client::{CONTROL_SOCKET, Control, SOCKET};
 use serde_json::Value;
 
 use crate::harness::agent::{PATIENCE, until};
-use crate::harness::charger::{Kind, Worker};
+use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::attached;
 use crate::harness::group::{Group, read_number};
 use crate::harness::report::say;
@@ -40,11 +40,11 @@ struct Container {
 impl Container {
     fn start(name: &'static str, manifest: &str, users: Option<u32>) -> Result<Self> {
         let bundle = Bundle::of(name, manifest, &format!("/{GROUP}/{name}"), users)?;
-        let log = bundle.folder.join("log");
+        let log = bundle.directory.join("log");
         let file = File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
         let status = Command::new("runc")
             .args(["run", "--detach", "--bundle"])
-            .args([bundle.folder.as_os_str(), name.as_ref()])
+            .args([bundle.directory.as_os_str(), name.as_ref()])
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file)
@@ -133,9 +133,9 @@ fn hears_of_itself(agent: &Container, name: &'static str, users: Option<u32>) ->
     ensure!(client.process("Uid")?.starts_with(&user), "the client is {}", client.process("Uid")?);
     ensure!(client.process("NSpid")?.ends_with("\t1"), "the client sees the host's processes");
 
-    let mut worker = Worker::start(&client.group())?;
-    worker.grow(Kind::Anonymous, 24 << 20)?;
+    let mut charger = Charger::start(&client.group())?;
+    charger.grow(Kind::Anonymous, 24 << 20)?;
     until("the client heard it and ended", || client.has_stopped())?;
     ensure!(client.said().contains("memory.current 16M: crossed"), "the client said {:?}", client.said());
-    worker.end()
+    charger.end()
 }

@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::harness::agent::{PATIENCE, until};
-use crate::harness::charger::{Kind, Worker};
+use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, attached, write_event_control};
 use crate::harness::group::{Group, read_number};
 use crate::harness::report::say;
@@ -66,29 +66,30 @@ pub(super) fn tests() -> Vec<Test> {
 /// Up and down across a threshold, heard; a word of the operator's socket in between.
 pub(super) fn hears(name: &str) -> Result<()> {
     let group = Group::new(name)?;
-    let mut worker = Worker::start(&group)?;
+    let mut charger = Charger::start(&group)?;
     let waiter = Waiter::on(&group, "4M")?;
-    crossings(&waiter, &mut worker)?;
-    worker.end()
+    crossings(&waiter, &mut charger)?;
+    charger.end()
 }
 
 /// The same by a write to the view's `cgroup.event_control`.
 fn hears_by_view(name: &str) -> Result<()> {
     let group = Group::new(name)?;
-    let mut worker = Worker::start(&group)?;
+    let mut charger = Charger::start(&group)?;
     let waiter = Waiter::new()?;
-    let folder = Path::new(VIEW).join(name);
-    let control = File::open(folder.join("memory.usage_in_bytes")).context("cannot open the view's file")?;
+    let directory = Path::new(VIEW).join(name);
+    let control =
+        File::open(directory.join("memory.usage_in_bytes")).context("cannot open the view's file")?;
     let line = format!("{} {} 4M", waiter.0.as_raw_fd(), control.as_raw_fd());
-    write_event_control(&folder, line.as_bytes()).context("the view refuses")?;
-    crossings(&waiter, &mut worker)?;
-    worker.end()
+    write_event_control(&directory, line.as_bytes()).context("the view refuses")?;
+    crossings(&waiter, &mut charger)?;
+    charger.end()
 }
 
-fn crossings(waiter: &Waiter, worker: &mut Worker) -> Result<()> {
-    worker.grow(Kind::Anonymous, 8 * MIB)?;
+fn crossings(waiter: &Waiter, charger: &mut Charger) -> Result<()> {
+    charger.grow(Kind::Anonymous, 8 * MIB)?;
     ensure!(waiter.wait()? == 1, "up");
-    worker.shrink(Kind::Anonymous)?;
+    charger.shrink(Kind::Anonymous)?;
     ensure!(waiter.wait()? == 1, "down");
     Ok(())
 }
@@ -117,9 +118,9 @@ fn service() -> Result<()> {
     let status = property("StatusText")?;
     ensure!(status.contains("watching") && status.contains(VIEW), "its status is {status:?}");
     ensure!(is_mounted()?, "the view is not to be seen outside the unit");
-    for folder in ["/run/memcg-monitor", VIEW] {
-        let mode = fs::metadata(folder)?.permissions().mode() & 0o777;
-        ensure!(mode & 0o555 == 0o555, "{folder} has mode {mode:o}");
+    for directory in ["/run/memcg-monitor", VIEW] {
+        let mode = fs::metadata(directory)?.permissions().mode() & 0o777;
+        ensure!(mode & 0o555 == 0o555, "{directory} has mode {mode:o}");
     }
     hears_by_view("by_view")?;
 
@@ -142,7 +143,7 @@ fn restarts() -> Result<()> {
     let _units = Units::install(&[])?;
     systemctl(&["start", SERVICE])?;
     let group = Group::new("restarts")?;
-    let mut worker = Worker::start(&group)?;
+    let mut charger = Charger::start(&group)?;
     let waiter = Waiter::on(&group, "4M")?;
     let mut before = main_process()?;
     for how in ["restart", "kill"] {
@@ -159,10 +160,10 @@ fn restarts() -> Result<()> {
         })?;
         before = main_process()?;
         if SURVIVES {
-            crossings(&waiter, &mut worker).with_context(|| format!("registered before {how}"))?;
+            crossings(&waiter, &mut charger).with_context(|| format!("registered before {how}"))?;
         }
     }
-    worker.end()
+    charger.end()
 }
 
 fn watchdog() -> Result<()> {

@@ -42,7 +42,7 @@ fn as_documented() -> Result<()> {
     // A clone, as far as the commands see it.
     let clone = Path::new("/var/lib/clone");
     let built = clone.join("target/guest/x86_64-unknown-linux-gnu/release");
-    fs::create_dir_all(&built).context("cannot make a folder")?;
+    fs::create_dir_all(&built).context("cannot make a directory")?;
     std::os::unix::fs::symlink(share, clone.join("deploy")).context("symlink failed")?;
     fs::copy(BINARY, built.join("memcg-monitor")).context("cannot copy the agent")?;
     fs::remove_file(BINARY)?;
@@ -67,17 +67,17 @@ fn units() -> Result<()> {
     let share = Path::new("/usr/share/memcg-monitor/systemd");
     // In tenths: 0 is sealed, 100 is open.
     for (drop_in, most) in [("", 40.0), ("memcg-monitor.service.d", 20.0)] {
-        let folder = Path::new("/var/lib/units").join(if drop_in.is_empty() { "plain" } else { "narrow" });
-        fs::create_dir_all(&folder).context("cannot make a folder")?;
+        let directory = Path::new("/var/lib/units").join(if drop_in.is_empty() { "plain" } else { "narrow" });
+        fs::create_dir_all(&directory).context("cannot make a directory")?;
         for name in [SERVICE, "memcg-monitor.socket", "memcg-monitor-operator.socket", drop_in] {
             if !name.is_empty() {
-                copy(&share.join(name), &folder.join(name), 0o644)?;
+                copy(&share.join(name), &directory.join(name), 0o644)?;
             }
         }
         // It is for the host's network, so its score is another matter.
-        let _ = fs::remove_file(folder.join(drop_in).join("metrics.conf"));
+        let _ = fs::remove_file(directory.join(drop_in).join("metrics.conf"));
         let analyze = |words: &str| {
-            output("sh", &["-c", &format!("cd {} && systemd-analyze {words} 2>&1", folder.display())])
+            output("sh", &["-c", &format!("cd {} && systemd-analyze {words} 2>&1", directory.display())])
         };
         let text = analyze("verify --man=no ./*.service ./*.socket")?;
         ensure!(text.trim().is_empty(), "verify {drop_in}: {text}");

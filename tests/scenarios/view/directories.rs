@@ -1,4 +1,4 @@
-//! The view's folders: each group in one, under its own name, and none twice.
+//! The view's directories: each group in one, under its own name, and none twice.
 
 use std::ffi::OsString;
 use std::fs;
@@ -9,7 +9,7 @@ use memcg_monitor::view::POINT;
 
 use super::{MIB, USAGE, register_in, shown};
 use crate::harness::agent::Agent;
-use crate::harness::charger::{Kind, Worker};
+use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
 use crate::harness::runner::{On, Test};
@@ -40,7 +40,7 @@ fn names() -> Result<()> {
         let errno = register_in(&shown(&group.path)?, USAGE, &Waiter::new()?, "1M")?;
         ensure!(errno == 0, "{}: errno {errno}", group.path.display());
     }
-    let listed: Vec<OsString> = folders(Path::new(POINT))?;
+    let listed: Vec<OsString> = directories(Path::new(POINT))?;
     ensure!(odd.iter().all(|name| listed.iter().any(|found| found == name)), "listed: {listed:?}");
     let mut chain = vec![Group::new("level")?];
     for _ in 0..60 {
@@ -48,21 +48,21 @@ fn names() -> Result<()> {
         chain.push(below);
     }
     let deepest = chain.last().context("a level")?;
-    let mut worker = Worker::start(deepest)?;
+    let mut charger = Charger::start(deepest)?;
     let waiter = super::waiter_on(deepest, "4M")?;
-    worker.grow(Kind::Anonymous, 6 * MIB)?;
+    charger.grow(Kind::Anonymous, 6 * MIB)?;
     ensure!(waiter.wait()? == 1, "60 levels down");
-    worker.end()?;
+    charger.end()?;
     while let Some(group) = chain.pop() {
         group.remove()?;
     }
     Ok(())
 }
 
-fn folders(folder: &Path) -> Result<Vec<OsString>> {
-    let entries = fs::read_dir(folder)?.collect::<std::io::Result<Vec<_>>>()?;
-    let folders = entries.into_iter().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    Ok(folders.map(|entry| entry.file_name()).collect())
+fn directories(directory: &Path) -> Result<Vec<OsString>> {
+    let entries = fs::read_dir(directory)?.collect::<std::io::Result<Vec<_>>>()?;
+    let directories = entries.into_iter().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    Ok(directories.map(|entry| entry.file_name()).collect())
 }
 
 fn many() -> Result<()> {
@@ -70,8 +70,8 @@ fn many() -> Result<()> {
     let parent = Group::new("many")?;
     let name = |n: u32| format!("group-with-a-name-of-some-length-{n:04}");
     let groups = (0..1000).map(|n| parent.child(&name(n))).collect::<Result<Vec<_>>>()?;
-    let folder = shown(&parent.path)?;
-    let mut found = folders(&folder)?;
+    let directory = shown(&parent.path)?;
+    let mut found = directories(&directory)?;
     found.sort();
     ensure!(
         found == (0..1000).map(|n| name(n).into()).collect::<Vec<OsString>>(),
@@ -79,7 +79,7 @@ fn many() -> Result<()> {
         found.len()
     );
     // Every tenth goes once the listing has begun, and others come.
-    let mut entries = fs::read_dir(&folder)?;
+    let mut entries = fs::read_dir(&directory)?;
     let first = entries.next().context("a first name")??.file_name();
     groups.iter().step_by(10).try_for_each(Group::remove)?;
     let late = (1000..1050).map(|n| parent.child(&name(n))).collect::<Result<Vec<_>>>()?;
