@@ -1,4 +1,4 @@
-//! Bad input and bad neighbours: a clear refusal, nothing leaked, nothing else
+//! Bad input and hosts that cannot serve: a clear refusal, nothing leaked, nothing else
 //! disturbed.
 
 pub(crate) mod clients;
@@ -26,43 +26,43 @@ use crate::harness::runner::{On, Test};
 pub(crate) fn tests() -> Vec<Test> {
     vec![
         Test {
-            name: "hostile_packets",
+            name: "abuse_packets",
             what: "bad packets are refused with the right errno and leave no descriptor",
             on: On::Any,
             run: packets,
         },
         Test {
-            name: "hostile_sender_dies",
+            name: "abuse_sender_dies",
             what: "a sender that dies in the middle harms nobody",
             on: On::Any,
             run: sender_dies,
         },
         Test {
-            name: "hostile_unreadable_file",
+            name: "abuse_unreadable_file",
             what: "a user cannot register on a file that the user may not read",
             on: On::Any,
             run: unreadable_file,
         },
         Test {
-            name: "hostile_second_agent",
+            name: "abuse_second_agent",
             what: "a second agent on the same socket says who is there and disturbs nothing",
             on: On::Any,
             run: second_agent,
         },
         Test {
-            name: "hostile_leftovers",
+            name: "abuse_leftovers",
             what: "a killed agent's sockets are taken over; a file in the way is not removed",
             on: On::Any,
             run: leftovers,
         },
         Test {
-            name: "hostile_host",
+            name: "abuse_host",
             what: "no privilege, no BTF, no hooks: said precisely, exit code 1",
             on: On::Any,
             run: host_lacks,
         },
         Test {
-            name: "hostile_full_tables",
+            name: "abuse_full_tables",
             what: "full tables refuse new registrations with ENOMEM and leave the others alone",
             on: On::Any,
             run: full_tables,

@@ -1,6 +1,6 @@
-//! The agent's own neighbours run short, go or change: memory, descriptors, file
+//! Resources that the agent depends on run short, go away or change: memory, descriptors, file
 //! systems, clocks, controllers, clients. What happens then is written in
-//! docs/neighbours.md.
+//! docs/failure-modes.md.
 
 mod files;
 mod memory;
@@ -36,13 +36,13 @@ pub(crate) fn tests() -> Vec<Test> {
     tests.extend(time::tests());
     tests.extend([
         Test {
-            name: "neighbours_descriptors",
+            name: "faults_descriptors",
             what: "out of descriptors: ENOMEM, what is registered goes on, and who waited is served later",
             on: On::Any,
             run: descriptors,
         },
         Test {
-            name: "neighbours_controller",
+            name: "faults_controller",
             what: "a controller turned off, and on again, while there is no agent: told as a removal",
             on: On::V2,
             run: controller,

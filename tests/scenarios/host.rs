@@ -9,19 +9,19 @@ use crate::harness::runner::{On, Test};
 pub(crate) fn tests() -> Vec<Test> {
     vec![
         Test {
-            name: "kernel_describes_its_types",
+            name: "host_kernel_describes_its_types",
             what: "the kernel has BTF, which offsets are read from",
             on: On::Any,
             run: kernel_describes_its_types,
         },
         Test {
-            name: "v1_memory_controller",
+            name: "host_v1_memory_controller",
             what: "the kernel's own event_control is there, the oracle",
             on: On::V1,
             run: || controller("/sys/fs/cgroup/memory/cgroup.event_control", ""),
         },
         Test {
-            name: "v2_memory_controller",
+            name: "host_v2_memory_controller",
             what: "groups below the root account their memory",
             on: On::V2,
             run: || controller("/sys/fs/cgroup/cgroup.subtree_control", "memory"),

@@ -27,31 +27,31 @@ const MIB: u64 = 1 << 20;
 pub(crate) fn tests() -> Vec<Test> {
     vec![
         Test {
-            name: "hostile_full_eventfd",
+            name: "abuse_full_eventfd",
             what: "an eventfd that is full and blocks costs its owner the signals, nobody else anything",
             on: On::Any,
             run: full_eventfd,
         },
         Test {
-            name: "hostile_closed_meanwhile",
+            name: "abuse_closed_meanwhile",
             what: "an eventfd closed between the line and the look is EBADF",
             on: On::Any,
             run: closed_meanwhile,
         },
         Test {
-            name: "hostile_quota",
+            name: "abuse_quota",
             what: "a user who registers without end meets a quota, others do not notice",
             on: On::Any,
             run: quota,
         },
         Test {
-            name: "hostile_churn",
+            name: "abuse_churn",
             what: "groups made and removed while they are registered on leave nothing behind",
             on: On::Any,
             run: churn,
         },
         Test {
-            name: "hostile_strict_seccomp",
+            name: "abuse_strict_seccomp",
             what: "a client that may only read and write registers through the view",
             on: On::Any,
             run: strict_seccomp,

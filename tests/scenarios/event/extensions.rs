@@ -1,4 +1,4 @@
-//! What cgroup v1 had not: emptiness, the working set, percents, directions,
+//! Triggers that cgroup v1 did not have: emptiness, the working set, percents, directions,
 //! hysteresis, quotas; and the root's usage.
 
 use std::fs;

@@ -27,19 +27,19 @@ const CGROUP: &str = "/sys/fs/cgroup";
 pub(super) fn tests() -> Vec<Test> {
     vec![
         Test {
-            name: "neighbours_run",
+            name: "faults_run",
             what: "/run full or read-only: who runs goes on, who starts says so, who comes back waits",
             on: On::Any,
             run: run_directory,
         },
         Test {
-            name: "neighbours_bpffs",
+            name: "faults_bpffs",
             what: "no BPF file system, or a read-only one: registrations survive all the same",
             on: On::Any,
             run: bpffs,
         },
         Test {
-            name: "neighbours_cgroupfs",
+            name: "faults_cgroupfs",
             what: "the cgroup file system remounted, mounted twice, unmounted, mounted again: all goes on",
             on: On::V2,
             run: cgroupfs,

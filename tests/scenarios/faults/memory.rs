@@ -26,13 +26,13 @@ use crate::scenarios::restart::{Supervised, is_dead};
 pub(super) fn tests() -> Vec<Test> {
     vec![
         Test {
-            name: "neighbours_host_out_of_memory",
+            name: "faults_host_out_of_memory",
             what: "killed first in a host's OOM, the agent comes back and has lost nothing",
             on: On::Any,
             run: host_out_of_memory,
         },
         Test {
-            name: "neighbours_own_limit",
+            name: "faults_own_limit",
             what: "at its own group's limit the agent is killed until the limit is raised; what it took is kept",
             on: On::V2,
             run: own_limit,

@@ -30,13 +30,13 @@ const STORM: u64 = 100;
 pub(super) fn tests() -> Vec<Test> {
     vec![
         Test {
-            name: "neighbours_clock",
+            name: "faults_clock",
             what: "the clock jumps a year ahead and back: crossings, rests, samples and sweeps go on",
             on: On::Any,
             run: clock,
         },
         Test {
-            name: "neighbours_stopped_clients",
+            name: "faults_stopped_clients",
             what: "all clients stand still in a storm: the agent waits for none, each hears all of it later",
             on: On::Any,
             run: stopped_clients,

@@ -26,25 +26,25 @@ const MIB: u64 = 1 << 20;
 pub(super) fn tests() -> Vec<Test> {
     vec![
         Test {
-            name: "outside_rights_of_each_thread",
+            name: "unprivileged_rights_of_each_thread",
             what: "a ready agent's threads have the capabilities that they need, no_new_privs and seccomp",
             on: On::Any,
             run: rights_of_each_thread,
         },
         Test {
-            name: "outside_calls_refused",
+            name: "unprivileged_calls_refused",
             what: "what a captured agent would call fails, or ends it",
             on: On::Any,
             run: calls_refused,
         },
         Test {
-            name: "outside_calls_measured",
+            name: "unprivileged_calls_measured",
             what: "an agent in use calls nothing that is not on its list, by the kernel's log",
             on: On::Any,
             run: calls_measured,
         },
         Test {
-            name: "outside_own_user",
+            name: "unprivileged_own_user",
             what: "the agent runs as a user of its own with the capabilities that README.md names",
             on: On::Any,
             run: own_user,

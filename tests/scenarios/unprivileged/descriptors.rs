@@ -23,25 +23,25 @@ use crate::harness::runner::{On, Test};
 pub(super) fn tests() -> Vec<Test> {
     vec![
         Test {
-            name: "outside_unreadable_group",
+            name: "unprivileged_unreadable_group",
             what: "no door registers a user on a group that the user may not read",
             on: On::Any,
             run: unreadable_group,
         },
         Test {
-            name: "outside_guessed_descriptors",
+            name: "unprivileged_guessed_descriptors",
             what: "numbers of the agent's and of other processes' descriptors are EBADF",
             on: On::Any,
             run: guessed_descriptors,
         },
         Test {
-            name: "outside_another_users_eventfd",
+            name: "unprivileged_another_users_eventfd",
             what: "another user's eventfd is registered by whoever was given it, and by nobody else",
             on: On::Any,
             run: another_users_eventfd,
         },
         Test {
-            name: "outside_setuid_helper",
+            name: "unprivileged_setuid_helper",
             what: "a set-user-ID program that says a user's line registers nothing that the user may not",
             on: On::Any,
             run: setuid_helper,

@@ -27,7 +27,7 @@ const MIB: u64 = 1 << 20;
 
 pub(super) fn tests() -> Vec<Test> {
     vec![Test {
-        name: "outside_descriptors_that_hang",
+        name: "unprivileged_descriptors_that_hang",
         what: "a user's descriptors that never close hold up that user, nobody else, nor the agent's end",
         on: On::Any,
         run: descriptors_that_hang,

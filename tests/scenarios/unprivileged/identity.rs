@@ -24,25 +24,25 @@ use crate::harness::runner::{On, Test};
 pub(super) fn tests() -> Vec<Test> {
     vec![
         Test {
-            name: "outside_number_used_again",
+            name: "unprivileged_number_used_again",
             what: "a process that got the dead sender's number is not taken for the sender",
             on: On::Any,
             run: number_used_again,
         },
         Test {
-            name: "outside_pid_namespace",
+            name: "unprivileged_pid_namespace",
             what: "a container's process registers its own descriptors, by its numbers",
             on: On::Any,
             run: pid_namespace,
         },
         Test {
-            name: "outside_forged_sender",
+            name: "unprivileged_forged_sender",
             what: "nobody sends as another process or user, a container's root neither",
             on: On::Any,
             run: forged_sender,
         },
         Test {
-            name: "outside_many_connections",
+            name: "unprivileged_many_connections",
             what: "a user who connects without end meets a limit, others do not notice",
             on: On::Any,
             run: many_connections,
