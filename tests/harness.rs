@@ -13,5 +13,8 @@ pub(crate) mod program;
 pub(crate) mod random;
 pub(crate) mod report;
 pub(crate) mod runner;
+pub(crate) mod select;
 pub(crate) mod shell;
+pub(crate) mod stopwatch;
+pub(crate) mod test;
 pub(crate) mod trace;

@@ -1,6 +1,14 @@
 //! The test VM's first process. The kernel's command line says what to do:
-//! `guest.mode=test|demo|prometheus|bench|differential|soak|shell|debian`, `guest.cgroup=v1|v2`,
-//! `guest.filter=NAME`, `guest.after=NAME`, `guest.args=A,B`.
+//!
+//! * `guest.mode=test|demo|prometheus|bench|differential|soak|shell|debian`
+//! * `guest.cgroup=v1|v2`
+//! * `guest.select=TAG,-TAG`: tests with this tag, and not with that one
+//! * `guest.filter=NAME,-NAME`: the same by parts of names
+//! * `guest.part=K/N`: of those, each N-th from the K-th on
+//! * `guest.after=NAME`: of those, the ones after this test
+//! * `guest.args=A,B`
+//!
+//! On a host, `guest list` prints the tests, as a line of JSON each.
 
 mod bench;
 mod demo;
@@ -16,6 +24,7 @@ use anyhow::{Context, Result, bail};
 use crate::harness::child::{self, End};
 use crate::harness::init::{self, Hierarchy};
 use crate::harness::report::{self, say};
+use crate::harness::select::Selection;
 use crate::harness::{runner, shell};
 use crate::scenarios::deploy::{debian, prometheus};
 use crate::scenarios::{conformance, unprivileged};
@@ -25,38 +34,45 @@ use crate::scenarios::{conformance, unprivileged};
 struct Request {
     mode: String,
     hierarchy: Hierarchy,
-    filter: String,
-    after: String,
+    selection: Selection,
     args: Vec<String>,
 }
 
 fn main() {
-    let mut words = std::env::args().skip(1);
-    if let (Some("say"), Some(line)) = (words.next().as_deref(), words.next()) {
-        unprivileged::say(&line);
+    let words: Vec<_> = std::env::args().skip(1).collect();
+    let words: Vec<_> = words.iter().map(String::as_str).collect();
+    // The kernel gives its first process words of its command line.
+    if std::process::id() == 1 {
+        // Whatever happens, the machine has to go off: the host waits for it.
+        if let Err(error) = serve() {
+            say!("init failed: {}", report::chain(&error));
+        }
+        init::power_off();
     }
-    if std::process::id() != 1 {
+    match *words.as_slice() {
+        ["list"] => scenarios::all().iter().for_each(|test| println!("{}", test.row())),
+        ["say", line] => unprivileged::say(line),
         // Debian's first process started us, and ends the machine after us.
-        return debian::main();
+        _ => {
+            report::open();
+            let result = Request::read().and_then(|request| debian::run(&request.selection));
+            if let Err(error) = result {
+                say!("Debian's tests failed: {}", report::chain(&error));
+            }
+        }
     }
-    // Whatever happens, the machine has to go off: the host waits for it.
-    if let Err(error) = serve() {
-        say!("init failed: {}", report::chain(&error));
-    }
-    init::power_off();
 }
 
 fn serve() -> Result<()> {
     init::mount_system()?;
     report::open();
-    let text = fs::read_to_string("/proc/cmdline").context("cannot read /proc/cmdline")?;
-    let request = Request::parse(&text)?;
+    let request = Request::read()?;
     if request.mode == "debian" {
         return debian::switch();
     }
     init::prepare(request.hierarchy)?;
     match request.mode.as_str() {
-        "test" => runner::run(&scenarios::all(), request.hierarchy, &request.filter, &request.after),
+        "test" => runner::run(scenarios::all(), request.hierarchy, &request.selection),
         "demo" => alone("demo", Duration::from_secs(240), demo::run),
         "prometheus" => alone("prometheus", Duration::from_secs(300), prometheus::run),
         "bench" => bench::run(&request.args, request.hierarchy),
@@ -91,6 +107,10 @@ fn alone(name: &str, limit: Duration, run: impl FnOnce() -> Result<()>) -> Resul
 }
 
 impl Request {
+    fn read() -> Result<Self> {
+        Self::parse(&fs::read_to_string("/proc/cmdline").context("cannot read /proc/cmdline")?)
+    }
+
     fn parse(text: &str) -> Result<Self> {
         let mut request = Self::default();
         for word in text.split_whitespace() {
@@ -101,8 +121,10 @@ impl Request {
             match name {
                 "mode" => request.mode = value.to_owned(),
                 "cgroup" => request.hierarchy = value.parse()?,
-                "filter" => request.filter = value.to_owned(),
-                "after" => request.after = value.to_owned(),
+                "select" => request.selection.select = value.parse()?,
+                "filter" => request.selection.filter = value.parse()?,
+                "part" => request.selection.part = value.parse()?,
+                "after" => request.selection.after = value.to_owned(),
                 "args" => request.args = value.split(',').map(str::to_owned).collect(),
                 other => bail!("guest.{other}= is not known"),
             }

@@ -1,4 +1,4 @@
-//! The tests by theme, in the order in which they run.
+//! The tests, by theme.
 
 pub(crate) mod abuse;
 pub(crate) mod cli;
@@ -17,25 +17,38 @@ pub(crate) mod threshold;
 pub(crate) mod unprivileged;
 pub(crate) mod view;
 
-use crate::harness::runner::Test;
+use crate::harness::test::{DECLARED, Test};
 
+/// The themes in the order in which they run; what all others stand on comes first.
+const ORDER: [&str; 16] = [
+    "host",
+    "threshold",
+    "lifetime",
+    "restart",
+    "faults",
+    "abuse",
+    "unprivileged",
+    "view",
+    "event",
+    "loss",
+    "metrics",
+    "logs",
+    "cli",
+    "conformance",
+    "clients",
+    "deploy",
+];
+
+/// Every declared test: by theme, then as the sources list them.
 pub(crate) fn all() -> Vec<Test> {
-    let mut tests = host::tests();
-    tests.extend(threshold::tests());
-    tests.extend(lifetime::tests());
-    tests.extend(restart::tests());
-    tests.extend(faults::tests());
-    tests.extend(abuse::tests());
-    tests.extend(abuse::clients::tests());
-    tests.extend(unprivileged::tests());
-    tests.extend(view::tests());
-    tests.extend(event::tests());
-    tests.extend(loss::tests());
-    tests.extend(metrics::tests());
-    tests.extend(logs::tests());
-    tests.extend(cli::tests());
-    tests.extend(conformance::tests());
-    tests.extend(clients::tests());
-    tests.extend(clients::examples::tests());
+    let mut tests = DECLARED.to_vec();
+    tests.sort_by_key(|test| (rank(test.file), test.file, test.line));
     tests
+}
+
+/// The place of a file's theme in the order; a theme without one comes last.
+fn rank(file: &str) -> usize {
+    let theme = file.split('/').skip_while(|part| *part != "scenarios").nth(1).unwrap_or(file);
+    let theme = theme.strip_suffix(".rs").unwrap_or(theme);
+    ORDER.iter().position(|known| *known == theme).unwrap_or(ORDER.len())
 }

@@ -16,6 +16,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, bind, recv, socket};
 use nix::unistd::Pid;
 
+use crate::harness::stopwatch;
+
 /// The program under test.
 pub(crate) const BINARY: &str = "/bin/memcg-monitor";
 
@@ -36,6 +38,8 @@ pub(crate) struct Agent {
 impl Agent {
     /// Starts it with the usual sockets, and waits until it says that it is ready.
     pub(crate) fn start(options: &[&str]) -> Result<Self> {
+        let _span = stopwatch::starting();
+        stopwatch::agent_starts();
         let manager = ServiceManager::open()?;
         let log = fs::File::create(LOG).with_context(|| format!("cannot create {LOG}"))?;
         let mut command = Command::new(BINARY);
@@ -54,6 +58,7 @@ impl Agent {
     /// Waits until it says that it is ready: once more, after its supervisor has started
     /// it again.
     pub(crate) fn ready(&mut self) -> Result<()> {
+        let _span = stopwatch::starting();
         let deadline = Instant::now() + PATIENCE;
         while !self.manager.heard("READY=1")? {
             if let Some(status) = self.child.try_wait().context("cannot wait for the agent")? {
@@ -147,6 +152,7 @@ impl Agent {
 
     /// Waits until all that happened so far has been signalled.
     pub(crate) fn settle(&self) -> Result<()> {
+        let _span = stopwatch::waiting();
         self.list().map(drop)
     }
 
@@ -164,6 +170,7 @@ impl Agent {
 
     /// Ends it as a service manager does; its exit code.
     pub(crate) fn end(mut self, signal: Signal) -> Result<i32> {
+        let _span = stopwatch::waiting();
         self.signal(signal)?;
         let status = self.child.wait().context("cannot wait for the agent")?;
         status.code().with_context(|| format!("the agent ended by {status}"))
@@ -213,6 +220,7 @@ impl ServiceManager {
 
 /// Waits until `what` holds; no fixed sleeps, and a limit that only a hang hits.
 pub(crate) fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    let _span = stopwatch::waiting();
     let deadline = Instant::now() + PATIENCE;
     while !holds()? {
         ensure!(Instant::now() < deadline, "still not so: {what}");

@@ -16,6 +16,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::harness::group::Group;
+use crate::harness::stopwatch;
 
 /// An eventfd that waits.
 #[derive(Debug)]
@@ -80,6 +81,7 @@ impl Waiter {
 
     /// Waits for the next signals.
     pub(crate) fn wait(&self) -> Result<u64> {
+        let _span = stopwatch::waiting();
         let timeout = PollTimeout::from(60_000u16);
         let ready = poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], timeout)?;
         anyhow::ensure!(ready == 1, "no signal");

@@ -15,6 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::openpty;
 
 use crate::harness::agent::{Agent, PATIENCE, until};
+use crate::harness::stopwatch;
 
 /// The program, and what it has said.
 #[derive(Debug)]
@@ -66,6 +67,7 @@ impl Program {
 
     /// Waits until it has said more than `before` such lines.
     pub(crate) fn says_more(&mut self, text: &str, before: usize) -> Result<()> {
+        let _span = stopwatch::waiting();
         let deadline = Instant::now() + PATIENCE;
         while self.count(text)? <= before {
             let left = deadline.saturating_duration_since(Instant::now());

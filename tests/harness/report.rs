@@ -5,6 +5,8 @@ use std::os::fd::AsRawFd;
 
 use serde_json::{Value, json};
 
+use crate::harness::stopwatch::Reading;
+
 /// Tells people something; the host shows it without the prefix.
 macro_rules! say {
     ($($text:tt)*) => { println!("memcg-guest: {}", format_args!($($text)*)) };
@@ -48,6 +50,23 @@ pub(crate) fn rounded(value: f64, decimals: i32) -> Value {
 /// A text that the host looks at further.
 pub(crate) fn text(name: &str, text: &str) {
     data(&json!({ "text": name, "is": text }));
+}
+
+/// The start of a run: seconds since the kernel started, and the tests to come.
+pub(crate) fn run(since_boot: f64, tests: usize) {
+    data(&json!({ "boot": rounded(since_boot, 3), "tests": tests }));
+}
+
+/// One test's outcome and times.
+pub(crate) fn test(name: &str, ok: bool, seconds: f64, spent: Reading) {
+    data(&json!({
+        "test": name,
+        "ok": ok,
+        "seconds": rounded(seconds, 3),
+        "agent_seconds": rounded(spent.agent.as_secs_f64(), 3),
+        "agent_starts": spent.agent_starts,
+        "wait_seconds": rounded(spent.wait.as_secs_f64(), 3),
+    }));
 }
 
 fn data(value: &Value) {

@@ -21,54 +21,7 @@ use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, recv, send, sendmsg};
 use crate::harness::agent::{Agent, BINARY, until};
 use crate::harness::client::{Waiter, errno_of};
 use crate::harness::group::Group;
-use crate::harness::runner::{On, Test};
-
-pub(crate) fn tests() -> Vec<Test> {
-    vec![
-        Test {
-            name: "abuse_packets",
-            what: "bad packets are refused with the right errno and leave no descriptor",
-            on: On::Any,
-            run: packets,
-        },
-        Test {
-            name: "abuse_sender_dies",
-            what: "a sender that dies in the middle harms nobody",
-            on: On::Any,
-            run: sender_dies,
-        },
-        Test {
-            name: "abuse_unreadable_file",
-            what: "a user cannot register on a file that the user may not read",
-            on: On::Any,
-            run: unreadable_file,
-        },
-        Test {
-            name: "abuse_second_agent",
-            what: "a second agent on the same socket says who is there and disturbs nothing",
-            on: On::Any,
-            run: second_agent,
-        },
-        Test {
-            name: "abuse_leftovers",
-            what: "a killed agent's sockets are taken over; a file in the way is not removed",
-            on: On::Any,
-            run: leftovers,
-        },
-        Test {
-            name: "abuse_host",
-            what: "no privilege, no BTF, no hooks: said precisely, exit code 1",
-            on: On::Any,
-            run: host_lacks,
-        },
-        Test {
-            name: "abuse_full_tables",
-            what: "full tables refuse new registrations with ENOMEM and leave the others alone",
-            on: On::Any,
-            run: full_tables,
-        },
-    ]
-}
+use crate::harness::test::vm_test;
 
 /// Sends raw bytes and descriptors; the agent's answer.
 pub(crate) fn answer(connection: &OwnedFd, bytes: &[u8], fds: &[RawFd]) -> Result<String> {
@@ -91,7 +44,13 @@ fn refused(connection: &OwnedFd, bytes: &[u8], fds: &[RawFd], errno: i32) -> Res
     Ok(())
 }
 
-fn packets() -> Result<()> {
+vm_test!(
+    abuse_packets,
+    "bad packets are refused with the right errno and leave no descriptor",
+    Any,
+    [Oracle, Kernel, Preempt, Quick]
+);
+fn abuse_packets() -> Result<()> {
     let group = Group::new("packets")?;
     let agent = Agent::start(&[])?;
     let connection = connect(Path::new(SOCKET))?;
@@ -129,7 +88,8 @@ fn packets() -> Result<()> {
         .with_context(|| format!("before: {before:?}; after: {:?}", agent.descriptors()))
 }
 
-fn sender_dies() -> Result<()> {
+vm_test!(abuse_sender_dies, "a sender that dies in the middle harms nobody", Any, []);
+fn abuse_sender_dies() -> Result<()> {
     let group = Group::new("dies")?;
     let agent = Agent::start(&[])?;
     agent.settle()?;
@@ -162,7 +122,8 @@ fn sender_dies() -> Result<()> {
     Ok(())
 }
 
-fn unreadable_file() -> Result<()> {
+vm_test!(abuse_unreadable_file, "a user cannot register on a file that the user may not read", Any, []);
+fn abuse_unreadable_file() -> Result<()> {
     const NOBODY: u32 = 65_534;
     let group = Group::new("private")?;
     let agent = Agent::start(&["--socket-mode", "0666"])?;
@@ -228,7 +189,13 @@ pub(crate) fn says(outcome: (i32, String), words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn second_agent() -> Result<()> {
+vm_test!(
+    abuse_second_agent,
+    "a second agent on the same socket says who is there and disturbs nothing",
+    Any,
+    []
+);
+fn abuse_second_agent() -> Result<()> {
     let group = Group::new("first")?;
     let agent = Agent::start(&[])?;
     let waiter = Waiter::on(&group, "64M")?;
@@ -237,7 +204,13 @@ fn second_agent() -> Result<()> {
     waiter.register(&group, "32M")
 }
 
-fn leftovers() -> Result<()> {
+vm_test!(
+    abuse_leftovers,
+    "a killed agent's sockets are taken over; a file in the way is not removed",
+    Any,
+    []
+);
+fn abuse_leftovers() -> Result<()> {
     let agent = Agent::start(&[])?;
     agent.signal(Signal::SIGKILL)?;
     drop(agent);
@@ -254,7 +227,8 @@ fn leftovers() -> Result<()> {
     Ok(())
 }
 
-fn host_lacks() -> Result<()> {
+vm_test!(abuse_host, "no privilege, no BTF, no hooks: said precisely, exit code 1", Any, [Kernel]);
+fn abuse_host() -> Result<()> {
     let as_nobody = |command: &mut Command| {
         command.uid(65_534).gid(65_534);
     };
@@ -286,7 +260,13 @@ fn host_lacks() -> Result<()> {
     Ok(())
 }
 
-fn full_tables() -> Result<()> {
+vm_test!(
+    abuse_full_tables,
+    "full tables refuse new registrations with ENOMEM and leave the others alone",
+    Any,
+    []
+);
+fn abuse_full_tables() -> Result<()> {
     let agent = Agent::start(&["--max-groups", "16", "--max-eventfds", "16"])?;
     let groups: Vec<_> = (0..24).map(|n| Group::new(&format!("full{n}"))).collect::<Result<_>>()?;
     let mut outcomes = Vec::new();

@@ -9,33 +9,9 @@ use memcg_monitor::door::control::{Answer, EventRow};
 use crate::harness::agent::{Agent, BINARY};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::group::Group;
-use crate::harness::runner::{On, Test};
+use crate::harness::test::vm_test;
 
 const MIB: u64 = 1 << 20;
-
-pub(crate) fn tests() -> Vec<Test> {
-    vec![
-        Test {
-            name: "cli_listen_prints_what_the_sample_prints",
-            what: "listen prints the kernel sample's lines, and ends with the group",
-            on: On::Any,
-            run: listen_lines,
-        },
-        Test {
-            name: "cli_listen_json",
-            what: "listen -o json tells time, group, threshold, direction, usage and removal",
-            on: On::Any,
-            run: listen_json,
-        },
-        Test {
-            name: "cli_exit_codes",
-            what: "--count, --timeout, refusals and a missing agent have their exit codes",
-            on: On::Any,
-            run: exit_codes,
-        },
-        Test { name: "cli_list", what: "list shows groups and registrations", on: On::Any, run: list },
-    ]
-}
 
 struct Listener {
     child: Child,
@@ -70,7 +46,13 @@ fn registered(agent: &Agent, count: u64) -> Result<()> {
     crate::harness::agent::until("listen has registered", || Ok(agent.status()?.registrations == count))
 }
 
-fn listen_lines() -> Result<()> {
+vm_test!(
+    cli_listen_prints_what_the_sample_prints,
+    "listen prints the kernel sample's lines, and ends with the group",
+    Any,
+    [Kernel]
+);
+fn cli_listen_prints_what_the_sample_prints() -> Result<()> {
     let group = Group::new("lines")?;
     let agent = Agent::start(&[])?;
     // v1's name works on both hierarchies, whether the file is there or not.
@@ -91,7 +73,13 @@ fn listen_lines() -> Result<()> {
     Ok(())
 }
 
-fn listen_json() -> Result<()> {
+vm_test!(
+    cli_listen_json,
+    "listen -o json tells time, group, threshold, direction, usage and removal",
+    Any,
+    [Kernel, Quick]
+);
+fn cli_listen_json() -> Result<()> {
     let group = Group::new("json")?;
     let agent = Agent::start(&[])?;
     let path = group.usage_file();
@@ -124,7 +112,8 @@ fn listen_json() -> Result<()> {
     Ok(())
 }
 
-fn exit_codes() -> Result<()> {
+vm_test!(cli_exit_codes, "--count, --timeout, refusals and a missing agent have their exit codes", Any, []);
+fn cli_exit_codes() -> Result<()> {
     let group = Group::new("codes")?;
     let path = group.usage_file();
     let path = path.to_string_lossy();
@@ -161,7 +150,8 @@ fn exit_codes() -> Result<()> {
     Ok(())
 }
 
-fn list() -> Result<()> {
+vm_test!(cli_list, "list shows groups and registrations", Any, []);
+fn cli_list() -> Result<()> {
     let group = Group::new("listed")?;
     let agent = Agent::start(&[])?;
     let waiter = crate::harness::client::Waiter::on(&group, "5M")?;

@@ -13,7 +13,7 @@ use crate::harness::agent::{Agent, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::group::Group;
 use crate::harness::program::Program;
-use crate::harness::runner::{On, Test};
+use crate::harness::test::vm_test;
 
 const MIB: u64 = 1 << 20;
 
@@ -23,67 +23,84 @@ const VIEW: &str = "/run/memcg-monitor/cgroup";
 /// What `cgroup_event_listener` says last.
 const REMOVED: &str = "The cgroup seems to have removed.";
 
-pub(crate) fn tests() -> Vec<Test> {
-    let kernel = [
-        Test {
-            name: "clients_kernel_listener",
-            what: "the kernel's sample hears every kind, and the removal, from the kernel",
-            on: On::V1,
-            run: || listener(Side::Kernel),
-        },
-        Test {
-            name: "clients_kernel_containerd",
-            what: "containerd's library hears every kind, and the removal, from the kernel",
-            on: On::V1,
-            run: || containerd(Side::Kernel),
-        },
-        Test {
-            name: "clients_kernel_kubelet",
-            what: "kubelet's notifier hears crossings from the kernel, and registers anew",
-            on: On::V1,
-            run: || kubelet(Side::Kernel),
-        },
-        Test {
-            name: "clients_kernel_cgroups_rs",
-            what: "the crate cgroups-rs hears OOM and pressure from the kernel",
-            on: On::V1,
-            run: || cgroups_rs(Side::Kernel),
-        },
-    ];
-    let view = [
-        Test {
-            name: "clients_view_listener",
-            what: "the kernel's sample hears from the view what it hears from v1",
-            on: On::Any,
-            run: || listener(Side::View),
-        },
-        Test {
-            name: "clients_view_containerd",
-            what: "containerd's library hears from the view what it hears from v1",
-            on: On::Any,
-            run: || containerd(Side::View),
-        },
-        Test {
-            name: "clients_view_kubelet",
-            what: "kubelet's notifier hears from the view, and leaves nothing registered",
-            on: On::Any,
-            run: || kubelet(Side::View),
-        },
-        Test {
-            name: "clients_view_cgroups_rs",
-            what: "the crate cgroups-rs hears from the view what it hears from v1",
-            on: On::Any,
-            run: || cgroups_rs(Side::View),
-        },
-    ];
-    let mut tests = [&kernel[..], &view].concat();
-    tests.push(Test {
-        name: "clients_library",
-        what: "our library's registrations are signalled, told the cause, and end with the group",
-        on: On::Any,
-        run: library,
-    });
-    tests
+vm_test!(
+    clients_kernel_listener,
+    "the kernel's sample hears every kind, and the removal, from the kernel",
+    V1,
+    [Oracle]
+);
+fn clients_kernel_listener() -> Result<()> {
+    listener(Side::Kernel)
+}
+
+vm_test!(
+    clients_kernel_containerd,
+    "containerd's library hears every kind, and the removal, from the kernel",
+    V1,
+    [Oracle]
+);
+fn clients_kernel_containerd() -> Result<()> {
+    containerd(Side::Kernel)
+}
+
+vm_test!(
+    clients_kernel_kubelet,
+    "kubelet's notifier hears crossings from the kernel, and registers anew",
+    V1,
+    [Oracle]
+);
+fn clients_kernel_kubelet() -> Result<()> {
+    kubelet(Side::Kernel)
+}
+
+vm_test!(
+    clients_kernel_cgroups_rs,
+    "the crate cgroups-rs hears OOM and pressure from the kernel",
+    V1,
+    [Oracle]
+);
+fn clients_kernel_cgroups_rs() -> Result<()> {
+    cgroups_rs(Side::Kernel)
+}
+
+vm_test!(
+    clients_view_listener,
+    "the kernel's sample hears from the view what it hears from v1",
+    Any,
+    [Kernel]
+);
+fn clients_view_listener() -> Result<()> {
+    listener(Side::View)
+}
+
+vm_test!(
+    clients_view_containerd,
+    "containerd's library hears from the view what it hears from v1",
+    Any,
+    [Kernel, Preempt]
+);
+fn clients_view_containerd() -> Result<()> {
+    containerd(Side::View)
+}
+
+vm_test!(
+    clients_view_kubelet,
+    "kubelet's notifier hears from the view, and leaves nothing registered",
+    Any,
+    [Kernel]
+);
+fn clients_view_kubelet() -> Result<()> {
+    kubelet(Side::View)
+}
+
+vm_test!(
+    clients_view_cgroups_rs,
+    "the crate cgroups-rs hears from the view what it hears from v1",
+    Any,
+    [Kernel]
+);
+fn clients_view_cgroups_rs() -> Result<()> {
+    cgroups_rs(Side::View)
 }
 
 /// What can be registered.
@@ -300,7 +317,13 @@ fn cgroups_rs(side: Side) -> Result<()> {
     place.registered(0)
 }
 
-fn library() -> Result<()> {
+vm_test!(
+    clients_library,
+    "our library's registrations are signalled, told the cause, and end with the group",
+    Any,
+    []
+);
+fn clients_library() -> Result<()> {
     let agent = Agent::start(&[])?;
     let group = Group::new("library")?;
     let builder = Builder::new(group.usage_file()).args("4M");

@@ -20,53 +20,26 @@ use anyhow::{Context, Result};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::group::Group;
 use crate::harness::random::Random;
-use crate::harness::runner::{On, Test};
+use crate::harness::test::vm_test;
 use rig::{Rig, STEP, Shape};
 
-pub(crate) fn tests() -> Vec<Test> {
-    let mut tests = vec![
-        Test {
-            name: "conformance_ramps",
-            what: "usage goes up and down: each signal of the kernel's is ours too",
-            on: On::V1,
-            run: ramps,
-        },
-        Test {
-            name: "conformance_teeth",
-            what: "usage goes to and fro within a wake-up",
-            on: On::V1,
-            run: teeth,
-        },
-        Test {
-            name: "conformance_deep",
-            what: "thresholds on three levels, two groups and four processes at work below",
-            on: On::V1,
-            run: deep,
-        },
-        Test { name: "conformance_random", what: "a random schedule of all that", on: On::V1, run: random },
-        Test {
-            name: "conformance_random_kinds",
-            what: "a random schedule over all control files; the smallest failing part is printed",
-            on: On::V1,
-            run: || seeded(schedule::random),
-        },
-        Test {
-            name: "conformance_shrinking",
-            what: "a failing schedule is made as small as can be",
-            on: On::V1,
-            run: shrink::finds_the_culprits,
-        },
-    ];
-    tests.extend(semantics::tests());
-    tests.extend(kinds::tests());
-    tests.extend(lifetime::tests());
-    tests.extend(errno::tests());
-    tests.extend(files::tests());
-    tests.extend(grammar::tests());
-    tests
+vm_test!(
+    conformance_random_kinds,
+    "a random schedule over all control files; the smallest failing part is printed",
+    V1,
+    [Oracle]
+);
+fn conformance_random_kinds() -> Result<()> {
+    seeded(schedule::random)
 }
 
-fn ramps() -> Result<()> {
+vm_test!(conformance_shrinking, "a failing schedule is made as small as can be", V1, [Oracle]);
+fn conformance_shrinking() -> Result<()> {
+    shrink::finds_the_culprits()
+}
+
+vm_test!(conformance_ramps, "usage goes up and down: each signal of the kernel's is ours too", V1, [Oracle]);
+fn conformance_ramps() -> Result<()> {
     let mut rig = Rig::new(vec![Group::new("ramps")?], &[0])?;
     rig.watch(0, 3)?;
     for kind in Kind::ALL {
@@ -82,7 +55,8 @@ fn ramps() -> Result<()> {
     rig.report("conformance_ramps")
 }
 
-fn teeth() -> Result<()> {
+vm_test!(conformance_teeth, "usage goes to and fro within a wake-up", V1, [Oracle]);
+fn conformance_teeth() -> Result<()> {
     let mut rig = Rig::new(vec![Group::new("teeth")?], &[0, 0, 0])?;
     rig.watch(0, 3)?;
     for kind in Kind::ALL {
@@ -110,7 +84,13 @@ fn tree(name: &str) -> Result<Vec<Group>> {
     Ok(leaves.into_iter().chain([middle, top]).collect())
 }
 
-fn deep() -> Result<()> {
+vm_test!(
+    conformance_deep,
+    "thresholds on three levels, two groups and four processes at work below",
+    V1,
+    [Oracle]
+);
+fn conformance_deep() -> Result<()> {
     let mut rig = Rig::new(tree("deep")?, &[0, 0, 1, 1])?;
     for group in 0..4 {
         rig.watch(group, 2)?;
@@ -129,7 +109,8 @@ fn deep() -> Result<()> {
     rig.report("conformance_deep")
 }
 
-fn random() -> Result<()> {
+vm_test!(conformance_random, "a random schedule of all that", V1, [Oracle]);
+fn conformance_random() -> Result<()> {
     seeded(usage_schedule)
 }
 

@@ -12,20 +12,8 @@ use monitor_common::control::ControlFile;
 use crate::harness::agent::until;
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
-use crate::harness::runner::{On, Test};
 
 const MIB: u64 = 1 << 20;
-
-pub(crate) fn tests() -> Vec<Test> {
-    let mut tests = Vec::new();
-    for (name, what, run) in [oom::TESTS, pressure::TESTS, swap::TESTS, extensions::TESTS].concat() {
-        tests.push(Test { name, what, on: On::V2, run });
-    }
-    tests
-}
-
-/// Name, what it shows, and the test.
-type Row = (&'static str, &'static str, fn() -> Result<()>);
 
 /// One who waits, and the signals so far.
 struct Heard {

@@ -24,32 +24,11 @@ use crate::harness::agent::{Agent, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
-use crate::harness::runner::{On, Test};
+use crate::harness::test::vm_test;
 use crate::scenarios::abuse::answer;
 use crate::scenarios::restart::Supervised;
 
 const MIB: u64 = 1 << 20;
-
-pub(crate) fn tests() -> Vec<Test> {
-    let mut tests = memory::tests();
-    tests.extend(files::tests());
-    tests.extend(time::tests());
-    tests.extend([
-        Test {
-            name: "faults_descriptors",
-            what: "out of descriptors: ENOMEM, what is registered goes on, and who waited is served later",
-            on: On::Any,
-            run: descriptors,
-        },
-        Test {
-            name: "faults_controller",
-            what: "a controller turned off, and on again, while there is no agent: told as a removal",
-            on: On::V2,
-            run: controller,
-        },
-    ]);
-    tests
-}
 
 /// What this test mounts and unmounts goes with it.
 fn own_mounts() -> Result<()> {
@@ -83,7 +62,13 @@ fn limit_descriptors(process: Pid, most: u64) -> Result<u64> {
     Ok(old.rlim_cur)
 }
 
-fn descriptors() -> Result<()> {
+vm_test!(
+    faults_descriptors,
+    "out of descriptors: ENOMEM, what is registered goes on, and who waited is served later",
+    Any,
+    [Newest]
+);
+fn faults_descriptors() -> Result<()> {
     const MANY: usize = 40;
     let (group, other) = (Group::new("held")?, Group::new("other")?);
     let agent = Agent::start(&[])?;
@@ -114,7 +99,13 @@ fn descriptors() -> Result<()> {
     charger.end()
 }
 
-fn controller() -> Result<()> {
+vm_test!(
+    faults_controller,
+    "a controller turned off, and on again, while there is no agent: told as a removal",
+    V2,
+    [Newest]
+);
+fn faults_controller() -> Result<()> {
     let parent = Group::new("switch")?;
     let group = parent.child("stays")?;
     let mut agent = Supervised::start(&[])?;

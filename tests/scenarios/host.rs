@@ -2,34 +2,26 @@
 
 use std::fs;
 
+use crate::harness::test::vm_test;
 use anyhow::{Context, Result, ensure};
 
-use crate::harness::runner::{On, Test};
-
-pub(crate) fn tests() -> Vec<Test> {
-    vec![
-        Test {
-            name: "host_kernel_describes_its_types",
-            what: "the kernel has BTF, which offsets are read from",
-            on: On::Any,
-            run: kernel_describes_its_types,
-        },
-        Test {
-            name: "host_v1_memory_controller",
-            what: "the kernel's own event_control is there, the oracle",
-            on: On::V1,
-            run: || controller("/sys/fs/cgroup/memory/cgroup.event_control", ""),
-        },
-        Test {
-            name: "host_v2_memory_controller",
-            what: "groups below the root account their memory",
-            on: On::V2,
-            run: || controller("/sys/fs/cgroup/cgroup.subtree_control", "memory"),
-        },
-    ]
+vm_test!(host_v1_memory_controller, "the kernel's own event_control is there, the oracle", V1, [Oracle]);
+fn host_v1_memory_controller() -> Result<()> {
+    controller("/sys/fs/cgroup/memory/cgroup.event_control", "")
 }
 
-fn kernel_describes_its_types() -> Result<()> {
+vm_test!(host_v2_memory_controller, "groups below the root account their memory", V2, [Kernel]);
+fn host_v2_memory_controller() -> Result<()> {
+    controller("/sys/fs/cgroup/cgroup.subtree_control", "memory")
+}
+
+vm_test!(
+    host_kernel_describes_its_types,
+    "the kernel has BTF, which offsets are read from",
+    Any,
+    [Oracle, Kernel]
+);
+fn host_kernel_describes_its_types() -> Result<()> {
     let path = "/sys/kernel/btf/vmlinux";
     let bytes = fs::read(path).with_context(|| format!("cannot read {path}"))?;
     ensure!(bytes.starts_with(&[0x9f, 0xeb]), "{path} does not open with BTF's magic number");

@@ -15,56 +15,21 @@ use crate::harness::agent::{Agent, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
-use crate::harness::runner::{On, Test};
+use crate::harness::test::vm_test;
 
 const MIB: u64 = 1 << 20;
-
-pub(crate) fn tests() -> Vec<Test> {
-    vec![
-        Test {
-            name: "lifetime_ends_with_the_last_reference",
-            what: "closing the last of several references ends the registration, none before",
-            on: On::Any,
-            run: last_reference,
-        },
-        Test {
-            name: "lifetime_outlives_fork_and_kill",
-            what: "a forked child keeps the registration; its SIGKILL ends it",
-            on: On::Any,
-            run: fork_and_kill,
-        },
-        Test {
-            name: "lifetime_removal_signals_each_registration",
-            what: "removal adds one for each registration, with the directory gone",
-            on: On::Any,
-            run: removal,
-        },
-        Test {
-            name: "lifetime_controller_off_and_on",
-            what: "turning the controller off is a removal; on again is a new group",
-            on: On::V2,
-            run: controller_off_and_on,
-        },
-        Test {
-            name: "lifetime_leaves_no_descriptors",
-            what: "after 200 registrations on 50 groups came and went the agent holds what it held",
-            on: On::Any,
-            run: no_descriptors_left,
-        },
-        Test {
-            name: "lifetime_agent_ends_cleanly",
-            what: "SIGTERM removes sockets and detaches every program",
-            on: On::Any,
-            run: ends_cleanly,
-        },
-    ]
-}
 
 fn registrations(agent: &Agent) -> Result<u64> {
     Ok(agent.status()?.registrations)
 }
 
-fn last_reference() -> Result<()> {
+vm_test!(
+    lifetime_ends_with_the_last_reference,
+    "closing the last of several references ends the registration, none before",
+    Any,
+    [Oracle, Kernel, Quick]
+);
+fn lifetime_ends_with_the_last_reference() -> Result<()> {
     let group = Group::new("refs")?;
     // A sweep so slow that only the doorbell can be what ends it in time.
     let agent = Agent::start(&["--sweep-ms", "3600000"])?;
@@ -82,7 +47,13 @@ fn last_reference() -> Result<()> {
     until("and the other", || Ok(registrations(&agent)? == 0))
 }
 
-fn fork_and_kill() -> Result<()> {
+vm_test!(
+    lifetime_outlives_fork_and_kill,
+    "a forked child keeps the registration; its SIGKILL ends it",
+    Any,
+    [Oracle, Kernel]
+);
+fn lifetime_outlives_fork_and_kill() -> Result<()> {
     let group = Group::new("fork")?;
     let agent = Agent::start(&["--sweep-ms", "3600000"])?;
     let mut charger = Charger::start(&group)?;
@@ -108,7 +79,13 @@ fn fork_and_kill() -> Result<()> {
     until("SIGKILL of the last holder ends it", || Ok(registrations(&agent)? == 0))
 }
 
-fn removal() -> Result<()> {
+vm_test!(
+    lifetime_removal_signals_each_registration,
+    "removal adds one for each registration, with the directory gone",
+    Any,
+    [Oracle, Kernel, Quick]
+);
+fn lifetime_removal_signals_each_registration() -> Result<()> {
     let parent = Group::new("parent")?;
     let group = parent.child("gone")?;
     let agent = Agent::start(&[])?;
@@ -129,7 +106,13 @@ fn removal() -> Result<()> {
     Ok(())
 }
 
-fn controller_off_and_on() -> Result<()> {
+vm_test!(
+    lifetime_controller_off_and_on,
+    "turning the controller off is a removal; on again is a new group",
+    V2,
+    [Kernel]
+);
+fn lifetime_controller_off_and_on() -> Result<()> {
     let parent = Group::new("switch")?;
     let group = parent.child("stays")?;
     let agent = Agent::start(&[])?;
@@ -147,7 +130,13 @@ fn controller_off_and_on() -> Result<()> {
     charger.end()
 }
 
-fn no_descriptors_left() -> Result<()> {
+vm_test!(
+    lifetime_leaves_no_descriptors,
+    "after 200 registrations on 50 groups came and went the agent holds what it held",
+    Any,
+    [Oracle, Kernel]
+);
+fn lifetime_leaves_no_descriptors() -> Result<()> {
     let agent = Agent::start(&[])?;
     agent.settle()?;
     let before = agent.descriptors()?;
@@ -176,7 +165,13 @@ fn no_descriptors_left() -> Result<()> {
         .with_context(|| format!("before: {before:?}; after: {:?}", agent.descriptors()))
 }
 
-fn ends_cleanly() -> Result<()> {
+vm_test!(
+    lifetime_agent_ends_cleanly,
+    "SIGTERM removes sockets and detaches every program",
+    Any,
+    [Oracle, Kernel]
+);
+fn lifetime_agent_ends_cleanly() -> Result<()> {
     let charge = "page_counter_try_charge";
     let hooked = |wanted: bool| -> Result<()> {
         until("the kernel's list of attached functions follows", || {

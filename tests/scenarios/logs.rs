@@ -14,26 +14,15 @@ use nix::unistd::Pid;
 use crate::harness::agent::{Agent, BINARY, PATIENCE, until};
 use crate::harness::client::agent_errno;
 use crate::harness::group::Group;
-use crate::harness::runner::{On, Test};
+use crate::harness::test::vm_test;
 
-pub(crate) fn tests() -> Vec<Test> {
-    vec![
-        Test {
-            name: "logs_programs",
-            what: "what a program in the kernel logs is in the agent's log, at debug level",
-            on: On::Any,
-            run: programs,
-        },
-        Test {
-            name: "logs_journal",
-            what: "where journald listens, lines are records with fields, one for each refusal",
-            on: On::Any,
-            run: journal,
-        },
-    ]
-}
-
-fn programs() -> Result<()> {
+vm_test!(
+    logs_programs,
+    "what a program in the kernel logs is in the agent's log, at debug level",
+    Any,
+    [Newest]
+);
+fn logs_programs() -> Result<()> {
     let agent = Agent::start(&["--max-groups", "16"])?;
     let _groups: Vec<_> = (0..24).map(|n| Group::new(&format!("log{n}"))).collect::<Result<Vec<_>>>()?;
     until("the program's line is in the log", || {
@@ -65,7 +54,13 @@ fn fields(mut bytes: &[u8]) -> HashMap<String, String> {
     fields
 }
 
-fn journal() -> Result<()> {
+vm_test!(
+    logs_journal,
+    "where journald listens, lines are records with fields, one for each refusal",
+    Any,
+    [Newest]
+);
+fn logs_journal() -> Result<()> {
     const SOCKET: &str = "/run/systemd/journal/socket";
     fs::create_dir_all("/run/systemd/journal")?;
     let _ = fs::remove_file(SOCKET);

@@ -12,51 +12,22 @@ use crate::harness::agent::{Agent, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
-use crate::harness::runner::{On, Test};
+use crate::harness::test::vm_test;
 
 const MIB: u64 = 1 << 20;
-
-pub(crate) fn tests() -> Vec<Test> {
-    vec![
-        Test {
-            name: "loss_full_ring",
-            what: "a ring too small for the storm is counted, and every final state is signalled",
-            on: On::Any,
-            run: full_ring,
-        },
-        Test {
-            name: "loss_skipped_programs",
-            what: "page faults and network traffic nest; no lasting crossing is missed",
-            on: On::Any,
-            run: skipped_programs,
-        },
-        Test {
-            name: "loss_twin_stays_idle",
-            what: "the second program of a pair works only where the first was skipped",
-            on: On::Any,
-            run: twin_stays_idle,
-        },
-        Test {
-            name: "loss_deep_hierarchy",
-            what: "an ancestor more than 64 levels up is signalled by the sweep",
-            on: On::Any,
-            run: deep_hierarchy,
-        },
-        Test {
-            name: "loss_slots_are_used_again",
-            what: "ten times as many groups as slots come and go; the last is watched as the first",
-            on: On::Any,
-            run: slots_are_used_again,
-        },
-    ]
-}
 
 fn loss(agent: &Agent, name: &str) -> Result<u64> {
     let status = agent.status()?;
     status.losses.iter().find(|(n, _)| n == name).map(|(_, count)| *count).context("no such count")
 }
 
-fn full_ring() -> Result<()> {
+vm_test!(
+    loss_full_ring,
+    "a ring too small for the storm is counted, and every final state is signalled",
+    Any,
+    [Kernel, Preempt]
+);
+fn loss_full_ring() -> Result<()> {
     // 4096 bytes hold 170 doorbells of 24 bytes; 300 groups ring while nobody reads.
     let agent = Agent::start(&["--ring-bytes", "4096"])?;
     let groups: Vec<_> = (0..300).map(|n| Group::new(&format!("ring{n}"))).collect::<Result<_>>()?;
@@ -110,7 +81,13 @@ fn traffic(group: &Group) -> Result<nix::unistd::Pid> {
     unsafe { libc::_exit(1) }
 }
 
-fn skipped_programs() -> Result<()> {
+vm_test!(
+    loss_skipped_programs,
+    "page faults and network traffic nest; no lasting crossing is missed",
+    Any,
+    [Kernel, Preempt]
+);
+fn loss_skipped_programs() -> Result<()> {
     const THRESHOLDS: [u64; 3] = [4 * MIB, 8 * MIB, 12 * MIB];
     let top = Group::new("nest")?;
     let busy: Vec<_> = (0..2).map(|n| top.child(&format!("net{n}"))).collect::<Result<_>>()?;
@@ -170,7 +147,13 @@ fn skipped_programs() -> Result<()> {
     Ok(())
 }
 
-fn twin_stays_idle() -> Result<()> {
+vm_test!(
+    loss_twin_stays_idle,
+    "the second program of a pair works only where the first was skipped",
+    Any,
+    [Kernel, Preempt]
+);
+fn loss_twin_stays_idle() -> Result<()> {
     std::fs::write("/proc/sys/kernel/bpf_stats_enabled", "1")?;
     let group = Group::new("twin")?;
     let agent = Agent::start(&[])?;
@@ -187,7 +170,13 @@ fn twin_stays_idle() -> Result<()> {
     Ok(())
 }
 
-fn deep_hierarchy() -> Result<()> {
+vm_test!(
+    loss_deep_hierarchy,
+    "an ancestor more than 64 levels up is signalled by the sweep",
+    Any,
+    [Kernel, Preempt]
+);
+fn loss_deep_hierarchy() -> Result<()> {
     let agent = Agent::start(&["--sweep-ms", "50"])?;
     let top = Group::new("deep")?;
     let mut chain = vec![top.child("d")?];
@@ -209,7 +198,13 @@ fn deep_hierarchy() -> Result<()> {
     Ok(())
 }
 
-fn slots_are_used_again() -> Result<()> {
+vm_test!(
+    loss_slots_are_used_again,
+    "ten times as many groups as slots come and go; the last is watched as the first",
+    Any,
+    [Kernel, Preempt]
+);
+fn loss_slots_are_used_again() -> Result<()> {
     let agent = Agent::start(&["--max-groups", "64"])?;
     for round in 0..32 {
         let groups: Vec<_> = (0..20).map(|n| Group::new(&format!("r{round}-{n}"))).collect::<Result<_>>()?;

@@ -13,7 +13,7 @@ use crate::harness::agent::{Agent, PATIENCE, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, agent_errno};
 use crate::harness::group::Group;
-use crate::harness::runner::{On, Test};
+use crate::harness::test::vm_test;
 use crate::scenarios::abuse::{fails, says};
 
 const MIB: u64 = 1 << 20;
@@ -21,35 +21,6 @@ const MIB: u64 = 1 << 20;
 const SOCKET: &str = "/run/memcg-monitor/metrics.sock";
 const UNIX: &str = "unix:/run/memcg-monitor/metrics.sock";
 const TCP: &str = "127.0.0.1:9101";
-
-pub(crate) fn tests() -> Vec<Test> {
-    vec![
-        Test {
-            name: "metrics_values",
-            what: "usage, peak, limit and events are the kernel's; signals, refusals, latency are counted",
-            on: On::Any,
-            run: values,
-        },
-        Test {
-            name: "metrics_bounds",
-            what: "patterns and --metrics-top bound the series; what is left out is counted",
-            on: On::Any,
-            run: bounds,
-        },
-        Test {
-            name: "metrics_hostile",
-            what: "absurd requests are refused, slow and many ones dropped, and nobody else notices",
-            on: On::Any,
-            run: hostile,
-        },
-        Test {
-            name: "metrics_address",
-            what: "only loopback and unix sockets, with mode; another agent's stays",
-            on: On::Any,
-            run: address,
-        },
-    ]
-}
 
 /// Says `request` and hears all of the answer.
 fn ask(mut stream: impl Read + Write, request: &[u8]) -> Result<String> {
@@ -88,7 +59,13 @@ fn value(text: &str, name: &str) -> Option<f64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
 }
 
-fn values() -> Result<()> {
+vm_test!(
+    metrics_values,
+    "usage, peak, limit and events are the kernel's; signals, refusals, latency are counted",
+    Any,
+    [Newest]
+);
+fn metrics_values() -> Result<()> {
     let agent = Agent::start(&["--metrics", TCP])?;
     let group = Group::new("metrics")?;
     let odd = Group::new("odd \"name\"\\x2d")?;
@@ -146,7 +123,13 @@ fn values() -> Result<()> {
     until("the removed group's series are gone", || Ok(!scrape(tcp()?, "*/*")?.1.contains("/odd")))
 }
 
-fn bounds() -> Result<()> {
+vm_test!(
+    metrics_bounds,
+    "patterns and --metrics-top bound the series; what is left out is counted",
+    Any,
+    [Newest]
+);
+fn metrics_bounds() -> Result<()> {
     let groups: Vec<_> = (0..5).map(|n| Group::new(&format!("bound{n}"))).collect::<Result<_>>()?;
     // More than are read in one turn of the agent's loop.
     let _crowd: Vec<_> = (0..200).map(|n| Group::new(&format!("crowd{n}"))).collect::<Result<Vec<_>>>()?;
@@ -170,7 +153,13 @@ fn bounds() -> Result<()> {
     Ok(())
 }
 
-fn hostile() -> Result<()> {
+vm_test!(
+    metrics_hostile,
+    "absurd requests are refused, slow and many ones dropped, and nobody else notices",
+    Any,
+    [Newest]
+);
+fn metrics_hostile() -> Result<()> {
     let group = Group::new("scraped")?;
     let agent = Agent::start(&["--metrics", TCP])?;
     let waiter = Waiter::on(&group, "4M")?;
@@ -226,7 +215,8 @@ fn hostile() -> Result<()> {
     until("and these", || Ok(agent.descriptors()?.len() <= before))
 }
 
-fn address() -> Result<()> {
+vm_test!(metrics_address, "only loopback and unix sockets, with mode; another agent's stays", Any, [Newest]);
+fn metrics_address() -> Result<()> {
     for (address, word) in [("0.0.0.0:9101", "loopback"), ("x", "unix:/PATH")] {
         let (code, text) = fails(&["agent", "--metrics", address], |_| {})?;
         ensure!(code == 2 && text.contains(word), "{address}: {code}, {text}");

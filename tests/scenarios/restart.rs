@@ -16,44 +16,9 @@ use crate::harness::agent::{Agent, BINARY, list, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, attached};
 use crate::harness::group::Group;
-use crate::harness::runner::{On, Test};
+use crate::harness::test::vm_test;
 
 const MIB: u64 = 1 << 20;
-
-pub(crate) fn tests() -> Vec<Test> {
-    vec![
-        Test {
-            name: "restart_keeps_registrations",
-            what: "kill -9: registered is registered, once; what happened meanwhile is told",
-            on: On::Any,
-            run: keeps_registrations,
-        },
-        Test {
-            name: "restart_again_and_again",
-            what: "25 deaths amid crossings and removals: each told, no descriptor and no slot leaks",
-            on: On::Any,
-            run: again_and_again,
-        },
-        Test {
-            name: "restart_for_another_version",
-            what: "SIGHUP hands all over; SIGTERM leaves no pin, no program and no socket",
-            on: On::Any,
-            run: for_another_version,
-        },
-        Test {
-            name: "restart_other_sizes",
-            what: "the next agent's tables are of other sizes: loaded anew, nothing is lost on the way",
-            on: On::Any,
-            run: other_sizes,
-        },
-        Test {
-            name: "restart_without_a_supervisor",
-            what: "a supervisor that is killed takes everything along",
-            on: On::Any,
-            run: without_a_supervisor,
-        },
-    ]
-}
 
 /// An agent that comes back, and may be kept from it for a while.
 pub(crate) struct Supervised(pub(crate) Agent);
@@ -89,7 +54,13 @@ pub(crate) fn is_dead(process: Pid) -> bool {
     status.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('Z'))
 }
 
-fn keeps_registrations() -> Result<()> {
+vm_test!(
+    restart_keeps_registrations,
+    "kill -9: registered is registered, once; what happened meanwhile is told",
+    Any,
+    [Kernel, Quick]
+);
+fn restart_keeps_registrations() -> Result<()> {
     let (group, gone) = (Group::new("kept")?, Group::new("gone")?);
     let mut agent = Supervised::start(&["--sweep-ms", "3600000"])?;
     let mut charger = Charger::start(&group)?;
@@ -123,7 +94,13 @@ fn keeps_registrations() -> Result<()> {
     charger.end()
 }
 
-fn again_and_again() -> Result<()> {
+vm_test!(
+    restart_again_and_again,
+    "25 deaths amid crossings and removals: each told, no descriptor and no slot leaks",
+    Any,
+    [Newest]
+);
+fn restart_again_and_again() -> Result<()> {
     let group = Group::new("busy")?;
     let mut agent = Supervised::start(&[])?;
     let mut charger = Charger::start(&group)?;
@@ -182,7 +159,13 @@ pub(crate) fn descriptors(process: Pid) -> Result<Vec<String>> {
         .collect())
 }
 
-fn for_another_version() -> Result<()> {
+vm_test!(
+    restart_for_another_version,
+    "SIGHUP hands all over; SIGTERM leaves no pin, no program and no socket",
+    Any,
+    []
+);
+fn restart_for_another_version() -> Result<()> {
     let group = Group::new("handed")?;
     let mut agent = Supervised::start(&[])?;
     let mut charger = Charger::start(&group)?;
@@ -247,7 +230,13 @@ impl Drop for Manager {
     }
 }
 
-fn other_sizes() -> Result<()> {
+vm_test!(
+    restart_other_sizes,
+    "the next agent's tables are of other sizes: loaded anew, nothing is lost on the way",
+    Any,
+    []
+);
+fn restart_other_sizes() -> Result<()> {
     let group = Group::new("sizes")?;
     let mut manager = Manager::new()?;
     manager.start(&["--max-groups", "64"])?;
@@ -273,7 +262,8 @@ fn other_sizes() -> Result<()> {
     charger.end()
 }
 
-fn without_a_supervisor() -> Result<()> {
+vm_test!(restart_without_a_supervisor, "a supervisor that is killed takes everything along", Any, [Newest]);
+fn restart_without_a_supervisor() -> Result<()> {
     let agent = Supervised::start(&[])?;
     ensure!(Path::new(FOLDER).exists(), "pinned");
     agent.0.signal(Signal::SIGKILL)?;

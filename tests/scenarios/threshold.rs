@@ -6,58 +6,17 @@ use crate::harness::agent::{Agent, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, page};
 use crate::harness::group::Group;
-use crate::harness::runner::{On, Test};
+use crate::harness::test::vm_test;
 
 const MIB: u64 = 1 << 20;
 
-pub(crate) fn tests() -> Vec<Test> {
-    vec![
-        Test {
-            name: "threshold_both_directions",
-            what: "a threshold is signalled once on the way up and once on the way down",
-            on: On::Any,
-            run: both_directions,
-        },
-        Test {
-            name: "threshold_each_ancestor",
-            what: "a charge is seen by its group and all ancestors, not by siblings",
-            on: On::Any,
-            run: each_ancestor,
-        },
-        Test {
-            name: "threshold_first_above_a_calm_group",
-            what: "a group that charged while nobody waited above is seen once somebody does",
-            on: On::Any,
-            run: first_above,
-        },
-        Test {
-            name: "threshold_every_kind_of_memory",
-            what: "anonymous, file and kernel memory are all seen",
-            on: On::Any,
-            run: every_kind_of_memory,
-        },
-        Test {
-            name: "threshold_usage_and_peak_are_the_kernels",
-            what: "usage and peak in the list equal memory.current and memory.peak",
-            on: On::Any,
-            run: usage_and_peak,
-        },
-        Test {
-            name: "threshold_spike_crosses_twice",
-            what: "over a threshold and back within one wake-up is signalled both ways",
-            on: On::Any,
-            run: spike,
-        },
-        Test {
-            name: "threshold_many_on_one_group",
-            what: "of 2,000 thresholds exactly those that were crossed are signalled",
-            on: On::Any,
-            run: many_on_one_group,
-        },
-    ]
-}
-
-fn both_directions() -> Result<()> {
+vm_test!(
+    threshold_both_directions,
+    "a threshold is signalled once on the way up and once on the way down",
+    Any,
+    [Oracle, Kernel, Preempt, Quick]
+);
+fn threshold_both_directions() -> Result<()> {
     let group = Group::new("both")?;
     let agent = Agent::start(&[])?;
     let mut charger = Charger::start(&group)?;
@@ -79,7 +38,13 @@ fn both_directions() -> Result<()> {
     Ok(())
 }
 
-fn each_ancestor() -> Result<()> {
+vm_test!(
+    threshold_each_ancestor,
+    "a charge is seen by its group and all ancestors, not by siblings",
+    Any,
+    [Oracle, Kernel, Preempt, Quick]
+);
+fn threshold_each_ancestor() -> Result<()> {
     let top = Group::new("top")?;
     let middle = top.child("middle")?;
     let leaf = middle.child("leaf")?;
@@ -106,9 +71,15 @@ fn each_ancestor() -> Result<()> {
     Ok(())
 }
 
+vm_test!(
+    threshold_first_above_a_calm_group,
+    "a group that charged while nobody waited above is seen once somebody does",
+    Any,
+    [Oracle, Kernel, Preempt]
+);
 /// Charges look up only while somebody waits above: each first threshold on an
 /// ancestor has to be noticed by a group that has found itself alone before.
-fn first_above() -> Result<()> {
+fn threshold_first_above_a_calm_group() -> Result<()> {
     let top = Group::new("calm")?;
     let middle = top.child("middle")?;
     let leaf = middle.child("leaf")?;
@@ -129,7 +100,13 @@ fn first_above() -> Result<()> {
     charger.end()
 }
 
-fn every_kind_of_memory() -> Result<()> {
+vm_test!(
+    threshold_every_kind_of_memory,
+    "anonymous, file and kernel memory are all seen",
+    Any,
+    [Oracle, Kernel, Preempt]
+);
+fn threshold_every_kind_of_memory() -> Result<()> {
     let group = Group::new("kinds")?;
     let agent = Agent::start(&[])?;
     let mut charger = Charger::start(&group)?;
@@ -147,9 +124,15 @@ fn every_kind_of_memory() -> Result<()> {
     Ok(())
 }
 
+vm_test!(
+    threshold_usage_and_peak_are_the_kernels,
+    "usage and peak in the list equal memory.current and memory.peak",
+    Any,
+    [Oracle, Kernel, Preempt]
+);
 /// Oracle: the kernel's files, read before and after; the table's value must
 /// lie between.
-fn usage_and_peak() -> Result<()> {
+fn threshold_usage_and_peak_are_the_kernels() -> Result<()> {
     let existing = Group::new("existing")?;
     let mut charger = Charger::start(&existing)?;
     charger.grow(Kind::Anonymous, 5 * MIB)?;
@@ -172,7 +155,13 @@ fn usage_and_peak() -> Result<()> {
     Ok(())
 }
 
-fn spike() -> Result<()> {
+vm_test!(
+    threshold_spike_crosses_twice,
+    "over a threshold and back within one wake-up is signalled both ways",
+    Any,
+    [Oracle, Kernel, Preempt, Quick]
+);
+fn threshold_spike_crosses_twice() -> Result<()> {
     let group = Group::new("spike")?;
     let agent = Agent::start(&[])?;
     let mut charger = Charger::start(&group)?;
@@ -186,7 +175,13 @@ fn spike() -> Result<()> {
     Ok(())
 }
 
-fn many_on_one_group() -> Result<()> {
+vm_test!(
+    threshold_many_on_one_group,
+    "of 2,000 thresholds exactly those that were crossed are signalled",
+    Any,
+    [Oracle, Kernel, Preempt]
+);
+fn threshold_many_on_one_group() -> Result<()> {
     let group = Group::new("many")?;
     let agent = Agent::start(&[])?;
     let mut charger = Charger::start(&group)?;

@@ -19,11 +19,6 @@ use nix::unistd::{ForkResult, Gid, Pid, Uid, fork};
 
 use crate::harness::agent::Agent;
 use crate::harness::client::Waiter;
-use crate::harness::runner::Test;
-
-pub(crate) fn tests() -> Vec<Test> {
-    [confined::tests(), descriptors::tests(), identity::tests(), hung::tests()].concat()
-}
 
 /// An ordinary user.
 const USER: u32 = 65_534;

@@ -20,58 +20,12 @@ use crate::harness::agent::Agent;
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
-use crate::harness::runner::{On, Test};
+use crate::harness::test::vm_test;
 use crate::scenarios::conformance::errno::{DESCRIPTORS, Fixture, GRAMMAR, NOBODY, as_nobody};
 
 const MIB: u64 = 1 << 20;
 const EVENT_CONTROL: &str = "cgroup.event_control";
 const USAGE: &str = "memory.usage_in_bytes";
-
-pub(crate) fn tests() -> Vec<Test> {
-    let mut tests = vec![
-        Test {
-            name: "view_wakes_both_ways",
-            what: "a line written to cgroup.event_control registers; crossings wake the eventfd",
-            on: On::Any,
-            run: both_ways,
-        },
-        Test {
-            name: "view_removal",
-            what: "a removed group's files are gone, then each registration hears exactly one",
-            on: On::Any,
-            run: removal,
-        },
-        Test {
-            name: "view_controller_off",
-            what: "a group whose controller is turned off leaves the view, and is signalled",
-            on: On::V2,
-            run: controller_off,
-        },
-        Test {
-            name: "view_errno",
-            what: "every bad line gets the kernel's errno, with control files on the view and beside it",
-            on: On::Any,
-            run: errnos,
-        },
-        Test {
-            name: "view_other_groups",
-            what: "a control file of another group is EINVAL",
-            on: On::Any,
-            run: other_groups,
-        },
-        Test {
-            name: "view_long_writes",
-            what: "a page is a line, more is E2BIG however much, and nothing of it registers",
-            on: On::Any,
-            run: long_writes,
-        },
-    ];
-    tests.extend(files::tests());
-    tests.extend(directories::tests());
-    tests.extend(mounting::tests());
-    tests.extend(writers::tests());
-    tests
-}
 
 /// Where the view shows a directory.
 pub(crate) fn shown(directory: &Path) -> Result<PathBuf> {
@@ -117,7 +71,13 @@ fn errno_of<T>(outcome: io::Result<T>) -> i32 {
     outcome.err().map_or(0, |error| error.raw_os_error().unwrap_or(-1))
 }
 
-fn both_ways() -> Result<()> {
+vm_test!(
+    view_wakes_both_ways,
+    "a line written to cgroup.event_control registers; crossings wake the eventfd",
+    Any,
+    [Oracle, Kernel, Quick]
+);
+fn view_wakes_both_ways() -> Result<()> {
     let agent = Agent::start(&[])?;
     let group = Group::new("both")?;
     let mut charger = Charger::start(&group)?;
@@ -132,7 +92,13 @@ fn both_ways() -> Result<()> {
     charger.end()
 }
 
-fn removal() -> Result<()> {
+vm_test!(
+    view_removal,
+    "a removed group's files are gone, then each registration hears exactly one",
+    Any,
+    [Oracle, Kernel]
+);
+fn view_removal() -> Result<()> {
     let agent = Agent::start(&[])?;
     let parent = Group::new("parent")?;
     let group = parent.child("gone")?;
@@ -165,7 +131,13 @@ fn removal() -> Result<()> {
     Ok(())
 }
 
-fn controller_off() -> Result<()> {
+vm_test!(
+    view_controller_off,
+    "a group whose controller is turned off leaves the view, and is signalled",
+    V2,
+    [Kernel]
+);
+fn view_controller_off() -> Result<()> {
     let _agent = Agent::start(&[])?;
     let parent = Group::new("parent")?;
     let group = parent.child("off")?;
@@ -182,7 +154,13 @@ fn controller_off() -> Result<()> {
     waiter_on(&group, "8M").map(drop)
 }
 
-fn errnos() -> Result<()> {
+vm_test!(
+    view_errno,
+    "every bad line gets the kernel's errno, with control files on the view and beside it",
+    Any,
+    [Oracle, Kernel, Preempt, Quick]
+);
+fn view_errno() -> Result<()> {
     let options = ["--event-control-mode", "0222"];
     let on_view = |group: &Group| shown(&group.path).unwrap_or_default();
     let mut wrong = Vec::new();
@@ -212,7 +190,8 @@ fn errnos() -> Result<()> {
     Ok(())
 }
 
-fn other_groups() -> Result<()> {
+vm_test!(view_other_groups, "a control file of another group is EINVAL", Any, []);
+fn view_other_groups() -> Result<()> {
     let agent = Agent::start(&[])?;
     let parent = Group::new("own")?;
     let child = parent.child("child")?;
@@ -253,7 +232,13 @@ fn other_groups() -> Result<()> {
     Ok(())
 }
 
-fn long_writes() -> Result<()> {
+vm_test!(
+    view_long_writes,
+    "a page is a line, more is E2BIG however much, and nothing of it registers",
+    Any,
+    []
+);
+fn view_long_writes() -> Result<()> {
     let agent = Agent::start(&[])?;
     let group = Group::new("long")?;
     let directory = shown(&group.path)?;

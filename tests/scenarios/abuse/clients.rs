@@ -19,47 +19,18 @@ use crate::harness::agent::{Agent, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, agent_errno};
 use crate::harness::group::Group;
-use crate::harness::runner::{On, Test};
+use crate::harness::test::vm_test;
 use crate::scenarios::conformance::errno::as_nobody;
 
 const MIB: u64 = 1 << 20;
 
-pub(crate) fn tests() -> Vec<Test> {
-    vec![
-        Test {
-            name: "abuse_full_eventfd",
-            what: "an eventfd that is full and blocks costs its owner the signals, nobody else anything",
-            on: On::Any,
-            run: full_eventfd,
-        },
-        Test {
-            name: "abuse_closed_meanwhile",
-            what: "an eventfd closed between the line and the look is EBADF",
-            on: On::Any,
-            run: closed_meanwhile,
-        },
-        Test {
-            name: "abuse_quota",
-            what: "a user who registers without end meets a quota, others do not notice",
-            on: On::Any,
-            run: quota,
-        },
-        Test {
-            name: "abuse_churn",
-            what: "groups made and removed while they are registered on leave nothing behind",
-            on: On::Any,
-            run: churn,
-        },
-        Test {
-            name: "abuse_strict_seccomp",
-            what: "a client that may only read and write registers through the view",
-            on: On::Any,
-            run: strict_seccomp,
-        },
-    ]
-}
-
-fn full_eventfd() -> Result<()> {
+vm_test!(
+    abuse_full_eventfd,
+    "an eventfd that is full and blocks costs its owner the signals, nobody else anything",
+    Any,
+    []
+);
+fn abuse_full_eventfd() -> Result<()> {
     let group = Group::new("full")?;
     let agent = Agent::start(&[])?;
     let mut charger = Charger::start(&group)?;
@@ -80,7 +51,8 @@ fn full_eventfd() -> Result<()> {
     Ok(())
 }
 
-fn closed_meanwhile() -> Result<()> {
+vm_test!(abuse_closed_meanwhile, "an eventfd closed between the line and the look is EBADF", Any, []);
+fn abuse_closed_meanwhile() -> Result<()> {
     let group = Group::new("closed")?;
     let agent = Agent::start(&[])?;
     let connection = connect(Path::new(SOCKET))?;
@@ -109,7 +81,8 @@ fn closed_meanwhile() -> Result<()> {
     Ok(())
 }
 
-fn quota() -> Result<()> {
+vm_test!(abuse_quota, "a user who registers without end meets a quota, others do not notice", Any, []);
+fn abuse_quota() -> Result<()> {
     const QUOTA: usize = 300;
     const TRIES: usize = 1000;
     let group = Group::new("quota")?;
@@ -138,7 +111,13 @@ fn quota() -> Result<()> {
     until("what the greedy one held has gone with it", || Ok(agent.status()?.registrations == 1))
 }
 
-fn churn() -> Result<()> {
+vm_test!(
+    abuse_churn,
+    "groups made and removed while they are registered on leave nothing behind",
+    Any,
+    [Kernel, Preempt]
+);
+fn abuse_churn() -> Result<()> {
     const ROUNDS: usize = 600;
     let parent = Group::new("churn")?;
     // Enabled for those below, once.
@@ -205,7 +184,8 @@ fn churn() -> Result<()> {
     groups.iter().try_for_each(|group| Waiter::on(group, "1M").map(drop))
 }
 
-fn strict_seccomp() -> Result<()> {
+vm_test!(abuse_strict_seccomp, "a client that may only read and write registers through the view", Any, []);
+fn abuse_strict_seccomp() -> Result<()> {
     let group = Group::new("strict")?;
     let agent = Agent::start(&[])?;
     let mut charger = Charger::start(&group)?;

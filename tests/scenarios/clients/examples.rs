@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use crate::harness::agent::Agent;
 use crate::harness::group::Group;
 use crate::harness::program::Program;
-use crate::harness::runner::{On, Test};
+use crate::harness::test::vm_test;
 use crate::scenarios::clients::{Notice, Place, Side, each_its_own, up_and_down};
 
 const C: &[&str] = &["/bin/examples/listen"];
@@ -14,63 +14,44 @@ const PYTHON: &[&str] = &["/bin/examples/listen.py"];
 const C_SOCKET: &[&str] = &["/bin/examples/socket"];
 const PYTHON_SOCKET: &[&str] = &["/bin/examples/listen.py", "--socket"];
 
-pub(crate) fn tests() -> Vec<Test> {
-    let kernel = [
-        Test {
-            name: "examples_kernel_c",
-            what: "C: every kind and the removal, from the kernel's files",
-            on: On::V1,
-            run: || files(Side::Kernel, C),
-        },
-        Test {
-            name: "examples_kernel_go",
-            what: "Go: every kind and the removal, from the kernel's files",
-            on: On::V1,
-            run: || files(Side::Kernel, GO),
-        },
-        Test {
-            name: "examples_kernel_python",
-            what: "Python: every kind and the removal, from the kernel's files",
-            on: On::V1,
-            run: || files(Side::Kernel, PYTHON),
-        },
-    ];
-    let view = [
-        Test {
-            name: "examples_view_c",
-            what: "C: every kind and the removal, from the view",
-            on: On::Any,
-            run: || files(Side::View, C),
-        },
-        Test {
-            name: "examples_view_go",
-            what: "Go: every kind and the removal, from the view",
-            on: On::Any,
-            run: || files(Side::View, GO),
-        },
-        Test {
-            name: "examples_view_python",
-            what: "Python: every kind and the removal, from the view",
-            on: On::Any,
-            run: || files(Side::View, PYTHON),
-        },
-    ];
-    let mut tests = [&kernel[..], &view].concat();
-    tests.extend([
-        Test {
-            name: "examples_socket_c",
-            what: "C: crossings, the removal and a refusal, through the socket",
-            on: On::Any,
-            run: || socket(C_SOCKET),
-        },
-        Test {
-            name: "examples_socket_python",
-            what: "Python: crossings, the removal and a refusal, through the socket",
-            on: On::Any,
-            run: || socket(PYTHON_SOCKET),
-        },
-    ]);
-    tests
+vm_test!(examples_kernel_c, "C: every kind and the removal, from the kernel's files", V1, [Oracle]);
+fn examples_kernel_c() -> Result<()> {
+    files(Side::Kernel, C)
+}
+
+vm_test!(examples_kernel_go, "Go: every kind and the removal, from the kernel's files", V1, [Oracle]);
+fn examples_kernel_go() -> Result<()> {
+    files(Side::Kernel, GO)
+}
+
+vm_test!(examples_kernel_python, "Python: every kind and the removal, from the kernel's files", V1, [Oracle]);
+fn examples_kernel_python() -> Result<()> {
+    files(Side::Kernel, PYTHON)
+}
+
+vm_test!(examples_view_c, "C: every kind and the removal, from the view", Any, []);
+fn examples_view_c() -> Result<()> {
+    files(Side::View, C)
+}
+
+vm_test!(examples_view_go, "Go: every kind and the removal, from the view", Any, []);
+fn examples_view_go() -> Result<()> {
+    files(Side::View, GO)
+}
+
+vm_test!(examples_view_python, "Python: every kind and the removal, from the view", Any, []);
+fn examples_view_python() -> Result<()> {
+    files(Side::View, PYTHON)
+}
+
+vm_test!(examples_socket_c, "C: crossings, the removal and a refusal, through the socket", Any, []);
+fn examples_socket_c() -> Result<()> {
+    socket(C_SOCKET)
+}
+
+vm_test!(examples_socket_python, "Python: crossings, the removal and a refusal, through the socket", Any, []);
+fn examples_socket_python() -> Result<()> {
+    socket(PYTHON_SOCKET)
 }
 
 fn start(program: &[&str], arguments: &[&str]) -> Result<Program> {

@@ -22,7 +22,7 @@ use super::book::Book;
 use crate::harness::agent::Agent;
 use crate::harness::client::{agent_errno, kernel_errno};
 use crate::harness::group::Group;
-use crate::harness::runner::{On, Test};
+use crate::harness::test::vm_test;
 
 const OK: i32 = 0;
 const EBADF: i32 = libc::EBADF;
@@ -109,16 +109,13 @@ pub(crate) const NOBODY: &[Row] = &[
     ("wrong kind of file that may be read", "{e} {namesake} 1M", EINVAL),
 ];
 
-pub(crate) fn tests() -> Vec<Test> {
-    vec![Test {
-        name: "conformance_errno",
-        what: "every bad registration gets the kernel's errno (cgroup v1: from the kernel, too)",
-        on: On::Any,
-        run: table,
-    }]
-}
-
-fn table() -> Result<()> {
+vm_test!(
+    conformance_errno,
+    "every bad registration gets the kernel's errno (cgroup v1: from the kernel, too)",
+    Any,
+    [Oracle]
+);
+fn conformance_errno() -> Result<()> {
     let fixture = Fixture::new()?;
     let mut wrong = Vec::new();
     for (what, line, errno) in GRAMMAR.iter().chain(DESCRIPTORS) {

@@ -13,30 +13,13 @@ use super::errno::named;
 use crate::harness::agent::Agent;
 use crate::harness::client::{Waiter, agent_errno, kernel_errno};
 use crate::harness::group::{Family, Group};
-use crate::harness::runner::{On, Test};
+use crate::harness::test::vm_test;
 use crate::scenarios::view::{register_in, shown};
 
 const USAGE: &str = "memory.usage_in_bytes";
 const MEMSW: &str = "memory.memsw.usage_in_bytes";
 const OOM: &str = "memory.oom_control";
 const PRESSURE: &str = "memory.pressure_level";
-
-pub(crate) fn tests() -> Vec<Test> {
-    vec![
-        Test {
-            name: "conformance_errno_files",
-            what: "the arguments of each control file, the root's files, files that notify nothing",
-            on: On::V1,
-            run: arguments,
-        },
-        Test {
-            name: "conformance_errno_groups",
-            what: "a control file of another group than event_control's, through the view",
-            on: On::V1,
-            run: groups,
-        },
-    ]
-}
 
 /// Errnos of one line, from the kernel and from the socket.
 fn both(group: &Group, name: &str, args: &str) -> Result<(String, String)> {
@@ -49,7 +32,13 @@ fn both(group: &Group, name: &str, args: &str) -> Result<(String, String)> {
     Ok((named(kernel), named(agent_errno(line.as_bytes())?)))
 }
 
-fn arguments() -> Result<()> {
+vm_test!(
+    conformance_errno_files,
+    "the arguments of each control file, the root's files, files that notify nothing",
+    V1,
+    [Oracle]
+);
+fn conformance_errno_files() -> Result<()> {
     let _agent = Agent::start(&[])?;
     let group = Group::new("files")?;
     let mut book = Book::default();
@@ -101,7 +90,13 @@ fn arguments() -> Result<()> {
     book.close()
 }
 
-fn groups() -> Result<()> {
+vm_test!(
+    conformance_errno_groups,
+    "a control file of another group than event_control's, through the view",
+    V1,
+    [Oracle]
+);
+fn conformance_errno_groups() -> Result<()> {
     let _agent = Agent::start(&[])?;
     let family = Family::new("other")?;
     let mut book = Book::default();

@@ -20,7 +20,7 @@ use super::errno::named;
 use crate::harness::client::page;
 use crate::harness::group::Group;
 use crate::harness::report::say;
-use crate::harness::runner::{On, Test};
+use crate::harness::test::vm_test;
 use lines::Lines;
 
 /// Enough for each form and each mutation many times over.
@@ -31,13 +31,14 @@ const PROGRESS: u64 = 50_000;
 /// longer table.
 const HELD: u32 = 64;
 
-pub(crate) fn tests() -> Vec<Test> {
-    vec![Test {
-        name: "conformance_grammar_differential",
-        what: "random lines get the same verdict and errno from the kernel's parser and ours",
-        on: On::V1,
-        run: || super::seeded(|seed| run(SHORT, seed)),
-    }]
+vm_test!(
+    conformance_grammar_differential,
+    "random lines get the same verdict and errno from the kernel's parser and ours",
+    V1,
+    [Oracle]
+);
+fn conformance_grammar_differential() -> Result<()> {
+    super::seeded(|seed| run(SHORT, seed))
 }
 
 /// What a descriptor is to the kernel's checks, in their order.

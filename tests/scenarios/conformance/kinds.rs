@@ -9,40 +9,17 @@ use crate::harness::agent::{Agent, until};
 use crate::harness::block::{self, Swap};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::group::{Family, Group};
-use crate::harness::runner::{On, Test};
+use crate::harness::test::vm_test;
 
 const MIB: u64 = 1 << 20;
 
-pub(crate) fn tests() -> Vec<Test> {
-    vec![
-        Test {
-            name: "conformance_memsw",
-            what: "memory+swap with real swap: each crossing of the kernel's is ours",
-            on: On::V1,
-            run: memsw,
-        },
-        Test {
-            name: "conformance_oom",
-            what: "an OOM is told to the group at its limit and those below, once on each side",
-            on: On::V1,
-            run: oom,
-        },
-        Test {
-            name: "conformance_oom_stuck",
-            what: "with the killer off: told at registration, and again after too small a raise",
-            on: On::V1,
-            run: stuck,
-        },
-        Test {
-            name: "conformance_pressure",
-            what: "each window of reclaim, by level and mode, on three levels of groups",
-            on: On::V1,
-            run: pressure,
-        },
-    ]
-}
-
-fn memsw() -> Result<()> {
+vm_test!(
+    conformance_memsw,
+    "memory+swap with real swap: each crossing of the kernel's is ours",
+    V1,
+    [Oracle]
+);
+fn conformance_memsw() -> Result<()> {
     let _swap = Swap::on(128 * MIB)?;
     let group = Group::new("memsw")?;
     group.set_limit(16 * MIB)?;
@@ -77,7 +54,13 @@ fn memsw() -> Result<()> {
     book.close()
 }
 
-fn oom() -> Result<()> {
+vm_test!(
+    conformance_oom,
+    "an OOM is told to the group at its limit and those below, once on each side",
+    V1,
+    [Oracle]
+);
+fn conformance_oom() -> Result<()> {
     let family = Family::new("oom")?;
     family.group.set_limit(16 * MIB)?;
     let agent = Agent::start(&[])?;
@@ -107,7 +90,13 @@ fn oom() -> Result<()> {
     book.close()
 }
 
-fn stuck() -> Result<()> {
+vm_test!(
+    conformance_oom_stuck,
+    "with the killer off: told at registration, and again after too small a raise",
+    V1,
+    [Oracle]
+);
+fn conformance_oom_stuck() -> Result<()> {
     let family = Family::new("stuck")?;
     family.group.set_limit(16 * MIB)?;
     family.group.write("memory.oom_control", "1")?;
@@ -146,7 +135,13 @@ fn stuck() -> Result<()> {
     book.close()
 }
 
-fn pressure() -> Result<()> {
+vm_test!(
+    conformance_pressure,
+    "each window of reclaim, by level and mode, on three levels of groups",
+    V1,
+    [Oracle]
+);
+fn conformance_pressure() -> Result<()> {
     let _swap = Swap::on(64 * MIB)?;
     let disk = block::disk()?;
     let family = Family::new("pressure")?;

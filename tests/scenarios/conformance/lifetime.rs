@@ -24,34 +24,11 @@ use crate::harness::agent::{Agent, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
-use crate::harness::runner::{On, Test};
+use crate::harness::test::vm_test;
 use crate::scenarios::view::{register_in, shown};
 
 const MIB: u64 = 1 << 20;
 const FILES: [(ControlFile, &str); 4] = [(Usage, "512M"), (Memsw, "512M"), (Oom, ""), (Pressure, "critical")];
-
-pub(crate) fn tests() -> Vec<Test> {
-    vec![
-        Test {
-            name: "conformance_removal_order",
-            what: "who is woken by a removal finds event_control gone, on every control file",
-            on: On::V1,
-            run: removal_order,
-        },
-        Test {
-            name: "conformance_removal_thousand",
-            what: "1,000 registrations on several eventfds: 1,000 signals at the group's removal",
-            on: On::V1,
-            run: thousand,
-        },
-        Test {
-            name: "conformance_references",
-            what: "a copy, an exec'd child and a message in flight each keep a registration",
-            on: On::V1,
-            run: references,
-        },
-    ]
-}
 
 /// Waits for the eventfd, then tries event_control at once: signals and errno.
 fn woken(waiter: &Waiter, event_control: &Path) -> Result<String> {
@@ -63,7 +40,13 @@ fn woken(waiter: &Waiter, event_control: &Path) -> Result<String> {
     Ok(format!("{count}, {errno}"))
 }
 
-fn removal_order() -> Result<()> {
+vm_test!(
+    conformance_removal_order,
+    "who is woken by a removal finds event_control gone, on every control file",
+    V1,
+    [Oracle]
+);
+fn conformance_removal_order() -> Result<()> {
     let _agent = Agent::start(&[])?;
     let mut book = Book::default();
     for (file, args) in FILES {
@@ -96,7 +79,13 @@ fn removal_order() -> Result<()> {
     book.close()
 }
 
-fn thousand() -> Result<()> {
+vm_test!(
+    conformance_removal_thousand,
+    "1,000 registrations on several eventfds: 1,000 signals at the group's removal",
+    V1,
+    [Oracle]
+);
+fn conformance_removal_thousand() -> Result<()> {
     let group = Group::new("thousand")?;
     let agent = Agent::start(&[])?;
     let mut book = Book::default();
@@ -126,7 +115,13 @@ fn each(both: &Both, mut handle: impl FnMut(&EventFd) -> Result<u64>) -> Result<
     Ok((handle(&both.kernel.0)?, handle(&both.ours.0)?))
 }
 
-fn references() -> Result<()> {
+vm_test!(
+    conformance_references,
+    "a copy, an exec'd child and a message in flight each keep a registration",
+    V1,
+    [Oracle]
+);
+fn conformance_references() -> Result<()> {
     let group = Group::new("references")?;
     let agent = Agent::start(&[])?;
     let mut book = Book::default();

@@ -10,26 +10,9 @@ use crate::harness::agent::{Agent, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, page, write_event_control};
 use crate::harness::group::Group;
-use crate::harness::runner::{On, Test};
+use crate::harness::test::vm_test;
 
 const MIB: u64 = 1 << 20;
-
-pub(crate) fn tests() -> Vec<Test> {
-    vec![
-        Test {
-            name: "conformance_registration_rules",
-            what: "registration is silent, equality counts as reached, each registration adds one",
-            on: On::V1,
-            run: registration_rules,
-        },
-        Test {
-            name: "conformance_removal",
-            what: "a group that goes signals each of its registrations once, and no others",
-            on: On::V1,
-            run: removal,
-        },
-    ]
-}
 
 /// The same registrations with the kernel and with us.
 struct Both {
@@ -82,7 +65,13 @@ pub(crate) fn look(charger: &mut Charger, agent: &Agent) -> Result<()> {
     agent.settle()
 }
 
-fn registration_rules() -> Result<()> {
+vm_test!(
+    conformance_registration_rules,
+    "registration is silent, equality counts as reached, each registration adds one",
+    V1,
+    [Oracle]
+);
+fn conformance_registration_rules() -> Result<()> {
     let group = Group::new("rules")?;
     let agent = Agent::start(&[])?;
     let mut charger = Charger::start(&group)?;
@@ -135,7 +124,13 @@ fn registration_rules() -> Result<()> {
     silent("the process ended")
 }
 
-fn removal() -> Result<()> {
+vm_test!(
+    conformance_removal,
+    "a group that goes signals each of its registrations once, and no others",
+    V1,
+    [Oracle]
+);
+fn conformance_removal() -> Result<()> {
     let parent = Group::new("parent")?;
     let child = parent.child("child")?;
     let agent = Agent::start(&[])?;

@@ -10,15 +10,15 @@ use std::fs;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MsFlags, mount};
 use nix::unistd::{chdir, chroot, execv};
 
-use crate::harness::report::{self, say};
-use crate::harness::runner::Test;
-use crate::harness::{init, modules};
+use crate::harness::select::Selection;
+use crate::harness::test::{On, Test};
+use crate::harness::{init, modules, report, runner, stopwatch};
+use crate::scenarios;
 
 /// Where Debian's disk is mounted before it is the root.
 const DEBIAN: &str = "/debian";
@@ -63,40 +63,15 @@ pub(crate) fn copy(from: &Path, to: &Path, mode: u32) -> Result<()> {
     Ok(())
 }
 
-/// The tests, as a service of systemd's.
-pub(crate) fn main() {
-    report::open();
-    let text = fs::read_to_string("/proc/cmdline").unwrap_or_default();
-    let filter = text.split_whitespace().find_map(|word| word.strip_prefix("guest.filter=")).unwrap_or("");
-    let (mut passed, mut failed) = (0, 0);
-    let mut tests = units::tests();
-    tests.extend(service::tests());
-    tests.extend(container::tests());
-    tests.push(units::documented());
-    for test in tests {
-        if !filter.split(',').any(|part| test.name.contains(part)) {
-            continue;
-        }
-        let start = Instant::now();
-        let outcome = run(&test);
-        let took = start.elapsed().as_secs_f64();
-        match outcome {
-            Ok(()) => {
-                passed += 1;
-                say!("test {} ... ok ({took:.1} s)", test.name);
-            }
-            Err(error) => {
-                failed += 1;
-                let why = report::chain(&error);
-                say!("test {} ({}) ... FAILED: {why} ({took:.1} s)", test.name, test.what);
-            }
-        }
-    }
-    report::verdict(passed, failed);
+/// Runs the tests, as a service of systemd's.
+pub(crate) fn run(selection: &Selection) -> Result<()> {
+    stopwatch::share()?;
+    let here = scenarios::all().into_iter().filter(|test| test.on == On::Debian);
+    runner::each(&selection.of(here), |test| Ok(alone(test).err().map(|error| report::chain(&error))))
 }
 
 /// One test; each begins and ends with nothing of ours running.
-fn run(test: &Test) -> Result<()> {
+fn alone(test: &Test) -> Result<()> {
     let outcome = panic::catch_unwind(AssertUnwindSafe(test.run)).unwrap_or_else(|_| bail_panicked());
     let journal = journal().unwrap_or_default();
     let ended = Units::stop();

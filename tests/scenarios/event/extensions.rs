@@ -6,24 +6,22 @@ use std::fs;
 use anyhow::{Context, Result, ensure};
 use monitor_common::control::ControlFile::{self, Procs, Usage, WorkingSet};
 
-use super::{Heard, MIB, Row};
+use super::{Heard, MIB};
 use crate::harness::agent::{Agent, until};
 use crate::harness::block;
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, agent_errno, open_control, page};
 use crate::harness::group::Group;
+use crate::harness::test::vm_test;
 use crate::scenarios::conformance::errno::as_nobody;
 
-pub(super) const TESTS: &[Row] = &[
-    ("event_empty", "a group is empty when the last task of it and of those below left", empty),
-    ("event_root_usage", "the root's usage crosses, sampled", root_usage),
-    ("event_percent", "percents follow the limit of the group and of those above", percent),
-    ("event_directions", "up, down and hysteresis are heard as asked for", directions),
-    ("event_working_set", "inactive file pages do not count in the working set", working_set),
-    ("event_quota", "a user has a quota (EDQUOT), root has none, what ends comes back", quota),
-];
-
-fn empty() -> Result<()> {
+vm_test!(
+    event_empty,
+    "a group is empty when the last task of it and of those below left",
+    V2,
+    [Kernel, Preempt]
+);
+fn event_empty() -> Result<()> {
     let group = Group::new("empty")?;
     let (left, right) = (group.child("left")?, group.child("right")?);
     let agent = Agent::start(&[])?;
@@ -62,7 +60,8 @@ fn host_usage() -> Result<u64> {
     Ok((field("nr_file_pages")? + field("nr_anon_pages")?) * page())
 }
 
-fn root_usage() -> Result<()> {
+vm_test!(event_root_usage, "the root's usage crosses, sampled", V2, [Kernel, Preempt]);
+fn event_root_usage() -> Result<()> {
     let group = Group::new("below")?;
     let agent = Agent::start(&["--sample-ms", "20"])?;
     let mut charger = Charger::start(&group)?;
@@ -80,7 +79,8 @@ fn root_usage() -> Result<()> {
     half.await_total(0)
 }
 
-fn percent() -> Result<()> {
+vm_test!(event_percent, "percents follow the limit of the group and of those above", V2, [Kernel, Preempt]);
+fn event_percent() -> Result<()> {
     let top = Group::new("percent")?;
     let group = top.child("group")?;
     let agent = Agent::start(&[])?;
@@ -103,7 +103,8 @@ fn percent() -> Result<()> {
     half.await_total(6).context("and back")
 }
 
-fn directions() -> Result<()> {
+vm_test!(event_directions, "up, down and hysteresis are heard as asked for", V2, [Kernel, Preempt, Quick]);
+fn event_directions() -> Result<()> {
     let group = Group::new("directions")?;
     let agent = Agent::start(&[])?;
     let mut charger = Charger::start(&group)?;
@@ -129,7 +130,8 @@ fn directions() -> Result<()> {
     expect([2, 2, 4, 2])
 }
 
-fn working_set() -> Result<()> {
+vm_test!(event_working_set, "inactive file pages do not count in the working set", V2, [Kernel, Preempt]);
+fn event_working_set() -> Result<()> {
     let _disk = block::disk()?;
     let group = Group::new("set")?;
     let agent = Agent::start(&["--sample-ms", "20"])?;
@@ -148,7 +150,13 @@ fn working_set() -> Result<()> {
     usage.await_total(1)
 }
 
-fn quota() -> Result<()> {
+vm_test!(
+    event_quota,
+    "a user has a quota (EDQUOT), root has none, what ends comes back",
+    V2,
+    [Kernel, Preempt]
+);
+fn event_quota() -> Result<()> {
     let group = Group::new("quota")?;
     let agent = Agent::start(&["--max-per-user", "3", "--socket-mode", "0666"])?;
     let try_all = |waiter: &Waiter| -> Result<Vec<i32>> {

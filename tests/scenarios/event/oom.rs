@@ -9,28 +9,24 @@ use memcg_monitor::client::{CONTROL_SOCKET, Control};
 use memcg_monitor::door::control::{Answer, EventRow, Request};
 use monitor_common::control::ControlFile;
 
-use super::{Heard, MIB, Row, expect};
+use super::{Heard, MIB, expect};
 use crate::harness::agent::{Agent, PATIENCE};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, open_control};
 use crate::harness::group::{Family, Group};
-
-pub(super) const TESTS: &[Row] = &[
-    (
-        "event_oom_goes_down",
-        "an OOM is told once to the group at its limit and to those below, to nobody else",
-        goes_down,
-    ),
-    ("event_oom_by_a_written_limit", "a limit written below usage signals nobody", written_limit),
-    ("event_oom_json", "listen -o json tells the OOM with its origin, then the victim", json),
-    ("event_oom_group_json", "memory.oom.group: the group that is killed is told, too", group_json),
-];
+use crate::harness::test::vm_test;
 
 fn listeners(family: &Family) -> Result<Vec<Heard>> {
     family.all().into_iter().map(|(name, group)| Heard::at(name, group, ControlFile::Oom, "")).collect()
 }
 
-fn goes_down() -> Result<()> {
+vm_test!(
+    event_oom_goes_down,
+    "an OOM is told once to the group at its limit and to those below, to nobody else",
+    V2,
+    [Kernel, Preempt, Quick]
+);
+fn event_oom_goes_down() -> Result<()> {
     let family = Family::new("oom")?;
     family.group.set_limit(16 * MIB)?;
     let agent = Agent::start(&[])?;
@@ -59,7 +55,8 @@ fn goes_down() -> Result<()> {
     Ok(())
 }
 
-fn written_limit() -> Result<()> {
+vm_test!(event_oom_by_a_written_limit, "a limit written below usage signals nobody", V2, [Kernel, Preempt]);
+fn event_oom_by_a_written_limit() -> Result<()> {
     let family = Family::new("written")?;
     let agent = Agent::start(&[])?;
     let mut all = listeners(&family)?;
@@ -98,7 +95,13 @@ fn name(group: &Group) -> String {
     group.path.to_string_lossy().into_owned()
 }
 
-fn json() -> Result<()> {
+vm_test!(
+    event_oom_json,
+    "listen -o json tells the OOM with its origin, then the victim",
+    V2,
+    [Kernel, Preempt]
+);
+fn event_oom_json() -> Result<()> {
     let family = Family::new("json")?;
     family.group.set_limit(16 * MIB)?;
     let _agent = Agent::start(&[])?;
@@ -126,7 +129,13 @@ fn json() -> Result<()> {
     Ok(())
 }
 
-fn group_json() -> Result<()> {
+vm_test!(
+    event_oom_group_json,
+    "memory.oom.group: the group that is killed is told, too",
+    V2,
+    [Kernel, Preempt]
+);
+fn event_oom_group_json() -> Result<()> {
     let family = Family::new("json")?;
     family.group.set_limit(16 * MIB)?;
     family.group.write("memory.oom.group", "1")?;

@@ -3,16 +3,12 @@
 use anyhow::{Result, ensure};
 use monitor_common::control::ControlFile::Pressure;
 
-use super::{Heard, MIB, Row};
+use super::{Heard, MIB};
 use crate::harness::agent::{Agent, until};
 use crate::harness::block;
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::group::Family;
-
-pub(super) const TESTS: &[Row] = &[
-    ("event_pressure_modes", "default, hierarchy and local hear what v1's would", modes),
-    ("event_pressure_levels", "an OOM is critical; each level hears of those above it", levels),
-];
+use crate::harness::test::vm_test;
 
 /// Waits until two have heard the same, more than `before`, and rest there.
 fn agree(all: &mut [Heard], one: &str, other: &str, before: u64) -> Result<u64> {
@@ -30,7 +26,8 @@ fn total(all: &mut [Heard], name: &str) -> Result<u64> {
     all.iter_mut().filter(|heard| heard.name == name).try_fold(0, |sum, heard| Ok(sum + heard.total()?))
 }
 
-fn modes() -> Result<()> {
+vm_test!(event_pressure_modes, "default, hierarchy and local hear what v1's would", V2, [Kernel, Preempt]);
+fn event_pressure_modes() -> Result<()> {
     let _disk = block::disk()?;
     let family = Family::new("modes")?;
     family.group.set_limit(8 * MIB)?;
@@ -76,7 +73,13 @@ fn modes() -> Result<()> {
     agree(&mut all, "default", "hierarchy", 0).map(drop)
 }
 
-fn levels() -> Result<()> {
+vm_test!(
+    event_pressure_levels,
+    "an OOM is critical; each level hears of those above it",
+    V2,
+    [Kernel, Preempt]
+);
+fn event_pressure_levels() -> Result<()> {
     let disk = block::disk()?;
     let family = Family::new("levels")?;
     family.group.set_limit(8 * MIB)?;

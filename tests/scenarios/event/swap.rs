@@ -5,23 +5,20 @@ use std::fs;
 use anyhow::{Context, Result, ensure};
 use monitor_common::control::ControlFile::{Memsw, Usage};
 
-use super::{Heard, MIB, Row};
+use super::{Heard, MIB};
 use crate::harness::agent::{Agent, until};
 use crate::harness::block::Swap;
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::group::{Group, read_number};
+use crate::harness::test::vm_test;
 use crate::scenarios::view::shown;
-
-pub(super) const TESTS: &[Row] = &[
-    ("event_swap_crosses", "memory+swap crosses where memory alone stays below", crosses),
-    ("event_swap_without_swap", "without swap memory+swap is memory", without),
-];
 
 fn both(group: &Group) -> Result<u64> {
     Ok(group.usage()? + read_number(&group.path.join("memory.swap.current"))?)
 }
 
-fn crosses() -> Result<()> {
+vm_test!(event_swap_crosses, "memory+swap crosses where memory alone stays below", V2, [Kernel, Preempt]);
+fn event_swap_crosses() -> Result<()> {
     let _swap = Swap::on(128 * MIB)?;
     let group = Group::new("swap")?;
     group.set_limit(16 * MIB)?;
@@ -57,7 +54,8 @@ fn crosses() -> Result<()> {
     high.await_total(0)
 }
 
-fn without() -> Result<()> {
+vm_test!(event_swap_without_swap, "without swap memory+swap is memory", V2, [Kernel, Preempt]);
+fn event_swap_without_swap() -> Result<()> {
     let swaps = fs::read_to_string("/proc/swaps").context("cannot read /proc/swaps")?;
     ensure!(swaps.lines().count() == 1, "there is swap: {swaps}");
     let group = Group::new("no-swap")?;

@@ -16,36 +16,13 @@ use crate::harness::agent::{Agent, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, ask_agent};
 use crate::harness::group::Group;
-use crate::harness::runner::{On, Test};
+use crate::harness::test::vm_test;
 use crate::scenarios::abuse::{fails, says};
 use crate::scenarios::restart::{Supervised, is_dead, nothing_is_left};
 
 const RUN: &str = "/run/memcg-monitor";
 const BPF: &str = "/sys/fs/bpf";
 const CGROUP: &str = "/sys/fs/cgroup";
-
-pub(super) fn tests() -> Vec<Test> {
-    vec![
-        Test {
-            name: "faults_run",
-            what: "/run full or read-only: who runs goes on, who starts says so, who comes back waits",
-            on: On::Any,
-            run: run_directory,
-        },
-        Test {
-            name: "faults_bpffs",
-            what: "no BPF file system, or a read-only one: registrations survive all the same",
-            on: On::Any,
-            run: bpffs,
-        },
-        Test {
-            name: "faults_cgroupfs",
-            what: "the cgroup file system remounted, mounted twice, unmounted, mounted again: all goes on",
-            on: On::V2,
-            run: cgroupfs,
-        },
-    ]
-}
 
 /// An agent beside the one that runs.
 const ANOTHER: [&str; 6] = [
@@ -57,7 +34,13 @@ const ANOTHER: [&str; 6] = [
     "/run/memcg-monitor/another-control.sock",
 ];
 
-fn run_directory() -> Result<()> {
+vm_test!(
+    faults_run,
+    "/run full or read-only: who runs goes on, who starts says so, who comes back waits",
+    Any,
+    [Newest]
+);
+fn faults_run() -> Result<()> {
     own_mounts()?;
     fs::create_dir_all(RUN)?;
     // A view that a killed agent left there would lie beneath.
@@ -96,7 +79,13 @@ fn run_directory() -> Result<()> {
     charger.end()
 }
 
-fn bpffs() -> Result<()> {
+vm_test!(
+    faults_bpffs,
+    "no BPF file system, or a read-only one: registrations survive all the same",
+    Any,
+    [Newest]
+);
+fn faults_bpffs() -> Result<()> {
     const ALONE: &str = "nothing is seen while there is no agent";
     // What killed agents have pinned would stay attached, out of sight.
     let _ = fs::remove_dir_all(FOLDER);
@@ -154,7 +143,13 @@ fn waiter_at(path: &Path, args: &str) -> Result<Waiter> {
     Ok(waiter)
 }
 
-fn cgroupfs() -> Result<()> {
+vm_test!(
+    faults_cgroupfs,
+    "the cgroup file system remounted, mounted twice, unmounted, mounted again: all goes on",
+    V2,
+    [Newest]
+);
+fn faults_cgroupfs() -> Result<()> {
     const SECOND: &str = "/tmp/second";
     let mount_on = |point: &str| {
         mount(Some("none"), point, Some("cgroup2"), MsFlags::empty(), None::<&str>).context("mount cgroup2")

@@ -19,26 +19,9 @@ use crate::harness::agent::until;
 use crate::harness::charger::Charger;
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
-use crate::harness::runner::{On, Test};
+use crate::harness::test::vm_test;
 use crate::scenarios::abuse::answer;
 use crate::scenarios::restart::{Supervised, is_dead};
-
-pub(super) fn tests() -> Vec<Test> {
-    vec![
-        Test {
-            name: "faults_host_out_of_memory",
-            what: "killed first in a host's OOM, the agent comes back and has lost nothing",
-            on: On::Any,
-            run: host_out_of_memory,
-        },
-        Test {
-            name: "faults_own_limit",
-            what: "at its own group's limit the agent is killed until the limit is raised; what it took is kept",
-            on: On::V2,
-            run: own_limit,
-        },
-    ]
-}
 
 /// Takes all memory there is, in `group`, until it is killed: after the agent, for its
 /// size. Anonymous memory: that of files would be held until the hog has exited, and others
@@ -70,7 +53,13 @@ fn score(process: Pid, score: i32) -> Result<()> {
     fs::write(&path, score.to_string()).with_context(|| format!("cannot write {path}"))
 }
 
-fn host_out_of_memory() -> Result<()> {
+vm_test!(
+    faults_host_out_of_memory,
+    "killed first in a host's OOM, the agent comes back and has lost nothing",
+    Any,
+    [Newest]
+);
+fn faults_host_out_of_memory() -> Result<()> {
     let (hogs, quiet) = (Group::new("hogs")?, Group::new("quiet")?);
     let mut agent = Supervised::start(&[])?;
     let mut charger = Charger::start(&quiet)?;
@@ -118,7 +107,13 @@ fn register_until_it_dies(many: &Waiter, control: &File) -> Result<u64> {
     bail!("{taken} registrations fit")
 }
 
-fn own_limit() -> Result<()> {
+vm_test!(
+    faults_own_limit,
+    "at its own group's limit the agent is killed until the limit is raised; what it took is kept",
+    V2,
+    [Newest]
+);
+fn faults_own_limit() -> Result<()> {
     let (own, group) = (Group::new("own")?, Group::new("watched")?);
     let mut agent = Supervised::start(&["--no-mount"])?;
     let mut charger = Charger::start(&group)?;

@@ -21,28 +21,11 @@ use crate::harness::agent::{Agent, BINARY, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, ask_agent};
 use crate::harness::group::Group;
-use crate::harness::runner::{On, Test};
+use crate::harness::test::vm_test;
 use crate::scenarios::restart::Supervised;
 
 /// Times up and down.
 const STORM: u64 = 100;
-
-pub(super) fn tests() -> Vec<Test> {
-    vec![
-        Test {
-            name: "faults_clock",
-            what: "the clock jumps a year ahead and back: crossings, rests, samples and sweeps go on",
-            on: On::Any,
-            run: clock,
-        },
-        Test {
-            name: "faults_stopped_clients",
-            what: "all clients stand still in a storm: the agent waits for none, each hears all of it later",
-            on: On::Any,
-            run: stopped_clients,
-        },
-    ]
-}
 
 /// The host's time of day, moved, and put back with its value.
 struct Moved(TimeSpec);
@@ -63,7 +46,13 @@ impl Drop for Moved {
     }
 }
 
-fn clock() -> Result<()> {
+vm_test!(
+    faults_clock,
+    "the clock jumps a year ahead and back: crossings, rests, samples and sweeps go on",
+    Any,
+    [Newest]
+);
+fn faults_clock() -> Result<()> {
     // What is more than 64 levels up is seen by the sweep alone.
     let top = Group::new("clock")?;
     let mut chain = vec![top.child("d")?];
@@ -144,7 +133,13 @@ fn client(heard: &EventFd, told: &EventFd) -> Result<Pid> {
     unsafe { libc::_exit(1) }
 }
 
-fn stopped_clients() -> Result<()> {
+vm_test!(
+    faults_stopped_clients,
+    "all clients stand still in a storm: the agent waits for none, each hears all of it later",
+    Any,
+    [Newest]
+);
+fn faults_stopped_clients() -> Result<()> {
     const FOLLOWER: &str = "/tmp/follower";
     let group = Group::new("still")?;
     let agent = Agent::start(&["--rest-ms", "0"])?;

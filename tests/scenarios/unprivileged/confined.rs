@@ -19,38 +19,9 @@ use crate::harness::agent::{Agent, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
-use crate::harness::runner::{On, Test};
+use crate::harness::test::vm_test;
 
 const MIB: u64 = 1 << 20;
-
-pub(super) fn tests() -> Vec<Test> {
-    vec![
-        Test {
-            name: "unprivileged_rights_of_each_thread",
-            what: "a ready agent's threads have the capabilities that they need, no_new_privs and seccomp",
-            on: On::Any,
-            run: rights_of_each_thread,
-        },
-        Test {
-            name: "unprivileged_calls_refused",
-            what: "what a captured agent would call fails, or ends it",
-            on: On::Any,
-            run: calls_refused,
-        },
-        Test {
-            name: "unprivileged_calls_measured",
-            what: "an agent in use calls nothing that is not on its list, by the kernel's log",
-            on: On::Any,
-            run: calls_measured,
-        },
-        Test {
-            name: "unprivileged_own_user",
-            what: "the agent runs as a user of its own with the capabilities that README.md names",
-            on: On::Any,
-            run: own_user,
-        },
-    ]
-}
 
 fn field(status: &str, name: &str) -> String {
     let line = status.lines().find_map(|line| line.strip_prefix(name));
@@ -61,7 +32,13 @@ const LOOP: u64 = 1 << 19 | 1 << 2;
 const VIEW: u64 = 1 << 2;
 const UNMOUNTER: u64 = 1 << 21;
 
-fn rights_of_each_thread() -> Result<()> {
+vm_test!(
+    unprivileged_rights_of_each_thread,
+    "a ready agent's threads have the capabilities that they need, no_new_privs and seccomp",
+    Any,
+    [Kernel]
+);
+fn unprivileged_rights_of_each_thread() -> Result<()> {
     let agent = Agent::start(&[])?;
     let has = |status: &str, wanted: u64| -> Result<()> {
         let name = field(status, "Name");
@@ -111,7 +88,13 @@ fn confined(attempt: impl FnOnce() -> Result<()>) -> Result<WaitStatus> {
     Ok(waitpid(child, None)?)
 }
 
-fn calls_refused() -> Result<()> {
+vm_test!(
+    unprivileged_calls_refused,
+    "what a captured agent would call fails, or ends it",
+    Any,
+    [Kernel, Quick]
+);
+fn unprivileged_calls_refused() -> Result<()> {
     // SAFETY: each takes numbers, or a null pointer that the kernel is never let read.
     let refused = |call: libc::c_long, arguments: [u64; 3]| -> Result<()> {
         // SAFETY: as above.
@@ -170,7 +153,13 @@ fn told_by_the_kernel() -> Result<Vec<String>> {
     Ok(found)
 }
 
-fn calls_measured() -> Result<()> {
+vm_test!(
+    unprivileged_calls_measured,
+    "an agent in use calls nothing that is not on its list, by the kernel's log",
+    Any,
+    [Kernel]
+);
+fn unprivileged_calls_measured() -> Result<()> {
     fs::write("/proc/sys/kernel/printk_ratelimit", "0")?;
     // What the kernel would say is seen here.
     let child = begin(|| {
@@ -238,7 +227,13 @@ impl Drop for Own {
     }
 }
 
-fn own_user() -> Result<()> {
+vm_test!(
+    unprivileged_own_user,
+    "the agent runs as a user of its own with the capabilities that README.md names",
+    Any,
+    [Newest]
+);
+fn unprivileged_own_user() -> Result<()> {
     let directory = Path::new(SOCKET).parent().context("no directory")?;
     fs::create_dir_all(directory)?;
     // What killed agents left there, too.

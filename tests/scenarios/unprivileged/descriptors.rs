@@ -18,36 +18,7 @@ use super::{OPEN, answer_on, as_user, at_number, is_errno, nothing_moved};
 use crate::harness::agent::Agent;
 use crate::harness::client::{Waiter, agent_errno};
 use crate::harness::group::Group;
-use crate::harness::runner::{On, Test};
-
-pub(super) fn tests() -> Vec<Test> {
-    vec![
-        Test {
-            name: "unprivileged_unreadable_group",
-            what: "no door registers a user on a group that the user may not read",
-            on: On::Any,
-            run: unreadable_group,
-        },
-        Test {
-            name: "unprivileged_guessed_descriptors",
-            what: "numbers of the agent's and of other processes' descriptors are EBADF",
-            on: On::Any,
-            run: guessed_descriptors,
-        },
-        Test {
-            name: "unprivileged_another_users_eventfd",
-            what: "another user's eventfd is registered by whoever was given it, and by nobody else",
-            on: On::Any,
-            run: another_users_eventfd,
-        },
-        Test {
-            name: "unprivileged_setuid_helper",
-            what: "a set-user-ID program that says a user's line registers nothing that the user may not",
-            on: On::Any,
-            run: setuid_helper,
-        },
-    ]
-}
+use crate::harness::test::vm_test;
 
 fn by_socket(line: &str, waiter: &Waiter, control: &File) -> Result<i32> {
     match client::register(Path::new(SOCKET), line.as_bytes(), Some([waiter.0.as_fd(), control.as_fd()])) {
@@ -62,7 +33,13 @@ fn by_view(directory: &Path, line: &str) -> Result<i32> {
     Ok(nix::unistd::write(&event_control, line.as_bytes()).err().map_or(0, |errno| errno as i32))
 }
 
-fn unreadable_group() -> Result<()> {
+vm_test!(
+    unprivileged_unreadable_group,
+    "no door registers a user on a group that the user may not read",
+    Any,
+    [Newest]
+);
+fn unprivileged_unreadable_group() -> Result<()> {
     let group = Group::new("secret")?;
     let agent = Agent::start(&OPEN)?;
     let bystander = Waiter::on(&group, "64M")?;
@@ -85,7 +62,13 @@ fn unreadable_group() -> Result<()> {
     nothing_moved(&agent, &bystander)
 }
 
-fn guessed_descriptors() -> Result<()> {
+vm_test!(
+    unprivileged_guessed_descriptors,
+    "numbers of the agent's and of other processes' descriptors are EBADF",
+    Any,
+    [Newest]
+);
+fn unprivileged_guessed_descriptors() -> Result<()> {
     let group = Group::new("guess")?;
     let agent = Agent::start(&OPEN)?;
     let bystander = Waiter::on(&group, "64M")?;
@@ -114,7 +97,13 @@ fn guessed_descriptors() -> Result<()> {
     nothing_moved(&agent, &bystander)
 }
 
-fn another_users_eventfd() -> Result<()> {
+vm_test!(
+    unprivileged_another_users_eventfd,
+    "another user's eventfd is registered by whoever was given it, and by nobody else",
+    Any,
+    [Newest]
+);
+fn unprivileged_another_users_eventfd() -> Result<()> {
     let group = Group::new("given")?;
     let agent = Agent::start(&OPEN)?;
     let bystander = Waiter::on(&group, "64M")?;
@@ -142,7 +131,13 @@ fn another_users_eventfd() -> Result<()> {
 
 const HELPER: &str = "/run/helper";
 
-fn setuid_helper() -> Result<()> {
+vm_test!(
+    unprivileged_setuid_helper,
+    "a set-user-ID program that says a user's line registers nothing that the user may not",
+    Any,
+    []
+);
+fn unprivileged_setuid_helper() -> Result<()> {
     let group = Group::new("helper")?;
     let agent = Agent::start(&OPEN)?;
     let bystander = Waiter::on(&group, "64M")?;

@@ -21,18 +21,9 @@ use crate::harness::agent::{Agent, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
-use crate::harness::runner::{On, Test};
+use crate::harness::test::vm_test;
 
 const MIB: u64 = 1 << 20;
-
-pub(super) fn tests() -> Vec<Test> {
-    vec![Test {
-        name: "unprivileged_descriptors_that_hang",
-        what: "a user's descriptors that never close hold up that user, nobody else, nor the agent's end",
-        on: On::Any,
-        run: descriptors_that_hang,
-    }]
-}
 
 const FILE: &str = "/run/hung";
 
@@ -145,7 +136,13 @@ fn others_are_served(agent: &Agent, group: &Group) -> Result<()> {
     agent.settle()
 }
 
-fn descriptors_that_hang() -> Result<()> {
+vm_test!(
+    unprivileged_descriptors_that_hang,
+    "a user's descriptors that never close hold up that user, nobody else, nor the agent's end",
+    Any,
+    []
+);
+fn unprivileged_descriptors_that_hang() -> Result<()> {
     let group = Group::new("hung")?;
     let agent = Agent::start(&OPEN)?;
     let mut hung = Hung::mount()?;

@@ -19,36 +19,7 @@ use super::{OPEN, USER, answer_on, as_user, become_user, begin, end_with, finish
 use crate::harness::agent::Agent;
 use crate::harness::client::{Waiter, agent_errno};
 use crate::harness::group::Group;
-use crate::harness::runner::{On, Test};
-
-pub(super) fn tests() -> Vec<Test> {
-    vec![
-        Test {
-            name: "unprivileged_number_used_again",
-            what: "a process that got the dead sender's number is not taken for the sender",
-            on: On::Any,
-            run: number_used_again,
-        },
-        Test {
-            name: "unprivileged_pid_namespace",
-            what: "a container's process registers its own descriptors, by its numbers",
-            on: On::Any,
-            run: pid_namespace,
-        },
-        Test {
-            name: "unprivileged_forged_sender",
-            what: "nobody sends as another process or user, a container's root neither",
-            on: On::Any,
-            run: forged_sender,
-        },
-        Test {
-            name: "unprivileged_many_connections",
-            what: "a user who connects without end meets a limit, others do not notice",
-            on: On::Any,
-            run: many_connections,
-        },
-    ]
-}
+use crate::harness::test::vm_test;
 
 /// A child with this process id, which waits to be killed.
 fn begin_as(pid: Pid, user: Option<u32>) -> Result<()> {
@@ -87,7 +58,13 @@ fn senders_are_held(connection: &OwnedFd) -> bool {
     (unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, option, (&raw const on).cast(), 4) }) == 0
 }
 
-fn number_used_again() -> Result<()> {
+vm_test!(
+    unprivileged_number_used_again,
+    "a process that got the dead sender's number is not taken for the sender",
+    Any,
+    [Kernel]
+);
+fn unprivileged_number_used_again() -> Result<()> {
     let group = Group::new("again")?;
     let agent = Agent::start(&OPEN)?;
     let bystander = Waiter::on(&group, "64M")?;
@@ -117,7 +94,13 @@ fn number_used_again() -> Result<()> {
     nothing_moved(&agent, &bystander)
 }
 
-fn pid_namespace() -> Result<()> {
+vm_test!(
+    unprivileged_pid_namespace,
+    "a container's process registers its own descriptors, by its numbers",
+    Any,
+    []
+);
+fn unprivileged_pid_namespace() -> Result<()> {
     let group = Group::new("container")?;
     let agent = Agent::start(&OPEN)?;
     let bystander = Waiter::on(&group, "64M")?;
@@ -143,7 +126,13 @@ fn pid_namespace() -> Result<()> {
     nothing_moved(&agent, &bystander)
 }
 
-fn forged_sender() -> Result<()> {
+vm_test!(
+    unprivileged_forged_sender,
+    "nobody sends as another process or user, a container's root neither",
+    Any,
+    [Newest]
+);
+fn unprivileged_forged_sender() -> Result<()> {
     let group = Group::new("forged")?;
     let agent = Agent::start(&OPEN)?;
     let bystander = Waiter::on(&group, "64M")?;
@@ -180,7 +169,13 @@ fn forged_sender() -> Result<()> {
     nothing_moved(&agent, &bystander)
 }
 
-fn many_connections() -> Result<()> {
+vm_test!(
+    unprivileged_many_connections,
+    "a user who connects without end meets a limit, others do not notice",
+    Any,
+    [Newest]
+);
+fn unprivileged_many_connections() -> Result<()> {
     const TRIES: usize = 400;
     let group = Group::new("many")?;
     let agent = Agent::start(&OPEN)?;

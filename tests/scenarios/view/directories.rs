@@ -12,26 +12,10 @@ use crate::harness::agent::Agent;
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
-use crate::harness::runner::{On, Test};
+use crate::harness::test::vm_test;
 
-pub(super) fn tests() -> Vec<Test> {
-    vec![
-        Test {
-            name: "view_names",
-            what: "odd names, long names and 60 levels are as in the real tree",
-            on: On::Any,
-            run: names,
-        },
-        Test {
-            name: "view_lists_many",
-            what: "1000 groups in a directory are each listed once, also while others come and go",
-            on: On::Any,
-            run: many,
-        },
-    ]
-}
-
-fn names() -> Result<()> {
+vm_test!(view_names, "odd names, long names and 60 levels are as in the real tree", Any, []);
+fn view_names() -> Result<()> {
     let _agent = Agent::start(&[])?;
     let long = "n".repeat(255);
     let odd = ["a b", "\u{e4}\u{20ac}\u{1f600}", "tab\there", "-dash", "back\\slash", "%s*?[", &long];
@@ -65,7 +49,13 @@ fn directories(directory: &Path) -> Result<Vec<OsString>> {
     Ok(directories.map(|entry| entry.file_name()).collect())
 }
 
-fn many() -> Result<()> {
+vm_test!(
+    view_lists_many,
+    "1000 groups in a directory are each listed once, also while others come and go",
+    Any,
+    []
+);
+fn view_lists_many() -> Result<()> {
     let _agent = Agent::start(&[])?;
     let parent = Group::new("many")?;
     let name = |n: u32| format!("group-with-a-name-of-some-length-{n:04}");

@@ -18,43 +18,8 @@ use crate::harness::agent::{Agent, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, page};
 use crate::harness::group::{Group, read_number};
-use crate::harness::runner::{On, Test};
+use crate::harness::test::vm_test;
 use crate::scenarios::conformance::errno::as_nobody;
-
-pub(super) fn tests() -> Vec<Test> {
-    vec![
-        Test {
-            name: "view_values",
-            what: "the files say what the kernel's own files say, as cgroup v1 spelled it",
-            on: On::Any,
-            run: values,
-        },
-        Test {
-            name: "view_root_values",
-            what: "the root's files say what the host uses",
-            on: On::Any,
-            run: root,
-        },
-        Test {
-            name: "view_modes_and_owners",
-            what: "modes are the newest v1's, owners the directory's; who may not, may not",
-            on: On::Any,
-            run: modes_and_owners,
-        },
-        Test {
-            name: "view_open_modes",
-            what: "files open in every mode that clients use, and nothing can be made or removed",
-            on: On::Any,
-            run: open_modes,
-        },
-        Test {
-            name: "view_reads_are_fresh",
-            what: "an open file is read anew at its start, in pieces it is one text; poll is ready",
-            on: On::Any,
-            run: fresh_reads,
-        },
-    ]
-}
 
 fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
@@ -70,7 +35,13 @@ fn same(what: &str, mut pair: impl FnMut() -> Result<(String, String)>) -> Resul
     outcome.with_context(|| format!("{last:?}"))
 }
 
-fn values() -> Result<()> {
+vm_test!(
+    view_values,
+    "the files say what the kernel's own files say, as cgroup v1 spelled it",
+    Any,
+    [Oracle, Kernel]
+);
+fn view_values() -> Result<()> {
     let _agent = Agent::start(&[])?;
     let group = Group::new("values")?;
     let directory = shown(&group.path)?;
@@ -141,7 +112,8 @@ fn expected(group: &Group, name: &str) -> Result<String> {
     Ok(format!("{value}\n"))
 }
 
-fn root() -> Result<()> {
+vm_test!(view_root_values, "the root's files say what the host uses", Any, []);
+fn view_root_values() -> Result<()> {
     let _agent = Agent::start(&[])?;
     let root = Path::new(POINT);
     let usage = || read_number(&root.join(USAGE));
@@ -168,7 +140,13 @@ fn root() -> Result<()> {
     Ok(())
 }
 
-fn modes_and_owners() -> Result<()> {
+vm_test!(
+    view_modes_and_owners,
+    "modes are the newest v1's, owners the directory's; who may not, may not",
+    Any,
+    [Oracle]
+);
+fn view_modes_and_owners() -> Result<()> {
     const NOBODY: u32 = 65_534;
     let agent = Agent::start(&[])?;
     let (ours, theirs) = (Group::new("ours")?, Group::new("theirs")?);
@@ -228,7 +206,13 @@ fn modes_and_owners() -> Result<()> {
     Ok(())
 }
 
-fn open_modes() -> Result<()> {
+vm_test!(
+    view_open_modes,
+    "files open in every mode that clients use, and nothing can be made or removed",
+    Any,
+    [Kernel]
+);
+fn view_open_modes() -> Result<()> {
     let agent = Agent::start(&[])?;
     let group = Group::new("modes")?;
     let directory = shown(&group.path)?;
@@ -309,7 +293,13 @@ fn open_modes() -> Result<()> {
     Ok(())
 }
 
-fn fresh_reads() -> Result<()> {
+vm_test!(
+    view_reads_are_fresh,
+    "an open file is read anew at its start, in pieces it is one text; poll is ready",
+    Any,
+    []
+);
+fn view_reads_are_fresh() -> Result<()> {
     let _agent = Agent::start(&[])?;
     let group = Group::new("fresh")?;
     let path = shown(&group.path)?.join(USAGE);

@@ -14,50 +14,21 @@ use super::{EVENT_CONTROL, USAGE, errno_of, register_in, shown, waiter_on};
 use crate::harness::agent::{Agent, until};
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
-use crate::harness::runner::{On, Test};
+use crate::harness::test::vm_test;
 use crate::scenarios::abuse::{fails, says};
-
-pub(super) fn tests() -> Vec<Test> {
-    vec![
-        Test {
-            name: "view_goes_with_the_agent",
-            what: "SIGTERM and SIGINT leave no mount and no directory, whatever clients hold open",
-            on: On::Any,
-            run: goes_with_the_agent,
-        },
-        Test {
-            name: "view_after_a_kill",
-            what: "a killed agent's view is unmounted, or cleared away by the next one, and works",
-            on: On::Any,
-            run: after_a_kill,
-        },
-        Test {
-            name: "view_in_the_way",
-            what: "what else is at the mount point stays, and is named",
-            on: On::Any,
-            run: in_the_way,
-        },
-        Test {
-            name: "view_without_fuse",
-            what: "without FUSE: a warning by default, an error where a directory was named",
-            on: On::Any,
-            run: without_fuse,
-        },
-        Test {
-            name: "view_mount_options",
-            what: "the mount says whose it is, and lets nothing be run",
-            on: On::Any,
-            run: mount_options,
-        },
-    ]
-}
 
 /// Views that are mounted, dead ones among them.
 fn views() -> Result<usize> {
     Ok(mounts::all()?.iter().filter(|mount| mount.kind == "fuse").count())
 }
 
-fn goes_with_the_agent() -> Result<()> {
+vm_test!(
+    view_goes_with_the_agent,
+    "SIGTERM and SIGINT leave no mount and no directory, whatever clients hold open",
+    Any,
+    []
+);
+fn view_goes_with_the_agent() -> Result<()> {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let agent = Agent::start(&[])?;
         ensure!(views()? == 1, "ready means mounted");
@@ -89,7 +60,13 @@ fn goes_with_the_agent() -> Result<()> {
     Ok(())
 }
 
-fn after_a_kill() -> Result<()> {
+vm_test!(
+    view_after_a_kill,
+    "a killed agent's view is unmounted, or cleared away by the next one, and works",
+    Any,
+    []
+);
+fn view_after_a_kill() -> Result<()> {
     let group = Group::new("kill")?;
     let directory = shown(&group.path)?;
     // Its own process unmounts for it.
@@ -116,7 +93,8 @@ fn after_a_kill() -> Result<()> {
     Ok(())
 }
 
-fn in_the_way() -> Result<()> {
+vm_test!(view_in_the_way, "what else is at the mount point stays, and is named", Any, []);
+fn view_in_the_way() -> Result<()> {
     let point = "/run/in-the-way";
     fs::create_dir_all(point)?;
     let file = format!("{point}/precious");
@@ -144,7 +122,13 @@ fn in_the_way() -> Result<()> {
     Ok(())
 }
 
-fn without_fuse() -> Result<()> {
+vm_test!(
+    view_without_fuse,
+    "without FUSE: a warning by default, an error where a directory was named",
+    Any,
+    []
+);
+fn view_without_fuse() -> Result<()> {
     fs::rename("/dev/fuse", "/dev/fuse-away")?;
     let outcome = (|| {
         says(fails(&["agent", "--mount", "/run/asked"], |_| {})?, &["/dev/fuse", "ENOENT", "module"])?;
@@ -160,7 +144,8 @@ fn without_fuse() -> Result<()> {
     outcome
 }
 
-fn mount_options() -> Result<()> {
+vm_test!(view_mount_options, "the mount says whose it is, and lets nothing be run", Any, []);
+fn view_mount_options() -> Result<()> {
     let _agent = Agent::start(&[])?;
     let found = mounts::on(Path::new(POINT))?.context("there is no view")?;
     ensure!(found.source == "memcg-monitor", "{found:?}");

@@ -18,42 +18,7 @@ use crate::harness::agent::{Agent, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
-use crate::harness::runner::{On, Test};
-
-pub(super) fn tests() -> Vec<Test> {
-    vec![
-        Test {
-            name: "view_any_writer",
-            what: "a thread, a child, another mount or pid namespace and a chroot register as their process",
-            on: On::Any,
-            run: any_writer,
-        },
-        Test {
-            name: "view_own_descriptors",
-            what: "a thread with descriptors of its own is served from those, or refused, never from others",
-            on: On::Any,
-            run: own_descriptors,
-        },
-        Test {
-            name: "view_interrupted_writers",
-            what: "signals in the middle of writes: each registers once and says so",
-            on: On::Any,
-            run: interrupted,
-        },
-        Test {
-            name: "view_many_at_once",
-            what: "readers and writers at once are all served, and leave nothing",
-            on: On::Any,
-            run: many_at_once,
-        },
-        Test {
-            name: "view_while_the_agent_stands_still",
-            what: "writers to a stopped agent are killed or answered, never lost",
-            on: On::Any,
-            run: stopped_agent,
-        },
-    ]
-}
+use crate::harness::test::vm_test;
 
 /// Runs `client` in a child; it succeeds there or the test fails.
 fn in_child(what: &str, client: impl FnOnce() -> Result<()>) -> Result<()> {
@@ -84,7 +49,13 @@ fn registered(directory: &Path, waiter: &Waiter) -> Result<()> {
     Ok(())
 }
 
-fn any_writer() -> Result<()> {
+vm_test!(
+    view_any_writer,
+    "a thread, a child, another mount or pid namespace and a chroot register as their process",
+    Any,
+    []
+);
+fn view_any_writer() -> Result<()> {
     let agent = Agent::start(&[])?;
     let group = Group::new("writers")?;
     let directory = shown(&group.path)?;
@@ -143,7 +114,13 @@ fn any_writer() -> Result<()> {
     charger.end()
 }
 
-fn own_descriptors() -> Result<()> {
+vm_test!(
+    view_own_descriptors,
+    "a thread with descriptors of its own is served from those, or refused, never from others",
+    Any,
+    [Oracle, Kernel]
+);
+fn view_own_descriptors() -> Result<()> {
     let agent = Agent::start(&[])?;
     let group = Group::new("own")?;
     let directory = shown(&group.path)?;
@@ -179,7 +156,13 @@ fn own_descriptors() -> Result<()> {
 
 extern "C" fn ignore(_: i32) {}
 
-fn interrupted() -> Result<()> {
+vm_test!(
+    view_interrupted_writers,
+    "signals in the middle of writes: each registers once and says so",
+    Any,
+    []
+);
+fn view_interrupted_writers() -> Result<()> {
     const TIMES: u64 = 300;
     let agent = Agent::start(&[])?;
     let group = Group::new("signals")?;
@@ -219,7 +202,13 @@ fn interrupted() -> Result<()> {
     Ok(())
 }
 
-fn many_at_once() -> Result<()> {
+vm_test!(
+    view_many_at_once,
+    "readers and writers at once are all served, and leave nothing",
+    Any,
+    [Kernel, Preempt]
+);
+fn view_many_at_once() -> Result<()> {
     let agent = Agent::start(&[])?;
     let group = Group::new("crowd")?;
     let directory = shown(&group.path)?;
@@ -259,7 +248,13 @@ fn many_at_once() -> Result<()> {
         .with_context(|| format!("before: {before:?}; after: {:?}", agent.descriptors()))
 }
 
-fn stopped_agent() -> Result<()> {
+vm_test!(
+    view_while_the_agent_stands_still,
+    "writers to a stopped agent are killed or answered, never lost",
+    Any,
+    []
+);
+fn view_while_the_agent_stands_still() -> Result<()> {
     let agent = Agent::start(&[])?;
     let group = Group::new("still")?;
     let directory = shown(&group.path)?;

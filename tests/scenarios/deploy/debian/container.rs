@@ -15,18 +15,9 @@ use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::attached;
 use crate::harness::group::{Group, read_number};
 use crate::harness::report::say;
-use crate::harness::runner::{On, Test};
+use crate::harness::test::vm_test;
 use crate::scenarios::deploy::debian::bundle::Bundle;
 use crate::scenarios::deploy::debian::output;
-
-pub(super) fn tests() -> Vec<Test> {
-    vec![Test {
-        name: "debian_container",
-        what: "the image as an unprivileged agent; an unprivileged container hears of its own memory",
-        on: On::V2,
-        run: container,
-    }]
-}
 
 /// Groups of the containers lie here.
 const GROUP: &str = "memcg-containers";
@@ -86,7 +77,13 @@ impl Drop for Container {
     }
 }
 
-fn container() -> Result<()> {
+vm_test!(
+    debian_container,
+    "the image as an unprivileged agent; an unprivileged container hears of its own memory",
+    Debian,
+    []
+);
+fn debian_container() -> Result<()> {
     let before = attached()?;
     let agent = Container::start("agent", "daemonset", None)?;
     until("the startup probe passes", || {

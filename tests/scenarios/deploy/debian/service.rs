@@ -17,7 +17,7 @@ use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, attached, write_event_control};
 use crate::harness::group::{Group, read_number};
 use crate::harness::report::say;
-use crate::harness::runner::{On, Test};
+use crate::harness::test::vm_test;
 use crate::scenarios::deploy::debian::{SERVICE, Units, property, systemctl};
 
 const MIB: u64 = 1 << 20;
@@ -27,41 +27,6 @@ const VIEW: &str = "/run/memcg-monitor/cgroup";
 
 /// Whether registrations live through a restart of the agent.
 const SURVIVES: bool = true;
-
-pub(super) fn tests() -> Vec<Test> {
-    vec![
-        Test {
-            name: "debian_service",
-            what: "a registration on the socket starts the agent, which serves it; stopped, it leaves nothing",
-            on: On::V2,
-            run: service,
-        },
-        Test {
-            name: "debian_restarts",
-            what: "systemctl restart and a kill bring the agent back; who registers meanwhile waits for it",
-            on: On::V2,
-            run: restarts,
-        },
-        Test {
-            name: "debian_watchdog",
-            what: "a healthy agent is left alone, and one that stands still is restarted",
-            on: On::V2,
-            run: watchdog,
-        },
-        Test {
-            name: "debian_no_view",
-            what: "the tighter drop-in serves the socket, with nothing mounted",
-            on: On::V2,
-            run: no_view,
-        },
-        Test {
-            name: "debian_metrics",
-            what: "with the drop-in for metrics, Prometheus is told by loopback, and the rest goes on",
-            on: On::V2,
-            run: metrics,
-        },
-    ]
-}
 
 /// Up and down across a threshold, heard; a word of the operator's socket in between.
 pub(super) fn hears(name: &str) -> Result<()> {
@@ -108,7 +73,13 @@ fn is_mounted() -> Result<bool> {
     Ok(mounts.lines().any(|line| line.contains(VIEW)))
 }
 
-fn service() -> Result<()> {
+vm_test!(
+    debian_service,
+    "a registration on the socket starts the agent, which serves it; stopped, it leaves nothing",
+    Debian,
+    []
+);
+fn debian_service() -> Result<()> {
     let before = attached()?;
     let _units = Units::install(&[])?;
     start_sockets()?;
@@ -139,7 +110,13 @@ fn service() -> Result<()> {
     stop(&before)
 }
 
-fn restarts() -> Result<()> {
+vm_test!(
+    debian_restarts,
+    "systemctl restart and a kill bring the agent back; who registers meanwhile waits for it",
+    Debian,
+    []
+);
+fn debian_restarts() -> Result<()> {
     let _units = Units::install(&[])?;
     systemctl(&["start", SERVICE])?;
     let group = Group::new("restarts")?;
@@ -166,7 +143,13 @@ fn restarts() -> Result<()> {
     charger.end()
 }
 
-fn watchdog() -> Result<()> {
+vm_test!(
+    debian_watchdog,
+    "a healthy agent is left alone, and one that stands still is restarted",
+    Debian,
+    []
+);
+fn debian_watchdog() -> Result<()> {
     let _units = Units::install(&[("10-test.conf", "[Service]\nWatchdogSec=10s\n")])?;
     systemctl(&["start", SERVICE])?;
     let fed = || property("WatchdogTimestampMonotonic");
@@ -191,7 +174,8 @@ fn watchdog() -> Result<()> {
     hears("watchdog")
 }
 
-fn no_view() -> Result<()> {
+vm_test!(debian_no_view, "the tighter drop-in serves the socket, with nothing mounted", Debian, []);
+fn debian_no_view() -> Result<()> {
     let text = Units::drop_in("no-view.conf")?;
     let _units = Units::install(&[("10-no-view.conf", &text)])?;
     systemctl(&["start", SERVICE])?;
@@ -202,7 +186,13 @@ fn no_view() -> Result<()> {
     hears("no_view")
 }
 
-fn metrics() -> Result<()> {
+vm_test!(
+    debian_metrics,
+    "with the drop-in for metrics, Prometheus is told by loopback, and the rest goes on",
+    Debian,
+    []
+);
+fn debian_metrics() -> Result<()> {
     let text = Units::drop_in("metrics.conf")?;
     let _units = Units::install(&[("20-metrics.conf", &text)])?;
     systemctl(&["start", SERVICE])?;

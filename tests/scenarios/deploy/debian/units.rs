@@ -6,27 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::harness::report::say;
-use crate::harness::runner::{On, Test};
+use crate::harness::test::vm_test;
 use crate::scenarios::deploy::debian::{BINARY, SERVICE, copy, output};
-
-pub(super) fn tests() -> Vec<Test> {
-    vec![Test {
-        name: "debian_units",
-        what: "systemd-analyze verify has nothing to say, and the exposure stays where it is",
-        on: On::V2,
-        run: units,
-    }]
-}
-
-/// Runs last: it takes the agent's program away.
-pub(super) fn documented() -> Test {
-    Test {
-        name: "debian_documented",
-        what: "the commands in docs/deploy.md install, show, narrow and remove the service",
-        on: On::V2,
-        run: as_documented,
-    }
-}
 
 /// What is between the fences of one section, but for what needs a clone.
 fn blocks(text: &str, section: &str) -> Vec<String> {
@@ -34,7 +15,22 @@ fn blocks(text: &str, section: &str) -> Vec<String> {
     body.split("```").skip(1).step_by(2).map(|block| block.replace("cargo xtask build\n", "")).collect()
 }
 
-fn as_documented() -> Result<()> {
+/// Puts the agent's program back for the tests that follow.
+struct Reinstall<'a>(&'a Path);
+
+impl Drop for Reinstall<'_> {
+    fn drop(&mut self) {
+        let _ = fs::copy(self.0, BINARY);
+    }
+}
+
+vm_test!(
+    debian_documented,
+    "the commands in docs/deploy.md install, show, narrow and remove the service",
+    Debian,
+    []
+);
+fn debian_documented() -> Result<()> {
     let share = Path::new("/usr/share/memcg-monitor");
     let text = fs::read_to_string(share.join("deploy.md")).context("cannot read docs/deploy.md")?;
     let blocks = blocks(&text, "Under systemd");
@@ -44,7 +40,9 @@ fn as_documented() -> Result<()> {
     let built = clone.join("target/guest/x86_64-unknown-linux-gnu/release");
     fs::create_dir_all(&built).context("cannot make a directory")?;
     std::os::unix::fs::symlink(share, clone.join("deploy")).context("symlink failed")?;
-    fs::copy(BINARY, built.join("memcg-monitor")).context("cannot copy the agent")?;
+    let program = built.join("memcg-monitor");
+    fs::copy(BINARY, &program).context("cannot copy the agent")?;
+    let _reinstall = Reinstall(&program);
     fs::remove_file(BINARY)?;
     let sh = |block: &str| output("sh", &["-exc", &format!("cd {}\n{block}", clone.display())]);
 
@@ -62,8 +60,14 @@ fn as_documented() -> Result<()> {
     Ok(())
 }
 
+vm_test!(
+    debian_units,
+    "systemd-analyze verify has nothing to say, and the exposure stays where it is",
+    Debian,
+    []
+);
 /// Without the drop-in and with it.
-fn units() -> Result<()> {
+fn debian_units() -> Result<()> {
     let share = Path::new("/usr/share/memcg-monitor/systemd");
     // In tenths: 0 is sealed, 100 is open.
     for (drop_in, most) in [("", 40.0), ("memcg-monitor.service.d", 20.0)] {
