@@ -19,10 +19,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::uio::pread;
 use nix::sys::wait::waitpid;
 use nix::time::{ClockId, clock_gettime};
-use nix::unistd::{ForkResult, Pid, fork};
+use nix::unistd::Pid;
 
 use crate::harness::client::page;
 use crate::harness::group::Group;
+use crate::harness::process;
+use crate::harness::shared::{Atomics, Shared};
 
 /// `MEMCG_CHARGE_BATCH`
 pub(crate) const BATCH: u64 = 64;
@@ -75,10 +77,13 @@ const ORDER: usize = 7;
 const ANSWER: usize = 6;
 
 /// What both processes see.
-struct Shared {
+struct Course {
     touching: AtomicU64,
     stop: AtomicU64,
 }
+
+// SAFETY: atomics only, for which zeros are values.
+unsafe impl Atomics for Course {}
 
 /// The process.
 #[derive(Debug)]
@@ -87,51 +92,29 @@ pub(crate) struct Allocator {
     pub(crate) pipe: UnixStream,
     /// What it writes to itself.
     pub(crate) direct: EventFd,
-    shared: &'static Shared,
-}
-
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Shared")
-    }
+    course: Shared<Course>,
 }
 
 impl Allocator {
     /// Starts it in `group`; idle until told.
     pub(crate) fn start(group: &Group) -> Result<Self> {
-        let (ours, theirs) = UnixStream::pair().context("cannot make a socket pair")?;
-        let base = map(4096, libc::MAP_SHARED)?;
-        // SAFETY: a fresh mapping of zeros, which is never unmapped, and zeros are a
-        // value of the type.
-        let shared = unsafe { &*base.cast::<Shared>() };
+        let course = Shared::<Course>::new()?;
         let usage = File::open(group.usage_file()).context("cannot open the usage file")?;
         let direct = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("eventfd failed")?;
-        // SAFETY: a benchmark has a single thread, so the child may go on as any
-        // program does.
-        match unsafe { fork() }.context("cannot fork")? {
-            ForkResult::Child => {
-                drop(ours);
-                let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
-                let ended = serve(theirs, &usage, shared, &direct);
-                // SAFETY: ends the child without running the parent's exit work.
-                unsafe { libc::_exit(i32::from(ended.is_err())) }
-            }
-            ForkResult::Parent { child } => {
-                let mut allocator = Self { pid: child, pipe: ours, direct, shared };
-                group.add(child)?;
-                // Only now it maps its memory: what it needs is charged to the group.
-                allocator.pipe.write_all(&[1]).context("the allocator died")?;
-                allocator.pipe.read_exact(&mut [0]).context("the allocator died")?;
-                Ok(allocator)
-            }
-        }
+        let (pid, pipe) = process::spawn_with_socket(|pipe| serve(pipe, &usage, &course, &direct))?;
+        let mut allocator = Self { pid, pipe, direct, course };
+        group.add(pid)?;
+        // Only now it maps its memory: what it needs is charged to the group.
+        allocator.pipe.write_all(&[1]).context("the allocator died")?;
+        allocator.pipe.read_exact(&mut [0]).context("the allocator died")?;
+        Ok(allocator)
     }
 
     /// Tells it to ascend; more than one at a time are done one after the other.
     pub(crate) fn begin(&mut self, ascent: Ascent) -> Result<()> {
         let Ascent { rest, threshold, run_up, pace, beyond, hold, tell } = ascent;
         ensure!(run_up > BATCH, "a run-up of {run_up} pages");
-        self.shared.stop.store(0, Ordering::SeqCst);
+        self.course.stop.store(0, Ordering::SeqCst);
         let words = [rest, threshold, run_up, pace, beyond, hold, u64::from(tell)];
         self.pipe.write_all(&to_bytes::<{ ORDER * 8 }>(&words)).context("the allocator died")
     }
@@ -146,12 +129,12 @@ impl Allocator {
 
     /// The paced page that it touches just now.
     pub(crate) fn touching(&self) -> u64 {
-        self.shared.touching.load(Ordering::Relaxed)
+        self.course.touching.load(Ordering::Relaxed)
     }
 
     /// Lets it ascend no further.
     pub(crate) fn stop(&self) {
-        self.shared.stop.store(1, Ordering::SeqCst);
+        self.course.stop.store(1, Ordering::SeqCst);
     }
 }
 
@@ -162,7 +145,7 @@ impl Drop for Allocator {
     }
 }
 
-fn serve(mut pipe: UnixStream, usage: &File, shared: &Shared, direct: &EventFd) -> Result<()> {
+fn serve(mut pipe: UnixStream, usage: &File, course: &Course, direct: &EventFd) -> Result<()> {
     // The last CPU: what is kept of a batch is kept there.
     let cpus = std::thread::available_parallelism()?.get();
     let mut last = CpuSet::new();
@@ -175,7 +158,7 @@ fn serve(mut pipe: UnixStream, usage: &File, shared: &Shared, direct: &EventFd) 
     while pipe.read_exact(&mut order).is_ok() {
         let [rest, threshold, run_up, pace, beyond, hold, tell] = to_words(&order);
         let ascended = memory
-            .ascend(&Ascent { rest, threshold, run_up, pace, beyond, hold, tell: tell == 1 }, shared)?;
+            .ascend(&Ascent { rest, threshold, run_up, pace, beyond, hold, tell: tell == 1 }, course)?;
         let Ascended { up, down, crossing, touched, took, exact } = ascended;
         pipe.write_all(&to_bytes::<{ ANSWER * 8 }>(&[up, down, crossing, touched, took, u64::from(exact)]))?;
     }
@@ -267,7 +250,7 @@ impl<'a> Memory<'a> {
         Ok(digits.fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
     }
 
-    fn ascend(&mut self, ascent: &Ascent, shared: &Shared) -> Result<Ascended> {
+    fn ascend(&mut self, ascent: &Ascent, course: &Course) -> Result<Ascended> {
         sleep(ascent.rest);
         let page = self.page;
         let left = |usage: u64| ascent.threshold.saturating_sub(usage) / page;
@@ -291,13 +274,13 @@ impl<'a> Memory<'a> {
         let mut last = (TABLES * (TABLE - 1) - self.held).min(self.times.len() as u64) - 1;
         let (before, start) = (self.held, now()?);
         let mut at = 0;
-        while at <= last && shared.stop.load(Ordering::Relaxed) == 0 {
+        while at <= last && course.stop.load(Ordering::Relaxed) == 0 {
             let mut time = now()?;
             while time < start + at * ascent.pace {
                 time = now()?;
             }
             self.times[usize::try_from(at)?] = time;
-            shared.touching.store(at, Ordering::Relaxed);
+            course.touching.store(at, Ordering::Relaxed);
             self.touch();
             if crossing.is_none() && at >= watched && self.usage()? >= ascent.threshold {
                 crossing = Some(at);

@@ -12,7 +12,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::time::{ClockId, clock_getcpuclockid, clock_gettime};
-use nix::unistd::{ForkResult, Pid, fork};
+use nix::unistd::Pid;
 
 use super::Scope;
 use super::allocator::{BATCH, Mapping, now};
@@ -20,6 +20,7 @@ use crate::harness::agent::Agent;
 use crate::harness::client::{Waiter, page};
 use crate::harness::group::Group;
 use crate::harness::init::Hierarchy;
+use crate::harness::process;
 use crate::harness::report::{rounded, row, say};
 
 /// Pages that come and go: so many that all thresholds are crossed each time, though
@@ -211,22 +212,9 @@ struct Process {
 
 impl Process {
     fn start(group: &Group, cpu: usize) -> Result<Self> {
-        let (ours, theirs) = UnixStream::pair().context("cannot make a socket pair")?;
-        // SAFETY: a benchmark has a single thread, so the child may go on as any
-        // program does.
-        match unsafe { fork() }.context("cannot fork")? {
-            ForkResult::Child => {
-                drop(ours);
-                let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
-                let ended = serve(theirs, cpu);
-                // SAFETY: ends the child without running the parent's exit work.
-                unsafe { libc::_exit(i32::from(ended.is_err())) }
-            }
-            ForkResult::Parent { child } => {
-                group.add(child)?;
-                Ok(Self { pid: child, pipe: ours })
-            }
-        }
+        let (pid, pipe) = process::spawn_with_socket(|pipe| serve(pipe, cpu))?;
+        group.add(pid)?;
+        Ok(Self { pid, pipe })
     }
 
     fn order(&mut self, what: u64, rounds: u64) -> Result<()> {

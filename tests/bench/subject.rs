@@ -13,10 +13,11 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::time::{ClockId, clock_gettime};
-use nix::unistd::{ForkResult, Pid, fork};
+use nix::unistd::Pid;
 
 use crate::harness::client::page;
 use crate::harness::group::Group;
+use crate::harness::process;
 
 /// Units of work in a round.
 const UNITS: u32 = 4096;
@@ -73,23 +74,10 @@ const ANSWER: usize = ROUNDS * WORD;
 impl Subject {
     /// Starts it in `group`; idle until told.
     pub(crate) fn start(group: &Group) -> Result<Self> {
-        let (ours, theirs) = UnixStream::pair().context("cannot make a socket pair")?;
-        // SAFETY: a benchmark has a single thread, so the child may go on as any
-        // program does.
-        match unsafe { fork() }.context("cannot fork")? {
-            ForkResult::Child => {
-                drop(ours);
-                let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
-                let ended = serve(theirs);
-                // SAFETY: ends the child without running the parent's exit work.
-                unsafe { libc::_exit(i32::from(ended.is_err())) }
-            }
-            ForkResult::Parent { child } => {
-                let subject = Self { pid: child, pipe: ours };
-                group.add(child)?;
-                Ok(subject)
-            }
-        }
+        let (pid, pipe) = process::spawn_with_socket(serve)?;
+        let subject = Self { pid, pipe };
+        group.add(pid)?;
+        Ok(subject)
     }
 
     /// Works for all rounds; the instructions per unit of the middle one, so that a
@@ -212,12 +200,7 @@ fn send(listener: &TcpListener) -> Result<()> {
 
 fn forks() -> Result<()> {
     for _ in 0..FORKS {
-        // SAFETY: the child does nothing but end.
-        match unsafe { fork() }.context("cannot fork")? {
-            // SAFETY: ends the child without running the parent's exit work.
-            ForkResult::Child => unsafe { libc::_exit(0) },
-            ForkResult::Parent { child } => drop(waitpid(child, None)?),
-        }
+        waitpid(process::spawn(|| Ok(()))?, None)?;
     }
     Ok(())
 }

@@ -9,10 +9,11 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
-use nix::unistd::{ForkResult, Pid, fork};
+use nix::unistd::Pid;
 
 use crate::harness::block::DISK;
 use crate::harness::group::Group;
+use crate::harness::process;
 
 /// What memory is charged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,25 +48,14 @@ pub(crate) struct Charger {
 impl Charger {
     /// Starts one in `group`; idle until told.
     pub(crate) fn start(group: &Group) -> Result<Self> {
-        let (ours, theirs) = UnixStream::pair().context("cannot make a socket pair")?;
-        // SAFETY: a test has a single thread, so the child may go on as any
-        // program does.
-        match unsafe { fork() }.context("cannot fork")? {
-            ForkResult::Child => {
-                let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
-                // Nor anybody's eventfd: the test's own references are to be the last.
-                close_all_but(theirs.as_raw_fd());
-                std::mem::forget(ours);
-                let ended = serve(theirs);
-                // SAFETY: ends the child without running the parent's exit work.
-                unsafe { libc::_exit(i32::from(ended.is_err())) }
-            }
-            ForkResult::Parent { child } => {
-                let charger = Self { pid: child, pipe: ours };
-                group.add(child)?;
-                Ok(charger)
-            }
-        }
+        let (pid, pipe) = process::spawn_with_socket(|pipe| {
+            // Nor anybody's eventfd: the test's own references are to be the last.
+            close_all_but(pipe.as_raw_fd());
+            serve(pipe)
+        })?;
+        let charger = Self { pid, pipe };
+        group.add(pid)?;
+        Ok(charger)
     }
 
     /// Charges this many bytes more; returns when they are charged.

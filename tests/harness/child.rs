@@ -1,19 +1,16 @@
 //! Runs a function in a process of its own, so that a crash of it is a result.
 
 use std::fmt::{self, Display, Formatter};
-use std::fs::File;
-use std::io::{self, Read, Write};
 use std::panic;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 use nix::sys::signal::{self, SigSet, SigmaskHow, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, fork, pipe2, setsid};
+use nix::unistd::{Pid, setsid};
 
-use crate::harness::report;
+use crate::harness::process::Process;
 
 /// How the function ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -40,36 +37,26 @@ impl Display for End {
 /// returns once it has ended. We are the first process: nothing else of the
 /// guest runs before and after, so all that is left over is killed.
 pub(crate) fn run(limit: Duration, function: impl FnOnce() -> Result<()>) -> Result<End> {
-    let (reader, writer) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).context("cannot make a pipe")?;
     let child_signals = SigSet::from(Signal::SIGCHLD);
     signal::sigprocmask(SigmaskHow::SIG_BLOCK, Some(&child_signals), None).context("cannot block SIGCHLD")?;
-    // SAFETY: the first process has a single thread, so the child may go on as
-    // any program does.
-    match unsafe { fork() }.context("cannot fork")? {
-        ForkResult::Child => {
-            drop(reader);
-            lead_session();
-            std::process::exit(serve(File::from(writer), function));
+    let process = Process::start(|| {
+        lead_session();
+        panic::set_hook(Box::new(|_| {}));
+        function()
+    })?;
+    let status = wait(process.pid(), limit);
+    kill_all();
+    let reason = process.into_reason().replace('\n', " | ");
+    Ok(match status {
+        None => End::TimedOut(limit),
+        Some(WaitStatus::Exited(_, 0)) => End::Passed,
+        Some(WaitStatus::Exited(_, code)) if reason.is_empty() => {
+            End::Failed(format!("exited with code {code}"))
         }
-        ForkResult::Parent { child } => {
-            drop(writer);
-            let status = wait(child, limit);
-            kill_all();
-            let mut text = String::new();
-            // The pipe is not blocking and holds a few kilobytes at most.
-            let _ = File::from(reader).read_to_string(&mut text);
-            Ok(match status {
-                None => End::TimedOut(limit),
-                Some(WaitStatus::Exited(_, 0)) => End::Passed,
-                Some(WaitStatus::Exited(_, code)) if text.is_empty() => {
-                    End::Failed(format!("exited with code {code}"))
-                }
-                Some(WaitStatus::Exited(..)) => End::Failed(text),
-                Some(WaitStatus::Signaled(_, signal, _)) => End::Killed(signal.to_string()),
-                Some(other) => End::Failed(format!("{other:?}")),
-            })
-        }
-    }
+        Some(WaitStatus::Exited(..)) => End::Failed(reason),
+        Some(WaitStatus::Signaled(_, signal, _)) => End::Killed(signal.to_string()),
+        Some(other) => End::Failed(format!("{other:?}")),
+    })
 }
 
 /// Reaps children, ours and adopted ones, until `child` has ended.
@@ -114,27 +101,4 @@ fn lead_session() {
     // A child just forked leads nothing yet, so it may; the mask is valid.
     let _ = setsid();
     let _ = signal::sigprocmask(SigmaskHow::SIG_UNBLOCK, Some(&SigSet::all()), None);
-}
-
-/// Runs the function and writes why it failed; returns the exit code.
-fn serve(mut failure: File, function: impl FnOnce() -> Result<()>) -> i32 {
-    panic::set_hook(Box::new(|_| {}));
-    let result = panic::catch_unwind(panic::AssertUnwindSafe(function));
-    let text = match result {
-        Ok(Ok(())) => {
-            let _ = io::stdout().flush();
-            return 0;
-        }
-        Ok(Err(error)) => report::chain(&error),
-        Err(payload) => {
-            let text = payload.downcast_ref::<String>().map(String::as_str);
-            let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
-            format!("panicked: {}", text.unwrap_or("with something else than text"))
-        }
-    };
-    let text = text.replace('\n', " | ");
-    // Whole characters, and few enough for the pipe.
-    let short: String = text.chars().take(2000).collect();
-    let _ = failure.write_all(short.as_bytes());
-    1
 }

@@ -94,10 +94,10 @@ impl Program {
     pub(crate) fn reads_eventfd(&self) -> Result<()> {
         let process = format!("/proc/{}", self.child.id());
         until("the program reads its eventfd", || {
-            // The call's number and its first argument; read is 0.
+            // The call's number and its first argument.
             let call = fs::read_to_string(format!("{process}/syscall")).unwrap_or_default();
             let mut words = call.split_whitespace();
-            let number = words.next() == Some("0");
+            let number = words.next().and_then(|word| word.parse().ok()) == Some(libc::SYS_read);
             let fd =
                 words.next().and_then(|word| u32::from_str_radix(word.trim_start_matches("0x"), 16).ok());
             Ok(number && fd.is_some_and(|fd| is_link(&format!("{process}/fd/{fd}"), "[eventfd]")))

@@ -2,24 +2,25 @@
 //! all of its processes.
 
 use std::cell::Cell;
-use std::num::NonZeroUsize;
 use std::ops::Sub;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
+use crate::harness::shared::{Atomics, Shared};
+use anyhow::Result;
 
 /// Counters in a page that the runner shares with the tests' processes.
-#[derive(Debug, Default)]
-struct Shared {
+struct Counters {
     agent_nanos: AtomicU64,
     agent_starts: AtomicU64,
     wait_nanos: AtomicU64,
 }
 
-static SHARED: OnceLock<&Shared> = OnceLock::new();
+// SAFETY: atomics only, for which zeros are values.
+unsafe impl Atomics for Counters {}
+
+static SHARED: OnceLock<Shared<Counters>> = OnceLock::new();
 
 thread_local! {
     /// A span that begins within another one counts for that one.
@@ -49,14 +50,7 @@ impl Sub for Reading {
 /// Makes the shared page. The runner calls this before it forks; a process without it
 /// counts nothing.
 pub(crate) fn share() -> Result<()> {
-    let length = NonZeroUsize::new(size_of::<Shared>()).context("the counters have a size")?;
-    let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-    // SAFETY: a new mapping at an address of the kernel's choice.
-    let page = unsafe { mmap_anonymous(None, length, access, MapFlags::MAP_SHARED) };
-    let page = page.context("cannot map the counters")?.cast::<Shared>();
-    // SAFETY: the mapping is page-aligned, large enough, never unmapped, and its zeros are
-    // valid atomics, which is all that any process does with it.
-    let _ = SHARED.set(unsafe { page.as_ref() });
+    let _ = SHARED.set(Shared::new()?);
     Ok(())
 }
 
@@ -96,7 +90,7 @@ pub(crate) struct Span {
 }
 
 impl Span {
-    fn begin(counter: impl FnOnce(&'static Shared) -> &'static AtomicU64) -> Self {
+    fn begin(counter: impl FnOnce(&'static Counters) -> &'static AtomicU64) -> Self {
         let outermost = !RUNNING.replace(true);
         let counter = SHARED.get().filter(|_| outermost).map(|shared| counter(shared));
         if outermost && counter.is_none() {

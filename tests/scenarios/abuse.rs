@@ -10,7 +10,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use memcg_monitor::Error;
 use memcg_monitor::client::{self, SOCKET};
 use memcg_monitor::door::seqpacket::connect;
@@ -21,6 +21,7 @@ use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, recv, send, sendmsg};
 use crate::harness::agent::{Agent, BINARY, until};
 use crate::harness::client::{Waiter, errno_of};
 use crate::harness::group::Group;
+use crate::harness::process::{self, USER};
 use crate::harness::test::vm_test;
 
 /// Sends raw bytes and descriptors; the agent's answer.
@@ -98,21 +99,13 @@ fn abuse_sender_dies() -> Result<()> {
     for _ in 0..20 {
         // The agent is held still while the packet is sent and its sender dies.
         agent.signal(Signal::SIGSTOP)?;
-        // SAFETY: single-threaded; the child sends and exits.
-        match unsafe { nix::unistd::fork() }? {
-            nix::unistd::ForkResult::Child => {
-                let sent = Waiter::new().and_then(|waiter| {
-                    let connection = connect(Path::new(SOCKET))?;
-                    let line = format!("{} {} 1M", waiter.0.as_raw_fd(), control.as_raw_fd());
-                    Ok(send(connection.as_raw_fd(), line.as_bytes(), MsgFlags::empty())?)
-                });
-                // SAFETY: ends the child without the parent's exit work.
-                unsafe { libc::_exit(i32::from(sent.is_err())) }
-            }
-            nix::unistd::ForkResult::Parent { child } => {
-                nix::sys::wait::waitpid(child, None)?;
-            }
-        }
+        process::run(|| {
+            let waiter = Waiter::new()?;
+            let connection = connect(Path::new(SOCKET))?;
+            let line = format!("{} {} 1M", waiter.0.as_raw_fd(), control.as_raw_fd());
+            send(connection.as_raw_fd(), line.as_bytes(), MsgFlags::empty())?;
+            Ok(())
+        })?;
         agent.signal(Signal::SIGCONT)?;
     }
     until("nothing of the dead is kept", || {
@@ -124,45 +117,25 @@ fn abuse_sender_dies() -> Result<()> {
 
 vm_test!(abuse_unreadable_file, "a user cannot register on a file that the user may not read", Any, []);
 fn abuse_unreadable_file() -> Result<()> {
-    const NOBODY: u32 = 65_534;
     let group = Group::new("private")?;
     let agent = Agent::start(&["--socket-mode", "0666"])?;
     let file = group.usage_file();
-    let try_as_nobody = |mode: u32| -> Result<i32> {
+    let is_refused_with = |mode: u32, expected: i32| -> Result<()> {
         use std::os::unix::fs::PermissionsExt;
         fs::set_permissions(&file, fs::Permissions::from_mode(mode))?;
         let control = File::open(&file)?;
         let waiter = Waiter::new()?;
-        // SAFETY: single-threaded; the child registers and exits.
-        match unsafe { nix::unistd::fork() }? {
-            nix::unistd::ForkResult::Child => {
-                let errno = nix::unistd::setgroups(&[])
-                    .and_then(|()| nix::unistd::setgid(NOBODY.into()))
-                    .and_then(|()| nix::unistd::setuid(NOBODY.into()))
-                    .map_or(200, |()| {
-                        let line = format!("{} {} 1M", waiter.0.as_raw_fd(), control.as_raw_fd());
-                        // Sent along: an ordinary process's descriptors are
-                        // looked at the same way.
-                        let fds = [waiter.0.as_fd(), control.as_fd()];
-                        match client::register(Path::new(SOCKET), line.as_bytes(), Some(fds)) {
-                            Ok(()) => 0,
-                            Err(Error::Refused { errno, .. }) => errno,
-                            Err(_) => 201,
-                        }
-                    });
-                // SAFETY: ends the child without the parent's exit work.
-                unsafe { libc::_exit(errno) }
-            }
-            nix::unistd::ForkResult::Parent { child } => match nix::sys::wait::waitpid(child, None)? {
-                nix::sys::wait::WaitStatus::Exited(_, code) => Ok(code),
-                other => bail!("{other:?}"),
-            },
-        }
+        process::run_as(USER, || {
+            let line = format!("{} {} 1M", waiter.0.as_raw_fd(), control.as_raw_fd());
+            // Sent along: an ordinary process's descriptors are looked at the same way.
+            let fds = [waiter.0.as_fd(), control.as_fd()];
+            let errno = errno_of(client::register(Path::new(SOCKET), line.as_bytes(), Some(fds)))?;
+            ensure!(errno == expected, "mode {mode:o}: errno {errno} instead of {expected}");
+            Ok(())
+        })
     };
-    let code = try_as_nobody(0o600)?;
-    ensure!(code == libc::EACCES, "mode 0600: {code} instead of EACCES");
-    let code = try_as_nobody(0o444)?;
-    ensure!(code == 0, "mode 0444: {code} instead of success");
+    is_refused_with(0o600, libc::EACCES)?;
+    is_refused_with(0o444, 0)?;
     drop(agent);
     Ok(())
 }

@@ -9,12 +9,13 @@ use anyhow::{Context, Result, ensure};
 use memcg_monitor::client::{self, SOCKET};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
-use nix::unistd::{ForkResult, dup, fork, pause};
+use nix::unistd::{dup, pause};
 
 use crate::harness::agent::{Agent, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
+use crate::harness::process;
 use crate::harness::test::vm_test;
 
 const MIB: u64 = 1 << 20;
@@ -58,12 +59,11 @@ fn lifetime_outlives_fork_and_kill() -> Result<()> {
     let agent = Agent::start(&["--sweep-ms", "3600000"])?;
     let mut charger = Charger::start(&group)?;
     let waiter = Waiter::on(&group, "4M")?;
-    // SAFETY: single-threaded; the child only waits.
-    let ForkResult::Parent { child } = (unsafe { fork() }).context("cannot fork")? else {
+    let child = process::spawn(|| {
         loop {
             pause();
         }
-    };
+    })?;
     let copy = dup(&waiter.0)?;
     drop(waiter);
     charger.grow(Kind::Anonymous, 6 * MIB)?;

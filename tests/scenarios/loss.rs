@@ -6,12 +6,12 @@ use std::net::{TcpListener, TcpStream};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{ForkResult, fork};
 
 use crate::harness::agent::{Agent, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
+use crate::harness::process;
 use crate::harness::test::vm_test;
 
 const MIB: u64 = 1 << 20;
@@ -57,12 +57,8 @@ fn loss_full_ring() -> Result<()> {
 
 /// Loopback traffic in its own group until killed: charges from softirqs.
 fn traffic(group: &Group) -> Result<nix::unistd::Pid> {
-    // SAFETY: single-threaded; the child goes on as a program of its own.
-    if let ForkResult::Parent { child } = unsafe { fork() }? {
-        return Ok(child);
-    }
-    let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
-    let talk = || -> Result<()> {
+    process::spawn(|| {
+        let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
         group.add(nix::unistd::getpid())?;
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let mut sender = TcpStream::connect(listener.local_addr()?)?;
@@ -75,10 +71,7 @@ fn traffic(group: &Group) -> Result<nix::unistd::Pid> {
         loop {
             sender.write_all(&buffer)?;
         }
-    };
-    let _ = talk();
-    // SAFETY: ends the child without the parent's exit work.
-    unsafe { libc::_exit(1) }
+    })
 }
 
 vm_test!(

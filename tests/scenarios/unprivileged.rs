@@ -8,63 +8,17 @@ mod identity;
 
 pub(crate) use descriptors::say;
 
-use std::fs;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, ensure};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
-use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Gid, Pid, Uid, fork};
 
 use crate::harness::agent::Agent;
 use crate::harness::client::Waiter;
 
-/// An ordinary user.
-const USER: u32 = 65_534;
-
 /// Lets everybody come to both doors.
 const OPEN: [&str; 4] = ["--socket-mode", "0666", "--event-control-mode", "0222"];
-
-fn become_user(id: u32) -> Result<()> {
-    nix::unistd::setgroups(&[])?;
-    nix::unistd::setgid(Gid::from_raw(id))?;
-    nix::unistd::setuid(Uid::from_raw(id)).with_context(|| format!("cannot become user {id}"))
-}
-
-/// Runs `work` in a child, which then ends.
-fn begin(work: impl FnOnce() -> Result<()>) -> Result<Pid> {
-    let _ = fs::remove_file("/tmp/child-failed");
-    // SAFETY: a test has a single thread, so the child may go on as any program does.
-    match unsafe { fork() }.context("cannot fork")? {
-        ForkResult::Child => end_with(&work()),
-        ForkResult::Parent { child } => Ok(child),
-    }
-}
-
-/// Ends a child with the outcome of its work.
-fn end_with(outcome: &Result<()>) -> ! {
-    if let Err(error) = outcome {
-        let _ = fs::write("/tmp/child-failed", format!("{error:#}"));
-    }
-    // SAFETY: ends the child without running the parent's exit work.
-    unsafe { libc::_exit(i32::from(outcome.is_err())) }
-}
-
-fn finish(child: Pid) -> Result<()> {
-    match waitpid(child, None)? {
-        WaitStatus::Exited(_, 0) => Ok(()),
-        other => {
-            let why = fs::read_to_string("/tmp/child-failed").unwrap_or_default();
-            bail!("{other:?}: {why}")
-        }
-    }
-}
-
-/// Runs `work` as an ordinary user.
-fn as_user(work: impl FnOnce() -> Result<()>) -> Result<()> {
-    finish(begin(|| become_user(USER).and_then(|()| work()))?)
-}
 
 /// The agent's next answer on a connection.
 fn answer_on(connection: &OwnedFd) -> Result<String> {

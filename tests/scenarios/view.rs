@@ -20,8 +20,9 @@ use crate::harness::agent::Agent;
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
+use crate::harness::process::check_as_user;
 use crate::harness::test::vm_test;
-use crate::scenarios::conformance::errno::{DESCRIPTORS, Fixture, GRAMMAR, NOBODY, as_nobody};
+use crate::scenarios::conformance::errno::{DESCRIPTORS, Fixture, GRAMMAR, NOBODY};
 
 const MIB: u64 = 1 << 20;
 const EVENT_CONTROL: &str = "cgroup.event_control";
@@ -178,7 +179,7 @@ fn view_errno() -> Result<()> {
         for (what, line, errno) in GRAMMAR.iter().chain(DESCRIPTORS) {
             wrong.extend(check(what, &fixture.fill(line)?, *errno)?);
         }
-        wrong.extend(as_nobody(|| {
+        wrong.extend(check_as_user(|| {
             let mut wrong = Vec::new();
             for (what, line, errno) in NOBODY {
                 wrong.extend(check(&format!("nobody: {what}"), &fixture.fill(line)?, *errno)?);

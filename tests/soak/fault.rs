@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
-use nix::unistd::{ForkResult, Pid, fork};
+use nix::unistd::Pid;
 
 use crate::harness::agent::Agent;
+use crate::harness::process;
 use crate::harness::random::Random;
 use crate::soak::Tally;
 use crate::soak::world::Act;
@@ -91,14 +92,8 @@ impl Underway {
 
 /// Sends a signal after a while, from a process of its own.
 fn later(delay: Duration, to: Pid, signal: Signal) -> Result<Pid> {
-    // SAFETY: single-threaded; the child only sleeps and sends.
-    match unsafe { fork() }.context("cannot fork")? {
-        ForkResult::Parent { child } => Ok(child),
-        ForkResult::Child => {
-            std::thread::sleep(delay);
-            let sent = kill(to, signal);
-            // SAFETY: ends the child without the parent's exit work.
-            unsafe { libc::_exit(i32::from(sent.is_err())) }
-        }
-    }
+    process::spawn(|| {
+        std::thread::sleep(delay);
+        Ok(kill(to, signal)?)
+    })
 }

@@ -12,9 +12,10 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::time::{ClockId, clock_gettime};
-use nix::unistd::{ForkResult, Pid, fork};
+use nix::unistd::Pid;
 
 use crate::harness::group::Group;
+use crate::harness::process;
 
 /// Where the host put the project, and where a build of it is: a tmpfs.
 const SOURCES: &str = "/usr/src/project";
@@ -40,25 +41,12 @@ pub(crate) struct Builder {
 impl Builder {
     /// Starts it in `group`; idle until told. It makes `goals`.
     pub(crate) fn start(group: Option<&Group>, goals: &[&str]) -> Result<Self> {
-        let (ours, theirs) = UnixStream::pair().context("cannot make a socket pair")?;
-        // SAFETY: a benchmark has a single thread, so the child may go on as any
-        // program does.
-        match unsafe { fork() }.context("cannot fork")? {
-            ForkResult::Child => {
-                drop(ours);
-                let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
-                let ended = serve(theirs, goals);
-                // SAFETY: ends the child without running the parent's exit work.
-                unsafe { libc::_exit(i32::from(ended.is_err())) }
-            }
-            ForkResult::Parent { child } => {
-                let builder = Self { pid: child, pipe: ours, files: u8::try_from(goals.len())? };
-                if let Some(group) = group {
-                    group.add(child)?;
-                }
-                Ok(builder)
-            }
+        let (pid, pipe) = process::spawn_with_socket(|pipe| serve(pipe, goals))?;
+        let builder = Self { pid, pipe, files: u8::try_from(goals.len())? };
+        if let Some(group) = group {
+            group.add(pid)?;
         }
+        Ok(builder)
     }
 
     /// Builds everything anew.

@@ -13,14 +13,13 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{MsgFlags, recv, send};
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, fork};
 
 use crate::harness::agent::{Agent, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, agent_errno};
 use crate::harness::group::Group;
+use crate::harness::process::{self, Process, check_as_user};
 use crate::harness::test::vm_test;
-use crate::scenarios::conformance::errno::as_nobody;
 
 const MIB: u64 = 1 << 20;
 
@@ -88,7 +87,7 @@ fn abuse_quota() -> Result<()> {
     let group = Group::new("quota")?;
     let agent = Agent::start(&["--socket-mode", "0666", "--max-per-user", &QUOTA.to_string()])?;
     let mine = Waiter::on(&group, "4M")?;
-    let wrong = as_nobody(|| {
+    let wrong = check_as_user(|| {
         let waiter = Waiter::new()?;
         let control = File::open(group.usage_file())?;
         let line = format!("{} {} 1M", waiter.0.as_raw_fd(), control.as_raw_fd());
@@ -125,17 +124,14 @@ fn abuse_churn() -> Result<()> {
     let agent = Agent::start(&["--max-groups", "64"])?;
     let steady = Waiter::on(&parent, "512M")?;
     let before = agent.descriptors()?.len();
-    // SAFETY: a test has a single thread, so the child may go on as any program
-    // does.
-    let ForkResult::Parent { child } = (unsafe { fork() }).context("cannot fork")? else {
+    let child = process::spawn(|| {
         for n in 0..ROUNDS {
             let path = parent.path.join(format!("g{}", n % 8));
             let _ = fs::create_dir(&path);
             let _ = fs::remove_dir(&path);
         }
-        // SAFETY: ends the child without running the parent's exit work.
-        unsafe { libc::_exit(0) }
-    };
+        Ok(())
+    })?;
     let (mut taken, mut refused) = (0, 0);
     let waiter = Waiter::new()?;
     let mut n = 0;
@@ -194,22 +190,16 @@ fn abuse_strict_seccomp() -> Result<()> {
     let control = File::open(directory.join("memory.usage_in_bytes"))?;
     let event_control = OpenOptions::new().write(true).open(directory.join("cgroup.event_control"))?;
     let line = format!("{} {} 4M", waiter.0.as_raw_fd(), control.as_raw_fd());
-    // SAFETY: a test has a single thread, so the child may go on as any program
-    // does.
-    match unsafe { fork() }.context("cannot fork")? {
-        ForkResult::Child => {
-            // SAFETY: from here on read, write and exit are all that is called.
-            unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_STRICT) };
-            let wrote = nix::unistd::write(&event_control, line.as_bytes());
-            let code = i64::from(wrote != Ok(line.len()));
-            // SAFETY: `exit`, not `exit_group`, is what strict mode allows.
-            unsafe { libc::syscall(libc::SYS_exit, code) };
-        }
-        ForkResult::Parent { child } => {
-            let status = waitpid(child, None)?;
-            ensure!(matches!(status, WaitStatus::Exited(_, 0)), "the client: {status:?}");
-        }
-    }
+    let client = Process::start(|| {
+        // SAFETY: from here on read, write and exit are all that is called.
+        unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_STRICT) };
+        let wrote = nix::unistd::write(&event_control, line.as_bytes());
+        let code = i64::from(wrote != Ok(line.len()));
+        // SAFETY: `exit`, not `exit_group`, is what strict mode allows.
+        unsafe { libc::syscall(libc::SYS_exit, code) };
+        Ok(())
+    })?;
+    client.end().context("the client")?;
     ensure!(agent.status()?.registrations == 1, "it is registered");
     charger.grow(Kind::Anonymous, 8 * MIB)?;
     ensure!(waiter.wait()? == 1, "and hears");

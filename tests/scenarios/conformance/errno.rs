@@ -5,7 +5,6 @@
 //! it is no packet to answer.
 
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -16,12 +15,13 @@ use monitor_common::line::MAX_LINE;
 use monitor_common::threshold::{ACCEPTED, REFUSED};
 use nix::errno::Errno;
 use nix::sys::eventfd::EventFd;
-use nix::unistd::{ForkResult, Gid, Uid, fork, pipe};
+use nix::unistd::pipe;
 
 use super::book::Book;
 use crate::harness::agent::Agent;
 use crate::harness::client::{agent_errno, kernel_errno};
 use crate::harness::group::Group;
+use crate::harness::process::check_as_user;
 use crate::harness::test::vm_test;
 
 const OK: i32 = 0;
@@ -135,7 +135,7 @@ fn conformance_errno() -> Result<()> {
     wrong.extend(fixture.compare("a line of one page", &line, OK)?);
     line.push(b' ');
     wrong.extend(fixture.compare("a line longer than a page", &line, libc::E2BIG)?);
-    wrong.extend(as_nobody(|| {
+    wrong.extend(check_as_user(|| {
         let mut wrong = Vec::new();
         for (what, line, errno) in NOBODY {
             wrong.extend(fixture.compare(&format!("nobody: {what}"), &fixture.fill(line)?, *errno)?);
@@ -265,33 +265,4 @@ impl Fixture {
 /// An errno by its name.
 pub(crate) fn named(errno: i32) -> String {
     if errno == 0 { "0".to_owned() } else { format!("{:?}", Errno::from_raw(errno)) }
-}
-
-/// Runs `check` in a child without any rights; what it found wrong, if anything.
-pub(crate) fn as_nobody(check: impl FnOnce() -> Result<String>) -> Result<Option<String>> {
-    const ID: u32 = 65_534;
-    let (reader, writer) = pipe().context("cannot make a pipe")?;
-    // SAFETY: a test has a single thread, so the child may go on as any program
-    // does.
-    match unsafe { fork() }.context("cannot fork")? {
-        ForkResult::Child => {
-            drop(reader);
-            let found = nix::unistd::setgroups(&[])
-                .and_then(|()| nix::unistd::setgid(Gid::from_raw(ID)))
-                .and_then(|()| nix::unistd::setuid(Uid::from_raw(ID)))
-                .context("cannot become nobody")
-                .and_then(|()| check())
-                .unwrap_or_else(|error| format!("{error:#}"));
-            let _ = File::from(writer).write_all(found.as_bytes());
-            // SAFETY: ends the child without running the parent's exit work.
-            unsafe { libc::_exit(0) }
-        }
-        ForkResult::Parent { child } => {
-            drop(writer);
-            let mut found = String::new();
-            File::from(reader).read_to_string(&mut found).context("cannot read what nobody found")?;
-            nix::sys::wait::waitpid(child, None).context("cannot wait for nobody")?;
-            Ok((!found.is_empty()).then_some(found))
-        }
-    }
 }

@@ -12,8 +12,8 @@ use crate::harness::block;
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, agent_errno, open_control, page};
 use crate::harness::group::Group;
+use crate::harness::process::check_as_user;
 use crate::harness::test::vm_test;
-use crate::scenarios::conformance::errno::as_nobody;
 
 vm_test!(
     event_empty,
@@ -177,7 +177,7 @@ fn event_quota() -> Result<()> {
         Ok(errnos)
     };
     let as_user = || {
-        as_nobody(|| {
+        check_as_user(|| {
             let errnos = try_all(&Waiter::new()?)?;
             let right = errnos == [0, 0, 0, libc::EDQUOT, libc::EINVAL];
             Ok(if right { String::new() } else { format!("{errnos:?}") })

@@ -1,6 +1,5 @@
 //! Memory runs out: the host's, and that of the agent's own group.
 
-use std::convert::Infallible;
 use std::fs::{self, File};
 use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -12,13 +11,14 @@ use memcg_monitor::door::seqpacket::connect;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, fork, getpid};
+use nix::unistd::{Pid, getpid};
 
 use super::{MIB, crosses};
 use crate::harness::agent::until;
 use crate::harness::charger::Charger;
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
+use crate::harness::process;
 use crate::harness::test::vm_test;
 use crate::scenarios::abuse::answer;
 use crate::scenarios::restart::{Supervised, is_dead};
@@ -27,12 +27,8 @@ use crate::scenarios::restart::{Supervised, is_dead};
 /// size. Anonymous memory: that of files would be held until the hog has exited, and others
 /// be killed meanwhile.
 fn hog(group: &Group) -> Result<Pid> {
-    // SAFETY: single-threaded; the child goes on as a program of its own.
-    if let ForkResult::Parent { child } = unsafe { fork() }? {
-        return Ok(child);
-    }
-    let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
-    let take = || -> Result<Infallible> {
+    process::spawn(|| {
+        let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
         group.add(getpid())?;
         score(getpid(), 0)?;
         let block = NonZeroUsize::new(16 << 20).context("not 0")?;
@@ -41,10 +37,7 @@ fn hog(group: &Group) -> Result<Pid> {
             // SAFETY: new memory, which nobody knows of.
             unsafe { mmap_anonymous(None, block, ProtFlags::PROT_WRITE, flags) }?;
         }
-    };
-    let _ = take();
-    // SAFETY: ends the child without the parent's exit work.
-    unsafe { libc::_exit(1) }
+    })
 }
 
 /// Whom the kernel kills first: from -1000, never, to 1000.

@@ -14,13 +14,14 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{MsgFlags, send};
 use nix::sys::time::{TimeSpec, TimeValLike as _};
 use nix::time::{ClockId, clock_gettime, clock_settime};
-use nix::unistd::{ForkResult, Pid, fork};
+use nix::unistd::Pid;
 
 use super::{MIB, crosses};
 use crate::harness::agent::{Agent, BINARY, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, ask_agent};
 use crate::harness::group::Group;
+use crate::harness::process;
 use crate::harness::test::vm_test;
 use crate::scenarios::restart::Supervised;
 
@@ -121,16 +122,13 @@ fn faults_clock() -> Result<()> {
 
 /// A client that hears by `heard` and passes it on to `told`.
 fn client(heard: &EventFd, told: &EventFd) -> Result<Pid> {
-    // SAFETY: single-threaded; the child only reads and writes.
-    if let ForkResult::Parent { child } = unsafe { fork() }? {
-        return Ok(child);
-    }
-    let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
-    while let Ok(count) = heard.read() {
-        let _ = told.write(count);
-    }
-    // SAFETY: ends the child without the parent's exit work.
-    unsafe { libc::_exit(1) }
+    process::spawn(|| {
+        let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
+        while let Ok(count) = heard.read() {
+            let _ = told.write(count);
+        }
+        Ok(())
+    })
 }
 
 vm_test!(

@@ -12,13 +12,13 @@ use memcg_monitor::view::POINT;
 use monitor_common::control::ControlFile;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::wait::WaitStatus;
 
-use super::{as_user, begin, finish};
 use crate::harness::agent::{Agent, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
+use crate::harness::process::{self, Process, USER};
 use crate::harness::test::vm_test;
 
 const MIB: u64 = 1 << 20;
@@ -80,12 +80,12 @@ fn unprivileged_rights_of_each_thread() -> Result<()> {
 }
 
 /// How a child that was confined, and then did this, ended.
-fn confined(attempt: impl FnOnce() -> Result<()>) -> Result<WaitStatus> {
-    let child = begin(|| {
+fn confined(attempt: impl FnOnce() -> Result<()>) -> Result<(WaitStatus, String)> {
+    let process = Process::start(|| {
         confine::agent(Mode::On, false);
         attempt()
     })?;
-    Ok(waitpid(child, None)?)
+    process.wait()
 }
 
 vm_test!(
@@ -103,7 +103,7 @@ fn unprivileged_calls_refused() -> Result<()> {
         ensure!(outcome == Err(Errno::EPERM), "call {call}: {outcome:?}");
         Ok(())
     };
-    let status = confined(|| {
+    let (status, why) = confined(|| {
         for outcome in [File::create("/run/made"), OpenOptions::new().write(true).open("/dev/null")] {
             let errno = outcome.err().and_then(|error| error.raw_os_error());
             ensure!(errno == Some(libc::EPERM), "opened for writing: {errno:?}");
@@ -116,7 +116,7 @@ fn unprivileged_calls_refused() -> Result<()> {
         refused(libc::SYS_bpf, [5, 0, 0])?;
         refused(libc::SYS_bpf, [0, 0, 0])?;
         refused(libc::SYS_mmap, [0, 4096, number(libc::PROT_READ | libc::PROT_EXEC)])?;
-        refused(libc::SYS_chmod, [0, 0, 0])?;
+        refused(libc::SYS_fchmodat, [0, 0, 0])?;
         refused(libc::SYS_umount2, [0, 0, 0])?;
         refused(libc::SYS_capset, [0, 0, 0])?;
         ensure!(File::open("/proc/meminfo").is_ok(), "reading is allowed");
@@ -124,7 +124,6 @@ fn unprivileged_calls_refused() -> Result<()> {
         ensure!(std::thread::spawn(|| 7).join().is_ok_and(|seven| seven == 7), "a thread");
         Ok(())
     })?;
-    let why = fs::read_to_string("/tmp/child-failed").unwrap_or_default();
     ensure!(matches!(status, WaitStatus::Exited(_, 0)), "{status:?}: {why}");
     for (what, call) in [
         ("execve", libc::SYS_execve),
@@ -132,7 +131,7 @@ fn unprivileged_calls_refused() -> Result<()> {
         ("mount", libc::SYS_mount),
         ("finit_module", libc::SYS_finit_module),
     ] {
-        let status = confined(|| refused(call, [0, 0, 0]))?;
+        let (status, _) = confined(|| refused(call, [0, 0, 0]))?;
         ensure!(matches!(status, WaitStatus::Signaled(_, Signal::SIGSYS, _)), "{what}: {status:?}");
     }
     Ok(())
@@ -162,15 +161,16 @@ vm_test!(
 fn unprivileged_calls_measured() -> Result<()> {
     fs::write("/proc/sys/kernel/printk_ratelimit", "0")?;
     // What the kernel would say is seen here.
-    let child = begin(|| {
+    let child = Process::start(|| {
         calls::restrict(&calls::Set::unmounter(), Mode::Warn)?;
         nix::unistd::gethostname().map(drop)?;
         nix::sys::utsname::uname().map(drop)?;
         Ok(())
     })?;
-    finish(child)?;
+    let number = child.pid();
+    child.end()?;
     until("the kernel tells of a call that is not on a list", || {
-        Ok(told_by_the_kernel()?.iter().any(|line| line.contains(&format!("pid={child} "))))
+        Ok(told_by_the_kernel()?.iter().any(|line| line.contains(&format!("pid={number} "))))
     })
     .with_context(|| format!("{:?}", told_by_the_kernel()))?;
 
@@ -194,7 +194,7 @@ fn unprivileged_calls_measured() -> Result<()> {
     for entry in fs::read_dir(&directory)?.flatten() {
         let _ = fs::read(entry.path());
     }
-    as_user(|| {
+    process::run_as(USER, || {
         let _ = fs::read(directory.join("memory.stat"));
         Ok(())
     })?;

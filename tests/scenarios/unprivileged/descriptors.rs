@@ -14,10 +14,11 @@ use memcg_monitor::door::seqpacket::connect;
 use memcg_monitor::view::POINT;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
-use super::{OPEN, answer_on, as_user, at_number, is_errno, nothing_moved};
+use super::{OPEN, answer_on, at_number, is_errno, nothing_moved};
 use crate::harness::agent::Agent;
 use crate::harness::client::{Waiter, agent_errno};
 use crate::harness::group::Group;
+use crate::harness::process::{self, USER};
 use crate::harness::test::vm_test;
 
 fn by_socket(line: &str, waiter: &Waiter, control: &File) -> Result<i32> {
@@ -47,7 +48,7 @@ fn unprivileged_unreadable_group() -> Result<()> {
     // Handed to the user before it was closed to others.
     let control = File::open(group.usage_file())?;
     fs::set_permissions(group.usage_file(), Permissions::from_mode(0o600))?;
-    as_user(|| {
+    process::run_as(USER, || {
         let waiter = Waiter::new()?;
         let line = format!("{} {} 1M", waiter.0.as_raw_fd(), control.as_raw_fd());
         for (door, errno) in [
@@ -76,7 +77,7 @@ fn unprivileged_guessed_descriptors() -> Result<()> {
     // Open in this process, and in the agent; not in the user's.
     let ours = at_number(&Waiter::new()?.0, 300)?;
     let control = File::open(group.usage_file())?;
-    as_user(|| {
+    process::run_as(USER, || {
         drop(ours);
         let c = control.as_raw_fd();
         let mut guesses = vec![300, 301, 1023, 65_535, u32::MAX];
@@ -108,7 +109,7 @@ fn unprivileged_another_users_eventfd() -> Result<()> {
     let agent = Agent::start(&OPEN)?;
     let bystander = Waiter::on(&group, "64M")?;
     let given = Waiter::new()?;
-    as_user(|| {
+    process::run_as(USER, || {
         // Inherited, which is one way of being given it.
         let control = File::open(group.usage_file())?;
         let line = format!("{} {} 1M", given.0.as_raw_fd(), control.as_raw_fd());
@@ -169,11 +170,11 @@ fn unprivileged_setuid_helper() -> Result<()> {
         Ok(())
     };
     fs::set_permissions(group.usage_file(), Permissions::from_mode(0o600))?;
-    as_user(|| both_doors(libc::EACCES))?;
+    process::run_as(USER, || both_doors(libc::EACCES))?;
     nothing_moved(&agent, &bystander)?;
     // Where the user may, so does the helper; and root may anyway.
     fs::set_permissions(group.usage_file(), Permissions::from_mode(0o644))?;
-    as_user(|| both_doors(0))?;
+    process::run_as(USER, || both_doors(0))?;
     fs::set_permissions(group.usage_file(), Permissions::from_mode(0o600))?;
     both_doors(0)?;
     ensure!(agent.status()?.registrations == 5, "four registrations and the bystander's");

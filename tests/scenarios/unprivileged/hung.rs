@@ -16,11 +16,12 @@ use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
-use super::{OPEN, USER, answer_on, become_user, begin, finish, is_errno};
+use super::{OPEN, answer_on, is_errno};
 use crate::harness::agent::{Agent, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
+use crate::harness::process::{self, Process, USER};
 use crate::harness::test::vm_test;
 
 const MIB: u64 = 1 << 20;
@@ -39,7 +40,7 @@ impl Hung {
         let options = format!("fd={},rootmode=100644,user_id=0,group_id=0,allow_other", device.as_raw_fd());
         mount(Some("hung"), FILE, Some("fuse"), MsFlags::empty(), Some(options.as_str()))
             .context("cannot mount")?;
-        let server = begin(|| serve(&device))?;
+        let server = process::spawn(|| serve(&device))?;
         Ok(Self { server: Some(server) })
     }
 
@@ -119,8 +120,7 @@ fn is_answered(connection: &OwnedFd) -> Result<bool> {
 fn others_are_served(agent: &Agent, group: &Group) -> Result<()> {
     let mut charger = Charger::start(group)?;
     let ours = Waiter::on(group, "4M")?;
-    finish(begin(|| {
-        become_user(USER + 1)?;
+    process::run_as(USER + 1, || {
         let (waiter, control) = (Waiter::new()?, File::open(group.usage_file())?);
         let connection = connect(Path::new(SOCKET))?;
         send_with(&connection, "0 0 1M", &[waiter.0.as_raw_fd(), control.as_raw_fd()])?;
@@ -128,7 +128,7 @@ fn others_are_served(agent: &Agent, group: &Group) -> Result<()> {
         // What does not belong there is closed, too.
         send_with(&connection, "0 0 1M", &[control.as_raw_fd(), control.as_raw_fd()])?;
         is_errno(&answer_on(&connection)?, libc::EINVAL)
-    })?)?;
+    })?;
     charger.grow(Kind::Anonymous, 8 * MIB)?;
     ensure!(ours.wait()? == 1, "a waiter hears");
     charger.end()?;
@@ -147,8 +147,7 @@ fn unprivileged_descriptors_that_hang() -> Result<()> {
     let agent = Agent::start(&OPEN)?;
     let mut hung = Hung::mount()?;
     let (reader, writer) = nix::unistd::pipe()?;
-    let user = begin(|| {
-        become_user(USER)?;
+    let user = Process::start_as(USER, || {
         // Not in any other process, which would wait for the server when it ends.
         let bad = File::open(FILE)?;
         let connection = connect(Path::new(SOCKET))?;
@@ -172,7 +171,7 @@ fn unprivileged_descriptors_that_hang() -> Result<()> {
     others_are_served(&agent, &group)?;
     // The server goes, the kernel answers for it, and the user is served again.
     hung.end()?;
-    finish(user)?;
+    user.end()?;
     until("all of it is closed", || {
         let held = agent.descriptors()?;
         Ok(!held.iter().any(|link| link.contains(FILE)))

@@ -15,10 +15,11 @@ use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, UnixCredentials, send
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
-use super::{OPEN, USER, answer_on, as_user, become_user, begin, end_with, finish, is_errno, nothing_moved};
+use super::{OPEN, answer_on, is_errno, nothing_moved};
 use crate::harness::agent::Agent;
 use crate::harness::client::{Waiter, agent_errno};
 use crate::harness::group::Group;
+use crate::harness::process::{self, Process, USER, become_user};
 use crate::harness::test::vm_test;
 
 /// A child with this process id, which waits to be killed.
@@ -45,7 +46,7 @@ fn begin_as(pid: Pid, user: Option<u32>) -> Result<()> {
                 nix::unistd::pause();
             }
         }
-        end_with(&outcome);
+        process::end(false);
     }
     Ok(())
 }
@@ -78,17 +79,17 @@ fn unprivileged_number_used_again() -> Result<()> {
     let successors = if held { vec![None, Some(USER)] } else { vec![None] };
     for user in successors {
         agent.signal(Signal::SIGSTOP)?;
-        let sender = begin(|| {
-            become_user(USER)?;
+        let sender = Process::start_as(USER, || {
             send(connection.as_raw_fd(), line.as_bytes(), MsgFlags::empty())?;
             Ok(())
         })?;
-        finish(sender)?;
-        begin_as(sender, user)?;
+        let number = sender.pid();
+        sender.end()?;
+        begin_as(number, user)?;
         agent.signal(Signal::SIGCONT)?;
         let answer = answer_on(&connection)?;
-        kill(sender, Signal::SIGKILL)?;
-        waitpid(sender, None)?;
+        kill(number, Signal::SIGKILL)?;
+        waitpid(number, None)?;
         is_errno(&answer, libc::ESRCH).with_context(|| format!("successor of user {user:?}"))?;
     }
     nothing_moved(&agent, &bystander)
@@ -118,10 +119,7 @@ fn unprivileged_pid_namespace() -> Result<()> {
         ensure!(errno == libc::EBADF, "not its own: errno {errno}");
         Ok(())
     };
-    finish(begin(|| {
-        unshare(CloneFlags::CLONE_NEWPID)?;
-        finish(begin(check)?)
-    })?)?;
+    process::run_in(CloneFlags::CLONE_NEWPID, check)?;
     crate::harness::agent::until("it ended with its process", || Ok(agent.status()?.registrations == 1))?;
     nothing_moved(&agent, &bystander)
 }
@@ -150,7 +148,7 @@ fn unprivileged_forged_sender() -> Result<()> {
             Err(errno) => Ok(Some(errno)),
         }
     };
-    as_user(|| {
+    process::run_as(USER, || {
         let own = nix::unistd::getpid().as_raw();
         for (what, pid, uid) in
             [("process", ours.as_raw(), USER), ("first process", 1, USER), ("user", own, 0)]
@@ -180,7 +178,7 @@ fn unprivileged_many_connections() -> Result<()> {
     let group = Group::new("many")?;
     let agent = Agent::start(&OPEN)?;
     let bystander = Waiter::on(&group, "64M")?;
-    as_user(|| {
+    process::run_as(USER, || {
         let open: Vec<_> =
             (0..TRIES).map(|_| connect(Path::new(SOCKET))).collect::<std::result::Result<_, _>>()?;
         let mut served = 0;

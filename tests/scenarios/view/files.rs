@@ -18,8 +18,8 @@ use crate::harness::agent::{Agent, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, page};
 use crate::harness::group::{Group, read_number};
+use crate::harness::process::check_as_user;
 use crate::harness::test::vm_test;
-use crate::scenarios::conformance::errno::as_nobody;
 
 fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
@@ -171,7 +171,7 @@ fn view_modes_and_owners() -> Result<()> {
         }
     }
     ensure!(fs::metadata(&their_directory)?.uid() == NOBODY, "the directory's owner");
-    let found = as_nobody(|| {
+    let found = check_as_user(|| {
         ensure!(
             errno_of(OpenOptions::new().write(true).open(our_directory.join(EVENT_CONTROL))) == libc::EACCES
         );
@@ -184,7 +184,7 @@ fn view_modes_and_owners() -> Result<()> {
 
     let _agent = Agent::start(&["--event-control-mode", "0222"])?;
     ensure!(mode(&our_directory, EVENT_CONTROL)? == 0o222, "the mode asked for");
-    let found = as_nobody(|| {
+    let found = check_as_user(|| {
         let errno = register_in(&our_directory, USAGE, &Waiter::new()?, "1M")?;
         ensure!(errno == 0, "errno {errno} where all may write");
         Ok(String::new())
@@ -194,7 +194,7 @@ fn view_modes_and_owners() -> Result<()> {
     fs::set_permissions(ours.usage_file(), Permissions::from_mode(0o600))?;
     ensure!(mode(&our_directory, USAGE)? == 0o400, "the mode follows the real file's");
     let control = File::open(our_directory.join(USAGE))?;
-    let found = as_nobody(|| {
+    let found = check_as_user(|| {
         let waiter = Waiter::new()?;
         let line = format!("{} {} 1M", waiter.0.as_raw_fd(), control.as_raw_fd());
         let errno = write_line(&our_directory, line.as_bytes())?;

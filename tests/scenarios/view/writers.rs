@@ -10,38 +10,16 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, chroot, fork};
+use nix::sys::wait::waitpid;
+use nix::unistd::chroot;
 
 use super::{EVENT_CONTROL, MIB, USAGE, register_in, shown, waiter_on, written};
 use crate::harness::agent::{Agent, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
+use crate::harness::process;
 use crate::harness::test::vm_test;
-
-/// Runs `client` in a child; it succeeds there or the test fails.
-fn in_child(what: &str, client: impl FnOnce() -> Result<()>) -> Result<()> {
-    // SAFETY: a test has a single thread, so the child may go on as any program
-    // does.
-    match unsafe { fork() }.context("cannot fork")? {
-        ForkResult::Child => {
-            let outcome = client();
-            if let Err(error) = &outcome {
-                let _ = fs::write("/run/child-failed", format!("{error:#}"));
-            }
-            // SAFETY: ends the child without running the parent's exit work.
-            unsafe { libc::_exit(i32::from(outcome.is_err())) }
-        }
-        ForkResult::Parent { child } => match waitpid(child, None)? {
-            WaitStatus::Exited(_, 0) => Ok(()),
-            other => {
-                let why = fs::read_to_string("/run/child-failed").unwrap_or_default();
-                bail!("{what}: {other:?}: {why}")
-            }
-        },
-    }
-}
 
 fn registered(directory: &Path, waiter: &Waiter) -> Result<()> {
     let errno = register_in(directory, USAGE, waiter, "1M")?;
@@ -73,13 +51,11 @@ fn view_any_writer() -> Result<()> {
     thread::scope(|scope| scope.spawn(|| registered(&directory, &waiter)).join())
         .map_err(|_| anyhow::anyhow!("the thread panicked"))?
         .context("a thread")?;
-    in_child("a child", || registered(&directory, &waiter).and_then(|()| by_open_files()))?;
+    process::run(|| registered(&directory, &waiter).and_then(|()| by_open_files())).context("a child")?;
 
     let elsewhere = PathBuf::from("/run/elsewhere");
     fs::create_dir_all(&elsewhere)?;
-    in_child("another mount namespace, the group's directory bound elsewhere", || {
-        unshare(CloneFlags::CLONE_NEWNS)?;
-        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+    process::run_in(CloneFlags::CLONE_NEWNS, || {
         mount(Some(&directory), &elsewhere, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
         registered(&elsewhere, &waiter)?;
         // No longer anywhere in its mountinfo.
@@ -90,20 +66,18 @@ fn view_any_writer() -> Result<()> {
         let errno = written(nix::unistd::write(&hidden, line.as_bytes()), line.len())?;
         ensure!(errno == 0, "through a detached mount: errno {errno}");
         Ok(())
-    })?;
-    in_child("a chroot", || {
-        unshare(CloneFlags::CLONE_NEWNS)?;
-        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+    })
+    .context("another mount namespace, the group\'s directory bound elsewhere")?;
+    process::run_in(CloneFlags::CLONE_NEWNS, || {
         mount(Some(&directory), &elsewhere, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
         chroot(&elsewhere)?;
         std::env::set_current_dir("/")?;
         registered(Path::new("/"), &waiter)?;
         by_open_files()
-    })?;
-    in_child("a child pid namespace", || {
-        unshare(CloneFlags::CLONE_NEWPID)?;
-        in_child("its first process", || registered(&directory, &waiter))
-    })?;
+    })
+    .context("a chroot")?;
+    process::run_in(CloneFlags::CLONE_NEWPID, || registered(&directory, &waiter))
+        .context("a child pid namespace")?;
     fs::remove_dir(&elsewhere)?;
     let count = agent.status()?.registrations;
     ensure!(count == 8, "{count} of 8 registrations");
@@ -272,18 +246,11 @@ fn view_while_the_agent_stands_still() -> Result<()> {
         };
         Ok(fs::read_dir(&tasks)?.flatten().all(still))
     })?;
-    // SAFETY: single-threaded; the child opens, writes and exits.
-    let child = match unsafe { fork() }? {
-        ForkResult::Child => {
-            let outcome = File::options()
-                .write(true)
-                .open(Path::new(&*path.to_string_lossy()))
-                .map(|file| nix::unistd::write(&file, line.as_bytes()));
-            // SAFETY: ends the child without running the parent's exit work.
-            unsafe { libc::_exit(i32::from(!matches!(outcome, Ok(Ok(_))))) }
-        }
-        ForkResult::Parent { child } => child,
-    };
+    let child = process::spawn(|| {
+        let file = File::options().write(true).open(Path::new(&*path.to_string_lossy()))?;
+        nix::unistd::write(&file, line.as_bytes())?;
+        Ok(())
+    })?;
     // The agent has not seen its request: it may go at once.
     nix::sys::signal::kill(child, Signal::SIGKILL)?;
     waitpid(child, None)?;

@@ -1,0 +1,186 @@
+//! Children that run a function of ours: as another user or in other namespaces, too, and
+//! with a report of why it failed.
+
+use std::io::{self, Write};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+
+use anyhow::{Context, Result, bail};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Gid, Pid, Uid, close, fork, setgid, setgroups, setuid};
+
+use crate::harness::report::chain;
+use crate::harness::shared::{Atomics, Shared};
+
+/// An ordinary user.
+pub(crate) const USER: u32 = 65_534;
+
+/// Runs `work` in a child, which then ends: with code 0, or 1 where the work failed. The
+/// caller has no other thread at work.
+pub(crate) fn spawn(work: impl FnOnce() -> Result<()>) -> Result<Pid> {
+    // SAFETY: tests and benchmarks fork with a single thread, so no lock is held that the
+    // child may need.
+    match unsafe { fork() }.context("cannot fork")? {
+        ForkResult::Child => {
+            let outcome = catch_unwind(AssertUnwindSafe(work));
+            end(matches!(outcome, Ok(Ok(()))))
+        }
+        ForkResult::Parent { child } => Ok(child),
+    }
+}
+
+/// Runs `work` in a child that gets one end of a socket and is killed when its parent
+/// ends; returns the other end.
+pub(crate) fn spawn_with_socket(work: impl FnOnce(UnixStream) -> Result<()>) -> Result<(Pid, UnixStream)> {
+    let (ours, theirs) = UnixStream::pair().context("cannot make a socket pair")?;
+    let parents = ours.as_raw_fd();
+    let pid = spawn(move || {
+        let _ = close(parents);
+        let _ = set_pdeathsig(Signal::SIGKILL);
+        work(theirs)
+    })?;
+    Ok((pid, ours))
+}
+
+/// Ends a child without the exit work that is its parent's.
+pub(crate) fn end(well: bool) -> ! {
+    let _ = io::stdout().flush();
+    // SAFETY: takes a number, and does not return.
+    unsafe { libc::_exit(i32::from(!well)) }
+}
+
+/// The reason of a failure, where the child leaves it: in memory, since descriptors and
+/// files of a child are what some tests are about.
+struct Reason {
+    length: AtomicUsize,
+    bytes: [AtomicU8; 8192],
+}
+
+// SAFETY: atomics only, for which zeros are values.
+unsafe impl Atomics for Reason {}
+
+impl Reason {
+    fn write(&self, text: &str) {
+        let length = text.len().min(self.bytes.len());
+        for (to, from) in self.bytes.iter().zip(text.as_bytes()) {
+            to.store(*from, Ordering::Relaxed);
+        }
+        self.length.store(length, Ordering::Release);
+    }
+
+    fn read(&self) -> String {
+        let length = self.length.load(Ordering::Acquire);
+        let bytes: Vec<_> = self.bytes[..length].iter().map(|byte| byte.load(Ordering::Relaxed)).collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+/// A child that reports why it failed. It is killed with the value.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pid: Pid,
+    reason: Shared<Reason>,
+    is_reaped: bool,
+}
+
+impl Process {
+    pub(crate) fn start(work: impl FnOnce() -> Result<()>) -> Result<Self> {
+        let reason = Shared::<Reason>::new()?;
+        let pid = spawn(|| {
+            let outcome = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
+                let text = payload.downcast_ref::<String>().map(String::as_str);
+                let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
+                bail!("panicked: {}", text.unwrap_or("with something else than text"))
+            });
+            outcome.inspect_err(|error| reason.write(&chain(error)))
+        })?;
+        Ok(Self { pid, reason, is_reaped: false })
+    }
+
+    pub(crate) fn start_as(user: u32, work: impl FnOnce() -> Result<()>) -> Result<Self> {
+        Self::start(|| become_user(user).and_then(|()| work()))
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Waits for its end, however that is: with the reason, if it gave one.
+    pub(crate) fn wait(mut self) -> Result<(WaitStatus, String)> {
+        let status = waitpid(self.pid, None).context("cannot wait for a child")?;
+        self.is_reaped = true;
+        Ok((status, self.reason.read()))
+    }
+
+    /// Waits for its end, which is to be a good one.
+    pub(crate) fn end(self) -> Result<()> {
+        match self.wait()? {
+            (WaitStatus::Exited(_, 0), _) => Ok(()),
+            (status, reason) if reason.is_empty() => bail!("{status:?}"),
+            (_, reason) => bail!(reason),
+        }
+    }
+
+    /// Returns the reason so far, for a caller that reaps the child itself.
+    pub(crate) fn into_reason(mut self) -> String {
+        self.is_reaped = true;
+        self.reason.read()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if !self.is_reaped {
+            let _ = kill(self.pid, Signal::SIGKILL);
+            let _ = waitpid(self.pid, None);
+        }
+    }
+}
+
+/// Runs `work` in a child to its end.
+pub(crate) fn run(work: impl FnOnce() -> Result<()>) -> Result<()> {
+    Process::start(work)?.end()
+}
+
+/// Runs `work` in a child as this user.
+pub(crate) fn run_as(user: u32, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    Process::start_as(user, work)?.end()
+}
+
+/// Runs `work` in a child in namespaces of its own: as the first process of a pid
+/// namespace, with mounts that stay in a mount namespace.
+pub(crate) fn run_in(namespaces: CloneFlags, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    run(|| {
+        unshare(namespaces).context("cannot make namespaces")?;
+        if namespaces.contains(CloneFlags::CLONE_NEWNS) {
+            let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+            mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
+                .context("cannot part the mounts")?;
+        }
+        // Only children are in a new pid namespace.
+        if namespaces.contains(CloneFlags::CLONE_NEWPID) { run(work) } else { work() }
+    })
+}
+
+/// Runs a check as an ordinary user; returns what it found wrong, if anything.
+pub(crate) fn check_as_user(check: impl FnOnce() -> Result<String>) -> Result<Option<String>> {
+    let process = Process::start_as(USER, || {
+        let found = check()?;
+        if found.is_empty() { Ok(()) } else { bail!(found) }
+    })?;
+    Ok(process.end().err().map(|error| format!("{error:#}")))
+}
+
+/// Makes this process an ordinary user's, for good.
+pub(crate) fn become_user(id: u32) -> Result<()> {
+    setgroups(&[])
+        .and_then(|()| setgid(Gid::from_raw(id)))
+        .and_then(|()| setuid(Uid::from_raw(id)))
+        .with_context(|| format!("cannot become user {id}"))
+}
