@@ -10,13 +10,13 @@ use anyhow::{Context, Result, ensure};
 use memcg_monitor::cgroup::Version;
 use nix::sys::signal::Signal;
 
+use crate::harness::MIB;
 use crate::harness::agent::{Agent, BINARY};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::group::Group;
 use crate::harness::report::say;
 use listener::{Listener, hear};
 
-const MIB: u64 = 1 << 20;
 /// Bytes of one step, and steps: usage rests a good MiB away from each threshold,
 /// since the kernel charges up to 64 pages per CPU in advance.
 const STEP: u64 = 5 * MIB;

@@ -20,3 +20,6 @@ pub(crate) mod shell;
 pub(crate) mod stopwatch;
 pub(crate) mod test;
 pub(crate) mod trace;
+
+/// Bytes in a mebibyte.
+pub(crate) const MIB: u64 = 1 << 20;

@@ -6,12 +6,11 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use memcg_monitor::door::control::{Answer, EventRow};
 
+use crate::harness::MIB;
 use crate::harness::agent::{Agent, BINARY};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::group::Group;
 use crate::harness::test::vm_test;
-
-const MIB: u64 = 1 << 20;
 
 struct Listener {
     child: Child,

@@ -9,13 +9,12 @@ use anyhow::{Context, Result, ensure};
 use memcg_monitor::cgroup::Version;
 use memcg_monitor::client::Builder;
 
+use crate::harness::MIB;
 use crate::harness::agent::{Agent, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::group::Group;
 use crate::harness::program::Program;
 use crate::harness::test::vm_test;
-
-const MIB: u64 = 1 << 20;
 
 /// Where the agent shows groups as v1 did.
 const VIEW: &str = "/run/memcg-monitor/cgroup";

@@ -9,11 +9,10 @@ mod swap;
 use anyhow::{Result, ensure};
 use monitor_common::control::ControlFile;
 
+use crate::harness::MIB;
 use crate::harness::agent::until;
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
-
-const MIB: u64 = 1 << 20;
 
 /// One who waits, and the signals so far.
 struct Heard {

@@ -20,6 +20,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::harness::MIB;
 use crate::harness::agent::{Agent, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::Waiter;
@@ -27,8 +28,6 @@ use crate::harness::group::Group;
 use crate::harness::test::vm_test;
 use crate::scenarios::abuse::answer;
 use crate::scenarios::restart::Supervised;
-
-const MIB: u64 = 1 << 20;
 
 /// What this test mounts and unmounts goes with it.
 fn own_mounts() -> Result<()> {

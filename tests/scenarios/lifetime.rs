@@ -11,14 +11,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{dup, pause};
 
+use crate::harness::MIB;
 use crate::harness::agent::{Agent, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
 use crate::harness::process;
 use crate::harness::test::vm_test;
-
-const MIB: u64 = 1 << 20;
 
 fn registrations(agent: &Agent) -> Result<u64> {
     Ok(agent.status()?.registrations)

@@ -7,14 +7,13 @@ use std::net::{TcpListener, TcpStream};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 
+use crate::harness::MIB;
 use crate::harness::agent::{Agent, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
 use crate::harness::process;
 use crate::harness::test::vm_test;
-
-const MIB: u64 = 1 << 20;
 
 fn loss(agent: &Agent, name: &str) -> Result<u64> {
     let status = agent.status()?;

@@ -9,14 +9,13 @@ use std::os::unix::net::UnixStream;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 
+use crate::harness::MIB;
 use crate::harness::agent::{Agent, PATIENCE, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, agent_errno};
 use crate::harness::group::Group;
 use crate::harness::test::vm_test;
 use crate::scenarios::abuse::{fails, says};
-
-const MIB: u64 = 1 << 20;
 
 const SOCKET: &str = "/run/memcg-monitor/metrics.sock";
 const UNIX: &str = "unix:/run/memcg-monitor/metrics.sock";

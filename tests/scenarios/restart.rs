@@ -12,13 +12,12 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
+use crate::harness::MIB;
 use crate::harness::agent::{Agent, BINARY, list, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, attached};
 use crate::harness::group::Group;
 use crate::harness::test::vm_test;
-
-const MIB: u64 = 1 << 20;
 
 /// An agent that comes back, and may be kept from it for a while.
 pub(crate) struct Supervised(pub(crate) Agent);

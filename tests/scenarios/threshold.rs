@@ -2,13 +2,12 @@
 
 use anyhow::{Result, ensure};
 
+use crate::harness::MIB;
 use crate::harness::agent::{Agent, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, page};
 use crate::harness::group::Group;
 use crate::harness::test::vm_test;
-
-const MIB: u64 = 1 << 20;
 
 vm_test!(
     threshold_both_directions,

@@ -16,6 +16,7 @@ use memcg_monitor::cgroup::{Hierarchy, Version};
 use memcg_monitor::view::POINT;
 use monitor_common::line::MAX_LINE;
 
+use crate::harness::MIB;
 use crate::harness::agent::Agent;
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::Waiter;
@@ -24,7 +25,6 @@ use crate::harness::process::check_as_user;
 use crate::harness::test::vm_test;
 use crate::scenarios::conformance::errno::{DESCRIPTORS, Fixture, GRAMMAR, NOBODY};
 
-const MIB: u64 = 1 << 20;
 const EVENT_CONTROL: &str = "cgroup.event_control";
 const USAGE: &str = "memory.usage_in_bytes";
 

@@ -7,13 +7,13 @@ use anyhow::{Context, Result, ensure};
 use memcg_monitor::Error;
 use monitor_common::control::ControlFile;
 
+use crate::harness::MIB;
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, ask_agent};
 use crate::harness::group::Group;
 use crate::harness::random::Random;
 use crate::soak::Tally;
 
-const MIB: u64 = 1 << 20;
 /// Usage comes to rest at multiples of this, and thresholds lie half-way between.
 const STEP: u64 = 4 * MIB;
 const PARENTS: usize = 3;

@@ -14,14 +14,13 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{MsgFlags, recv, send};
 use nix::sys::wait::{WaitStatus, waitpid};
 
+use crate::harness::MIB;
 use crate::harness::agent::{Agent, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, agent_errno};
 use crate::harness::group::Group;
 use crate::harness::process::{self, Process, check_as_user};
 use crate::harness::test::vm_test;
-
-const MIB: u64 = 1 << 20;
 
 vm_test!(
     abuse_full_eventfd,

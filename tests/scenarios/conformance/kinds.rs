@@ -5,13 +5,12 @@ use monitor_common::control::ControlFile::{Memsw, Oom, Pressure, Usage};
 
 use super::book::{Book, Both, agree};
 use super::semantics::look;
+use crate::harness::MIB;
 use crate::harness::agent::{Agent, until};
 use crate::harness::block::{self, Swap};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::group::{Family, Group};
 use crate::harness::test::vm_test;
-
-const MIB: u64 = 1 << 20;
 
 vm_test!(
     conformance_memsw,

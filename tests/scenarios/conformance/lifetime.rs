@@ -20,6 +20,7 @@ use nix::unistd::dup;
 
 use super::book::{Book, Both};
 use super::semantics::look;
+use crate::harness::MIB;
 use crate::harness::agent::{Agent, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::Waiter;
@@ -27,7 +28,6 @@ use crate::harness::group::Group;
 use crate::harness::test::vm_test;
 use crate::scenarios::view::{register_in, shown};
 
-const MIB: u64 = 1 << 20;
 const FILES: [(ControlFile, &str); 4] = [(Usage, "512M"), (Memsw, "512M"), (Oom, ""), (Pressure, "critical")];
 
 /// Waits for the eventfd, then tries event_control at once: signals and errno.

@@ -9,6 +9,7 @@ use monitor_common::control::ControlFile::{self, Memsw, Oom, Pressure, Usage};
 
 use super::book::{Both, agree};
 use super::shrink::smallest;
+use crate::harness::MIB;
 use crate::harness::agent::Agent;
 use crate::harness::block::{self, Swap};
 use crate::harness::charger::{Charger, Kind};
@@ -17,7 +18,6 @@ use crate::harness::group::{Family, Group, read_number};
 use crate::harness::random::Random;
 use crate::harness::report::say;
 
-const MIB: u64 = 1 << 20;
 /// Usage comes to rest at multiples of this, and thresholds lie half-way between.
 const STEP: u64 = 4 * MIB;
 const LIMIT: u64 = 16 * MIB;

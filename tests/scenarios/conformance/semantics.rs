@@ -6,13 +6,12 @@ use std::os::fd::AsRawFd as _;
 use anyhow::{Context, Result, ensure};
 
 use super::book::Book;
+use crate::harness::MIB;
 use crate::harness::agent::{Agent, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, page, write_event_control};
 use crate::harness::group::Group;
 use crate::harness::test::vm_test;
-
-const MIB: u64 = 1 << 20;
 
 /// The same registrations with the kernel and with us.
 struct Both {

@@ -11,13 +11,12 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
+use crate::harness::MIB;
 use crate::harness::agent::{Agent, PATIENCE, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::group::Group;
 use crate::harness::report::{say, text};
 use crate::scenarios::metrics::older_text;
-
-const MIB: u64 = 1 << 20;
 
 /// Where the host packs it.
 const PROMETHEUS: &str = "/prometheus/prometheus";

@@ -17,14 +17,13 @@ use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
 use super::{OPEN, answer_on, is_errno};
+use crate::harness::MIB;
 use crate::harness::agent::{Agent, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
 use crate::harness::process::{self, Process, USER};
 use crate::harness::test::vm_test;
-
-const MIB: u64 = 1 << 20;
 
 const FILE: &str = "/run/hung";
 

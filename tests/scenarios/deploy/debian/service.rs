@@ -12,6 +12,7 @@ use memcg_monitor::client::{CONTROL_SOCKET, Control, SOCKET};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::harness::MIB;
 use crate::harness::agent::{PATIENCE, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, attached, write_event_control};
@@ -19,8 +20,6 @@ use crate::harness::group::{Group, read_number};
 use crate::harness::report::say;
 use crate::harness::test::vm_test;
 use crate::scenarios::deploy::debian::{SERVICE, Units, property, systemctl};
-
-const MIB: u64 = 1 << 20;
 
 /// The view, where it is by default.
 const VIEW: &str = "/run/memcg-monitor/cgroup";
