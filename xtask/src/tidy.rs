@@ -50,7 +50,7 @@ fn faults_of(text: &str) -> Vec<String> {
 }
 
 /// All `.rs` files, except in `target` and hidden folders.
-fn collect(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
+pub(crate) fn collect(folder: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
     let entries = fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
     for entry in entries {
         let entry = entry?;
