@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{COMBINATIONS, QUICK};
+use super::plan::{COMBINATIONS, QUICK};
 use crate::tidy;
 use crate::workspace::root;
 

@@ -48,14 +48,14 @@ pub(crate) struct Step {
 
 /// A boot of the test VM.
 #[derive(Debug, Clone, Copy)]
-struct Combination<'a> {
+pub(super) struct Combination<'a> {
     kernel: &'a str,
     hierarchy: Hierarchy,
     /// Kernel parameters that make it differ from the kernel's own defaults.
     parameters: &'a str,
     /// The tags of the tests that it is there for, or with `-` of those that it is not;
     /// empty: all.
-    select: &'a str,
+    pub(super) select: &'a str,
     /// VMs that share its tests.
     parts: usize,
 }
@@ -63,7 +63,7 @@ struct Combination<'a> {
 /// 6.1 with v1 is the oracle; `preempt=full` is where the kernel's recursion guard skips
 /// programs. All tests run on the oldest and on the newest kernel but for those that
 /// show nothing about the kernel, which run on the newest alone.
-const COMBINATIONS: [Combination<'_>; 5] = [
+pub(super) const COMBINATIONS: [Combination<'_>; 5] = [
     Combination { kernel: kernels::NEWEST, hierarchy: Hierarchy::V2, parameters: "", select: "", parts: 2 },
     Combination { kernel: "6.1", hierarchy: Hierarchy::V2, parameters: "", select: "-newest", parts: 2 },
     Combination { kernel: "6.1", hierarchy: Hierarchy::V1, parameters: "", select: "oracle", parts: 1 },
@@ -78,7 +78,7 @@ const COMBINATIONS: [Combination<'_>; 5] = [
 ];
 
 /// What `--quick` boots.
-const QUICK: Combination<'_> = Combination {
+pub(super) const QUICK: Combination<'_> = Combination {
     kernel: kernels::NEWEST,
     hierarchy: Hierarchy::V2,
     parameters: "",
