@@ -238,11 +238,8 @@ impl Schedule<'_> {
             };
             format!("{} ({so_far}{of}{tests})", step.name)
         });
-        println!(
-            "    {}: running {}",
-            minutes(self.start.elapsed().as_secs_f64()),
-            each.collect::<Vec<_>>().join(", ")
-        );
+        let each = each.collect::<Vec<_>>().join(", ");
+        self.say(&format!("    {}: running {each}", minutes(self.start.elapsed().as_secs_f64())));
     }
 }
 
