@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -16,6 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, bind, recv, socket};
 use nix::unistd::Pid;
 
+use crate::harness::process;
 use crate::harness::stopwatch;
 
 /// The program under test.
@@ -39,16 +39,13 @@ impl Agent {
     /// Starts it with the usual sockets, and waits until it says that it is ready.
     pub(crate) fn start(options: &[&str]) -> Result<Self> {
         let _span = stopwatch::starting();
-        stopwatch::agent_starts();
         let manager = ServiceManager::open()?;
         let log = fs::File::create(LOG).with_context(|| format!("cannot create {LOG}"))?;
         let mut command = Command::new(BINARY);
         command.arg("-v").arg("agent").args(options);
         command.env("NOTIFY_SOCKET", ServiceManager::PATH).env("NO_COLOR", "1");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        // Ends with its test, whatever becomes of that.
-        // SAFETY: prctl is async-signal-safe and touches only the child.
-        unsafe { command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?)) };
+        process::kill_with_parent(&mut command);
         let child = command.spawn().with_context(|| format!("cannot start {BINARY}"))?;
         let mut agent = Self { child, control: client::CONTROL_SOCKET.into(), manager };
         agent.ready()?;
@@ -59,6 +56,7 @@ impl Agent {
     /// it again.
     pub(crate) fn ready(&mut self) -> Result<()> {
         let _span = stopwatch::starting();
+        stopwatch::agent_starts();
         let deadline = Instant::now() + PATIENCE;
         while !self.manager.heard("READY=1")? {
             if let Some(status) = self.child.try_wait().context("cannot wait for the agent")? {

@@ -4,7 +4,9 @@
 use std::io::{self, Write};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::Command;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, bail};
@@ -46,6 +48,12 @@ pub(crate) fn spawn_with_socket(work: impl FnOnce(UnixStream) -> Result<()>) -> 
         work(theirs)
     })?;
     Ok((pid, ours))
+}
+
+/// Has a program killed when its parent ends, whatever becomes of that.
+pub(crate) fn kill_with_parent(command: &mut Command) {
+    // SAFETY: prctl is async-signal-safe and touches only the child.
+    unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) };
 }
 
 /// Ends a child without the exit work that is its parent's.

@@ -64,7 +64,7 @@ pub(crate) fn read() -> Reading {
     }
 }
 
-/// Counts one start of an agent.
+/// Counts one start of an agent, the first or a later one.
 pub(crate) fn agent_starts() {
     if let Some(shared) = SHARED.get() {
         shared.agent_starts.fetch_add(1, Ordering::Relaxed);

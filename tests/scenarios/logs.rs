@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixDatagram;
-use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -14,6 +13,7 @@ use nix::unistd::Pid;
 use crate::harness::agent::{Agent, BINARY, PATIENCE, until};
 use crate::harness::client::agent_errno;
 use crate::harness::group::Group;
+use crate::harness::process;
 use crate::harness::test::vm_test;
 
 vm_test!(
@@ -77,8 +77,7 @@ fn logs_journal() -> Result<()> {
     let mut command = Command::new(BINARY);
     command.args(["-v", "agent", "--no-mount"]).stdin(Stdio::null()).stdout(Stdio::null());
     command.env("JOURNAL_STREAM", format!("{}:{}", about.dev(), about.ino())).stderr(stderr);
-    // SAFETY: prctl is async-signal-safe and touches only the child.
-    unsafe { command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?)) };
+    process::kill_with_parent(&mut command);
     let mut child = command.spawn()?;
     let is = |record: &HashMap<String, String>, name: &str, value: &str| {
         ensure!(record.get(name).is_some_and(|found| found == value), "{name} is not {value} in {record:?}");

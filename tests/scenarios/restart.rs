@@ -17,6 +17,7 @@ use crate::harness::agent::{Agent, BINARY, list, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, attached};
 use crate::harness::group::Group;
+use crate::harness::stopwatch;
 use crate::harness::test::vm_test;
 
 /// An agent that comes back, and may be kept from it for a while.
@@ -197,6 +198,8 @@ impl Manager {
 
     /// Starts an agent with what is kept, and waits until it is ready.
     fn start(&mut self, options: &[&str]) -> Result<()> {
+        let _span = stopwatch::starting();
+        stopwatch::agent_starts();
         let options: Vec<_> = ["agent"].iter().chain(options).map(|option| (*option).into()).collect();
         let process = start(Path::new(BINARY), &options, &self.kept, self.mailbox.path(), 64)?;
         self.agent = Some(process.pid);

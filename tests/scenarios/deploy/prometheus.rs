@@ -4,17 +4,16 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::harness::MIB;
 use crate::harness::agent::{Agent, PATIENCE, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::group::Group;
+use crate::harness::process;
 use crate::harness::report::{say, text};
 use crate::scenarios::metrics::older_text;
 
@@ -72,8 +71,7 @@ impl Prometheus {
         command.arg(format!("--config.file={CONFIGURATION}")).arg(format!("--web.listen-address={ADDRESS}"));
         command.arg("--storage.tsdb.path=/run/prometheus");
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        // SAFETY: prctl is async-signal-safe and touches only the child.
-        unsafe { command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?)) };
+        process::kill_with_parent(&mut command);
         let mut prometheus = Self(command.spawn().with_context(|| format!("cannot start {PROMETHEUS}"))?);
         until("Prometheus listens", || {
             ensure!(prometheus.0.try_wait()?.is_none(), "Prometheus has ended: {}", self::log());
