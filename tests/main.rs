@@ -8,7 +8,8 @@
 //! * `guest.after=NAME`: of those, the ones after this test
 //! * `guest.args=A,B`
 //!
-//! On a host, `guest list` prints the tests, as a line of JSON each.
+//! On a host, `guest list` prints the tests, as a line of JSON each; with some of these
+//! words, those that such a boot would run.
 
 mod bench;
 mod demo;
@@ -25,6 +26,7 @@ use crate::harness::child::{self, End};
 use crate::harness::init::{self, Hierarchy};
 use crate::harness::report::{self, say};
 use crate::harness::select::Selection;
+use crate::harness::test::{On, Test};
 use crate::harness::{runner, shell};
 use crate::scenarios::deploy::{debian, prometheus};
 use crate::scenarios::{conformance, unprivileged};
@@ -50,12 +52,18 @@ fn main() {
         init::power_off();
     }
     match *words.as_slice() {
-        ["list"] => scenarios::all().iter().for_each(|test| println!("{}", test.row())),
+        ["list", ref boot @ ..] => match list(boot) {
+            Ok(tests) => tests.iter().for_each(|test| println!("{}", test.row())),
+            Err(error) => {
+                eprintln!("{}", report::chain(&error));
+                std::process::exit(1);
+            }
+        },
         ["say", line] => unprivileged::say(line),
         // Debian's first process started us, and ends the machine after us.
         _ => {
             report::open();
-            let result = Request::read().and_then(|request| debian::run(&request.selection));
+            let result = Request::read().and_then(|request| debian::run(&request.tests()));
             if let Err(error) = result {
                 say!("Debian's tests failed: {}", report::chain(&error));
             }
@@ -72,7 +80,7 @@ fn serve() -> Result<()> {
     }
     init::prepare(request.hierarchy)?;
     match request.mode.as_str() {
-        "test" => runner::run(scenarios::all(), request.hierarchy, &request.selection),
+        "test" => runner::run(&request.tests(), request.hierarchy),
         "demo" => alone("demo", Duration::from_secs(240), demo::run),
         "prometheus" => alone("prometheus", Duration::from_secs(300), prometheus::run),
         "bench" => bench::run(&request.args, request.hierarchy),
@@ -106,7 +114,22 @@ fn alone(name: &str, limit: Duration, run: impl FnOnce() -> Result<()>) -> Resul
     Ok(())
 }
 
+/// The tests of a boot with these words; without any, all.
+fn list(boot: &[&str]) -> Result<Vec<Test>> {
+    let request = Request::parse(&boot.join(" "))?;
+    Ok(if boot.is_empty() { scenarios::all() } else { request.tests() })
+}
+
 impl Request {
+    /// The tests that are for this machine and are asked for.
+    fn tests(&self) -> Vec<Test> {
+        let is_for_here = |test: &Test| match self.mode.as_str() {
+            "debian" => test.on == On::Debian,
+            _ => test.on.includes(self.hierarchy),
+        };
+        self.selection.of(scenarios::all().into_iter().filter(is_for_here))
+    }
+
     fn read() -> Result<Self> {
         Self::parse(&fs::read_to_string("/proc/cmdline").context("cannot read /proc/cmdline")?)
     }

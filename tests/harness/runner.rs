@@ -9,18 +9,16 @@ use crate::harness::agent::Agent;
 use crate::harness::child::{self, End};
 use crate::harness::init::{self, Hierarchy};
 use crate::harness::report::{self, say};
-use crate::harness::select::Selection;
 use crate::harness::stopwatch;
 use crate::harness::test::Test;
 
 /// The time that a test may take under emulation on a busy host.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// Runs the selected tests for this hierarchy, each in a process of its own.
-pub(crate) fn run(tests: Vec<Test>, hierarchy: Hierarchy, selection: &Selection) -> Result<()> {
+/// Runs the tests, each in a process of its own.
+pub(crate) fn run(tests: &[Test], hierarchy: Hierarchy) -> Result<()> {
     stopwatch::share()?;
-    let here = tests.into_iter().filter(|test| test.on.includes(hierarchy));
-    each(&selection.of(here), |test| {
+    each(tests, |test| {
         Agent::forget_log();
         let end = child::run(LIMIT, test.run)?;
         // Each test finds the world empty, whatever the one before left.

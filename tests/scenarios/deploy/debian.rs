@@ -15,10 +15,8 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MsFlags, mount};
 use nix::unistd::{chdir, chroot, execv};
 
-use crate::harness::select::Selection;
-use crate::harness::test::{On, Test};
+use crate::harness::test::Test;
 use crate::harness::{init, modules, report, runner, stopwatch};
-use crate::scenarios;
 
 /// Where Debian's disk is mounted before it is the root.
 const DEBIAN: &str = "/debian";
@@ -64,10 +62,9 @@ pub(crate) fn copy(from: &Path, to: &Path, mode: u32) -> Result<()> {
 }
 
 /// Runs the tests, as a service of systemd's.
-pub(crate) fn run(selection: &Selection) -> Result<()> {
+pub(crate) fn run(tests: &[Test]) -> Result<()> {
     stopwatch::share()?;
-    let here = scenarios::all().into_iter().filter(|test| test.on == On::Debian);
-    runner::each(&selection.of(here), |test| Ok(alone(test).err().map(|error| report::chain(&error))))
+    runner::each(tests, |test| Ok(alone(test).err().map(|error| report::chain(&error))))
 }
 
 /// One test; each begins and ends with nothing of ours running.
