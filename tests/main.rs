@@ -31,7 +31,7 @@ use crate::harness::{runner, shell};
 use crate::scenarios::deploy::{debian, prometheus};
 use crate::scenarios::{conformance, unprivileged};
 
-/// What the kernel's command line asks for.
+/// A boot's orders, by the words on the kernel's command line.
 #[derive(Debug, Default)]
 struct Request {
     mode: String,

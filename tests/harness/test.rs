@@ -111,7 +111,7 @@ impl FromStr for Tag {
 }
 
 impl Test {
-    /// Its declaration, for programs to read.
+    /// Returns the declaration as JSON, for programs to read.
     pub(crate) fn row(&self) -> Value {
         let tags: Vec<_> = self.tags.iter().map(Tag::to_string).collect();
         let on = format!("{:?}", self.on);
