@@ -1,9 +1,10 @@
 //! The command line, as a person or a script uses it.
 
-use std::io::{BufRead, BufReader};
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use memcg_monitor::door::control::{Answer, EventRow};
 
 use crate::harness::MIB;
@@ -181,5 +182,32 @@ fn cli_list() -> Result<()> {
     }
     ensure!(rows == 1, "{rows} rows for the group");
     drop(agent);
+    Ok(())
+}
+
+vm_test!(cli_shell_hint, "the lines that the VM's shell offers for trying work there as they are", Any, []);
+fn cli_shell_hint() -> Result<()> {
+    let hint = fs::read_to_string("/etc/motd").context("cannot read /etc/motd")?;
+    let lines: Vec<_> = hint.lines().filter_map(|line| line.strip_prefix("  ")).collect();
+    let [make, listen, charge] = lines.as_slice() else { bail!("{} lines to try", lines.len()) };
+    let agent = Agent::start(&[])?;
+    let mut shell = Command::new("/bin/busybox")
+        .arg("sh")
+        .env_clear()
+        .env("PATH", "/bin")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start a shell")?;
+    let mut input = shell.stdin.take().context("no stdin")?;
+    let mut said = BufReader::new(shell.stdout.take().context("no stdout")?).lines();
+    writeln!(input, "{make}")?;
+    writeln!(input, "{listen}")?;
+    registered(&agent, 1)?;
+    writeln!(input, "{charge}")?;
+    let line = said.next().context("the shell ended")?.context("cannot read")?;
+    ensure!(line.ends_with(" 8M: crossed"), "{line}");
+    shell.kill().context("cannot end the shell")?;
+    shell.wait().context("cannot wait for the shell")?;
     Ok(())
 }

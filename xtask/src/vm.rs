@@ -32,13 +32,6 @@ const MODULES: [&str; 3] = ["fuse", "lzo-rle", "zram"];
 /// Those that it needs for a disk.
 const DISK: [&str; 3] = ["virtio_pci", "virtio_blk", "ext4"];
 
-/// What the guest's shell opens with.
-const MOTD: &[u8] = b"The agent is running; its log is /run/memcg-monitor.log. Try:
-  mkdir /sys/fs/cgroup/a
-  memcg-monitor listen /sys/fs/cgroup/a/memory.current 8M &
-  (echo 0 > /sys/fs/cgroup/a/cgroup.procs; head -c 16M /dev/zero | tail > /dev/null)
-";
-
 /// Which cgroup hierarchy the guest mounts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Hierarchy {
@@ -52,6 +45,21 @@ impl Hierarchy {
             Self::V1 => "v1",
             Self::V2 => "v2",
         }
+    }
+
+    /// The words that the guest's shell opens with. A test runs the indented lines as
+    /// they are.
+    fn hint(self) -> String {
+        let (group, file) = match self {
+            Self::V1 => ("/sys/fs/cgroup/memory/a", "memory.usage_in_bytes"),
+            Self::V2 => ("/sys/fs/cgroup/a", "memory.current"),
+        };
+        format!(
+            "The agent is running; its log is /run/memcg-monitor.log. Try:\n  \
+             mkdir {group}\n  \
+             memcg-monitor listen {group}/{file} 8M &\n  \
+             (echo 0 > {group}/cgroup.procs; head -c 16m /dev/zero | tail > /dev/null)\n"
+        )
     }
 }
 
@@ -216,7 +224,7 @@ impl Boot<'_> {
         archive.character_device("dev/null", 1, 3);
         archive.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n");
         archive.file("etc/group", b"root:x:0:\nnogroup:x:65534:\n");
-        archive.file("etc/motd", MOTD);
+        archive.file("etc/motd", self.hierarchy.hint().as_bytes());
         archive.program("init", &read(&guest.init)?);
         archive.program("bin/memcg-monitor", &read(&guest.monitor)?);
         let busybox = setup::busybox();
