@@ -27,7 +27,7 @@ vm_test!(
     lifetime_ends_with_the_last_reference,
     "closing the last of several references ends the registration, none before",
     Any,
-    [Oracle, Kernel, Quick]
+    [Oracle, Kernel]
 );
 fn lifetime_ends_with_the_last_reference() -> Result<()> {
     let group = Group::new("refs")?;
