@@ -9,6 +9,7 @@ mod latency;
 mod programs;
 mod register;
 mod scale;
+mod start;
 mod storm;
 mod subject;
 
@@ -41,13 +42,14 @@ impl Scope {
 
 type Bench = (&'static str, fn(Scope, Hierarchy) -> Result<()>);
 
-const ALL: [Bench; 6] = [
+const ALL: [Bench; 7] = [
     ("build", build::run),
     ("charge", charge::run),
     ("latency", latency::run),
     ("accuracy", accuracy::run),
     ("scale", scale::run),
     ("storm", storm::run),
+    ("start", start::run),
 ];
 
 /// Longer than any of them takes under emulation.

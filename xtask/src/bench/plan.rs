@@ -26,6 +26,8 @@ pub(crate) enum Bench {
     Scale,
     /// Every CPU crosses thresholds as fast as it can: the charge, the agent, the end
     Storm,
+    /// A start of the agent, until it is ready
+    Start,
 }
 
 /// One boot of a benchmark.
@@ -59,8 +61,8 @@ const fn two(leg: Leg<'_>) -> Leg<'_> {
 }
 
 impl Bench {
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Build, Self::Charge, Self::Latency, Self::Accuracy, Self::Scale, Self::Storm];
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Build, Self::Charge, Self::Latency, Self::Accuracy, Self::Scale, Self::Storm, Self::Start];
 
     /// As the guest knows it.
     pub(crate) fn name(self) -> &'static str {
@@ -71,13 +73,16 @@ impl Bench {
             Self::Accuracy => "accuracy",
             Self::Scale => "scale",
             Self::Storm => "storm",
+            Self::Start => "start",
         }
     }
 
     /// Its boots; those of one kernel only, when it is given.
     pub(crate) fn legs(self, kernel: Option<&str>) -> Vec<Leg<'_>> {
         let all = match self {
-            Self::Build | Self::Charge => vec![counted("6.1"), counted("6.12"), counted(kernels::NEWEST)],
+            Self::Build | Self::Charge | Self::Start => {
+                vec![counted("6.1"), counted("6.12"), counted(kernels::NEWEST)]
+            }
             Self::Latency => vec![
                 v1(counted("6.1")),
                 counted("6.1"),
@@ -103,7 +108,9 @@ impl Bench {
                 setup::ensure(&[Need::Project])?;
                 project::pack()
             }
-            Self::Charge | Self::Latency | Self::Accuracy | Self::Scale | Self::Storm => Ok(Vec::new()),
+            Self::Charge | Self::Latency | Self::Accuracy | Self::Scale | Self::Storm | Self::Start => {
+                Ok(Vec::new())
+            }
         }
     }
 }
