@@ -31,7 +31,7 @@ pub fn look(counter: Counter) {
         look_at(index, slot, || counter.usage());
     }
     if !maps::epoch().is_calm_above(slot) {
-        look_above(slot.counter.get(), index);
+        look_above(index.into());
     }
 }
 
@@ -39,7 +39,7 @@ pub fn look(counter: Counter) {
 #[inline(always)]
 fn look_at(index: u32, slot: &Slot<BpfWord>, usage: impl FnOnce() -> u64) {
     if let Some((usage, above)) = slot.memory().note(usage, maps::band_shift()) {
-        out_of_band(index, usage, u64::from(above));
+        out_of_band(index, usage, if above { ABOVE } else { 0 });
     }
     if slot.sum_band.get() != OPEN {
         look_at_sum(index);
@@ -47,7 +47,8 @@ fn look_at(index: u32, slot: &Slot<BpfWord>, usage: impl FnOnce() -> u64) {
 }
 
 // What follows are global functions: the verifier checks each once, for any
-// arguments, not once for each way that leads to it.
+// arguments, not once for each way that leads to it. A loop's body is one, too: the
+// verifier goes through a loop turn by turn, and so steps over a call in each.
 
 /// Looks at a counter that was not guessed, and at all above it: the first charge of
 /// a group, counters that are no group's memory (swap, hugetlb), groups without a
@@ -58,19 +59,23 @@ extern "C" fn look_up(address: u64, distance: u64) -> u64 {
     // On v1 each charge comes here once more, for memory+swap.
     let of_swap = kernel::memory_of_swap(address);
     let swap_distance = kernel::memory_of_swap(distance);
-    if let Some((swapping, _)) = maps::guess(swap_distance, of_swap) {
-        return look_at_sums(swapping);
-    }
-    if let Some(index) = maps::slot_of(address) {
+    let index = if let Some((swapping, _)) = maps::guess(swap_distance, of_swap) {
+        swapping
+    } else if let Some(index) = maps::slot_of(address) {
         maps::remember(distance, index);
-        look_there(index);
-        return look_above(address, index);
-    }
-    if let Some(swapping) = maps::slot_of(of_swap) {
+        index
+    } else if let Some(swapping) = maps::slot_of(of_swap) {
         maps::remember(swap_distance, swapping);
-        return look_at_sums(swapping);
+        swapping
+    } else {
+        return look_above(address);
+    };
+    // A group's swap counter is looked at with its memory.
+    look_there(index);
+    match maps::slot(index) {
+        Some(slot) if !maps::epoch().is_calm_above(slot) => look_above(index.into()),
+        _ => 0,
     }
-    look_above(address, NO_SLOT)
 }
 
 /// Looks at one group, by its slot.
@@ -78,6 +83,7 @@ extern "C" fn look_up(address: u64, distance: u64) -> u64 {
 #[unsafe(no_mangle)]
 extern "C" fn look_there(index: u32) -> u64 {
     if let Some(slot) = maps::slot(index)
+        && slot.is_awaited()
         && let Some(usage) = kernel::usage_at(slot.counter.get())
     {
         look_at(index, slot, || usage);
@@ -85,73 +91,115 @@ extern "C" fn look_there(index: u32) -> u64 {
     0
 }
 
-/// In place of a slot's index.
-const NO_SLOT: u32 = u32::MAX;
+/// Levels that are climbed at once: few, for the verifier's sake, which goes through
+/// each; and enough for most hierarchies.
+const LEVELS: usize = 8;
 
-/// Looks at all ancestors of the counter at `address`, which is slot `below`'s.
+/// The end of a climb, in place of a slot's index.
+const TOP: u64 = u32::MAX as u64;
+
+/// Set beside the index: somebody waits, or not all groups on the way have a slot.
+const MET: u64 = 1 << 32;
+
+/// Whether this is an address, and no index: the kernel's have the upper half.
+#[inline(always)]
+const fn is_address(at: u64) -> bool {
+    at >> 63 != 0
+}
+
+/// Looks at all above a slot or, where there is none, a counter. Where nobody waits there,
+/// goes up once more, in a known epoch, and keeps that.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn look_above(address: u64, below: u32) -> u64 {
-    let mut calm = true;
-    let mut address = address;
-    let mut parent = maps::slot(below).map_or(PARENT_UNKNOWN, |slot| slot.parent.get());
-    for _ in 0..MAX_DEPTH {
-        if parent == PARENT_ROOT {
-            if calm {
-                keep_calm(below);
-            }
-            return 0;
+extern "C" fn look_above(from: u64) -> u64 {
+    if go_up(from) {
+        let epoch = maps::epoch().begin();
+        if go_up(from)
+            && let Some(slot) = maps::slot(from as u32)
+        {
+            slot.set_calm(epoch);
         }
-        if parent == PARENT_UNKNOWN {
-            let Some(up) = kernel::parent_at(address) else { return 0 };
-            if up == 0 {
-                return 0;
-            }
-            address = up;
-            let Some(found) = maps::slot_of(up) else { continue };
-            parent = u64::from(found);
+    }
+    0
+}
+
+/// True when nobody waits above `from`, all the way to the root.
+#[inline(always)]
+fn go_up(from: u64) -> bool {
+    let mut at = from;
+    for _ in 0..maps::rolled(MAX_DEPTH / LEVELS) {
+        at = if is_address(at) { climb_counters(at) } else { climb(at) };
+        if at as u32 == TOP as u32 {
+            return at == TOP;
         }
-        let Some(slot) = maps::slot(parent as u32) else { return 0 };
-        address = slot.counter.get();
-        if slot.is_awaited() {
-            calm = false;
-            look_there(parent as u32);
-        }
-        parent = slot.parent.get();
     }
     maps::count(Tally::TooDeep);
-    0
+    false
 }
 
-/// Nobody seems to wait above slot `below`: walks once more, in a known epoch, and
-/// keeps that.
+/// Looks at the next [`LEVELS`] ancestors of slot `at`. Where to go on: a slot, a counter
+/// whose parent has no slot, or [`TOP`]; with [`MET`].
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn keep_calm(below: u32) -> u64 {
-    let Some(start) = maps::slot(below) else { return 0 };
-    let epoch = maps::epoch().begin();
-    let mut parent = start.parent.get();
-    for _ in 0..MAX_DEPTH {
+extern "C" fn climb(at: u64) -> u64 {
+    let mut met = at & MET;
+    let mut index = at as u32;
+    let Some(mut slot) = maps::slot(index) else { return TOP | MET };
+    for _ in 0..maps::rolled(LEVELS) {
+        let parent = slot.parent.get();
         if parent == PARENT_ROOT {
-            start.set_calm(epoch);
-            return 0;
+            return TOP | met;
         }
-        // None, where the parent is not known.
-        let Some(slot) = maps::slot(parent as u32) else { return 0 };
-        if slot.is_awaited() {
-            return 0;
+        if parent == PARENT_UNKNOWN {
+            let address = slot.counter.get();
+            return if is_address(address) { address } else { TOP | MET };
         }
-        parent = slot.parent.get();
+        index = parent as u32;
+        let Some(up) = maps::slot(index) else { return TOP | MET };
+        if up.is_awaited() {
+            met = MET;
+            look_there(index);
+        }
+        slot = up;
     }
-    0
+    u64::from(index) | met
 }
+
+/// The same of the counter at `address`, up to the first that has a slot.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn climb_counters(address: u64) -> u64 {
+    let mut address = address;
+    for _ in 0..maps::rolled(LEVELS) {
+        let Some(up) = kernel::parent_at(address) else { return TOP | MET };
+        if up == 0 {
+            return TOP | MET;
+        }
+        if let Some(index) = maps::slot_of(up) {
+            look_there(index);
+            return u64::from(index) | MET;
+        }
+        address = up;
+    }
+    address
+}
+
+/// What [`out_of_band`] is about: bits.
+const ABOVE: u64 = 1;
+const SUM: u64 = 2;
 
 /// The rare part of a look.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn out_of_band(index: u32, usage: u64, above: u64) -> u64 {
+extern "C" fn out_of_band(index: u32, usage: u64, what: u64) -> u64 {
     if let Some(slot) = maps::slot(index) {
-        maps::ring_for(slot.memory().flag(usage, above != 0), Doorbell::READING, index, usage);
+        let above = what & ABOVE != 0;
+        let (verdict, reading) = if what & SUM == 0 {
+            (slot.memory().flag(usage, above), Doorbell::READING)
+        } else {
+            (slot.sum().flag(usage, above), Doorbell::SUM_READING)
+        };
+        maps::ring_for(verdict, reading, index, usage);
     }
     0
 }
@@ -166,40 +214,16 @@ extern "C" fn look_at_sum(index: u32) -> u64 {
     if let Some(slot) = maps::slot(index)
         && let Some((sum, true)) = kernel::sum_at(slot.counter.get())
     {
-        let track = slot.sum();
-        match track.place(sum, maps::band_shift()) {
+        match slot.sum().place(sum, maps::band_shift()) {
             Place::Inside => {}
-            place => {
-                let verdict = track.flag(sum, place == Place::Above);
-                maps::ring_for(verdict, Doorbell::SUM_READING, index, sum);
+            Place::Above => {
+                out_of_band(index, sum, SUM | ABOVE);
+            }
+            Place::Below => {
+                out_of_band(index, sum, SUM);
             }
         }
     }
-    0
-}
-
-/// A swap counter was changed: looks at its group and all above.
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn look_at_sums(index: u32) -> u64 {
-    let mut index = index;
-    for _ in 0..MAX_DEPTH {
-        let Some(slot) = maps::slot(index) else { return 0 };
-        if slot.sum_band.get() != OPEN {
-            look_at_sum(index);
-        }
-        let mut parent = slot.parent.get();
-        if parent == PARENT_UNKNOWN {
-            let Some(up) = kernel::parent_at(slot.counter.get()) else { return 0 };
-            let Some(found) = maps::slot_of(up) else { return 0 };
-            parent = u64::from(found);
-        }
-        if parent == PARENT_ROOT {
-            return 0;
-        }
-        index = parent as u32;
-    }
-    maps::count(Tally::TooDeep);
     0
 }
 

@@ -117,7 +117,7 @@ pub fn sum_at(address: u64) -> Option<(u64, bool)> {
     }
     let mut memory = usage_at(address)?;
     let mut sum = memory;
-    for _ in 0..ATTEMPTS {
+    for _ in 0..maps::rolled(ATTEMPTS) {
         sum = memory + usage_at(swap)?;
         let again = usage_at(address)?;
         if again == memory {

@@ -143,6 +143,15 @@ globals! {
     FILE_REFS_BIAS: u64 => file_refs_bias;
     /// Unit of the packed band.
     BAND_SHIFT: u32 => band_shift;
+    /// Stays 0; see [`rolled`].
+    NOTHING: u64 => nothing;
+}
+
+/// The turns of a loop, but not to the compiler, which would write each out: a program
+/// several times as long for the kernel to check and to translate.
+#[inline(always)]
+pub fn rolled(turns: usize) -> usize {
+    turns + nothing() as usize
 }
 
 /// The slot at `index`.
