@@ -24,11 +24,15 @@ pub fn ask(question: u64, arg1: u64, arg2: u64) {
             Ok(0)
         }
         Ask::RECYCLE => recycle(arg1 as u32, arg2),
-        Ask::USAGE => counter(arg1 as u32, arg2, kernel::usage_at),
-        Ask::SUM => counter(arg1 as u32, arg2, |at| Some(kernel::sum_at(at)?.0)),
-        Ask::LIMIT => counter(arg1 as u32, arg2, kernel::limit_at),
-        Ask::PEAK => counter(arg1 as u32, arg2, kernel::watermark_at),
-        Ask::UNDER_OOM => counter(arg1 as u32, arg2, kernel::under_oom_at),
+        Ask::USAGE | Ask::SUM | Ask::LIMIT | Ask::PEAK | Ask::UNDER_OOM => {
+            counter(arg1 as u32, arg2, |at| match question {
+                Ask::USAGE => kernel::usage_at(at),
+                Ask::SUM => Some(kernel::sum_at(at)?.0),
+                Ask::LIMIT => kernel::limit_at(at),
+                Ask::PEAK => kernel::watermark_at(at),
+                _ => kernel::under_oom_at(at),
+            })
+        }
         Ask::FILE_REFS => kernel::file_refs_at(arg1).ok_or(Ask::FAULT),
         _ => Err(Ask::FAULT),
     };
