@@ -61,6 +61,8 @@ impl Facts {
 pub struct Plan {
     /// What to attach.
     pub hooks: Vec<&'static str>,
+    /// The kernel functions of these, with their type ids.
+    pub functions: Vec<(&'static str, u32)>,
     /// 64-bit globals.
     pub offsets: Vec<(&'static str, u64)>,
     /// 32-bit globals.
@@ -144,6 +146,10 @@ impl Plan {
         };
         Ok(Self {
             hooks: present.iter().map(|hook| hook.program).collect(),
+            functions: present
+                .iter()
+                .filter_map(|hook| Some((hook.function, facts.btf.func_id(hook.function)?)))
+                .collect(),
             offsets: vec![
                 ("OFF_COUNTER_USAGE", offset("page_counter", "usage")?),
                 ("OFF_COUNTER_PARENT", offset("page_counter", "parent")?),

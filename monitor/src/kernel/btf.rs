@@ -101,7 +101,7 @@ pub enum BtfError {
     },
 }
 
-/// Parsed BTF. Holds the bytes it was given and 4 bytes per type (some 6 MB for
+/// Parsed BTF. Holds the bytes it was given and 8 bytes per type (some 7 MB for
 /// a distribution's vmlinux), so drop it once the questions are answered.
 pub struct Btf {
     raw: raw::Raw,
@@ -187,6 +187,12 @@ impl Btf {
         self.find(name, is_func).is_some()
     }
 
+    /// Type id of function `name`, by which the kernel knows what a program is for.
+    #[must_use]
+    pub fn func_id(&self, name: &str) -> Option<u32> {
+        self.find(name, is_func).map(|func| func.id)
+    }
+
     /// Whether BTF has a typedef `name`; each tracepoint has one, `btf_trace_NAME`.
     #[must_use]
     pub fn has_typedef(&self, name: &str) -> bool {
@@ -228,7 +234,7 @@ impl Btf {
 
     /// The first type of that name that `wanted` approves.
     fn find(&self, name: &str, wanted: fn(&Type) -> bool) -> Option<Type> {
-        let mut types = self.raw.types();
+        let mut types = self.raw.named(name);
         types.find(|ty| wanted(ty) && self.raw.name_is(ty.name_off, name))
     }
 

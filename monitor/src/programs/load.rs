@@ -92,9 +92,35 @@ pub(super) fn load_hook(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> std::result:
     }
 }
 
+/// Types as aya looks functions up in: with nothing but those that are hooked, each at
+/// its id. To parse all that the kernel has and to search it for each would take several
+/// times as long as to load the programs.
+fn targets(plan: &Plan) -> Result<Btf> {
+    const HEADER: u32 = 24;
+    const RECORD: u32 = 12;
+    const FORWARD: u32 = 7 << 24;
+    const FUNCTION: u32 = 12 << 24;
+    let last = plan.functions.iter().map(|(_, id)| *id).max().unwrap_or(0);
+    let mut names = vec![0];
+    let mut types = [0, FORWARD, 0].repeat(last as usize);
+    for (name, id) in &plan.functions {
+        let at = (*id as usize).saturating_sub(1) * 3;
+        if let Some(record) = types.get_mut(at..at + 3) {
+            record.copy_from_slice(&[names.len() as u32, FUNCTION, 0]);
+        }
+        names.extend(name.bytes().chain([0]));
+    }
+    let length = last * RECORD;
+    let header = [0x1_eb9f, HEADER, 0, length, length, names.len() as u32];
+    let words = header.into_iter().chain(types).flat_map(u32::to_le_bytes);
+    let bytes: Vec<u8> = words.chain(names).collect();
+    Btf::parse(&bytes, Default::default())
+        .map_err(|error| failed("the hooks' types are not understood", &error))
+}
+
 /// Loads all of `hooks`, and the program that answers the agent.
-pub(super) fn load_all(ebpf: &mut Ebpf, hooks: &[&Hook]) -> Result<()> {
-    let btf = Btf::from_sys_fs().map_err(|error| failed("cannot read the kernel's BTF", &error))?;
+pub(super) fn load_all(ebpf: &mut Ebpf, plan: &Plan, hooks: &[&Hook]) -> Result<()> {
+    let btf = targets(plan)?;
     load_ask(ebpf)?;
     for hook in hooks {
         load_hook(ebpf, hook, &btf).map_err(|error| {
@@ -161,7 +187,7 @@ pub(super) fn load_ask(ebpf: &mut Ebpf) -> Result<()> {
 pub fn try_all(facts: &Facts) -> Result<Vec<Trial>> {
     let plan = Plan::decide(facts)?;
     let mut ebpf = load_object(&plan, Sizes { groups: 64, eventfds: 64, ring: 4096 })?;
-    let btf = Btf::from_sys_fs().map_err(|error| failed("cannot read the kernel's BTF", &error))?;
+    let btf = targets(&plan)?;
     load_ask(&mut ebpf)?;
     let used = HOOKS.iter().filter(|hook| plan.hooks.contains(&hook.program));
     Ok(used

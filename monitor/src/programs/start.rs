@@ -85,7 +85,7 @@ impl Programs {
             log::debug!("no log from the programs: {error}");
         }
         let hooks: Vec<&Hook> = HOOKS.iter().filter(|hook| plan.hooks.contains(&hook.program)).collect();
-        load_all(&mut ebpf, &hooks)?;
+        load_all(&mut ebpf, &plan, &hooks)?;
         let unpinned = if pins.is_some() { for_pinning(&ebpf)? } else { Vec::new() };
         let mut maps = Maps::of(&mut ebpf, sizes)?;
         prepare(&mut maps, sizes)?;

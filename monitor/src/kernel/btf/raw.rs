@@ -78,6 +78,11 @@ impl Type {
     pub(super) fn is_modifier(self) -> bool {
         self.kind == Kind::Modifier
     }
+
+    /// Whether [`Raw::named`] finds it.
+    const fn is_named(self) -> bool {
+        matches!(self.kind, Kind::Struct | Kind::Func | Kind::Modifier)
+    }
 }
 
 /// One member of a struct or union.
@@ -95,6 +100,8 @@ pub(super) struct Raw {
     strings: Range<usize>,
     /// Where the record of type id `i + 1` starts in `data`.
     records: Vec<u32>,
+    /// A fingerprint of its name, where it is of a kind that is looked up by name.
+    names: Vec<u32>,
 }
 
 impl Raw {
@@ -116,7 +123,7 @@ impl Raw {
             Some([0] | [0, .., 0]) => {}
             _ => return Err(BtfError::Strings),
         }
-        let mut raw = Self { data, strings, records: Vec::new() };
+        let mut raw = Self { data, strings, records: Vec::new(), names: Vec::new() };
         raw.index(types)?;
         Ok(raw)
     }
@@ -142,9 +149,15 @@ impl Raw {
                 return Err(truncated);
             }
             self.records.push(start);
+            self.names.push(if ty.is_named() {
+                fingerprint(self.string_from(ty.name_off))
+            } else {
+                NAMELESS
+            });
             id += 1;
         }
         self.records.shrink_to_fit();
+        self.names.shrink_to_fit();
         Ok(())
     }
 
@@ -178,6 +191,18 @@ impl Raw {
     /// No more members than this have room in the data.
     pub(super) fn most_members(&self) -> usize {
         self.data.len() / MEMBER
+    }
+
+    /// The types that may have this name, in order of their ids: structs, functions and
+    /// what modifies a type.
+    pub(super) fn named(&self, name: &str) -> impl Iterator<Item = Type> {
+        // Compared by the block, which takes the processor an instruction for several.
+        const BLOCK: usize = 64;
+        let wanted = fingerprint(name.as_bytes());
+        let blocks = (0..).step_by(BLOCK).zip(self.names.chunks(BLOCK));
+        let hits = blocks.filter(move |(_, block)| block.iter().fold(false, |hit, at| hit | (*at == wanted)));
+        let places = hits.flat_map(|(start, block)| (start..).zip(block));
+        places.filter(move |(_, print)| **print == wanted).filter_map(|(at, _)| self.by_id(at + 1))
     }
 
     /// All types in order of their ids.
@@ -256,6 +281,16 @@ impl Raw {
         let tail = self.data.get(start..start + len).unwrap_or_default();
         tail.as_chunks::<4>().0.as_chunks::<N>().0.iter()
     }
+}
+
+/// In place of the fingerprint of a type that is not looked up by name. A name may have
+/// it, too: it is only a first sieve.
+const NAMELESS: u32 = 0;
+
+/// A hash (FNV-1a) of the bytes before the first NUL.
+fn fingerprint(text: &[u8]) -> u32 {
+    let bytes = text.iter().take_while(|byte| **byte != 0);
+    bytes.fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
 /// A section, from the offset and length found at `at` in the header. Offsets

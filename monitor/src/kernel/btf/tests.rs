@@ -163,6 +163,19 @@ fn paths_without_an_offset_say_why() {
 }
 
 #[test]
+fn the_first_of_a_name_is_found_among_thousands() {
+    let mut builder = Builder::new();
+    let named: Vec<_> =
+        (0..1000).map(|number| builder.ty(FUNC, &format!("f{number}"), 0, 0, &[])).collect();
+    builder.ty(FUNC, "f999", 0, 0, &[]);
+    let btf = builder.parse();
+    for at in [0, 63, 64, 999] {
+        assert_eq!(btf.func_id(&format!("f{at}")), Some(named[at]));
+    }
+    assert_eq!(btf.func_id("f1000"), None);
+}
+
+#[test]
 fn functions_structs_and_enums_are_found_by_name() {
     let btf = kernel().parse();
     assert!(btf.has_func("printk") && btf.has_struct("mem_cgroup"));
@@ -170,6 +183,7 @@ fn functions_structs_and_enums_are_found_by_name() {
         assert!(!btf.has_func(name), "{name:?}");
     }
     assert!(!btf.has_struct("atomic_long_t") && !btf.has_struct("printk"));
+    assert!(btf.func_id("printk").is_some() && btf.func_id("mem_cgroup").is_none());
     assert_eq!(btf.func_arg_count("page_counter_try_charge"), Some(2));
     assert_eq!(btf.func_arg_count("printk"), Some(1));
     assert_eq!(btf.func_arg_count("not_a_proto"), None);
