@@ -27,7 +27,7 @@ static SLOTS: Array<Slot<BpfWord>> = Array::with_max_entries(16, BPF_F_MMAPABLE)
 #[map]
 static COUNTERS: HashMap<u64, u32> = HashMap::with_max_entries(16, 0);
 
-/// Slots that wait for a group.
+/// Slots that wait for another group.
 #[map]
 static FREE: Stack<u32> = Stack::with_max_entries(16, 0);
 
@@ -61,6 +61,9 @@ static SEEN: [BpfWord; SEEN_CPUS] = [const { BpfWord::zero() }; SEEN_CPUS];
 
 /// Address of the kernel's `eventfd_fops`; a file with others is no eventfd.
 static EVENTFD_OPERATIONS: BpfWord = BpfWord::zero();
+
+/// Slots from this on were never used. Goes on when there are none: nobody reads it then.
+static FRESH: BpfWord = BpfWord::zero();
 
 /// See [`Epoch`].
 static EPOCH: BpfWord = BpfWord::zero();
@@ -179,9 +182,17 @@ pub fn forget_counter(address: u64) {
     let _ = COUNTERS.remove(address);
 }
 
-/// A free slot's index.
+/// A free slot's index: one that was used before, as long as there is one.
 pub fn pop_free() -> Option<u32> {
-    FREE.pop().ok().flatten()
+    if let Some(index) = FREE.pop().ok().flatten() {
+        return Some(index);
+    }
+    let index = FRESH.take_number();
+    if index >= u64::from(root_slot()) {
+        return None;
+    }
+    slot(index as u32)?.recycle();
+    Some(index as u32)
 }
 
 /// Gives a recycled slot back.

@@ -16,6 +16,13 @@ impl BpfWord {
     pub const fn zero() -> Self {
         Self(UnsafeCell::new(0))
     }
+
+    /// Counts one on; what it was before.
+    #[inline(always)]
+    pub fn take_number(&self) -> u64 {
+        // SAFETY: as for `get`; BPF_ADD with BPF_FETCH.
+        unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(self.0.get(), 1) }
+    }
 }
 
 // SAFETY: every access is one whole-word load, store or atomic.

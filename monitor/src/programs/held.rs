@@ -8,7 +8,7 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{HashMap, Map, MapData, RingBuf, Stack},
+    maps::{HashMap, Map, MapData, RingBuf},
     programs::{FEntry, FExit, ProgramError, RawTracePoint, links::FdLink},
 };
 use monitor_common::ring::Tally;
@@ -121,7 +121,6 @@ pub(super) struct Maps {
     pub(super) slots: Table<SharedSlot>,
     pub(super) scratch: Table<SharedScratch>,
     pub(super) tallies: Table<std::sync::atomic::AtomicU64>,
-    pub(super) free: Stack<MapData, u32>,
     pub(super) files: HashMap<MapData, u64, u32>,
     pub(super) ring: RingBuf<MapData>,
 }
@@ -145,7 +144,6 @@ impl Maps {
             slots: Table::map(array(&map("SLOTS")?)?, sizes.groups as usize + 1, "SLOTS")?,
             scratch: Table::map(array(&map("SCRATCH")?)?, 1, "SCRATCH")?,
             tallies: Table::map(array(&map("TALLIES")?)?, Tally::COUNT, "TALLIES")?,
-            free: map("FREE")?.try_into().map_err(no)?,
             files: map("FILES")?.try_into().map_err(no)?,
             ring: map("DOORBELLS")?.try_into().map_err(no)?,
         })

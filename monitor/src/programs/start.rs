@@ -21,7 +21,7 @@ use crate::{
     programs::{
         Doorbells, Programs, ROOT_ID, Sizes,
         held::{Held, Maps, for_pinning, open_scratch, open_slots},
-        load::{OBJECT, failed, follow_log, load_all, load_object, log_of},
+        load::{OBJECT, follow_log, load_all, load_object, log_of},
         pins::Pins,
     },
     source::Source as _,
@@ -87,8 +87,8 @@ impl Programs {
         let hooks: Vec<&Hook> = HOOKS.iter().filter(|hook| plan.hooks.contains(&hook.program)).collect();
         load_all(&mut ebpf, &plan, &hooks)?;
         let unpinned = if pins.is_some() { for_pinning(&ebpf)? } else { Vec::new() };
-        let mut maps = Maps::of(&mut ebpf, sizes)?;
-        prepare(&mut maps, sizes)?;
+        let maps = Maps::of(&mut ebpf, sizes)?;
+        prepare(&maps, sizes);
         describe(&maps.scratch, v1, sizes, &plan);
         // The answering program is loaded, not attached: so it answers before the rest.
         let held = Held::Loaded { ebpf: Box::new(ebpf), links: Vec::new() };
@@ -103,7 +103,7 @@ impl Programs {
     }
 
     fn new(sizes: Sizes, maps: Maps, held: Held, pins: Option<Pins>) -> (Self, Doorbells) {
-        let Maps { slots, scratch, tallies, free: _, files, ring } = maps;
+        let Maps { slots, scratch, tallies, files, ring } = maps;
         let plan = scratch.get(0).map_or(0, |cell| cell.plan.get());
         let programs = Self {
             charge: held.charge(),
@@ -185,20 +185,14 @@ impl Programs {
     }
 }
 
-/// All slots free, the last one the root's.
-fn prepare(maps: &mut Maps, sizes: Sizes) -> Result<()> {
-    // The last pushed is the first used: low indices first.
-    for index in (0..sizes.groups).rev() {
-        maps.slots.get(index as usize).into_iter().for_each(SharedSlot::recycle);
-        maps.free.push(index, 0).map_err(|error| failed("cannot fill the map FREE", &error))?;
-    }
+/// The last slot is the root's; the programs take the others as they need them.
+fn prepare(maps: &Maps, sizes: Sizes) {
     if let Some(root) = maps.slots.get(sizes.groups as usize) {
         root.recycle();
         root.parent.set(monitor_common::slot::PARENT_ROOT);
         root.cgroup_id.set(ROOT_ID);
         root.mark(State::ONLINE);
     }
-    Ok(())
 }
 
 /// Says in the answer cell what these programs are, for the next agent.
