@@ -165,8 +165,7 @@ fn paths_without_an_offset_say_why() {
 #[test]
 fn the_first_of_a_name_is_found_among_thousands() {
     let mut builder = Builder::new();
-    let named: Vec<_> =
-        (0..1000).map(|number| builder.ty(FUNC, &format!("f{number}"), 0, 0, &[])).collect();
+    let named: Vec<_> = (0..1000).map(|number| builder.ty(FUNC, &format!("f{number}"), 0, 0, &[])).collect();
     builder.ty(FUNC, "f999", 0, 0, &[]);
     let btf = builder.parse();
     for at in [0, 63, 64, 999] {
