@@ -138,7 +138,7 @@ fn go_up(from: u64) -> bool {
 }
 
 /// Looks at the next [`LEVELS`] ancestors of slot `at`. Where to go on: a slot, a counter
-/// whose parent has no slot, or [`TOP`]; with [`MET`].
+/// that has none, or [`TOP`]; with [`MET`].
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn climb(at: u64) -> u64 {
@@ -146,13 +146,17 @@ extern "C" fn climb(at: u64) -> u64 {
     let mut index = at as u32;
     let Some(mut slot) = maps::slot(index) else { return TOP | MET };
     for _ in 0..maps::rolled(LEVELS) {
-        let parent = slot.parent.get();
+        let mut parent = slot.parent.get();
         if parent == PARENT_ROOT {
             return TOP | met;
         }
         if parent == PARENT_UNKNOWN {
-            let address = slot.counter.get();
-            return if is_address(address) { address } else { TOP | MET };
+            met = MET;
+            let Some(above) = kernel::parent_at(slot.counter.get()) else { return TOP | MET };
+            let Some(found) = maps::slot_of(above) else {
+                return if is_address(above) { above } else { TOP | MET };
+            };
+            parent = found.into();
         }
         index = parent as u32;
         let Some(up) = maps::slot(index) else { return TOP | MET };
