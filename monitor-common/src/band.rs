@@ -1,8 +1,8 @@
 //! The band protocol: how a charge on any CPU and the agent agree, without a
 //! lock, that no crossing is missed.
 //!
-//! A charge changes the kernel's counter (a full barrier), reads the band, then the
-//! counter, and compares. The agent publishes a band (a full barrier) and
+//! A charge changes the kernel's counter (a full barrier; on x86-64 also where the charge
+//! fails and takes back what it added), reads the band, then the counter, and compares. The agent publishes a band (a full barrier) and
 //! reads the counter. Whichever comes second sees the other: either the charge
 //! sees the new band, or the agent sees the new usage. The band is one word, so
 //! nobody sees half of an old and half of a new one.

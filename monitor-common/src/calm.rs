@@ -28,8 +28,8 @@ impl<W: Word> Epoch<'_, W> {
         slot.calm.get() == self.0.get().wrapping_add(1)
     }
 
-    /// Before a walk: what to keep if it meets nobody. A full barrier, so that the
-    /// bands are read after it.
+    /// Before a walk: what to keep if it meets nobody. A full barrier (on x86-64), so
+    /// that the bands are read after it.
     #[inline(always)]
     pub fn begin(&self) -> u64 {
         self.0.cas(u64::MAX, u64::MAX).wrapping_add(1)

@@ -78,7 +78,7 @@ const _: () = assert!(size_of::<Victim>() == 40);
 pub enum Tally {
     /// The ring buffer had no room; the sweep over `pending` finds the slot.
     RingFull = 0,
-    /// A group came online and no slot was free: it is not watched.
+    /// A group came online, or its usage was read, and no slot was free: it is not watched.
     SlotsExhausted = 1,
     /// A charge below more than [`MAX_DEPTH`](crate::slot::MAX_DEPTH) levels.
     TooDeep = 2,

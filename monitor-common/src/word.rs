@@ -4,8 +4,9 @@
 
 /// A 64-bit word that several CPUs read and write at once.
 ///
-/// `xchg`, `cas` and `or` are full barriers (as the kernel's value-returning atomics
-/// and BPF's fetching atomics are); `get` and `set` order nothing.
+/// `xchg`, `or` and a `cas` that wrote are full barriers (as the kernel's value-returning
+/// atomics and BPF's fetching atomics are); `get` and `set` order nothing. A `cas` that did
+/// not write is one on x86-64 only.
 pub trait Word {
     /// Reads the word.
     fn get(&self) -> u64;
@@ -13,7 +14,7 @@ pub trait Word {
     fn set(&self, value: u64);
     /// Writes the word, returns what it held; full barrier.
     fn xchg(&self, value: u64) -> u64;
-    /// Writes `new` if the word holds `old`; returns what it held; full barrier.
+    /// Writes `new` if the word holds `old`; returns what it held; full barrier if it wrote.
     fn cas(&self, old: u64, new: u64) -> u64;
     /// Sets `bits`, returns what it held; full barrier.
     fn or(&self, bits: u64) -> u64;

@@ -77,7 +77,7 @@ fn counter(index: u32, generation: u64, read: impl Fn(u64) -> Option<u64>) -> Re
             Ask::GONE
         });
     };
-    // A full barrier, and always a no-op: the state after the read.
+    // A full barrier (on x86-64), and always a no-op: the state after the read.
     let state = State(slot.state.cas(u64::MAX, u64::MAX));
     if state.generation() != generation || state.has(State::FREED) || !state.has(State::ONLINE) {
         return Err(Ask::GONE);

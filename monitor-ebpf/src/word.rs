@@ -50,7 +50,7 @@ impl Word for BpfWord {
 
     #[inline(always)]
     fn cas(&self, old: u64, new: u64) -> u64 {
-        // SAFETY: as for `get`; BPF_CMPXCHG is a full barrier.
+        // SAFETY: as for `get`; BPF_CMPXCHG that writes is a full barrier.
         let (held, _) = unsafe {
             atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
                 self.0.get(),

@@ -88,8 +88,8 @@ pub struct Agent {
     /// Mount point of the cgroup hierarchy [default: found in /proc/self/mountinfo]
     #[arg(long, value_name = "DIR")]
     pub cgroup_root: Option<PathBuf>,
-    /// Groups that can be watched at once (192 bytes of kernel memory each, and
-    /// about as much for its look-up)
+    /// Groups that can be watched at once, those that are removed and not yet freed
+    /// among them (192 bytes of kernel memory each, and about as much for its look-up)
     #[arg(long, value_name = "N", default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(16..=1_048_576))]
     pub max_groups: u32,
     /// Eventfds that can be registered at once

@@ -129,7 +129,8 @@ impl Builder {
 
 /// A registration; dropping it ends it.
 ///
-/// It ends with the agent, too, which nothing tells: [`Follower`] notices.
+/// An agent whose registrations nobody keeps (no `--supervised`, no descriptor store) takes
+/// it along when it ends. Nothing signals that; a [`Follower`] notices the end of any agent.
 #[derive(Debug)]
 pub struct Registration {
     event: EventFd,

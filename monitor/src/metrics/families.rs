@@ -94,9 +94,9 @@ families! {
     RESTARTS = Counter "memcg_monitor_restarts" NONE []
         "Times that the agent was started anew with what an earlier one had registered";
     GROUPS = Gauge "memcg_monitor_groups" NONE []
-        "Groups that are watched";
+        "Groups that are watched, without those that are removed and not yet freed";
     GROUPS_LIMIT = Gauge "memcg_monitor_groups_limit" NONE []
-        "Groups that can be watched at once (--max-groups)";
+        "Groups that can be watched at once (--max-groups), those that are removed and not yet freed among them";
     LEFT_OUT = Gauge "memcg_monitor_groups_left_out" NONE ["reason"]
         "Groups that have no series here: by --metrics-allow and --metrics-deny (pattern), by --metrics-top (top), for a path longer than 1024 bytes or one that reads as another's (name)";
     EVENTFDS = Gauge "memcg_monitor_eventfds" NONE []
@@ -163,7 +163,7 @@ pub const TALLIES: [Family; Tally::COUNT] = [
     ),
     tally(
         "memcg_monitor_slots_exhausted",
-        "Groups that are not watched because the table was full (--max-groups)",
+        "Times that a group came, or its usage was read, and was not watched because the table was full (--max-groups)",
     ),
     tally(
         "memcg_monitor_too_deep",
