@@ -49,7 +49,7 @@ pub(crate) fn guest() -> Result<Guest> {
     ebpf()?;
     process::run(
         command("cargo")
-            .args(["build", "--release", "--quiet", "--package", "tests", "--package", "memcg-monitor"])
+            .args(["build", "--release", "--package", "tests", "--package", "memcg-monitor"])
             .args(["--target", TARGET, "--target-dir"])
             .arg(&folder)
             .env_remove("CARGO_ENCODED_RUSTFLAGS")

@@ -20,11 +20,14 @@ mod project;
 mod prometheus;
 mod qemu;
 mod run;
+mod schedule;
 mod setup;
 mod soak;
+mod steps;
 mod summary;
 mod test;
 mod tidy;
+mod times;
 mod vm;
 mod workspace;
 
@@ -81,7 +84,7 @@ fn dispatch(verb: Verb) -> Result<ExitCode> {
             build::all()?;
         }
         Verb::Image => image::run()?,
-        Verb::Run(arguments) => run::run(&arguments)?,
+        Verb::Run(arguments) => return run::run(&arguments),
         Verb::Test(arguments) => return test::run(&arguments),
         Verb::Conformance => conformance::run()?,
         Verb::Soak(arguments) => soak::run(&arguments)?,

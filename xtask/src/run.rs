@@ -1,5 +1,6 @@
 //! `cargo xtask run`: the demonstration in the VM, a shell there, or the agent here.
 
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -7,9 +8,10 @@ use clap::Args;
 
 use crate::kernels::{self, Kernel};
 use crate::process;
+use crate::times::Times;
 use crate::vm::{Boot, Hierarchy};
 use crate::workspace::root;
-use crate::{build, setup};
+use crate::{build, schedule, setup, steps};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -28,13 +30,29 @@ pub(crate) struct Arguments {
     /// With --host: what to give to the agent
     #[arg(last = true, requires = "host", value_name = "ARGS")]
     arguments: Vec<String>,
+    /// Run this one step, in the process that is there for it
+    #[arg(long, value_name = "STEP", hide = true)]
+    step: Option<String>,
 }
 
-pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if arguments.host {
-        return agent(&arguments.arguments);
+        agent(&arguments.arguments)?;
+        return Ok(ExitCode::SUCCESS);
     }
-    setup::ensure(&setup::vm(&arguments.kernel))?;
+    let steps = [steps::toolchain(), steps::vm(vec![arguments.kernel.clone()]), steps::programs()];
+    if let Some(name) = &arguments.step {
+        return steps::run_one(&steps, name);
+    }
+    let times = Times::load();
+    let summary = schedule::run(&steps, &times)?;
+    times.remember(&summary).save()?;
+    ensure!(summary.failed() == 0, "the demonstration cannot be prepared:\n{summary}");
+    boot(arguments)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn boot(arguments: &Arguments) -> Result<()> {
     let guest = build::guest()?;
     let kernel = kernels::get(&arguments.kernel)?;
     let boot = Boot {

@@ -203,7 +203,7 @@ fn cargo_install(name: &str, options: &[&str], variables: &[(&str, &str)]) -> Re
     println!("setup: cargo install {name} (takes a few minutes)");
     process::run(
         command("cargo")
-            .args(["install", "--locked", "--quiet", name])
+            .args(["install", "--locked", name])
             .args(options)
             .arg("--root")
             .arg(tools())

@@ -4,18 +4,15 @@
 #[cfg(test)]
 mod declared;
 mod plan;
-mod schedule;
-mod times;
 
-use std::fs;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 
-use self::times::Times;
-use crate::summary::Outcome;
+use crate::times::Times;
+use crate::{schedule, steps};
 
 #[derive(Debug, Default, Args)]
 pub(crate) struct Arguments {
@@ -42,28 +39,13 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let steps = plan::steps(arguments);
     if let Some(name) = &arguments.step {
-        let step = steps.iter().find(|step| step.name == *name);
-        let step = step.with_context(|| format!("there is no step {name}"))?;
-        return one(step);
+        return steps::run_one(&steps, name);
     }
     let start = Instant::now();
     let before = Times::load();
-    let again: Vec<_> = std::env::args().skip(1).collect();
-    let summary = schedule::run(&steps, &again, &before)?;
+    let summary = schedule::run(&steps, &before)?;
     let times = Times::of(&summary, start.elapsed().as_secs_f64(), before);
     times.save()?;
     println!("\n{times}\n{summary}");
     Ok(if summary.failed() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// Runs one step, and leaves what it found where the scheduler reads it.
-fn one(step: &plan::Step) -> Result<ExitCode> {
-    let outcome = (step.run)().unwrap_or_else(|error| {
-        println!("{error:#}");
-        Outcome::failure(&format!("{error:#}"))
-    });
-    let path = schedule::outcome_file(&step.name);
-    let text = serde_json::to_string(&outcome)?;
-    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(if outcome.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -9,42 +9,10 @@ use crate::build::{self, Guest};
 use crate::qemu::Processors;
 use crate::run::booting;
 use crate::setup::{self, Need};
+use crate::steps::{self, PROGRAMS, Step, TOOLCHAIN, VM, download, ready, shown, work};
 use crate::summary::Outcome;
 use crate::vm::{Boot, Hierarchy};
 use crate::{bench, checks, clients, debian, fuzz, kernels, prometheus, soak, tidy};
-
-/// What a step keeps busy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Lane {
-    /// A processor: builds, lints, VMs.
-    Work,
-    /// The network, above all.
-    Download,
-}
-
-impl Lane {
-    /// How many steps of this kind run side by side.
-    pub(crate) const fn width(self) -> usize {
-        match self {
-            // Two, for two processors: a build fills the time in which a VM waits.
-            Self::Work => 2,
-            Self::Download => 1,
-        }
-    }
-}
-
-type Run = Box<dyn Fn() -> Result<Outcome>>;
-
-/// One step, run in a process of its own.
-pub(crate) struct Step {
-    pub(crate) name: String,
-    /// Steps that it needs; those that are not part of the run are taken as done.
-    pub(crate) after: Vec<String>,
-    pub(crate) lane: Lane,
-    /// Its lines are worth showing as they come.
-    pub(crate) is_shown: bool,
-    pub(crate) run: Run,
-}
 
 /// A boot of the test VM.
 #[derive(Debug, Clone, Copy)]
@@ -86,11 +54,8 @@ pub(super) const QUICK: Combination<'_> = Combination {
     parts: 1,
 };
 
-const TOOLCHAIN: &str = "get the eBPF toolchain";
-const VM: &str = "get QEMU and kernels";
 const SOURCES: &str = "get clients and languages";
 const SYSTEMS: &str = "get Debian and Prometheus";
-const PROGRAMS: &str = "build the VM's programs";
 const CLIENTS: &str = "build clients and examples";
 
 /// All steps that these arguments ask for, in the order in which they are begun.
@@ -101,15 +66,12 @@ pub(crate) fn steps(arguments: &Arguments) -> Vec<Step> {
     let is_whole = has_host && !arguments.quick && !arguments.only_host;
     let only_debian = names.is_some_and(|names| names.split(',').all(|name| name.contains(debian::TESTS)));
 
-    steps.push(work(TOOLCHAIN, &[], || ready(&setup::BUILD)));
+    steps.push(steps::toolchain());
     if !arguments.only_host {
         let kernels = kernels_of(arguments);
-        steps.push(download(VM, &[], move || get_kernels(&kernels)));
+        steps.push(steps::vm(kernels));
         steps.push(download(SOURCES, &[], || ready(&setup::CLIENTS)));
-        steps.push(work(PROGRAMS, &[TOOLCHAIN], || {
-            build::guest()?;
-            Ok(Outcome::ready(""))
-        }));
+        steps.push(steps::programs());
         steps.push(work(CLIENTS, &[SOURCES], || {
             clients::build()?;
             Ok(Outcome::ready(""))
@@ -169,37 +131,6 @@ fn debian_step(arguments: &Arguments, steps: &mut Vec<Step>) {
     let names = arguments.filter.clone().unwrap_or_else(|| debian::TESTS.to_owned());
     let name = format!("VM {kernel} Debian");
     steps.push(shown(&name, &[PROGRAMS, VM, SYSTEMS], move || debian::test(&kernel, &names)));
-}
-
-fn work(name: &str, after: &[&str], run: impl Fn() -> Result<Outcome> + 'static) -> Step {
-    Step {
-        name: name.to_owned(),
-        after: after.iter().map(ToString::to_string).collect(),
-        lane: Lane::Work,
-        is_shown: false,
-        run: Box::new(run),
-    }
-}
-
-fn shown(name: &str, after: &[&str], run: impl Fn() -> Result<Outcome> + 'static) -> Step {
-    Step { is_shown: true, ..work(name, after, run) }
-}
-
-fn download(name: &str, after: &[&str], run: impl Fn() -> Result<Outcome> + 'static) -> Step {
-    Step { lane: Lane::Download, ..work(name, after, run) }
-}
-
-fn ready(needs: &[Need]) -> Result<Outcome> {
-    setup::ensure(needs)?;
-    Ok(Outcome::ready(""))
-}
-
-fn get_kernels(kernels: &[String]) -> Result<Outcome> {
-    setup::ensure(&[Need::Qemu, Need::Busybox])?;
-    for kernel in kernels {
-        setup::ensure(&[Need::Kernel(kernel.clone())])?;
-    }
-    Ok(Outcome::ready(kernels.join(", ")))
 }
 
 fn kernels_of(arguments: &Arguments) -> Vec<String> {

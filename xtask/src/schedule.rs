@@ -2,8 +2,9 @@
 //! `target/test/NAME.log`, and what it found comes back as a file.
 
 use std::collections::BTreeMap;
+use std::env;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, PipeReader, Write};
+use std::io::{self, BufRead, BufReader, IsTerminal, PipeReader, Write};
 use std::path::PathBuf;
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -12,14 +13,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::plan::{Lane, Step};
-use super::times::{Times, minutes};
 use crate::process::{command, end_with_parent};
+use crate::steps::{Lane, Step};
 use crate::summary::{Outcome, Summary};
+use crate::times::{Times, minutes};
 use crate::workspace::{short, target};
 
-/// Without other news there is a line on what is running after this time.
-const NEWS: Duration = Duration::from_secs(30);
+/// Without other news there is a line on what is running after this time: sooner for a
+/// person who waits than for a log.
+fn patience() -> Duration {
+    Duration::from_secs(if io::stdout().is_terminal() { 10 } else { 30 })
+}
+
 /// Lines of a failed step's output that are shown.
 const SHOWN: usize = 60;
 
@@ -50,6 +55,8 @@ struct Running {
     log: File,
     /// Tests that have ended, and how many there are, as far as it has said.
     tests: (usize, Option<usize>),
+    /// Crates that cargo has begun to compile.
+    crates: usize,
     last_line: String,
 }
 
@@ -61,13 +68,12 @@ enum News {
 }
 
 /// Runs all steps in their order as far as lanes are free and what they come after has
-/// ended. `again` is the command line of this run, to which a step's name is added.
-pub(crate) fn run(steps: &[Step], again: &[String], times: &Times) -> Result<Summary> {
+/// ended. Each is this command line once more, with the step's name added.
+pub(crate) fn run(steps: &[Step], times: &Times) -> Result<Summary> {
     fs::create_dir_all(directory()).context("cannot make target/test")?;
     let (sender, news) = mpsc::channel();
     let mut schedule = Schedule {
         steps,
-        again,
         times,
         state: steps.iter().map(|step| (step.name.clone(), State::Waiting)).collect(),
         running: Vec::new(),
@@ -76,11 +82,12 @@ pub(crate) fn run(steps: &[Step], again: &[String], times: &Times) -> Result<Sum
         last_said: Instant::now(),
     };
     schedule.start_ready(&sender)?;
+    let patience = patience();
     while !schedule.running.is_empty() {
-        if schedule.last_said.elapsed() >= NEWS {
+        if schedule.last_said.elapsed() >= patience {
             schedule.say_what_runs();
         }
-        match news.recv_timeout(NEWS.saturating_sub(schedule.last_said.elapsed())) {
+        match news.recv_timeout(patience.saturating_sub(schedule.last_said.elapsed())) {
             Ok(News::Line(name, line)) => schedule.heard(&name, line),
             Ok(News::End(name)) => {
                 schedule.ended(&name)?;
@@ -103,7 +110,6 @@ enum State {
 
 struct Schedule<'a> {
     steps: &'a [Step],
-    again: &'a [String],
     times: &'a Times,
     state: BTreeMap<String, State>,
     running: Vec<Running>,
@@ -141,10 +147,10 @@ impl Schedule<'_> {
     }
 
     fn begin(&mut self, step: &Step, sender: &Sender<News>) -> Result<()> {
-        let (reader, writer) = std::io::pipe().context("cannot make a pipe")?;
+        let (reader, writer) = io::pipe().context("cannot make a pipe")?;
         let _ = fs::remove_file(outcome_file(&step.name));
         let mut command = command("/proc/self/exe");
-        command.args(self.again).args(["--step", &step.name]);
+        command.args(env::args_os().skip(1)).args(["--step", &step.name]);
         command.stdout(writer.try_clone().context("cannot duplicate a pipe")?).stderr(writer);
         command.stdin(Stdio::null());
         end_with_parent(&mut command);
@@ -161,6 +167,7 @@ impl Schedule<'_> {
             start: Instant::now(),
             log,
             tests: (0, None),
+            crates: 0,
             last_line: String::new(),
         });
         self.state.insert(step.name.clone(), State::Running);
@@ -181,6 +188,7 @@ impl Schedule<'_> {
         }
         let is_test = line.starts_with("test ") && line.contains(" ... ");
         step.tests.0 += usize::from(is_test);
+        step.crates += usize::from(line.trim_start().starts_with("Compiling "));
         if step.is_shown || line.starts_with("setup: ") || (is_test && line.contains("FAILED")) {
             let place = match step.tests {
                 (done, Some(all)) if is_test => format!("{done} of {all}: "),
@@ -232,11 +240,12 @@ impl Schedule<'_> {
                 .times
                 .step(&step.name)
                 .map_or(String::new(), |time| format!(" of about {}", minutes(time)));
-            let tests = match step.tests {
-                (done, Some(all)) => format!(", {done} of {all} tests"),
-                _ => String::new(),
+            let done = match (step.tests, step.crates) {
+                ((done, Some(all)), _) => format!(", {done} of {all} tests"),
+                (_, 0) => String::new(),
+                (_, crates) => format!(", {crates} crates compiled"),
             };
-            format!("{} ({so_far}{of}{tests})", step.name)
+            format!("{} ({so_far}{of}{done})", step.name)
         });
         let each = each.collect::<Vec<_>>().join(", ");
         self.say(&format!("    {}: running {each}", minutes(self.start.elapsed().as_secs_f64())));

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use super::plan::Step;
-use super::schedule;
+use crate::schedule;
+use crate::steps::Step;
 use crate::summary::{Summary, TestTimes};
 
 /// Rows of the table of tests.
@@ -62,12 +62,10 @@ impl Times {
 
     /// The times of the run that has just ended; keeps what the ones before it took.
     pub(crate) fn of(summary: &Summary, total: f64, before: Self) -> Self {
-        let mut times = Self { total, last: before.last, ..Self::default() };
+        let last = before.remember(summary).last;
+        let mut times = Self { total, last, ..Self::default() };
         for row in summary.rows() {
             times.steps.push((row.name.clone(), row.seconds));
-            if row.outcome.failed == 0 {
-                times.last.insert(row.name.clone(), row.seconds);
-            }
             let Some(vm) = &row.outcome.vm else { continue };
             times.boots.insert(row.name.clone(), vm.boot);
             let tests = vm.tests.iter().cloned();
@@ -75,6 +73,14 @@ impl Times {
         }
         times.tests.sort_by(|a, b| b.times.seconds.total_cmp(&a.times.seconds));
         times
+    }
+
+    /// Keeps how long these steps took, and nothing else of the run.
+    pub(crate) fn remember(mut self, summary: &Summary) -> Self {
+        for row in summary.rows().iter().filter(|row| row.outcome.failed == 0) {
+            self.last.insert(row.name.clone(), row.seconds);
+        }
+        self
     }
 
     pub(crate) fn save(&self) -> Result<()> {

@@ -1,0 +1,110 @@
+//! Steps: what can be done side by side, each in a process of its own.
+
+use std::fs;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use crate::setup::{self, Need};
+use crate::summary::Outcome;
+use crate::{build, schedule};
+
+/// What a step keeps busy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// A processor: builds, lints, VMs.
+    Work,
+    /// The network, above all.
+    Download,
+}
+
+impl Lane {
+    /// How many steps of this kind run side by side.
+    pub(crate) const fn width(self) -> usize {
+        match self {
+            // Two, for two processors: a build fills the time in which a VM waits.
+            Self::Work => 2,
+            Self::Download => 1,
+        }
+    }
+}
+
+type Run = Box<dyn Fn() -> Result<Outcome>>;
+
+/// One step, run in a process of its own.
+pub(crate) struct Step {
+    pub(crate) name: String,
+    /// Steps that it needs; those that are not part of the run are taken as done.
+    pub(crate) after: Vec<String>,
+    pub(crate) lane: Lane,
+    /// Its lines are worth showing as they come.
+    pub(crate) is_shown: bool,
+    pub(crate) run: Run,
+}
+
+/// Programs that compile for the kernel.
+pub(crate) const TOOLCHAIN: &str = "get the eBPF toolchain";
+/// The emulator, and what it boots.
+pub(crate) const VM: &str = "get QEMU and kernels";
+/// The agent and the guest.
+pub(crate) const PROGRAMS: &str = "build the VM's programs";
+
+pub(crate) fn toolchain() -> Step {
+    work(TOOLCHAIN, &[], || ready(&setup::BUILD))
+}
+
+pub(crate) fn vm(kernels: Vec<String>) -> Step {
+    download(VM, &[], move || get_kernels(&kernels))
+}
+
+pub(crate) fn programs() -> Step {
+    work(PROGRAMS, &[TOOLCHAIN], || {
+        build::guest()?;
+        Ok(Outcome::ready(""))
+    })
+}
+
+pub(crate) fn work(name: &str, after: &[&str], run: impl Fn() -> Result<Outcome> + 'static) -> Step {
+    Step {
+        name: name.to_owned(),
+        after: after.iter().map(ToString::to_string).collect(),
+        lane: Lane::Work,
+        is_shown: false,
+        run: Box::new(run),
+    }
+}
+
+pub(crate) fn shown(name: &str, after: &[&str], run: impl Fn() -> Result<Outcome> + 'static) -> Step {
+    Step { is_shown: true, ..work(name, after, run) }
+}
+
+pub(crate) fn download(name: &str, after: &[&str], run: impl Fn() -> Result<Outcome> + 'static) -> Step {
+    Step { lane: Lane::Download, ..work(name, after, run) }
+}
+
+pub(crate) fn ready(needs: &[Need]) -> Result<Outcome> {
+    setup::ensure(needs)?;
+    Ok(Outcome::ready(""))
+}
+
+fn get_kernels(kernels: &[String]) -> Result<Outcome> {
+    setup::ensure(&[Need::Qemu, Need::Busybox])?;
+    for kernel in kernels {
+        setup::ensure(&[Need::Kernel(kernel.clone())])?;
+    }
+    Ok(Outcome::ready(kernels.join(", ")))
+}
+
+/// Runs the step called `name`, and leaves what it found where the scheduler reads it.
+pub(crate) fn run_one(steps: &[Step], name: &str) -> Result<ExitCode> {
+    let step = steps.iter().find(|step| step.name == name);
+    let step = step.with_context(|| format!("there is no step {name}"))?;
+    let outcome = (step.run)().unwrap_or_else(|error| {
+        println!("{error:#}");
+        Outcome::failure(&format!("{error:#}"))
+    });
+    let path = schedule::outcome_file(name);
+    let text = serde_json::to_string(&outcome)?;
+    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(if outcome.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
