@@ -77,6 +77,9 @@ pub(crate) fn fetch() -> Result<()> {
     if sources().join("Makefile.in").is_file() {
         return Ok(());
     }
+    if !process::exists("bzip2") {
+        apt::install(&["bzip2"])?;
+    }
     println!("setup: downloading the sources of {SOURCE}");
     let folder = target().join("project/download");
     remove(&folder)?;

@@ -164,7 +164,7 @@ fn get(need: &Need) -> Result<()> {
             apt::Source::system()?.unpack(&["busybox-static".to_owned()], &folder)
         }
         Need::Kernel(name) => kernels::fetch(name).map(drop),
-        // It runs for seconds: not worth the minutes of an optimized build.
+        // It runs for seconds: an optimized build takes minutes.
         Need::Deny => cargo_install("cargo-deny", &["--version", "^0.20", "--debug"], &[]),
         Need::Fuzz => {
             if have(&["c++"]).is_err() {
@@ -189,9 +189,10 @@ fn install_linker() -> Result<()> {
             "libzstd-dev",
         ])?;
     }
+    // Its time is LLVM's: an optimized build would win nothing.
     cargo_install(
         "bpf-linker",
-        &["--version", "^0.13", "--no-default-features", "--features", &format!("llvm-{llvm}")],
+        &["--version", "^0.13", "--debug", "--no-default-features", "--features", &format!("llvm-{llvm}")],
         &[("LLVM_PREFIX", &prefix)],
     )
 }
