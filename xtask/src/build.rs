@@ -1,8 +1,9 @@
 //! `cargo xtask build`: the host's programs, and the static ones for the VM.
 
 use std::path::PathBuf;
+use std::process::Command;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result, anyhow};
 
 use crate::clients::Packed;
 use crate::ebpf;
@@ -41,24 +42,41 @@ fn host() -> Result<()> {
     process::run(command("cargo").arg("build").current_dir(root()))
 }
 
+/// Builds what the VM's programs are made of, as far as it needs no eBPF object. The
+/// toolchain for that may be on its way meanwhile, so a failure here means nothing: what
+/// fails for another reason fails again in [`guest`].
+pub(crate) fn guest_dependencies() -> Result<()> {
+    let mut cargo = guest_cargo();
+    cargo.arg("--keep-going").status().context("cannot start cargo")?;
+    Ok(())
+}
+
 /// The VM has no libraries, so its programs carry their own.
 pub(crate) fn guest() -> Result<Guest> {
-    const TARGET: &str = "x86_64-unknown-linux-gnu";
-    let folder = target().join("guest");
     println!("building the VM's programs (minutes the first time, then seconds)");
     ebpf()?;
-    process::run(
-        command("cargo")
-            .args(["build", "--release", "--package", "tests", "--package", "memcg-monitor"])
-            .args(["--target", TARGET, "--target-dir"])
-            .arg(&folder)
-            .env_remove("CARGO_ENCODED_RUSTFLAGS")
-            .env("RUSTFLAGS", "-C target-feature=+crt-static")
-            // The initramfs is kept in the VM's memory: no debug information.
-            .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
-            .current_dir(root()),
-    )?;
-    let release = folder.join(TARGET).join("release");
+    process::run(&mut guest_cargo())?;
+    let release = guest_directory().join(GUEST_TARGET).join("release");
     let (init, monitor) = (release.join("guest"), release.join("memcg-monitor"));
     Ok(Guest { init, monitor, more: Vec::new(), disk: None })
+}
+
+const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
+
+fn guest_directory() -> PathBuf {
+    target().join("guest")
+}
+
+fn guest_cargo() -> Command {
+    let mut cargo = command("cargo");
+    cargo
+        .args(["build", "--release", "--package", "tests", "--package", "memcg-monitor"])
+        .args(["--target", GUEST_TARGET, "--target-dir"])
+        .arg(guest_directory())
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        // The initramfs is kept in the VM's memory: no debug information.
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
+        .current_dir(root());
+    cargo
 }

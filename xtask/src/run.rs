@@ -40,7 +40,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         agent(&arguments.arguments)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let steps = [steps::toolchain(), steps::vm(vec![arguments.kernel.clone()]), steps::programs()];
+    let kernel = steps::vm(vec![arguments.kernel.clone()]);
+    let steps = [steps::toolchain(), kernel, steps::dependencies(), steps::programs()];
     if let Some(name) = &arguments.step {
         return steps::run_one(&steps, name);
     }

@@ -46,6 +46,8 @@ pub(crate) struct Step {
 pub(crate) const TOOLCHAIN: &str = "get the eBPF toolchain";
 /// The emulator, and what it boots.
 pub(crate) const VM: &str = "get QEMU and kernels";
+/// The crates that the agent and the guest use.
+const DEPENDENCIES: &str = "build dependencies";
 /// The agent and the guest.
 pub(crate) const PROGRAMS: &str = "build the VM's programs";
 
@@ -57,8 +59,16 @@ pub(crate) fn vm(kernels: Vec<String>) -> Step {
     download(VM, &[], move || get_kernels(&kernels))
 }
 
+/// A start on what takes longest, while the toolchain is downloaded.
+pub(crate) fn dependencies() -> Step {
+    work(DEPENDENCIES, &[], || {
+        build::guest_dependencies()?;
+        Ok(Outcome::ready(""))
+    })
+}
+
 pub(crate) fn programs() -> Step {
-    work(PROGRAMS, &[TOOLCHAIN], || {
+    work(PROGRAMS, &[TOOLCHAIN, DEPENDENCIES], || {
         build::guest()?;
         Ok(Outcome::ready(""))
     })

@@ -71,6 +71,7 @@ pub(crate) fn steps(arguments: &Arguments) -> Vec<Step> {
         let kernels = kernels_of(arguments);
         steps.push(steps::vm(kernels));
         steps.push(download(SOURCES, &[], || ready(&setup::CLIENTS)));
+        steps.push(steps::dependencies());
         steps.push(steps::programs());
         steps.push(work(CLIENTS, &[SOURCES], || {
             clients::build()?;
