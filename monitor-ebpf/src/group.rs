@@ -18,6 +18,7 @@ use crate::{kernel, maps};
 fn track<C: EbpfContext>(ctx: &C, css: u64) -> u64 {
     let address = kernel::counter_of_css(css);
     if let Some(index) = maps::slot_of(address) {
+        find_parent(index, address);
         return u64::from(index);
     }
     let parent = match kernel::parent_at(address) {
@@ -34,12 +35,7 @@ fn track<C: EbpfContext>(ctx: &C, css: u64) -> u64 {
         return Roll::FULL;
     };
 
-    let parent_slot = match (maps::slot_of(parent), kernel::parent_at(parent)) {
-        (Some(up), _) => u64::from(up),
-        (None, Some(0)) => PARENT_ROOT,
-        _ => PARENT_UNKNOWN,
-    };
-    slot.parent.set(parent_slot);
+    slot.parent.set(slot_of_parent(parent));
     slot.cgroup_id.set(kernel::cgroup_id_of_css(css).unwrap_or(0));
     slot.forget();
     slot.band.set(OPEN);
@@ -53,6 +49,29 @@ fn track<C: EbpfContext>(ctx: &C, css: u64) -> u64 {
     slot.recycle();
     maps::push_free(index);
     maps::slot_of(address).map_or(Roll::FULL, u64::from)
+}
+
+/// The slot of the group whose counter is at `parent`, in the words of a slot's `parent`.
+#[inline(always)]
+fn slot_of_parent(parent: u64) -> u64 {
+    match (maps::slot_of(parent), kernel::parent_at(parent)) {
+        (Some(up), _) => u64::from(up),
+        (None, Some(0)) => PARENT_ROOT,
+        _ => PARENT_UNKNOWN,
+    }
+}
+
+/// Looks up again the parent of a group that got its slot first: groups are read by
+/// others, and made, while the agent starts. The roll call reads parents first, so after
+/// it none is left but below a group without a slot.
+#[inline(always)]
+fn find_parent(index: u32, address: u64) {
+    if let Some(slot) = maps::slot(index)
+        && slot.parent.get() == PARENT_UNKNOWN
+        && let Some(parent) = kernel::parent_at(address)
+    {
+        slot.parent.set(slot_of_parent(parent));
+    }
 }
 
 /// `mem_cgroup_css_online`: a new group, before its first charge.

@@ -3,8 +3,10 @@
 use std::fs;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use memcg_monitor::client::{CONTROL_SOCKET, Control};
 use memcg_monitor::door::control::{Answer, EventRow, Request};
 use monitor_common::control::ControlFile;
@@ -68,6 +70,41 @@ fn event_oom_by_a_written_limit() -> Result<()> {
     ensure!(counted > 0, "the kernel saw no OOM: nothing was shown");
     agent.settle()?;
     expect(&mut all, &[], 0)
+}
+
+vm_test!(
+    event_oom_of_a_group_read_early,
+    "a group whose usage others read while the agent starts is signalled an OOM by a limit above",
+    V2,
+    [Kernel]
+);
+fn event_oom_of_a_group_read_early() -> Result<()> {
+    let family = Family::new("early")?;
+    family.parent.set_limit(16 * MIB)?;
+    let usage = family.child.path.join("memory.current");
+    let is_over = AtomicBool::new(false);
+    let agent = thread::scope(|scope| {
+        // The child, and no group above it: its slot is there before its parent's.
+        let reader = scope.spawn(|| -> Result<u64> {
+            let mut reads = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                fs::read_to_string(&usage)?;
+                reads += 1;
+            }
+            Ok(reads)
+        });
+        let agent = Agent::start(&[]);
+        is_over.store(true, Ordering::Relaxed);
+        let reads = reader.join().map_err(|_| anyhow!("the reader panicked"))??;
+        ensure!(reads > 0, "nothing was read meanwhile: nothing was shown");
+        agent
+    })?;
+    let mut all = listeners(&family)?;
+    Charger::start(&family.child)?.grow_to_death(64 * MIB)?;
+    agent.settle()?;
+    let counted = family.parent.field("memory.events.local", "oom")?;
+    ensure!(counted > 0, "the kernel saw no OOM: nothing was shown");
+    expect(&mut all, &["parent", "group", "child", "sibling"], counted)
 }
 
 /// A connection that is told the causes, and its eventfd.
