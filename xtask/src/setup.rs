@@ -210,6 +210,8 @@ fn cargo_install(name: &str, options: &[&str], variables: &[(&str, &str)]) -> Re
             .arg(tools())
             .arg("--target-dir")
             .arg(&build)
+            // Nobody debugs it or builds it again.
+            .envs([("CARGO_PROFILE_DEV_DEBUG", "0"), ("CARGO_INCREMENTAL", "0")])
             .envs(variables.iter().copied()),
     )?;
     fs::remove_dir_all(&build).with_context(|| format!("cannot remove {}", build.display()))
