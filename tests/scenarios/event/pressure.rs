@@ -94,10 +94,17 @@ fn event_pressure_levels() -> Result<()> {
     charger.read_disk(32 * MIB)?;
     agree(&mut all, "group low", "root low", 0)?;
     let easy = total(&mut all, "group critical")?;
-    // Now nothing can go anywhere: with the last close the disk's pages went.
+    // Now nothing can go anywhere: with the last close the disk's pages went. Where the
+    // kernel's worker comes late, an OOM's windows are one with easier ones: another OOM.
     drop(disk);
-    ensure!(charger.grow(Kind::Anonymous, 32 * MIB).is_err(), "it outlived its limit");
-    agent.settle()?;
+    for _ in 0..5 {
+        ensure!(charger.grow(Kind::Anonymous, 32 * MIB).is_err(), "it outlived its limit");
+        agent.settle()?;
+        if total(&mut all, "group critical")? > easy {
+            break;
+        }
+        charger = Charger::start(&family.child)?;
+    }
     agree(&mut all, "group critical", "root critical", easy)?;
     ensure!(easy == 0, "{easy} critical windows of a disk read");
     let heard = ["low", "medium", "critical"].map(|level| total(&mut all, &format!("group {level}")));
