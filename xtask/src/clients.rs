@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
 
 use crate::apt;
 use crate::process::{self, command};
 use crate::workspace::{root, short, target, tools};
 
 /// A file that the VM gets.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Packed {
     /// Where it goes, without a leading slash.
     pub(crate) path: String,
@@ -68,6 +69,19 @@ pub(crate) fn fetch() -> Result<()> {
     [LISTENER, NOTIFIER].iter().try_for_each(Taken::fetch)
 }
 
+/// The list of what [`build`] has built.
+fn list() -> PathBuf {
+    target().join("clients/packed.json")
+}
+
+/// What the VM gets, as it was built last: several VMs pack it at a time, so none of them
+/// builds.
+pub(crate) fn built() -> Result<Vec<Packed>> {
+    let path = list();
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("cannot read what {} says", path.display()))
+}
+
 /// Builds all, and lists what the VM gets.
 pub(crate) fn build() -> Result<Vec<Packed>> {
     println!("building the clients and examples (two minutes the first time, then seconds)");
@@ -92,6 +106,9 @@ pub(crate) fn build() -> Result<Vec<Packed>> {
     add("examples", "listen-go", go_build(&examples.join("go"), None, &bin.join("listen-go"))?);
     add("examples", "listen.py", examples.join("python/listen.py"));
     pack_python(&mut packed)?;
+    let path = list();
+    fs::write(&path, serde_json::to_string(&packed)?)
+        .with_context(|| format!("cannot write {}", path.display()))?;
     Ok(packed)
 }
 

@@ -195,7 +195,7 @@ impl Combination<'_> {
 /// Boots, and runs the tests that the parameters ask for.
 fn test(kernel: &str, hierarchy: Hierarchy, parameters: &str, label: &str, by_name: bool) -> Result<Outcome> {
     setup::ensure(&setup::vm(kernel))?;
-    let guest = Guest { more: clients::build()?, ..build::guest()? };
+    let guest = Guest { more: clients::built()?, ..build::guest()? };
     let kernel = kernels::get(kernel)?;
     println!("{}", booting(&kernel, hierarchy));
     let boot = Boot {
