@@ -56,9 +56,14 @@ pub(crate) fn guest() -> Result<Guest> {
     println!("building the VM's programs (minutes the first time, then seconds)");
     ebpf()?;
     process::run(&mut guest_cargo())?;
+    Ok(built_guest())
+}
+
+/// The VM's programs as a step before has built them.
+pub(crate) fn built_guest() -> Guest {
     let release = guest_directory().join(GUEST_TARGET).join("release");
     let (init, monitor) = (release.join("guest"), release.join("memcg-monitor"));
-    Ok(Guest { init, monitor, more: Vec::new(), disk: None })
+    Guest { init, monitor, more: Vec::new(), disk: None }
 }
 
 const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";

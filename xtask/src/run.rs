@@ -1,7 +1,6 @@
 //! `cargo xtask run`: the demonstration in the VM, a shell there, or the agent here.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use clap::Args;
@@ -54,12 +53,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 fn boot(arguments: &Arguments) -> Result<()> {
-    let guest = build::guest()?;
+    let guest = build::built_guest();
     let kernel = kernels::get(&arguments.kernel)?;
-    let boot = Boot {
-        limit: Duration::from_secs(300),
-        ..Boot::new(&kernel, arguments.cgroup, if arguments.shell { "shell" } else { "demo" })
-    };
+    let mode = if arguments.shell { "shell" } else { "demo" };
+    let boot = Boot::new(&kernel, arguments.cgroup, mode);
     println!("{}", booting(&kernel, arguments.cgroup));
     if arguments.shell {
         println!("`exit` or Ctrl-D powers it off, Ctrl-A X kills it");
