@@ -16,8 +16,7 @@ use crate::{schedule, steps};
 
 #[derive(Debug, Default, Args)]
 pub(crate) struct Arguments {
-    /// Boot only this kernel (6.1, 6.12, 7.2 or a path), and run nothing on the host; may
-    /// be repeated
+    /// Boot only this kernel (6.1, 6.12, 7.2 or a path); may be repeated
     #[arg(long, value_name = "KERNEL", conflicts_with = "only_host")]
     kernel: Vec<String>,
     /// Leave out the VM

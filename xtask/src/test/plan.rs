@@ -6,7 +6,6 @@ use anyhow::{Result, ensure};
 
 use super::Arguments;
 use crate::build::{self, Guest};
-use crate::qemu::Processors;
 use crate::run::booting;
 use crate::setup::{self, Need};
 use crate::steps::{self, PROGRAMS, Step, TOOLCHAIN, VM, download, ready, shown, work};
@@ -62,8 +61,8 @@ const CLIENTS: &str = "build clients and examples";
 pub(crate) fn steps(arguments: &Arguments) -> Vec<Step> {
     let mut steps = Vec::new();
     let names = arguments.filter.as_deref();
-    let has_host = names.is_none() && arguments.kernel.is_empty();
-    let is_whole = has_host && !arguments.quick && !arguments.only_host;
+    let has_host = names.is_none();
+    let is_whole = has_host && arguments.kernel.is_empty() && !arguments.quick && !arguments.only_host;
     let only_debian = names.is_some_and(|names| names.split(',').all(|name| name.contains(debian::TESTS)));
 
     steps.push(steps::toolchain());
@@ -97,7 +96,7 @@ pub(crate) fn steps(arguments: &Arguments) -> Vec<Step> {
     // By name, on request: `--filter prometheus`.
     if is_whole || names.is_some_and(|names| names.contains("prometheus")) {
         steps.push(shown("VM 6.12 Prometheus", &[PROGRAMS, VM, SYSTEMS], || {
-            prometheus::scrape(&build::guest()?)
+            prometheus::scrape(&build::built_guest())
         }));
     }
     if is_whole {
@@ -195,14 +194,13 @@ impl Combination<'_> {
 /// Boots, and runs the tests that the parameters ask for.
 fn test(kernel: &str, hierarchy: Hierarchy, parameters: &str, label: &str, by_name: bool) -> Result<Outcome> {
     setup::ensure(&setup::vm(kernel))?;
-    let guest = Guest { more: clients::built()?, ..build::guest()? };
+    let guest = Guest { more: clients::built()?, ..build::built_guest() };
     let kernel = kernels::get(kernel)?;
     println!("{}", booting(&kernel, hierarchy));
     let boot = Boot {
         parameters: parameters.to_owned(),
         limit: Duration::from_secs(30 * 60),
         label: label.to_owned(),
-        processors: Processors::Two,
         ..Boot::new(&kernel, hierarchy, "test")
     };
     let report = boot.run(&guest, &mut |line| println!("{line}"))?;
