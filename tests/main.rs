@@ -5,7 +5,6 @@
 //! * `guest.select=TAG,-TAG`: tests with this tag, and not with that one
 //! * `guest.filter=NAME,-NAME`: the same by parts of names
 //! * `guest.part=K/N`: of those, each N-th from the K-th on
-//! * `guest.after=NAME`: of those, the ones after this test
 //! * `guest.args=A,B`
 //!
 //! On a host, `guest list` prints the tests, as a line of JSON each; with some of these
@@ -147,7 +146,6 @@ impl Request {
                 "select" => request.selection.select = value.parse()?,
                 "filter" => request.selection.filter = value.parse()?,
                 "part" => request.selection.part = value.parse()?,
-                "after" => request.selection.after = value.to_owned(),
                 "args" => request.args = value.split(',').map(str::to_owned).collect(),
                 other => bail!("guest.{other}= is not known"),
             }

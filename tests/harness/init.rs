@@ -76,7 +76,6 @@ pub(crate) fn prepare(hierarchy: Hierarchy) -> Result<()> {
     // Only errors on the console: tests make the kernel talk a lot.
     write("/proc/sys/kernel/printk", "4")?;
     nix::unistd::sethostname("memcg-vm").context("cannot set the host's name")?;
-    processors_up()?;
     modules::load_all(Path::new("/modules"))?;
     loopback_up().context("cannot bring the loopback interface up")?;
     match hierarchy {
@@ -137,16 +136,6 @@ impl Mount {
 
 fn write(path: &str, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("cannot write {text} to {path}"))
-}
-
-/// Brings up the processors that the host kept down while the kernel booted.
-pub(crate) fn processors_up() -> Result<()> {
-    let directory = "/sys/devices/system/cpu";
-    let present = fs::read_to_string(format!("{directory}/present"))
-        .with_context(|| format!("cannot read {directory}/present"))?;
-    // `0` or `0-N`; the first one is always up.
-    let last: u32 = present.trim().rsplit('-').next().and_then(|number| number.parse().ok()).unwrap_or(0);
-    (1..=last).try_for_each(|number| write(&format!("{directory}/cpu{number}/online"), "1"))
 }
 
 /// What `ip link set lo up` does.

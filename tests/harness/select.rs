@@ -14,8 +14,6 @@ pub(crate) struct Selection {
     /// Parts of names, by the same rules.
     pub(crate) filter: Choice<String>,
     pub(crate) part: Part,
-    /// Only those after the test of this name.
-    pub(crate) after: String,
 }
 
 impl Selection {
@@ -25,11 +23,7 @@ impl Selection {
             self.select.wants(|tag| test.tags.contains(tag))
                 && self.filter.wants(|part| test.name.contains(part.as_str()))
         });
-        let mut share: Vec<_> = wanted.skip(self.part.first).step_by(self.part.shares).collect();
-        if let Some(last) = share.iter().position(|test| test.name == self.after) {
-            share.drain(..=last);
-        }
-        share
+        wanted.skip(self.part.first).step_by(self.part.shares).collect()
     }
 }
 

@@ -16,7 +16,7 @@ use nix::mount::{MsFlags, mount};
 use nix::unistd::{chdir, chroot, execv};
 
 use crate::harness::test::Test;
-use crate::harness::{init, modules, report, runner, stopwatch};
+use crate::harness::{modules, report, runner, stopwatch};
 
 /// Where Debian's disk is mounted before it is the root.
 const DEBIAN: &str = "/debian";
@@ -26,7 +26,6 @@ const PAYLOAD: &str = "/payload";
 
 /// Leaves the machine to Debian. Returns only if that fails.
 pub(crate) fn switch() -> Result<()> {
-    init::processors_up()?;
     modules::load_all(Path::new("/modules"))?;
     fs::create_dir_all(DEBIAN).with_context(|| format!("cannot make {DEBIAN}"))?;
     let plain = MsFlags::empty();
