@@ -1,12 +1,15 @@
-//! The [`Scratch`] cell in which programs answer the agent, and what it can ask.
+//! The [`Scratch`] cells in which programs answer the agent, and what it can ask.
 
-/// The cell in which programs leave answers for the agent, and the agent what
-/// programs need to know of it. One writer at a time: programs write only on
-/// behalf of the agent's own thread.
+/// A cell in which programs leave answers for the agent, and the agent what programs
+/// need to know of it. One writer at a time: the `ask` program answers in
+/// [`ANSWERS`], on behalf of whichever of the agent's threads runs it, and those run it
+/// one at a time; programs at what the agent reads answer in [`READINGS`], and only for
+/// the one thread that has said that it asks so.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct Scratch<W> {
-    /// `bpf_get_current_pid_tgid()` of the agent's thread, as the kernel sees it.
+    /// `bpf_get_current_pid_tgid()` of the thread that asks by reading files, as the
+    /// kernel sees it ([`READINGS`] only).
     pub agent: W,
     /// Moves with every answer, so that a skipped program is noticed.
     pub answers: W,
@@ -41,6 +44,13 @@ pub struct Scratch<W> {
 
 const _: () = assert!(size_of::<Scratch<u64>>() == 128);
 
+/// The cell of the `ask` program; what later agents have to know is here, too.
+pub const ANSWERS: u32 = 0;
+/// The cell of the programs at what the agent reads: whose usage file, which eventfd.
+pub const READINGS: u32 = 1;
+/// How many cells there are.
+pub const CELLS: u32 = 2;
+
 /// Bits of [`Scratch::wanted`].
 #[derive(Debug)]
 pub struct Wanted;
@@ -74,7 +84,7 @@ impl Roll {
 pub struct Ask;
 
 impl Ask {
-    /// Remember the calling thread as the agent's.
+    /// Remember the calling thread as the one that asks by reading files.
     pub const WHO_AM_I: u64 = 1;
     /// Read the counter of slot `arg1` of generation `arg2`.
     pub const USAGE: u64 = 2;

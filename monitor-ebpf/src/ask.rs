@@ -13,7 +13,9 @@ pub fn ask(question: u64, arg1: u64, arg2: u64) {
     let Some(scratch) = maps::scratch() else { return };
     let answer = match question {
         Ask::WHO_AM_I => {
-            scratch.agent.set(bpf_get_current_pid_tgid());
+            if let Some(readings) = maps::readings() {
+                readings.agent.set(bpf_get_current_pid_tgid());
+            }
             Ok(0)
         }
         Ask::NEW_EPOCH => {

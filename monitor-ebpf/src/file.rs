@@ -9,7 +9,7 @@ use crate::{kernel, maps};
 /// `eventfd_show_fdinfo`: the agent asks which file one of its descriptors is.
 #[inline(always)]
 pub fn shown(file: u64) {
-    let Some(scratch) = maps::scratch() else {
+    let Some(scratch) = maps::readings() else {
         return;
     };
     if scratch.agent.get() != bpf_get_current_pid_tgid() {
@@ -29,7 +29,7 @@ pub fn closed(file: u64, op: u64) {
     if op != maps::eventfd_operations().get() || !maps::is_registered_file(file) {
         return;
     }
-    if maps::scratch().is_some_and(|scratch| scratch.agent.get() == bpf_get_current_pid_tgid()) {
+    if maps::readings().is_some_and(|readings| readings.agent.get() == bpf_get_current_pid_tgid()) {
         return;
     }
     maps::ring(Doorbell { kind: Doorbell::FILE, slot: 0, value: file });

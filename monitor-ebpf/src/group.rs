@@ -148,7 +148,7 @@ fn ring(index: u32) {
 /// which group a descriptor belongs to, whatever name it was opened by.
 #[inline(always)]
 pub fn called<C: EbpfContext>(ctx: &C, css: u64) {
-    let Some(scratch) = maps::scratch() else {
+    let Some(scratch) = maps::readings() else {
         return;
     };
     let index = track(ctx, css);

@@ -9,7 +9,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, RingBuf, Stack},
 };
 use monitor_common::{
-    ask::Scratch,
+    ask::{ANSWERS, CELLS, READINGS, Scratch},
     band::{Verdict, raise_hand},
     calm::Epoch,
     ring::{Doorbell, Tally, Victim},
@@ -49,7 +49,7 @@ static TALLIES: Array<BpfWord> = Array::with_max_entries(Tally::COUNT as u32, BP
 
 /// Answers to the agent; the agent maps it.
 #[map]
-static SCRATCH: Array<Scratch<BpfWord>> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+static SCRATCH: Array<Scratch<BpfWord>> = Array::with_max_entries(CELLS, BPF_F_MMAPABLE);
 
 /// CPUs with a cell of their own in `SEEN`; others share one, which costs a
 /// second look but never hides a charge.
@@ -210,7 +210,13 @@ pub fn is_registered_file(address: u64) -> bool {
 /// The answer cell.
 #[inline(always)]
 pub fn scratch() -> Option<&'static Scratch<BpfWord>> {
-    SCRATCH.get(0)
+    SCRATCH.get(ANSWERS)
+}
+
+/// The cell for answers to what the agent reads.
+#[inline(always)]
+pub fn readings() -> Option<&'static Scratch<BpfWord>> {
+    SCRATCH.get(READINGS)
 }
 
 /// The `SEEN` cell of `cpu`.

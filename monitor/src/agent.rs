@@ -1,8 +1,9 @@
-//! The agent's loop: doorbells, clients, the slow sweep, and the end.
+//! The agent: two threads, one that signals and one for all the doors; how both begin,
+//! and the end.
+
+mod signals;
 
 use std::{
-    cell::RefCell,
-    collections::VecDeque,
     fs::{self, File},
     io::Read as _,
     os::unix::fs::MetadataExt as _,
@@ -12,17 +13,14 @@ use std::{
     time::Duration,
 };
 
-use monitor_common::ring::Doorbell;
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
 };
-use tokio::{
-    sync::mpsc,
-    time::{Instant, MissedTickBehavior},
-};
+use tokio::sync::mpsc;
 
 use crate::{
+    agent::signals::{Pace, Signals},
     cgroup::{Hierarchy, Version, handle::Directories, host::Files},
     confine,
     door::{
@@ -34,16 +32,13 @@ use crate::{
         socket,
     },
     error::{Error, Result},
-    handed,
-    heap::{self, Trim},
+    handed, heap,
     keeper::{Handed, Keeper},
-    programs::{Doorbells, Pins, Programs, Record, Sizes},
-    ready::wait_on,
-    source::FileId,
+    programs::{Pins, Programs, Sizes},
     vault::Vault,
     view::{self, Shown, Written, mount::Failure, tree::Tree},
     watchdog,
-    watcher::{Limits, Restored, Watcher},
+    watcher::{Limits, Restored, Shared, Watcher},
 };
 
 /// How the agent is to run.
@@ -159,15 +154,17 @@ pub async fn run(
     let operators = handed::listener(&mut handed, handed::OPERATOR)?;
     let vault = Keeper::found(options.keeps).map(|keeper| Vault::open(keeper, handed)).transpose()?;
     let pins = vault.as_ref().and_then(|_| open_pins(&options.pins));
+    let runtime = signals::Own::new()?;
     let (mut programs, ring) = Programs::start(v1, options.sizes, pins)?;
     let asks = confine::rights::needed_for(&confine::ASK, || programs.answers());
     let groups = hierarchy.call_roll()?;
     programs.settle();
     let instance = programs.instance();
     let host = Box::new(Files::new(&hierarchy)?);
+    let identity = programs.identity().clone();
     let mut watcher = Watcher::new(programs, host, options.limits)?;
     if let Some((vault, left)) = vault {
-        let restored = watcher.restore(vault, left, instance)?;
+        let restored = watcher.restore(vault, left, instance, &identity)?;
         if restored != Restored::default() {
             let Restored { registrations, removed, lost } = restored;
             log::info!(
@@ -175,7 +172,7 @@ pub async fn run(
             );
         }
     }
-    let watcher = Rc::new(RefCell::new(watcher));
+    let watcher = Shared::new(watcher);
 
     let closer = Closer::start(options.confine).map_err(|error| Error::file("start", "threads", error))?;
     let door = Rc::new(Listener::open(given, &options.socket, &options.access, &closer)?);
@@ -189,24 +186,24 @@ pub async fn run(
         None => None,
     };
     let device = shown.as_ref().map(|(shown, _)| shown.device());
-    let places = Rc::new(Places::new(Arc::clone(&tree), device, closer));
+    let places = Rc::new(Places::new(Arc::clone(&tree), device, closer, Box::new(identity)));
     let mut tasks = vec![
-        tokio::task::spawn_local(socket::serve(door, Rc::clone(&watcher), Rc::clone(&places))),
+        tokio::task::spawn_local(socket::serve(door, watcher.clone(), Rc::clone(&places))),
         tokio::task::spawn_local(control::serve(
             operator,
-            Rc::clone(&watcher),
+            watcher.clone(),
             Rc::clone(&places),
             hierarchy.clone(),
         )),
     ];
     if let Some(time) = options.watchdog {
-        let (watcher, places) = (Rc::clone(&watcher), Rc::clone(&places));
+        let (watcher, places) = (watcher.clone(), Rc::clone(&places));
         tasks.push(tokio::task::spawn_local(watchdog::serve(time, watcher, places, hierarchy.clone())));
     }
     let mut doors = options.socket.display().to_string();
     let shown = shown.map(|(shown, writes)| {
         doors = format!("{doors} and {}", shown.point().display());
-        tasks.push(tokio::task::spawn_local(door::view::serve(writes, Rc::clone(&watcher), places)));
+        tasks.push(tokio::task::spawn_local(door::view::serve(writes, watcher.clone(), places)));
         shown
     });
     if let Some(door) = metrics {
@@ -217,13 +214,16 @@ pub async fn run(
     // What it took to get here, the kernel's types above all, is needed no more.
     heap::trim();
     confine::agent(options.confine, asks);
+    let pace = Pace { sweep: options.sweep, sample: options.sample };
+    let mut signals = Signals::start(runtime, ring, watcher.clone(), pace)
+        .map_err(|error| Error::file("start", "the thread that signals", error))?;
     ready(&format!("watching {groups} groups below {}; register at {doors}", hierarchy.root.display()));
 
     let outcome = tokio::select! {
-        outcome = answer_doorbells(ring, &watcher, options) => outcome,
+        outcome = signals.ended() => outcome,
         end = shutdown => {
             if end == End::ForGood {
-                watcher.borrow().source().detach();
+                watcher.lock().source().detach();
             }
             Ok(())
         }
@@ -267,95 +267,5 @@ fn show(
             Ok(None)
         }
         Err(failure) => Err(failure.into_error()),
-    }
-}
-
-/// Eventfds whose last reference may be about to go, and how often each was
-/// asked for.
-type Closing = VecDeque<(FileId, u32)>;
-
-/// How often a closing eventfd is asked for, a millisecond apart, before it is
-/// left to the sweep.
-const ASK_AGAIN: u32 = 5;
-
-async fn answer_doorbells(
-    ring: Doorbells,
-    watcher: &Rc<RefCell<Watcher<Programs>>>,
-    options: &Options,
-) -> Result<()> {
-    let mut ring = wait_on(ring).map_err(|error| Error::file("epoll", "the ring buffer", error))?;
-    let mut closing = Closing::new();
-    let every = |time| {
-        let mut ticks = tokio::time::interval_at(Instant::now() + time, time);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        ticks
-    };
-    let (mut sweeps, mut samples) = (every(options.sweep), every(options.sample));
-    let work = watcher.borrow().work();
-    let mut trim = Trim::default();
-    loop {
-        let (waiting, due, sampled, rests) = {
-            let watcher = watcher.borrow();
-            trim.now_held(watcher.registry().len());
-            (!watcher.registry().is_empty(), watcher.is_due(), watcher.samples(), watcher.rests())
-        };
-        let rested = tokio::time::sleep(Duration::from_millis(rests.unwrap_or(0)));
-        tokio::select! {
-            ready = ring.readable_mut() => {
-                let mut ready = ready.map_err(|error| Error::file("epoll", "the ring buffer", error))?;
-                // Cleared first: a doorbell that rings from here on wakes anew.
-                ready.clear_ready();
-                let watcher = &mut watcher.borrow_mut();
-                while let Some(record) = ready.get_inner_mut().next() {
-                    answer(watcher, record, &mut closing);
-                }
-                if watcher.lost_doorbells() {
-                    watcher.sweep();
-                }
-            }
-            // Nothing registered: nothing to lose, no wake-ups, until something is.
-            _ = sweeps.tick(), if waiting => watcher.borrow_mut().sweep(),
-            _ = samples.tick(), if sampled => watcher.borrow_mut().sample(),
-            () = rested, if rests.is_some() => watcher.borrow_mut().wake(false),
-            () = work.notified() => {}
-            () = tokio::time::sleep(Duration::from_millis(1)), if !closing.is_empty() => {
-                let watcher = &mut watcher.borrow_mut();
-                for _ in 0..closing.len() {
-                    let Some((file, asked)) = closing.pop_front() else { break };
-                    if watcher.file_closed(file) && asked < ASK_AGAIN {
-                        closing.push_back((file, asked + 1));
-                    }
-                }
-            }
-            () = tokio::task::yield_now(), if due => watcher.borrow_mut().look_again(),
-        }
-    }
-}
-
-fn answer(watcher: &mut Watcher<Programs>, record: Record, closing: &mut Closing) {
-    let doorbell = match record {
-        Record::Bell(doorbell) => doorbell,
-        Record::Victim(victim) => return watcher.victim(&victim),
-    };
-    let Doorbell { kind, slot, value } = doorbell;
-    match kind {
-        Doorbell::SLOT => watcher.look_for(slot, value),
-        Doorbell::READING => {
-            watcher.add_reading(slot, value);
-            watcher.look(slot);
-        }
-        Doorbell::SUM_READING => {
-            watcher.add_sum_reading(slot, value);
-            watcher.look(slot);
-        }
-        Doorbell::LIMITS => watcher.follow_limits(),
-        Doorbell::GROUP_KILL => watcher.group_kill(slot, value),
-        Doorbell::FILE => {
-            let file = FileId(value);
-            if watcher.file_closed(file) {
-                closing.push_back((file, 0));
-            }
-        }
-        kind => log::error!("a doorbell of unknown kind {kind}"),
     }
 }

@@ -1,19 +1,24 @@
 //! The programs in the kernel: load, attach, ask. Nothing else names aya.
 
 mod held;
+mod identity;
 mod load;
 mod pins;
 mod ring;
 mod start;
 
+pub use identity::Identity;
 pub use load::{Size, Trial, try_all};
 pub use pins::{FOLDER, Pins};
 pub use ring::{Doorbells, Record};
 
 use std::{
     fmt, fs,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
-    sync::atomic::{AtomicU64, Ordering},
+    os::fd::{AsFd as _, RawFd},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use aya::{
@@ -21,18 +26,17 @@ use aya::{
     programs::{RawTracePointRunOptions, TestRun as _},
 };
 use monitor_common::{
-    ask::{Ask, Roll},
+    ask::{ANSWERS, Ask},
     oom,
     ring::Tally,
     word::Word as _,
 };
-use nix::sys::uio::pread;
 
 use crate::{
     error::{Error, Result},
     kernel::Offers,
     programs::{held::Held, load::failed, start::Before},
-    source::{FileId, GroupId, Located, Source},
+    source::{FileId, GroupId, Identify as _, Slots, Source},
     table::{SharedScratch, SharedSlot, Table},
 };
 
@@ -60,13 +64,13 @@ const ROOT_ID: u64 = 1;
 pub struct Programs {
     /// `None` only while it is being pinned.
     held: Option<Held>,
-    slots: Table<SharedSlot>,
-    scratch: Table<SharedScratch>,
+    slots: Arc<Table<SharedSlot>>,
+    scratch: Arc<Table<SharedScratch>>,
+    identity: Identity,
     tallies: Table<AtomicU64>,
     files: HashMap<MapData, u64, u32>,
     band_shift: u32,
     offers: Offers,
-    root: u32,
     /// The charge programs' descriptors, whose skips are counted.
     charge: Vec<RawFd>,
     pins: Option<Pins>,
@@ -89,7 +93,7 @@ impl Programs {
         use nix::sys::eventfd::{EfdFlags, EventFd};
         let eventfd =
             EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(|errno| Error::syscall("eventfd2", errno))?;
-        let file = self.file_of(eventfd.as_fd())?;
+        let file = self.identity.file_of(eventfd.as_fd())?;
         match self.file_refs(file)? {
             1 => Ok(()),
             refs => Err(Error::Kernel(format!("a fresh eventfd seems to have {refs} references, not one"))),
@@ -107,8 +111,15 @@ impl Programs {
 
     /// The slot table.
     #[must_use]
-    pub const fn slots(&self) -> &Table<SharedSlot> {
+    pub fn slots(&self) -> &Table<SharedSlot> {
         &self.slots
+    }
+
+    /// Who says what files and descriptors stand for, to the thread that has started the
+    /// programs.
+    #[must_use]
+    pub const fn identity(&self) -> &Identity {
+        &self.identity
     }
 
     /// Runs of all charge programs, and nanoseconds spent in them: counted by
@@ -134,32 +145,7 @@ impl Programs {
     }
 
     fn answer_cell(&self) -> Result<&SharedScratch> {
-        self.scratch.get(0).ok_or_else(|| Error::Host("the answer cell is not mapped".into()))
-    }
-
-    /// Does what a program of ours watches, until the program has answered; false
-    /// when it cannot be done, or is not watched.
-    ///
-    /// The kernel skips the program where another task, preempted in it, is on the
-    /// same CPU: then that one has to go on first.
-    fn until_answered(&self, done: impl Fn() -> Result<bool>) -> Result<bool> {
-        const ATTEMPTS: u32 = 200;
-        let cell = self.answer_cell()?;
-        for attempt in 0..ATTEMPTS {
-            let before = cell.answers.get();
-            if !done()? {
-                return Ok(false);
-            }
-            if cell.answers.get() != before {
-                return Ok(true);
-            }
-            if attempt < ATTEMPTS / 2 {
-                std::thread::yield_now();
-            } else {
-                std::thread::sleep(std::time::Duration::from_micros(100));
-            }
-        }
-        Ok(false)
+        self.scratch.get(ANSWERS as usize).ok_or_else(|| Error::Host("the answer cell is not mapped".into()))
     }
 
     /// Asks for a number of a group; `None` when the group is gone.
@@ -197,33 +183,17 @@ fn fdinfo_field(fd: i32, field: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(field)?.trim().parse().ok())
 }
 
-impl Source for Programs {
+impl Slots for Programs {
     fn slot(&self, index: u32) -> Option<&SharedSlot> {
-        self.slots.get(index as usize)
+        self.identity.slot(index)
     }
 
-    fn locate(&self, fd: BorrowedFd<'_>) -> Result<Located> {
-        let cell = self.answer_cell()?;
-        let answered = self.until_answered(|| {
-            let mut text = [0; 32];
-            // A failing read is an answer, too: the file has no group any more.
-            Ok(matches!(pread(fd, &mut text, 0), Ok(length) if length > 0))
-        })?;
-        if !answered {
-            return Ok(Located::Nobody);
-        }
-        Ok(match cell.slot.load(Ordering::Acquire) {
-            Roll::ROOT => Located::Root,
-            Roll::FULL => Located::TableFull,
-            slot => match u32::try_from(slot) {
-                Ok(slot) => {
-                    Located::Group(GroupId { slot, generation: cell.generation.load(Ordering::Acquire) })
-                }
-                Err(_) => Located::Nobody,
-            },
-        })
+    fn root(&self) -> GroupId {
+        self.identity.root()
     }
+}
 
+impl Source for Programs {
     fn usage(&self, group: GroupId) -> Result<Option<u64>> {
         self.ask_of(Ask::USAGE, group)
     }
@@ -259,27 +229,6 @@ impl Source for Programs {
 
     fn offers(&self) -> Offers {
         self.offers
-    }
-
-    fn root(&self) -> GroupId {
-        let generation = self.slot(self.root).map_or(0, |slot| slot.state().generation());
-        GroupId { slot: self.root, generation }
-    }
-
-    fn file_of(&self, fd: BorrowedFd<'_>) -> Result<FileId> {
-        let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
-        let read = || fs::read(&path).map(|_| true).map_err(|error| Error::file("read", &path, error));
-        if self.until_answered(read)? {
-            return Ok(FileId(self.answer_cell()?.file.load(Ordering::Acquire)));
-        }
-        Err(Error::Host("the kernel did not say which eventfd this is (eventfd_show_fdinfo)".into()))
-    }
-
-    fn file_shown(&self, show: &mut dyn FnMut()) -> Option<FileId> {
-        let cell = self.answer_cell().ok()?;
-        let before = cell.answers.get();
-        show();
-        (cell.answers.get() != before).then(|| FileId(cell.file.load(Ordering::Acquire)))
     }
 
     fn file_refs(&self, file: FileId) -> Result<u64> {

@@ -33,10 +33,14 @@ pub enum Located {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FileId(pub u64);
 
-/// Questions to the kernel side.
-pub trait Source {
-    /// The slot at `index`; indices come from this source.
+/// The table of groups: memory shared with the programs, which any thread reads without
+/// asking anybody.
+pub trait Slots {
+    /// The slot at `index`; indices come from this table.
     fn slot(&self, index: u32) -> Option<&SharedSlot>;
+
+    /// The hierarchy's root: it has a slot without a counter.
+    fn root(&self) -> GroupId;
 
     /// Groups that are online, by the ids of their directories.
     fn groups_by_id(&self) -> HashMap<u64, GroupId> {
@@ -48,13 +52,32 @@ pub trait Source {
         })
         .collect()
     }
+}
 
+/// What files and descriptors stand for, by the kernel's own word. The answers come from
+/// programs at what the asking thread reads: only the thread that started the programs
+/// is answered. To read may take as long as a client's file likes, so nobody asks with a
+/// lock held.
+pub trait Identify: Slots {
     /// Whose usage file `fd` is. `fd` is open for reading.
     ///
     /// # Errors
     /// The programs could not be asked.
     fn locate(&self, fd: BorrowedFd<'_>) -> Result<Located>;
 
+    /// Which file the eventfd `fd` is.
+    ///
+    /// # Errors
+    /// The programs could not be asked.
+    fn file_of(&self, fd: BorrowedFd<'_>) -> Result<FileId>;
+
+    /// Which eventfd it was whose fdinfo `show` read, in whichever process. `None`
+    /// where it was none, and now and then where it was one.
+    fn file_shown(&self, show: &mut dyn FnMut()) -> Option<FileId>;
+}
+
+/// Questions to the kernel side.
+pub trait Source: Slots {
     /// Usage in pages, read from the kernel's own counter *now*; `None` when
     /// the group's counter is gone.
     ///
@@ -100,19 +123,6 @@ pub trait Source {
 
     /// What this kernel can tell.
     fn offers(&self) -> Offers;
-
-    /// The hierarchy's root: it has a slot without a counter.
-    fn root(&self) -> GroupId;
-
-    /// Which file the eventfd `fd` is.
-    ///
-    /// # Errors
-    /// The programs could not be asked.
-    fn file_of(&self, fd: BorrowedFd<'_>) -> Result<FileId>;
-
-    /// Which eventfd it was whose fdinfo `show` read, in whichever process. `None`
-    /// where it was none, and now and then where it was one.
-    fn file_shown(&self, show: &mut dyn FnMut()) -> Option<FileId>;
 
     /// References to a file that the caller holds one of.
     ///

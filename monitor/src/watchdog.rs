@@ -4,7 +4,6 @@
 //! of it happens where no watchdog is asked for.
 
 use std::{
-    cell::RefCell,
     fs::{self, File},
     io,
     num::NonZeroUsize,
@@ -40,8 +39,8 @@ use crate::{
     error::{Error, Result},
     ready::wait_on,
     registry::AGENT,
-    source::Source,
-    watcher::{Handed, Watcher},
+    source::{FileId, Identify, Source},
+    watcher::{Handed, Shared},
 };
 
 /// Tests in the time after which the service manager gives up on us: one that fails, of
@@ -59,12 +58,7 @@ const ABOVE: u64 = 512 << 10;
 const LOOK: Duration = Duration::from_millis(1);
 
 /// Feeds the watchdog, which gives up after `time`, until the task is dropped.
-pub async fn serve<S: Source>(
-    time: Duration,
-    watcher: Rc<RefCell<Watcher<S>>>,
-    places: Rc<Places>,
-    hierarchy: Hierarchy,
-) {
+pub async fn serve<S: Source>(time: Duration, watcher: Shared<S>, places: Rc<Places>, hierarchy: Hierarchy) {
     let test = async || test(&watcher, &places, &hierarchy).await;
     pace(time / TESTS, test, || {
         if let Err(error) = sd_notify::notify(&[NotifyState::Watchdog]) {
@@ -89,11 +83,7 @@ async fn pace(every: Duration, mut test: impl AsyncFnMut() -> Result<()>, mut we
 }
 
 /// One registration of our own from begin to end.
-async fn test<S: Source>(
-    watcher: &RefCell<Watcher<S>>,
-    places: &Places,
-    hierarchy: &Hierarchy,
-) -> Result<()> {
+async fn test<S: Source>(watcher: &Shared<S>, places: &Places, hierarchy: &Hierarchy) -> Result<()> {
     let failed = |what: &'static str, error: io::Error| Error::file(what, "the watchdog's eventfd", error);
     let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
         .map_err(|errno| Error::syscall("eventfd2", errno))?;
@@ -121,7 +111,7 @@ async fn test<S: Source>(
     // By another thread: what the loop closes itself does not ring. The hook at
     // filp_close does, and the loop lets the last reference go.
     places.closer.close(AGENT, eventfd.into_inner());
-    while watcher.borrow().registry().held_by(AGENT) > 0 {
+    while watcher.lock().registry().held_by(AGENT) > 0 {
         sleep(LOOK).await;
     }
     Ok(())
@@ -130,7 +120,7 @@ async fn test<S: Source>(
 /// Registers as a client does whose descriptors come along. False where clients have
 /// filled the tables: they need the agent as it is, and it did answer.
 fn ask<S: Source>(
-    watcher: &RefCell<Watcher<S>>,
+    watcher: &Shared<S>,
     places: &Places,
     eventfd: OwnedFd,
     control: &Path,
@@ -141,10 +131,10 @@ fn ask<S: Source>(
     let fds = [eventfd, control.into()].map(Foreign::harmless);
     let sent = Sent::new(fds.into(), Sender::new(UnixCredentials::new()), &places.closer).map_err(refused)?;
     let client = Client { line: line.as_bytes(), asker: &Own(sent), follower: None, own: None };
-    let outcome = register(&mut watcher.borrow_mut(), places, client);
+    let outcome = register(watcher, places, client);
     match outcome {
         Ok(receipt) => {
-            watcher.borrow().confirm(receipt);
+            watcher.lock().confirm(receipt);
             Ok(true)
         }
         Err(refusal) if refusal.errno == Errno::ENOMEM => Ok(false),
@@ -157,8 +147,13 @@ fn ask<S: Source>(
 struct Own(Sent);
 
 impl Asker for Own {
-    fn event<S: Source>(&self, number: u32, watcher: &Watcher<S>) -> std::result::Result<Handed, Refusal> {
-        self.0.event(number, watcher)
+    fn event(
+        &self,
+        number: u32,
+        identity: &dyn Identify,
+        is_registered: &dyn Fn(FileId) -> bool,
+    ) -> std::result::Result<Handed, Refusal> {
+        self.0.event(number, identity, is_registered)
     }
 
     fn glance(&self, number: u32) -> Option<Inode> {

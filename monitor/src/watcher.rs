@@ -7,11 +7,12 @@ mod measures;
 mod register;
 mod restore;
 mod sample;
+mod shared;
 mod signal;
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
-    rc::Rc,
+    sync::Arc,
 };
 
 use monitor_common::{
@@ -36,6 +37,7 @@ pub use event::{Cause, Event, Follower};
 pub use measures::{CAUSES, Measures};
 pub use register::{Handed, Receipt, Request};
 pub use restore::Restored;
+pub use shared::{Guard, Shared};
 
 /// Counts of what the watcher did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -70,7 +72,7 @@ const FILES_IN_A_SWEEP: usize = 256;
 /// The agent's heart: one kernel side, one registry, the eventfds.
 pub struct Watcher<S> {
     source: S,
-    host: Box<dyn Host>,
+    host: Box<dyn Host + Send>,
     registry: Registry,
     limits: Limits,
     /// Until when thresholds rest, and on which slot.
@@ -89,7 +91,7 @@ pub struct Watcher<S> {
     due: VecDeque<u32>,
     /// Eventfds that the sweeps have yet to ask for.
     unswept: Vec<FileId>,
-    work: Rc<Notify>,
+    work: Arc<Notify>,
     counts: Counts,
     measures: Measures,
     skipped: u64,
@@ -110,7 +112,7 @@ impl<S: Source> Watcher<S> {
     ///
     /// # Errors
     /// As [`Signaller::new`].
-    pub fn new(source: S, host: Box<dyn Host>, limits: Limits) -> Result<Self> {
+    pub fn new(source: S, host: Box<dyn Host + Send>, limits: Limits) -> Result<Self> {
         let (skipped, measures) = (source.skipped(), Measures::new(&source));
         Ok(Self {
             source,
@@ -127,7 +129,7 @@ impl<S: Source> Watcher<S> {
             followers: HashMap::new(),
             due: VecDeque::new(),
             unswept: Vec::new(),
-            work: Rc::default(),
+            work: Arc::default(),
             counts: Counts::default(),
             measures,
             skipped,
@@ -141,14 +143,14 @@ impl<S: Source> Watcher<S> {
     }
 
     /// The host's own numbers.
-    pub fn host(&self) -> &dyn Host {
+    pub fn host(&self) -> &(dyn Host + Send) {
         self.host.as_ref()
     }
 
     /// Notified when a sweep or another look has become due otherwise than by a
     /// doorbell.
-    pub fn work(&self) -> Rc<Notify> {
-        Rc::clone(&self.work)
+    pub fn work(&self) -> Arc<Notify> {
+        Arc::clone(&self.work)
     }
 
     /// Looks at all that is watched, and samples what is sampled.

@@ -1,7 +1,13 @@
 //! The operator's socket: what `list` shows, and registrations that are told the
 //! cause behind each signal. JSON, one object per packet.
 
-use std::{cell::RefCell, rc::Rc, sync::atomic::Ordering};
+use std::{
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use monitor_common::control::ControlFile;
 use nix::errno::Errno;
@@ -21,8 +27,8 @@ use crate::{
     kernel::page_size,
     programs::Programs,
     registry::{AGENT, Group, Registry},
-    source::Source,
-    watcher::{Event, Follower, Watcher},
+    source::{Slots as _, Source as _},
+    watcher::{self, Event, Follower, Watcher},
 };
 
 /// Longest request, in bytes.
@@ -154,14 +160,14 @@ pub struct Status {
 
 pub use event_row::EventRow;
 
-type Shared = Rc<RefCell<Watcher<Programs>>>;
+type Shared = watcher::Shared<Programs>;
 
 /// Serves until the task is dropped.
 pub async fn serve(listener: Rc<Listener>, watcher: Shared, places: Rc<Places>, hierarchy: Hierarchy) {
     loop {
         match listener.accept().await {
             Ok(connection) => {
-                let (watcher, hierarchy) = (Rc::clone(&watcher), hierarchy.clone());
+                let (watcher, hierarchy) = (watcher.clone(), hierarchy.clone());
                 let places = Rc::clone(&places);
                 tokio::task::spawn_local(async move {
                     if let Err(error) = converse(&connection, &watcher, &places, &hierarchy).await {
@@ -200,7 +206,7 @@ async fn converse(
                         answer(connection, &Answer::Group(part)).await?;
                     }
                 }
-                let status = status(&watcher.borrow());
+                let status = status(&watcher.lock());
                 answer(connection, &Answer::Status(status)).await?;
                 Ok(())
             }
@@ -220,8 +226,8 @@ async fn converse(
 }
 
 fn list(watcher: &Shared, hierarchy: &Hierarchy) -> Vec<GroupRow> {
-    let mut watcher = watcher.borrow_mut();
     let paths = hierarchy.paths();
+    let mut watcher = watcher.lock();
     // Whoever reads the list has been told of all that it shows.
     watcher.look_at_all();
     let page = page_size();
@@ -290,25 +296,25 @@ pub(super) fn status(watcher: &Watcher<Programs>) -> Status {
 struct Stream {
     group: u64,
     events: mpsc::Receiver<(f64, Event)>,
-    lost: Rc<RefCell<u64>>,
+    lost: Arc<AtomicU64>,
 }
 
 fn begin(packet: Packet, line: &str, watcher: &Shared, places: &Places) -> Result<Stream, Refusal> {
     let (sender, events) = mpsc::channel(BACKLOG);
-    let lost = Rc::new(RefCell::new(0));
-    let overflow = Rc::clone(&lost);
+    let lost = Arc::new(AtomicU64::new(0));
+    let overflow = Arc::clone(&lost);
     let follower =
         Follower::new(move |event: &Event| match sender.try_send((event_row::now(), event.clone())) {
             Ok(()) => true,
             Err(mpsc::error::TrySendError::Full(_)) => {
-                *overflow.borrow_mut() += 1;
+                overflow.fetch_add(1, Ordering::Relaxed);
                 true
             }
             Err(mpsc::error::TrySendError::Closed(_)) => false,
         });
-    let watcher = &mut watcher.borrow_mut();
     let receipt = from_packet(packet, line.as_bytes(), &mut None, watcher, places, Some(follower))
-        .inspect_err(|refusal| watcher.refused(refusal.errno))?;
+        .inspect_err(|refusal| watcher.lock().refused(refusal.errno))?;
+    let watcher = watcher.lock();
     // A follower that hears nothing of it begins anew: it has lost its connection.
     watcher.confirm(receipt);
     let group = receipt.group;
@@ -329,7 +335,7 @@ async fn follow(connection: &Connection, mut stream: Stream, places: &Places) ->
         let Some((time, event)) = next else {
             return Ok(());
         };
-        let lost = std::mem::take(&mut *stream.lost.borrow_mut());
+        let lost = stream.lost.swap(0, Ordering::Relaxed);
         let row = EventRow::new(time, &event, lost, |id| {
             if id == stream.group { name.clone() } else { name_of(places, id) }
         });

@@ -24,12 +24,11 @@ use crate::{
         process::OUT_OF_DESCRIPTORS,
         request::{Asker, Refusal, Which},
     },
-    source::{GroupId, Located, Source},
+    source::{GroupId, Identify, Located, Slots},
     view::tree::{Node, Tree},
 };
 
 /// Where control files lie: in the hierarchy itself, and in the view of it.
-#[derive(Debug)]
 pub struct Places {
     /// The tree that the view shows.
     pub tree: Arc<Tree>,
@@ -38,14 +37,30 @@ pub struct Places {
     known: Known,
     /// For what clients sent.
     pub closer: Closer,
+    identity: Box<dyn Identify>,
+}
+
+impl std::fmt::Debug for Places {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Places").field("view", &self.view).finish_non_exhaustive()
+    }
 }
 
 impl Places {
     /// Nothing asked for yet.
     #[must_use]
-    pub fn new(tree: Arc<Tree>, view: Option<u64>, closer: Closer) -> Self {
+    pub fn new(tree: Arc<Tree>, view: Option<u64>, closer: Closer, identity: Box<dyn Identify>) -> Self {
         closer.trust([tree.directories().device()].into_iter().chain(view));
-        Self { tree, view, known: Known::default(), closer }
+        Self { tree, view, known: Known::default(), closer, identity }
+    }
+
+    /// Who says what a client's files and descriptors stand for.
+    pub(super) fn identity(&self) -> &dyn Identify {
+        self.identity.as_ref()
+    }
+
+    fn slots(&self) -> &dyn Slots {
+        self.identity.as_ref()
     }
 
     fn directories(&self) -> &Directories {
@@ -71,8 +86,7 @@ pub struct Control {
 ///
 /// # Errors
 /// `EACCES` and `EINVAL` as the kernel; `ENOMEM` when the table of groups is full.
-pub fn resolve<'a, S: Source>(
-    source: &S,
+pub fn resolve<'a>(
     places: &Places,
     number: u32,
     client: &impl Asker,
@@ -81,10 +95,10 @@ pub fn resolve<'a, S: Source>(
     let which = Which::Control(number);
     if let Some(inode) = client.glance(number) {
         if Some(inode.device) == places.view {
-            return in_view(source, places, (inode, which), client, args);
+            return in_view(places, (inode, which), client, args);
         }
         if inode.device == places.directories().device()
-            && let Some(control) = places.known.control(source, inode.number)
+            && let Some(control) = places.known.control(places.slots(), inode.number)
         {
             inode.must_be_readable(which, client)?;
             return Ok((control, args));
@@ -94,7 +108,7 @@ pub fn resolve<'a, S: Source>(
     let fd = held.look().map_err(|errno| Refusal::new(errno, format!("{which} is closed")))?;
     let inode = Inode::of(fd).map_err(|errno| Refusal::new(errno, format!("statx of {which} failed")))?;
     if Some(inode.device) == places.view {
-        return in_view(source, places, (inode, which), client, args);
+        return in_view(places, (inode, which), client, args);
     }
     inode.must_be_readable(which, client)?;
     if inode.device != places.directories().device() {
@@ -111,7 +125,7 @@ pub fn resolve<'a, S: Source>(
             if let Ok(stat) = stand_in.stat_file(stand_in_for(places, file)) {
                 Inode::from(stat).must_be_readable(which, client)?;
             }
-            let group = group_of(source, places, Some(&stand_in), inode.number, which)?;
+            let group = group_of(places, Some(&stand_in), inode.number, which)?;
             Ok((Control { group, cgroup_id: inode.number, file }, args))
         }
         libc::S_IFREG => {
@@ -122,7 +136,7 @@ pub fn resolve<'a, S: Source>(
             let home =
                 places.directories().home_of(inode.number).map_err(|errno| not_opened(which, errno))?;
             let cgroup_id = home.stat().map_err(|_| gone(which))?.st_ino;
-            let group = group_of(source, places, Some(&home), cgroup_id, which)?;
+            let group = group_of(places, Some(&home), cgroup_id, which)?;
             let control = Control { group, cgroup_id, file };
             places.known.remember_control(inode.number, control);
             Ok((control, args))
@@ -132,8 +146,7 @@ pub fn resolve<'a, S: Source>(
 }
 
 /// The same for a file or directory of the view.
-fn in_view<'a, S: Source>(
-    source: &S,
+fn in_view<'a>(
     places: &Places,
     (inode, which): (Inode, Which),
     client: &impl Asker,
@@ -151,7 +164,7 @@ fn in_view<'a, S: Source>(
             (control, args)
         }
     };
-    let group = group_of(source, places, None, node.group, which)?;
+    let group = group_of(places, None, node.group, which)?;
     Ok((Control { group, cgroup_id: node.group, file }, args))
 }
 
@@ -213,17 +226,16 @@ fn name_of(fd: BorrowedFd<'_>) -> Vec<u8> {
 }
 
 /// The group of the directory with this id, by the kernel's own word, today or before.
-fn group_of<S: Source>(
-    source: &S,
+fn group_of(
     places: &Places,
     directory: Option<&Directory>,
     id: u64,
     which: Which,
 ) -> Result<GroupId, Refusal> {
     if id == places.directories().root_id() {
-        return Ok(source.root());
+        return Ok(places.identity().root());
     }
-    if let Some(group) = places.known.group(source, id) {
+    if let Some(group) = places.known.group(places.slots(), id) {
         return Ok(group);
     }
     let opened;
@@ -237,12 +249,12 @@ fn group_of<S: Source>(
     let usage = directory
         .file(places.directories().version().usage_file())
         .map_err(|errno| not_opened(which, errno))?;
-    match source.locate(usage.as_fd()) {
+    match places.identity().locate(usage.as_fd()) {
         Ok(Located::Group(group)) => {
             places.known.remember_group(id, group);
             Ok(group)
         }
-        Ok(Located::Root) => Ok(source.root()),
+        Ok(Located::Root) => Ok(places.identity().root()),
         Ok(Located::TableFull) => Err(Refusal::new(
             Errno::ENOMEM,
             "the agent's table of groups is full; start it with a larger --max-groups",

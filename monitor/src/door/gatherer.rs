@@ -5,9 +5,7 @@
 //! within [`FRESH`] of the last: however many ask, and whether they stay or leave.
 
 use std::{
-    cell::RefCell,
     path::Path,
-    rc::Rc,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -25,9 +23,9 @@ use crate::{
     door::{control, turns},
     metrics::{AgentNumbers, GroupNumbers, LeftOut, Selection, Snapshot, files, text},
     programs::Programs,
-    source::Source as _,
+    source::Slots as _,
     view::tree::Tree,
-    watcher::{CAUSES, Watcher},
+    watcher::{CAUSES, Shared},
 };
 
 /// For how long what was gathered is told again.
@@ -58,7 +56,7 @@ impl Page {
 
 /// What the numbers come from.
 pub struct Gatherer {
-    watcher: Rc<RefCell<Watcher<Programs>>>,
+    watcher: Shared<Programs>,
     tree: Arc<Tree>,
     hierarchy: Hierarchy,
     max_eventfds: u32,
@@ -74,14 +72,14 @@ impl std::fmt::Debug for Gatherer {
 impl Gatherer {
     /// Of this agent, which starts now.
     pub fn new(
-        watcher: &Rc<RefCell<Watcher<Programs>>>,
+        watcher: &Shared<Programs>,
         tree: Arc<Tree>,
         hierarchy: &Hierarchy,
         max_eventfds: u32,
     ) -> Self {
         let start = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Self {
-            watcher: Rc::clone(watcher),
+            watcher: watcher.clone(),
             tree,
             hierarchy: hierarchy.clone(),
             max_eventfds,
@@ -127,7 +125,7 @@ impl Gatherer {
     }
 
     fn agent(&self, live: u64) -> AgentNumbers {
-        let watcher = self.watcher.borrow();
+        let watcher = self.watcher.lock();
         let (registry, measures) = (watcher.registry(), watcher.measures());
         let count = |on: ControlFile| {
             let counts = registry.groups().map(|group| match on {

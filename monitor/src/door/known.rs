@@ -7,7 +7,7 @@ use std::cell::Cell;
 
 use crate::{
     door::control_fd::Control,
-    source::{GroupId, Source},
+    source::{GroupId, Slots},
 };
 
 /// Places in each table; one that is taken makes room.
@@ -31,8 +31,8 @@ impl Default for Known {
 
 impl Known {
     /// The group of the directory with this id, while it is online.
-    pub fn group(&self, source: &impl Source, id: u64) -> Option<GroupId> {
-        get(&self.groups, id).filter(|group| is_online(source, *group))
+    pub fn group(&self, slots: &dyn Slots, id: u64) -> Option<GroupId> {
+        get(&self.groups, id).filter(|group| is_online(slots, *group))
     }
 
     /// Remembers it.
@@ -41,8 +41,8 @@ impl Known {
     }
 
     /// What the file of the hierarchy with this id is, while its group is online.
-    pub fn control(&self, source: &impl Source, id: u64) -> Option<Control> {
-        get(&self.controls, id).filter(|control| is_online(source, control.group))
+    pub fn control(&self, slots: &dyn Slots, id: u64) -> Option<Control> {
+        get(&self.controls, id).filter(|control| is_online(slots, control.group))
     }
 
     /// Remembers it.
@@ -51,8 +51,8 @@ impl Known {
     }
 }
 
-fn is_online(source: &impl Source, group: GroupId) -> bool {
-    source.slot(group.slot).is_some_and(|slot| {
+fn is_online(slots: &dyn Slots, group: GroupId) -> bool {
+    slots.slot(group.slot).is_some_and(|slot| {
         let state = slot.state();
         state.is_live() && state.generation() == group.generation
     })

@@ -26,8 +26,8 @@ use crate::{
         sender::Sender,
     },
     eventfd::EVENTFD,
-    source::Source,
-    watcher::{Handed, Watcher},
+    source::{FileId, Identify},
+    watcher::Handed,
 };
 
 /// A client's process, or its thread, held by its directory in `/proc`: whatever is
@@ -149,7 +149,7 @@ impl Peer {
     /// An eventfd of a user who may have put anything in its place by the time that it
     /// is looked at: so it is taken first. To ask what a file is (its fdinfo), or to
     /// close it, may take for ever.
-    fn event_of_user<S: Source>(&self, number: u32, watcher: &Watcher<S>) -> Result<Handed, Refusal> {
+    fn event_of_user(&self, number: u32, identity: &dyn Identify) -> Result<Handed, Refusal> {
         let which = Which::Event(number);
         // What is not one by now is not even taken.
         let target = self.look(|_| self.target(number)).map_err(|errno| self.refusal(which, errno))?;
@@ -160,7 +160,7 @@ impl Peer {
             return Err(Refusal::new(Errno::EINVAL, format!("{which} is not an eventfd")));
         }
         let fd = self.take(number).map_err(|errno| self.not_taken(which, errno))?;
-        hand_over(fd, which, watcher)
+        hand_over(fd, which, identity)
     }
 
     fn not_taken(&self, which: Which, errno: Errno) -> Refusal {
@@ -193,17 +193,21 @@ fn is_in_our_user_namespace(folder: &OwnedFd) -> bool {
 }
 
 impl Asker for Peer {
-    fn event<S: Source>(&self, number: u32, watcher: &Watcher<S>) -> Result<Handed, Refusal> {
+    fn event(
+        &self,
+        number: u32,
+        identity: &dyn Identify,
+        is_registered: &dyn Fn(FileId) -> bool,
+    ) -> Result<Handed, Refusal> {
         if self.sender.uid() != 0 {
-            return self.event_of_user(number, watcher);
+            return self.event_of_user(number, identity);
         }
         let which = Which::Event(number);
-        let source = watcher.source();
         let mut info = Err(Errno::EBADF);
         // Reading its text makes the kernel show us which file it is.
-        let seen = source.file_shown(&mut || info = self.info(number));
+        let seen = identity.file_shown(&mut || info = self.info(number));
         let info = info.map_err(|errno| self.refusal(which, errno))?;
-        if let Some(file) = seen.filter(|file| watcher.registry().has_file(*file)) {
+        if let Some(file) = seen.filter(|file| is_registered(*file)) {
             return Ok(Handed::Known(file));
         }
         if is_path_only(info.text()) {
@@ -218,7 +222,7 @@ impl Asker for Peer {
         }
         let fd = self.take(number).map_err(|errno| self.not_taken(which, errno))?;
         // What was looked at may have been closed since.
-        let handed = hand_over(fd, which, watcher)?;
+        let handed = hand_over(fd, which, identity)?;
         let same = match (&handed, seen) {
             (Handed::Known(file) | Handed::New(_, file), Some(seen)) => *file == seen,
             (_, None) => true,
@@ -261,18 +265,14 @@ impl Asker for Peer {
 }
 
 /// Takes in a duplicate, if it is an eventfd.
-pub(super) fn hand_over<S: Source>(
-    fd: Foreign,
-    which: Which,
-    watcher: &Watcher<S>,
-) -> Result<Handed, Refusal> {
+pub(super) fn hand_over(fd: Foreign, which: Which, identity: &dyn Identify) -> Result<Handed, Refusal> {
     // Before it is asked anything.
     let eventfd = adopt(fd, which)?;
-    let file = watcher.source().file_of(eventfd.as_fd()).map_err(|error| {
+    let file = identity.file_of(eventfd.as_fd()).map_err(|error| {
         log::error!("registration failed: {error}");
         Refusal::new(Errno::EIO, "the agent could not ask the kernel; see its log")
     })?;
-    Ok(if watcher.registry().has_file(file) { Handed::Known(file) } else { Handed::New(eventfd, file) })
+    Ok(Handed::New(eventfd, file))
 }
 
 pub(super) fn path_only(which: Which, what: &str) -> Refusal {

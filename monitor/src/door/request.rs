@@ -1,7 +1,10 @@
 //! One registration, through the checks of the kernel's
 //! `memcg_write_event_control` (5.15 to 7.2): same order, same errno.
 
-use monitor_common::{control, line};
+use monitor_common::{
+    control::{self, ControlFile},
+    line,
+};
 use nix::errno::Errno;
 
 use crate::{
@@ -13,8 +16,8 @@ use crate::{
     },
     eventfd::EventFd,
     kernel::page_size,
-    source::Source,
-    watcher::{self, Follower, Handed, Receipt, Watcher},
+    source::{FileId, Identify, Source},
+    watcher::{self, Follower, Handed, Receipt, Shared},
 };
 
 /// Why a registration was refused: the kernel's errno, and what to tell a person.
@@ -68,11 +71,16 @@ impl std::fmt::Display for Which {
 /// A client: its descriptors, which come from its process or its message, and as
 /// whom it asks. Each question is asked when the kernel would.
 pub trait Asker {
-    /// The client's eventfd.
+    /// The client's eventfd; [`Handed::Known`] only where it `is_registered`.
     ///
     /// # Errors
     /// `EBADF` when it is not open, `EINVAL` when it is no eventfd.
-    fn event<S: Source>(&self, number: u32, watcher: &Watcher<S>) -> Result<Handed, Refusal>;
+    fn event(
+        &self,
+        number: u32,
+        identity: &dyn Identify,
+        is_registered: &dyn Fn(FileId) -> bool,
+    ) -> Result<Handed, Refusal>;
 
     /// What the client's control descriptor leads to, where that is told at a glance;
     /// [`Asker::control`] tells the rest, and why not.
@@ -113,23 +121,39 @@ pub struct Client<'a, A> {
 /// # Errors
 /// The kernel's errno for each failure, and one line that says what was wrong.
 pub fn register<S: Source>(
-    watcher: &mut Watcher<S>,
+    watcher: &Shared<S>,
     places: &Places,
     client: Client<'_, impl Asker>,
 ) -> Result<Receipt, Refusal> {
     let Client { line, asker, follower, own } = client;
     let line =
         line::parse(line).map_err(|error| Refusal::new(Errno::from_raw(error.errno()), error.to_string()))?;
-    let eventfd = asker.event(line.event_fd, watcher)?;
+    let is_registered = |file| watcher.lock().registry().has_file(file);
+    let mut eventfd = asker.event(line.event_fd, places.identity(), &is_registered)?;
     let which = Which::Control(line.control_fd);
-    let (control, args) = control_fd::resolve(watcher.source(), places, line.control_fd, asker, line.args)?;
+    let (control, args) = control_fd::resolve(places, line.control_fd, asker, line.args)?;
     if own.is_some_and(|own| own != control.cgroup_id) {
         return Err(Refusal::new(
             Errno::EINVAL,
             format!("{which} belongs to another group than this cgroup.event_control"),
         ));
     }
-    enter(watcher, control, args, eventfd, asker.owner(), follower)
+    let wish = control::parse(control.file, args, page_size())
+        .map_err(|error| Refusal::new(Errno::from_raw(error.errno()), error.to_string()))?;
+    let mut locked = watcher.lock();
+    if let Handed::Known(file) = eventfd
+        && !locked.registry().has_file(file)
+    {
+        // It ended in between; what the client has by this number is a new one.
+        drop(locked);
+        eventfd = asker.event(line.event_fd, places.identity(), &|_| false)?;
+        locked = watcher.lock();
+    }
+    let Control { group, file: on, .. } = control;
+    let owner = asker.owner();
+    let outcome = locked.register(watcher::Request { group, on, wish, eventfd, follower, owner });
+    drop(locked);
+    outcome.map_err(|errno| refusal(errno, owner, on))
 }
 
 /// Takes a client's descriptor for what it is to be.
@@ -144,20 +168,9 @@ pub fn adopt(fd: Foreign, which: Which) -> Result<EventFd, Refusal> {
     })
 }
 
-/// The last step, the same for every door: the arguments, and the registration.
-fn enter<S: Source>(
-    watcher: &mut Watcher<S>,
-    control: Control,
-    args: &[u8],
-    eventfd: Handed,
-    owner: u32,
-    follower: Option<Follower>,
-) -> Result<Receipt, Refusal> {
-    let Control { group, file: on, .. } = control;
-    let wish = control::parse(on, args, page_size())
-        .map_err(|error| Refusal::new(Errno::from_raw(error.errno()), error.to_string()))?;
-    let request = watcher::Request { group, on, wish, eventfd, follower, owner };
-    watcher.register(request).map_err(|errno| match errno {
+/// Why the watcher did not register what `owner` asked for on a control file.
+fn refusal(errno: Errno, owner: u32, on: ControlFile) -> Refusal {
+    match errno {
         Errno::EINVAL => Refusal::new(errno, "the group is being removed"),
         Errno::EDQUOT => Refusal::new(
             errno,
@@ -173,5 +186,5 @@ fn enter<S: Source>(
             format!("this kernel has no place to see that for {}; see `memcg-monitor check`", on.name()),
         ),
         _ => Refusal::new(errno, "the agent could not ask the kernel; see its log"),
-    })
+    }
 }

@@ -13,8 +13,8 @@ use crate::{
         sender::Sender,
     },
     eventfd,
-    source::Source,
-    watcher::{Handed, Watcher},
+    source::{FileId, Identify},
+    watcher::Handed,
 };
 
 /// The descriptors that came with a message: `[event_fd, control_fd]`.
@@ -48,10 +48,15 @@ impl Sent {
 }
 
 impl Asker for Sent {
-    fn event<S: Source>(&self, number: u32, watcher: &Watcher<S>) -> Result<Handed, Refusal> {
+    fn event(
+        &self,
+        number: u32,
+        identity: &dyn Identify,
+        _: &dyn Fn(FileId) -> bool,
+    ) -> Result<Handed, Refusal> {
         let which = Which::Event(number);
         let fd = self.event.take().ok_or_else(|| Self::missing(which))?;
-        hand_over(fd, which, watcher)
+        hand_over(fd, which, identity)
     }
 
     fn glance(&self, _: u32) -> Option<Inode> {

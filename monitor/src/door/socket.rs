@@ -4,7 +4,7 @@
 //! The answer is `0`, or `-ERRNO NAME: why`. The numbers of the line name the
 //! sender's own descriptors, unless exactly two descriptors come along.
 
-use std::{cell::RefCell, rc::Rc};
+use std::rc::Rc;
 
 use monitor_common::line::MAX_LINE;
 use nix::errno::Errno;
@@ -19,19 +19,15 @@ use crate::{
         seqpacket::{Connection, Listener, Packet},
     },
     source::Source,
-    watcher::{Follower, Receipt, Watcher},
+    watcher::{Follower, Receipt, Shared},
 };
 
 /// Serves clients until the task is dropped.
-pub async fn serve<S: Source + 'static>(
-    listener: Rc<Listener>,
-    watcher: Rc<RefCell<Watcher<S>>>,
-    places: Rc<Places>,
-) {
+pub async fn serve<S: Source + 'static>(listener: Rc<Listener>, watcher: Shared<S>, places: Rc<Places>) {
     loop {
         match listener.accept().await {
             Ok(connection) => {
-                tokio::task::spawn_local(converse(connection, Rc::clone(&watcher), Rc::clone(&places)));
+                tokio::task::spawn_local(converse(connection, watcher.clone(), Rc::clone(&places)));
             }
             Err(error) => {
                 // Out of descriptors, as a rule; connections wait in the backlog.
@@ -42,7 +38,7 @@ pub async fn serve<S: Source + 'static>(
     }
 }
 
-async fn converse<S: Source>(connection: Connection, watcher: Rc<RefCell<Watcher<S>>>, places: Rc<Places>) {
+async fn converse<S: Source>(connection: Connection, watcher: Shared<S>, places: Rc<Places>) {
     let mut last = None;
     loop {
         let packet = match connection.receive(MAX_LINE).await {
@@ -54,7 +50,7 @@ async fn converse<S: Source>(connection: Connection, watcher: Rc<RefCell<Watcher
             }
         };
         let who = packet.sender.as_ref().map(|sender| (sender.uid(), sender.pid()));
-        let outcome = handle(packet, &mut last, &mut watcher.borrow_mut(), &places);
+        let outcome = handle(packet, &mut last, &watcher, &places);
         let answer = match &outcome {
             Ok(_) => "0".to_owned(),
             Err(refusal) => {
@@ -70,7 +66,7 @@ async fn converse<S: Source>(connection: Connection, watcher: Rc<RefCell<Watcher
             return;
         }
         if let Ok(receipt) = outcome {
-            watcher.borrow().confirm(receipt);
+            watcher.lock().confirm(receipt);
         }
     }
 }
@@ -82,7 +78,7 @@ async fn converse<S: Source>(connection: Connection, watcher: Rc<RefCell<Watcher
 fn handle<S: Source>(
     packet: Packet,
     last: &mut Option<Peer>,
-    watcher: &mut Watcher<S>,
+    watcher: &Shared<S>,
     places: &Places,
 ) -> Result<Receipt, Refusal> {
     let line = packet.bytes.clone();
@@ -91,7 +87,7 @@ fn handle<S: Source>(
     } else {
         from_packet(packet, &line, last, watcher, places, None)
     };
-    outcome.inspect_err(|refusal| watcher.refused(refusal.errno))
+    outcome.inspect_err(|refusal| watcher.lock().refused(refusal.errno))
 }
 
 /// Registers `line` for the sender of `packet`: with the descriptors that came
@@ -104,7 +100,7 @@ pub fn from_packet<S: Source>(
     packet: Packet,
     line: &[u8],
     last: &mut Option<Peer>,
-    watcher: &mut Watcher<S>,
+    watcher: &Shared<S>,
     places: &Places,
     follower: Option<Follower>,
 ) -> Result<Receipt, Refusal> {

@@ -1,8 +1,6 @@
 //! What the agent's loop reads for a scrape: counters, of a few groups in a turn, so that
 //! doorbells are answered in between.
 
-use std::cell::RefCell;
-
 use tokio::task::yield_now;
 
 use crate::{
@@ -11,7 +9,7 @@ use crate::{
     metrics::{Candidate, Chosen, GroupNumbers},
     registry::Group,
     source::{GroupId, Source},
-    watcher::Watcher,
+    watcher::{Shared, Watcher},
 };
 
 /// Groups that are read in one turn.
@@ -24,11 +22,11 @@ const SLOTS_IN_A_TURN: u32 = 4096;
 const NO_LIMIT: u64 = 1 << 50;
 
 /// All groups that are watched, with their usage.
-pub(super) async fn candidates<S: Source>(watcher: &RefCell<Watcher<S>>) -> Vec<Candidate> {
+pub(super) async fn candidates<S: Source>(watcher: &Shared<S>) -> Vec<Candidate> {
     let (mut candidates, mut index) = (Vec::new(), 0);
     loop {
         {
-            let watcher = watcher.borrow();
+            let watcher = watcher.lock();
             let (mut read, end) = (0, index + SLOTS_IN_A_TURN);
             while read < IN_A_TURN && index < end {
                 if watcher.source().slot(index).is_none() {
@@ -48,14 +46,11 @@ pub(super) async fn candidates<S: Source>(watcher: &RefCell<Watcher<S>>) -> Vec<
 }
 
 /// What the programs tell of those that were chosen and are still there.
-pub(super) async fn numbers<S: Source>(
-    watcher: &RefCell<Watcher<S>>,
-    chosen: &[Chosen],
-) -> Vec<GroupNumbers> {
+pub(super) async fn numbers<S: Source>(watcher: &Shared<S>, chosen: &[Chosen]) -> Vec<GroupNumbers> {
     let mut groups = Vec::with_capacity(chosen.len());
     for some in chosen.chunks(IN_A_TURN) {
         {
-            let watcher = watcher.borrow();
+            let watcher = watcher.lock();
             groups.extend(some.iter().filter_map(|chosen| numbers_of(&watcher, chosen)));
         }
         yield_now().await;
@@ -131,14 +126,14 @@ mod tests {
         let kernel = FakeKernel::with_groups(GROUPS);
         let limits = Limits { quota: 5, rest: 0 };
         let watcher = Watcher::new(kernel, Box::new(Unasked), limits).expect("AIO");
-        let watcher = Rc::new(RefCell::new(watcher));
+        let watcher = Shared::new(watcher);
         let most = Rc::new(std::cell::Cell::new(0));
-        let (beside, highest) = (Rc::clone(&watcher), Rc::clone(&most));
+        let (beside, highest) = (watcher.clone(), Rc::clone(&most));
         // What else the loop has to do gets its turn after each of ours.
         let others = async move {
             let mut last = 0;
             loop {
-                let now = beside.borrow().source().reads.get();
+                let now = beside.lock().source().reads.get();
                 highest.set(highest.get().max(now - last));
                 last = now;
                 yield_now().await;

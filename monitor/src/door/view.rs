@@ -4,7 +4,7 @@
 //! The writer waits in the kernel meanwhile, so its thread and its descriptors
 //! stay what they are.
 
-use std::{cell::RefCell, rc::Rc};
+use std::rc::Rc;
 
 use tokio::sync::mpsc;
 
@@ -16,25 +16,20 @@ use crate::{
     },
     source::Source,
     view::Written,
-    watcher::{Receipt, Watcher},
+    watcher::{Receipt, Shared},
 };
 
 /// Answers writes until the view has gone.
-pub async fn serve<S: Source>(
-    mut writes: mpsc::Receiver<Written>,
-    watcher: Rc<RefCell<Watcher<S>>>,
-    places: Rc<Places>,
-) {
+pub async fn serve<S: Source>(mut writes: mpsc::Receiver<Written>, watcher: Shared<S>, places: Rc<Places>) {
     while let Some(written) = writes.recv().await {
-        let watcher = &mut watcher.borrow_mut();
-        let outcome = handle(&written, watcher, &places);
+        let outcome = handle(&written, &watcher, &places);
         match outcome {
             Ok(receipt) => {
                 written.reply.accept();
-                watcher.confirm(receipt);
+                watcher.lock().confirm(receipt);
             }
             Err(refusal) => {
-                watcher.refused(refusal.errno);
+                watcher.lock().refused(refusal.errno);
                 told(&refusal, written.uid, written.pid);
                 written.reply.refuse(refusal.errno);
             }
@@ -42,11 +37,7 @@ pub async fn serve<S: Source>(
     }
 }
 
-fn handle<S: Source>(
-    written: &Written,
-    watcher: &mut Watcher<S>,
-    places: &Places,
-) -> Result<Receipt, Refusal> {
+fn handle<S: Source>(written: &Written, watcher: &Shared<S>, places: &Places) -> Result<Receipt, Refusal> {
     let writer = Peer::writer(written.pid, written.uid, written.gid, &places.closer)?;
     let own = Some(written.group);
     let client = Client { line: &written.line, asker: &writer, follower: None, own };

@@ -4,6 +4,7 @@
 use std::{
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, RawFd},
     path::Path,
+    sync::Arc,
 };
 
 use aya::{
@@ -11,7 +12,7 @@ use aya::{
     maps::{HashMap, Map, MapData, RingBuf},
     programs::{FEntry, FExit, ProgramError, RawTracePoint, links::FdLink},
 };
-use monitor_common::ring::Tally;
+use monitor_common::{ask::CELLS, ring::Tally};
 
 use crate::{
     error::{Error, Result},
@@ -118,8 +119,8 @@ fn is_charge(hook: &Hook) -> bool {
 
 /// The maps, as the agent uses them.
 pub(super) struct Maps {
-    pub(super) slots: Table<SharedSlot>,
-    pub(super) scratch: Table<SharedScratch>,
+    pub(super) slots: Arc<Table<SharedSlot>>,
+    pub(super) scratch: Arc<Table<SharedScratch>>,
     pub(super) tallies: Table<std::sync::atomic::AtomicU64>,
     pub(super) files: HashMap<MapData, u64, u32>,
     pub(super) ring: RingBuf<MapData>,
@@ -141,8 +142,8 @@ impl Maps {
     fn get(sizes: Sizes, mut map: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
         let no = |error: aya::maps::MapError| failed("a map is of another type", &error);
         Ok(Self {
-            slots: Table::map(array(&map("SLOTS")?)?, sizes.groups as usize + 1, "SLOTS")?,
-            scratch: Table::map(array(&map("SCRATCH")?)?, 1, "SCRATCH")?,
+            slots: Table::map(array(&map("SLOTS")?)?, sizes.groups as usize + 1, "SLOTS")?.into(),
+            scratch: Table::map(array(&map("SCRATCH")?)?, CELLS as usize, "SCRATCH")?.into(),
             tallies: Table::map(array(&map("TALLIES")?)?, Tally::COUNT, "TALLIES")?,
             files: map("FILES")?.try_into().map_err(no)?,
             ring: map("DOORBELLS")?.try_into().map_err(no)?,

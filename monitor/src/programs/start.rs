@@ -4,6 +4,7 @@
 use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
     path::Path,
+    sync::Arc,
 };
 
 use monitor_common::{
@@ -19,12 +20,12 @@ use crate::{
     kernel::{Facts, HOOKS, Hook, Offers, Plan},
     logging::FromPrograms,
     programs::{
-        Doorbells, Programs, ROOT_ID, Sizes,
+        Doorbells, Identity, Programs, ROOT_ID, Sizes,
         held::{Held, Maps, for_pinning, open_scratch, open_slots},
         load::{OBJECT, follow_log, load_all, load_object, log_of},
         pins::Pins,
     },
-    source::Source as _,
+    source::{Slots as _, Source as _},
     table::{SharedScratch, SharedSlot, Table},
 };
 
@@ -108,13 +109,13 @@ impl Programs {
         let programs = Self {
             charge: held.charge(),
             held: Some(held),
+            identity: Identity::new(Arc::clone(&slots), Arc::clone(&scratch), sizes.groups),
             slots,
             scratch,
             tallies,
             files,
             band_shift: (plan & 0xff) as u32,
             offers: Offers::from_bits(plan >> 8 & 0xff),
-            root: sizes.groups,
             pins,
             unpinned: Vec::new(),
             before: None,

@@ -68,11 +68,11 @@ pub struct Event {
 
 /// What a following connection gets its events through. Answers `false` when it
 /// wants no more.
-pub struct Follower(Box<dyn FnMut(&Event) -> bool>);
+pub struct Follower(Box<dyn FnMut(&Event) -> bool + Send>);
 
 impl Follower {
     /// Calls `tell` with each event.
-    pub fn new(tell: impl FnMut(&Event) -> bool + 'static) -> Self {
+    pub fn new(tell: impl FnMut(&Event) -> bool + Send + 'static) -> Self {
         Self(Box::new(tell))
     }
 

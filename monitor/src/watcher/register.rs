@@ -21,7 +21,7 @@ use crate::{
 pub enum Handed {
     /// One that is registered already; the watcher holds a duplicate.
     Known(FileId),
-    /// A duplicate, and which file it is.
+    /// A duplicate, and which file it is; let go where another one is held already.
     New(EventFd, FileId),
 }
 

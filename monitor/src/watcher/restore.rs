@@ -15,7 +15,7 @@ use crate::{
     error::Result,
     eventfd::EventFd,
     registry::Registration,
-    source::{FileId, GroupId, Source},
+    source::{FileId, GroupId, Identify, Source},
     vault::{Left, Record, Ticket, Unfinished, Vault},
     watcher::{Cause, Event, Watcher},
 };
@@ -36,11 +36,18 @@ const UNSURE_FOR: u64 = 60_000;
 
 impl<S: Source> Watcher<S> {
     /// Takes over what an agent before has `left`, and keeps what is registered from now
-    /// on in `vault`. With `instance`, the maps are those that its slots are in.
+    /// on in `vault`. With `instance`, the maps are those that its slots are in; `identity`
+    /// says whose the eventfds are.
     ///
     /// # Errors
     /// The programs could not be asked, or the eventfds not be kept anew.
-    pub fn restore(&mut self, vault: Vault, left: Left, instance: u64) -> Result<Restored> {
+    pub fn restore(
+        &mut self,
+        vault: Vault,
+        left: Left,
+        instance: u64,
+        identity: &dyn Identify,
+    ) -> Result<Restored> {
         let same = left.instance == instance;
         let mut restored = Restored { lost: left.flaws, ..Restored::default() };
         let by_id = if same { HashMap::new() } else { self.source.groups_by_id() };
@@ -50,7 +57,7 @@ impl<S: Source> Watcher<S> {
         let wanted: HashSet<FileId> = left.records.iter().map(|(_, record)| record.file).collect();
         for (file, fd) in left.files {
             if wanted.contains(&file) {
-                self.take_in(file, fd)?;
+                self.take_in(file, fd, identity)?;
             }
         }
         self.vault = Some(vault);
@@ -134,10 +141,10 @@ impl<S: Source> Watcher<S> {
     }
 
     /// Takes in an eventfd out of a bag.
-    fn take_in(&mut self, file: FileId, fd: std::os::fd::OwnedFd) -> Result<()> {
+    fn take_in(&mut self, file: FileId, fd: std::os::fd::OwnedFd, identity: &dyn Identify) -> Result<()> {
         use std::os::fd::AsFd as _;
         let found = match EventFd::check(fd.as_fd()).map(|()| EventFd::known(fd)) {
-            Ok(eventfd) => (self.source.file_of(eventfd.as_fd())?, eventfd),
+            Ok(eventfd) => (identity.file_of(eventfd.as_fd())?, eventfd),
             Err(errno) => {
                 log::error!("what was kept for an eventfd is none: {errno}");
                 return Ok(());

@@ -4,7 +4,10 @@ mod events;
 pub(crate) mod fake;
 mod restart;
 
-use std::{cell::RefCell, os::fd::AsFd as _, rc::Rc};
+use std::{
+    os::fd::AsFd as _,
+    sync::{Arc, Mutex},
+};
 
 use monitor_common::{
     control::{self, ControlFile},
@@ -19,7 +22,7 @@ use super::{Cause, Follower, Handed, Limits, Request, Watcher};
 use crate::{
     eventfd::EventFd,
     registry::AGENT,
-    source::{GroupId, Source as _},
+    source::{GroupId, Identify as _},
 };
 use fake::{FakeHost, FakeKernel};
 
@@ -42,7 +45,7 @@ fn taken(client: &Client) -> u64 {
     client.read().unwrap_or(0)
 }
 
-fn watcher() -> Watcher<FakeKernel> {
+pub(super) fn watcher() -> Watcher<FakeKernel> {
     Watcher::new(FakeKernel::new(), Box::new(FakeHost::forever()), Limits { quota: 5, rest: 0 }).expect("AIO")
 }
 
@@ -183,10 +186,10 @@ fn a_full_table_of_files_refuses_and_leaves_nothing() {
 #[test]
 fn followers_hear_causes_until_they_leave() {
     let (mut watcher, client) = (watcher(), client());
-    let heard = Rc::new(RefCell::new(Vec::new()));
-    let sink = Rc::clone(&heard);
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let sink = Arc::clone(&heard);
     let follower = Follower::new(move |event: &super::Event| {
-        sink.borrow_mut().push(event.cause.clone());
+        sink.lock().expect("whole").push(event.cause.clone());
         false
     });
     let group = watcher.source.group(0);
@@ -196,6 +199,9 @@ fn followers_hear_causes_until_they_leave() {
     watcher.look(0);
     watcher.source.charge(0, 5);
     watcher.look(0);
-    assert!(matches!(heard.borrow().as_slice(), [Cause::Crossed { threshold: 10, usage: 15, .. }]));
+    assert!(matches!(
+        heard.lock().expect("whole").as_slice(),
+        [Cause::Crossed { threshold: 10, usage: 15, .. }]
+    ));
     assert_eq!(taken(&client), 2);
 }

@@ -6,6 +6,7 @@ use std::{
     collections::HashMap,
     fs,
     os::fd::{AsRawFd as _, BorrowedFd},
+    sync::atomic::AtomicU64,
 };
 
 use monitor_common::{
@@ -20,7 +21,7 @@ use crate::{
     cgroup::host::{Host, OomCounts},
     error::Result,
     kernel::Offers,
-    source::{FileId, GroupId, Located, Source},
+    source::{FileId, GroupId, Identify, Located, Slots, Source},
     table::SharedSlot,
 };
 
@@ -123,15 +124,34 @@ impl FakeKernel {
     }
 }
 
-impl Source for FakeKernel {
+impl Slots for FakeKernel {
     fn slot(&self, index: u32) -> Option<&SharedSlot> {
         self.slots.get(index as usize)
     }
 
+    fn root(&self) -> GroupId {
+        self.group(2)
+    }
+}
+
+impl Identify for FakeKernel {
     fn locate(&self, _: BorrowedFd<'_>) -> Result<Located> {
         Ok(Located::Group(self.group(0)))
     }
 
+    fn file_of(&self, fd: BorrowedFd<'_>) -> Result<FileId> {
+        let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap_or_default();
+        let id = text.lines().find_map(|line| line.strip_prefix("eventfd-id:")?.trim().parse().ok());
+        id.map(FileId).ok_or_else(|| Error::Host("no eventfd-id".into()))
+    }
+
+    fn file_shown(&self, show: &mut dyn FnMut()) -> Option<FileId> {
+        show();
+        None
+    }
+}
+
+impl Source for FakeKernel {
     fn usage(&self, group: GroupId) -> Result<Option<u64>> {
         if self.broken.get() {
             return Err(Error::Host("broken on purpose".into()));
@@ -177,21 +197,6 @@ impl Source for FakeKernel {
         self.offers
     }
 
-    fn root(&self) -> GroupId {
-        self.group(2)
-    }
-
-    fn file_of(&self, fd: BorrowedFd<'_>) -> Result<FileId> {
-        let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap_or_default();
-        let id = text.lines().find_map(|line| line.strip_prefix("eventfd-id:")?.trim().parse().ok());
-        id.map(FileId).ok_or_else(|| Error::Host("no eventfd-id".into()))
-    }
-
-    fn file_shown(&self, show: &mut dyn FnMut()) -> Option<FileId> {
-        show();
-        None
-    }
-
     fn file_refs(&self, file: FileId) -> Result<u64> {
         Ok(self.references.borrow().get(&file).copied().unwrap_or(self.usual_references))
     }
@@ -233,9 +238,9 @@ impl Source for FakeKernel {
 /// Numbers that tests move.
 #[derive(Debug, Default)]
 pub(super) struct FakeHost {
-    pub(super) usage: Cell<u64>,
-    pub(super) inactive: Cell<u64>,
-    pub(super) clock: Cell<u64>,
+    pub(super) usage: AtomicU64,
+    pub(super) inactive: AtomicU64,
+    pub(super) clock: AtomicU64,
 }
 
 impl FakeHost {

@@ -30,7 +30,7 @@ fn next(mut source: FakeKernel, handed: Handed, instance: u64) -> (Watcher<FakeK
     let limits = Limits { quota: 100, rest: 0 };
     let mut watcher = Watcher::new(source, Box::new(FakeHost::forever()), limits).expect("AIO");
     let (vault, left) = Vault::open(Keeper::of_tests(), handed).expect("memfd");
-    let restored = watcher.restore(vault, left, instance).expect("restored");
+    let restored = watcher.restore(vault, left, instance, &FakeKernel::new()).expect("restored");
     (watcher, restored)
 }
 

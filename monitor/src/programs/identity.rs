@@ -1,0 +1,124 @@
+//! What files and descriptors stand for: programs at what this thread reads say it.
+
+use std::{
+    fmt, fs,
+    os::fd::{AsRawFd as _, BorrowedFd},
+    sync::{Arc, atomic::Ordering},
+};
+
+use monitor_common::{
+    ask::{READINGS, Roll},
+    word::Word as _,
+};
+use nix::sys::uio::pread;
+
+use crate::{
+    error::{Error, Result},
+    source::{FileId, GroupId, Identify, Located, Slots},
+    table::{SharedScratch, SharedSlot, Table},
+};
+
+/// Asks the programs by reading. They answer one thread, that which started them.
+#[derive(Clone)]
+pub struct Identity {
+    slots: Arc<Table<SharedSlot>>,
+    scratch: Arc<Table<SharedScratch>>,
+    root: u32,
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity").field("root", &self.root).finish_non_exhaustive()
+    }
+}
+
+impl Identity {
+    pub(super) const fn new(
+        slots: Arc<Table<SharedSlot>>,
+        scratch: Arc<Table<SharedScratch>>,
+        root: u32,
+    ) -> Self {
+        Self { slots, scratch, root }
+    }
+
+    fn cell(&self) -> Result<&SharedScratch> {
+        let cell = self.scratch.get(READINGS as usize);
+        cell.ok_or_else(|| Error::Host("the cell for readings is not mapped".into()))
+    }
+
+    /// Does what a program of ours watches, until the program has answered; false
+    /// when it cannot be done, or is not watched.
+    ///
+    /// The kernel skips the program where another task, preempted in it, is on the
+    /// same CPU: then that one has to go on first.
+    fn until_answered(&self, done: impl Fn() -> Result<bool>) -> Result<bool> {
+        const ATTEMPTS: u32 = 200;
+        let cell = self.cell()?;
+        for attempt in 0..ATTEMPTS {
+            let before = cell.answers.get();
+            if !done()? {
+                return Ok(false);
+            }
+            if cell.answers.get() != before {
+                return Ok(true);
+            }
+            if attempt < ATTEMPTS / 2 {
+                std::thread::yield_now();
+            } else {
+                std::thread::sleep(std::time::Duration::from_micros(100));
+            }
+        }
+        Ok(false)
+    }
+}
+
+impl Slots for Identity {
+    fn slot(&self, index: u32) -> Option<&SharedSlot> {
+        self.slots.get(index as usize)
+    }
+
+    fn root(&self) -> GroupId {
+        let generation = self.slot(self.root).map_or(0, |slot| slot.state().generation());
+        GroupId { slot: self.root, generation }
+    }
+}
+
+impl Identify for Identity {
+    fn locate(&self, fd: BorrowedFd<'_>) -> Result<Located> {
+        let cell = self.cell()?;
+        let answered = self.until_answered(|| {
+            let mut text = [0; 32];
+            // A failing read is an answer, too: the file has no group any more.
+            Ok(matches!(pread(fd, &mut text, 0), Ok(length) if length > 0))
+        })?;
+        if !answered {
+            return Ok(Located::Nobody);
+        }
+        Ok(match cell.slot.load(Ordering::Acquire) {
+            Roll::ROOT => Located::Root,
+            Roll::FULL => Located::TableFull,
+            slot => match u32::try_from(slot) {
+                Ok(slot) => {
+                    Located::Group(GroupId { slot, generation: cell.generation.load(Ordering::Acquire) })
+                }
+                Err(_) => Located::Nobody,
+            },
+        })
+    }
+
+    fn file_of(&self, fd: BorrowedFd<'_>) -> Result<FileId> {
+        let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
+        let read = || fs::read(&path).map(|_| true).map_err(|error| Error::file("read", &path, error));
+        if self.until_answered(read)? {
+            return Ok(FileId(self.cell()?.file.load(Ordering::Acquire)));
+        }
+        Err(Error::Host("the kernel did not say which eventfd this is (eventfd_show_fdinfo)".into()))
+    }
+
+    fn file_shown(&self, show: &mut dyn FnMut()) -> Option<FileId> {
+        let cell = self.cell().ok()?;
+        let before = cell.answers.get();
+        show();
+        (cell.answers.get() != before).then(|| FileId(cell.file.load(Ordering::Acquire)))
+    }
+}

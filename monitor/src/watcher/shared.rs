@@ -1,0 +1,140 @@
+//! The watcher, shared by the thread that signals and the doors.
+
+use std::{
+    fmt,
+    ops::{Deref, DerefMut},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+};
+
+use crate::watcher::Watcher;
+
+/// One watcher, and who may use it next: whoever asked first. So neither the doors,
+/// which ask again and again, nor the thread that signals can keep the other out for
+/// longer than one use. A use is a bounded piece of work, and reads no file of a
+/// client's.
+pub struct Shared<S>(Arc<Inner<S>>);
+
+struct Inner<S> {
+    watcher: Mutex<Watcher<S>>,
+    line: Mutex<Line>,
+    moved: Condvar,
+}
+
+/// Those who wait, by number.
+#[derive(Debug, Default)]
+struct Line {
+    next: u64,
+    served: u64,
+}
+
+impl<S> Clone for Shared<S> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<S> fmt::Debug for Shared<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}
+
+impl<S> Shared<S> {
+    /// To be shared by clones.
+    #[must_use]
+    pub fn new(watcher: Watcher<S>) -> Self {
+        Self(Arc::new(Inner { watcher: Mutex::new(watcher), line: Mutex::default(), moved: Condvar::new() }))
+    }
+
+    /// The watcher, once all who asked before have done with it. Not to be held across
+    /// an `await`, nor asked for by a thread that has it.
+    #[must_use]
+    pub fn lock(&self) -> Guard<'_, S> {
+        let inner = &*self.0;
+        let mut line = inner.line();
+        let mine = line.next;
+        line.next += 1;
+        while line.served != mine {
+            line = inner.moved.wait(line).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(line);
+        // Free, or about to be: the guard before lets go of it and then of its turn.
+        let watcher = inner.watcher.lock().unwrap_or_else(PoisonError::into_inner);
+        Guard { watcher, _turn: Turn(inner) }
+    }
+}
+
+impl<S> Inner<S> {
+    fn line(&self) -> MutexGuard<'_, Line> {
+        // Nothing in between is half done.
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The watcher, for as long as this is there.
+pub struct Guard<'a, S> {
+    watcher: MutexGuard<'a, Watcher<S>>,
+    _turn: Turn<'a, S>,
+}
+
+impl<S> fmt::Debug for Guard<'_, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guard").finish_non_exhaustive()
+    }
+}
+
+impl<S> Deref for Guard<'_, S> {
+    type Target = Watcher<S>;
+
+    fn deref(&self) -> &Watcher<S> {
+        &self.watcher
+    }
+}
+
+impl<S> DerefMut for Guard<'_, S> {
+    fn deref_mut(&mut self) -> &mut Watcher<S> {
+        &mut self.watcher
+    }
+}
+
+struct Turn<'a, S>(&'a Inner<S>);
+
+impl<S> Drop for Turn<'_, S> {
+    fn drop(&mut self) {
+        let mut line = self.0.line();
+        line.served += 1;
+        if line.served != line.next {
+            self.0.moved.notify_all();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+    use super::Shared;
+    use crate::watcher::tests::watcher;
+
+    /// One that locks again and again does not keep another out, nor that one the first.
+    #[test]
+    fn whoever_asked_first_is_next() {
+        let shared = Shared::new(watcher());
+        let (waits, had) = (AtomicBool::new(false), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            let guard = shared.lock();
+            scope.spawn(|| {
+                waits.store(true, SeqCst);
+                let _guard = shared.lock();
+                had.store(true, SeqCst);
+            });
+            // In the line, not only on the way there.
+            while !waits.load(SeqCst) || shared.0.line().next < 2 {
+                std::thread::yield_now();
+            }
+            drop(guard);
+            drop(shared.lock());
+            assert!(had.load(SeqCst), "the other's turn came before our second");
+        });
+    }
+}
