@@ -112,7 +112,7 @@ impl Theatre {
         let Ok(session) = Session::from_fd(view, device, SessionACL::All, config) else { return };
         // An error says how the session ended; each ends.
         let _ = session.run();
-        let (watcher, places) = (Rc::clone(&self.stage.watcher), Rc::clone(&self.stage.places));
+        let (watcher, places) = (self.stage.watcher.clone(), Rc::clone(&self.stage.places));
         self.runtime.block_on(door::view::serve(written, watcher, places));
     }
 

@@ -77,7 +77,7 @@ impl Doors {
         };
         let (first, second) = (bind(&registration), bind(&operator));
         drop(guard);
-        tasks.spawn_local(socket::serve(Rc::new(first), Rc::clone(&stage.watcher), Rc::clone(&stage.places)));
+        tasks.spawn_local(socket::serve(Rc::new(first), stage.watcher.clone(), Rc::clone(&stage.places)));
         Self { stage, runtime, tasks, registration, operator: (operator, second) }
     }
 
@@ -161,13 +161,12 @@ impl Doors {
             if packet.truncated {
                 continue;
             }
-            let watcher = &mut self.stage.watcher.borrow_mut();
             let follower = Follower::new(|_| true);
             let answer = socket::from_packet(
                 packet,
                 line.as_bytes(),
                 &mut None,
-                watcher,
+                &self.stage.watcher,
                 &self.stage.places,
                 Some(follower),
             );

@@ -2,7 +2,6 @@
 //! tests' kernel, and the real watcher.
 
 use std::{
-    cell::RefCell,
     fs::{self, File},
     os::{
         fd::{AsRawFd as _, OwnedFd},
@@ -20,7 +19,7 @@ use memcg_monitor::{
     door::{closer::Closer, control_fd::Places},
     source::FileId,
     view::{EVENT_CONTROL_MODE, tree::Tree},
-    watcher::{Limits, Watcher},
+    watcher::{Limits, Shared, Watcher},
 };
 use nix::{
     fcntl::{OFlag, open},
@@ -60,7 +59,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const FIRST: i32 = 100;
 
 pub(crate) struct Stage {
-    pub(crate) watcher: Rc<RefCell<Watcher<FakeKernel>>>,
+    pub(crate) watcher: Shared<FakeKernel>,
     pub(crate) places: Rc<Places>,
     pub(crate) tree: Arc<Tree>,
     /// Inode numbers of the groups: the root, one, one below it, one without the
@@ -103,9 +102,9 @@ impl Stage {
         let watcher = Watcher::new(FakeKernel::new(), host, limits).expect("the host has AIO");
         // Its files are numbered as the view's only where it says so.
         let closer = Closer::start(confine::Mode::Off).expect("threads");
-        let places = Places::new(Arc::clone(&tree), view.then_some(device + 1), closer);
+        let places = Places::new(Arc::clone(&tree), view.then_some(device + 1), closer, Box::new(FakeKernel::new()));
         Self {
-            watcher: Rc::new(RefCell::new(watcher)),
+            watcher: Shared::new(watcher),
             places: Rc::new(places),
             tree,
             groups,
@@ -116,7 +115,7 @@ impl Stage {
 
     /// Every registration's last reference goes. The stage is as it was.
     pub(crate) fn clear(&self) {
-        let mut watcher = self.watcher.borrow_mut();
+        let mut watcher = self.watcher.lock();
         if watcher.registry().len() == 0 {
             return;
         }
