@@ -17,7 +17,7 @@ pub struct Scratch<W> {
     pub slot: W,
     /// Roll call: the slot's generation.
     pub generation: W,
-    /// Usage in pages, or reference count.
+    /// The answer: usage in pages, say.
     pub value: W,
     /// Address of the `struct file` whose fdinfo was read.
     pub file: W,
@@ -32,7 +32,7 @@ pub struct Scratch<W> {
     /// When these maps were made, in nanoseconds since boot: tells them from others
     /// of the same build.
     pub instance: W,
-    /// Slots without the root's, and above bit 32 the room for eventfds.
+    /// Slots without the root's.
     pub sizes: W,
     /// Bytes of the ring buffer.
     pub ring: W,
@@ -50,6 +50,19 @@ pub const ANSWERS: u32 = 0;
 pub const READINGS: u32 = 1;
 /// How many cells there are.
 pub const CELLS: u32 = 2;
+/// A registered eventfd's `struct file`, with its reference count: a question of
+/// [`Ask::FILE_REFS`], and its answer.
+#[derive(Debug)]
+#[repr(C)]
+pub struct FileRefs<W> {
+    /// Address of the `struct file`. The agent holds a reference to it while it asks, so
+    /// the kernel has not given the memory to anything else.
+    pub address: W,
+    /// How many references the file has. 0: the memory could not be read.
+    pub references: W,
+}
+
+const _: () = assert!(size_of::<FileRefs<u64>>() == 16);
 
 /// Bits of [`Scratch::wanted`].
 #[derive(Debug)]
@@ -88,7 +101,8 @@ impl Ask {
     pub const WHO_AM_I: u64 = 1;
     /// Read the counter of slot `arg1` of generation `arg2`.
     pub const USAGE: u64 = 2;
-    /// Read the reference count of the `struct file` at `arg1`.
+    /// Count the references of the first `arg1` files of the table of [`FileRefs`], at
+    /// most [`Ask::FILES_AT_ONCE`].
     pub const FILE_REFS: u64 = 3;
     /// Read memory+swap of slot `arg1` of generation `arg2`, in pages.
     pub const SUM: u64 = 4;
@@ -106,6 +120,9 @@ impl Ask {
     /// Give back slot `arg1` of generation `arg2`, whose group is gone: in one step,
     /// so that an agent that is killed loses none.
     pub const RECYCLE: u64 = 9;
+
+    /// Files whose references one run counts.
+    pub const FILES_AT_ONCE: usize = 2048;
 
     /// Answered.
     pub const OK: u64 = 0;

@@ -7,18 +7,16 @@
 pub struct Doorbell {
     /// One of this type's constants.
     pub kind: u32,
-    /// The slot that it is about; not with `FILE` and `LIMITS`.
+    /// The slot that it is about; not with `LIMITS`.
     pub slot: u32,
-    /// When it rang, by `CLOCK_MONOTONIC` in nanoseconds (`SLOT`); address of the
-    /// `struct file` (`FILE`); pages (`READING`, `SUM_READING`).
+    /// When it rang, by `CLOCK_MONOTONIC` in nanoseconds (`SLOT`); pages
+    /// (`READING`, `SUM_READING`).
     pub value: u64,
 }
 
 impl Doorbell {
     /// Something happened to a slot: out of band, offline, or freed.
     pub const SLOT: u32 = 1;
-    /// A reference to a registered eventfd was closed.
-    pub const FILE: u32 = 2;
     /// An out-of-band reading that found no place in its slot.
     pub const READING: u32 = 3;
     /// As `READING`, of memory+swap.

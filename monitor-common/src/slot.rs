@@ -6,7 +6,7 @@
 use crate::{band, calm, word::Word};
 
 /// Version of all that both sides share. Bump on any change of layout or meaning.
-pub const SCHEMA: u32 = 4;
+pub const SCHEMA: u32 = 5;
 
 /// Depth of the hierarchy up to which a charge is followed to the root.
 /// Deeper ancestors are counted in [`Tally::TooDeep`](crate::ring::Tally::TooDeep)

@@ -85,11 +85,6 @@ pub fn cgroup_id_of_css(css: u64) -> Option<u64> {
     read(node + maps::off_kn_id())
 }
 
-/// `file->f_op`.
-pub fn file_op_at(file: u64) -> Option<u64> {
-    read(file + maps::off_file_op())
-}
-
 /// References to the file at `address`.
 pub fn file_refs_at(address: u64) -> Option<u64> {
     Some(read(address + maps::off_file_refs())?.wrapping_add(maps::file_refs_bias()))

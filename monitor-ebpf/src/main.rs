@@ -83,23 +83,6 @@ fn eventfd_fdinfo(ctx: FEntryContext) -> i32 {
     0
 }
 
-macro_rules! close_hooks {
-    ($($name:ident)*) => {
-        $(
-            #[fexit]
-            fn $name(ctx: FExitContext) -> i32 {
-                let file: *const u8 = ctx.arg(0);
-                // SAFETY: a typed argument and an offset from BTF.
-                let op = unsafe { kernel::load(file, maps::off_file_op()) };
-                file::closed(file as u64, op);
-                0
-            }
-        )*
-    };
-}
-
-close_hooks! { file_close file_flush }
-
 #[fentry]
 fn oom_begun(ctx: FEntryContext) -> i32 {
     oom::begun(ctx.arg(0));

@@ -9,7 +9,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, RingBuf, Stack},
 };
 use monitor_common::{
-    ask::{ANSWERS, CELLS, READINGS, Scratch},
+    ask::{ANSWERS, Ask, CELLS, FileRefs, READINGS, Scratch},
     band::{Verdict, raise_hand},
     calm::Epoch,
     ring::{Doorbell, Tally, Victim},
@@ -35,9 +35,9 @@ static FREE: Stack<u32> = Stack::with_max_entries(16, 0);
 #[map]
 static DOORBELLS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
 
-/// Files of the registered eventfds, by address.
+/// Files whose references the agent asks for; the agent maps it.
 #[map]
-static FILES: HashMap<u64, u32> = HashMap::with_max_entries(16, 0);
+static FILES: Array<FileRefs<BpfWord>> = Array::with_max_entries(Ask::FILES_AT_ONCE as u32, BPF_F_MMAPABLE);
 
 /// Tasks that are in an OOM, with the slot whose limit caused it; see `oom`.
 #[map]
@@ -58,9 +58,6 @@ const SEEN_CPUS: usize = 1024;
 /// Which call the first program of a pair has seen on a CPU; see `charge`.
 /// A global, not a map: no look-up to get at it.
 static SEEN: [BpfWord; SEEN_CPUS] = [const { BpfWord::zero() }; SEEN_CPUS];
-
-/// Address of the kernel's `eventfd_fops`; a file with others is no eventfd.
-static EVENTFD_OPERATIONS: BpfWord = BpfWord::zero();
 
 /// Slots from this on were never used. Goes on when there are none: nobody reads it then.
 static FRESH: BpfWord = BpfWord::zero();
@@ -138,8 +135,6 @@ globals! {
     OFF_CGROUP_KN: u64 => off_cgroup_kn;
     /// `kernfs_node.id`.
     OFF_KN_ID: u64 => off_kn_id;
-    /// `file.f_op`.
-    OFF_FILE_OP: u64 => off_file_op;
     /// `file.f_count`, or `file.f_ref` (6.13 and newer).
     OFF_FILE_REFS: u64 => off_file_refs;
     /// What to add to that word to get the number of references.
@@ -200,11 +195,10 @@ pub fn push_free(index: u32) {
     let _ = FREE.push(index, 0);
 }
 
-/// Whether the file at `address` is a registered eventfd's.
+/// A file whose references the agent asks for.
 #[inline(always)]
-pub fn is_registered_file(address: u64) -> bool {
-    // SAFETY: only presence is looked at.
-    unsafe { FILES.get(address) }.is_some()
+pub fn file(index: u32) -> Option<&'static FileRefs<BpfWord>> {
+    FILES.get(index)
 }
 
 /// The answer cell.
@@ -223,12 +217,6 @@ pub fn readings() -> Option<&'static Scratch<BpfWord>> {
 #[inline(always)]
 pub fn seen(cpu: u32) -> &'static BpfWord {
     &SEEN[cpu as usize % SEEN_CPUS]
-}
-
-/// What an eventfd's `f_op` is, once one was shown.
-#[inline(always)]
-pub fn eventfd_operations() -> &'static BpfWord {
-    &EVENTFD_OPERATIONS
 }
 
 /// The present epoch.

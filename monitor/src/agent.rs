@@ -207,7 +207,7 @@ pub async fn run(
         shown
     });
     if let Some(door) = metrics {
-        let gatherer = door::metrics::Gatherer::new(&watcher, tree, &hierarchy, options.sizes.eventfds);
+        let gatherer = door::metrics::Gatherer::new(&watcher, tree, &hierarchy, options.limits.eventfds);
         doors = format!("{doors}; metrics at {}", door.address());
         tasks.push(tokio::task::spawn_local(door.serve(gatherer)));
     }

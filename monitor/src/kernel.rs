@@ -170,7 +170,6 @@ impl Plan {
                 ("OFF_TASK_CGROUPS", offset("task_struct", "cgroups")?),
                 ("OFF_TASK_TGID", offset("task_struct", "tgid")?),
                 ("OFF_TASK_COMM", offset("task_struct", "comm")?),
-                ("OFF_FILE_OP", offset("file", "f_op")?),
                 ("OFF_FILE_REFS", file_refs),
                 ("FILE_REFS_BIAS", bias),
             ],

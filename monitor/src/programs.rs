@@ -22,7 +22,7 @@ use std::{
 };
 
 use aya::{
-    maps::{HashMap, MapData},
+    maps::MapData,
     programs::{RawTracePointRunOptions, TestRun as _},
 };
 use monitor_common::{
@@ -37,7 +37,7 @@ use crate::{
     kernel::Offers,
     programs::{held::Held, load::failed, start::Before},
     source::{FileId, GroupId, Identify as _, Slots, Source},
-    table::{SharedScratch, SharedSlot, Table},
+    table::{SharedFileRefs, SharedScratch, SharedSlot, Table},
 };
 
 /// Sizes chosen at start.
@@ -45,15 +45,13 @@ use crate::{
 pub struct Sizes {
     /// Groups that can be watched at once.
     pub groups: u32,
-    /// Eventfds that can be registered at once.
-    pub eventfds: u32,
     /// Bytes of the ring buffer: a power of two, at least a page.
     pub ring: u32,
 }
 
 impl Default for Sizes {
     fn default() -> Self {
-        Self { groups: 16_384, eventfds: 131_072, ring: 256 * 1024 }
+        Self { groups: 16_384, ring: 256 * 1024 }
     }
 }
 
@@ -68,7 +66,7 @@ pub struct Programs {
     scratch: Arc<Table<SharedScratch>>,
     identity: Identity,
     tallies: Table<AtomicU64>,
-    files: HashMap<MapData, u64, u32>,
+    files: Table<SharedFileRefs>,
     band_shift: u32,
     offers: Offers,
     /// The charge programs' descriptors, whose skips are counted.
@@ -87,26 +85,25 @@ impl fmt::Debug for Programs {
 }
 
 impl Programs {
-    /// Shows the programs an eventfd, so that they know one when it is closed;
-    /// also proves that attached programs run and answer.
-    fn learn_eventfds(&self) -> Result<()> {
+    /// Asks about an eventfd of our own: proves that attached programs run and answer,
+    /// and that they read the kernel's count of references.
+    fn try_eventfd(&self) -> Result<()> {
         use nix::sys::eventfd::{EfdFlags, EventFd};
         let eventfd =
             EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(|errno| Error::syscall("eventfd2", errno))?;
         let file = self.identity.file_of(eventfd.as_fd())?;
-        match self.file_refs(file)? {
-            1 => Ok(()),
-            refs => Err(Error::Kernel(format!("a fresh eventfd seems to have {refs} references, not one"))),
+        match self.file_refs(&[file])?[..] {
+            [1] => Ok(()),
+            ref refs => {
+                Err(Error::Kernel(format!("a fresh eventfd seems to have {refs:?} references, not one")))
+            }
         }
     }
 
-    /// Whether all that is done at run time can be done: programs run, tables changed.
-    pub fn answers(&mut self) -> bool {
-        // No file has this address.
-        let nobody = FileId(1);
-        let answers = self.end_epoch().is_ok() && self.follow_file(nobody).is_ok();
-        self.unfollow_file(nobody);
-        answers
+    /// Whether all that is done at run time can be done: programs run, kernel memory read.
+    #[must_use]
+    pub fn answers(&self) -> bool {
+        self.end_epoch().is_ok() && self.try_eventfd().is_ok()
     }
 
     /// The slot table.
@@ -231,25 +228,25 @@ impl Source for Programs {
         self.offers
     }
 
-    fn file_refs(&self, file: FileId) -> Result<u64> {
-        match self.ask(Ask::FILE_REFS, file.0, 0)? {
-            Ask::OK => Ok(self.answer_cell()?.value.load(Ordering::Acquire)),
-            code => Err(Error::Host(format!("the references of an eventfd cannot be read (ask: {code})"))),
+    fn file_refs(&self, files: &[FileId]) -> Result<Vec<u64>> {
+        let mut references = Vec::with_capacity(files.len());
+        for some in files.chunks(Ask::FILES_AT_ONCE) {
+            for (at, file) in some.iter().enumerate() {
+                let Some(cell) = self.files.get(at) else { break };
+                cell.address.set(file.0);
+                cell.references.set(0);
+            }
+            match self.ask(Ask::FILE_REFS, some.len() as u64, 0)? {
+                Ask::OK => {}
+                code => {
+                    let what = format!("the references of eventfds cannot be counted (ask: {code})");
+                    return Err(Error::Host(what));
+                }
+            }
+            let cells = (0..some.len()).filter_map(|at| self.files.get(at));
+            references.extend(cells.map(|cell| cell.references.load(Ordering::Acquire)));
         }
-    }
-
-    fn follow_file(&mut self, file: FileId) -> Result<()> {
-        self.files
-            .insert(file.0, 1, 0)
-            .map_err(|error| failed("cannot follow one more eventfd; see --max-eventfds", &error))
-    }
-
-    fn unfollow_file(&mut self, file: FileId) {
-        let _ = self.files.remove(&file.0);
-    }
-
-    fn followed(&self) -> Vec<FileId> {
-        self.files.keys().filter_map(|key| key.map(FileId).ok()).collect()
+        Ok(references)
     }
 
     fn recycle(&mut self, slot: u32) {

@@ -58,6 +58,8 @@ pub struct Registry {
     groups: HashMap<u32, Group>,
     /// Each eventfd, and the user whose quota it counts against.
     files: HashMap<FileId, u32>,
+    /// The same the other way round.
+    by_owner: BTreeSet<(u32, FileId)>,
     /// How many registrations an eventfd has on a slot.
     held: BTreeMap<(FileId, u32), u32>,
     /// Slots on which somebody waits for OOM.
@@ -83,6 +85,7 @@ impl Registry {
             self.ooms.insert(id.slot);
         }
         let owner = *self.files.entry(file).or_insert(owner);
+        self.by_owner.insert((owner, file));
         *self.held.entry((file, id.slot)).or_default() += 1;
         *self.owners.entry(owner).or_default() += 1;
         self.registrations += 1;
@@ -119,6 +122,11 @@ impl Registry {
     #[must_use]
     pub fn files(&self) -> Vec<FileId> {
         self.files.keys().copied().collect()
+    }
+
+    /// A user's eventfds, from `first` on by address.
+    pub fn files_of(&self, owner: u32, first: FileId) -> impl Iterator<Item = FileId> {
+        self.by_owner.range((owner, first)..=(owner, FileId(u64::MAX))).map(|(_, file)| *file)
     }
 
     /// Whether anything is registered on `file`.
@@ -183,8 +191,10 @@ impl Registry {
         for (file, tickets) in &tickets {
             self.held.remove(&(*file, slot));
             self.forget(self.files.get(file).copied(), tickets.len() as u64);
-            if self.slots_of(*file).next().is_none() {
-                self.files.remove(file);
+            if self.slots_of(*file).next().is_none()
+                && let Some(owner) = self.files.remove(file)
+            {
+                self.by_owner.remove(&(owner, *file));
             }
         }
         give_back(&mut self.groups);
@@ -199,6 +209,7 @@ impl Registry {
         let Some(owner) = self.files.remove(&file) else {
             return (Vec::new(), tickets);
         };
+        self.by_owner.remove(&(owner, file));
         let slots: Vec<u32> = self.slots_of(file).collect();
         for slot in &slots {
             self.held.remove(&(file, *slot));

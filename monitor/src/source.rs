@@ -124,23 +124,12 @@ pub trait Source: Slots {
     /// What this kernel can tell.
     fn offers(&self) -> Offers;
 
-    /// References to a file that the caller holds one of.
+    /// References to each of `files`, in their order; 0 where they could not be counted.
+    /// The caller holds a reference to each, so that it is still the file that it was.
     ///
     /// # Errors
     /// The programs could not be asked.
-    fn file_refs(&self, file: FileId) -> Result<u64>;
-
-    /// From now on, closing a descriptor of `file` rings.
-    ///
-    /// # Errors
-    /// The table of followed files is full.
-    fn follow_file(&mut self, file: FileId) -> Result<()>;
-
-    /// No longer.
-    fn unfollow_file(&mut self, file: FileId);
-
-    /// All files that are followed.
-    fn followed(&self) -> Vec<FileId>;
+    fn file_refs(&self, files: &[FileId]) -> Result<Vec<u64>>;
 
     /// Gives back the slot of a group that is gone.
     fn recycle(&mut self, slot: u32);

@@ -3,7 +3,11 @@
 
 use std::{marker::PhantomData, num::NonZeroUsize, os::fd::AsFd, ptr::NonNull, sync::atomic::AtomicU64};
 
-use monitor_common::{ask::Scratch, ring::Tally, slot::Slot};
+use monitor_common::{
+    ask::{FileRefs, Scratch},
+    ring::Tally,
+    slot::Slot,
+};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 use crate::error::{Error, Result};
@@ -12,6 +16,8 @@ use crate::error::{Error, Result};
 pub type SharedSlot = Slot<AtomicU64>;
 /// The shared answer cell.
 pub type SharedScratch = Scratch<AtomicU64>;
+/// A shared file, with its references.
+pub type SharedFileRefs = FileRefs<AtomicU64>;
 
 /// A mapped BPF array of `T`.
 #[derive(Debug)]
@@ -27,6 +33,7 @@ pub trait Shared {}
 impl Shared for AtomicU64 {}
 impl Shared for SharedSlot {}
 impl Shared for SharedScratch {}
+impl Shared for SharedFileRefs {}
 
 // SAFETY: the memory is shared with the kernel anyway; `Shared` types are
 // nothing but atomics.

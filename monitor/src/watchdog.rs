@@ -1,6 +1,7 @@
 //! The service manager's watchdog is fed only while the whole path works: a group, the
 //! agent's own, is registered on; a charge crosses the threshold; the kernel's program
-//! rings; the loop answers; the eventfd is signalled; and its close ends it all. None
+//! rings; the loop answers; the eventfd is signalled; and, once it is closed, the kernel's
+//! count of its references ends it all. None
 //! of it happens where no watchdog is asked for.
 
 use std::{
@@ -54,7 +55,7 @@ const CHARGE: usize = 1 << 20;
 /// Above usage by this much lies the threshold: half of the charge.
 const ABOVE: u64 = 512 << 10;
 
-/// Between two looks at what the loop does meanwhile.
+/// Between two questions whether the eventfd is closed.
 const LOOK: Duration = Duration::from_millis(1);
 
 /// Feeds the watchdog, which gives up after `time`, until the task is dropped.
@@ -108,10 +109,13 @@ async fn test<S: Source>(watcher: &Shared<S>, places: &Places, hierarchy: &Hiera
         drop(eventfd.readable().await.map_err(|error| failed("epoll", error))?);
         drop(charge);
     }
-    // By another thread: what the loop closes itself does not ring. The hook at
-    // filp_close does, and the loop lets the last reference go.
-    places.closer.close(AGENT, eventfd.into_inner());
-    while watcher.lock().registry().held_by(AGENT) > 0 {
+    drop(eventfd);
+    let has_ended = || {
+        let mut watcher = watcher.lock();
+        watcher.end_closed_of(AGENT);
+        watcher.registry().held_by(AGENT) == 0
+    };
+    while !has_ended() {
         sleep(LOOK).await;
     }
     Ok(())

@@ -1,6 +1,7 @@
 //! From doorbell to signal: takes what the programs saw, lets the registry work
 //! out what was crossed, signals, and publishes the next band.
 
+mod closed;
 mod event;
 mod lifetime;
 mod measures;
@@ -33,6 +34,7 @@ use crate::{
     vault::{Record, Ticket, Unfinished, Vault},
 };
 
+pub use closed::ClosedSearch;
 pub use event::{Cause, Event, Follower};
 pub use measures::{CAUSES, Measures};
 pub use register::{Handed, Receipt, Request};
@@ -55,6 +57,8 @@ pub struct Counts {
 pub struct Limits {
     /// Registrations that each user but root may have.
     pub quota: u64,
+    /// Eventfds that may be registered at once, the agent's own aside.
+    pub eventfds: u32,
     /// Milliseconds of rest for a threshold that was crossed [`BURST`] times
     /// within that time; 0: none.
     ///
@@ -64,10 +68,6 @@ pub struct Limits {
 
 /// Looks that one group may take in a row before others get their turn.
 const LOOKS: usize = 16;
-
-/// Eventfds that one sweep asks for: closes ring a doorbell, so this is for those
-/// that no hook saw, and must not cost more the more there are.
-const FILES_IN_A_SWEEP: usize = 256;
 
 /// The agent's heart: one kernel side, one registry, the eventfds.
 pub struct Watcher<S> {
@@ -89,8 +89,12 @@ pub struct Watcher<S> {
     followers: HashMap<FileId, Vec<Follower>>,
     /// Groups that moved too fast for one turn.
     due: VecDeque<u32>,
-    /// Eventfds that the sweeps have yet to ask for.
-    unswept: Vec<FileId>,
+    /// The latest sweep's, for closed eventfds.
+    search: ClosedSearch,
+    /// Not before then is one begun for want of room, by the host's clock.
+    search_from: u64,
+    /// Where to go on with users whose eventfds are too many for one turn.
+    asked: HashMap<u32, FileId>,
     work: Arc<Notify>,
     counts: Counts,
     measures: Measures,
@@ -128,7 +132,9 @@ impl<S: Source> Watcher<S> {
             own: HashMap::new(),
             followers: HashMap::new(),
             due: VecDeque::new(),
-            unswept: Vec::new(),
+            search: ClosedSearch::default(),
+            search_from: 0,
+            asked: HashMap::new(),
             work: Arc::default(),
             counts: Counts::default(),
             measures,
@@ -164,13 +170,17 @@ impl<S: Source> Watcher<S> {
 
     /// Whether [`Watcher::look_again`] has something to do.
     pub fn is_due(&self) -> bool {
-        !self.due.is_empty()
+        !self.due.is_empty() || !self.search.is_done()
     }
 
-    /// Another turn for the group that has waited longest for one.
+    /// Another turn for the group that has waited longest for one, and for the search for
+    /// closed eventfds.
     pub fn look_again(&mut self) {
         if let Some(slot) = self.due.pop_front() {
             self.look(slot);
+        }
+        if !self.search.is_done() {
+            self.search_again();
         }
     }
 
@@ -317,8 +327,8 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// The safety net: finds what a lost doorbell, a skipped program or an
-    /// unseen close left behind.
+    /// The safety net: finds what a lost doorbell or a skipped program left behind; and
+    /// begins to look for closed eventfds.
     pub fn sweep(&mut self) {
         let skipped = self.source.skipped();
         let lost = self.losses();
@@ -344,12 +354,9 @@ impl<S: Source> Watcher<S> {
             }
         }
         self.follow_limits();
-        if self.unswept.is_empty() {
-            self.unswept = self.registry.files();
-        }
-        for _ in 0..FILES_IN_A_SWEEP {
-            let Some(file) = self.unswept.pop() else { break };
-            self.file_closed(file);
+        if self.search.is_done() {
+            self.search = self.search_closed();
+            self.asked.clear();
         }
     }
 

@@ -2,7 +2,7 @@
 //! the operator or a scraper ask. What it is called for by the clock, sweeps and samples,
 //! is its work, too.
 
-use std::{collections::VecDeque, io, thread, time::Duration};
+use std::{io, thread, time::Duration};
 
 use monitor_common::ring::Doorbell;
 use tokio::{
@@ -16,7 +16,6 @@ use crate::{
     heap::Trim,
     programs::{Doorbells, Programs, Record},
     ready::wait_on,
-    source::FileId,
     watcher::{Shared, Watcher},
 };
 
@@ -104,20 +103,11 @@ impl Drop for Signals {
     }
 }
 
-/// Eventfds whose last reference may be about to go, and how often each was
-/// asked for.
-type Closing = VecDeque<(FileId, u32)>;
-
-/// How often a closing eventfd is asked for, a millisecond apart, before it is
-/// left to the sweep.
-const ASK_AGAIN: u32 = 5;
-
 /// Records that are taken out of the ring before others may use the watcher.
 const RECORDS: usize = 256;
 
 async fn answer_doorbells(ring: Doorbells, shared: &Shared<Programs>, pace: Pace) -> Result<()> {
     let mut ring = wait_on(ring).map_err(|error| Error::file("epoll", "the ring buffer", error))?;
-    let mut closing = Closing::new();
     let every = |time| {
         let mut ticks = tokio::time::interval_at(Instant::now() + time, time);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -143,7 +133,7 @@ async fn answer_doorbells(ring: Doorbells, shared: &Shared<Programs>, pace: Pace
                     let mut watcher = shared.lock();
                     let mut taken = 0;
                     for record in ring.take(RECORDS) {
-                        answer(&mut watcher, record, &mut closing);
+                        answer(&mut watcher, record);
                         taken += 1;
                     }
                     if watcher.lost_doorbells() {
@@ -159,20 +149,11 @@ async fn answer_doorbells(ring: Doorbells, shared: &Shared<Programs>, pace: Pace
             _ = samples.tick(), if sampled => shared.lock().sample(),
             () = rested, if rests.is_some() => shared.lock().wake(false),
             () = work.notified() => {}
-            () = tokio::time::sleep(Duration::from_millis(1)), if !closing.is_empty() => {
-                let watcher = &mut shared.lock();
-                for _ in 0..closing.len() {
-                    let Some((file, asked)) = closing.pop_front() else { break };
-                    if watcher.file_closed(file) && asked < ASK_AGAIN {
-                        closing.push_back((file, asked + 1));
-                    }
-                }
-            }
             () = tokio::task::yield_now(), if due => shared.lock().look_again(),
         }
     }
 }
-fn answer(watcher: &mut Watcher<Programs>, record: Record, closing: &mut Closing) {
+fn answer(watcher: &mut Watcher<Programs>, record: Record) {
     let doorbell = match record {
         Record::Bell(doorbell) => doorbell,
         Record::Victim(victim) => return watcher.victim(&victim),
@@ -190,12 +171,6 @@ fn answer(watcher: &mut Watcher<Programs>, record: Record, closing: &mut Closing
         }
         Doorbell::LIMITS => watcher.follow_limits(),
         Doorbell::GROUP_KILL => watcher.group_kill(slot, value),
-        Doorbell::FILE => {
-            let file = FileId(value);
-            if watcher.file_closed(file) {
-                closing.push_back((file, 0));
-            }
-        }
         kind => log::error!("a doorbell of unknown kind {kind}"),
     }
 }

@@ -33,17 +33,17 @@ pub fn run(options: &cli::Agent) -> Result<ExitCode> {
         return Ok(ExitCode::from(code));
     }
     heap::be_small();
-    room_for_descriptors(options.max_eventfds.into());
+    let eventfds = room_for_descriptors(options.max_eventfds);
     let group = options.socket_group.as_deref().map(group_id).transpose()?;
     let options = Options {
         cgroup_root: options.cgroup_root.clone(),
         socket: options.socket.clone(),
         control_socket: options.control_socket.clone(),
         access: Access { mode: options.socket_mode, group },
-        sizes: Sizes { groups: options.max_groups, eventfds: options.max_eventfds, ring: options.ring_bytes },
+        sizes: Sizes { groups: options.max_groups, ring: options.ring_bytes },
         sweep: Duration::from_millis(options.sweep_ms),
         sample: Duration::from_millis(options.sample_ms),
-        limits: Limits { quota: options.max_per_user, rest: options.rest_ms },
+        limits: Limits { quota: options.max_per_user, eventfds, rest: options.rest_ms },
         view: (!options.no_mount).then(|| view::Options {
             point: options.mount.clone(),
             event_control_mode: options.event_control_mode,
@@ -90,23 +90,27 @@ fn ready(status: &str) {
     }
 }
 
-/// Each registered eventfd is a descriptor, and a few are needed beside them. What the
-/// limit does not allow is refused with ENOMEM when it comes to it.
-fn room_for_descriptors(eventfds: u64) {
+/// Each registered eventfd is a descriptor, and a few are needed beside them. How many
+/// eventfds the limit allows, `eventfds` at most; one more is refused with ENOMEM.
+fn room_for_descriptors(eventfds: u32) -> u32 {
     const BESIDE: u64 = 1024;
-    let wanted = eventfds + BESIDE;
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    let wanted = u64::from(eventfds) + BESIDE;
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return eventfds };
     if soft >= wanted || setrlimit(Resource::RLIMIT_NOFILE, wanted, hard.max(wanted)).is_ok() {
-        return;
+        return eventfds;
     }
     if let Err(errno) = setrlimit(Resource::RLIMIT_NOFILE, hard.min(wanted), hard) {
         log::warn!("setrlimit RLIMIT_NOFILE: {errno}");
     }
-    if hard < wanted {
-        log::warn!(
-            "{hard} descriptors are allowed (ulimit -n, LimitNOFILE=): fewer than {wanted}, for --max-eventfds {eventfds}"
-        );
+    if hard >= wanted {
+        return eventfds;
     }
+    let fewer =
+        u32::try_from(hard.saturating_sub(BESIDE).max(hard / 2)).map_or(eventfds, |few| few.min(eventfds));
+    log::warn!(
+        "{hard} descriptors are allowed (ulimit -n, LimitNOFILE=): fewer than {wanted}, for --max-eventfds {eventfds}; {fewer} eventfds can be registered"
+    );
+    fewer
 }
 
 fn group_id(name: &str) -> Result<Gid> {

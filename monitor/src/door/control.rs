@@ -12,7 +12,7 @@ use std::{
 use monitor_common::control::ControlFile;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::yield_now};
 
 use crate::{
     cgroup::Hierarchy,
@@ -201,6 +201,7 @@ async fn converse(
             Ok(Request::List) => {
                 // Whoever has the answer finds nothing of the question any more.
                 drop(packet.sender.take());
+                end_closed(watcher).await;
                 for row in list(watcher, hierarchy) {
                     for part in row.parts() {
                         answer(connection, &Answer::Group(part)).await?;
@@ -223,6 +224,14 @@ async fn converse(
         }
     }
     Ok(())
+}
+
+/// Whoever reads the list finds no registration whose eventfd was closed before.
+async fn end_closed(watcher: &Shared) {
+    let mut search = watcher.lock().search_closed();
+    while watcher.lock().search_on(&mut search) {
+        yield_now().await;
+    }
 }
 
 fn list(watcher: &Shared, hierarchy: &Hierarchy) -> Vec<GroupRow> {

@@ -72,9 +72,6 @@ pub const HOOKS: &[Hook] = &[
     hook("usage_read", "memory_current_read", Kind::Entry, true, "which group a v2 file belongs to"),
     hook("usage_read_v1", "mem_cgroup_read_u64", Kind::Entry, false, "which group a v1 file belongs to"),
     hook("eventfd_fdinfo", "eventfd_show_fdinfo", Kind::Entry, true, "which eventfd a descriptor is"),
-    hook("file_close", "filp_close", Kind::Exit, true, "a client closes its eventfd"),
-    // Since 6.6 close(2) flushes by itself; before, filp_close did both.
-    hook("file_flush", "filp_flush", Kind::Exit, false, "a client closes its eventfd (6.6 and newer)"),
     // v1's own notice, where the kernel is built with v1; else the OOM itself.
     hook(
         "oom_notified",
@@ -102,3 +99,17 @@ pub const HOOKS: &[Hook] = &[
     hook("uncharge_2", "page_counter_uncharge", Kind::Exit, true, "memory is given back (twin)"),
     hook("uncharge_1", "page_counter_uncharge", Kind::Exit, true, "memory is given back"),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::HOOKS;
+
+    /// What every fork, exec and exit runs for each descriptor costs all processes of the
+    /// host, most of which have no eventfd.
+    #[test]
+    fn no_close_of_a_descriptor_is_hooked() {
+        for function in ["filp_close", "filp_flush", "close_fd", "fput", "__fput", "eventfd_release"] {
+            assert!(HOOKS.iter().all(|hook| hook.function != function), "{function} is hooked");
+        }
+    }
+}

@@ -9,10 +9,13 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{HashMap, Map, MapData, RingBuf},
+    maps::{Map, MapData, RingBuf},
     programs::{FEntry, FExit, ProgramError, RawTracePoint, links::FdLink},
 };
-use monitor_common::{ask::CELLS, ring::Tally};
+use monitor_common::{
+    ask::{Ask, CELLS},
+    ring::Tally,
+};
 
 use crate::{
     error::{Error, Result},
@@ -22,7 +25,7 @@ use crate::{
         load::{attach_hook, failed},
         pins::MAPS,
     },
-    table::{SharedScratch, SharedSlot, Table},
+    table::{SharedFileRefs, SharedScratch, SharedSlot, Table},
 };
 
 /// The attached programs.
@@ -122,7 +125,7 @@ pub(super) struct Maps {
     pub(super) slots: Arc<Table<SharedSlot>>,
     pub(super) scratch: Arc<Table<SharedScratch>>,
     pub(super) tallies: Table<std::sync::atomic::AtomicU64>,
-    pub(super) files: HashMap<MapData, u64, u32>,
+    pub(super) files: Table<SharedFileRefs>,
     pub(super) ring: RingBuf<MapData>,
 }
 
@@ -145,7 +148,7 @@ impl Maps {
             slots: Table::map(array(&map("SLOTS")?)?, sizes.groups as usize + 1, "SLOTS")?.into(),
             scratch: Table::map(array(&map("SCRATCH")?)?, CELLS as usize, "SCRATCH")?.into(),
             tallies: Table::map(array(&map("TALLIES")?)?, Tally::COUNT, "TALLIES")?,
-            files: map("FILES")?.try_into().map_err(no)?,
+            files: Table::map(array(&map("FILES")?)?, Ask::FILES_AT_ONCE, "FILES")?,
             ring: map("DOORBELLS")?.try_into().map_err(no)?,
         })
     }

@@ -76,7 +76,6 @@ pub(super) fn load_object(plan: &Plan, sizes: Sizes) -> Result<Ebpf> {
         .map_max_entries("SLOTS", sizes.groups + 1)
         .map_max_entries("COUNTERS", sizes.groups)
         .map_max_entries("FREE", sizes.groups)
-        .map_max_entries("FILES", sizes.eventfds)
         .map_max_entries("DOORBELLS", sizes.ring);
     loader.load(OBJECT).map_err(|error| failed("cannot create the maps (bpf)", &error))
 }
@@ -186,7 +185,7 @@ pub(super) fn load_ask(ebpf: &mut Ebpf) -> Result<()> {
 /// Not even the maps could be made.
 pub fn try_all(facts: &Facts) -> Result<Vec<Trial>> {
     let plan = Plan::decide(facts)?;
-    let mut ebpf = load_object(&plan, Sizes { groups: 64, eventfds: 64, ring: 4096 })?;
+    let mut ebpf = load_object(&plan, Sizes { groups: 64, ring: 4096 })?;
     let btf = targets(&plan)?;
     load_ask(&mut ebpf)?;
     let used = HOOKS.iter().filter(|hook| plan.hooks.contains(&hook.program));

@@ -74,7 +74,7 @@ impl Programs {
         log_of(Held::logging(&folder));
         let (programs, ring) = Self::new(sizes, maps, held, Some(pins));
         programs.ask(Ask::WHO_AM_I, 0, 0)?;
-        programs.learn_eventfds()?;
+        programs.try_eventfd()?;
         log::debug!("going on with the programs that are pinned in {}", folder.display());
         Ok((programs, ring))
     }
@@ -97,7 +97,7 @@ impl Programs {
         programs.ask(Ask::WHO_AM_I, 0, 0)?;
         programs.ask(Ask::NEW_EPOCH, now(), 0)?;
         programs.held.as_mut().map_or(Ok(()), |held| held.attach(&hooks))?;
-        programs.learn_eventfds()?;
+        programs.try_eventfd()?;
         programs.unpinned = unpinned;
         programs.before = before;
         Ok((programs, ring))
@@ -201,22 +201,18 @@ fn describe(scratch: &Table<SharedScratch>, v1: bool, sizes: Sizes, plan: &Plan)
     let Some(cell) = scratch.get(0) else { return };
     cell.build.set(build(v1));
     cell.instance.set(now());
-    cell.sizes.set(packed(sizes));
+    cell.sizes.set(sizes.groups.into());
     cell.ring.set(sizes.ring.into());
     cell.plan.set(u64::from(plan.band_shift) | plan.offers.bits() << 8);
-}
-
-fn packed(sizes: Sizes) -> u64 {
-    u64::from(sizes.groups) | u64::from(sizes.eventfds) << 32
 }
 
 /// Looks at what is pinned in `folder`.
 fn look_at(folder: &Path, v1: bool, sizes: Sizes) -> Result<Pinned> {
     let scratch = open_scratch(folder)?;
     let cell = scratch.get(0).ok_or_else(|| Error::Host("the pinned answer cell is empty".into()))?;
-    let groups = cell.sizes.get() & u64::from(u32::MAX);
+    let groups = cell.sizes.get();
     let are_these = cell.build.get() == build(v1)
-        && cell.sizes.get() == packed(sizes)
+        && groups == u64::from(sizes.groups)
         && cell.ring.get() == u64::from(sizes.ring);
     if are_these {
         return Ok(Pinned::Same);

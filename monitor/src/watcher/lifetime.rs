@@ -1,38 +1,18 @@
 //! Registrations end: with their group, or with the last reference to their
 //! eventfd.
 
+use std::collections::BTreeSet;
+
 use monitor_common::{band::take, slot::State, word::Word as _};
 
 use crate::{
     registry::give_back,
     source::{FileId, Source},
-    vault::{self, Ticket},
+    vault::Ticket,
     watcher::{Cause, Event, Watcher},
 };
 
 impl<S: Source> Watcher<S> {
-    /// A reference to a registered eventfd was closed. True when it may have
-    /// been the last but the kernel has not dropped it yet: ask again soon.
-    pub fn file_closed(&mut self, file: FileId) -> bool {
-        if !self.registry.has_file(file) {
-            return false;
-        }
-        // The agent's, and the bag's.
-        let bag = self.vault.is_some() && !self.own.contains_key(&file);
-        let own = 1 + if bag { vault::REFERENCES } else { 0 };
-        match self.source.file_refs(file) {
-            Ok(refs) if refs <= own => {
-                self.forget_file(file);
-                false
-            }
-            Ok(refs) => refs == own + 1,
-            Err(error) => {
-                log::error!("{error}");
-                false
-            }
-        }
-    }
-
     /// Each registration is signalled once more; the eventfds that wait for
     /// nothing else are let go.
     pub(super) fn remove_group(&mut self, index: u32) {
@@ -49,18 +29,26 @@ impl<S: Source> Watcher<S> {
         self.release(index);
     }
 
-    pub(super) fn forget_file(&mut self, file: FileId) {
-        let (slots, tickets) = self.registry.remove_file(file);
-        self.strike_out(&tickets);
-        for slot in slots {
+    /// Ends all registrations on `files`. A group that several of them wait for is looked
+    /// at once.
+    pub(super) fn forget_files(&mut self, files: &[FileId]) {
+        if files.is_empty() {
+            return;
+        }
+        let mut left = BTreeSet::new();
+        for file in files {
+            let (slots, tickets) = self.registry.remove_file(*file);
+            self.strike_out(&tickets);
+            self.drop_file(*file);
+            left.extend(slots);
+        }
+        for slot in left {
             self.settle(slot);
         }
-        self.drop_file(file);
         self.registrations_changed();
     }
 
     pub(super) fn drop_file(&mut self, file: FileId) {
-        self.source.unfollow_file(file);
         self.followers.remove(&file);
         self.own.remove(&file);
         self.eventfds.remove(&file);

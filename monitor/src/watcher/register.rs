@@ -65,7 +65,7 @@ impl<S: Source> Watcher<S> {
     /// # Errors
     /// `EINVAL` when the group is going or gone, as the kernel's
     /// `css_tryget_online`; `EDQUOT` when the user has as many as one may have;
-    /// `ENOMEM` when no further eventfd can be followed; `EOPNOTSUPP` when this
+    /// `ENOMEM` when there are as many eventfds as there may be; `EOPNOTSUPP` when this
     /// kernel cannot tell that.
     pub fn register(&mut self, request: Request) -> Result<Receipt, Errno> {
         let internal = |error: crate::Error| {
@@ -83,10 +83,9 @@ impl<S: Source> Watcher<S> {
         if !offered {
             return Err(Errno::EOPNOTSUPP);
         }
-        if owner != 0 && owner != AGENT && self.registry.held_by(owner) >= self.limits.quota {
-            return Err(Errno::EDQUOT);
-        }
         let (Handed::Known(file) | Handed::New(_, file)) = eventfd;
+        // Before the slot is held: a registration that gives way may be the last there.
+        self.find_room(owner, !self.registry.has_file(file))?;
         let slot = self.source.slot(group.slot).ok_or(Errno::EINVAL)?;
         if !slot.watch(group.generation) {
             return Err(Errno::EINVAL);
@@ -152,16 +151,12 @@ impl<S: Source> Watcher<S> {
         if is_new {
             // Known, and gone since: no door hands that over.
             let Handed::New(eventfd, _) = eventfd else { return Err(Errno::EBADF) };
-            self.source.follow_file(file).map_err(refused)?;
             if record.owner == AGENT {
                 self.own.insert(file, eventfd);
                 return Ok(Ticket::NONE);
             }
-            if let Some(vault) = &mut self.vault
-                && let Err(error) = vault.keep(file, &eventfd, &self.eventfds)
-            {
-                self.source.unfollow_file(file);
-                return Err(refused(error));
+            if let Some(vault) = &mut self.vault {
+                vault.keep(file, &eventfd, &self.eventfds).map_err(refused)?;
             }
             self.eventfds.insert(file, eventfd);
         }

@@ -86,11 +86,6 @@ impl<S: Source> Watcher<S> {
             restored.removed += 1;
         }
         self.eventfds.retain(|file, _| self.registry.has_file(*file));
-        for file in self.source.followed() {
-            if !self.registry.has_file(file) {
-                self.source.unfollow_file(file);
-            }
-        }
         if let Some(vault) = &self.vault {
             vault.state().set_instance(instance);
         }
@@ -154,7 +149,6 @@ impl<S: Source> Watcher<S> {
             log::error!("what was kept for one eventfd is another");
             return Ok(());
         }
-        self.source.follow_file(file)?;
         self.eventfds.insert(file, found.1);
         Ok(())
     }
@@ -212,8 +206,6 @@ impl<S: Source> Watcher<S> {
         for index in self.registry.slots() {
             self.look(index);
         }
-        for file in self.registry.files() {
-            self.file_closed(file);
-        }
+        self.end_closed();
     }
 }

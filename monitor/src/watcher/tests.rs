@@ -1,5 +1,6 @@
 //! The watcher on a kernel of the tests' own: no root, no programs.
 
+mod closed;
 mod events;
 pub(crate) mod fake;
 mod restart;
@@ -46,7 +47,11 @@ fn taken(client: &Client) -> u64 {
 }
 
 pub(super) fn watcher() -> Watcher<FakeKernel> {
-    Watcher::new(FakeKernel::new(), Box::new(FakeHost::forever()), Limits { quota: 5, rest: 0 }).expect("AIO")
+    with_limits(FakeHost::forever(), Limits { quota: 5, eventfds: 8, rest: 0 })
+}
+
+fn with_limits(host: &'static FakeHost, limits: Limits) -> Watcher<FakeKernel> {
+    Watcher::new(FakeKernel::new(), Box::new(host), limits).expect("AIO")
 }
 
 fn request(group: GroupId, on: ControlFile, args: &str, client: &Client) -> Request {
@@ -158,29 +163,8 @@ fn removal_signals_and_the_slot_comes_back_once() {
     assert_eq!(taken(&client), 2);
     assert_eq!(watcher.source.recycled, [0]);
     assert!(watcher.registry().is_empty());
-    assert_eq!(watcher.source.room_for_files, 8);
     let stale = GroupId { slot: 0, generation: 0 };
     assert_eq!(watcher.register(request(stale, USAGE, "1", &client)).err(), Some(Errno::EINVAL));
-}
-
-#[test]
-fn the_last_close_ends_it_and_frees_the_group() {
-    let (mut watcher, client) = watched(&[10]);
-    let file = watcher.source.file_of(client.as_fd()).expect("known");
-    assert!(watcher.file_closed(file), "two references: one may be on its way");
-    watcher.source.references.borrow_mut().insert(file, 1);
-    assert!(!watcher.file_closed(file));
-    assert!(watcher.registry().is_empty());
-    assert!(!watcher.source.slots[0].state().has(State::WATCHED));
-    assert!(watcher.source.recycled.is_empty(), "the group lives on");
-}
-
-#[test]
-fn a_full_table_of_files_refuses_and_leaves_nothing() {
-    let (mut watcher, _client) = watched(&[]);
-    watcher.source.room_for_files = 0;
-    assert_eq!(wait_for(&mut watcher, 0, USAGE, "10", &client()), Err(Errno::ENOMEM));
-    assert!(!watcher.source.slots[0].state().has(State::WATCHED));
 }
 
 #[test]

@@ -97,7 +97,7 @@ impl Stage {
         let directories = Directories::new(&hierarchy).expect("the hierarchy can be opened");
         let device = directories.device();
         let tree = Arc::new(Tree::new(directories, EVENT_CONTROL_MODE));
-        let limits = Limits { quota: 1000, rest: 0 };
+        let limits = Limits { quota: 1000, eventfds: 1000, rest: 0 };
         let host = Box::new(FakeHost::forever());
         let watcher = Watcher::new(FakeKernel::new(), host, limits).expect("the host has AIO");
         // Its files are numbered as the view's only where it says so.
@@ -121,9 +121,9 @@ impl Stage {
         }
         for file in eventfds() {
             watcher.source().references.borrow_mut().insert(file, 1);
-            watcher.file_closed(file);
-            watcher.source().references.borrow_mut().remove(&file);
         }
+        watcher.end_closed();
+        watcher.source().references.borrow_mut().clear();
         assert_eq!(watcher.registry().len(), 0, "a registration outlived its eventfd");
     }
 }

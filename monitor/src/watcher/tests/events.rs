@@ -13,6 +13,7 @@ use crate::registry::BURST;
 
 use super::{
     FakeHost, FakeKernel, Limits, Request, USAGE, Watcher, client, request, taken, wait_for, watcher,
+    with_limits,
 };
 
 #[test]
@@ -31,7 +32,7 @@ fn memory_and_swap_count_together() {
     watcher.source.references.borrow_mut().clear();
     let file = watcher.registry().files()[0];
     watcher.source.references.borrow_mut().insert(file, 1);
-    watcher.file_closed(file);
+    watcher.end_closed();
     assert_eq!(watcher.source.slots[0].sum_band.get(), OPEN, "nobody waits, charges do not look");
 }
 
@@ -101,8 +102,7 @@ fn emptiness_is_told_to_the_group_only() {
 #[test]
 fn the_root_and_working_sets_are_sampled() {
     let host = FakeHost::forever();
-    let mut watcher =
-        Watcher::new(FakeKernel::new(), Box::new(host), Limits { quota: 5, rest: 0 }).expect("AIO");
+    let mut watcher = with_limits(host, Limits { quota: 5, eventfds: 8, rest: 0 });
     assert!(!watcher.samples());
     let (root, set) = (client(), client());
     assert_eq!(wait_for(&mut watcher, 2, USAGE, "50%", &root), Ok(()));
@@ -165,7 +165,7 @@ fn what_the_kernel_cannot_tell_is_refused() {
 #[test]
 fn a_storm_is_told_by_its_end() {
     let host = FakeHost::forever();
-    let limits = Limits { quota: 5, rest: 100 };
+    let limits = Limits { quota: 5, eventfds: 8, rest: 100 };
     let mut watcher = Watcher::new(FakeKernel::new(), Box::new(host), limits).expect("AIO");
     let client = client();
     assert_eq!(wait_for(&mut watcher, 0, USAGE, "10", &client), Ok(()));

@@ -34,7 +34,8 @@ pub(crate) struct FakeKernel {
     /// Of files that `references` says nothing of.
     pub(super) usual_references: u64,
     pub(super) recycled: Vec<u32>,
-    pub(super) room_for_files: usize,
+    /// Files whose references were asked for.
+    pub(super) asked_for: Cell<usize>,
     pub(super) broken: Cell<bool>,
     pub(super) restless: Cell<bool>,
     pub(super) swap: Cell<u64>,
@@ -68,7 +69,7 @@ impl FakeKernel {
             references: RefCell::default(),
             usual_references: 2,
             recycled: Vec::new(),
-            room_for_files: 8,
+            asked_for: Cell::new(0),
             broken: Cell::new(false),
             restless: Cell::new(false),
             epochs: Cell::new(0),
@@ -197,24 +198,10 @@ impl Source for FakeKernel {
         self.offers
     }
 
-    fn file_refs(&self, file: FileId) -> Result<u64> {
-        Ok(self.references.borrow().get(&file).copied().unwrap_or(self.usual_references))
-    }
-
-    fn follow_file(&mut self, _: FileId) -> Result<()> {
-        if self.room_for_files == 0 {
-            return Err(Error::Host("full".into()));
-        }
-        self.room_for_files -= 1;
-        Ok(())
-    }
-
-    fn unfollow_file(&mut self, _: FileId) {
-        self.room_for_files += 1;
-    }
-
-    fn followed(&self) -> Vec<FileId> {
-        Vec::new()
+    fn file_refs(&self, files: &[FileId]) -> Result<Vec<u64>> {
+        self.asked_for.set(self.asked_for.get() + files.len());
+        let references = self.references.borrow();
+        Ok(files.iter().map(|file| references.get(file).copied().unwrap_or(self.usual_references)).collect())
     }
 
     fn recycle(&mut self, slot: u32) {

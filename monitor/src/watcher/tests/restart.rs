@@ -26,8 +26,8 @@ const INSTANCE: u64 = 7;
 
 fn next(mut source: FakeKernel, handed: Handed, instance: u64) -> (Watcher<FakeKernel>, Restored) {
     // The agent's, the bag's, the client's.
-    (source.usual_references, source.room_for_files) = (3, 10_000);
-    let limits = Limits { quota: 100, rest: 0 };
+    source.usual_references = 3;
+    let limits = Limits { quota: 100, eventfds: 10_000, rest: 0 };
     let mut watcher = Watcher::new(source, Box::new(FakeHost::forever()), limits).expect("AIO");
     let (vault, left) = Vault::open(Keeper::of_tests(), handed).expect("memfd");
     let restored = watcher.restore(vault, left, instance, &FakeKernel::new()).expect("restored");
@@ -212,8 +212,8 @@ fn bags_are_packed_and_cleared_out() {
     for file in gone.iter().map(super::handed) {
         let (super::Handed::Known(file) | super::Handed::New(_, file)) = file;
         watcher.source.references.borrow_mut().insert(file, 2);
-        watcher.file_closed(file);
     }
+    watcher.end_closed();
     assert_eq!(watcher.registry().len(), 100);
     let handed = watcher.vault.as_ref().expect("kept").as_handed();
     assert!(handed.len() <= 5, "{} descriptors to keep", handed.len());

@@ -1,0 +1,184 @@
+//! Eventfds that clients have closed. Nothing in the kernel tells of a close; instead it is
+//! asked for the references of registered eventfds. Who has only ours left ends: there is
+//! nobody to signal.
+//!
+//! Asked are all in a sweep and before a list, in turns; and some at once, for a registration
+//! that would be refused for want of room.
+
+use monitor_common::ask::Ask;
+use nix::errno::Errno;
+
+use crate::{
+    registry::AGENT,
+    source::{FileId, Source},
+    vault,
+    watcher::Watcher,
+};
+
+/// Eventfds that end in one turn: each costs a few system calls.
+const ENDED_IN_A_TURN: usize = 64;
+
+/// Eventfds that are asked about for one registration: a bound on what it costs to be
+/// refused.
+const ASKED_FOR_ONE: usize = 4 * Ask::FILES_AT_ONCE;
+
+/// Eventfds for each millisecond that goes by between two searches for want of room: at
+/// well under a microsecond each, a percent or two of the time.
+const ASKED_IN_A_MILLISECOND: usize = 50;
+
+/// A search for closed eventfds among those that were registered when it began, in turns
+/// ([`Watcher::search_on`]).
+#[derive(Debug, Default)]
+pub struct ClosedSearch {
+    unasked: Vec<FileId>,
+    /// Found, and not yet ended.
+    closed: Vec<FileId>,
+}
+
+impl ClosedSearch {
+    /// Whether there is nothing left to do.
+    #[must_use]
+    pub const fn is_done(&self) -> bool {
+        self.unasked.is_empty() && self.closed.is_empty()
+    }
+}
+
+impl<S: Source> Watcher<S> {
+    /// A search among all registered eventfds.
+    #[must_use]
+    pub fn search_closed(&self) -> ClosedSearch {
+        ClosedSearch { unasked: self.registry.files(), closed: Vec::new() }
+    }
+
+    /// One turn of a search; true while there is more to do. A turn asks for at most
+    /// [`Ask::FILES_AT_ONCE`] eventfds, or ends at most 64.
+    pub fn search_on(&mut self, search: &mut ClosedSearch) -> bool {
+        if search.closed.is_empty() {
+            let some = last_of(&mut search.unasked, Ask::FILES_AT_ONCE);
+            search.closed = self.closed_among(some);
+        } else {
+            // Asked again: an address may be another eventfd's by now.
+            let some = last_of(&mut search.closed, ENDED_IN_A_TURN);
+            let closed = self.closed_among(some);
+            self.forget_files(&closed);
+        }
+        !search.is_done()
+    }
+
+    /// Ends all that are closed, in one turn.
+    pub fn end_closed(&mut self) {
+        let mut search = self.search_closed();
+        while self.search_on(&mut search) {}
+    }
+
+    /// One turn of the sweep's own search.
+    pub(super) fn search_again(&mut self) {
+        let mut search = std::mem::take(&mut self.search);
+        self.search_on(&mut search);
+        self.search = search;
+    }
+
+    /// Ends closed eventfds of a user: of up to 8,192 all, of more some, beginning where the
+    /// last call ended; not more than 64 at once.
+    pub fn end_closed_of(&mut self, owner: u32) {
+        let first = self.asked.remove(&owner).unwrap_or(FileId(0));
+        let some: Vec<_> = self.registry.files_of(owner, first).take(ASKED_FOR_ONE).collect();
+        if let (ASKED_FOR_ONE, Some(FileId(last))) = (some.len(), some.last()) {
+            self.asked.insert(owner, FileId(last.saturating_add(1)));
+        }
+        let closed = self.closed_among(some);
+        self.forget_files(&closed[..closed.len().min(ENDED_IN_A_TURN)]);
+    }
+
+    /// A place for one more registration of `owner`, on an eventfd that `is_new` or not.
+    /// Where there is none, closed eventfds give way.
+    ///
+    /// # Errors
+    /// `EDQUOT`: the user has as many registrations as one may have. `ENOMEM`: there are as
+    /// many eventfds as there may be.
+    pub(super) fn find_room(&mut self, owner: u32, is_new: bool) -> Result<(), Errno> {
+        if owner == AGENT {
+            return Ok(());
+        }
+        if self.is_at_quota(owner) {
+            self.end_closed_of(owner);
+            if self.is_at_quota(owner) {
+                if self.asked.contains_key(&owner) {
+                    self.search_for_room();
+                }
+                return Err(Errno::EDQUOT);
+            }
+        }
+        if is_new && self.is_full() {
+            self.end_closed_of(owner);
+            self.search_for_room();
+            for _ in 0..ASKED_FOR_ONE / Ask::FILES_AT_ONCE {
+                if !self.is_full() || self.search.is_done() {
+                    break;
+                }
+                self.search_again();
+            }
+            if self.is_full() {
+                return Err(Errno::ENOMEM);
+            }
+        }
+        Ok(())
+    }
+
+    fn is_at_quota(&self, owner: u32) -> bool {
+        owner != 0 && self.registry.held_by(owner) >= self.limits.quota
+    }
+
+    fn is_full(&self) -> bool {
+        self.eventfds.len() >= self.limits.eventfds as usize
+    }
+
+    /// Begins the next sweep's search, unless one is under way or was not long ago.
+    fn search_for_room(&mut self) {
+        let now = self.host.clock();
+        if self.search.is_done() && now >= self.search_from {
+            self.search = self.search_closed();
+            self.search_from = now + (self.search.unasked.len() / ASKED_IN_A_MILLISECOND) as u64;
+            self.work.notify_one();
+        }
+    }
+
+    /// Those of `files` that nobody holds but us.
+    fn closed_among(&self, mut files: Vec<FileId>) -> Vec<FileId> {
+        // Others may be no files any more.
+        files.retain(|file| self.registry.has_file(*file));
+        if files.is_empty() {
+            return files;
+        }
+        let counted = match self.source.file_refs(&files) {
+            Ok(counted) => counted,
+            Err(error) => {
+                log::error!("{error}");
+                return Vec::new();
+            }
+        };
+        if counted.contains(&0) {
+            log::error!("the kernel's count of an eventfd's references cannot be read: it stays registered");
+        }
+        let counted = files.into_iter().zip(counted);
+        counted
+            .filter(|(file, count)| (1..=self.own_references(*file)).contains(count))
+            .map(|(file, _)| file)
+            .collect()
+    }
+
+    /// Our own references to a registered eventfd: the agent's, and a client's bag's.
+    fn own_references(&self, file: FileId) -> u64 {
+        let bag = self.vault.is_some() && !self.own.contains_key(&file);
+        1 + if bag { vault::REFERENCES } else { 0 }
+    }
+}
+
+/// Takes the last `count` out of `files`.
+fn last_of(files: &mut Vec<FileId>, count: usize) -> Vec<FileId> {
+    let last = files.split_off(files.len().saturating_sub(count));
+    if files.is_empty() {
+        *files = Vec::new();
+    }
+    last
+}

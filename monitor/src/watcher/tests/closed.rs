@@ -1,0 +1,166 @@
+//! Eventfds that nobody but the agent holds: when they are found, and at what cost.
+
+use monitor_common::{
+    ask::Ask,
+    control::{Wish, parse},
+    slot::State,
+};
+use nix::{errno::Errno, sys::eventfd::EventFd as Client};
+
+use super::{FakeHost, FakeKernel, Limits, Request, USAGE, Watcher, client, request, watched, with_limits};
+use crate::{
+    registry::Registration,
+    source::{FileId, Identify as _},
+};
+use std::os::fd::AsFd as _;
+
+const USER: u32 = 1000;
+
+fn close(watcher: &Watcher<FakeKernel>, client: &Client) {
+    let file = watcher.source.file_of(client.as_fd()).expect("it has an id");
+    watcher.source.references.borrow_mut().insert(file, 1);
+}
+
+fn ask(watcher: &mut Watcher<FakeKernel>, owner: u32, client: &Client) -> Result<(), Errno> {
+    let group = watcher.source.group(0);
+    watcher.register(Request { owner, ..request(group, USAGE, "10", client) }).map(drop)
+}
+
+/// So many eventfds of one user, none of which is open.
+fn crowd(watcher: &mut Watcher<FakeKernel>, owner: u32, count: u64) {
+    let group = watcher.source.group(0);
+    let wish: Wish = parse(USAGE, b"10", 1).expect("good arguments");
+    for file in 1..=count {
+        let registration = Registration::new(USAGE, wish, FileId(file << 8), owner);
+        watcher.registry.add(group, registration, 0, u64::MAX);
+    }
+}
+
+#[test]
+fn a_sweep_ends_what_was_closed_and_frees_the_group() {
+    let (mut watcher, client) = watched(&[10, 20]);
+    let swept = |watcher: &mut Watcher<FakeKernel>| {
+        watcher.sweep();
+        while watcher.is_due() {
+            watcher.look_again();
+        }
+    };
+    swept(&mut watcher);
+    assert_eq!(watcher.registry().len(), 2);
+    close(&watcher, &client);
+    swept(&mut watcher);
+    assert!(watcher.registry().is_empty() && watcher.eventfds.is_empty());
+    assert!(!watcher.source.slots[0].state().has(State::WATCHED));
+    assert!(watcher.source.recycled.is_empty(), "the group lives on");
+}
+
+#[test]
+fn references_that_cannot_be_read_end_nothing() {
+    let (mut watcher, client) = watched(&[10]);
+    let file = watcher.source.file_of(client.as_fd()).expect("it has an id");
+    watcher.source.references.borrow_mut().insert(file, 0);
+    watcher.end_closed();
+    assert_eq!(watcher.registry().len(), 1);
+}
+
+#[test]
+fn closing_makes_room_at_the_quota_at_once() {
+    let mut watcher = with_limits(FakeHost::forever(), Limits { quota: 2, eventfds: 8, rest: 0 });
+    let clients = [client(), client(), client()];
+    assert_eq!(
+        clients.each_ref().map(|one| ask(&mut watcher, USER, one)),
+        [Ok(()), Ok(()), Err(Errno::EDQUOT)]
+    );
+    assert_eq!(ask(&mut watcher, USER + 1, &clients[2]), Ok(()), "others do not notice");
+    close(&watcher, &clients[1]);
+    let next = client();
+    assert_eq!(ask(&mut watcher, USER, &next), Ok(()));
+    assert_eq!(ask(&mut watcher, USER, &next), Err(Errno::EDQUOT));
+    assert_eq!(watcher.registry().held_by(USER), 2);
+}
+
+#[test]
+fn a_registration_that_gives_way_may_be_the_groups_last() {
+    let mut watcher = with_limits(FakeHost::forever(), Limits { quota: 1, eventfds: 8, rest: 0 });
+    for _ in 0..3 {
+        let client = client();
+        assert_eq!(ask(&mut watcher, USER, &client), Ok(()));
+        assert!(watcher.source.slots[0].state().has(State::WATCHED));
+        close(&watcher, &client);
+    }
+    assert_eq!(watcher.registry().len(), 1);
+}
+
+#[test]
+fn closing_makes_room_in_a_full_table_at_once() {
+    let mut watcher = with_limits(FakeHost::forever(), Limits { quota: 5, eventfds: 2, rest: 0 });
+    let clients = [client(), client()];
+    assert_eq!(clients.each_ref().map(|one| ask(&mut watcher, USER, one)), [Ok(()), Ok(())]);
+    assert_eq!(ask(&mut watcher, USER, &client()), Err(Errno::ENOMEM));
+    assert_eq!(ask(&mut watcher, USER, &clients[0]), Ok(()), "no further eventfd");
+    close(&watcher, &clients[0]);
+    assert_eq!(ask(&mut watcher, USER, &client()), Ok(()), "the user's own gives way");
+    // Another's: what was refused has begun a search, which goes on by itself.
+    while watcher.is_due() {
+        watcher.look_again();
+    }
+    close(&watcher, &clients[1]);
+    assert_eq!(ask(&mut watcher, 0, &client()), Ok(()), "somebody else's");
+    assert_eq!(watcher.registry().file_count(), 2);
+}
+
+#[test]
+fn a_full_table_refuses_and_leaves_nothing() {
+    let mut watcher = with_limits(FakeHost::forever(), Limits { quota: 5, eventfds: 0, rest: 0 });
+    assert_eq!(ask(&mut watcher, USER, &client()), Err(Errno::ENOMEM));
+    assert!(!watcher.source.slots[0].state().has(State::WATCHED));
+}
+
+#[test]
+fn a_refusal_costs_a_bounded_number_of_questions() {
+    const MANY: u64 = 20_000;
+    let mut watcher = with_limits(FakeHost::forever(), Limits { quota: MANY, eventfds: 0, rest: 0 });
+    crowd(&mut watcher, USER, MANY);
+    let late = client();
+    for _ in 0..3 {
+        let before = watcher.source.asked_for.get();
+        assert_eq!(ask(&mut watcher, USER, &late), Err(Errno::EDQUOT));
+        assert!(watcher.source.asked_for.get() - before <= 4 * Ask::FILES_AT_ONCE);
+        let before = watcher.source.asked_for.get();
+        assert_eq!(ask(&mut watcher, USER + 1, &late), Err(Errno::ENOMEM));
+        assert!(watcher.source.asked_for.get() - before <= 4 * Ask::FILES_AT_ONCE);
+    }
+    // One among many is found by asking again.
+    watcher.search = super::super::ClosedSearch::default();
+    watcher.source.references.borrow_mut().insert(FileId((MANY - 1) << 8), 1);
+    let tries = (1..=4).find(|_| ask(&mut watcher, USER, &late) != Err(Errno::EDQUOT));
+    assert!(tries.is_some());
+}
+
+#[test]
+fn a_turn_of_a_search_is_bounded_and_all_are_asked_for() {
+    const MANY: u64 = 5_000;
+    let mut watcher = with_limits(FakeHost::forever(), Limits { quota: 5, eventfds: 8, rest: 0 });
+    crowd(&mut watcher, USER, MANY);
+    watcher.source.usual_references = 1;
+    let mut search = watcher.search_closed();
+    let (mut turns, mut left) = (0, MANY);
+    while watcher.search_on(&mut search) {
+        turns += 1;
+        assert!(left - watcher.registry().len() <= 64);
+        left = watcher.registry().len();
+    }
+    assert!(watcher.registry().is_empty());
+    assert!((MANY / 64..MANY / 32).contains(&turns), "{turns} turns");
+}
+
+#[test]
+fn an_address_that_is_anothers_by_now_is_asked_for_again() {
+    let (mut watcher, client) = watched(&[10]);
+    close(&watcher, &client);
+    let mut search = watcher.search_closed();
+    assert!(watcher.search_on(&mut search), "found");
+    watcher.source.references.borrow_mut().clear();
+    assert!(!watcher.search_on(&mut search));
+    assert_eq!(watcher.registry().len(), 1);
+}
