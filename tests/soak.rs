@@ -117,7 +117,7 @@ fn step(
     done?;
     agent.settle()?;
     world.compare(fault.ends_the_agent(), tally)?;
-    // The last reference to an eventfd may go a moment after its close was told.
+    // Closed eventfds end before a list; a process that was killed closes its own in its time.
     let (mut registered, expected) = (0, world.registrations());
     let settled = until("as many registrations as there should be", || {
         registered = agent.status()?.registrations;

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_pdeathsig;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Gid, Pid, Uid, close, fork, setgid, setgroups, setuid};
@@ -183,6 +184,14 @@ pub(crate) fn check_as_user(check: impl FnOnce() -> Result<String>) -> Result<Op
         if found.is_empty() { Ok(()) } else { bail!(found) }
     })?;
     Ok(process.end().err().map(|error| format!("{error:#}")))
+}
+
+/// Lets this process, and the children that it makes, have so many descriptors beside the
+/// usual ones.
+pub(crate) fn allow_descriptors(count: usize) -> Result<()> {
+    let most = u64::try_from(count)? + 1024;
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("getrlimit RLIMIT_NOFILE failed")?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, hard.max(most)).context("setrlimit RLIMIT_NOFILE failed")
 }
 
 /// Makes this process an ordinary user's, for good.

@@ -14,9 +14,9 @@ use nix::unistd::{dup, pause};
 use crate::harness::MIB;
 use crate::harness::agent::{Agent, until};
 use crate::harness::charger::{Charger, Kind};
-use crate::harness::client::Waiter;
+use crate::harness::client::{Waiter, agent_errno};
 use crate::harness::group::Group;
-use crate::harness::process;
+use crate::harness::process::{self, Process, USER};
 use crate::harness::test::vm_test;
 
 fn registrations(agent: &Agent) -> Result<u64> {
@@ -31,7 +31,7 @@ vm_test!(
 );
 fn lifetime_ends_with_the_last_reference() -> Result<()> {
     let group = Group::new("refs")?;
-    // A sweep so slow that only the doorbell can be what ends it in time.
+    // A sweep so slow that only the list, which asks before it answers, can be what ends it.
     let agent = Agent::start(&["--sweep-ms", "3600000"])?;
     let waiter = Waiter::on(&group, "8M")?;
     waiter.register(&group, "16M")?;
@@ -45,6 +45,80 @@ fn lifetime_ends_with_the_last_reference() -> Result<()> {
     until("the last close ends both", || Ok(registrations(&agent)? == 1))?;
     drop(other);
     until("and the other", || Ok(registrations(&agent)? == 0))
+}
+
+vm_test!(
+    lifetime_ends_with_a_sweep,
+    "eventfds that are closed end with the next sweep, however many: nobody has to ask",
+    Any,
+    [Kernel]
+);
+fn lifetime_ends_with_a_sweep() -> Result<()> {
+    const MANY: usize = 3_000;
+    process::allow_descriptors(MANY)?;
+    let group = Group::new("swept")?;
+    let agent = Agent::start(&["--sweep-ms", "50"])?;
+    agent.settle()?;
+    let before = agent.descriptors()?.len();
+    let stays = Waiter::on(&group, "4M")?;
+    let waiters = (0..MANY).map(|_| Waiter::on(&group, "8M")).collect::<Result<Vec<_>>>()?;
+    // More than are asked about in one run of the program, each of them alive.
+    let held = || Ok::<_, anyhow::Error>(agent.descriptors()?.len());
+    ensure!(held()? > MANY, "the agent has a duplicate of each");
+    drop(waiters);
+    until("the agent holds what it held", || Ok(held()? <= before + 1))?;
+    let mut charger = Charger::start(&group)?;
+    charger.grow(Kind::Anonymous, 6 * MIB)?;
+    ensure!(stays.wait()? == 1, "the one that is open hears");
+    ensure!(registrations(&agent)? == 1, "and is the only one left");
+    charger.end()
+}
+
+vm_test!(
+    lifetime_closing_makes_room,
+    "at a quota, and in a full table, an eventfd that was closed gives way at once",
+    Any,
+    [Kernel]
+);
+fn lifetime_closing_makes_room() -> Result<()> {
+    const QUOTA: usize = 8;
+    let group = Group::new("room")?;
+    // No sweep comes by.
+    let quota = QUOTA.to_string();
+    let slow = ["--sweep-ms", "3600000", "--socket-mode", "0666"];
+    let agent = Agent::start(&[&slow[..], &["--max-per-user", &quota, "--max-eventfds", "16"]].concat())?;
+    let errno = |waiter: &Waiter| -> Result<i32> {
+        let control = File::open(group.usage_file())?;
+        agent_errno(format!("{} {} 8M", waiter.0.as_raw_fd(), control.as_raw_fd()).as_bytes())
+    };
+    let user = |id: u32| {
+        Process::start_as(id, || {
+            let mut held = (0..QUOTA).map(|_| Waiter::new()).collect::<Result<Vec<_>>>()?;
+            for waiter in &held {
+                ensure!(errno(waiter)? == 0, "within the quota");
+            }
+            for round in 0..50 {
+                let next = Waiter::new()?;
+                ensure!(errno(&next)? == libc::EDQUOT, "round {round}: all are open");
+                held[round % QUOTA] = next;
+                let errno = errno(&held[round % QUOTA])?;
+                ensure!(errno == 0, "round {round}: one was closed: errno {errno}");
+            }
+            Ok(())
+        })
+    };
+    // Two users at once, who fill the table between them.
+    let users = [user(USER)?, user(USER - 1)?];
+    users.into_iter().try_for_each(Process::end)?;
+    // All of theirs are closed, and root, who has no quota, gets their places.
+    let mine = (0..16).map(|_| Waiter::new()).collect::<Result<Vec<_>>>()?;
+    for (at, waiter) in mine.iter().enumerate() {
+        let errno = errno(waiter)?;
+        ensure!(errno == 0, "place {at}: errno {errno}");
+    }
+    ensure!(errno(&Waiter::new()?)? == libc::ENOMEM, "now it is full");
+    ensure!(registrations(&agent)? == 16, "root's are left");
+    Ok(())
 }
 
 vm_test!(

@@ -4,11 +4,13 @@
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
 use memcg_monitor::client::SOCKET;
 use memcg_monitor::door::seqpacket::connect;
 use memcg_monitor::view::POINT;
+use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{MsgFlags, recv, send};
@@ -20,6 +22,7 @@ use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, agent_errno};
 use crate::harness::group::Group;
 use crate::harness::process::{self, Process, check_as_user};
+use crate::harness::shared::{Atomics, Shared};
 use crate::harness::test::vm_test;
 
 vm_test!(
@@ -79,6 +82,12 @@ fn abuse_closed_meanwhile() -> Result<()> {
     Ok(())
 }
 
+/// What several processes did, added up.
+struct Count(AtomicU64);
+
+// SAFETY: an atomic, for which zeros are a value.
+unsafe impl Atomics for Count {}
+
 vm_test!(abuse_quota, "a user who registers without end meets a quota, others do not notice", Any, []);
 fn abuse_quota() -> Result<()> {
     const QUOTA: usize = 300;
@@ -107,6 +116,57 @@ fn abuse_quota() -> Result<()> {
     charger.grow(Kind::Anonymous, 8 * MIB)?;
     ensure!(mine.wait()? == 1, "root hears, and has no quota");
     until("what the greedy one held has gone with it", || Ok(agent.status()?.registrations == 1))
+}
+
+vm_test!(
+    abuse_closing_in_a_loop,
+    "a user who closes copies of a registered eventfd without end costs nobody a signal",
+    Any,
+    [Kernel]
+);
+fn abuse_closing_in_a_loop() -> Result<()> {
+    const ROUNDS: u64 = 20;
+    let (group, other) = (Group::new("loop")?, Group::new("bystander")?);
+    // A ring that a storm of doorbells fills at once.
+    let agent = Agent::start(&["--socket-mode", "0666", "--ring-bytes", "4096"])?;
+    let closed = Shared::<Count>::new()?;
+    let attack = || {
+        Process::start_as(process::USER, || {
+            let (waiter, spare) = (Waiter::on(&group, "64M")?, Waiter::new()?);
+            loop {
+                // Closes the copy that the round before has made.
+                // SAFETY: takes two numbers, of descriptors of our own.
+                Errno::result(unsafe { libc::dup2(waiter.0.as_raw_fd(), spare.0.as_raw_fd()) })?;
+                closed.0.fetch_add(1, Ordering::Relaxed);
+            }
+        })
+    };
+    let attackers = [attack()?, attack()?];
+    let is_going_on =
+        |from: u64| until("the attackers are at it", || Ok(closed.0.load(Ordering::Relaxed) > from + 1000));
+    is_going_on(0)?;
+    let waiter = Waiter::new()?;
+    process::run_as(process::USER - 1, || waiter.register(&other, "4M"))?;
+    let mut charger = Charger::start(&other)?;
+    for round in 0..ROUNDS {
+        charger.grow(Kind::Anonymous, 8 * MIB)?;
+        ensure!(waiter.wait()? == 1, "round {round}: up");
+        charger.shrink(Kind::Anonymous)?;
+        ensure!(waiter.wait()? == 1, "round {round}: down");
+        process::run_as(process::USER - 1, || Waiter::on(&other, "512M").map(drop))?;
+    }
+    let status = agent.status()?;
+    is_going_on(closed.0.load(Ordering::Relaxed))?;
+    ensure!(
+        status.registrations == 3,
+        "{} registrations: two attackers, one bystander",
+        status.registrations
+    );
+    let full = status.losses.iter().find(|(name, _)| name == "ring_full").context("no ring_full")?;
+    ensure!(full.1 == 0, "{} doorbells found no room", full.1);
+    drop(attackers);
+    until("the attackers' ended with them", || Ok(agent.status()?.registrations == 1))?;
+    charger.end()
 }
 
 vm_test!(
