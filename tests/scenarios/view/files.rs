@@ -10,6 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use memcg_monitor::cgroup::Version;
 use memcg_monitor::view::{POINT, values};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
@@ -331,4 +332,57 @@ fn view_reads_are_fresh() -> Result<()> {
     let epoll = Epoll::new(EpollCreateFlags::empty())?;
     epoll.add(&kept, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 7))?;
     charger.end()
+}
+
+vm_test!(
+    view_sendfile,
+    "sendfile and splice of an open file give its text: with O_DIRECT always, else that or nothing",
+    Any,
+    [Kernel]
+);
+fn view_sendfile() -> Result<()> {
+    let _agent = Agent::start(&[])?;
+    let group = Group::new("sent")?;
+    let path = shown(&group.path)?.join("memory.limit_in_bytes");
+    let text = read(&path)?;
+    for flags in [libc::O_DIRECT, 0] {
+        for is_splice in [false, true] {
+            let file = OpenOptions::new().read(true).custom_flags(flags).open(&path)?;
+            // Twice from one open file: what was sent once is not kept.
+            for round in 0..2 {
+                let sent = sent(&file, is_splice)?;
+                let nothing = flags == 0 && sent.is_empty();
+                ensure!(
+                    sent == text || nothing,
+                    "flags {flags:o}, splice: {is_splice}, round {round}: {sent:?} instead of {text:?}"
+                );
+                println!("flags {flags:o}, splice: {is_splice}: {} bytes", sent.len());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What `sendfile`, or `splice`, gives of a file from its start on.
+fn sent(file: &File, is_splice: bool) -> Result<String> {
+    let (mut reader, writer) = std::io::pipe().context("cannot make a pipe")?;
+    let (from, to) = (file.as_raw_fd(), writer.as_raw_fd());
+    let mut offset = 0;
+    loop {
+        let moved = if is_splice {
+            // SAFETY: the offset outlives the call; no offset for a pipe.
+            unsafe { libc::splice(from, &raw mut offset, to, std::ptr::null_mut(), 4096, 0) }
+        } else {
+            // SAFETY: the offset outlives the call.
+            unsafe { libc::sendfile(to, from, &raw mut offset, 4096) }
+        };
+        match Errno::result(moved).context("cannot move a file's text")? {
+            0 => break,
+            _ => continue,
+        }
+    }
+    drop(writer);
+    let mut text = String::new();
+    reader.read_to_string(&mut text)?;
+    Ok(text)
 }
