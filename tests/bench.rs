@@ -12,6 +12,7 @@ mod scale;
 mod start;
 mod storm;
 mod subject;
+mod sweep;
 
 use std::time::Duration;
 
@@ -42,7 +43,7 @@ impl Scope {
 
 type Bench = (&'static str, fn(Scope, Hierarchy) -> Result<()>);
 
-const ALL: [Bench; 7] = [
+const ALL: [Bench; 8] = [
     ("build", build::run),
     ("charge", charge::run),
     ("latency", latency::run),
@@ -50,6 +51,7 @@ const ALL: [Bench; 7] = [
     ("scale", scale::run),
     ("storm", storm::run),
     ("start", start::run),
+    ("sweep", sweep::run),
 ];
 
 /// Longer than any of them takes under emulation.

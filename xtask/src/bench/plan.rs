@@ -28,6 +28,8 @@ pub(crate) enum Bench {
     Storm,
     /// A start of the agent, until it is ready
     Start,
+    /// A sweep and a list, with as many as 100,000 eventfds registered
+    Sweep,
 }
 
 /// One boot of a benchmark.
@@ -61,8 +63,16 @@ const fn two(leg: Leg<'_>) -> Leg<'_> {
 }
 
 impl Bench {
-    pub(crate) const ALL: [Self; 7] =
-        [Self::Build, Self::Charge, Self::Latency, Self::Accuracy, Self::Scale, Self::Storm, Self::Start];
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Build,
+        Self::Charge,
+        Self::Latency,
+        Self::Accuracy,
+        Self::Scale,
+        Self::Storm,
+        Self::Start,
+        Self::Sweep,
+    ];
 
     /// As the guest knows it.
     pub(crate) fn name(self) -> &'static str {
@@ -74,6 +84,7 @@ impl Bench {
             Self::Scale => "scale",
             Self::Storm => "storm",
             Self::Start => "start",
+            Self::Sweep => "sweep",
         }
     }
 
@@ -94,6 +105,7 @@ impl Bench {
             ],
             Self::Accuracy => vec![v1(counted("6.1")), counted(kernels::NEWEST)],
             Self::Scale => vec![large(v1(counted("6.1"))), large(counted(kernels::NEWEST))],
+            Self::Sweep => vec![counted("6.1"), counted(kernels::NEWEST)],
             Self::Storm => vec![counted("6.1"), counted(kernels::NEWEST), two(counted(kernels::NEWEST))],
         };
         let Some(kernel) = kernel else { return all };
@@ -108,9 +120,13 @@ impl Bench {
                 setup::ensure(&[Need::Project])?;
                 project::pack()
             }
-            Self::Charge | Self::Latency | Self::Accuracy | Self::Scale | Self::Storm | Self::Start => {
-                Ok(Vec::new())
-            }
+            Self::Charge
+            | Self::Latency
+            | Self::Accuracy
+            | Self::Scale
+            | Self::Storm
+            | Self::Start
+            | Self::Sweep => Ok(Vec::new()),
         }
     }
 }
