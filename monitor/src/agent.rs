@@ -25,6 +25,7 @@ use crate::{
     confine,
     door::{
         self,
+        accounting::{Accounting, Groups},
         closer::Closer,
         control,
         control_fd::Places,
@@ -60,6 +61,8 @@ pub struct Options {
     pub sample: Duration,
     /// What clients may do.
     pub limits: Limits,
+    /// Whether a client's cgroup pays for what it asks; else its user does.
+    pub by_group: bool,
     /// The tree as cgroup v1 showed it; not mounted when absent.
     pub view: Option<view::Options>,
     /// Where to tell metrics; not told when absent.
@@ -175,8 +178,15 @@ pub async fn run(
     let watcher = Shared::new(watcher);
 
     let closer = Closer::start(options.confine).map_err(|error| Error::file("start", "threads", error))?;
-    let door = Rc::new(Listener::open(given, &options.socket, &options.access, &closer)?);
-    let operator = Rc::new(Listener::open(operators, &options.control_socket, &options.access, &closer)?);
+    let accounting = if options.by_group {
+        Accounting::ByGroup(Arc::new(Groups::new(&hierarchy)?))
+    } else {
+        Accounting::ByUser
+    };
+    let door = Listener::open(given, &options.socket, &options.access, &closer)?;
+    let door = Rc::new(door.counted(&accounting));
+    let operator = Listener::open(operators, &options.control_socket, &options.access, &closer)?;
+    let operator = Rc::new(operator.counted(&accounting));
     let mode = options.view.as_ref().map_or(view::EVENT_CONTROL_MODE, |wanted| wanted.event_control_mode);
     let tree = Arc::new(Tree::new(Directories::new(&hierarchy)?, mode));
     // Dropped before the tasks end: nobody comes in any more, then those that did
@@ -186,7 +196,9 @@ pub async fn run(
         None => None,
     };
     let device = shown.as_ref().map(|(shown, _)| shown.device());
-    let places = Rc::new(Places::new(Arc::clone(&tree), device, closer, Box::new(identity)));
+    let mut places = Places::new(Arc::clone(&tree), device, closer, Box::new(identity));
+    places.accounting = accounting;
+    let places = Rc::new(places);
     let mut tasks = vec![
         tokio::task::spawn_local(socket::serve(door, watcher.clone(), Rc::clone(&places))),
         tokio::task::spawn_local(control::serve(

@@ -7,9 +7,13 @@ pub mod v1_file;
 
 use std::{
     collections::HashMap,
+    ffi::OsStr,
     fs::{self, File},
     io::Read as _,
-    os::unix::fs::{DirEntryExt as _, MetadataExt as _},
+    os::unix::{
+        ffi::OsStrExt as _,
+        fs::{DirEntryExt as _, MetadataExt as _},
+    },
     path::{Path, PathBuf},
 };
 
@@ -35,6 +39,22 @@ impl Version {
             Self::V1 => "memory.usage_in_bytes",
             Self::V2 => "memory.current",
         }
+    }
+
+    /// The path of a process's group, from the text of its `/proc/PID/cgroup`, counted
+    /// from the root of the reader's cgroup namespace: `0::/PATH` is v2's line,
+    /// `ID:memory:/PATH` v1's.
+    #[must_use]
+    pub fn group_of(self, text: &[u8]) -> Option<&Path> {
+        text.split(|byte| *byte == b'\n').find_map(|line| {
+            let mut parts = line.splitn(3, |byte| *byte == b':');
+            let (id, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
+            let is_it = match self {
+                Self::V1 => controllers.split(|byte| *byte == b',').any(|name| name == b"memory"),
+                Self::V2 => id == b"0" && controllers.is_empty(),
+            };
+            is_it.then(|| Path::new(OsStr::from_bytes(path)))
+        })
     }
 }
 

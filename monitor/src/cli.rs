@@ -70,6 +70,17 @@ impl From<Confine> for memcg_monitor::confine::Mode {
     }
 }
 
+/// Who has a quota.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum QuotaBy {
+    /// Each user id
+    User,
+    /// Each memory cgroup: the client's own, or where other users than root may make
+    /// groups, the highest above it in which they may. What a tenant is in Kubernetes.
+    /// Clients whose cgroup cannot be told have one quota together
+    Cgroup,
+}
+
 /// Options of `agent`.
 #[derive(Args, Debug)]
 pub struct Agent {
@@ -111,10 +122,19 @@ pub struct Agent {
     /// that time; then it is told if it is on the other side. 0: no rest
     #[arg(long, value_name = "MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(0..=60_000))]
     pub rest_ms: u64,
-    /// Registrations that each user but root may have; one more is refused with
-    /// EDQUOT
+    /// Registrations that each user may have; one more is refused with EDQUOT. Processes
+    /// with CAP_SYS_RESOURCE in the agent's user namespace may have any number: user id 0
+    /// of a container without it is a user like others
     #[arg(long, value_name = "N", default_value_t = 65_536)]
     pub max_per_user: u64,
+    /// Registrations that there may be in all, whoever asks; one more is refused with
+    /// ENOMEM. Each takes up to 200 bytes of the agent [default: what a tenth of the host's
+    /// memory holds, 65536 to 1048576]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_registrations: Option<u64>,
+    /// Whom registrations, connections and sent descriptors count against
+    #[arg(long, value_enum, default_value_t = QuotaBy::User)]
+    pub quota_by: QuotaBy,
     /// Where to show the cgroup tree as cgroup v1's memory hierarchy, with a
     /// cgroup.event_control in each directory. Made if it is not there. Without
     /// this option, a host that has no FUSE is served by the socket alone

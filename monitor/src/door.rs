@@ -1,6 +1,7 @@
 //! The front doors, and the one way in that they share: [`request`] takes the
 //! line and the descriptors through the kernel's checks, in its order.
 
+pub mod accounting;
 pub mod closer;
 pub mod control;
 pub mod control_fd;

@@ -1,6 +1,8 @@
 //! Who waits for what. Pure: no kernel, no sockets, no descriptors; so its rules
 //! are tested as plain Rust.
 
+mod account;
+mod dense;
 mod group;
 mod scale;
 
@@ -14,17 +16,15 @@ use monitor_common::{
     control::{ControlFile, Wish},
 };
 
+use self::account::Accounts;
 use crate::{
     source::{FileId, GroupId},
     vault::Ticket,
 };
 
+pub use account::{Account, Payer};
 pub use group::Group;
 pub use scale::{BURST, Clock, Crossing, Outcome, Scale, Side, first_side};
-
-/// The owner of the agent's own registrations, which are shown to nobody: `(uid_t) -1`
-/// is no user.
-pub const AGENT: u32 = u32::MAX;
 
 /// One registration.
 #[derive(Clone, Copy, Debug)]
@@ -35,36 +35,39 @@ pub struct Registration {
     pub wish: Wish,
     /// Whose eventfd.
     pub file: FileId,
-    /// The user whose quota it counts against; the first registration on an
-    /// eventfd decides.
-    pub owner: u32,
-    /// Where it is recorded.
+    /// Who asked for it, whoever else is registered on that eventfd: whose quota it
+    /// counts against.
+    pub account: Account,
+    /// Its own, and where it is recorded.
     pub ticket: Ticket,
     /// The side of a threshold that an agent before has told; `None`: a new one.
     pub above: Option<bool>,
 }
 
-impl Registration {
-    /// A new one, which is recorded nowhere.
-    #[must_use]
-    pub const fn new(on: ControlFile, wish: Wish, file: FileId, owner: u32) -> Self {
-        Self { on, wish, file, owner, ticket: Ticket::NONE, above: None }
-    }
+/// A registration, as those see it that signal it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Subscriber {
+    /// Whose eventfd.
+    pub file: FileId,
+    /// Which registration: no other has the same at a time.
+    pub ticket: Ticket,
+    /// Who pays for it.
+    pub payer: Payer,
 }
 
 /// All registrations, by group and by eventfd.
 #[derive(Debug, Default)]
 pub struct Registry {
     groups: HashMap<u32, Group>,
-    /// Each eventfd, and the user whose quota it counts against.
-    files: HashMap<FileId, u32>,
-    /// The same the other way round.
-    by_owner: BTreeSet<(u32, FileId)>,
+    /// Each eventfd, and whether it is the agent's own.
+    files: HashMap<FileId, bool>,
+    /// How many registrations an account has on an eventfd.
+    by_payer: BTreeMap<(Payer, FileId), u32>,
     /// How many registrations an eventfd has on a slot.
     held: BTreeMap<(FileId, u32), u32>,
     /// Slots on which somebody waits for OOM.
     ooms: BTreeSet<u32>,
-    owners: HashMap<u32, u64>,
+    accounts: Accounts,
     registrations: u64,
     /// Of them, those that wait for OOM, pressure, emptiness, percentages, and working
     /// sets.
@@ -75,19 +78,19 @@ impl Registry {
     /// Adds one registration. The caller has looked at the group just now, so that
     /// the quantity is `now` pages, and `limit` what percents are of.
     pub fn add(&mut self, id: GroupId, registration: Registration, now: u64, limit: u64) {
-        let Registration { wish, file, owner, .. } = registration;
+        let Registration { wish, file, ticket, account, .. } = registration;
+        let to = Subscriber { file, ticket, payer: self.accounts.charge(account) };
         let group = self.groups.entry(id.slot).or_insert_with(|| Group::new(id));
         let before = group.kinds();
-        group.add(&registration, now, limit);
+        group.add(to, &registration, now, limit);
         let after = group.kinds();
         self.count_kinds(before, after);
         if wish == Wish::Oom {
             self.ooms.insert(id.slot);
         }
-        let owner = *self.files.entry(file).or_insert(owner);
-        self.by_owner.insert((owner, file));
+        self.files.entry(file).or_insert(account == Account::Agent);
+        *self.by_payer.entry((to.payer, file)).or_default() += 1;
         *self.held.entry((file, id.slot)).or_default() += 1;
-        *self.owners.entry(owner).or_default() += 1;
         self.registrations += 1;
     }
 
@@ -124,9 +127,11 @@ impl Registry {
         self.files.keys().copied().collect()
     }
 
-    /// A user's eventfds, from `first` on by address.
-    pub fn files_of(&self, owner: u32, first: FileId) -> impl Iterator<Item = FileId> {
-        self.by_owner.range((owner, first)..=(owner, FileId(u64::MAX))).map(|(_, file)| *file)
+    /// Eventfds that an account has registrations on, from `first` on by address.
+    pub fn files_of(&self, account: Account, first: FileId) -> impl Iterator<Item = FileId> {
+        let held = self.accounts.place_of(account);
+        let held = held.map(|payer| self.by_payer.range((payer, first)..=(payer, FileId(u64::MAX))));
+        held.into_iter().flatten().map(|((_, file), _)| *file)
     }
 
     /// Whether anything is registered on `file`.
@@ -150,13 +155,19 @@ impl Registry {
     /// Whether the agent itself waits on `file`.
     #[must_use]
     pub fn is_own(&self, file: FileId) -> bool {
-        self.files.get(&file) == Some(&AGENT)
+        self.files.get(&file) == Some(&true)
     }
 
-    /// Number of registrations that count against a user's quota.
+    /// Number of registrations that an account has.
     #[must_use]
-    pub fn held_by(&self, owner: u32) -> u64 {
-        self.owners.get(&owner).copied().unwrap_or(0)
+    pub fn held_by(&self, account: Account) -> u64 {
+        self.accounts.held_by(account)
+    }
+
+    /// Who that is; `None` once it has no registration any more.
+    #[must_use]
+    pub fn account(&self, payer: Payer) -> Option<Account> {
+        self.accounts.account(payer)
     }
 
     /// Whether there are none.
@@ -179,54 +190,82 @@ impl Registry {
         self.kinds[4] > 0
     }
 
-    /// A group went: forgets its registrations, returns where they were recorded, by
-    /// eventfd, for each is signalled once more.
+    /// A group went: forgets its registrations, returns them by eventfd, for each is
+    /// signalled once more. Costs what was registered there;
+    /// [`Registry::take_from_group`] does it in pieces.
     pub fn remove_group(&mut self, slot: u32) -> Vec<(FileId, Vec<Ticket>)> {
-        let Some(group) = self.groups.remove(&slot) else {
-            return Vec::new();
-        };
-        self.count_kinds(group.kinds(), [0; 5]);
-        self.ooms.remove(&slot);
-        let tickets = group.tickets();
-        for (file, tickets) in &tickets {
-            self.held.remove(&(*file, slot));
-            self.forget(self.files.get(file).copied(), tickets.len() as u64);
-            if self.slots_of(*file).next().is_none()
-                && let Some(owner) = self.files.remove(file)
-            {
-                self.by_owner.remove(&(owner, *file));
-            }
+        let mut tickets: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for to in self.take_from_group(slot, usize::MAX) {
+            tickets.entry(to.file).or_default().push(to.ticket);
         }
-        give_back(&mut self.groups);
-        give_back(&mut self.files);
         tickets.into_iter().collect()
     }
 
+    /// Takes up to `most` registrations out of a group, and forgets the group with the
+    /// last one; none are left when it returns fewer than `most`. Costs what it takes,
+    /// times the logarithm of what there is.
+    pub fn take_from_group(&mut self, slot: u32, most: usize) -> Vec<Subscriber> {
+        let taken = self.take(slot, |group| group.take_last(most));
+        self.forget_group(slot);
+        taken
+    }
+
     /// An eventfd's last user went: forgets its registrations everywhere, returns the
-    /// slots they were on, and where they were recorded.
+    /// slots they were on, and where they were recorded. Costs what was registered on it;
+    /// [`Registry::take_from_file`] does it in pieces.
     pub fn remove_file(&mut self, file: FileId) -> (Vec<u32>, Vec<Ticket>) {
-        let mut tickets = Vec::new();
-        let Some(owner) = self.files.remove(&file) else {
-            return (Vec::new(), tickets);
-        };
-        self.by_owner.remove(&(owner, file));
-        let slots: Vec<u32> = self.slots_of(file).collect();
-        for slot in &slots {
-            self.held.remove(&(file, *slot));
-            if let Some(group) = self.groups.get_mut(slot) {
-                let before = group.kinds();
-                let gone = group.remove_file(file);
-                let after = group.kinds();
-                if group.oom().next().is_none() {
-                    self.ooms.remove(slot);
+        let (mut slots, mut tickets) = (Vec::new(), Vec::new());
+        while let Some((slot, taken)) = self.take_from_file(file, usize::MAX) {
+            slots.push(slot);
+            tickets.extend(taken.iter().map(|to| to.ticket));
+        }
+        (slots, tickets)
+    }
+
+    /// Takes up to `most`, one at least, of an eventfd's registrations out of one group;
+    /// `None` when it has none left anywhere. The group stays, were it empty, for
+    /// [`Registry::forget_group`]. Costs as [`Registry::take_from_group`].
+    pub fn take_from_file(&mut self, file: FileId, most: usize) -> Option<(u32, Vec<Subscriber>)> {
+        let slot = self.slots_of(file).next()?;
+        let taken = self.take(slot, |group| group.take_file(file, most.max(1)));
+        // Else there would be no end.
+        debug_assert!(!taken.is_empty(), "what is held on a slot is in its group");
+        (!taken.is_empty()).then_some((slot, taken))
+    }
+
+    /// Takes registrations out of a group, and out of all that counts them.
+    fn take(&mut self, slot: u32, take: impl FnOnce(&mut Group) -> Vec<Subscriber>) -> Vec<Subscriber> {
+        let Some(group) = self.groups.get_mut(&slot) else { return Vec::new() };
+        let before = group.kinds();
+        let taken = take(group);
+        let after = group.kinds();
+        if group.oom().next().is_none() {
+            self.ooms.remove(&slot);
+        }
+        self.count_kinds(before, after);
+        for to in &taken {
+            self.registrations -= 1;
+            let paid = (to.payer, to.file);
+            if let Some(count) = self.by_payer.get_mut(&paid) {
+                *count -= 1;
+                if *count == 0 {
+                    self.by_payer.remove(&paid);
                 }
-                self.count_kinds(before, after);
-                self.forget(Some(owner), gone.len() as u64);
-                tickets.extend(gone);
+            }
+            self.accounts.release(to.payer);
+            let held = (to.file, slot);
+            if let Some(count) = self.held.get_mut(&held) {
+                *count -= 1;
+                if *count == 0 {
+                    self.held.remove(&held);
+                    if self.slots_of(to.file).next().is_none() {
+                        self.files.remove(&to.file);
+                    }
+                }
             }
         }
         give_back(&mut self.files);
-        (slots, tickets)
+        taken
     }
 
     fn slots_of(&self, file: FileId) -> impl Iterator<Item = u32> {
@@ -244,18 +283,6 @@ impl Registry {
     fn count_kinds(&mut self, before: [usize; 5], after: [usize; 5]) {
         for ((count, before), after) in self.kinds.iter_mut().zip(before).zip(after) {
             *count = *count + after as u64 - before as u64;
-        }
-    }
-
-    fn forget(&mut self, owner: Option<u32>, registrations: u64) {
-        self.registrations -= registrations;
-        if let Some(owner) = owner
-            && let Some(count) = self.owners.get_mut(&owner)
-        {
-            *count -= registrations;
-            if *count == 0 {
-                self.owners.remove(&owner);
-            }
         }
     }
 }

@@ -9,6 +9,7 @@
 mod bag;
 mod record;
 mod state;
+mod unrecorded;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -20,6 +21,7 @@ use nix::errno::Errno;
 pub use bag::Bag;
 pub use record::{Flaw, Record};
 pub use state::{State, Ticket, Unfinished};
+pub use unrecorded::Unrecorded;
 
 use crate::{
     error::{Error, Result},

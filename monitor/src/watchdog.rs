@@ -27,8 +27,9 @@ use sd_notify::NotifyState;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::{
-    cgroup::{Hierarchy, Version},
+    cgroup::Hierarchy,
     door::{
+        accounting::Accounting,
         closer::Foreign,
         control_fd::Places,
         inode::Inode,
@@ -39,8 +40,8 @@ use crate::{
     },
     error::{Error, Result},
     ready::wait_on,
-    registry::AGENT,
-    source::{FileId, Identify, Source},
+    registry::Account,
+    source::{Identify, Source},
     watcher::{Handed, Shared},
 };
 
@@ -90,8 +91,8 @@ async fn test<S: Source>(watcher: &Shared<S>, places: &Places, hierarchy: &Hiera
         .map_err(|errno| Error::syscall("eventfd2", errno))?;
     let theirs = nix::unistd::dup(&eventfd).map_err(|errno| Error::syscall("dup", errno))?;
     let eventfd = wait_on(OwnedFd::from(eventfd)).map_err(|error| failed("epoll", error))?;
-    let text = fs::read_to_string("/proc/self/cgroup")
-        .map_err(|error| Error::file("read", "/proc/self/cgroup", error))?;
+    let text =
+        fs::read("/proc/self/cgroup").map_err(|error| Error::file("read", "/proc/self/cgroup", error))?;
     let group = own_group(&text, hierarchy)
         .ok_or_else(|| Error::Host("/proc/self/cgroup does not tell this process's memory cgroup".into()))?;
     if group == hierarchy.root {
@@ -112,8 +113,8 @@ async fn test<S: Source>(watcher: &Shared<S>, places: &Places, hierarchy: &Hiera
     drop(eventfd);
     let has_ended = || {
         let mut watcher = watcher.lock();
-        watcher.end_closed_of(AGENT);
-        watcher.registry().held_by(AGENT) == 0
+        watcher.end_closed_of(Account::Agent);
+        watcher.registry().held_by(Account::Agent) == 0
     };
     while !has_ended() {
         sleep(LOOK).await;
@@ -133,7 +134,7 @@ fn ask<S: Source>(
     let control = File::open(control).map_err(|error| Error::file("open", control, error))?;
     let refused = |refusal: Refusal| Error::Host(format!("the agent refused {line:?} of its own: {refusal}"));
     let fds = [eventfd, control.into()].map(Foreign::harmless);
-    let sent = Sent::new(fds.into(), Sender::new(UnixCredentials::new()), &places.closer).map_err(refused)?;
+    let sent = Sent::new(fds.into(), Sender::new(UnixCredentials::new())).map_err(refused)?;
     let client = Client { line: line.as_bytes(), asker: &Own(sent), follower: None, own: None };
     let outcome = register(watcher, places, client);
     match outcome {
@@ -151,13 +152,8 @@ fn ask<S: Source>(
 struct Own(Sent);
 
 impl Asker for Own {
-    fn event(
-        &self,
-        number: u32,
-        identity: &dyn Identify,
-        is_registered: &dyn Fn(FileId) -> bool,
-    ) -> std::result::Result<Handed, Refusal> {
-        self.0.event(number, identity, is_registered)
+    fn event(&self, number: u32, identity: &dyn Identify) -> std::result::Result<Handed, Refusal> {
+        self.0.event(number, identity)
     }
 
     fn glance(&self, number: u32) -> Option<Inode> {
@@ -172,8 +168,8 @@ impl Asker for Own {
         self.0.credentials()
     }
 
-    fn owner(&self) -> u32 {
-        AGENT
+    fn account(&self, _: &Accounting) -> Account {
+        Account::Agent
     }
 }
 
@@ -198,20 +194,10 @@ impl Drop for Charge {
     }
 }
 
-/// The directory of this process's group, from the text of `/proc/self/cgroup`:
-/// `0::/PATH` is v2's line, `ID:memory:/PATH` v1's.
-fn own_group(text: &str, hierarchy: &Hierarchy) -> Option<PathBuf> {
-    let path = text.lines().find_map(|line| {
-        let mut parts = line.splitn(3, ':');
-        let (id, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
-        let is_it = match hierarchy.version {
-            Version::V1 => controllers.split(',').any(|name| name == "memory"),
-            Version::V2 => id == "0" && controllers.is_empty(),
-        };
-        is_it.then_some(path)
-    })?;
-    let below = path.strip_prefix('/')?;
-    Some(if below.is_empty() { hierarchy.root.clone() } else { hierarchy.root.join(below) })
+/// The directory of this process's group, from the text of `/proc/self/cgroup`.
+fn own_group(text: &[u8], hierarchy: &Hierarchy) -> Option<PathBuf> {
+    let below = hierarchy.version.group_of(text)?.strip_prefix("/").ok()?;
+    Some(if below.as_os_str().is_empty() { hierarchy.root.clone() } else { hierarchy.root.join(below) })
 }
 
 #[cfg(test)]
@@ -227,12 +213,13 @@ mod tests {
     #[test]
     fn the_own_group_is_that_of_the_memory_controller() {
         let text = "5:cpu,memory:/a/b:c\n2:pids:/x\n0::/system.slice/y.service\n";
-        let group = |version| own_group(text, &Hierarchy { version, root: "/sys/fs/cgroup".into() });
+        let group =
+            |version| own_group(text.as_bytes(), &Hierarchy { version, root: "/sys/fs/cgroup".into() });
         assert_eq!(group(Version::V1), Some(PathBuf::from("/sys/fs/cgroup/a/b:c")));
         assert_eq!(group(Version::V2), Some(PathBuf::from("/sys/fs/cgroup/system.slice/y.service")));
         let root = Hierarchy { version: Version::V2, root: "/cg".into() };
-        assert_eq!(own_group("0::/\n", &root), Some(PathBuf::from("/cg")));
-        assert_eq!(own_group("", &root), None);
+        assert_eq!(own_group(b"0::/\n", &root), Some(PathBuf::from("/cg")));
+        assert_eq!(own_group(b"", &root), None);
     }
 
     /// One test fails, one never ends, the others go well.

@@ -29,9 +29,9 @@ use crate::{
     cgroup::host::Host,
     error::Result,
     eventfd::{EventFd, Signaller},
-    registry::Registry,
+    registry::{Account, Registry},
     source::{FileId, GroupId, Source},
-    vault::{Record, Ticket, Unfinished, Vault},
+    vault::{Record, Ticket, Unfinished, Unrecorded, Vault},
 };
 
 pub use closed::ClosedSearch;
@@ -55,10 +55,12 @@ pub struct Counts {
 /// What clients may do.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Registrations that each user but root may have.
+    /// Registrations that each account may have, but the privileged and the agent's own.
     pub quota: u64,
     /// Eventfds that may be registered at once, the agent's own aside.
     pub eventfds: u32,
+    /// Registrations that there may be in all, but for the agent's own.
+    pub registrations: u64,
     /// Milliseconds of rest for a threshold that was crossed [`BURST`] times
     /// within that time; 0: none.
     ///
@@ -80,13 +82,16 @@ pub struct Watcher<S> {
     signaller: Signaller,
     /// What outlives this agent, where somebody keeps it.
     vault: Option<Vault>,
+    /// For registrations that it does not record.
+    unrecorded: Unrecorded,
     /// Registrations taken over whose clients may not have had their answer.
     unsure: Vec<(Ticket, Record)>,
     unsure_until: u64,
     eventfds: HashMap<FileId, EventFd>,
-    /// The agent's own ([`AGENT`](crate::registry::AGENT)); no agent takes them over.
+    /// The agent's own ([`Account::Agent`](crate::registry::Account)); no agent takes them over.
     own: HashMap<FileId, EventFd>,
-    followers: HashMap<FileId, Vec<Follower>>,
+    /// Each hears of its own registration.
+    followers: HashMap<Ticket, Follower>,
     /// Groups that moved too fast for one turn.
     due: VecDeque<u32>,
     /// The latest sweep's, for closed eventfds.
@@ -94,7 +99,7 @@ pub struct Watcher<S> {
     /// Not before then is one begun for want of room, by the host's clock.
     search_from: u64,
     /// Where to go on with users whose eventfds are too many for one turn.
-    asked: HashMap<u32, FileId>,
+    asked: HashMap<Account, FileId>,
     work: Arc<Notify>,
     counts: Counts,
     measures: Measures,
@@ -126,6 +131,7 @@ impl<S: Source> Watcher<S> {
             rests: BTreeSet::new(),
             signaller: Signaller::new()?,
             vault: None,
+            unrecorded: Unrecorded::default(),
             unsure: Vec::new(),
             unsure_until: 0,
             eventfds: HashMap::new(),

@@ -9,8 +9,8 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, open, openat},
-    sys::stat::{FileStat, Mode, fstat},
+    fcntl::{AtFlags, OFlag, open, openat},
+    sys::stat::{FileStat, Mode, fstat, fstatat},
 };
 
 use crate::{
@@ -108,8 +108,16 @@ impl Directories {
         let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let home = Directory { fd: openat(&self.root, folder, flags, Mode::empty())? };
-        let found = nix::sys::stat::fstatat(&home.fd, name, nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        let found = fstatat(&home.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
         if (found.st_dev, found.st_ino) == (self.device, id) { Ok(home) } else { Err(Errno::ENOENT) }
+    }
+
+    /// What is at this path below the root.
+    ///
+    /// # Errors
+    /// `ENOENT` when there is nothing.
+    pub fn stat_below(&self, path: &Path) -> nix::Result<FileStat> {
+        fstatat(&self.root, path, AtFlags::AT_SYMLINK_NOFOLLOW)
     }
 
     fn open_any(&self, id: u64, more: i32) -> nix::Result<OwnedFd> {
@@ -220,7 +228,7 @@ impl Directory {
     /// # Errors
     /// `ENOENT` when it has no such file.
     pub fn stat_file(&self, name: &str) -> nix::Result<FileStat> {
-        nix::sys::stat::fstatat(&self.fd, name, nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW)
+        fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW)
     }
 
     /// The directories in it, each with its id.

@@ -106,10 +106,7 @@ impl Host for Files {
     }
 
     fn ram(&self) -> Result<u64> {
-        let text = self.meminfo()?;
-        let kib = field(&text, "MemTotal:");
-        kib.map(|kib| kib * 1024 / page_size())
-            .ok_or_else(|| Error::Host("/proc/meminfo has no MemTotal".into()))
+        total(&self.meminfo()?).map(|bytes| bytes / page_size())
     }
 
     fn inactive_file(&self, cgroup_id: u64) -> Result<Option<u64>> {
@@ -151,6 +148,20 @@ pub fn root_usage(meminfo: &str) -> Result<u64> {
         let kib = field(meminfo, name).ok_or_else(|| Error::Host(format!("{MEMINFO} has no {name}")))?;
         Ok(sum + kib * 1024)
     })
+}
+
+/// Bytes of the host's memory.
+///
+/// # Errors
+/// `/proc/meminfo` does not tell.
+pub fn memory() -> Result<u64> {
+    let text = std::fs::read_to_string(MEMINFO).map_err(|error| Error::file("read", MEMINFO, error))?;
+    total(&text)
+}
+
+fn total(meminfo: &str) -> Result<u64> {
+    let kib = field(meminfo, "MemTotal:");
+    kib.map(|kib| kib * 1024).ok_or_else(|| Error::Host(format!("{MEMINFO} has no MemTotal")))
 }
 
 /// Bytes of swap in use, from `/proc/meminfo`.

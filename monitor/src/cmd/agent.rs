@@ -5,6 +5,7 @@ use std::{process::ExitCode, time::Duration};
 use anyhow::{Context as _, Result, bail};
 use memcg_monitor::{
     agent::{self, End, Options},
+    cgroup::host,
     door::{metrics, seqpacket::Access},
     heap, keeper,
     metrics::Selection,
@@ -43,7 +44,13 @@ pub fn run(options: &cli::Agent) -> Result<ExitCode> {
         sizes: Sizes { groups: options.max_groups, ring: options.ring_bytes },
         sweep: Duration::from_millis(options.sweep_ms),
         sample: Duration::from_millis(options.sample_ms),
-        limits: Limits { quota: options.max_per_user, eventfds, rest: options.rest_ms },
+        limits: Limits {
+            quota: options.max_per_user,
+            registrations: options.max_registrations.unwrap_or_else(registrations),
+            eventfds,
+            rest: options.rest_ms,
+        },
+        by_group: options.quota_by == cli::QuotaBy::Cgroup,
         view: (!options.no_mount).then(|| view::Options {
             point: options.mount.clone(),
             event_control_mode: options.event_control_mode,
@@ -111,6 +118,15 @@ fn room_for_descriptors(eventfds: u32) -> u32 {
         "{hard} descriptors are allowed (ulimit -n, LimitNOFILE=): fewer than {wanted}, for --max-eventfds {eventfds}; {fewer} eventfds can be registered"
     );
     fewer
+}
+
+/// As many registrations as fit into a tenth of the host's memory, within bounds that suit
+/// hosts of every size.
+fn registrations() -> u64 {
+    /// Bytes of the agent for each, at most (SPECIFICATION.md, P5).
+    const EACH: u64 = 200;
+    let memory = host::memory().inspect_err(|error| log::warn!("{error}")).unwrap_or(0);
+    (memory / 10 / EACH).clamp(65_536, 1_048_576)
 }
 
 fn group_id(name: &str) -> Result<Gid> {

@@ -2,8 +2,8 @@
 //! answers (FUSE asks it at each close), or linger over unsent data: then the one that
 //! closes it waits, and that is not the agent's loop.
 //!
-//! Each user's are closed one after another, so a user holds up one thread at most; and
-//! nothing more is taken from a user of whom a message's worth waits.
+//! Each account's are closed one after another, so one holds up one thread at most; and
+//! nothing more is taken from an account of which a message's worth waits.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -19,26 +19,27 @@ use tokio::sync::Notify;
 use crate::{
     confine,
     door::{inode::Inode, seqpacket::MAX_DESCRIPTORS},
+    registry::Account,
 };
 
-/// Threads that close. When users hold up all of them, others' descriptors wait, too;
+/// Threads that close. When accounts hold up all of them, others' descriptors wait, too;
 /// eventfds and control files do not come here.
 const THREADS: usize = 4;
 /// They call little.
 const STACK: usize = 64 << 10;
 
-/// Descriptors of one user that wait, the one that is being closed among them.
+/// Descriptors of one account that wait, the one that is being closed among them.
 #[derive(Debug, Default)]
-struct User {
+struct Waiting {
     waiting: VecDeque<OwnedFd>,
     at_work: bool,
 }
 
 #[derive(Debug, Default)]
 struct Users {
-    by_id: HashMap<u32, User>,
+    by_id: HashMap<Account, Waiting>,
     /// Those with something to close, and no thread at it.
-    ready: VecDeque<u32>,
+    ready: VecDeque<Account>,
 }
 
 #[derive(Debug, Default)]
@@ -119,39 +120,40 @@ impl Closer {
         trusted.is_some_and(|trusted| Inode::of(fd).is_ok_and(|inode| trusted.contains(&inode.device)))
     }
 
-    /// Closes a user's descriptor, some time.
-    pub fn close(&self, user: u32, fd: OwnedFd) {
+    /// Closes an account's descriptor, some time.
+    pub fn close(&self, account: Account, fd: OwnedFd) {
         let mut users = self.0.users();
-        let entry = users.by_id.entry(user).or_default();
+        let entry = users.by_id.entry(account).or_default();
         entry.waiting.push_back(fd);
         if !entry.at_work && entry.waiting.len() == 1 {
-            users.ready.push_back(user);
+            users.ready.push_back(account);
             self.0.work.notify_one();
         }
     }
 
-    fn has_room(&self, user: u32) -> bool {
+    /// Whether less than a message's worth of this account's waits.
+    pub(super) fn has_room(&self, account: Account) -> bool {
         let users = self.0.users();
-        users.by_id.get(&user).is_none_or(|user| user.waiting.len() < MAX_DESCRIPTORS)
+        users.by_id.get(&account).is_none_or(|user| user.waiting.len() < MAX_DESCRIPTORS)
     }
 
-    /// Waits until less than a message's worth of this user's is to be closed.
-    pub async fn room(&self, user: u32) {
+    /// Waits until less than a message's worth of this account's is to be closed.
+    pub async fn room(&self, account: Account) {
         loop {
             let mut freed = pin!(self.0.room.notified());
             // From here on no word of it is lost.
             freed.as_mut().enable();
-            if self.has_room(user) {
+            if self.has_room(account) {
                 return;
             }
             freed.await;
         }
     }
 
-    /// A user's descriptor, whatever it may be.
+    /// A client's descriptor, whatever it may be.
     #[must_use]
-    pub fn foreign(&self, user: u32, fd: OwnedFd) -> Foreign {
-        Foreign { fd: Some(fd), user, closer: Some(self.clone()) }
+    pub fn foreign(&self, account: Account, fd: OwnedFd) -> Foreign {
+        Foreign { fd: Some(fd), account, closer: Some(self.clone()) }
     }
 }
 
@@ -160,7 +162,7 @@ impl Closer {
 pub struct Foreign {
     /// There until it is known, or dropped.
     fd: Option<OwnedFd>,
-    user: u32,
+    account: Account,
     closer: Option<Closer>,
 }
 
@@ -168,7 +170,7 @@ impl Foreign {
     /// One that takes no time to close.
     #[must_use]
     pub const fn harmless(fd: OwnedFd) -> Self {
-        Self { fd: Some(fd), user: 0, closer: None }
+        Self { fd: Some(fd), account: Account::Agent, closer: None }
     }
 
     /// It turned out to take no time to close.
@@ -193,7 +195,7 @@ impl Drop for Foreign {
         if let (Some(fd), Some(closer)) = (self.fd.take(), &self.closer)
             && !closer.is_quick(fd.as_fd())
         {
-            closer.close(self.user, fd);
+            closer.close(self.account, fd);
         }
     }
 }
@@ -202,14 +204,14 @@ impl Drop for Foreign {
 mod tests {
     use std::{io::Read as _, os::unix::net::UnixStream};
 
-    use super::{Closer, MAX_DESCRIPTORS};
+    use super::{Account, Closer, MAX_DESCRIPTORS};
     use crate::confine;
 
     #[test]
     fn what_is_dropped_is_closed_and_users_do_not_wait_for_each_other() {
         let closer = Closer::start(confine::Mode::Off).expect("threads");
         let mut ends = Vec::new();
-        for user in [1, 2, 3].repeat(100) {
+        for user in [1, 2, 3].map(Account::User).repeat(100) {
             let (ours, theirs) = UnixStream::pair().expect("a pair");
             drop(closer.foreign(user, theirs.into()));
             ends.push(ours);
@@ -221,12 +223,13 @@ mod tests {
 
     #[test]
     fn a_user_of_whom_much_waits_is_not_read_from() {
+        let seven = Account::User(7);
         // Without threads, all waits.
         let closer = Closer(std::sync::Arc::default());
         for _ in 0..MAX_DESCRIPTORS {
-            assert!(closer.has_room(7));
-            drop(closer.foreign(7, UnixStream::pair().expect("a pair").0.into()));
+            assert!(closer.has_room(seven));
+            drop(closer.foreign(seven, UnixStream::pair().expect("a pair").0.into()));
         }
-        assert!(!closer.has_room(7) && closer.has_room(8));
+        assert!(!closer.has_room(seven) && closer.has_room(Account::User(8)));
     }
 }

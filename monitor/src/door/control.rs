@@ -26,7 +26,7 @@ use crate::{
     },
     kernel::page_size,
     programs::Programs,
-    registry::{AGENT, Group, Registry},
+    registry::{Account, Group, Registry},
     source::{Slots as _, Source as _},
     watcher::{self, Event, Follower, Watcher},
 };
@@ -270,7 +270,7 @@ fn registrations(registry: &Registry, group: &Group) -> Vec<RegistrationRow> {
     };
     for on in ControlFile::QUANTITIES {
         // The agent's own are thresholds.
-        let shown = group.scale(on).thresholds().filter(|(_, file)| !registry.is_own(*file));
+        let shown = group.scale(on).thresholds().filter(|(_, to)| !registry.is_own(to.file));
         for (threshold, _) in shown {
             row(on, Some(threshold.saturating_mul(page_size())), None);
         }
@@ -289,7 +289,7 @@ pub(super) fn status(watcher: &Watcher<Programs>) -> Status {
     let (counts, source) = (watcher.counts(), watcher.source());
     let (runs, run_ns) = source.runs();
     Status {
-        registrations: watcher.registry().len() - watcher.registry().held_by(AGENT),
+        registrations: watcher.registry().len() - watcher.registry().held_by(Account::Agent),
         signals: counts.signals,
         unsignalled: counts.unsignalled,
         resyncs: counts.resyncs,

@@ -18,6 +18,7 @@ use crate::{
         handle::{Directories, Directory},
     },
     door::{
+        accounting::Accounting,
         closer::Closer,
         inode::Inode,
         known::Known,
@@ -37,6 +38,8 @@ pub struct Places {
     known: Known,
     /// For what clients sent.
     pub closer: Closer,
+    /// Who pays.
+    pub accounting: Accounting,
     identity: Box<dyn Identify>,
 }
 
@@ -51,7 +54,8 @@ impl Places {
     #[must_use]
     pub fn new(tree: Arc<Tree>, view: Option<u64>, closer: Closer, identity: Box<dyn Identify>) -> Self {
         closer.trust([tree.directories().device()].into_iter().chain(view));
-        Self { tree, view, known: Known::default(), closer, identity }
+        let accounting = Accounting::default();
+        Self { tree, view, known: Known::default(), closer, accounting, identity }
     }
 
     /// Who says what a client's files and descriptors stand for.

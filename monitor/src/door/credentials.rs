@@ -13,6 +13,9 @@ pub struct Credentials {
     pub groups: Vec<u32>,
     /// `CAP_DAC_OVERRIDE` or `CAP_DAC_READ_SEARCH` in the agent's user namespace.
     pub reads_all: bool,
+    /// `CAP_SYS_RESOURCE` in the agent's user namespace, which overrides the kernel's own
+    /// quotas.
+    pub overrides_quotas: bool,
     /// The real user and group. Where they differ from the others, a program does more
     /// than its user may (set-user-ID), perhaps on that user's word: then both must be
     /// allowed.
@@ -21,6 +24,7 @@ pub struct Credentials {
 
 const CAP_DAC_OVERRIDE: u64 = 1 << 1;
 const CAP_DAC_READ_SEARCH: u64 = 1 << 2;
+const CAP_SYS_RESOURCE: u64 = 1 << 24;
 
 impl Credentials {
     /// Of a sender of whom no more is known than the kernel said.
@@ -48,16 +52,24 @@ impl Credentials {
         (self.reads_all && uid == self.uid) || (allowed(self.uid, self.gid) && allowed(uid, gid))
     }
 
+    /// Whether no quota holds for it: not by its user id, which is 0 in many a container,
+    /// and not where it may speak for another user (set-user-ID).
+    #[must_use]
+    pub const fn is_privileged(&self) -> bool {
+        self.overrides_quotas && self.real.0 == self.uid
+    }
+
     /// From the text of `/proc/PID/status`. `sender` is the kernel's word on who sent;
     /// capabilities count only where the process is in the agent's own user namespace.
     pub(super) fn from_status(status: &str, sender: &UnixCredentials, same_user_namespace: bool) -> Self {
         let caps = field(status, "CapEff:").and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
+        let caps = caps.filter(|_| same_user_namespace).unwrap_or(0);
         Self {
             uid: numbers(status, "Uid:").get(3).copied().unwrap_or_else(|| sender.uid()),
             gid: numbers(status, "Gid:").get(3).copied().unwrap_or_else(|| sender.gid()),
             groups: numbers(status, "Groups:"),
-            reads_all: same_user_namespace
-                && caps.unwrap_or(0) & (CAP_DAC_OVERRIDE | CAP_DAC_READ_SEARCH) != 0,
+            reads_all: caps & (CAP_DAC_OVERRIDE | CAP_DAC_READ_SEARCH) != 0,
+            overrides_quotas: caps & CAP_SYS_RESOURCE != 0,
             real: (sender.uid(), sender.gid()),
         }
     }
@@ -112,6 +124,22 @@ mod tests {
         assert!(helper.may_read(0o604, 0, 7));
         // Nor what the user may, and the program that it is now may not.
         assert!(!Credentials { real: (0, 0), ..user(1, 1, &[]) }.may_read(0o600, 0, 0));
+    }
+
+    #[test]
+    fn a_capability_is_privileged_and_user_id_0_is_not() {
+        let read = |ids: &str, caps: &str, same| {
+            let status = format!("Uid:\t{ids}\nGid:\t0\t0\t0\t0\nCapEff:\t{caps}\n");
+            let (uid, _) = ids.split_once('\t').expect("four");
+            let uid = uid.parse().expect("a number");
+            let sender = libc::ucred { pid: 1, uid, gid: 0 }.into();
+            Credentials::from_status(&status, &sender, same).is_privileged()
+        };
+        assert!(read("0\t0\t0\t0", "000001ffffffffff", true));
+        assert!(read("7\t7\t7\t7", "0000000001000000", true));
+        assert!(!read("0\t0\t0\t0", "000001fffeffffff", true), "a container's root");
+        assert!(!read("0\t0\t0\t0", "000001ffffffffff", false), "of a namespace of its own");
+        assert!(!read("7\t0\t0\t0", "000001ffffffffff", true), "set-user-ID");
     }
 
     #[test]

@@ -16,17 +16,20 @@ use nix::{
 pub use crate::door::credentials::Credentials;
 use crate::{
     door::{
+        accounting::{Accounting, is_in_our_user_namespace},
         closer::{Closer, Foreign},
+        control_fd::Places,
         inode::Inode,
         process::{
-            Info, OUT_OF_DESCRIPTORS, PIDFD_THREAD, folder, is_path_only, path, pidfd_getfd, pidfd_open,
-            shares_descriptors, status, thread_group,
+            OUT_OF_DESCRIPTORS, PIDFD_THREAD, folder, path, pidfd_getfd, pidfd_open, shares_descriptors,
+            status, thread_group,
         },
         request::{Asker, Refusal, Which, adopt},
         sender::Sender,
     },
     eventfd::EVENTFD,
-    source::{FileId, Identify},
+    registry::Account,
+    source::Identify,
     watcher::Handed,
 };
 
@@ -37,16 +40,18 @@ pub struct Peer {
     folder: RefCell<OwnedFd>,
     sender: Sender,
     closer: Closer,
+    /// Whom what is taken of it counts against, until it is closed.
+    account: Account,
     /// Whether `sender.pid` is a thread that need not be its process's first.
     is_thread: bool,
 }
 
 impl Peer {
-    /// The process that sent a message.
+    /// The process that sent a message; what is taken of it counts against `account`.
     ///
     /// # Errors
     /// `ESRCH` when it has died since, or is outside the agent's pid namespace.
-    pub fn of(sender: Sender, closer: &Closer) -> Result<Self, Refusal> {
+    pub fn of(sender: Sender, account: Account, closer: &Closer) -> Result<Self, Refusal> {
         if sender.pid() <= 0 {
             return Err(Refusal::new(
                 Errno::ESRCH,
@@ -54,7 +59,7 @@ impl Peer {
             ));
         }
         let folder = folder_of(&sender)?.into();
-        Ok(Self { folder, sender, closer: closer.clone(), is_thread: false })
+        Ok(Self { folder, sender, closer: closer.clone(), account, is_thread: false })
     }
 
     /// The same process, for the next message that it sent; another number is another
@@ -69,7 +74,7 @@ impl Peer {
     ///
     /// # Errors
     /// `ESRCH` when it is outside the agent's pid namespace.
-    pub fn writer(pid: i32, uid: u32, gid: u32, closer: &Closer) -> Result<Self, Refusal> {
+    pub fn writer(pid: i32, uid: u32, gid: u32, places: &Places) -> Result<Self, Refusal> {
         if pid <= 0 {
             return Err(Refusal::new(
                 Errno::ESRCH,
@@ -77,7 +82,9 @@ impl Peer {
             ));
         }
         let sender = Sender::new(libc::ucred { pid, uid, gid }.into());
-        Ok(Self { folder: folder(pid)?.into(), sender, closer: closer.clone(), is_thread: true })
+        let folder = folder(pid)?;
+        let account = places.accounting.account(&folder, uid);
+        Ok(Self { folder: folder.into(), sender, closer: places.closer.clone(), account, is_thread: true })
     }
 
     /// What is looked up in the process's folder; in a fresh one where the number is
@@ -92,11 +99,6 @@ impl Peer {
             }
             found => found,
         }
-    }
-
-    /// The text on a descriptor, its first lines at least.
-    fn info(&self, number: u32) -> Result<Info, Errno> {
-        self.look(|folder| Info::read(folder.as_fd(), &path("fdinfo", number)))
     }
 
     /// Whether a descriptor is open for neither reading nor writing (`O_PATH`).
@@ -125,6 +127,10 @@ impl Peer {
     /// A duplicate of a descriptor, whatever it is by now.
     fn take(&self, number: u32) -> Result<Foreign, Errno> {
         let number = i32::try_from(number).map_err(|_| Errno::EBADF)?;
+        // It may be one that never closes: as many as a message can bring, and no more.
+        if !self.closer.has_room(self.account) {
+            return Err(Errno::ENOMEM);
+        }
         let pid = self.sender.pid();
         let opened;
         let pidfd = match self.sender.pidfd() {
@@ -143,37 +149,21 @@ impl Peer {
                 &opened
             }
         };
-        Ok(self.closer.foreign(self.sender.uid(), pidfd_getfd(pidfd, number)?))
-    }
-
-    /// An eventfd of a user who may have put anything in its place by the time that it
-    /// is looked at: so it is taken first. To ask what a file is (its fdinfo), or to
-    /// close it, may take for ever.
-    fn event_of_user(&self, number: u32, identity: &dyn Identify) -> Result<Handed, Refusal> {
-        let which = Which::Event(number);
-        // What is not one by now is not even taken.
-        let target = self.look(|_| self.target(number)).map_err(|errno| self.refusal(which, errno))?;
-        if self.is_path_only(number).map_err(|errno| self.refusal(which, errno))? {
-            return Err(path_only(which, "use"));
-        }
-        if target != EVENTFD {
-            return Err(Refusal::new(Errno::EINVAL, format!("{which} is not an eventfd")));
-        }
-        let fd = self.take(number).map_err(|errno| self.not_taken(which, errno))?;
-        hand_over(fd, which, identity)
+        Ok(self.closer.foreign(self.account, pidfd_getfd(pidfd, number)?))
     }
 
     fn not_taken(&self, which: Which, errno: Errno) -> Refusal {
         match errno {
             Errno::EMFILE | Errno::ENFILE => Refusal::new(Errno::ENOMEM, OUT_OF_DESCRIPTORS),
             Errno::EBADF | Errno::EPERM | Errno::EACCES | Errno::ESRCH => self.refusal(which, errno),
+            Errno::ENOMEM => Refusal::new(errno, "too many of your descriptors are waiting to be closed"),
             _ => Refusal::new(errno, format!("pidfd_getfd of {which} failed")),
         }
     }
 }
 
 /// What `/proc` says of a sender, and not of another process that got its number.
-fn folder_of(sender: &Sender) -> Result<OwnedFd, Refusal> {
+pub(super) fn folder_of(sender: &Sender) -> Result<OwnedFd, Refusal> {
     let folder = folder(sender.pid())?;
     // Asked after the folder was opened: a number is used again only after its end.
     let is_it = match sender.is_there() {
@@ -187,47 +177,22 @@ fn folder_of(sender: &Sender) -> Result<OwnedFd, Refusal> {
     Err(Refusal::new(Errno::ESRCH, format!("process {} is gone", sender.pid())))
 }
 
-fn is_in_our_user_namespace(folder: &OwnedFd) -> bool {
-    let ours = std::fs::read_link("/proc/self/ns/user").ok();
-    ours.is_some_and(|ours| readlinkat(folder, "ns/user").ok() == Some(ours.into_os_string()))
-}
-
 impl Asker for Peer {
-    fn event(
-        &self,
-        number: u32,
-        identity: &dyn Identify,
-        is_registered: &dyn Fn(FileId) -> bool,
-    ) -> Result<Handed, Refusal> {
-        if self.sender.uid() != 0 {
-            return self.event_of_user(number, identity);
-        }
+    /// Whoever it is may have put anything in its place by the time that it is looked at:
+    /// so it is taken first. To ask what a file is (its fdinfo), or to close it, may take
+    /// for ever.
+    fn event(&self, number: u32, identity: &dyn Identify) -> Result<Handed, Refusal> {
         let which = Which::Event(number);
-        let mut info = Err(Errno::EBADF);
-        // Reading its text makes the kernel show us which file it is.
-        let seen = identity.file_shown(&mut || info = self.info(number));
-        let info = info.map_err(|errno| self.refusal(which, errno))?;
-        if let Some(file) = seen.filter(|file| is_registered(*file)) {
-            return Ok(Handed::Known(file));
-        }
-        if is_path_only(info.text()) {
+        // What is not one by now is not even taken.
+        let target = self.look(|_| self.target(number)).map_err(|errno| self.refusal(which, errno))?;
+        if self.is_path_only(number).map_err(|errno| self.refusal(which, errno))? {
             return Err(path_only(which, "use"));
         }
-        // Only an eventfd is taken: to close anything else may take an answer.
-        if seen.is_none() {
-            let target = self.target(number).map_err(|errno| self.refusal(which, errno))?;
-            if target != EVENTFD {
-                return Err(Refusal::new(Errno::EINVAL, format!("{which} is not an eventfd")));
-            }
+        if target != EVENTFD {
+            return Err(Refusal::new(Errno::EINVAL, format!("{which} is not an eventfd")));
         }
         let fd = self.take(number).map_err(|errno| self.not_taken(which, errno))?;
-        // What was looked at may have been closed since.
-        let handed = hand_over(fd, which, identity)?;
-        let same = match (&handed, seen) {
-            (Handed::Known(file) | Handed::New(_, file), Some(seen)) => *file == seen,
-            (_, None) => true,
-        };
-        if same { Ok(handed) } else { Err(self.refusal(which, Errno::EBADF)) }
+        hand_over(fd, which, identity)
     }
 
     fn glance(&self, number: u32) -> Option<Inode> {
@@ -259,8 +224,8 @@ impl Asker for Peer {
         Ok(known(&status, sender, is_in_our_user_namespace(&folder)))
     }
 
-    fn owner(&self) -> u32 {
-        self.sender.uid()
+    fn account(&self, accounting: &Accounting) -> Account {
+        accounting.account(&self.folder.borrow(), self.sender.uid())
     }
 }
 
@@ -272,7 +237,7 @@ pub(super) fn hand_over(fd: Foreign, which: Which, identity: &dyn Identify) -> R
         log::error!("registration failed: {error}");
         Refusal::new(Errno::EIO, "the agent could not ask the kernel; see its log")
     })?;
-    Ok(Handed::New(eventfd, file))
+    Ok(Handed { eventfd, file })
 }
 
 pub(super) fn path_only(which: Which, what: &str) -> Refusal {

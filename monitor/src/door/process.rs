@@ -2,10 +2,10 @@
 //! descriptors.
 
 use std::{
-    ffi::{CStr, CString},
+    ffi::CString,
     fs::File,
     io::Read as _,
-    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
 use nix::{
@@ -13,7 +13,6 @@ use nix::{
     fcntl::{OFlag, open, openat},
     libc,
     sys::stat::Mode,
-    unistd::read,
 };
 
 use crate::door::request::Refusal;
@@ -33,41 +32,20 @@ pub(super) fn path(folder: &str, number: u32) -> CString {
     CString::new(format!("{folder}/{number}")).unwrap_or_default()
 }
 
+/// The text of `/proc/PID/status`. What is not UTF-8 (the process's name may be) is
+/// replaced.
 pub(super) fn status(folder: &OwnedFd) -> Result<String, Errno> {
-    let fd = openat(folder, "status", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
-    let mut text = String::new();
+    read_all(folder, "status").map(|text| String::from_utf8_lossy(&text).into_owned())
+}
+
+/// A file of `/proc/PID`, in full.
+pub(super) fn read_all(folder: &OwnedFd, name: &str) -> Result<Vec<u8>, Errno> {
+    let fd = openat(folder, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let mut text = Vec::new();
     File::from(fd)
-        .read_to_string(&mut text)
+        .read_to_end(&mut text)
         .map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?;
     Ok(text)
-}
-
-/// A `/proc/PID/fdinfo/N`.
-pub(super) struct Info([u8; INFO]);
-
-/// What there is to know comes first.
-pub(super) const INFO: usize = 256;
-
-impl Info {
-    pub(super) fn read(folder: BorrowedFd<'_>, path: &CStr) -> Result<Self, Errno> {
-        let fd = openat(folder, path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
-        let mut text = [0; INFO];
-        read(&fd, &mut text)?;
-        Ok(Self(text))
-    }
-
-    pub(super) fn text(&self) -> &str {
-        // Cut where it no longer is text: the rest is not filled in.
-        let end = self.0.iter().position(|byte| *byte == 0).unwrap_or(INFO);
-        str::from_utf8(&self.0[..end]).unwrap_or_default()
-    }
-}
-
-/// `O_PATH` in the octal flags of a `/proc/PID/fdinfo/N`.
-pub(super) fn is_path_only(info: &str) -> bool {
-    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
-    let flags = flags.and_then(|octal| i32::from_str_radix(octal.trim(), 8).ok());
-    flags.is_some_and(|flags| flags & libc::O_PATH != 0)
 }
 
 /// The process that a thread belongs to, from its `/proc/TID/status`.
@@ -113,15 +91,7 @@ pub(super) fn own(fd: libc::c_long) -> Result<OwnedFd, Errno> {
 
 #[cfg(test)]
 mod tests {
-    use super::{is_path_only, thread_group};
-
-    #[test]
-    fn fdinfo_tells_path_descriptors() {
-        let info = |flags: &str| format!("pos:\t0\nflags:\t{flags}\nmnt_id:\t31\nino:\t65\n");
-        assert!(is_path_only(&info("012000000")));
-        assert!(!is_path_only(&info("0100002")));
-        assert!(!is_path_only("pos:\t0\n"));
-    }
+    use super::thread_group;
 
     #[test]
     fn a_thread_names_its_process() {

@@ -9,6 +9,7 @@ use nix::errno::Errno;
 
 use crate::{
     door::{
+        accounting::Accounting,
         closer::Foreign,
         control_fd::{self, Control, Places},
         inode::Inode,
@@ -16,7 +17,8 @@ use crate::{
     },
     eventfd::EventFd,
     kernel::page_size,
-    source::{FileId, Identify, Source},
+    registry::Account,
+    source::{Identify, Source},
     watcher::{self, Follower, Handed, Receipt, Shared},
 };
 
@@ -71,16 +73,11 @@ impl std::fmt::Display for Which {
 /// A client: its descriptors, which come from its process or its message, and as
 /// whom it asks. Each question is asked when the kernel would.
 pub trait Asker {
-    /// The client's eventfd; [`Handed::Known`] only where it `is_registered`.
+    /// The client's eventfd.
     ///
     /// # Errors
     /// `EBADF` when it is not open, `EINVAL` when it is no eventfd.
-    fn event(
-        &self,
-        number: u32,
-        identity: &dyn Identify,
-        is_registered: &dyn Fn(FileId) -> bool,
-    ) -> Result<Handed, Refusal>;
+    fn event(&self, number: u32, identity: &dyn Identify) -> Result<Handed, Refusal>;
 
     /// What the client's control descriptor leads to, where that is told at a glance;
     /// [`Asker::control`] tells the rest, and why not.
@@ -98,8 +95,9 @@ pub trait Asker {
     /// `ESRCH` when the client has died since.
     fn credentials(&self) -> Result<Credentials, Refusal>;
 
-    /// The user whose quota the registration counts against.
-    fn owner(&self) -> u32;
+    /// Whose quota the registration counts against, unless it is privileged
+    /// ([`Credentials::is_privileged`]).
+    fn account(&self, accounting: &Accounting) -> Account;
 }
 
 /// What a client sent, and the client.
@@ -128,8 +126,7 @@ pub fn register<S: Source>(
     let Client { line, asker, follower, own } = client;
     let line =
         line::parse(line).map_err(|error| Refusal::new(Errno::from_raw(error.errno()), error.to_string()))?;
-    let is_registered = |file| watcher.lock().registry().has_file(file);
-    let mut eventfd = asker.event(line.event_fd, places.identity(), &is_registered)?;
+    let eventfd = asker.event(line.event_fd, places.identity())?;
     let which = Which::Control(line.control_fd);
     let (control, args) = control_fd::resolve(places, line.control_fd, asker, line.args)?;
     if own.is_some_and(|own| own != control.cgroup_id) {
@@ -140,20 +137,20 @@ pub fn register<S: Source>(
     }
     let wish = control::parse(control.file, args, page_size())
         .map_err(|error| Refusal::new(Errno::from_raw(error.errno()), error.to_string()))?;
-    let mut locked = watcher.lock();
-    if let Handed::Known(file) = eventfd
-        && !locked.registry().has_file(file)
-    {
-        // It ended in between; what the client has by this number is a new one.
-        drop(locked);
-        eventfd = asker.event(line.event_fd, places.identity(), &|_| false)?;
-        locked = watcher.lock();
-    }
     let Control { group, file: on, .. } = control;
-    let owner = asker.owner();
-    let outcome = locked.register(watcher::Request { group, on, wish, eventfd, follower, owner });
-    drop(locked);
-    outcome.map_err(|errno| refusal(errno, owner, on))
+    let account = payer(watcher, places, asker);
+    let request = watcher::Request { group, on, wish, eventfd, follower, account };
+    let mut watcher = watcher.lock();
+    watcher.register(request).map_err(|errno| refusal(errno, account, on, watcher.has_all_registrations()))
+}
+
+/// Who pays for one more registration of the client's. Whether it is privileged is asked
+/// only where that may matter: it costs as much as all the other checks.
+fn payer<S: Source>(watcher: &Shared<S>, places: &Places, asker: &impl Asker) -> Account {
+    let account = asker.account(&places.accounting);
+    let is_privileged = || asker.credentials().is_ok_and(|credentials| credentials.is_privileged());
+    let is_near_quota = watcher.lock().is_near_quota(account);
+    if is_near_quota && is_privileged() { Account::Privileged } else { account }
 }
 
 /// Takes a client's descriptor for what it is to be.
@@ -168,15 +165,17 @@ pub fn adopt(fd: Foreign, which: Which) -> Result<EventFd, Refusal> {
     })
 }
 
-/// Why the watcher did not register what `owner` asked for on a control file.
-fn refusal(errno: Errno, owner: u32, on: ControlFile) -> Refusal {
+/// Why the watcher did not register what `account` asked for on a control file.
+fn refusal(errno: Errno, account: Account, on: ControlFile, are_all_taken: bool) -> Refusal {
     match errno {
         Errno::EINVAL => Refusal::new(errno, "the group is being removed"),
         Errno::EDQUOT => Refusal::new(
             errno,
-            format!(
-                "uid {owner} has as many registrations as a user may have; see the agent's --max-per-user"
-            ),
+            format!("{account} has as many registrations as one may have; see the agent's --max-per-user"),
+        ),
+        Errno::ENOMEM if are_all_taken => Refusal::new(
+            errno,
+            "there are as many registrations as there may be in all; see the agent's --max-registrations",
         ),
         Errno::ENOMEM => {
             Refusal::new(errno, "the agent's table of eventfds is full; see its option --max-eventfds")

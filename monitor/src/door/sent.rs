@@ -6,14 +6,16 @@ use nix::errno::Errno;
 
 use crate::{
     door::{
-        closer::{Closer, Foreign},
+        accounting::{Accounting, credentials_of},
+        closer::Foreign,
         inode::Inode,
-        peer::{Credentials, Peer, hand_over, path_only},
+        peer::{Credentials, hand_over, path_only},
         request::{Asker, Refusal, Which},
         sender::Sender,
     },
     eventfd,
-    source::{FileId, Identify},
+    registry::Account,
+    source::Identify,
     watcher::Handed,
 };
 
@@ -23,7 +25,6 @@ pub struct Sent {
     event: RefCell<Option<Foreign>>,
     control: RefCell<Option<Foreign>>,
     sender: Sender,
-    closer: Closer,
 }
 
 impl Sent {
@@ -31,7 +32,7 @@ impl Sent {
     ///
     /// # Errors
     /// `EINVAL` for any other number.
-    pub fn new(fds: Vec<Foreign>, sender: Sender, closer: &Closer) -> Result<Self, Refusal> {
+    pub fn new(fds: Vec<Foreign>, sender: Sender) -> Result<Self, Refusal> {
         let [event, control] = <[Foreign; 2]>::try_from(fds).map_err(|fds| {
             let count = fds.len();
             Refusal::new(
@@ -39,7 +40,7 @@ impl Sent {
                 format!("{count} descriptors came along; send event_fd and control_fd, or none"),
             )
         })?;
-        Ok(Self { event: Some(event).into(), control: Some(control).into(), sender, closer: closer.clone() })
+        Ok(Self { event: Some(event).into(), control: Some(control).into(), sender })
     }
 
     fn missing(which: Which) -> Refusal {
@@ -48,12 +49,7 @@ impl Sent {
 }
 
 impl Asker for Sent {
-    fn event(
-        &self,
-        number: u32,
-        identity: &dyn Identify,
-        _: &dyn Fn(FileId) -> bool,
-    ) -> Result<Handed, Refusal> {
+    fn event(&self, number: u32, identity: &dyn Identify) -> Result<Handed, Refusal> {
         let which = Which::Event(number);
         let fd = self.event.take().ok_or_else(|| Self::missing(which))?;
         hand_over(fd, which, identity)
@@ -77,11 +73,10 @@ impl Asker for Sent {
     /// A sender that the agent cannot look at (another pid namespace, or gone
     /// already) still asks as the user that the kernel says it is.
     fn credentials(&self) -> Result<Credentials, Refusal> {
-        let known = Peer::of(self.sender.clone(), &self.closer).and_then(|peer| peer.credentials());
-        Ok(known.unwrap_or_else(|_| Credentials::stranger(self.sender.credentials())))
+        Ok(credentials_of(&self.sender).unwrap_or_else(|_| Credentials::stranger(self.sender.credentials())))
     }
 
-    fn owner(&self) -> u32 {
-        self.sender.uid()
+    fn account(&self, accounting: &Accounting) -> Account {
+        accounting.of_sender(&self.sender)
     }
 }

@@ -30,18 +30,21 @@ use tokio::io::unix::AsyncFd;
 use crate::{
     ancillary::{self, Ancillary},
     door::{
+        accounting::Accounting,
         closer::{Closer, Foreign},
+        process,
         sender::Sender,
     },
     error::{Error, Result},
     ready::wait_on,
+    registry::Account,
 };
 
 /// Descriptors that one message can carry, by the kernel's `SCM_MAX_FD`. Room
 /// for all of them, so that none is ever cut off unseen.
 pub const MAX_DESCRIPTORS: usize = 253;
 
-/// Connections that a user but root may have open at once, at each socket.
+/// Connections that an account but the privileged may have open at once, at each socket.
 const MAX_CONNECTIONS: usize = 256;
 
 /// Who may come in.
@@ -59,7 +62,8 @@ pub struct Listener {
     fd: AsyncFd<OwnedFd>,
     bound: Option<PathBuf>,
     closer: Closer,
-    open: Rc<RefCell<HashMap<u32, usize>>>,
+    accounting: Accounting,
+    open: Rc<RefCell<HashMap<Account, usize>>>,
 }
 
 impl Listener {
@@ -90,6 +94,7 @@ impl Listener {
             fd: wait_on(fd).map_err(|error| Error::file("epoll", path, error))?,
             bound: Some(path.into()),
             closer: closer.clone(),
+            accounting: Accounting::default(),
             open: Rc::default(),
         };
         // Before anybody can connect: the mode that bind gave depends on umask.
@@ -131,7 +136,15 @@ impl Listener {
         // Units say PassCredentials=yes, so that this holds for who came before us.
         setsockopt(&fd, PassCred, &true).map_err(|errno| failed("setsockopt SO_PASSCRED", errno))?;
         let fd = wait_on(fd).map_err(|error| Error::file("epoll", "a listener handed over", error))?;
-        Ok(Self { fd, bound: None, closer: closer.clone(), open: Rc::default() })
+        let (closer, accounting) = (closer.clone(), Accounting::default());
+        Ok(Self { fd, bound: None, closer, accounting, open: Rc::default() })
+    }
+
+    /// Counts connections, and what they bring, against these accounts.
+    #[must_use]
+    pub fn counted(mut self, accounting: &Accounting) -> Self {
+        self.accounting = accounting.clone();
+        self
     }
 
     /// The next client.
@@ -157,17 +170,19 @@ impl Listener {
             .await?;
         // SAFETY: accept4 just made this descriptor for us.
         let fd = unsafe { OwnedFd::from_raw_fd(raw) };
-        let user = getsockopt(&fd, PeerCredentials)?.uid();
-        let count = self.open.borrow().get(&user).copied().unwrap_or(0);
-        if user != 0 && count >= MAX_CONNECTIONS {
+        let peer = Sender::with(getsockopt(&fd, PeerCredentials)?, peer_pidfd(&fd));
+        let open = |account| self.open.borrow().get(&account).copied().unwrap_or(0);
+        let account = self.accounting.of_connection(&peer, |account| open(account) >= MAX_CONNECTIONS);
+        let count = open(account);
+        if !account.is_unlimited() && count >= MAX_CONNECTIONS {
             // What was sent already may be anything.
-            self.closer.close(user, fd);
+            self.closer.close(account, fd);
             return Ok(None);
         }
-        let fd = Some(wait_on(fd)?);
-        self.open.borrow_mut().insert(user, count + 1);
+        let (fd, user) = (Some(wait_on(fd)?), peer.uid());
+        self.open.borrow_mut().insert(account, count + 1);
         let (closer, open) = (self.closer.clone(), Rc::clone(&self.open));
-        Ok(Some(Connection { fd, user, over: Cell::new(false), closer, open }))
+        Ok(Some(Connection { fd, user, account, over: Cell::new(false), closer, open }))
     }
 }
 
@@ -193,6 +208,8 @@ pub struct Packet {
     pub descriptors_cut: bool,
     /// The process that sent it.
     pub sender: Option<Sender>,
+    /// Whom the connection, and what came by it, counts against.
+    pub account: Account,
 }
 
 /// A client's connection.
@@ -201,24 +218,26 @@ pub struct Connection {
     /// There until it is dropped.
     fd: Option<AsyncFd<OwnedFd>>,
     user: u32,
+    /// Whom it counts against, as it was when it was opened.
+    account: Account,
     /// The client has left, and all that it sent was taken.
     over: Cell<bool>,
     closer: Closer,
-    open: Rc<RefCell<HashMap<u32, usize>>>,
+    open: Rc<RefCell<HashMap<Account, usize>>>,
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
         let mut open = self.open.borrow_mut();
-        if let Some(count) = open.get_mut(&self.user) {
+        if let Some(count) = open.get_mut(&self.account) {
             *count -= 1;
             if *count == 0 {
-                open.remove(&self.user);
+                open.remove(&self.account);
             }
         }
         // Packets that nobody took may bring descriptors, which are closed with it.
         if let Some(fd) = self.fd.take().filter(|_| !self.over.get()) {
-            self.closer.close(self.user, fd.into_inner());
+            self.closer.close(self.account, fd.into_inner());
         }
     }
 }
@@ -229,10 +248,10 @@ impl Connection {
     /// # Errors
     /// `recvmsg` failed.
     pub async fn receive(&self, limit: usize) -> io::Result<Option<Packet>> {
-        self.closer.room(self.user).await;
+        self.closer.room(self.account).await;
         self.fd()?
             .async_io(tokio::io::Interest::READABLE, |fd| {
-                let packet = receive(fd.as_raw_fd(), limit, &|fd| self.closer.foreign(self.user, fd))?;
+                let packet = receive(fd.as_raw_fd(), limit, self)?;
                 // A packet brings its sender, were it empty otherwise: the end has none.
                 self.over.set(packet.sender.is_none());
                 Ok(Some(packet).filter(|packet| !packet.bytes.is_empty() || !packet.descriptors.is_empty()))
@@ -263,6 +282,20 @@ impl Connection {
     }
 }
 
+/// From Linux 6.5 on the kernel tells which process opened a connection; `None` before.
+fn peer_pidfd(socket: &OwnedFd) -> Option<nix::Result<OwnedFd>> {
+    let mut pidfd: libc::c_int = -1;
+    let mut length = libc::socklen_t::try_from(size_of_val(&pidfd)).unwrap_or(4);
+    let (fd, level, option) = (socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERPIDFD);
+    // SAFETY: the kernel writes one int and its length, which outlive the call.
+    let got = unsafe { libc::getsockopt(fd, level, option, (&raw mut pidfd).cast(), &raw mut length) };
+    match Errno::result(got) {
+        Err(Errno::ENOPROTOOPT) => None,
+        Err(errno) => Some(Err(errno)),
+        Ok(_) => Some(process::own(pidfd.into())),
+    }
+}
+
 /// From Linux 6.5 on each packet brings its sender's pidfd.
 fn pass_pidfd(socket: &OwnedFd) -> nix::Result<()> {
     let on: libc::c_int = 1;
@@ -273,7 +306,7 @@ fn pass_pidfd(socket: &OwnedFd) -> nix::Result<()> {
     Errno::result(set).map(drop)
 }
 
-fn receive(fd: RawFd, limit: usize, foreign: &dyn Fn(OwnedFd) -> Foreign) -> nix::Result<Packet> {
+fn receive(fd: RawFd, limit: usize, from: &Connection) -> nix::Result<Packet> {
     let mut bytes = BytesMut::zeroed(limit);
     let mut room = ancillary::room(MAX_DESCRIPTORS);
     let mut slices = [IoSliceMut::new(&mut bytes)];
@@ -284,9 +317,10 @@ fn receive(fd: RawFd, limit: usize, foreign: &dyn Fn(OwnedFd) -> Foreign) -> nix
     Ok(Packet {
         bytes,
         truncated: flags.contains(MsgFlags::MSG_TRUNC),
-        descriptors: descriptors.into_iter().map(foreign).collect(),
+        descriptors: descriptors.into_iter().map(|fd| from.closer.foreign(from.account, fd)).collect(),
         descriptors_cut: flags.contains(MsgFlags::MSG_CTRUNC),
         sender: sender.map(|credentials| Sender::with(credentials, process)),
+        account: from.account,
     })
 }
 

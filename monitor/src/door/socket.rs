@@ -113,9 +113,10 @@ pub fn from_packet<S: Source>(
     };
     if packet.descriptors.is_empty() {
         let again = last.take().and_then(|peer| peer.again(&sender));
-        let asker: &Peer = last.insert(again.map_or_else(|| Peer::of(sender, &places.closer), Ok)?);
+        let asker: &Peer =
+            last.insert(again.map_or_else(|| Peer::of(sender, packet.account, &places.closer), Ok)?);
         return register(watcher, places, Client { line, asker, follower, own: None });
     }
-    let asker = &Sent::new(packet.descriptors, sender, &places.closer)?;
+    let asker = &Sent::new(packet.descriptors, sender)?;
     register(watcher, places, Client { line, asker, follower, own: None })
 }

@@ -124,7 +124,7 @@ mod tests {
     fn the_loop_reads_at_most_64_groups_in_a_turn_and_no_file() {
         const GROUPS: usize = 1000;
         let kernel = FakeKernel::with_groups(GROUPS);
-        let limits = Limits { quota: 5, eventfds: 8, rest: 0 };
+        let limits = Limits { quota: 5, registrations: 1000, eventfds: 8, rest: 0 };
         let watcher = Watcher::new(kernel, Box::new(Unasked), limits).expect("AIO");
         let watcher = Shared::new(watcher);
         let most = Rc::new(std::cell::Cell::new(0));

@@ -38,7 +38,7 @@ pub async fn serve<S: Source>(mut writes: mpsc::Receiver<Written>, watcher: Shar
 }
 
 fn handle<S: Source>(written: &Written, watcher: &Shared<S>, places: &Places) -> Result<Receipt, Refusal> {
-    let writer = Peer::writer(written.pid, written.uid, written.gid, &places.closer)?;
+    let writer = Peer::writer(written.pid, written.uid, written.gid, places)?;
     let own = Some(written.group);
     let client = Client { line: &written.line, asker: &writer, follower: None, own };
     register(watcher, places, client)

@@ -1,16 +1,13 @@
 //! A group that somebody waits for: for what, and on which eventfds.
 
-use std::collections::BTreeMap;
-
 use monitor_common::{
     control::{ControlFile, Wish},
     pressure::{Level, Pressure, Propagation},
 };
 
 use crate::{
-    registry::{Registration, scale::Scale},
+    registry::{Registration, Subscriber, dense::Dense, scale::Scale},
     source::{FileId, GroupId},
-    vault::Ticket,
 };
 
 /// All that is registered on one group.
@@ -27,19 +24,14 @@ pub struct Group {
 
 #[derive(Debug, Default)]
 struct Others {
-    oom: Vec<(FileId, Ticket)>,
-    pressure: Vec<(Pressure, FileId, Ticket)>,
-    empty: Vec<(FileId, Ticket)>,
+    oom: Dense<Subscriber>,
+    pressure: Dense<(Pressure, Subscriber)>,
+    empty: Dense<Subscriber>,
 }
 
 impl Others {
     const fn len(&self) -> usize {
         self.oom.len() + self.pressure.len() + self.empty.len()
-    }
-
-    fn all(&self) -> impl Iterator<Item = (FileId, Ticket)> {
-        let pressure = self.pressure.iter().map(|(_, file, ticket)| (*file, *ticket));
-        self.oom.iter().chain(&self.empty).copied().chain(pressure)
     }
 }
 
@@ -74,45 +66,58 @@ impl Group {
         }
     }
 
-    pub(super) fn add(&mut self, registration: &Registration, now: u64, limit: u64) {
-        let Registration { on, wish, file, ticket, .. } = *registration;
-        match wish {
-            Wish::Threshold(threshold) => self.scale_mut(on).add(now, threshold, limit, registration),
-            Wish::Oom => self.others.get_or_insert_default().oom.push((file, ticket)),
-            Wish::Pressure(pressure) => {
-                self.others.get_or_insert_default().pressure.push((pressure, file, ticket));
+    pub(super) fn add(&mut self, to: Subscriber, registration: &Registration, now: u64, limit: u64) {
+        let others = &mut self.others;
+        match registration.wish {
+            Wish::Threshold(threshold) => {
+                self.scale_mut(registration.on).add(now, threshold, limit, to, registration.above);
             }
-            Wish::Empty => self.others.get_or_insert_default().empty.push((file, ticket)),
+            Wish::Oom => drop(others.get_or_insert_default().oom.push(to)),
+            Wish::Pressure(pressure) => drop(others.get_or_insert_default().pressure.push((pressure, to))),
+            Wish::Empty => drop(others.get_or_insert_default().empty.push(to)),
         }
     }
 
-    /// Forgets all of an eventfd's; where they were recorded.
-    pub(super) fn remove_file(&mut self, file: FileId) -> Vec<Ticket> {
-        let mut gone = Vec::new();
+    /// Takes out up to `most` of an eventfd's. Costs what it takes.
+    pub(super) fn take_file(&mut self, file: FileId, most: usize) -> Vec<Subscriber> {
+        let mut taken = Vec::new();
         if let Some(others) = &mut self.others {
-            gone.extend(others.all().filter(|(held, _)| *held == file).map(|(_, ticket)| ticket));
-            others.oom.retain(|(held, _)| *held != file);
-            others.pressure.retain(|(_, held, _)| *held != file);
-            others.empty.retain(|(held, _)| *held != file);
+            taken.extend(others.oom.take_file(file, most));
+            let room = most - taken.len();
+            taken.extend(others.pressure.take_file(file, room).map(|(_, to)| to));
+            let room = most - taken.len();
+            taken.extend(others.empty.take_file(file, room));
         }
+        for scale in [&mut self.memory, &mut self.sum, &mut self.working_set] {
+            let room = most - taken.len();
+            taken.extend(scale.take_file(file, room));
+        }
+        self.drop_empty();
+        taken
+    }
+
+    /// Takes out up to `most`, whoever's. Costs what it takes.
+    pub(super) fn take_last(&mut self, most: usize) -> Vec<Subscriber> {
+        let mut taken = Vec::new();
+        if let Some(others) = &mut self.others {
+            taken.extend(others.oom.take_last(most));
+            let room = most - taken.len();
+            taken.extend(others.pressure.take_last(room).map(|(_, to)| to));
+            let room = most - taken.len();
+            taken.extend(others.empty.take_last(room));
+        }
+        for scale in [&mut self.memory, &mut self.sum, &mut self.working_set] {
+            let room = most - taken.len();
+            taken.extend(scale.take_last(room));
+        }
+        self.drop_empty();
+        taken
+    }
+
+    fn drop_empty(&mut self) {
         if self.others() == 0 {
             self.others = None;
         }
-        for scale in [&mut self.memory, &mut self.sum, &mut self.working_set] {
-            gone.extend(scale.remove_file(file));
-        }
-        gone
-    }
-
-    /// Each eventfd, with where its registrations are recorded.
-    pub(super) fn tickets(&self) -> BTreeMap<FileId, Vec<Ticket>> {
-        let mut tickets: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        let scales = [&self.memory, &self.sum, &self.working_set];
-        let others = self.others.iter().flat_map(|others| others.all());
-        for (file, ticket) in scales.into_iter().flat_map(Scale::tickets).chain(others) {
-            tickets.entry(file).or_default().push(ticket);
-        }
-        tickets
     }
 
     /// Whether nobody waits here any more.
@@ -152,26 +157,23 @@ impl Group {
     }
 
     /// Who waits for OOM, once for each registration.
-    pub fn oom(&self) -> impl Iterator<Item = FileId> {
-        self.others.iter().flat_map(|others| &others.oom).map(|(file, _)| *file)
+    pub fn oom(&self) -> impl Iterator<Item = Subscriber> {
+        self.others.iter().flat_map(|others| others.oom.iter()).copied()
     }
 
     /// Who waits for reclaim pressure.
-    pub fn pressure(&self) -> impl Iterator<Item = (Pressure, FileId)> {
-        self.others.iter().flat_map(|others| &others.pressure).map(|(wish, file, _)| (*wish, *file))
+    pub fn pressure(&self) -> impl Iterator<Item = (Pressure, Subscriber)> {
+        self.others.iter().flat_map(|others| others.pressure.iter()).copied()
     }
 
     /// Who waits for the group to become empty.
-    pub fn empty(&self) -> impl Iterator<Item = FileId> {
-        self.others.iter().flat_map(|others| &others.empty).map(|(file, _)| *file)
+    pub fn empty(&self) -> impl Iterator<Item = Subscriber> {
+        self.others.iter().flat_map(|others| others.empty.iter()).copied()
     }
 
     /// Who hears of one window of reclaim on its way up, which is here now.
     #[must_use]
-    pub fn hearers(&self, window: Propagation, level: Level) -> Vec<FileId> {
-        self.pressure()
-            .filter(|(listener, _)| window.deliver(*listener, level))
-            .map(|(_, file)| file)
-            .collect()
+    pub fn hearers(&self, window: Propagation, level: Level) -> Vec<Subscriber> {
+        self.pressure().filter(|(listener, _)| window.deliver(*listener, level)).map(|(_, to)| to).collect()
     }
 }

@@ -10,13 +10,13 @@ use monitor_common::{
 };
 
 use self::store::{Entry, Store};
-use crate::{registry::Registration, source::FileId, vault::Ticket};
+use crate::{registry::Subscriber, source::FileId};
 
 /// One crossing to be signalled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Crossing {
-    /// Whose eventfd.
-    pub file: FileId,
+    /// Whose.
+    pub to: Subscriber,
     /// The threshold, in pages.
     pub threshold: u64,
     /// Which way.
@@ -36,10 +36,8 @@ pub struct Outcome {
 /// A threshold's new side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Side {
-    /// Whose eventfd.
-    pub file: FileId,
-    /// Where it is recorded.
-    pub ticket: Ticket,
+    /// Whose.
+    pub to: Subscriber,
     /// Whether usage is at or above it.
     pub above: bool,
 }
@@ -69,13 +67,14 @@ pub struct Scale {
 
 impl Scale {
     /// Adds a threshold to a quantity that is `now` pages; `limit` is what percents
-    /// are of. Not signalled at registration (`__mem_cgroup_usage_register_event`).
-    pub fn add(&mut self, now: u64, wish: Threshold, limit: u64, registration: &Registration) {
+    /// are of, `above` the side that an agent before has told. Not signalled at
+    /// registration (`__mem_cgroup_usage_register_event`).
+    pub fn add(&mut self, now: u64, wish: Threshold, limit: u64, to: Subscriber, above: Option<bool>) {
         let store = self.store.get_or_insert_with(|| {
             self.now = now;
             Box::default()
         });
-        store.add(Entry::new(registration, wish, pages(wish.at, limit), self.now));
+        store.add(Entry::new(to, above, wish, pages(wish.at, limit), self.now));
     }
 
     /// The band around the quantity at the last look.
@@ -97,11 +96,7 @@ impl Scale {
         {
             for place in store.between(lowest, highest) {
                 let mut rests = None;
-                store.change(place, |entry| {
-                    if entry.apply(&step, clock, &mut outcome) {
-                        rests = Some(entry.since + clock.rest);
-                    }
-                });
+                store.change(place, |entry| rests = entry.apply(&step, clock, &mut outcome));
                 if let Some(until) = rests {
                     store.rest(place, until);
                 }
@@ -116,9 +111,9 @@ impl Scale {
         let mut outcome = Outcome::default();
         let still = self.still();
         let Some(store) = &mut self.store else { return outcome };
-        for place in store.rested(|until| all || until <= clock.now) {
+        for place in store.rested(if all { u64::MAX } else { clock.now }) {
             store.change(place, |entry| {
-                (entry.since, entry.burst) = (clock.now, 0);
+                entry.wake(clock);
                 entry.apply(&still, clock, &mut outcome);
             });
             store.end_rest(place);
@@ -155,10 +150,8 @@ impl Scale {
     pub fn follow(&mut self, limit: u64, clock: Clock) -> Outcome {
         let mut outcome = Outcome::default();
         let still = self.still();
-        let Some(store) = self.store.as_mut().filter(|store| store.percents() > 0) else {
-            return outcome;
-        };
-        for place in store.places() {
+        let Some(store) = &mut self.store else { return outcome };
+        for place in Vec::from_iter(store.percents().iter().copied()) {
             store.change(place, |entry| {
                 let Some(at) = entry.percent() else { return };
                 let moved = std::mem::replace(&mut entry.threshold, pages(at, limit));
@@ -174,7 +167,7 @@ impl Scale {
     /// How many thresholds here are in percent of the limit.
     #[must_use]
     pub fn percents(&self) -> usize {
-        self.store.as_ref().map_or(0, |store| store.percents())
+        self.store.as_ref().map_or(0, |store| store.percents().len())
     }
 
     /// The quantity in pages at the last look.
@@ -199,24 +192,28 @@ impl Scale {
         self.store.iter().flat_map(|store| store.all())
     }
 
-    /// Thresholds in pages, each with its eventfd.
-    pub fn thresholds(&self) -> impl Iterator<Item = (u64, FileId)> + '_ {
-        self.all().map(|entry| (entry.threshold, entry.file))
+    /// Thresholds in pages, each with whose it is.
+    pub fn thresholds(&self) -> impl Iterator<Item = (u64, Subscriber)> + '_ {
+        self.all().map(|entry| (entry.threshold, entry.to))
     }
 
-    /// Forgets all of an eventfd's; where they were recorded. Costs what it has here.
-    pub fn remove_file(&mut self, file: FileId) -> Vec<Ticket> {
+    /// Takes out up to `most` of an eventfd's. Costs what it takes.
+    pub fn take_file(&mut self, file: FileId, most: usize) -> Vec<Subscriber> {
+        self.take(|store| store.take_file(file, most))
+    }
+
+    /// Takes out up to `most`. Costs what it takes.
+    pub fn take_last(&mut self, most: usize) -> Vec<Subscriber> {
+        self.take(|store| store.take_last(most))
+    }
+
+    fn take(&mut self, take: impl FnOnce(&mut Store) -> Vec<Subscriber>) -> Vec<Subscriber> {
         let Some(store) = &mut self.store else { return Vec::new() };
-        let gone = store.remove_file(file);
+        let gone = take(store);
         if store.len() == 0 {
             self.store = None;
         }
         gone
-    }
-
-    /// The eventfd of each registration, and where it is recorded.
-    pub fn tickets(&self) -> impl Iterator<Item = (FileId, Ticket)> + '_ {
-        self.all().map(|entry| (entry.file, entry.ticket))
     }
 }
 

@@ -1,14 +1,19 @@
 //! The registry's rules.
 
+mod model;
+mod work;
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use monitor_common::{
     band::{Band, Excursion},
     control::{ControlFile, Wish},
-    crossing::Direction::{Down, Up},
+    crossing::Direction::{self, Down, Up},
     pressure::{Level, Mode, Pressure, Propagation},
     threshold::{At, Pages, Threshold},
 };
 
-use super::{BURST, Clock, Crossing, FileId, GroupId, Registration, Registry, Ticket};
+use super::{Account, BURST, Clock, Crossing, FileId, GroupId, Registration, Registry, Ticket};
 
 const A: FileId = FileId(1);
 const B: FileId = FileId(2);
@@ -17,28 +22,43 @@ const USAGE: ControlFile = ControlFile::Usage;
 const ENDLESS: u64 = u64::MAX;
 const NO_REST: Clock = Clock { now: 0, rest: 0 };
 
-fn add(registry: &mut Registry, id: GroupId, usage: u64, threshold: u64, file: FileId) {
-    let wish = Wish::Threshold(Threshold::plain(Pages(threshold)));
-    registry.add(id, Registration::new(USAGE, wish, file, 0), usage, ENDLESS);
+/// One that nobody else has, on `file`.
+fn registration(on: ControlFile, wish: Wish, file: FileId, account: Account) -> Registration {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let ticket = Ticket(NEXT.fetch_add(1, Ordering::Relaxed));
+    Registration { on, wish, file, account, ticket, above: None }
 }
 
-fn quiet(registry: &mut Registry, now: u64) -> Vec<Crossing> {
-    registry
+/// What a crossing is to a test: whose, of what, which way.
+type Told = (FileId, u64, Direction);
+
+fn told(crossings: Vec<Crossing>) -> Vec<Told> {
+    crossings.into_iter().map(|one| (one.to.file, one.threshold, one.direction)).collect()
+}
+
+fn add(registry: &mut Registry, id: GroupId, usage: u64, threshold: u64, file: FileId) {
+    let wish = Wish::Threshold(Threshold::plain(Pages(threshold)));
+    registry.add(id, registration(USAGE, wish, file, Account::User(0)), usage, ENDLESS);
+}
+
+fn quiet(registry: &mut Registry, now: u64) -> Vec<Told> {
+    let crossings = registry
         .group_mut(G.slot)
         .map(|group| group.scale_mut(USAGE).step(Excursion::NONE, now, NO_REST).crossings)
-        .unwrap_or_default()
+        .unwrap_or_default();
+    told(crossings)
 }
 
 fn counts(tickets: Vec<(FileId, Vec<Ticket>)>) -> Vec<(FileId, usize)> {
     tickets.into_iter().map(|(file, tickets)| (file, tickets.len())).collect()
 }
 
-fn up(threshold: u64, file: FileId) -> Crossing {
-    Crossing { file, threshold, direction: Up }
+fn up(threshold: u64, file: FileId) -> Told {
+    (file, threshold, Up)
 }
 
-fn down(threshold: u64, file: FileId) -> Crossing {
-    Crossing { file, threshold, direction: Down }
+fn down(threshold: u64, file: FileId) -> Told {
+    (file, threshold, Down)
 }
 
 #[test]
@@ -81,12 +101,13 @@ fn removal_counts_every_registration_of_every_kind() {
         (ControlFile::Procs, Wish::Empty),
         (ControlFile::Pressure, Wish::Pressure(Pressure { level: Level::Low, mode: Mode::Default })),
     ] {
-        registry.add(G, Registration::new(on, wish, A, 5), 0, ENDLESS);
+        registry.add(G, registration(on, wish, A, Account::User(5)), 0, ENDLESS);
     }
-    assert_eq!(registry.held_by(0), 7, "the first registration on an eventfd decides whose it is");
+    let held = [0, 5].map(|user| registry.held_by(Account::User(user)));
+    assert_eq!(held, [3, 4], "who asked pays, whoever's the eventfd is");
     assert_eq!(counts(registry.remove_group(7)), vec![(A, 6), (B, 1)]);
     assert!(registry.is_empty());
-    assert_eq!(registry.held_by(0), 0);
+    assert_eq!([0, 5].map(|user| registry.held_by(Account::User(user))), [0, 0]);
     assert_eq!(registry.files(), vec![]);
     assert_eq!(registry.wanted(), 0);
 }
@@ -121,7 +142,7 @@ fn a_direction_not_asked_for_is_not_told() {
     let mut registry = Registry::default();
     let only_down = Threshold { up: false, ..Threshold::plain(Pages(10)) };
     let wish = Wish::Threshold(only_down);
-    registry.add(G, Registration::new(USAGE, wish, A, 0), 0, ENDLESS);
+    registry.add(G, registration(USAGE, wish, A, Account::User(0)), 0, ENDLESS);
     assert_eq!(quiet(&mut registry, 20), vec![]);
     assert_eq!(quiet(&mut registry, 5), vec![down(10, A)]);
 }
@@ -130,7 +151,7 @@ fn a_direction_not_asked_for_is_not_told() {
 fn hysteresis_moves_the_way_back() {
     let mut registry = Registry::default();
     let wish = Wish::Threshold(Threshold { hysteresis: Pages(4), ..Threshold::plain(Pages(10)) });
-    registry.add(G, Registration::new(USAGE, wish, A, 0), 0, ENDLESS);
+    registry.add(G, registration(USAGE, wish, A, Account::User(0)), 0, ENDLESS);
     assert_eq!(quiet(&mut registry, 10), vec![up(10, A)]);
     assert_eq!(registry.group(7).map(|group| group.scale(USAGE).band()), Some(Band { lo: 6, hi: ENDLESS }));
     assert_eq!(quiet(&mut registry, 6), vec![]);
@@ -143,11 +164,13 @@ fn hysteresis_moves_the_way_back() {
 fn percents_follow_the_limit() {
     let mut registry = Registry::default();
     let wish = Wish::Threshold(Threshold { at: At::Percent(8000), ..Threshold::plain(Pages(0)) });
-    registry.add(G, Registration::new(USAGE, wish, A, 0), 50, ENDLESS);
+    registry.add(G, registration(USAGE, wish, A, Account::User(0)), 50, ENDLESS);
     assert_eq!(quiet(&mut registry, 1 << 50), vec![], "no limit, no crossing");
     assert_eq!(quiet(&mut registry, 50), vec![]);
-    let mut follow =
-        |limit| registry.group_mut(7).map(|group| group.scale_mut(USAGE).follow(limit, NO_REST).crossings);
+    let mut follow = |limit| {
+        let group = registry.group_mut(7);
+        group.map(|group| told(group.scale_mut(USAGE).follow(limit, NO_REST).crossings))
+    };
     assert_eq!(follow(100), Some(vec![]));
     assert_eq!(follow(60), Some(vec![up(48, A)]));
     assert_eq!(follow(60), Some(vec![]));
@@ -160,12 +183,15 @@ fn a_window_is_heard_by_mode_and_level() {
     let mut registry = Registry::default();
     let mut listen = |level, mode, file| {
         let wish = Wish::Pressure(Pressure { level, mode });
-        registry.add(G, Registration::new(ControlFile::Pressure, wish, file, 0), 0, ENDLESS);
+        registry.add(G, registration(ControlFile::Pressure, wish, file, Account::User(0)), 0, ENDLESS);
     };
     listen(Level::Low, Mode::Default, A);
     listen(Level::Critical, Mode::Local, B);
     let mut window = Propagation::new();
-    let hearers = |window, level| registry.group(7).map(|group| group.hearers(window, level));
+    let hearers = |window, level| {
+        let hearers = registry.group(7).map(|group| group.hearers(window, level));
+        hearers.map(|hearers| Vec::from_iter(hearers.iter().map(|to| to.file)))
+    };
     assert_eq!(hearers(window, Level::Medium), Some(vec![A]));
     assert_eq!(hearers(window, Level::Critical), Some(vec![A, B]));
     window.next_group(true);
@@ -184,90 +210,21 @@ fn a_threshold_that_flaps_rests_and_is_told_where_it_ended() {
     add(&mut registry, G, 0, 50, B);
     let group = registry.group_mut(7).expect("just registered");
     let scale = group.scale_mut(USAGE);
-    let mut told = 0;
+    let mut count = 0;
     for now in flapping(BURST + 3) {
-        told += scale.step(Excursion::NONE, now, Clock { now: 5, rest: 100 }).crossings.len() as u64;
+        count += scale.step(Excursion::NONE, now, Clock { now: 5, rest: 100 }).crossings.len() as u64;
     }
-    assert_eq!(told, BURST, "the rest is silence");
+    assert_eq!(count, BURST, "the rest is silence");
     assert_eq!(scale.band(), Band { lo: 0, hi: 50 }, "no charge rings for it");
     assert_eq!(scale.rests_until(), Some(105));
     assert_eq!((scale.len(), scale.thresholds().count()), (2, 2), "it is still registered");
-    assert_eq!(scale.wake(Clock { now: 104, rest: 100 }, false).crossings, vec![]);
-    assert_eq!(scale.wake(Clock { now: 105, rest: 100 }, false).crossings, vec![up(10, A)]);
+    assert_eq!(told(scale.wake(Clock { now: 104, rest: 100 }, false).crossings), vec![]);
+    assert_eq!(told(scale.wake(Clock { now: 105, rest: 100 }, false).crossings), vec![up(10, A)]);
     assert_eq!(scale.rests_until(), None);
     assert_eq!(scale.band(), Band { lo: 10, hi: 50 });
     // Slow crossings never rest.
     for (step, now) in flapping(BURST + 3).map(|now| 15 - now).enumerate() {
         let clock = Clock { now: 1000 + 200 * step as u64, rest: 100 };
         assert_eq!(scale.step(Excursion::NONE, now, clock).crossings.len(), 1);
-    }
-}
-
-mod model {
-    //! The registry against a plain list of registrations.
-
-    use std::collections::BTreeMap;
-
-    use proptest::prelude::*;
-
-    use super::super::{FileId, GroupId, Registration, Registry};
-    use monitor_common::{
-        control::{ControlFile, Wish},
-        threshold::{Pages, Threshold},
-    };
-
-    proptest! {
-        #[test]
-        fn it_holds_what_a_plain_list_holds(
-            acts in prop::collection::vec((0..10u8, 0..4u32, 0..4u64, 0..3u32), 1..80),
-        ) {
-            let mut registry = Registry::default();
-            // Slot, eventfd, owner, whether for OOM.
-            let mut list: Vec<(u32, FileId, u32, bool)> = Vec::new();
-            for (act, slot, file, owner) in acts {
-                let file = FileId(file);
-                match act {
-                    0 => {
-                        let mut counts = BTreeMap::new();
-                        for (_, file, ..) in list.iter().filter(|held| held.0 == slot) {
-                            *counts.entry(*file).or_insert(0) += 1;
-                        }
-                        prop_assert_eq!(super::counts(registry.remove_group(slot)), Vec::from_iter(counts));
-                        list.retain(|held| held.0 != slot);
-                    }
-                    1 => {
-                        let gone = list.iter().filter(|held| held.1 == file);
-                        let mut slots: Vec<_> = gone.map(|held| held.0).collect();
-                        slots.sort_unstable();
-                        slots.dedup();
-                        prop_assert_eq!(registry.remove_file(file).0, slots.clone());
-                        slots.into_iter().for_each(|slot| registry.forget_group(slot));
-                        list.retain(|held| held.1 != file);
-                    }
-                    _ => {
-                        let first = list.iter().find(|held| held.1 == file).map(|held| held.2);
-                        let (on, wish) = if act < 5 {
-                            (ControlFile::Oom, Wish::Oom)
-                        } else {
-                            (ControlFile::Usage, Wish::Threshold(Threshold::plain(Pages(u64::from(act)))))
-                        };
-                        let id = GroupId { slot, generation: 1 };
-                        registry.add(id, Registration::new(on, wish, file, owner), 0, u64::MAX);
-                        list.push((slot, file, first.unwrap_or(owner), wish == Wish::Oom));
-                    }
-                }
-                prop_assert_eq!(registry.len(), list.len() as u64);
-                for number in 0..4 {
-                    let file = FileId(number);
-                    prop_assert_eq!(registry.has_file(file), list.iter().any(|held| held.1 == file));
-                    let owner = u32::try_from(number).expect("small");
-                    let held = list.iter().filter(|held| held.2 == owner).count() as u64;
-                    prop_assert_eq!(registry.held_by(owner), held);
-                }
-                let ooms: Vec<_> = registry.oom_groups().map(|group| group.id.slot).collect();
-                let expected = (0..4).filter(|slot| list.iter().any(|held| held.0 == *slot && held.3));
-                prop_assert_eq!(ooms, Vec::from_iter(expected));
-            }
-        }
     }
 }

@@ -9,7 +9,10 @@ use monitor_common::{
     threshold::{At, HUNDRED_PERCENT, Pages, Threshold},
 };
 
-use crate::source::{FileId, GroupId};
+use crate::{
+    registry::Account,
+    source::{FileId, GroupId},
+};
 
 /// Words of a record.
 pub const WORDS: usize = 8;
@@ -23,8 +26,8 @@ pub struct Record {
     pub wish: Wish,
     /// Whose eventfd: its `struct file` stays where it is, for the bag holds it.
     pub file: FileId,
-    /// The user whose quota it counts against.
-    pub owner: u32,
+    /// Who asked for it: whose quota it counts against.
+    pub account: Account,
     /// The group's slot, in the maps that were in use.
     pub group: GroupId,
     /// `st_ino` of the group's directory.
@@ -57,6 +60,12 @@ const LEVEL: u32 = 24;
 const MODE: u32 = 32;
 const WAYS: u32 = 40;
 const ABOVE: u32 = 48;
+/// Three bits: what kind of account pays.
+const PAYER: u32 = 49;
+/// Twelve bits: the middle of a group's id.
+const PAYER_MIDDLE: u32 = 52;
+/// Above the group's generation: the highest eight bits of a group's id.
+const PAYER_HIGH: u32 = 56;
 
 const UP: u64 = 1;
 const DOWN: u64 = 2;
@@ -66,6 +75,21 @@ const PERCENT: u64 = 1;
 const OOM: u64 = 2;
 const PRESSURE: u64 = 3;
 const EMPTY: u64 = 4;
+
+const USER: u64 = 0;
+const GROUP: u64 = 1;
+const PRIVILEGED: u64 = 2;
+const UNIDENTIFIED: u64 = 3;
+
+/// Kind and number of an account. The agent's own registrations are not recorded.
+const fn packed(account: Account) -> (u64, u64) {
+    match account {
+        Account::User(uid) => (USER, uid as u64),
+        Account::Group(id) => (GROUP, id),
+        Account::Privileged => (PRIVILEGED, 0),
+        Account::Unidentified | Account::Agent => (UNIDENTIFIED, 0),
+    }
+}
 
 impl Record {
     /// The words of it. The first one is stored last.
@@ -93,8 +117,11 @@ impl Record {
             | mode << MODE
             | ways << WAYS
             | u64::from(self.above) << ABOVE;
-        let slot = u64::from(self.group.slot) | u64::from(self.owner) << 32;
-        [first, self.file.0, self.cgroup_id, self.group.generation, slot, at, hysteresis, 0]
+        let (payer, number) = packed(self.account);
+        let first = first | payer << PAYER | (number >> 32) << PAYER_MIDDLE;
+        let slot = u64::from(self.group.slot) | number << 32;
+        let generation = self.group.generation | (number >> 44) << PAYER_HIGH;
+        [first, self.file.0, self.cgroup_id, generation, slot, at, hysteresis, 0]
     }
 
     /// What the words say; `None` where there is nothing.
@@ -141,11 +168,20 @@ impl Record {
         if !fits {
             return Err(Flaw { what: "the control file for this kind", value: part(ON) });
         }
+        let number = slot >> 32 | first >> PAYER_MIDDLE << 32 | generation >> PAYER_HIGH << 44;
+        let account = match first >> PAYER & 7 {
+            USER => Account::User(number as u32),
+            GROUP => Account::Group(number),
+            PRIVILEGED => Account::Privileged,
+            UNIDENTIFIED => Account::Unidentified,
+            value => return Err(Flaw { what: "who pays", value }),
+        };
+        let generation = generation & ((1 << PAYER_HIGH) - 1);
         Ok(Some(Self {
             on,
             wish,
             file: FileId(file),
-            owner: (slot >> 32) as u32,
+            account,
             group: GroupId { slot: slot as u32, generation },
             cgroup_id,
             above: part(ABOVE) & 1 != 0,
@@ -154,11 +190,13 @@ impl Record {
     }
 
     /// Whether a client that asks for this once more, after an answer that may have
-    /// been lost, means `other`.
+    /// been lost, means `other`: then it is the same client. (Near its quota, a
+    /// privileged one has another account than before.)
     #[must_use]
     pub fn is_same_request(&self, other: &Self) -> bool {
         let key = |record: &Self| (record.on, record.wish, record.file, record.group);
-        key(self) == key(other)
+        let same = self.account == other.account || other.account == Account::Privileged;
+        key(self) == key(other) && same
     }
 }
 
@@ -188,7 +226,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::{FREE, Record, made_sure, with_side};
-    use crate::source::{FileId, GroupId};
+    use crate::{
+        registry::Account,
+        source::{FileId, GroupId},
+    };
 
     fn record(on: ControlFile, args: &str) -> Record {
         let wish = control::parse(on, args.as_bytes(), 4096).expect("the arguments are right");
@@ -197,7 +238,7 @@ mod tests {
             on,
             wish,
             file: FileId(u64::MAX - 1),
-            owner: 1000,
+            account: Account::User(1000),
             group,
             cgroup_id: 99,
             above: false,
@@ -231,6 +272,28 @@ mod tests {
     }
 
     #[test]
+    fn whoever_pays_is_read() {
+        let accounts = [
+            Account::User(0),
+            Account::User(u32::MAX - 1),
+            Account::Group(1),
+            Account::Group((1 << 52) - 1),
+            Account::Group(0x0a_5000_0000_0001),
+            Account::Privileged,
+            Account::Unidentified,
+        ];
+        for account in accounts {
+            let written = Record { account, above: true, ..record(ControlFile::Oom, "") };
+            assert_eq!(Record::from_words(written.words()), Ok(Some(written)));
+        }
+        // By the format before, the upper half of that word was the user, and no more.
+        let mut words = record(ControlFile::Oom, "").words();
+        words[4] = 7 | 77 << 32;
+        let read = Record::from_words(words).expect("a record").expect("one");
+        assert_eq!(read.account, Account::User(77));
+    }
+
+    #[test]
     fn nothing_is_nothing() {
         assert_eq!(Record::from_words([0; 8]), Ok(None));
         assert_eq!(made_sure(FREE), FREE);
@@ -238,7 +301,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_words_are_a_record_or_not(words: [u64; 8], first in 0_u64..1 << 52) {
+        fn any_words_are_a_record_or_not(words: [u64; 8], first: u64) {
             for words in [words, [first, words[1], words[2], words[3], words[4], words[5], words[6], 0]] {
                 if let Ok(Some(record)) = Record::from_words(words) {
                     prop_assert_eq!(Record::from_words(record.words()), Ok(Some(record)));

@@ -23,14 +23,10 @@ use crate::{
     vault::record::{FREE, Record, WORDS, made_sure, with_side},
 };
 
-/// Where a registration is in the record.
+/// Where a registration is in the record, and which registration it is: each has one of
+/// its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub u32);
-
-impl Ticket {
-    /// Of a registration that is not recorded, because nobody would keep the record.
-    pub const NONE: Self = Self(u32::MAX);
-}
 
 /// A cache line of it.
 #[derive(Debug)]
@@ -42,7 +38,9 @@ impl Shared for Line {}
 /// `memcgmon`
 const MAGIC: u64 = u64::from_le_bytes(*b"memcgmon");
 /// Bump on any change of layout or meaning.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
+/// A format whose records are records of this one, too: only users paid for them.
+const FORMAT_BEFORE: u64 = 1;
 
 /// Lines before the first record: the head, and the journal.
 const HEAD: usize = 0;
@@ -110,13 +108,14 @@ impl State {
         let lines = Table::map(&file, lines, "state record")?;
         let mut state = Self { file, lines, free: Vec::new(), used: 0 };
         let head = |at| state.word(HEAD, at).load(Ordering::Acquire);
-        if head(AT_MAGIC) != MAGIC || head(AT_FORMAT) != FORMAT {
+        if head(AT_MAGIC) != MAGIC || ![FORMAT, FORMAT_BEFORE].contains(&head(AT_FORMAT)) {
             return Err(Error::Host(format!(
                 "the state record is of format {} (magic {:#x}), this agent's is {FORMAT}",
                 head(AT_FORMAT),
                 head(AT_MAGIC)
             )));
         }
+        state.word(HEAD, AT_FORMAT).store(FORMAT, Ordering::Relaxed);
         let (mut records, mut flaws) = (Vec::new(), 0);
         for at in 0..state.room() {
             match Record::from_words(state.words(RECORDS + at as usize)) {
@@ -305,6 +304,7 @@ mod tests {
     use super::{State, Ticket, Unfinished};
     use crate::{
         error::Result,
+        registry::Account,
         source::{FileId, GroupId},
         vault::record::Record,
     };
@@ -314,7 +314,7 @@ mod tests {
             on: ControlFile::Oom,
             wish: Wish::Oom,
             file: FileId(file),
-            owner: 0,
+            account: Account::User(0),
             group: GroupId { slot: 1, generation: 2 },
             cgroup_id: 3,
             above: false,
@@ -347,6 +347,17 @@ mod tests {
             assert_eq!(ticket.0 % 2, 0);
         }
         assert_eq!(next(state)?.1.len(), 1000);
+        Ok(())
+    }
+
+    #[test]
+    fn a_record_of_the_format_before_is_taken_over() -> Result<()> {
+        let mut state = State::new()?;
+        state.enter(&record(1))?;
+        state.word(0, 1).store(1, std::sync::atomic::Ordering::Relaxed);
+        let (state, records, flaws) = next(state)?;
+        assert_eq!((records.len(), flaws), (1, 0));
+        assert_eq!(state.word(0, 1).load(std::sync::atomic::Ordering::Relaxed), 2);
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use monitor_common::ask::Ask;
 use nix::errno::Errno;
 
 use crate::{
-    registry::AGENT,
+    registry::Account,
     source::{FileId, Source},
     vault,
     watcher::Watcher,
@@ -78,59 +78,61 @@ impl<S: Source> Watcher<S> {
         self.search = search;
     }
 
-    /// Ends closed eventfds of a user: of up to 8,192 all, of more some, beginning where the
+    /// Ends closed eventfds that an account has registrations on: of up to 8,192 all, of more some, beginning where the
     /// last call ended; not more than 64 at once.
-    pub fn end_closed_of(&mut self, owner: u32) {
-        let first = self.asked.remove(&owner).unwrap_or(FileId(0));
-        let some: Vec<_> = self.registry.files_of(owner, first).take(ASKED_FOR_ONE).collect();
+    pub fn end_closed_of(&mut self, account: Account) {
+        let first = self.asked.remove(&account).unwrap_or(FileId(0));
+        let some: Vec<_> = self.registry.files_of(account, first).take(ASKED_FOR_ONE).collect();
         if let (ASKED_FOR_ONE, Some(FileId(last))) = (some.len(), some.last()) {
-            self.asked.insert(owner, FileId(last.saturating_add(1)));
+            self.asked.insert(account, FileId(last.saturating_add(1)));
         }
         let closed = self.closed_among(some);
         self.forget_files(&closed[..closed.len().min(ENDED_IN_A_TURN)]);
     }
 
-    /// A place for one more registration of `owner`, on an eventfd that `is_new` or not.
+    /// A place for one more registration of `account`, on an eventfd that `is_new` or not.
     /// Where there is none, closed eventfds give way.
     ///
     /// # Errors
-    /// `EDQUOT`: the user has as many registrations as one may have. `ENOMEM`: there are as
-    /// many eventfds as there may be.
-    pub(super) fn find_room(&mut self, owner: u32, is_new: bool) -> Result<(), Errno> {
-        if owner == AGENT {
+    /// `EDQUOT`: the account has as many registrations as one may have. `ENOMEM`: there are
+    /// as many registrations, or eventfds, as there may be in all.
+    pub(super) fn find_room(&mut self, account: Account, is_new: bool) -> Result<(), Errno> {
+        if account == Account::Agent {
             return Ok(());
         }
-        if self.is_at_quota(owner) {
-            self.end_closed_of(owner);
-            if self.is_at_quota(owner) {
-                if self.asked.contains_key(&owner) {
+        if self.is_at_quota(account) {
+            self.end_closed_of(account);
+            if self.is_at_quota(account) {
+                if self.asked.contains_key(&account) {
                     self.search_for_room();
                 }
                 return Err(Errno::EDQUOT);
             }
         }
-        if is_new && self.is_full() {
-            self.end_closed_of(owner);
+        if self.is_full(is_new) {
+            self.end_closed_of(account);
             self.search_for_room();
             for _ in 0..ASKED_FOR_ONE / Ask::FILES_AT_ONCE {
-                if !self.is_full() || self.search.is_done() {
+                if !self.is_full(is_new) || self.search.is_done() {
                     break;
                 }
                 self.search_again();
             }
-            if self.is_full() {
+            if self.is_full(is_new) {
                 return Err(Errno::ENOMEM);
             }
         }
         Ok(())
     }
 
-    fn is_at_quota(&self, owner: u32) -> bool {
-        owner != 0 && self.registry.held_by(owner) >= self.limits.quota
+    fn is_at_quota(&self, account: Account) -> bool {
+        !account.is_unlimited() && self.registry.held_by(account) >= self.limits.quota
     }
 
-    fn is_full(&self) -> bool {
-        self.eventfds.len() >= self.limits.eventfds as usize
+    /// Whether there are as many registrations as there may be in all, or, for a new
+    /// eventfd, as many of those.
+    fn is_full(&self, is_new: bool) -> bool {
+        self.has_all_registrations() || (is_new && self.eventfds.len() >= self.limits.eventfds as usize)
     }
 
     /// Begins the next sweep's search, unless one is under way or was not long ago.

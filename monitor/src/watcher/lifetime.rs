@@ -18,8 +18,10 @@ impl<S: Source> Watcher<S> {
     pub(super) fn remove_group(&mut self, index: u32) {
         let cgroup_id = self.source.slot(index).map_or(0, |slot| slot.cgroup_id.get());
         for (file, tickets) in self.registry.remove_group(index) {
-            let signals = tickets.len() as u64;
-            self.signal(file, &Event { cgroup_id, cause: Cause::Removed, signals });
+            let cause = Cause::Removed;
+            self.add(file, tickets.len() as u64, cause.label());
+            let event = Event { cgroup_id, cause, signals: 1 };
+            tickets.iter().for_each(|ticket| self.tell(*ticket, &event));
             self.strike_out(&tickets);
             if !self.registry.has_file(file) {
                 self.drop_file(file);
@@ -49,7 +51,6 @@ impl<S: Source> Watcher<S> {
     }
 
     pub(super) fn drop_file(&mut self, file: FileId) {
-        self.followers.remove(&file);
         self.own.remove(&file);
         self.eventfds.remove(&file);
         give_back(&mut self.eventfds);
@@ -58,10 +59,17 @@ impl<S: Source> Watcher<S> {
         }
     }
 
+    /// Registrations that are over: their records, tickets and followers go.
     pub(super) fn strike_out(&mut self, tickets: &[Ticket]) {
-        if let Some(vault) = &mut self.vault {
-            tickets.iter().for_each(|ticket| vault.state_mut().leave(*ticket));
+        for ticket in tickets {
+            self.followers.remove(ticket);
+            match &mut self.vault {
+                _ if !ticket.is_recorded() => self.unrecorded.leave(*ticket),
+                Some(vault) => vault.state_mut().leave(*ticket),
+                None => {}
+            }
         }
+        give_back(&mut self.followers);
     }
 
     /// After registrations went: a band for those that are left, or none.

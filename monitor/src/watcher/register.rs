@@ -10,7 +10,7 @@ use nix::errno::Errno;
 
 use crate::{
     eventfd::EventFd,
-    registry::{AGENT, Registration, first_side},
+    registry::{Account, Registration, first_side},
     source::{FileId, GroupId, Source},
     vault::{Record, Ticket},
     watcher::{Cause, Event, Follower, Watcher},
@@ -18,11 +18,11 @@ use crate::{
 
 /// A client's eventfd, as a door hands it over.
 #[derive(Debug)]
-pub enum Handed {
-    /// One that is registered already; the watcher holds a duplicate.
-    Known(FileId),
-    /// A duplicate, and which file it is; let go where another one is held already.
-    New(EventFd, FileId),
+pub struct Handed {
+    /// A duplicate; let go where the watcher holds one already.
+    pub eventfd: EventFd,
+    /// Which file it is.
+    pub file: FileId,
 }
 
 /// What a client asks for, once it is known for whom.
@@ -36,10 +36,10 @@ pub struct Request {
     pub wish: Wish,
     /// To be signalled.
     pub eventfd: Handed,
-    /// Told why, from the first signal on, until it answers `false`.
+    /// Told why, from the first signal of this registration on, until it answers `false`.
     pub follower: Option<Follower>,
-    /// The user whose quota it counts against.
-    pub owner: u32,
+    /// Who asks: whose quota it counts against.
+    pub account: Account,
 }
 
 /// A registration that was made.
@@ -60,19 +60,31 @@ impl<S: Source> Watcher<S> {
         }
     }
 
+    /// Whether an account has half of its quota or more: then it matters whether who asks
+    /// is privileged, and asks by [`Account::Privileged`].
+    pub fn is_near_quota(&self, account: Account) -> bool {
+        !account.is_unlimited() && self.registry.held_by(account).saturating_mul(2) >= self.limits.quota
+    }
+
+    /// Whether there are as many registrations as there may be in all.
+    pub fn has_all_registrations(&self) -> bool {
+        self.registry.len() - self.registry.held_by(Account::Agent) >= self.limits.registrations
+    }
+
     /// Registers a wish.
     ///
     /// # Errors
     /// `EINVAL` when the group is going or gone, as the kernel's
-    /// `css_tryget_online`; `EDQUOT` when the user has as many as one may have;
-    /// `ENOMEM` when there are as many eventfds as there may be; `EOPNOTSUPP` when this
+    /// `css_tryget_online`; `EDQUOT` when the account has as many as one may have;
+    /// `ENOMEM` when there are as many as there may be in all
+    /// ([`Watcher::has_all_registrations`]), or as many eventfds; `EOPNOTSUPP` when this
     /// kernel cannot tell that.
     pub fn register(&mut self, request: Request) -> Result<Receipt, Errno> {
         let internal = |error: crate::Error| {
             log::error!("registration failed: {error}");
             Errno::EIO
         };
-        let Request { group, on, wish, eventfd, follower, owner } = request;
+        let Request { group, on, wish, eventfd, follower, account } = request;
         let offers = self.source.offers();
         let offered = match wish {
             Wish::Threshold(_) => true,
@@ -83,9 +95,9 @@ impl<S: Source> Watcher<S> {
         if !offered {
             return Err(Errno::EOPNOTSUPP);
         }
-        let (Handed::Known(file) | Handed::New(_, file)) = eventfd;
+        let file = eventfd.file;
         // Before the slot is held: a registration that gives way may be the last there.
-        self.find_room(owner, !self.registry.has_file(file))?;
+        self.find_room(account, !self.registry.has_file(file))?;
         let slot = self.source.slot(group.slot).ok_or(Errno::EINVAL)?;
         if !slot.watch(group.generation) {
             return Err(Errno::EINVAL);
@@ -106,7 +118,7 @@ impl<S: Source> Watcher<S> {
         };
         let cgroup_id = self.id_of(group.slot);
         let above = first_side(&wish, now, limit);
-        let record = Record { on, wish, file, owner, group, cgroup_id, above, sure: false };
+        let record = Record { on, wish, file, account, group, cgroup_id, above, sure: false };
         let late = self.answered_late(&record);
         let ticket = match late.map_or_else(|| self.admit(&record, eventfd), Ok) {
             Ok(ticket) => ticket,
@@ -116,13 +128,13 @@ impl<S: Source> Watcher<S> {
             }
         };
         if let Some(follower) = follower {
-            self.followers.entry(file).or_default().push(follower);
+            self.followers.insert(ticket, follower);
         }
         if late.is_some() {
             return Ok(Receipt { group, ticket, file });
         }
         let before = self.paces();
-        self.registry.add(group, Registration { on, wish, file, owner, ticket, above: None }, now, limit);
+        self.registry.add(group, Registration { on, wish, file, account, ticket, above: None }, now, limit);
         self.source.want(self.registry.wanted());
         if self.paces() != before {
             self.work.notify_one();
@@ -135,7 +147,8 @@ impl<S: Source> Watcher<S> {
         }
         if wish == Wish::Oom && self.is_under_oom(group) {
             let id = self.id_of(group.slot);
-            self.signal(file, &Event { cgroup_id: id, cause: Cause::Oom { limit: id }, signals: 1 });
+            let event = Event { cgroup_id: id, cause: Cause::Oom { limit: id }, signals: 1 };
+            self.signal(file, ticket, &event);
         }
         Ok(Receipt { group, ticket, file })
     }
@@ -147,20 +160,22 @@ impl<S: Source> Watcher<S> {
             log::warn!("{error}");
             Errno::ENOMEM
         };
+        let is_own = record.account == Account::Agent;
         let is_new = !self.registry.has_file(file);
         if is_new {
-            // Known, and gone since: no door hands that over.
-            let Handed::New(eventfd, _) = eventfd else { return Err(Errno::EBADF) };
-            if record.owner == AGENT {
+            let Handed { eventfd, .. } = eventfd;
+            if is_own {
                 self.own.insert(file, eventfd);
-                return Ok(Ticket::NONE);
+                return Ok(self.unrecorded.enter());
             }
             if let Some(vault) = &mut self.vault {
                 vault.keep(file, &eventfd, &self.eventfds).map_err(refused)?;
             }
             self.eventfds.insert(file, eventfd);
         }
-        let Some(vault) = &mut self.vault else { return Ok(Ticket::NONE) };
+        let Some(vault) = self.vault.as_mut().filter(|_| !is_own) else {
+            return Ok(self.unrecorded.enter());
+        };
         vault.state_mut().enter(record).map_err(|error| {
             if is_new {
                 self.drop_file(file);

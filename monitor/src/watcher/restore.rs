@@ -64,7 +64,7 @@ impl<S: Source> Watcher<S> {
         let mut gone = Vec::new();
         for (ticket, record) in left.records {
             if !self.eventfds.contains_key(&record.file) {
-                log::error!("a registration of user {} came without its eventfd", record.owner);
+                log::error!("a registration of {} came without its eventfd", record.account);
                 restored.lost += 1;
                 self.strike_out(&[ticket]);
                 continue;
@@ -81,7 +81,7 @@ impl<S: Source> Watcher<S> {
         }
         for (ticket, record) in gone {
             let Record { file, cgroup_id, .. } = record;
-            self.signal(file, &Event { cgroup_id, cause: Cause::Removed, signals: 1 });
+            self.signal(file, ticket, &Event { cgroup_id, cause: Cause::Removed, signals: 1 });
             self.strike_out(&[ticket]);
             restored.removed += 1;
         }
@@ -117,7 +117,7 @@ impl<S: Source> Watcher<S> {
 
     /// Registers what was registered, at the side that was told last.
     fn enter_again(&mut self, ticket: Ticket, record: &Record) -> Result<()> {
-        let Record { on, wish, file, owner, group, above, .. } = *record;
+        let Record { on, wish, file, account, group, above, .. } = *record;
         let known = self.registry.group(group.slot).map(|known| known.scale(on));
         let now = match known.filter(|scale| !scale.is_empty()) {
             Some(scale) => scale.now(),
@@ -127,7 +127,7 @@ impl<S: Source> Watcher<S> {
         };
         let in_percent = matches!(wish, Wish::Threshold(Threshold { at: At::Percent(_), .. }));
         let limit = if in_percent { self.effective_limit(group.slot)? } else { u64::MAX };
-        let registration = Registration { on, wish, file, owner, ticket, above: Some(above) };
+        let registration = Registration { on, wish, file, account, ticket, above: Some(above) };
         self.registry.add(group, registration, now, limit);
         if let Some(vault) = &self.vault {
             vault.state().write(ticket, record);

@@ -12,8 +12,9 @@ use monitor_common::{
 };
 
 use crate::{
-    registry::{Crossing, Outcome, Side},
+    registry::{Crossing, Outcome, Side, Subscriber},
     source::{FileId, Source},
+    vault::Ticket,
     watcher::{
         Watcher,
         event::{Cause, Event},
@@ -54,32 +55,32 @@ impl<S: Source> Watcher<S> {
         let Outcome { crossings, mut sides } = outcome;
         let mut totals: BTreeMap<FileId, u64> = BTreeMap::new();
         for crossing in crossings {
-            *totals.entry(crossing.file).or_default() += 1;
-            let Crossing { file, threshold, direction } = crossing;
+            let Crossing { to, threshold, direction } = crossing;
+            *totals.entry(to.file).or_default() += 1;
             let cause = Cause::Crossed { on, threshold, direction, usage };
-            self.tell(file, &Event { cgroup_id, cause, signals: 1 });
+            self.tell(to.ticket, &Event { cgroup_id, cause, signals: 1 });
         }
         // The quiet ones first, then each eventfd's after its signal.
-        sides.sort_by_key(|side| (totals.contains_key(&side.file), side.file));
+        sides.sort_by_key(|side| (totals.contains_key(&side.to.file), side.to.file));
         let mut sides = sides.into_iter().peekable();
-        self.record_sides(std::iter::from_fn(|| sides.next_if(|side| !totals.contains_key(&side.file))));
+        self.record_sides(std::iter::from_fn(|| sides.next_if(|side| !totals.contains_key(&side.to.file))));
         for (file, total) in totals {
             self.add(file, total, Cause::CROSSED);
-            self.record_sides(std::iter::from_fn(|| sides.next_if(|side| side.file == file)));
+            self.record_sides(std::iter::from_fn(|| sides.next_if(|side| side.to.file == file)));
         }
     }
 
     fn record_sides(&self, sides: impl Iterator<Item = Side>) {
         for side in sides {
             if let Some(vault) = &self.vault {
-                vault.state().set_above(side.ticket, side.above);
+                vault.state().set_above(side.to.ticket, side.above);
             }
         }
     }
 
-    /// Signals `file` for an event, and tells its followers.
-    pub(super) fn signal(&mut self, file: FileId, event: &Event) {
-        self.tell(file, event);
+    /// Signals a registration's `file` for an event, and tells who follows it.
+    pub(super) fn signal(&mut self, file: FileId, ticket: Ticket, event: &Event) {
+        self.tell(ticket, event);
         self.add(file, event.signals, event.cause.label());
     }
 
@@ -97,28 +98,28 @@ impl<S: Source> Watcher<S> {
             && let Some(group) = self.registry.group(index)
         {
             let event = Event { cgroup_id: self.id_of(index), cause: Cause::Empty, signals: seen.emptied };
-            for file in group.empty().collect::<Vec<_>>() {
-                self.signal(file, &event);
+            for Subscriber { file, ticket, .. } in group.empty().collect::<Vec<_>>() {
+                self.signal(file, ticket, &event);
             }
         }
     }
 
     /// Those who wait for OOM in the group at `index` or below it
     /// (`mem_cgroup_oom_notify`), each with its group's id.
-    fn oom_listeners(&self, index: u32) -> Vec<(u64, FileId)> {
+    fn oom_listeners(&self, index: u32) -> Vec<(u64, Subscriber)> {
         let is_in =
             |slot| std::iter::successors(Some(slot), |slot| self.above(*slot)).any(|slot| slot == index);
         self.registry
             .oom_groups()
             .filter(|group| is_in(group.id.slot))
-            .flat_map(|group| group.oom().map(|file| (self.id_of(group.id.slot), file)))
+            .flat_map(|group| group.oom().map(|to| (self.id_of(group.id.slot), to)))
             .collect()
     }
 
     fn signal_ooms(&mut self, index: u32, ooms: u64) {
         let limit = self.id_of(index);
-        for (cgroup_id, file) in self.oom_listeners(index) {
-            self.signal(file, &Event { cgroup_id, cause: Cause::Oom { limit }, signals: ooms });
+        for (cgroup_id, Subscriber { file, ticket, .. }) in self.oom_listeners(index) {
+            self.signal(file, ticket, &Event { cgroup_id, cause: Cause::Oom { limit }, signals: ooms });
         }
     }
 
@@ -128,13 +129,13 @@ impl<S: Source> Watcher<S> {
         let origin = self.id_of(index);
         let mut window = Propagation::new();
         for slot in self.lineage(index) {
-            let files = self.registry.group(slot).map(|group| group.hearers(window, level));
-            let files = files.unwrap_or_default();
-            window.next_group(!files.is_empty());
+            let hearers = self.registry.group(slot).map(|group| group.hearers(window, level));
+            let hearers = hearers.unwrap_or_default();
+            window.next_group(!hearers.is_empty());
             let cause = Cause::Pressure { level, origin };
             let event = Event { cgroup_id: self.id_of(slot), cause, signals: count };
-            for file in files {
-                self.signal(file, &event);
+            for Subscriber { file, ticket, .. } in hearers {
+                self.signal(file, ticket, &event);
             }
         }
     }
@@ -161,16 +162,15 @@ impl<S: Source> Watcher<S> {
     fn explain(&mut self, index: u32, cause: &Cause) {
         // The OOM itself first: its doorbell came before.
         self.look(index);
-        let mut told = Vec::new();
-        for (cgroup_id, file) in self.oom_listeners(index) {
-            if !told.contains(&(cgroup_id, file)) {
-                self.tell(file, &Event { cgroup_id, cause: cause.clone(), signals: 0 });
-                told.push((cgroup_id, file));
-            }
+        if self.followers.is_empty() {
+            return;
+        }
+        for (cgroup_id, to) in self.oom_listeners(index) {
+            self.tell(to.ticket, &Event { cgroup_id, cause: cause.clone(), signals: 0 });
         }
     }
 
-    fn add(&mut self, file: FileId, count: u64, cause: usize) {
+    pub(super) fn add(&mut self, file: FileId, count: u64, cause: usize) {
         let Some(eventfd) = self.eventfds.get(&file).or_else(|| self.own.get(&file)) else {
             return;
         };
@@ -187,9 +187,10 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    pub(super) fn tell(&mut self, file: FileId, event: &Event) {
-        if let Some(followers) = self.followers.get_mut(&file) {
-            followers.retain_mut(|follower| follower.tell(event));
+    /// Tells who follows a registration, until it wants no more.
+    pub(super) fn tell(&mut self, ticket: Ticket, event: &Event) {
+        if self.followers.get_mut(&ticket).is_some_and(|follower| !follower.tell(event)) {
+            self.followers.remove(&ticket);
         }
     }
 }

@@ -13,21 +13,23 @@ use std::{
 use monitor_common::{
     control::{self, ControlFile},
     slot::State,
+    word::Word as _,
 };
 use nix::{
     errno::Errno,
     sys::eventfd::{EfdFlags, EventFd as Client},
 };
 
-use super::{Cause, Follower, Handed, Limits, Request, Watcher};
+use super::{Cause, Follower, Handed, Limits, Receipt, Request, Watcher};
 use crate::{
     eventfd::EventFd,
-    registry::AGENT,
+    registry::Account,
     source::{GroupId, Identify as _},
 };
 use fake::{FakeHost, FakeKernel};
 
 const USAGE: ControlFile = ControlFile::Usage;
+const LIMITS: Limits = Limits { quota: 5, registrations: 200_000, eventfds: 8, rest: 0 };
 
 fn client() -> Client {
     Client::from_flags(EfdFlags::EFD_NONBLOCK).expect("an eventfd can be made")
@@ -39,7 +41,7 @@ fn adopted(client: &Client) -> EventFd {
 
 fn handed(client: &Client) -> Handed {
     let file = FakeKernel::new().file_of(client.as_fd()).expect("it has an id");
-    Handed::New(adopted(client), file)
+    Handed { eventfd: adopted(client), file }
 }
 
 fn taken(client: &Client) -> u64 {
@@ -47,7 +49,7 @@ fn taken(client: &Client) -> u64 {
 }
 
 pub(super) fn watcher() -> Watcher<FakeKernel> {
-    with_limits(FakeHost::forever(), Limits { quota: 5, eventfds: 8, rest: 0 })
+    with_limits(FakeHost::forever(), LIMITS)
 }
 
 fn with_limits(host: &'static FakeHost, limits: Limits) -> Watcher<FakeKernel> {
@@ -58,7 +60,7 @@ fn request(group: GroupId, on: ControlFile, args: &str, client: &Client) -> Requ
     // Pages of one byte: arguments are in pages.
     let wish = control::parse(on, args.as_bytes(), 1).expect("good arguments");
     let eventfd = handed(client);
-    Request { group, on, wish, eventfd, follower: None, owner: 0 }
+    Request { group, on, wish, eventfd, follower: None, account: Account::Privileged }
 }
 
 fn wait_for(
@@ -102,12 +104,12 @@ fn the_agents_own_registrations_work_and_are_not_counted() {
     let mut watcher = watcher();
     watcher.limits.quota = 0;
     let (group, client) = (watcher.source.group(0), client());
-    let own = Request { owner: AGENT, ..request(group, USAGE, "10", &client) };
+    let own = Request { account: Account::Agent, ..request(group, USAGE, "10", &client) };
     assert!(watcher.register(own).is_ok());
     watcher.source.charge(0, 12);
     watcher.look(0);
     assert_eq!((taken(&client), watcher.counts().signals), (1, 0));
-    assert_eq!(watcher.registry().held_by(AGENT), watcher.registry().len());
+    assert_eq!(watcher.registry().held_by(Account::Agent), watcher.registry().len());
 }
 
 #[test]
@@ -165,6 +167,53 @@ fn removal_signals_and_the_slot_comes_back_once() {
     assert!(watcher.registry().is_empty());
     let stale = GroupId { slot: 0, generation: 0 };
     assert_eq!(watcher.register(request(stale, USAGE, "1", &client)).err(), Some(Errno::EINVAL));
+}
+
+/// What a follower was told.
+type Heard = Arc<Mutex<Vec<super::Event>>>;
+
+/// A follower that writes down what it hears, and wants more.
+fn follower(heard: &Heard) -> Follower {
+    let sink = Arc::clone(heard);
+    Follower::new(move |event: &super::Event| {
+        sink.lock().expect("no panic").push(event.clone());
+        true
+    })
+}
+
+#[test]
+fn a_follower_hears_of_its_own_registration_alone() {
+    let (mut watcher, client) = (watcher(), client());
+    watcher.source.slots[1].parent.set(monitor_common::slot::PARENT_ROOT);
+    let [mine, theirs] = [Heard::default(), Heard::default()];
+    // One eventfd: a threshold and OOMs of one group, and the same of another's.
+    for (slot, heard) in [(0, &mine), (1, &theirs)] {
+        let group = watcher.source.group(slot);
+        for (on, args) in [(USAGE, "10"), (ControlFile::Oom, "")] {
+            let request = Request { follower: Some(follower(heard)), ..request(group, on, args, &client) };
+            assert!(watcher.register(request).is_ok());
+        }
+    }
+    assert_eq!(watcher.followers.len(), 4);
+    watcher.source.charge(1, 15);
+    watcher.source.slots[1].ooms.add(2);
+    watcher.look(1);
+    watcher.group_kill(1, 4711);
+    assert_eq!(taken(&client), 3);
+    assert!(mine.lock().expect("no panic").is_empty(), "told of another's: {:?}", mine.lock());
+    let signals = |heard: &Heard| -> Vec<u64> {
+        heard.lock().expect("no panic").drain(..).map(|event| event.signals).collect()
+    };
+    assert_eq!(signals(&theirs), [2, 1, 0], "OOMs, the crossing, and the kill");
+    watcher.source.counters[1].set(None);
+    watcher.look(1);
+    assert_eq!(signals(&theirs), [1, 1], "each registration's end");
+    assert!(mine.lock().expect("no panic").is_empty());
+    assert_eq!(watcher.followers.len(), 2);
+    let file = watcher.source.file_of(client.as_fd()).expect("known");
+    watcher.source.references.borrow_mut().insert(file, 1);
+    watcher.end_closed();
+    assert!(watcher.followers.is_empty());
 }
 
 #[test]

@@ -97,7 +97,7 @@ impl Stage {
         let directories = Directories::new(&hierarchy).expect("the hierarchy can be opened");
         let device = directories.device();
         let tree = Arc::new(Tree::new(directories, EVENT_CONTROL_MODE));
-        let limits = Limits { quota: 1000, eventfds: 1000, rest: 0 };
+        let limits = Limits { quota: 1000, registrations: 4000, eventfds: 1000, rest: 0 };
         let host = Box::new(FakeHost::forever());
         let watcher = Watcher::new(FakeKernel::new(), host, limits).expect("the host has AIO");
         // Its files are numbered as the view's only where it says so.

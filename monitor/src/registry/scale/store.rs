@@ -1,7 +1,7 @@
 //! Thresholds on one quantity, densely: by where they are crossed next, and by their
 //! eventfd. What a threshold costs in memory is decided here.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use monitor_common::{
     crossing::{Direction, Mark, Step},
@@ -9,18 +9,24 @@ use monitor_common::{
 };
 
 use super::{BURST, Clock, Crossing, Outcome, Side};
-use crate::{registry::Registration, source::FileId, vault::Ticket};
+use crate::{
+    registry::{
+        Subscriber,
+        dense::{Dense, Held, Place, work},
+        give_back,
+    },
+    source::FileId,
+};
 
 /// One registration of a threshold.
 #[derive(Debug)]
 pub(super) struct Entry {
-    pub(super) file: FileId,
+    pub(super) to: Subscriber,
     /// Where it lies now, in pages.
     pub(super) threshold: u64,
-    /// When its present burst began, and the crossings in it.
-    pub(super) since: u64,
-    pub(super) ticket: Ticket,
-    pub(super) burst: u8,
+    /// When its present burst began, in milliseconds modulo 2^32, and the crossings in it.
+    since: u32,
+    burst: u8,
     above: bool,
     ways: Ways,
     rests: bool,
@@ -45,10 +51,16 @@ struct More {
 
 const _: () = assert!(size_of::<Entry>() == 40);
 
+impl Held for Entry {
+    fn subscriber(&self) -> Subscriber {
+        self.to
+    }
+}
+
 impl Entry {
-    /// A threshold that lies at `pages`, while the quantity is `now`.
-    pub(super) fn new(registration: &Registration, wish: Threshold, pages: u64, now: u64) -> Self {
-        let Registration { file, ticket, above, .. } = *registration;
+    /// A threshold that lies at `pages`, while the quantity is `now`; `above` is its side
+    /// where that has been told.
+    pub(super) fn new(to: Subscriber, above: Option<bool>, wish: Threshold, pages: u64, now: u64) -> Self {
         let Threshold { at, up, down, hysteresis } = wish;
         let ways = match (up, down) {
             (true, false) => Ways::Up,
@@ -59,7 +71,7 @@ impl Entry {
         let is_plain = percent.is_none() && hysteresis.0 == 0;
         let more = (!is_plain).then(|| Box::new(More { hysteresis: hysteresis.0, percent }));
         let above = above.unwrap_or(Mark::new(pages, hysteresis.0, now).above);
-        Self { file, threshold: pages, since: 0, ticket, burst: 0, above, ways, rests: false, more }
+        Self { to, threshold: pages, since: 0, burst: 0, above, ways, rests: false, more }
     }
 
     fn mark(&self) -> Mark {
@@ -88,59 +100,78 @@ impl Entry {
         }
     }
 
-    /// Tells what a step crossed; true when it is to rest.
-    pub(super) fn apply(&mut self, step: &Step, clock: Clock, outcome: &mut Outcome) -> bool {
+    /// Tells what a step crossed; until when it is to rest from now on, if it is.
+    pub(super) fn apply(&mut self, step: &Step, clock: Clock, outcome: &mut Outcome) -> Option<u64> {
         let mut mark = self.mark();
         let mut told = 0;
         for direction in mark.step(step).into_iter().flatten().filter(|way| self.hears(*way)) {
-            outcome.crossings.push(Crossing { file: self.file, threshold: self.threshold, direction });
+            outcome.crossings.push(Crossing { to: self.to, threshold: self.threshold, direction });
             told += 1;
         }
         if self.above != mark.above {
             self.above = mark.above;
-            outcome.sides.push(Side { file: self.file, ticket: self.ticket, above: mark.above });
+            outcome.sides.push(Side { to: self.to, above: mark.above });
         }
-        let is_over = self.burst == 0 || clock.now.saturating_sub(self.since) >= clock.rest;
-        (self.since, self.burst) =
-            if is_over { (clock.now, told) } else { (self.since, self.burst.saturating_add(told)) };
-        clock.rest > 0 && u64::from(self.burst) >= BURST
+        let now = clock.now as u32;
+        let lasted = u64::from(now.wrapping_sub(self.since));
+        let is_over = self.burst == 0 || lasted >= clock.rest;
+        if is_over {
+            (self.since, self.burst) = (now, told);
+        } else {
+            self.burst = self.burst.saturating_add(told);
+        }
+        let rests = clock.rest > 0 && u64::from(self.burst) >= BURST;
+        rests.then(|| clock.now + clock.rest - if is_over { 0 } else { lasted })
+    }
+
+    /// Its rest is over: whatever it does from now on is a new burst.
+    pub(super) const fn wake(&mut self, clock: Clock) {
+        (self.since, self.burst) = (clock.now as u32, 0);
     }
 }
 
-/// Up to as many thresholds, an eventfd's are found by looking at each.
-const FEW: usize = 16;
+/// Thresholds that flapped, by time and by place.
+#[derive(Debug, Default)]
+struct Resting {
+    by_time: BTreeSet<(u64, Place)>,
+    until: HashMap<Place, u64>,
+}
 
-/// An entry's index, as the orders know it.
-type Place = u32;
+impl Resting {
+    fn insert(&mut self, place: Place, until: u64) {
+        work::done(1);
+        self.until.insert(place, until);
+        self.by_time.insert((until, place));
+    }
+
+    fn remove(&mut self, place: Place) -> Option<u64> {
+        work::done(1);
+        let until = self.until.remove(&place)?;
+        self.by_time.remove(&(until, place));
+        give_back(&mut self.until);
+        Some(until)
+    }
+}
 
 /// All thresholds on a quantity.
 #[derive(Debug, Default)]
 pub(super) struct Store {
-    entries: Vec<Entry>,
+    entries: Dense<Entry>,
     /// By key; those that rest are not in it.
     order: BTreeSet<(u64, Place)>,
-    /// By eventfd, where there are more than [`FEW`].
-    files: Option<BTreeSet<(FileId, Place)>>,
-    /// Those that flapped, and until when.
-    resting: Vec<(u64, Place)>,
-    percents: usize,
+    /// None in most stores: a threshold has to flap for it.
+    resting: Option<Box<Resting>>,
+    /// Those in percent of the limit.
+    percents: BTreeSet<Place>,
 }
 
 impl Store {
     pub(super) fn add(&mut self, entry: Entry) {
-        // A few thresholds are the rule: no room for more before there are.
-        if self.entries.len() < 4 {
-            self.entries.reserve_exact(1);
-        }
-        let place = place(self.entries.len());
-        self.order.insert((entry.key(), place));
-        self.percents += usize::from(entry.percent().is_some());
-        if let Some(files) = &mut self.files {
-            files.insert((entry.file, place));
-        }
-        self.entries.push(entry);
-        if self.files.is_none() && self.entries.len() > FEW {
-            self.files = Some((0..).zip(&self.entries).map(|(at, entry)| (entry.file, at)).collect());
+        let (key, in_percent) = (entry.key(), entry.percent().is_some());
+        let place = self.entries.push(entry);
+        self.order.insert((key, place));
+        if in_percent {
+            self.percents.insert(place);
         }
     }
 
@@ -148,14 +179,15 @@ impl Store {
         self.entries.len()
     }
 
-    pub(super) const fn percents(&self) -> usize {
-        self.percents
+    /// Where those in percent are.
+    pub(super) const fn percents(&self) -> &BTreeSet<Place> {
+        &self.percents
     }
 
     /// All, by where they are crossed next; those that rest come last.
     pub(super) fn all(&self) -> impl Iterator<Item = &Entry> {
-        let places = self.order.iter().chain(&self.resting).map(|(_, place)| *place);
-        places.map(|place| &self.entries[place as usize])
+        let resting = self.resting.iter().flat_map(|resting| &resting.by_time);
+        self.order.iter().chain(resting).filter_map(|(_, place)| self.entries.get(*place))
     }
 
     /// The nearest keys: the highest at or below `now`, and the lowest above.
@@ -172,12 +204,12 @@ impl Store {
     }
 
     pub(super) fn places(&self) -> std::ops::Range<Place> {
-        0..place(self.entries.len())
+        self.entries.places()
     }
 
     /// Changes an entry, and puts it where it then belongs.
     pub(super) fn change(&mut self, place: Place, change: impl FnOnce(&mut Entry)) {
-        let entry = &mut self.entries[place as usize];
+        let Some(entry) = self.entries.get_mut(place) else { return };
         let before = entry.key();
         change(entry);
         let after = entry.key();
@@ -189,74 +221,80 @@ impl Store {
 
     /// Lets one rest.
     pub(super) fn rest(&mut self, place: Place, until: u64) {
-        let entry = &mut self.entries[place as usize];
+        let Some(entry) = self.entries.get_mut(place) else { return };
         entry.rests = true;
         self.order.remove(&(entry.key(), place));
-        self.resting.push((until, place));
+        self.resting.get_or_insert_default().insert(place, until);
     }
 
-    /// Those that rest until a time that is `over`.
-    pub(super) fn rested(&self, over: impl Fn(u64) -> bool) -> Vec<Place> {
-        self.resting.iter().filter(|(until, _)| over(*until)).map(|(_, place)| *place).collect()
+    /// Those that rest until `now` at the latest.
+    pub(super) fn rested(&self, now: u64) -> Vec<Place> {
+        let resting = self.resting.iter().flat_map(|resting| resting.by_time.range(..=(now, Place::MAX)));
+        resting.map(|(_, place)| *place).inspect(|_| work::done(1)).collect()
     }
 
     pub(super) fn end_rest(&mut self, place: Place) {
-        let entry = &mut self.entries[place as usize];
+        self.forget_rest(place);
+        let Some(entry) = self.entries.get_mut(place) else { return };
         entry.rests = false;
-        self.resting.retain(|(_, resting)| *resting != place);
         self.order.insert((entry.key(), place));
     }
 
+    fn forget_rest(&mut self, place: Place) -> Option<u64> {
+        let resting = self.resting.as_mut()?;
+        let until = resting.remove(place);
+        if resting.until.is_empty() {
+            self.resting = None;
+        }
+        until
+    }
+
     pub(super) fn rests_until(&self) -> Option<u64> {
-        self.resting.iter().map(|(until, _)| *until).min()
+        self.resting.as_ref()?.by_time.first().map(|(until, _)| *until)
     }
 
-    /// Forgets all of an eventfd's; where they were recorded.
-    pub(super) fn remove_file(&mut self, file: FileId) -> Vec<Ticket> {
-        let mut places: Vec<Place> = match &self.files {
-            Some(files) => files.range((file, 0)..=(file, Place::MAX)).map(|(_, place)| *place).collect(),
-            None => self.places().filter(|place| self.entries[*place as usize].file == file).collect(),
-        };
-        places.sort_unstable();
-        let tickets = places.iter().map(|place| self.entries[*place as usize].ticket).collect();
-        // The highest first: the last entry takes its place, and is none of them.
-        for place in places.iter().rev() {
-            self.remove(*place);
-        }
-        if self.entries.capacity() > FEW.max(4 * self.entries.len()) {
-            self.entries.shrink_to(2 * self.entries.len());
-        }
-        tickets
+    /// Takes out up to `most` of an eventfd's.
+    pub(super) fn take_file(&mut self, file: FileId, most: usize) -> Vec<Subscriber> {
+        // The highest first: what takes a place is none of those below.
+        let places = self.entries.places_of(file, most);
+        places.into_iter().rev().filter_map(|place| self.take(place)).collect()
     }
 
-    fn remove(&mut self, place: Place) {
-        let gone = self.entries.swap_remove(place as usize);
-        self.percents -= usize::from(gone.percent().is_some());
+    /// Takes out up to `most`.
+    pub(super) fn take_last(&mut self, most: usize) -> Vec<Subscriber> {
+        let end = self.entries.places().end;
+        let first = end.saturating_sub(u32::try_from(most).unwrap_or(u32::MAX));
+        (first..end).rev().filter_map(|place| self.take(place)).collect()
+    }
+
+    fn take(&mut self, place: Place) -> Option<Subscriber> {
+        let (gone, moved) = self.entries.take(place)?;
+        self.percents.remove(&place);
         if gone.rests {
-            self.resting.retain(|(_, resting)| *resting != place);
+            self.forget_rest(place);
         } else {
             self.order.remove(&(gone.key(), place));
         }
-        if let Some(files) = &mut self.files {
-            files.remove(&(gone.file, place));
+        if let Some(before) = moved {
+            self.moved(before, place);
         }
-        let before = self::place(self.entries.len());
-        let Some(moved) = self.entries.get(place as usize) else { return };
-        if moved.rests {
-            let known = self.resting.iter_mut().filter(|(_, resting)| *resting == before);
-            known.for_each(|(_, resting)| *resting = place);
-        } else {
-            self.order.remove(&(moved.key(), before));
-            self.order.insert((moved.key(), place));
+        Some(gone.to)
+    }
+
+    /// The entry that was at `before` is at `place` now.
+    fn moved(&mut self, before: Place, place: Place) {
+        if self.percents.remove(&before) {
+            self.percents.insert(place);
         }
-        if let Some(files) = &mut self.files {
-            files.remove(&(moved.file, before));
-            files.insert((moved.file, place));
+        let Some(entry) = self.entries.get(place) else { return };
+        if !entry.rests {
+            let key = entry.key();
+            self.order.remove(&(key, before));
+            self.order.insert((key, place));
+        } else if let Some(resting) = &mut self.resting
+            && let Some(until) = resting.remove(before)
+        {
+            resting.insert(place, until);
         }
     }
-}
-
-/// More than fit would need more memory than there is.
-fn place(at: usize) -> Place {
-    Place::try_from(at).unwrap_or(Place::MAX)
 }

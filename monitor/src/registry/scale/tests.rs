@@ -2,16 +2,22 @@
 
 use monitor_common::{
     band::Excursion,
-    control::{ControlFile, Wish},
-    crossing::{Mark, Step, band_around},
+    crossing::{Direction, Mark, Step, band_around},
     threshold::{At, Pages, Threshold},
 };
 use proptest::prelude::*;
 
-use super::{BURST, Clock, Crossing, Scale, pages};
-use crate::{registry::Registration, source::FileId};
+use super::{BURST, Clock, Scale, pages};
+use crate::{
+    registry::{Account, Subscriber, account::Accounts},
+    source::FileId,
+    vault::Ticket,
+};
 
 const REST: u64 = 100;
+
+/// Whose, of what, up or down.
+type Told = (u64, u64, bool);
 
 /// A threshold as the specification puts it.
 struct Plain {
@@ -23,11 +29,11 @@ struct Plain {
 }
 
 impl Plain {
-    fn apply(&mut self, step: &Step, now: u64, crossings: &mut Vec<Crossing>) {
+    fn apply(&mut self, step: &Step, now: u64, crossings: &mut Vec<Told>) {
         let (file, threshold) = (self.file, self.mark.threshold);
         let before = crossings.len();
         let crossed = self.mark.step(step).into_iter().flatten().filter(|way| self.wish.hears(*way));
-        crossings.extend(crossed.map(|direction| Crossing { file, threshold, direction }));
+        crossings.extend(crossed.map(|direction| (threshold, file.0, direction == Direction::Up)));
         let told = (crossings.len() - before) as u64;
         let (since, count) = self.burst;
         let is_over = count == 0 || now - since >= REST;
@@ -77,7 +83,7 @@ fn act() -> impl Strategy<Value = Act> {
 
 impl Model {
     /// Crossings in any order, and how many went.
-    fn act(&mut self, act: &Act, clock: Clock, limit: &mut u64) -> (Vec<Crossing>, u64) {
+    fn act(&mut self, act: &Act, clock: Clock, limit: &mut u64) -> (Vec<Told>, u64) {
         let mut crossings = Vec::new();
         let still = |now| Step { from: now, seen: Excursion::NONE, now };
         match *act {
@@ -127,39 +133,40 @@ impl Model {
     }
 }
 
-fn sorted(mut crossings: Vec<Crossing>) -> Vec<(u64, u64, bool)> {
-    crossings.sort_by_key(|one| (one.threshold, one.file.0));
-    let mut told: Vec<_> = crossings
-        .iter()
-        .map(|one| (one.threshold, one.file.0, one.direction == monitor_common::crossing::Direction::Up))
-        .collect();
+fn sorted(mut told: Vec<Told>) -> Vec<Told> {
     told.sort_unstable();
     told
+}
+
+fn told(outcome: &super::Outcome) -> Vec<Told> {
+    let told = |one: &super::Crossing| (one.threshold, one.to.file.0, one.direction == Direction::Up);
+    outcome.crossings.iter().map(told).collect()
 }
 
 proptest! {
     #[test]
     fn it_does_what_a_plain_list_does(acts in prop::collection::vec((act(), 0..40u64), 1..120)) {
         let (mut scale, mut model) = (Scale::default(), Model::default());
+        let payer = Accounts::default().charge(Account::Agent);
         let (mut clock, mut limit, mut its_limit) = (Clock { now: 1, rest: REST }, 50, 50);
         for (act, pause) in acts {
             clock.now += pause;
-            let (told, gone) = match act.clone() {
+            let (heard, gone) = match act.clone() {
                 Act::Add(wish, file) => {
-                    let registration = Registration::new(ControlFile::Usage, Wish::Threshold(wish), FileId(file), 0);
-                    scale.add(20, wish, limit, &registration);
+                    let to = Subscriber { file: FileId(file), ticket: Ticket(0), payer };
+                    scale.add(20, wish, limit, to, None);
                     (Vec::new(), 0)
                 }
-                Act::Step(min, max, now) => (scale.step(Excursion { min, max }, now, clock).crossings, 0),
-                Act::Wake(all) => (scale.wake(clock, all).crossings, 0),
+                Act::Step(min, max, now) => (told(&scale.step(Excursion { min, max }, now, clock)), 0),
+                Act::Wake(all) => (told(&scale.wake(clock, all)), 0),
                 Act::Follow(to) => {
                     limit = to;
-                    (scale.follow(to, clock).crossings, 0)
+                    (told(&scale.follow(to, clock)), 0)
                 }
-                Act::Remove(file) => (Vec::new(), scale.remove_file(FileId(file)).len() as u64),
+                Act::Remove(file) => (Vec::new(), scale.take_file(FileId(file), usize::MAX).len() as u64),
             };
             let (expected, went) = model.act(&act, clock, &mut its_limit);
-            prop_assert_eq!(sorted(told), sorted(expected), "{:?}", act);
+            prop_assert_eq!(sorted(heard), sorted(expected), "{:?}", act);
             prop_assert_eq!(gone, went);
             prop_assert_eq!(scale.len(), model.list.len());
             let keys = || model.list.iter().filter(|one| one.rests.is_none()).map(|one| one.mark.key());
@@ -171,7 +178,7 @@ proptest! {
             prop_assert_eq!(scale.rests_until(), model.list.iter().filter_map(|one| one.rests).min());
             let percents = model.list.iter().filter(|one| matches!(one.wish.at, At::Percent(_))).count();
             prop_assert_eq!(scale.percents(), percents);
-            let mut files: Vec<_> = scale.tickets().map(|(file, _)| file).collect();
+            let mut files: Vec<_> = scale.thresholds().map(|(_, to)| to.file).collect();
             let mut expected: Vec<_> = model.list.iter().map(|one| one.file).collect();
             files.sort_unstable();
             expected.sort_unstable();

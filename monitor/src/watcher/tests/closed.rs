@@ -7,31 +7,35 @@ use monitor_common::{
 };
 use nix::{errno::Errno, sys::eventfd::EventFd as Client};
 
-use super::{FakeHost, FakeKernel, Limits, Request, USAGE, Watcher, client, request, watched, with_limits};
+use super::{
+    FakeHost, FakeKernel, LIMITS, Limits, Request, USAGE, Watcher, client, request, watched, with_limits,
+};
 use crate::{
-    registry::Registration,
+    registry::{Account, Registration},
     source::{FileId, Identify as _},
+    vault::Ticket,
 };
 use std::os::fd::AsFd as _;
 
-const USER: u32 = 1000;
+const USER: Account = Account::User(1000);
 
 fn close(watcher: &Watcher<FakeKernel>, client: &Client) {
     let file = watcher.source.file_of(client.as_fd()).expect("it has an id");
     watcher.source.references.borrow_mut().insert(file, 1);
 }
 
-fn ask(watcher: &mut Watcher<FakeKernel>, owner: u32, client: &Client) -> Result<(), Errno> {
+fn ask(watcher: &mut Watcher<FakeKernel>, account: Account, client: &Client) -> Result<(), Errno> {
     let group = watcher.source.group(0);
-    watcher.register(Request { owner, ..request(group, USAGE, "10", client) }).map(drop)
+    watcher.register(Request { account, ..request(group, USAGE, "10", client) }).map(drop)
 }
 
 /// So many eventfds of one user, none of which is open.
-fn crowd(watcher: &mut Watcher<FakeKernel>, owner: u32, count: u64) {
+fn crowd(watcher: &mut Watcher<FakeKernel>, account: Account, count: u64) {
     let group = watcher.source.group(0);
     let wish: Wish = parse(USAGE, b"10", 1).expect("good arguments");
     for file in 1..=count {
-        let registration = Registration::new(USAGE, wish, FileId(file << 8), owner);
+        let (on, file, ticket) = (USAGE, FileId(file << 8), Ticket(file as u32));
+        let registration = Registration { on, wish, file, account, ticket, above: None };
         watcher.registry.add(group, registration, 0, u64::MAX);
     }
 }
@@ -65,13 +69,13 @@ fn references_that_cannot_be_read_end_nothing() {
 
 #[test]
 fn closing_makes_room_at_the_quota_at_once() {
-    let mut watcher = with_limits(FakeHost::forever(), Limits { quota: 2, eventfds: 8, rest: 0 });
+    let mut watcher = with_limits(FakeHost::forever(), Limits { quota: 2, eventfds: 8, ..LIMITS });
     let clients = [client(), client(), client()];
     assert_eq!(
         clients.each_ref().map(|one| ask(&mut watcher, USER, one)),
         [Ok(()), Ok(()), Err(Errno::EDQUOT)]
     );
-    assert_eq!(ask(&mut watcher, USER + 1, &clients[2]), Ok(()), "others do not notice");
+    assert_eq!(ask(&mut watcher, Account::User(1001), &clients[2]), Ok(()), "others do not notice");
     close(&watcher, &clients[1]);
     let next = client();
     assert_eq!(ask(&mut watcher, USER, &next), Ok(()));
@@ -81,7 +85,7 @@ fn closing_makes_room_at_the_quota_at_once() {
 
 #[test]
 fn a_registration_that_gives_way_may_be_the_groups_last() {
-    let mut watcher = with_limits(FakeHost::forever(), Limits { quota: 1, eventfds: 8, rest: 0 });
+    let mut watcher = with_limits(FakeHost::forever(), Limits { quota: 1, eventfds: 8, ..LIMITS });
     for _ in 0..3 {
         let client = client();
         assert_eq!(ask(&mut watcher, USER, &client), Ok(()));
@@ -93,7 +97,7 @@ fn a_registration_that_gives_way_may_be_the_groups_last() {
 
 #[test]
 fn closing_makes_room_in_a_full_table_at_once() {
-    let mut watcher = with_limits(FakeHost::forever(), Limits { quota: 5, eventfds: 2, rest: 0 });
+    let mut watcher = with_limits(FakeHost::forever(), Limits { quota: 5, eventfds: 2, ..LIMITS });
     let clients = [client(), client()];
     assert_eq!(clients.each_ref().map(|one| ask(&mut watcher, USER, one)), [Ok(()), Ok(())]);
     assert_eq!(ask(&mut watcher, USER, &client()), Err(Errno::ENOMEM));
@@ -105,13 +109,13 @@ fn closing_makes_room_in_a_full_table_at_once() {
         watcher.look_again();
     }
     close(&watcher, &clients[1]);
-    assert_eq!(ask(&mut watcher, 0, &client()), Ok(()), "somebody else's");
+    assert_eq!(ask(&mut watcher, Account::User(0), &client()), Ok(()), "somebody else's");
     assert_eq!(watcher.registry().file_count(), 2);
 }
 
 #[test]
 fn a_full_table_refuses_and_leaves_nothing() {
-    let mut watcher = with_limits(FakeHost::forever(), Limits { quota: 5, eventfds: 0, rest: 0 });
+    let mut watcher = with_limits(FakeHost::forever(), Limits { quota: 5, eventfds: 0, ..LIMITS });
     assert_eq!(ask(&mut watcher, USER, &client()), Err(Errno::ENOMEM));
     assert!(!watcher.source.slots[0].state().has(State::WATCHED));
 }
@@ -119,7 +123,7 @@ fn a_full_table_refuses_and_leaves_nothing() {
 #[test]
 fn a_refusal_costs_a_bounded_number_of_questions() {
     const MANY: u64 = 20_000;
-    let mut watcher = with_limits(FakeHost::forever(), Limits { quota: MANY, eventfds: 0, rest: 0 });
+    let mut watcher = with_limits(FakeHost::forever(), Limits { quota: MANY, eventfds: 0, ..LIMITS });
     crowd(&mut watcher, USER, MANY);
     let late = client();
     for _ in 0..3 {
@@ -127,7 +131,7 @@ fn a_refusal_costs_a_bounded_number_of_questions() {
         assert_eq!(ask(&mut watcher, USER, &late), Err(Errno::EDQUOT));
         assert!(watcher.source.asked_for.get() - before <= 4 * Ask::FILES_AT_ONCE);
         let before = watcher.source.asked_for.get();
-        assert_eq!(ask(&mut watcher, USER + 1, &late), Err(Errno::ENOMEM));
+        assert_eq!(ask(&mut watcher, Account::User(1001), &late), Err(Errno::ENOMEM));
         assert!(watcher.source.asked_for.get() - before <= 4 * Ask::FILES_AT_ONCE);
     }
     // One among many is found by asking again.
@@ -140,7 +144,7 @@ fn a_refusal_costs_a_bounded_number_of_questions() {
 #[test]
 fn a_turn_of_a_search_is_bounded_and_all_are_asked_for() {
     const MANY: u64 = 5_000;
-    let mut watcher = with_limits(FakeHost::forever(), Limits { quota: 5, eventfds: 8, rest: 0 });
+    let mut watcher = with_limits(FakeHost::forever(), Limits { quota: 5, eventfds: 8, ..LIMITS });
     crowd(&mut watcher, USER, MANY);
     watcher.source.usual_references = 1;
     let mut search = watcher.search_closed();

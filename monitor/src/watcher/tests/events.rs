@@ -9,11 +9,11 @@ use monitor_common::{
 };
 use nix::errno::Errno;
 
-use crate::registry::BURST;
+use crate::registry::{Account, BURST};
 
 use super::{
-    FakeHost, FakeKernel, Limits, Request, USAGE, Watcher, client, request, taken, wait_for, watcher,
-    with_limits,
+    Client, FakeHost, FakeKernel, LIMITS, Limits, Receipt, Request, USAGE, Watcher, client, request, taken,
+    wait_for, watcher,
 };
 
 #[test]
@@ -102,7 +102,7 @@ fn emptiness_is_told_to_the_group_only() {
 #[test]
 fn the_root_and_working_sets_are_sampled() {
     let host = FakeHost::forever();
-    let mut watcher = with_limits(host, Limits { quota: 5, eventfds: 8, rest: 0 });
+    let mut watcher = Watcher::new(FakeKernel::new(), Box::new(host), LIMITS).expect("AIO");
     assert!(!watcher.samples());
     let (root, set) = (client(), client());
     assert_eq!(wait_for(&mut watcher, 2, USAGE, "50%", &root), Ok(()));
@@ -136,19 +136,47 @@ fn percents_are_of_the_lowest_limit_above() {
     assert_eq!(taken(&client), 1);
 }
 
-#[test]
-fn a_user_has_a_quota_and_root_has_none() {
-    let (mut watcher, client) = (watcher(), client());
+/// One registration that `account` asks for, on an eventfd that may be anybody's.
+fn by(watcher: &mut Watcher<FakeKernel>, account: Account, client: &Client) -> Result<Receipt, Errno> {
     let group = watcher.source.group(0);
-    let of = |owner, watcher: &mut Watcher<FakeKernel>| {
-        watcher.register(Request { owner, ..request(group, USAGE, "7", &client) }).map(drop)
-    };
-    for _ in 0..5 {
-        assert_eq!(of(1000, &mut watcher), Ok(()));
+    watcher.register(Request { account, ..request(group, USAGE, "7", client) })
+}
+
+#[test]
+fn each_account_has_a_quota_whoever_the_eventfd_is_registered_by() {
+    const USERS: [Account; 3] = [Account::User(1000), Account::User(0), Account::Group(1000)];
+    let (mut watcher, client) = (watcher(), client());
+    for turn in 0..5 {
+        for account in USERS {
+            assert_eq!(watcher.is_near_quota(account), turn >= 3, "{account}");
+            assert!(by(&mut watcher, account, &client).is_ok(), "{account}");
+        }
     }
-    assert_eq!(of(1000, &mut watcher), Err(Errno::EDQUOT));
-    assert_eq!(of(0, &mut watcher), Ok(()));
-    assert_eq!(watcher.registry().len(), 6);
+    for account in USERS {
+        assert_eq!(by(&mut watcher, account, &client), Err(Errno::EDQUOT), "{account}");
+        assert_eq!(watcher.registry().held_by(account), 5);
+    }
+    for _ in 0..20 {
+        assert!(by(&mut watcher, Account::Privileged, &client).is_ok());
+    }
+    assert!(!watcher.is_near_quota(Account::Privileged));
+    assert_eq!(watcher.registry().len(), 35);
+}
+
+#[test]
+fn there_is_a_bound_for_all_together() {
+    let (mut watcher, client) = (watcher(), client());
+    watcher.limits.registrations = 3;
+    assert!(by(&mut watcher, Account::Agent, &self::client()).is_ok(), "the agent's own are not counted");
+    for user in 1..4 {
+        assert!(!watcher.has_all_registrations());
+        assert!(by(&mut watcher, Account::User(user), &client).is_ok());
+    }
+    assert!(watcher.has_all_registrations());
+    for account in [Account::User(9), Account::Privileged] {
+        assert_eq!(by(&mut watcher, account, &client), Err(Errno::ENOMEM));
+    }
+    assert!(by(&mut watcher, Account::Agent, &self::client()).is_ok());
 }
 
 #[test]
@@ -165,7 +193,7 @@ fn what_the_kernel_cannot_tell_is_refused() {
 #[test]
 fn a_storm_is_told_by_its_end() {
     let host = FakeHost::forever();
-    let limits = Limits { quota: 5, eventfds: 8, rest: 100 };
+    let limits = Limits { rest: 100, ..LIMITS };
     let mut watcher = Watcher::new(FakeKernel::new(), Box::new(host), limits).expect("AIO");
     let client = client();
     assert_eq!(wait_for(&mut watcher, 0, USAGE, "10", &client), Ok(()));

@@ -8,16 +8,17 @@ use monitor_common::{
     slot::State,
     word::Word as _,
 };
+use nix::errno::Errno;
 use proptest::prelude::*;
 
 use super::{
-    Limits, Request, USAGE, Watcher, client,
+    LIMITS, Limits, Request, USAGE, Watcher, client,
     fake::{FakeHost, FakeKernel},
     request, taken, wait_for,
 };
 use crate::{
     keeper::{Handed, Keeper},
-    registry::AGENT,
+    registry::Account,
     vault::{Unfinished, Vault},
     watcher::Restored,
 };
@@ -27,7 +28,7 @@ const INSTANCE: u64 = 7;
 fn next(mut source: FakeKernel, handed: Handed, instance: u64) -> (Watcher<FakeKernel>, Restored) {
     // The agent's, the bag's, the client's.
     source.usual_references = 3;
-    let limits = Limits { quota: 100, eventfds: 10_000, rest: 0 };
+    let limits = Limits { quota: 100, eventfds: 10_000, ..LIMITS };
     let mut watcher = Watcher::new(source, Box::new(FakeHost::forever()), limits).expect("AIO");
     let (vault, left) = Vault::open(Keeper::of_tests(), handed).expect("memfd");
     let restored = watcher.restore(vault, left, instance, &FakeKernel::new()).expect("restored");
@@ -55,13 +56,58 @@ fn killed_and_next(watcher: Watcher<FakeKernel>) -> Watcher<FakeKernel> {
 fn the_agents_own_registrations_die_with_it() {
     let (mut watcher, client) = (first(), client());
     let group = watcher.source.group(0);
-    let own = Request { owner: AGENT, ..request(group, USAGE, "10", &client) };
+    let own = Request { account: Account::Agent, ..request(group, USAGE, "10", &client) };
     let receipt = watcher.register(own).expect("registered");
     watcher.confirm(receipt);
     watcher.source.charge(0, 12);
     watcher.look(0);
     assert_eq!(taken(&client), 1);
     assert!(killed_and_next(watcher).registry().is_empty());
+}
+
+#[test]
+fn each_account_keeps_what_it_holds_and_owes() {
+    let (mut watcher, client) = (first(), client());
+    watcher.limits.quota = 2;
+    let group = watcher.source.group(0);
+    let accounts = [Account::User(1), Account::User(2), Account::Group(2), Account::Privileged];
+    let by = |watcher: &mut Watcher<FakeKernel>, account, args: &str| {
+        let receipt = watcher.register(Request { account, ..request(group, USAGE, args, &client) })?;
+        watcher.confirm(receipt);
+        Ok(())
+    };
+    for account in accounts.into_iter().cycle().take(8) {
+        assert_eq!(by(&mut watcher, account, "10"), Ok(()));
+    }
+    for _ in 0..2 {
+        watcher = killed_and_next(watcher);
+        watcher.limits.quota = 2;
+        assert!(accounts.iter().all(|account| watcher.registry().held_by(*account) == 2));
+        for account in &accounts[..3] {
+            assert_eq!(by(&mut watcher, *account, "11"), Err(Errno::EDQUOT));
+        }
+    }
+    // What is there is never dropped for a smaller bound.
+    watcher.limits.registrations = 1;
+    assert_eq!(by(&mut watcher, Account::User(3), "10"), Err(Errno::ENOMEM));
+    let (source, handed) = killed(watcher);
+    assert_eq!(next(source, handed, INSTANCE).1, Restored { registrations: 8, removed: 0, lost: 0 });
+}
+
+#[test]
+fn an_answer_that_was_lost_is_its_askers() {
+    let (mut watcher, client) = (first(), client());
+    let group = watcher.source.group(0);
+    let by = |watcher: &mut Watcher<FakeKernel>, user| {
+        let account = Account::User(user);
+        watcher.register(Request { account, ..request(group, USAGE, "10", &client) })
+    };
+    let _unanswered = by(&mut watcher, 1).expect("registered");
+    let mut watcher = killed_and_next(watcher);
+    let _others = by(&mut watcher, 2).expect("registered");
+    let _the_same = by(&mut watcher, 1).expect("registered");
+    let held = [1, 2].map(|user| watcher.registry().held_by(Account::User(user)));
+    assert_eq!(held, [1, 1]);
 }
 
 #[test]
@@ -210,7 +256,7 @@ fn bags_are_packed_and_cleared_out() {
     }
     let gone: Vec<_> = clients.drain(..500).collect();
     for file in gone.iter().map(super::handed) {
-        let (super::Handed::Known(file) | super::Handed::New(_, file)) = file;
+        let file = file.file;
         watcher.source.references.borrow_mut().insert(file, 2);
     }
     watcher.end_closed();

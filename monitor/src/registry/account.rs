@@ -1,0 +1,130 @@
+//! Who pays: whose quota a registration, a connection or a descriptor counts against.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    fmt,
+};
+
+use crate::registry::give_back;
+
+/// Whose quota something counts against.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Account {
+    /// A user's (`uid_t`, as the agent's user namespace numbers it).
+    User(u32),
+    /// A memory cgroup's: `st_ino` of its directory, below 2^52.
+    Group(u64),
+    /// That of processes with `CAP_SYS_RESOURCE` in the agent's own user namespace, once
+    /// their user or group is near its quota: it has none.
+    Privileged,
+    /// That of all whose group cannot be told, where groups pay.
+    Unidentified,
+    /// The agent's own, which has no quota and is shown to nobody.
+    Agent,
+}
+
+impl Account {
+    /// Whether it may have as many as it likes.
+    #[must_use]
+    pub const fn is_unlimited(self) -> bool {
+        matches!(self, Self::Privileged | Self::Agent)
+    }
+}
+
+impl fmt::Display for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::User(uid) => write!(f, "uid {uid}"),
+            Self::Group(id) => write!(f, "the cgroup whose directory is inode {id}"),
+            Self::Privileged => f.write_str("the host's root"),
+            Self::Unidentified => f.write_str("the clients whose cgroup cannot be told"),
+            Self::Agent => f.write_str("the agent"),
+        }
+    }
+}
+
+/// The place of an account in the registry; another account's once that one has no
+/// registration any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Payer(u32);
+
+/// How many registrations each account has. An account has a place as long as it has
+/// any, so that a registration names it by four bytes.
+#[derive(Debug, Default)]
+pub(super) struct Accounts {
+    places: HashMap<Account, Payer>,
+    held: Vec<(Account, u64)>,
+    free: Vec<Payer>,
+}
+
+impl Accounts {
+    /// One registration more.
+    pub(super) fn charge(&mut self, account: Account) -> Payer {
+        let payer = match self.places.entry(account) {
+            Entry::Occupied(known) => *known.get(),
+            Entry::Vacant(unknown) => {
+                let payer = self.free.pop().unwrap_or_else(|| {
+                    self.held.push((account, 0));
+                    Payer(u32::try_from(self.held.len() - 1).unwrap_or(u32::MAX))
+                });
+                self.held[payer.0 as usize] = (account, 0);
+                *unknown.insert(payer)
+            }
+        };
+        self.held[payer.0 as usize].1 += 1;
+        payer
+    }
+
+    /// One less.
+    pub(super) fn release(&mut self, payer: Payer) {
+        let Some((account, held)) = self.held.get_mut(payer.0 as usize) else { return };
+        *held -= 1;
+        if *held > 0 {
+            return;
+        }
+        self.places.remove(account);
+        self.free.push(payer);
+        if self.places.is_empty() {
+            *self = Self::default();
+        }
+        give_back(&mut self.places);
+    }
+
+    /// Whose place it is.
+    pub(super) fn account(&self, payer: Payer) -> Option<Account> {
+        let (account, held) = self.held.get(payer.0 as usize)?;
+        (*held > 0).then_some(*account)
+    }
+
+    /// The place of an account that has any.
+    pub(super) fn place_of(&self, account: Account) -> Option<Payer> {
+        self.places.get(&account).copied()
+    }
+
+    /// How many registrations an account has.
+    pub(super) fn held_by(&self, account: Account) -> u64 {
+        self.places.get(&account).map_or(0, |payer| self.held[payer.0 as usize].1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Account, Accounts};
+
+    #[test]
+    fn an_account_has_a_place_while_it_holds_any() {
+        let mut accounts = Accounts::default();
+        let (user, group) = (Account::User(7), Account::Group(7));
+        let first = accounts.charge(user);
+        assert_eq!(accounts.charge(user), first);
+        let other = accounts.charge(group);
+        assert_ne!(other, first);
+        assert_eq!((accounts.held_by(user), accounts.held_by(group)), (2, 1));
+        accounts.release(first);
+        assert_eq!(accounts.account(first), Some(user));
+        accounts.release(first);
+        assert_eq!((accounts.account(first), accounts.held_by(user)), (None, 0));
+        assert_eq!(accounts.charge(Account::User(8)), first, "places are used again");
+        assert_eq!(accounts.account(other), Some(group));
+    }
+}

@@ -1,0 +1,124 @@
+//! What the registry's work grows with: counted, by the entries that it touches.
+
+use monitor_common::{
+    band::Excursion,
+    control::{ControlFile, Wish},
+    pressure::{Level, Mode, Pressure},
+    threshold::{At, Pages, Threshold},
+};
+
+use super::{Account, BURST, Clock, FileId, G, NO_REST, Registry, USAGE, flapping, registration};
+use crate::registry::dense::work;
+
+const MANY: u64 = 65_000;
+/// Entries that one registration may touch on its way out: it is found, it goes, and
+/// another one takes its place.
+const EACH: u64 = 8;
+
+/// One registration of each kind for each eventfd.
+fn all_kinds() -> [(ControlFile, Wish); 5] {
+    let percent = Threshold { at: At::Percent(5000), ..Threshold::plain(Pages(0)) };
+    [
+        (ControlFile::Oom, Wish::Oom),
+        (ControlFile::Pressure, Wish::Pressure(Pressure { level: Level::Low, mode: Mode::Default })),
+        (ControlFile::Procs, Wish::Empty),
+        (USAGE, Wish::Threshold(Threshold::plain(Pages(10)))),
+        (ControlFile::Memsw, Wish::Threshold(percent)),
+    ]
+}
+
+fn registry(kinds: &[(ControlFile, Wish)]) -> Registry {
+    let mut registry = Registry::default();
+    for file in 0..MANY {
+        for (on, wish) in kinds {
+            registry.add(G, registration(*on, *wish, FileId(file), Account::User(1)), 0, u64::MAX);
+        }
+    }
+    work::taken();
+    registry
+}
+
+#[test]
+fn a_client_that_exits_costs_what_it_had() {
+    for kinds in all_kinds().chunks(1).chain([&all_kinds()[..]]) {
+        let mut registry = registry(kinds);
+        for file in 0..MANY {
+            assert_eq!(registry.remove_file(FileId(file)).1.len(), kinds.len());
+        }
+        assert!(registry.is_empty());
+        let (done, bound) = (work::taken(), EACH * MANY * kinds.len() as u64);
+        assert!(done <= bound, "{done} entries touched for {} registrations", MANY * kinds.len() as u64);
+    }
+}
+
+#[test]
+fn a_group_is_taken_apart_by_pieces_that_cost_what_they_take() {
+    let mut registry = registry(&all_kinds());
+    let all = registry.len();
+    let mut taken = 0;
+    loop {
+        let piece = registry.take_from_group(G.slot, 256).len() as u64;
+        let done = work::taken();
+        assert!(done <= EACH * 256, "{done} entries touched for a piece of {piece}");
+        taken += piece;
+        if piece < 256 {
+            break;
+        }
+    }
+    assert_eq!((taken, registry.len()), (all, 0));
+}
+
+#[test]
+fn an_eventfd_of_many_is_taken_apart_by_pieces_that_cost_what_they_take() {
+    let mut registry = Registry::default();
+    for n in 0..MANY {
+        let wish = Wish::Threshold(Threshold::plain(Pages(n)));
+        registry.add(G, registration(USAGE, wish, FileId(1), Account::User(1)), 0, u64::MAX);
+    }
+    work::taken();
+    let mut taken = 0;
+    while let Some((_, piece)) = registry.take_from_file(FileId(1), 256) {
+        assert!(work::taken() <= EACH * 256);
+        taken += piece.len() as u64;
+    }
+    assert_eq!(taken, MANY);
+}
+
+#[test]
+fn the_rest_of_many_costs_each_once() {
+    let mut registry = registry(&all_kinds()[3..4]);
+    let group = registry.group_mut(G.slot).expect("just registered");
+    let scale = group.scale_mut(USAGE);
+    let clock = |now| Clock { now, rest: 100 };
+    for now in flapping(BURST + 1) {
+        scale.step(Excursion::NONE, now, clock(5));
+    }
+    work::taken();
+    assert_eq!(scale.rests_until(), Some(105));
+    assert_eq!(work::taken(), 0, "the first to wake is known");
+    scale.wake(clock(104), false);
+    assert_eq!(work::taken(), 0, "nobody's rest is over");
+    scale.wake(clock(105), false);
+    assert_eq!(scale.rests_until(), None);
+    assert!(work::taken() <= EACH * MANY);
+    // And who rests costs no more to remove.
+    for now in flapping(BURST + 1) {
+        scale.step(Excursion::NONE, now, clock(1000));
+    }
+    work::taken();
+    assert_eq!(scale.rests_until(), Some(1100));
+    for file in 0..MANY {
+        scale.take_file(FileId(file), usize::MAX);
+    }
+    assert!(work::taken() <= EACH * MANY);
+}
+
+#[test]
+fn a_limit_costs_its_percentages() {
+    let mut registry = registry(&all_kinds()[3..4]);
+    let percent = Wish::Threshold(Threshold { at: At::Percent(5000), ..Threshold::plain(Pages(0)) });
+    registry.add(G, registration(USAGE, percent, FileId(1), Account::User(1)), 0, u64::MAX);
+    work::taken();
+    registry.group_mut(G.slot).expect("registered").scale_mut(USAGE).follow(100, NO_REST);
+    assert!(work::taken() <= EACH);
+}
