@@ -10,6 +10,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_pdeathsig;
@@ -200,4 +201,18 @@ pub(crate) fn become_user(id: u32) -> Result<()> {
         .and_then(|()| setgid(Gid::from_raw(id)))
         .and_then(|()| setuid(Uid::from_raw(id)))
         .with_context(|| format!("cannot become user {id}"))
+}
+
+/// Makes this process a container's root, for good: user id 0 of the host's user
+/// namespace, with the capabilities that container runtimes leave it.
+pub(crate) fn become_container_root() -> Result<()> {
+    // CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID, SETPCAP,
+    // NET_BIND_SERVICE, NET_RAW, SYS_CHROOT, MKNOD, AUDIT_WRITE, SETFCAP.
+    const LEFT: u32 = 0xa804_25fb;
+    // struct __user_cap_header_struct, version 3, and two of __user_cap_data_struct.
+    let (header, data) = ([0x2008_0522_u32, 0], [LEFT, LEFT, 0, 0, 0, 0]);
+    // SAFETY: laid out as the kernel's, which reads them.
+    Errno::result(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), data.as_ptr()) })
+        .map(drop)
+        .context("cannot give up capabilities")
 }

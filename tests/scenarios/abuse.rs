@@ -2,6 +2,7 @@
 //! disturbed.
 
 pub(crate) mod clients;
+mod quota;
 
 use std::fs::{self, File};
 use std::io::{IoSlice, Read};

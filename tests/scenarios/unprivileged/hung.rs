@@ -22,7 +22,7 @@ use crate::harness::agent::{Agent, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
-use crate::harness::process::{self, Process, USER};
+use crate::harness::process::{self, Process, USER, become_container_root, become_user};
 use crate::harness::test::vm_test;
 
 const FILE: &str = "/run/hung";
@@ -142,11 +142,27 @@ vm_test!(
     []
 );
 fn unprivileged_descriptors_that_hang() -> Result<()> {
+    hold_up(|| become_user(USER))
+}
+
+vm_test!(
+    unprivileged_container_root_that_hangs,
+    "a container's root, whose descriptors never close, holds up itself, and not the host's root",
+    Any,
+    [Newest]
+);
+fn unprivileged_container_root_that_hangs() -> Result<()> {
+    hold_up(become_container_root)
+}
+
+/// One who `becomes` somebody sends descriptors that never close.
+fn hold_up(becomes: impl FnOnce() -> Result<()>) -> Result<()> {
     let group = Group::new("hung")?;
     let agent = Agent::start(&OPEN)?;
     let mut hung = Hung::mount()?;
     let (reader, writer) = nix::unistd::pipe()?;
-    let user = Process::start_as(USER, || {
+    let user = Process::start(|| {
+        becomes()?;
         // Not in any other process, which would wait for the server when it ends.
         let bad = File::open(FILE)?;
         let connection = connect(Path::new(SOCKET))?;
