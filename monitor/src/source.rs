@@ -70,10 +70,6 @@ pub trait Identify: Slots {
     /// # Errors
     /// The programs could not be asked.
     fn file_of(&self, fd: BorrowedFd<'_>) -> Result<FileId>;
-
-    /// Which eventfd it was whose fdinfo `show` read, in whichever process. `None`
-    /// where it was none, and now and then where it was one.
-    fn file_shown(&self, show: &mut dyn FnMut()) -> Option<FileId>;
 }
 
 /// Questions to the kernel side.

@@ -114,11 +114,4 @@ impl Identify for Identity {
         }
         Err(Error::Host("the kernel did not say which eventfd this is (eventfd_show_fdinfo)".into()))
     }
-
-    fn file_shown(&self, show: &mut dyn FnMut()) -> Option<FileId> {
-        let cell = self.cell().ok()?;
-        let before = cell.answers.get();
-        show();
-        (cell.answers.get() != before).then(|| FileId(cell.file.load(Ordering::Acquire)))
-    }
 }

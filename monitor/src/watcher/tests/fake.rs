@@ -145,11 +145,6 @@ impl Identify for FakeKernel {
         let id = text.lines().find_map(|line| line.strip_prefix("eventfd-id:")?.trim().parse().ok());
         id.map(FileId).ok_or_else(|| Error::Host("no eventfd-id".into()))
     }
-
-    fn file_shown(&self, show: &mut dyn FnMut()) -> Option<FileId> {
-        show();
-        None
-    }
 }
 
 impl Source for FakeKernel {
