@@ -26,6 +26,7 @@ pub mod kernel;
 pub mod logging;
 pub mod metrics;
 pub mod mounts;
+pub mod printable;
 pub mod programs;
 pub mod ready;
 pub mod registry;

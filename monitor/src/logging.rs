@@ -7,14 +7,18 @@
 mod pace;
 
 use std::{
+    fmt,
     sync::{Mutex, PoisonError},
     time::Instant,
 };
 
-use log::{Level, Log, Metadata, Record};
+use log::{Level, Log, Metadata, Record, kv::Key};
 use systemd_journal_logger::{JournalLog, connected_to_journal};
 
-use crate::logging::pace::{Pace, Site};
+use crate::{
+    logging::pace::{Pace, Site},
+    printable::printable,
+};
 
 /// The target of what the programs in the kernel log.
 pub const PROGRAMS: &str = "memcg_monitor::ebpf";
@@ -57,39 +61,40 @@ impl Log for Logger {
         if !self.text.matches(record) {
             return;
         }
+        // Names that others chose, and what clients sent, may be in it.
+        let text = record.args().to_string();
+        let text = printable(&text);
+        let write = |args: fmt::Arguments<'_>| self.write(&record.to_builder().args(args).build());
         // Who asked for more wants it all.
         if record.level() >= Level::Debug {
-            return self.write(record);
+            return write(format_args!("{text}"));
         }
         let site = Site {
             module: record.module_path_static().unwrap_or_default(),
             line: record.line().unwrap_or(0),
             level: record.level(),
+            user: record.key_values().get(Key::from("memcg_uid")).and_then(|uid| uid.to_u64()),
         };
         let now = self.start.elapsed();
         // A panic while counting spoils no count that matters.
         let admitted = self.pace.lock().unwrap_or_else(PoisonError::into_inner).admit(site, now);
         match admitted {
             None => {}
-            Some(0) => self.write(record),
-            Some(more) => self.write(
-                &record
-                    .to_builder()
-                    .args(format_args!("{} (and {more} more like this since the last)", record.args()))
-                    .build(),
-            ),
+            Some(0) => write(format_args!("{text}")),
+            Some(more) => write(format_args!("{text} (and {more} more like this since the last)")),
         }
     }
 
     /// Tells how many lines were left out.
     fn flush(&self) {
         for (site, more) in self.pace.lock().unwrap_or_else(PoisonError::into_inner).drain() {
-            let Site { module, line, level } = site;
+            let Site { module, line, level, user } = site;
+            let of = user.map(|user| format!(", about user {user}")).unwrap_or_default();
             self.write(
                 &Record::builder()
                     .level(level)
                     .target(module)
-                    .args(format_args!("{more} more lines like the last of {module}, line {line}"))
+                    .args(format_args!("{more} more lines like the last of {module}, line {line}{of}"))
                     .build(),
             );
         }

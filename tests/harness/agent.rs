@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,7 +13,9 @@ use memcg_monitor::client::{self, Control};
 use memcg_monitor::door::control::{GroupRow, Status};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, bind, recv, socket};
+use nix::sys::socket::{
+    AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, bind, listen, recv, socket,
+};
 use nix::unistd::Pid;
 
 use crate::harness::process;
@@ -38,6 +41,25 @@ pub(crate) struct Agent {
 impl Agent {
     /// Starts it with the usual sockets, and waits until it says that it is ready.
     pub(crate) fn start(options: &[&str]) -> Result<Self> {
+        Self::start_with(options, |_| Ok(()))
+    }
+
+    /// Starts it as [`Agent::start`], with a registration socket that listens already, as a
+    /// socket unit's would (`LISTEN_FDS`).
+    pub(crate) fn start_with_socket(options: &[&str]) -> Result<Self> {
+        let path = Path::new(client::SOCKET);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        let _ = fs::remove_file(path);
+        let listener = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;
+        bind(listener.as_raw_fd(), &UnixAddr::new(path)?)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o666))?;
+        listen(&listener, Backlog::MAXCONN)?;
+        Self::start_with(options, |command| process::hand_over(command, &listener, "register"))
+    }
+
+    fn start_with(options: &[&str], prepare: impl FnOnce(&mut Command) -> Result<()>) -> Result<Self> {
         let _span = stopwatch::starting();
         let manager = ServiceManager::open()?;
         let log = fs::File::create(LOG).with_context(|| format!("cannot create {LOG}"))?;
@@ -46,6 +68,7 @@ impl Agent {
         command.env("NOTIFY_SOCKET", ServiceManager::PATH).env("NO_COLOR", "1");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         process::kill_with_parent(&mut command);
+        prepare(&mut command)?;
         let child = command.spawn().with_context(|| format!("cannot start {BINARY}"))?;
         let mut agent = Self { child, control: client::CONTROL_SOCKET.into(), manager };
         agent.ready()?;

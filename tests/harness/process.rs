@@ -1,8 +1,10 @@
 //! Children that run a function of ours: as another user or in other namespaces, too, and
 //! with a report of why it failed.
 
+use std::ffi::CString;
 use std::io::{self, Write};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd, AsRawFd as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,6 +13,7 @@ use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_pdeathsig;
@@ -56,6 +59,35 @@ pub(crate) fn spawn_with_socket(work: impl FnOnce(UnixStream) -> Result<()>) -> 
 pub(crate) fn kill_with_parent(command: &mut Command) {
     // SAFETY: prctl is async-signal-safe and touches only the child.
     unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) };
+}
+
+/// Hands a descriptor over to a program, under this name, as a service manager does
+/// (`sd_listen_fds_with_names(3)`).
+pub(crate) fn hand_over(command: &mut Command, fd: &impl AsFd, name: &str) -> Result<()> {
+    const FIRST: i32 = 3;
+    let program = CString::new(command.get_program().as_bytes())?;
+    let arguments = std::iter::once(Ok(program.clone()))
+        .chain(command.get_args().map(|argument| CString::new(argument.as_bytes())))
+        .collect::<Result<Vec<_>, _>>()?;
+    let set = command.get_envs().filter_map(|(key, value)| Some((key.to_owned(), value?.to_owned())));
+    let kept =
+        std::env::vars_os().chain(set).map(|(key, value)| [key.as_bytes(), b"=", value.as_bytes()].concat());
+    let named = [b"LISTEN_FDS=1".to_vec(), format!("LISTEN_FDNAMES={name}").into_bytes()];
+    let environment: Vec<_> = kept.chain(named).map(CString::new).collect::<Result<_, _>>()?;
+    let fd = fd.as_fd().try_clone_to_owned()?;
+    let become_it = move || {
+        // SAFETY: takes two numbers; what is at the second is of no use to the program.
+        Errno::result(unsafe { libc::dup2(fd.as_raw_fd(), FIRST) })?;
+        if fd.as_raw_fd() == FIRST {
+            fcntl(&fd, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        }
+        let mut environment = environment.clone();
+        environment.push(CString::new(format!("LISTEN_PID={}", nix::unistd::getpid()))?);
+        match nix::unistd::execve(&program, &arguments, &environment)? {}
+    };
+    // SAFETY: the parent has a single thread, so the child may allocate.
+    unsafe { command.pre_exec(become_it) };
+    Ok(())
 }
 
 /// Ends a child without the exit work that is its parent's.

@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result};
 use memcg_monitor::{
     client::Control,
     door::control::{Answer, GroupRow, RegistrationRow, Status},
+    printable::printable,
 };
 use monitor_common::control::ControlFile;
 
@@ -31,12 +32,18 @@ pub fn run(options: &List) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Columns that a name may take before it pushes its own line's numbers to the right, and
+/// no other's.
+const WIDEST: usize = 100;
+
 fn print_table(out: &mut impl io::Write, rows: &[GroupRow], status: &Status) -> io::Result<()> {
-    let width = rows.iter().map(|row| row.cgroup.len()).max().unwrap_or(0).max("CGROUP".len());
+    let names: Vec<_> = rows.iter().map(|row| printable(&row.cgroup)).collect();
+    let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
+    let width = width.clamp("CGROUP".len(), WIDEST);
     writeln!(out, "{:width$} {:>9} {:>9}  WAITED FOR", "CGROUP", "USAGE", "PEAK")?;
-    for row in rows {
+    for (row, name) in rows.iter().zip(names) {
         let thresholds = summary(&row.registrations, row.usage);
-        writeln!(out, "{:width$} {:>9} {:>9}  {thresholds}", row.cgroup, human(row.usage), human(row.peak))?;
+        writeln!(out, "{name:width$} {:>9} {:>9}  {thresholds}", human(row.usage), human(row.peak))?;
     }
     writeln!(out)?;
     let losses: Vec<_> =
@@ -102,7 +109,26 @@ fn human(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{RegistrationRow, human, summary};
+    use super::{GroupRow, RegistrationRow, Status, WIDEST, human, print_table, summary};
+
+    #[test]
+    fn names_neither_drive_the_terminal_nor_widen_the_table() {
+        let row = |cgroup: &str| GroupRow {
+            cgroup: cgroup.into(),
+            id: 1,
+            usage: 0,
+            peak: 0,
+            oom: None,
+            registrations: Vec::new(),
+        };
+        let mut out = Vec::new();
+        let rows = [row("/a\u{1b}[31m"), row(&"x".repeat(4000))];
+        print_table(&mut out, &rows, &Status::default()).expect("memory");
+        let text = String::from_utf8(out).expect("text");
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines[1].starts_with("/a\\x1b[31m "), "{}", lines[1]);
+        assert!(lines[0].len() < WIDEST + 40 && lines[1].len() < WIDEST + 40);
+    }
 
     #[test]
     fn sizes_read_as_thresholds_are_written() {

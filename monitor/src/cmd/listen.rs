@@ -13,6 +13,7 @@ use memcg_monitor::{
     Error,
     client::{Control, Mark, Target, register},
     door::control::{Answer, EventRow, Request},
+    printable::printable,
 };
 use nix::{
     errno::Errno,
@@ -87,7 +88,8 @@ fn print_lines(
             return Ok(ExitCode::SUCCESS);
         }
         for _ in 0..signals {
-            writeln!(out, "{} {}: crossed", options.control_file.display(), options.args())?;
+            let file = options.control_file.to_string_lossy();
+            writeln!(out, "{} {}: crossed", printable(&file), options.args())?;
             out.flush()?;
             printed += 1;
             if options.count == Some(printed) {

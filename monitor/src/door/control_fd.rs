@@ -126,9 +126,7 @@ pub fn resolve<'a>(
             let (file, args) = named(args, which)?;
             let stand_in =
                 places.directories().open(inode.number).map_err(|errno| not_opened(which, errno))?;
-            if let Ok(stat) = stand_in.stat_file(stand_in_for(places, file)) {
-                Inode::from(stat).must_be_readable(which, client)?;
-            }
+            named_must_be_readable(places, &stand_in, file, which, client)?;
             let group = group_of(places, Some(&stand_in), inode.number, which)?;
             Ok((Control { group, cgroup_id: inode.number, file }, args))
         }
@@ -162,7 +160,12 @@ fn in_view<'a>(
     let found = Inode { mode: found.mode, uid: found.uid, gid: found.gid, ..inode };
     found.must_be_readable(which, client)?;
     let (file, args) = match node.file {
-        None => named(args, which)?,
+        None => {
+            let (file, args) = named(args, which)?;
+            let directory = places.tree.open(node.group).map_err(|errno| not_opened(which, errno))?;
+            named_must_be_readable(places, &directory, file, which, client)?;
+            (file, args)
+        }
         Some(file) => {
             let control = file.control().ok_or_else(|| mute(which, file.name()))?;
             (control, args)
@@ -180,6 +183,27 @@ fn named(args: &[u8], which: Which) -> Result<(ControlFile, &[u8]), Refusal> {
             format!("{which} is a directory; then the arguments begin with the name of a control file"),
         )
     })
+}
+
+/// A client that names a control file by its directory needs the permission that opening
+/// the file would have needed, on a real directory and on the view's alike. Where this
+/// host has no such file (no swap, no PSI), the usage file's permission counts.
+fn named_must_be_readable(
+    places: &Places,
+    directory: &Directory,
+    file: ControlFile,
+    which: Which,
+    client: &impl Asker,
+) -> Result<(), Refusal> {
+    for name in [stand_in_for(places, file), places.directories().version().usage_file()] {
+        match directory.stat_file(name) {
+            Ok(stat) => return Inode::from(stat).must_be_readable(which, client),
+            Err(Errno::ENOENT) => {}
+            Err(errno) => return Err(not_opened(which, errno)),
+        }
+    }
+    // The root of v2 has neither; its numbers are those of /proc/meminfo.
+    Ok(())
 }
 
 fn mute(which: Which, name: &str) -> Refusal {

@@ -105,9 +105,7 @@ impl Listener {
         // packet sent before it is set would not say who sent it.
         setsockopt(bound.fd.get_ref(), PassCred, &true)
             .map_err(|errno| failed("setsockopt SO_PASSCRED", errno))?;
-        if let Err(errno) = pass_pidfd(bound.fd.get_ref()) {
-            log::debug!("setsockopt SO_PASSPIDFD: {errno}; senders are known by their number");
-        }
+        pass_pidfd(bound.fd.get_ref());
         listen(bound.fd.get_ref(), Backlog::MAXALLOWABLE).map_err(|errno| failed("listen", errno))?;
         Ok(bound)
     }
@@ -135,6 +133,7 @@ impl Listener {
         fcntl(&fd, FcntlArg::F_SETFL(flags)).map_err(|errno| failed("fcntl F_SETFL", errno))?;
         // Units say PassCredentials=yes, so that this holds for who came before us.
         setsockopt(&fd, PassCred, &true).map_err(|errno| failed("setsockopt SO_PASSCRED", errno))?;
+        pass_pidfd(&fd);
         let fd = wait_on(fd).map_err(|error| Error::file("epoll", "a listener handed over", error))?;
         let (closer, accounting) = (closer.clone(), Accounting::default());
         Ok(Self { fd, bound: None, closer, accounting, open: Rc::default() })
@@ -296,14 +295,17 @@ fn peer_pidfd(socket: &OwnedFd) -> Option<nix::Result<OwnedFd>> {
     }
 }
 
-/// From Linux 6.5 on each packet brings its sender's pidfd.
-fn pass_pidfd(socket: &OwnedFd) -> nix::Result<()> {
+/// Asks for the pidfd of each packet's sender, which the kernel gives from Linux 6.5 on.
+/// Of a listener: what is accepted has the flag from the start (`unix_sock_inherit_flags`).
+fn pass_pidfd(socket: &OwnedFd) {
     let on: libc::c_int = 1;
     let length = libc::socklen_t::try_from(size_of_val(&on)).unwrap_or(4);
     let (fd, level, option) = (socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PASSPIDFD);
     // SAFETY: the kernel reads one int, which outlives the call.
     let set = unsafe { libc::setsockopt(fd, level, option, (&raw const on).cast(), length) };
-    Errno::result(set).map(drop)
+    if let Err(errno) = Errno::result(set) {
+        log::debug!("setsockopt SO_PASSPIDFD: {errno}; senders are known by their number");
+    }
 }
 
 fn receive(fd: RawFd, limit: usize, from: &Connection) -> nix::Result<Packet> {

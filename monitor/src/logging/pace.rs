@@ -10,18 +10,25 @@ const BURST: u32 = 10;
 /// Then one for each such time.
 const EVERY: Duration = Duration::from_secs(5);
 
-/// A place in the code. There are only so many, so the table needs no bound.
+/// Buckets that are kept. Places are few; users, whom somebody else may make up, are not.
+const MOST: usize = 4096;
+
+/// A place in the code, and the user that it speaks of: what one user provokes hides
+/// nothing that is said of another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Site {
     pub(super) module: &'static str,
     pub(super) line: u32,
     pub(super) level: Level,
+    pub(super) user: Option<u64>,
 }
 
-/// A token bucket for each place.
+/// A token bucket for each place and user. Users beyond the table's bound share one.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     sites: HashMap<Site, Bucket>,
+    /// When the table was last found full, and cleared of what is idle.
+    cleared: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -34,7 +41,19 @@ struct Bucket {
 
 impl Pace {
     /// Whether `site` may say a line; then, how many were left out before it.
-    pub(super) fn admit(&mut self, site: Site, now: Duration) -> Option<u64> {
+    pub(super) fn admit(&mut self, mut site: Site, now: Duration) -> Option<u64> {
+        if self.sites.len() >= MOST && !self.sites.contains_key(&site) {
+            // Not for each line: this looks at every bucket.
+            if self.cleared.is_none_or(|last| now.saturating_sub(last) >= EVERY) {
+                self.cleared = Some(now);
+                // A bucket that is full by now, with nothing left to tell, is as good as none.
+                let full = EVERY.saturating_mul(BURST);
+                self.sites.retain(|_, held| held.left_out > 0 || now.saturating_sub(held.filled) < full);
+            }
+            if self.sites.len() >= MOST {
+                site.user = None;
+            }
+        }
         let bucket = self.sites.entry(site).or_insert(Bucket { tokens: BURST, filled: now, left_out: 0 });
         let given = now.saturating_sub(bucket.filled).as_nanos() / EVERY.as_nanos();
         let given = u32::try_from(given).unwrap_or(u32::MAX);
@@ -61,7 +80,31 @@ mod tests {
     use super::*;
 
     fn site(line: u32) -> Site {
-        Site { module: "m", line, level: Level::Warn }
+        Site { module: "m", line, level: Level::Warn, user: None }
+    }
+
+    #[test]
+    fn one_users_storm_hides_no_other_user() {
+        let mut pace = Pace::default();
+        let of = |user| Site { user: Some(user), ..site(1) };
+        for _ in 0..1000 {
+            let _ = pace.admit(of(1000), Duration::ZERO);
+        }
+        assert_eq!(pace.admit(of(1000), Duration::ZERO), None);
+        assert_eq!(pace.admit(of(1001), Duration::ZERO), Some(0));
+    }
+
+    #[test]
+    fn users_that_are_made_up_fill_no_table() {
+        let mut pace = Pace::default();
+        let of = |user| Site { user: Some(user), ..site(1) };
+        for user in 0..100_000 {
+            let _ = pace.admit(of(user), Duration::ZERO);
+        }
+        assert!(pace.sites.len() <= MOST + 1, "{}", pace.sites.len());
+        // Those that had their say long ago make room.
+        assert_eq!(pace.admit(of(200_000), Duration::from_secs(3600)), Some(0));
+        assert!(pace.sites.len() < MOST, "{}", pace.sites.len());
     }
 
     #[test]

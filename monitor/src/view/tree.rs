@@ -72,6 +72,12 @@ pub struct Attributes {
     pub modified: (i64, i64),
 }
 
+/// Permission bits of a file, and its owner where that is not the directory's.
+struct Permissions {
+    mode: u32,
+    owner: Option<(u32, u32)>,
+}
+
 /// The tree.
 #[derive(Debug)]
 pub struct Tree {
@@ -131,35 +137,42 @@ impl Tree {
 
     fn attributes_of(&self, directory: &Directory, node: Node) -> Result<Attributes, Errno> {
         let stat = directory.stat().map_err(gone)?;
-        let (mode, links) = match node.file {
-            None => (stat.st_mode & 0o7777, u32::try_from(stat.st_nlink).unwrap_or(2)),
-            Some(file) => (self.mode(directory, file)?, 1),
+        let (permissions, links) = match node.file {
+            None => {
+                let links = u32::try_from(stat.st_nlink).unwrap_or(2);
+                (Permissions { mode: stat.st_mode & 0o7777, owner: None }, links)
+            }
+            Some(file) => (self.permissions(directory, file)?, 1),
         };
-        Ok(Attributes {
-            node,
-            mode,
-            uid: stat.st_uid,
-            gid: stat.st_gid,
-            links,
-            modified: (stat.st_mtime, stat.st_mtime_nsec),
-        })
+        let Permissions { mode, owner } = permissions;
+        let (uid, gid) = owner.unwrap_or((stat.st_uid, stat.st_gid));
+        Ok(Attributes { node, mode, uid, gid, links, modified: (stat.st_mtime, stat.st_mtime_nsec) })
     }
 
-    /// Permission bits of a file: nobody may read here what is kept from them in
-    /// the real directory.
-    fn mode(&self, directory: &Directory, file: V1File) -> Result<u32, Errno> {
+    /// Permissions of a file: nobody may read here what is kept from them in the real
+    /// directory.
+    fn permissions(&self, directory: &Directory, file: V1File) -> Result<Permissions, Errno> {
+        /// Whoever asks, one of these bits is the one that counts.
+        const READABLE: u32 = 0o444;
         let version = self.directories.version();
+        let of_directory = |mode| Permissions { mode, owner: None };
         let source = match version {
-            _ if file == V1File::EventControl => return Ok(self.event_control_mode),
+            _ if file == V1File::EventControl => return Ok(of_directory(self.event_control_mode)),
             Version::V1 => file.v1_source(),
             Version::V2 => file.v2_source(),
         };
-        let Some(source) = source else { return Ok(file.mode()) };
+        let Some(source) = source else { return Ok(of_directory(file.mode())) };
         match directory.stat_file(source) {
-            Ok(stat) => Ok(file.mode() & (stat.st_mode | 0o222)),
+            Ok(stat) => {
+                let mode = file.mode() & (stat.st_mode | 0o222);
+                // Bits that shut somebody out mean the real file's owner, who need not be
+                // the directory's.
+                let shuts = stat.st_mode & READABLE != READABLE;
+                Ok(Permissions { mode, owner: shuts.then_some((stat.st_uid, stat.st_gid)) })
+            }
             // The root has few files of v2, and what it lacks is no secret; v1's
             // files are there or not, here as there.
-            Err(Errno::ENOENT) if version == Version::V2 => Ok(file.mode()),
+            Err(Errno::ENOENT) if version == Version::V2 => Ok(of_directory(file.mode())),
             Err(errno) => Err(gone(errno)),
         }
     }
@@ -184,7 +197,8 @@ impl Tree {
         add(1, itself, ".".into());
         add(2, itself, "..".into());
         for file in V1File::ALL {
-            let there = self.directories.version() == Version::V2 || self.mode(&directory, file).is_ok();
+            let there =
+                self.directories.version() == Version::V2 || self.permissions(&directory, file).is_ok();
             if there {
                 add(2 + file.number(), Node { group, file: Some(file) }, file.name().into());
             }

@@ -47,8 +47,29 @@ fn unprivileged_unreadable_group() -> Result<()> {
     let directory = Path::new(POINT).join("secret");
     // Handed to the user before it was closed to others.
     let control = File::open(group.usage_file())?;
-    fs::set_permissions(group.usage_file(), Permissions::from_mode(0o600))?;
+    // All of its files, whichever stands for a control file; the directory stays open.
+    for entry in fs::read_dir(&group.path)?.flatten().filter(|entry| entry.path().is_file()) {
+        fs::set_permissions(entry.path(), Permissions::from_mode(0o600))?;
+    }
     process::run_as(USER, || {
+        for place in [&group.path, &directory] {
+            let folder = File::open(place)?;
+            for (name, args) in [
+                ("memory.usage_in_bytes", "1M"),
+                ("memory.memsw.usage_in_bytes", "1M"),
+                ("memory.working_set_bytes", "1M"),
+                ("memory.oom_control", ""),
+                ("memory.pressure_level", "low"),
+                ("cgroup.procs", ""),
+            ] {
+                let waiter = Waiter::new()?;
+                let line = format!("{} {} {name} {args}", waiter.0.as_raw_fd(), folder.as_raw_fd());
+                let errno = by_socket(&line, &waiter, &folder)?;
+                ensure!(errno == libc::EACCES, "{} by {}: errno {errno}", name, place.display());
+                let errno = agent_errno(line.as_bytes())?;
+                ensure!(errno == libc::EACCES, "{} by number, {}: errno {errno}", name, place.display());
+            }
+        }
         let waiter = Waiter::new()?;
         let line = format!("{} {} 1M", waiter.0.as_raw_fd(), control.as_raw_fd());
         for (door, errno) in [

@@ -66,8 +66,13 @@ vm_test!(
     [Kernel]
 );
 fn unprivileged_number_used_again() -> Result<()> {
+    number_used_again(&Agent::start(&OPEN)?)?;
+    // As in the recommended deployment: a service manager has made the socket.
+    number_used_again(&Agent::start_with_socket(&OPEN)?).context("a socket that was handed over")
+}
+
+fn number_used_again(agent: &Agent) -> Result<()> {
     let group = Group::new("again")?;
-    let agent = Agent::start(&OPEN)?;
     let bystander = Waiter::on(&group, "64M")?;
     let connection = connect(Path::new(SOCKET))?;
     let held = senders_are_held(&connect(Path::new(SOCKET))?);
@@ -92,7 +97,7 @@ fn unprivileged_number_used_again() -> Result<()> {
         waitpid(number, None)?;
         is_errno(&answer, libc::ESRCH).with_context(|| format!("successor of user {user:?}"))?;
     }
-    nothing_moved(&agent, &bystander)
+    nothing_moved(agent, &bystander)
 }
 
 vm_test!(
