@@ -51,8 +51,10 @@ pub struct Options {
     pub socket: PathBuf,
     /// The operator's socket.
     pub control_socket: PathBuf,
-    /// Who may use them.
+    /// Who may use the registration socket.
     pub access: Access,
+    /// Who may use the operator's.
+    pub operators: Access,
     /// Table sizes.
     pub sizes: Sizes,
     /// Time between two sweeps for what was lost.
@@ -185,7 +187,7 @@ pub async fn run(
     };
     let door = Listener::open(given, &options.socket, &options.access, &closer)?;
     let door = Rc::new(door.counted(&accounting));
-    let operator = Listener::open(operators, &options.control_socket, &options.access, &closer)?;
+    let operator = Listener::open(operators, &options.control_socket, &options.operators, &closer)?;
     let operator = Rc::new(operator.counted(&accounting));
     let mode = options.view.as_ref().map_or(view::EVENT_CONTROL_MODE, |wanted| wanted.event_control_mode);
     let tree = Arc::new(Tree::new(Directories::new(&hierarchy)?, mode));

@@ -10,7 +10,7 @@ use monitor_common::control::ControlFile;
 ///
 /// Exit codes: 0 done (for `listen`: the count was reached, or the group was
 /// removed; for `check`: this host can be watched), 1 failed, 2 wrong usage,
-/// 3 `listen` ran into --timeout.
+/// 3 `listen` or `status` ran into --timeout.
 #[derive(Debug, Parser)]
 #[command(version, about, long_about, propagate_version = true)]
 pub struct Cli {
@@ -31,6 +31,8 @@ pub enum Command {
     Listen(Listen),
     /// Show groups with usage, peak and the registrations on each
     List(List),
+    /// Say how the agent fares, without its groups: for probes
+    Status(Status),
     /// Say what this host offers, and what would be used
     Check(Check),
     /// Wait for the agent's end, then unmount its view; the agent starts this itself
@@ -90,12 +92,21 @@ pub struct Agent {
     /// Operator's socket, for `list` and `listen -o json`
     #[arg(long, value_name = "PATH", default_value = client::CONTROL_SOCKET)]
     pub control_socket: PathBuf,
-    /// Permission bits of both sockets, octal
+    /// Permission bits of the registration socket, octal: 0666 lets every user register,
+    /// each on what that user may read
     #[arg(long, value_name = "MODE", default_value = "0660", value_parser = mode)]
     pub socket_mode: u32,
-    /// Group of both sockets, by name or number [default: the agent's own]
+    /// Group of the registration socket, by name or number [default: the agent's own]
     #[arg(long, value_name = "GROUP")]
     pub socket_group: Option<String>,
+    /// Permission bits of the operator's socket, octal, whatever --socket-mode says: who
+    /// may write to it sees all groups, and what everybody waits for
+    #[arg(long, value_name = "MODE", default_value = "0600", value_parser = mode)]
+    pub control_mode: u32,
+    /// Group of the operator's socket, by name or number; counts with --control-mode 0660
+    /// [default: the agent's own]
+    #[arg(long, value_name = "GROUP")]
+    pub control_group: Option<String>,
     /// Mount point of the cgroup hierarchy [default: found in /proc/self/mountinfo]
     #[arg(long, value_name = "DIR")]
     pub cgroup_root: Option<PathBuf>,
@@ -230,6 +241,20 @@ pub struct List {
     /// How to print
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub output: Output,
+    /// Operator's socket of the agent
+    #[arg(long, value_name = "PATH", default_value = client::CONTROL_SOCKET)]
+    pub control_socket: PathBuf,
+}
+
+/// Options of `status`.
+#[derive(Args, Debug)]
+pub struct Status {
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+    /// End with exit code 3 when the agent has not answered within this time, in seconds
+    #[arg(long, value_name = "SECS", default_value = "5", value_parser = seconds)]
+    pub timeout: std::time::Duration,
     /// Operator's socket of the agent
     #[arg(long, value_name = "PATH", default_value = client::CONTROL_SOCKET)]
     pub control_socket: PathBuf,

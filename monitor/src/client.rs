@@ -7,6 +7,7 @@ use std::{
     io::{IoSlice, IoSliceMut},
     os::fd::{AsRawFd, BorrowedFd, OwnedFd},
     path::Path,
+    time::Duration,
 };
 
 use nix::{
@@ -20,7 +21,7 @@ use nix::{
 use crate::{
     door::{
         control::{Answer, GroupRow, Request, Status},
-        seqpacket::connect,
+        seqpacket::{connect, connect_within},
     },
     error::{Error, Result},
 };
@@ -72,6 +73,15 @@ impl Control {
         connect(socket).map(Self)
     }
 
+    /// Connects. Neither that nor any answer is waited for longer than `limit`: then the
+    /// errno is `EAGAIN`.
+    ///
+    /// # Errors
+    /// As [`Control::connect`].
+    pub fn connect_within(socket: &Path, limit: Duration) -> Result<Self> {
+        connect_within(socket, Some(limit)).map(Self)
+    }
+
     /// Asks.
     ///
     /// # Errors
@@ -110,6 +120,19 @@ impl Control {
                 Some(other) => return Err(Error::Answer(format!("{other:?}"))),
                 None => return Err(Error::Host("the agent ended in the middle of the list".into())),
             }
+        }
+    }
+
+    /// The agent's own state.
+    ///
+    /// # Errors
+    /// The agent ended, or answered something else.
+    pub fn status(&self) -> Result<Status> {
+        self.ask(&Request::Status, &[])?;
+        match self.next()? {
+            Some(Answer::Status(status)) => Ok(status),
+            Some(other) => Err(Error::Answer(format!("{other:?}"))),
+            None => Err(Error::Host("the agent ended before it answered".into())),
         }
     }
 

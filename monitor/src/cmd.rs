@@ -4,4 +4,5 @@ pub mod agent;
 pub mod check;
 pub mod list;
 pub mod listen;
+pub mod status;
 pub mod unmount;

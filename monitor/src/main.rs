@@ -22,6 +22,7 @@ fn main() -> ExitCode {
         Command::Agent(options) => cmd::agent::run(&options),
         Command::Listen(options) => cmd::listen::run(&options),
         Command::List(options) => cmd::list::run(&options),
+        Command::Status(options) => cmd::status::run(&options),
         Command::Check(options) => Ok(cmd::check::run(&options)),
         Command::Unmount(options) => cmd::unmount::run(&options),
     };

@@ -35,12 +35,15 @@ pub fn run(options: &cli::Agent) -> Result<ExitCode> {
     }
     heap::be_small();
     let eventfds = room_for_descriptors(options.max_eventfds);
-    let group = options.socket_group.as_deref().map(group_id).transpose()?;
+    let group = options.socket_group.as_deref().map(|name| group_id(name, "--socket-group")).transpose()?;
+    let operators =
+        options.control_group.as_deref().map(|name| group_id(name, "--control-group")).transpose()?;
     let options = Options {
         cgroup_root: options.cgroup_root.clone(),
         socket: options.socket.clone(),
         control_socket: options.control_socket.clone(),
         access: Access { mode: options.socket_mode, group },
+        operators: Access { mode: options.control_mode, group: operators },
         sizes: Sizes { groups: options.max_groups, ring: options.ring_bytes },
         sweep: Duration::from_millis(options.sweep_ms),
         sample: Duration::from_millis(options.sample_ms),
@@ -129,14 +132,14 @@ fn registrations() -> u64 {
     (memory / 10 / EACH).clamp(65_536, 1_048_576)
 }
 
-fn group_id(name: &str) -> Result<Gid> {
+fn group_id(name: &str, option: &str) -> Result<Gid> {
     if let Ok(number) = name.parse() {
         return Ok(Gid::from_raw(number));
     }
     match Group::from_name(name).with_context(|| format!("cannot look up the group {name:?}"))? {
         Some(group) => Ok(group.gid),
         None => {
-            bail!("there is no group {name:?} on this host; --socket-group also takes a number")
+            bail!("there is no group {name:?} on this host; {option} also takes a number")
         }
     }
 }

@@ -44,6 +44,9 @@ pub enum Request {
     /// All groups: an [`Answer::Group`] each, or several where a packet would not
     /// hold all of a group's registrations; then [`Answer::Status`].
     List,
+    /// How the agent fares: [`Answer::Status`]. Costs the same however many groups and
+    /// registrations there are.
+    Status,
     /// One registration line, as on the registration socket, with its two
     /// descriptors: [`Answer::Listening`], then an [`Answer::Event`] for each
     /// signal, from the first on.
@@ -208,6 +211,12 @@ async fn converse(
                     }
                 }
                 let status = status(&watcher.lock());
+                answer(connection, &Answer::Status(status)).await?;
+                Ok(())
+            }
+            Ok(Request::Status) => {
+                drop(packet.sender.take());
+                let status = status(&watcher.borrow());
                 answer(connection, &Answer::Status(status)).await?;
                 Ok(())
             }
