@@ -29,6 +29,7 @@ use crate::{
         closer::Closer,
         control,
         control_fd::Places,
+        listing,
         seqpacket::{Access, Listener},
         socket,
     },
@@ -201,14 +202,11 @@ pub async fn run(
     let mut places = Places::new(Arc::clone(&tree), device, closer, Box::new(identity));
     places.accounting = accounting;
     let places = Rc::new(places);
+    let (listing, listed) = listing::start(watcher.clone(), Arc::clone(&tree));
     let mut tasks = vec![
+        tokio::task::spawn_local(listed),
         tokio::task::spawn_local(socket::serve(door, watcher.clone(), Rc::clone(&places))),
-        tokio::task::spawn_local(control::serve(
-            operator,
-            watcher.clone(),
-            Rc::clone(&places),
-            hierarchy.clone(),
-        )),
+        tokio::task::spawn_local(control::serve(operator, watcher.clone(), Rc::clone(&places), listing)),
     ];
     if let Some(time) = options.watchdog {
         let (watcher, places) = (watcher.clone(), Rc::clone(&places));

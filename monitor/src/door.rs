@@ -10,6 +10,7 @@ pub mod event_row;
 mod gatherer;
 pub mod inode;
 mod known;
+pub mod listing;
 pub mod metrics;
 pub mod peer;
 mod process;

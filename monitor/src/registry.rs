@@ -24,7 +24,7 @@ use crate::{
 
 pub use account::{Account, Payer};
 pub use group::Group;
-pub use scale::{BURST, Clock, Crossing, Outcome, Scale, Side, first_side};
+pub use scale::{BURST, Clock, Crossing, Cursor, Outcome, Scale, Side, first_side};
 
 /// One registration.
 #[derive(Clone, Copy, Debug)]

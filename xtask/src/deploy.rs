@@ -72,6 +72,25 @@ mod tests {
         }
     }
 
+    /// Root in a pod passes by any mode, so the socket must not be where pods can reach it.
+    #[test]
+    fn no_pod_mounts_the_operators_socket() {
+        let set = manifest("daemonset.yaml").expect("a manifest");
+        let container = &set["spec"]["template"]["spec"]["containers"][0];
+        let socket = strings(&container["args"]);
+        let socket = socket.iter().find_map(|arg| arg.strip_prefix("--control-socket=")).expect("the socket");
+        let pod = manifest("sidecar.yaml").expect("a manifest");
+        let volumes = pod["spec"]["volumes"].as_array().expect("volumes");
+        for path in volumes.iter().filter_map(|volume| volume["hostPath"]["path"].as_str()) {
+            assert!(!socket.starts_with(&format!("{path}/")), "{socket} is below {path}");
+        }
+        for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
+            let command = strings(&container[probe]["exec"]["command"]);
+            assert!(command.contains("status"), "{probe} asks for more than it needs");
+            assert!(command.contains(&format!("--control-socket={socket}")), "{probe}");
+        }
+    }
+
     #[test]
     fn volumes_and_images_fit() {
         for name in ["daemonset.yaml", "sidecar.yaml"] {

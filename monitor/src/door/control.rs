@@ -7,26 +7,27 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
-use monitor_common::control::ControlFile;
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
-use tokio::{sync::mpsc, task::yield_now};
+use tokio::{
+    sync::{Semaphore, mpsc},
+    time::timeout,
+};
 
 use crate::{
-    cgroup::Hierarchy,
     door::{
         control_fd::Places,
         event_row,
+        listing::{self, At, Listed, Listing},
         request::{Refusal, told},
-        rows::{self, Reading},
         seqpacket::{Connection, Listener, Packet},
         socket::from_packet,
     },
-    kernel::page_size,
     programs::Programs,
-    registry::{Account, Group, Registry},
+    registry::Account,
     source::{Slots as _, Source as _},
     watcher::{self, Event, Follower, Watcher},
 };
@@ -93,20 +94,6 @@ pub struct GroupRow {
     pub registrations: Vec<RegistrationRow>,
 }
 
-/// Registrations that one packet holds.
-const IN_A_PACKET: usize = 500;
-
-impl GroupRow {
-    /// The row in parts that fit a packet each.
-    fn parts(self) -> Vec<Self> {
-        if self.registrations.len() <= IN_A_PACKET {
-            return vec![self];
-        }
-        let rest = self.registrations.chunks(IN_A_PACKET);
-        rest.map(|registrations| Self { registrations: registrations.to_vec(), ..self.clone() }).collect()
-    }
-}
-
 /// What became of a group for lack of memory. Counts that this kernel does not keep
 /// are left out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -165,25 +152,63 @@ pub use event_row::EventRow;
 
 type Shared = watcher::Shared<Programs>;
 
+/// Lists that are sent at once; each may hold a snapshot of its own.
+const LISTS: usize = 8;
+
+/// How long a list waits for its reader to take a packet.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Serves until the task is dropped.
-pub async fn serve(listener: Rc<Listener>, watcher: Shared, places: Rc<Places>, hierarchy: Hierarchy) {
+pub async fn serve(listener: Rc<Listener>, watcher: Shared, places: Rc<Places>, listing: Listing) {
+    let lists = Rc::new(Semaphore::new(LISTS));
     loop {
         match listener.accept().await {
             Ok(connection) => {
-                let (watcher, hierarchy) = (watcher.clone(), hierarchy.clone());
-                let places = Rc::clone(&places);
+                let (watcher, listing) = (watcher.clone(), listing.clone());
+                let (places, lists) = (Rc::clone(&places), Rc::clone(&lists));
                 tokio::task::spawn_local(async move {
-                    if let Err(error) = converse(&connection, &watcher, &places, &hierarchy).await {
+                    if let Err(error) = converse(&connection, &watcher, &places, (&listing, &lists)).await {
                         log::debug!("control connection: {error}");
                     }
                 });
             }
             Err(error) => {
                 log::warn!("accept: {error}");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
     }
+}
+
+/// Sends all groups, each with its registrations as they are when it is sent.
+async fn list(
+    connection: &Connection,
+    watcher: &Shared,
+    snapshot: &[Listed],
+) -> std::io::Result<Result<(), Refusal>> {
+    for listed in snapshot {
+        let row = |registrations| {
+            let Listed { cgroup, id, usage, peak, oom, .. } = listed;
+            let (cgroup, oom) = (cgroup.clone(), oom.clone());
+            Answer::Group(GroupRow { cgroup, id: *id, usage: *usage, peak: *peak, oom, registrations })
+        };
+        let mut next = listing::is_waited_for(watcher, listed.group).then_some(At::default());
+        let mut is_sent = false;
+        while let Some(at) = next {
+            let (registrations, after) = listing::page(watcher, listed.group, at);
+            next = after;
+            if !registrations.is_empty() {
+                timeout(PATIENCE, answer(connection, &row(registrations))).await??;
+                is_sent = true;
+            }
+        }
+        if !is_sent {
+            timeout(PATIENCE, answer(connection, &row(Vec::new()))).await??;
+        }
+    }
+    let status = status(&watcher.lock());
+    answer(connection, &Answer::Status(status)).await?;
+    Ok(Ok(()))
 }
 
 async fn answer(connection: &Connection, answer: &Answer) -> std::io::Result<()> {
@@ -194,7 +219,7 @@ async fn converse(
     connection: &Connection,
     watcher: &Shared,
     places: &Places,
-    hierarchy: &Hierarchy,
+    (listing, lists): (&Listing, &Semaphore),
 ) -> std::io::Result<()> {
     while let Some(mut packet) = connection.receive(MAX_REQUEST).await? {
         let who = packet.sender.as_ref().map(|sender| (sender.uid(), sender.pid()));
@@ -204,19 +229,18 @@ async fn converse(
             Ok(Request::List) => {
                 // Whoever has the answer finds nothing of the question any more.
                 drop(packet.sender.take());
-                end_closed(watcher).await;
-                for row in list(watcher, hierarchy) {
-                    for part in row.parts() {
-                        answer(connection, &Answer::Group(part)).await?;
+                // Never closed, so there is one, some time.
+                let _permit = lists.acquire().await;
+                match listing.get().await {
+                    Some(snapshot) => list(connection, watcher, &snapshot).await,
+                    None => {
+                        Ok(Err(Refusal::new(Errno::EIO, "the list could not be made; see the agent's log")))
                     }
-                }
-                let status = status(&watcher.lock());
-                answer(connection, &Answer::Status(status)).await?;
-                Ok(())
+                }?
             }
             Ok(Request::Status) => {
                 drop(packet.sender.take());
-                let status = status(&watcher.borrow());
+                let status = status(&watcher.lock());
                 answer(connection, &Answer::Status(status)).await?;
                 Ok(())
             }
@@ -233,64 +257,6 @@ async fn converse(
         }
     }
     Ok(())
-}
-
-/// Whoever reads the list finds no registration whose eventfd was closed before.
-async fn end_closed(watcher: &Shared) {
-    let mut search = watcher.lock().search_closed();
-    while watcher.lock().search_on(&mut search) {
-        yield_now().await;
-    }
-}
-
-fn list(watcher: &Shared, hierarchy: &Hierarchy) -> Vec<GroupRow> {
-    let paths = hierarchy.paths();
-    let mut watcher = watcher.lock();
-    // Whoever reads the list has been told of all that it shows.
-    watcher.look_at_all();
-    let page = page_size();
-    let mut rows = Vec::new();
-    for index in 0..watcher.source().slots().len() as u32 {
-        let Some(Reading { group: of, cgroup_id: id, usage }) = rows::read(&watcher, index) else {
-            continue;
-        };
-        let Some(peak) = rows::peak(&watcher, of, usage) else { continue };
-        let group = watcher.registry().group(index);
-        let registrations = group.map(|group| registrations(watcher.registry(), group)).unwrap_or_default();
-        let cgroup = paths.get(&id).cloned().unwrap_or_else(|| format!("#{id}"));
-        let oom = group.filter(|group| group.oom().next().is_some()).map(|_| {
-            let counts = watcher.host().oom_counts(id);
-            OomRow { oom: counts.oom, oom_kill: counts.oom_kill, oom_group_kill: counts.oom_group_kill }
-        });
-        rows.push(GroupRow { cgroup, id, usage: usage * page, peak: peak * page, oom, registrations });
-    }
-    rows.sort_by(|a, b| a.cgroup.cmp(&b.cgroup));
-    rows
-}
-
-fn registrations(registry: &Registry, group: &Group) -> Vec<RegistrationRow> {
-    let mut rows: Vec<RegistrationRow> = Vec::new();
-    let mut row = |on: ControlFile, threshold, pressure| {
-        let row = RegistrationRow { on: on.name().into(), threshold, pressure, count: 1 };
-        match rows.last_mut() {
-            Some(last) if RegistrationRow { count: 1, ..last.clone() } == row => last.count += 1,
-            _ => rows.push(row),
-        }
-    };
-    for on in ControlFile::QUANTITIES {
-        // The agent's own are thresholds.
-        let shown = group.scale(on).thresholds().filter(|(_, to)| !registry.is_own(to.file));
-        for (threshold, _) in shown {
-            row(on, Some(threshold.saturating_mul(page_size())), None);
-        }
-    }
-    group.oom().for_each(|_| row(ControlFile::Oom, None, None));
-    for (listener, _) in group.pressure() {
-        let text = format!("{},{}", listener.level.as_str(), listener.mode.as_str());
-        row(ControlFile::Pressure, None, Some(text));
-    }
-    group.empty().for_each(|_| row(ControlFile::Procs, None, None));
-    rows
 }
 
 /// The agent's own state.

@@ -9,6 +9,7 @@ use monitor_common::{
     threshold::{At, Threshold, percent_of},
 };
 
+pub use self::store::Cursor;
 use self::store::{Entry, Store};
 use crate::{registry::Subscriber, source::FileId};
 
@@ -190,6 +191,13 @@ impl Scale {
 
     fn all(&self) -> impl Iterator<Item = &Entry> {
         self.store.iter().flat_map(|store| store.all())
+    }
+
+    /// Up to `most` thresholds in pages, each with its eventfd, after a place in their
+    /// order; and the place to go on from, when there may be more. Costs what it returns.
+    #[must_use]
+    pub fn page(&self, after: Option<Cursor>, most: usize) -> (Vec<(u64, FileId)>, Option<Cursor>) {
+        self.store.as_ref().map_or((Vec::new(), None), |store| store.page(after, most))
     }
 
     /// Thresholds in pages, each with whose it is.

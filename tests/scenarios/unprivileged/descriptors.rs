@@ -7,11 +7,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use memcg_monitor::Error;
-use memcg_monitor::client::{self, SOCKET};
+use memcg_monitor::client::{self, CONTROL_SOCKET, Control, SOCKET};
 use memcg_monitor::door::seqpacket::connect;
 use memcg_monitor::view::POINT;
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use super::{OPEN, answer_on, at_number, is_errno, nothing_moved};
@@ -82,6 +83,33 @@ fn unprivileged_unreadable_group() -> Result<()> {
         Ok(())
     })?;
     nothing_moved(&agent, &bystander)
+}
+
+vm_test!(
+    unprivileged_operators_socket,
+    "who may register may not list, whatever the registration socket's mode",
+    Any,
+    [Newest]
+);
+fn unprivileged_operators_socket() -> Result<()> {
+    let group = Group::new("listed")?;
+    let agent = Agent::start(&OPEN)?;
+    let bystander = Waiter::on(&group, "64M")?;
+    let control = File::open(group.usage_file())?;
+    process::run_as(USER, || {
+        let waiter = Waiter::new()?;
+        let line = format!("{} {} 1M", waiter.0.as_raw_fd(), control.as_raw_fd());
+        let errno = by_socket(&line, &waiter, &control)?;
+        ensure!(errno == 0, "the registration socket: errno {errno}");
+        match Control::connect(Path::new(CONTROL_SOCKET)) {
+            Err(Error::Syscall { errno: Errno::EACCES, .. }) => Ok(()),
+            Err(error) => Err(error).context("another error than EACCES"),
+            Ok(_) => bail!("an ordinary user may list all groups"),
+        }
+    })?;
+    ensure!(agent.status()?.registrations == 1, "the user's ended with the user");
+    ensure!(bystander.take()? == 0, "the bystander was signalled");
+    Ok(())
 }
 
 vm_test!(

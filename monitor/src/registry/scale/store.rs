@@ -153,6 +153,13 @@ impl Resting {
     }
 }
 
+/// A place in the order of all thresholds on a quantity.
+#[derive(Clone, Copy, Debug)]
+pub struct Cursor {
+    rests: bool,
+    at: (u64, Place),
+}
+
 /// All thresholds on a quantity.
 #[derive(Debug, Default)]
 pub(super) struct Store {
@@ -188,6 +195,28 @@ impl Store {
     pub(super) fn all(&self) -> impl Iterator<Item = &Entry> {
         let resting = self.resting.iter().flat_map(|resting| &resting.by_time);
         self.order.iter().chain(resting).filter_map(|(_, place)| self.entries.get(*place))
+    }
+
+    /// Up to `most` after a cursor, in the order of [`Store::all`], and where to go on.
+    pub(super) fn page(&self, after: Option<Cursor>, most: usize) -> (Vec<(u64, FileId)>, Option<Cursor>) {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let mut found = Vec::new();
+        let mut last = None;
+        let resting = self.resting.as_ref().map(|resting| (true, &resting.by_time));
+        for (rests, set) in std::iter::once((false, &self.order)).chain(resting) {
+            let from = match after {
+                Some(Cursor { rests: true, .. }) if !rests => continue,
+                Some(cursor) if cursor.rests == rests => Excluded(cursor.at),
+                _ => Unbounded,
+            };
+            for at in set.range((from, Unbounded)).take(most - found.len()) {
+                let Some(entry) = self.entries.get(at.1) else { continue };
+                found.push((entry.threshold, entry.to.file));
+                last = Some(Cursor { rests, at: *at });
+            }
+        }
+        let next = last.filter(|_| found.len() == most);
+        (found, next)
     }
 
     /// The nearest keys: the highest at or below `now`, and the lowest above.

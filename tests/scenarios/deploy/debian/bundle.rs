@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::scenarios::deploy::debian::output;
@@ -24,6 +24,11 @@ struct Image {
 }
 
 impl Bundle {
+    /// Where a volume of its own lies on the host.
+    pub(super) fn volume(&self, name: &str) -> PathBuf {
+        self.directory.join("volumes").join(name)
+    }
+
     /// The first container of a manifest, with its own group at `cgroup`.
     /// A user namespace maps its users to `users` and above.
     pub(super) fn of(name: &str, manifest: &str, cgroup: &str, users: Option<u32>) -> Result<Self> {
@@ -33,7 +38,7 @@ impl Bundle {
             .with_context(|| format!("cannot make {}", directory.display()))?;
         let image = unpack(&directory.join("rootfs"))?;
         let manifest = read(&Path::new(SHARE).join(format!("kubernetes/{manifest}.json")))?;
-        let mut config = config(&manifest, &image, cgroup)?;
+        let mut config = config(&directory, &manifest, &image, cgroup)?;
         if let Some(users) = users {
             map_users(&mut config, users);
             // A runtime maps the image's files, too.
@@ -79,7 +84,7 @@ fn unpack(root: &Path) -> Result<Image> {
 }
 
 /// As the runtime's own defaults for a pod, and what the manifest says.
-fn config(manifest: &Value, image: &Image, cgroup: &str) -> Result<Value> {
+fn config(directory: &Path, manifest: &Value, image: &Image, cgroup: &str) -> Result<Value> {
     let template = &manifest["spec"]["template"]["spec"];
     let pod = if template.is_null() { &manifest["spec"] } else { template };
     let container = &pod["containers"][0];
@@ -113,7 +118,7 @@ fn config(manifest: &Value, image: &Image, cgroup: &str) -> Result<Value> {
         },
         "root": { "path": "rootfs", "readonly": security["readOnlyRootFilesystem"] },
         "hostname": "pod",
-        "mounts": mounts(pod, container)?,
+        "mounts": mounts(directory, pod, container)?,
         "linux": {
             "cgroupsPath": cgroup,
             "namespaces": namespaces.iter().map(|kind| json!({ "type": kind })).collect::<Vec<_>>(),
@@ -127,7 +132,13 @@ fn config(manifest: &Value, image: &Image, cgroup: &str) -> Result<Value> {
     }))
 }
 
-fn mounts(pod: &Value, container: &Value) -> Result<Vec<Value>> {
+/// Where a volume of the pod's own (`emptyDir`) lies on the host.
+fn empty_folder(bundle: &Path, volume: &Value) -> Result<PathBuf> {
+    let name = volume.as_str().context("a volume without a name")?;
+    Ok(Bundle { directory: bundle.to_owned() }.volume(name))
+}
+
+fn mounts(directory: &Path, pod: &Value, container: &Value) -> Result<Vec<Value>> {
     let plain = ["nosuid", "noexec", "nodev"];
     let mount = |point: &str, kind: &str, options: &[&str]| json!({ "destination": point, "type": kind, "source": kind, "options": options });
     let mut mounts = vec![
@@ -139,10 +150,16 @@ fn mounts(pod: &Value, container: &Value) -> Result<Vec<Value>> {
     for volume in container["volumeMounts"].as_array().into_iter().flatten() {
         let all = pod["volumes"].as_array().into_iter().flatten();
         let source = all.clone().find(|found| found["name"] == volume["name"]);
-        let host = &source.with_context(|| format!("no volume {}", volume["name"]))?["hostPath"];
-        let path = host["path"].as_str().context("not a path of the host")?;
-        if host["type"] == "DirectoryOrCreate" {
-            fs::create_dir_all(path).with_context(|| format!("cannot make {path}"))?;
+        let source = source.with_context(|| format!("no volume {}", volume["name"]))?;
+        let host = &source["hostPath"];
+        let own = source["emptyDir"].is_object();
+        let path = match host["path"].as_str() {
+            Some(path) => PathBuf::from(path),
+            None if own => empty_folder(directory, &source["name"])?,
+            None => bail!("the volume {} is of another kind", volume["name"]),
+        };
+        if own || host["type"] == "DirectoryOrCreate" {
+            fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
         }
         let access = if volume["readOnly"] == true { "ro" } else { "rw" };
         let point = volume["mountPath"].clone();

@@ -22,9 +22,13 @@ use crate::scenarios::deploy::debian::output;
 /// Groups of the containers lie here.
 const GROUP: &str = "memcg-containers";
 
+/// As the manifest's probes say it.
+const OPERATORS: &str = "--control-socket=/run/memcg-monitor-operator/control.sock";
+
 /// A container; ended and deleted with the value.
 struct Container {
     name: &'static str,
+    bundle: Bundle,
     log: PathBuf,
 }
 
@@ -41,9 +45,14 @@ impl Container {
             .stderr(file)
             .status()
             .context("cannot start runc")?;
-        let container = Self { name, log };
+        let container = Self { name, bundle, log };
         ensure!(status.success(), "runc: {status}: {}", container.said());
         Ok(container)
+    }
+
+    /// The operator's socket, as the host sees it.
+    fn operators(&self) -> PathBuf {
+        self.bundle.volume("operator").join("control.sock")
     }
 
     fn said(&self) -> String {
@@ -88,8 +97,10 @@ fn debian_container() -> Result<()> {
     let agent = Container::start("agent", "daemonset", None)?;
     until("the startup probe passes", || {
         ensure!(!agent.has_stopped()?, "the agent ended: {}", agent.said());
-        Ok(output("runc", &["exec", "agent", "/memcg-monitor", "list"]).is_ok())
+        Ok(output("runc", &["exec", "agent", "/memcg-monitor", "status", OPERATORS]).is_ok())
     })?;
+    // Clients see the folder, and in it no way to list others' groups.
+    ensure!(!Path::new(CONTROL_SOCKET).exists(), "the operator's socket is in the clients' folder");
     // BPF 39, PERFMON 38, SYS_PTRACE 19, DAC_READ_SEARCH 2.
     let mask = format!("{:016x}", (1_u64 << 39) | (1 << 38) | (1 << 19) | (1 << 2));
     for field in ["CapBnd", "CapEff"] {
@@ -113,7 +124,7 @@ fn debian_container() -> Result<()> {
 /// A client in namespaces of its own, which may do nothing, and a process in its group.
 fn hears_of_itself(agent: &Container, name: &'static str, users: Option<u32>) -> Result<()> {
     let client = Container::start(name, "sidecar", users)?;
-    let control = Control::connect(Path::new(CONTROL_SOCKET))?;
+    let control = Control::connect(&agent.operators())?;
     control.set_timeout(i64::try_from(PATIENCE.as_millis())?)?;
     let group = client.group().path.display().to_string();
     until("the client has registered", || {

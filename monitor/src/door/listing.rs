@@ -1,0 +1,238 @@
+//! What the operator's `list` shows. It is gathered once for all who ask meanwhile, in
+//! turns of a few groups, so that however many ask, and however slowly they read, neither
+//! the thread that signals nor any other client waits for it.
+//!
+//! Names and the groups' files are read by a thread that may wait. A group's registrations
+//! are many, and belong to whoever made them: they are read when they are sent, a page at a
+//! time, and kept nowhere.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use monitor_common::control::ControlFile;
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::{spawn_blocking, yield_now},
+};
+
+use crate::{
+    door::{
+        control::{OomRow, RegistrationRow},
+        rows::{self, Reading},
+    },
+    kernel::page_size,
+    metrics::files,
+    registry::{Cursor, Group, Registry},
+    source::{GroupId, Source},
+    view::tree::Tree,
+    watcher::Shared,
+};
+
+/// Groups that are read in one turn.
+const IN_A_TURN: u32 = 64;
+
+/// Slots that are looked at in one turn; most of a big table may be free.
+const SLOTS_IN_A_TURN: u32 = 4096;
+
+/// Askers that wait for the same gathering; more wait at their own end.
+const WAITING: usize = 64;
+
+/// Registrations in a page: as many as one packet holds.
+const IN_A_PAGE: usize = 500;
+
+/// A group, without what is waited for on it.
+#[derive(Debug)]
+pub(super) struct Listed {
+    pub(super) group: GroupId,
+    pub(super) id: u64,
+    /// Directory, or `#` and the id when it has none any more.
+    pub(super) cgroup: String,
+    /// In bytes.
+    pub(super) usage: u64,
+    /// In bytes.
+    pub(super) peak: u64,
+    pub(super) oom: Option<OomRow>,
+    hears_oom: bool,
+}
+
+/// All groups, by name.
+pub(super) type Snapshot = Arc<Vec<Listed>>;
+
+/// Where to ask for a snapshot.
+#[derive(Clone, Debug)]
+pub struct Listing(mpsc::Sender<oneshot::Sender<Snapshot>>);
+
+impl Listing {
+    /// What there is now: gathered after this call, and after all that had been crossed
+    /// before it was signalled.
+    pub(super) async fn get(&self) -> Option<Snapshot> {
+        let (sender, snapshot) = oneshot::channel();
+        self.0.send(sender).await.ok()?;
+        snapshot.await.ok()
+    }
+}
+
+/// Where to ask for snapshots of this watcher's groups, and what gathers them as long as it
+/// is run.
+pub fn start<S: Source + 'static>(
+    watcher: Shared<S>,
+    tree: Arc<Tree>,
+) -> (Listing, impl Future<Output = ()>) {
+    let (sender, asked) = mpsc::channel(WAITING);
+    (Listing(sender), run(watcher, tree, asked))
+}
+
+async fn run<S: Source>(
+    watcher: Shared<S>,
+    tree: Arc<Tree>,
+    mut asked: mpsc::Receiver<oneshot::Sender<Snapshot>>,
+) {
+    while let Some(first) = asked.recv().await {
+        // Who asks while this is gathered is told what is gathered next.
+        let mut askers = vec![first];
+        askers.extend(std::iter::from_fn(|| asked.try_recv().ok()));
+        // Those that left need no answer.
+        askers.retain(|asker| !asker.is_closed());
+        if askers.is_empty() {
+            continue;
+        }
+        let Some(snapshot) = gather(&watcher, &tree).await else { continue };
+        for asker in askers {
+            let _ = asker.send(Arc::clone(&snapshot));
+        }
+    }
+}
+
+async fn gather<S: Source>(watcher: &Shared<S>, tree: &Arc<Tree>) -> Option<Snapshot> {
+    // Whoever reads the list finds no registration whose eventfd was closed before, and has
+    // been told of all that it shows.
+    let mut search = watcher.lock().search_closed();
+    while watcher.lock().search_on(&mut search) {
+        yield_now().await;
+    }
+    watcher.lock().look_at_all();
+    let listed = read_groups(watcher).await;
+    let tree = Arc::clone(tree);
+    let named = spawn_blocking(move || name(&tree, listed)).await;
+    named.inspect_err(|error| log::error!("the list could not be made: {error}")).ok().map(Arc::new)
+}
+
+/// Counters of all groups, a few in a turn.
+async fn read_groups<S: Source>(watcher: &Shared<S>) -> Vec<Listed> {
+    let (mut listed, mut index, page) = (Vec::new(), 0, page_size());
+    loop {
+        {
+            let watcher = watcher.lock();
+            let (mut read, end) = (0, index + SLOTS_IN_A_TURN);
+            while read < IN_A_TURN && index < end {
+                if watcher.source().slot(index).is_none() {
+                    return listed;
+                }
+                if let Some(Reading { group, cgroup_id: id, usage }) = rows::read(&watcher, index)
+                    && let Some(peak) = rows::peak(&watcher, group, usage)
+                {
+                    let hears_oom = watcher
+                        .registry()
+                        .group(index)
+                        .is_some_and(|found| found.id == group && found.oom().next().is_some());
+                    listed.push(Listed {
+                        group,
+                        id,
+                        cgroup: String::new(),
+                        usage: usage * page,
+                        peak: peak * page,
+                        oom: None,
+                        hears_oom,
+                    });
+                    read += 1;
+                }
+                index += 1;
+            }
+        }
+        yield_now().await;
+    }
+}
+
+/// Adds names, and what the groups' files tell; sorts by name.
+fn name(tree: &Tree, mut listed: Vec<Listed>) -> Vec<Listed> {
+    let directories = tree.directories();
+    for row in &mut listed {
+        let path = directories.path_of(row.id);
+        row.cgroup = path.map_or_else(|| format!("#{}", row.id), |path| path.to_string_lossy().into_owned());
+        if row.hears_oom {
+            let events = directories.open(row.id).map(|found| files::events(&found, directories.version()));
+            let [.., oom, oom_kill, oom_group_kill] = events.unwrap_or_default();
+            row.oom = Some(OomRow { oom, oom_kill, oom_group_kill });
+        }
+    }
+    listed.sort_by(|a, b| a.cgroup.cmp(&b.cgroup));
+    listed
+}
+
+/// How far a group's registrations have been read: on which of
+/// [`ControlFile::QUANTITIES`], and after which threshold. What is no threshold comes last.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct At {
+    quantity: usize,
+    after: Option<Cursor>,
+}
+
+/// The next page of a group's registrations, and where to go on; `None` at their end.
+pub(super) fn page<S: Source>(
+    watcher: &Shared<S>,
+    group: GroupId,
+    at: At,
+) -> (Vec<RegistrationRow>, Option<At>) {
+    let watcher = watcher.lock();
+    let registry = watcher.registry();
+    let Some(found) = registry.group(group.slot).filter(|found| found.id == group) else {
+        return (Vec::new(), None);
+    };
+    let At { quantity, after } = at;
+    let Some(on) = ControlFile::QUANTITIES.get(quantity) else { return (others(found), None) };
+    let (rows, after) = thresholds(registry, found, *on, after);
+    let quantity = if after.is_some() { quantity } else { quantity + 1 };
+    (rows, Some(At { quantity, after }))
+}
+
+/// Whether a group has registrations: most have none, and no page needs to be asked for.
+pub(super) fn is_waited_for<S: Source>(watcher: &Shared<S>, group: GroupId) -> bool {
+    watcher.lock().registry().group(group.slot).is_some_and(|found| found.id == group)
+}
+
+fn thresholds(
+    registry: &Registry,
+    group: &Group,
+    on: ControlFile,
+    after: Option<Cursor>,
+) -> (Vec<RegistrationRow>, Option<Cursor>) {
+    let (found, next) = group.scale(on).page(after, IN_A_PAGE);
+    let mut rows: Vec<RegistrationRow> = Vec::new();
+    // The agent's own are thresholds.
+    for (threshold, _) in found.into_iter().filter(|(_, file)| !registry.is_own(*file)) {
+        let threshold = Some(threshold.saturating_mul(page_size()));
+        match rows.last_mut() {
+            Some(last) if last.threshold == threshold => last.count += 1,
+            _ => rows.push(RegistrationRow { on: on.name().into(), threshold, pressure: None, count: 1 }),
+        }
+    }
+    (rows, next)
+}
+
+fn others(group: &Group) -> Vec<RegistrationRow> {
+    let row = |on: ControlFile, pressure, count| RegistrationRow {
+        on: on.name().into(),
+        threshold: None,
+        pressure,
+        count,
+    };
+    let mut pressures: BTreeMap<String, u64> = BTreeMap::new();
+    for (listener, _) in group.pressure() {
+        let text = format!("{},{}", listener.level.as_str(), listener.mode.as_str());
+        *pressures.entry(text).or_default() += 1;
+    }
+    let ooms = [(ControlFile::Oom, group.oom().count())];
+    let empty = [(ControlFile::Procs, group.empty().count())];
+    let plain = |(on, count): (ControlFile, usize)| (count > 0).then(|| row(on, None, count as u64));
+    let pressures = pressures.into_iter().map(|(text, count)| row(ControlFile::Pressure, Some(text), count));
+    ooms.into_iter().filter_map(plain).chain(pressures).chain(empty.into_iter().filter_map(plain)).collect()
+}
