@@ -239,10 +239,9 @@ pub fn restrict(set: &Set, mode: Mode) -> Result<()> {
     }
     // The list last: it allows what installs the others.
     let mut allowed = set.0.clone();
-    if mode == Mode::On {
-        // Answered above; of two that refuse, the later one's errno would count.
-        allowed.extend(each(UNKNOWN));
-    }
+    // Answered above, and of two that refuse, the later one's errno would count. With
+    // `Mode::Warn` it is made, and expected: threads are started by it.
+    allowed.extend(each(UNKNOWN));
     filters.push((allowed, refused, SeccompAction::Allow));
     for (rules, otherwise, listed) in filters {
         install(&compile(rules, otherwise, listed)?)?;

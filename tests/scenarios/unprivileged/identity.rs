@@ -181,7 +181,7 @@ vm_test!(
 fn unprivileged_many_connections() -> Result<()> {
     const TRIES: usize = 400;
     let group = Group::new("many")?;
-    let agent = Agent::start(&OPEN)?;
+    let agent = Agent::start(&[&OPEN[..], &["--control-mode", "0666"]].concat())?;
     let bystander = Waiter::on(&group, "64M")?;
     process::run_as(USER, || {
         let open: Vec<_> =
