@@ -7,6 +7,7 @@ pub(crate) mod conformance;
 pub(crate) mod deploy;
 pub(crate) mod event;
 pub(crate) mod faults;
+pub(crate) mod groups;
 pub(crate) mod host;
 pub(crate) mod lifetime;
 pub(crate) mod logs;
@@ -20,7 +21,7 @@ pub(crate) mod view;
 use crate::harness::test::{DECLARED, Test};
 
 /// The themes in the order in which they run; what all others stand on comes first.
-const ORDER: [&str; 16] = [
+const ORDER: [&str; 17] = [
     "host",
     "threshold",
     "lifetime",
@@ -30,6 +31,7 @@ const ORDER: [&str; 16] = [
     "unprivileged",
     "view",
     "event",
+    "groups",
     "loss",
     "metrics",
     "logs",

@@ -38,8 +38,10 @@ pub struct Scratch<W> {
     pub ring: W,
     /// What the agent's plan for this kernel came to, in its own encoding.
     pub plan: W,
+    /// 1 while there may be slots whose parent is unknown.
+    pub orphans: W,
     /// Unused.
-    pub spare: [W; 3],
+    pub spare: [W; 2],
 }
 
 const _: () = assert!(size_of::<Scratch<u64>>() == 128);
@@ -117,9 +119,22 @@ impl Ask {
     /// Begin a new [`Epoch`](crate::calm::Epoch); with `arg1`, before anything is
     /// attached, the one after `arg1`, which no programs before have had.
     pub const NEW_EPOCH: u64 = 8;
-    /// Give back slot `arg1` of generation `arg2`, whose group is gone: in one step,
-    /// so that an agent that is killed loses none.
+    /// Let go of slot `arg1` of generation `arg2`, whose group is offline, and give it
+    /// back, and those above it that only waited for it: in one step, so that an agent
+    /// that is killed loses none. Answers where to go on ([`Ask::TIDY`]), or
+    /// [`Ask::NOWHERE`].
     pub const RECYCLE: u64 = 9;
+    /// Give back slot `arg1` if nobody needs it, and so on, as [`Ask::RECYCLE`].
+    pub const TIDY: u64 = 10;
+    /// The slot of the nearest group above slot `arg1` of generation `arg2` that has one,
+    /// by the kernel's own pointers; the parent is given one, if there is room.
+    pub const ABOVE: u64 = 11;
+    /// The lowest limit, in pages, of slot `arg1` of generation `arg2` and of all groups
+    /// above it but the root, whether they have slots or not.
+    pub const LOWEST_LIMIT: u64 = 12;
+
+    /// No slot.
+    pub const NOWHERE: u64 = u64::MAX;
 
     /// Files whose references one run counts.
     pub const FILES_AT_ONCE: usize = 2048;

@@ -290,14 +290,22 @@ pub struct Seen {
     pub ooms: u64,
     /// Windows of reclaim, by level.
     pub windows: [u64; 3],
+    /// The same, of groups below without a slot of their own.
+    pub windows_below: [u64; 3],
     /// Times that it became empty of tasks.
     pub emptied: u64,
 }
 
 impl Seen {
     /// Nothing happened.
-    pub const NOTHING: Self =
-        Self { memory: Excursion::NONE, sum: Excursion::NONE, ooms: 0, windows: [0; 3], emptied: 0 };
+    pub const NOTHING: Self = Self {
+        memory: Excursion::NONE,
+        sum: Excursion::NONE,
+        ooms: 0,
+        windows: [0; 3],
+        windows_below: [0; 3],
+        emptied: 0,
+    };
 }
 
 /// The agent's part, first half: take what was seen. `pending` is cleared
@@ -309,6 +317,7 @@ pub fn take<W: Word>(slot: &Slot<W>) -> Seen {
         sum: slot.sum().take(),
         ooms: slot.ooms.xchg(0),
         windows: slot.windows.each_ref().map(|count| count.xchg(0)),
+        windows_below: slot.windows_below.each_ref().map(|count| count.xchg(0)),
         emptied: slot.emptied.xchg(0),
     }
 }
@@ -318,7 +327,8 @@ pub fn give_back<W: Word>(slot: &Slot<W>, seen: &Seen) {
     slot.memory().give_back(seen.memory);
     slot.sum().give_back(seen.sum);
     slot.ooms.add(seen.ooms);
-    for (word, count) in slot.windows.iter().zip(seen.windows) {
+    let windows = slot.windows.iter().zip(seen.windows);
+    for (word, count) in windows.chain(slot.windows_below.iter().zip(seen.windows_below)) {
         word.add(count);
     }
     slot.emptied.add(seen.emptied);

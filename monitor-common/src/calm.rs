@@ -25,7 +25,7 @@ impl<W: Word> Epoch<'_, W> {
     /// A charge's part: whether nobody waits above `slot`'s group.
     #[inline(always)]
     pub fn is_calm_above(&self, slot: &Slot<W>) -> bool {
-        slot.calm.get() == self.0.get().wrapping_add(1)
+        slot.calm.get() == self.0.get().wrapping_add(1) ^ slot.counter.get()
     }
 
     /// Before a walk: what to keep if it meets nobody. A full barrier (on x86-64), so
@@ -49,9 +49,11 @@ impl<W: Word> Slot<W> {
         self.band.get() | self.sum_band.get() != OPEN
     }
 
-    /// Keeps what a walk that began with `epoch` has found.
+    /// Keeps what a walk that began with `epoch` has found, for the group whose counter
+    /// was at `address` before the walk: should the slot be another's by now, it does not
+    /// take this for its own.
     #[inline(always)]
-    pub fn set_calm(&self, epoch: u64) {
-        self.calm.set(epoch);
+    pub fn set_calm(&self, epoch: u64, address: u64) {
+        self.calm.set(epoch ^ address);
     }
 }

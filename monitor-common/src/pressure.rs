@@ -220,6 +220,12 @@ impl Propagation {
         Self { signalled: false, ancestor: false }
     }
 
+    /// Above reclaim's target group, where nobody below could hear.
+    #[must_use]
+    pub const fn from_below() -> Self {
+        Self { signalled: false, ancestor: true }
+    }
+
     /// Whether `listener`, of the group that we are at, hears of `level`.
     #[must_use]
     pub fn deliver(&self, listener: Pressure, level: Level) -> bool {

@@ -76,9 +76,9 @@ const _: () = assert!(size_of::<Victim>() == 40);
 pub enum Tally {
     /// The ring buffer had no room; the sweep over `pending` finds the slot.
     RingFull = 0,
-    /// A group came online, or its usage was read, and no slot was free: it is not watched.
+    /// A group that found no free slot, and is not watched: counted once for each group.
     SlotsExhausted = 1,
-    /// A charge below more than [`MAX_DEPTH`](crate::slot::MAX_DEPTH) levels.
+    /// A charge below more than [`REACH`](crate::slot::REACH) levels.
     TooDeep = 2,
     /// More than [`ATTEMPTS`](crate::slot::ATTEMPTS) CPUs raced for a slot's excursion, so the reading
     /// went through the ring. Nothing is lost by that alone.
@@ -92,12 +92,25 @@ pub enum Tally {
     /// An OOM on a task for which there was no room to remember it: what it
     /// kills is told without its cause.
     OomUnknown = 6,
+    /// An OOM by the limit of a group that has no slot: nobody below was told.
+    OomUnplaced = 7,
+    /// Something was to be told above a group, and what is above it is not known.
+    ParentUnknown = 8,
 }
 
 impl Tally {
     /// How many there are.
-    pub const COUNT: usize = 7;
+    pub const COUNT: usize = 9;
     /// Their names, in order, as shown to people and in metrics.
-    pub const NAMES: [&str; Self::COUNT] =
-        ["ring_full", "slots_exhausted", "too_deep", "contended", "nested", "oom_joined", "oom_unknown"];
+    pub const NAMES: [&str; Self::COUNT] = [
+        "ring_full",
+        "slots_exhausted",
+        "too_deep",
+        "contended",
+        "nested",
+        "oom_joined",
+        "oom_unknown",
+        "oom_unplaced",
+        "parent_unknown",
+    ];
 }

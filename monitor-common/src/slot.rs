@@ -8,14 +8,18 @@ use crate::{band, calm, word::Word};
 /// Version of all that both sides share. Bump on any change of layout or meaning.
 pub const SCHEMA: u32 = 5;
 
-/// Depth of the hierarchy up to which a charge is followed to the root.
-/// Deeper ancestors are counted in [`Tally::TooDeep`](crate::ring::Tally::TooDeep)
-/// and re-read by the sweep.
+/// Levels up to which the marks of an OOM reach.
 pub const MAX_DEPTH: usize = 64;
+
+/// Levels up to which a charge is followed to the root. Where a hierarchy is deeper,
+/// charges are counted in [`Tally::TooDeep`](crate::ring::Tally::TooDeep) and leave
+/// [`Slot::deep`] where their walk ended; a sweep reads what is above that.
+pub const REACH: usize = 512;
 
 /// `parent` of a slot right below the root: the walk ends there.
 pub const PARENT_ROOT: u64 = u64::MAX;
-/// `parent` of a slot whose parent has none: look the counter up instead.
+/// `parent` of a slot whose parent has none, or was not known yet: the kernel's own
+/// pointers say it instead.
 pub const PARENT_UNKNOWN: u64 = u64::MAX - 1;
 
 /// One memory cgroup. The first words are what a charge reads, in one cache line;
@@ -30,16 +34,18 @@ pub struct Slot<W> {
     pub sum_band: W,
     /// Index of the parent's slot, [`PARENT_ROOT`] or [`PARENT_UNKNOWN`].
     pub parent: W,
-    /// Kernel address of the memcg's `memory` page counter; 0 once that is freed.
+    /// Kernel address of the memcg's `memory` page counter; 0 once it is offline: from
+    /// then on no charge, and no question, comes here.
     pub counter: W,
     /// [`State`]: generation and flags.
     pub state: W,
     /// `st_ino` of the group's directory (`cgroup_id()` in the kernel).
     pub cgroup_id: W,
-    /// The [`Epoch`](crate::calm::Epoch) in which nobody waits above this group.
+    /// The [`Epoch`](crate::calm::Epoch) in which nobody waits above this group, mixed
+    /// with its counter's address.
     pub calm: W,
-    /// Unused; what follows is another cache line.
-    pub spare: W,
+    /// Slots whose `parent` is this one: as long as there are any it is not given back.
+    pub below: W,
 
     /// Highest out-of-band reading since the agent last looked; 0: none.
     pub max_seen: W,
@@ -66,11 +72,20 @@ pub struct Slot<W> {
     /// Times that the group and all below it became empty of tasks since the
     /// agent last looked.
     pub emptied: W,
-    /// Unused; keeps a slot at three cache lines.
-    pub tail: [W; 3],
+    /// As `windows`, of groups below this one that have no slot of their own.
+    pub windows_below: [W; 3],
+
+    /// Usage when the group went offline, in pages.
+    pub last: W,
+    /// As `last`, of memory+swap.
+    pub sum_last: W,
+    /// 1: charges further down end their walk here, [`REACH`] levels up.
+    pub deep: W,
+    /// Unused; keeps a slot at four cache lines.
+    pub tail: [W; 5],
 }
 
-const _: () = assert!(size_of::<Slot<u64>>() == 192);
+const _: () = assert!(size_of::<Slot<u64>>() == 256);
 
 /// The `state` word of a slot: generation in the upper 56 bits, flags below.
 /// A slot that is used again has a new generation, so a stale index is noticed.
@@ -80,12 +95,11 @@ pub struct State(pub u64);
 impl State {
     /// The group is online: charges are seen, registrations are accepted.
     pub const ONLINE: u64 = 1;
-    /// `mem_cgroup_css_offline` has run: removed, or its controller turned off.
+    /// `mem_cgroup_css_offline` has run: removed, or its controller turned off. The slot
+    /// is no longer the group's; see [`life`](crate::life).
     pub const OFFLINE: u64 = 2;
-    /// `mem_cgroup_css_free` has run: the counter's memory is gone.
-    pub const FREED: u64 = 4;
-    /// Somebody waits here: lifecycle changes ring, and only the agent may
-    /// recycle the slot.
+    /// The agent has something to do here: somebody waits, or it is looking. The slot is
+    /// not given back meanwhile, and going offline rings.
     pub const WATCHED: u64 = 8;
 
     const FLAGS: u64 = 0xff;
@@ -108,10 +122,10 @@ impl State {
         self.0 & flag != 0
     }
 
-    /// Online and neither going nor gone.
+    /// Online, and not on its way out.
     #[must_use]
     pub const fn is_live(self) -> bool {
-        self.0 & (Self::ONLINE | Self::OFFLINE | Self::FREED) == Self::ONLINE
+        self.0 & (Self::ONLINE | Self::OFFLINE) == Self::ONLINE
     }
 
     /// The word of a slot that waits to be used again.
@@ -137,7 +151,7 @@ impl<W> Slot<W> {
             state: zero(),
             cgroup_id: zero(),
             calm: word(calm::NEVER),
-            spare: zero(),
+            below: zero(),
             max_seen: zero(),
             min_seen: word(u64::MAX),
             pending: zero(),
@@ -149,7 +163,11 @@ impl<W> Slot<W> {
             oom_since: zero(),
             windows: [zero(), zero(), zero()],
             emptied: zero(),
-            tail: [zero(), zero(), zero()],
+            windows_below: [zero(), zero(), zero()],
+            last: zero(),
+            sum_last: zero(),
+            deep: zero(),
+            tail: [zero(), zero(), zero(), zero(), zero()],
         }
     }
 }
@@ -165,38 +183,6 @@ impl<W: Word> Slot<W> {
         State(self.state.or(flag))
     }
 
-    /// Agent: begins to watch `generation` of this slot. Fails when that group
-    /// is no longer online; a later offline or free will then ring.
-    pub fn watch(&self, generation: u64) -> bool {
-        let mut held = self.state();
-        loop {
-            if !held.is_live() || held.generation() != generation {
-                return false;
-            }
-            let before = self.state.cas(held.0, held.0 | State::WATCHED);
-            if before == held.0 {
-                return true;
-            }
-            held = State(before);
-        }
-    }
-
-    /// Agent: the last watcher of `generation` left. False when the group went
-    /// first: then the agent owns the slot until it has recycled it.
-    pub fn unwatch(&self, generation: u64) -> bool {
-        let mut held = self.state();
-        loop {
-            if held.generation() != generation || held.has(State::FREED) {
-                return false;
-            }
-            let before = self.state.cas(held.0, held.0 & !State::WATCHED);
-            if before == held.0 {
-                return true;
-            }
-            held = State(before);
-        }
-    }
-
     /// Nothing has happened here yet.
     pub fn forget(&self) {
         self.sum_band.set(band::OPEN);
@@ -204,19 +190,28 @@ impl<W: Word> Slot<W> {
             max.set(0);
             min.set(u64::MAX);
         }
-        for word in [&self.pending, &self.ooms, &self.oom_holder, &self.oom_below, &self.emptied] {
+        let counts =
+            [&self.pending, &self.ooms, &self.oom_holder, &self.oom_below, &self.emptied, &self.deep];
+        for word in counts {
             word.set(0);
         }
-        self.windows.iter().for_each(|count| count.set(0));
+        self.windows.iter().chain(&self.windows_below).for_each(|count| count.set(0));
     }
 
-    /// Makes a freed slot ready for its next group: new generation, no flags.
-    /// The caller owns the slot and gives its index back to the free list after.
-    pub fn recycle(&self) {
+    /// As if there had been no group. The caller owns the slot. Not `below`, which whoever
+    /// names the slot late takes back himself.
+    pub fn clear(&self) {
         self.counter.set(0);
         self.band.set(band::OPEN);
         self.calm.set(calm::NEVER);
+        self.parent.set(PARENT_UNKNOWN);
         self.forget();
+    }
+
+    /// Makes a slot ready for its next group: new generation, no flags. The caller owns
+    /// the slot and gives its index back to the free list after.
+    pub fn recycle(&self) {
+        self.clear();
         let state = self.state().recycled();
         self.state.xchg(state.0);
     }

@@ -2,9 +2,18 @@
 //! `BPF_PROG_TEST_RUN`, attached nowhere.
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use monitor_common::{ask::Ask, slot::State, word::Word as _};
+use monitor_common::{
+    ask::Ask,
+    ring::Tally,
+    slot::{REACH, State},
+    word::Word as _,
+};
 
-use crate::{file, kernel, maps};
+use crate::{
+    file,
+    group::{self, TOP},
+    kernel, maps,
+};
 
 /// Answers `question`, through the scratch cell: a raw tracepoint's own return
 /// value goes nowhere.
@@ -26,6 +35,9 @@ pub fn ask(question: u64, arg1: u64, arg2: u64) {
             Ok(0)
         }
         Ask::RECYCLE => recycle(arg1 as u32, arg2),
+        Ask::TIDY => Ok(give_back_from(arg1 as u32)),
+        Ask::ABOVE => above(arg1 as u32, arg2),
+        Ask::LOWEST_LIMIT => counter(arg1 as u32, arg2, lowest_limit),
         Ask::USAGE | Ask::SUM | Ask::LIMIT | Ask::PEAK | Ask::UNDER_OOM => {
             counter(arg1 as u32, arg2, |at| match question {
                 Ask::USAGE => kernel::usage_at(at),
@@ -56,17 +68,84 @@ pub fn ask(question: u64, arg1: u64, arg2: u64) {
 #[inline(always)]
 fn recycle(index: u32, generation: u64) -> Result<u64, u64> {
     let slot = maps::slot(index).ok_or(Ask::GONE)?;
-    if slot.state().generation() != generation {
+    if !slot.let_go(generation) {
         return Err(Ask::GONE);
     }
-    slot.recycle();
-    maps::push_free(index);
-    Ok(0)
+    Ok(give_back_from(index))
 }
 
-/// Reads something by the address of the counter behind a slot. The state is
-/// looked at before and after: `freed` marks it before the kernel gives the memory
-/// back, so an unchanged live state vouches for what was read in between.
+/// Gives slot `index` back, and those above it that only waited for that: where to go on,
+/// if there are many.
+#[inline(always)]
+fn give_back_from(index: u32) -> u64 {
+    const AT_ONCE: usize = 8;
+    let mut next = u64::from(index);
+    for _ in 0..maps::rolled(AT_ONCE) {
+        if next == Ask::NOWHERE {
+            break;
+        }
+        next = group::give_back(next as u32);
+    }
+    next
+}
+
+/// What is above a group that has no parent's slot to go by. The agent holds the slot, so
+/// that it stays this group's; and the programs run in one RCU section, in which a memcg
+/// that was online at its beginning is there to its end.
+#[inline(always)]
+fn above(index: u32, generation: u64) -> Result<u64, u64> {
+    let above = group::above(index, generation);
+    if above == TOP {
+        maps::count(Tally::ParentUnknown);
+        return Err(Ask::GONE);
+    }
+    Ok(above)
+}
+
+/// Levels whose limits are read in one call.
+const LEVELS: usize = 8;
+
+/// The lowest limit from the counter at `address` up to below the root.
+#[inline(always)]
+fn lowest_limit(address: u64) -> Option<u64> {
+    let scratch = maps::scratch()?;
+    scratch.value.set(u64::MAX);
+    let mut at = address;
+    for _ in 0..maps::rolled(REACH / LEVELS) {
+        at = lower_limits(at);
+        if at == 0 {
+            break;
+        }
+    }
+    Some(scratch.value.get())
+}
+
+/// Lowers the answer to the lowest limit of the next [`LEVELS`] counters, from that at
+/// `address` on; where to go on, or 0 at the root.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn lower_limits(address: u64) -> u64 {
+    let Some(scratch) = maps::scratch() else { return 0 };
+    let mut address = address;
+    for _ in 0..maps::rolled(LEVELS) {
+        let Some(parent) = kernel::parent_at(address) else { return 0 };
+        if parent == 0 {
+            return 0;
+        }
+        if let Some(limit) = kernel::limit_at(address)
+            && limit < scratch.value.get()
+        {
+            scratch.value.set(limit);
+        }
+        address = parent;
+    }
+    address
+}
+
+/// Reads something by the address of the counter behind a slot. The address is looked at
+/// before, the state before and after: `mem_cgroup_css_offline`'s program takes the one
+/// away and marks the other before the kernel gives the memory back, so an unchanged live
+/// state vouches for what was read in between.
 #[inline(always)]
 fn counter(index: u32, generation: u64, read: impl Fn(u64) -> Option<u64>) -> Result<u64, u64> {
     let Some(slot) = maps::slot(index) else {
@@ -76,15 +155,11 @@ fn counter(index: u32, generation: u64, read: impl Fn(u64) -> Option<u64>) -> Re
     // forget that a failed read has failed.
     let Some(value) = read(slot.counter.get()) else {
         let state = State(slot.state.cas(u64::MAX, u64::MAX));
-        return Err(if state.has(State::ONLINE) && !state.has(State::FREED) {
-            Ask::FAULT
-        } else {
-            Ask::GONE
-        });
+        return Err(if state.is_live() { Ask::FAULT } else { Ask::GONE });
     };
     // A full barrier (on x86-64), and always a no-op: the state after the read.
     let state = State(slot.state.cas(u64::MAX, u64::MAX));
-    if state.generation() != generation || state.has(State::FREED) || !state.has(State::ONLINE) {
+    if state.generation() != generation || !state.is_live() {
         return Err(Ask::GONE);
     }
     Ok(value)

@@ -5,11 +5,12 @@ use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use monitor_common::{
     band::{OPEN, Place},
     ring::{Doorbell, Tally},
-    slot::{MAX_DEPTH, PARENT_ROOT, PARENT_UNKNOWN, Slot},
+    slot::{PARENT_ROOT, PARENT_UNKNOWN, REACH, Slot},
     word::Word as _,
 };
 
 use crate::{
+    group::{self, TOP},
     kernel::{self, Counter},
     maps,
     word::BpfWord,
@@ -50,27 +51,16 @@ fn look_at(index: u32, slot: &Slot<BpfWord>, usage: impl FnOnce() -> u64) {
 // arguments, not once for each way that leads to it. A loop's body is one, too: the
 // verifier goes through a loop turn by turn, and so steps over a call in each.
 
-/// Looks at a counter that was not guessed, and at all above it: the first charge of
-/// a group, counters that are no group's memory (swap, hugetlb), groups without a
-/// slot.
+/// Looks at a counter that was not guessed, and at all above it.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn look_up(address: u64, distance: u64) -> u64 {
-    // On v1 each charge comes here once more, for memory+swap.
-    let of_swap = kernel::memory_of_swap(address);
-    let swap_distance = kernel::memory_of_swap(distance);
-    let index = if let Some((swapping, _)) = maps::guess(swap_distance, of_swap) {
-        swapping
-    } else if let Some(index) = maps::slot_of(address) {
-        maps::remember(distance, index);
-        index
-    } else if let Some(swapping) = maps::slot_of(of_swap) {
-        maps::remember(swap_distance, swapping);
-        swapping
-    } else {
+    let index = group::place(address, distance);
+    if index == TOP {
         return look_above(address);
-    };
+    }
     // A group's swap counter is looked at with its memory.
+    let index = index as u32;
     look_there(index);
     match maps::slot(index) {
         Some(slot) if !maps::epoch().is_calm_above(slot) => look_above(index.into()),
@@ -95,9 +85,6 @@ extern "C" fn look_there(index: u32) -> u64 {
 /// each; and enough for most hierarchies.
 const LEVELS: usize = 8;
 
-/// The end of a climb, in place of a slot's index.
-const TOP: u64 = u32::MAX as u64;
-
 /// Set beside the index: somebody waits, or not all groups on the way have a slot.
 const MET: u64 = 1 << 32;
 
@@ -112,12 +99,14 @@ const fn is_address(at: u64) -> bool {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn look_above(from: u64) -> u64 {
+    // Whose slot it is before the walk.
+    let group = maps::slot(from as u32).map_or(0, |slot| slot.counter.get());
     if go_up(from) {
         let epoch = maps::epoch().begin();
         if go_up(from)
             && let Some(slot) = maps::slot(from as u32)
         {
-            slot.set_calm(epoch);
+            slot.set_calm(epoch, group);
         }
     }
     0
@@ -127,13 +116,19 @@ extern "C" fn look_above(from: u64) -> u64 {
 #[inline(always)]
 fn go_up(from: u64) -> bool {
     let mut at = from;
-    for _ in 0..maps::rolled(MAX_DEPTH / LEVELS) {
+    for _ in 0..maps::rolled(REACH / LEVELS) {
         at = if is_address(at) { climb_counters(at) } else { climb(at) };
         if at as u32 == TOP as u32 {
             return at == TOP;
         }
     }
     maps::count(Tally::TooDeep);
+    if !is_address(at)
+        && let Some(slot) = maps::slot(at as u32)
+        && slot.deep.get() == 0
+    {
+        slot.deep.set(1);
+    }
     false
 }
 
@@ -173,19 +168,13 @@ extern "C" fn climb(at: u64) -> u64 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn climb_counters(address: u64) -> u64 {
-    let mut address = address;
-    for _ in 0..maps::rolled(LEVELS) {
-        let Some(up) = kernel::parent_at(address) else { return TOP | MET };
-        if up == 0 {
-            return TOP | MET;
-        }
-        if let Some(index) = maps::slot_of(up) {
-            look_there(index);
-            return u64::from(index) | MET;
-        }
-        address = up;
+    let found = group::find_up(address);
+    if is_address(found) {
+        return found;
     }
-    address
+    let Some(slot) = maps::slot(found as u32) else { return TOP | MET };
+    look_there(found as u32);
+    if maps::epoch().is_calm_above(slot) { TOP | MET } else { found | MET }
 }
 
 /// What [`out_of_band`] is about: bits.

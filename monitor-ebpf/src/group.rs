@@ -1,121 +1,302 @@
-//! Groups come, are called up, and go: who has which slot.
+//! Groups come, are called up, and go: who has which slot. What a slot's life is, and why
+//! it has one owner: `monitor_common::life`.
 
-use aya_ebpf::{EbpfContext, helpers::bpf_get_current_pid_tgid};
+use aya_ebpf::{
+    EbpfContext,
+    helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns},
+};
 use aya_log_ebpf::warn;
 use monitor_common::{
-    ask::{Roll, Wanted},
+    ask::{Ask, Roll, Wanted},
     band::OPEN,
     ring::{Doorbell, Tally},
-    slot::{PARENT_ROOT, PARENT_UNKNOWN, State},
+    slot::{PARENT_ROOT, PARENT_UNKNOWN, REACH, Slot, State},
     word::Word as _,
 };
 
-use crate::{kernel, maps};
+use crate::{kernel, maps, word::BpfWord};
+
+// Global functions, as in `charge`: the verifier checks each once, for all programs that
+// call it.
 
 /// Gives the memcg of `css` a slot, if it has none. Returns the slot's index,
-/// [`Roll::ROOT`] or [`Roll::FULL`].
-#[inline(always)]
-fn track<C: EbpfContext>(ctx: &C, css: u64) -> u64 {
+/// [`Roll::ROOT`], [`Roll::FULL`] or [`Roll::SILENT`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn track(css: u64) -> u64 {
     let address = kernel::counter_of_css(css);
-    if let Some(index) = maps::slot_of(address) {
-        find_parent(index, address);
-        return u64::from(index);
-    }
     let parent = match kernel::parent_at(address) {
         Some(0) => return Roll::ROOT,
         Some(parent) => parent,
         None => return Roll::SILENT,
     };
+    if let Some(index) = maps::slot_of(address) {
+        if let Some(slot) = maps::slot(index)
+            && slot.parent.get() == PARENT_UNKNOWN
+        {
+            find_parent(index, parent);
+        }
+        return u64::from(index);
+    }
+    let id = kernel::cgroup_id_of_css(css).unwrap_or(0);
     let Some(index) = maps::pop_free() else {
-        maps::count(Tally::SlotsExhausted);
-        warn!(ctx, "no free slot: a new group is not watched; see --max-groups");
+        if maps::is_refused_anew(id) {
+            maps::count(Tally::SlotsExhausted);
+        }
         return Roll::FULL;
     };
     let Some(slot) = maps::slot(index) else {
         return Roll::FULL;
     };
 
-    slot.parent.set(slot_of_parent(parent));
-    slot.cgroup_id.set(kernel::cgroup_id_of_css(css).unwrap_or(0));
+    slot.parent.set(PARENT_UNKNOWN);
+    slot.cgroup_id.set(id);
     slot.forget();
     slot.band.set(OPEN);
     slot.counter.set(address);
     // Last, and a full barrier: a live state vouches for the rest.
     slot.state.xchg(State::online(slot.state().generation()).0);
 
-    if maps::enter_counter(address, index) {
-        return u64::from(index);
+    if !maps::enter_counter(address, index) {
+        slot.recycle();
+        maps::push_free(index);
+        return maps::slot_of(address).map_or(Roll::FULL, u64::from);
     }
-    slot.recycle();
-    maps::push_free(index);
-    maps::slot_of(address).map_or(Roll::FULL, u64::from)
+    // After the entry, which those who remember that there is none look for.
+    maps::remember(address.wrapping_sub(maps::guesses_base()), index);
+    find_parent(index, parent);
+    u64::from(index)
 }
 
-/// The slot of the group whose counter is at `parent`, in the words of a slot's `parent`.
-#[inline(always)]
-fn slot_of_parent(parent: u64) -> u64 {
-    match (maps::slot_of(parent), kernel::parent_at(parent)) {
-        (Some(up), _) => u64::from(up),
-        (None, Some(0)) => PARENT_ROOT,
-        _ => PARENT_UNKNOWN,
+/// Names the parent of slot `index`, whose counter is at `parent`, if it has a slot. Where
+/// not, its children's charges go by the kernel's own pointers, and the agent is told
+/// that there is such a slot: groups are read by others, and made, while the agent
+/// starts, and the table may be full.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn find_parent(index: u32, parent: u64) -> u64 {
+    let Some(slot) = maps::slot(index) else { return 0 };
+    if let Some(up) = maps::slot_of(parent) {
+        name(slot, up, parent);
+    } else if kernel::parent_at(parent) == Some(0) {
+        slot.parent.cas(PARENT_UNKNOWN, PARENT_ROOT);
     }
+    if slot.parent.get() == PARENT_UNKNOWN {
+        maps::raise_orphans();
+    }
+    0
 }
 
-/// Looks up again the parent of a group that got its slot first: groups are read by
-/// others, and made, while the agent starts. The roll call reads parents first, so after
-/// it none is left but below a group without a slot.
+/// Makes slot `up`, of the group whose counter is at `address`, the parent of `slot`,
+/// which has none.
 #[inline(always)]
-fn find_parent(index: u32, address: u64) {
-    if let Some(slot) = maps::slot(index)
-        && slot.parent.get() == PARENT_UNKNOWN
-        && let Some(parent) = kernel::parent_at(address)
-    {
-        slot.parent.set(slot_of_parent(parent));
+fn name(slot: &Slot<BpfWord>, up: u32, address: u64) {
+    let Some(above) = maps::slot(up) else { return };
+    if above.name(address) && slot.parent.cas(PARENT_UNKNOWN, u64::from(up)) == PARENT_UNKNOWN {
+        return;
     }
+    above.unname();
+    // It may have waited for this alone.
+    give_back(up);
+}
+
+/// Levels that are climbed in one call; see `charge`.
+const LEVELS: usize = 8;
+
+/// In place of a slot's index: there is none up to the root.
+pub const TOP: u64 = u32::MAX as u64;
+
+/// The slot of the group whose memory, or swap, counter is at `address`; [`TOP`] if it has
+/// none: the first charge of a group, counters that are no group's memory (swap, hugetlb),
+/// groups that are removed, or found the table full.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn place(address: u64, distance: u64) -> u64 {
+    // On v1 each charge comes here once more, for memory+swap.
+    let (of_swap, swap_distance) = (kernel::memory_of_swap(address), kernel::memory_of_swap(distance));
+    if let Some((index, _)) = maps::guess(swap_distance, of_swap) {
+        return index.into();
+    }
+    // Both, since a group that gets a slot makes only its memory's guess right.
+    if maps::is_slotless(distance, address) && maps::is_slotless(swap_distance, of_swap) {
+        return TOP;
+    }
+    if let Some(index) = maps::slot_of(address) {
+        maps::remember(distance, index);
+        return index.into();
+    }
+    if let Some(index) = maps::slot_of(of_swap) {
+        maps::remember(swap_distance, index);
+        return index.into();
+    }
+    maps::remember_none(distance, address);
+    maps::remember_none(swap_distance, of_swap);
+    if let Some(index) = maps::slot_of(address) {
+        maps::remember(distance, index);
+        return index.into();
+    }
+    if let Some(index) = maps::slot_of(of_swap) {
+        maps::remember(swap_distance, index);
+        return index.into();
+    }
+    TOP
+}
+
+/// Looks for the first of the next [`LEVELS`] counters above `address` that has a slot:
+/// its index, the address where to go on, or [`TOP`]. Above a swap counter, for that of
+/// its group.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn find_up(address: u64) -> u64 {
+    let (mut address, base) = (address, maps::guesses_base());
+    for _ in 0..maps::rolled(LEVELS) {
+        let Some(up) = kernel::parent_at(address) else { return TOP };
+        if up == 0 {
+            return TOP;
+        }
+        let index = place(up, up.wrapping_sub(base));
+        if index != TOP {
+            return index;
+        }
+        address = up;
+    }
+    address
+}
+
+/// The slot of the nearest group above the counter at `address` that has one; the root's
+/// where there is none. [`TOP`] if the hierarchy is deeper than [`REACH`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn nearest(address: u64) -> u64 {
+    let mut at = address;
+    for _ in 0..maps::rolled(REACH / LEVELS) {
+        at = find_up(at);
+        if at == TOP {
+            return u64::from(maps::root_slot());
+        }
+        if at >> 63 == 0 {
+            return at;
+        }
+    }
+    TOP
+}
+
+/// The slot of the nearest group above that of slot `index` that has one, or [`TOP`] where
+/// it is not known. The parent gets a slot, if there is room.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn above(index: u32, generation: u64) -> u64 {
+    let Some(slot) = maps::slot(index) else { return TOP };
+    let address = slot.counter.get();
+    let state = slot.state();
+    if address == 0 || !state.is_live() || state.generation() != generation {
+        return TOP;
+    }
+    let Some(parent) = kernel::parent_at(address) else { return TOP };
+    track(kernel::css_of_counter(parent));
+    find_parent(index, parent);
+    let known = slot.parent.get();
+    if known == PARENT_ROOT {
+        return u64::from(maps::root_slot());
+    }
+    if known == PARENT_UNKNOWN { nearest(address) } else { known }
 }
 
 /// `mem_cgroup_css_online`: a new group, before its first charge.
 #[inline(always)]
 pub fn online<C: EbpfContext>(ctx: &C, css: u64) {
-    track(ctx, css);
+    if track(kernel::scalar(css)) == Roll::FULL && is_time_to_say() {
+        warn!(ctx, "no free slot: a new group is not watched; see --max-groups");
+    }
 }
 
-/// `mem_cgroup_css_offline`: removed, or the controller was turned off. The
-/// counter lives on and still moves its ancestors' until `freed`.
+/// Whether ten seconds have gone by since this was true: what anybody can bring about
+/// does not fill the log.
+#[inline(always)]
+fn is_time_to_say() -> bool {
+    const PAUSE: u64 = 10_000_000_000;
+    // SAFETY: reads a clock.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let last = maps::last_said().get();
+    now.wrapping_sub(last) >= PAUSE && maps::last_said().cas(last, now) == last
+}
+
+/// `mem_cgroup_css_offline`: removed, or the controller was turned off. The counter lives
+/// on, perhaps for long, and still moves its ancestors', which are found by the kernel's
+/// own pointers; the slot is given back, or left to the agent.
 #[inline(always)]
 pub fn offline(css: u64) {
-    let Some(index) = maps::slot_of(kernel::counter_of_css(css)) else {
-        return;
-    };
-    let Some(slot) = maps::slot(index) else {
-        return;
-    };
-    if slot.mark(State::OFFLINE).has(State::WATCHED) {
-        ring(index);
-    }
+    depart(kernel::counter_of_css(kernel::scalar(css)));
 }
 
-/// `mem_cgroup_css_free`: the counter's memory is about to be given back.
+/// `mem_cgroup_css_free`: the counter's memory is about to be given back. There is nothing
+/// left to do, unless the kernel has skipped the program at `mem_cgroup_css_offline`.
 #[inline(always)]
 pub fn freed(css: u64) {
-    let address = kernel::counter_of_css(css);
-    let Some(index) = maps::slot_of(address) else {
-        return;
-    };
+    depart(kernel::counter_of_css(kernel::scalar(css)));
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn depart(address: u64) -> u64 {
+    let Some(index) = maps::slot_of(address) else { return 0 };
     maps::forget_counter(address);
-    let Some(slot) = maps::slot(index) else {
-        return;
-    };
-    // A watched slot is the agent's to recycle: it may be looking at it now.
-    if slot.mark(State::FREED).has(State::WATCHED) {
-        // The next group may be made at this very address: no guess may take it
-        // for this one.
-        slot.counter.set(0);
-        ring(index);
-        return;
+    let Some(slot) = maps::slot(index) else { return 0 };
+    if slot.parent.get() == PARENT_UNKNOWN {
+        // Whoever tells what is left here has to know what is above: now or never.
+        let up = nearest(address);
+        if up == u64::from(maps::root_slot()) {
+            slot.parent.cas(PARENT_UNKNOWN, PARENT_ROOT);
+        } else if let Some(above) = maps::slot(up as u32) {
+            name(slot, up as u32, above.counter.get());
+        }
     }
-    slot.recycle();
+    let usage = kernel::usage_at(address).unwrap_or(0);
+    let sum = kernel::sum_at(address).map_or(usage, |(sum, _)| sum);
+    if slot.leave(usage, sum) {
+        maps::ring(Doorbell { kind: Doorbell::SLOT, slot: index, value: 0 });
+    } else {
+        give_back(index);
+    }
+    0
+}
+
+/// Gives slot `index` back if nobody needs it. The slot above it then, which may have
+/// waited for that, or [`Ask::NOWHERE`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn give_back(index: u32) -> u64 {
+    let Some(slot) = maps::slot(index) else { return Ask::NOWHERE };
+    if index == maps::root_slot() || !slot.retire() {
+        return Ask::NOWHERE;
+    }
+    let parent = slot.parent.get();
+    slot.clear();
     maps::push_free(index);
+    if parent >= u64::from(maps::root_slot()) {
+        return Ask::NOWHERE;
+    }
+    let Some(above) = maps::slot(parent as u32) else { return Ask::NOWHERE };
+    above.unname();
+    parent
+}
+
+/// The slot of the group of `css`, whose limit was reached: if it has none, now is the
+/// time for it, since those below are to be told.
+#[inline(always)]
+pub fn place_of_oom(css: u64) -> Option<u32> {
+    let css = kernel::scalar(css);
+    if let Some(index) = maps::slot_of(kernel::counter_of_css(css)) {
+        return Some(index);
+    }
+    match track(css) {
+        Roll::FULL if maps::is_wanted(Wanted::OOM) => {
+            maps::count(Tally::OomUnplaced);
+            None
+        }
+        Roll::FULL | Roll::ROOT | Roll::SILENT => None,
+        index => Some(index as u32),
+    }
 }
 
 /// `cgroup_notify_populated`: whether any task is in a group or below it has
@@ -135,23 +316,15 @@ pub fn populated(cgroup: u64, populated: u64) {
     }
 }
 
-#[inline(always)]
-fn ring(index: u32) {
-    if let Some(slot) = maps::slot(index) {
-        slot.pending.xchg(1);
-    }
-    maps::ring(Doorbell { kind: Doorbell::SLOT, slot: index, value: 0 });
-}
-
 /// A usage file is read. Whoever reads it, its group gets a slot; if it is the
 /// agent who calls the roll, it also learns which: the kernel's own word on
 /// which group a descriptor belongs to, whatever name it was opened by.
 #[inline(always)]
-pub fn called<C: EbpfContext>(ctx: &C, css: u64) {
+pub fn called(css: u64) {
     let Some(scratch) = maps::readings() else {
         return;
     };
-    let index = track(ctx, css);
+    let index = track(kernel::scalar(css));
     if scratch.agent.get() != bpf_get_current_pid_tgid() {
         return;
     }

@@ -78,6 +78,11 @@ pub fn counter_of_css(css: u64) -> u64 {
     css + maps::off_memcg_memory()
 }
 
+/// The css of the memcg whose `memory` counter is at `address`.
+pub fn css_of_counter(address: u64) -> u64 {
+    address - maps::off_memcg_memory()
+}
+
 /// `cgroup_id()` of a `css`: its directory's inode number.
 pub fn cgroup_id_of_css(css: u64) -> Option<u64> {
     let cgroup = read(css + maps::off_css_cgroup())?;

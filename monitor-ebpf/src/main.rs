@@ -67,13 +67,13 @@ fn css_free(ctx: FEntryContext) -> i32 {
 
 #[fentry]
 fn usage_read(ctx: FEntryContext) -> i32 {
-    group::called(&ctx, ctx.arg(0));
+    group::called(ctx.arg(0));
     0
 }
 
 #[fentry]
 fn usage_read_v1(ctx: FEntryContext) -> i32 {
-    group::called(&ctx, ctx.arg(0));
+    group::called(ctx.arg(0));
     0
 }
 

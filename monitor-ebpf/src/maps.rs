@@ -6,7 +6,7 @@ use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
     helpers::bpf_ktime_get_ns,
     macros::map,
-    maps::{Array, HashMap, RingBuf, Stack},
+    maps::{Array, HashMap, LruHashMap, Queue, RingBuf},
 };
 use monitor_common::{
     ask::{ANSWERS, Ask, CELLS, FileRefs, READINGS, Scratch},
@@ -17,7 +17,7 @@ use monitor_common::{
     word::Word as _,
 };
 
-use crate::word::BpfWord;
+use crate::{kernel, word::BpfWord};
 
 /// One slot for each memcg; the agent maps it. The loader sets the size.
 #[map]
@@ -27,9 +27,16 @@ static SLOTS: Array<Slot<BpfWord>> = Array::with_max_entries(16, BPF_F_MMAPABLE)
 #[map]
 static COUNTERS: HashMap<u64, u32> = HashMap::with_max_entries(16, 0);
 
-/// Slots that wait for another group.
+/// Slots that wait for another group. The one that waits longest is taken first, and
+/// none as long as there are others that were never used: a charge that still has a
+/// slot's index when that is given back has long ended when it is another group's.
 #[map]
-static FREE: Stack<u32> = Stack::with_max_entries(16, 0);
+static FREE: Queue<u32> = Queue::with_max_entries(16, 0);
+
+/// Groups that found no free slot, by the ids of their directories: each is counted
+/// once, however often its usage is read.
+#[map]
+static REFUSED: LruHashMap<u64, u32> = LruHashMap::with_max_entries(4096, 0);
 
 /// Doorbells to the agent.
 #[map]
@@ -59,8 +66,11 @@ const SEEN_CPUS: usize = 1024;
 /// A global, not a map: no look-up to get at it.
 static SEEN: [BpfWord; SEEN_CPUS] = [const { BpfWord::zero() }; SEEN_CPUS];
 
-/// Slots from this on were never used. Goes on when there are none: nobody reads it then.
+/// Slots from this on were never used.
 static FRESH: BpfWord = BpfWord::zero();
+
+/// When the log was last told that the table is full.
+static LAST_SAID: BpfWord = BpfWord::zero();
 
 /// See [`Epoch`].
 static EPOCH: BpfWord = BpfWord::zero();
@@ -69,7 +79,8 @@ static EPOCH: BpfWord = BpfWord::zero();
 const GUESS_BITS: u32 = 12;
 
 /// What `COUNTERS` said last, by a hash of the address: the slot's index. Only a
-/// guess, which the slot itself confirms, so two counters may share a cell.
+/// guess, which the slot itself confirms, so two counters may share a cell. Or the address
+/// itself: of a counter without a slot.
 static GUESSES: [BpfWord; 1 << GUESS_BITS] = [const { BpfWord::zero() }; 1 << GUESS_BITS];
 
 macro_rules! globals {
@@ -177,17 +188,31 @@ pub fn forget_counter(address: u64) {
     let _ = COUNTERS.remove(address);
 }
 
-/// A free slot's index: one that was used before, as long as there is one.
+/// A free slot's index.
 pub fn pop_free() -> Option<u32> {
-    if let Some(index) = FREE.pop().ok().flatten() {
-        return Some(index);
+    if FRESH.get() < u64::from(root_slot()) {
+        let index = FRESH.take_number();
+        if index < u64::from(root_slot()) {
+            slot(index as u32)?.recycle();
+            return Some(index as u32);
+        }
     }
-    let index = FRESH.take_number();
-    if index >= u64::from(root_slot()) {
-        return None;
+    FREE.pop().ok().flatten()
+}
+
+/// Whether this is the first time that a group of this id finds no free slot.
+pub fn is_refused_anew(cgroup_id: u64) -> bool {
+    const NOEXIST: u64 = 1;
+    REFUSED.insert(cgroup_id, 0, NOEXIST).is_ok()
+}
+
+/// There may be slots whose parent is unknown.
+pub fn raise_orphans() {
+    if let Some(scratch) = scratch()
+        && scratch.orphans.get() == 0
+    {
+        scratch.orphans.xchg(1);
     }
-    slot(index as u32)?.recycle();
-    Some(index as u32)
 }
 
 /// Gives a recycled slot back.
@@ -217,6 +242,11 @@ pub fn readings() -> Option<&'static Scratch<BpfWord>> {
 #[inline(always)]
 pub fn seen(cpu: u32) -> &'static BpfWord {
     &SEEN[cpu as usize % SEEN_CPUS]
+}
+
+/// When the log was last told that the table is full, in nanoseconds.
+pub fn last_said() -> &'static BpfWord {
+    &LAST_SAID
 }
 
 /// The present epoch.
@@ -252,6 +282,25 @@ pub fn guess(distance: u64, address: u64) -> Option<(u32, &'static Slot<BpfWord>
 #[inline(always)]
 pub fn remember(distance: u64, index: u32) {
     guess_cell(distance).set(u64::from(index));
+}
+
+/// What [`distance`] counts from, as a plain number: for addresses that are, too.
+pub fn guesses_base() -> u64 {
+    kernel::scalar((&raw const GUESSES) as u64)
+}
+
+/// Whether the counter at `address` was found to have no slot, not long ago.
+#[inline(always)]
+pub fn is_slotless(distance: u64, address: u64) -> bool {
+    guess_cell(distance).get() == address
+}
+
+/// Remembers that the counter at `address` has no slot: unless it has got one meanwhile,
+/// which is to be asked after this (a full barrier). Who gives it one enters that in
+/// `COUNTERS`, and then here.
+#[inline(always)]
+pub fn remember_none(distance: u64, address: u64) {
+    guess_cell(distance).xchg(address);
 }
 
 /// Counts a loss.

@@ -8,7 +8,7 @@ use monitor_common::{
     word::Word as _,
 };
 
-use crate::{kernel, maps};
+use crate::{group, kernel, maps};
 
 /// In the place of a slot: the task writes `memory.max`, and what the kernel then
 /// does for lack of memory is not an OOM of a charge. One such write makes
@@ -23,7 +23,7 @@ pub fn begun(css: u64) {
     if maps::oom_of(task).is_some() {
         return;
     }
-    let Some(index) = maps::slot_of(kernel::counter_of_css(css)) else {
+    let Some(index) = group::place_of_oom(css) else {
         return;
     };
     if !maps::enter_oom(task, index) {
@@ -58,7 +58,7 @@ pub fn ended() {
 #[inline(always)]
 pub fn notified(css: u64) {
     if maps::is_wanted(Wanted::OOM)
-        && let Some(index) = maps::slot_of(kernel::counter_of_css(css))
+        && let Some(index) = group::place_of_oom(css)
     {
         tell(index);
     }

@@ -7,7 +7,7 @@ use monitor_common::{
     word::Word as _,
 };
 
-use crate::{kernel, maps};
+use crate::{group, kernel, maps};
 
 /// `vmpressure_work_fn`: the kernel itself evaluates a window, on v2 for nobody.
 /// Read before the kernel takes the sums under its lock; a window that is added
@@ -24,14 +24,16 @@ pub fn window(work: u64) {
         return;
     }
     let counter = kernel::counter_of_vmpressure_work(work);
-    let index = match maps::slot_of(counter) {
-        Some(index) => index,
+    let own = match maps::slot_of(counter) {
+        Some(index) => Some(index),
         // Only the root has no parent: reclaim for the whole host.
-        None if kernel::parent_at(counter) == Some(0) => maps::root_slot(),
-        None => return,
+        None if kernel::parent_at(counter) == Some(0) => Some(maps::root_slot()),
+        None => None,
     };
+    // A group without a slot has no listeners; those above it may have.
+    let index = own.unwrap_or_else(|| group::nearest(kernel::scalar(counter)) as u32);
     let Some(slot) = maps::slot(index) else { return };
-    let [low, medium, critical] = &slot.windows;
+    let [low, medium, critical] = if own.is_some() { &slot.windows } else { &slot.windows_below };
     match level_of(scanned, reclaimed) {
         Level::Low => low.add(1),
         Level::Medium => medium.add(1),

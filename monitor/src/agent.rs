@@ -178,6 +178,7 @@ pub async fn run(
             );
         }
     }
+    watcher.take_stock();
     let watcher = Shared::new(watcher);
 
     let closer = Closer::start(options.confine).map_err(|error| Error::file("start", "threads", error))?;

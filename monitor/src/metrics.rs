@@ -40,8 +40,10 @@ pub struct AgentNumbers {
     pub schema: u32,
     /// When it started, in seconds since 1970.
     pub start: f64,
-    /// Groups watched now, and most at once.
-    pub groups: (u64, u64),
+    /// Groups watched now.
+    pub groups: u64,
+    /// Places taken in the table of groups, and how many there are.
+    pub places: (u64, u64),
     /// Eventfds registered now, and most at once.
     pub eventfds: (u64, u64),
     /// Registrations by control file.

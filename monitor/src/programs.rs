@@ -156,6 +156,25 @@ impl Programs {
         }
     }
 
+    /// Gives a slot back, and those above it that only waited for that.
+    fn give_back(&self, question: u64, slot: u32, generation: u64) {
+        let mut next = self.ask(question, u64::from(slot), generation);
+        loop {
+            let above = match next {
+                Ok(Ask::OK) => self.answer_cell().map_or(Ask::NOWHERE, |cell| cell.value.get()),
+                Ok(_) => Ask::NOWHERE,
+                Err(error) => {
+                    log::error!("slot {slot} is not given back before the next agent starts: {error}");
+                    Ask::NOWHERE
+                }
+            };
+            if above == Ask::NOWHERE {
+                return;
+            }
+            next = self.ask(Ask::TIDY, above, 0);
+        }
+    }
+
     /// Asks one question; the program's verdict.
     fn ask(&self, question: u64, arg1: u64, arg2: u64) -> Result<u64> {
         /// Newer kernels skip a run while another is under way on the CPU.
@@ -207,6 +226,18 @@ impl Source for Programs {
         self.ask_of(Ask::LIMIT, group)
     }
 
+    fn lowest_limit(&self, group: GroupId) -> Result<Option<u64>> {
+        self.ask_of(Ask::LOWEST_LIMIT, group)
+    }
+
+    fn above(&self, group: GroupId) -> Result<Option<u32>> {
+        Ok(self.ask_of(Ask::ABOVE, group)?.and_then(|slot| u32::try_from(slot).ok()))
+    }
+
+    fn take_orphans(&self) -> bool {
+        self.answer_cell().is_ok_and(|cell| cell.orphans.get() != 0 && cell.orphans.xchg(0) != 0)
+    }
+
     fn is_under_oom(&self, group: GroupId) -> Result<bool> {
         if self.offers.under_oom {
             return Ok(self.ask_of(Ask::UNDER_OOM, group)?.is_some_and(|count| count > 0));
@@ -251,9 +282,11 @@ impl Source for Programs {
 
     fn recycle(&mut self, slot: u32) {
         let generation = self.slot(slot).map_or(0, |slot| slot.state().generation());
-        if let Err(error) = self.ask(Ask::RECYCLE, u64::from(slot), generation) {
-            log::error!("slot {slot} is lost: {error}");
-        }
+        self.give_back(Ask::RECYCLE, slot, generation);
+    }
+
+    fn tidy(&mut self, slot: u32) {
+        self.give_back(Ask::TIDY, slot, 0);
     }
 
     fn tally(&self, tally: Tally) -> u64 {

@@ -100,6 +100,25 @@ pub trait Source: Slots {
     /// The programs could not be asked.
     fn limit(&self, group: GroupId) -> Result<Option<u64>>;
 
+    /// The lowest limit of the group and of all above it but the root, in pages, whether
+    /// those are in the table or not; as [`Source::usage`].
+    ///
+    /// # Errors
+    /// The programs could not be asked.
+    fn lowest_limit(&self, group: GroupId) -> Result<Option<u64>>;
+
+    /// The slot of the nearest group above that is in the table, or the root's, where the
+    /// slot itself does not say it. The parent gets a slot, if there is room. `None` if it
+    /// cannot be known, which is counted ([`Tally::ParentUnknown`]).
+    ///
+    /// # Errors
+    /// The programs could not be asked.
+    fn above(&self, group: GroupId) -> Result<Option<u32>>;
+
+    /// Whether there may be slots whose parent is unknown; asked once for each time that
+    /// it becomes so.
+    fn take_orphans(&self) -> bool;
+
     /// Whether the group is under OOM now.
     ///
     /// # Errors
@@ -127,8 +146,13 @@ pub trait Source: Slots {
     /// The programs could not be asked.
     fn file_refs(&self, files: &[FileId]) -> Result<Vec<u64>>;
 
-    /// Gives back the slot of a group that is gone.
+    /// Lets go of the slot of a group that is gone: it is given back, once no other below
+    /// needs it.
     fn recycle(&mut self, slot: u32);
+
+    /// Gives back a slot that nobody needs; for those that an agent which was killed has
+    /// left.
+    fn tidy(&mut self, slot: u32);
 
     /// A count of losses.
     fn tally(&self, tally: Tally) -> u64;

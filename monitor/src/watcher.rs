@@ -3,6 +3,7 @@
 
 mod closed;
 mod event;
+mod groups;
 mod lifetime;
 mod measures;
 mod register;
@@ -105,6 +106,7 @@ pub struct Watcher<S> {
     measures: Measures,
     skipped: u64,
     lost: u64,
+    table: groups::Rounds,
 }
 
 impl<S: std::fmt::Debug> std::fmt::Debug for Watcher<S> {
@@ -123,6 +125,7 @@ impl<S: Source> Watcher<S> {
     /// As [`Signaller::new`].
     pub fn new(source: S, host: Box<dyn Host + Send>, limits: Limits) -> Result<Self> {
         let (skipped, measures) = (source.skipped(), Measures::new(&source));
+        let table = groups::Rounds::new(&source);
         Ok(Self {
             source,
             host,
@@ -146,6 +149,7 @@ impl<S: Source> Watcher<S> {
             measures,
             skipped,
             lost: 0,
+            table,
         })
     }
 
@@ -204,7 +208,7 @@ impl<S: Source> Watcher<S> {
     /// queued for another turn.
     pub fn look(&mut self, index: u32) {
         for _ in 0..LOOKS {
-            let Some(slot) = self.source.slot(index) else {
+            let Some(slot) = self.source.slot(index).filter(|slot| self.may_look_at(index, slot)) else {
                 return;
             };
             let (state, seen) = (slot.state(), take(slot));
@@ -254,7 +258,11 @@ impl<S: Source> Watcher<S> {
                 return false;
             }
         };
-        let (memory, sum) = now.unwrap_or((was, None));
+        let last = |on| self.last_of(id, on);
+        let (memory, sum) = now.unwrap_or_else(|| {
+            let sum = sum_too.then(|| last(ControlFile::Memsw)).flatten();
+            (last(ControlFile::Usage).unwrap_or(was), sum)
+        });
         self.step(index, ControlFile::Usage, seen.memory, memory);
         if let Some(sum) = sum {
             self.step(index, ControlFile::Memsw, seen.sum, sum);
@@ -315,7 +323,8 @@ impl<S: Source> Watcher<S> {
     /// What was seen, but for what has been signalled, is to be looked at again.
     fn give_back(&self, index: u32, seen: Seen) {
         if let Some(slot) = self.source.slot(index) {
-            give_back(slot, &Seen { ooms: 0, windows: [0; 3], emptied: 0, ..seen });
+            let Seen { memory, sum, .. } = seen;
+            give_back(slot, &Seen { memory, sum, ..Seen::NOTHING });
         }
     }
 
@@ -359,6 +368,8 @@ impl<S: Source> Watcher<S> {
                 self.look(index);
             }
         }
+        self.look_above_the_deep();
+        self.find_parents();
         self.follow_limits();
         if self.search.is_done() {
             self.search = self.search_closed();
@@ -372,7 +383,7 @@ impl<S: Source> Watcher<S> {
     }
 
     fn losses(&self) -> u64 {
-        self.source.tally(Tally::RingFull) + self.source.tally(Tally::TooDeep)
+        self.source.tally(Tally::RingFull)
     }
 }
 

@@ -162,30 +162,42 @@ fn loss_twin_stays_idle() -> Result<()> {
     Ok(())
 }
 
+/// A group with so many levels below it, one in each.
+fn chain(top: &Group, levels: usize) -> Result<Vec<Group>> {
+    let mut chain = vec![top.child("d")?];
+    for _ in 1..levels {
+        let next = chain[chain.len() - 1].child("d")?;
+        chain.push(next);
+    }
+    Ok(chain)
+}
+
 vm_test!(
     loss_deep_hierarchy,
-    "an ancestor more than 64 levels up is signalled by the sweep",
+    "an ancestor 100 levels up is signalled by a doorbell, one more than 512 up by the sweep",
     Any,
     [Kernel, Preempt]
 );
 fn loss_deep_hierarchy() -> Result<()> {
-    let agent = Agent::start(&["--sweep-ms", "50"])?;
     let top = Group::new("deep")?;
-    let mut chain = vec![top.child("d")?];
-    for _ in 0..70 {
-        let next = chain[chain.len() - 1].child("d")?;
-        chain.push(next);
-    }
-    // The groups below weigh on the top.
-    let waiter = Waiter::on(&top, &(top.usage()? + 4 * MIB).to_string())?;
-    let mut charger = Charger::start(&chain[chain.len() - 1])?;
-    charger.grow(Kind::Anonymous, 8 * MIB)?;
-    // Nothing rings here: the registration itself has to start the sweep.
-    ensure!(waiter.wait()? == 1, "72 levels up, by the sweep");
-    ensure!(loss(&agent, "too_deep")? > 0, "and counted");
-    charger.end()?;
-    while let Some(group) = chain.pop() {
-        group.remove()?;
+    for (levels, sweep) in [(100, "3600000"), (530, "50")] {
+        let agent = Agent::start(&["--sweep-ms", sweep])?;
+        let mut chain = chain(&top, levels)?;
+        let bystander = Group::new("beside")?;
+        let beside = Waiter::on(&bystander, "64M")?;
+        // The groups below weigh on the top.
+        let waiter = Waiter::on(&top, &(top.usage()? + 4 * MIB).to_string())?;
+        let mut charger = Charger::start(&chain[chain.len() - 1])?;
+        charger.grow(Kind::Anonymous, 8 * MIB)?;
+        ensure!(waiter.wait()? == 1, "{levels} levels up");
+        let deep = loss(&agent, "too_deep")?;
+        ensure!((deep > 0) == (levels > 512), "{levels} levels: {deep} charges were too deep");
+        ensure!(agent.status()?.resyncs == 0, "all that is watched was read again");
+        ensure!(beside.take()? == 0, "a bystander was signalled");
+        charger.end()?;
+        while let Some(group) = chain.pop() {
+            group.remove()?;
+        }
     }
     Ok(())
 }
@@ -207,13 +219,12 @@ fn loss_slots_are_used_again() -> Result<()> {
         for waiter in &waiters {
             ensure!(waiter.wait()? == 1, "round {round}: removal");
         }
-        // Dying groups hold their slots until the kernel frees them.
-        until("slots come back", || {
-            let probe = Group::new("probe")?;
-            let watched = Waiter::on(&probe, "1M").is_ok();
-            probe.remove()?;
-            Ok(watched)
-        })?;
+        // Those that nobody watches give their slots back as they go, the others when the
+        // removal is told.
+        let probe = Group::new("probe")?;
+        let watched = Waiter::on(&probe, "1M");
+        ensure!(watched.is_ok(), "round {round}: the slots are not back: {watched:?}");
+        probe.remove()?;
     }
     let group = Group::new("last")?;
     let waiter = Waiter::on(&group, "4M")?;

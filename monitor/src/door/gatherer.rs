@@ -112,19 +112,19 @@ impl Gatherer {
     }
 
     async fn gather(&self, selection: &Arc<Selection>) -> Option<Texts> {
-        let candidates = turns::candidates(&self.watcher).await;
+        let (candidates, occupied) = turns::candidates(&self.watcher).await;
         let live = candidates.len() as u64;
         let (tree, root) = (Arc::clone(&self.tree), self.hierarchy.root.clone());
         let selection = Arc::clone(selection);
         let choose = move || selection.choose(candidates, |id| path_below(&root, &tree, id));
         let (chosen, left_out) = spawn_blocking(choose).await.inspect_err(report).ok()?;
         let groups = turns::numbers(&self.watcher, &chosen).await;
-        let agent = self.agent(live);
+        let agent = self.agent(live, occupied);
         let tree = Arc::clone(&self.tree);
         spawn_blocking(move || render(&tree, agent, groups, left_out)).await.inspect_err(report).ok()
     }
 
-    fn agent(&self, live: u64) -> AgentNumbers {
+    fn agent(&self, live: u64, occupied: u64) -> AgentNumbers {
         let watcher = self.watcher.lock();
         let (registry, measures) = (watcher.registry(), watcher.measures());
         let count = |on: ControlFile| {
@@ -140,7 +140,8 @@ impl Gatherer {
             version: env!("CARGO_PKG_VERSION"),
             schema: SCHEMA,
             start: self.start,
-            groups: (live, u64::from(watcher.source().root().slot)),
+            groups: live,
+            places: (occupied, u64::from(watcher.source().root().slot)),
             eventfds: (registry.file_count(), self.max_eventfds.into()),
             registrations: ControlFile::ALL.map(|on| (on.name(), count(on))).to_vec(),
             signals: CAUSES.into_iter().zip(measures.signals).collect(),

@@ -1,6 +1,7 @@
 //! What the agent's loop reads for a scrape: counters, of a few groups in a turn, so that
 //! doorbells are answered in between.
 
+use monitor_common::slot::State;
 use tokio::task::yield_now;
 
 use crate::{
@@ -21,17 +22,20 @@ const SLOTS_IN_A_TURN: u32 = 4096;
 /// From where a limit is none, in bytes: v1 and v2 write "no limit" as big numbers.
 const NO_LIMIT: u64 = 1 << 50;
 
-/// All groups that are watched, with their usage.
-pub(super) async fn candidates<S: Source>(watcher: &Shared<S>) -> Vec<Candidate> {
-    let (mut candidates, mut index) = (Vec::new(), 0);
+/// All groups that are watched, with their usage; and how many places of the table are
+/// taken, by those and by groups that are gone.
+pub(super) async fn candidates<S: Source>(watcher: &Shared<S>) -> (Vec<Candidate>, u64) {
+    let (mut candidates, mut occupied, mut index) = (Vec::new(), 0, 0);
     loop {
         {
             let watcher = watcher.lock();
             let (mut read, end) = (0, index + SLOTS_IN_A_TURN);
             while read < IN_A_TURN && index < end {
-                if watcher.source().slot(index).is_none() {
-                    return candidates;
-                }
+                let Some(slot) = watcher.source().slot(index) else {
+                    return (candidates, occupied);
+                };
+                let is_root = index == watcher.source().root().slot;
+                occupied += u64::from(!is_root && slot.state().has(State::ONLINE));
                 if let Some(rows::Reading { group, cgroup_id, usage }) = rows::read(&watcher, index) {
                     let GroupId { slot, generation } = group;
                     let usage = usage * page_size();
@@ -140,7 +144,8 @@ mod tests {
             }
         };
         let scrape = async {
-            let candidates = candidates(&watcher).await;
+            let (candidates, occupied) = candidates(&watcher).await;
+            assert_eq!(occupied, GROUPS as u64);
             // A thread chooses.
             yield_now().await;
             let chosen: Vec<_> =

@@ -63,8 +63,9 @@ impl Snapshot {
         build.encode_info(&[("version", agent.version), ("schema", &agent.schema.to_string())])?;
         out.one(&families::START, agent.start)?;
         out.one(&families::RESTARTS, status.restarts)?;
-        out.one(&families::GROUPS, agent.groups.0)?;
-        out.one(&families::GROUPS_LIMIT, agent.groups.1)?;
+        out.one(&families::GROUPS, agent.groups)?;
+        out.one(&families::GROUPS_OCCUPIED, agent.places.0)?;
+        out.one(&families::GROUPS_LIMIT, agent.places.1)?;
         let left = &self.left_out;
         let left_out = [("pattern", left.pattern), ("top", left.top), ("name", left.name)];
         out.each(&families::LEFT_OUT, left_out)?;
@@ -179,7 +180,8 @@ mod tests {
                 version: "1.2.3",
                 schema: 4,
                 start: 1.5,
-                groups: (3, 16),
+                groups: 3,
+                places: (5, 16),
                 eventfds: (1, 32),
                 registrations: vec![("memory.oom_control", 2)],
                 signals: vec![("crossed", 7)],
@@ -222,6 +224,9 @@ mod tests {
             "\ncontainer_pressure_memory_waiting_seconds_total{id=\"/a\"} 0.25\n#",
             "\nmemcg_monitor_group_registrations{id=\"/a\"} 2\n#",
             "# TYPE memcg_monitor_refused_registrations counter\nmemcg_monitor_refused_registrations_total{errno=\"EINVAL\"} 5\n",
+            "\nmemcg_monitor_groups 3\n#",
+            "\nmemcg_monitor_groups_occupied 5\n#",
+            "\nmemcg_monitor_groups_limit 16\n#",
             "\nmemcg_monitor_groups_left_out{reason=\"top\"} 1\n",
             "\nmemcg_monitor_signals_total{cause=\"crossed\"} 7\n#",
             "\nmemcg_monitor_signal_latency_seconds_count 1\n",

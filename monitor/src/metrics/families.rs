@@ -94,9 +94,11 @@ families! {
     RESTARTS = Counter "memcg_monitor_restarts" NONE []
         "Times that the agent was started anew with what an earlier one had registered";
     GROUPS = Gauge "memcg_monitor_groups" NONE []
-        "Groups that are watched, without those that are removed and not yet freed";
+        "Groups that are watched";
+    GROUPS_OCCUPIED = Gauge "memcg_monitor_groups_occupied" NONE []
+        "Places taken in the table of groups: those that are watched, and removed ones of which something is still to be told";
     GROUPS_LIMIT = Gauge "memcg_monitor_groups_limit" NONE []
-        "Groups that can be watched at once (--max-groups), those that are removed and not yet freed among them";
+        "Places in the table of groups (--max-groups)";
     LEFT_OUT = Gauge "memcg_monitor_groups_left_out" NONE ["reason"]
         "Groups that have no series here: by --metrics-allow and --metrics-deny (pattern), by --metrics-top (top), for a path longer than 1024 bytes or one that reads as another's (name)";
     EVENTFDS = Gauge "memcg_monitor_eventfds" NONE []
@@ -163,11 +165,11 @@ pub const TALLIES: [Family; Tally::COUNT] = [
     ),
     tally(
         "memcg_monitor_slots_exhausted",
-        "Times that a group came, or its usage was read, and was not watched because the table was full (--max-groups)",
+        "Groups that were not watched because the table was full (--max-groups), each counted once",
     ),
     tally(
         "memcg_monitor_too_deep",
-        "Charges more than 64 levels down, whose upper levels only the sweep sees",
+        "Charges more than 512 levels down, whose upper levels only the sweep sees",
     ),
     tally(
         "memcg_monitor_contended",
@@ -179,6 +181,14 @@ pub const TALLIES: [Family; Tally::COUNT] = [
         "OOMs that began while another held the same group, one above or one below: one signal for both, as the kernel's",
     ),
     tally("memcg_monitor_oom_unknown", "OOMs whose victims are told without their cause, for want of room"),
+    tally(
+        "memcg_monitor_oom_unplaced",
+        "OOMs by the limit of a group that is not watched because the table was full (--max-groups): those below it were not told",
+    ),
+    tally(
+        "memcg_monitor_parent_unknown",
+        "Times that the groups above one could not be found, so that what happened in it was not told above",
+    ),
 ];
 
 #[cfg(test)]

@@ -175,7 +175,7 @@ fn open_map(folder: &Path, name: &str) -> Result<Map> {
 pub(super) fn for_pinning(ebpf: &Ebpf) -> Result<Vec<(&'static str, MapData)>> {
     let duplicate = |name| {
         let map = ebpf.map(name).ok_or_else(|| Error::Host(format!("the object has no map {name}")))?;
-        let (Map::Array(data) | Map::HashMap(data) | Map::Stack(data) | Map::RingBuf(data)) = map else {
+        let (Map::Array(data) | Map::HashMap(data) | Map::Queue(data) | Map::RingBuf(data)) = map else {
             return Err(Error::Host(format!("the map {name} is of another type")));
         };
         let fd = data.fd().as_fd().try_clone_to_owned().map_err(|error| failed("dup", &error))?;

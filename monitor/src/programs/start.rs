@@ -237,6 +237,7 @@ fn left_in(slot: &SharedSlot) -> Seen {
         sum: Excursion { min: slot.sum_min_seen.get(), max: slot.sum_max_seen.get() },
         ooms: slot.ooms.get(),
         windows: slot.windows.each_ref().map(monitor_common::word::Word::get),
+        windows_below: slot.windows_below.each_ref().map(monitor_common::word::Word::get),
         emptied: slot.emptied.get(),
     }
 }

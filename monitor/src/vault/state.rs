@@ -241,6 +241,9 @@ impl State {
             seen.windows[1],
             seen.windows[2],
             seen.emptied,
+            seen.windows_below[0],
+            seen.windows_below[1],
+            seen.windows_below[2],
         ];
         for (at, value) in words.into_iter().enumerate() {
             self.word(JOURNAL, at + 1).store(value, Ordering::Relaxed);
@@ -266,6 +269,7 @@ impl State {
                 ooms: word(5),
                 windows: [word(6), word(7), word(8)],
                 emptied: word(9),
+                windows_below: [word(10), word(11), word(12)],
             },
         })
     }
@@ -369,6 +373,7 @@ mod tests {
             memory: Excursion { min: 1, max: 2 },
             sum: Excursion { min: 3, max: 4 },
             ooms: 5,
+            windows_below: [3, 0, 1],
             windows: [6, 7, 8],
             emptied: 9,
         };

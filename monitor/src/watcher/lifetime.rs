@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use monitor_common::{band::take, slot::State, word::Word as _};
+use monitor_common::{band::OPEN, slot::State, word::Word as _};
 
 use crate::{
     registry::give_back,
@@ -16,6 +16,7 @@ impl<S: Source> Watcher<S> {
     /// Each registration is signalled once more; the eventfds that wait for
     /// nothing else are let go.
     pub(super) fn remove_group(&mut self, index: u32) {
+        self.hear_from_above(index);
         let cgroup_id = self.source.slot(index).map_or(0, |slot| slot.cgroup_id.get());
         for (file, tickets) in self.registry.remove_group(index) {
             let cause = Cause::Removed;
@@ -85,21 +86,20 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// Nobody waits on this slot: the programs may recycle it themselves, or,
-    /// if its group went first, it is recycled here.
+    /// Nobody waits on this slot: it is the programs' to give back when its group goes, or,
+    /// if that went first, given back here. What is still pending in it is looked at by
+    /// its doorbell.
     pub(super) fn release(&mut self, index: u32) {
         let Some(slot) = self.source.slot(index) else {
             return;
         };
         let state = slot.state();
-        if !state.has(State::WATCHED) {
-            return;
-        }
         for track in [slot.memory(), slot.sum()] {
-            track.open();
+            if track.band.get() != OPEN {
+                track.open();
+            }
         }
-        take(slot);
-        if !slot.unwatch(state.generation()) {
+        if state.has(State::WATCHED) && !slot.unwatch(state.generation()) {
             self.source.recycle(index);
         }
     }

@@ -102,6 +102,8 @@ impl<S: Source> Watcher<S> {
         if !slot.watch(group.generation) {
             return Err(Errno::EINVAL);
         }
+        // Groups above that found no place get one, if there is room by now.
+        self.lineage(group.slot);
         // Those already registered may hear something now, as in the kernel.
         self.catch_up(group.slot);
         let known = self.registry.group(group.slot).map(|known| known.scale(on));

@@ -121,9 +121,11 @@ impl<S: Source> Watcher<S> {
         let known = self.registry.group(group.slot).map(|known| known.scale(on));
         let now = match known.filter(|scale| !scale.is_empty()) {
             Some(scale) => scale.now(),
-            // One that has been freed has given everything back; that it went is told by
-            // the look that follows.
-            None => self.quantity(group, on)?.unwrap_or(0),
+            // One that is gone: that it went is told by the look that follows.
+            None => match self.quantity(group, on)? {
+                Some(now) => now,
+                None => self.last_of(group, on).unwrap_or(0),
+            },
         };
         let in_percent = matches!(wish, Wish::Threshold(Threshold { at: At::Percent(_), .. }));
         let limit = if in_percent { self.effective_limit(group.slot)? } else { u64::MAX };

@@ -86,13 +86,8 @@ impl<S: Source> Watcher<S> {
         if slot == root {
             return self.host.ram();
         }
-        let mut limit = u64::MAX;
-        for slot in self.lineage(slot).into_iter().filter(|slot| *slot != root) {
-            let generation = self.source.slot(slot).map_or(0, |slot| slot.state().generation());
-            if let Some(own) = self.source.limit(GroupId { slot, generation })? {
-                limit = limit.min(own);
-            }
-        }
+        let generation = self.source.slot(slot).map_or(0, |slot| slot.state().generation());
+        let limit = self.source.lowest_limit(GroupId { slot, generation })?.unwrap_or(u64::MAX);
         // What the kernel writes for `max`.
         let endless = monitor_common::threshold::Pages::counter_max(crate::kernel::page_size()).0;
         Ok(if limit >= endless { u64::MAX } else { limit })

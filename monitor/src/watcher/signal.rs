@@ -7,7 +7,6 @@ use monitor_common::{
     control::ControlFile,
     pressure::{Level, Propagation},
     ring::Victim,
-    slot::{PARENT_ROOT, PARENT_UNKNOWN},
     word::Word as _,
 };
 
@@ -22,29 +21,6 @@ use crate::{
 };
 
 impl<S: Source> Watcher<S> {
-    /// The slot above `index`: its parent's, or the root's. `None` for the root, and
-    /// for a group whose parent has no slot.
-    pub(super) fn above(&self, index: u32) -> Option<u32> {
-        let root = self.source.root().slot;
-        match self.source.slot(index)?.parent.get() {
-            _ if index == root => None,
-            PARENT_ROOT => Some(root),
-            PARENT_UNKNOWN => None,
-            parent => u32::try_from(parent).ok(),
-        }
-    }
-
-    /// `index` and all above it.
-    pub(super) fn lineage(&self, index: u32) -> Vec<u32> {
-        let mut line = vec![index];
-        while let Some(up) = line.last().and_then(|last| self.above(*last))
-            && line.len() < 1024
-        {
-            line.push(up);
-        }
-        line
-    }
-
     pub(super) fn id_of(&self, index: u32) -> u64 {
         self.source.slot(index).map_or(0, |slot| slot.cgroup_id.get())
     }
@@ -89,9 +65,13 @@ impl<S: Source> Watcher<S> {
         if seen.ooms > 0 {
             self.signal_ooms(index, seen.ooms);
         }
-        for (level, count) in Level::ALL.into_iter().zip(seen.windows) {
+        let own = seen.windows.map(|count| (count, Propagation::new()));
+        let below = seen.windows_below.map(|count| (count, Propagation::from_below()));
+        for (level, (count, window)) in
+            Level::ALL.into_iter().zip(own).chain(Level::ALL.into_iter().zip(below))
+        {
             if count > 0 {
-                self.signal_windows(index, level, count);
+                self.signal_windows(index, level, count, window);
             }
         }
         if seen.emptied > 0
@@ -125,9 +105,8 @@ impl<S: Source> Watcher<S> {
 
     /// Carries `count` windows of one level up to the root, as
     /// `vmpressure_work_fn` does each.
-    fn signal_windows(&mut self, index: u32, level: Level, count: u64) {
+    fn signal_windows(&mut self, index: u32, level: Level, count: u64, mut window: Propagation) {
         let origin = self.id_of(index);
-        let mut window = Propagation::new();
         for slot in self.lineage(index) {
             let hearers = self.registry.group(slot).map(|group| group.hearers(window, level));
             let hearers = hearers.unwrap_or_default();

@@ -3,6 +3,7 @@
 mod closed;
 mod events;
 pub(crate) mod fake;
+mod groups;
 mod restart;
 
 use std::{
@@ -12,7 +13,6 @@ use std::{
 
 use monitor_common::{
     control::{self, ControlFile},
-    slot::State,
     word::Word as _,
 };
 use nix::{
@@ -157,8 +157,7 @@ fn a_group_that_never_rests_is_looked_at_again() {
 #[test]
 fn removal_signals_and_the_slot_comes_back_once() {
     let (mut watcher, client) = watched(&[10, 20]);
-    watcher.source.slots[0].mark(State::OFFLINE);
-    watcher.source.slots[0].mark(State::FREED);
+    assert!(watcher.source.slots[0].leave(0, 0));
     watcher.source.counters[0].set(None);
     watcher.look(0);
     watcher.look(0);

@@ -43,6 +43,14 @@ pub(crate) struct FakeKernel {
     pub(super) wanted: Cell<u64>,
     pub(super) offers: Offers,
     pub(super) under_oom: Cell<bool>,
+    /// The kernel's own pointers, in the words of a slot's `parent`.
+    pub(super) parents: Vec<u64>,
+    /// Slots whose groups found none.
+    pub(super) slotless: RefCell<Vec<u32>>,
+    /// Somebody may have no parent's slot.
+    pub(super) orphans: Cell<bool>,
+    pub(super) tidied: Vec<u32>,
+    pub(super) deep: Cell<u64>,
     pub(super) epochs: Cell<u32>,
     /// Counters that were read.
     pub(crate) reads: Cell<usize>,
@@ -79,6 +87,11 @@ impl FakeKernel {
             wanted: Cell::new(0),
             offers: Offers { oom: true, under_oom: false, pressure: true, empty: true },
             under_oom: Cell::new(false),
+            parents: vec![PARENT_ROOT, 0, PARENT_ROOT],
+            slotless: RefCell::default(),
+            orphans: Cell::new(false),
+            tidied: Vec::new(),
+            deep: Cell::new(0),
         }
     }
 
@@ -89,6 +102,7 @@ impl FakeKernel {
             let slot = online();
             slot.parent.set(PARENT_ROOT);
             kernel.slots.push(slot);
+            kernel.parents.push(PARENT_ROOT);
         }
         kernel.counters = vec![Cell::new(Some(0)); kernel.slots.len()];
         kernel
@@ -173,6 +187,34 @@ impl Source for FakeKernel {
         Ok(self.limits.borrow().get(group.slot as usize).copied())
     }
 
+    fn lowest_limit(&self, group: GroupId) -> Result<Option<u64>> {
+        let limits = self.limits.borrow();
+        let line = std::iter::successors(Some(u64::from(group.slot)), |at| {
+            self.parents.get(*at as usize).copied().filter(|parent| *parent != PARENT_ROOT)
+        });
+        Ok(line.filter_map(|at| limits.get(at as usize).copied()).min())
+    }
+
+    fn above(&self, group: GroupId) -> Result<Option<u32>> {
+        let mut parent = self.parents[group.slot as usize];
+        while let Ok(slot) = u32::try_from(parent) {
+            if !self.slotless.borrow().contains(&slot) {
+                let at = &self.slots[group.slot as usize].parent;
+                if self.parents[group.slot as usize] == parent {
+                    at.set(parent);
+                }
+                return Ok(Some(slot));
+            }
+            self.orphans.set(true);
+            parent = self.parents[slot as usize];
+        }
+        Ok(Some(2))
+    }
+
+    fn take_orphans(&self) -> bool {
+        self.orphans.replace(false)
+    }
+
     fn is_under_oom(&self, group: GroupId) -> Result<bool> {
         if group.slot == 2 {
             return Err(Error::Host("the root has no counter".into()));
@@ -204,8 +246,12 @@ impl Source for FakeKernel {
         self.slots[slot as usize].recycle();
     }
 
-    fn tally(&self, _: Tally) -> u64 {
-        0
+    fn tidy(&mut self, slot: u32) {
+        self.tidied.push(slot);
+    }
+
+    fn tally(&self, tally: Tally) -> u64 {
+        if tally == Tally::TooDeep { self.deep.get() } else { 0 }
     }
 
     fn skipped(&self) -> u64 {

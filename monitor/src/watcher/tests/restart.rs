@@ -165,8 +165,7 @@ fn groups_that_went_are_told_once() {
     }
     let (source, handed) = killed(watcher);
     // One goes as the programs say it; the other has gone with its maps.
-    source.slots[0].mark(State::OFFLINE);
-    source.slots[0].mark(State::FREED);
+    source.slots[0].leave(0, 0);
     source.counters[0].set(None);
     let (watcher, _) = next(source, handed, INSTANCE);
     assert_eq!(taken(&client), 2);

@@ -1,0 +1,130 @@
+//! A slot's life: a group comes, goes offline, and its slot is given back.
+//!
+//! `mem_cgroup_css_offline` takes the slot away from its group ([`Slot::leave`]): from
+//! there on no program finds it by the group's counter, however long the kernel keeps
+//! that. It is given back ([`Slot::retire`]) as soon as nobody needs it any more: the
+//! agent does not watch it, nothing in it is still to be told, and no slot names it as
+//! its parent, for whoever tells an event needs to know what is above. Whoever makes the
+//! last of these come true tries, and one of those that try succeeds.
+//!
+//! Each condition is made true by a full barrier, or before one, and looked at after one:
+//! of two that come true at once, the later one to try sees both.
+
+use crate::{
+    slot::{ATTEMPTS, Slot, State},
+    word::Word,
+};
+
+impl<W: Word> Slot<W> {
+    /// Agent: begins to watch `generation` of this slot. False when that group is no
+    /// longer online. That it goes offline will ring. The slot's first watcher begins
+    /// with nothing out of band: what a charge of a group before may have left, late.
+    pub fn watch(&self, generation: u64) -> bool {
+        let mut held = self.state();
+        loop {
+            if !held.is_live() || held.generation() != generation {
+                return false;
+            }
+            let before = self.state.cas(held.0, held.0 | State::WATCHED);
+            if before == held.0 {
+                if !held.has(State::WATCHED) {
+                    self.memory().take();
+                    self.sum().take();
+                }
+                return true;
+            }
+            held = State(before);
+        }
+    }
+
+    /// Agent: keeps the slot from being given back while it looks at it, also if its
+    /// group is offline already. False when it has been given back.
+    pub fn hold(&self, generation: u64) -> bool {
+        let mut held = self.state();
+        loop {
+            if !held.has(State::ONLINE) || held.generation() != generation {
+                return false;
+            }
+            let before = self.state.cas(held.0, held.0 | State::WATCHED);
+            if before == held.0 {
+                return true;
+            }
+            held = State(before);
+        }
+    }
+
+    /// Agent: has nothing more to do with `generation` of this slot. False when the group
+    /// went first: then it is for the agent to give back ([`Slot::let_go`]).
+    pub fn unwatch(&self, generation: u64) -> bool {
+        let mut held = self.state();
+        loop {
+            if held.generation() != generation || held.has(State::OFFLINE) {
+                return false;
+            }
+            let before = self.state.cas(held.0, held.0 & !State::WATCHED);
+            if before == held.0 {
+                return true;
+            }
+            held = State(before);
+        }
+    }
+
+    /// The group goes offline; `usage` and `sum` are its last readings. True when the
+    /// agent has to come by, and is to be rung for. Nothing is written here afterwards:
+    /// the slot may be another group's by then.
+    #[inline(always)]
+    pub fn leave(&self, usage: u64, sum: u64) -> bool {
+        self.last.set(usage);
+        self.sum_last.set(sum);
+        self.counter.set(0);
+        if self.state().has(State::WATCHED) {
+            // The sweep finds it, should the ring be full.
+            self.pending.xchg(1);
+        }
+        let before = self.mark(State::OFFLINE);
+        before.has(State::WATCHED) || self.pending.get() != 0
+    }
+
+    /// One more slot names this one as its parent. False when it is no longer that of the
+    /// group whose counter is at `address`: then [`Slot::unname`] it, and try to retire it.
+    #[inline(always)]
+    pub fn name(&self, address: u64) -> bool {
+        self.below.add(1);
+        // A full barrier, as in `retire`: it sees this one more, or is seen here.
+        State(self.state.or(0)).is_live() && self.counter.get() == address
+    }
+
+    /// One slot fewer names this one.
+    #[inline(always)]
+    pub fn unname(&self) {
+        self.below.add(u64::MAX);
+    }
+
+    /// The agent lets go of `generation` of this slot, whose group is offline.
+    #[inline(always)]
+    pub fn let_go(&self, generation: u64) -> bool {
+        for _ in 0..ATTEMPTS {
+            let held = self.state();
+            if held.generation() != generation || !held.has(State::OFFLINE) {
+                return false;
+            }
+            if self.state.cas(held.0, held.0 & !State::WATCHED) == held.0 {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Takes the slot out of use, if its group is offline and nobody needs it. True for
+    /// the one that has done it: the slot is the caller's, to [`clear`](Slot::clear) and
+    /// to put on the free list, and there is one slot fewer below the one above.
+    #[inline(always)]
+    pub fn retire(&self) -> bool {
+        let held = State(self.state.or(0));
+        let is_over = held.has(State::OFFLINE)
+            && !held.has(State::WATCHED)
+            && self.pending.get() == 0
+            && self.below.get() == 0;
+        is_over && self.state.cas(held.0, held.recycled().0) == held.0
+    }
+}

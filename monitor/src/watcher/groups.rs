@@ -1,0 +1,158 @@
+//! The table of groups as the agent keeps it: what is above a group, whose slot is to be
+//! kept for a look, whose parent is to be found, and what is too deep for a charge.
+
+use std::collections::BTreeSet;
+
+use monitor_common::{
+    control::ControlFile,
+    ring::Tally,
+    slot::{PARENT_ROOT, PARENT_UNKNOWN, State},
+    word::Word as _,
+};
+
+use crate::{
+    source::{GroupId, Source},
+    table::SharedSlot,
+    watcher::Watcher,
+};
+
+/// Slots that one sweep looks through for those whose parent is unknown, and of how many
+/// it asks the kernel.
+const SLOTS_IN_A_SWEEP: u32 = 8192;
+const PARENTS_IN_A_SWEEP: u32 = 256;
+
+/// How far the sweeps have come.
+#[derive(Debug)]
+pub(super) struct Rounds {
+    /// The slot from which on parents are still to be looked for, if any.
+    orphans: Option<u32>,
+    /// Charges that were too deep, up to the last sweep.
+    deep: u64,
+}
+
+impl Rounds {
+    pub(super) fn new(source: &impl Source) -> Self {
+        Self { orphans: None, deep: source.tally(Tally::TooDeep) }
+    }
+}
+
+impl<S: Source> Watcher<S> {
+    fn group_at(&self, index: u32) -> Option<GroupId> {
+        let generation = self.source.slot(index)?.state().generation();
+        Some(GroupId { slot: index, generation })
+    }
+
+    /// The slot above `index`: its parent's, or the root's; the nearest, where the parent
+    /// has none, on which then nobody waits. `None` for the root, and where it cannot be
+    /// known, which is counted.
+    pub(super) fn above(&self, index: u32) -> Option<u32> {
+        let root = self.source.root().slot;
+        match self.source.slot(index)?.parent.get() {
+            _ if index == root => None,
+            PARENT_ROOT => Some(root),
+            PARENT_UNKNOWN => self.source.above(self.group_at(index)?).unwrap_or_else(|error| {
+                log::error!("{error}");
+                None
+            }),
+            parent => u32::try_from(parent).ok(),
+        }
+    }
+
+    /// `index` and all above it.
+    pub(super) fn lineage(&self, index: u32) -> Vec<u32> {
+        // No group is deeper than there are slots.
+        let most = self.source.root().slot as usize + 1;
+        std::iter::successors(Some(index), |index| self.above(*index)).take(most.max(2)).collect()
+    }
+
+    /// Keeps a slot that nobody waits on from being given back while it is looked at. False
+    /// where it has been: nothing there is for us.
+    pub(super) fn may_look_at(&self, index: u32, slot: &SharedSlot) -> bool {
+        index == self.source.root().slot
+            || self.registry.group(index).is_some()
+            || slot.hold(slot.state().generation())
+    }
+
+    /// What a group's quantity was when it went offline, in pages.
+    pub(super) fn last_of(&self, group: GroupId, on: ControlFile) -> Option<u64> {
+        let slot = self.source.slot(group.slot)?;
+        let state = slot.state();
+        let is_its = state.generation() == group.generation && state.has(State::OFFLINE);
+        is_its.then(|| if on == ControlFile::Memsw { slot.sum_last.get() } else { slot.last.get() })
+    }
+
+    /// Before the registrations of a group that is gone end: what is still to be told to
+    /// them of the groups above, such as an OOM, whose doorbell may have been lost.
+    pub(super) fn hear_from_above(&mut self, index: u32) {
+        for above in self.lineage(index).into_iter().skip(1) {
+            if self.source.slot(above).is_some_and(|slot| slot.pending.get() != 0) {
+                self.look(above);
+            }
+        }
+    }
+
+    /// After the roll call: parents of groups that were read by others, or made, before
+    /// theirs had a slot; and slots that an agent which was killed had no time to give back.
+    pub fn take_stock(&mut self) {
+        let root = self.source.root().slot;
+        self.source.take_orphans();
+        for index in 0..root {
+            let Some(slot) = self.source.slot(index) else { break };
+            let state = slot.state();
+            if state.has(State::OFFLINE) && !state.has(State::WATCHED) && slot.pending.get() == 0 {
+                self.source.tidy(index);
+            }
+            self.find_parent(index);
+        }
+    }
+
+    /// One sweep's part of the search for parents, as long as there may be slots whose
+    /// parent is unknown: the table was full, or they came while the agent started.
+    pub(super) fn find_parents(&mut self) {
+        if self.table.orphans.is_none() && self.source.take_orphans() {
+            self.table.orphans = Some(0);
+        }
+        let Some(from) = self.table.orphans else { return };
+        let end = from.saturating_add(SLOTS_IN_A_SWEEP).min(self.source.root().slot);
+        let (mut index, mut asked) = (from, 0);
+        while index < end && asked < PARENTS_IN_A_SWEEP {
+            asked += u32::from(self.find_parent(index));
+            index += 1;
+        }
+        self.table.orphans = (index < self.source.root().slot).then_some(index);
+    }
+
+    /// Asks for a group's parent, where that is unknown.
+    fn find_parent(&mut self, index: u32) -> bool {
+        let Some(slot) = self.source.slot(index) else { return false };
+        let state = slot.state();
+        if !state.is_live() || slot.parent.get() != PARENT_UNKNOWN || !slot.hold(state.generation()) {
+            return false;
+        }
+        self.above(index);
+        // Releases it.
+        self.look(index);
+        true
+    }
+
+    /// Charges below so many levels that their walk to the root was cut short: those that
+    /// wait above where it ended are looked at. Only in the timed sweep, since anybody may
+    /// make such groups.
+    pub(super) fn look_above_the_deep(&mut self) {
+        let deep = self.source.tally(Tally::TooDeep);
+        if deep == self.table.deep {
+            return;
+        }
+        self.table.deep = deep;
+        let ends = (0..self.source.root().slot).filter(|index| {
+            let slot = self.source.slot(*index);
+            slot.is_some_and(|slot| slot.deep.get() != 0 && slot.deep.xchg(0) != 0)
+        });
+        let above: BTreeSet<u32> = ends.flat_map(|end| self.lineage(end)).collect();
+        for index in above {
+            if self.registry.group(index).is_some() {
+                self.look(index);
+            }
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Groups that come and go: what is above them, and what is still to be told when they are
+//! gone.
+
+use monitor_common::{
+    band::OPEN,
+    control::ControlFile::{Oom, Pressure},
+    slot::{PARENT_UNKNOWN, State},
+    word::Word as _,
+};
+
+use super::{GroupId, USAGE, client, request, taken, wait_for, watched, watcher};
+
+#[test]
+fn a_group_whose_parent_is_unknown_hears_what_is_above() {
+    let mut watcher = watcher();
+    let (at, above) = (client(), client());
+    watcher.source.slots[1].parent.set(PARENT_UNKNOWN);
+    assert_eq!(wait_for(&mut watcher, 1, Oom, "", &at), Ok(()));
+    assert_eq!(watcher.source.slots[1].parent.get(), 0, "known since the registration");
+    // It was read before its parent had a slot.
+    watcher.source.slots[1].parent.set(PARENT_UNKNOWN);
+    watcher.source.slots[0].ooms.add(1);
+    watcher.look(0);
+    assert_eq!(taken(&at), 1);
+    watcher.source.slots[1].parent.set(PARENT_UNKNOWN);
+    assert_eq!(wait_for(&mut watcher, 0, Pressure, "low,hierarchy", &above), Ok(()));
+    watcher.source.slots[1].windows[0].add(2);
+    watcher.look(1);
+    assert_eq!(taken(&above), 2);
+}
+
+#[test]
+fn where_the_parent_has_no_slot_the_nearest_above_hears() {
+    let mut watcher = watcher();
+    let root = client();
+    watcher.source.slots[1].parent.set(PARENT_UNKNOWN);
+    watcher.source.slotless.borrow_mut().push(0);
+    *watcher.source.limits.borrow_mut() = vec![100, 200];
+    assert_eq!(wait_for(&mut watcher, 2, Pressure, "low,hierarchy", &root), Ok(()));
+    watcher.source.slots[1].windows[0].add(1);
+    watcher.look(1);
+    assert_eq!(taken(&root), 1);
+    // Limits are the kernel's own, slot or none.
+    watcher.source.charge(1, 85);
+    let below = client();
+    assert_eq!(wait_for(&mut watcher, 1, USAGE, "90%", &below), Ok(()));
+    watcher.source.charge(1, 90);
+    watcher.look(1);
+    assert_eq!(taken(&below), 1, "90 of 100");
+}
+
+#[test]
+fn sweeps_find_parents_when_there_is_room_again() {
+    let mut watcher = watcher();
+    watcher.source.slots[1].parent.set(PARENT_UNKNOWN);
+    watcher.source.slotless.borrow_mut().push(0);
+    watcher.source.orphans.set(true);
+    watcher.sweep();
+    assert_eq!(watcher.source.slots[1].parent.get(), PARENT_UNKNOWN);
+    assert!(!watcher.source.slots[1].state().has(State::WATCHED), "let go after the look");
+    assert!(watcher.source.orphans.get(), "to be asked again");
+    watcher.source.slotless.borrow_mut().clear();
+    watcher.sweep();
+    assert_eq!(watcher.source.slots[1].parent.get(), 0);
+    assert!(!watcher.source.orphans.get());
+}
+
+#[test]
+fn windows_of_groups_without_a_slot_come_from_below() {
+    let mut watcher = watcher();
+    let [all, local] = ["low,hierarchy", "low,local"].map(|args| {
+        let client = client();
+        assert_eq!(wait_for(&mut watcher, 0, Pressure, args, &client), Ok(()));
+        client
+    });
+    watcher.source.slots[0].windows_below[1].add(3);
+    watcher.look(0);
+    assert_eq!((taken(&all), taken(&local)), (3, 0));
+}
+
+#[test]
+fn what_is_pending_in_a_group_that_is_gone_is_told() {
+    let mut watcher = watcher();
+    let root = client();
+    assert_eq!(wait_for(&mut watcher, 2, Pressure, "low,hierarchy", &root), Ok(()));
+    let slot = &watcher.source.slots[1];
+    slot.windows[0].add(1);
+    slot.pending.xchg(1);
+    assert!(slot.leave(0, 0), "nobody waits there, and yet somebody has to come by");
+    assert!(!slot.retire());
+    watcher.look(1);
+    assert_eq!(taken(&root), 1);
+    assert_eq!(watcher.source.recycled, [1]);
+    watcher.look(1);
+    assert_eq!((taken(&root), watcher.source.recycled.len()), (0, 1));
+}
+
+#[test]
+fn an_oom_above_is_told_before_the_removal_ends_it() {
+    let mut watcher = watcher();
+    let at = client();
+    assert_eq!(wait_for(&mut watcher, 1, Oom, "", &at), Ok(()));
+    // The doorbell of the first was lost, and both are gone.
+    watcher.source.slots[0].ooms.add(1);
+    watcher.source.slots[0].pending.xchg(1);
+    watcher.source.slots[1].leave(0, 0);
+    watcher.source.slots[0].leave(0, 0);
+    for counter in &watcher.source.counters {
+        counter.set(None);
+    }
+    watcher.look(1);
+    assert_eq!(taken(&at), 2, "the OOM, and the removal");
+    assert_eq!(watcher.source.recycled, [0, 1]);
+}
+
+#[test]
+fn a_group_that_goes_is_left_where_it_was() {
+    let (mut watcher, client) = watched(&[10]);
+    watcher.source.charge(0, 15);
+    watcher.look(0);
+    assert_eq!(taken(&client), 1);
+    // Down again, before it is removed: one signal, and one for the removal.
+    watcher.source.charge(0, 3);
+    watcher.source.slots[0].leave(3, 3);
+    watcher.source.counters[0].set(None);
+    watcher.look(0);
+    assert_eq!(taken(&client), 2);
+}
+
+#[test]
+fn one_that_is_gone_cannot_be_registered_on_and_keeps_no_band() {
+    let (mut watcher, client) = watched(&[10]);
+    let group: GroupId = watcher.source.group(0);
+    watcher.source.slots[0].leave(0, 0);
+    watcher.source.counters[0].set(None);
+    assert!(watcher.register(request(group, USAGE, "1", &client)).is_err());
+    watcher.look(0);
+    assert_eq!(watcher.source.slots[0].band.get(), OPEN);
+    assert_eq!(watcher.source.recycled, [0]);
+}
+
+#[test]
+fn only_what_is_above_the_too_deep_is_read_again() {
+    let (mut watcher, client) = watched(&[10]);
+    let other = super::client();
+    assert_eq!(wait_for(&mut watcher, 1, USAGE, "10", &other), Ok(()));
+    for at in [0, 1] {
+        watcher.source.counters[at].set(Some(12));
+    }
+    watcher.source.slots[0].deep.set(1);
+    assert!(!watcher.lost_doorbells());
+    watcher.sweep();
+    assert_eq!((taken(&client), taken(&other)), (0, 0), "no charge was too deep");
+    watcher.source.deep.set(1);
+    assert!(!watcher.lost_doorbells(), "left to the timed sweep");
+    watcher.sweep();
+    assert_eq!((taken(&client), taken(&other)), (1, 0));
+}
+
+#[test]
+fn what_a_killed_agent_left_is_tidied_up() {
+    let mut watcher = watcher();
+    watcher.source.slots[0].leave(0, 0);
+    watcher.source.slots[1].parent.set(PARENT_UNKNOWN);
+    watcher.take_stock();
+    assert_eq!(watcher.source.tidied, [0]);
+    assert_eq!(watcher.source.slots[1].parent.get(), 0);
+}
