@@ -6,18 +6,16 @@ pub mod host;
 pub mod v1_file;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     ffi::OsStr,
     fs::{self, File},
     io::Read as _,
-    os::unix::{
-        ffi::OsStrExt as _,
-        fs::{DirEntryExt as _, MetadataExt as _},
-    },
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
 };
 
 use crate::{
+    cgroup::handle::{Directories, Directory},
     error::{Error, Result},
     mounts::{self, Mount},
 };
@@ -88,18 +86,16 @@ impl Hierarchy {
     /// slot to each group whose file is read. Returns how many there were.
     ///
     /// # Errors
-    /// The root cannot be read.
+    /// The root cannot be opened, by its name or by its id.
     pub fn call_roll(&self) -> Result<usize> {
-        fs::read_dir(&self.root).map_err(|error| Error::file("read", &self.root, error))?;
         let mut called = 0;
-        let mut text = [0; 32];
-        self.walk(|directory, _| {
+        self.walk(|directory, _, _| {
             // Groups without the controller have no such file; groups that go
             // meanwhile were called, or never had a slot.
-            if let Ok(mut file) = File::open(directory.join(self.version.usage_file())) {
-                called += usize::from(file.read(&mut text).is_ok());
+            if let Ok(file) = directory.file(self.version.usage_file()) {
+                called += usize::from(File::from(file).read(&mut [0; 32]).is_ok());
             }
-        });
+        })?;
         Ok(called)
     }
 
@@ -107,29 +103,28 @@ impl Hierarchy {
     #[must_use]
     pub fn paths(&self) -> HashMap<u64, String> {
         let mut paths = HashMap::new();
-        self.walk(|directory, id| {
-            paths.insert(id, directory.to_string_lossy().into_owned());
+        let walked = self.walk(|_, id, path| {
+            paths.insert(id, path.to_string_lossy().into_owned());
         });
+        if let Err(error) = walked {
+            log::debug!("groups are told without names: {error}");
+        }
         paths
     }
 
-    /// All directories, parents before children.
-    fn walk(&self, mut visit: impl FnMut(&Path, u64)) {
-        let Ok(root) = fs::metadata(&self.root) else {
-            return;
-        };
-        let mut waiting = std::collections::VecDeque::from([(self.root.clone(), root.ino())]);
-        while let Some((directory, id)) = waiting.pop_front() {
-            visit(&directory, id);
-            let Ok(entries) = fs::read_dir(&directory) else {
-                continue;
-            };
-            for entry in entries.flatten() {
-                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                    waiting.push_back((entry.path(), entry.ino()));
-                }
-            }
+    /// All directories, parents before children. Each is opened by its id: what else is
+    /// mounted on it, be it another hierarchy whose ids are these groups', too, or this one
+    /// once more, is not seen.
+    fn walk(&self, mut visit: impl FnMut(&Directory, u64, &Path)) -> Result<()> {
+        let directories = Directories::new(self)?;
+        let mut waiting = VecDeque::from([(directories.root_id(), self.root.clone())]);
+        while let Some((id, path)) = waiting.pop_front() {
+            let Ok(directory) = directories.open(id) else { continue };
+            visit(&directory, id, &path);
+            let children = directory.children().unwrap_or_default();
+            waiting.extend(children.into_iter().map(|(id, name)| (id, path.join(name))));
         }
+        Ok(())
     }
 }
 

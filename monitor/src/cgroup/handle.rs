@@ -2,7 +2,9 @@
 //! comes between, and an id is never used again.
 
 use std::{
+    ffi::OsStr,
     fs,
+    mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
@@ -92,6 +94,19 @@ impl Directories {
     /// `ENOENT` when there is none, or none any more.
     pub fn open(&self, id: u64) -> nix::Result<Directory> {
         Ok(Directory { fd: self.open_any(id, libc::O_DIRECTORY)? })
+    }
+
+    /// The directory of this name in another, whatever is mounted on it.
+    ///
+    /// # Errors
+    /// `ENOENT` when there is none.
+    pub fn child(&self, directory: &Directory, name: &OsStr) -> nix::Result<Directory> {
+        let child = directory.child(name)?;
+        if !child.is_mount()? {
+            return Ok(child);
+        }
+        let covered = directory.children()?.into_iter().find(|(_, known)| known == name);
+        self.open(covered.ok_or(Errno::ENOENT)?.0)
     }
 
     /// The directory that the file with this id (its `st_ino`) lies in, whatever
@@ -186,17 +201,31 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// The directory of this name in it.
+    /// The directory of this name in it, or what is mounted there.
     ///
     /// # Errors
     /// `ENOENT` when there is none.
-    pub fn child(&self, name: &std::ffi::OsStr) -> nix::Result<Self> {
+    fn child(&self, name: &OsStr) -> nix::Result<Self> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         match openat(&self.fd, name, flags, Mode::empty()) {
             Ok(fd) => Ok(Self { fd }),
             Err(Errno::ENOTDIR | Errno::ELOOP | Errno::ENODEV) => Err(Errno::ENOENT),
             Err(errno) => Err(errno),
         }
+    }
+
+    /// Whether it is the root of a mount. Not asked of the file system, which may be any
+    /// (`AT_STATX_DONT_SYNC`).
+    fn is_mount(&self) -> nix::Result<bool> {
+        let mut stat = MaybeUninit::<libc::statx>::zeroed();
+        let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
+        // SAFETY: the descriptor is open, the path is a C string, and the kernel writes no
+        // more than one statx.
+        let result = unsafe { libc::statx(self.fd.as_raw_fd(), c"".as_ptr(), flags, 0, stat.as_mut_ptr()) };
+        Errno::result(result)?;
+        // SAFETY: all zeros is a valid statx, and the call filled in more.
+        let attributes = unsafe { stat.assume_init() }.stx_attributes;
+        Ok(attributes & libc::STATX_ATTR_MOUNT_ROOT as u64 != 0)
     }
 
     /// The directory that it is in; itself at the root of a mount.

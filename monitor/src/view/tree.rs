@@ -122,7 +122,7 @@ impl Tree {
         if let Some(file) = V1File::named(name.as_encoded_bytes()) {
             return self.attributes_of(&directory, Node { group, file: Some(file) });
         }
-        let child = directory.child(name)?;
+        let child = self.directories.child(&directory, name)?;
         let group = child.stat()?.st_ino;
         self.attributes_of(&self.admit(child, group)?, Node { group, file: None })
     }
