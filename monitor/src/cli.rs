@@ -26,7 +26,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Watch this host's memory cgroups and serve registrations
-    Agent(Agent),
+    Agent(Box<Agent>),
     /// Register with an eventfd and print a line for each signal
     Listen(Listen),
     /// Show groups with usage, peak and the registrations on each
@@ -110,13 +110,16 @@ pub struct Agent {
     /// Mount point of the cgroup hierarchy [default: found in /proc/self/mountinfo]
     #[arg(long, value_name = "DIR")]
     pub cgroup_root: Option<PathBuf>,
-    /// Groups that can be watched at once, those that are removed and not yet freed
-    /// among them (192 bytes of kernel memory each, and about as much for its look-up)
-    #[arg(long, value_name = "N", default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(16..=1_048_576))]
-    pub max_groups: u32,
-    /// Eventfds that can be registered at once
-    #[arg(long, value_name = "N", default_value_t = 131_072, value_parser = clap::value_parser!(u32).range(16..=4_194_304))]
-    pub max_eventfds: u32,
+    /// Groups that can be watched at once: about 360 bytes of kernel memory each, taken at
+    /// the start. Removed groups count until those that wait on them are told, no longer
+    /// [default: one for each 64 KiB of the host's memory, rounded up to a power of two,
+    /// 4096 to 65536 (23 MiB)]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..=1_048_576))]
+    pub max_groups: Option<u32>,
+    /// Eventfds that can be registered at once, each a descriptor of the agent (ulimit -n)
+    /// [default: twice the default of --max-groups, 8192 to 131072]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..=4_194_304))]
+    pub max_eventfds: Option<u32>,
     /// Bytes of the ring buffer: a power of two. A full ring loses no crossing,
     /// it costs a sweep
     #[arg(long, value_name = "BYTES", default_value_t = 262_144, value_parser = ring)]

@@ -49,9 +49,24 @@ pub struct Sizes {
     pub ring: u32,
 }
 
+impl Sizes {
+    /// What a host with so many bytes of memory is given: a place in the table of groups for
+    /// each 64 KiB, rounded up to a power of two between 4,096 and 65,536. All of it is
+    /// allocated at the start, about 360 bytes each.
+    #[must_use]
+    pub const fn for_memory(bytes: u64) -> Self {
+        let mut groups = 4096;
+        while groups < 65_536 && (groups as u64) < bytes >> 16 {
+            groups *= 2;
+        }
+        Self { groups, ring: 256 * 1024 }
+    }
+}
+
 impl Default for Sizes {
+    /// A big host's.
     fn default() -> Self {
-        Self { groups: 16_384, ring: 256 * 1024 }
+        Self::for_memory(u64::MAX)
     }
 }
 
@@ -299,5 +314,20 @@ impl Source for Programs {
 
     fn band_shift(&self) -> u32 {
         self.band_shift
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Sizes;
+
+    #[test]
+    fn tables_are_sized_by_the_host() {
+        const GIB: u64 = 1 << 30;
+        let groups = |bytes| Sizes::for_memory(bytes).groups;
+        assert_eq!((groups(0), groups(GIB / 4), groups(GIB / 2)), (4096, 4096, 8192));
+        // What the kernel keeps for itself is missing in the sum.
+        assert_eq!((groups(GIB), groups(GIB * 9 / 10)), (16_384, 16_384));
+        assert_eq!((groups(4 * GIB * 9 / 10), groups(u64::MAX)), (65_536, 65_536));
     }
 }

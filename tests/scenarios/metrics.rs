@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 
 use anyhow::{Context, Result, ensure};
+use memcg_monitor::programs::Sizes;
 use nix::sys::signal::Signal;
 
 use crate::harness::MIB;
@@ -93,7 +94,10 @@ fn metrics_values() -> Result<()> {
     has("memcg_monitor_group_registrations{id=\"/metrics\"}", 1.0)?;
     has("memcg_monitor_registrations{on=\"memory.usage_in_bytes\"}", 1.0)?;
     has("memcg_monitor_eventfds", 1.0)?;
-    has("memcg_monitor_groups_limit", 16_384.0)?;
+    // By the host's memory.
+    let limit = f64::from(Sizes::for_memory(nix::sys::sysinfo::sysinfo()?.ram_total()).groups);
+    has("memcg_monitor_groups_limit", limit)?;
+    ensure!(value(&text, "memcg_monitor_groups_occupied") == value(&text, "memcg_monitor_groups"), "{text}");
     has("memcg_monitor_unsignalled_total", 0.0)?;
     has("memcg_monitor_ring_full_total", 0.0)?;
     has("container_memory_events_oom_kill_total{id=\"/metrics\"}", 0.0)?;

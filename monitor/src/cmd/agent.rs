@@ -34,7 +34,10 @@ pub fn run(options: &cli::Agent) -> Result<ExitCode> {
         return Ok(ExitCode::from(code));
     }
     heap::be_small();
-    let eventfds = room_for_descriptors(options.max_eventfds);
+    let memory = host::memory().inspect_err(|error| log::warn!("{error}")).unwrap_or(0);
+    let by_host = Sizes::for_memory(memory);
+    let sizes = Sizes { groups: options.max_groups.unwrap_or(by_host.groups), ring: options.ring_bytes };
+    let eventfds = room_for_descriptors(options.max_eventfds.unwrap_or(2 * by_host.groups));
     let group = options.socket_group.as_deref().map(|name| group_id(name, "--socket-group")).transpose()?;
     let operators =
         options.control_group.as_deref().map(|name| group_id(name, "--control-group")).transpose()?;
@@ -44,12 +47,12 @@ pub fn run(options: &cli::Agent) -> Result<ExitCode> {
         control_socket: options.control_socket.clone(),
         access: Access { mode: options.socket_mode, group },
         operators: Access { mode: options.control_mode, group: operators },
-        sizes: Sizes { groups: options.max_groups, ring: options.ring_bytes },
+        sizes,
         sweep: Duration::from_millis(options.sweep_ms),
         sample: Duration::from_millis(options.sample_ms),
         limits: Limits {
             quota: options.max_per_user,
-            registrations: options.max_registrations.unwrap_or_else(registrations),
+            registrations: options.max_registrations.unwrap_or_else(|| registrations(memory)),
             eventfds,
             rest: options.rest_ms,
         },
@@ -125,10 +128,9 @@ fn room_for_descriptors(eventfds: u32) -> u32 {
 
 /// As many registrations as fit into a tenth of the host's memory, within bounds that suit
 /// hosts of every size.
-fn registrations() -> u64 {
+fn registrations(memory: u64) -> u64 {
     /// Bytes of the agent for each, at most (SPECIFICATION.md, P5).
     const EACH: u64 = 200;
-    let memory = host::memory().inspect_err(|error| log::warn!("{error}")).unwrap_or(0);
     (memory / 10 / EACH).clamp(65_536, 1_048_576)
 }
 
