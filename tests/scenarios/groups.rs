@@ -176,7 +176,8 @@ fn groups_that_found_no_place() -> Result<()> {
     let counted = lost(&agent, "slots_exhausted")?;
     ensure!(counted == refused && counted >= 4, "each is counted once: {refused}, then {counted}");
     fillers.iter().try_for_each(Group::remove)?;
-    let waiter = Waiter::at(&family.child, Oom, "")?;
+    let waiter = Waiter::new()?;
+    until("there is room", || Ok(waiter.register_at(&family.child, Oom, "").is_ok()))?;
     let percent = Waiter::on(&family.child, "50%")?;
     family.parent.set_limit(16 * MIB)?;
     Charger::start(&family.child)?.grow_to_death(64 * MIB)?;
