@@ -142,7 +142,9 @@ pub struct Agent {
     #[arg(long, value_name = "N", default_value_t = 65_536)]
     pub max_per_user: u64,
     /// Registrations that there may be in all, whoever asks; one more is refused with
-    /// ENOMEM. Each takes up to 200 bytes of the agent [default: what a tenth of the host's
+    /// ENOMEM. Beyond 1024 nobody may have more than are left to others, and from 32768 on
+    /// one in 32 is kept for processes with CAP_SYS_RESOURCE; so with --max-eventfds. Each
+    /// takes up to 200 bytes of the agent [default: what a tenth of the host's
     /// memory holds, 65536 to 1048576]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub max_registrations: Option<u64>,

@@ -5,6 +5,7 @@ mod account;
 mod dense;
 mod group;
 mod scale;
+pub mod share;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},

@@ -58,10 +58,11 @@ pub struct Counts {
 pub struct Limits {
     /// Registrations that each account may have, but the privileged and the agent's own.
     pub quota: u64,
-    /// Eventfds that may be registered at once, the agent's own aside.
-    pub eventfds: u32,
-    /// Registrations that there may be in all, but for the agent's own.
+    /// Registrations that there may be in all, but for the agent's own, as
+    /// [`share`](crate::registry::share) says.
     pub registrations: u64,
+    /// Eventfds that can be registered at once, shared likewise.
+    pub eventfds: u64,
     /// Milliseconds of rest for a threshold that was crossed [`BURST`] times
     /// within that time; 0: none.
     ///

@@ -53,7 +53,7 @@ pub fn run(options: &cli::Agent) -> Result<ExitCode> {
         limits: Limits {
             quota: options.max_per_user,
             registrations: options.max_registrations.unwrap_or_else(|| registrations(memory)),
-            eventfds,
+            eventfds: eventfds.into(),
             rest: options.rest_ms,
         },
         by_group: options.quota_by == cli::QuotaBy::Cgroup,

@@ -59,7 +59,7 @@ pub struct Gatherer {
     watcher: Shared<Programs>,
     tree: Arc<Tree>,
     hierarchy: Hierarchy,
-    max_eventfds: u32,
+    max_eventfds: u64,
     start: f64,
 }
 
@@ -75,7 +75,7 @@ impl Gatherer {
         watcher: &Shared<Programs>,
         tree: Arc<Tree>,
         hierarchy: &Hierarchy,
-        max_eventfds: u32,
+        max_eventfds: u64,
     ) -> Self {
         let start = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Self {
@@ -142,7 +142,7 @@ impl Gatherer {
             start: self.start,
             groups: live,
             places: (occupied, u64::from(watcher.source().root().slot)),
-            eventfds: (registry.file_count(), self.max_eventfds.into()),
+            eventfds: (registry.file_count(), self.max_eventfds),
             registrations: ControlFile::ALL.map(|on| (on.name(), count(on))).to_vec(),
             signals: CAUSES.into_iter().zip(measures.signals).collect(),
             refusals: measures.refusals.clone(),

@@ -141,7 +141,7 @@ pub fn register<S: Source>(
     let account = payer(watcher, places, asker);
     let request = watcher::Request { group, on, wish, eventfd, follower, account };
     let mut watcher = watcher.lock();
-    watcher.register(request).map_err(|errno| refusal(errno, account, on, watcher.has_all_registrations()))
+    watcher.register(request).map_err(|errno| refusal(errno, account, on, !watcher.has_room(account)))
 }
 
 /// Who pays for one more registration of the client's. Whether it is privileged is asked
@@ -149,8 +149,8 @@ pub fn register<S: Source>(
 fn payer<S: Source>(watcher: &Shared<S>, places: &Places, asker: &impl Asker) -> Account {
     let account = asker.account(&places.accounting);
     let is_privileged = || asker.credentials().is_ok_and(|credentials| credentials.is_privileged());
-    let is_near_quota = watcher.lock().is_near_quota(account);
-    if is_near_quota && is_privileged() { Account::Privileged } else { account }
+    let is_near_bound = watcher.lock().is_near_bound(account);
+    if is_near_bound && is_privileged() { Account::Privileged } else { account }
 }
 
 /// Takes a client's descriptor for what it is to be.
@@ -175,10 +175,12 @@ fn refusal(errno: Errno, account: Account, on: ControlFile, are_all_taken: bool)
         ),
         Errno::ENOMEM if are_all_taken => Refusal::new(
             errno,
-            "there are as many registrations as there may be in all; see the agent's --max-registrations",
+            format!(
+                "there is no room for more registrations of {account}; see the agent's --max-registrations"
+            ),
         ),
         Errno::ENOMEM => {
-            Refusal::new(errno, "the agent's table of eventfds is full; see its option --max-eventfds")
+            Refusal::new(errno, "the agent's table of eventfds has no room; see its option --max-eventfds")
         }
         Errno::EOPNOTSUPP => Refusal::new(
             errno,

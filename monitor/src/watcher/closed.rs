@@ -109,16 +109,16 @@ impl<S: Source> Watcher<S> {
                 return Err(Errno::EDQUOT);
             }
         }
-        if self.is_full(is_new) {
+        if self.is_full(account, is_new) {
             self.end_closed_of(account);
             self.search_for_room();
             for _ in 0..ASKED_FOR_ONE / Ask::FILES_AT_ONCE {
-                if !self.is_full(is_new) || self.search.is_done() {
+                if !self.is_full(account, is_new) || self.search.is_done() {
                     break;
                 }
                 self.search_again();
             }
-            if self.is_full(is_new) {
+            if self.is_full(account, is_new) {
                 return Err(Errno::ENOMEM);
             }
         }
@@ -129,10 +129,10 @@ impl<S: Source> Watcher<S> {
         !account.is_unlimited() && self.registry.held_by(account) >= self.limits.quota
     }
 
-    /// Whether there are as many registrations as there may be in all, or, for a new
-    /// eventfd, as many of those.
-    fn is_full(&self, is_new: bool) -> bool {
-        self.has_all_registrations() || (is_new && self.eventfds.len() >= self.limits.eventfds as usize)
+    /// Whether there is no room for one more registration of an account's, or, for a new
+    /// eventfd, for one more of those.
+    fn is_full(&self, account: Account, is_new: bool) -> bool {
+        !self.has_room(account) || (is_new && !self.has_room_for_eventfd(account))
     }
 
     /// Begins the next sweep's search, unless one is under way or was not long ago.

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 
 use crate::{
     eventfd::EventFd,
-    registry::{Account, Registration, first_side},
+    registry::{Account, Registration, first_side, share},
     source::{FileId, GroupId, Source},
     vault::{Record, Ticket},
     watcher::{Cause, Event, Follower, Watcher},
@@ -60,15 +60,28 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// Whether an account has half of its quota or more: then it matters whether who asks
-    /// is privileged, and asks by [`Account::Privileged`].
-    pub fn is_near_quota(&self, account: Account) -> bool {
-        !account.is_unlimited() && self.registry.held_by(account).saturating_mul(2) >= self.limits.quota
+    /// Whether it matters that who asks is privileged, and asks by [`Account::Privileged`]:
+    /// the account has half of its quota or more, or else finds no room.
+    pub fn is_near_bound(&self, account: Account) -> bool {
+        let held = self.registry.held_by(account);
+        let is_near = held.saturating_mul(2) >= self.limits.quota
+            || !self.has_room(account)
+            || !self.has_room_for_eventfd(account);
+        !account.is_unlimited() && is_near
     }
 
-    /// Whether there are as many registrations as there may be in all.
-    pub fn has_all_registrations(&self) -> bool {
-        self.registry.len() - self.registry.held_by(Account::Agent) >= self.limits.registrations
+    /// Whether there is room for one more registration of an account's.
+    pub fn has_room(&self, account: Account) -> bool {
+        let used = self.registry.len() - self.registry.held_by(Account::Agent);
+        let held = self.registry.held_by(account);
+        account == Account::Agent || share::has_room(account, held, used, self.limits.registrations)
+    }
+
+    /// The same for one more eventfd; an account has no more eventfds than registrations.
+    pub(super) fn has_room_for_eventfd(&self, account: Account) -> bool {
+        let held = self.registry.held_by(account);
+        let used = self.eventfds.len() as u64;
+        share::has_room(account, held, used, self.limits.eventfds)
     }
 
     /// Registers a wish.
@@ -76,9 +89,8 @@ impl<S: Source> Watcher<S> {
     /// # Errors
     /// `EINVAL` when the group is going or gone, as the kernel's
     /// `css_tryget_online`; `EDQUOT` when the account has as many as one may have;
-    /// `ENOMEM` when there are as many as there may be in all
-    /// ([`Watcher::has_all_registrations`]), or as many eventfds; `EOPNOTSUPP` when this
-    /// kernel cannot tell that.
+    /// `ENOMEM` when there is no room for more ([`Watcher::has_room`]), or as many eventfds
+    /// as there may be; `EOPNOTSUPP` when this kernel cannot tell that.
     pub fn register(&mut self, request: Request) -> Result<Receipt, Errno> {
         let internal = |error: crate::Error| {
             log::error!("registration failed: {error}");

@@ -29,7 +29,7 @@ use crate::{
 use fake::{FakeHost, FakeKernel};
 
 const USAGE: ControlFile = ControlFile::Usage;
-const LIMITS: Limits = Limits { quota: 5, registrations: 200_000, eventfds: 8, rest: 0 };
+const LIMITS: Limits = Limits { quota: 5, registrations: 200_000, eventfds: 200_000, rest: 0 };
 
 fn client() -> Client {
     Client::from_flags(EfdFlags::EFD_NONBLOCK).expect("an eventfd can be made")

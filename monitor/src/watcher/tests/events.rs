@@ -148,7 +148,7 @@ fn each_account_has_a_quota_whoever_the_eventfd_is_registered_by() {
     let (mut watcher, client) = (watcher(), client());
     for turn in 0..5 {
         for account in USERS {
-            assert_eq!(watcher.is_near_quota(account), turn >= 3, "{account}");
+            assert_eq!(watcher.is_near_bound(account), turn >= 3, "{account}");
             assert!(by(&mut watcher, account, &client).is_ok(), "{account}");
         }
     }
@@ -159,7 +159,7 @@ fn each_account_has_a_quota_whoever_the_eventfd_is_registered_by() {
     for _ in 0..20 {
         assert!(by(&mut watcher, Account::Privileged, &client).is_ok());
     }
-    assert!(!watcher.is_near_quota(Account::Privileged));
+    assert!(!watcher.is_near_bound(Account::Privileged));
     assert_eq!(watcher.registry().len(), 35);
 }
 
@@ -169,14 +169,19 @@ fn there_is_a_bound_for_all_together() {
     watcher.limits.registrations = 3;
     assert!(by(&mut watcher, Account::Agent, &self::client()).is_ok(), "the agent's own are not counted");
     for user in 1..4 {
-        assert!(!watcher.has_all_registrations());
+        assert!(watcher.has_room(Account::User(user)) && !watcher.is_near_bound(Account::User(user)));
         assert!(by(&mut watcher, Account::User(user), &client).is_ok());
     }
-    assert!(watcher.has_all_registrations());
     for account in [Account::User(9), Account::Privileged] {
+        assert!(!watcher.has_room(account));
         assert_eq!(by(&mut watcher, account, &client), Err(Errno::ENOMEM));
     }
+    assert!(watcher.is_near_bound(Account::User(9)), "it might be privileged");
     assert!(by(&mut watcher, Account::Agent, &self::client()).is_ok());
+    // And for eventfds: one more registration needs no further one.
+    (watcher.limits.registrations, watcher.limits.eventfds) = (100, watcher.registry().file_count());
+    assert_eq!(by(&mut watcher, Account::User(9), &self::client()), Err(Errno::ENOMEM));
+    assert!(by(&mut watcher, Account::User(9), &client).is_ok());
 }
 
 #[test]
