@@ -48,6 +48,8 @@ pub struct AgentNumbers {
     pub eventfds: (u64, u64),
     /// Registrations by control file.
     pub registrations: Vec<(&'static str, u64)>,
+    /// Registrations that there may be in all.
+    pub max_registrations: u64,
     /// Signals given, by cause.
     pub signals: Vec<(&'static str, u64)>,
     /// Registrations refused, by errno.

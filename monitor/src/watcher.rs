@@ -200,6 +200,11 @@ impl<S: Source> Watcher<S> {
         &self.registry
     }
 
+    /// What clients may do.
+    pub const fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
     /// What was done so far.
     pub const fn counts(&self) -> Counts {
         self.counts

@@ -144,6 +144,7 @@ impl Gatherer {
             places: (occupied, u64::from(watcher.source().root().slot)),
             eventfds: (registry.file_count(), self.max_eventfds),
             registrations: ControlFile::ALL.map(|on| (on.name(), count(on))).to_vec(),
+            max_registrations: watcher.limits().registrations,
             signals: CAUSES.into_iter().zip(measures.signals).collect(),
             refusals: measures.refusals.clone(),
             latency: measures.latency.clone(),

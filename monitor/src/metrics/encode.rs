@@ -72,6 +72,7 @@ impl Snapshot {
         out.one(&families::EVENTFDS, agent.eventfds.0)?;
         out.one(&families::EVENTFDS_LIMIT, agent.eventfds.1)?;
         out.each(&families::REGISTRATIONS, agent.registrations.iter().copied())?;
+        out.one(&families::REGISTRATIONS_LIMIT, agent.max_registrations)?;
         let refusals = agent.refusals.iter().map(|(errno, count)| (errno_name(*errno), *count));
         out.each(&families::REFUSALS, refusals)?;
         out.each(&families::SIGNALS, agent.signals.iter().copied())?;
@@ -184,6 +185,7 @@ mod tests {
                 places: (5, 16),
                 eventfds: (1, 32),
                 registrations: vec![("memory.oom_control", 2)],
+                max_registrations: 64,
                 signals: vec![("crossed", 7)],
                 refusals: BTreeMap::from([(libc::EINVAL, 5)]),
                 latency,

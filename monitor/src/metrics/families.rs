@@ -107,6 +107,8 @@ families! {
         "Eventfds that can be registered at once (--max-eventfds)";
     REGISTRATIONS = Gauge "memcg_monitor_registrations" NONE ["on"]
         "Registrations, by control file";
+    REGISTRATIONS_LIMIT = Gauge "memcg_monitor_registrations_limit" NONE []
+        "Registrations that there may be in all (--max-registrations)";
     REFUSALS = Counter "memcg_monitor_refused_registrations" NONE ["errno"]
         "Registrations that were refused, by the errno that the client got";
     SIGNALS = Counter "memcg_monitor_signals" NONE ["cause"]
