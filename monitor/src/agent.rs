@@ -236,7 +236,9 @@ pub async fn run(
         outcome = signals.ended() => outcome,
         end = shutdown => {
             if end == End::ForGood {
-                watcher.lock().source().detach();
+                let watcher = watcher.lock();
+                watcher.leave_nothing();
+                watcher.source().detach();
             }
             Ok(())
         }

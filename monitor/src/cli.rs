@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, error::ErrorKind};
-use memcg_monitor::{client, door::metrics::Address, metrics::Pattern, programs};
+use memcg_monitor::{client, door::metrics::Address, in_flight, metrics::Pattern, programs};
 use monitor_common::control::ControlFile;
 
 /// cgroup v1's memory notifications on stock cgroup v2 kernels.
@@ -168,6 +168,11 @@ pub struct Agent {
     /// not say that it has one (systemd before 254; FileDescriptorStoreMax=64 or more)
     #[arg(long)]
     pub fd_store: bool,
+    /// User id that nobody else has: clients' eventfds that are kept for the next agent are
+    /// descriptors in flight, which the kernel counts against a user (ETOOMANYREFS). Needs
+    /// CAP_SETUID at start; without, they count against the agent's own user
+    #[arg(long, value_name = "UID", default_value_t = in_flight::UID, value_parser = apart)]
+    pub in_flight_uid: u32,
     /// Folder on a BPF file system in which programs and maps are pinned, so that they
     /// go on while the agent is away; used where registrations are kept
     #[arg(long, value_name = "DIR", default_value = programs::FOLDER)]
@@ -321,6 +326,13 @@ fn top(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(groups @ 0..=10_000) => Ok(groups),
         _ => Err("a number from 0 to 10000".into()),
+    }
+}
+
+fn apart(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(uid) if in_flight::is_apart(uid) => Ok(uid),
+        _ => Err("a user id that nobody else has: not 0, 65534 or 4294967295".into()),
     }
 }
 

@@ -9,7 +9,10 @@ use std::{
 use nix::errno::Errno;
 use sd_notify::NotifyState;
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    in_flight,
+};
 
 /// By this name the store keeps the state record.
 pub const STATE: &str = "state";
@@ -63,7 +66,8 @@ impl Keeper {
     pub fn store(&self, name: &str, fd: BorrowedFd<'_>) -> Result<()> {
         // Not polled: a bag whose mouth is closed would count as gone.
         let states = [NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")];
-        sd_notify::notify_with_fds(&states, &[fd]).map_err(|error| failed("FDSTORE", &error))
+        in_flight::apart(|| sd_notify::notify_with_fds(&states, &[fd]))
+            .map_err(|error| failed("FDSTORE", &error))
     }
 
     /// Lets it forget all of that name.

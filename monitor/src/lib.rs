@@ -21,6 +21,7 @@ pub mod error;
 pub mod eventfd;
 pub mod handed;
 pub mod heap;
+pub mod in_flight;
 pub mod keeper;
 pub mod kernel;
 pub mod logging;

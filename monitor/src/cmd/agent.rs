@@ -7,7 +7,8 @@ use memcg_monitor::{
     agent::{self, End, Options},
     cgroup::host,
     door::{metrics, seqpacket::Access},
-    heap, keeper,
+    heap, in_flight,
+    keeper::{self, Keeper},
     metrics::Selection,
     programs::Sizes,
     supervisor, view,
@@ -34,6 +35,7 @@ pub fn run(options: &cli::Agent) -> Result<ExitCode> {
         return Ok(ExitCode::from(code));
     }
     heap::be_small();
+    count_apart(options);
     let memory = host::memory().inspect_err(|error| log::warn!("{error}")).unwrap_or(0);
     let by_host = Sizes::for_memory(memory);
     let sizes = Sizes { groups: options.max_groups.unwrap_or(by_host.groups), ring: options.ring_bytes };
@@ -101,6 +103,21 @@ fn ready(status: &str) {
     if let Err(error) = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(status)]) {
         log::warn!("cannot tell the service manager: {error}");
     }
+}
+
+/// What is kept for the next agent counts against a user of its own.
+fn count_apart(options: &cli::Agent) {
+    let Err(errno) = in_flight::count_against(options.in_flight_uid) else { return };
+    // A user of the agent's own is as good; and where nothing is kept, nothing counts.
+    let level = match Keeper::found(options.fd_store) {
+        Some(_) if nix::unistd::getuid().is_root() => log::Level::Warn,
+        _ => log::Level::Debug,
+    };
+    log::log!(
+        level,
+        "setresuid (--in-flight-uid {}): {errno}; without CAP_SETUID the eventfds that are kept count as the agent's own user's descriptors in flight: that user's other processes may get ETOOMANYREFS, and so may the agent",
+        options.in_flight_uid
+    );
 }
 
 /// Each registered eventfd is a descriptor, and a few are needed beside them. How many

@@ -163,6 +163,9 @@ impl Set {
         set.only(libc::SYS_clone, 0, &SeccompCmpOp::MaskedEq(bits(thread)), [thread]);
         // FIONBIO; and FUSE's threads ask for nothing else.
         set.only(libc::SYS_ioctl, 1, &SeccompCmpOp::Eq, [0x5421]);
+        // Real and saved user id swapped, to send what is kept (`in_flight`): the effective one
+        // stays, and without CAP_SETUID no other can be had.
+        set.only(libc::SYS_setresuid, 1, &SeccompCmpOp::Eq, [-1]);
         set.only(libc::SYS_prctl, 0, &SeccompCmpOp::Eq, [libc::PR_SET_NAME, libc::PR_SET_VMA]);
         set
     }

@@ -182,6 +182,15 @@ fn refusal(errno: Errno, account: Account, on: ControlFile, are_all_taken: bool)
         Errno::ENOMEM => {
             Refusal::new(errno, "the agent's table of eventfds has no room; see its option --max-eventfds")
         }
+        // v1 knew nothing of the kind: for the client it is memory that is short.
+        Errno::ETOOMANYREFS => Refusal::new(
+            Errno::ENOMEM,
+            "too many descriptors are in flight for the agent to keep another eventfd; see its option --in-flight-uid and its LimitNOFILE",
+        ),
+        Errno::ENOBUFS => Refusal::new(
+            Errno::ENOMEM,
+            "the registration cannot be kept for the agent's successor; the agent's log says why",
+        ),
         Errno::EOPNOTSUPP => Refusal::new(
             errno,
             format!("this kernel has no place to see that for {}; see `memcg-monitor check`", on.name()),

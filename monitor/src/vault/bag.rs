@@ -14,7 +14,10 @@ use nix::{
     },
 };
 
-use crate::ancillary::{self, Ancillary};
+use crate::{
+    ancillary::{self, Ancillary},
+    in_flight,
+};
 
 /// Descriptors that one message can carry, by the kernel's `SCM_MAX_FD`.
 pub const IN_A_MESSAGE: usize = 253;
@@ -62,14 +65,16 @@ impl Bag {
     /// Puts in up to [`IN_A_MESSAGE`] descriptors, each with its number: all or none.
     ///
     /// # Errors
-    /// `EAGAIN` when it is full, or takes nothing any more; others as `sendmsg`.
+    /// `EAGAIN` when it is full, or takes nothing any more; `ETOOMANYREFS` when the user that
+    /// they are counted against ([`in_flight`]) has too many in flight; others as `sendmsg`.
     pub fn put(&self, held: &[(u64, BorrowedFd<'_>)]) -> nix::Result<()> {
         let mouth = self.mouth.as_ref().ok_or(Errno::EAGAIN)?;
         let bytes: Vec<u8> = held.iter().flat_map(|(number, _)| number.to_le_bytes()).collect();
         let fds: Vec<RawFd> = held.iter().map(|(_, fd)| fd.as_raw_fd()).collect();
         let control = [ControlMessage::ScmRights(&fds)];
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        sendmsg::<()>(mouth.as_raw_fd(), &[IoSlice::new(&bytes)], &control, flags, None).map(drop)
+        let send = || sendmsg::<()>(mouth.as_raw_fd(), &[IoSlice::new(&bytes)], &control, flags, None);
+        in_flight::apart(send).map(drop)
     }
 
     /// Duplicates of all that is in it, which stays there.
@@ -79,26 +84,62 @@ impl Bag {
     pub fn look(&self) -> nix::Result<Vec<Held>> {
         // Each message that is looked at moves the place where the next look begins.
         look_from(&self.end, 0)?;
-        let found = self.take(MsgFlags::MSG_PEEK);
+        let found = self.look_on();
         look_from(&self.end, -1)?;
         found
     }
 
-    /// Takes all out of it.
+    /// What lies in front: how many messages have up to `most` descriptors together, at least
+    /// one where there is any, and the numbers of these. No descriptor is made for it.
     ///
     /// # Errors
-    /// As [`Bag::look`].
-    pub fn empty(&self) -> nix::Result<()> {
-        self.take(MsgFlags::empty()).map(drop)
+    /// `recvmsg` failed.
+    pub fn front(&self, most: usize) -> nix::Result<(usize, Vec<u64>)> {
+        look_from(&self.end, 0)?;
+        let mut found = (0, Vec::new());
+        let outcome = loop {
+            match self.next(MsgFlags::MSG_PEEK) {
+                Ok(numbers) if numbers.is_empty() => break Ok(()),
+                Ok(numbers) if found.0 > 0 && found.1.len() + numbers.len() > most => break Ok(()),
+                Ok(numbers) => {
+                    found.0 += 1;
+                    found.1.extend(numbers);
+                }
+                Err(errno) => break Err(errno),
+            }
+        };
+        look_from(&self.end, -1)?;
+        outcome.map(|()| found)
     }
 
-    fn take(&self, how: MsgFlags) -> nix::Result<Vec<Held>> {
+    /// Lets so many messages in front go, and what lies in them.
+    ///
+    /// # Errors
+    /// `recvmsg` failed.
+    pub fn drop_front(&self, messages: usize) -> nix::Result<()> {
+        (0..messages).try_for_each(|_| self.next(MsgFlags::empty()).map(drop))
+    }
+
+    /// The numbers of one message; none at the end. Without room for descriptors the kernel
+    /// hands none over.
+    fn next(&self, how: MsgFlags) -> nix::Result<Vec<u64>> {
+        let mut bytes = [0; IN_A_MESSAGE * size_of::<u64>()];
+        let mut slices = [IoSliceMut::new(&mut bytes)];
+        let flags = how | MsgFlags::MSG_DONTWAIT;
+        match recvmsg::<()>(self.end.as_raw_fd(), &mut slices, None, flags).map(|message| message.bytes) {
+            Ok(length) => Ok(numbers(&bytes[..length]).collect()),
+            Err(Errno::EAGAIN) => Ok(Vec::new()),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn look_on(&self) -> nix::Result<Vec<Held>> {
         let mut found = Vec::new();
         loop {
             let mut bytes = [0; IN_A_MESSAGE * size_of::<u64>()];
             let mut room = ancillary::room(IN_A_MESSAGE);
             let mut slices = [IoSliceMut::new(&mut bytes)];
-            let flags = how | MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
+            let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
             let message = match recvmsg::<()>(self.end.as_raw_fd(), &mut slices, Some(&mut room), flags) {
                 Ok(message) => message,
                 Err(Errno::EAGAIN) => return Ok(found),
@@ -113,11 +154,13 @@ impl Bag {
                 // The mouth is closed, and all has been seen.
                 return Ok(found);
             }
-            let numbers = bytes[..length].chunks_exact(size_of::<u64>());
-            let numbers = numbers.map(|word| u64::from_le_bytes(word.try_into().unwrap_or_default()));
-            found.extend(numbers.zip(fds));
+            found.extend(numbers(&bytes[..length]).zip(fds));
         }
     }
+}
+
+fn numbers(bytes: &[u8]) -> impl Iterator<Item = u64> {
+    bytes.chunks_exact(size_of::<u64>()).map(|word| u64::from_le_bytes(word.try_into().unwrap_or_default()))
 }
 
 /// Where a look without taking begins (`SO_PEEK_OFF`); -1: no looking on.
@@ -158,8 +201,12 @@ mod tests {
         nix::unistd::read(&held[253].1, &mut word)?;
         assert_eq!(u64::from_ne_bytes(word), 5, "the very eventfd");
         assert_eq!(bag.put(&[(1, client.as_fd())]), Err(Errno::EAGAIN), "one that was taken over");
-        bag.empty()?;
-        assert_eq!(numbers(&bag), [0_u64; 0]);
+        assert_eq!(bag.front(10)?, (1, (0..253).collect()), "more than asked for, but not none");
+        assert_eq!(bag.front(300)?, (2, (0..253).chain([1000]).collect()));
+        bag.drop_front(1)?;
+        assert_eq!((numbers(&bag), bag.front(1)?), (vec![1000], (1, vec![1000])));
+        bag.drop_front(1)?;
+        assert_eq!((numbers(&bag), bag.front(1)?), (vec![], (0, vec![])));
         Ok(())
     }
 

@@ -90,7 +90,8 @@ impl<S: Source> Watcher<S> {
     /// `EINVAL` when the group is going or gone, as the kernel's
     /// `css_tryget_online`; `EDQUOT` when the account has as many as one may have;
     /// `ENOMEM` when there is no room for more ([`Watcher::has_room`]), or as many eventfds
-    /// as there may be; `EOPNOTSUPP` when this kernel cannot tell that.
+    /// as there may be; `ETOOMANYREFS` or `ENOBUFS` when it cannot be kept for the next
+    /// agent; `EOPNOTSUPP` when this kernel cannot tell that.
     pub fn register(&mut self, request: Request) -> Result<Receipt, Errno> {
         let internal = |error: crate::Error| {
             log::error!("registration failed: {error}");
@@ -170,10 +171,6 @@ impl<S: Source> Watcher<S> {
     /// Takes in the eventfd, if it is new, and records the registration.
     fn admit(&mut self, record: &Record, eventfd: Handed) -> Result<Ticket, Errno> {
         let file = record.file;
-        let refused = |error: crate::Error| {
-            log::warn!("{error}");
-            Errno::ENOMEM
-        };
         let is_own = record.account == Account::Agent;
         let is_new = !self.registry.has_file(file);
         if is_new {
@@ -183,7 +180,7 @@ impl<S: Source> Watcher<S> {
                 return Ok(self.unrecorded.enter());
             }
             if let Some(vault) = &mut self.vault {
-                vault.keep(file, &eventfd, &self.eventfds).map_err(refused)?;
+                vault.keep(file, &eventfd, &self.eventfds).map_err(|error| not_kept(&error))?;
             }
             self.eventfds.insert(file, eventfd);
         }
@@ -194,7 +191,7 @@ impl<S: Source> Watcher<S> {
             if is_new {
                 self.drop_file(file);
             }
-            refused(error)
+            not_kept(&error)
         })
     }
 
@@ -251,5 +248,14 @@ impl<S: Source> Watcher<S> {
     pub(super) fn registrations_changed(&self) {
         self.source.want(self.registry.wanted());
         self.work.notify_one();
+    }
+}
+
+/// Why something cannot be kept for the next agent, for the door's text; the rest is in the log.
+fn not_kept(error: &crate::Error) -> Errno {
+    log::warn!("{error}");
+    match error {
+        crate::Error::Syscall { errno: Errno::ETOOMANYREFS, .. } => Errno::ETOOMANYREFS,
+        _ => Errno::ENOBUFS,
     }
 }

@@ -40,7 +40,7 @@ impl<S: Source> Watcher<S> {
     /// says whose the eventfds are.
     ///
     /// # Errors
-    /// The programs could not be asked, or the eventfds not be kept anew.
+    /// The programs could not be asked.
     pub fn restore(
         &mut self,
         vault: Vault,
@@ -92,8 +92,17 @@ impl<S: Source> Watcher<S> {
         self.unsure_until = self.host.clock() + UNSURE_FOR;
         self.finish(left.unfinished);
         self.catch_up_with_all();
-        self.vault.as_mut().map_or(Ok(()), |vault| vault.repack(&self.eventfds))?;
+        if let Some(vault) = &mut self.vault {
+            vault.repack(&self.eventfds);
+        }
         Ok(restored)
+    }
+
+    /// The end for good: nothing is kept for a next agent.
+    pub fn leave_nothing(&self) {
+        if let Some(vault) = &self.vault {
+            vault.give_up_all();
+        }
     }
 
     /// How many agents took over from one before, with what it had.

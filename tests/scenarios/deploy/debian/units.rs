@@ -78,8 +78,11 @@ fn debian_units() -> Result<()> {
                 copy(&share.join(name), &directory.join(name), 0o644)?;
             }
         }
-        // It is for the host's network, so its score is another matter.
-        let _ = fs::remove_file(directory.join(drop_in).join("metrics.conf"));
+        // The one is for the host's network, so its score is another matter; of the other this
+        // systemd knows no word.
+        for apart in ["metrics.conf", "systemd-254.conf"] {
+            let _ = fs::remove_file(directory.join(drop_in).join(apart));
+        }
         let analyze = |words: &str| {
             output("sh", &["-c", &format!("cd {} && systemd-analyze {words} 2>&1", directory.display())])
         };

@@ -1,0 +1,129 @@
+//! The user that the agent's descriptors in flight are counted against.
+//!
+//! A descriptor that was sent and not received yet (`SCM_RIGHTS`) counts against the *real*
+//! user id of the task that sent it (`user_struct::unix_inflight`). Who has more of them than
+//! its `RLIMIT_NOFILE` may send none, without `CAP_SYS_RESOURCE` or `CAP_SYS_ADMIN`:
+//! `ETOOMANYREFS` (`too_many_unix_fds`, Linux 4.5 and newer). What the agent keeps for the next
+//! one is in flight for days. Counted against root it would take descriptor passing away from
+//! root's other processes, and theirs could take it away from the agent.
+//!
+//! So the agent sends with a real user id that nobody else has. Credentials are a thread's own:
+//! [`count_against`] makes that id the thread's *saved* one, for which `CAP_SETUID` is asked, and
+//! threads that start later have it, too. [`apart`] swaps saved and real for one call, for
+//! which no capability is asked. The effective id, capabilities and dumpability stay as they
+//! are, and whoever may signal the agent still may.
+
+use std::sync::OnceLock;
+
+use nix::{
+    errno::Errno,
+    libc::{self, uid_t},
+    unistd::getresuid,
+};
+
+/// The user id, unless told otherwise: in a range that no distribution, no container runtime
+/// and no `/etc/subuid` gives out, since half of all programs take it for a negative number
+/// (systemd's `UIDS-GIDS.md`: 2147483648 to 4294967294 are to be avoided). Not the last two:
+/// -1 is no user id, and -2 is some systems' nobody.
+pub const UID: u32 = 4_294_967_292;
+
+/// The kernel's `overflowuid`: what a user without a number looks like, and Debian's nobody.
+const OVERFLOW: u32 = 65_534;
+
+/// "Leave it as it is", for setresuid.
+const SAME: uid_t = uid_t::MAX;
+
+#[derive(Clone, Copy, Debug)]
+struct Users {
+    own: uid_t,
+    counted: uid_t,
+}
+
+static USERS: OnceLock<Users> = OnceLock::new();
+
+/// Whether nobody else can be expected to have this user id.
+#[must_use]
+pub const fn is_apart(uid: u32) -> bool {
+    !matches!(uid, 0 | OVERFLOW | SAME)
+}
+
+/// What this thread, and those that it starts, send by [`apart`] is counted against `uid` from
+/// now on. To be called once, before other threads start.
+///
+/// # Errors
+/// `EPERM` without `CAP_SETUID`: then it counts against the agent's own user.
+pub fn count_against(uid: u32) -> Result<(), Errno> {
+    let own = getresuid()?.real.as_raw();
+    if own == uid {
+        return Ok(());
+    }
+    set(SAME, uid)?;
+    let _ = USERS.set(Users { own, counted: uid });
+    Ok(())
+}
+
+/// Does `send` as the user that [`count_against`] has named; as the agent's own where it could
+/// not.
+pub fn apart<T>(send: impl FnOnce() -> T) -> T {
+    let Some(Users { own, counted }) = USERS.get().copied() else { return send() };
+    // A thread that is older than count_against may not, and the kernel may be out of memory.
+    let _back = set(counted, own).is_ok().then_some(Back { own, counted });
+    send()
+}
+
+/// The thread's own ids again, whatever happens meanwhile.
+struct Back {
+    own: uid_t,
+    counted: uid_t,
+}
+
+impl Drop for Back {
+    fn drop(&mut self) {
+        if let Err(errno) = set(self.own, self.counted) {
+            // Only the accounting is another until the next call puts it right.
+            log::warn!("setresuid back to the real user id {}: {errno}", self.own);
+        }
+    }
+}
+
+/// Real and saved id of the calling thread alone; libc's function would change all threads.
+fn set(real: uid_t, saved: uid_t) -> Result<(), Errno> {
+    // SAFETY: takes numbers.
+    let done = unsafe { libc::syscall(libc::SYS_setresuid, real, SAME, saved) };
+    Errno::result(done).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::unistd::{geteuid, getresuid};
+
+    use super::{Back, UID, is_apart, set};
+
+    #[test]
+    fn ids_that_others_have_are_refused() {
+        assert!(is_apart(UID) && is_apart(1000));
+        assert!([0, 65_534, u32::MAX].iter().all(|uid| !is_apart(*uid)));
+    }
+
+    #[test]
+    fn ids_are_swapped_for_one_thread_and_back() {
+        if !geteuid().is_root() {
+            return;
+        }
+        let ids =
+            || getresuid().map(|ids| [ids.real, ids.effective, ids.saved].map(nix::unistd::Uid::as_raw));
+        let own = ids().expect("getresuid")[0];
+        let swapped = std::thread::spawn(move || {
+            set(u32::MAX, UID).expect("root may");
+            let before = ids();
+            set(UID, own).expect("either is one of its own");
+            let within = ids();
+            drop(Back { own, counted: UID });
+            (before, within, ids())
+        });
+        let (before, within, after) = swapped.join().expect("the thread");
+        assert_eq!(within, Ok([UID, own, own]));
+        assert_eq!((before, after), (Ok([own, own, UID]), Ok([own, own, UID])));
+        assert_eq!(ids(), Ok([own; 3]), "other threads are as before");
+    }
+}
