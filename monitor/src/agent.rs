@@ -161,10 +161,9 @@ pub async fn run(
     let vault = Keeper::found(options.keeps).map(|keeper| Vault::open(keeper, handed)).transpose()?;
     let pins = vault.as_ref().and_then(|_| open_pins(&options.pins));
     let runtime = signals::Own::new()?;
-    let (mut programs, ring) = Programs::start(v1, options.sizes, pins)?;
+    let (programs, ring) = Programs::start(v1, options.sizes, pins)?;
     let asks = confine::rights::needed_for(&confine::ASK, || programs.answers());
     let groups = hierarchy.call_roll()?;
-    programs.settle();
     let instance = programs.instance();
     let host = Box::new(Files::new(&hierarchy)?);
     let identity = programs.identity().clone();

@@ -10,6 +10,7 @@ pub use hooks::{HOOKS, Hook, Kind};
 use std::{fs, path::Path};
 
 use monitor_common::band;
+use nix::{errno::Errno, libc};
 
 use crate::{
     error::{Error, Result},
@@ -87,6 +88,17 @@ pub struct Offers {
 }
 
 impl Offers {
+    /// What can be told by the programs that there are, and by the fields that the kernel has.
+    fn of(has: impl Fn(&str) -> bool, under_oom: bool, pressure: bool) -> Self {
+        Self {
+            // v1's own notice, or the OOM itself.
+            oom: has("oom_notified") || has("oom_begun") && has("oom_ended"),
+            under_oom,
+            pressure: has("reclaim_window") && pressure,
+            empty: has("populated"),
+        }
+    }
+
     /// As one word, for agents that find programs already at work.
     #[must_use]
     pub fn bits(self) -> u64 {
@@ -102,12 +114,20 @@ impl Offers {
 }
 
 impl Plan {
-    /// Decides, from the facts.
+    /// Decides, from the facts, and without the programs that the kernel has `refused`.
     ///
     /// # Errors
     /// Names the first thing that this kernel lacks.
-    pub fn decide(facts: &Facts) -> Result<Self> {
-        let (present, absent) = facts.hooks();
+    pub fn decide(facts: &Facts, refused: &[&str]) -> Result<Self> {
+        let (mut present, absent) = facts.hooks();
+        let is_missed = |hook: &&Hook| hook.is_refused(refused) && hook.is_required_on(facts.v1);
+        if let Some(hook) = present.iter().find(is_missed) {
+            return Err(Error::Kernel(format!(
+                "{} cannot be watched ({}); needed to see when {}",
+                hook.function, facts.release, hook.purpose
+            )));
+        }
+        present.retain(|hook| !hook.is_refused(refused));
         if let Some(hook) = absent.iter().find(|hook| hook.required) {
             return Err(Error::Kernel(format!(
                 "the function {} is not in its BTF ({}); needed to see when {}. Is CONFIG_MEMCG=y?",
@@ -138,12 +158,7 @@ impl Plan {
         let css = |name: &str| Ok::<_, Error>(offset(name, "subsys")? + memory * size_of::<u64>() as u64);
         let optional = |at: Result<u64>| at.unwrap_or(0);
         let pressure = offset("vmpressure", "tree_scanned");
-        let offers = Offers {
-            oom: has("oom_begun") && has("oom_ended"),
-            under_oom: under_oom.is_some(),
-            pressure: has("reclaim_window") && pressure.is_ok(),
-            empty: has("populated"),
-        };
+        let offers = Offers::of(has, under_oom.is_some(), pressure.is_ok());
         Ok(Self {
             hooks: present.iter().map(|hook| hook.program).collect(),
             functions: present
@@ -187,6 +202,27 @@ pub fn release() -> String {
         .map_or_else(|_| "unknown".into(), |name| name.release().to_string_lossy().into_owned())
 }
 
+/// Whether an AIO context can be had: one of those that all users of the host share.
+///
+/// # Errors
+/// `ENOSYS` without `CONFIG_AIO`, `EAGAIN` where `fs.aio-max-nr` is used up (`ioctx_alloc`).
+pub fn try_aio() -> Result<(), Errno> {
+    let mut context = 0_u64;
+    // SAFETY: the kernel writes one word.
+    let made = unsafe { libc::syscall(libc::SYS_io_setup, 1, &raw mut context) };
+    Errno::result(made)?;
+    // SAFETY: just made, and nothing is under way.
+    unsafe { libc::syscall(libc::SYS_io_destroy, context) };
+    Ok(())
+}
+
+/// `kernel.yama.ptrace_scope`, where the kernel has Yama. At 3 nobody attaches to anybody,
+/// whatever their capabilities (`yama_ptrace_access_check`), nor takes descriptors.
+#[must_use]
+pub fn ptrace_scope() -> Option<String> {
+    fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").ok().map(|text| text.trim().to_owned())
+}
+
 /// Bytes in a page of this host.
 #[must_use]
 pub fn page_size() -> u64 {
@@ -205,4 +241,36 @@ fn host_pages() -> u64 {
         .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
         .sum();
     kib * 1024 / page_size()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{HOOKS, Offers};
+
+    fn offers_without(refused: &[&str]) -> Offers {
+        let left: Vec<_> = HOOKS.iter().filter(|hook| !hook.is_refused(refused)).collect();
+        Offers::of(|program| left.iter().any(|hook| hook.program == program), true, true)
+    }
+
+    #[test]
+    fn what_cannot_be_seen_is_not_offered() {
+        let all = Offers { oom: true, under_oom: true, pressure: true, empty: true };
+        for harmless in [&[][..], &["oom_victim"], &["oom_notified"], &["oom_begun"], &["limit_set"]] {
+            assert_eq!(offers_without(harmless), all, "{harmless:?}");
+        }
+        assert_eq!(offers_without(&["oom_ended", "oom_notified"]), Offers { oom: false, ..all });
+        assert_eq!(offers_without(&["populated"]), Offers { empty: false, ..all });
+        assert_eq!(offers_without(&["reclaim_window"]), Offers { pressure: false, ..all });
+    }
+
+    #[test]
+    fn what_begins_ends() {
+        let left_out = |refused: &str| {
+            let left_out = HOOKS.iter().filter(|hook| hook.is_refused(&[refused]));
+            left_out.map(|hook| hook.program).collect::<Vec<_>>()
+        };
+        assert_eq!(left_out("oom_ended"), ["oom_ended", "oom_begun"]);
+        assert_eq!(left_out("limit_write_2"), ["limit_write_2", "limit_write_1"]);
+        assert_eq!(left_out("limit_write_1"), ["limit_write_1"]);
+    }
 }

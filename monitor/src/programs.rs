@@ -1,5 +1,6 @@
 //! The programs in the kernel: load, attach, ask. Nothing else names aya.
 
+mod before;
 mod held;
 mod identity;
 mod load;
@@ -35,7 +36,7 @@ use monitor_common::{
 use crate::{
     error::{Error, Result},
     kernel::Offers,
-    programs::{held::Held, load::failed, start::Before},
+    programs::{before::Before, held::Held, load::failed},
     source::{FileId, GroupId, Identify as _, Slots, Source},
     table::{SharedFileRefs, SharedScratch, SharedSlot, Table},
 };
@@ -89,8 +90,8 @@ pub struct Programs {
     pins: Option<Pins>,
     /// What is to be pinned, once all groups are known.
     unpinned: Vec<(&'static str, MapData)>,
-    /// What others of the same layout have left, that are to go.
-    before: Option<Before>,
+    /// What others have left, that are to go.
+    before: Vec<Before>,
 }
 
 impl fmt::Debug for Programs {
@@ -268,6 +269,10 @@ impl Source for Programs {
         if let Some(cell) = self.scratch.get(0) {
             cell.wanted.xchg(what);
         }
+    }
+
+    fn take_over(&mut self, wanted: u64) {
+        self.replace(wanted);
     }
 
     fn offers(&self) -> Offers {

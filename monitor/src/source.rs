@@ -136,6 +136,13 @@ pub trait Source: Slots {
     /// [`Wanted`](monitor_common::ask::Wanted).
     fn want(&self, what: u64);
 
+    /// The bands of all that goes on from an agent before are published: takes over what
+    /// programs before had seen, which are let go, and counts what is `wanted` from here on.
+    /// No slot was looked at since the bands were published: what both have seen is one.
+    fn take_over(&mut self, wanted: u64) {
+        self.want(wanted);
+    }
+
     /// What this kernel can tell.
     fn offers(&self) -> Offers;
 

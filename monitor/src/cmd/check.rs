@@ -1,14 +1,15 @@
 //! `memcg-monitor check`: facts about this host, and the verdict.
 
-use std::process::ExitCode;
+use std::{fs, path::Path, process::ExitCode};
 
 use memcg_monitor::{
     cgroup::{Hierarchy, Version},
-    confine,
+    confine, in_flight,
     kernel::{self, Facts, Plan},
-    programs::{self, Size, Trial},
+    programs::{self, Pins, Size, Trial},
     view,
 };
+use nix::errno::Errno;
 use serde::Serialize;
 
 use crate::cli::{Check, Output};
@@ -27,14 +28,18 @@ struct Finding {
 }
 
 impl Finding {
-    fn of(trial: Trial) -> Self {
+    fn of(trial: Trial, v1: bool) -> Self {
         let Trial { hook, outcome } = trial;
+        let needed = hook.is_required_on(v1);
         let (ok, size, detail) = match outcome {
             Ok(size) => (true, Some(size), hook.purpose.into()),
-            Err(why) => (false, None, why),
+            Err(why) if needed => (false, None, why),
+            Err(why) => {
+                (false, None, format!("{why}; the agent does without, not seen is that {}", hook.purpose))
+            }
         };
         let what = format!("{} {}", hook.kind.as_str(), hook.function);
-        Self { what, ok, needed: hook.required, detail, size }
+        Self { what, ok, needed, detail, size }
     }
 }
 
@@ -81,6 +86,10 @@ pub fn run(options: &Check) -> ExitCode {
             .map(|abi| format!("{abi}; the view's threads are kept to the groups' files"))
             .map_err(ToOwned::to_owned),
     );
+    found("AIO", false, aio());
+    found("descriptors of clients", false, descriptors_by_number());
+    found("pins", false, Pins::possible(Path::new(programs::FOLDER)).map_err(|error| error.to_string()));
+    found("descriptors in flight", false, in_flight());
     match Facts::gather(v1) {
         Err(error) => {
             found("BTF", true, Err(error.to_string()));
@@ -90,7 +99,7 @@ pub fn run(options: &Check) -> ExitCode {
             for hook in facts.hooks().1.into_iter().filter(|hook| !hook.required) {
                 found(hook.function, false, Err(format!("not in this kernel; would tell {}", hook.purpose)));
             }
-            let plan = Plan::decide(&facts).map_err(|error| error.to_string());
+            let plan = Plan::decide(&facts, &[]).map_err(|error| error.to_string());
             if found(
                 "plan",
                 true,
@@ -101,7 +110,7 @@ pub fn run(options: &Check) -> ExitCode {
                         found("bpf", true, Err(error.to_string()));
                     }
                     Ok(trials) => {
-                        findings.extend(trials.into_iter().map(Finding::of));
+                        findings.extend(trials.into_iter().map(|trial| Finding::of(trial, v1)));
                     }
                 }
             }
@@ -134,4 +143,35 @@ pub fn run(options: &Check) -> ExitCode {
         }
     }
     if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Whether eventfds can be signalled by AIO.
+fn aio() -> Result<String, String> {
+    let number =
+        |name| fs::read_to_string(format!("/proc/sys/fs/{name}")).unwrap_or_default().trim().to_owned();
+    let used = format!("fs.aio-nr {} of fs.aio-max-nr {}", number("aio-nr"), number("aio-max-nr"));
+    match kernel::try_aio() {
+        Ok(()) => Ok(format!("signals never wait for clients ({used})")),
+        Err(Errno::ENOSYS) => Err("not in this kernel (CONFIG_AIO); threads write to eventfds".into()),
+        Err(errno) => {
+            Err(format!("io_setup: {errno} ({used}); threads write to eventfds until it can be had"))
+        }
+    }
+}
+
+/// Whether clients' descriptors can be had by their numbers, as lines and the view name them.
+fn descriptors_by_number() -> Result<String, String> {
+    match kernel::ptrace_scope().as_deref() {
+        // Not even by CAP_SYS_PTRACE, and until the next boot.
+        Some("3") => Err("kernel.yama.ptrace_scope is 3: pidfd_getfd is EPERM, so the view and lines with numbers are refused; clients that send their descriptors along are served".into()),
+        _ => Ok("can be had by their numbers (pidfd_getfd)".into()),
+    }
+}
+
+/// Whether what is kept for the next agent can be counted against a user of its own.
+fn in_flight() -> Result<String, String> {
+    match caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_SETUID) {
+        Ok(true) => Ok(format!("of kept eventfds count against user id {}", in_flight::UID)),
+        _ => Err("without CAP_SETUID those of kept eventfds count against the agent's own user".into()),
+    }
 }

@@ -52,6 +52,22 @@ const fn hook(
 }
 
 impl Hook {
+    /// Whether it is to be left out where the kernel has refused these programs: them, and what
+    /// must not run without one of them, for what begins has to end.
+    #[must_use]
+    pub fn is_refused(&self, refused: &[&str]) -> bool {
+        let pairs =
+            [("oom_begun", "oom_ended"), ("oom_ended", "oom_begun"), ("limit_write_1", "limit_write_2")];
+        let needs = pairs.iter().find(|(program, _)| *program == self.program).map(|(_, other)| other);
+        refused.contains(&self.program) || needs.is_some_and(|needs| refused.contains(needs))
+    }
+
+    /// Whether there is no agent without it, where the controller is on a `v1` hierarchy or not.
+    #[must_use]
+    pub fn is_required_on(&self, v1: bool) -> bool {
+        self.required || v1 && self.program == "usage_read_v1"
+    }
+
     /// Whether the kernel that `btf` describes has it.
     #[must_use]
     pub fn is_in(&self, btf: &Btf) -> bool {

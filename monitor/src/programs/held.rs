@@ -10,7 +10,10 @@ use std::{
 use aya::{
     Ebpf,
     maps::{Map, MapData, RingBuf},
-    programs::{FEntry, FExit, ProgramError, RawTracePoint, links::FdLink},
+    programs::{
+        FEntry, FExit, ProgramError, RawTracePoint,
+        links::{FdLink, PinnedLink},
+    },
 };
 use monitor_common::{
     ask::{Ask, CELLS},
@@ -25,26 +28,27 @@ use crate::{
         load::{attach_hook, failed},
         pins::MAPS,
     },
-    table::{SharedFileRefs, SharedScratch, SharedSlot, Table},
+    table::{Shared, SharedFileRefs, SharedScratch, SharedSlot, Table},
 };
 
 /// The attached programs.
 pub(super) enum Held {
     /// Detached when the links go.
     Loaded { ebpf: Box<Ebpf>, links: Vec<(&'static str, FdLink)> },
-    /// Detached when their pins go.
-    Pinned { ask: Box<RawTracePoint>, charge: Vec<FExit> },
+    /// Detached when their pins go and the agent ends: a pin that somebody takes away
+    /// meanwhile detaches nothing.
+    Pinned { ask: Box<RawTracePoint>, charge: Vec<FExit>, _links: Vec<PinnedLink> },
 }
 
 impl Held {
-    /// Attaches `hooks`, in their order.
-    pub(super) fn attach(&mut self, hooks: &[&Hook]) -> Result<()> {
+    /// Attaches `hooks`, in their order; which one failed, if one did.
+    pub(super) fn attach<'a>(&mut self, hooks: &[&'a Hook]) -> std::result::Result<(), (&'a Hook, Error)> {
         let Self::Loaded { ebpf, links } = self else { return Ok(()) };
         links.clear();
         for hook in hooks {
             let link = attach_hook(ebpf, hook).map_err(|error| {
                 let what = format!("cannot attach the {} program to {}", hook.kind.as_str(), hook.function);
-                failed(&what, &error)
+                (*hook, failed(&what, &error))
             })?;
             links.push((hook.program, link));
         }
@@ -58,14 +62,25 @@ impl Held {
     }
 
     /// Those that are pinned in `folder`.
+    ///
+    /// # Errors
+    /// One is missing: a program without its link is attached no more.
     pub(super) fn open(folder: &Path) -> Result<Self> {
         let at = |name: &str| folder.join(format!("prog-{name}"));
         let no = |error: ProgramError| failed("cannot open a pinned program (BPF_OBJ_GET)", &error);
+        let attached = HOOKS.iter().filter(|hook| hook.required || at(hook.program).exists());
+        let links = attached
+            .map(|hook| {
+                PinnedLink::from_pin(folder.join(format!("link-{}", hook.program))).map_err(|error| {
+                    failed(&format!("cannot open the pinned link of {} (BPF_OBJ_GET)", hook.program), &error)
+                })
+            })
+            .collect::<Result<_>>()?;
         let ask = Box::new(RawTracePoint::from_pin(at("ask")).map_err(no)?);
         let charge = HOOKS.iter().filter(|hook| is_charge(hook));
         let charge =
             charge.map(|hook| FExit::from_pin(at(hook.program)).map_err(no)).collect::<Result<_>>()?;
-        Ok(Self::Pinned { ask, charge })
+        Ok(Self::Pinned { ask, charge, _links: links })
     }
 
     /// Pins everything below `folder`, the maps last.
@@ -154,14 +169,9 @@ impl Maps {
     }
 }
 
-/// The answer cell that is pinned in `folder`: says what the rest is.
-pub(super) fn open_scratch(folder: &Path) -> Result<Table<SharedScratch>> {
-    Table::map(array(&open_map(folder, "SCRATCH")?)?, 1, "SCRATCH")
-}
-
-/// The slots that are pinned there.
-pub(super) fn open_slots(folder: &Path, groups: u32) -> Result<Table<SharedSlot>> {
-    Table::map(array(&open_map(folder, "SLOTS")?)?, groups as usize + 1, "SLOTS")
+/// A pinned array of `entries` that is shared with programs before.
+pub(super) fn open_shared<T: Shared>(folder: &Path, name: &'static str, entries: usize) -> Result<Table<T>> {
+    Table::map(array(&open_map(folder, name)?)?, entries, name)
 }
 
 fn open_map(folder: &Path, name: &str) -> Result<Map> {

@@ -117,13 +117,19 @@ fn targets(plan: &Plan) -> Result<Btf> {
         .map_err(|error| failed("the hooks' types are not understood", &error))
 }
 
-/// Loads all of `hooks`, and the program that answers the agent.
-pub(super) fn load_all(ebpf: &mut Ebpf, plan: &Plan, hooks: &[&Hook]) -> Result<()> {
-    let btf = targets(plan)?;
-    load_ask(ebpf)?;
+/// Loads all of `hooks`, and the program that answers the agent. Says at which of them it
+/// failed, if at one.
+pub(super) fn load_all<'a>(
+    ebpf: &mut Ebpf,
+    plan: &Plan,
+    hooks: &[&'a Hook],
+) -> Result<(), (Option<&'a Hook>, Error)> {
+    let btf = targets(plan).map_err(|error| (None, error))?;
+    load_ask(ebpf).map_err(|error| (None, error))?;
     for hook in hooks {
         load_hook(ebpf, hook, &btf).map_err(|error| {
-            failed(&format!("cannot load the {} program for {}", hook.kind.as_str(), hook.function), &error)
+            let what = format!("cannot load the {} program for {}", hook.kind.as_str(), hook.function);
+            (Some(*hook), failed(&what, &error))
         })?;
         log::debug!(
             "{} for {}: the verifier took {} steps",
@@ -184,7 +190,7 @@ pub(super) fn load_ask(ebpf: &mut Ebpf) -> Result<()> {
 /// # Errors
 /// Not even the maps could be made.
 pub fn try_all(facts: &Facts) -> Result<Vec<Trial>> {
-    let plan = Plan::decide(facts)?;
+    let plan = Plan::decide(facts, &[])?;
     let mut ebpf = load_object(&plan, Sizes { groups: 64, ring: 4096 })?;
     let btf = targets(&plan)?;
     load_ask(&mut ebpf)?;

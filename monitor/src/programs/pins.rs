@@ -1,18 +1,33 @@
 //! Programs, links and maps in the BPF file system, so that the kernel's side goes on
 //! while there is no agent: `DIR/SCHEMA/{map,prog,link}-NAME`. The answer cell is pinned
-//! last: a folder without it was not finished.
+//! last: a folder without it was not finished. `DIR/SCHEMA-new` and `DIR/SCHEMA-old` are
+//! there while one agent's programs replace another's.
+//!
+//! A BPF file system that systemd did not mount is everybody's to write to (mode 1777). So
+//! the folder has to be the agent's own, and is worked on by its descriptor: whatever its
+//! name leads to later. Only names that are ours are touched.
 
 use std::{
+    ffi::{OsStr, OsString},
     fs::{self, File},
-    io,
+    os::{
+        fd::{AsFd as _, AsRawFd as _},
+        unix::ffi::OsStrExt as _,
+    },
     path::{Path, PathBuf},
 };
 
 use monitor_common::slot::SCHEMA;
 use nix::{
+    dir::Dir,
     errno::Errno,
-    fcntl::{Flock, FlockArg},
-    sys::statfs::{BPF_FS_MAGIC, statfs},
+    fcntl::{AtFlags, Flock, FlockArg, OFlag, openat, renameat},
+    libc,
+    sys::{
+        stat::{FileStat, Mode, fstat, fstatat, lstat, mkdirat, stat},
+        statfs::{BPF_FS_MAGIC, fstatfs, statfs},
+    },
+    unistd::{UnlinkatFlags, geteuid, unlinkat},
 };
 
 use crate::error::{Error, Result};
@@ -25,98 +40,325 @@ pub(super) const MAPS: [&str; 6] = ["SLOTS", "TALLIES", "FREE", "FILES", "DOORBE
 /// The last of them.
 const LAST: &str = "map-SCRATCH";
 
+/// How names in a schema's folder begin.
+const KINDS: [&str; 3] = ["map-", "prog-", "link-"];
+/// Ends of a folder's name while one replaces another.
+const FRESH: &str = "-new";
+const REPLACED: &str = "-old";
+
+/// A folder is opened as itself, not as what it links to.
+const AS_FOLDER: OFlag =
+    OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
+/// Write permission for others than the owner.
+const OTHERS_WRITE: u32 = 0o022;
+const STICKY: u32 = 0o1000;
+
 /// The folder with the pins of all schemas, held by one agent.
 #[derive(Debug)]
 pub struct Pins {
     folder: PathBuf,
-    _lock: Flock<File>,
+    directory: Flock<File>,
+}
+
+/// Programs that were pinned before those of the present, and are to go.
+#[derive(Debug)]
+pub struct Older {
+    /// Their layout.
+    pub schema: u32,
+    /// Where they are.
+    pub folder: PathBuf,
 }
 
 impl Pins {
     /// Makes the folder, if need be, and keeps others out of it.
     ///
     /// # Errors
-    /// There is no BPF file system, or it is read-only or full; or another agent has it.
+    /// There is no BPF file system, or it is read-only or full; the folder, or one above
+    /// it, is somebody else's; or another agent has it.
     pub fn open(folder: &Path) -> Result<Self> {
-        fs::create_dir_all(folder).map_err(|error| Error::file("make the folder", folder, error))?;
-        let kind = statfs(folder)
-            .map_err(|errno| Error::syscall(format!("statfs {}", folder.display()), errno))?
-            .filesystem_type();
-        if kind != BPF_FS_MAGIC {
-            return Err(Error::Host(format!(
-                "{} is not on a BPF file system (mount -t bpf bpf /sys/fs/bpf)",
-                folder.display()
-            )));
+        let named = |call: &str, errno| Error::syscall(format!("{call} {}", folder.display()), errno);
+        let (Some(above), Some(name)) = (folder.parent(), folder.file_name()) else {
+            return Err(Error::Host(format!("--pins {}: name a folder", folder.display())));
+        };
+        fs::create_dir_all(above).map_err(|error| Error::file("make the folder", above, error))?;
+        let above = above.canonicalize().map_err(|error| Error::file("look up", above, error))?;
+        for path in above.ancestors() {
+            nobody_elses_to_rename_in(path)?;
         }
-        let file = File::open(folder).map_err(|error| Error::file("open", folder, error))?;
-        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-            Errno::EWOULDBLOCK => Error::Busy(format!(
-                "another agent uses {}; give this one another folder with --pins",
-                folder.display()
-            )),
-            _ => Error::syscall(format!("flock {}", folder.display()), errno),
-        })?;
-        let pins = Self { folder: folder.into(), _lock: lock };
-        // Of an agent that was killed before it was done.
-        pins.remove(&pins.unfinished());
+        let above = File::open(&above).map_err(|error| Error::file("open", &above, error))?;
+        match mkdirat(&above, name, Mode::S_IRWXU) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(named("mkdir", errno)),
+        }
+        let directory = match openat(&above, name, AS_FOLDER, Mode::empty()) {
+            Ok(directory) => File::from(directory),
+            Err(Errno::ELOOP | Errno::ENOTDIR) => {
+                let whose = fstatat(&above, name, AtFlags::AT_SYMLINK_NOFOLLOW)
+                    .map_or_else(|_| "somebody".into(), |found| format!("user id {}", found.st_uid));
+                return Err(Error::Host(format!(
+                    "{} is no folder, and {whose}'s: remove it",
+                    folder.display()
+                )));
+            }
+            Err(errno) => return Err(named("open", errno)),
+        };
+        let kind = fstatfs(&directory).map_err(|errno| named("statfs", errno))?.filesystem_type();
+        if kind != BPF_FS_MAGIC {
+            return Err(no_bpffs(folder));
+        }
+        ours_alone(folder, &fstat(&directory).map_err(|errno| named("stat", errno))?)?;
+        let directory =
+            Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+                Errno::EWOULDBLOCK => Error::Busy(format!(
+                    "another agent uses {}; give this one another folder with --pins",
+                    folder.display()
+                )),
+                _ => named("flock", errno),
+            })?;
+        let pins = Self { folder: folder.into(), directory };
+        pins.finish();
         Ok(pins)
     }
 
-    /// Where the present schema's pins are.
+    /// Whether pins can be made in `folder`, as far as can be told without making it.
+    ///
+    /// # Errors
+    /// As [`Pins::open`].
+    pub fn possible(folder: &Path) -> Result<String> {
+        let name = folder.display();
+        let above = folder.parent().unwrap_or(folder);
+        let found =
+            stat(above).map_err(|errno| Error::syscall(format!("stat {}", above.display()), errno))?;
+        let kind =
+            statfs(above).map_err(|errno| Error::syscall(format!("statfs {}", above.display()), errno))?;
+        if kind.filesystem_type() != BPF_FS_MAGIC {
+            return Err(no_bpffs(folder));
+        }
+        for path in above.ancestors() {
+            nobody_elses_to_rename_in(path)?;
+        }
+        match lstat(folder) {
+            Ok(found) if found.st_mode & libc::S_IFMT != libc::S_IFDIR => {
+                Err(Error::Host(format!("{name} is no folder, and user id {}'s: remove it", found.st_uid)))
+            }
+            Ok(found) => ours_alone(folder, &found).map(|()| format!("in {name}")),
+            Err(_) if found.st_mode & OTHERS_WRITE != 0 => Ok(format!(
+                "in {name}; but until an agent has been there any user may make that folder: chmod 0700 {}",
+                above.display()
+            )),
+            Err(_) => Ok(format!("in {name}")),
+        }
+    }
+
+    /// Where the present schema's pins are: by the folder's descriptor.
     #[must_use]
     pub fn present(&self) -> PathBuf {
-        self.folder.join(SCHEMA.to_string())
+        self.at(&SCHEMA.to_string())
     }
 
     /// Whether those are all there.
     #[must_use]
     pub fn are_complete(&self) -> bool {
-        self.present().join(LAST).exists()
+        self.is_complete(&SCHEMA.to_string())
     }
 
-    fn unfinished(&self) -> PathBuf {
-        self.folder.join(format!("{SCHEMA}-new"))
+    /// Pins of other programs, beside the present ones: perhaps not all of them.
+    #[must_use]
+    pub fn older(&self) -> Vec<Older> {
+        let present = SCHEMA.to_string();
+        let others = self.names().into_iter().filter(|name| *name != present && !name.ends_with(FRESH));
+        others.filter_map(|name| Some(Older { schema: schema_of(&name)?, folder: self.at(&name) })).collect()
     }
 
-    /// Pins by `pin`, which is given the folder, then makes that the present one; what
-    /// was there before, of any schema, is taken away.
+    /// Pins by `pin`, which is given the folder, then makes that the present one. What was
+    /// there before stays beside it until [`Pins::remove_older`].
     ///
     /// # Errors
     /// Then nothing is pinned anew.
     pub fn replace(&self, pin: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-        let fresh = self.unfinished();
+        let fresh = format!("{SCHEMA}{FRESH}");
         self.remove(&fresh);
-        fs::create_dir(&fresh).map_err(|error| Error::file("make the folder", &fresh, error))?;
-        pin(&fresh).inspect_err(|_| self.remove(&fresh))?;
-        for old in self.folders().unwrap_or_default() {
-            if old != fresh {
-                self.remove(&old);
+        mkdirat(self.directory.as_fd(), fresh.as_str(), Mode::S_IRWXU)
+            .map_err(|errno| self.failed("mkdir", &fresh, errno))?;
+        pin(&self.at(&fresh)).inspect_err(|_| self.remove(&fresh))?;
+        self.make_present(&fresh).inspect_err(|_| self.remove(&fresh))
+    }
+
+    /// Takes away all but the present pins: what is pinned nowhere else, and not open, is
+    /// detached.
+    pub fn remove_older(&self) {
+        let present = SCHEMA.to_string();
+        for name in self.names() {
+            if name != present && schema_of(&name).is_some() {
+                self.remove(&name);
             }
         }
-        let present = self.present();
-        fs::rename(&fresh, &present).map_err(|error| Error::file("rename", &fresh, error))
     }
 
-    /// Takes all pins away: what is pinned nowhere else, and not open, is detached.
+    /// Takes all pins away. Where everybody may make folders, the empty one stays, lest
+    /// somebody else makes it before the next agent.
     pub fn clear(&self) {
-        for folder in self.folders().unwrap_or_default() {
-            self.remove(&folder);
+        for name in self.names() {
+            if schema_of(&name).is_some() {
+                self.remove(&name);
+            }
         }
-        if let Err(error) = fs::remove_dir(&self.folder) {
-            log::warn!("remove {}: {error}", self.folder.display());
+        let (Some(above), Some(name)) = (self.folder.parent(), self.folder.file_name()) else { return };
+        let Ok(above) = File::open(above) else { return };
+        if fstat(&above).is_ok_and(|found| found.st_mode & OTHERS_WRITE != 0) {
+            return;
+        }
+        if let Err(errno) = unlinkat(&above, name, UnlinkatFlags::RemoveDir) {
+            log::warn!("remove {}: {errno}", self.folder.display());
         }
     }
 
-    fn folders(&self) -> io::Result<Vec<PathBuf>> {
-        fs::read_dir(&self.folder)?.map(|entry| Ok(entry?.path())).collect()
+    /// What an agent that was killed had begun: to replace, or to make.
+    fn finish(&self) {
+        let fresh = format!("{SCHEMA}{FRESH}");
+        if self.is_complete(&fresh)
+            && let Err(error) = self.make_present(&fresh)
+        {
+            log::warn!("{error}");
+        }
+        for name in self.names() {
+            let halfway = schema_of(&name) == Some(SCHEMA) && !self.is_complete(&name);
+            if halfway || schema_of(&name).is_some() && name.ends_with(FRESH) {
+                self.remove(&name);
+            }
+        }
+    }
+
+    fn make_present(&self, fresh: &str) -> Result<()> {
+        let present = SCHEMA.to_string();
+        let moved = |from: &str, to: &str| renameat(self.directory.as_fd(), from, self.directory.as_fd(), to);
+        let replaced = format!("{SCHEMA}{REPLACED}");
+        if self.is_complete(&present) {
+            // One that an agent did not come to remove: seen by two generations of programs.
+            self.remove(&replaced);
+            moved(&present, &replaced).map_err(|errno| self.failed("rename", &present, errno))?;
+        } else {
+            self.remove(&present);
+        }
+        moved(fresh, &present).map_err(|errno| self.failed("rename", fresh, errno))
+    }
+
+    fn failed(&self, call: &str, name: &str, errno: Errno) -> Error {
+        Error::syscall(format!("{call} {}/{name}", self.folder.display()), errno)
+    }
+
+    /// A path to `name` in the folder, however the folder is called by now.
+    fn at(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}/{name}", self.directory.as_raw_fd()))
+    }
+
+    fn is_complete(&self, name: &str) -> bool {
+        let last = format!("{name}/{LAST}");
+        fstatat(self.directory.as_fd(), last.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    /// Names in the folder that could be ours.
+    fn names(&self) -> Vec<String> {
+        let directory = Dir::openat(self.directory.as_fd(), ".", AS_FOLDER, Mode::empty());
+        directory
+            .map(names_of)
+            .unwrap_or_default()
+            .into_iter()
+            .filter_map(|name| name.into_string().ok())
+            .collect()
     }
 
     /// Best effort: what stays is named, and tried again by the next agent.
-    fn remove(&self, folder: &Path) {
-        match fs::remove_dir_all(folder) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => log::warn!("remove {}: {error}", folder.display()),
+    fn remove(&self, name: &str) {
+        let outcome = match Dir::openat(self.directory.as_fd(), name, AS_FOLDER, Mode::empty()) {
+            Ok(folder) => {
+                empty(folder).and_then(|()| unlinkat(self.directory.as_fd(), name, UnlinkatFlags::RemoveDir))
+            }
+            Err(errno) => Err(errno),
+        };
+        match outcome {
+            Ok(()) | Err(Errno::ENOENT) => {}
+            Err(errno) => log::warn!("remove {}/{name}: {errno}", self.folder.display()),
+        }
+    }
+}
+
+/// The schema that a folder's name stands for.
+fn schema_of(name: &str) -> Option<u32> {
+    let number = name.strip_suffix(FRESH).or_else(|| name.strip_suffix(REPLACED)).unwrap_or(name);
+    let schema = number.parse().ok()?;
+    // As we write it: no sign, no zeros in front.
+    (u32::to_string(&schema) == number).then_some(schema)
+}
+
+fn names_of(mut directory: Dir) -> Vec<OsString> {
+    let entries = directory.iter().flatten();
+    let names = entries.map(|entry| OsStr::from_bytes(entry.file_name().to_bytes()).to_owned());
+    names.filter(|name| name != "." && name != "..").collect()
+}
+
+/// Takes our names out of a schema's folder.
+fn empty(folder: Dir) -> nix::Result<()> {
+    let descriptor = folder.as_fd().try_clone_to_owned().map_err(|_| Errno::EMFILE)?;
+    for name in names_of(folder) {
+        if KINDS.iter().any(|kind| name.as_bytes().starts_with(kind.as_bytes())) {
+            unlinkat(&descriptor, name.as_os_str(), UnlinkatFlags::NoRemoveDir)?;
+        }
+    }
+    Ok(())
+}
+
+fn no_bpffs(folder: &Path) -> Error {
+    Error::Host(format!(
+        "{} is not on a BPF file system (mount -t bpf -o mode=0700 bpf /sys/fs/bpf)",
+        folder.display()
+    ))
+}
+
+/// Whether only this user, and root, can change what is in a folder.
+fn ours_alone(folder: &Path, found: &FileStat) -> Result<()> {
+    let (own, name) = (geteuid().as_raw(), folder.display());
+    if found.st_uid != own {
+        return Err(Error::Host(format!(
+            "{name} belongs to user id {}, the agent is {own}: who made it could take pins away. Remove it and chmod 0700 /sys/fs/bpf, or name another folder by --pins",
+            found.st_uid
+        )));
+    }
+    if found.st_mode & OTHERS_WRITE != 0 {
+        return Err(Error::Host(format!(
+            "{name} may be written to by others (mode {:o}): chmod 0700 {name}",
+            found.st_mode & 0o7777
+        )));
+    }
+    Ok(())
+}
+
+/// Whether nobody but this user and root can put another folder into the place of ours.
+fn nobody_elses_to_rename_in(path: &Path) -> Result<()> {
+    let found = stat(path).map_err(|errno| Error::syscall(format!("stat {}", path.display()), errno))?;
+    let own = [0, geteuid().as_raw()].contains(&found.st_uid);
+    if own && (found.st_mode & OTHERS_WRITE == 0 || found.st_mode & STICKY != 0) {
+        return Ok(());
+    }
+    Err(Error::Host(format!(
+        "{}, above the folder for pins, can be changed by others (owner {}, mode {:o}): name another folder by --pins",
+        path.display(),
+        found.st_uid,
+        found.st_mode & 0o7777
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::schema_of;
+
+    #[test]
+    fn only_names_that_are_ours_are_ours() {
+        for (name, schema) in [("4", 4), ("5-new", 5), ("12-old", 12)] {
+            assert_eq!(schema_of(name), Some(schema));
+        }
+        for name in ["", "05", "+5", "5-", "5-newer", "5-new-old", "five", "-new", "4294967296"] {
+            assert_eq!(schema_of(name), None, "{name}");
         }
     }
 }

@@ -9,8 +9,8 @@ use std::{
 
 use monitor_common::{
     ask::Ask,
-    band::{Excursion, Seen, give_back},
-    slot::State,
+    band::give_back,
+    slot::{SCHEMA, State},
     word::Word as _,
 };
 use nix::time::{ClockId, clock_gettime};
@@ -21,89 +21,139 @@ use crate::{
     logging::FromPrograms,
     programs::{
         Doorbells, Identity, Programs, ROOT_ID, Sizes,
-        held::{Held, Maps, for_pinning, open_scratch, open_slots},
+        before::Before,
+        held::{Held, Maps, for_pinning, open_shared},
         load::{OBJECT, follow_log, load_all, load_object, log_of},
-        pins::Pins,
+        pins::{Older, Pins},
     },
-    source::{Slots as _, Source as _},
-    table::{SharedScratch, SharedSlot, Table},
+    source::{Slots as _, Source},
+    table::{SharedScratch, Table},
 };
-
-/// The tables of programs that are to be replaced.
-pub(super) struct Before {
-    slots: Table<SharedSlot>,
-    scratch: Table<SharedScratch>,
-}
 
 /// What is pinned.
 enum Pinned {
     /// Nothing, or nothing of use.
     Nothing,
     /// These very programs.
-    Same,
-    /// Others of the same layout.
-    Others(Before),
+    Same(Box<(Maps, Held)>),
+    /// Others.
+    Others,
+}
+
+/// Why an attempt to load and attach came to nothing.
+#[derive(Debug)]
+enum Failed {
+    /// At one program.
+    At(Hook, Error),
+    /// At something that all need.
+    Else(Error),
+}
+
+impl From<Error> for Failed {
+    fn from(error: Error) -> Self {
+        Self::Else(error)
+    }
+}
+
+/// Attempts, each without what those before failed at, until one succeeds: a hook that is
+/// not required may be in the kernel's types and yet not be there to attach to (inlined,
+/// renamed by the compiler, on a list of functions not to trace), or be refused by the
+/// verifier.
+fn what_works<T>(mut attempt: impl FnMut(&[&'static str]) -> std::result::Result<T, Failed>) -> Result<T> {
+    let mut refused = Vec::new();
+    loop {
+        match attempt(&refused) {
+            Ok(done) => return Ok(done),
+            Err(Failed::At(hook, error)) if !hook.required && !refused.contains(&hook.program) => {
+                log::warn!("{error}; going on without it: not seen is that {}", hook.purpose);
+                refused.push(hook.program);
+            }
+            Err(Failed::At(_, error) | Failed::Else(error)) => return Err(error),
+        }
+    }
 }
 
 impl Programs {
     /// Goes on with the programs that are pinned, if they are of this build and of these
     /// sizes; else loads and attaches them. When this returns, every change of every
-    /// counter is seen; groups that existed before still have to be called, and then
-    /// [`Programs::settle`].
+    /// counter is seen; groups that existed before still have to be called, their bands to be
+    /// published, and then [`Source::take_over`].
     ///
     /// # Errors
     /// Says what the host lacks and what to do.
     pub fn start(v1: bool, sizes: Sizes, pins: Option<Pins>) -> Result<(Self, Doorbells)> {
-        let found = match pins.as_ref().filter(|pins| pins.are_complete()) {
-            Some(pins) => look_at(&pins.present(), v1, sizes).unwrap_or_else(|error| {
-                log::warn!("{error}; loading the programs anew");
-                Pinned::Nothing
-            }),
-            None => Pinned::Nothing,
-        };
-        match (found, pins) {
-            (Pinned::Same, Some(pins)) => Self::adopt(sizes, pins),
-            (Pinned::Others(before), pins) => Self::load(v1, sizes, pins, Some(before)),
-            (_, pins) => Self::load(v1, sizes, pins, None),
+        let anew = |error: &Error| log::warn!("{error}; loading the programs anew");
+        let present = pins.as_ref().filter(|pins| pins.are_complete()).map(Pins::present);
+        let found = present.as_deref().map_or(Pinned::Nothing, |folder| {
+            look_at(folder, v1, sizes).inspect_err(anew).unwrap_or(Pinned::Others)
+        });
+        let mut before = pins.as_ref().map(Pins::older).unwrap_or_default();
+        if matches!(found, Pinned::Others) {
+            before.extend(present.map(|folder| Older { schema: SCHEMA, folder }));
         }
-    }
-
-    fn adopt(sizes: Sizes, pins: Pins) -> Result<(Self, Doorbells)> {
-        let folder = pins.present();
-        let (maps, held) = (Maps::open(&folder, sizes)?, Held::open(&folder)?);
-        log_of(Held::logging(&folder));
-        let (programs, ring) = Self::new(sizes, maps, held, Some(pins));
-        programs.ask(Ask::WHO_AM_I, 0, 0)?;
-        programs.try_eventfd()?;
-        log::debug!("going on with the programs that are pinned in {}", folder.display());
+        let before = before.into_iter().filter_map(|older| opened(&older)).collect();
+        let (mut programs, ring) = match found {
+            Pinned::Same(parts) => Self::adopt(sizes, *parts, pins.as_ref())?,
+            _ => Self::load(v1, sizes, pins.is_some())?,
+        };
+        (programs.pins, programs.before) = (pins, before);
         Ok((programs, ring))
     }
 
-    fn load(v1: bool, sizes: Sizes, pins: Option<Pins>, before: Option<Before>) -> Result<(Self, Doorbells)> {
-        let plan = Plan::decide(&Facts::gather(v1)?)?;
-        let mut ebpf = load_object(&plan, sizes)?;
-        if let Err(error) = aya_log::EbpfLogger::init_with_logger(&mut ebpf, FromPrograms).map(follow_log) {
+    fn adopt(sizes: Sizes, (maps, held): (Maps, Held), pins: Option<&Pins>) -> Result<(Self, Doorbells)> {
+        if let Some(pins) = pins {
+            log_of(Held::logging(&pins.present()));
+        }
+        let (programs, ring) = Self::new(sizes, maps, held);
+        programs.ask(Ask::WHO_AM_I, 0, 0)?;
+        programs.try_eventfd()?;
+        log::debug!("going on with the programs that are pinned");
+        Ok((programs, ring))
+    }
+
+    fn load(v1: bool, sizes: Sizes, to_be_pinned: bool) -> Result<(Self, Doorbells)> {
+        let facts = Facts::gather(v1)?;
+        let (mut programs, ring) = what_works(|refused| {
+            let plan = Plan::decide(&facts, refused)?;
+            Self::attempt(&plan, v1, sizes, to_be_pinned)
+        })?;
+        programs.try_eventfd()?;
+        if let Some(Held::Loaded { ebpf, .. }) = &mut programs.held
+            && let Err(error) = aya_log::EbpfLogger::init_with_logger(ebpf, FromPrograms).map(follow_log)
+        {
             log::debug!("no log from the programs: {error}");
         }
-        let hooks: Vec<&Hook> = HOOKS.iter().filter(|hook| plan.hooks.contains(&hook.program)).collect();
-        load_all(&mut ebpf, &plan, &hooks)?;
-        let unpinned = if pins.is_some() { for_pinning(&ebpf)? } else { Vec::new() };
-        let maps = Maps::of(&mut ebpf, sizes)?;
-        prepare(&maps, sizes);
-        describe(&maps.scratch, v1, sizes, &plan);
-        // The answering program is loaded, not attached: so it answers before the rest.
-        let held = Held::Loaded { ebpf: Box::new(ebpf), links: Vec::new() };
-        let (mut programs, ring) = Self::new(sizes, maps, held, pins);
-        programs.ask(Ask::WHO_AM_I, 0, 0)?;
-        programs.ask(Ask::NEW_EPOCH, now(), 0)?;
-        programs.held.as_mut().map_or(Ok(()), |held| held.attach(&hooks))?;
-        programs.try_eventfd()?;
-        programs.unpinned = unpinned;
-        programs.before = before;
         Ok((programs, ring))
     }
 
-    fn new(sizes: Sizes, maps: Maps, held: Held, pins: Option<Pins>) -> (Self, Doorbells) {
+    fn attempt(
+        plan: &Plan,
+        v1: bool,
+        sizes: Sizes,
+        to_be_pinned: bool,
+    ) -> std::result::Result<(Self, Doorbells), Failed> {
+        let mut ebpf = load_object(plan, sizes)?;
+        let hooks: Vec<&Hook> = HOOKS.iter().filter(|hook| plan.hooks.contains(&hook.program)).collect();
+        load_all(&mut ebpf, plan, &hooks).map_err(|(hook, error)| match hook {
+            Some(hook) => Failed::At(*hook, error),
+            None => Failed::Else(error),
+        })?;
+        let unpinned = if to_be_pinned { for_pinning(&ebpf)? } else { Vec::new() };
+        let maps = Maps::of(&mut ebpf, sizes)?;
+        prepare(&maps, sizes);
+        describe(&maps.scratch, v1, sizes, plan);
+        // The answering program is loaded, not attached: so it answers before the rest.
+        let held = Held::Loaded { ebpf: Box::new(ebpf), links: Vec::new() };
+        let (mut programs, ring) = Self::new(sizes, maps, held);
+        programs.ask(Ask::WHO_AM_I, 0, 0)?;
+        programs.ask(Ask::NEW_EPOCH, now(), 0)?;
+        let attached = programs.held.as_mut().map_or(Ok(()), |held| held.attach(&hooks));
+        attached.map_err(|(hook, error)| Failed::At(*hook, error))?;
+        programs.unpinned = unpinned;
+        Ok((programs, ring))
+    }
+
+    fn new(sizes: Sizes, maps: Maps, held: Held) -> (Self, Doorbells) {
         let Maps { slots, scratch, tallies, files, ring } = maps;
         let plan = scratch.get(0).map_or(0, |cell| cell.plan.get());
         let programs = Self {
@@ -116,25 +166,28 @@ impl Programs {
             files,
             band_shift: (plan & 0xff) as u32,
             offers: Offers::from_bits(plan >> 8 & 0xff),
-            pins,
+            pins: None,
             unpinned: Vec::new(),
-            before: None,
+            before: Vec::new(),
         };
         (programs, Doorbells(ring))
     }
 
-    /// All groups are known: pins new programs, lets those go that they replace, and
-    /// takes over what those had seen.
-    pub fn settle(&mut self) {
-        let before = self.before.take();
-        // What is counted is counted here from now on, once.
-        if let Some(cell) = before.as_ref().and_then(|before| before.scratch.get(0)) {
-            self.want(cell.wanted.xchg(0));
-        }
+    /// The groups are known, and their bands published: pins new programs, takes over what
+    /// those had seen that they replace, and lets those go. Killed before the last step, the
+    /// next agent takes over from both.
+    pub(super) fn replace(&mut self, wanted: u64) {
         self.pin();
-        if let Some(before) = before {
-            self.take_over(&before);
+        let before = std::mem::take(&mut self.before);
+        // What is counted is counted here from now on, once.
+        before.iter().for_each(Before::stop_counting);
+        self.want(wanted);
+        self.take_from(&before);
+        if let Some(pins) = &self.pins {
+            pins.remove_older();
         }
+        // What was running when their bands were taken away.
+        self.take_from(&before);
     }
 
     fn pin(&mut self) {
@@ -150,7 +203,7 @@ impl Programs {
                 self.pins = None;
                 // What was pinned already is gone with its pin.
                 let hooks: Vec<_> = HOOKS.iter().filter(|hook| held.has(hook)).collect();
-                if let Err(error) = held.attach(&hooks) {
+                if let Err((_, error)) = held.attach(&hooks) {
                     log::error!("{error}");
                 }
             }
@@ -159,16 +212,18 @@ impl Programs {
         self.held = Some(held);
     }
 
-    /// What charges had left in the tables of the programs that are gone.
-    fn take_over(&self, before: &Before) {
+    /// What is in the tables of programs before, to the groups' slots here.
+    fn take_from(&self, before: &[Before]) {
+        if before.is_empty() {
+            return;
+        }
         let here = self.groups_by_id();
-        for slot in (0..before.slots.len()).filter_map(|index| before.slots.get(index)) {
-            if slot.state().has(State::ONLINE)
-                && slot.pending.get() != 0
-                && let Some(now) = here.get(&slot.cgroup_id.get()).and_then(|group| self.slot(group.slot))
-            {
-                give_back(now, &left_in(slot));
-            }
+        for tables in before {
+            tables.take(|cgroup_id, seen| {
+                if let Some(slot) = here.get(&cgroup_id).and_then(|group| self.slot(group.slot)) {
+                    give_back(slot, seen);
+                }
+            });
         }
     }
 
@@ -206,20 +261,29 @@ fn describe(scratch: &Table<SharedScratch>, v1: bool, sizes: Sizes, plan: &Plan)
     cell.plan.set(u64::from(plan.band_shift) | plan.offers.bits() << 8);
 }
 
-/// Looks at what is pinned in `folder`.
+/// Looks at what is pinned in `folder`, and opens it if it is the same.
 fn look_at(folder: &Path, v1: bool, sizes: Sizes) -> Result<Pinned> {
-    let scratch = open_scratch(folder)?;
+    let scratch: Table<SharedScratch> = open_shared(folder, "SCRATCH", 1)?;
     let cell = scratch.get(0).ok_or_else(|| Error::Host("the pinned answer cell is empty".into()))?;
-    let groups = cell.sizes.get();
     let are_these = cell.build.get() == build(v1)
-        && groups == u64::from(sizes.groups)
+        && cell.sizes.get() == u64::from(sizes.groups)
         && cell.ring.get() == u64::from(sizes.ring);
     if are_these {
-        return Ok(Pinned::Same);
+        return Ok(Pinned::Same(Box::new((Maps::open(folder, sizes)?, Held::open(folder)?))));
     }
-    log::info!("the programs pinned in {} are of another build or size: replacing them", folder.display());
-    let slots = open_slots(folder, u32::try_from(groups).unwrap_or(0))?;
-    Ok(Pinned::Others(Before { slots, scratch }))
+    log::info!("the pinned programs are of another build or size: replacing them");
+    Ok(Pinned::Others)
+}
+
+/// Their tables, if they can be read.
+fn opened(older: &Older) -> Option<Before> {
+    let Older { schema, folder } = older;
+    let unread = |error: &Error| {
+        log::warn!(
+            "{error}; what the programs of layout {schema} saw while there was no agent is lost, but for what still holds"
+        );
+    };
+    Before::open(folder, *schema).inspect_err(unread).ok()
 }
 
 /// A hash of the object, and of what the agent decides for it beside the kernel's own
@@ -230,20 +294,50 @@ fn build(v1: bool) -> u64 {
     hasher.finish()
 }
 
-/// What a slot holds for the agent, which stays there.
-fn left_in(slot: &SharedSlot) -> Seen {
-    Seen {
-        memory: Excursion { min: slot.min_seen.get(), max: slot.max_seen.get() },
-        sum: Excursion { min: slot.sum_min_seen.get(), max: slot.sum_max_seen.get() },
-        ooms: slot.ooms.get(),
-        windows: slot.windows.each_ref().map(monitor_common::word::Word::get),
-        windows_below: slot.windows_below.each_ref().map(monitor_common::word::Word::get),
-        emptied: slot.emptied.get(),
-    }
-}
-
 /// Nanoseconds since boot.
 fn now() -> u64 {
     let time = clock_gettime(ClockId::CLOCK_BOOTTIME).map(std::time::Duration::from);
     time.map_or(1, |time| u64::try_from(time.as_nanos()).unwrap_or(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Failed, what_works};
+    use crate::{
+        error::Error,
+        kernel::{HOOKS, Hook},
+    };
+
+    fn hook(program: &str) -> Hook {
+        *HOOKS.iter().find(|hook| hook.program == program).expect("a hook")
+    }
+
+    /// A kernel that refuses these.
+    fn refuses(
+        programs: &'static [&str],
+    ) -> impl FnMut(&[&'static str]) -> Result<Vec<&'static str>, Failed> {
+        move |refused| {
+            let tried = HOOKS.iter().filter(|hook| !refused.contains(&hook.program));
+            match tried.clone().find(|hook| programs.contains(&hook.program)) {
+                Some(hook) => Err(Failed::At(*hook, Error::Kernel("refused".into()))),
+                None => Ok(tried.map(|hook| hook.program).collect()),
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_required_is_done_without() {
+        let left = what_works(refuses(&["populated", "oom_victim"])).expect("neither is required");
+        assert_eq!(left.len(), HOOKS.len() - 2);
+        assert!(!left.contains(&"populated") && !left.contains(&"oom_victim"));
+        assert!(!hook("populated").required && hook("try_charge_1").required);
+        assert!(what_works(refuses(&["populated", "try_charge_1"])).is_err());
+    }
+
+    #[test]
+    fn what_fails_although_it_is_left_out_ends_it() {
+        let stubborn =
+            what_works(|_| Err::<(), _>(Failed::At(hook("populated"), Error::Kernel("no".into()))));
+        assert!(stubborn.is_err());
+    }
 }

@@ -91,6 +91,14 @@ impl<S: Source> Watcher<S> {
         }
         self.unsure_until = self.host.clock() + UNSURE_FOR;
         self.finish(left.unfinished);
+        // Before anything is looked at: from here on the new programs see what the old ones do.
+        let root = self.source.root().slot;
+        for slot in self.registry.slots() {
+            if slot != root {
+                self.publish(slot);
+            }
+        }
+        self.source.take_over(self.registry.wanted());
         self.catch_up_with_all();
         if let Some(vault) = &mut self.vault {
             vault.repack(&self.eventfds);

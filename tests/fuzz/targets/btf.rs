@@ -63,7 +63,7 @@ fn ask(btf: Btf) {
     let _ = (btf.has_struct("a"), btf.has_func("a"), btf.has_typedef("a"), btf.func_arg_count("a"));
     let _ = (btf.enum_value("a", "b"), btf.enum_value("", "b"));
     let facts = Facts { release: String::new(), btf, pages: 1 << 20, page_size: 4096, v1: false };
-    if let Err(error) = Plan::decide(&facts) {
+    if let Err(error) = Plan::decide(&facts, &[]) {
         assert!(!error.to_string().is_empty());
     }
 }

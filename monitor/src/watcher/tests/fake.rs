@@ -10,7 +10,7 @@ use std::{
 };
 
 use monitor_common::{
-    band::{Place, observe},
+    band::{Place, Seen, give_back, observe},
     ring::Tally,
     slot::{PARENT_ROOT, Slot, State},
     word::Word as _,
@@ -51,6 +51,8 @@ pub(crate) struct FakeKernel {
     pub(super) orphans: Cell<bool>,
     pub(super) tidied: Vec<u32>,
     pub(super) deep: Cell<u64>,
+    /// What programs before have in slot 0's place.
+    pub(super) before: RefCell<Option<Seen>>,
     pub(super) epochs: Cell<u32>,
     /// Counters that were read.
     pub(crate) reads: Cell<usize>,
@@ -80,6 +82,7 @@ impl FakeKernel {
             asked_for: Cell::new(0),
             broken: Cell::new(false),
             restless: Cell::new(false),
+            before: RefCell::default(),
             epochs: Cell::new(0),
             reads: Cell::new(0),
             swap: Cell::new(0),
@@ -229,6 +232,17 @@ impl Source for FakeKernel {
 
     fn want(&self, what: u64) {
         self.wanted.set(what);
+    }
+
+    fn take_over(&mut self, wanted: u64) {
+        if let Some(seen) = self.before.take() {
+            // A charge that both see, and that is over.
+            let now = self.counters[0].get().unwrap_or(0);
+            self.charge(0, seen.memory.max);
+            self.charge(0, now);
+            give_back(&self.slots[0], &seen);
+        }
+        self.want(wanted);
     }
 
     fn offers(&self) -> Offers {

@@ -146,6 +146,23 @@ fn what_came_and_went_meanwhile_is_told() {
 }
 
 #[test]
+fn what_old_and_new_programs_have_both_seen_is_told_once() {
+    let (mut watcher, client) = (first(), client());
+    wait_for(&mut watcher, 0, USAGE, "10", &client).expect("registered");
+    wait_for(&mut watcher, 0, ControlFile::Oom, "", &client).expect("registered");
+    let (_, handed) = killed(watcher);
+    // Maps of its own: nothing has happened there.
+    let kernel = FakeKernel::new();
+    let memory = Excursion { min: u64::MAX, max: 40 };
+    *kernel.before.borrow_mut() = Some(Seen { memory, ooms: 1, ..Seen::NOTHING });
+    let (mut watcher, _) = next(kernel, handed, INSTANCE + 1);
+    assert_eq!(taken(&client), 3, "up, down, and an OOM");
+    assert!(watcher.source.wanted.get() != 0, "and counted from here on");
+    watcher.look(0);
+    assert_eq!(taken(&client), 0);
+}
+
+#[test]
 fn what_was_taken_and_not_signalled_is_told() {
     let (mut watcher, client) = (first(), client());
     wait_for(&mut watcher, 0, USAGE, "10", &client).expect("registered");
