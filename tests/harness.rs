@@ -9,6 +9,7 @@ pub(crate) mod client;
 pub(crate) mod group;
 pub(crate) mod init;
 pub(crate) mod modules;
+pub(crate) mod pinned;
 pub(crate) mod process;
 pub(crate) mod program;
 pub(crate) mod random;

@@ -55,7 +55,8 @@ const SYSTEM: [Mount; 8] = [
     Mount { kind: "devpts", on: "/dev/pts", options: "" },
     Mount { kind: "tmpfs", on: "/run", options: "mode=755" },
     Mount { kind: "tmpfs", on: "/tmp", options: "mode=1777" },
-    Mount { kind: "bpf", on: "/sys/fs/bpf", options: "" },
+    // As systemd mounts it.
+    Mount { kind: "bpf", on: "/sys/fs/bpf", options: "mode=0700" },
     Mount { kind: "tracefs", on: "/sys/kernel/tracing", options: "" },
 ];
 

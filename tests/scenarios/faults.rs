@@ -3,6 +3,7 @@
 //! docs/failure-modes.md.
 
 mod files;
+mod host;
 mod memory;
 mod time;
 

@@ -1,6 +1,7 @@
 //! The agent dies and comes back: nothing is lost, nothing is doubled, nothing stays.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -8,15 +9,17 @@ use memcg_monitor::client::CONTROL_SOCKET;
 use memcg_monitor::keeper::Handed;
 use memcg_monitor::programs::FOLDER;
 use memcg_monitor::supervisor::{Mailbox, start};
+use monitor_common::control::ControlFile;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
-use nix::unistd::Pid;
+use nix::unistd::{Pid, dup, dup2_stderr};
 
 use crate::harness::MIB;
 use crate::harness::agent::{Agent, BINARY, list, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, attached};
 use crate::harness::group::Group;
+use crate::harness::pinned;
 use crate::harness::stopwatch;
 use crate::harness::test::vm_test;
 
@@ -232,6 +235,15 @@ impl Drop for Manager {
     }
 }
 
+/// What is started meanwhile logs to a file.
+fn logging_to(path: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    let (ours, file) = (dup(std::io::stderr())?, fs::File::create(path)?);
+    dup2_stderr(&file)?;
+    let done = work();
+    dup2_stderr(&ours)?;
+    done
+}
+
 vm_test!(
     restart_other_sizes,
     "the next agent's tables are of other sizes: loaded anew, nothing is lost on the way",
@@ -261,6 +273,53 @@ fn restart_other_sizes() -> Result<()> {
     }
     manager.end(Signal::SIGTERM)?;
     ensure!(!Path::new(FOLDER).exists(), "the pins of all sizes are gone");
+    charger.end()
+}
+
+vm_test!(
+    restart_from_another_layout,
+    "programs of the layout before are pinned: what they saw is told; of an unknown one it is said to be lost",
+    Any,
+    []
+);
+fn restart_from_another_layout() -> Result<()> {
+    // Layout 4: a slot's state, its group, what was seen of it; what a cell says of the table.
+    const SLOT: usize = 24;
+    const LOG: &str = "/run/layout.log";
+    let group = Group::new("layout")?;
+    let mut manager = Manager::new()?;
+    manager.start(&[])?;
+    let mut charger = Charger::start(&group)?;
+    let spike = Waiter::on(&group, "30M")?;
+    let oom = Waiter::at(&group, ControlFile::Oom, "")?;
+    list(Path::new(CONTROL_SOCKET))?;
+    manager.end(Signal::SIGKILL)?;
+    fs::remove_dir_all(FOLDER)?;
+    let before = Path::new(FOLDER).join("4");
+    fs::create_dir_all(&before)?;
+    let id = fs::metadata(&group.path)?.ino();
+    let seen = [(4, 1), (5, id), (8, 40 * MIB / 4096), (9, u64::MAX), (10, 1), (12, u64::MAX), (13, 3)];
+    let seen = seen.map(|(word, value)| (SLOT + word, value));
+    pinned::array(&before.join("map-SLOTS"), SLOT, 3, &seen)?;
+    pinned::array(&before.join("map-SCRATCH"), 16, 1, &[(7, 1), (10, 2)])?;
+    manager.start(&[])?;
+    let heard = (spike.wait()?, oom.wait()?);
+    ensure!(heard == (2, 3), "a spike and three OOMs: {heard:?}");
+    ensure!(!before.exists(), "the pins before are gone");
+    charger.grow(Kind::Anonymous, 32 * MIB)?;
+    ensure!(spike.wait()? == 1, "and on");
+
+    list(Path::new(CONTROL_SOCKET))?;
+    manager.end(Signal::SIGKILL)?;
+    let unknown = Path::new(FOLDER).join("99");
+    fs::create_dir(&unknown)?;
+    pinned::array(&unknown.join("map-SCRATCH"), 16, 1, &[])?;
+    logging_to(LOG, || manager.start(&[]))?;
+    charger.shrink(Kind::Anonymous)?;
+    ensure!(spike.wait()? == 1 && !unknown.exists(), "those of a layout that nobody knows go");
+    manager.end(Signal::SIGTERM)?;
+    let said = fs::read_to_string(LOG)?;
+    ensure!(said.contains("layout 99") && said.contains("lost"), "it is not said: {said}");
     charger.end()
 }
 

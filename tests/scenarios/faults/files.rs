@@ -110,7 +110,7 @@ fn faults_bpffs() -> Result<()> {
     drop((waiter, spike));
 
     // There is a read-only one.
-    mount(Some("bpf"), BPF, Some("bpf"), MsFlags::empty(), None::<&str>)?;
+    mount(Some("bpf"), BPF, Some("bpf"), MsFlags::empty(), Some("mode=0700"))?;
     read_only(BPF, true)?;
     let agent = Supervised::start(&[])?;
     let log = Agent::log();

@@ -1,0 +1,302 @@
+//! What a host has once for all: descriptors in flight, AIO contexts, a folder for pins. What
+//! others do with it costs nobody a signal, and what the agent does costs nobody else.
+
+use std::fs::{self, File, Permissions};
+use std::io::{IoSlice, Read as _, Write as _};
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use memcg_monitor::client::SOCKET;
+use memcg_monitor::confine::rights;
+use memcg_monitor::door::seqpacket::connect;
+use memcg_monitor::programs::FOLDER;
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::Signal;
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, sendmsg, setsockopt, socketpair,
+    sockopt,
+};
+
+use super::{MIB, crosses, own_mounts};
+use crate::harness::agent::{Agent, until};
+use crate::harness::charger::{Charger, Kind};
+use crate::harness::client::Waiter;
+use crate::harness::group::Group;
+use crate::harness::process::{self, Process, USER};
+use crate::harness::test::vm_test;
+use crate::scenarios::abuse::answer;
+use crate::scenarios::restart::Supervised;
+
+const BPF: &str = "/sys/fs/bpf";
+
+/// A socket pair with descriptors on their way.
+struct InFlight(#[expect(dead_code, reason = "held")] [OwnedFd; 2]);
+
+/// Sends so many, until there is no more room: how many went.
+fn send(descriptors: usize) -> Result<(InFlight, usize), Errno> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let (from, to) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+    setsockopt(&from, sockopt::SndBuf, &(1 << 24))?;
+    let mut sent = 0;
+    while sent < descriptors {
+        let some: Vec<RawFd> = vec![libc::STDERR_FILENO; (descriptors - sent).min(253)];
+        let rights = [ControlMessage::ScmRights(&some)];
+        match sendmsg::<UnixAddr>(from.as_raw_fd(), &[IoSlice::new(b"x")], &rights, MsgFlags::empty(), None) {
+            Ok(_) => sent += some.len(),
+            Err(Errno::EAGAIN) => break,
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok((InFlight([from, to]), sent))
+}
+
+/// Whether root without its capabilities, as a service with a `CapabilityBoundingSet=` is,
+/// may pass a descriptor.
+fn plain_root_may_send() -> Result<bool> {
+    let process = Process::start(|| {
+        rights::keep(&[])?;
+        setrlimit(Resource::RLIMIT_NOFILE, 1024, 1024)?;
+        send(1).context("sendmsg").map(drop)
+    })?;
+    match process.end() {
+        Ok(()) => Ok(true),
+        Err(error) => {
+            ensure!(format!("{error:#}").contains("ETOOMANYREFS"), "{error:#}");
+            Ok(false)
+        }
+    }
+}
+
+vm_test!(
+    faults_in_flight,
+    "what is kept takes descriptor passing away from no other root process, nor they from the agent",
+    Any,
+    [Kernel]
+);
+fn faults_in_flight() -> Result<()> {
+    const KEPT: usize = 2000;
+    let group = Group::new("flight")?;
+    // May have 5120 descriptors in flight, once it has given up its capabilities.
+    let mut agent = Supervised::start(&["--socket-mode", "0666", "--max-eventfds", "4096"])?;
+    let mut charger = Charger::start(&group)?;
+    let waiter = Waiter::on(&group, "4M")?;
+    let usage = group.usage_file();
+    let _crowd = Process::start_as(USER, || {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+        let (connection, control) = (connect(Path::new(SOCKET))?, File::open(&usage)?);
+        let mut held = Vec::new();
+        for _ in 0..KEPT {
+            let waiter = Waiter::new()?;
+            let line = format!("{} {} 1G", waiter.0.as_raw_fd(), control.as_raw_fd());
+            let said = answer(&connection, line.as_bytes(), &[])?;
+            ensure!(said == "0", "{said}");
+            held.push(waiter);
+        }
+        loop {
+            nix::unistd::pause();
+        }
+    })?;
+    until("a user has many eventfds kept", || Ok(agent.registrations()? == KEPT as u64 + 1))?;
+    ensure!(plain_root_may_send()?, "what the agent keeps counts against root");
+    agent.killed_while(|| Ok(()))?;
+    ensure!(agent.registrations()? == KEPT as u64 + 1, "all go on");
+    ensure!(plain_root_may_send()?, "what the next agent keeps counts against root");
+
+    // The other way round: more of root's than the agent may have.
+    let mut storm = Vec::new();
+    let mut sent = 0;
+    while sent < 6000 {
+        let (pair, more) = send(6000 - sent)?;
+        storm.push(pair);
+        sent += more;
+    }
+    ensure!(!plain_root_may_send()?, "root has nothing in flight: the test shows nothing");
+    let late = Waiter::on(&group, "4M").context("in a storm of root's descriptors")?;
+    crosses(&mut charger, &waiter)?;
+    ensure!(late.wait()? == 2, "registered in the storm");
+    agent.killed_while(|| charger.grow(Kind::Anonymous, 6 * MIB))?;
+    ensure!(waiter.wait()? == 1 && late.wait()? == 1, "what happened meanwhile is told");
+    let later = Waiter::on(&group, "4M").context("by the next agent")?;
+    charger.shrink(Kind::Anonymous)?;
+    ensure!(later.wait()? == 1, "down");
+    drop(storm);
+    charger.end()
+}
+
+/// A BPF file system that everybody may write to, as `mount -t bpf` makes it.
+fn everybodys_bpffs() -> Result<()> {
+    let _ = fs::remove_dir_all(FOLDER);
+    own_mounts()?;
+    umount2(BPF, MntFlags::MNT_DETACH)?;
+    mount(Some("bpf"), BPF, Some("bpf"), MsFlags::empty(), None::<&str>)?;
+    let mode = fs::metadata(BPF)?.permissions().mode() & 0o7777;
+    ensure!(mode == 0o1777, "the kernel's default is {mode:o}");
+    Ok(())
+}
+
+vm_test!(
+    faults_pins_of_somebody_else,
+    "a folder that a user made where pins are to go: said, not used, and nothing below it is touched",
+    Any,
+    [Newest]
+);
+fn faults_pins_of_somebody_else() -> Result<()> {
+    const PRECIOUS: &str = "/run/precious/5";
+    everybodys_bpffs()?;
+    let group = Group::new("squatted")?;
+    let mut charger = Charger::start(&group)?;
+    fs::create_dir_all(PRECIOUS)?;
+    let keep = Path::new(PRECIOUS).join("map-SCRATCH");
+    fs::write(&keep, "not the agent's")?;
+    for how in ["folder", "link"] {
+        Agent::forget_log();
+        process::run_as(USER, || {
+            if how == "folder" {
+                fs::create_dir(FOLDER)?;
+                fs::set_permissions(FOLDER, Permissions::from_mode(0o777))?;
+                fs::create_dir(Path::new(FOLDER).join("5"))?;
+            } else {
+                symlink("/run/precious", FOLDER)?;
+            }
+            Ok(())
+        })?;
+        let mut agent = Supervised::start(&[])?;
+        let log = Agent::log();
+        ensure!(log.contains(FOLDER) && log.contains(&format!("user id {USER}")), "{how}: {log}");
+        let waiter = Waiter::on(&group, "4M")?;
+        agent.killed_while(|| charger.grow(Kind::Anonymous, 6 * MIB))?;
+        ensure!(waiter.wait()? == 1, "{how}: registered is registered");
+        charger.shrink(Kind::Anonymous)?;
+        ensure!(waiter.wait()? == 1, "{how}: and on");
+        ensure!(agent.0.end(Signal::SIGTERM)? == 0, "{how}: the agent ends well");
+        ensure!(keep.exists(), "{how}: what a link leads to was removed");
+        ensure!(fs::symlink_metadata(FOLDER)?.uid() == USER, "{how}: what is somebody else's stays");
+        process::run_as(USER, || {
+            match how {
+                "folder" => fs::remove_dir_all(FOLDER)?,
+                _ => fs::remove_file(FOLDER)?,
+            }
+            Ok(())
+        })?;
+    }
+    charger.end()
+}
+
+vm_test!(
+    faults_pins_among_others,
+    "where everybody may make folders, nobody takes the agent's away, nor its place once it has ended",
+    Any,
+    [Newest]
+);
+fn faults_pins_among_others() -> Result<()> {
+    everybodys_bpffs()?;
+    let group = Group::new("pinned")?;
+    let mut charger = Charger::start(&group)?;
+    let mut agent = Supervised::start(&[])?;
+    let waiter = Waiter::on(&group, "4M")?;
+    let tries = || {
+        process::run_as(USER, || {
+            let elsewhere = Path::new(BPF).join("elsewhere");
+            ensure!(fs::rename(FOLDER, &elsewhere).is_err(), "renamed");
+            ensure!(fs::remove_dir(FOLDER).is_err(), "removed");
+            ensure!(fs::create_dir(FOLDER).is_err(), "made");
+            ensure!(fs::read_dir(FOLDER).is_err(), "read");
+            Ok(())
+        })
+    };
+    tries().context("while the agent runs")?;
+    agent.killed_while(|| charger.spike(Kind::Anonymous, 6 * MIB, 1))?;
+    agent.0.settle()?;
+    ensure!(waiter.take()? == 2, "what is pinned goes on");
+
+    // Pins that go by mistake detach nothing; the next agent has all but what came and went.
+    let programs = fs::read_dir(FOLDER)?.next().context("nothing is pinned")??.path();
+    for pin in fs::read_dir(&programs)?.flatten() {
+        if pin.file_name().to_string_lossy().starts_with("link-") {
+            fs::remove_file(pin.path())?;
+        }
+    }
+    crosses(&mut charger, &waiter)?;
+    agent.killed_while(|| charger.grow(Kind::Anonymous, 6 * MIB))?;
+    ensure!(waiter.wait()? == 1, "what holds is told");
+    ensure!(Agent::log().contains("link of"), "it is said which pin is missing: {}", Agent::log());
+    charger.shrink(Kind::Anonymous)?;
+    ensure!(waiter.wait()? == 1, "and on");
+
+    ensure!(agent.0.end(Signal::SIGTERM)? == 0, "the agent ends well");
+    ensure!(fs::read_dir(FOLDER)?.next().is_none(), "a pin is left");
+    tries().context("after the agent has ended")?;
+    fs::remove_dir(FOLDER)?;
+    charger.end()
+}
+
+/// AIO contexts that a user has taken, up to the host's bound.
+fn takes_all_aio() -> Result<()> {
+    let mut taken = 0;
+    for events in [4096, 256, 16, 1] {
+        loop {
+            let mut context = 0_u64;
+            // SAFETY: the kernel writes one word.
+            let made = unsafe { libc::syscall(libc::SYS_io_setup, events, &raw mut context) };
+            match Errno::result(made) {
+                Ok(_) => taken += 1,
+                Err(Errno::EAGAIN) => break,
+                Err(errno) => return Err(errno).context("io_setup"),
+            }
+        }
+    }
+    ensure!(taken > 0, "none is to be had");
+    Ok(())
+}
+
+vm_test!(
+    faults_aio,
+    "no AIO context is left, by the host's bound or by a user who has them all: the agent starts and signals",
+    Any,
+    [Newest]
+);
+fn faults_aio() -> Result<()> {
+    const BOUND: &str = "/proc/sys/fs/aio-max-nr";
+    let group = Group::new("aio")?;
+    let mut charger = Charger::start(&group)?;
+    let before = fs::read_to_string(BOUND)?;
+    fs::write(BOUND, "0")?;
+    let outcome = (|| {
+        let mut agent = Supervised::start(&[])?;
+        let waiter = Waiter::on(&group, "4M")?;
+        crosses(&mut charger, &waiter)?;
+        agent.killed_while(|| charger.grow(Kind::Anonymous, 6 * MIB))?;
+        ensure!(waiter.wait()? == 1, "and the next one");
+        charger.shrink(Kind::Anonymous)?;
+        ensure!(waiter.wait()? == 1, "and on");
+        ensure!(agent.0.end(Signal::SIGTERM)? == 0, "the agent ends well");
+        Ok(())
+    })();
+    fs::write(BOUND, before.trim())?;
+    outcome?;
+
+    let mut agent = Supervised::start(&[])?;
+    let waiter = Waiter::on(&group, "4M")?;
+    let (hoarder, mut told) = process::spawn_with_socket(|mut ready| {
+        process::become_user(USER)?;
+        takes_all_aio()?;
+        ready.write_all(b"x")?;
+        loop {
+            nix::unistd::pause();
+        }
+    })?;
+    told.read_exact(&mut [0])?;
+    crosses(&mut charger, &waiter)?;
+    agent.killed_while(|| charger.grow(Kind::Anonymous, 6 * MIB))?;
+    ensure!(waiter.wait()? == 1, "an agent that comes back while a user has all AIO contexts");
+    nix::sys::signal::kill(hoarder, Signal::SIGKILL)?;
+    nix::sys::wait::waitpid(hoarder, None)?;
+    charger.shrink(Kind::Anonymous)?;
+    ensure!(waiter.wait()? == 1, "and on");
+    charger.end()
+}
