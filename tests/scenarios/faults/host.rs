@@ -28,7 +28,7 @@ use crate::harness::client::Waiter;
 use crate::harness::group::Group;
 use crate::harness::process::{self, Process, USER};
 use crate::harness::test::vm_test;
-use crate::scenarios::abuse::answer;
+use crate::scenarios::abuse::{answer, fails};
 use crate::scenarios::restart::Supervised;
 
 const BPF: &str = "/sys/fs/bpf";
@@ -254,6 +254,45 @@ fn takes_all_aio() -> Result<()> {
     Ok(())
 }
 
+/// With this bound on the host's AIO contexts.
+fn with_aio_bound(bound: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    const BOUND: &str = "/proc/sys/fs/aio-max-nr";
+    let before = fs::read_to_string(BOUND)?;
+    fs::write(BOUND, bound)?;
+    let outcome = work();
+    fs::write(BOUND, before.trim())?;
+    outcome
+}
+
+vm_test!(
+    faults_check,
+    "check says which of what a host has once for all is short, and that the agent does without",
+    Any,
+    [Newest]
+);
+fn faults_check() -> Result<()> {
+    everybodys_bpffs()?;
+    let check = || {
+        let (code, text) = fails(&["check"], |_| {})?;
+        ensure!(code == 0 && text.contains("This host can be watched."), "{code}: {text}");
+        let line = |what: &str| text.lines().find(|line| line.contains(what)).unwrap_or_default().to_owned();
+        Ok::<_, anyhow::Error>([" AIO ", " pins ", " descriptors in flight "].map(line))
+    };
+    let [aio, pins, in_flight] = check()?;
+    ensure!(
+        aio.starts_with("ok") && pins.contains("chmod 0700") && in_flight.starts_with("ok"),
+        "{aio} {pins}"
+    );
+    process::run_as(USER, || fs::create_dir(FOLDER).context("cannot make the folder"))?;
+    with_aio_bound("0", || {
+        let [aio, pins, _] = check()?;
+        ensure!(aio.starts_with(" -") && aio.contains("EAGAIN") && aio.contains("fs.aio-max-nr 0"), "{aio}");
+        ensure!(pins.starts_with(" -") && pins.contains(&format!("user id {USER}")), "{pins}");
+        Ok(())
+    })?;
+    fs::remove_dir(FOLDER).context("cannot remove a user's folder")
+}
+
 vm_test!(
     faults_aio,
     "no AIO context is left, by the host's bound or by a user who has them all: the agent starts and signals",
@@ -261,12 +300,9 @@ vm_test!(
     [Newest]
 );
 fn faults_aio() -> Result<()> {
-    const BOUND: &str = "/proc/sys/fs/aio-max-nr";
     let group = Group::new("aio")?;
     let mut charger = Charger::start(&group)?;
-    let before = fs::read_to_string(BOUND)?;
-    fs::write(BOUND, "0")?;
-    let outcome = (|| {
+    with_aio_bound("0", || {
         let mut agent = Supervised::start(&[])?;
         let waiter = Waiter::on(&group, "4M")?;
         crosses(&mut charger, &waiter)?;
@@ -276,9 +312,7 @@ fn faults_aio() -> Result<()> {
         ensure!(waiter.wait()? == 1, "and on");
         ensure!(agent.0.end(Signal::SIGTERM)? == 0, "the agent ends well");
         Ok(())
-    })();
-    fs::write(BOUND, before.trim())?;
-    outcome?;
+    })?;
 
     let mut agent = Supervised::start(&[])?;
     let waiter = Waiter::on(&group, "4M")?;
