@@ -27,18 +27,30 @@ use crate::scenarios::restart::Supervised;
 const OPTIONS: [&str; 6] = ["--socket-mode", "0666", "--event-control-mode", "0222", "--max-per-user", "3"];
 const FULL: i32 = libc::EDQUOT;
 
-/// Errnos of as many registrations on `group`, by the socket and the view in turn.
+/// Errnos of as many registrations on `group`, by the view and the socket in turn.
 fn errnos(waiter: &Waiter, group: &Group, tries: usize) -> Result<Vec<i32>> {
+    let by_either = |n| if n % 2 == 0 { by_view(waiter, group) } else { by_socket(waiter, group) };
+    (0..tries).map(by_either).collect()
+}
+
+fn line(waiter: &Waiter, group: &Group) -> Result<(File, String)> {
     let control = File::open(group.usage_file()).context("cannot open the control file")?;
     let line = format!("{} {} 64M", waiter.0.as_raw_fd(), control.as_raw_fd());
+    Ok((control, line))
+}
+
+fn by_socket(waiter: &Waiter, group: &Group) -> Result<i32> {
+    let (_control, line) = line(waiter, group)?;
+    agent_errno(line.as_bytes())
+}
+
+fn by_view(waiter: &Waiter, group: &Group) -> Result<i32> {
+    let (_control, line) = line(waiter, group)?;
     let name = group.path.file_name().context("the root")?;
-    let event_control = Path::new(POINT).join(name).join("cgroup.event_control");
-    let by_view = || -> Result<i32> {
-        let file = OpenOptions::new().write(true).open(&event_control);
-        let file = file.with_context(|| format!("cannot open {}", event_control.display()))?;
-        Ok(nix::unistd::write(&file, line.as_bytes()).err().map_or(0, |errno| errno as i32))
-    };
-    (0..tries).map(|n| if n % 2 == 0 { agent_errno(line.as_bytes()) } else { by_view() }).collect()
+    let path = Path::new(POINT).join(name).join("cgroup.event_control");
+    let file = OpenOptions::new().write(true).open(&path);
+    let file = file.with_context(|| format!("cannot open {}", path.display()))?;
+    Ok(nix::unistd::write(&file, line.as_bytes()).err().map_or(0, |errno| errno as i32))
 }
 
 fn expect(who: &str, found: &[i32], expected: &[i32]) -> Result<()> {
@@ -96,9 +108,11 @@ fn abuse_root_of_a_container() -> Result<()> {
     let (reader, writer) = nix::unistd::pipe()?;
     let container = Process::start(|| {
         become_container_root()?;
-        let found = errnos(&Waiter::new()?, &group, 4)?;
+        let waiter = Waiter::new()?;
+        let found = (0..4).map(|_| by_view(&waiter, &group)).collect::<Result<Vec<_>>>()?;
         // Of the user id's quota the host's root has used up a half, rounded up.
         expect("a container's root", &found, &[0, FULL, FULL, FULL])?;
+        // The first connections of its own.
         let open: Vec<_> =
             (0..TRIES).map(|_| connect(Path::new(SOCKET))).collect::<std::result::Result<_, _>>()?;
         let is_served = |connection: &OwnedFd| {
