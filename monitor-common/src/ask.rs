@@ -57,8 +57,8 @@ pub const CELLS: u32 = 2;
 #[derive(Debug)]
 #[repr(C)]
 pub struct FileRefs<W> {
-    /// Address of the `struct file`. The agent holds a reference to it while it asks, so
-    /// the kernel has not given the memory to anything else.
+    /// Address of the `struct file`. While the agent holds a reference to it, the kernel
+    /// gives the memory to nothing else.
     pub address: W,
     /// How many references the file has. 0: the memory could not be read.
     pub references: W,

@@ -147,7 +147,7 @@ pub trait Source: Slots {
     fn offers(&self) -> Offers;
 
     /// References to each of `files`, in their order; 0 where they could not be counted.
-    /// The caller holds a reference to each, so that it is still the file that it was.
+    /// Of a file to which the caller holds no reference it is any number.
     ///
     /// # Errors
     /// The programs could not be asked.

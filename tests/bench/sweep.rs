@@ -2,7 +2,6 @@
 //! registered, of which each is asked for its references. The host boots us with one CPU
 //! and icount: a nanosecond is an instruction.
 
-use std::iter::once;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -28,11 +27,9 @@ pub(crate) fn run(scope: Scope, _hierarchy: Hierarchy) -> Result<()> {
     let agent = Agent::start(&[])?;
     let mut waiters: Vec<Waiter> = Vec::new();
     for count in counts {
-        while waiters.len() < count {
-            let waiter = Waiter::new()?;
-            register::all(&waiter, &group, once(THRESHOLD))?;
-            waiters.push(waiter);
-        }
+        let more = (waiters.len()..count).map(|_| Waiter::new()).collect::<Result<Vec<_>>>()?;
+        register::each(&more, &group, THRESHOLD)?;
+        waiters.extend(more);
         say!("{count} eventfds are registered");
         let mut columns = vec![("a sweep", rounded(sweeps(&agent, scope.of(20, 2))?, 0))];
         let before = agent.on_cpu()?;

@@ -20,6 +20,7 @@ use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, page};
 use crate::harness::group::{Group, read_number};
 use crate::harness::process::check_as_user;
+use crate::harness::report::say;
 use crate::harness::test::vm_test;
 
 fn read(path: &Path) -> Result<String> {
@@ -345,6 +346,7 @@ fn view_sendfile() -> Result<()> {
     let group = Group::new("sent")?;
     let path = shown(&group.path)?.join("memory.limit_in_bytes");
     let text = read(&path)?;
+    let mut plain = 0;
     for flags in [libc::O_DIRECT, 0] {
         for is_splice in [false, true] {
             let file = OpenOptions::new().read(true).custom_flags(flags).open(&path)?;
@@ -356,10 +358,11 @@ fn view_sendfile() -> Result<()> {
                     sent == text || nothing,
                     "flags {flags:o}, splice: {is_splice}, round {round}: {sent:?} instead of {text:?}"
                 );
-                println!("flags {flags:o}, splice: {is_splice}: {} bytes", sent.len());
+                plain += usize::from(flags == 0 && !nothing);
             }
         }
     }
+    say!("without O_DIRECT {plain} of 4 gave the text");
     Ok(())
 }
 
