@@ -261,12 +261,3 @@ fn a_slot_outlives_those_below_it() {
     slot.unname();
     assert!(slot.retire());
 }
-
-#[test]
-fn what_a_group_before_left_late_is_nobodys() {
-    let slot = empty_slot();
-    slot.state.set(State::online(1).0);
-    slot.memory().flag(9, true);
-    assert!(slot.watch(1));
-    assert_eq!(take(&slot).memory, Excursion::NONE);
-}

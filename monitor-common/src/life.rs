@@ -17,8 +17,7 @@ use crate::{
 
 impl<W: Word> Slot<W> {
     /// Agent: begins to watch `generation` of this slot. False when that group is no
-    /// longer online. That it goes offline will ring. The slot's first watcher begins
-    /// with nothing out of band: what a charge of a group before may have left, late.
+    /// longer online. That it goes offline will ring.
     pub fn watch(&self, generation: u64) -> bool {
         let mut held = self.state();
         loop {
@@ -27,10 +26,6 @@ impl<W: Word> Slot<W> {
             }
             let before = self.state.cas(held.0, held.0 | State::WATCHED);
             if before == held.0 {
-                if !held.has(State::WATCHED) {
-                    self.memory().take();
-                    self.sum().take();
-                }
                 return true;
             }
             held = State(before);

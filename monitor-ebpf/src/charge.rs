@@ -84,6 +84,10 @@ extern "C" fn look_there(index: u32) -> u64 {
 /// Levels that are climbed at once: few, for the verifier's sake, which goes through
 /// each; and enough for most hierarchies.
 const LEVELS: usize = 8;
+/// Times that so many are; further up, where few hierarchies are, it is [`FAR`].
+const TURNS: usize = 8;
+/// Levels that are climbed at once there.
+const FAR: usize = LEVELS * TURNS;
 
 /// Set beside the index: somebody waits, or not all groups on the way have a slot.
 const MET: u64 = 1 << 32;
@@ -116,8 +120,14 @@ extern "C" fn look_above(from: u64) -> u64 {
 #[inline(always)]
 fn go_up(from: u64) -> bool {
     let mut at = from;
-    for _ in 0..maps::rolled(REACH / LEVELS) {
+    for _ in 0..maps::rolled(TURNS) {
         at = if is_address(at) { climb_counters(at) } else { climb(at) };
+        if at as u32 == TOP as u32 {
+            return at == TOP;
+        }
+    }
+    for _ in 0..maps::rolled(REACH / FAR - 1) {
+        at = if is_address(at) { climb_counters(at) } else { climb_far(at) };
         if at as u32 == TOP as u32 {
             return at == TOP;
         }
@@ -137,10 +147,22 @@ fn go_up(from: u64) -> bool {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn climb(at: u64) -> u64 {
+    climb_by(LEVELS, at)
+}
+
+/// The same of the next [`FAR`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn climb_far(at: u64) -> u64 {
+    climb_by(FAR, at)
+}
+
+#[inline(always)]
+fn climb_by(levels: usize, at: u64) -> u64 {
     let mut met = at & MET;
     let mut index = at as u32;
     let Some(mut slot) = maps::slot(index) else { return TOP | MET };
-    for _ in 0..maps::rolled(LEVELS) {
+    for _ in 0..maps::rolled(levels) {
         let mut parent = slot.parent.get();
         if parent == PARENT_ROOT {
             return TOP | met;

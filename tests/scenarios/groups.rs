@@ -42,8 +42,8 @@ impl Files {
     /// Leaves a file of this many bytes, charged to the group that the caller is in.
     fn leave(path: &Path, bytes: u64) -> Result<()> {
         let file = File::create(path).with_context(|| format!("cannot make {}", path.display()))?;
-        let page = vec![1; 1 << 16];
-        (0..bytes.div_ceil(1 << 16)).try_for_each(|n| file.write_all_at(&page, n << 16))?;
+        let pages = vec![1; 1 << 12];
+        (0..bytes.div_ceil(1 << 12)).try_for_each(|n| file.write_all_at(&pages, n << 12))?;
         Ok(())
     }
 }

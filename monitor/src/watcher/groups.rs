@@ -144,11 +144,19 @@ impl<S: Source> Watcher<S> {
             return;
         }
         self.table.deep = deep;
-        let ends = (0..self.source.root().slot).filter(|index| {
-            let slot = self.source.slot(*index);
-            slot.is_some_and(|slot| slot.deep.get() != 0 && slot.deep.xchg(0) != 0)
-        });
-        let above: BTreeSet<u32> = ends.flat_map(|end| self.lineage(end)).collect();
+        let mut above = BTreeSet::new();
+        for index in 0..self.source.root().slot {
+            let Some(slot) = self.source.slot(index) else { break };
+            if slot.deep.get() != 0 && slot.deep.xchg(0) != 0 && slot.hold(slot.state().generation()) {
+                above.extend(self.lineage(index));
+                // Releases it.
+                self.look(index);
+            }
+        }
+        if above.is_empty() {
+            // It ended at a group without a slot.
+            above.extend(self.registry.slots());
+        }
         for index in above {
             if self.registry.group(index).is_some() {
                 self.look(index);

@@ -115,6 +115,11 @@ impl<S: Source> Watcher<S> {
         if !slot.watch(group.generation) {
             return Err(Errno::EINVAL);
         }
+        if self.registry.group(group.slot).is_none() {
+            // Nobody's: at most what a charge of the slot's group before left late.
+            slot.memory().take();
+            slot.sum().take();
+        }
         // Groups above that found no place get one, if there is room by now.
         self.lineage(group.slot);
         // Those already registered may hear something now, as in the kernel.

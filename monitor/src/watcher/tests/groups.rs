@@ -166,3 +166,12 @@ fn what_a_killed_agent_left_is_tidied_up() {
     assert_eq!(watcher.source.tidied, [0]);
     assert_eq!(watcher.source.slots[1].parent.get(), 0);
 }
+
+#[test]
+fn what_a_group_before_left_late_is_nobodys() {
+    let (mut watcher, client) = (watcher(), client());
+    watcher.source.slots[0].memory().flag(50, true);
+    assert_eq!(wait_for(&mut watcher, 0, USAGE, "10", &client), Ok(()));
+    watcher.look(0);
+    assert_eq!(taken(&client), 0);
+}
