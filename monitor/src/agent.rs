@@ -1,6 +1,7 @@
 //! The agent: two threads, one that signals and one for all the doors; how both begin,
 //! and the end.
 
+mod sampler;
 mod signals;
 
 use std::{
@@ -20,7 +21,7 @@ use nix::{
 use tokio::sync::mpsc;
 
 use crate::{
-    agent::signals::{Pace, Signals},
+    agent::{sampler::Sampler, signals::Signals},
     cgroup::{Hierarchy, Version, handle::Directories, host::Files},
     confine,
     door::{
@@ -42,6 +43,10 @@ use crate::{
     watchdog,
     watcher::{Limits, Restored, Shared, Watcher},
 };
+
+/// For how long an agent tells what happened before it came, before it is ready and goes on
+/// with that beside all else.
+const CATCH_UP: Duration = Duration::from_secs(5);
 
 /// How the agent is to run.
 #[derive(Clone, Debug)]
@@ -170,6 +175,8 @@ pub async fn run(
     let mut watcher = Watcher::new(programs, host, options.limits)?;
     if let Some((vault, left)) = vault {
         let restored = watcher.restore(vault, left, instance, &identity)?;
+        // Every band stands before anybody is told that the agent is ready.
+        watcher.catch_up_within(CATCH_UP);
         if restored != Restored::default() {
             let Restored { registrations, removed, lost } = restored;
             log::info!(
@@ -226,8 +233,9 @@ pub async fn run(
     // What it took to get here, the kernel's types above all, is needed no more.
     heap::trim();
     confine::agent(options.confine, asks);
-    let pace = Pace { sweep: options.sweep, sample: options.sample };
-    let mut signals = Signals::start(runtime, ring, watcher.clone(), pace)
+    let sampler = Sampler::start(watcher.clone(), options.sample)
+        .map_err(|error| Error::file("start", "the thread that samples", error))?;
+    let mut signals = Signals::start(runtime, ring, watcher.clone(), options.sweep, sampler.wake())
         .map_err(|error| Error::file("start", "the thread that signals", error))?;
     ready(&format!("watching {groups} groups below {}; register at {doors}", hierarchy.root.display()));
 

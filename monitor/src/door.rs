@@ -7,6 +7,7 @@ pub mod control;
 pub mod control_fd;
 mod credentials;
 pub mod event_row;
+pub mod fair;
 mod gatherer;
 pub mod inode;
 mod known;

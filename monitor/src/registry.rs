@@ -116,6 +116,12 @@ impl Registry {
         self.ooms.iter().filter_map(|slot| self.groups.get(slot))
     }
 
+    /// Of those, the one with the lowest slot from `slot` on.
+    #[must_use]
+    pub fn oom_group_from(&self, slot: u32) -> Option<&Group> {
+        self.groups.get(self.ooms.range(slot..).next()?)
+    }
+
     /// Every watched slot.
     #[must_use]
     pub fn slots(&self) -> Vec<u32> {

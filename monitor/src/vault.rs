@@ -2,9 +2,9 @@
 //! [`State`]), and the clients' eventfds (in [`Bag`]s).
 //!
 //! Order is all: an eventfd is in a bag before a registration names it, a registration
-//! is recorded before its client has the answer, a crossing is recorded after it was
-//! signalled. So an agent may be killed anywhere: the next one may repeat its last
-//! signal, but misses none.
+//! is recorded before its client has the answer, what happened is recorded as owed before
+//! it is forgotten where it was taken from, and as paid after it was signalled. So an
+//! agent may be killed anywhere: the next one may repeat its last signals, but misses none.
 
 mod bag;
 mod record;
@@ -84,8 +84,8 @@ pub struct Left {
     pub records: Vec<(Ticket, Record)>,
     /// Its eventfds.
     pub files: Vec<(FileId, OwnedFd)>,
-    /// What it had taken out of a slot.
-    pub unfinished: Option<Unfinished>,
+    /// What it had taken out of slots.
+    pub unfinished: Vec<Unfinished>,
     /// Which maps its slots are in; 0: none.
     pub instance: u64,
     /// Records that made no sense.

@@ -9,6 +9,7 @@
 pub mod contents;
 pub mod fs;
 pub mod mount;
+mod share;
 pub mod snapshot;
 pub mod tree;
 pub mod unmounter;
@@ -30,6 +31,7 @@ use crate::{
     view::{
         fs::View,
         mount::{Failure, Mounted},
+        share::Place,
         tree::Tree,
     },
 };
@@ -42,8 +44,8 @@ pub const EVENT_CONTROL_MODE: u32 = 0o200;
 /// Threads that answer the kernel.
 const THREADS: usize = 4;
 
-/// Registrations that wait for the agent's loop; each is a client's blocked
-/// thread. Further ones are refused.
+/// Registrations that wait for the doors' thread, of all users together; each is a client's
+/// blocked thread. Those beyond a user's [`share`] are refused.
 const WAITING: usize = 1024;
 
 /// How the view is to be.
@@ -78,11 +80,12 @@ pub struct Written {
 pub struct WrittenReply {
     reply: Option<ReplyWrite>,
     length: usize,
+    _place: Place,
 }
 
 impl WrittenReply {
-    pub(crate) const fn new(reply: ReplyWrite, length: usize) -> Self {
-        Self { reply: Some(reply), length }
+    pub(crate) const fn new(reply: ReplyWrite, length: usize, place: Place) -> Self {
+        Self { reply: Some(reply), length, _place: place }
     }
 
     /// All was taken.

@@ -2,26 +2,29 @@
 //! out what was crossed, signals, and publishes the next band.
 
 mod closed;
+mod debt;
 mod event;
 mod groups;
 mod lifetime;
 mod measures;
+mod plan;
 mod register;
 mod restore;
 mod sample;
 mod shared;
 mod signal;
+mod sweep;
+mod turns;
+mod work;
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
 };
 
 use monitor_common::{
-    band::{Band, OPEN, Seen, Track, give_back, take},
+    band::{Band, OPEN, Seen, Track, give_back},
     control::ControlFile,
-    ring::Tally,
-    slot::State,
     word::Word as _,
 };
 use tokio::sync::Notify;
@@ -32,7 +35,13 @@ use crate::{
     eventfd::{EventFd, Signaller},
     registry::{Account, Registry},
     source::{FileId, GroupId, Source},
-    vault::{Record, Ticket, Unfinished, Unrecorded, Vault},
+    vault::{Record, Ticket, Unrecorded, Vault},
+    watcher::{
+        debt::Debts,
+        sweep::Sweep,
+        turns::Turns,
+        work::{Task, Work},
+    },
 };
 
 pub use closed::ClosedSearch;
@@ -40,6 +49,7 @@ pub use event::{Cause, Event, Follower};
 pub use measures::{CAUSES, Measures};
 pub use register::{Handed, Receipt, Request};
 pub use restore::Restored;
+pub use sample::Sampled;
 pub use shared::{Guard, Shared};
 
 /// Counts of what the watcher did.
@@ -70,13 +80,10 @@ pub struct Limits {
     pub rest: u64,
 }
 
-/// Looks that one group may take in a row before others get their turn.
-const LOOKS: usize = 16;
-
 /// The agent's heart: one kernel side, one registry, the eventfds.
 pub struct Watcher<S> {
     source: S,
-    host: Box<dyn Host + Send>,
+    host: Arc<dyn Host + Send + Sync>,
     registry: Registry,
     limits: Limits,
     /// Until when thresholds rest, and on which slot.
@@ -94,13 +101,28 @@ pub struct Watcher<S> {
     own: HashMap<FileId, EventFd>,
     /// Each hears of its own registration.
     followers: HashMap<Ticket, Follower>,
-    /// Groups that moved too fast for one turn.
-    due: VecDeque<u32>,
-    /// The latest sweep's, for closed eventfds.
+    /// Who registered an eventfd first: who pays for what it is owed.
+    owners: HashMap<FileId, Account>,
+    /// For whom most of a slot's work is.
+    payers: HashMap<u32, Account>,
+    /// What is to be done to slots; each of them is one task.
+    works: HashMap<u32, Work>,
+    turns: Turns<Task>,
+    debts: Debts,
+    sweep: Option<Sweep>,
+    /// Whether something was to be sampled when that was asked last.
+    sampling: bool,
+    /// When limits that were written are to be read, on the host's clock, whether that is
+    /// in the line, and when it was done last.
+    limits_due: Option<u64>,
+    limits_queued: bool,
+    limits_read: u64,
+    /// The latest sweep's, for closed eventfds, and whether that is in the line.
     search: ClosedSearch,
+    search_queued: bool,
     /// Not before then is one begun for want of room, by the host's clock.
     search_from: u64,
-    /// Where to go on with users whose eventfds are too many for one turn.
+    /// Where to go on with accounts whose eventfds are too many for one turn.
     asked: HashMap<Account, FileId>,
     work: Arc<Notify>,
     counts: Counts,
@@ -123,17 +145,18 @@ impl<S: Source> Watcher<S> {
     /// Nothing registered yet.
     ///
     /// # Errors
-    /// As [`Signaller::new`].
-    pub fn new(source: S, host: Box<dyn Host + Send>, limits: Limits) -> Result<Self> {
+    /// None at present.
+    pub fn new(source: S, host: Box<dyn Host + Send + Sync>, limits: Limits) -> Result<Self> {
         let (skipped, measures) = (source.skipped(), Measures::new(&source));
         let table = groups::Rounds::new(&source);
+        let work = Arc::<Notify>::default();
         Ok(Self {
             source,
-            host,
+            host: Arc::from(host),
             registry: Registry::default(),
             limits,
             rests: BTreeSet::new(),
-            signaller: Signaller::new()?,
+            signaller: Signaller::new(Arc::clone(&work)),
             vault: None,
             unrecorded: Unrecorded::default(),
             unsure: Vec::new(),
@@ -141,11 +164,21 @@ impl<S: Source> Watcher<S> {
             eventfds: HashMap::new(),
             own: HashMap::new(),
             followers: HashMap::new(),
-            due: VecDeque::new(),
+            owners: HashMap::new(),
+            payers: HashMap::new(),
+            works: HashMap::new(),
+            turns: Turns::default(),
+            debts: Debts::default(),
+            sweep: None,
+            sampling: false,
+            limits_due: None,
+            limits_queued: false,
+            limits_read: 0,
             search: ClosedSearch::default(),
+            search_queued: false,
             search_from: 0,
             asked: HashMap::new(),
-            work: Arc::default(),
+            work,
             counts: Counts::default(),
             measures,
             skipped,
@@ -160,8 +193,18 @@ impl<S: Source> Watcher<S> {
     }
 
     /// The host's own numbers.
-    pub fn host(&self) -> &(dyn Host + Send) {
+    pub fn host(&self) -> &(dyn Host + Send + Sync) {
         self.host.as_ref()
+    }
+
+    /// The same, for what is read without the watcher.
+    pub fn shared_host(&self) -> Arc<dyn Host + Send + Sync> {
+        Arc::clone(&self.host)
+    }
+
+    /// By which way eventfds are signalled.
+    pub const fn signaller(&self) -> &Signaller {
+        &self.signaller
     }
 
     /// Notified when a sweep or another look has become due otherwise than by a
@@ -170,29 +213,12 @@ impl<S: Source> Watcher<S> {
         Arc::clone(&self.work)
     }
 
-    /// Looks at all that is watched, and samples what is sampled.
+    /// Has all that is watched looked at, and all rests ended, in turns.
     pub fn look_at_all(&mut self) {
         for index in self.registry.slots() {
-            self.look(index);
+            self.ring(index, 0);
         }
-        self.sample();
         self.wake(true);
-    }
-
-    /// Whether [`Watcher::look_again`] has something to do.
-    pub fn is_due(&self) -> bool {
-        !self.due.is_empty() || !self.search.is_done()
-    }
-
-    /// Another turn for the group that has waited longest for one, and for the search for
-    /// closed eventfds.
-    pub fn look_again(&mut self) {
-        if let Some(slot) = self.due.pop_front() {
-            self.look(slot);
-        }
-        if !self.search.is_done() {
-            self.search_again();
-        }
     }
 
     /// Who waits for what.
@@ -208,84 +234,6 @@ impl<S: Source> Watcher<S> {
     /// What was done so far.
     pub const fn counts(&self) -> Counts {
         self.counts
-    }
-
-    /// A slot's doorbell rang, or a sweep came by. A group that moves too fast is
-    /// queued for another turn.
-    pub fn look(&mut self, index: u32) {
-        for _ in 0..LOOKS {
-            let Some(slot) = self.source.slot(index).filter(|slot| self.may_look_at(index, slot)) else {
-                return;
-            };
-            let (state, seen) = (slot.state(), take(slot));
-            let begun = self.begin(index, &seen);
-            let again = self.answer(index, state, seen);
-            if begun && let Some(vault) = &self.vault {
-                vault.state().end();
-            }
-            if !again {
-                return;
-            }
-        }
-        // Still out of the band just published, so the last word is not said.
-        if !self.due.contains(&index) {
-            self.due.push_back(index);
-        }
-        self.work.notify_one();
-    }
-
-    /// Records what was taken out of a slot until it is signalled; false where there is
-    /// nothing to record.
-    fn begin(&self, index: u32, seen: &Seen) -> bool {
-        let Some(vault) = self.vault.as_ref().filter(|_| *seen != Seen::NOTHING) else { return false };
-        vault.state().begin(&Unfinished { cgroup_id: self.id_of(index), seen: *seen });
-        true
-    }
-
-    /// Signals what was seen, and publishes the next bands; true when usage is out of
-    /// them already.
-    fn answer(&mut self, index: u32, state: State, seen: Seen) -> bool {
-        self.signal_events(index, &seen);
-        let Some(group) = self.registry.group(index) else {
-            self.release(index);
-            return false;
-        };
-        if index == self.source.root().slot {
-            return false;
-        }
-        let (id, was) = (group.id, group.scale(ControlFile::Usage).now());
-        let sum_too = !group.scale(ControlFile::Memsw).is_empty();
-        let now = match self.measure(id, sum_too) {
-            Ok(now) => now,
-            Err(error) => {
-                // Nothing is lost: the sweep finds it pending.
-                log::error!(memcg_cgroup_id = self.id_of(index); "{error}");
-                self.give_back(index, seen);
-                return false;
-            }
-        };
-        let last = |on| self.last_of(id, on);
-        let (memory, sum) = now.unwrap_or_else(|| {
-            let sum = sum_too.then(|| last(ControlFile::Memsw)).flatten();
-            (last(ControlFile::Usage).unwrap_or(was), sum)
-        });
-        self.step(index, ControlFile::Usage, seen.memory, memory);
-        if let Some(sum) = sum {
-            self.step(index, ControlFile::Memsw, seen.sum, sum);
-        }
-        if now.is_none() || !state.is_live() || state.generation() != id.generation {
-            self.remove_group(index);
-            return false;
-        }
-        let Some((memory, sum)) = self.publish(index) else {
-            return false;
-        };
-        // Second half of the band protocol: read after publishing.
-        !matches!(
-            self.measure(id, sum_too),
-            Ok(Some((now, now_sum)))
-                if memory.holds(now) && now_sum.is_none_or(|now_sum| sum.holds(now_sum))
-        )
     }
 
     /// Memory, and memory+swap where somebody waits for it; `None` when the group
@@ -346,50 +294,6 @@ impl<S: Source> Watcher<S> {
         if let Some(slot) = self.source.slot(index) {
             slot.sum().add(sum, self.source.band_shift());
         }
-    }
-
-    /// The safety net: finds what a lost doorbell or a skipped program left behind; and
-    /// begins to look for closed eventfds.
-    pub fn sweep(&mut self) {
-        let skipped = self.source.skipped();
-        let lost = self.losses();
-        let all = skipped != self.skipped || lost != self.lost;
-        if all {
-            log::debug!("reading all watched groups again: {skipped} calls skipped, {lost} losses so far");
-            self.counts.resyncs += 1;
-        }
-        self.tell_shortages();
-        (self.skipped, self.lost) = (skipped, lost);
-        let mut index = 0;
-        // All slots after a loss: an OOM or a window of reclaim is told to others
-        // than the group in whose slot it is.
-        while all && let Some(slot) = self.source.slot(index) {
-            if slot.pending.get() != 0 {
-                self.look(index);
-            }
-            index += 1;
-        }
-        for index in self.registry.slots() {
-            if all || self.source.slot(index).is_some_and(|slot| slot.pending.get() != 0) {
-                self.look(index);
-            }
-        }
-        self.look_above_the_deep();
-        self.find_parents();
-        self.follow_limits();
-        if self.search.is_done() {
-            self.search = self.search_closed();
-            self.asked.clear();
-        }
-    }
-
-    /// Whether doorbells were lost since the last sweep.
-    pub fn lost_doorbells(&self) -> bool {
-        self.losses() != self.lost
-    }
-
-    fn losses(&self) -> u64 {
-        self.source.tally(Tally::RingFull)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The thread that signals: from the ring to the eventfds, apart from whatever clients,
-//! the operator or a scraper ask. What it is called for by the clock, sweeps and samples,
-//! is its work, too.
+//! the operator or a scraper ask. It takes records out of the ring, which only queue what
+//! is to be done, and does that in the watcher's bounded turns; sweeps, too.
 
 use std::{io, thread, time::Duration};
 
@@ -8,25 +8,17 @@ use monitor_common::ring::Doorbell;
 use tokio::{
     runtime::{Builder, Runtime},
     sync::oneshot,
-    time::{Instant, MissedTickBehavior},
+    time::{Instant, sleep_until},
 };
 
 use crate::{
+    agent::sampler::Wake,
     error::{Error, Result},
     heap::Trim,
     programs::{Doorbells, Programs, Record},
     ready::wait_on,
     watcher::{Shared, Watcher},
 };
-
-/// How often what comes by the clock is done.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Pace {
-    /// Time between two sweeps for what was lost.
-    pub(super) sweep: Duration,
-    /// Time between two readings of what can only be sampled.
-    pub(super) sample: Duration,
-}
 
 /// The thread's own runtime: made before rights are given up, since it needs an epoll
 /// descriptor.
@@ -63,7 +55,8 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// Starts it, with the rights of the thread that calls.
+    /// Starts it, with the rights of the thread that calls; `sweep` is the time between two
+    /// sweeps for what was lost.
     ///
     /// # Errors
     /// There is no thread to be had.
@@ -71,12 +64,13 @@ impl Signals {
         runtime: Own,
         ring: Doorbells,
         watcher: Shared<Programs>,
-        pace: Pace,
+        sweep: Duration,
+        sampler: Option<Wake>,
     ) -> io::Result<Self> {
         let ((stop, stopped), (sender, outcome)) = (oneshot::channel(), oneshot::channel());
         let work = async move {
             tokio::select! {
-                outcome = answer_doorbells(ring, &watcher, pace) => outcome,
+                outcome = answer_doorbells(ring, watcher, sweep, sampler) => outcome,
                 _ = stopped => Ok(()),
             }
         };
@@ -103,73 +97,103 @@ impl Drop for Signals {
     }
 }
 
-/// Records that are taken out of the ring before others may use the watcher.
+/// Records that are taken out of the ring between two turns. Each only queues what is to
+/// be done.
 const RECORDS: usize = 256;
 
-async fn answer_doorbells(ring: Doorbells, shared: &Shared<Programs>, pace: Pace) -> Result<()> {
+struct Loop {
+    shared: Shared<Programs>,
+    next_sweep: Instant,
+    pace: Duration,
+    trim: Trim,
+    sampler: Option<Wake>,
+}
+
+async fn answer_doorbells(
+    ring: Doorbells,
+    shared: Shared<Programs>,
+    pace: Duration,
+    sampler: Option<Wake>,
+) -> Result<()> {
     let mut ring = wait_on(ring).map_err(|error| Error::file("epoll", "the ring buffer", error))?;
-    let every = |time| {
-        let mut ticks = tokio::time::interval_at(Instant::now() + time, time);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        ticks
-    };
-    let (mut sweeps, mut samples) = (every(pace.sweep), every(pace.sample));
     let work = shared.lock().work();
-    let mut trim = Trim::default();
+    let now = Instant::now();
+    let trim = Trim::default();
+    let mut this = Loop { shared, next_sweep: now + pace, pace, trim, sampler };
     loop {
-        let (waiting, due, sampled, rests) = {
-            let watcher = shared.lock();
-            trim.now_held(watcher.registry().len());
-            (!watcher.registry().is_empty(), watcher.is_due(), watcher.samples(), watcher.rests())
-        };
-        let rested = tokio::time::sleep(Duration::from_millis(rests.unwrap_or(0)));
+        if this.once(ring.get_mut()) {
+            // Whoever waits for the watcher has it in between; and the end is heard of.
+            tokio::task::yield_now().await;
+            continue;
+        }
+        let until = this.due();
         tokio::select! {
             ready = ring.readable_mut() => {
-                let mut ready = ready.map_err(|error| Error::file("epoll", "the ring buffer", error))?;
-                // Cleared first: a doorbell that rings from here on wakes anew.
-                ready.clear_ready();
-                let ring = ready.get_inner_mut();
-                loop {
-                    let mut watcher = shared.lock();
-                    let mut taken = 0;
-                    for record in ring.take(RECORDS) {
-                        answer(&mut watcher, record);
-                        taken += 1;
-                    }
-                    if watcher.lost_doorbells() {
-                        watcher.sweep();
-                    }
-                    if taken < RECORDS {
-                        break;
-                    }
-                }
+                // Cleared before the records are taken: one that comes after wakes anew.
+                ready.map_err(|error| Error::file("epoll", "the ring buffer", error))?.clear_ready();
             }
-            // Nothing registered: nothing to lose, no wake-ups, until something is.
-            _ = sweeps.tick(), if waiting => shared.lock().sweep(),
-            _ = samples.tick(), if sampled => shared.lock().sample(),
-            () = rested, if rests.is_some() => shared.lock().wake(false),
             () = work.notified() => {}
-            () = tokio::task::yield_now(), if due => shared.lock().look_again(),
+            () = sleep_until(until.unwrap_or_else(|| Instant::now() + this.pace)), if until.is_some() => {}
         }
     }
 }
-fn answer(watcher: &mut Watcher<Programs>, record: Record) {
+
+impl Loop {
+    /// Takes what is in the ring, up to [`RECORDS`], and does one turn of what is to be
+    /// done; false when all is done.
+    fn once(&mut self, ring: &mut Doorbells) -> bool {
+        let watcher = &mut *self.shared.lock();
+        let mut taken = 0;
+        for record in ring.take(RECORDS) {
+            hear(watcher, record);
+            taken += 1;
+        }
+        let now = Instant::now();
+        self.trim.now_held(watcher.registry().len());
+        watcher.sweep_after_loss();
+        watcher.wake(false);
+        if now >= self.next_sweep {
+            self.next_sweep = now + self.pace;
+            // Nothing registered: nothing to lose.
+            if !watcher.registry().is_empty() {
+                watcher.sweep();
+            }
+        }
+        let is_busy = watcher.turn() || taken == RECORDS;
+        if watcher.samples_anew() {
+            // One that is awake comes by anyhow.
+            self.sampler.as_ref().map(|wake| wake.try_send(()));
+        }
+        is_busy
+    }
+
+    /// When there is something to do by the clock; never wakes while nothing is registered.
+    fn due(&self) -> Option<Instant> {
+        let watcher = self.shared.lock();
+        let rest = watcher.due_in().map(|time| Instant::now() + Duration::from_millis(time));
+        let sweep = (!watcher.registry().is_empty()).then_some(self.next_sweep);
+        [rest, sweep].into_iter().flatten().min()
+    }
+}
+
+/// Queues what a record is about.
+fn hear(watcher: &mut Watcher<Programs>, record: Record) {
     let doorbell = match record {
         Record::Bell(doorbell) => doorbell,
         Record::Victim(victim) => return watcher.victim(&victim),
     };
     let Doorbell { kind, slot, value } = doorbell;
     match kind {
-        Doorbell::SLOT => watcher.look_for(slot, value),
+        Doorbell::SLOT => watcher.ring(slot, value),
         Doorbell::READING => {
             watcher.add_reading(slot, value);
-            watcher.look(slot);
+            watcher.ring(slot, 0);
         }
         Doorbell::SUM_READING => {
             watcher.add_sum_reading(slot, value);
-            watcher.look(slot);
+            watcher.ring(slot, 0);
         }
-        Doorbell::LIMITS => watcher.follow_limits(),
+        Doorbell::LIMITS => watcher.limits_written(),
         Doorbell::GROUP_KILL => watcher.group_kill(slot, value),
         kind => log::error!("a doorbell of unknown kind {kind}"),
     }

@@ -113,6 +113,7 @@ const AGENT: &[c_long] = &[
     libc::SYS_ftruncate,
     libc::SYS_pwrite64,
     // Signals.
+    libc::SYS_io_setup,
     libc::SYS_io_submit,
     libc::SYS_io_getevents,
     libc::SYS_io_destroy,

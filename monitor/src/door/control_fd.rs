@@ -6,6 +6,7 @@ use std::{
         fd::{AsFd, AsRawFd, BorrowedFd},
         unix::ffi::OsStrExt,
     },
+    rc::Rc,
     sync::Arc,
 };
 
@@ -20,6 +21,7 @@ use crate::{
     door::{
         accounting::Accounting,
         closer::Closer,
+        fair::Fair,
         inode::Inode,
         known::Known,
         process::OUT_OF_DESCRIPTORS,
@@ -40,6 +42,8 @@ pub struct Places {
     pub closer: Closer,
     /// Who pays.
     pub accounting: Accounting,
+    /// Whose turn it is.
+    pub fair: Rc<Fair>,
     identity: Box<dyn Identify>,
 }
 
@@ -54,8 +58,8 @@ impl Places {
     #[must_use]
     pub fn new(tree: Arc<Tree>, view: Option<u64>, closer: Closer, identity: Box<dyn Identify>) -> Self {
         closer.trust([tree.directories().device()].into_iter().chain(view));
-        let accounting = Accounting::default();
-        Self { tree, view, known: Known::default(), closer, accounting, identity }
+        let (accounting, fair) = Default::default();
+        Self { tree, view, known: Known::default(), closer, accounting, fair, identity }
     }
 
     /// Who says what a client's files and descriptors stand for.

@@ -6,7 +6,11 @@
 //! are many, and belong to whoever made them: they are read when they are sent, a page at a
 //! time, and kept nowhere.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use monitor_common::control::ControlFile;
 use tokio::{
@@ -32,6 +36,9 @@ const IN_A_TURN: u32 = 64;
 
 /// Slots that are looked at in one turn; most of a big table may be free.
 const SLOTS_IN_A_TURN: u32 = 4096;
+
+/// How long a list waits for all that it shows to be signalled.
+const LOOKING: Duration = Duration::from_millis(250);
 
 /// Askers that wait for the same gathering; more wait at their own end.
 const WAITING: usize = 64;
@@ -109,11 +116,36 @@ async fn gather<S: Source>(watcher: &Shared<S>, tree: &Arc<Tree>) -> Option<Snap
     while watcher.lock().search_on(&mut search) {
         yield_now().await;
     }
-    watcher.lock().look_at_all();
+    catch_up(watcher).await;
     let listed = read_groups(watcher).await;
     let tree = Arc::clone(tree);
     let named = spawn_blocking(move || name(&tree, listed)).await;
     named.inspect_err(|error| log::error!("the list could not be made: {error}")).ok().map(Arc::new)
+}
+
+/// Has all that is watched looked at and signalled, but for what others have to be told
+/// first that takes longer than [`LOOKING`].
+async fn catch_up<S: Source>(watcher: &Shared<S>) {
+    let (sampled, host) = {
+        let watcher = watcher.lock();
+        (watcher.to_be_sampled(), watcher.shared_host())
+    };
+    let read = move || {
+        let roots = sampled.into_iter().filter(|one| one.is_root);
+        roots.map(|one| one.read(host.as_ref())).collect::<Vec<_>>()
+    };
+    for read in spawn_blocking(read).await.unwrap_or_default() {
+        match read {
+            Ok(read) => read.iter().for_each(|read| watcher.lock().sampled(read)),
+            Err(error) => log::warn!("{error}"),
+        }
+    }
+    watcher.lock().look_at_all();
+    let start = Instant::now();
+    // The thread that signals does the same meanwhile.
+    while start.elapsed() < LOOKING && watcher.lock().turn() {
+        yield_now().await;
+    }
 }
 
 /// Counters of all groups, a few in a turn.

@@ -2,7 +2,7 @@
 //! `memcg_write_event_control` (5.15 to 7.2): same order, same errno.
 
 use monitor_common::{
-    control::{self, ControlFile},
+    control::{self, ControlFile, Wish},
     line,
 };
 use nix::errno::Errno;
@@ -19,7 +19,7 @@ use crate::{
     kernel::page_size,
     registry::Account,
     source::{Identify, Source},
-    watcher::{self, Follower, Handed, Receipt, Shared},
+    watcher::{self, Follower, Handed, Receipt, Sampled, Shared},
 };
 
 /// Why a registration was refused: the kernel's errno, and what to tell a person.
@@ -137,11 +137,17 @@ pub fn register<S: Source>(
     }
     let wish = control::parse(control.file, args, page_size())
         .map_err(|error| Refusal::new(Errno::from_raw(error.errno()), error.to_string()))?;
+    let sampled = sampled(watcher, places, &control, &wish)?;
     let Control { group, file: on, .. } = control;
     let account = payer(watcher, places, asker);
-    let request = watcher::Request { group, on, wish, eventfd, follower, account };
-    let mut watcher = watcher.lock();
-    watcher.register(request).map_err(|errno| refusal(errno, account, on, !watcher.has_room(account)))
+    let mut locked = watcher.lock();
+    while locked.goes_on_with(group.slot) {
+        // A piece of what was begun there; others come in between.
+        drop(locked);
+        locked = watcher.lock();
+    }
+    let request = watcher::Request { group, on, wish, eventfd, follower, account, sampled };
+    locked.register(request).map_err(|errno| refusal(errno, account, on, !locked.has_room(account)))
 }
 
 /// Who pays for one more registration of the client's. Whether it is privileged is asked
@@ -163,6 +169,30 @@ pub fn adopt(fd: Foreign, which: Which) -> Result<EventFd, Refusal> {
         Errno::EBADF => Refusal::new(errno, format!("{which} is an O_PATH descriptor; open it for use")),
         _ => Refusal::new(errno, format!("{which} is not an eventfd")),
     })
+}
+
+/// Reads what only files tell of the quantity that is registered on, before the watcher is
+/// locked.
+fn sampled<S: Source>(
+    watcher: &Shared<S>,
+    places: &Places,
+    control: &Control,
+    wish: &Wish,
+) -> Result<Option<Sampled>, Refusal> {
+    let Control { group, cgroup_id, file: on } = *control;
+    let is_root = group == places.identity().root();
+    if !matches!(wish, Wish::Threshold(_)) || !(is_root || on == ControlFile::WorkingSet) {
+        return Ok(None);
+    }
+    let host = watcher.lock().shared_host();
+    match (Sampled { group, cgroup_id, on, is_root, owner: Account::Agent, read: 0 }).read(host.as_ref()) {
+        Ok(Some(sampled)) => Ok(Some(sampled)),
+        Ok(None) => Err(Refusal::new(Errno::EINVAL, "the group is being removed")),
+        Err(error) => {
+            log::error!("registration failed: {error}");
+            Err(Refusal::new(Errno::EIO, "the agent could not read the group's files; see its log"))
+        }
+    }
 }
 
 /// Why the watcher did not register what `account` asked for on a control file.

@@ -266,6 +266,12 @@ impl Connection {
         self.user
     }
 
+    /// Whom what it does counts against.
+    #[must_use]
+    pub const fn account(&self) -> Account {
+        self.account
+    }
+
     fn fd(&self) -> io::Result<&AsyncFd<OwnedFd>> {
         self.fd.as_ref().ok_or_else(|| Errno::EBADF.into())
     }

@@ -50,7 +50,9 @@ async fn converse<S: Source>(connection: Connection, watcher: Shared<S>, places:
             }
         };
         let who = packet.sender.as_ref().map(|sender| (sender.uid(), sender.pid()));
+        let turn = places.fair.turn(connection.account()).await;
         let outcome = handle(packet, &mut last, &watcher, &places);
+        turn.end().await;
         let answer = match &outcome {
             Ok(_) => "0".to_owned(),
             Err(refusal) => {

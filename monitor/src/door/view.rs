@@ -34,6 +34,7 @@ pub async fn serve<S: Source>(mut writes: mpsc::Receiver<Written>, watcher: Shar
                 written.reply.refuse(refusal.errno);
             }
         }
+        tokio::task::yield_now().await;
     }
 }
 

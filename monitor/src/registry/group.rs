@@ -171,7 +171,8 @@ impl Group {
         self.others.iter().flat_map(|others| others.empty.iter()).copied()
     }
 
-    /// Who hears of one window of reclaim on its way up, which is here now.
+    /// Who hears of one window of reclaim on its way up, which is here now, and where each
+    /// registration is recorded.
     #[must_use]
     pub fn hearers(&self, window: Propagation, level: Level) -> Vec<Subscriber> {
         self.pressure().filter(|(listener, _)| window.deliver(*listener, level)).map(|(_, to)| to).collect()

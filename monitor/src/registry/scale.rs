@@ -1,11 +1,12 @@
 //! One quantity of a group, and the thresholds on it.
 
 mod store;
+mod walk;
 
 use monitor_common::{
-    band::{Band, Excursion},
+    band::Band,
     control::Wish,
-    crossing::{Direction, Step, band_around},
+    crossing::{Direction, band_around},
     threshold::{At, Threshold, percent_of},
 };
 
@@ -85,84 +86,15 @@ impl Scale {
         band_around(below, above)
     }
 
-    /// Takes what was seen, and moves to `now`. Costs what was crossed, however
-    /// many thresholds there are.
-    pub fn step(&mut self, seen: Excursion, now: u64, clock: Clock) -> Outcome {
-        let step = Step { from: self.now, seen, now };
+    /// Moves to `now`, within the band: nothing is crossed.
+    pub const fn move_to(&mut self, now: u64) {
         self.now = now;
-        let mut outcome = Outcome::default();
-        let (lowest, highest) = step.range();
-        if let Some(store) = &mut self.store
-            && lowest < highest
-        {
-            for place in store.between(lowest, highest) {
-                let mut rests = None;
-                store.change(place, |entry| rests = entry.apply(&step, clock, &mut outcome));
-                if let Some(until) = rests {
-                    store.rest(place, until);
-                }
-            }
-        }
-        outcome
-    }
-
-    /// Ends the rest of those whose time is up, or of all: they are crossed if they
-    /// are on the other side than was told last.
-    pub fn wake(&mut self, clock: Clock, all: bool) -> Outcome {
-        let mut outcome = Outcome::default();
-        let still = self.still();
-        let Some(store) = &mut self.store else { return outcome };
-        for place in store.rested(if all { u64::MAX } else { clock.now }) {
-            store.change(place, |entry| {
-                entry.wake(clock);
-                entry.apply(&still, clock, &mut outcome);
-            });
-            store.end_rest(place);
-        }
-        outcome
-    }
-
-    /// After thresholds were taken over from an agent before: those on the other side
-    /// than was told last are told now.
-    pub fn settle(&mut self, clock: Clock) -> Outcome {
-        let mut outcome = Outcome::default();
-        let still = self.still();
-        let Some(store) = &mut self.store else { return outcome };
-        for place in store.places() {
-            store.change(place, |entry| {
-                entry.apply(&still, clock, &mut outcome);
-            });
-        }
-        outcome
     }
 
     /// When the first rest ends.
     #[must_use]
     pub fn rests_until(&self) -> Option<u64> {
         self.store.as_ref()?.rests_until()
-    }
-
-    const fn still(&self) -> Step {
-        Step { from: self.now, seen: Excursion::NONE, now: self.now }
-    }
-
-    /// The limit is `limit` pages from now on: thresholds in percent move, and are
-    /// crossed where they pass the quantity.
-    pub fn follow(&mut self, limit: u64, clock: Clock) -> Outcome {
-        let mut outcome = Outcome::default();
-        let still = self.still();
-        let Some(store) = &mut self.store else { return outcome };
-        for place in Vec::from_iter(store.percents().iter().copied()) {
-            store.change(place, |entry| {
-                let Some(at) = entry.percent() else { return };
-                let moved = std::mem::replace(&mut entry.threshold, pages(at, limit));
-                // One that rests is told when it wakes.
-                if moved != entry.threshold && !entry.rests() {
-                    entry.apply(&still, clock, &mut outcome);
-                }
-            });
-        }
-        outcome
     }
 
     /// How many thresholds here are in percent of the limit.

@@ -36,6 +36,8 @@ pub struct Record {
     pub above: bool,
     /// The client has its answer.
     pub sure: bool,
+    /// Signals that were worked out, and not given yet.
+    pub owed: u64,
 }
 
 /// Why eight words are no record.
@@ -52,6 +54,15 @@ pub struct Flaw {
 pub const FREE: u64 = 0;
 const UNSURE: u64 = 1;
 const SURE: u64 = 2;
+/// No registration, but the excursions that were taken out of a slot.
+pub const RANGES: u64 = 3;
+/// The same for what is counted there.
+pub const COUNTS: u64 = 4;
+/// The same for windows of reclaim in groups below that have gone.
+pub const BELOW: u64 = 5;
+
+/// The word of what is owed.
+pub const AT_OWED: usize = 7;
 
 /// Where the parts of the first word are.
 const ON: u32 = 8;
@@ -121,7 +132,7 @@ impl Record {
         let first = first | payer << PAYER | (number >> 32) << PAYER_MIDDLE;
         let slot = u64::from(self.group.slot) | number << 32;
         let generation = self.group.generation | (number >> 44) << PAYER_HIGH;
-        [first, self.file.0, self.cgroup_id, generation, slot, at, hysteresis, 0]
+        [first, self.file.0, self.cgroup_id, generation, slot, at, hysteresis, self.owed]
     }
 
     /// What the words say; `None` where there is nothing.
@@ -129,7 +140,7 @@ impl Record {
     /// # Errors
     /// The first part that is none of what it may be.
     pub fn from_words(words: [u64; WORDS]) -> Result<Option<Self>, Flaw> {
-        let [first, file, cgroup_id, generation, slot, at, hysteresis, _] = words;
+        let [first, file, cgroup_id, generation, slot, at, hysteresis, owed] = words;
         let part = |from: u32| first >> from & 0xff;
         let sure = match part(0) {
             FREE => return Ok(None),
@@ -186,6 +197,7 @@ impl Record {
             cgroup_id,
             above: part(ABOVE) & 1 != 0,
             sure,
+            owed,
         }))
     }
 
@@ -243,6 +255,7 @@ mod tests {
             cgroup_id: 99,
             above: false,
             sure: false,
+            owed: 0,
         }
     }
 
@@ -259,7 +272,7 @@ mod tests {
     fn what_is_written_is_read() {
         for (on, args) in EACH_KIND {
             for (above, sure) in [(false, false), (true, false), (false, true), (true, true)] {
-                let written = Record { above, sure, ..record(*on, args) };
+                let written = Record { above, sure, owed: 3, ..record(*on, args) };
                 assert_eq!(Record::from_words(written.words()), Ok(Some(written)));
                 let mut words = written.words();
                 words[0] = made_sure(with_side(words[0], !above));
@@ -302,7 +315,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_words_are_a_record_or_not(words: [u64; 8], first: u64) {
-            for words in [words, [first, words[1], words[2], words[3], words[4], words[5], words[6], 0]] {
+            for words in [words, [first, words[1], words[2], words[3], words[4], words[5], words[6], words[7]]] {
                 if let Ok(Some(record)) = Record::from_words(words) {
                     prop_assert_eq!(Record::from_words(record.words()), Ok(Some(record)));
                 }

@@ -20,7 +20,7 @@ use nix::{
 use crate::{
     error::{Error, Result},
     table::{Shared, Table},
-    vault::record::{FREE, Record, WORDS, made_sure, with_side},
+    vault::record::{AT_OWED, BELOW, COUNTS, FREE, RANGES, Record, WORDS, made_sure, with_side},
 };
 
 /// Where a registration is in the record, and which registration it is: each has one of
@@ -39,8 +39,9 @@ impl Shared for Line {}
 const MAGIC: u64 = u64::from_le_bytes(*b"memcgmon");
 /// Bump on any change of layout or meaning.
 const FORMAT: u64 = 2;
-/// A format whose records are records of this one, too: only users paid for them.
-const FORMAT_BEFORE: u64 = 1;
+/// A format whose records are records of this one, too: only users paid for them, nothing
+/// was owed, and nothing but the journal was unfinished: 0 in all of these places.
+const BEFORE: u64 = 1;
 
 /// Lines before the first record: the head, and the journal.
 const HEAD: usize = 0;
@@ -64,6 +65,8 @@ pub struct State {
     free: Vec<u32>,
     /// Records that were ever used: all further ones are free.
     used: u32,
+    /// Where an agent before has left what it had not finished.
+    unfinished: Vec<Ticket>,
 }
 
 /// What was taken out of a slot, and has not been signalled in full.
@@ -88,7 +91,7 @@ impl State {
         let file = memfd_create(NAME, MFdFlags::MFD_CLOEXEC)
             .map_err(|errno| Error::syscall("memfd_create", errno))?;
         let lines = map(&file, RECORDS + GROW)?;
-        let state = Self { file, lines, free: Vec::new(), used: 0 };
+        let state = Self { file, lines, free: Vec::new(), used: 0, unfinished: Vec::new() };
         state.word(HEAD, AT_FORMAT).store(FORMAT, Ordering::Relaxed);
         state.word(HEAD, AT_MAGIC).store(MAGIC, Ordering::Release);
         Ok(state)
@@ -106,9 +109,9 @@ impl State {
             return Err(Error::Host(format!("the state record has {bytes} bytes: it is none")));
         }
         let lines = Table::map(&file, lines, "state record")?;
-        let mut state = Self { file, lines, free: Vec::new(), used: 0 };
+        let mut state = Self { file, lines, free: Vec::new(), used: 0, unfinished: Vec::new() };
         let head = |at| state.word(HEAD, at).load(Ordering::Acquire);
-        if head(AT_MAGIC) != MAGIC || ![FORMAT, FORMAT_BEFORE].contains(&head(AT_FORMAT)) {
+        if head(AT_MAGIC) != MAGIC || ![FORMAT, BEFORE].contains(&head(AT_FORMAT)) {
             return Err(Error::Host(format!(
                 "the state record is of format {} (magic {:#x}), this agent's is {FORMAT}",
                 head(AT_FORMAT),
@@ -116,9 +119,15 @@ impl State {
             )));
         }
         state.word(HEAD, AT_FORMAT).store(FORMAT, Ordering::Relaxed);
-        let (mut records, mut flaws) = (Vec::new(), 0);
+        let (mut records, mut unfinished, mut flaws) = (Vec::new(), Vec::new(), 0);
         for at in 0..state.room() {
-            match Record::from_words(state.words(RECORDS + at as usize)) {
+            let words = state.words(RECORDS + at as usize);
+            if [RANGES, COUNTS, BELOW].contains(&words[0]) {
+                unfinished.push(Ticket(at));
+                state.used = at + 1;
+                continue;
+            }
+            match Record::from_words(words) {
                 Ok(Some(record)) => {
                     state.used = at + 1;
                     records.push((Ticket(at), record));
@@ -132,7 +141,9 @@ impl State {
                 }
             }
         }
-        let held: std::collections::HashSet<u32> = records.iter().map(|(ticket, _)| ticket.0).collect();
+        let held = records.iter().map(|(ticket, _)| *ticket).chain(unfinished.iter().copied());
+        let held: std::collections::HashSet<u32> = held.map(|ticket| ticket.0).collect();
+        state.unfinished = unfinished;
         state.free = (0..state.used).rev().filter(|at| !held.contains(at)).collect();
         state.word(HEAD, AT_RESTARTS).fetch_add(1, Ordering::Relaxed);
         Ok((state, records, flaws))
@@ -166,6 +177,13 @@ impl State {
     /// # Errors
     /// The file cannot grow.
     pub fn enter(&mut self, record: &Record) -> Result<Ticket> {
+        let ticket = self.place()?;
+        self.write(ticket, record);
+        Ok(ticket)
+    }
+
+    /// A line that is free.
+    fn place(&mut self) -> Result<Ticket> {
         let at = match self.free.pop() {
             Some(at) => at,
             None => {
@@ -177,14 +195,16 @@ impl State {
                 self.used - 1
             }
         };
-        self.write(Ticket(at), record);
         Ok(Ticket(at))
     }
 
     /// Writes a registration anew.
     pub fn write(&self, ticket: Ticket, record: &Record) {
+        self.fill(ticket, record.words());
+    }
+
+    fn fill(&self, ticket: Ticket, words: [u64; WORDS]) {
         let Some(Line(line)) = self.lines.get(RECORDS + ticket.0 as usize) else { return };
-        let words = record.words();
         for (word, value) in line.iter().zip(words).skip(1) {
             word.store(value, Ordering::Relaxed);
         }
@@ -211,7 +231,26 @@ impl State {
         }
     }
 
-    /// The side of a threshold that was told.
+    /// So many more signals are owed to it.
+    pub fn owe(&self, ticket: Ticket, signals: u64) {
+        if let Some(word) = self.owed(ticket) {
+            word.fetch_add(signals, Ordering::Release);
+        }
+    }
+
+    /// So many of them were given.
+    pub fn pay(&self, ticket: Ticket, signals: u64) {
+        if let Some(word) = self.owed(ticket) {
+            let owed = word.load(Ordering::Relaxed);
+            word.store(owed.saturating_sub(signals), Ordering::Release);
+        }
+    }
+
+    fn owed(&self, ticket: Ticket) -> Option<&AtomicU64> {
+        self.lines.get(RECORDS + ticket.0 as usize).map(|Line(line)| &line[AT_OWED])
+    }
+
+    /// The side of a threshold that was told, or is owed.
     pub fn set_above(&self, ticket: Ticket, above: bool) {
         self.change(ticket, |first| with_side(first, above));
     }
@@ -251,14 +290,86 @@ impl State {
         self.word(JOURNAL, 0).store(*cgroup_id, Ordering::Release);
     }
 
-    /// All of it is signalled.
+    /// All of it is owed, or stands in [`State::keep_on`]'s lines.
     pub fn end(&self) {
         self.word(JOURNAL, 0).store(0, Ordering::Release);
     }
 
+    /// Before [`State::end`], where what was taken out of a slot needs more than one
+    /// turn: until these lines are left, the next agent has it all once more.
+    ///
+    /// # Errors
+    /// The file cannot grow.
+    pub fn keep_on(&mut self, taken: &Unfinished) -> Result<Vec<Ticket>> {
+        let Unfinished { cgroup_id, seen } = *taken;
+        let Seen { memory, sum, ooms, windows, windows_below: below, emptied } = seen;
+        let mut lines = Vec::new();
+        if (memory, sum) != (Excursion::NONE, Excursion::NONE) {
+            lines.push([RANGES, cgroup_id, memory.min, memory.max, sum.min, sum.max, 0, 0]);
+        }
+        if (ooms, windows, emptied) != (0, [0; 3], 0) {
+            lines.push([COUNTS, cgroup_id, ooms, windows[0], windows[1], windows[2], emptied, 0]);
+        }
+        if below != [0; 3] {
+            lines.push([BELOW, cgroup_id, below[0], below[1], below[2], 0, 0, 0]);
+        }
+        let keep = |words| {
+            let ticket = self.place()?;
+            self.fill(ticket, words);
+            Ok(ticket)
+        };
+        lines.into_iter().map(keep).collect()
+    }
+
     /// What an agent that was killed had begun.
     #[must_use]
-    pub fn unfinished(&self) -> Option<Unfinished> {
+    pub fn unfinished(&self) -> Vec<Unfinished> {
+        let mut all: Vec<Unfinished> = self.unfinished.iter().map(|ticket| self.kept_on(*ticket)).collect();
+        // Killed between the two, it left the same twice.
+        all.extend(self.journal().filter(|journal| {
+            let again = |kept: &Unfinished| {
+                let of = |seen: &Seen| (seen.memory, seen.sum);
+                let counts = |seen: &Seen| (seen.ooms, seen.windows, seen.emptied);
+                let (kept_on, begun) = (&kept.seen, &journal.seen);
+                kept.cgroup_id == journal.cgroup_id
+                    && (of(kept_on) == of(begun)
+                        || counts(kept_on) == counts(begun)
+                        || kept_on.windows_below == begun.windows_below)
+            };
+            !all.iter().any(again)
+        }));
+        all
+    }
+
+    /// What was left unfinished is in the slots again.
+    pub fn end_all(&mut self) {
+        for ticket in std::mem::take(&mut self.unfinished) {
+            self.leave(ticket);
+        }
+        self.end();
+    }
+
+    fn kept_on(&self, ticket: Ticket) -> Unfinished {
+        let [kind, cgroup_id, rest @ ..] = self.words(RECORDS + ticket.0 as usize);
+        let seen = match kind {
+            RANGES => {
+                let [memory_min, memory_max, sum_min, sum_max, ..] = rest;
+                let memory = Excursion { min: memory_min, max: memory_max };
+                Seen { memory, sum: Excursion { min: sum_min, max: sum_max }, ..Seen::NOTHING }
+            }
+            COUNTS => {
+                let [ooms, low, medium, critical, emptied, ..] = rest;
+                Seen { ooms, windows: [low, medium, critical], emptied, ..Seen::NOTHING }
+            }
+            _ => {
+                let [low, medium, critical, ..] = rest;
+                Seen { windows_below: [low, medium, critical], ..Seen::NOTHING }
+            }
+        };
+        Unfinished { cgroup_id, seen }
+    }
+
+    fn journal(&self) -> Option<Unfinished> {
         let word = |at| self.word(JOURNAL, at).load(Ordering::Acquire);
         let cgroup_id = word(0);
         (cgroup_id != 0).then(|| Unfinished {
@@ -297,118 +408,4 @@ fn map(file: &OwnedFd, lines: usize) -> Result<Table<Line>> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::fd::AsFd as _;
-
-    use monitor_common::{
-        band::{Excursion, Seen},
-        control::{ControlFile, Wish},
-    };
-
-    use super::{State, Ticket, Unfinished};
-    use crate::{
-        error::Result,
-        registry::Account,
-        source::{FileId, GroupId},
-        vault::record::Record,
-    };
-
-    fn record(file: u64) -> Record {
-        Record {
-            on: ControlFile::Oom,
-            wish: Wish::Oom,
-            file: FileId(file),
-            account: Account::User(0),
-            group: GroupId { slot: 1, generation: 2 },
-            cgroup_id: 3,
-            above: false,
-            sure: false,
-        }
-    }
-
-    fn next(state: State) -> Result<super::Adopted> {
-        let file = state.file.try_clone().expect("dup");
-        drop(state);
-        State::adopt(file)
-    }
-
-    #[test]
-    fn the_next_agent_reads_what_was_entered() -> Result<()> {
-        let mut state = State::new()?;
-        let tickets: Vec<_> = (0..1000).map(|file| state.enter(&record(file))).collect::<Result<_>>()?;
-        for ticket in tickets.iter().step_by(2) {
-            state.leave(*ticket);
-        }
-        state.confirm(tickets[1]);
-        state.set_instance(77);
-        let (mut state, records, flaws) = next(state)?;
-        assert_eq!((records.len(), flaws, state.instance(), state.restarts()), (500, 0, 77, 1));
-        assert_eq!(records[0], (tickets[1], Record { sure: true, ..record(1) }));
-        assert!(records[1..].iter().all(|(_, record)| !record.sure));
-        // Places that were left are used again, and none twice.
-        for file in 0..500 {
-            let ticket = state.enter(&record(file))?;
-            assert_eq!(ticket.0 % 2, 0);
-        }
-        assert_eq!(next(state)?.1.len(), 1000);
-        Ok(())
-    }
-
-    #[test]
-    fn a_record_of_the_format_before_is_taken_over() -> Result<()> {
-        let mut state = State::new()?;
-        state.enter(&record(1))?;
-        state.word(0, 1).store(1, std::sync::atomic::Ordering::Relaxed);
-        let (state, records, flaws) = next(state)?;
-        assert_eq!((records.len(), flaws), (1, 0));
-        assert_eq!(state.word(0, 1).load(std::sync::atomic::Ordering::Relaxed), 2);
-        Ok(())
-    }
-
-    #[test]
-    fn what_was_begun_is_told_until_it_ended() -> Result<()> {
-        let state = State::new()?;
-        assert_eq!(state.unfinished(), None);
-        let seen = Seen {
-            memory: Excursion { min: 1, max: 2 },
-            sum: Excursion { min: 3, max: 4 },
-            ooms: 5,
-            windows_below: [3, 0, 1],
-            windows: [6, 7, 8],
-            emptied: 9,
-        };
-        let taken = Unfinished { cgroup_id: 42, seen };
-        state.begin(&taken);
-        let (state, _, _) = next(state)?;
-        assert_eq!(state.unfinished(), Some(taken));
-        state.end();
-        assert_eq!(next(state)?.0.unfinished(), None);
-        Ok(())
-    }
-
-    #[test]
-    fn what_is_no_record_is_refused() -> Result<()> {
-        let state = State::new()?;
-        state.word(0, 1).store(99, std::sync::atomic::Ordering::Relaxed);
-        assert!(next(state).is_err(), "another format");
-        let state = State::new()?;
-        nix::unistd::ftruncate(state.file().as_fd(), 100).expect("ftruncate");
-        assert!(next(state).is_err(), "cut off");
-        let mut state = State::new()?;
-        state.enter(&record(1))?;
-        state.word(8, 0).store(0xffff, std::sync::atomic::Ordering::Relaxed);
-        let (_, records, flaws) = next(state)?;
-        assert_eq!((records.len(), flaws), (0, 1));
-        Ok(())
-    }
-
-    #[test]
-    fn room_that_is_needed_no_more_is_given_back() -> Result<()> {
-        let mut state = State::new()?;
-        let tickets: Vec<_> = (0..5000).map(|file| state.enter(&record(file))).collect::<Result<_>>()?;
-        tickets.into_iter().for_each(|ticket| state.leave(ticket));
-        assert!(nix::sys::stat::fstat(state.file()).expect("fstat").st_size < 64 * 1024);
-        assert_eq!(state.enter(&record(1))?, Ticket(0));
-        Ok(())
-    }
-}
+mod tests;

@@ -26,7 +26,8 @@ use tokio::sync::mpsc;
 use crate::{
     cgroup::v1_file::V1File,
     view::{
-        Written, WrittenReply,
+        WAITING, Written, WrittenReply,
+        share::Shares,
         snapshot::{Snapshots, part},
         tree::{Attributes, Node, Tree},
     },
@@ -47,6 +48,7 @@ const SNAPSHOTS: usize = 8 << 20;
 pub struct View {
     tree: std::sync::Arc<Tree>,
     writes: mpsc::Sender<Written>,
+    shares: Shares,
     opened: AtomicU64,
     snapshots: Mutex<Snapshots>,
 }
@@ -55,7 +57,13 @@ impl View {
     /// Shows `tree`; what is written to a `cgroup.event_control` goes to `writes`.
     #[must_use]
     pub fn new(tree: std::sync::Arc<Tree>, writes: mpsc::Sender<Written>) -> Self {
-        Self { tree, writes, opened: AtomicU64::new(1), snapshots: Mutex::new(Snapshots::new(SNAPSHOTS)) }
+        Self {
+            tree,
+            writes,
+            shares: Shares::new(WAITING),
+            opened: AtomicU64::new(1),
+            snapshots: Mutex::new(Snapshots::new(SNAPSHOTS)),
+        }
     }
 
     fn root(&self) -> u64 {
@@ -252,13 +260,17 @@ impl Filesystem for View {
             Ok(group) => group,
             Err(code) => return reply.error(errno(code)),
         };
+        let Some(place) = self.shares.take(request.uid()) else {
+            log::warn!("a registration of uid {} was refused: too many of that user's wait", request.uid());
+            return reply.error(errno(Code::ENOMEM));
+        };
         let written = Written {
             line: data.to_vec(),
             pid: request.pid().try_into().unwrap_or(0),
             uid: request.uid(),
             gid: request.gid(),
             group,
-            reply: WrittenReply::new(reply, data.len()),
+            reply: WrittenReply::new(reply, data.len(), place),
         };
         match self.writes.try_send(written) {
             Ok(()) => {}

@@ -12,7 +12,7 @@ use crate::{
     registry::Account,
     source::{FileId, Source},
     vault,
-    watcher::Watcher,
+    watcher::{Watcher, turns::Payer, work::Task},
 };
 
 /// Eventfds that end in one turn: each costs a few system calls.
@@ -78,6 +78,15 @@ impl<S: Source> Watcher<S> {
         self.search = search;
     }
 
+    /// Has the sweep's own search go on in turns, until it is done.
+    pub(super) fn queue_search(&mut self) {
+        if !self.search_queued && !self.search.is_done() {
+            self.search_queued = true;
+            self.turns.push(Payer::House, Task::Search);
+            self.work.notify_one();
+        }
+    }
+
     /// Ends closed eventfds that an account has registrations on: of up to 8,192 all, of more some, beginning where the
     /// last call ended; not more than 64 at once.
     pub fn end_closed_of(&mut self, account: Account) {
@@ -141,7 +150,7 @@ impl<S: Source> Watcher<S> {
         if self.search.is_done() && now >= self.search_from {
             self.search = self.search_closed();
             self.search_from = now + (self.search.unasked.len() / ASKED_IN_A_MILLISECOND) as u64;
-            self.work.notify_one();
+            self.queue_search();
         }
     }
 

@@ -21,6 +21,19 @@ use crate::{
 const SLOTS_IN_A_SWEEP: u32 = 8192;
 const PARENTS_IN_A_SWEEP: u32 = 256;
 
+/// Groups above one that is gone, in which something is still to be told, and how many turns
+/// it has waited for that.
+#[derive(Debug, Default)]
+pub(super) struct Awaited {
+    slots: Vec<u32>,
+    turns: u32,
+}
+
+impl Awaited {
+    /// More than an OOM with 65,536 listeners takes.
+    const TURNS: u32 = 1024;
+}
+
 /// How far the sweeps have come.
 #[derive(Debug)]
 pub(super) struct Rounds {
@@ -81,14 +94,21 @@ impl<S: Source> Watcher<S> {
         is_its.then(|| if on == ControlFile::Memsw { slot.sum_last.get() } else { slot.last.get() })
     }
 
-    /// Before the registrations of a group that is gone end: what is still to be told to
-    /// them of the groups above, such as an OOM, whose doorbell may have been lost.
-    pub(super) fn hear_from_above(&mut self, index: u32) {
-        for above in self.lineage(index).into_iter().skip(1) {
-            if self.source.slot(above).is_some_and(|slot| slot.pending.get() != 0) {
-                self.look(above);
+    /// Before the registrations of a group that is gone end: whether what is still to be told
+    /// to them of the groups above, such as an OOM, whose doorbell may have been lost, has
+    /// been. Not for ever, whatever goes on up there.
+    pub(super) fn have_told_above(&mut self, index: u32, awaited: &mut Awaited) -> bool {
+        if awaited.turns == 0 {
+            for above in self.lineage(index).into_iter().skip(1) {
+                if self.source.slot(above).is_some_and(|slot| slot.pending.get() != 0) {
+                    self.ring(above, 0);
+                }
+                awaited.slots.push(above);
             }
         }
+        awaited.turns += 1;
+        awaited.slots.retain(|above| self.works.contains_key(above));
+        awaited.slots.is_empty() || awaited.turns > Awaited::TURNS
     }
 
     /// After the roll call: parents of groups that were read by others, or made, before
@@ -131,7 +151,7 @@ impl<S: Source> Watcher<S> {
         }
         self.above(index);
         // Releases it.
-        self.look(index);
+        self.ring(index, 0);
         true
     }
 
@@ -150,7 +170,7 @@ impl<S: Source> Watcher<S> {
             if slot.deep.get() != 0 && slot.deep.xchg(0) != 0 && slot.hold(slot.state().generation()) {
                 above.extend(self.lineage(index));
                 // Releases it.
-                self.look(index);
+                self.ring(index, 0);
             }
         }
         if above.is_empty() {
@@ -159,7 +179,7 @@ impl<S: Source> Watcher<S> {
         }
         for index in above {
             if self.registry.group(index).is_some() {
-                self.look(index);
+                self.ring(index, 0);
             }
         }
     }

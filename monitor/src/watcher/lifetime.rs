@@ -1,60 +1,77 @@
 //! Registrations end: with their group, or with the last reference to their
 //! eventfd.
 
-use std::collections::BTreeSet;
-
 use monitor_common::{band::OPEN, slot::State, word::Word as _};
 
 use crate::{
-    registry::give_back,
+    registry::{Account, give_back},
     source::{FileId, Source},
     vault::Ticket,
-    watcher::{Cause, Event, Watcher},
+    watcher::{
+        Cause, Event, Watcher,
+        work::{ROOM, Task},
+    },
 };
 
 impl<S: Source> Watcher<S> {
-    /// Each registration is signalled once more; the eventfds that wait for
-    /// nothing else are let go.
-    pub(super) fn remove_group(&mut self, index: u32) {
-        self.hear_from_above(index);
-        let cgroup_id = self.source.slot(index).map_or(0, |slot| slot.cgroup_id.get());
-        for (file, tickets) in self.registry.remove_group(index) {
-            let cause = Cause::Removed;
-            self.add(file, tickets.len() as u64, cause.label());
-            let event = Event { cgroup_id, cause, signals: 1 };
-            tickets.iter().for_each(|ticket| self.tell(*ticket, &event));
-            self.strike_out(&tickets);
-            if !self.registry.has_file(file) {
-                self.drop_file(file);
-            }
+    /// Registrations end with their group: takes out as many as there is room for; each is
+    /// owed one more signal, and its record goes when that was given. True once none is
+    /// left: then the slot is another's.
+    pub(super) fn remove_group(&mut self, index: u32, rung: Option<u64>, room: &mut usize) -> bool {
+        let event = Event { cgroup_id: self.id_of(index), cause: Cause::Removed, signals: 1 };
+        let most = *room;
+        let taken = self.registry.take_from_group(index, most);
+        *room -= taken.len();
+        for to in &taken {
+            self.tell(to.ticket, &event);
+            self.followers.remove(&to.ticket);
+            self.owe(to.file, to.ticket, 1, Cause::REMOVED, rung);
+        }
+        if taken.len() == most && self.registry.group(index).is_some() {
+            return false;
         }
         self.registrations_changed();
         self.release(index);
+        true
     }
 
-    /// Ends all registrations on `files`. A group that several of them wait for is looked
-    /// at once.
+    /// Ends all registrations on `files`, in turns: some at once, so that there is room for
+    /// others.
     pub(super) fn forget_files(&mut self, files: &[FileId]) {
-        if files.is_empty() {
-            return;
-        }
-        let mut left = BTreeSet::new();
+        let mut room = ROOM;
         for file in files {
-            let (slots, tickets) = self.registry.remove_file(*file);
-            self.strike_out(&tickets);
-            self.drop_file(*file);
-            left.extend(slots);
+            self.forget_file(*file, &mut room);
         }
-        for slot in left {
+    }
+
+    /// Ends registrations on an eventfd that nobody holds any more, as many as there is
+    /// room for; what is left has another turn.
+    pub(super) fn forget_file(&mut self, file: FileId, room: &mut usize) {
+        self.forgive(file);
+        while *room > 0 {
+            let Some((slot, taken)) = self.registry.take_from_file(file, *room) else { break };
+            *room = room.saturating_sub(taken.len());
+            let tickets: Vec<Ticket> = taken.iter().map(|to| to.ticket).collect();
+            self.strike_out(&tickets);
             self.settle(slot);
+        }
+        if self.registry.has_file(file) {
+            self.turns.push(self.payer_of_file(file), Task::Forget(file));
+            self.work.notify_one();
+        } else {
+            self.drop_file(file);
         }
         self.registrations_changed();
     }
 
     pub(super) fn drop_file(&mut self, file: FileId) {
         self.own.remove(&file);
-        self.eventfds.remove(&file);
+        let owner = self.owners.remove(&file);
+        if let Some(eventfd) = self.eventfds.remove(&file) {
+            self.signaller.close(owner.unwrap_or(Account::Agent), eventfd);
+        }
         give_back(&mut self.eventfds);
+        give_back(&mut self.owners);
         if let Some(vault) = &mut self.vault {
             vault.let_go(file, &self.eventfds);
         }
@@ -76,9 +93,7 @@ impl<S: Source> Watcher<S> {
     /// After registrations went: a band for those that are left, or none.
     pub(super) fn settle(&mut self, index: u32) {
         match self.registry.group(index) {
-            Some(group) if !group.is_empty() => {
-                self.look(index);
-            }
+            Some(group) if !group.is_empty() => self.ring(index, 0),
             _ => {
                 self.registry.forget_group(index);
                 self.release(index);
@@ -93,6 +108,7 @@ impl<S: Source> Watcher<S> {
         let Some(slot) = self.source.slot(index) else {
             return;
         };
+        self.payers.remove(&index);
         let state = slot.state();
         for track in [slot.memory(), slot.sum()] {
             if track.band.get() != OPEN {

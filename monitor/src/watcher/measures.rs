@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use monitor_common::ring::Tally;
+use monitor_common::{control::Wish, ring::Tally};
 use nix::{
     errno::Errno,
     time::{ClockId, clock_gettime},
@@ -20,6 +20,18 @@ pub const CAUSES: [&str; 5] = ["crossed", "oom", "pressure", "empty", "removed"]
 impl Cause {
     /// Of [`Cause::Crossed`].
     pub(super) const CROSSED: usize = 0;
+    /// Of [`Cause::Removed`].
+    pub(super) const REMOVED: usize = 4;
+
+    /// The place of what a registration for `wish` is signalled for.
+    pub(super) const fn of(wish: &Wish) -> usize {
+        match wish {
+            Wish::Threshold(_) => Self::CROSSED,
+            Wish::Oom => 1,
+            Wish::Pressure(_) => 2,
+            Wish::Empty => 3,
+        }
+    }
 
     /// The place in [`CAUSES`] of what an eventfd is signalled for.
     pub(super) const fn label(&self) -> usize {
@@ -28,7 +40,7 @@ impl Cause {
             Self::Oom { .. } | Self::OomKill { .. } | Self::GroupKill { .. } => 1,
             Self::Pressure { .. } => 2,
             Self::Empty => 3,
-            Self::Removed => 4,
+            Self::Removed => Self::REMOVED,
         }
     }
 }
@@ -48,8 +60,6 @@ pub struct Measures {
     pub refusals: BTreeMap<i32, u64>,
     /// From doorbell to signal.
     pub latency: Histogram,
-    /// When the doorbell that is being answered rang, by `CLOCK_MONOTONIC`.
-    rung: Option<u64>,
     /// What the log has told of.
     told: [u64; SHORT.len()],
 }
@@ -60,9 +70,13 @@ impl Measures {
         Self { told: SHORT.map(|(tally, _)| source.tally(tally)), ..Self::default() }
     }
 
-    pub(super) fn signalled(&mut self, cause: usize, count: u64) {
+    pub(super) const fn signalled(&mut self, cause: usize, count: u64) {
         self.signals[cause] += count;
-        if let Some(rung) = self.rung
+    }
+
+    /// An eventfd was signalled for a doorbell that rang at `rung`, by `CLOCK_MONOTONIC`.
+    pub(super) fn took(&mut self, rung: Option<u64>) {
+        if let Some(rung) = rung
             && let Some(now) = monotonic()
         {
             self.latency.add(now.saturating_sub(rung) as f64 / 1e9);
@@ -71,14 +85,6 @@ impl Measures {
 }
 
 impl<S: Source> Watcher<S> {
-    /// As [`Watcher::look`], for a doorbell that rang at `rung` (`bpf_ktime_get_ns`);
-    /// 0: not known.
-    pub fn look_for(&mut self, index: u32, rung: u64) {
-        self.measures.rung = (rung != 0).then_some(rung);
-        self.look(index);
-        self.measures.rung = None;
-    }
-
     /// Logs what ran out since the last time.
     pub(super) fn tell_shortages(&mut self) {
         for (told, (tally, what)) in self.measures.told.iter_mut().zip(SHORT) {

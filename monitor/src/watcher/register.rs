@@ -1,7 +1,8 @@
 //! A registration begins.
 
+use std::time::Duration;
+
 use monitor_common::{
-    band::Excursion,
     control::{ControlFile, Wish},
     threshold::{At, Threshold},
     word::Word as _,
@@ -13,8 +14,11 @@ use crate::{
     registry::{Account, Registration, first_side, share},
     source::{FileId, GroupId, Source},
     vault::{Record, Ticket},
-    watcher::{Cause, Event, Follower, Watcher},
+    watcher::{Cause, Event, Follower, Sampled, Watcher},
 };
+
+/// What a registration tells at once is signalled within this time, or by a turn.
+const AT_ONCE: Duration = Duration::from_micros(100);
 
 /// A client's eventfd, as a door hands it over.
 #[derive(Debug)]
@@ -40,6 +44,9 @@ pub struct Request {
     pub follower: Option<Follower>,
     /// Who asks: whose quota it counts against.
     pub account: Account,
+    /// The quantity, where it is sampled: read before the watcher is locked. Absent, it is
+    /// read here.
+    pub sampled: Option<Sampled>,
 }
 
 /// A registration that was made.
@@ -97,7 +104,7 @@ impl<S: Source> Watcher<S> {
             log::error!("registration failed: {error}");
             Errno::EIO
         };
-        let Request { group, on, wish, eventfd, follower, account } = request;
+        let Request { group, on, wish, eventfd, follower, account, sampled } = request;
         let offers = self.source.offers();
         let offered = match wish {
             Wish::Threshold(_) => true,
@@ -122,12 +129,17 @@ impl<S: Source> Watcher<S> {
         }
         // Groups above that found no place get one, if there is room by now.
         self.lineage(group.slot);
+        // Nobody is added in the middle of what was begun there: a door has it end first.
+        while self.goes_on_with(group.slot) {}
         // Those already registered may hear something now, as in the kernel.
         self.catch_up(group.slot);
         let known = self.registry.group(group.slot).map(|known| known.scale(on));
         let now = match known.filter(|scale| !scale.is_empty()) {
             Some(scale) => Ok(Some(scale.now())),
-            None => self.quantity(group, on),
+            None => match sampled {
+                Some(Sampled { is_root, read, .. }) => self.with_reading(group, on, is_root, read),
+                None => self.quantity(group, on),
+            },
         };
         // Asked for where it matters: a question for each level.
         let in_percent = matches!(wish, Wish::Threshold(Threshold { at: At::Percent(_), .. }));
@@ -138,7 +150,7 @@ impl<S: Source> Watcher<S> {
         };
         let cgroup_id = self.id_of(group.slot);
         let above = first_side(&wish, now, limit);
-        let record = Record { on, wish, file, account, group, cgroup_id, above, sure: false };
+        let record = Record { on, wish, file, account, group, cgroup_id, above, sure: false, owed: 0 };
         let late = self.answered_late(&record);
         let ticket = match late.map_or_else(|| self.admit(&record, eventfd), Ok) {
             Ok(ticket) => ticket,
@@ -154,6 +166,7 @@ impl<S: Source> Watcher<S> {
             return Ok(Receipt { group, ticket, file });
         }
         let before = self.paces();
+        self.payers.entry(group.slot).or_insert(account);
         self.registry.add(group, Registration { on, wish, file, account, ticket, above: None }, now, limit);
         self.source.want(self.registry.wanted());
         if self.paces() != before {
@@ -163,12 +176,14 @@ impl<S: Source> Watcher<S> {
         // went by the old band is caught here.
         let is_root = group.slot == self.source.root().slot;
         if is_root || self.publish(group.slot).is_none() || !self.is_quiet(group.slot) {
-            self.look(group.slot);
+            self.ring(group.slot, 0);
         }
         if wish == Wish::Oom && self.is_under_oom(group) {
             let id = self.id_of(group.slot);
             let event = Event { cgroup_id: id, cause: Cause::Oom { limit: id }, signals: 1 };
-            self.signal(file, ticket, &event);
+            self.tell(ticket, &event);
+            self.owe(file, ticket, 1, event.cause.label(), None);
+            self.deliver(file, &mut 1, AT_ONCE);
         }
         Ok(Receipt { group, ticket, file })
     }
@@ -177,15 +192,20 @@ impl<S: Source> Watcher<S> {
     fn admit(&mut self, record: &Record, eventfd: Handed) -> Result<Ticket, Errno> {
         let file = record.file;
         let is_own = record.account == Account::Agent;
-        let is_new = !self.registry.has_file(file);
+        // One that is held still may be owed something by registrations that ended.
+        let is_new = !self.eventfds.contains_key(&file) && !self.own.contains_key(&file);
         if is_new {
             let Handed { eventfd, .. } = eventfd;
+            self.owners.insert(file, record.account);
             if is_own {
                 self.own.insert(file, eventfd);
                 return Ok(self.unrecorded.enter());
             }
-            if let Some(vault) = &mut self.vault {
-                vault.keep(file, &eventfd, &self.eventfds).map_err(|error| not_kept(&error))?;
+            if let Some(vault) = &mut self.vault
+                && let Err(error) = vault.keep(file, &eventfd, &self.eventfds)
+            {
+                self.owners.remove(&file);
+                return Err(not_kept(&error));
             }
             self.eventfds.insert(file, eventfd);
         }
@@ -203,7 +223,7 @@ impl<S: Source> Watcher<S> {
     /// Looks at a group where there is something to see.
     fn catch_up(&mut self, index: u32) {
         if self.registry.group(index).is_some() && !self.is_quiet(index) {
-            self.look(index);
+            self.look_now(index);
         }
     }
 
@@ -226,9 +246,11 @@ impl<S: Source> Watcher<S> {
         if !bands[0].holds(memory) || sum.is_some_and(|sum| !bands[1].holds(sum)) {
             return false;
         }
-        self.step(index, ControlFile::Usage, Excursion::NONE, memory);
-        if let Some(sum) = sum {
-            self.step(index, ControlFile::Memsw, Excursion::NONE, sum);
+        if let Some(group) = self.registry.group_mut(index) {
+            group.scale_mut(ControlFile::Usage).move_to(memory);
+            if let Some(sum) = sum {
+                group.scale_mut(ControlFile::Memsw).move_to(sum);
+            }
         }
         true
     }

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use monitor_common::{
     band::give_back,
-    control::{ControlFile, Wish},
+    control::Wish,
     slot::State,
     threshold::{At, Threshold},
     word::Word as _,
@@ -81,16 +81,18 @@ impl<S: Source> Watcher<S> {
         }
         for (ticket, record) in gone {
             let Record { file, cgroup_id, .. } = record;
-            self.signal(file, ticket, &Event { cgroup_id, cause: Cause::Removed, signals: 1 });
-            self.strike_out(&[ticket]);
+            self.tell(ticket, &Event { cgroup_id, cause: Cause::Removed, signals: 1 });
+            self.owners.entry(file).or_insert(record.account);
+            self.owes(file, ticket, 1, Cause::REMOVED, None);
             restored.removed += 1;
         }
-        self.eventfds.retain(|file, _| self.registry.has_file(*file));
+        let (registry, debts) = (&self.registry, &self.debts);
+        self.eventfds.retain(|file, _| registry.has_file(*file) || debts.has(*file));
         if let Some(vault) = &self.vault {
             vault.state().set_instance(instance);
         }
         self.unsure_until = self.host.clock() + UNSURE_FOR;
-        self.finish(left.unfinished);
+        self.finish(&left.unfinished);
         // Before anything is looked at: from here on the new programs see what the old ones do.
         let root = self.source.root().slot;
         for slot in self.registry.slots() {
@@ -147,9 +149,15 @@ impl<S: Source> Watcher<S> {
         let in_percent = matches!(wish, Wish::Threshold(Threshold { at: At::Percent(_), .. }));
         let limit = if in_percent { self.effective_limit(group.slot)? } else { u64::MAX };
         let registration = Registration { on, wish, file, account, ticket, above: Some(above) };
+        self.owners.entry(file).or_insert(account);
+        self.payers.entry(group.slot).or_insert(account);
         self.registry.add(group, registration, now, limit);
         if let Some(vault) = &self.vault {
             vault.state().write(ticket, record);
+        }
+        // Worked out by an agent before, and perhaps given: the one thing told twice.
+        if record.owed > 0 {
+            self.owes(file, ticket, record.owed, Cause::of(&wish), None);
         }
         Ok(())
     }
@@ -183,47 +191,40 @@ impl<S: Source> Watcher<S> {
         })
     }
 
-    /// Puts back what an agent that was killed had taken out of a slot.
-    fn finish(&self, unfinished: Option<Unfinished>) {
-        let (Some(vault), Some(Unfinished { cgroup_id, seen })) = (&self.vault, unfinished) else { return };
-        let slot = (0..)
-            .map_while(|index| self.source.slot(index))
-            .find(|slot| slot.state().has(State::ONLINE) && slot.cgroup_id.get() == cgroup_id);
-        if let Some(slot) = slot {
-            give_back(slot, &seen);
+    /// Puts back what an agent that was killed had taken out of slots.
+    fn finish(&mut self, unfinished: &[Unfinished]) {
+        for Unfinished { cgroup_id, seen } in unfinished {
+            let slot = (0..)
+                .map_while(|index| self.source.slot(index))
+                .find(|slot| slot.state().has(State::ONLINE) && slot.cgroup_id.get() == *cgroup_id);
+            if let Some(slot) = slot {
+                give_back(slot, seen);
+            }
         }
-        vault.state().end();
+        if let Some(vault) = &mut self.vault {
+            vault.state_mut().end_all();
+        }
     }
 
-    /// Signals what happened while there was no agent.
+    /// Has what happened while there was no agent signalled, in turns.
     fn catch_up_with_all(&mut self) {
         self.registrations_changed();
-        let clock = self.clock();
+        // An agent that was killed may have published a first band, and no more: the looks
+        // below read what charges that went by the old epoch have done.
+        if let Err(error) = self.source.end_epoch() {
+            log::error!("{error}");
+        }
         for slot in self.registry.slots() {
-            for file in ControlFile::QUANTITIES {
-                let cgroup_id = self.id_of(slot);
-                let Some(group) = self.registry.group_mut(slot) else { break };
-                let scale = group.scale_mut(file);
-                let (outcome, now) = (scale.settle(clock), scale.now());
-                self.signal_crossings(cgroup_id, file, outcome, now);
-            }
+            self.plan_settle(slot);
         }
         // All slots: who waits for an OOM may wait below the slot that it is in, and
         // what nobody waits on any more is given back.
         let all = (0..).take_while(|index| self.source.slot(*index).is_some()).count();
-        let all = u32::try_from(all).unwrap_or(u32::MAX);
-        for index in 0..all {
+        for index in 0..u32::try_from(all).unwrap_or(u32::MAX) {
             let state = self.source.slot(index).map(|slot| (slot.state(), slot.pending.get()));
             if state.is_some_and(|(state, pending)| state.has(State::WATCHED) || pending != 0) {
-                self.look(index);
+                self.ring(index, 0);
             }
-        }
-        // An agent that was killed may have published a first band, and no more.
-        if let Err(error) = self.source.end_epoch() {
-            log::error!("{error}");
-        }
-        for index in self.registry.slots() {
-            self.look(index);
         }
         self.end_closed();
     }

@@ -2,14 +2,55 @@
 //! then, while somebody waits for them; limits when one was written; thresholds
 //! that flapped when they have rested.
 
-use monitor_common::{band::Excursion, control::ControlFile};
+use monitor_common::{ask::Wanted, control::ControlFile};
 
 use crate::{
+    cgroup::host::Host,
     error::Result,
-    registry::Clock,
+    registry::{Account, Clock, Scale},
     source::{GroupId, Source},
-    watcher::Watcher,
+    watcher::{Watcher, turns::Payer, work::Task},
 };
+
+/// Milliseconds between two readings of all limits that somebody's percentages are of.
+const LIMITS_APART: u64 = 5;
+
+/// One quantity that no program tells of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sampled {
+    /// Whose.
+    pub group: GroupId,
+    /// `st_ino` of its directory.
+    pub cgroup_id: u64,
+    /// Which.
+    pub on: ControlFile,
+    /// Whether it is the root's.
+    pub is_root: bool,
+    /// For whom most of it is.
+    pub owner: Account,
+    /// What was read, in pages: inactive file pages for a group's working set, else the
+    /// quantity itself.
+    pub read: u64,
+}
+
+impl Sampled {
+    /// Reads it, which may take its time; `None` when the group is gone.
+    ///
+    /// # Errors
+    /// The files could not be read.
+    pub fn read(self, host: &dyn Host) -> Result<Option<Self>> {
+        let read = match self.on {
+            ControlFile::Memsw => Some(host.sum()?),
+            ControlFile::WorkingSet => {
+                let inactive = host.inactive_file(self.cgroup_id)?;
+                let usage = if self.is_root { Some(host.usage()?) } else { None };
+                inactive.map(|inactive| usage.map_or(inactive, |usage| usage.saturating_sub(inactive)))
+            }
+            _ => Some(host.usage()?),
+        };
+        Ok(read.map(|read| Self { read, ..self }))
+    }
+}
 
 impl<S: Source> Watcher<S> {
     /// Whether anything registered has to be sampled.
@@ -21,31 +62,81 @@ impl<S: Source> Watcher<S> {
             })
     }
 
-    /// Reads the sampled quantities, and signals what was crossed since the last
-    /// time. What came and went in between is not seen.
-    pub fn sample(&mut self) {
-        let root = self.source.root().slot;
-        for file in [ControlFile::Usage, ControlFile::Memsw] {
-            self.sample_one(root, file);
-        }
-        if self.registry.has_working_sets() {
-            for slot in self.registry.slots() {
-                self.sample_one(slot, ControlFile::WorkingSet);
-            }
-        }
+    /// Whether something has to be sampled now, and had not at the last call.
+    pub fn samples_anew(&mut self) -> bool {
+        let (before, now) = (self.sampling, self.samples());
+        self.sampling = now;
+        now && !before
     }
 
-    fn sample_one(&mut self, slot: u32, file: ControlFile) {
-        let Some(group) = self.registry.group(slot) else { return };
-        if group.scale(file).is_empty() {
+    /// What is to be sampled, for a thread that may wait.
+    pub fn to_be_sampled(&self) -> Vec<Sampled> {
+        let root = self.source.root().slot;
+        let wanted = |slot: u32, on: ControlFile| {
+            let group = self.registry.group(slot).filter(|group| !group.scale(on).is_empty())?;
+            let owner = self.payers.get(&slot).copied().unwrap_or(Account::Agent);
+            Some(Sampled {
+                group: group.id,
+                cgroup_id: self.id_of(slot),
+                on,
+                is_root: slot == root,
+                owner,
+                read: 0,
+            })
+        };
+        let mut all: Vec<Sampled> =
+            [ControlFile::Usage, ControlFile::Memsw].into_iter().filter_map(|on| wanted(root, on)).collect();
+        if self.registry.has_working_sets() {
+            let slots = self.registry.slots().into_iter();
+            all.extend(slots.filter_map(|slot| wanted(slot, ControlFile::WorkingSet)));
+        }
+        all
+    }
+
+    /// What was read; what was crossed since the last time is signalled in turns. What
+    /// came and went in between is not seen.
+    pub fn sampled(&mut self, sampled: &Sampled) {
+        let Sampled { group, on, read, is_root, .. } = *sampled;
+        if self.registry.group(group.slot).is_none_or(|known| known.id != group) {
             return;
         }
-        match self.quantity(group.id, file) {
-            Ok(Some(now)) => self.step(slot, file, Excursion::NONE, now),
+        match self.with_reading(group, on, is_root, read) {
+            Ok(Some(now)) => self.plan_sample(group.slot, on, now),
             // Gone: its removal is told by a doorbell.
             Ok(None) => {}
             Err(error) => log::warn!("{error}"),
         }
+    }
+
+    /// A quantity of which a part was read from a file.
+    pub(super) fn with_reading(
+        &self,
+        id: GroupId,
+        on: ControlFile,
+        is_root: bool,
+        read: u64,
+    ) -> Result<Option<u64>> {
+        match on {
+            ControlFile::WorkingSet if !is_root => {
+                Ok(self.source.usage(id)?.map(|usage| usage.saturating_sub(read)))
+            }
+            _ => Ok(Some(read)),
+        }
+    }
+
+    /// Pages by which the root's usage may move before it crosses anything, at least;
+    /// `None` where nobody waits for it.
+    pub fn root_distance(&self) -> Option<u64> {
+        let group = self.registry.group(self.source.root().slot)?;
+        let scales = [ControlFile::Usage, ControlFile::Memsw].map(|on| group.scale(on));
+        // The band is [lo, hi); at 0 and at the highest number there is no end.
+        let distance = |scale: &Scale| {
+            let (band, now) = (scale.band(), scale.now());
+            let down = if band.lo == 0 { u64::MAX } else { now.saturating_sub(band.lo).saturating_add(1) };
+            let up = if band.hi == u64::MAX { u64::MAX } else { band.hi.saturating_sub(now) };
+            down.min(up)
+        };
+        scales.into_iter().filter(|scale| !scale.is_empty()).map(distance).min()
     }
 
     /// A quantity of a group now, in pages; `None` when it is gone.
@@ -67,18 +158,6 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// Moves one quantity to `now`, and signals what was crossed on the way.
-    pub(super) fn step(&mut self, slot: u32, file: ControlFile, seen: Excursion, now: u64) {
-        let clock = self.clock();
-        let Some(group) = self.registry.group_mut(slot) else { return };
-        let scale = group.scale_mut(file);
-        let outcome = scale.step(seen, now, clock);
-        let rest = scale.rests_until();
-        let cgroup_id = self.id_of(slot);
-        self.rests.extend(rest.map(|until| (until, slot)));
-        self.signal_crossings(cgroup_id, file, outcome, now);
-    }
-
     /// The lowest limit from a group up to the root, in pages: what percents are
     /// of. Of the root: the host's memory. `u64::MAX` when there is none.
     pub(super) fn effective_limit(&self, slot: u32) -> Result<u64> {
@@ -93,59 +172,55 @@ impl<S: Source> Watcher<S> {
         Ok(if limit >= endless { u64::MAX } else { limit })
     }
 
-    /// Some limit was written: thresholds in percent move.
-    pub fn follow_limits(&mut self) {
-        let groups: Vec<u32> =
-            self.registry.groups().filter(|group| group.follows_limit()).map(|group| group.id.slot).collect();
-        for slot in groups {
-            match self.effective_limit(slot) {
-                Ok(limit) => self.follow_limit(slot, limit),
-                Err(error) => log::warn!("{error}"),
-            }
+    /// Some limit was written: thresholds in percent move. Once for all writes within a
+    /// few milliseconds.
+    pub fn limits_written(&mut self) {
+        if self.limits_due.is_none() && self.registry.wanted() & Wanted::LIMITS != 0 {
+            let now = self.host.clock();
+            let due = now.max(self.limits_read + LIMITS_APART);
+            self.limits_due = Some(due);
+            self.wake(false);
+            self.work.notify_one();
         }
     }
 
-    fn follow_limit(&mut self, slot: u32, limit: u64) {
-        let (cgroup_id, clock) = (self.id_of(slot), self.clock());
-        for file in ControlFile::QUANTITIES {
-            let Some(group) = self.registry.group_mut(slot) else { return };
-            let scale = group.scale_mut(file);
-            let outcome = scale.follow(limit, clock);
-            let now = scale.now();
-            self.signal_crossings(cgroup_id, file, outcome, now);
+    /// Has all groups with thresholds in percent follow their limits.
+    pub(super) fn follow_limits(&mut self) {
+        (self.limits_due, self.limits_queued) = (None, false);
+        self.limits_read = self.host.clock();
+        let groups = self.registry.groups().filter(|group| group.follows_limit());
+        let slots: Vec<u32> = groups.map(|group| group.id.slot).collect();
+        for slot in slots {
+            self.plan_follow(slot);
         }
-        // The bands have to follow, too.
-        self.look(slot);
     }
 
     pub(super) fn clock(&self) -> Clock {
         Clock { now: self.host.clock(), rest: self.limits.rest }
     }
 
-    /// Milliseconds until the first threshold has rested; `None` when none rests.
-    pub fn rests(&self) -> Option<u64> {
-        self.rests.first().map(|(until, _)| until.saturating_sub(self.host.clock()))
+    /// Milliseconds until something is due by the clock: the end of a rest, or limits that
+    /// were written; `None` when nothing is.
+    pub fn due_in(&self) -> Option<u64> {
+        let (rest, now) = (self.rests.first().map(|(until, _)| *until), self.host.clock());
+        let limits = self.limits_due.filter(|_| !self.limits_queued);
+        rest.into_iter().chain(limits).min().map(|when| when.saturating_sub(now))
     }
 
-    /// Ends the rest of thresholds that flapped: of those whose time is up, or of
-    /// all. Those on the other side than was told last are told now.
+    /// Has what is due by the clock done in turns: ends the rest of thresholds that flapped
+    /// and whose time is up, or of all (those on the other side than was told last are
+    /// told now); and reads limits that were written.
     pub fn wake(&mut self, all: bool) {
-        let clock = self.clock();
+        let now = self.host.clock();
         while let Some(&(until, slot)) = self.rests.first()
-            && (all || until <= clock.now)
+            && (all || until <= now)
         {
             self.rests.pop_first();
-            let cgroup_id = self.id_of(slot);
-            for file in ControlFile::QUANTITIES {
-                let Some(group) = self.registry.group_mut(slot) else { continue };
-                let scale = group.scale_mut(file);
-                let outcome = scale.wake(clock, all);
-                let (now, rest) = (scale.now(), scale.rests_until());
-                self.rests.extend(rest.map(|until| (until, slot)));
-                self.signal_crossings(cgroup_id, file, outcome, now);
-            }
-            // The band takes them in again.
-            self.look(slot);
+            self.plan_wake(slot, all);
+        }
+        if self.limits_due.is_some_and(|due| due <= now) && !self.limits_queued {
+            self.limits_queued = true;
+            self.turns.push(Payer::House, Task::Limits);
         }
     }
 }

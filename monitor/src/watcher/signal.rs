@@ -1,6 +1,6 @@
-//! The last step: add to eventfds, tell followers.
+//! Who is told what: what happened becomes what is owed, and followers hear of it.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 
 use monitor_common::{
     band::Seen,
@@ -11,8 +11,8 @@ use monitor_common::{
 };
 
 use crate::{
-    registry::{Crossing, Outcome, Side, Subscriber},
-    source::{FileId, Source},
+    registry::{Account, Crossing, Outcome, Subscriber},
+    source::Source,
     vault::Ticket,
     watcher::{
         Watcher,
@@ -20,50 +20,79 @@ use crate::{
     },
 };
 
+/// An event on its way to those who wait for it.
+#[derive(Debug)]
+pub(super) struct Telling {
+    event: Event,
+    /// Those of the group that it has come to who are still to be told.
+    targets: Vec<Subscriber>,
+    rest: Rest,
+}
+
+/// Which groups come after.
+#[derive(Debug)]
+enum Rest {
+    Nothing,
+    /// Those in or below the group at `index` on which somebody waits for OOM, by slot.
+    Below {
+        index: u32,
+        next: u32,
+    },
+    /// Those above.
+    Up {
+        level: Level,
+        next: Option<u32>,
+        window: Propagation,
+    },
+}
+
 impl<S: Source> Watcher<S> {
     pub(super) fn id_of(&self, index: u32) -> u64 {
         self.source.slot(index).map_or(0, |slot| slot.cgroup_id.get())
     }
 
-    /// Signals crossings, then records them: an agent that is killed in between lets
-    /// the next one signal some of them once more, and none not at all.
-    pub(super) fn signal_crossings(&mut self, cgroup_id: u64, on: ControlFile, outcome: Outcome, usage: u64) {
-        let Outcome { crossings, mut sides } = outcome;
-        let mut totals: BTreeMap<FileId, u64> = BTreeMap::new();
-        for crossing in crossings {
-            let Crossing { to, threshold, direction } = crossing;
-            *totals.entry(to.file).or_default() += 1;
+    /// What was crossed is owed, and then the sides are recorded: an agent that is killed
+    /// in between lets the next one owe some of it once more, and none not at all.
+    pub(super) fn owe_crossings(
+        &mut self,
+        slot: u32,
+        cgroup_id: u64,
+        on: ControlFile,
+        outcome: Outcome,
+        usage: u64,
+        rung: Option<u64>,
+    ) {
+        let Outcome { crossings, sides } = outcome;
+        // Whoever has more than half of them pays for this slot's turns from now on.
+        let mut payer: Option<(Account, usize)> = None;
+        for Crossing { to, threshold, direction } in crossings {
+            let owner = self.registry.account(to.payer);
+            payer = match (payer, owner) {
+                (Some((most, lead)), Some(owner)) if most == owner => Some((most, lead + 1)),
+                (Some((most, lead)), Some(_)) if lead > 1 => Some((most, lead - 1)),
+                (payer, owner) => owner.map(|owner| (owner, 1)).or(payer),
+            };
             let cause = Cause::Crossed { on, threshold, direction, usage };
             self.tell(to.ticket, &Event { cgroup_id, cause, signals: 1 });
+            self.owe(to.file, to.ticket, 1, Cause::CROSSED, rung);
         }
-        // The quiet ones first, then each eventfd's after its signal.
-        sides.sort_by_key(|side| (totals.contains_key(&side.to.file), side.to.file));
-        let mut sides = sides.into_iter().peekable();
-        self.record_sides(std::iter::from_fn(|| sides.next_if(|side| !totals.contains_key(&side.to.file))));
-        for (file, total) in totals {
-            self.add(file, total, Cause::CROSSED);
-            self.record_sides(std::iter::from_fn(|| sides.next_if(|side| side.to.file == file)));
+        if let Some((payer, _)) = payer {
+            self.payers.insert(slot, payer);
         }
-    }
-
-    fn record_sides(&self, sides: impl Iterator<Item = Side>) {
-        for side in sides {
-            if let Some(vault) = &self.vault {
+        if let Some(vault) = &self.vault {
+            for side in sides {
                 vault.state().set_above(side.to.ticket, side.above);
             }
         }
     }
 
-    /// Signals a registration's `file` for an event, and tells who follows it.
-    pub(super) fn signal(&mut self, file: FileId, ticket: Ticket, event: &Event) {
-        self.tell(ticket, event);
-        self.add(file, event.signals, event.cause.label());
-    }
-
-    /// What happened in a slot beside a change of usage.
-    pub(super) fn signal_events(&mut self, index: u32, seen: &Seen) {
+    /// What happened in a slot beside a change of usage, to be told to those who wait.
+    pub(super) fn tellings(&self, index: u32, seen: &Seen) -> VecDeque<Telling> {
+        let mut tellings = VecDeque::new();
+        let id = self.id_of(index);
         if seen.ooms > 0 {
-            self.signal_ooms(index, seen.ooms);
+            let event = Event { cgroup_id: id, cause: Cause::Oom { limit: id }, signals: seen.ooms };
+            tellings.push_back(Telling { event, targets: Vec::new(), rest: Rest::Below { index, next: 0 } });
         }
         let own = seen.windows.map(|count| (count, Propagation::new()));
         let below = seen.windows_below.map(|count| (count, Propagation::from_below()));
@@ -71,56 +100,83 @@ impl<S: Source> Watcher<S> {
             Level::ALL.into_iter().zip(own).chain(Level::ALL.into_iter().zip(below))
         {
             if count > 0 {
-                self.signal_windows(index, level, count, window);
+                let event =
+                    Event { cgroup_id: id, cause: Cause::Pressure { level, origin: id }, signals: count };
+                let rest = Rest::Up { level, next: Some(index), window };
+                tellings.push_back(Telling { event, targets: Vec::new(), rest });
             }
         }
         if seen.emptied > 0
             && let Some(group) = self.registry.group(index)
         {
-            let event = Event { cgroup_id: self.id_of(index), cause: Cause::Empty, signals: seen.emptied };
-            for Subscriber { file, ticket, .. } in group.empty().collect::<Vec<_>>() {
-                self.signal(file, ticket, &event);
+            let event = Event { cgroup_id: id, cause: Cause::Empty, signals: seen.emptied };
+            tellings.push_back(Telling { event, targets: group.empty().collect(), rest: Rest::Nothing });
+        }
+        tellings
+    }
+
+    /// Goes on telling, as far as there is room; true at the end.
+    pub(super) fn tell_on(&mut self, telling: &mut Telling, rung: Option<u64>, room: &mut usize) -> bool {
+        loop {
+            while let Some(to) = telling.targets.pop() {
+                if *room == 0 {
+                    telling.targets.push(to);
+                    return false;
+                }
+                *room -= 1;
+                let Event { cause, signals, .. } = &telling.event;
+                let (cause, signals) = (cause.label(), *signals);
+                self.tell(to.ticket, &telling.event);
+                self.owe(to.file, to.ticket, signals, cause, rung);
+            }
+            if *room == 0 {
+                return false;
+            }
+            *room -= 1;
+            if !self.next_targets(telling) {
+                return true;
             }
         }
     }
 
-    /// Those who wait for OOM in the group at `index` or below it
-    /// (`mem_cgroup_oom_notify`), each with its group's id.
-    fn oom_listeners(&self, index: u32) -> Vec<(u64, Subscriber)> {
-        let is_in =
-            |slot| std::iter::successors(Some(slot), |slot| self.above(*slot)).any(|slot| slot == index);
-        self.registry
-            .oom_groups()
-            .filter(|group| is_in(group.id.slot))
-            .flat_map(|group| group.oom().map(|to| (self.id_of(group.id.slot), to)))
-            .collect()
-    }
-
-    fn signal_ooms(&mut self, index: u32, ooms: u64) {
-        let limit = self.id_of(index);
-        for (cgroup_id, Subscriber { file, ticket, .. }) in self.oom_listeners(index) {
-            self.signal(file, ticket, &Event { cgroup_id, cause: Cause::Oom { limit }, signals: ooms });
-        }
-    }
-
-    /// Carries `count` windows of one level up to the root, as
-    /// `vmpressure_work_fn` does each.
-    fn signal_windows(&mut self, index: u32, level: Level, count: u64, mut window: Propagation) {
-        let origin = self.id_of(index);
-        for slot in self.lineage(index) {
-            let hearers = self.registry.group(slot).map(|group| group.hearers(window, level));
-            let hearers = hearers.unwrap_or_default();
-            window.next_group(!hearers.is_empty());
-            let cause = Cause::Pressure { level, origin };
-            let event = Event { cgroup_id: self.id_of(slot), cause, signals: count };
-            for Subscriber { file, ticket, .. } in hearers {
-                self.signal(file, ticket, &event);
+    /// Goes to the next group whose listeners hear of it; false at the end.
+    fn next_targets(&self, telling: &mut Telling) -> bool {
+        match &mut telling.rest {
+            Rest::Nothing => false,
+            Rest::Below { index, next } => {
+                // `mem_cgroup_oom_notify`: in the group and below it.
+                let Some(group) = self.registry.oom_group_from(*next) else { return false };
+                let slot = group.id.slot;
+                *next = slot.saturating_add(1);
+                if self.is_in(slot, *index) {
+                    telling.event.cgroup_id = self.id_of(slot);
+                    telling.targets = group.oom().collect();
+                }
+                true
+            }
+            Rest::Up { level, next, window } => {
+                // Up to the root, as `vmpressure_work_fn` carries a window.
+                let Some(slot) = *next else { return false };
+                let group = self.registry.group(slot);
+                telling.targets = group.map(|group| group.hearers(*window, *level)).unwrap_or_default();
+                telling.event.cgroup_id = self.id_of(slot);
+                window.next_group(!telling.targets.is_empty());
+                *next = self.above(slot);
+                true
             }
         }
+    }
+
+    /// Whether the group in `slot` is the one at `index`, or below it.
+    fn is_in(&self, slot: u32, index: u32) -> bool {
+        std::iter::successors(Some(slot), |slot| self.above(*slot)).any(|slot| slot == index)
     }
 
     /// The OOM killer has chosen a process: told, not signalled.
     pub fn victim(&mut self, victim: &Victim) {
+        if self.followers.is_empty() {
+            return;
+        }
         let limit = self.id_of(victim.bell.slot);
         let comm = victim.comm.split(|byte| *byte == 0).next().unwrap_or_default();
         let cause = Cause::OomKill {
@@ -129,46 +185,39 @@ impl<S: Source> Watcher<S> {
             comm: String::from_utf8_lossy(comm).into_owned(),
             victim: victim.bell.value,
         };
-        self.explain(victim.bell.slot, &cause);
+        self.plan_telling(victim.bell.slot, cause);
     }
 
     /// The OOM killer kills all of a group: told, not signalled.
     pub fn group_kill(&mut self, index: u32, victim: u64) {
-        let cause = Cause::GroupKill { limit: self.id_of(index), victim };
-        self.explain(index, &cause);
+        if !self.followers.is_empty() {
+            let limit = self.id_of(index);
+            self.plan_telling(index, Cause::GroupKill { limit, victim });
+        }
     }
 
-    fn explain(&mut self, index: u32, cause: &Cause) {
-        // The OOM itself first: its doorbell came before.
-        self.look(index);
+    /// Tells each follower of a registration that waits for OOM in the group at `index` or
+    /// below it.
+    pub(super) fn explain(&mut self, index: u32, cause: &Cause) {
         if self.followers.is_empty() {
             return;
         }
-        for (cgroup_id, to) in self.oom_listeners(index) {
-            self.tell(to.ticket, &Event { cgroup_id, cause: cause.clone(), signals: 0 });
+        let mut told = Vec::new();
+        for group in self.registry.oom_groups().filter(|group| self.is_in(group.id.slot, index)) {
+            let cgroup_id = self.id_of(group.id.slot);
+            let followed = group.oom().filter(|to| self.followers.contains_key(&to.ticket));
+            told.extend(followed.map(|to| (cgroup_id, to.ticket)));
+        }
+        for (cgroup_id, ticket) in told {
+            self.tell(ticket, &Event { cgroup_id, cause: cause.clone(), signals: 0 });
         }
     }
 
-    pub(super) fn add(&mut self, file: FileId, count: u64, cause: usize) {
-        let Some(eventfd) = self.eventfds.get(&file).or_else(|| self.own.get(&file)) else {
-            return;
-        };
-        match self.signaller.signal(eventfd, count) {
-            Ok(()) if self.registry.is_own(file) => {}
-            Ok(()) => {
-                self.counts.signals += count;
-                self.measures.signalled(cause, count);
-            }
-            Err(errno) => {
-                self.counts.unsignalled += count;
-                log::error!(memcg_errno = errno as i32; "an eventfd could not be signalled (io_submit): {errno}");
-            }
-        }
-    }
-
-    /// Tells who follows a registration, until it wants no more.
+    /// Tells who follows a registration.
     pub(super) fn tell(&mut self, ticket: Ticket, event: &Event) {
-        if self.followers.get_mut(&ticket).is_some_and(|follower| !follower.tell(event)) {
+        if let Some(follower) = self.followers.get_mut(&ticket)
+            && !follower.tell(event)
+        {
             self.followers.remove(&ticket);
         }
     }

@@ -16,12 +16,13 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{MsgFlags, recv, send};
 use nix::sys::wait::{WaitStatus, waitpid};
 
+use super::answer;
 use crate::harness::MIB;
 use crate::harness::agent::{Agent, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, agent_errno};
 use crate::harness::group::Group;
-use crate::harness::process::{self, Process, check_as_user};
+use crate::harness::process::{self, Process, USER, check_as_user};
 use crate::harness::shared::{Atomics, Shared};
 use crate::harness::test::vm_test;
 
@@ -263,4 +264,77 @@ fn abuse_strict_seccomp() -> Result<()> {
     charger.grow(Kind::Anonymous, 8 * MIB)?;
     ensure!(waiter.wait()? == 1, "and hears");
     Ok(())
+}
+
+vm_test!(
+    abuse_thresholds_of_another,
+    "a user who crosses thousands of thresholds all the time delays nobody else's signal",
+    Any,
+    [Kernel, Preempt]
+);
+fn abuse_thresholds_of_another() -> Result<()> {
+    const MANY: u64 = 20_000;
+    const ANOTHER: u32 = 1001;
+    let (theirs, ours) = (Group::new("theirs")?, Group::new("ours")?);
+    // Without rest, nothing ever calms down by itself.
+    let agent = Agent::start(&["--socket-mode", "0666", "--rest-ms", "0"])?;
+    let (greedy, bystander) = (Waiter::new()?, Waiter::new()?);
+    let crossing = Process::start_as(USER, || {
+        let control = File::open(theirs.usage_file())?;
+        let line = format!("{} {} 4M", greedy.0.as_raw_fd(), control.as_raw_fd());
+        let connection = connect(Path::new(SOCKET))?;
+        for n in 0..MANY {
+            let answer = answer(&connection, line.as_bytes(), &[])?;
+            ensure!(answer == "0", "registration {n}: {answer}");
+        }
+        loop {
+            // Charged, and given back.
+            drop(vec![1_u8; 16 << 20]);
+        }
+    })?;
+    until("all are registered", || Ok(agent.status()?.registrations == MANY))?;
+    process::run_as(ANOTHER, || bystander.register(&ours, "4M"))?;
+    let mut charger = Charger::start(&ours)?;
+    theirs.add(crossing.pid())?;
+    greedy.wait()?;
+    for _ in 0..10 {
+        charger.grow(Kind::Anonymous, 8 * MIB)?;
+        bystander.hears(1, "up, amid another's crossings")?;
+        charger.shrink(Kind::Anonymous)?;
+        bystander.hears(1, "down again")?;
+        greedy.wait()?;
+    }
+    ensure!(agent.status()?.registrations == MANY + 1, "the list is answered");
+    let late = Waiter::on(&ours, "5M")?;
+    charger.grow(Kind::Anonymous, 8 * MIB)?;
+    late.hears(1, "one that was registered meanwhile")?;
+    drop(crossing);
+    Ok(())
+}
+
+vm_test!(
+    abuse_no_aio,
+    "an agent on a host without asynchronous reads to spare starts, and signals",
+    Any,
+    [Quick]
+);
+fn abuse_no_aio() -> Result<()> {
+    let limit = Path::new("/proc/sys/fs/aio-max-nr");
+    let before = fs::read_to_string(limit)?;
+    fs::write(limit, "0")?;
+    let outcome = (|| {
+        let group = Group::new("aio")?;
+        let agent = Agent::start(&[])?;
+        let mut charger = Charger::start(&group)?;
+        let waiter = Waiter::on(&group, "4M")?;
+        for _ in 0..5 {
+            charger.grow(Kind::Anonymous, 8 * MIB)?;
+            waiter.hears(1, "up")?;
+            charger.shrink(Kind::Anonymous)?;
+            waiter.hears(1, "down")?;
+        }
+        until("the signals are counted", || Ok(agent.status()?.signals == 10))
+    })();
+    fs::write(limit, before)?;
+    outcome
 }

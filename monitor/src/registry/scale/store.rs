@@ -8,15 +8,17 @@ use monitor_common::{
     threshold::{At, Threshold},
 };
 
-use super::{BURST, Clock, Crossing, Outcome, Side};
+use super::{BURST, Clock, Crossing, Outcome, Side, walk::Walk};
 use crate::{
     registry::{
         Subscriber,
-        dense::{Dense, Held, Place, work},
+        dense::{Dense, Held, work},
         give_back,
     },
     source::FileId,
 };
+
+pub(super) use crate::registry::dense::Place;
 
 /// One registration of a threshold.
 #[derive(Debug)]
@@ -170,6 +172,8 @@ pub(super) struct Store {
     resting: Option<Box<Resting>>,
     /// Those in percent of the limit.
     percents: BTreeSet<Place>,
+    /// What is being done to many of them.
+    pub(super) walk: Option<Box<Walk>>,
 }
 
 impl Store {
@@ -177,6 +181,9 @@ impl Store {
         let (key, in_percent) = (entry.key(), entry.percent().is_some());
         let place = self.entries.push(entry);
         self.order.insert((key, place));
+        if let Some(Walk::Step(walk)) = self.walk.as_deref_mut() {
+            walk.added(place);
+        }
         if in_percent {
             self.percents.insert(place);
         }
@@ -226,10 +233,14 @@ impl Store {
         (below, self.order.range(above..).next().map(|(key, _)| *key))
     }
 
-    /// Those with a key in `(lowest, highest]`.
-    pub(super) fn between(&self, lowest: u64, highest: u64) -> Vec<Place> {
-        let range = (lowest.saturating_add(1), 0)..=(highest, Place::MAX);
-        self.order.range(range).map(|(_, place)| *place).collect()
+    /// The first one by key, and then by place, from `next` to a key of `highest`.
+    pub(super) fn next(&self, next: (u64, Place), highest: u64) -> Option<(u64, Place)> {
+        let last = (highest, Place::MAX);
+        if next > last { None } else { self.order.range(next..=last).next().copied() }
+    }
+
+    pub(super) fn key(&self, place: Place) -> u64 {
+        self.entries.get(place).map_or(0, Entry::key)
     }
 
     pub(super) fn places(&self) -> std::ops::Range<Place> {
@@ -256,10 +267,10 @@ impl Store {
         self.resting.get_or_insert_default().insert(place, until);
     }
 
-    /// Those that rest until `now` at the latest.
-    pub(super) fn rested(&self, now: u64) -> Vec<Place> {
+    /// One that rests until `now` at the latest.
+    pub(super) fn first_rested(&self, now: u64) -> Option<Place> {
         let resting = self.resting.iter().flat_map(|resting| resting.by_time.range(..=(now, Place::MAX)));
-        resting.map(|(_, place)| *place).inspect(|_| work::done(1)).collect()
+        resting.map(|(_, place)| *place).inspect(|_| work::done(1)).next()
     }
 
     pub(super) fn end_rest(&mut self, place: Place) {
@@ -299,6 +310,9 @@ impl Store {
     fn take(&mut self, place: Place) -> Option<Subscriber> {
         let (gone, moved) = self.entries.take(place)?;
         self.percents.remove(&place);
+        if let Some(Walk::Step(walk)) = self.walk.as_deref_mut() {
+            walk.removed(place);
+        }
         if gone.rests {
             self.forget_rest(place);
         } else {
@@ -316,6 +330,9 @@ impl Store {
             self.percents.insert(place);
         }
         let Some(entry) = self.entries.get(place) else { return };
+        if let Some(Walk::Step(walk)) = self.walk.as_deref_mut() {
+            walk.moved((!entry.rests).then(|| entry.key()), before, place);
+        }
         if !entry.rests {
             let key = entry.key();
             self.order.remove(&(key, before));

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use super::{BURST, Clock, Scale, pages};
 use crate::{
-    registry::{Account, Subscriber, account::Accounts},
+    registry::{Account, Outcome, Subscriber, account::Accounts},
     source::FileId,
     vault::Ticket,
 };
@@ -138,7 +138,7 @@ fn sorted(mut told: Vec<Told>) -> Vec<Told> {
     told
 }
 
-fn told(outcome: &super::Outcome) -> Vec<Told> {
+fn told(outcome: &Outcome) -> Vec<Told> {
     let told = |one: &super::Crossing| (one.threshold, one.to.file.0, one.direction == Direction::Up);
     outcome.crossings.iter().map(told).collect()
 }
@@ -184,5 +184,117 @@ proptest! {
             expected.sort_unstable();
             prop_assert_eq!(files, expected);
         }
+    }
+}
+
+/// Whole walks, though in pieces.
+impl Scale {
+    pub(in crate::registry) fn step(&mut self, seen: Excursion, now: u64, clock: Clock) -> Outcome {
+        self.begin_step(seen, now);
+        self.end(clock)
+    }
+
+    pub(in crate::registry) fn wake(&mut self, clock: Clock, all: bool) -> Outcome {
+        self.begin_wake(all);
+        self.end(clock)
+    }
+
+    pub(in crate::registry) fn follow(&mut self, limit: u64, clock: Clock) -> Outcome {
+        self.begin_follow(limit);
+        self.end(clock)
+    }
+
+    fn end(&mut self, clock: Clock) -> Outcome {
+        let mut outcome = Outcome::default();
+        while !self.walk(clock, &mut 2, &mut outcome) {}
+        outcome
+    }
+}
+
+proptest! {
+    /// Others come and go between two pieces: those that stay are told what the step did
+    /// to them, once; those that come, nothing.
+    #[test]
+    fn a_step_in_pieces_is_one_step(
+        first in prop::collection::vec((threshold(), 0..6u64), 1..40),
+        (from, min, max, now) in (0..45u64, 0..45u64, 0..45u64, 0..45u64),
+        between in prop::collection::vec((1..4usize, prop::option::of((threshold(), 0..6u64)), 0..8u64), 0..30),
+    ) {
+        let clock = Clock { now: 1, rest: 0 };
+        let mut scale = Scale::default();
+        let payer = Accounts::default().charge(Account::Agent);
+        let add = |scale: &mut Scale, wish, file, ticket| {
+            scale.add(from, wish, 50, Subscriber { file: FileId(file), ticket: Ticket(ticket), payer }, None);
+        };
+        let mut model = Vec::new();
+        for (ticket, (wish, file)) in (0..).zip(&first) {
+            add(&mut scale, *wish, *file, ticket);
+            let mark = Mark::new(pages(wish.at, 50), wish.hysteresis.0, from);
+            model.push((Ticket(ticket), *file, *wish, mark));
+        }
+        let seen = Excursion { min, max };
+        scale.begin_step(seen, now);
+        let (mut outcome, mut next, mut gone) = (Outcome::default(), 1000, Vec::new());
+        for (mut room, comes, goes) in between {
+            scale.walk(clock, &mut room, &mut outcome);
+            gone.extend(scale.take_file(FileId(goes), usize::MAX).iter().map(|to| to.ticket));
+            if let Some((wish, file)) = comes.filter(|_| !scale.is_empty()) {
+                add(&mut scale, wish, file, next);
+                next += 1;
+            }
+        }
+        outcome.crossings.extend(scale.end(clock).crossings);
+        let step = Step { from, seen, now };
+        for (ticket, _, wish, mut mark) in model {
+            let expected: Vec<_> = mark.step(&step).into_iter().flatten().filter(|way| wish.hears(*way)).collect();
+            let mine = outcome.crossings.iter().filter(|one| one.to.ticket == ticket);
+            let told: Vec<_> = mine.map(|one| one.direction).collect();
+            let is_gone = gone.contains(&ticket);
+            prop_assert!(told == expected || is_gone && told.is_empty(), "{:?}: {:?}", told, expected);
+        }
+        prop_assert!(outcome.crossings.iter().all(|one| one.to.ticket.0 < 1000));
+        let (mut scale_marks, band) = (Vec::new(), scale.band());
+        scale_marks.extend(scale.thresholds());
+        prop_assert!(scale_marks.is_empty() || band.holds(scale.now()));
+    }
+}
+
+/// Thresholds and eventfds, in no order.
+fn unordered(mut all: Vec<(u64, FileId)>) -> Vec<(u64, FileId)> {
+    all.sort_unstable();
+    all
+}
+
+proptest! {
+    /// Pages show each threshold once, those that rest among them.
+    #[test]
+    fn pages_show_all(acts in prop::collection::vec((act(), 0..40u64), 1..120), most in 1..7usize) {
+        let mut scale = Scale::default();
+        let payer = Accounts::default().charge(Account::Agent);
+        let mut clock = Clock { now: 1, rest: REST };
+        for (act, pause) in acts {
+            clock.now += pause;
+            match act {
+                Act::Add(wish, file) => {
+                    scale.add(20, wish, 50, Subscriber { file: FileId(file), ticket: Ticket(0), payer }, None);
+                }
+                Act::Step(min, max, now) => _ = scale.step(Excursion { min, max }, now, clock),
+                Act::Wake(all) => _ = scale.wake(clock, all),
+                Act::Follow(limit) => _ = scale.follow(limit, clock),
+                Act::Remove(file) => _ = scale.take_file(FileId(file), usize::MAX),
+            }
+        }
+        let (mut shown, mut after) = (Vec::new(), None);
+        loop {
+            let (page, next) = scale.page(after, most);
+            prop_assert!(page.len() <= most);
+            shown.extend(page);
+            after = next;
+            if after.is_none() {
+                break;
+            }
+        }
+        let all = scale.thresholds().map(|(threshold, to)| (threshold, to.file)).collect();
+        prop_assert_eq!(unordered(shown), unordered(all));
     }
 }

@@ -45,9 +45,7 @@ fn a_sweep_ends_what_was_closed_and_frees_the_group() {
     let (mut watcher, client) = watched(&[10, 20]);
     let swept = |watcher: &mut Watcher<FakeKernel>| {
         watcher.sweep();
-        while watcher.is_due() {
-            watcher.look_again();
-        }
+        watcher.run();
     };
     swept(&mut watcher);
     assert_eq!(watcher.registry().len(), 2);
@@ -105,9 +103,7 @@ fn closing_makes_room_in_a_full_table_at_once() {
     close(&watcher, &clients[0]);
     assert_eq!(ask(&mut watcher, USER, &client()), Ok(()), "the user's own gives way");
     // Another's: what was refused has begun a search, which goes on by itself.
-    while watcher.is_due() {
-        watcher.look_again();
-    }
+    watcher.run();
     close(&watcher, &clients[1]);
     assert_eq!(ask(&mut watcher, Account::User(0), &client()), Ok(()), "somebody else's");
     assert_eq!(watcher.registry().file_count(), 2);

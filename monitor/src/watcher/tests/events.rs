@@ -33,6 +33,7 @@ fn memory_and_swap_count_together() {
     let file = watcher.registry().files()[0];
     watcher.source.references.borrow_mut().insert(file, 1);
     watcher.end_closed();
+    watcher.run();
     assert_eq!(watcher.source.slots[0].sum_band.get(), OPEN, "nobody waits, charges do not look");
 }
 
@@ -126,10 +127,12 @@ fn percents_are_of_the_lowest_limit_above() {
     assert_eq!(wait_for(&mut watcher, 1, USAGE, "90%", &client), Ok(()));
     watcher.source.limits.borrow_mut()[1] = 90;
     watcher.follow_limits();
+    watcher.run();
     assert_eq!(taken(&client), 1, "85 of 90");
     watcher.source.limits.borrow_mut()[0] = 1000;
     watcher.source.limits.borrow_mut()[1] = u64::MAX;
     watcher.follow_limits();
+    watcher.run();
     assert_eq!(taken(&client), 1, "85 of 1000");
     watcher.source.charge(1, 900);
     watcher.look(1);
@@ -207,12 +210,14 @@ fn a_storm_is_told_by_its_end() {
         watcher.look(0);
     }
     assert_eq!(taken(&client), BURST);
-    assert_eq!(watcher.rests(), Some(100));
+    assert_eq!(watcher.due_in(), Some(100));
     watcher.wake(false);
+    watcher.run();
     assert_eq!(taken(&client), 0);
     host.clock.set(100);
     watcher.wake(false);
-    assert_eq!((taken(&client), watcher.rests()), (1, None), "above, at the end");
+    watcher.run();
+    assert_eq!((taken(&client), watcher.due_in()), (1, None), "above, at the end");
     watcher.source.charge(0, 3);
     watcher.look(0);
     assert_eq!(taken(&client), 1, "the band has it again");

@@ -32,6 +32,7 @@ fn next(mut source: FakeKernel, handed: Handed, instance: u64) -> (Watcher<FakeK
     let mut watcher = Watcher::new(source, Box::new(FakeHost::forever()), limits).expect("AIO");
     let (vault, left) = Vault::open(Keeper::of_tests(), handed).expect("memfd");
     let restored = watcher.restore(vault, left, instance, &FakeKernel::new()).expect("restored");
+    watcher.run();
     (watcher, restored)
 }
 
@@ -317,6 +318,10 @@ proptest! {
                 watcher.confirm(receipt);
             }
             if dies {
+                if number % 2 == 0 {
+                    // Worked out, and owed.
+                    dying.look_now(0);
+                }
                 dying = killed_and_next(dying);
             } else {
                 dying.look(0);

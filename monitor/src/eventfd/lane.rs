@@ -1,0 +1,277 @@
+//! Threads that add to eventfds by `write`, and may wait. A user who makes signalling
+//! slow (100,000 duplicates of an eventfd in an epoll set, say, which the kernel walks with
+//! interrupts off for each signal) is signalled here; and so is everybody while the
+//! kernel has no asynchronous reads for us.
+//!
+//! Each user's are given one after another, by one thread at most, and he has a tenth of a
+//! processor at most. Many signals for an eventfd are one `write`.
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    fs, io,
+    os::fd::{AsFd as _, AsRawFd as _},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    time::{ClockId, clock_gettime},
+};
+use tokio::sync::Notify;
+
+use crate::{eventfd::EventFd, registry::Account};
+
+/// Threads at most. When as many users hold up one each (a client can make a `write` wait,
+/// by filling its counter just then), others in the lane wait, too.
+const THREADS: usize = 16;
+/// They call little.
+const STACK: usize = 64 << 10;
+/// A thread without work ends after this.
+const IDLE: Duration = Duration::from_secs(10);
+/// A signal that took less is no burden to anybody.
+const FREE: Duration = Duration::from_micros(50);
+/// After one that took longer, its user waits for this many times as long.
+const PAUSE: u32 = 9;
+/// A counter beyond this is as good as full: adding to it could wait for the client.
+const FULL: u64 = 1 << 62;
+
+/// Signals that were given, or could not be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Done {
+    /// As in [`Lane::add`].
+    pub serial: u64,
+    /// How many.
+    pub count: u64,
+    /// The kernel's error, where it was one.
+    pub outcome: Result<(), Errno>,
+    /// Processor time that it took.
+    pub cost: Duration,
+}
+
+#[derive(Debug)]
+enum Job {
+    Signal {
+        serial: u64,
+        eventfd: EventFd,
+        count: u64,
+    },
+    /// The last reference may have as much to walk.
+    Close(EventFd),
+}
+
+#[derive(Debug, Default)]
+struct Users {
+    /// Of those who have something to do, or a thread at it.
+    jobs: HashMap<Account, VecDeque<Job>>,
+    /// Those with something to do and no thread at it, by when they may go on.
+    ready: BTreeSet<(Instant, Account)>,
+    done: Vec<Done>,
+    threads: usize,
+    idle: usize,
+}
+
+#[derive(Debug)]
+struct Shared {
+    users: Mutex<Users>,
+    work: Condvar,
+    /// Told when something is done.
+    told: Arc<Notify>,
+}
+
+/// The threads, as the one that signals sees them.
+#[derive(Debug)]
+pub struct Lane(Arc<Shared>);
+
+impl Lane {
+    /// No thread yet: they come as they are needed, with the rights of whoever asks then.
+    #[must_use]
+    pub fn new(told: Arc<Notify>) -> Self {
+        Self(Arc::new(Shared { users: Mutex::default(), work: Condvar::new(), told }))
+    }
+
+    /// Adds `count` to a user's `eventfd` some time; [`Lane::done`] says when.
+    pub fn add(&self, user: Account, serial: u64, eventfd: &EventFd, count: u64) {
+        self.push(user, Job::Signal { serial, eventfd: eventfd.clone(), count });
+    }
+
+    /// Lets go of a user's eventfd some time.
+    pub fn close(&self, user: Account, eventfd: EventFd) {
+        self.push(user, Job::Close(eventfd));
+    }
+
+    /// What was done since the last time.
+    #[must_use]
+    pub fn done(&self) -> Vec<Done> {
+        std::mem::take(&mut self.0.users().done)
+    }
+
+    fn push(&self, user: Account, job: Job) {
+        let mut users = self.0.users();
+        let is_first = !users.jobs.contains_key(&user);
+        users.jobs.entry(user).or_default().push_back(job);
+        if is_first {
+            users.ready.insert((Instant::now(), user));
+            self.have_threads(&mut users);
+            self.0.work.notify_one();
+        }
+    }
+
+    fn have_threads(&self, users: &mut Users) {
+        if users.idle > 0 || users.threads >= THREADS {
+            return;
+        }
+        let shared = Arc::clone(&self.0);
+        let spawned =
+            thread::Builder::new().name("slow-signals".into()).stack_size(STACK).spawn(move || shared.run());
+        match spawned {
+            Ok(_) => users.threads += 1,
+            Err(error) if users.threads == 0 => {
+                log::error!("no thread for slow signals (clone): {error}; trying again with the next");
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+impl Shared {
+    fn users(&self) -> MutexGuard<'_, Users> {
+        // Nothing in between is half done.
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(&self) {
+        let mut users = self.users();
+        loop {
+            let now = Instant::now();
+            let first = users.ready.first().copied();
+            let Some((_, user)) = first.filter(|(when, _)| *when <= now) else {
+                let time = first.map_or(IDLE, |(when, _)| when - now);
+                users.idle += 1;
+                let waited = self.work.wait_timeout(users, time).unwrap_or_else(PoisonError::into_inner);
+                users = waited.0;
+                users.idle -= 1;
+                if users.ready.is_empty() && waited.1.timed_out() {
+                    users.threads -= 1;
+                    return;
+                }
+                continue;
+            };
+            users.ready.pop_first();
+            let Some(job) = users.jobs.get_mut(&user).and_then(VecDeque::pop_front) else {
+                users.jobs.remove(&user);
+                continue;
+            };
+            drop(users);
+            let before = busy();
+            // Here it may wait; and a last reference goes here, too.
+            let given = match job {
+                Job::Signal { serial, eventfd, count } => Some((serial, count, add(&eventfd, count))),
+                Job::Close(eventfd) => {
+                    drop(eventfd);
+                    None
+                }
+            };
+            let cost = busy().saturating_sub(before);
+            users = self.users();
+            if let Some((serial, count, outcome)) = given {
+                users.done.push(Done { serial, count, outcome, cost });
+                self.told.notify_one();
+            }
+            let pause = if cost > FREE { cost * PAUSE } else { Duration::ZERO };
+            if pause.is_zero() && users.jobs.get(&user).is_some_and(VecDeque::is_empty) {
+                users.jobs.remove(&user);
+            } else {
+                // A pause is kept even where there is nothing to do.
+                users.ready.insert((Instant::now() + pause, user));
+            }
+        }
+    }
+}
+
+/// Adds as `count` signals would. Waits where the client fills its counter meanwhile.
+fn add(eventfd: &EventFd, count: u64) -> Result<(), Errno> {
+    // v1's signals stayed at the highest number, and told nobody.
+    if held(eventfd).is_ok_and(|held| held >= FULL) {
+        return Ok(());
+    }
+    let bytes = count.min(FULL).to_ne_bytes();
+    loop {
+        match nix::unistd::write(eventfd, &bytes) {
+            Ok(_) | Err(Errno::EAGAIN) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// What is in its counter.
+fn held(eventfd: &EventFd) -> io::Result<u64> {
+    let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", eventfd.as_fd().as_raw_fd()))?;
+    let count = text.lines().find_map(|line| line.strip_prefix("eventfd-count:"));
+    count
+        .and_then(|count| u64::from_str_radix(count.trim(), 16).ok())
+        .ok_or_else(|| io::Error::other("no eventfd-count"))
+}
+
+/// Processor time of this thread so far.
+pub(super) fn busy() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Into::into)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, thread, time::Duration};
+
+    use nix::sys::eventfd::{EfdFlags, EventFd as Client};
+    use tokio::sync::Notify;
+
+    use super::{Account, Done, FULL, Lane};
+    use crate::eventfd::EventFd;
+
+    fn pair(flags: EfdFlags) -> (Client, EventFd) {
+        let client = Client::from_flags(flags).expect("an eventfd");
+        let ours = EventFd::known(nix::unistd::dup(&client).expect("dup"));
+        (client, ours)
+    }
+
+    fn wait_for(lane: &Lane, serial: u64) -> Done {
+        loop {
+            if let Some(done) = lane.done().into_iter().find(|done| done.serial == serial) {
+                return done;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    const USER: Account = Account::User(1);
+
+    #[test]
+    fn many_signals_are_one_addition() {
+        let lane = Lane::new(Arc::new(Notify::new()));
+        let (client, ours) = pair(EfdFlags::EFD_NONBLOCK);
+        lane.add(USER, 7, &ours, 65_536);
+        let done = wait_for(&lane, 7);
+        assert_eq!((done.count, done.outcome, client.read()), (65_536, Ok(()), Ok(65_536)));
+    }
+
+    /// Nothing says when a full one is read: so it is not written to.
+    #[test]
+    fn a_full_counter_holds_up_nobody() {
+        let lane = Lane::new(Arc::new(Notify::new()));
+        let (full, ours) = pair(EfdFlags::empty());
+        full.write(FULL).expect("room");
+        lane.add(USER, 1, &ours, 5);
+        assert_eq!(wait_for(&lane, 1).outcome, Ok(()));
+        assert_eq!(full.read(), Ok(FULL));
+    }
+
+    #[test]
+    fn what_is_closed_is_closed_after_its_signals() {
+        let lane = Lane::new(Arc::new(Notify::new()));
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
+        lane.close(USER, EventFd::known(ours.into()));
+        assert_eq!(std::io::Read::read(&mut &theirs, &mut [0]).expect("the end"), 0);
+    }
+}

@@ -1,0 +1,86 @@
+//! Places in the queue of writes: as long as a user has fewer than are free, he gets one
+//! more. So one who takes all that he can leaves half of them, two leave a third, and
+//! there is always a place for who comes next.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+/// How many places each user has.
+#[derive(Clone, Debug)]
+pub struct Shares(Arc<Mutex<Held>>);
+
+#[derive(Debug)]
+struct Held {
+    free: usize,
+    by_user: HashMap<u32, usize>,
+}
+
+/// A place, until it is dropped.
+#[derive(Debug)]
+pub struct Place {
+    user: u32,
+    shares: Shares,
+}
+
+impl Shares {
+    /// So many for all.
+    #[must_use]
+    pub fn new(places: usize) -> Self {
+        Self(Arc::new(Mutex::new(Held { free: places, by_user: HashMap::new() })))
+    }
+
+    /// One for `user`; `None` when he has as many as are free.
+    #[must_use]
+    pub fn take(&self, user: u32) -> Option<Place> {
+        let mut held = self.held();
+        let free = held.free;
+        let mine = held.by_user.get(&user).copied().unwrap_or(0);
+        if mine >= free {
+            return None;
+        }
+        held.by_user.insert(user, mine + 1);
+        held.free -= 1;
+        Some(Place { user, shares: self.clone() })
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        // Nothing in between is half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut held = self.shares.held();
+        held.free += 1;
+        if let Some(mine) = held.by_user.get_mut(&self.user) {
+            *mine -= 1;
+            if *mine == 0 {
+                held.by_user.remove(&self.user);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Shares;
+
+    #[test]
+    fn whoever_takes_all_that_he_can_leaves_room() {
+        let shares = Shares::new(1024);
+        let all = |user| std::iter::from_fn(|| shares.take(user)).collect::<Vec<_>>();
+        let first = all(1);
+        assert_eq!(first.len(), 512);
+        let second = all(2);
+        assert_eq!(second.len(), 256);
+        assert!(shares.take(3).is_some());
+        drop(first);
+        assert!(shares.take(1).is_some());
+        drop(second);
+        assert_eq!(all(4).len(), 512);
+        assert!(shares.held().by_user.is_empty());
+    }
+}

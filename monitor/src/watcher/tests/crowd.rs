@@ -1,0 +1,185 @@
+//! What one user has the agent do does not delay another: counted in turns, not in time.
+
+use std::{thread, time::Duration};
+
+use monitor_common::{control::ControlFile, word::Word as _};
+use nix::errno::Errno;
+
+use super::{
+    Client, FakeKernel, LIMITS, Limits, Request, USAGE, Watcher, client, fake::FakeHost, request, taken,
+};
+use crate::registry::Account;
+
+const MANY: u64 = 65_000;
+/// Users, on groups of their own.
+const ATTACKER: Account = Account::User(1001);
+const BYSTANDER: Account = Account::User(1002);
+
+fn crowded() -> Watcher<FakeKernel> {
+    let kernel = FakeKernel::with_groups(8);
+    let limits = Limits { quota: 1 << 20, ..LIMITS };
+    Watcher::new(kernel, Box::new(FakeHost::forever()), limits).expect("AIO")
+}
+
+fn wait(
+    watcher: &mut Watcher<FakeKernel>,
+    account: Account,
+    slot: u32,
+    on: ControlFile,
+    args: &str,
+    client: &Client,
+) {
+    let group = watcher.source.group(slot);
+    let request = Request { account, ..request(group, on, args, client) };
+    assert_eq!(watcher.register(request).map(drop), Ok::<(), Errno>(()));
+}
+
+/// Turns until the bystander, whose group crosses now, has its signal.
+fn turns_until_told(watcher: &mut Watcher<FakeKernel>, slot: u32, client: &Client) -> u32 {
+    watcher.source.charge(slot as usize, 12);
+    watcher.ring(slot, 0);
+    let told = (1..100).find(|_| {
+        watcher.turn();
+        taken(client) > 0
+    });
+    told.expect("told within a hundred turns")
+}
+
+#[test]
+fn a_step_over_all_of_a_users_thresholds_is_many_turns() {
+    let mut watcher = crowded();
+    let (theirs, ours) = (client(), client());
+    for _ in 0..MANY {
+        wait(&mut watcher, ATTACKER, 3, USAGE, "10", &theirs);
+    }
+    wait(&mut watcher, BYSTANDER, 4, USAGE, "10", &ours);
+    watcher.run();
+    watcher.source.charge(3, 12);
+    watcher.ring(3, 0);
+    watcher.turn();
+    assert!(!watcher.is_idle(), "the step is not done in a turn");
+    let turns = turns_until_told(&mut watcher, 4, &ours);
+    assert!(turns <= 2, "{turns} turns");
+    // And so when it crosses all the time.
+    for usage in [3, 12, 3] {
+        watcher.source.charge(3, usage);
+        watcher.ring(3, 0);
+        watcher.source.charge(4, 3);
+        watcher.ring(4, 0);
+        for _ in 0..8 {
+            watcher.turn();
+        }
+        taken(&ours);
+        let turns = turns_until_told(&mut watcher, 4, &ours);
+        assert!(turns <= 2, "{turns} turns");
+    }
+    watcher.run();
+    let all = taken(&theirs);
+    assert!(all >= MANY && all.is_multiple_of(MANY), "{all}: each of those crossings was told to all");
+}
+
+#[test]
+fn an_oom_and_a_removal_with_many_listeners_are_many_turns() {
+    let mut watcher = crowded();
+    let (theirs, ours) = (client(), client());
+    for _ in 0..MANY {
+        wait(&mut watcher, ATTACKER, 3, ControlFile::Oom, "", &theirs);
+    }
+    wait(&mut watcher, BYSTANDER, 4, USAGE, "10", &ours);
+    watcher.source.slots[3].ooms.add(1);
+    watcher.ring(3, 0);
+    watcher.turn();
+    assert!(!watcher.is_idle());
+    assert!(turns_until_told(&mut watcher, 4, &ours) <= 2);
+    watcher.run();
+    assert_eq!(taken(&theirs), MANY);
+    watcher.source.charge(4, 3);
+    watcher.look(4);
+    taken(&ours);
+    watcher.source.slots[3].leave(0, 0);
+    watcher.source.counters[3].set(None);
+    watcher.ring(3, 0);
+    watcher.turn();
+    assert!(!watcher.is_idle());
+    assert!(turns_until_told(&mut watcher, 4, &ours) <= 2);
+    watcher.run();
+    assert_eq!(taken(&theirs), MANY);
+    assert_eq!(watcher.source.recycled, [3]);
+    assert_eq!(watcher.registry().len(), 1);
+    assert_eq!(watcher.eventfds.len(), 1, "an eventfd that waits for nothing is let go");
+}
+
+#[test]
+fn a_storm_of_groups_that_nobody_waits_on_is_another_payers() {
+    let mut watcher = crowded();
+    let ours = client();
+    wait(&mut watcher, BYSTANDER, 4, USAGE, "10", &ours);
+    for _ in 0..1000 {
+        for slot in [5, 6, 7] {
+            watcher.source.slots[slot as usize].windows[0].add(1);
+            watcher.ring(slot, 0);
+        }
+        watcher.turn();
+    }
+    assert!(turns_until_told(&mut watcher, 4, &ours) <= 2);
+}
+
+#[test]
+fn a_sweep_is_many_turns_and_one_at_a_time() {
+    let kernel = FakeKernel::with_groups(5000);
+    let limits = Limits { quota: 100, ..LIMITS };
+    let mut watcher = Watcher::new(kernel, Box::new(FakeHost::forever()), limits).expect("AIO");
+    let ours = client();
+    wait(&mut watcher, BYSTANDER, 4, USAGE, "10", &ours);
+    watcher.run();
+    watcher.sweep();
+    watcher.turn();
+    assert!(!watcher.is_idle());
+    assert!(turns_until_told(&mut watcher, 4, &ours) <= 2);
+    watcher.run();
+    assert_eq!(watcher.counts().resyncs, 0);
+}
+
+/// Without asynchronous reads all is signalled by threads, and no less.
+#[test]
+fn without_aio_all_is_told_a_little_later() {
+    let (mut watcher, ours) = (crowded(), client());
+    watcher.signaller.without_aio();
+    for _ in 0..1000 {
+        wait(&mut watcher, BYSTANDER, 4, USAGE, "10", &ours);
+    }
+    watcher.source.charge(4, 12);
+    watcher.look(4);
+    let mut told = 0;
+    while told < 1000 {
+        told += taken(&ours);
+        watcher.run();
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(told, 1000);
+    while watcher.counts().signals < 1000 {
+        watcher.run();
+        thread::yield_now();
+    }
+    assert!(watcher.signaller.is_without_aio());
+}
+
+/// A registration on a group in the middle of a step is none of that step's.
+#[test]
+fn who_comes_in_the_middle_of_a_step_is_not_told_of_it() {
+    let mut watcher = crowded();
+    let (theirs, ours) = (client(), client());
+    for _ in 0..MANY {
+        wait(&mut watcher, ATTACKER, 3, USAGE, "10", &theirs);
+    }
+    watcher.run();
+    watcher.source.charge(3, 12);
+    watcher.ring(3, 0);
+    watcher.turn();
+    wait(&mut watcher, BYSTANDER, 3, USAGE, "11", &ours);
+    watcher.run();
+    assert_eq!((taken(&theirs), taken(&ours)), (MANY, 0));
+    watcher.source.charge(3, 3);
+    watcher.look(3);
+    assert_eq!((taken(&theirs), taken(&ours)), (MANY, 1));
+}

@@ -1,0 +1,168 @@
+//! Whose turn it is: work is charged, by the time that it takes, to whoever it is for, and
+//! who has had least lately is next. So what one user makes the agent do delays another
+//! by the turn that is under way, and no more.
+
+use std::{
+    collections::{BTreeSet, HashMap, VecDeque},
+    time::Duration,
+};
+
+use crate::registry;
+
+/// Who work is charged to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Payer {
+    /// Whose registrations it is for.
+    Account(registry::Account),
+    /// Nobody's registrations are on that group: all that lie below the one in this slot.
+    Subtree(u32),
+    /// The agent's own: sweeps.
+    House,
+}
+
+/// How much earlier than others one that has been quiet may be: the work of a few turns.
+const CREDIT: Duration = Duration::from_millis(1);
+
+/// Payers that are remembered though they have nothing to do, before those without a
+/// debt are forgotten.
+const REMEMBERED: usize = 256;
+
+/// Tasks by payer.
+#[derive(Debug)]
+pub(super) struct Turns<T> {
+    accounts: HashMap<Payer, Share<T>>,
+    /// Those with tasks, by the time that they have had.
+    ready: BTreeSet<(Duration, Payer)>,
+    /// The time that one would have had who had always something to do.
+    now: Duration,
+}
+
+#[derive(Debug)]
+struct Share<T> {
+    had: Duration,
+    tasks: VecDeque<T>,
+}
+
+impl<T> Default for Turns<T> {
+    fn default() -> Self {
+        Self { accounts: HashMap::new(), ready: BTreeSet::new(), now: Duration::ZERO }
+    }
+}
+
+impl<T> Turns<T> {
+    /// One more task, after the payer's others.
+    pub(super) fn push(&mut self, payer: Payer, task: T) {
+        let least = self.now.saturating_sub(CREDIT);
+        let account = self.accounts.entry(payer).or_insert(Share { had: least, tasks: VecDeque::new() });
+        if account.tasks.is_empty() {
+            // What was had long ago counts no more.
+            account.had = account.had.max(least);
+            self.ready.insert((account.had, payer));
+        }
+        account.tasks.push_back(task);
+    }
+
+    /// The next one, and whose it is.
+    pub(super) fn next(&mut self) -> Option<(Payer, T)> {
+        let &(had, payer) = self.ready.first()?;
+        self.now = self.now.max(had);
+        let task = self.pop(payer)?;
+        Some((payer, task))
+    }
+
+    /// One more of the same payer's.
+    pub(super) fn pop(&mut self, payer: Payer) -> Option<T> {
+        let account = self.accounts.get_mut(&payer)?;
+        let task = account.tasks.pop_front()?;
+        if account.tasks.is_empty() {
+            self.ready.remove(&(account.had, payer));
+        }
+        Some(task)
+    }
+
+    /// The payer has had so much time.
+    pub(super) fn charge(&mut self, payer: Payer, time: Duration) {
+        self.now += time / u32::try_from(self.ready.len()).unwrap_or(u32::MAX).max(1);
+        if let Some(account) = self.accounts.get_mut(&payer) {
+            let is_ready = self.ready.remove(&(account.had, payer));
+            account.had += time;
+            if is_ready {
+                self.ready.insert((account.had, payer));
+            }
+        }
+        if self.accounts.len() > REMEMBERED + self.ready.len() {
+            let least = self.now.saturating_sub(CREDIT);
+            self.accounts.retain(|_, account| !account.tasks.is_empty() || account.had > least);
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.ready.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::{CREDIT, Payer, Turns};
+    use crate::registry::Account;
+
+    const TURN: Duration = Duration::from_micros(200);
+
+    fn of(id: u32) -> Payer {
+        Payer::Account(Account::User(id))
+    }
+
+    fn served(turns: &mut Turns<u32>, again: bool) -> (Payer, u32) {
+        let (payer, task) = turns.next().expect("there is something to do");
+        if again {
+            turns.push(payer, task);
+        }
+        turns.charge(payer, TURN);
+        (payer, task)
+    }
+
+    #[test]
+    fn who_comes_late_is_next() {
+        let mut turns = Turns::default();
+        for user in 0..10 {
+            (0..1000).for_each(|task| turns.push(of(user), task));
+        }
+        for _ in 0..500 {
+            served(&mut turns, true);
+        }
+        turns.push(of(99), 7);
+        assert_eq!(served(&mut turns, false), (of(99), 7));
+        // Nor does it wait for all of theirs when it comes often.
+        for _ in 0..50 {
+            turns.push(of(99), 7);
+            let until = (0..12).find(|_| served(&mut turns, true).0 == of(99));
+            assert!(until.is_some(), "one turn of each at most");
+            assert_eq!(turns.pop(of(99)), Some(7));
+        }
+    }
+
+    #[test]
+    fn all_have_the_same_time_and_an_absence_is_no_treasure() {
+        let mut turns = Turns::default();
+        turns.push(of(1), 0);
+        for _ in 0..10_000 {
+            served(&mut turns, true);
+        }
+        turns.push(of(2), 0);
+        let had = (0..1000).filter(|_| served(&mut turns, true).0 == of(2)).count();
+        let most = 500 + (CREDIT.as_micros() / TURN.as_micros()) as usize;
+        assert!((500..=most).contains(&had), "{had}");
+    }
+
+    #[test]
+    fn those_who_left_are_forgotten() {
+        let mut turns = Turns::default();
+        for user in 0..100_000 {
+            turns.push(of(user), 0);
+            served(&mut turns, false);
+        }
+        assert!(turns.is_empty() && turns.accounts.len() < 1000, "{}", turns.accounts.len());
+    }
+}
