@@ -51,6 +51,7 @@ pub use register::{Handed, Receipt, Request};
 pub use restore::Restored;
 pub use sample::Sampled;
 pub use shared::{Guard, Shared};
+pub use turns::Payer;
 
 /// Counts of what the watcher did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -103,8 +104,9 @@ pub struct Watcher<S> {
     followers: HashMap<Ticket, Follower>,
     /// Who registered an eventfd first: who pays for what it is owed.
     owners: HashMap<FileId, Account>,
-    /// For whom most of a slot's work is.
-    payers: HashMap<u32, Account>,
+    /// Who pays for a slot's work: whose registrations are there, or where they are several
+    /// users', the group itself, lest one of them has the others wait.
+    payers: HashMap<u32, Payer>,
     /// What is to be done to slots; each of them is one task.
     works: HashMap<u32, Work>,
     turns: Turns<Task>,

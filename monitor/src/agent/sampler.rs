@@ -13,8 +13,7 @@ use std::{
 use crate::{
     kernel::page_size,
     programs::Programs,
-    registry::Account,
-    watcher::{Sampled, Shared},
+    watcher::{Payer, Sampled, Shared},
 };
 
 /// Of its time the thread rests so many parts for one that it reads.
@@ -105,13 +104,13 @@ fn sample(watcher: &Shared<Programs>, paces: &mut Paces) -> Option<Duration> {
 }
 
 /// Whose readings they are: the root's are for all.
-type Payer = Option<Account>;
+type Whose = Option<Payer>;
 
 /// When each payer's are due next.
 #[derive(Debug)]
 struct Paces {
     pace: Duration,
-    next: HashMap<Payer, Instant>,
+    next: HashMap<Whose, Instant>,
 }
 
 impl Paces {
@@ -120,10 +119,10 @@ impl Paces {
     }
 
     /// What is due, by payer.
-    fn due(&mut self, all: Vec<Sampled>, now: Instant) -> HashMap<Payer, Vec<Sampled>> {
-        let mut due: HashMap<Payer, Vec<Sampled>> = HashMap::new();
+    fn due(&mut self, all: Vec<Sampled>, now: Instant) -> HashMap<Whose, Vec<Sampled>> {
+        let mut due: HashMap<Whose, Vec<Sampled>> = HashMap::new();
         for one in all {
-            due.entry((!one.is_root).then_some(one.owner)).or_default().push(one);
+            due.entry((!one.is_root).then_some(one.payer)).or_default().push(one);
         }
         self.next.retain(|payer, _| due.contains_key(payer));
         for payer in due.keys() {
@@ -135,7 +134,7 @@ impl Paces {
 
     /// A payer's were read, which took `time`: the more of them there are, the longer each
     /// waits. `distance`: pages by which the root is from its nearest threshold.
-    fn spent(&mut self, payer: Payer, time: Duration, distance: Option<u64>) {
+    fn spent(&mut self, payer: Whose, time: Duration, distance: Option<u64>) {
         let payers = u32::try_from(self.next.len()).unwrap_or(u32::MAX).max(1);
         let mut pause = self.pace.max(time.saturating_mul(REST).saturating_mul(payers));
         if payer.is_none() {
@@ -162,7 +161,7 @@ mod tests {
 
     use monitor_common::control::ControlFile;
 
-    use super::{MOST, Paces, Sampled};
+    use super::{MOST, Paces, Payer, Sampled};
     use crate::{kernel::page_size, registry::Account, source::GroupId};
 
     const PACE: Duration = Duration::from_millis(100);
@@ -174,7 +173,7 @@ mod tests {
             cgroup_id: 1,
             on: ControlFile::WorkingSet,
             is_root,
-            owner: Account::User(owner),
+            payer: Payer::Account(Account::User(owner)),
             read: 0,
         }
     }
@@ -183,11 +182,11 @@ mod tests {
     fn whoever_costs_much_waits_and_others_do_not() {
         let (mut paces, now) = (Paces::new(PACE), Instant::now());
         assert_eq!(paces.due(vec![of(1, false), of(2, false)], now).len(), 2);
-        paces.spent(Some(Account::User(1)), Duration::from_millis(50), None);
-        paces.spent(Some(Account::User(2)), Duration::from_micros(10), None);
+        paces.spent(Some(Payer::Account(Account::User(1))), Duration::from_millis(50), None);
+        paces.spent(Some(Payer::Account(Account::User(2))), Duration::from_micros(10), None);
         let later = Instant::now() + PACE;
         let due = paces.due(vec![of(1, false), of(2, false)], later);
-        assert_eq!(due.into_keys().collect::<Vec<_>>(), [Some(Account::User(2))]);
+        assert_eq!(due.into_keys().collect::<Vec<_>>(), [Some(Payer::Account(Account::User(2)))]);
     }
 
     #[test]

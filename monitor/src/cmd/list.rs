@@ -58,7 +58,18 @@ fn print_table(out: &mut impl io::Write, rows: &[GroupRow], status: &Status) -> 
         status.skipped,
         if losses.is_empty() { "" } else { "; " },
         losses.join(", ")
-    )
+    )?;
+    if status.without_aio {
+        writeln!(out, "signals are given by threads: io_setup fails, see sysctl fs.aio-max-nr")?;
+    }
+    if status.slow_users > 0 {
+        writeln!(
+            out,
+            "users whose eventfds are slow to signal, and are signalled apart: {}",
+            status.slow_users
+        )?;
+    }
+    Ok(())
 }
 
 /// The first few registrations, `^` where usage has reached a threshold on it.

@@ -146,6 +146,13 @@ pub struct Status {
     pub runs: u64,
     /// Nanoseconds spent in them.
     pub run_ns: u64,
+    /// Whether the kernel has no asynchronous reads for the agent (`fs.aio-max-nr`), so
+    /// that threads signal by `write`.
+    #[serde(default)]
+    pub without_aio: bool,
+    /// Users whose eventfds take so long to signal that a thread apart does.
+    #[serde(default)]
+    pub slow_users: u64,
 }
 
 pub use event_row::EventRow;
@@ -273,6 +280,8 @@ pub(super) fn status(watcher: &Watcher<Programs>) -> Status {
         losses: source.tallies(),
         runs,
         run_ns,
+        without_aio: watcher.signaller().is_without_aio(),
+        slow_users: watcher.signaller().slow_users(),
     }
 }
 

@@ -19,7 +19,7 @@ use crate::{
     kernel::page_size,
     registry::Account,
     source::{Identify, Source},
-    watcher::{self, Follower, Handed, Receipt, Sampled, Shared},
+    watcher::{self, Follower, Handed, Payer, Receipt, Sampled, Shared},
 };
 
 /// Why a registration was refused: the kernel's errno, and what to tell a person.
@@ -185,7 +185,7 @@ fn sampled<S: Source>(
         return Ok(None);
     }
     let host = watcher.lock().shared_host();
-    match (Sampled { group, cgroup_id, on, is_root, owner: Account::Agent, read: 0 }).read(host.as_ref()) {
+    match (Sampled { group, cgroup_id, on, is_root, payer: Payer::House, read: 0 }).read(host.as_ref()) {
         Ok(Some(sampled)) => Ok(Some(sampled)),
         Ok(None) => Err(Refusal::new(Errno::EINVAL, "the group is being removed")),
         Err(error) => {

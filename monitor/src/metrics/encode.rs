@@ -191,6 +191,8 @@ mod tests {
                 latency,
                 status: Status {
                     run_ns: 2_500_000_000,
+                    without_aio: false,
+                    slow_users: 0,
                     losses: vec![("ring_full".into(), 9)],
                     ..Status::default()
                 },

@@ -3,6 +3,7 @@
 use monitor_common::control::ControlFile;
 
 use crate::{
+    registry::Account,
     source::Source,
     watcher::{
         Watcher,
@@ -36,6 +37,14 @@ impl<S: Source> Watcher<S> {
                 self.works.insert(slot, work);
                 self.queue(slot);
             }
+        }
+    }
+
+    /// `owner` has a registration on a slot from now on.
+    pub(super) fn shares(&mut self, slot: u32, account: Account) {
+        let payer = self.payers.entry(slot).or_insert(Payer::Account(account));
+        if *payer != Payer::Account(account) {
+            *payer = Payer::Subtree(slot);
         }
     }
 
@@ -79,11 +88,11 @@ impl<S: Source> Watcher<S> {
         });
     }
 
-    /// Who most of what is worked out for a slot was for; where nobody waits, who shares
-    /// the subtree two levels below the root, as a user's or a service's is.
+    /// Who pays for a slot's work; where nobody waits, who shares the subtree two levels below
+    /// the root, as a user's or a service's is.
     fn payer_of_slot(&self, slot: u32) -> Payer {
-        if let Some(owner) = self.payers.get(&slot) {
-            return Payer::Account(*owner);
+        if let Some(payer) = self.payers.get(&slot) {
+            return *payer;
         }
         let line: Vec<u32> =
             std::iter::successors(Some(slot), |slot| self.above(*slot)).take(LEVELS).collect();

@@ -166,7 +166,7 @@ impl<S: Source> Watcher<S> {
             return Ok(Receipt { group, ticket, file });
         }
         let before = self.paces();
-        self.payers.entry(group.slot).or_insert(account);
+        self.shares(group.slot, account);
         self.registry.add(group, Registration { on, wish, file, account, ticket, above: None }, now, limit);
         self.source.want(self.registry.wanted());
         if self.paces() != before {

@@ -150,7 +150,7 @@ impl<S: Source> Watcher<S> {
         let limit = if in_percent { self.effective_limit(group.slot)? } else { u64::MAX };
         let registration = Registration { on, wish, file, account, ticket, above: Some(above) };
         self.owners.entry(file).or_insert(account);
-        self.payers.entry(group.slot).or_insert(account);
+        self.shares(group.slot, account);
         self.registry.add(group, registration, now, limit);
         if let Some(vault) = &self.vault {
             vault.state().write(ticket, record);

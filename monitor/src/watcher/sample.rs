@@ -7,7 +7,7 @@ use monitor_common::{ask::Wanted, control::ControlFile};
 use crate::{
     cgroup::host::Host,
     error::Result,
-    registry::{Account, Clock, Scale},
+    registry::{Clock, Scale},
     source::{GroupId, Source},
     watcher::{Watcher, turns::Payer, work::Task},
 };
@@ -26,8 +26,8 @@ pub struct Sampled {
     pub on: ControlFile,
     /// Whether it is the root's.
     pub is_root: bool,
-    /// For whom most of it is.
-    pub owner: Account,
+    /// Who pays for it.
+    pub payer: Payer,
     /// What was read, in pages: inactive file pages for a group's working set, else the
     /// quantity itself.
     pub read: u64,
@@ -74,13 +74,13 @@ impl<S: Source> Watcher<S> {
         let root = self.source.root().slot;
         let wanted = |slot: u32, on: ControlFile| {
             let group = self.registry.group(slot).filter(|group| !group.scale(on).is_empty())?;
-            let owner = self.payers.get(&slot).copied().unwrap_or(Account::Agent);
+            let payer = self.payers.get(&slot).copied().unwrap_or(Payer::House);
             Some(Sampled {
                 group: group.id,
                 cgroup_id: self.id_of(slot),
                 on,
                 is_root: slot == root,
-                owner,
+                payer,
                 read: 0,
             })
         };

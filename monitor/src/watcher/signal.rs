@@ -11,7 +11,7 @@ use monitor_common::{
 };
 
 use crate::{
-    registry::{Account, Crossing, Outcome, Subscriber},
+    registry::{Crossing, Outcome, Subscriber},
     source::Source,
     vault::Ticket,
     watcher::{
@@ -55,7 +55,6 @@ impl<S: Source> Watcher<S> {
     /// in between lets the next one owe some of it once more, and none not at all.
     pub(super) fn owe_crossings(
         &mut self,
-        slot: u32,
         cgroup_id: u64,
         on: ControlFile,
         outcome: Outcome,
@@ -63,21 +62,10 @@ impl<S: Source> Watcher<S> {
         rung: Option<u64>,
     ) {
         let Outcome { crossings, sides } = outcome;
-        // Whoever has more than half of them pays for this slot's turns from now on.
-        let mut payer: Option<(Account, usize)> = None;
         for Crossing { to, threshold, direction } in crossings {
-            let owner = self.registry.account(to.payer);
-            payer = match (payer, owner) {
-                (Some((most, lead)), Some(owner)) if most == owner => Some((most, lead + 1)),
-                (Some((most, lead)), Some(_)) if lead > 1 => Some((most, lead - 1)),
-                (payer, owner) => owner.map(|owner| (owner, 1)).or(payer),
-            };
             let cause = Cause::Crossed { on, threshold, direction, usage };
             self.tell(to.ticket, &Event { cgroup_id, cause, signals: 1 });
             self.owe(to.file, to.ticket, 1, Cause::CROSSED, rung);
-        }
-        if let Some((payer, _)) = payer {
-            self.payers.insert(slot, payer);
         }
         if let Some(vault) = &self.vault {
             for side in sides {

@@ -11,10 +11,11 @@ use crate::registry;
 
 /// Who work is charged to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Payer {
+pub enum Payer {
     /// Whose registrations it is for.
     Account(registry::Account),
-    /// Nobody's registrations are on that group: all that lie below the one in this slot.
+    /// Nobody's registrations are on that group, or several users': all that lie below the
+    /// group in this slot, or that group.
     Subtree(u32),
     /// The agent's own: sweeps.
     House,

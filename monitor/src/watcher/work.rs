@@ -360,7 +360,7 @@ impl<S: Source> Watcher<S> {
             let is_done = scale.walk(clock, room, &mut outcome);
             let (now, rest) = (scale.now(), scale.rests_until());
             self.rests.extend(rest.map(|until| (until, slot)));
-            self.owe_crossings(slot, cgroup_id, file, outcome, now, begun.rung);
+            self.owe_crossings(cgroup_id, file, outcome, now, begun.rung);
             if !is_done {
                 return false;
             }

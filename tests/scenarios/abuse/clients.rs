@@ -273,13 +273,13 @@ vm_test!(
     [Kernel, Preempt]
 );
 fn abuse_thresholds_of_another() -> Result<()> {
-    const MANY: u64 = 20_000;
+    const MANY: u64 = 5000;
     const ANOTHER: u32 = 1001;
     let (theirs, ours) = (Group::new("theirs")?, Group::new("ours")?);
     // Without rest, nothing ever calms down by itself.
     let agent = Agent::start(&["--socket-mode", "0666", "--rest-ms", "0"])?;
     let (greedy, bystander) = (Waiter::new()?, Waiter::new()?);
-    let crossing = Process::start_as(USER, || {
+    process::run_as(USER, || {
         let control = File::open(theirs.usage_file())?;
         let line = format!("{} {} 4M", greedy.0.as_raw_fd(), control.as_raw_fd());
         let connection = connect(Path::new(SOCKET))?;
@@ -287,12 +287,15 @@ fn abuse_thresholds_of_another() -> Result<()> {
             let answer = answer(&connection, line.as_bytes(), &[])?;
             ensure!(answer == "0", "registration {n}: {answer}");
         }
+        Ok(())
+    })?;
+    ensure!(agent.status()?.registrations == MANY, "all are registered");
+    let crossing = Process::start_as(USER, || {
         loop {
             // Charged, and given back.
-            drop(vec![1_u8; 16 << 20]);
+            drop(std::hint::black_box(vec![1_u8; 16 << 20]));
         }
     })?;
-    until("all are registered", || Ok(agent.status()?.registrations == MANY))?;
     process::run_as(ANOTHER, || bystander.register(&ours, "4M"))?;
     let mut charger = Charger::start(&ours)?;
     theirs.add(crossing.pid())?;
@@ -333,6 +336,7 @@ fn abuse_no_aio() -> Result<()> {
             charger.shrink(Kind::Anonymous)?;
             waiter.hears(1, "down")?;
         }
+        ensure!(agent.status()?.without_aio, "list does not say so");
         until("the signals are counted", || Ok(agent.status()?.signals == 10))
     })();
     fs::write(limit, before)?;

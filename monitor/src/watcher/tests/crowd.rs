@@ -183,3 +183,29 @@ fn who_comes_in_the_middle_of_a_step_is_not_told_of_it() {
     watcher.look(3);
     assert_eq!((taken(&theirs), taken(&ours)), (MANY, 1));
 }
+
+/// Nor where the one has registered on the other's group, and has much else to do.
+#[test]
+fn a_group_that_several_wait_on_is_nobodys_debt() {
+    let mut watcher = crowded();
+    let (theirs, ours) = (client(), client());
+    for slot in [3, 5, 6, 7] {
+        for _ in 0..10_000 {
+            wait(&mut watcher, ATTACKER, slot, USAGE, "10", &theirs);
+        }
+    }
+    for _ in 0..100 {
+        wait(&mut watcher, ATTACKER, 4, USAGE, "11", &theirs);
+    }
+    wait(&mut watcher, BYSTANDER, 4, USAGE, "10", &ours);
+    watcher.run();
+    for slot in [3, 5, 6, 7] {
+        watcher.source.charge(slot, 12);
+        watcher.ring(slot as u32, 0);
+    }
+    for _ in 0..20 {
+        watcher.turn();
+    }
+    let turns = turns_until_told(&mut watcher, 4, &ours);
+    assert!(turns <= 4, "{turns} turns");
+}
