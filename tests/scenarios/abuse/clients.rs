@@ -132,7 +132,7 @@ fn abuse_closing_in_a_loop() -> Result<()> {
     let agent = Agent::start(&["--socket-mode", "0666", "--ring-bytes", "4096"])?;
     let closed = Shared::<Count>::new()?;
     let attack = || {
-        Process::start_as(process::USER, || {
+        Process::start_as(USER, || {
             let (waiter, spare) = (Waiter::on(&group, "64M")?, Waiter::new()?);
             loop {
                 // Closes the copy that the round before has made.
@@ -147,14 +147,14 @@ fn abuse_closing_in_a_loop() -> Result<()> {
         |from: u64| until("the attackers are at it", || Ok(closed.0.load(Ordering::Relaxed) > from + 1000));
     is_going_on(0)?;
     let waiter = Waiter::new()?;
-    process::run_as(process::USER - 1, || waiter.register(&other, "4M"))?;
+    process::run_as(USER - 1, || waiter.register(&other, "4M"))?;
     let mut charger = Charger::start(&other)?;
     for round in 0..ROUNDS {
         charger.grow(Kind::Anonymous, 8 * MIB)?;
         ensure!(waiter.wait()? == 1, "round {round}: up");
         charger.shrink(Kind::Anonymous)?;
         ensure!(waiter.wait()? == 1, "round {round}: down");
-        process::run_as(process::USER - 1, || Waiter::on(&other, "512M").map(drop))?;
+        process::run_as(USER - 1, || Waiter::on(&other, "512M").map(drop))?;
     }
     let status = agent.status()?;
     is_going_on(closed.0.load(Ordering::Relaxed))?;
