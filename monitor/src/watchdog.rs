@@ -39,6 +39,7 @@ use crate::{
         sent::Sent,
     },
     error::{Error, Result},
+    kernel::page_size,
     ready::wait_on,
     registry::Account,
     source::{Identify, Source},
@@ -49,12 +50,18 @@ use crate::{
 /// a doorbell that was lost, say, is not the end.
 const TESTS: u32 = 3;
 
-/// Charged by a test, and given back. The kernel charges a CPU's next 64 pages at once,
-/// and keeps as many when they are given back: this is more than twice that.
-const CHARGE: usize = 1 << 20;
+/// What the kernel charges at once for a CPU's next pages, and keeps for it when as many
+/// are given back (`MEMCG_CHARGE_BATCH`): pages, whatever their size.
+const BATCH: u64 = 64;
 
-/// Above usage by this much lies the threshold: half of the charge.
-const ABOVE: u64 = 512 << 10;
+/// Pages charged by a test, and given back: so many that a CPU's stock cannot serve them.
+const CHARGE: u64 = 4 * BATCH;
+
+/// Pages above usage at which the threshold lies: half of the charge, and more than what
+/// the stocks of the CPU that begins and of the one that ends may hide.
+const ABOVE: u64 = 2 * BATCH;
+
+const _: () = assert!(ABOVE + BATCH < CHARGE);
 
 /// Between two questions whether the eventfd is closed.
 const LOOK: Duration = Duration::from_millis(1);
@@ -103,7 +110,7 @@ async fn test<S: Source>(watcher: &Shared<S>, places: &Places, hierarchy: &Hiera
         let file = group.join(hierarchy.version.usage_file());
         let usage = fs::read_to_string(&file).map_err(|error| Error::file("read", &file, error))?;
         let usage: u64 = usage.trim().parse().unwrap_or(0);
-        if !ask(watcher, places, theirs, &file, &format!("0 0 {}", usage + ABOVE))? {
+        if !ask(watcher, places, theirs, &file, &format!("0 0 {}", usage + ABOVE * page_size()))? {
             return Ok(());
         }
         let charge = Charge::new()?;
@@ -174,23 +181,24 @@ impl Asker for Own {
 }
 
 /// Pages charged to this process's group; given back with the value.
-struct Charge(NonNull<libc::c_void>);
+struct Charge(NonNull<libc::c_void>, NonZeroUsize);
 
 impl Charge {
     fn new() -> Result<Self> {
-        const LENGTH: NonZeroUsize = NonZeroUsize::new(CHARGE).expect("not zero");
+        let length = usize::try_from(CHARGE * page_size()).ok().and_then(NonZeroUsize::new);
+        let length = length.ok_or_else(|| Error::Host("the page size is out of range".into()))?;
         let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_POPULATE;
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: new pages at an address of the kernel's choice; nobody else knows it.
-        let made = unsafe { mmap_anonymous(None, LENGTH, access, flags) };
-        made.map(Self).map_err(|errno: Errno| Error::syscall("mmap", errno))
+        let made = unsafe { mmap_anonymous(None, length, access, flags) };
+        made.map(|at| Self(at, length)).map_err(|errno: Errno| Error::syscall("mmap", errno))
     }
 }
 
 impl Drop for Charge {
     fn drop(&mut self) {
         // SAFETY: made with this length, and no reference into it was ever made.
-        let _ = unsafe { munmap(self.0, CHARGE) };
+        let _ = unsafe { munmap(self.0, self.1.get()) };
     }
 }
 
