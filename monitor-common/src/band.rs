@@ -1,15 +1,24 @@
 //! The band protocol: how a charge on any CPU and the agent agree, without a
 //! lock, that no crossing is missed.
 //!
-//! A charge changes the kernel's counter (a full barrier; on x86-64 also where the charge
-//! fails and takes back what it added), reads the band, then the counter, and compares. The agent publishes a band (a full barrier) and
-//! reads the counter. Whichever comes second sees the other: either the charge
-//! sees the new band, or the agent sees the new usage. The band is one word, so
-//! nobody sees half of an old and half of a new one.
+//! A charge changes the kernel's counter (a full barrier; where a charge that fails takes
+//! back what it added without one, the program adds one), reads the band, then the counter,
+//! and compares. The agent publishes a band (a full barrier) and reads the counter.
+//! Whichever comes second sees the other: either the charge sees the new band, or the
+//! agent sees the new usage. The band is one word, so nobody sees half of an old and half
+//! of a new one.
 //!
 //! Out of band, the charge first widens the excursion, then sets `pending`; the
 //! agent first clears `pending`, then takes the excursion. So an excursion that
 //! the agent did not take leaves `pending` set and a doorbell on its way.
+//!
+//! Each reading carries the *version* of the band that it was compared with. Each look of
+//! the agent takes what there is, reads the counter, and publishes bands of the next version.
+//! A reading with the present version was made after the look before had read the counter:
+//! what it says is new. One with the version before may have been made before that: the
+//! agent drops of it what that look has told already
+//! ([`Look`](crate::crossing::Look)). One that is older came from a charge that was still
+//! under way when a later look read the counter, which has seen what was left of it.
 
 use crate::{
     slot::{ATTEMPTS, Slot},
@@ -31,9 +40,9 @@ impl Band {
 
     /// Both ends in one word, each in units of `1 << shift` pages, rounded
     /// inwards: a packed band never holds a usage that the band does not. The upper
-    /// end as its complement, so that no band at all is 0.
+    /// end as its complement, and no band at all without a version: that is 0.
     #[must_use]
-    pub const fn pack(self, shift: u32) -> u64 {
+    pub const fn pack(self, shift: u32, version: u64) -> u64 {
         let unit = (1u64 << shift) - 1;
         let lo = match self.lo.checked_add(unit) {
             Some(lo) => lo >> shift,
@@ -42,7 +51,8 @@ impl Band {
         let hi = self.hi >> shift;
         let lo = if lo > MAX_UNITS { MAX_UNITS } else { lo };
         let hi = if hi > MAX_UNITS { MAX_UNITS } else { hi };
-        (lo << 32) | (MAX_UNITS ^ hi)
+        let ends = (lo << LO_BIT) | ((MAX_UNITS ^ hi) << HI_BIT);
+        if ends == OPEN { OPEN } else { ends | version & VERSION }
     }
 
     /// Whether the band holds `usage` pages.
@@ -56,15 +66,22 @@ impl Band {
     #[must_use]
     pub const fn unpack_contains(packed: u64, usage: u64, shift: u32) -> bool {
         let units = usage >> shift;
-        units >= packed >> 32 && units < !packed & MAX_UNITS
+        units >= packed >> LO_BIT && units < (!packed >> HI_BIT) & MAX_UNITS
     }
 }
 
 /// [`Band::EVERYTHING`] packed, at any shift.
 pub const OPEN: u64 = 0;
 
-/// The upper end of a packed band without one; 16 TiB of 4 KiB pages at shift 0.
-const MAX_UNITS: u64 = u32::MAX as u64;
+/// The upper end of a packed band without one; 1 TiB of 4 KiB pages at shift 0.
+const MAX_UNITS: u64 = (1 << 28) - 1;
+
+/// Where the ends lie in a packed band; below them its version.
+const LO_BIT: u32 = 36;
+const HI_BIT: u32 = 8;
+
+/// The bits of a version in a packed band, and in a reading.
+const VERSION: u64 = (1 << HI_BIT) - 1;
 
 /// The smallest shift at which a host of `pages` never reaches the packed
 /// band's end, with room to double by hot-plug.
@@ -88,29 +105,46 @@ pub enum Verdict {
     Tell,
 }
 
-/// Where a usage lies.
+/// A usage out of band.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// In band.
-    Inside,
-    /// At or above the band's upper end.
-    Above,
-    /// Below the band's lower end.
-    Below,
+pub struct Outside {
+    /// Pages; below 2^55.
+    pub usage: u64,
+    /// At or above the band's upper end; else below its lower end.
+    pub is_above: bool,
+    /// The version of that band, of which the low 8 bits count.
+    pub version: u64,
 }
 
-impl Place {
-    /// Where `usage` lies in a packed band.
+/// Set in the word of an [`Outside`] that is below.
+const BELOW: u64 = 1 << 63;
+
+impl Outside {
+    /// All in one word, for the ring.
     #[inline(always)]
-    const fn of(usage: u64, band: u64, shift: u32) -> Self {
-        if Band::unpack_contains(band, usage, shift) {
-            Self::Inside
-        } else if usage >> shift >= band >> 32 {
-            Self::Above
-        } else {
-            Self::Below
-        }
+    #[must_use]
+    pub const fn to_word(self) -> u64 {
+        self.tagged() & !BELOW | if self.is_above { 0 } else { BELOW }
     }
+
+    /// From that word.
+    #[must_use]
+    pub const fn from_word(word: u64) -> Self {
+        let tagged = word & !BELOW;
+        Self { usage: tagged >> HI_BIT, is_above: word & BELOW == 0, version: tagged & VERSION }
+    }
+
+    /// As excursions hold it: ordered by usage.
+    #[inline(always)]
+    const fn tagged(self) -> u64 {
+        self.usage << HI_BIT | self.version & VERSION
+    }
+}
+
+/// Looks since the band that a reading was compared with; `tagged` in its low bits.
+#[inline(always)]
+const fn age(tagged: u64, version: u64) -> u64 {
+    version.wrapping_sub(tagged) & VERSION
 }
 
 /// One of a slot's two watched quantities, memory or memory+swap: its band and
@@ -119,10 +153,12 @@ impl Place {
 pub struct Track<'a, W> {
     /// The packed band.
     pub band: &'a W,
-    /// Highest reading above it; 0: none.
-    pub max: &'a W,
-    /// Lowest reading below it; `u64::MAX`: none.
-    pub min: &'a W,
+    /// The version of the next bands to be published.
+    pub version: &'a W,
+    /// Highest readings above it, by the version's lowest bit; 0: none.
+    pub max: &'a [W; 2],
+    /// Lowest readings below it, likewise; `u64::MAX`: none.
+    pub min: &'a [W; 2],
     /// The slot's `pending`.
     pub pending: &'a W,
 }
@@ -131,85 +167,119 @@ impl<W: Word> Slot<W> {
     /// The memory counter.
     #[inline(always)]
     pub fn memory(&self) -> Track<'_, W> {
-        Track { band: &self.band, max: &self.max_seen, min: &self.min_seen, pending: &self.pending }
+        let Self { band, version, max_seen: max, min_seen: min, pending, .. } = self;
+        Track { band, version, max, min, pending }
     }
 
     /// Memory+swap.
     #[inline(always)]
     pub fn sum(&self) -> Track<'_, W> {
-        Track {
-            band: &self.sum_band,
-            max: &self.sum_max_seen,
-            min: &self.sum_min_seen,
-            pending: &self.pending,
-        }
+        let Self { sum_band: band, version, sum_max_seen: max, sum_min_seen: min, pending, .. } = self;
+        Track { band, version, max, min, pending }
+    }
+
+    /// The agent's part, between a look and the bands that follow from it: these are of
+    /// another version.
+    pub fn next_version(&self) {
+        self.version.set(self.version.get().wrapping_add(1));
     }
 }
 
 /// A charge's part. `usage` reads the kernel's counter, which was changed before.
 #[inline(always)]
 pub fn observe<W: Word>(slot: &Slot<W>, usage: impl FnOnce() -> u64, shift: u32) -> Verdict {
-    let track = slot.memory();
-    match track.note(usage, shift) {
-        Some((usage, above)) => track.flag(usage, above),
-        None => Verdict::Quiet,
-    }
+    slot.memory().observe(usage, shift)
 }
 
 impl<W: Word> Track<'_, W> {
-    /// Where `usage` lies.
+    /// As [`observe`].
     #[inline(always)]
-    pub fn place(&self, usage: u64, shift: u32) -> Place {
-        Place::of(usage, self.band.get(), shift)
-    }
-
-    /// The first part, which every charge runs: it writes nothing, and where nobody
-    /// waits it does not even read `usage`. Out of band: the usage, and whether it is
-    /// above.
-    ///
-    /// The band is read before the usage: either is newer than the charge, and who
-    /// has seen an old band leaves its usage to the agent, who reads after publishing.
-    #[inline(always)]
-    pub fn note(&self, usage: impl FnOnce() -> u64, shift: u32) -> Option<(u64, bool)> {
+    pub fn observe(&self, usage: impl FnOnce() -> u64, shift: u32) -> Verdict {
         let band = self.band.get();
         if band == OPEN {
-            return None;
+            return Verdict::Quiet;
         }
-        let usage = usage();
-        match Place::of(usage, band, shift) {
-            Place::Inside => None,
-            place => Some((usage, place == Place::Above)),
-        }
+        compare(band, usage(), shift).map_or(Verdict::Quiet, |outside| self.flag(outside))
     }
 
     /// The second part, out of band: widen the excursion, then make sure that the
     /// agent looks.
     #[inline(always)]
-    pub fn flag(&self, usage: u64, above: bool) -> Verdict {
-        if !self.widen(usage, above) {
+    pub fn flag(&self, outside: Outside) -> Verdict {
+        if !self.widen(outside) {
             return Verdict::Tell;
         }
         if raise_hand(self.pending) { Verdict::Ring } else { Verdict::Quiet }
     }
 
+    /// False when others kept racing for the word.
     #[inline(always)]
-    fn widen(&self, usage: u64, above: bool) -> bool {
-        if above { raise(self.max, usage) } else { lower(self.min, usage) }
+    fn widen(&self, outside: Outside) -> bool {
+        let (tagged, set) = (outside.tagged(), (outside.version & 1) as usize);
+        let (word, none) = if outside.is_above { (&self.max[set], 0) } else { (&self.min[set], u64::MAX) };
+        let covers = |held: u64| if outside.is_above { held >= tagged } else { held <= tagged };
+        let is_same = |held: u64| held != none && (held ^ tagged) & VERSION == 0;
+        let held = word.get();
+        if is_same(held) && covers(held) {
+            return true;
+        }
+        for _ in 0..ATTEMPTS {
+            // A full barrier: what is held is no newer than the version read after it.
+            let held = word.or(0);
+            let version = self.version.get();
+            let mine = age(tagged, version);
+            // Older than the band before the present one: see the module's header.
+            if mine > 1 || held != none && (age(held, version) < mine || is_same(held) && covers(held)) {
+                return true;
+            }
+            if word.cas(held, tagged) == held {
+                return true;
+            }
+        }
+        false
     }
 
-    /// The agent's part when a reading came by the ring instead of the table.
-    pub fn add(&self, usage: u64, shift: u32) {
-        while !self.widen(usage, usage >> shift >= self.band.get() >> 32) {}
+    /// The agent's part when a reading came by the ring instead of the table. It is not
+    /// dropped for its age: the ring may have been read late.
+    pub fn add(&self, outside: Outside) {
+        let version = self.version.get();
+        let is_known = age(outside.version, version) <= 1;
+        let outside = if is_known { outside } else { Outside { version, ..outside } };
+        while !self.widen(outside) {}
     }
 
-    /// Takes the excursion, after `pending` was cleared: see [`take`].
-    pub fn take(&self) -> Excursion {
-        Excursion { max: self.max.xchg(0), min: self.min.xchg(u64::MAX) }
+    /// The agent's part, last: whether `usage`, read after `band` was published, is out of
+    /// it, and another look is due. Then it counts as a reading: a charge that went by an
+    /// older band may leave what it saw to this one, and the next look may be too late for it.
+    pub fn leaves(&self, band: Band, usage: u64) -> bool {
+        let is_out = !band.holds(usage);
+        if is_out {
+            self.add(Outside { usage, is_above: usage >= band.hi, version: self.version.get() });
+        }
+        is_out
     }
 
-    fn give_back(&self, seen: Excursion) {
-        while !raise(self.max, seen.max) {}
-        while !lower(self.min, seen.min) {}
+    /// Takes the excursions, after `pending` was cleared (see [`take`]): that of the
+    /// present version, and that of the one before.
+    pub fn take(&self) -> (Excursion, Excursion) {
+        let version = self.version.get();
+        let take = |version: u64| {
+            let set = (version & 1) as usize;
+            Excursion::of(self.max[set].xchg(0), self.min[set].xchg(u64::MAX), |tagged| {
+                age(tagged, version) == 0
+            })
+        };
+        let late = take(version.wrapping_sub(1));
+        (take(version), late)
+    }
+
+    fn give_back(&self, seen: Excursion, version: u64) {
+        if seen.max > 0 {
+            self.add(Outside { usage: seen.max, is_above: true, version });
+        }
+        if seen.min < u64::MAX {
+            self.add(Outside { usage: seen.min, is_above: false, version });
+        }
     }
 
     /// Takes the band away.
@@ -219,50 +289,32 @@ impl<W: Word> Track<'_, W> {
 
     /// The agent's part, second half; true when there was no band before: then the
     /// [`Epoch`](crate::calm::Epoch) has to end. After that the counter must be read
-    /// again: a usage outside the band means that a charge still went by the old one.
+    /// again ([`leaves`](Self::leaves)): a usage outside the band means that a charge still
+    /// went by the old one.
     #[must_use]
     pub fn publish(&self, band: Band, shift: u32) -> bool {
-        let band = band.pack(shift);
+        let band = band.pack(shift, self.version.get());
         self.band.xchg(band) == OPEN && band != OPEN
     }
+}
+
+/// Compares with a packed `band` a usage that was read after it: where it lies out of it.
+///
+/// In this order, both are newer than the charge, and usage is newer than the band: who
+/// has seen an old band leaves its usage to the agent, who reads after publishing.
+#[inline(always)]
+#[must_use]
+pub const fn compare(band: u64, usage: u64, shift: u32) -> Option<Outside> {
+    if Band::unpack_contains(band, usage, shift) {
+        return None;
+    }
+    Some(Outside { usage, is_above: usage >> shift >= band >> LO_BIT, version: band & VERSION })
 }
 
 /// Sets `pending`; true for the one that set it, who rings.
 #[inline(always)]
 pub fn raise_hand<W: Word>(pending: &W) -> bool {
     pending.get() == 0 && pending.xchg(1) == 0
-}
-
-#[inline(always)]
-fn raise<W: Word>(word: &W, value: u64) -> bool {
-    let mut held = word.get();
-    for _ in 0..ATTEMPTS {
-        if held >= value {
-            return true;
-        }
-        let before = word.cas(held, value);
-        if before == held {
-            return true;
-        }
-        held = before;
-    }
-    false
-}
-
-#[inline(always)]
-fn lower<W: Word>(word: &W, value: u64) -> bool {
-    let mut held = word.get();
-    for _ in 0..ATTEMPTS {
-        if held <= value {
-            return true;
-        }
-        let before = word.cas(held, value);
-        if before == held {
-            return true;
-        }
-        held = before;
-    }
-    false
 }
 
 /// The out-of-band readings since the agent last took them.
@@ -277,6 +329,20 @@ pub struct Excursion {
 impl Excursion {
     /// Nothing out of band was seen.
     pub const NONE: Self = Self { min: u64::MAX, max: 0 };
+
+    /// From the words of a slot, of those readings that count.
+    fn of(max: u64, min: u64, counts: impl Fn(u64) -> bool) -> Self {
+        Self {
+            max: if max != 0 && counts(max) { max >> HI_BIT } else { 0 },
+            min: if min != u64::MAX && counts(min) { min >> HI_BIT } else { u64::MAX },
+        }
+    }
+
+    /// Both of them.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self { min: self.min.min(other.min), max: self.max.max(other.max) }
+    }
 }
 
 /// All that a slot has for the agent.
@@ -286,6 +352,8 @@ pub struct Seen {
     pub memory: Excursion,
     /// Of memory+swap.
     pub sum: Excursion,
+    /// Of both, what was compared with the bands before the present ones.
+    pub late: [Excursion; 2],
     /// OOMs by this group's limit.
     pub ooms: u64,
     /// Windows of reclaim, by level.
@@ -301,20 +369,31 @@ impl Seen {
     pub const NOTHING: Self = Self {
         memory: Excursion::NONE,
         sum: Excursion::NONE,
+        late: [Excursion::NONE; 2],
         ooms: 0,
         windows: [0; 3],
         windows_below: [0; 3],
         emptied: 0,
     };
+
+    /// All of it as if it were new.
+    #[must_use]
+    pub fn merged(self) -> Self {
+        let [memory, sum] = self.late;
+        let none = [Excursion::NONE; 2];
+        Self { memory: self.memory.and(memory), sum: self.sum.and(sum), late: none, ..self }
+    }
 }
 
 /// The agent's part, first half: take what was seen. `pending` is cleared
 /// *before* the rest is taken, so that what comes later rings again.
 pub fn take<W: Word>(slot: &Slot<W>) -> Seen {
     slot.pending.xchg(0);
+    let ((memory, late), (sum, sum_late)) = (slot.memory().take(), slot.sum().take());
     Seen {
-        memory: slot.memory().take(),
-        sum: slot.sum().take(),
+        memory,
+        sum,
+        late: [late, sum_late],
         ooms: slot.ooms.xchg(0),
         windows: slot.windows.each_ref().map(|count| count.xchg(0)),
         windows_below: slot.windows_below.each_ref().map(|count| count.xchg(0)),
@@ -324,8 +403,12 @@ pub fn take<W: Word>(slot: &Slot<W>) -> Seen {
 
 /// Undoes [`take`] when the agent could not go on: to be looked at again.
 pub fn give_back<W: Word>(slot: &Slot<W>, seen: &Seen) {
-    slot.memory().give_back(seen.memory);
-    slot.sum().give_back(seen.sum);
+    let version = slot.version.get();
+    let tracks = [(slot.memory(), seen.memory), (slot.sum(), seen.sum)];
+    for ((track, present), late) in tracks.into_iter().zip(seen.late) {
+        track.give_back(present, version);
+        track.give_back(late, version.wrapping_sub(1));
+    }
     slot.ooms.add(seen.ooms);
     let windows = slot.windows.iter().zip(seen.windows);
     for (word, count) in windows.chain(slot.windows_below.iter().zip(seen.windows_below)) {

@@ -28,11 +28,11 @@ impl<W: Word> Epoch<'_, W> {
         slot.calm.get() == self.0.get().wrapping_add(1) ^ slot.counter.get()
     }
 
-    /// Before a walk: what to keep if it meets nobody. A full barrier (on x86-64), so
-    /// that the bands are read after it.
+    /// Before a walk: what to keep if it meets nobody. A full barrier, so that the bands
+    /// are read after it.
     #[inline(always)]
     pub fn begin(&self) -> u64 {
-        self.0.cas(u64::MAX, u64::MAX).wrapping_add(1)
+        self.0.or(0).wrapping_add(1)
     }
 
     /// The agent's part, after a band was published where none was. Only one thread

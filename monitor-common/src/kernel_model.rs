@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicU64;
 use proptest::{collection::vec, prelude::*};
 
 use crate::{
-    band::{Band, Excursion, Verdict, observe, shift_for, take},
+    band::{Band, Excursion, Outside, Verdict, observe, shift_for, take},
     crossing::{Direction, Step, band_around},
     slot::{Slot, State},
     word::Word as _,
@@ -170,19 +170,35 @@ proptest! {
 
     /// A packed band never calls a usage quiet that lies outside the band.
     #[test]
-    fn packing_rounds_inwards(lo in any::<u64>(), hi in any::<u64>(), usage in any::<u64>(), shift in 0u32..16) {
+    fn packing_rounds_inwards(lo in any::<u64>(), hi in any::<u64>(), usage in any::<u64>(), shift in 0u32..16, version in any::<u64>()) {
         let band = Band { lo, hi };
-        if Band::unpack_contains(band.pack(shift), usage, shift) {
+        if Band::unpack_contains(band.pack(shift, version), usage, shift) {
             prop_assert!(lo <= usage && usage < hi);
         }
     }
 
     /// On hosts whose pages fit, packing at shift 0 is exact.
     #[test]
-    fn packing_is_exact_on_ordinary_hosts(lo in 0u64..1 << 31, hi in 0u64..1 << 31, usage in 0u64..1 << 31) {
-        prop_assert_eq!(shift_for(1 << 30), 0);
+    fn packing_is_exact_on_ordinary_hosts(lo in 0u64..1 << 27, hi in 0u64..1 << 27, usage in 0u64..1 << 27, version in any::<u64>()) {
+        prop_assert_eq!(shift_for((1 << 27) - 1), 0);
         let band = Band { lo, hi };
-        prop_assert_eq!(Band::unpack_contains(band.pack(0), usage, 0), lo <= usage && usage < hi);
+        prop_assert_eq!(Band::unpack_contains(band.pack(0, version), usage, 0), lo <= usage && usage < hi);
+    }
+
+    /// No usage that a host can have is as much as the end of a packed band, were its
+    /// memory doubled; with no band at all, all of it is in band.
+    #[test]
+    fn usage_never_saturates(pages in 1u64..1 << 42, version in any::<u64>()) {
+        let shift = shift_for(pages);
+        prop_assert!(shift < 16);
+        prop_assert!(Band::unpack_contains(Band::EVERYTHING.pack(shift, version), 2 * pages, shift));
+    }
+
+    /// A reading is the same behind the ring.
+    #[test]
+    fn readings_pass_the_ring(usage in 0u64..1 << 55, is_above in any::<bool>(), version in 0u64..256) {
+        let outside = Outside { usage, is_above, version };
+        prop_assert_eq!(Outside::from_word(outside.to_word()), outside);
     }
 }
 

@@ -2,7 +2,8 @@
 //! speak. Nothing here allocates, panics or calls the kernel.
 //!
 //! In the order of the data's path: [`word`] and [`slot`] (the table), [`band`]
-//! (what a charge does), [`life`] (how slots come and go), [`oom`] (which OOMs are one), [`ring`] (how the agent is
+//! (what a charge does), [`life`] (how slots come and go), [`usage`] (what a charge keeps),
+//! [`oom`] (which OOMs are one), [`ring`] (how the agent is
 //! rung), [`ask`] (what it asks), [`crossing`] and [`pressure`] (what it makes of
 //! it), [`mod@line`], [`control`] and [`threshold`] (what clients write; in prose in
 //! `docs/registration.md`).
@@ -20,6 +21,7 @@ pub mod pressure;
 pub mod ring;
 pub mod slot;
 pub mod threshold;
+pub mod usage;
 pub mod word;
 
 #[cfg(all(test, not(loom)))]

@@ -1,5 +1,15 @@
 //! Model check: every interleaving of charges and the agent, for small cases.
 //! `RUSTFLAGS="--cfg loom" cargo test --release -p monitor-common --lib`
+//!
+//! The words are those of the weakest machine that the code runs on: a read-modify-write
+//! acquires and releases, with a fence after it (ours, on the agent's side; the `dmb` that
+//! ends the kernel's and BPF's own), a compare-and-exchange that fails orders nothing, and
+//! plain loads and stores are relaxed. There is no fence where the code has none. That this
+//! finds what the code once had wrong is a test, too: see `cases::before`.
+//!
+//! What loom does not do: a load never returns a value that is stored after it in its own
+//! thread's time (no load buffering), and what is relaxed reads one of a few last stores. So
+//! a pass is no proof for arm64, while a failure is one against it.
 
 use loom::{
     sync::{
@@ -10,246 +20,235 @@ use loom::{
 };
 
 use crate::{
-    band::{Place, Verdict, observe},
+    band::{Band, Excursion, OPEN, Verdict, compare},
     calm::Epoch,
-    crossing::{Direction, Step, band_around},
+    crossing::{Direction, Look, Step, band_around},
     slot::{Slot, State},
+    usage::{UNKNOWN, keep},
     word::Word,
 };
 
-impl Word for AtomicU64 {
-    fn get(&self) -> u64 {
-        // Loom has no SC loads; on the kernel's side loads are ordered after
-        // the charge's full barrier, which `charge` models by a fence.
-        Self::load(self, Ordering::Acquire)
-    }
+/// A word of the model.
+#[derive(Debug)]
+struct Fenced(AtomicU64);
 
-    fn set(&self, value: u64) {
-        Self::store(self, value, Ordering::Release);
-    }
+/// A word whose read-modify-writes acquire and release, and no more: Rust's sequentially
+/// consistent ones on ARMv8.0, when a plain load follows.
+#[derive(Debug)]
+struct Unfenced(AtomicU64);
 
-    fn xchg(&self, value: u64) -> u64 {
-        fence(Ordering::SeqCst);
-        let held = Self::swap(self, value, Ordering::AcqRel);
-        fence(Ordering::SeqCst);
-        held
-    }
-
-    fn cas(&self, old: u64, new: u64) -> u64 {
-        fence(Ordering::SeqCst);
-        let held = match self.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(held) | Err(held) => held,
-        };
-        fence(Ordering::SeqCst);
-        held
-    }
-
-    fn or(&self, bits: u64) -> u64 {
-        fence(Ordering::SeqCst);
-        let held = self.fetch_or(bits, Ordering::AcqRel);
-        fence(Ordering::SeqCst);
-        held
-    }
-
-    fn add(&self, value: u64) {
-        self.fetch_add(value, Ordering::Relaxed);
-    }
+/// What the words of the model have beside [`Word`].
+trait Modelled: Word + Send + Sync + 'static {
+    fn new(value: u64) -> Self;
 }
+
+macro_rules! modelled {
+    ($name:ident, $after:expr) => {
+        impl Modelled for $name {
+            fn new(value: u64) -> Self {
+                Self(AtomicU64::new(value))
+            }
+        }
+
+        impl Word for $name {
+            fn get(&self) -> u64 {
+                self.0.load(Ordering::Relaxed)
+            }
+
+            fn set(&self, value: u64) {
+                self.0.store(value, Ordering::Relaxed);
+            }
+
+            fn xchg(&self, value: u64) -> u64 {
+                let held = self.0.swap(value, Ordering::AcqRel);
+                $after;
+                held
+            }
+
+            fn cas(&self, old: u64, new: u64) -> u64 {
+                match self.0.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed) {
+                    Ok(held) => {
+                        $after;
+                        held
+                    }
+                    Err(held) => held,
+                }
+            }
+
+            fn or(&self, bits: u64) -> u64 {
+                let held = self.0.fetch_or(bits, Ordering::AcqRel);
+                $after;
+                held
+            }
+
+            fn add(&self, value: u64) {
+                self.0.fetch_add(value, Ordering::Relaxed);
+            }
+        }
+    };
+}
+
+modelled!(Fenced, fence(Ordering::SeqCst));
+modelled!(Unfenced, ());
 
 /// One group: the kernel's counter, its slot, and the ring as a count.
-struct Group {
+struct Group<W> {
     counter: AtomicU64,
-    slot: Slot<AtomicU64>,
+    slot: Slot<W>,
     ring: AtomicU64,
-    epoch: AtomicU64,
+    epoch: W,
 }
 
-impl Group {
+/// What the agent remembers of a group, and what it has signalled.
+struct Agent {
+    from: u64,
+    told: (u64, u64),
+    signals: Vec<(u64, Direction)>,
+    /// Whether readings are told whatever band they were compared with.
+    forgets_versions: bool,
+}
+
+impl Agent {
+    fn new(from: u64) -> Self {
+        Self { from, told: (from, from), signals: Vec::new(), forgets_versions: false }
+    }
+
+    fn count(&self, threshold: u64, direction: Direction) -> usize {
+        self.signals.iter().filter(|s| **s == (threshold, direction)).count()
+    }
+}
+
+impl<W: Modelled> Group<W> {
     fn new(usage: u64, thresholds: &[u64]) -> Self {
-        let word = AtomicU64::new;
-        let group = Self { counter: word(usage), slot: Slot::new(word), ring: word(0), epoch: word(0) };
+        let group = Self {
+            counter: AtomicU64::new(usage),
+            slot: Slot::new(W::new),
+            ring: AtomicU64::new(0),
+            epoch: W::new(0),
+        };
         group.slot.state.set(State::online(0).0);
         group.publish(usage, thresholds);
         group
     }
 
-    fn publish(&self, usage: u64, thresholds: &[u64]) {
+    fn publish(&self, usage: u64, thresholds: &[u64]) -> Band {
         let below = thresholds.iter().copied().filter(|t| *t <= usage).max();
         let above = thresholds.iter().copied().filter(|t| *t > usage).min();
-        if self.slot.memory().publish(band_around(below, above), 0) {
+        let band = band_around(below, above);
+        if self.slot.memory().publish(band, 0) {
             Epoch(&self.epoch).end();
         }
+        band
+    }
+
+    /// The kernel's `atomic_long_add_return` or `sub_return`: a full barrier.
+    fn move_counter(&self, pages: i64) {
+        fence(Ordering::SeqCst);
+        self.counter.fetch_add(pages as u64, Ordering::AcqRel);
+        fence(Ordering::SeqCst);
+    }
+
+    /// A plain load inside the kernel.
+    fn usage(&self) -> u64 {
+        self.counter.load(Ordering::Relaxed)
     }
 
     /// A charge in a group below this one, whose slot is `child`: it comes up here
     /// only if it has to.
-    fn charge_below(&self, child: &Slot<AtomicU64>, pages: i64) {
-        fence(Ordering::SeqCst);
-        self.counter.fetch_add(pages as u64, Ordering::AcqRel);
-        fence(Ordering::SeqCst);
+    fn charge_below(&self, child: &Slot<W>, pages: i64, begin: fn(&Epoch<'_, W>) -> u64) {
+        self.move_counter(pages);
         let epoch = Epoch(&self.epoch);
         if epoch.is_calm_above(child) {
             return;
         }
         if self.slot.is_awaited() {
-            observe(&self.slot, || self.counter.load(Ordering::Relaxed), 0);
+            self.look();
             return;
         }
-        let begun = epoch.begin();
+        let begun = begin(&epoch);
         if !self.slot.is_awaited() {
             child.set_calm(begun, 0);
         }
     }
 
-    fn read(&self) -> u64 {
+    /// A program's look at a counter.
+    fn look(&self) -> Verdict {
+        let band = self.slot.band.get();
+        if band == OPEN {
+            return Verdict::Quiet;
+        }
+        // In between usage is kept, a full barrier.
         fence(Ordering::SeqCst);
-        self.counter.load(Ordering::Relaxed)
+        compare(band, self.usage(), 0).map_or(Verdict::Quiet, |outside| self.slot.memory().flag(outside))
     }
 
-    /// A charge on some CPU: the kernel moves its counter with a full barrier,
-    /// then our program looks. A failed doorbell (ring full) rings nothing.
+    /// A charge on some CPU. A failed doorbell (ring full) rings nothing.
     fn charge(&self, pages: i64, ring_is_full: bool) {
-        fence(Ordering::SeqCst);
-        self.counter.fetch_add(pages as u64, Ordering::AcqRel);
-        fence(Ordering::SeqCst);
-        let usage = || self.counter.load(Ordering::Relaxed);
-        if observe(&self.slot, usage, 0) != Verdict::Quiet && !ring_is_full {
+        self.move_counter(pages);
+        self.ring_for(self.look(), ring_is_full);
+    }
+
+    fn ring_for(&self, verdict: Verdict, ring_is_full: bool) {
+        if verdict != Verdict::Quiet && !ring_is_full {
             self.ring.fetch_add(1, Ordering::AcqRel);
         }
     }
 
-    /// What the agent does when it looks: the loop of `monitor::watch`.
-    fn drain(&self, from: &mut u64, thresholds: &[u64], signals: &mut Vec<(u64, Direction)>) {
+    /// A charge that meets its own limit: what it added is taken back by an atomic that
+    /// orders nothing, and the program adds a barrier, or does not.
+    fn fail_to_charge(&self, pages: u64, barrier: bool) {
+        self.move_counter(pages as i64);
+        self.counter.fetch_sub(pages, Ordering::Relaxed);
+        if barrier {
+            fence(Ordering::SeqCst);
+        }
+        self.ring_for(self.look(), false);
+    }
+
+    /// What the agent does when it looks: the loop of `monitor::watcher`.
+    fn drain(&self, agent: &mut Agent, thresholds: &[u64]) {
         loop {
             // `band::take`, of the words that a charge writes: the others would
             // only multiply the interleavings.
             self.slot.pending.xchg(0);
-            let seen = self.slot.memory().take();
-            let now = self.read();
-            let step = Step { from: *from, seen, now };
-            for &t in thresholds {
-                signals.extend(step.crossings(t).into_iter().flatten().map(|d| (t, d)));
+            let (mut seen, mut late) = self.slot.memory().take();
+            if agent.forgets_versions {
+                (seen, late) = (seen.and(late), Excursion::NONE);
             }
-            *from = now;
-            self.publish(now, thresholds);
-            if self.slot.memory().place(self.read(), 0) == Place::Inside {
+            let now = self.usage();
+            let look = Look { step: Step { from: agent.from, seen, now }, late, told: agent.told };
+            for &t in thresholds {
+                agent.signals.extend(look.crossings(t).into_iter().flatten().map(|d| (t, d)));
+            }
+            (agent.from, agent.told) = (now, look.range());
+            self.slot.next_version();
+            let band = self.publish(now, thresholds);
+            if !self.slot.memory().leaves(band, self.usage()) {
                 return;
             }
         }
     }
-}
 
-fn is_above(start: u64, threshold: u64, signals: &[(u64, Direction)]) -> bool {
-    let ups = signals.iter().filter(|s| **s == (threshold, Direction::Up)).count() as i64;
-    let downs = signals.iter().filter(|s| **s == (threshold, Direction::Down)).count() as i64;
-    i64::from(threshold <= start) + ups - downs == 1
-}
-
-/// Two CPUs charge while the agent looks. At rest, with every rung doorbell
-/// answered, each threshold's signals tell where usage is.
-#[test]
-fn what_holds_at_rest_was_signalled() {
-    let mut three_threads = loom::model::Builder::new();
-    // Unbounded, this takes hours; two preemptions take a minute, and the
-    // two-thread cases below are exhaustive.
-    three_threads.preemption_bound = Some(2);
-    three_threads.check(|| {
-        const THRESHOLDS: [u64; 2] = [4, 6];
-        let group = Arc::new(Group::new(3, &THRESHOLDS));
-        let cpus: Vec<_> = [2i64, 3]
-            .into_iter()
-            .map(|pages| {
-                let group = Arc::clone(&group);
-                thread::spawn(move || group.charge(pages, false))
-            })
-            .collect();
-        let (mut from, mut signals) = (3, Vec::new());
-        // The agent is woken at some moment, perhaps for nothing.
-        group.drain(&mut from, &THRESHOLDS, &mut signals);
-        for cpu in cpus {
-            cpu.join().unwrap_or_default();
+    /// The same once more, if it was rung for.
+    fn drain_again(&self, agent: &mut Agent, thresholds: &[u64]) {
+        if self.slot.pending.get() != 0 {
+            self.drain(agent, thresholds);
         }
-        if group.slot.pending.load(Ordering::Acquire) != 0 {
-            assert!(group.ring.load(Ordering::Acquire) > 0, "pending without a doorbell");
-            group.drain(&mut from, &THRESHOLDS, &mut signals);
-        }
-        for t in THRESHOLDS {
-            assert!(is_above(3, t, &signals), "{t} was crossed and not signalled: {signals:?}");
-        }
-    });
-}
-
-/// Over a threshold and back while the agent may be anywhere: either both
-/// crossings are signalled or the agent saw neither, never one of the two.
-#[test]
-fn a_spike_is_told_whole() {
-    loom::model(|| {
-        const THRESHOLDS: [u64; 1] = [4];
-        let group = Arc::new(Group::new(3, &THRESHOLDS));
-        let cpu = {
-            let group = Arc::clone(&group);
-            thread::spawn(move || {
-                group.charge(2, false);
-                group.charge(-2, false);
-            })
-        };
-        let (mut from, mut signals) = (3, Vec::new());
-        group.drain(&mut from, &THRESHOLDS, &mut signals);
-        cpu.join().unwrap_or_default();
-        if group.slot.pending.load(Ordering::Acquire) != 0 {
-            group.drain(&mut from, &THRESHOLDS, &mut signals);
-        }
-        assert!(!is_above(3, 4, &signals), "usage is below, signals say above: {signals:?}");
-        assert!(!signals.is_empty(), "the charge returned with the threshold crossed");
-    });
-}
-
-/// A first threshold comes while a group below charges, whose slot says that nobody
-/// waits above: the charge comes up, or the agent sees it.
-#[test]
-fn a_calm_group_wakes_up() {
-    for calm in [true, false] {
-        loom::model(move || {
-            const THRESHOLDS: [u64; 1] = [5];
-            let group = Arc::new(Group::new(3, &[]));
-            let child = Arc::new(Slot::new(AtomicU64::new));
-            if calm {
-                child.set_calm(Epoch(&group.epoch).begin(), 0);
-            }
-            let cpu = {
-                let (group, child) = (Arc::clone(&group), Arc::clone(&child));
-                thread::spawn(move || {
-                    group.charge_below(&child, 1);
-                    group.charge_below(&child, 1);
-                })
-            };
-            let (mut from, mut signals) = (3, Vec::new());
-            group.drain(&mut from, &THRESHOLDS, &mut signals);
-            cpu.join().unwrap_or_default();
-            if group.slot.pending.load(Ordering::Acquire) != 0 {
-                group.drain(&mut from, &THRESHOLDS, &mut signals);
-            }
-            assert!(is_above(3, 5, &signals), "not signalled: {signals:?}");
-        });
     }
 }
 
-/// A full ring loses the doorbell, never the state: the sweep finds `pending`.
-#[test]
-fn a_lost_doorbell_leaves_its_mark() {
-    loom::model(|| {
-        const THRESHOLDS: [u64; 1] = [4];
-        let group = Arc::new(Group::new(3, &THRESHOLDS));
-        let cpu = {
-            let group = Arc::clone(&group);
-            thread::spawn(move || group.charge(2, true))
-        };
-        let (mut from, mut signals) = (3, Vec::new());
-        group.drain(&mut from, &THRESHOLDS, &mut signals);
-        cpu.join().unwrap_or_default();
-        if group.slot.pending.load(Ordering::Acquire) != 0 {
-            group.drain(&mut from, &THRESHOLDS, &mut signals);
-        }
-        assert!(is_above(3, 4, &signals), "not signalled: {signals:?}");
-    });
+fn is_above(start: u64, threshold: u64, agent: &Agent) -> bool {
+    let ups = agent.count(threshold, Direction::Up) as i64;
+    let downs = agent.count(threshold, Direction::Down) as i64;
+    i64::from(threshold <= start) + ups - downs == 1
 }
+
+/// What takes hours unbounded: with so many preemptions, seconds. The other cases are
+/// exhaustive.
+fn bounded(preemptions: usize, check: impl Fn() + Send + Sync + 'static) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(preemptions);
+    model.check(check);
+}
+
+mod cases;

@@ -9,8 +9,8 @@ pub struct Doorbell {
     pub kind: u32,
     /// The slot that it is about; not with `LIMITS`.
     pub slot: u32,
-    /// When it rang, by `CLOCK_MONOTONIC` in nanoseconds (`SLOT`); pages
-    /// (`READING`, `SUM_READING`).
+    /// When it rang, by `CLOCK_MONOTONIC` in nanoseconds (`SLOT`); an
+    /// [`Outside`](crate::band::Outside) (`READING`, `SUM_READING`).
     pub value: u64,
 }
 

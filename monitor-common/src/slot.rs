@@ -3,7 +3,7 @@
 //! Everything that both sides share is made of 64-bit words without padding, so
 //! that the layout is the same for the BPF target and the host.
 
-use crate::{band, calm, word::Word};
+use crate::{band, calm, usage, word::Word};
 
 /// Version of all that both sides share. Bump on any change of layout or meaning.
 pub const SCHEMA: u32 = 5;
@@ -22,8 +22,9 @@ pub const PARENT_ROOT: u64 = u64::MAX;
 /// pointers say it instead.
 pub const PARENT_UNKNOWN: u64 = u64::MAX - 1;
 
-/// One memory cgroup. The first words are what a charge reads, in one cache line;
-/// while usage stays in band it writes nothing there, so that CPUs share it.
+/// One memory cgroup, by cache lines: what each charge reads; what was seen out of band;
+/// what else happens; usage. While usage stays in band, a charge writes only the last, and
+/// only where the group is [followed](Slot::is_awaited); so CPUs share the first.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct Slot<W> {
@@ -47,45 +48,60 @@ pub struct Slot<W> {
     /// Slots whose `parent` is this one: as long as there are any it is not given back.
     pub below: W,
 
-    /// Highest out-of-band reading since the agent last looked; 0: none.
-    pub max_seen: W,
-    /// Lowest out-of-band reading since the agent last looked; `u64::MAX`: none.
-    pub min_seen: W,
+    /// Highest out-of-band readings since the agent last looked, each with the version of
+    /// its band, by the lowest bit of that; 0: none.
+    pub max_seen: [W; 2],
+    /// Lowest out-of-band readings, likewise; `u64::MAX`: none.
+    pub min_seen: [W; 2],
+    /// As `max_seen`, of memory+swap.
+    pub sum_max_seen: [W; 2],
+    /// As `min_seen`, of memory+swap.
+    pub sum_min_seen: [W; 2],
+
     /// 1 while the agent has something to do here.
     pub pending: W,
-    /// As `max_seen`, of memory+swap.
-    pub sum_max_seen: W,
-    /// As `min_seen`, of memory+swap.
-    pub sum_min_seen: W,
     /// OOMs by this group's limit since the agent last looked.
     pub ooms: W,
     /// `bpf_get_current_pid_tgid()` of the task whose OOM holds this group; 0: none.
     pub oom_holder: W,
     /// When the latest OOM that is under way below began, as `oom_since`; 0: none.
     pub oom_below: W,
-
     /// When the holder began, in nanoseconds since boot.
     pub oom_since: W,
     /// Windows of reclaim since the agent last looked, by
     /// [`Level`](crate::pressure::Level).
     pub windows: [W; 3],
+
     /// Times that the group and all below it became empty of tasks since the
     /// agent last looked.
     pub emptied: W,
     /// As `windows`, of groups below this one that have no slot of their own.
     pub windows_below: [W; 3],
-
     /// Usage when the group went offline, in pages.
     pub last: W,
     /// As `last`, of memory+swap.
     pub sum_last: W,
     /// 1: charges further down end their walk here, [`REACH`] levels up.
     pub deep: W,
-    /// Unused; keeps a slot at four cache lines.
-    pub tail: [W; 5],
+    /// Unused; what follows is another cache line.
+    pub spare: W,
+
+    /// Pages charged, kept by each charge while the group is followed; see
+    /// [`usage`](crate::usage).
+    pub usage: W,
+    /// The kernel's own high-water mark (`page_counter.watermark`) in pages, kept likewise.
+    pub peak: W,
+    /// The group's own limit (`page_counter.max`) in pages, when it was last asked for.
+    pub limit: W,
+    /// The generation of which the three were last asked for, plus one; 0: of none.
+    pub read_of: W,
+    /// The version of the next bands to be published; the agent's.
+    pub version: W,
+    /// Unused; keeps a slot at five cache lines.
+    pub tail: [W; 3],
 }
 
-const _: () = assert!(size_of::<Slot<u64>>() == 256);
+const _: () = assert!(size_of::<Slot<u64>>() == 320);
 
 /// The `state` word of a slot: generation in the upper 56 bits, flags below.
 /// A slot that is used again has a new generation, so a stale index is noticed.
@@ -152,11 +168,11 @@ impl<W> Slot<W> {
             cgroup_id: zero(),
             calm: word(calm::NEVER),
             below: zero(),
-            max_seen: zero(),
-            min_seen: word(u64::MAX),
+            max_seen: [zero(), zero()],
+            min_seen: [word(u64::MAX), word(u64::MAX)],
+            sum_max_seen: [zero(), zero()],
+            sum_min_seen: [word(u64::MAX), word(u64::MAX)],
             pending: zero(),
-            sum_max_seen: zero(),
-            sum_min_seen: word(u64::MAX),
             ooms: zero(),
             oom_holder: zero(),
             oom_below: zero(),
@@ -167,7 +183,13 @@ impl<W> Slot<W> {
             last: zero(),
             sum_last: zero(),
             deep: zero(),
-            tail: [zero(), zero(), zero(), zero(), zero()],
+            spare: zero(),
+            usage: word(usage::UNKNOWN),
+            peak: word(usage::UNKNOWN),
+            limit: word(usage::UNKNOWN),
+            read_of: zero(),
+            version: zero(),
+            tail: [zero(), zero(), zero()],
         }
     }
 }
@@ -186,9 +208,12 @@ impl<W: Word> Slot<W> {
     /// Nothing has happened here yet.
     pub fn forget(&self) {
         self.sum_band.set(band::OPEN);
-        for (max, min) in [(&self.max_seen, &self.min_seen), (&self.sum_max_seen, &self.sum_min_seen)] {
-            max.set(0);
-            min.set(u64::MAX);
+        // Each by itself: of a chain of iterators the verifier would have to be convinced.
+        for set in 0..2 {
+            self.max_seen[set].set(0);
+            self.min_seen[set].set(u64::MAX);
+            self.sum_max_seen[set].set(0);
+            self.sum_min_seen[set].set(u64::MAX);
         }
         let counts =
             [&self.pending, &self.ooms, &self.oom_holder, &self.oom_below, &self.emptied, &self.deep];

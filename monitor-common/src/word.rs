@@ -4,9 +4,10 @@
 
 /// A 64-bit word that several CPUs read and write at once.
 ///
-/// `xchg`, `or` and a `cas` that wrote are full barriers (as the kernel's value-returning
-/// atomics and BPF's fetching atomics are); `get` and `set` order nothing. A `cas` that did
-/// not write is one on x86-64 only.
+/// `xchg`, `or` and a `cas` that wrote are full barriers, as the kernel's value-returning
+/// atomics and BPF's fetching atomics are (`Documentation/atomic_t.txt`). A `cas` that did
+/// not write orders nothing, and neither do `get` and `set`. So what is to be read behind a
+/// barrier is read by `or(0)`, which always writes.
 pub trait Word {
     /// Reads the word.
     fn get(&self) -> u64;
@@ -16,7 +17,8 @@ pub trait Word {
     fn xchg(&self, value: u64) -> u64;
     /// Writes `new` if the word holds `old`; returns what it held; full barrier if it wrote.
     fn cas(&self, old: u64, new: u64) -> u64;
-    /// Sets `bits`, returns what it held; full barrier.
+    /// Sets `bits`, returns what it held; full barrier. A program has to use what it held:
+    /// else the compiler emits an atomic that fetches nothing, which orders nothing.
     fn or(&self, bits: u64) -> u64;
     /// Adds `value`, wrapping; orders nothing.
     fn add(&self, value: u64);
@@ -24,9 +26,17 @@ pub trait Word {
 
 #[cfg(all(not(loom), not(target_arch = "bpf")))]
 mod native {
-    use core::sync::atomic::{AtomicU64, Ordering};
+    use core::sync::atomic::{AtomicU64, Ordering, fence};
 
     use super::Word;
+
+    /// Rust's sequentially consistent read-modify-writes order what comes before them by
+    /// their store's release. But on ARMv8.0 (`ldaxr`, `stlxr`, no `dmb`) a plain load that
+    /// comes after may pass that store: the agent's next is the kernel's, in a program.
+    fn full(held: u64) -> u64 {
+        fence(Ordering::SeqCst);
+        held
+    }
 
     impl Word for AtomicU64 {
         fn get(&self) -> u64 {
@@ -38,17 +48,18 @@ mod native {
         }
 
         fn xchg(&self, value: u64) -> u64 {
-            Self::swap(self, value, Ordering::SeqCst)
+            full(Self::swap(self, value, Ordering::SeqCst))
         }
 
         fn cas(&self, old: u64, new: u64) -> u64 {
-            match self.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst) {
-                Ok(held) | Err(held) => held,
+            match self.compare_exchange(old, new, Ordering::SeqCst, Ordering::Relaxed) {
+                Ok(held) => full(held),
+                Err(held) => held,
             }
         }
 
         fn or(&self, bits: u64) -> u64 {
-            self.fetch_or(bits, Ordering::SeqCst)
+            full(self.fetch_or(bits, Ordering::SeqCst))
         }
 
         fn add(&self, value: u64) {

@@ -5,11 +5,12 @@ use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use monitor_common::{
     ask::Ask,
     ring::Tally,
-    slot::{REACH, State},
+    slot::{REACH, Slot, State},
     word::Word as _,
 };
 
 use crate::{
+    charge::{keep_peak, keep_usage},
     file,
     group::{self, TOP},
     kernel, maps,
@@ -38,9 +39,16 @@ pub fn ask(question: u64, arg1: u64, arg2: u64) {
         Ask::TIDY => Ok(give_back_from(arg1 as u32)),
         Ask::ABOVE => above(arg1 as u32, arg2),
         Ask::LOWEST_LIMIT => counter(arg1 as u32, arg2, lowest_limit),
+        Ask::READ => {
+            read_all(arg1 as u32, (arg2 as u32).min(Ask::AT_ONCE));
+            Ok(0)
+        }
         Ask::USAGE | Ask::SUM | Ask::LIMIT | Ask::PEAK | Ask::UNDER_OOM => {
             counter(arg1 as u32, arg2, |at| match question {
-                Ask::USAGE => kernel::usage_at(at),
+                Ask::USAGE => {
+                    keep_if_followed(arg1 as u32);
+                    kernel::usage_at(at)
+                }
                 Ask::SUM => Some(kernel::sum_at(at)?.0),
                 Ask::LIMIT => kernel::limit_at(at),
                 Ask::PEAK => kernel::watermark_at(at),
@@ -72,6 +80,70 @@ fn recycle(index: u32, generation: u64) -> Result<u64, u64> {
         return Err(Ask::GONE);
     }
     Ok(give_back_from(index))
+}
+
+/// Keeps usage and peak as a charge does: after a first band was published, for charges that
+/// did not see it, and in a sweep, for those that no program saw.
+#[inline(always)]
+fn keep_if_followed(index: u32) {
+    if maps::slot(index).is_some_and(Slot::is_awaited) {
+        keep_usage(index);
+        keep_peak(index);
+    }
+}
+
+/// Turns of a loop in a loop: few for the verifier, which goes through each.
+const TURNS: u32 = 32;
+
+const _: () = assert!(TURNS * TURNS == Ask::AT_ONCE);
+
+/// Reads `count` slots, from `first` on.
+#[inline(always)]
+fn read_all(first: u32, count: u32) {
+    for turn in 0..maps::rolled(TURNS as usize) as u32 {
+        let done = turn * TURNS;
+        if done >= count {
+            break;
+        }
+        read_some(first + done, count - done);
+    }
+}
+
+/// The same of at most [`TURNS`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn read_some(first: u32, count: u32) -> u64 {
+    for turn in 0..maps::rolled(TURNS as usize) as u32 {
+        if turn >= count {
+            break;
+        }
+        read_one(first + turn);
+    }
+    0
+}
+
+/// The same of one; usage only where it is not kept. By the protocol of
+/// [`usage`](monitor_common::usage), since somebody may begin to follow the group; of which
+/// group it was is written last, and only if that is still there.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn read_one(index: u32) -> u64 {
+    let Some(slot) = maps::slot(index) else { return 0 };
+    let state = slot.state();
+    if !state.is_live() {
+        return 0;
+    }
+    if slot.kept_usage().is_none() {
+        keep_usage(index);
+    }
+    keep_peak(index);
+    let Some(limit) = kernel::limit_at(slot.counter.get()) else { return 0 };
+    slot.limit.set(limit);
+    let after = State(slot.state.or(0));
+    if after.generation() == state.generation() && after.is_live() {
+        slot.read_of.set(state.generation() + 1);
+    }
+    0
 }
 
 /// Gives slot `index` back, and those above it that only waited for that: where to go on,
@@ -154,11 +226,11 @@ fn counter(index: u32, generation: u64, read: impl Fn(u64) -> Option<u64>) -> Re
     // Refused at once, not after the look at the state: verifiers before 6.8
     // forget that a failed read has failed.
     let Some(value) = read(slot.counter.get()) else {
-        let state = State(slot.state.cas(u64::MAX, u64::MAX));
+        let state = State(slot.state.or(0));
         return Err(if state.is_live() { Ask::FAULT } else { Ask::GONE });
     };
-    // A full barrier (on x86-64), and always a no-op: the state after the read.
-    let state = State(slot.state.cas(u64::MAX, u64::MAX));
+    // Changes nothing, and is a full barrier: the state after the read.
+    let state = State(slot.state.or(0));
     if state.generation() != generation || !state.is_live() {
         return Err(Ask::GONE);
     }

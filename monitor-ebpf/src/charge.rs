@@ -1,11 +1,12 @@
 //! The hot path: after every change of a page counter, look at it and at all
 //! its ancestors.
 
-use aya_ebpf::helpers::bpf_get_smp_processor_id;
+use aya_ebpf::{helpers::bpf_get_smp_processor_id, programs::FExitContext};
 use monitor_common::{
-    band::{OPEN, Place},
+    band::{OPEN, Outside, compare},
     ring::{Doorbell, Tally},
     slot::{PARENT_ROOT, PARENT_UNKNOWN, REACH, Slot},
+    usage::keep,
     word::Word as _,
 };
 
@@ -13,34 +14,48 @@ use crate::{
     group::{self, TOP},
     kernel::{self, Counter},
     maps,
-    word::BpfWord,
+    word::{BpfWord, full_barrier},
 };
 
 /// Looks at `counter`, and at its ancestors where somebody waits for one of them:
 /// compare with the band, if there is one.
 ///
 /// Runs for failed charges too: they have moved the counters up and down again,
-/// and another CPU's look may have caught the passing value.
+/// and another CPU's look may have caught the passing value. Only where the counter
+/// `rises` may its high-water mark have moved.
 #[inline(always)]
-pub fn look(counter: Counter) {
+fn look(counter: Counter, rises: bool) {
     let distance = maps::distance(counter.address());
     let Some((index, slot)) = maps::guess(distance, counter.address()) else {
         look_up(kernel::scalar(counter.address()), distance);
         return;
     };
     if slot.is_awaited() {
-        look_at(index, slot, || counter.usage());
+        let band = slot.band.get();
+        let usage = counter.usage();
+        slot.usage.xchg(usage);
+        let again = counter.usage();
+        look_at(index, slot, band, usage, again, if rises { Some(counter.watermark()) } else { None });
     }
     if !maps::epoch().is_calm_above(slot) {
         look_above(index.into());
     }
 }
 
-/// One group's part of a look.
+/// One group's part of a look: `band` was read first, then `kept`; that was written to the
+/// slot, a full barrier, and then the counter was read again (see [`keep`]): so `usage` is
+/// newer than the band on every processor.
 #[inline(always)]
-fn look_at(index: u32, slot: &Slot<BpfWord>, usage: impl FnOnce() -> u64) {
-    if let Some((usage, above)) = slot.memory().note(usage, maps::band_shift()) {
-        out_of_band(index, usage, if above { ABOVE } else { 0 });
+fn look_at(index: u32, slot: &Slot<BpfWord>, band: u64, kept: u64, usage: u64, peak: Option<u64>) {
+    if usage != kept {
+        keep_usage(index);
+    }
+    // Whoever moved the mark is behind that barrier, too: so it is read no older than his.
+    if peak.is_some_and(|peak| slot.peak.get() != peak) {
+        keep_peak(index);
+    }
+    if let Some(outside) = compare(band, usage, maps::band_shift()) {
+        out_of_band(index, outside.to_word(), MEMORY);
     }
     if slot.sum_band.get() != OPEN {
         look_at_sum(index);
@@ -74,9 +89,34 @@ extern "C" fn look_up(address: u64, distance: u64) -> u64 {
 extern "C" fn look_there(index: u32) -> u64 {
     if let Some(slot) = maps::slot(index)
         && slot.is_awaited()
-        && let Some(usage) = kernel::usage_at(slot.counter.get())
     {
-        look_at(index, slot, || usage);
+        let (band, address) = (slot.band.get(), slot.counter.get());
+        if let Some(usage) = kernel::usage_at(address) {
+            slot.usage.xchg(usage);
+            if let (Some(again), Some(peak)) = (kernel::usage_at(address), kernel::watermark_at(address)) {
+                look_at(index, slot, band, usage, again, Some(peak));
+            }
+        }
+    }
+    0
+}
+
+/// Keeps a group's usage in its slot.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn keep_usage(index: u32) -> u64 {
+    if let Some(slot) = maps::slot(index) {
+        keep(&slot.usage, || kernel::usage_at(slot.counter.get()), maps::rolled);
+    }
+    0
+}
+
+/// Keeps its peak.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub extern "C" fn keep_peak(index: u32) -> u64 {
+    if let Some(slot) = maps::slot(index) {
+        keep(&slot.peak, || kernel::watermark_at(slot.counter.get()), maps::rolled);
     }
     0
 }
@@ -199,22 +239,22 @@ extern "C" fn climb_counters(address: u64) -> u64 {
     if maps::epoch().is_calm_above(slot) { TOP | MET } else { found | MET }
 }
 
-/// What [`out_of_band`] is about: bits.
-const ABOVE: u64 = 1;
-const SUM: u64 = 2;
+/// What [`out_of_band`] is about.
+const MEMORY: u64 = 0;
+const SUM: u64 = 1;
 
-/// The rare part of a look.
+/// The rare part of a look; `reading` is an [`Outside`].
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn out_of_band(index: u32, usage: u64, what: u64) -> u64 {
+extern "C" fn out_of_band(index: u32, reading: u64, what: u64) -> u64 {
     if let Some(slot) = maps::slot(index) {
-        let above = what & ABOVE != 0;
-        let (verdict, reading) = if what & SUM == 0 {
-            (slot.memory().flag(usage, above), Doorbell::READING)
+        let outside = Outside::from_word(reading);
+        let (verdict, kind) = if what == MEMORY {
+            (slot.memory().flag(outside), Doorbell::READING)
         } else {
-            (slot.sum().flag(usage, above), Doorbell::SUM_READING)
+            (slot.sum().flag(outside), Doorbell::SUM_READING)
         };
-        maps::ring_for(verdict, reading, index, usage);
+        maps::ring_for(verdict, kind, index, reading);
     }
     0
 }
@@ -226,17 +266,12 @@ extern "C" fn out_of_band(index: u32, usage: u64, what: u64) -> u64 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn look_at_sum(index: u32) -> u64 {
-    if let Some(slot) = maps::slot(index)
-        && let Some((sum, true)) = kernel::sum_at(slot.counter.get())
-    {
-        match slot.sum().place(sum, maps::band_shift()) {
-            Place::Inside => {}
-            Place::Above => {
-                out_of_band(index, sum, SUM | ABOVE);
-            }
-            Place::Below => {
-                out_of_band(index, sum, SUM);
-            }
+    if let Some(slot) = maps::slot(index) {
+        let band = slot.sum_band.get();
+        if let Some((sum, true)) = kernel::sum_at(slot.counter.get())
+            && let Some(outside) = compare(band, sum, maps::band_shift())
+        {
+            out_of_band(index, outside.to_word(), SUM);
         }
     }
     0
@@ -249,11 +284,23 @@ extern "C" fn look_at_sum(index: u32) -> u64 {
 /// twin, which is not running then, does the work. The mark is the address of
 /// the call's own context, unique among the calls that are under way.
 #[inline(always)]
-pub fn first(context: u64, counter: Counter) {
+pub fn first(context: u64, counter: Counter, rises: bool) {
     // SAFETY: takes nothing, returns a number.
     let cpu = unsafe { bpf_get_smp_processor_id() };
     maps::seen(cpu).set(context);
-    look(counter);
+    look(counter, rises);
+}
+
+/// Before either program of a pair at `page_counter_try_charge`: where a counter's own limit
+/// stood in the way, the kernel takes back what it added by `atomic_long_sub` (5.12 to 7.2),
+/// which orders nothing; and the look has to come after that.
+#[inline(always)]
+pub fn tried(ctx: &FExitContext) {
+    // The fourth is what it returned, a `bool`: the rest of the register is anything.
+    let charged: u64 = ctx.arg(3);
+    if charged & 0xff == 0 {
+        full_barrier();
+    }
 }
 
 /// The second program of a pair: looks only if the first was skipped.

@@ -5,7 +5,7 @@
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
 
-use crate::maps;
+use crate::{maps, word::full_barrier};
 
 /// A `struct page_counter` that the verifier knows as such.
 #[derive(Clone, Copy)]
@@ -31,6 +31,13 @@ impl Counter {
         let usage = unsafe { load(self.0, maps::off_counter_usage()) };
         // Momentarily negative while a racing uncharge underflows: not a lot.
         if (usage as i64) < 0 { 0 } else { usage }
+    }
+
+    /// The most pages charged so far, by the kernel's own mark.
+    #[inline(always)]
+    pub fn watermark(self) -> u64 {
+        // SAFETY: as for `usage`.
+        unsafe { load(self.0, maps::off_counter_watermark()) }
     }
 }
 
@@ -106,19 +113,23 @@ pub fn memory_of_swap(address: u64) -> u64 {
 /// both were read at one moment. v1 counts the sum itself.
 ///
 /// A task that is preempted between two readings may come back to another world:
-/// so memory has to be the same before and after. Where it never is, somebody else
-/// changes it, and looks for himself.
+/// so memory has to be the same before and after, in this order on every processor. Where
+/// it never is, somebody else changes it, and looks for himself.
 #[inline(always)]
 pub fn sum_at(address: u64) -> Option<(u64, bool)> {
     const ATTEMPTS: usize = 4;
     let swap = address - maps::off_memcg_memory() + maps::off_memcg_swap();
+    // Behind the band that it is compared with, too.
+    full_barrier();
     if maps::swap_is_sum() != 0 {
         return Some((usage_at(swap)?, true));
     }
     let mut memory = usage_at(address)?;
     let mut sum = memory;
     for _ in 0..maps::rolled(ATTEMPTS) {
+        full_barrier();
         sum = memory + usage_at(swap)?;
+        full_barrier();
         let again = usage_at(address)?;
         if again == memory {
             return Some((sum, true));

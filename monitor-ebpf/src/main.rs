@@ -24,16 +24,18 @@ use aya_ebpf::{
 use crate::kernel::Counter;
 
 macro_rules! charge_hooks {
-    ($($first:ident, $second:ident;)*) => {
+    ($($first:ident, $second:ident, $rises:literal $(, $before:path)?;)*) => {
         $(
             #[fexit]
             fn $first(ctx: FExitContext) -> i32 {
-                charge::first(ctx.as_ptr() as u64, Counter::new(ctx.arg(0)));
+                $($before(&ctx);)?
+                charge::first(ctx.as_ptr() as u64, Counter::new(ctx.arg(0)), $rises);
                 0
             }
 
             #[fexit]
             fn $second(ctx: FExitContext) -> i32 {
+                $($before(&ctx);)?
                 charge::second(ctx.as_ptr() as u64, Counter::new(ctx.arg(0)));
                 0
             }
@@ -42,9 +44,9 @@ macro_rules! charge_hooks {
 }
 
 charge_hooks! {
-    try_charge_1, try_charge_2;
-    charge_1, charge_2;
-    uncharge_1, uncharge_2;
+    try_charge_1, try_charge_2, true, charge::tried;
+    charge_1, charge_2, true;
+    uncharge_1, uncharge_2, false;
 }
 
 #[fentry]

@@ -5,6 +5,7 @@ use core::{
     intrinsics::{AtomicOrdering, atomic_cxchg, atomic_or, atomic_xadd, atomic_xchg},
 };
 
+use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use monitor_common::word::Word;
 
 /// A word in a map that other CPUs and the agent write too.
@@ -27,6 +28,20 @@ impl BpfWord {
 
 // SAFETY: every access is one whole-word load, store or atomic.
 unsafe impl Sync for BpfWord {}
+
+/// Words that carry nothing, on cache lines of their own; more CPUs share them.
+static BARRIERS: [BpfWord; 64 * LINE] = [const { BpfWord::zero() }; 64 * LINE];
+
+/// Words in a cache line.
+const LINE: usize = 8;
+
+/// A full barrier, in the only shape that these programs have one: an atomic that fetches.
+#[inline(always)]
+pub fn full_barrier() {
+    // SAFETY: takes nothing, returns a number.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    BARRIERS[cpu as usize % 64 * LINE].xchg(0);
+}
 
 impl Word for BpfWord {
     #[inline(always)]

@@ -15,6 +15,7 @@ pub use ring::{Doorbells, Record};
 
 use std::{
     fmt, fs,
+    ops::Range,
     os::fd::{AsFd as _, RawFd},
     sync::{
         Arc,
@@ -53,7 +54,7 @@ pub struct Sizes {
 impl Sizes {
     /// What a host with so many bytes of memory is given: a place in the table of groups for
     /// each 64 KiB, rounded up to a power of two between 4,096 and 65,536. All of it is
-    /// allocated at the start, about 360 bytes each.
+    /// allocated at the start, about 420 bytes each.
     #[must_use]
     pub const fn for_memory(bytes: u64) -> Self {
         let mut groups = 4096;
@@ -252,6 +253,15 @@ impl Source for Programs {
 
     fn take_orphans(&self) -> bool {
         self.answer_cell().is_ok_and(|cell| cell.orphans.get() != 0 && cell.orphans.xchg(0) != 0)
+    }
+
+    fn read_groups(&self, slots: Range<u32>) -> Result<()> {
+        let end = slots.end.min(u32::try_from(self.slots.len()).unwrap_or(u32::MAX));
+        for from in (slots.start..end).step_by(Ask::AT_ONCE as usize) {
+            let count = (end - from).min(Ask::AT_ONCE);
+            self.ask(Ask::READ, from.into(), count.into())?;
+        }
+        Ok(())
     }
 
     fn is_under_oom(&self, group: GroupId) -> Result<bool> {

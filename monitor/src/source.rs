@@ -1,7 +1,7 @@
 //! What the agent needs of a kernel, as a trait: the real one is
 //! [`Programs`](crate::programs::Programs), and tests have a kernel of their own.
 
-use std::{collections::HashMap, os::fd::BorrowedFd};
+use std::{collections::HashMap, ops::Range, os::fd::BorrowedFd};
 
 use monitor_common::{ring::Tally, word::Word as _};
 
@@ -118,6 +118,14 @@ pub trait Source: Slots {
     /// Whether there may be slots whose parent is unknown; asked once for each time that
     /// it becomes so.
     fn take_orphans(&self) -> bool;
+    /// Reads usage, peak and limit of all live groups in `slots` into these: a few runs of a
+    /// program, no system call for each group. See [`Slot::read_of`].
+    ///
+    /// [`Slot::read_of`]: monitor_common::slot::Slot::read_of
+    ///
+    /// # Errors
+    /// The programs could not be asked.
+    fn read_groups(&self, slots: Range<u32>) -> Result<()>;
 
     /// Whether the group is under OOM now.
     ///

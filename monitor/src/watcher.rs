@@ -23,7 +23,7 @@ use std::{
 };
 
 use monitor_common::{
-    band::{Band, OPEN, Seen, Track, give_back},
+    band::{Band, OPEN, Outside, Seen, Track, give_back},
     control::ControlFile,
     word::Word as _,
 };
@@ -259,6 +259,7 @@ impl<S: Source> Watcher<S> {
             let band = group.scale(file).band();
             (band, track.publish(band, shift))
         };
+        slot.forget_kept();
         let (memory, mut first) = publish(&slot.memory(), ControlFile::Usage);
         let mut sum = Band::EVERYTHING;
         if !group.scale(ControlFile::Memsw).is_empty() || slot.sum_band.get() != OPEN {
@@ -285,16 +286,16 @@ impl<S: Source> Watcher<S> {
     }
 
     /// A reading that found no place in its slot came through the ring.
-    pub fn add_reading(&self, index: u32, usage: u64) {
+    pub fn add_reading(&self, index: u32, reading: u64) {
         if let Some(slot) = self.source.slot(index) {
-            slot.memory().add(usage, self.source.band_shift());
+            slot.memory().add(Outside::from_word(reading));
         }
     }
 
     /// The same, of memory+swap.
-    pub fn add_sum_reading(&self, index: u32, sum: u64) {
+    pub fn add_sum_reading(&self, index: u32, reading: u64) {
         if let Some(slot) = self.source.slot(index) {
-            slot.sum().add(sum, self.source.band_shift());
+            slot.sum().add(Outside::from_word(reading));
         }
     }
 }

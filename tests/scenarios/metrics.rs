@@ -127,6 +127,49 @@ fn metrics_values() -> Result<()> {
 }
 
 vm_test!(
+    metrics_usage_is_kept,
+    "usage and peak of a group that is waited for are kept by its charges, and exact at rest",
+    Any,
+    [Oracle, Kernel, Preempt]
+);
+/// Two processes charge at once, in groups below one whose threshold they never
+/// come near: no doorbell rings, the agent looks at nothing, and a scrape reads what is kept.
+fn metrics_usage_is_kept() -> Result<()> {
+    let agent = Agent::start(&["--metrics", TCP])?;
+    let group = Group::new("kept")?;
+    let (one, other) = (group.child("one")?, group.child("other")?);
+    let unwatched = Group::new("unwatched")?;
+    let _waiter = Waiter::on(&group, "900M")?;
+    let mut chargers = [Charger::start(&one)?, Charger::start(&other)?];
+    let mut stranger = Charger::start(&unwatched)?;
+    for round in 0..6_u64 {
+        let kind = Kind::ALL[round as usize % 3];
+        chargers.iter_mut().try_for_each(|charger| charger.begin_spike(kind, MIB, 40))?;
+        chargers.iter_mut().try_for_each(Charger::finish)?;
+        chargers[0].grow(Kind::Anonymous, (round + 1) * MIB)?;
+        stranger.grow(Kind::Anonymous, MIB)?;
+        for (group, id) in [(&group, "/kept"), (&one, "/kept/one"), (&unwatched, "/unwatched")] {
+            let before = group.usage()?;
+            let text = scrape(tcp()?, "application/openmetrics-text")?.1;
+            let after = group.usage()?;
+            let read = |name| value(&text, &format!("{name}{{id=\"{id}\"}}"));
+            let usage = read("container_memory_usage_bytes");
+            let range = before.min(after) as f64..=before.max(after) as f64;
+            ensure!(
+                usage.is_some_and(|usage| range.contains(&usage)),
+                "round {round}: {id} is {usage:?}, not {range:?}"
+            );
+            let (peak, kernels) = (read("container_memory_max_usage_bytes"), group.peak()? as f64);
+            ensure!(peak == Some(kernels), "round {round}: the peak of {id} is {peak:?}, not {kernels}");
+        }
+        chargers[0].shrink(Kind::Anonymous)?;
+    }
+    let resyncs = agent.status()?.resyncs;
+    crate::harness::report::say!("{resyncs} times all was read anew");
+    Ok(())
+}
+
+vm_test!(
     metrics_bounds,
     "patterns and --metrics-top bound the series; what is left out is counted",
     Any,

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use monitor_common::control::ControlFile;
+use monitor_common::{ask::Ask, control::ControlFile};
 use tokio::{
     sync::{mpsc, oneshot},
     task::{spawn_blocking, yield_now},
@@ -31,11 +31,8 @@ use crate::{
     watcher::Shared,
 };
 
-/// Groups that are read in one turn.
-const IN_A_TURN: u32 = 64;
-
-/// Slots that are looked at in one turn; most of a big table may be free.
-const SLOTS_IN_A_TURN: u32 = 4096;
+/// Slots that are read in one turn: one run of a program.
+const SLOTS_IN_A_TURN: u32 = Ask::AT_ONCE;
 
 /// How long a list waits for all that it shows to be signalled.
 const LOOKING: Duration = Duration::from_millis(250);
@@ -154,14 +151,16 @@ async fn read_groups<S: Source>(watcher: &Shared<S>) -> Vec<Listed> {
     loop {
         {
             let watcher = watcher.lock();
-            let (mut read, end) = (0, index + SLOTS_IN_A_TURN);
-            while read < IN_A_TURN && index < end {
+            let end = index + SLOTS_IN_A_TURN;
+            if let Err(error) = rows::refresh(&watcher, index..end) {
+                log::error!("{error}");
+                return listed;
+            }
+            while index < end {
                 if watcher.source().slot(index).is_none() {
                     return listed;
                 }
-                if let Some(Reading { group, cgroup_id: id, usage }) = rows::read(&watcher, index)
-                    && let Some(peak) = rows::peak(&watcher, group, usage)
-                {
+                if let Some(Reading { group, cgroup_id: id, usage, peak, .. }) = rows::read(&watcher, index) {
                     let hears_oom = watcher
                         .registry()
                         .group(index)
@@ -175,7 +174,6 @@ async fn read_groups<S: Source>(watcher: &Shared<S>) -> Vec<Listed> {
                         oom: None,
                         hears_oom,
                     });
-                    read += 1;
                 }
                 index += 1;
             }

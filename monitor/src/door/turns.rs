@@ -4,6 +4,8 @@
 use monitor_common::slot::State;
 use tokio::task::yield_now;
 
+use monitor_common::ask::Ask;
+
 use crate::{
     door::rows,
     kernel::page_size,
@@ -13,11 +15,11 @@ use crate::{
     watcher::{Shared, Watcher},
 };
 
-/// Groups that are read in one turn.
-const IN_A_TURN: usize = 64;
+/// Groups whose numbers are put together in one turn.
+const IN_A_TURN: usize = 256;
 
-/// Slots that are looked at in one turn; most of a big table may be free.
-const SLOTS_IN_A_TURN: u32 = 4096;
+/// Slots that are read in one turn: one run of a program.
+const SLOTS_IN_A_TURN: u32 = Ask::AT_ONCE;
 
 /// From where a limit is none, in bytes: v1 and v2 write "no limit" as big numbers.
 const NO_LIMIT: u64 = 1 << 50;
@@ -29,18 +31,21 @@ pub(super) async fn candidates<S: Source>(watcher: &Shared<S>) -> (Vec<Candidate
     loop {
         {
             let watcher = watcher.lock();
-            let (mut read, end) = (0, index + SLOTS_IN_A_TURN);
-            while read < IN_A_TURN && index < end {
+            let end = index + SLOTS_IN_A_TURN;
+            if let Err(error) = rows::refresh(&watcher, index..end) {
+                log::error!("{error}");
+                return (candidates, occupied);
+            }
+            while index < end {
                 let Some(slot) = watcher.source().slot(index) else {
                     return (candidates, occupied);
                 };
                 let is_root = index == watcher.source().root().slot;
                 occupied += u64::from(!is_root && slot.state().has(State::ONLINE));
-                if let Some(rows::Reading { group, cgroup_id, usage }) = rows::read(&watcher, index) {
+                if let Some(rows::Reading { group, cgroup_id, usage, .. }) = rows::read(&watcher, index) {
                     let GroupId { slot, generation } = group;
                     let usage = usage * page_size();
                     candidates.push(Candidate { slot, generation, cgroup_id, usage });
-                    read += 1;
                 }
                 index += 1;
             }
@@ -67,9 +72,9 @@ fn numbers_of<S: Source>(watcher: &Watcher<S>, chosen: &Chosen) -> Option<GroupN
     let Candidate { slot, generation, usage, .. } = chosen.group;
     let (group, page) = (GroupId { slot, generation }, page_size());
     let is_root = slot == watcher.source().root().slot;
-    let peak = rows::peak(watcher, group, usage / page)?;
-    let limit = if is_root { None } else { watcher.source().limit(group).ok()? };
-    let limit = limit.map(|pages| pages.saturating_mul(page));
+    let read = rows::read(watcher, slot).filter(|read| read.group == group)?;
+    let peak = read.peak.max(usage / page);
+    let limit = read.limit.map(|pages| pages.saturating_mul(page));
     let waited_for = watcher.registry().group(slot).filter(|found| found.id == group);
     Some(GroupNumbers {
         id: chosen.id.clone(),
@@ -125,8 +130,8 @@ mod tests {
     }
 
     #[test]
-    fn the_loop_reads_at_most_64_groups_in_a_turn_and_no_file() {
-        const GROUPS: usize = 1000;
+    fn the_loop_asks_once_in_a_turn_and_no_file() {
+        const GROUPS: usize = 3000;
         let kernel = FakeKernel::with_groups(GROUPS);
         let limits = Limits { quota: 5, registrations: 1000, eventfds: 8, rest: 0 };
         let watcher = Watcher::new(kernel, Box::new(Unasked), limits).expect("AIO");
@@ -160,6 +165,8 @@ mod tests {
         let runtime = Builder::new_current_thread().build().expect("a runtime");
         let shown = set.block_on(&runtime, scrape);
         assert_eq!(shown, GROUPS);
-        assert_eq!(most.get(), 64);
+        assert_eq!(most.get(), 1);
+        // A thousand slots at once, and nothing more of those that were chosen.
+        assert_eq!(watcher.lock().source().reads.get(), GROUPS.div_ceil(SLOTS_IN_A_TURN as usize));
     }
 }

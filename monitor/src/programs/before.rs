@@ -100,7 +100,11 @@ impl Before {
                 for slot in (0..slots.len()).filter_map(|index| slots.get(index)) {
                     [slot.memory(), slot.sum()].iter().for_each(band::Track::open);
                     if slot.pending.get() != 0 {
-                        found(slot.state().has(State::ONLINE), slot.cgroup_id.get(), &band::take(slot));
+                        found(
+                            slot.state().has(State::ONLINE),
+                            slot.cgroup_id.get(),
+                            &band::take(slot).merged(),
+                        );
                     }
                 }
             }
@@ -117,6 +121,7 @@ impl Before {
                         let seen = Seen {
                             memory: excursion(four::MIN_SEEN, four::MAX_SEEN),
                             sum: excursion(four::SUM_MIN_SEEN, four::SUM_MAX_SEEN),
+                            late: [Excursion::NONE; 2],
                             ooms: put(four::OOMS, 0),
                             windows: [0, 1, 2].map(|level| put(four::WINDOWS + level, 0)),
                             windows_below: [0; 3],

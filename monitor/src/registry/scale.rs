@@ -5,6 +5,7 @@ mod walk;
 
 use monitor_common::{
     band::Band,
+    band::Excursion,
     control::Wish,
     crossing::{Direction, band_around},
     threshold::{At, Threshold, percent_of},
@@ -74,7 +75,7 @@ impl Scale {
     pub fn add(&mut self, now: u64, wish: Threshold, limit: u64, to: Subscriber, above: Option<bool>) {
         let store = self.store.get_or_insert_with(|| {
             self.now = now;
-            Box::default()
+            Box::new(Store::new(now))
         });
         store.add(Entry::new(to, above, wish, pages(wish.at, limit), self.now));
     }
@@ -107,6 +108,16 @@ impl Scale {
     #[must_use]
     pub const fn now(&self) -> u64 {
         self.now
+    }
+
+    /// What of `late` the look before has not told.
+    #[must_use]
+    pub fn untold(&self, late: Excursion) -> Excursion {
+        let (lowest, highest) = self.store.as_ref().map_or((self.now, self.now), |store| store.told);
+        Excursion {
+            min: if late.min < lowest { late.min } else { u64::MAX },
+            max: if late.max > highest { late.max } else { 0 },
+        }
     }
 
     /// How many thresholds there are.

@@ -302,7 +302,7 @@ impl State {
     /// The file cannot grow.
     pub fn keep_on(&mut self, taken: &Unfinished) -> Result<Vec<Ticket>> {
         let Unfinished { cgroup_id, seen } = *taken;
-        let Seen { memory, sum, ooms, windows, windows_below: below, emptied } = seen;
+        let Seen { memory, sum, ooms, windows, windows_below: below, emptied, .. } = seen.merged();
         let mut lines = Vec::new();
         if (memory, sum) != (Excursion::NONE, Excursion::NONE) {
             lines.push([RANGES, cgroup_id, memory.min, memory.max, sum.min, sum.max, 0, 0]);
@@ -377,6 +377,7 @@ impl State {
             seen: Seen {
                 memory: Excursion { min: word(1), max: word(2) },
                 sum: Excursion { min: word(3), max: word(4) },
+                late: [Excursion::NONE; 2],
                 ooms: word(5),
                 windows: [word(6), word(7), word(8)],
                 emptied: word(9),

@@ -10,7 +10,7 @@ use std::{
 };
 
 use monitor_common::{
-    band::{Excursion, Seen, take},
+    band::{Seen, take},
     control::ControlFile,
     slot::State,
 };
@@ -213,7 +213,7 @@ impl<S: Source> Watcher<S> {
 
     fn begin_sampled(&mut self, slot: u32, file: ControlFile, now: u64) {
         let Some(group) = self.registry.group_mut(slot) else { return };
-        group.scale_mut(file).begin_step(Excursion::NONE, now);
+        group.scale_mut(file).begin_step(now);
         self.begun(slot, Begun::default());
     }
 
@@ -230,8 +230,14 @@ impl<S: Source> Watcher<S> {
         let Some(slot) = self.source.slot(index).filter(|slot| self.may_look_at(index, slot)) else {
             return true;
         };
-        let (state, seen) = (slot.state(), take(slot));
-        let taken = (seen != Seen::NOTHING).then(|| Unfinished { cgroup_id: self.id_of(index), seen });
+        let (state, mut seen) = (slot.state(), take(slot));
+        if let Some(group) = self.registry.group(index) {
+            let [memory, sum] = seen.late;
+            seen.late =
+                [group.scale(ControlFile::Usage).untold(memory), group.scale(ControlFile::Memsw).untold(sum)];
+        }
+        let taken =
+            (seen != Seen::NOTHING).then(|| Unfinished { cgroup_id: self.id_of(index), seen: seen.merged() });
         if let (Some(vault), Some(taken)) = (&self.vault, &taken) {
             // Recorded until it is owed.
             vault.state().begin(taken);
@@ -276,25 +282,32 @@ impl<S: Source> Watcher<S> {
             (last(ControlFile::Usage).unwrap_or(was), sum)
         });
         if let Some(group) = self.registry.group_mut(index) {
-            group.scale_mut(ControlFile::Usage).begin_step(seen.memory, memory);
+            let [late, sum_late] = seen.late;
+            group.scale_mut(ControlFile::Usage).begin_look(seen.memory, late, memory);
             if let Some(sum) = sum {
-                group.scale_mut(ControlFile::Memsw).begin_step(seen.sum, sum);
+                group.scale_mut(ControlFile::Memsw).begin_look(seen.sum, sum_late, sum);
             }
         }
         if now.is_none() || !state.is_live() || state.generation() != id.generation {
             begun.then = Then::Remove;
             return true;
         }
+        // What was compared with the bands so far has been taken, but for what is late.
+        if let Some(slot) = self.source.slot(index) {
+            slot.next_version();
+        }
         // Before all is worked out: what is crossed from here on rings again.
         let Some((memory, sum)) = self.publish(index) else {
             return true;
         };
         // Second half of the band protocol: read after publishing.
-        matches!(
-            self.measure(id, sum_too),
-            Ok(Some((now, now_sum)))
-                if memory.holds(now) && now_sum.is_none_or(|now_sum| sum.holds(now_sum))
-        )
+        let (Ok(Some((now, now_sum))), Some(slot)) = (self.measure(id, sum_too), self.source.slot(index))
+        else {
+            return false;
+        };
+        let leaves = slot.memory().leaves(memory, now);
+        let sum_leaves = now_sum.is_some_and(|now_sum| slot.sum().leaves(sum, now_sum));
+        !(leaves || sum_leaves)
     }
 
     /// The journal is for one slot at a time: what takes more turns is recorded apart.

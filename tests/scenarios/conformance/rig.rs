@@ -19,8 +19,6 @@ pub(crate) const STEP: u64 = 3 << 20;
 /// Pages. The kernel looks every 129 pages on each processor, and charges come
 /// in batches of 64: this near to a threshold it may still be in the dark.
 const NEAR: u64 = 192;
-/// Signals beyond the trace that a leg of several processes may have: two pairs.
-const TOLD_TWICE: u64 = 4;
 
 /// How usage moves in a leg, and so what can be asked of the two sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +48,6 @@ struct Watch {
     above: Option<bool>,
     /// The same by our signals alone.
     told_above: bool,
-    /// Signals that may be one crossing told again, in all legs so far.
-    told_twice: u64,
     total: Count,
 }
 
@@ -115,7 +111,6 @@ impl Rig {
                 ours: Waiter::on(target, &args)?,
                 above: Some(false),
                 told_above: false,
-                told_twice: 0,
                 total: Count::default(),
             });
         }
@@ -220,13 +215,9 @@ impl Watch {
         self.above = (usage.abs_diff(self.threshold) > NEAR).then_some(usage >= self.threshold);
         self.told_above ^= leg.ours % 2 == 1;
 
-        // As in the kernel, two processors at the edge may tell one crossing
-        // twice: up and down once more. That is all that may go beyond the trace.
-        if shape == Shape::Burst {
-            self.told_twice += TOLD_TWICE;
-        }
+        // The kernel may tell one crossing twice where two processors race. We do not.
         ensure!(
-            self.total.ours <= self.total.trace + self.told_twice,
+            self.total.ours <= self.total.trace,
             "we signalled more often than the trace of the counter has crossings"
         );
         ensure!(leg.ours > 0 || !crossed, "we missed a crossing that the trace of the counter has");

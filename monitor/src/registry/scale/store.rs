@@ -174,14 +174,21 @@ pub(super) struct Store {
     percents: BTreeSet<Place>,
     /// What is being done to many of them.
     pub(super) walk: Option<Box<Walk>>,
+    /// Lowest and highest quantity of the last look ([`Look`](monitor_common::crossing::Look)).
+    pub(super) told: (u64, u64),
 }
 
 impl Store {
+    /// Without thresholds, on a quantity that is `now`.
+    pub(super) fn new(now: u64) -> Self {
+        Self { told: (now, now), ..Self::default() }
+    }
+
     pub(super) fn add(&mut self, entry: Entry) {
         let (key, in_percent) = (entry.key(), entry.percent().is_some());
         let place = self.entries.push(entry);
         self.order.insert((key, place));
-        if let Some(Walk::Step(walk)) = self.walk.as_deref_mut() {
+        if let Some(Walk::Look(walk)) = self.walk.as_deref_mut() {
             walk.added(place);
         }
         if in_percent {
@@ -310,7 +317,7 @@ impl Store {
     fn take(&mut self, place: Place) -> Option<Subscriber> {
         let (gone, moved) = self.entries.take(place)?;
         self.percents.remove(&place);
-        if let Some(Walk::Step(walk)) = self.walk.as_deref_mut() {
+        if let Some(Walk::Look(walk)) = self.walk.as_deref_mut() {
             walk.removed(place);
         }
         if gone.rests {
@@ -330,7 +337,7 @@ impl Store {
             self.percents.insert(place);
         }
         let Some(entry) = self.entries.get(place) else { return };
-        if let Some(Walk::Step(walk)) = self.walk.as_deref_mut() {
+        if let Some(Walk::Look(walk)) = self.walk.as_deref_mut() {
             walk.moved((!entry.rests).then(|| entry.key()), before, place);
         }
         if !entry.rests {

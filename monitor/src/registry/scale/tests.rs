@@ -2,7 +2,7 @@
 
 use monitor_common::{
     band::Excursion,
-    crossing::{Direction, Mark, Step, band_around},
+    crossing::{Direction, Look, Mark, Step, band_around},
     threshold::{At, Pages, Threshold},
 };
 use proptest::prelude::*;
@@ -190,7 +190,7 @@ proptest! {
 /// Whole walks, though in pieces.
 impl Scale {
     pub(in crate::registry) fn step(&mut self, seen: Excursion, now: u64, clock: Clock) -> Outcome {
-        self.begin_step(seen, now);
+        self.begin_look(seen, Excursion::NONE, now);
         self.end(clock)
     }
 
@@ -218,6 +218,7 @@ proptest! {
     fn a_step_in_pieces_is_one_step(
         first in prop::collection::vec((threshold(), 0..6u64), 1..40),
         (from, min, max, now) in (0..45u64, 0..45u64, 0..45u64, 0..45u64),
+        (late_min, late_max, told_min, told_max) in (0..45u64, 0..45u64, 0..45u64, 0..45u64),
         between in prop::collection::vec((1..4usize, prop::option::of((threshold(), 0..6u64)), 0..8u64), 0..30),
     ) {
         let clock = Clock { now: 1, rest: 0 };
@@ -232,8 +233,12 @@ proptest! {
             let mark = Mark::new(pages(wish.at, 50), wish.hysteresis.0, from);
             model.push((Ticket(ticket), *file, *wish, mark));
         }
-        let seen = Excursion { min, max };
-        scale.begin_step(seen, now);
+        let (seen, late) = (Excursion { min, max }, Excursion { min: late_min, max: late_max });
+        let told = (told_min.min(from), told_max.max(from));
+        if let Some(store) = &mut scale.store {
+            store.told = told;
+        }
+        scale.begin_look(seen, late, now);
         let (mut outcome, mut next, mut gone) = (Outcome::default(), 1000, Vec::new());
         for (mut room, comes, goes) in between {
             scale.walk(clock, &mut room, &mut outcome);
@@ -244,8 +249,9 @@ proptest! {
             }
         }
         outcome.crossings.extend(scale.end(clock).crossings);
-        let step = Step { from, seen, now };
+        let look = Look { step: Step { from, seen, now }, late, told };
         for (ticket, _, wish, mut mark) in model {
+            let step = if look.is_beyond(mark.key()) { look.late_step() } else { look.step };
             let expected: Vec<_> = mark.step(&step).into_iter().flatten().filter(|way| wish.hears(*way)).collect();
             let mine = outcome.crossings.iter().filter(|one| one.to.ticket == ticket);
             let told: Vec<_> = mine.map(|one| one.direction).collect();

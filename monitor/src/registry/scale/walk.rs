@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use monitor_common::{band::Excursion, crossing::Step};
+use monitor_common::{
+    band::Excursion,
+    crossing::{Look, Step},
+};
 
 use super::{
     Clock, Outcome, Scale, pages,
@@ -12,8 +15,8 @@ use super::{
 /// A walk over the thresholds of one quantity, as far as it has come.
 #[derive(Debug)]
 pub(super) enum Walk {
-    /// Over those that a step crossed, from below.
-    Step(StepWalk),
+    /// Over those that a look crossed, from below.
+    Look(LookWalk),
     /// Over those in percent, from the last, since their limit is so many pages now.
     Follow(u64, Place),
     /// Over all, from the last, that an agent before has left.
@@ -22,21 +25,55 @@ pub(super) enum Walk {
     Wake(bool),
 }
 
-/// The keys still to be looked at are those from `next` to `highest`.
+/// The keys still to be looked at are those from `next` on that lie in a stretch.
 #[derive(Debug)]
-pub(super) struct StepWalk {
-    step: Step,
+pub(super) struct LookWalk {
+    look: Look,
+    /// Keys in `(lowest, highest]` of each, from below: what only late readings crossed, the
+    /// step, and again what only late readings crossed.
+    stretches: [(u64, u64); 3],
     next: (u64, Place),
-    highest: u64,
     /// Done already, or never part of it, though their keys may lie ahead.
     done: BTreeSet<Place>,
     /// Still to be done, though their keys lie behind.
     late: BTreeSet<Place>,
 }
 
-impl StepWalk {
+impl LookWalk {
+    /// `None` where nothing is crossed.
+    fn new(look: Look, store: &Store) -> Option<Self> {
+        let [above, below] = look.beyond();
+        let walk = Self {
+            look,
+            stretches: [below, look.step.range(), above],
+            next: (0, 0),
+            done: BTreeSet::new(),
+            late: BTreeSet::new(),
+        };
+        walk.find(store).is_some().then_some(walk)
+    }
+
+    fn is_part(&self, key: u64) -> bool {
+        self.stretches.iter().any(|(lowest, highest)| *lowest < key && key <= *highest)
+    }
+
     fn is_ahead(&self, key: u64, place: Place) -> bool {
-        (key, place) >= self.next && key <= self.highest
+        (key, place) >= self.next && self.is_part(key)
+    }
+
+    /// The first one from `next` on.
+    fn find(&self, store: &Store) -> Option<(u64, Place)> {
+        let from = |(lowest, highest): (u64, u64)| {
+            let first = (lowest.saturating_add(1), 0).max(self.next);
+            (lowest < highest).then(|| store.next(first, highest)).flatten()
+        };
+        self.stretches.into_iter().find_map(from)
+    }
+
+    /// What happened, as a threshold with this key sees it.
+    fn step_for(&self, key: u64) -> Step {
+        let (lowest, highest) = self.stretches[1];
+        if lowest < key && key <= highest { self.look.step } else { self.look.late_step() }
     }
 
     /// One that has come in between was not there when it was crossed.
@@ -67,7 +104,7 @@ impl StepWalk {
             return Some(place);
         }
         while *room > 0 {
-            let (key, place) = store.next(self.next, self.highest)?;
+            let (key, place) = self.find(store)?;
             self.next = place.checked_add(1).map_or((key + 1, 0), |next| (key, next));
             if !self.done.remove(&place) {
                 return Some(place);
@@ -90,7 +127,7 @@ impl Walk {
     ) -> bool {
         while *room > 0 {
             let place = match self {
-                Self::Step(walk) => walk.take(store, room),
+                Self::Look(walk) => walk.take(store, room),
                 Self::Follow(_, next) => {
                     store.percents().range(..*next).next_back().copied().inspect(|place| *next = *place)
                 }
@@ -110,9 +147,10 @@ impl Walk {
 
     fn apply(&mut self, place: Place, store: &mut Store, still: &Step, clock: Clock, outcome: &mut Outcome) {
         match self {
-            Self::Step(walk) => {
+            Self::Look(walk) => {
+                let step = walk.step_for(store.key(place));
                 let mut rests = None;
-                store.change(place, |entry| rests = entry.apply(&walk.step, clock, outcome));
+                store.change(place, |entry| rests = entry.apply(&step, clock, outcome));
                 if walk.is_ahead(store.key(place), place) {
                     walk.done.insert(place);
                 }
@@ -149,19 +187,31 @@ impl Scale {
         self.store.as_ref().is_some_and(|store| store.walk.is_some())
     }
 
-    /// Takes what was seen, and moves to `now`: what was crossed is worked out by
-    /// [`Scale::walk`].
-    pub fn begin_step(&mut self, seen: Excursion, now: u64) {
+    /// Moves to `now`, which was read without a band: what was crossed on the way is worked
+    /// out by [`Scale::walk`].
+    pub fn begin_step(&mut self, now: u64) {
+        let step = Step { from: self.now, seen: Excursion::NONE, now };
+        self.begin(Look { step, late: Excursion::NONE, told: step.range() });
+    }
+
+    /// The same at a look, after which a band is published: `seen` are readings out of the
+    /// present band, `late` those that were compared with the band before.
+    pub fn begin_look(&mut self, seen: Excursion, late: Excursion, now: u64) {
         let step = Step { from: self.now, seen, now };
-        self.now = now;
-        let (lowest, highest) = step.range();
-        let next = (lowest.saturating_add(1), 0);
+        let told = self.store.as_ref().map_or((now, now), |store| store.told);
+        let look = Look { step, late, told };
+        if let Some(store) = &mut self.store {
+            store.told = look.range();
+        }
+        self.begin(look);
+    }
+
+    fn begin(&mut self, look: Look) {
+        self.now = look.step.now;
         if let Some(store) = &mut self.store
-            && lowest < highest
-            && store.next(next, highest).is_some()
+            && let Some(walk) = LookWalk::new(look, store)
         {
-            let (done, late) = <(BTreeSet<_>, BTreeSet<_>)>::default();
-            store.walk = Some(Box::new(Walk::Step(StepWalk { step, next, highest, done, late })));
+            store.walk = Some(Box::new(Walk::Look(walk)));
         }
     }
 

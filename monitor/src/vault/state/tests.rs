@@ -75,6 +75,7 @@ fn what_was_begun_is_told_until_it_ended() -> Result<()> {
     let seen = Seen {
         memory: Excursion { min: 1, max: 2 },
         sum: Excursion { min: 3, max: 4 },
+        late: [Excursion::NONE; 2],
         ooms: 5,
         windows: [6, 7, 8],
         windows_below: [3, 0, 1],

@@ -5,14 +5,16 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     fs,
+    ops::Range,
     os::fd::{AsRawFd as _, BorrowedFd},
     sync::atomic::AtomicU64,
 };
 
 use monitor_common::{
-    band::{Place, Seen, give_back, observe},
+    band::{Seen, give_back, observe},
     ring::Tally,
     slot::{PARENT_ROOT, Slot, State},
+    usage::UNKNOWN,
     word::Word as _,
 };
 
@@ -54,7 +56,7 @@ pub(crate) struct FakeKernel {
     /// What programs before have in slot 0's place.
     pub(super) before: RefCell<Option<Seen>>,
     pub(super) epochs: Cell<u32>,
-    /// Counters that were read.
+    /// Questions to the programs about counters.
     pub(crate) reads: Cell<usize>,
 }
 
@@ -132,13 +134,7 @@ impl FakeKernel {
 
     fn look_at_sum(&self, slot: usize) {
         let sum = self.counters[slot].get().unwrap_or(0) + self.swap.get();
-        let track = self.slots[slot].sum();
-        match track.place(sum, 0) {
-            Place::Inside => {}
-            place => {
-                track.flag(sum, place == Place::Above);
-            }
-        }
+        self.slots[slot].sum().observe(|| sum, 0);
     }
 }
 
@@ -216,6 +212,21 @@ impl Source for FakeKernel {
 
     fn take_orphans(&self) -> bool {
         self.orphans.replace(false)
+    }
+
+    fn read_groups(&self, slots: Range<u32>) -> Result<()> {
+        self.reads.set(self.reads.get() + 1);
+        for index in slots {
+            let Some(slot) = self.slots.get(index as usize).filter(|slot| slot.state().is_live()) else {
+                continue;
+            };
+            let usage = self.counters.get(index as usize).and_then(Cell::get).unwrap_or(UNKNOWN);
+            slot.usage.set(usage);
+            slot.peak.set(usage);
+            slot.limit.set(self.limits.borrow().get(index as usize).copied().unwrap_or(u64::MAX));
+            slot.read_of.set(slot.state().generation() + 1);
+        }
+        Ok(())
     }
 
     fn is_under_oom(&self, group: GroupId) -> Result<bool> {

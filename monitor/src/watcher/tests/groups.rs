@@ -2,7 +2,7 @@
 //! gone.
 
 use monitor_common::{
-    band::OPEN,
+    band::{OPEN, Outside},
     control::ControlFile::{Oom, Pressure},
     slot::{PARENT_UNKNOWN, State},
     word::Word as _,
@@ -175,7 +175,7 @@ fn what_a_killed_agent_left_is_tidied_up() {
 #[test]
 fn what_a_group_before_left_late_is_nobodys() {
     let (mut watcher, client) = (watcher(), client());
-    watcher.source.slots[0].memory().flag(50, true);
+    watcher.source.slots[0].memory().flag(Outside { usage: 50, is_above: true, version: 0 });
     assert_eq!(wait_for(&mut watcher, 0, USAGE, "10", &client), Ok(()));
     watcher.look(0);
     assert_eq!(taken(&client), 0);
