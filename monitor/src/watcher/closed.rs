@@ -87,8 +87,8 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// Ends closed eventfds that an account has registrations on: of up to 8,192 all, of more some, beginning where the
-    /// last call ended; not more than 64 at once.
+    /// Ends closed eventfds that an account has registrations on: of up to 8,192 all, of more
+    /// some, beginning where the last call ended; not more than 64 at once.
     pub fn end_closed_of(&mut self, account: Account) {
         let first = self.asked.remove(&account).unwrap_or(FileId(0));
         let some: Vec<_> = self.registry.files_of(account, first).take(ASKED_FOR_ONE).collect();
@@ -120,12 +120,8 @@ impl<S: Source> Watcher<S> {
         }
         if self.is_full(account, is_new) {
             self.end_closed_of(account);
-            self.search_for_room();
-            for _ in 0..ASKED_FOR_ONE / Ask::FILES_AT_ONCE {
-                if !self.is_full(account, is_new) || self.search.is_done() {
-                    break;
-                }
-                self.search_again();
+            if self.is_full(account, is_new) {
+                self.end_some_closed(account, is_new);
             }
             if self.is_full(account, is_new) {
                 return Err(Errno::ENOMEM);
@@ -142,6 +138,29 @@ impl<S: Source> Watcher<S> {
     /// eventfd, for one more of those.
     fn is_full(&self, account: Account, is_new: bool) -> bool {
         !self.has_room(account) || (is_new && !self.has_room_for_eventfd(account))
+    }
+
+    /// Ends closed eventfds of anybody's, until there is room: of up to 8,192 all are asked
+    /// for; of more some, and the search for them goes on by itself.
+    fn end_some_closed(&mut self, account: Account, is_new: bool) {
+        let few = self.registry.file_count() <= ASKED_FOR_ONE as u64;
+        let mut search = if few {
+            self.search_closed()
+        } else {
+            self.search_for_room();
+            std::mem::take(&mut self.search)
+        };
+        for _ in 0..ASKED_FOR_ONE / Ask::FILES_AT_ONCE {
+            if !self.is_full(account, is_new) || !self.search_on(&mut search) {
+                break;
+            }
+        }
+        if self.is_full(account, is_new) && !search.closed.is_empty() {
+            self.search_on(&mut search);
+        }
+        if !few {
+            self.search = search;
+        }
     }
 
     /// Begins the next sweep's search, unless one is under way or was not long ago.
@@ -168,7 +187,7 @@ impl<S: Source> Watcher<S> {
         };
         // Few are let through here, so that a sweep looks few up. One that ended since it
         // was noted down is no file any more, and what was counted there means nothing.
-        let most = 1 + vault::REFERENCES;
+        let most = 1 + if self.vault.is_some() { vault::REFERENCES } else { 0 };
         let few = files.into_iter().zip(counted).filter(|(_, count)| *count <= most);
         let few = few.filter(|(file, _)| self.registry.has_file(*file));
         few.filter(|(file, count)| {
