@@ -24,7 +24,7 @@ use nix::{
     fcntl::{AtFlags, Flock, FlockArg, OFlag, openat, renameat},
     libc,
     sys::{
-        stat::{FileStat, Mode, fstat, fstatat, lstat, mkdirat, stat},
+        stat::{FileStat, Mode, fchmod, fstat, fstatat, lstat, mkdirat, stat},
         statfs::{BPF_FS_MAGIC, fstatfs, statfs},
     },
     unistd::{UnlinkatFlags, geteuid, unlinkat},
@@ -107,6 +107,8 @@ impl Pins {
             return Err(no_bpffs(folder));
         }
         ours_alone(folder, &fstat(&directory).map_err(|errno| named("stat", errno))?)?;
+        // Who can open it can lock it. Versions before left that to the umask.
+        let _ = fchmod(&directory, Mode::S_IRWXU);
         let directory =
             Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
                 Errno::EWOULDBLOCK => Error::Busy(format!(
