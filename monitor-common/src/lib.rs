@@ -27,6 +27,4 @@ pub mod word;
 #[cfg(all(test, not(loom)))]
 mod kernel_model;
 #[cfg(all(test, loom))]
-mod life_model;
-#[cfg(all(test, loom))]
 mod loom_model;

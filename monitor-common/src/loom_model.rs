@@ -1,5 +1,5 @@
 //! Model check: every interleaving of charges and the agent, for small cases.
-//! `RUSTFLAGS="--cfg loom" cargo test --release -p monitor-common --lib`
+//! `RUSTFLAGS="--cfg loom" cargo test --release -p monitor-common --lib loom`
 //!
 //! The words are those of the weakest machine that the code runs on: a read-modify-write
 //! acquires and releases, with a fence after it (ours, on the agent's side; the `dmb` that
@@ -252,3 +252,4 @@ fn bounded(preemptions: usize, check: impl Fn() + Send + Sync + 'static) {
 }
 
 mod cases;
+mod life;

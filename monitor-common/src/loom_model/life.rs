@@ -1,10 +1,7 @@
 //! Model check of a slot's life: every interleaving of the programs, which see groups
 //! come and go, and of the agent.
 
-use loom::{
-    sync::{Arc, atomic::AtomicU64},
-    thread,
-};
+use loom::{sync::Arc, thread};
 
 use crate::{
     band::{raise_hand, take},
@@ -12,23 +9,25 @@ use crate::{
     word::Word,
 };
 
+use super::{Fenced, Modelled as _};
+
 const GROUP: u64 = 0x1000;
 const NEXT: u64 = 0x2000;
 
-fn online() -> Arc<Slot<AtomicU64>> {
-    let slot = Slot::new(AtomicU64::new);
+fn online() -> Arc<Slot<Fenced>> {
+    let slot = Slot::new(Fenced::new);
     slot.counter.set(GROUP);
     slot.state.set(State::online(0).0);
     Arc::new(slot)
 }
 
 /// What `mem_cgroup_css_offline`'s program does: true when it has given the slot back.
-fn goes(slot: &Slot<AtomicU64>) -> (bool, bool) {
+fn goes(slot: &Slot<Fenced>) -> (bool, bool) {
     let rang = slot.leave(5, 5);
     (rang, !rang && given_back(slot))
 }
 
-fn given_back(slot: &Slot<AtomicU64>) -> bool {
+fn given_back(slot: &Slot<Fenced>) -> bool {
     let done = slot.retire();
     if done {
         slot.clear();
@@ -37,7 +36,7 @@ fn given_back(slot: &Slot<AtomicU64>) -> bool {
 }
 
 /// The agent has done with what it watched or held: true when it has given it back.
-fn released(slot: &Slot<AtomicU64>) -> bool {
+fn released(slot: &Slot<Fenced>) -> bool {
     !slot.unwatch(0) && slot.let_go(0) && given_back(slot)
 }
 
@@ -80,7 +79,7 @@ fn what_is_pending_is_told_before_the_slot_goes() {
                 (rang || rang_again, given)
             })
         };
-        let look = |slot: &Slot<AtomicU64>| {
+        let look = |slot: &Slot<Fenced>| {
             if slot.pending.get() == 0 || !slot.hold(0) {
                 return (0, false);
             }
