@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: what memcg-monitor costs, and how soon it tells. Each
 //! benchmark is a module with a `run`; what it prints becomes tables and plots.
 
+mod abuse;
 mod accuracy;
 mod allocator;
 mod build;
@@ -52,6 +53,7 @@ const ALL: [Bench; 8] = [
     ("storm", storm::run),
     ("start", start::run),
     ("sweep", sweep::run),
+    ("abuse", abuse::run),
 ];
 
 /// Longer than any of them takes under emulation.

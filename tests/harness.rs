@@ -2,6 +2,7 @@
 //! the processes that charge memory and wait for signals.
 
 pub(crate) mod agent;
+pub(crate) mod attack;
 pub(crate) mod block;
 pub(crate) mod charger;
 pub(crate) mod child;

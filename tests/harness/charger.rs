@@ -50,7 +50,7 @@ impl Charger {
     pub(crate) fn start(group: &Group) -> Result<Self> {
         let (pid, pipe) = process::spawn_with_socket(|pipe| {
             // Nor anybody's eventfd: the test's own references are to be the last.
-            close_all_but(pipe.as_raw_fd());
+            process::close_all_but(pipe.as_raw_fd());
             serve(pipe)
         })?;
         let charger = Self { pid, pipe };
@@ -223,21 +223,14 @@ fn read_disk(bytes: u64) -> Result<()> {
     Ok(())
 }
 
-fn close_all_but(kept: i32) {
-    for (first, last) in [(3, kept - 1), (kept + 1, i32::MAX)] {
-        // SAFETY: nothing of what is closed is used in this process any more.
-        let _ = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
-    }
-}
-
 /// A mapping: of anonymous pages, each touched, or of the disk.
-struct Pages {
+pub(crate) struct Pages {
     base: *mut libc::c_void,
     bytes: usize,
 }
 
 impl Pages {
-    fn touch(bytes: usize) -> Result<Self> {
+    pub(crate) fn touch(bytes: usize) -> Result<Self> {
         // SAFETY: a fresh mapping at an address of the kernel's choice.
         let base = unsafe {
             libc::mmap(

@@ -3,7 +3,7 @@
 
 use std::ffi::CString;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd as _};
+use std::os::fd::{AsFd, AsRawFd as _, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt as _;
@@ -88,6 +88,15 @@ pub(crate) fn hand_over(command: &mut Command, fd: &impl AsFd, name: &str) -> Re
     // SAFETY: the parent has a single thread, so the child may allocate.
     unsafe { command.pre_exec(become_it) };
     Ok(())
+}
+
+/// Closes all that was open when this process was forked, but for one descriptor and the
+/// standard ones.
+pub(crate) fn close_all_but(kept: RawFd) {
+    for (first, last) in [(3, kept - 1), (kept + 1, i32::MAX)] {
+        // SAFETY: nothing of what is closed is used in this process any more.
+        let _ = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    }
 }
 
 /// Ends a child without the exit work that is its parent's.

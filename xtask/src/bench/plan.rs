@@ -30,6 +30,8 @@ pub(crate) enum Bench {
     Start,
     /// A sweep and a list, with as many as 100,000 eventfds registered
     Sweep,
+    /// What one user's worst costs another: his signals, the doors' answers, the agent
+    Abuse,
 }
 
 /// One boot of a benchmark.
@@ -72,6 +74,7 @@ impl Bench {
         Self::Storm,
         Self::Start,
         Self::Sweep,
+        Self::Abuse,
     ];
 
     /// As the guest knows it.
@@ -85,6 +88,7 @@ impl Bench {
             Self::Storm => "storm",
             Self::Start => "start",
             Self::Sweep => "sweep",
+            Self::Abuse => "abuse",
         }
     }
 
@@ -106,6 +110,7 @@ impl Bench {
             Self::Accuracy => vec![v1(counted("6.1")), counted(kernels::NEWEST)],
             Self::Scale => vec![large(v1(counted("6.1"))), large(counted(kernels::NEWEST))],
             Self::Sweep => vec![counted("6.1"), counted(kernels::NEWEST)],
+            Self::Abuse => vec![counted(kernels::NEWEST), two(counted(kernels::NEWEST))],
             Self::Storm => vec![counted("6.1"), counted(kernels::NEWEST), two(counted(kernels::NEWEST))],
         };
         let Some(kernel) = kernel else { return all };
@@ -126,7 +131,8 @@ impl Bench {
             | Self::Scale
             | Self::Storm
             | Self::Start
-            | Self::Sweep => Ok(Vec::new()),
+            | Self::Sweep
+            | Self::Abuse => Ok(Vec::new()),
         }
     }
 }
