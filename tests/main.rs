@@ -84,9 +84,12 @@ fn serve() -> Result<()> {
         "prometheus" => alone("prometheus", Duration::from_secs(300), prometheus::run),
         "bench" => bench::run(&request.args, request.hierarchy),
         "soak" => {
-            let [seconds, seed] = request.args.as_slice() else { bail!("guest.args=SECONDS,SEED") };
+            let [seconds, seed, attacks @ ..] = request.args.as_slice() else {
+                bail!("guest.args=SECONDS,SEED or SECONDS,SEED,attacks")
+            };
             let (time, seed) = (Duration::from_secs(seconds.parse()?), seed.parse()?);
-            alone("soak", time + Duration::from_secs(180), || soak::run(time, seed))
+            let attacks = attacks.iter().any(|word| word == "attacks");
+            alone("soak", time + Duration::from_secs(180), || soak::run(time, seed, attacks))
         }
         "differential" => differential(&request.args),
         "shell" => shell::run(),

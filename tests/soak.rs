@@ -1,5 +1,6 @@
 //! A random mix of everything, for as long as one likes, against a model that knows what
-//! must be signalled; amid it the agent is killed, handed over and stopped.
+//! must be signalled; amid it the agent is killed, handed over and stopped, and an ordinary
+//! user does his worst.
 
 mod fault;
 mod world;
@@ -10,6 +11,7 @@ use anyhow::{Context, Result, ensure};
 use nix::unistd::Pid;
 
 use crate::harness::agent::{Agent, until};
+use crate::harness::attack::{Attack, Size};
 use crate::harness::random::Random;
 use crate::harness::report::say;
 use crate::scenarios::restart::{descriptors, nothing_is_left};
@@ -17,8 +19,19 @@ use crate::soak::fault::{Fault, Underway};
 use crate::soak::world::{Act, World};
 
 /// Small, so that they overflow, or would if anything leaked.
-const OPTIONS: [&str; 7] =
-    ["--supervised", "--ring-bytes", "4096", "--max-groups", "64", "--max-eventfds", "256"];
+const OPTIONS: [&str; 9] = [
+    "--supervised",
+    "--ring-bytes",
+    "4096",
+    "--max-groups",
+    "512",
+    "--max-eventfds",
+    "1024",
+    "--socket-mode",
+    "0666",
+];
+/// One of so many acts is beside an attack.
+const ATTACKED: usize = 12;
 const PROGRESS: Duration = Duration::from_secs(20);
 
 /// What the soak came to.
@@ -34,6 +47,7 @@ pub(crate) struct Tally {
     pub(crate) kills: u64,
     pub(crate) hand_overs: u64,
     pub(crate) stops: u64,
+    pub(crate) attacks: u64,
     /// From the signal until the next agent was ready, in all.
     pub(crate) away: Duration,
     pub(crate) longest_away: Duration,
@@ -47,8 +61,8 @@ pub(crate) struct Tally {
     pub(crate) registrations_doubled: u64,
 }
 
-/// Runs for `time`, from `seed`.
-pub(crate) fn run(time: Duration, seed: u64) -> Result<()> {
+/// Runs for `time`, from `seed`; beside attacks, or without any.
+pub(crate) fn run(time: Duration, seed: u64, attacks: bool) -> Result<()> {
     say!("soak, seed {seed:#x}, {} s", time.as_secs());
     let mut random = Random(seed);
     let mut tally = Tally::default();
@@ -59,14 +73,17 @@ pub(crate) fn run(time: Duration, seed: u64) -> Result<()> {
     while began.elapsed() < time {
         let act = world.choose(&mut random);
         let fault = Fault::choose(&mut random, act);
-        step(&mut agent, &mut world, act, fault, &mut random, &mut tally)
-            .with_context(|| format!("act {} ({act:?}, {fault:?}) of seed {seed:#x}", tally.acts))?;
+        let attack = (attacks && random.below(ATTACKED) == 0).then(|| choose(&mut random));
+        step(&mut agent, &mut world, (act, fault, attack), &mut random, &mut tally).with_context(|| {
+            format!("act {} ({act:?}, {fault:?}, {attack:?}) of seed {seed:#x}", tally.acts)
+        })?;
         if told.elapsed() >= PROGRESS {
             told = Instant::now();
             say!(
-                "soak: {} s, {} acts, {} restarts, {} signals, {} lost, {} doubled",
+                "soak: {} s, {} acts, {} attacks, {} restarts, {} signals, {} lost, {} doubled",
                 began.elapsed().as_secs(),
                 tally.acts,
+                tally.attacks,
                 tally.kills + tally.hand_overs,
                 tally.heard,
                 tally.lost + tally.registrations_lost,
@@ -101,22 +118,33 @@ pub(crate) fn run(time: Duration, seed: u64) -> Result<()> {
     Ok(())
 }
 
-/// One act, with what goes wrong amid it; then everybody's eventfd is compared.
+/// An attack that is one.
+fn choose(random: &mut Random) -> Attack {
+    let attacks: Vec<_> = Attack::ALL.into_iter().filter(|attack| *attack != Attack::Compute).collect();
+    attacks[random.below(attacks.len())]
+}
+
+/// One act, with what goes wrong amid it; then everybody's eventfd is compared, while an
+/// attack goes on.
 fn step(
     agent: &mut Agent,
     world: &mut World,
-    act: Act,
-    fault: Fault,
+    (act, fault, attack): (Act, Fault, Option<Attack>),
     random: &mut Random,
     tally: &mut Tally,
 ) -> Result<()> {
     tally.acts += 1;
+    tally.attacks += u64::from(attack.is_some());
+    let attack = attack.map(|attack| attack.start(Size::SMALL)).transpose()?;
     let underway = Underway::begin(agent, fault, random)?;
     let done = world.act(act, random, tally);
     underway.end(agent, tally)?;
     done?;
     agent.settle()?;
     world.compare(fault.ends_the_agent(), tally)?;
+    if let Some(attack) = attack {
+        attack.stop().context("the attack does not end")?;
+    }
     // Closed eventfds end before a list; a process that was killed closes its own in its time.
     let (mut registered, expected) = (0, world.registrations());
     let settled = until("as many registrations as there should be", || {
@@ -162,7 +190,7 @@ fn resident(process: Pid) -> Result<u64> {
 
 fn table(tally: &Tally, before: &Held, after: &Held, restarts: u64, full: u64) {
     let deaths = u32::try_from(tally.kills + tally.hand_overs).unwrap_or(u32::MAX).max(1);
-    let rows: [(&str, String); 14] = [
+    let rows: [(&str, String); 15] = [
         ("acts", tally.acts.to_string()),
         ("registrations made", tally.registered.to_string()),
         ("signals expected, heard", format!("{}, {}", tally.expected, tally.heard)),
@@ -170,6 +198,7 @@ fn table(tally: &Tally, before: &Held, after: &Held, restarts: u64, full: u64) {
         ("kill -9", tally.kills.to_string()),
         ("handed over (SIGHUP)", tally.hand_overs.to_string()),
         ("stopped and continued", tally.stops.to_string()),
+        ("attacks", tally.attacks.to_string()),
         (
             "ms until ready again: mean, longest",
             format!("{}, {}", (tally.away / deaths).as_millis(), tally.longest_away.as_millis()),

@@ -1,5 +1,5 @@
-//! `cargo xtask soak`: a random mix of everything against a model, for as long as one
-//! likes.
+//! `cargo xtask soak`: a random mix of everything against a model, attacks by an ordinary
+//! user among it, for as long as one likes.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -22,28 +22,31 @@ pub(crate) struct Arguments {
     /// Kernel to boot: 6.1, 6.12, 7.2 or the path of a vmlinuz
     #[arg(long, default_value = kernels::NEWEST, value_name = "KERNEL")]
     kernel: String,
+    /// Leave out what an ordinary user may do at his worst
+    #[arg(long)]
+    no_attacks: bool,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |time| time.subsec_nanos().into());
     let seed = arguments.seed.unwrap_or(now).max(1);
-    soak(&arguments.kernel, Duration::from_secs(60 * arguments.minutes), seed)
+    soak(&arguments.kernel, Duration::from_secs(60 * arguments.minutes), seed, !arguments.no_attacks)
 }
 
 /// The round that `cargo xtask test` runs.
 pub(crate) fn brief() -> Result<Outcome> {
     const SEED: u64 = 0x6d65_6d63;
-    soak(kernels::NEWEST, Duration::from_secs(120), SEED)?;
+    soak(kernels::NEWEST, Duration::from_secs(120), SEED, true)?;
     Ok(Outcome::pass("two minutes"))
 }
 
-fn soak(kernel: &str, time: Duration, seed: u64) -> Result<()> {
+fn soak(kernel: &str, time: Duration, seed: u64, attacks: bool) -> Result<()> {
     setup::ensure(&setup::vm(kernel))?;
     let guest = build::guest()?;
     let kernel = kernels::get(kernel)?;
     println!("{}", booting(&kernel, Hierarchy::V2));
     let boot = Boot {
-        parameters: format!("guest.args={},{seed}", time.as_secs()),
+        parameters: format!("guest.args={},{seed}{}", time.as_secs(), if attacks { ",attacks" } else { "" }),
         limit: time * 2 + Duration::from_secs(300),
         ..Boot::new(&kernel, Hierarchy::V2, "soak")
     };
