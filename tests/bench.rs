@@ -44,7 +44,7 @@ impl Scope {
 
 type Bench = (&'static str, fn(Scope, Hierarchy) -> Result<()>);
 
-const ALL: [Bench; 8] = [
+const ALL: [Bench; 9] = [
     ("build", build::run),
     ("charge", charge::run),
     ("latency", latency::run),

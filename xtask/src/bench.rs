@@ -16,6 +16,7 @@ use clap::Args;
 pub(crate) use self::data::{Data, Piece};
 use self::plan::{Bench, Leg};
 use crate::build::{self, Guest};
+use crate::qemu::Processors;
 use crate::run::booting;
 use crate::summary::Outcome;
 use crate::vm::Boot;
@@ -50,13 +51,16 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         println!("==> {} ({} of {})", bench.name(), at + 1, names.len());
         let start = Instant::now();
         let mut found = Vec::new();
-        for leg in bench.legs(arguments.kernel.as_deref()) {
+        let legs = bench.legs(arguments.kernel.as_deref());
+        let measured = legs.iter().try_for_each(|leg| {
             let guest = guest(&[bench], leg.kernel)?;
             let (report, data) = leg.measure(&guest, &[bench], arguments.once)?;
             ensure!(report.failed == 0, "the measurement failed");
             ensure!(!data.is_empty(), "the guest measured nothing");
             found.extend(data);
-        }
+            Ok(())
+        });
+        // What was measured is told, though the next boot failed.
         println!();
         for line in table::tables(&found).lines() {
             println!("{line}");
@@ -64,6 +68,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         for path in keep(bench, &found)? {
             println!("also in {}", short(&path));
         }
+        measured?;
         println!("<== {} ({} s)\n", bench.name(), start.elapsed().as_secs());
     }
     Ok(())
@@ -111,6 +116,7 @@ impl Leg<'_> {
             processors: self.processors,
             memory: self.memory,
             limit: LIMIT,
+            label: if self.processors == Processors::Two { "two".to_owned() } else { String::new() },
             ..Boot::new(&kernel, self.hierarchy, "bench")
         };
         let start = Instant::now();

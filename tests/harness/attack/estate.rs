@@ -2,11 +2,12 @@
 //! and processes.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::chown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::prctl::set_pdeathsig;
@@ -17,9 +18,13 @@ use super::{ATTACKER, OTHER};
 use crate::harness::agent::until;
 use crate::harness::group::Group;
 use crate::harness::process::{Process, become_user, close_all_but};
+use crate::harness::report::say;
 
 /// Most descriptors that a process of his may have, by the kernel's own default.
 const DESCRIPTORS: u64 = 1 << 20;
+
+/// After which it is said that an attack is still being prepared.
+const PROGRESS: Duration = Duration::from_secs(10);
 
 /// A user's group, and what runs in it.
 #[derive(Debug)]
@@ -119,7 +124,7 @@ impl Ground {
 /// Makes a group, or takes the one that is there.
 pub(super) fn make(path: &Path) -> Result<()> {
     match fs::create_dir(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
             Err(error).with_context(|| format!("cannot make {}", path.display()))
         }
         _ => Ok(()),
@@ -166,11 +171,16 @@ fn start(user: u32, top: &Path, work: impl FnOnce(&Ground) -> Result<()>) -> Res
         work(&Ground { top: top.to_owned(), home: home.clone(), starter: theirs })
     })?;
     // The child's end was closed here with the closure.
-    match ours.read_exact(&mut [0]) {
-        Ok(()) => Ok(process),
-        Err(_) => {
-            process.end()?;
-            bail!("it ended before it was under way")
+    ours.set_read_timeout(Some(PROGRESS))?;
+    loop {
+        match ours.read_exact(&mut [0]) {
+            Ok(()) => return Ok(process),
+            // The host takes a guest that is silent for one that hangs.
+            Err(error) if error.kind() == ErrorKind::WouldBlock => say!("  not yet under way"),
+            Err(_) => {
+                process.end()?;
+                bail!("it ended before it was under way")
+            }
         }
     }
 }

@@ -65,7 +65,7 @@ const fn two(leg: Leg<'_>) -> Leg<'_> {
 }
 
 impl Bench {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Build,
         Self::Charge,
         Self::Latency,
