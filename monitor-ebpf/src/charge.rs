@@ -143,6 +143,10 @@ const fn is_address(at: u64) -> bool {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn look_above(from: u64) -> u64 {
+    if is_address(from) {
+        go_up(from);
+        return 0;
+    }
     // Whose slot it is before the walk.
     let group = maps::slot(from as u32).map_or(0, |slot| slot.counter.get());
     if go_up(from) {

@@ -70,9 +70,9 @@ pub struct Registry {
     ooms: BTreeSet<u32>,
     accounts: Accounts,
     registrations: u64,
-    /// Of them, those that wait for OOM, pressure, emptiness, percentages, and working
-    /// sets.
-    kinds: [u64; 5],
+    /// Of them, those that wait for OOM, pressure, emptiness, percentages, working sets, and
+    /// memory+swap.
+    kinds: [u64; 6],
 }
 
 impl Registry {
@@ -183,6 +183,20 @@ impl Registry {
         self.registrations == 0
     }
 
+    /// Number of registrations on a control file.
+    #[must_use]
+    pub const fn len_on(&self, on: ControlFile) -> u64 {
+        let [oom, pressure, empty, _, working_set, sum] = self.kinds;
+        match on {
+            ControlFile::Usage => self.registrations - oom - pressure - empty - working_set - sum,
+            ControlFile::Memsw => sum,
+            ControlFile::WorkingSet => working_set,
+            ControlFile::Oom => oom,
+            ControlFile::Pressure => pressure,
+            ControlFile::Procs => empty,
+        }
+    }
+
     /// What the programs have to count: bits of [`Wanted`].
     #[must_use]
     pub fn wanted(&self) -> u64 {
@@ -287,7 +301,7 @@ impl Registry {
         }
     }
 
-    fn count_kinds(&mut self, before: [usize; 5], after: [usize; 5]) {
+    fn count_kinds(&mut self, before: [usize; 6], after: [usize; 6]) {
         for ((count, before), after) in self.kinds.iter_mut().zip(before).zip(after) {
             *count = *count + after as u64 - before as u64;
         }

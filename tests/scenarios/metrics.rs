@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use memcg_monitor::programs::Sizes;
@@ -134,8 +135,11 @@ vm_test!(
 );
 /// Two processes charge at once, in groups below one whose threshold they never
 /// come near: no doorbell rings, the agent looks at nothing, and a scrape reads what is kept.
+/// What the agent gathered is told again for a second, which each scrape here waits out.
 fn metrics_usage_is_kept() -> Result<()> {
+    const TOLD_AGAIN: Duration = Duration::from_millis(1100);
     let agent = Agent::start(&["--metrics", TCP])?;
+    let mut last = Instant::now();
     let group = Group::new("kept")?;
     let (one, other) = (group.child("one")?, group.child("other")?);
     let unwatched = Group::new("unwatched")?;
@@ -150,7 +154,9 @@ fn metrics_usage_is_kept() -> Result<()> {
         stranger.grow(Kind::Anonymous, MIB)?;
         for (group, id) in [(&group, "/kept"), (&one, "/kept/one"), (&unwatched, "/unwatched")] {
             let before = group.usage()?;
+            std::thread::sleep(TOLD_AGAIN.saturating_sub(last.elapsed()));
             let text = scrape(tcp()?, "application/openmetrics-text")?.1;
+            last = Instant::now();
             let after = group.usage()?;
             let read = |name| value(&text, &format!("{name}{{id=\"{id}\"}}"));
             let usage = read("container_memory_usage_bytes");

@@ -19,10 +19,12 @@ use tokio::{
 
 use crate::{
     door::{
+        accounting::credentials_of,
         control_fd::Places,
         event_row,
         listing::{self, At, Listed, Listing},
         request::{Refusal, told},
+        sender::Sender,
         seqpacket::{Connection, Listener, Packet},
         socket::from_packet,
     },
@@ -230,7 +232,13 @@ async fn converse(
 ) -> std::io::Result<()> {
     while let Some(mut packet) = connection.receive(MAX_REQUEST).await? {
         let who = packet.sender.as_ref().map(|sender| (sender.uid(), sender.pid()));
+        let is_operator = packet.sender.as_ref().is_none_or(is_operator);
         let outcome = match serde_json::from_slice(&packet.bytes) {
+            _ if !is_operator => Err(Refusal::new(
+                Errno::EPERM,
+                "user id 0 asks without CAP_SYS_RESOURCE in the agent's user namespace, as root in a \
+                 container does: ask as the host's root, or as a user that --control-group lets in",
+            )),
             _ if packet.truncated => Err(Refusal::new(Errno::E2BIG, "the request is too long")),
             Err(error) => Err(Refusal::new(Errno::EINVAL, format!("not a request: {error}"))),
             Ok(Request::List) => {
@@ -264,6 +272,15 @@ async fn converse(
         }
     }
     Ok(())
+}
+
+/// Whether a sender that the socket's mode has let in may ask. User id 0 may with a
+/// capability: root in a container has the id, and so the mode's leave, without being root.
+/// Who is outside the agent's pid namespace cannot be looked at, and has the mode's leave.
+fn is_operator(sender: &Sender) -> bool {
+    sender.uid() != 0
+        || sender.pid() == 0
+        || credentials_of(sender).is_ok_and(|credentials| credentials.is_privileged())
 }
 
 /// The agent's own state.

@@ -127,15 +127,6 @@ impl Gatherer {
     fn agent(&self, live: u64, occupied: u64) -> AgentNumbers {
         let watcher = self.watcher.lock();
         let (registry, measures) = (watcher.registry(), watcher.measures());
-        let count = |on: ControlFile| {
-            let counts = registry.groups().map(|group| match on {
-                ControlFile::Oom => group.oom().count(),
-                ControlFile::Pressure => group.pressure().count(),
-                ControlFile::Procs => group.empty().count(),
-                quantity => group.scale(quantity).len(),
-            });
-            counts.sum::<usize>() as u64
-        };
         AgentNumbers {
             version: env!("CARGO_PKG_VERSION"),
             schema: SCHEMA,
@@ -143,7 +134,7 @@ impl Gatherer {
             groups: live,
             places: (occupied, u64::from(watcher.source().root().slot)),
             eventfds: (registry.file_count(), self.max_eventfds),
-            registrations: ControlFile::ALL.map(|on| (on.name(), count(on))).to_vec(),
+            registrations: ControlFile::ALL.map(|on| (on.name(), registry.len_on(on))).to_vec(),
             max_registrations: watcher.limits().registrations,
             signals: CAUSES.into_iter().zip(measures.signals).collect(),
             refusals: measures.refusals.clone(),

@@ -136,14 +136,15 @@ impl Group {
         self.others.as_ref().map_or(0, |others| others.len())
     }
 
-    /// How many wait for OOM, pressure, emptiness, a percentage, and the working set.
-    pub(super) fn kinds(&self) -> [usize; 5] {
+    /// How many wait for OOM, pressure, emptiness, a percentage, the working set, and
+    /// memory+swap.
+    pub(super) fn kinds(&self) -> [usize; 6] {
         let percents = self.percents();
         let [oom, pressure, empty] = self
             .others
             .as_ref()
             .map_or([0; 3], |others| [others.oom.len(), others.pressure.len(), others.empty.len()]);
-        [oom, pressure, empty, percents, self.working_set.len()]
+        [oom, pressure, empty, percents, self.working_set.len(), self.sum.len()]
     }
 
     fn percents(&self) -> usize {

@@ -141,6 +141,10 @@ proptest! {
             held.sort_unstable();
             expected.sort_unstable();
             prop_assert_eq!(held, expected);
+            for on in ControlFile::ALL {
+                let expected = list.iter().filter(|held| held.asked.on == on).count();
+                prop_assert_eq!(registry.len_on(on), expected as u64);
+            }
             prop_assert_eq!(registry.wanted() == 0, list.iter().all(|held| {
                 matches!(held.asked.wish, Wish::Threshold(Threshold { at: At::Pages(_), .. }))
             }));
