@@ -113,10 +113,10 @@ fn threshold_every_kind_of_memory() -> Result<()> {
         let before = group.usage()?;
         let waiter = Waiter::on(&group, &(before + 4 * MIB).to_string())?;
         charger.grow(kind, 8 * MIB)?;
-        ensure!(waiter.wait()? == 1, "{kind:?}: up");
+        waiter.hears(1, &format!("{kind:?}: up"))?;
         ensure!(group.usage()? >= before + 4 * MIB, "{kind:?} is not charged to the group");
         charger.shrink(kind)?;
-        ensure!(waiter.wait()? == 1, "{kind:?}: down");
+        waiter.hears(1, &format!("{kind:?}: down"))?;
         agent.settle()?;
     }
     charger.end()?;
