@@ -141,6 +141,14 @@ impl Drop for Charger {
     }
 }
 
+/// Charges this process's group anonymous memory and gives it back, without end. By mappings
+/// of its own: an allocator keeps what it has.
+pub(crate) fn come_and_go(bytes: u64) -> Result<()> {
+    loop {
+        drop(Pages::touch(usize::try_from(bytes)?)?);
+    }
+}
+
 /// Memory that is given back when dropped.
 #[expect(dead_code, reason = "held, never read")]
 enum Held {

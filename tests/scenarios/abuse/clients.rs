@@ -19,7 +19,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use super::answer;
 use crate::harness::MIB;
 use crate::harness::agent::{Agent, until};
-use crate::harness::charger::{Charger, Kind};
+use crate::harness::charger::{self, Charger, Kind};
 use crate::harness::client::{Waiter, agent_errno};
 use crate::harness::group::Group;
 use crate::harness::process::{self, Process, USER, check_as_user};
@@ -291,12 +291,7 @@ fn abuse_thresholds_of_another() -> Result<()> {
         Ok(())
     })?;
     ensure!(agent.status()?.registrations == MANY, "all are registered");
-    let crossing = Process::start_as(USER, || {
-        loop {
-            // Charged, and given back.
-            drop(std::hint::black_box(vec![1_u8; 16 << 20]));
-        }
-    })?;
+    let crossing = Process::start_as(USER, || charger::come_and_go(16 * MIB))?;
     process::run_as(ANOTHER, || bystander.register(&ours, "4M"))?;
     let mut charger = Charger::start(&ours)?;
     theirs.add(crossing.pid())?;
