@@ -40,8 +40,10 @@ pub struct Scratch<W> {
     pub plan: W,
     /// 1 while there may be slots whose parent is unknown.
     pub orphans: W,
-    /// Unused.
-    pub spare: [W; 2],
+    /// 1 while some limit was written that the agent has not looked at (`LIMITS` rings once).
+    pub limits: W,
+    /// Records of what the OOM killer does that are on their way to the agent.
+    pub victims: W,
 }
 
 const _: () = assert!(size_of::<Scratch<u64>>() == 128);
@@ -79,6 +81,8 @@ impl Wanted {
     pub const EMPTY: u64 = 4;
     /// Limits that are written.
     pub const LIMITS: u64 = 8;
+    /// Whom the OOM killer kills.
+    pub const VICTIMS: u64 = 16;
 }
 
 /// What a roll call says in place of a slot index.
@@ -132,6 +136,15 @@ impl Ask {
     /// The lowest limit, in pages, of slot `arg1` of generation `arg2` and of all groups
     /// above it but the root, whether they have slots or not.
     pub const LOWEST_LIMIT: u64 = 12;
+    /// Read how many OOMs the kernel has counted by the limit of slot `arg1` of generation
+    /// `arg2` (`memory.events.local`).
+    pub const OOMS: u64 = 13;
+    /// Read whether a task is in the group of slot `arg1` of generation `arg2` or below it:
+    /// 0 or 1 (`cgroup_is_populated`).
+    pub const POPULATED: u64 = 14;
+    /// Take slot `arg1` of generation `arg2`, which the agent watches, away from its group,
+    /// for whose going no program was called. Its last readings are in the slot.
+    pub const DEPART: u64 = 15;
 
     /// No slot.
     pub const NOWHERE: u64 = u64::MAX;

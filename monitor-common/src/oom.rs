@@ -3,144 +3,216 @@
 //!
 //! v1 notifies for the OOM that wins the lock on a group and all below it. One
 //! that begins while another holds the same group, one above or one below, is
-//! silent. Here an OOM leaves its mark in the slots of its group and of those
-//! above. Two that begin at the very same time may both count.
+//! silent. Here the OOM that is told leaves a [`Hold`] in its group's slot, and is
+//! counted in the slots above. No table is needed, and what a thread leaves in one
+//! slot is found by its end in the same slot.
+//!
+//! Every hold belongs to an OOM that was told: so an OOM that is silent because of one
+//! is told with it. Two that begin at the very same time may both be told.
 
 use crate::{
     slot::{MAX_DEPTH, PARENT_ROOT, PARENT_UNKNOWN, Slot},
     word::Word,
 };
 
-/// Nanoseconds after which a mark counts for nothing: its program was skipped at
-/// the OOM's end. An OOM takes milliseconds.
-const STALE: u64 = 10_000_000_000;
-
-const fn is_fresh(since: u64, now: u64) -> bool {
-    since != 0 && now.wrapping_sub(since) < STALE
+/// What each thread may be in, as far as the programs have to know: a bit of its own for
+/// each, so that nobody takes another's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Mark {
+    /// A write of `memory.max`.
+    WritesLimit = 0,
+    /// `mem_cgroup_out_of_memory`.
+    InOom = 1,
 }
 
-/// Goes from `index` up to the top-level group, until `visit` says `false`.
+impl Mark {
+    /// Words that hold the marks of all threads: their ids are below `PID_MAX_LIMIT`, four
+    /// million.
+    pub const WORDS: usize = 4 * 1024 * 1024 / Self::THREADS as usize;
+    /// Threads in a word.
+    const THREADS: u32 = 32;
+
+    /// Where the mark of `thread` is: the word's index, and its bit.
+    #[must_use]
+    #[inline(always)]
+    pub const fn place(self, thread: u32) -> (u32, u64) {
+        (thread / Self::THREADS, 1 << (thread % Self::THREADS * 2 + self as u32))
+    }
+}
+
+/// Set in `oom_calls` of a slot: limit writes were among the calls.
+pub const BY_LIMIT_WRITE: u64 = 1 << 63;
+
+/// An OOM that holds a group: the thread that is in it, and when it began, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hold(u64);
+
+impl Hold {
+    /// Nobody holds the group.
+    pub const NONE: Self = Self(0);
+
+    /// Nanoseconds of one unit of time, as a power of two: 67 ms. 32 bits are nine years.
+    const UNIT_BITS: u32 = 26;
+    /// Units after which a hold counts for nothing: the program at its end was skipped, and
+    /// no agent has repaired that. An OOM takes milliseconds; ten seconds on a host that
+    /// writes its kernel log to a slow console.
+    const STALE: u32 = 150;
+
+    /// The hold of `thread`, a thread id that is not 0, from `now` on (nanoseconds by the
+    /// clock of `bpf_ktime_get_ns`).
+    #[must_use]
+    #[inline(always)]
+    pub const fn new(thread: u32, now: u64) -> Self {
+        Self((thread as u64) << 32 | Self::time(now))
+    }
+
+    /// A time, in units.
+    #[inline(always)]
+    const fn time(now: u64) -> u64 {
+        (now >> Self::UNIT_BITS) & 0xffff_ffff
+    }
+
+    /// The thread whose OOM it is; 0: nobody's.
+    #[must_use]
+    #[inline(always)]
+    pub const fn thread(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// When it began, in units.
+    #[must_use]
+    #[inline(always)]
+    pub const fn since(self) -> u64 {
+        self.0 & 0xffff_ffff
+    }
+
+    /// Whether `thread`, which begins an OOM at `now`, is kept silent by it. A thread is in
+    /// one OOM at a time, so its own hold is left over from one before.
+    #[inline(always)]
+    const fn silences(self, thread: u32, now: u64) -> bool {
+        let holder = self.thread();
+        holder != 0 && holder != thread && is_fresh(self.since(), now)
+    }
+}
+
+#[inline(always)]
+const fn is_fresh(since: u64, now: u64) -> bool {
+    (Hold::time(now) as u32).wrapping_sub(since as u32) < Hold::STALE
+}
+
+/// Goes up from `index`, which is left out, for at most `levels` groups, until `visit` says
+/// `false`. How many were visited; `None` when one said so.
 #[inline(always)]
 fn climb<'a, W: Word + 'a>(
     slot_at: impl Fn(u32) -> Option<&'a Slot<W>>,
     index: u32,
+    levels: u64,
     mut visit: impl FnMut(&Slot<W>) -> bool,
-) -> bool {
-    let mut index = index;
-    for _ in 0..MAX_DEPTH {
-        let Some(slot) = slot_at(index) else { return true };
-        if !visit(slot) {
-            return false;
-        }
+) -> Option<u64> {
+    let Some(mut slot) = slot_at(index) else { return Some(0) };
+    for level in 0..MAX_DEPTH as u64 {
         let parent = slot.parent.get();
-        if parent == PARENT_ROOT || parent == PARENT_UNKNOWN {
-            return true;
+        if parent == PARENT_ROOT || parent == PARENT_UNKNOWN || level >= levels {
+            return Some(level);
         }
-        index = parent as u32;
+        let Some(above) = slot_at(parent as u32) else { return Some(level) };
+        if !visit(above) {
+            return None;
+        }
+        slot = above;
     }
-    true
+    Some(MAX_DEPTH as u64)
 }
 
-/// `task` begins an OOM by the limit of the group at `index`, `now` in nanoseconds
-/// since boot. True when it is to be told.
+/// As far up as it goes.
+const ALL: u64 = u64::MAX;
+
+/// `thread` begins an OOM by the limit of the group at `index`, at `now` (nanoseconds by
+/// the clock of `bpf_ktime_get_ns`). True when it is to be told: then it holds the group
+/// until [`end`].
 #[inline(always)]
 pub fn begin<'a, W: Word + 'a>(
     slot_at: impl Fn(u32) -> Option<&'a Slot<W>>,
     index: u32,
-    task: u64,
+    thread: u32,
     now: u64,
 ) -> bool {
     let Some(slot) = slot_at(index) else { return false };
-    if is_fresh(slot.oom_below.get(), now) {
+    let below = slot.oom_below.get();
+    // Below 0 while a count is late: then nobody holds one below.
+    if below as i64 > 0 && is_fresh(slot.oom_below_since.get(), now) {
         return false;
     }
-    let is_free = |slot: &Slot<W>| slot.oom_holder.get() == 0 || !is_fresh(slot.oom_since.get(), now);
-    if !climb(&slot_at, index, is_free) {
+    let held = Hold(slot.oom_holder.get());
+    if held.silences(thread, now) {
         return false;
     }
-    let held = slot.oom_holder.get();
-    if slot.oom_holder.cas(held, task) != held {
+    let is_free = |above: &Slot<W>| !Hold(above.oom_holder.get()).silences(thread, now);
+    if climb(&slot_at, index, ALL, is_free).is_none() {
         return false;
     }
-    slot.oom_since.set(now);
-    climb(&slot_at, index, |slot| {
-        slot.oom_below.set(now);
+    let hold = Hold::new(thread, now);
+    if slot.oom_holder.cas(held.0, hold.0) != held.0 {
+        // Another was first, and is told.
+        return false;
+    }
+    // One that was left over is counted above already.
+    let is_counted = held != Hold::NONE;
+    let levels = climb(&slot_at, index, ALL, |above| {
+        above.oom_below_since.set(hold.since());
+        if !is_counted {
+            above.oom_below.add(1);
+        }
         true
     });
-    // The group itself is held, not below itself.
-    slot.oom_below.set(0);
+    if !is_counted {
+        slot.oom_levels.set(levels.unwrap_or(0));
+    }
     true
 }
 
-/// `task` has ended its OOM.
+/// `thread` has ended its OOM by the limit of the group at `index`.
 #[inline(always)]
-pub fn end<'a, W: Word + 'a>(slot_at: impl Fn(u32) -> Option<&'a Slot<W>>, index: u32, task: u64) {
-    let Some(slot) = slot_at(index) else { return };
-    if slot.oom_holder.get() != task {
-        return;
+pub fn end<'a, W: Word + 'a>(slot_at: impl Fn(u32) -> Option<&'a Slot<W>>, index: u32, thread: u32) {
+    if let Some(slot) = slot_at(index) {
+        let held = Hold(slot.oom_holder.get());
+        if held.thread() == thread {
+            release(slot_at, index, held);
+        }
     }
-    climb(&slot_at, index, |slot| {
-        slot.oom_below.set(0);
-        true
-    });
-    slot.oom_holder.xchg(0);
 }
 
-/// Whether the group at `index` is under OOM: it or one above is held.
-pub fn is_under<'a, W: Word + 'a>(slot_at: impl Fn(u32) -> Option<&'a Slot<W>>, index: u32) -> bool {
-    !climb(slot_at, index, |slot| slot.oom_holder.get() == 0)
+/// Ends the hold `held` of the group at `index`, if it still is its hold.
+#[inline(always)]
+pub fn release<'a, W: Word + 'a>(slot_at: impl Fn(u32) -> Option<&'a Slot<W>>, index: u32, held: Hold) {
+    let Some(slot) = slot_at(index) else { return };
+    // Read first: the next holder writes its own.
+    let levels = slot.oom_levels.get();
+    // Once for each hold: so a count above is what holds there are below, whoever ends them.
+    if held != Hold::NONE && slot.oom_holder.cas(held.0, 0) == held.0 {
+        climb(slot_at, index, levels, |above| {
+            above.oom_below.add(u64::MAX);
+            true
+        });
+    }
+}
+
+/// The hold of a slot's group.
+pub fn hold_of<W: Word>(slot: &Slot<W>) -> Hold {
+    Hold(slot.oom_holder.get())
+}
+
+/// Whether the group at `index` is under OOM at `now`: it or one above is held.
+pub fn is_under<'a, W: Word + 'a>(
+    slot_at: impl Fn(u32) -> Option<&'a Slot<W>>,
+    index: u32,
+    now: u64,
+) -> bool {
+    let is_free = |slot: &Slot<W>| !hold_of(slot).silences(0, now);
+    let Some(slot) = slot_at(index) else { return false };
+    !is_free(slot) || climb(slot_at, index, ALL, is_free).is_none()
 }
 
 #[cfg(all(test, not(loom)))]
-mod tests {
-    use core::sync::atomic::AtomicU64;
-
-    use super::{STALE, begin, end, is_under};
-    use crate::{
-        slot::{PARENT_ROOT, Slot},
-        word::Word,
-    };
-
-    /// 0 is the top, 1 and 2 are below it, 3 is below 1.
-    fn tree() -> Vec<Slot<AtomicU64>> {
-        [PARENT_ROOT, 0, 0, 1]
-            .into_iter()
-            .map(|parent| {
-                let slot = Slot::new(AtomicU64::new);
-                slot.parent.set(parent);
-                slot
-            })
-            .collect()
-    }
-
-    #[test]
-    fn related_groups_share_a_signal_and_others_do_not() {
-        let tree = tree();
-        let at = |index: u32| tree.get(index as usize);
-        assert!(begin(at, 1, 71, 5));
-        assert!(!begin(at, 1, 72, 6), "the same group");
-        assert!(!begin(at, 3, 73, 6), "below");
-        assert!(!begin(at, 0, 74, 6), "above");
-        assert!(begin(at, 2, 75, 6), "beside");
-        assert!(is_under(at, 3) && is_under(at, 1) && is_under(at, 2) && !is_under(at, 0));
-        end(at, 2, 75);
-        end(at, 1, 99);
-        assert!(is_under(at, 1), "another task's end is not this one's");
-        end(at, 1, 71);
-        assert!(!is_under(at, 3));
-        assert!(begin(at, 0, 76, 7));
-        end(at, 0, 76);
-        assert!(begin(at, 3, 77, 8));
-    }
-
-    #[test]
-    fn a_mark_whose_end_was_missed_does_not_stay() {
-        let tree = tree();
-        let at = |index: u32| tree.get(index as usize);
-        assert!(begin(at, 3, 1, 5));
-        assert!(!begin(at, 0, 2, 5 + STALE - 1));
-        assert!(begin(at, 0, 2, 5 + STALE));
-        assert!(!begin(at, 3, 3, 6 + STALE));
-        assert!(begin(at, 3, 3, 5 + 2 * STALE));
-    }
-}
+mod tests;

@@ -21,7 +21,8 @@ impl Doorbell {
     pub const READING: u32 = 3;
     /// As `READING`, of memory+swap.
     pub const SUM_READING: u32 = 4;
-    /// Some group's `memory.max` was written.
+    /// Some group's `memory.max` was written: rung once, until the agent has cleared
+    /// [`Scratch::limits`](crate::ask::Scratch::limits).
     pub const LIMITS: u32 = 5;
     /// A [`Victim`] follows in the same record.
     pub const VICTIM: u32 = 6;
@@ -89,18 +90,29 @@ pub enum Tally {
     /// An OOM that began while another held the same group, one above or one
     /// below: one signal for both, as the kernel's `mem_cgroup_oom_trylock`.
     OomJoined = 5,
-    /// An OOM on a task for which there was no room to remember it: what it
-    /// kills is told without its cause.
-    OomUnknown = 6,
+    /// A process or group killed for lack of memory whose record was not sent, because too
+    /// many were on their way: followers are not told of it. No signal is lost by that.
+    VictimsDropped = 6,
     /// An OOM by the limit of a group that has no slot: nobody below was told.
     OomUnplaced = 7,
     /// Something was to be told above a group, and what is above it is not known.
     ParentUnknown = 8,
+    /// Calls that the kernel's recursion guard kept from programs for which nothing makes up:
+    /// windows of reclaim, v1's OOM notices, victims, beginnings of limit writes.
+    SkippedForGood = 9,
+}
+
+/// How many records of what the OOM killer does may be on their way in a ring of so many
+/// bytes: a quarter of it, at 48 bytes each at most.
+#[must_use]
+#[inline(always)]
+pub const fn victims_at_once(ring: u64) -> u64 {
+    ring / 192
 }
 
 impl Tally {
     /// How many there are.
-    pub const COUNT: usize = 9;
+    pub const COUNT: usize = 10;
     /// Their names, in order, as shown to people and in metrics.
     pub const NAMES: [&str; Self::COUNT] = [
         "ring_full",
@@ -109,8 +121,9 @@ impl Tally {
         "contended",
         "nested",
         "oom_joined",
-        "oom_unknown",
+        "victims_dropped",
         "oom_unplaced",
         "parent_unknown",
+        "skipped_for_good",
     ];
 }

@@ -22,6 +22,13 @@ pub const PARENT_ROOT: u64 = u64::MAX;
 /// pointers say it instead.
 pub const PARENT_UNKNOWN: u64 = u64::MAX - 1;
 
+/// `populated` of a slot: no task is there.
+pub const NOT_POPULATED: u64 = 0;
+/// `populated` of a slot: some task is there.
+pub const POPULATED: u64 = 1;
+/// `populated` of a slot: nobody has asked.
+pub const POPULATED_UNKNOWN: u64 = 2;
+
 /// One memory cgroup, by cache lines: what each charge reads; what was seen out of band;
 /// what else happens; usage. While usage stays in band, a charge writes only the last, and
 /// only where the group is [followed](Slot::is_awaited); so CPUs share the first.
@@ -62,12 +69,12 @@ pub struct Slot<W> {
     pub pending: W,
     /// OOMs by this group's limit since the agent last looked.
     pub ooms: W,
-    /// `bpf_get_current_pid_tgid()` of the task whose OOM holds this group; 0: none.
+    /// The OOM that holds this group, as a [`Hold`](crate::oom::Hold); 0: none.
     pub oom_holder: W,
-    /// When the latest OOM that is under way below began, as `oom_since`; 0: none.
+    /// OOMs that hold groups below this one.
     pub oom_below: W,
-    /// When the holder began, in nanoseconds since boot.
-    pub oom_since: W,
+    /// When the latest of those began, as [`Hold::since`](crate::oom::Hold::since).
+    pub oom_below_since: W,
     /// Windows of reclaim since the agent last looked, by
     /// [`Level`](crate::pressure::Level).
     pub windows: [W; 3],
@@ -75,6 +82,9 @@ pub struct Slot<W> {
     /// Times that the group and all below it became empty of tasks since the
     /// agent last looked.
     pub emptied: W,
+    /// Whether a task is in the group or below it: [`NOT_POPULATED`], [`POPULATED`] or
+    /// [`POPULATED_UNKNOWN`]. Kept while the group is watched and somebody waits for that.
+    pub populated: W,
     /// As `windows`, of groups below this one that have no slot of their own.
     pub windows_below: [W; 3],
     /// Usage when the group went offline, in pages.
@@ -83,8 +93,6 @@ pub struct Slot<W> {
     pub sum_last: W,
     /// 1: charges further down end their walk here, [`REACH`] levels up.
     pub deep: W,
-    /// Unused; what follows is another cache line.
-    pub spare: W,
 
     /// Pages charged, kept by each charge while the group is followed; see
     /// [`usage`](crate::usage).
@@ -97,8 +105,14 @@ pub struct Slot<W> {
     pub read_of: W,
     /// The version of the next bands to be published; the agent's.
     pub version: W,
+    /// Groups above this one that count its holder in their `oom_below`.
+    pub oom_levels: W,
+    /// OOMs by this group's limit that the programs were called for, told or not; begins
+    /// at what the kernel had counted (`memory.events.local`). With
+    /// [`BY_LIMIT_WRITE`](crate::oom::BY_LIMIT_WRITE).
+    pub oom_calls: W,
     /// Unused; keeps a slot at five cache lines.
-    pub tail: [W; 3],
+    pub tail: W,
 }
 
 const _: () = assert!(size_of::<Slot<u64>>() == 320);
@@ -176,20 +190,22 @@ impl<W> Slot<W> {
             ooms: zero(),
             oom_holder: zero(),
             oom_below: zero(),
-            oom_since: zero(),
+            oom_below_since: zero(),
             windows: [zero(), zero(), zero()],
             emptied: zero(),
+            populated: word(POPULATED_UNKNOWN),
             windows_below: [zero(), zero(), zero()],
             last: zero(),
             sum_last: zero(),
             deep: zero(),
-            spare: zero(),
             usage: word(usage::UNKNOWN),
             peak: word(usage::UNKNOWN),
             limit: word(usage::UNKNOWN),
             read_of: zero(),
             version: zero(),
-            tail: [zero(), zero(), zero()],
+            oom_levels: zero(),
+            oom_calls: zero(),
+            tail: zero(),
         }
     }
 }
@@ -220,6 +236,7 @@ impl<W: Word> Slot<W> {
         for word in counts {
             word.set(0);
         }
+        self.populated.set(POPULATED_UNKNOWN);
         self.windows.iter().chain(&self.windows_below).for_each(|count| count.set(0));
     }
 

@@ -55,6 +55,9 @@ pub fn ask(question: u64, arg1: u64, arg2: u64) {
                 _ => kernel::under_oom_at(at),
             })
         }
+        Ask::OOMS => counter(arg1 as u32, arg2, kernel::ooms_at),
+        Ask::POPULATED => counter(arg1 as u32, arg2, kernel::is_populated_at),
+        Ask::DEPART => group::depart_unseen(arg1 as u32, arg2).ok_or(Ask::GONE),
         Ask::FILE_REFS => {
             file::count_references(arg1);
             Ok(0)

@@ -9,8 +9,9 @@ use aya_log_ebpf::warn;
 use monitor_common::{
     ask::{Ask, Roll, Wanted},
     band::OPEN,
+    oom::{hold_of, release},
     ring::{Doorbell, Tally},
-    slot::{PARENT_ROOT, PARENT_UNKNOWN, REACH, Slot, State},
+    slot::{NOT_POPULATED, PARENT_ROOT, PARENT_UNKNOWN, POPULATED, REACH, Slot, State},
     word::Word as _,
 };
 
@@ -52,6 +53,7 @@ extern "C" fn track(css: u64) -> u64 {
     slot.parent.set(PARENT_UNKNOWN);
     slot.cgroup_id.set(id);
     slot.forget();
+    slot.oom_calls.set(kernel::ooms_at(address).unwrap_or(0));
     slot.band.set(OPEN);
     slot.counter.set(address);
     // Last, and a full barrier: a live state vouches for the rest.
@@ -251,12 +253,40 @@ extern "C" fn depart(address: u64) -> u64 {
             name(slot, up as u32, above.counter.get());
         }
     }
+    free_from_oom(index);
     let usage = kernel::usage_at(address).unwrap_or(0);
     let sum = kernel::sum_at(address).map_or(usage, |(sum, _)| sum);
     if slot.leave(usage, sum) {
         maps::ring(Doorbell { kind: Doorbell::SLOT, slot: index, value: 0 });
     } else {
         give_back(index);
+    }
+    0
+}
+
+/// As [`offline`], for a group whose going the kernel has kept from the programs. The agent
+/// watches the slot, so it is given back by no other; the counter may be gone, and is not
+/// read.
+#[inline(always)]
+pub fn depart_unseen(index: u32, generation: u64) -> Option<u64> {
+    let slot = maps::slot(index)?;
+    let state = slot.state();
+    if !state.is_live() || state.generation() != generation {
+        return None;
+    }
+    maps::forget_counter(slot.counter.get());
+    free_from_oom(index);
+    slot.leave(slot.last.get(), slot.sum_last.get());
+    Some(0)
+}
+
+/// Ends the hold of an OOM by the limit of the group in slot `index`, whose end would not
+/// find the slot any more.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn free_from_oom(index: u32) -> u64 {
+    if let Some(slot) = maps::slot(index) {
+        release(maps::slot, index, hold_of(slot));
     }
     0
 }
@@ -271,6 +301,8 @@ pub extern "C" fn give_back(index: u32) -> u64 {
         return Ask::NOWHERE;
     }
     let parent = slot.parent.get();
+    // Of an OOM that had found the slot before its group went.
+    free_from_oom(index);
     slot.clear();
     maps::push_free(index);
     if parent >= u64::from(maps::root_slot()) {
@@ -303,7 +335,7 @@ pub fn place_of_oom(css: u64) -> Option<u32> {
 /// changed. Told to groups that have the controller and a watcher.
 #[inline(always)]
 pub fn populated(cgroup: u64, populated: u64) {
-    if populated as u32 != 0 || !maps::is_wanted(Wanted::EMPTY) {
+    if !maps::is_wanted(Wanted::EMPTY) {
         return;
     }
     if let Some(counter) = kernel::counter_of_cgroup(cgroup)
@@ -311,8 +343,12 @@ pub fn populated(cgroup: u64, populated: u64) {
         && let Some(slot) = maps::slot(index)
         && slot.state().has(State::WATCHED)
     {
-        slot.emptied.add(1);
-        maps::ring_slot(slot, index);
+        // Where a call is skipped, this is what it was before.
+        slot.populated.set(if populated as u32 == 0 { NOT_POPULATED } else { POPULATED });
+        if populated as u32 == 0 {
+            slot.emptied.add(1);
+            maps::ring_slot(slot, index);
+        }
     }
 }
 

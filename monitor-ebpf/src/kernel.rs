@@ -183,6 +183,46 @@ pub fn pid_of_task(task: u64) -> Option<u64> {
     Some(read(task + maps::off_task_tgid())? & 0xffff_ffff)
 }
 
+/// Whether the OOM killer has chosen the task's process before (`signal->oom_mm`).
+pub fn is_victim(task: u64) -> bool {
+    maps::off_task_signal() != 0
+        && read(task + maps::off_task_signal())
+            .and_then(|signal| read(signal + maps::off_signal_oom_mm()))
+            .is_some_and(|memory| memory != 0)
+}
+
+/// The `memory` counter of the group by whose limit `out_of_memory` is called; `None`: it
+/// is the host's memory that is short.
+pub fn counter_of_oom(control: u64) -> Option<u64> {
+    match read(control + maps::off_oom_memcg())? {
+        0 => None,
+        css => Some(counter_of_css(css)),
+    }
+}
+
+/// OOMs by the limit of the group whose `memory` counter is at `address`, as the kernel
+/// has counted them.
+pub fn ooms_at(address: u64) -> Option<u64> {
+    if maps::off_memcg_ooms() == 0 {
+        return None;
+    }
+    read(address - maps::off_memcg_memory() + maps::off_memcg_ooms())
+}
+
+/// Whether a task is in the group whose `memory` counter is at `address`, or below it
+/// (`cgroup_is_populated`).
+pub fn is_populated_at(address: u64) -> Option<u64> {
+    if maps::off_cgroup_csets() == 0 {
+        return None;
+    }
+    let cgroup = read(address - maps::off_memcg_memory() + maps::off_css_cgroup())?;
+    // Each is an `int`.
+    let sets = read(cgroup + maps::off_cgroup_csets())?;
+    let domains = read(cgroup + maps::off_cgroup_domains())?;
+    let threaded = read(cgroup + maps::off_cgroup_threaded())?;
+    Some(u64::from((sets | domains | threaded) as u32 != 0))
+}
+
 /// `task->comm`.
 pub fn name_of_task(task: u64) -> Option<[u8; 16]> {
     // SAFETY: the helper checks the address and fails on a bad one.

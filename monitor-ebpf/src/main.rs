@@ -91,9 +91,33 @@ fn oom_begun(ctx: FEntryContext) -> i32 {
     0
 }
 
+#[fentry]
+fn oom_begun_twin(ctx: FEntryContext) -> i32 {
+    oom::begun(ctx.arg(0));
+    0
+}
+
 #[fexit]
-fn oom_ended(_ctx: FExitContext) -> i32 {
-    oom::ended();
+fn oom_ended(ctx: FExitContext) -> i32 {
+    oom::ended(ctx.arg(0));
+    0
+}
+
+#[fexit]
+fn oom_ended_twin(ctx: FExitContext) -> i32 {
+    oom::ended(ctx.arg(0));
+    0
+}
+
+#[fentry]
+fn oom_scope(ctx: FEntryContext) -> i32 {
+    oom::killer_called(ctx.arg(0));
+    0
+}
+
+#[fentry]
+fn oom_kill(_ctx: FEntryContext) -> i32 {
+    oom::kills();
     0
 }
 
@@ -124,6 +148,18 @@ fn limit_write_1(_ctx: FEntryContext) -> i32 {
 #[fexit]
 fn limit_write_2(_ctx: FExitContext) -> i32 {
     oom::limit_write_ended();
+    0
+}
+
+#[fentry]
+fn limit_twin_1(_ctx: FEntryContext) -> i32 {
+    oom::limit_write_begun();
+    0
+}
+
+#[fexit]
+fn limit_twin_2(_ctx: FExitContext) -> i32 {
+    oom::limit_write_ended_twin();
     0
 }
 

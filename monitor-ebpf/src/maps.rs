@@ -12,7 +12,8 @@ use monitor_common::{
     ask::{ANSWERS, Ask, CELLS, FileRefs, READINGS, Scratch},
     band::{Verdict, raise_hand},
     calm::Epoch,
-    ring::{Doorbell, Tally, Victim},
+    oom::Mark,
+    ring::{Doorbell, Tally, victims_at_once},
     slot::Slot,
     word::Word as _,
 };
@@ -46,9 +47,9 @@ static DOORBELLS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
 #[map]
 static FILES: Array<FileRefs<BpfWord>> = Array::with_max_entries(Ask::FILES_AT_ONCE as u32, BPF_F_MMAPABLE);
 
-/// Tasks that are in an OOM, with the slot whose limit caused it; see `oom`.
+/// A place for each thread id's [`Mark`]s, so that nobody can take one away; the agent maps it.
 #[map]
-static OOMS: HashMap<u64, u32> = HashMap::with_max_entries(1024, 0);
+static THREAD_MARKS: Array<BpfWord> = Array::with_max_entries(Mark::WORDS as u32, BPF_F_MMAPABLE);
 
 /// Counts of losses, by [`Tally`]; the agent maps it.
 #[map]
@@ -74,6 +75,9 @@ static LAST_SAID: BpfWord = BpfWord::zero();
 
 /// See [`Epoch`].
 static EPOCH: BpfWord = BpfWord::zero();
+
+/// What the OOM killer is doing; see `oom`. One word, as it does one thing at a time.
+static CAUSE: BpfWord = BpfWord::zero();
 
 /// Cells of `GUESSES`, as a power of two.
 const GUESS_BITS: u32 = 12;
@@ -138,6 +142,24 @@ globals! {
     OFF_TASK_TGID: u64 => off_task_tgid;
     /// `task_struct.comm`.
     OFF_TASK_COMM: u64 => off_task_comm;
+    /// `task_struct.signal`; 0 where the next one is not known.
+    OFF_TASK_SIGNAL: u64 => off_task_signal;
+    /// `signal_struct.oom_mm`.
+    OFF_SIGNAL_OOM_MM: u64 => off_signal_oom_mm;
+    /// `oom_control.memcg`.
+    OFF_OOM_MEMCG: u64 => off_oom_memcg;
+    /// `mem_cgroup.memory_events_local[MEMCG_OOM]`; 0: not known.
+    OFF_MEMCG_OOMS: u64 => off_memcg_ooms;
+    /// `cgroup.nr_populated_csets`; 0 where one of the three is not known.
+    OFF_CGROUP_CSETS: u64 => off_cgroup_csets;
+    /// `cgroup.nr_populated_domain_children`.
+    OFF_CGROUP_DOMAINS: u64 => off_cgroup_domains;
+    /// `cgroup.nr_populated_threaded_children`.
+    OFF_CGROUP_THREADED: u64 => off_cgroup_threaded;
+    /// Whether `__oom_kill_process` is attached to: then nothing else kills.
+    HAS_OOM_KILL: u32 => has_oom_kill;
+    /// Whether the beginnings of `memory_max_write` are attached to.
+    HAS_LIMIT_MARKS: u32 => has_limit_marks;
     /// Whether `mem_cgroup_oom_notify` is attached to, and decides.
     HAS_OOM_NOTIFY: u32 => has_oom_notify;
     /// The root group's slot, behind all others.
@@ -349,27 +371,67 @@ pub fn ring_slot(slot: &Slot<BpfWord>, index: u32) {
     }
 }
 
-/// Tells the agent of an OOM's victim.
-pub fn ring_victim(victim: &Victim) {
-    if DOORBELLS.output(*victim, 0).is_err() {
-        count(Tally::RingFull);
+/// Whether one more record of what the OOM killer does may be sent; counts it. So a storm
+/// of them leaves room in the ring for doorbells.
+#[inline(always)]
+fn may_send_victim() -> bool {
+    let Some(scratch) = scratch() else { return false };
+    // Below 0 after an agent that began at 0 has taken what one before left.
+    if (scratch.victims.get() as i64) < victims_at_once(scratch.ring.get()) as i64 {
+        // Before it is sent: the agent counts down when it has it.
+        scratch.victims.add(1);
+        return true;
+    }
+    count(Tally::VictimsDropped);
+    false
+}
+
+/// Tells the agent what the OOM killer does.
+#[inline(always)]
+pub fn send_victim<T: 'static>(record: T) {
+    if may_send_victim() && DOORBELLS.output::<T>(record, 0).is_err() {
+        count(Tally::VictimsDropped);
+        if let Some(scratch) = scratch() {
+            scratch.victims.add(u64::MAX);
+        }
     }
 }
 
-/// The slot whose limit put `task` into OOM.
-pub fn oom_of(task: u64) -> Option<u32> {
-    // SAFETY: only the task itself enters and leaves its entry.
-    unsafe { OOMS.get(task) }.copied()
+/// Rings once for limits that were written, until the agent has begun to look at them.
+#[inline(always)]
+pub fn ring_limits() {
+    if let Some(scratch) = scratch()
+        && raise_hand(&scratch.limits)
+    {
+        ring(Doorbell { kind: Doorbell::LIMITS, slot: 0, value: 0 });
+    }
 }
 
-/// Remembers that `task` is in an OOM; false when there is no room.
-pub fn enter_oom(task: u64, index: u32) -> bool {
-    OOMS.insert(task, index, 0).is_ok()
+/// Gives `thread` a mark; whether it had it.
+#[inline(always)]
+pub fn mark_thread(mark: Mark, thread: u32) -> bool {
+    let (word, bit) = mark.place(thread);
+    THREAD_MARKS.get(word).is_some_and(|word| word.or(bit) & bit != 0)
 }
 
-/// `task` is in it no longer.
-pub fn leave_oom(task: u64) {
-    let _ = OOMS.remove(task);
+/// Takes the mark away; whether it had it.
+#[inline(always)]
+pub fn unmark_thread(mark: Mark, thread: u32) -> bool {
+    let (word, bit) = mark.place(thread);
+    THREAD_MARKS.get(word).is_some_and(|word| word.clear(bit) & bit != 0)
+}
+
+/// Whether `thread` has the mark.
+#[inline(always)]
+pub fn has_mark(mark: Mark, thread: u32) -> bool {
+    let (word, bit) = mark.place(thread);
+    THREAD_MARKS.get(word).is_some_and(|word| word.get() & bit != 0)
+}
+
+/// See `oom`.
+#[inline(always)]
+pub fn cause() -> &'static BpfWord {
+    &CAUSE
 }
 
 /// Whether somebody waits for `what`, one of `Wanted`'s bits.

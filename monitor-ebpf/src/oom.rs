@@ -1,40 +1,53 @@
 //! OOM by a group's limit: when it begins and ends, and whom it kills.
+//!
+//! Nothing here is kept in a table by thread, which somebody could fill: an OOM is known by
+//! its slot, the OOM killer's work by one word, and what a thread is in by bits that each
+//! thread has.
+//!
+//! A storm of OOMs or writes makes the kernel skip programs: a task that is preempted in one
+//! keeps it from all others on its CPU. So beginnings and ends have two programs each, and
+//! whichever runs first does the work; what holds the `oom_lock` meanwhile needs no twin.
 
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use monitor_common::{
     ask::Wanted,
-    oom,
+    oom::{self, BY_LIMIT_WRITE, Mark},
     ring::{Doorbell, Tally, Victim},
     word::Word as _,
 };
 
 use crate::{group, kernel, maps};
 
-/// In the place of a slot: the task writes `memory.max`, and what the kernel then
-/// does for lack of memory is not an OOM of a charge. One such write makes
-/// hundreds of calls (`memory_max_write`).
-const WRITES_LIMIT: u32 = u32::MAX;
+/// The current thread's id.
+#[inline(always)]
+fn thread() -> u32 {
+    bpf_get_current_pid_tgid() as u32
+}
 
 /// `mem_cgroup_out_of_memory`: a charge found no memory. It may yet find some
 /// without a kill, as in v1, where listeners were told before that, too.
 #[inline(always)]
 pub fn begun(css: u64) {
-    let task = bpf_get_current_pid_tgid();
-    if maps::oom_of(task).is_some() {
+    let thread = thread();
+    if maps::mark_thread(Mark::InOom, thread) {
+        // The twin has done it.
         return;
     }
-    let Some(index) = group::place_of_oom(css) else {
+    let Some(index) = group::place_of_oom(css) else { return };
+    let Some(slot) = maps::slot(index) else { return };
+    slot.oom_calls.add(1);
+    // A write of `memory.max` below usage makes hundreds of calls (`memory_max_write`),
+    // none of which is an OOM of a charge.
+    if maps::has_mark(Mark::WritesLimit, thread) {
+        slot.oom_calls.or(BY_LIMIT_WRITE);
         return;
-    };
-    if !maps::enter_oom(task, index) {
-        maps::count(Tally::OomUnknown);
     }
     if maps::has_oom_notify() != 0 || !maps::is_wanted(Wanted::OOM) {
         return;
     }
     // SAFETY: takes nothing, returns a number.
     let now = unsafe { bpf_ktime_get_ns() };
-    if oom::begin(maps::slot, index, task, now) {
+    if oom::begin(maps::slot, index, thread, now) {
         tell(index);
     } else {
         maps::count(Tally::OomJoined);
@@ -43,13 +56,13 @@ pub fn begun(css: u64) {
 
 /// ... and returns.
 #[inline(always)]
-pub fn ended() {
-    let task = bpf_get_current_pid_tgid();
-    if let Some(index) = maps::oom_of(task)
-        && index != WRITES_LIMIT
+pub fn ended(css: u64) {
+    let thread = thread();
+    if maps::unmark_thread(Mark::InOom, thread)
+        && maps::has_oom_notify() == 0
+        && let Some(index) = maps::slot_of(kernel::counter_of_css(css))
     {
-        oom::end(maps::slot, index, task);
-        maps::leave_oom(task);
+        oom::end(maps::slot, index, thread);
     }
 }
 
@@ -75,42 +88,90 @@ fn tell(index: u32) {
 /// `memory_max_write` begins.
 #[inline(always)]
 pub fn limit_write_begun() {
-    if !maps::enter_oom(bpf_get_current_pid_tgid(), WRITES_LIMIT) {
-        maps::count(Tally::OomUnknown);
-    }
+    maps::mark_thread(Mark::WritesLimit, thread());
 }
 
-/// ... and returns.
+/// ... and returns: for the program that is called before its twin.
 #[inline(always)]
 pub fn limit_write_ended() {
-    maps::leave_oom(bpf_get_current_pid_tgid());
+    if !maps::unmark_thread(Mark::WritesLimit, thread()) && maps::has_limit_marks() != 0 {
+        // Neither of the two at its beginning was called: an OOM in it was told.
+        maps::count(Tally::SkippedForGood);
+    }
     limit_written();
+}
+
+/// The same for the twin.
+#[inline(always)]
+pub fn limit_write_ended_twin() {
+    if maps::unmark_thread(Mark::WritesLimit, thread()) {
+        limit_written();
+    }
 }
 
 /// Some group's limit has moved.
 #[inline(always)]
 pub fn limit_written() {
     if maps::is_wanted(Wanted::LIMITS) {
-        maps::ring(Doorbell { kind: Doorbell::LIMITS, slot: 0, value: 0 });
+        maps::ring_limits();
     }
 }
 
-/// The slot whose OOM the current task is in.
+// What the OOM killer is doing: the thread in the upper half, the slot by whose limit, and
+// this bit while a process is being killed. Whatever calls `out_of_memory` holds the
+// kernel's `oom_lock`, so one word is enough; and as it names the thread, what is left of a
+// call whose program was skipped is nobody's cause.
+const KILLS: u64 = 1 << 31;
+
+/// `out_of_memory`: the OOM killer is called, by a group's limit or the host's.
 #[inline(always)]
-fn cause() -> Option<u32> {
-    maps::oom_of(bpf_get_current_pid_tgid()).filter(|index| *index != WRITES_LIMIT)
+pub fn killer_called(control: u64) {
+    let thread = thread();
+    let slot = match kernel::counter_of_oom(control) {
+        Some(counter) if !maps::has_mark(Mark::WritesLimit, thread) => maps::slot_of(counter),
+        _ => None,
+    };
+    maps::cause().set(match slot {
+        Some(slot) => u64::from(thread) << 32 | u64::from(slot),
+        None => 0,
+    });
 }
 
-/// `mark_oom_victim`: `task` is to die.
+/// The cause of what the OOM killer does in this thread.
+#[inline(always)]
+fn cause() -> Option<u64> {
+    let cause = maps::cause().get();
+    (cause != 0 && cause >> 32 == u64::from(thread())).then_some(cause)
+}
+
+#[inline(always)]
+const fn slot_of(cause: u64) -> u32 {
+    (cause & (KILLS - 1)) as u32
+}
+
+/// `__oom_kill_process`: what is marked as a victim next is killed.
+#[inline(always)]
+pub fn kills() {
+    if let Some(cause) = cause() {
+        maps::cause().set(cause | KILLS);
+    }
+}
+
+/// `mark_oom_victim`: the process of `task` may use the reserves, and dies.
+///
+/// That is also called for one that dies anyway (`task_will_free_mem`), which the kernel
+/// does not count as killed, and from 6.16 on again for one that was killed before.
 #[inline(always)]
 pub fn victim(task: u64) {
-    let Some(slot) = cause() else { return };
-    if !maps::is_wanted(Wanted::OOM) {
+    let Some(cause) = cause() else { return };
+    maps::cause().set(cause & !KILLS);
+    let is_killed = maps::has_oom_kill() == 0 || cause & KILLS != 0;
+    if !is_killed || kernel::is_victim(task) || !maps::is_wanted(Wanted::VICTIMS) {
         return;
     }
     let value = kernel::group_of_task(task).unwrap_or(0);
-    maps::ring_victim(&Victim {
-        bell: Doorbell { kind: Doorbell::VICTIM, slot, value },
+    maps::send_victim(Victim {
+        bell: Doorbell { kind: Doorbell::VICTIM, slot: slot_of(cause), value },
         pid: kernel::pid_of_task(task).unwrap_or(0),
         comm: kernel::name_of_task(task).unwrap_or_default(),
     });
@@ -119,10 +180,10 @@ pub fn victim(task: u64) {
 /// `mem_cgroup_print_oom_group`: all of the group of `css` are to die.
 #[inline(always)]
 pub fn group_kill(css: u64) {
-    if let Some(slot) = cause()
-        && maps::is_wanted(Wanted::OOM)
+    if let Some(cause) = cause()
+        && maps::is_wanted(Wanted::VICTIMS)
     {
         let value = kernel::cgroup_id_of_css(css).unwrap_or(0);
-        maps::ring(Doorbell { kind: Doorbell::GROUP_KILL, slot, value });
+        maps::send_victim(Doorbell { kind: Doorbell::GROUP_KILL, slot: slot_of(cause), value });
     }
 }

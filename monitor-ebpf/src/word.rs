@@ -2,7 +2,7 @@
 
 use core::{
     cell::UnsafeCell,
-    intrinsics::{AtomicOrdering, atomic_cxchg, atomic_or, atomic_xadd, atomic_xchg},
+    intrinsics::{AtomicOrdering, atomic_and, atomic_cxchg, atomic_or, atomic_xadd, atomic_xchg},
 };
 
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
@@ -23,6 +23,13 @@ impl BpfWord {
     pub fn take_number(&self) -> u64 {
         // SAFETY: as for `get`; BPF_ADD with BPF_FETCH.
         unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(self.0.get(), 1) }
+    }
+
+    /// Clears `bits`; what it was before.
+    #[inline(always)]
+    pub fn clear(&self, bits: u64) -> u64 {
+        // SAFETY: as for `get`; BPF_AND with BPF_FETCH.
+        unsafe { atomic_and::<u64, u64, { AtomicOrdering::SeqCst }>(self.0.get(), !bits) }
     }
 }
 

@@ -149,6 +149,7 @@ impl Plan {
         };
         // Where v1's code is built in, its own notice is also given on v2.
         let notified = has("oom_notified");
+        let (oom_kill, limit_marks) = (has("oom_kill"), has("limit_write_1"));
         let under_oom = offset("mem_cgroup", "under_oom").ok();
         let memory = facts
             .btf
@@ -158,6 +159,21 @@ impl Plan {
         let css = |name: &str| Ok::<_, Error>(offset(name, "subsys")? + memory * size_of::<u64>() as u64);
         let optional = |at: Result<u64>| at.unwrap_or(0);
         let pressure = offset("vmpressure", "tree_scanned");
+        // All, or none: 0 says that it is not known.
+        let together = |paths: &[(&str, &str)]| {
+            let all: Result<Vec<_>> = paths.iter().map(|(name, path)| offset(name, path)).collect();
+            all.unwrap_or_else(|_| vec![0; paths.len()])
+        };
+        let victim = together(&[("task_struct", "signal"), ("signal_struct", "oom_mm")]);
+        let populated = together(&[
+            ("cgroup", "nr_populated_csets"),
+            ("cgroup", "nr_populated_domain_children"),
+            ("cgroup", "nr_populated_threaded_children"),
+        ]);
+        let ooms = offset("mem_cgroup", "memory_events_local").ok().and_then(|events| {
+            let oom = u64::try_from(facts.btf.enum_value("memcg_memory_event", "MEMCG_OOM")?).ok()?;
+            Some(events + oom * size_of::<u64>() as u64)
+        });
         let offers = Offers::of(has, under_oom.is_some(), pressure.is_ok());
         Ok(Self {
             hooks: present.iter().map(|hook| hook.program).collect(),
@@ -185,10 +201,22 @@ impl Plan {
                 ("OFF_TASK_CGROUPS", offset("task_struct", "cgroups")?),
                 ("OFF_TASK_TGID", offset("task_struct", "tgid")?),
                 ("OFF_TASK_COMM", offset("task_struct", "comm")?),
+                ("OFF_TASK_SIGNAL", victim[0]),
+                ("OFF_SIGNAL_OOM_MM", victim[1]),
+                ("OFF_OOM_MEMCG", optional(offset("oom_control", "memcg"))),
+                ("OFF_MEMCG_OOMS", ooms.unwrap_or(0)),
+                ("OFF_CGROUP_CSETS", populated[0]),
+                ("OFF_CGROUP_DOMAINS", populated[1]),
+                ("OFF_CGROUP_THREADED", populated[2]),
                 ("OFF_FILE_REFS", file_refs),
                 ("FILE_REFS_BIAS", bias),
             ],
-            numbers: vec![("SWAP_IS_SUM", u32::from(facts.v1)), ("HAS_OOM_NOTIFY", u32::from(notified))],
+            numbers: vec![
+                ("SWAP_IS_SUM", u32::from(facts.v1)),
+                ("HAS_OOM_NOTIFY", u32::from(notified)),
+                ("HAS_OOM_KILL", u32::from(oom_kill)),
+                ("HAS_LIMIT_MARKS", u32::from(limit_marks)),
+            ],
             offers,
             band_shift: band::shift_for(facts.pages),
         })
@@ -269,8 +297,13 @@ mod tests {
             let left_out = HOOKS.iter().filter(|hook| hook.is_refused(&[refused]));
             left_out.map(|hook| hook.program).collect::<Vec<_>>()
         };
-        assert_eq!(left_out("oom_ended"), ["oom_ended", "oom_begun"]);
-        assert_eq!(left_out("limit_write_2"), ["limit_write_2", "limit_write_1"]);
-        assert_eq!(left_out("limit_write_1"), ["limit_write_1"]);
+        let oom = ["oom_ended_twin", "oom_ended", "oom_begun_twin", "oom_begun"];
+        let limit = ["limit_twin_2", "limit_write_2", "limit_twin_1", "limit_write_1"];
+        for program in oom {
+            assert_eq!(left_out(program), oom);
+        }
+        assert_eq!(left_out("limit_write_2"), limit);
+        // That a limit was written is still told.
+        assert_eq!(left_out("limit_write_1"), ["limit_twin_2", "limit_twin_1", "limit_write_1"]);
     }
 }

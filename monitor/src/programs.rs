@@ -7,6 +7,7 @@ mod load;
 mod pins;
 mod ring;
 mod start;
+mod stats;
 
 pub use identity::Identity;
 pub use load::{Size, Trial, try_all};
@@ -14,7 +15,7 @@ pub use pins::{FOLDER, Pins};
 pub use ring::{Doorbells, Record};
 
 use std::{
-    fmt, fs,
+    fmt,
     ops::Range,
     os::fd::{AsFd as _, RawFd},
     sync::{
@@ -33,12 +34,18 @@ use monitor_common::{
     ring::Tally,
     word::Word as _,
 };
+use nix::time::{ClockId, clock_gettime};
 
 use crate::{
     error::{Error, Result},
-    kernel::Offers,
-    programs::{before::Before, held::Held, load::failed},
-    source::{FileId, GroupId, Identify as _, Slots, Source},
+    kernel::{Hook, Offers},
+    programs::{
+        before::Before,
+        held::{Held, is_charge},
+        load::failed,
+        stats::Stats,
+    },
+    source::{FileId, GroupId, Identify as _, Misses, Slots, Source},
     table::{SharedFileRefs, SharedScratch, SharedSlot, Table},
 };
 
@@ -86,8 +93,10 @@ pub struct Programs {
     files: Table<SharedFileRefs>,
     band_shift: u32,
     offers: Offers,
-    /// The charge programs' descriptors, whose skips are counted.
-    charge: Vec<RawFd>,
+    /// What threads are in.
+    thread_marks: Table<AtomicU64>,
+    /// The descriptors of what is attached, by which the kernel tells its counts.
+    attached: Vec<(&'static Hook, RawFd)>,
     pins: Option<Pins>,
     /// What is to be pinned, once all groups are known.
     unpinned: Vec<(&'static str, MapData)>,
@@ -140,7 +149,9 @@ impl Programs {
     /// the kernel while `kernel.bpf_stats_enabled` is set.
     #[must_use]
     pub fn runs(&self) -> (u64, u64) {
-        (self.charge_sum("run_cnt:"), self.charge_sum("run_time_ns:"))
+        let charge = self.attached.iter().filter(|(hook, _)| is_charge(hook));
+        let stats = charge.map(|(_, fd)| Stats::of(*fd).unwrap_or_default());
+        stats.fold((0, 0), |(runs, time), one| (runs + one.runs, time + one.nanoseconds))
     }
 
     /// Every count of losses, with its name.
@@ -152,10 +163,6 @@ impl Programs {
 
     fn held(&self) -> Result<&Held> {
         self.held.as_ref().ok_or_else(|| Error::Host("the programs are not attached".into()))
-    }
-
-    fn charge_sum(&self, field: &str) -> u64 {
-        self.charge.iter().map(|fd| fdinfo_field(*fd, field).unwrap_or(0)).sum()
     }
 
     fn answer_cell(&self) -> Result<&SharedScratch> {
@@ -211,11 +218,6 @@ impl Programs {
     }
 }
 
-fn fdinfo_field(fd: i32, field: &str) -> Option<u64> {
-    let text = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
-    text.lines().find_map(|line| line.strip_prefix(field)?.trim().parse().ok())
-}
-
 impl Slots for Programs {
     fn slot(&self, index: u32) -> Option<&SharedSlot> {
         self.identity.slot(index)
@@ -268,7 +270,10 @@ impl Source for Programs {
         if self.offers.under_oom {
             return Ok(self.ask_of(Ask::UNDER_OOM, group)?.is_some_and(|count| count > 0));
         }
-        Ok(oom::is_under(|index| self.slot(index), group.slot))
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(std::time::Duration::from);
+        let now = now.map_err(|errno| Error::syscall("clock_gettime", errno))?;
+        let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        Ok(oom::is_under(|index| self.slot(index), group.slot, now))
     }
 
     fn end_epoch(&self) -> Result<()> {
@@ -315,6 +320,10 @@ impl Source for Programs {
         self.give_back(Ask::RECYCLE, slot, generation);
     }
 
+    fn depart(&mut self, group: GroupId) -> Result<bool> {
+        Ok(self.ask_of(Ask::DEPART, group)?.is_some())
+    }
+
     fn tidy(&mut self, slot: u32) {
         self.give_back(Ask::TIDY, slot, 0);
     }
@@ -323,8 +332,54 @@ impl Source for Programs {
         self.tallies.tally(tally)
     }
 
-    fn skipped(&self) -> u64 {
-        self.charge_sum("recursion_misses:")
+    fn misses(&self) -> Misses {
+        let mut misses = Misses::default();
+        for (hook, fd) in &self.attached {
+            // Programs that are there are told of; one that is not counts nothing.
+            *misses.of(hook.program) += Stats::of(*fd).unwrap_or_default().misses;
+        }
+        misses
+    }
+
+    fn count(&self, tally: Tally, by: u64) {
+        if let Some(word) = self.tallies.get(tally as usize) {
+            word.add(by);
+        }
+    }
+
+    fn ooms(&self, group: GroupId) -> Result<Option<u64>> {
+        self.ask_of(Ask::OOMS, group)
+    }
+
+    fn is_populated(&self, group: GroupId) -> Result<Option<bool>> {
+        Ok(self.ask_of(Ask::POPULATED, group)?.map(|populated| populated != 0))
+    }
+
+    fn limits_were_written(&self) -> bool {
+        self.scratch.get(ANSWERS as usize).is_some_and(|cell| cell.limits.get() != 0)
+    }
+
+    fn take_limits(&self) {
+        if let Some(cell) = self.scratch.get(ANSWERS as usize) {
+            cell.limits.xchg(0);
+        }
+    }
+
+    fn take_victim(&self) {
+        if let Some(cell) = self.scratch.get(ANSWERS as usize) {
+            cell.victims.add(u64::MAX);
+        }
+    }
+
+    fn thread_marks(&self) -> Vec<(u32, u64)> {
+        let words = (0u32..).map_while(|at| Some((at, self.thread_marks.get(at as usize)?.get())));
+        words.filter(|(_, bits)| *bits != 0).collect()
+    }
+
+    fn forget_thread_marks(&self, word: u32, bits: u64) {
+        if let Some(word) = self.thread_marks.get(word as usize) {
+            word.fetch_and(!bits, Ordering::AcqRel);
+        }
     }
 
     fn band_shift(&self) -> u32 {

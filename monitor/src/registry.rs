@@ -68,6 +68,8 @@ pub struct Registry {
     held: BTreeMap<(FileId, u32), u32>,
     /// Slots on which somebody waits for OOM.
     ooms: BTreeSet<u32>,
+    /// Slots with a threshold in percent of a limit.
+    percents: BTreeSet<u32>,
     accounts: Accounts,
     registrations: u64,
     /// Of them, those that wait for OOM, pressure, emptiness, percentages, working sets, and
@@ -88,6 +90,9 @@ impl Registry {
         self.count_kinds(before, after);
         if wish == Wish::Oom {
             self.ooms.insert(id.slot);
+        }
+        if after[3] > 0 {
+            self.percents.insert(id.slot);
         }
         self.files.entry(file).or_insert(account == Account::Agent);
         *self.by_payer.entry((to.payer, file)).or_default() += 1;
@@ -120,6 +125,12 @@ impl Registry {
     #[must_use]
     pub fn oom_group_from(&self, slot: u32) -> Option<&Group> {
         self.groups.get(self.ooms.range(slot..).next()?)
+    }
+
+    /// Slots with a threshold in percent of a limit.
+    #[must_use]
+    pub fn percent_slots(&self) -> Vec<u32> {
+        self.percents.iter().copied().collect()
     }
 
     /// Every watched slot.
@@ -262,6 +273,9 @@ impl Registry {
         let after = group.kinds();
         if group.oom().next().is_none() {
             self.ooms.remove(&slot);
+        }
+        if after[3] == 0 {
+            self.percents.remove(&slot);
         }
         self.count_kinds(before, after);
         for to in &taken {

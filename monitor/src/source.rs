@@ -1,6 +1,10 @@
 //! What the agent needs of a kernel, as a trait: the real one is
 //! [`Programs`](crate::programs::Programs), and tests have a kernel of their own.
 
+mod misses;
+
+pub use misses::Misses;
+
 use std::{collections::HashMap, ops::Range, os::fd::BorrowedFd};
 
 use monitor_common::{ring::Tally, word::Word as _};
@@ -165,6 +169,13 @@ pub trait Source: Slots {
     /// needs it.
     fn recycle(&mut self, slot: u32);
 
+    /// Takes a watched slot away from its group, which is gone though no program was called
+    /// for that; its last readings are in the slot. False when that was known already.
+    ///
+    /// # Errors
+    /// The programs could not be asked.
+    fn depart(&mut self, group: GroupId) -> Result<bool>;
+
     /// Gives back a slot that nobody needs; for those that an agent which was killed has
     /// left.
     fn tidy(&mut self, slot: u32);
@@ -172,8 +183,44 @@ pub trait Source: Slots {
     /// A count of losses.
     fn tally(&self, tally: Tally) -> u64;
 
-    /// Calls that the kernel kept from our programs (`recursion_misses`).
-    fn skipped(&self) -> u64;
+    /// Calls that the kernel kept from our programs (`recursion_misses`), by what makes up
+    /// for them.
+    fn misses(&self) -> Misses;
+
+    /// All of them.
+    fn skipped(&self) -> u64 {
+        self.misses().total()
+    }
+
+    /// Adds to a count of losses.
+    fn count(&self, tally: Tally, by: u64);
+
+    /// OOMs by the group's limit as the kernel has counted them, as [`Source::usage`].
+    ///
+    /// # Errors
+    /// The programs could not be asked, or this kernel's count is not known.
+    fn ooms(&self, group: GroupId) -> Result<Option<u64>>;
+
+    /// Whether a task is in the group or below it, as [`Source::usage`].
+    ///
+    /// # Errors
+    /// The programs could not be asked, or it is not known of this kernel.
+    fn is_populated(&self, group: GroupId) -> Result<Option<bool>>;
+
+    /// Whether a limit was written since [`Source::take_limits`].
+    fn limits_were_written(&self) -> bool;
+
+    /// What is written from here on rings anew.
+    fn take_limits(&self);
+
+    /// One record of what the OOM killer does has come out of the ring.
+    fn take_victim(&self);
+
+    /// [`Mark`](monitor_common::oom::Mark)s of threads: words with any, each with its index.
+    fn thread_marks(&self) -> Vec<(u32, u64)>;
+
+    /// Takes marks of [`Source::thread_marks`] away.
+    fn forget_thread_marks(&self, word: u32, bits: u64);
 
     /// Unit of the packed band.
     fn band_shift(&self) -> u32;

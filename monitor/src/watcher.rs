@@ -6,6 +6,8 @@ mod debt;
 mod event;
 mod groups;
 mod lifetime;
+mod limits;
+mod make_up;
 mod measures;
 mod plan;
 mod register;
@@ -114,11 +116,10 @@ pub struct Watcher<S> {
     sweep: Option<Sweep>,
     /// Whether something was to be sampled when that was asked last.
     sampling: bool,
-    /// When limits that were written are to be read, on the host's clock, whether that is
-    /// in the line, and when it was done last.
-    limits_due: Option<u64>,
-    limits_queued: bool,
-    limits_read: u64,
+    /// Limits that were written, and who is yet to follow.
+    written: limits::Written,
+    /// What the recursion guard kept from the programs, and what is made up for it.
+    skips: make_up::Skips,
     /// The latest sweep's, for closed eventfds, and whether that is in the line.
     search: ClosedSearch,
     search_queued: bool,
@@ -149,7 +150,7 @@ impl<S: Source> Watcher<S> {
     /// # Errors
     /// None at present.
     pub fn new(source: S, host: Box<dyn Host + Send + Sync>, limits: Limits) -> Result<Self> {
-        let (skipped, measures) = (source.skipped(), Measures::new(&source));
+        let (misses, measures) = (source.misses(), Measures::new(&source));
         let table = groups::Rounds::new(&source);
         let work = Arc::<Notify>::default();
         Ok(Self {
@@ -173,9 +174,8 @@ impl<S: Source> Watcher<S> {
             debts: Debts::default(),
             sweep: None,
             sampling: false,
-            limits_due: None,
-            limits_queued: false,
-            limits_read: 0,
+            written: limits::Written::default(),
+            skips: make_up::Skips::new(misses),
             search: ClosedSearch::default(),
             search_queued: false,
             search_from: 0,
@@ -183,7 +183,7 @@ impl<S: Source> Watcher<S> {
             work,
             counts: Counts::default(),
             measures,
-            skipped,
+            skipped: misses.charges,
             lost: 0,
             table,
         })

@@ -2,6 +2,8 @@
 
 use std::{fs::File, io::Read as _, os::unix::fs::FileExt as _, time::Instant};
 
+use nix::errno::Errno;
+
 use crate::{
     cgroup::{Hierarchy, Version, handle::Directories},
     error::{Error, Result},
@@ -37,6 +39,9 @@ pub trait Host {
     /// # Errors
     /// The file could not be read.
     fn inactive_file(&self, cgroup_id: u64) -> Result<Option<u64>>;
+
+    /// Whether a group is surely gone, or its memory controller turned off.
+    fn is_gone(&self, cgroup_id: u64) -> bool;
 
     /// What became of a group for lack of memory.
     fn oom_counts(&self, cgroup_id: u64) -> OomCounts;
@@ -118,6 +123,12 @@ impl Host for Files {
         // Else gone in the meantime, or its controller was turned off.
         let text = self.file(cgroup_id, "memory.stat");
         Ok(text.and_then(|text| field(&text, name)).map(|bytes| bytes / page_size()))
+    }
+
+    fn is_gone(&self, cgroup_id: u64) -> bool {
+        let usage = self.directories.version().usage_file();
+        let found = self.directories.open(cgroup_id).and_then(|directory| directory.stat_file(usage));
+        matches!(found, Err(Errno::ENOENT | Errno::ENODEV))
     }
 
     fn oom_counts(&self, cgroup_id: u64) -> OomCounts {

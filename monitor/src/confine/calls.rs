@@ -144,8 +144,8 @@ const TO_WRITE: i32 =
     libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC | libc::O_APPEND | (libc::O_TMPFILE & !libc::O_DIRECTORY);
 
 /// Commands of `bpf` on maps and programs that are there already: look up, update,
-/// delete, the next key, run, look up and delete.
-const BPF_USE: [i32; 6] = [1, 2, 3, 4, 10, 21];
+/// delete, the next key, run, what is counted of one, look up and delete.
+const BPF_USE: [i32; 7] = [1, 2, 3, 4, 10, 15, 21];
 
 impl Set {
     /// Of the agent, once it is ready.

@@ -124,6 +124,10 @@ mod tests {
             panic!("asked for inactive files")
         }
 
+        fn is_gone(&self, _: u64) -> bool {
+            false
+        }
+
         fn oom_counts(&self, _: u64) -> OomCounts {
             panic!("asked for OOMs")
         }

@@ -56,10 +56,16 @@ impl Hook {
     /// must not run without one of them, for what begins has to end.
     #[must_use]
     pub fn is_refused(&self, refused: &[&str]) -> bool {
-        let pairs =
-            [("oom_begun", "oom_ended"), ("oom_ended", "oom_begun"), ("limit_write_1", "limit_write_2")];
-        let needs = pairs.iter().find(|(program, _)| *program == self.program).map(|(_, other)| other);
-        refused.contains(&self.program) || needs.is_some_and(|needs| refused.contains(needs))
+        const OOM: [&str; 4] = ["oom_begun", "oom_begun_twin", "oom_ended", "oom_ended_twin"];
+        const LIMIT: [&str; 4] = ["limit_write_1", "limit_twin_1", "limit_write_2", "limit_twin_2"];
+        let needs: &[&str] = match self.program {
+            name if OOM.contains(&name) => &OOM,
+            // That a limit was written is worth knowing by itself.
+            "limit_write_2" => &[],
+            name if LIMIT.contains(&name) => &LIMIT,
+            _ => &[],
+        };
+        refused.contains(&self.program) || needs.iter().any(|needed| refused.contains(needed))
     }
 
     /// Whether there is no agent without it, where the controller is on a `v1` hierarchy or not.
@@ -96,12 +102,20 @@ pub const HOOKS: &[Hook] = &[
         false,
         "a group is out of memory (as v1 told it)",
     ),
+    hook("oom_ended_twin", "mem_cgroup_out_of_memory", Kind::Exit, false, "an OOM ends (twin)"),
     hook("oom_ended", "mem_cgroup_out_of_memory", Kind::Exit, false, "a group is out of memory no longer"),
+    hook("oom_begun_twin", "mem_cgroup_out_of_memory", Kind::Entry, false, "an OOM begins (twin)"),
     hook("oom_begun", "mem_cgroup_out_of_memory", Kind::Entry, false, "a group is out of memory"),
+    // Under the kernel's `oom_lock`, so one at a time.
+    hook("oom_scope", "out_of_memory", Kind::Entry, false, "by whose limit the OOM killer is called"),
+    hook("oom_kill", "__oom_kill_process", Kind::Entry, false, "the OOM killer kills a process"),
     hook("oom_victim", "mark_oom_victim", Kind::Entry, false, "whom the OOM killer chose"),
     hook("oom_group", "mem_cgroup_print_oom_group", Kind::Entry, false, "an OOM kills a whole group"),
     // A write below usage ends in the OOM killer, too: not an OOM of a charge.
+    // The twin at the end is called after the other, so attached before it.
+    hook("limit_twin_2", "memory_max_write", Kind::Exit, false, "a limit was written (twin)"),
     hook("limit_write_2", "memory_max_write", Kind::Exit, false, "a limit was written"),
+    hook("limit_twin_1", "memory_max_write", Kind::Entry, false, "a limit is written (twin)"),
     hook("limit_write_1", "memory_max_write", Kind::Entry, false, "a limit is written"),
     hook("limit_set", "page_counter_set_max", Kind::Exit, false, "a limit was written (v1)"),
     hook("reclaim_window", "vmpressure_work_fn", Kind::Entry, false, "how hard reclaim works"),

@@ -120,7 +120,7 @@ families! {
     RESYNCS = Counter "memcg_monitor_resyncs" NONE []
         "Times that everything watched was read again after a loss";
     SKIPPED = Counter "memcg_monitor_recursion_misses" NONE []
-        "Calls that the kernel's recursion guard kept from a charge program; the twin program or the sweep sees what they did";
+        "Calls that the kernel's recursion guard kept from a program; the twin program or the sweep sees what they did";
     RUNS = Counter "memcg_monitor_hook_runs" NONE []
         "Runs of the charge programs, while kernel.bpf_stats_enabled is set";
     RUN_TIME = Counter "memcg_monitor_hook_run" SECONDS []
@@ -182,7 +182,10 @@ pub const TALLIES: [Family; Tally::COUNT] = [
         "memcg_monitor_oom_joined",
         "OOMs that began while another held the same group, one above or one below: one signal for both, as the kernel's",
     ),
-    tally("memcg_monitor_oom_unknown", "OOMs whose victims are told without their cause, for want of room"),
+    tally(
+        "memcg_monitor_victims_dropped",
+        "Kills by the OOM killer that followers were not told of, because too many were on their way at once; no signal is lost by that",
+    ),
     tally(
         "memcg_monitor_oom_unplaced",
         "OOMs by the limit of a group that is not watched because the table was full (--max-groups): those below it were not told",
@@ -190,6 +193,10 @@ pub const TALLIES: [Family; Tally::COUNT] = [
     tally(
         "memcg_monitor_parent_unknown",
         "Times that the groups above one could not be found, so that what happened in it was not told above",
+    ),
+    tally(
+        "memcg_monitor_skipped_for_good",
+        "Calls that the kernel's recursion guard kept from a program for which nothing makes up (windows of reclaim, v1's OOM notices, victims)",
     ),
 ];
 

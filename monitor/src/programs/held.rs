@@ -2,7 +2,7 @@
 //! nothing but what their pins give when they are opened.
 
 use std::{
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, RawFd},
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
     path::Path,
     sync::Arc,
 };
@@ -17,12 +17,13 @@ use aya::{
 };
 use monitor_common::{
     ask::{Ask, CELLS},
+    oom::Mark,
     ring::Tally,
 };
 
 use crate::{
     error::{Error, Result},
-    kernel::{HOOKS, Hook},
+    kernel::{HOOKS, Hook, Kind},
     programs::{
         Sizes,
         load::{attach_hook, failed},
@@ -37,7 +38,7 @@ pub(super) enum Held {
     Loaded { ebpf: Box<Ebpf>, links: Vec<(&'static str, FdLink)> },
     /// Detached when their pins go and the agent ends: a pin that somebody takes away
     /// meanwhile detaches nothing.
-    Pinned { ask: Box<RawTracePoint>, charge: Vec<FExit>, _links: Vec<PinnedLink> },
+    Pinned { ask: Box<RawTracePoint>, attached: Vec<(&'static Hook, OwnedFd)>, _links: Vec<PinnedLink> },
 }
 
 impl Held {
@@ -77,10 +78,13 @@ impl Held {
             })
             .collect::<Result<_>>()?;
         let ask = Box::new(RawTracePoint::from_pin(at("ask")).map_err(no)?);
-        let charge = HOOKS.iter().filter(|hook| is_charge(hook));
-        let charge =
-            charge.map(|hook| FExit::from_pin(at(hook.program)).map_err(no)).collect::<Result<_>>()?;
-        Ok(Self::Pinned { ask, charge, _links: links })
+        let attached = HOOKS.iter().filter_map(|hook| {
+            let path = at(hook.program);
+            // Those that this kernel does not have are not there.
+            path.exists().then(|| Ok((hook, open_program(hook, &path).map_err(no)?)))
+        });
+        let attached = attached.collect::<Result<_>>()?;
+        Ok(Self::Pinned { ask, attached, _links: links })
     }
 
     /// Pins everything below `folder`, the maps last.
@@ -111,16 +115,15 @@ impl Held {
         }
     }
 
-    /// The charge programs' descriptors, by which the kernel tells its counts of them.
-    pub(super) fn charge(&self) -> Vec<RawFd> {
+    /// The programs' descriptors, by which the kernel tells its counts of them.
+    pub(super) fn attached(&self) -> Vec<(&'static Hook, RawFd)> {
         match self {
-            Self::Pinned { charge, .. } => {
-                charge.iter().filter_map(|program| Some(program.fd().ok()?.as_fd().as_raw_fd())).collect()
+            Self::Pinned { attached, .. } => {
+                attached.iter().map(|(hook, fd)| (*hook, fd.as_raw_fd())).collect()
             }
             Self::Loaded { ebpf, .. } => HOOKS
                 .iter()
-                .filter(|hook| is_charge(hook))
-                .filter_map(|hook| Some(ebpf.program(hook.program)?.fd().ok()?.as_fd().as_raw_fd()))
+                .filter_map(|hook| Some((hook, ebpf.program(hook.program)?.fd().ok()?.as_fd().as_raw_fd())))
                 .collect(),
         }
     }
@@ -131,7 +134,18 @@ impl Held {
     }
 }
 
-fn is_charge(hook: &Hook) -> bool {
+/// Opens the program for `hook` that is pinned at `path`.
+fn open_program(hook: &Hook, path: &Path) -> std::result::Result<OwnedFd, ProgramError> {
+    let fd = match hook.kind {
+        Kind::Entry => FEntry::from_pin(path)?.fd()?.try_clone(),
+        Kind::Exit => FExit::from_pin(path)?.fd()?.try_clone(),
+        Kind::Tracepoint => RawTracePoint::from_pin(path)?.fd()?.try_clone(),
+    };
+    fd?.as_fd().try_clone_to_owned().map_err(ProgramError::IOError)
+}
+
+/// Whether it is one of those on the charge path.
+pub(super) fn is_charge(hook: &Hook) -> bool {
     hook.required && hook.function.starts_with("page_counter_")
 }
 
@@ -141,6 +155,7 @@ pub(super) struct Maps {
     pub(super) scratch: Arc<Table<SharedScratch>>,
     pub(super) tallies: Table<std::sync::atomic::AtomicU64>,
     pub(super) files: Table<SharedFileRefs>,
+    pub(super) thread_marks: Table<std::sync::atomic::AtomicU64>,
     pub(super) ring: RingBuf<MapData>,
 }
 
@@ -163,6 +178,7 @@ impl Maps {
             slots: Table::map(array(&map("SLOTS")?)?, sizes.groups as usize + 1, "SLOTS")?.into(),
             scratch: Table::map(array(&map("SCRATCH")?)?, CELLS as usize, "SCRATCH")?.into(),
             tallies: Table::map(array(&map("TALLIES")?)?, Tally::COUNT, "TALLIES")?,
+            thread_marks: Table::map(array(&map("THREAD_MARKS")?)?, Mark::WORDS, "THREAD_MARKS")?,
             files: Table::map(array(&map("FILES")?)?, Ask::FILES_AT_ONCE, "FILES")?,
             ring: map("DOORBELLS")?.try_into().map_err(no)?,
         })

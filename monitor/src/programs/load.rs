@@ -1,6 +1,8 @@
 //! Getting the programs into the kernel: the object with this kernel's offsets
 //! filled in, each program past the verifier, each in its place.
 
+use std::time::Duration;
+
 use aya::{
     Btf, Ebpf, EbpfLoader,
     programs::{FEntry, FExit, ProgramError, ProgramInfo, RawTracePoint, links::FdLink},
@@ -205,6 +207,10 @@ pub fn try_all(facts: &Facts) -> Result<Vec<Trial>> {
         .collect())
 }
 
+/// Between two looks at the programs' log. They write to it once in ten seconds, so one look
+/// takes a line or two.
+const LOG_EVERY: Duration = Duration::from_secs(1);
+
 /// The programs' own log lines, to the agent's log.
 pub(super) fn follow_log(logger: aya_log::EbpfLogger<FromPrograms>) {
     if tokio::runtime::Handle::try_current().is_err() {
@@ -217,6 +223,7 @@ pub(super) fn follow_log(logger: aya_log::EbpfLogger<FromPrograms>) {
         while let Ok(mut ready) = logger.readable_mut().await {
             ready.clear_ready();
             ready.get_inner_mut().flush();
+            tokio::time::sleep(LOG_EVERY).await;
         }
     });
 }

@@ -36,7 +36,8 @@ use crate::error::{Error, Result};
 pub const FOLDER: &str = "/sys/fs/bpf/memcg-monitor";
 
 /// The maps that an agent needs again, in the order in which they are pinned.
-pub(super) const MAPS: [&str; 6] = ["SLOTS", "TALLIES", "FREE", "FILES", "DOORBELLS", "SCRATCH"];
+pub(super) const MAPS: [&str; 7] =
+    ["SLOTS", "TALLIES", "FREE", "FILES", "THREAD_MARKS", "DOORBELLS", "SCRATCH"];
 /// The last of them.
 const LAST: &str = "map-SCRATCH";
 

@@ -105,6 +105,8 @@ impl Programs {
             log_of(Held::logging(&pins.present()));
         }
         let (programs, ring) = Self::new(sizes, maps, held);
+        // What the agent before took, and did not live to count.
+        programs.answer_cell()?.victims.set(0);
         programs.ask(Ask::WHO_AM_I, 0, 0)?;
         programs.try_eventfd()?;
         log::debug!("going on with the programs that are pinned");
@@ -154,16 +156,17 @@ impl Programs {
     }
 
     fn new(sizes: Sizes, maps: Maps, held: Held) -> (Self, Doorbells) {
-        let Maps { slots, scratch, tallies, files, ring } = maps;
+        let Maps { slots, scratch, tallies, files, thread_marks, ring } = maps;
         let plan = scratch.get(0).map_or(0, |cell| cell.plan.get());
         let programs = Self {
-            charge: held.charge(),
+            attached: held.attached(),
             held: Some(held),
             identity: Identity::new(Arc::clone(&slots), Arc::clone(&scratch), sizes.groups),
             slots,
             scratch,
             tallies,
             files,
+            thread_marks,
             band_shift: (plan & 0xff) as u32,
             offers: Offers::from_bits(plan >> 8 & 0xff),
             pins: None,
@@ -208,7 +211,7 @@ impl Programs {
                 }
             }
         }
-        self.charge = held.charge();
+        self.attached = held.attached();
         self.held = Some(held);
     }
 

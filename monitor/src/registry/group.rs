@@ -151,12 +151,6 @@ impl Group {
         self.memory.percents() + self.sum.percents() + self.working_set.percents()
     }
 
-    /// Whether a threshold here is in percent of the limit.
-    #[must_use]
-    pub fn follows_limit(&self) -> bool {
-        self.percents() > 0
-    }
-
     /// Who waits for OOM, once for each registration.
     pub fn oom(&self) -> impl Iterator<Item = Subscriber> {
         self.others.iter().flat_map(|others| others.oom.iter()).copied()

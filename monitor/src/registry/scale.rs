@@ -77,7 +77,7 @@ impl Scale {
             self.now = now;
             Box::new(Store::new(now))
         });
-        store.add(Entry::new(to, above, wish, pages(wish.at, limit), self.now));
+        store.add(Entry::new(to, above, wish, pages(wish.at, limit), self.now), limit);
     }
 
     /// The band around the quantity at the last look.

@@ -46,9 +46,14 @@ impl Cause {
 }
 
 /// What an operator can do something about, and what.
-const SHORT: [(Tally, &str); 2] = [
+const SHORT: [(Tally, &str); 4] = [
     (Tally::SlotsExhausted, "groups are not watched, because the table is full; see --max-groups"),
     (Tally::RingFull, "doorbells found the ring full, and all was read again; see --ring-bytes"),
+    (Tally::VictimsDropped, "kills were not told to followers: too many at once; see --ring-bytes"),
+    (
+        Tally::SkippedForGood,
+        "calls were kept from our programs by the kernel (recursion_misses), and nothing makes up for them: windows of reclaim, OOM notices of v1's code or victims may be missing",
+    ),
 ];
 
 /// Counts since the agent started.

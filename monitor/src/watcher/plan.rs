@@ -1,6 +1,6 @@
 //! What is to be done to a slot is noted, and charged to whom it is for; a turn does it.
 
-use monitor_common::control::ControlFile;
+use monitor_common::{control::ControlFile, ring::Tally};
 
 use crate::{
     registry::Account,
@@ -79,13 +79,18 @@ impl<S: Source> Watcher<S> {
 
     /// Those who follow are to be told.
     pub(super) fn plan_telling(&mut self, slot: u32, cause: Cause) {
+        let mut has_room = true;
         self.plan(slot, |work| {
             // The OOM itself first: its doorbell came before.
             work.look = true;
-            if work.causes.len() < CAUSES {
+            has_room = work.causes.len() < CAUSES;
+            if has_room {
                 work.causes.push_back(cause);
             }
         });
+        if !has_room {
+            self.source.count(Tally::VictimsDropped, 1);
+        }
     }
 
     /// Who pays for a slot's work; where nobody waits, who shares the subtree two levels below

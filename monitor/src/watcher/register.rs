@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use monitor_common::{
+    ask::Wanted,
     control::{ControlFile, Wish},
     threshold::{At, Threshold},
     word::Word as _,
@@ -163,12 +164,20 @@ impl<S: Source> Watcher<S> {
             self.followers.insert(ticket, follower);
         }
         if late.is_some() {
+            self.source.want(self.wanted());
             return Ok(Receipt { group, ticket, file });
         }
         let before = self.paces();
         self.shares(group.slot, account);
         self.registry.add(group, Registration { on, wish, file, account, ticket, above: None }, now, limit);
-        self.source.want(self.registry.wanted());
+        self.source.want(self.wanted());
+        if wish == Wish::Empty {
+            self.note_populated(group);
+        }
+        // A limit that was written before that was wanted has rung for nobody.
+        if in_percent && self.effective_limit(group.slot).is_ok_and(|now| now != limit) {
+            self.plan_follow(group.slot);
+        }
         if self.paces() != before {
             self.work.notify_one();
         }
@@ -270,10 +279,16 @@ impl<S: Source> Watcher<S> {
             })
     }
 
+    /// What the programs are to tell: whom the OOM killer kills only while somebody follows.
+    pub(super) fn wanted(&self) -> u64 {
+        let victims = if self.followers.is_empty() { 0 } else { Wanted::VICTIMS };
+        self.registry.wanted() | victims
+    }
+
     /// Tells the programs what to count, and the agent's loop that it may have to
     /// sweep and sample.
     pub(super) fn registrations_changed(&self) {
-        self.source.want(self.registry.wanted());
+        self.source.want(self.wanted());
         self.work.notify_one();
     }
 }

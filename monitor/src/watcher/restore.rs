@@ -100,7 +100,7 @@ impl<S: Source> Watcher<S> {
                 self.publish(slot);
             }
         }
-        self.source.take_over(self.registry.wanted());
+        self.source.take_over(self.wanted());
         self.catch_up_with_all();
         if let Some(vault) = &mut self.vault {
             vault.repack(&self.eventfds);
@@ -152,6 +152,9 @@ impl<S: Source> Watcher<S> {
         self.owners.entry(file).or_insert(account);
         self.shares(group.slot, account);
         self.registry.add(group, registration, now, limit);
+        if wish == Wish::Empty {
+            self.note_populated(group);
+        }
         if let Some(vault) = &self.vault {
             vault.state().write(ticket, record);
         }
@@ -209,6 +212,8 @@ impl<S: Source> Watcher<S> {
     /// Has what happened while there was no agent signalled, in turns.
     fn catch_up_with_all(&mut self) {
         self.registrations_changed();
+        // One that was killed may have taken its doorbell, and not looked.
+        self.limits_written();
         // An agent that was killed may have published a first band, and no more: the looks
         // below read what charges that went by the old epoch have done.
         if let Err(error) = self.source.end_epoch() {

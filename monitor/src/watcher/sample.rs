@@ -1,19 +1,15 @@
 //! What no doorbell tells: the root's usage and working sets are read now and
-//! then, while somebody waits for them; limits when one was written; thresholds
-//! that flapped when they have rested.
+//! then, while somebody waits for them; thresholds that flapped when they have rested.
 
-use monitor_common::{ask::Wanted, control::ControlFile};
+use monitor_common::control::ControlFile;
 
 use crate::{
     cgroup::host::Host,
     error::Result,
     registry::{Clock, Scale},
     source::{GroupId, Source},
-    watcher::{Watcher, turns::Payer, work::Task},
+    watcher::{Watcher, turns::Payer},
 };
-
-/// Milliseconds between two readings of all limits that somebody's percentages are of.
-const LIMITS_APART: u64 = 5;
 
 /// One quantity that no program tells of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,43 +154,6 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// The lowest limit from a group up to the root, in pages: what percents are
-    /// of. Of the root: the host's memory. `u64::MAX` when there is none.
-    pub(super) fn effective_limit(&self, slot: u32) -> Result<u64> {
-        let root = self.source.root().slot;
-        if slot == root {
-            return self.host.ram();
-        }
-        let generation = self.source.slot(slot).map_or(0, |slot| slot.state().generation());
-        let limit = self.source.lowest_limit(GroupId { slot, generation })?.unwrap_or(u64::MAX);
-        // What the kernel writes for `max`.
-        let endless = monitor_common::threshold::Pages::counter_max(crate::kernel::page_size()).0;
-        Ok(if limit >= endless { u64::MAX } else { limit })
-    }
-
-    /// Some limit was written: thresholds in percent move. Once for all writes within a
-    /// few milliseconds.
-    pub fn limits_written(&mut self) {
-        if self.limits_due.is_none() && self.registry.wanted() & Wanted::LIMITS != 0 {
-            let now = self.host.clock();
-            let due = now.max(self.limits_read + LIMITS_APART);
-            self.limits_due = Some(due);
-            self.wake(false);
-            self.work.notify_one();
-        }
-    }
-
-    /// Has all groups with thresholds in percent follow their limits.
-    pub(super) fn follow_limits(&mut self) {
-        (self.limits_due, self.limits_queued) = (None, false);
-        self.limits_read = self.host.clock();
-        let groups = self.registry.groups().filter(|group| group.follows_limit());
-        let slots: Vec<u32> = groups.map(|group| group.id.slot).collect();
-        for slot in slots {
-            self.plan_follow(slot);
-        }
-    }
-
     pub(super) fn clock(&self) -> Clock {
         Clock { now: self.host.clock(), rest: self.limits.rest }
     }
@@ -203,8 +162,7 @@ impl<S: Source> Watcher<S> {
     /// were written; `None` when nothing is.
     pub fn due_in(&self) -> Option<u64> {
         let (rest, now) = (self.rests.first().map(|(until, _)| *until), self.host.clock());
-        let limits = self.limits_due.filter(|_| !self.limits_queued);
-        rest.into_iter().chain(limits).min().map(|when| when.saturating_sub(now))
+        rest.into_iter().chain(self.written.due()).min().map(|when| when.saturating_sub(now))
     }
 
     /// Has what is due by the clock done in turns: ends the rest of thresholds that flapped
@@ -218,9 +176,9 @@ impl<S: Source> Watcher<S> {
             self.rests.pop_first();
             self.plan_wake(slot, all);
         }
-        if self.limits_due.is_some_and(|due| due <= now) && !self.limits_queued {
-            self.limits_queued = true;
-            self.turns.push(Payer::House, Task::Limits);
+        if all {
+            self.follow_now();
         }
+        self.follow_if_due();
     }
 }

@@ -162,6 +162,7 @@ impl<S: Source> Watcher<S> {
 
     /// The OOM killer has chosen a process: told, not signalled.
     pub fn victim(&mut self, victim: &Victim) {
+        self.source.take_victim();
         if self.followers.is_empty() {
             return;
         }
@@ -178,6 +179,7 @@ impl<S: Source> Watcher<S> {
 
     /// The OOM killer kills all of a group: told, not signalled.
     pub fn group_kill(&mut self, index: u32, victim: u64) {
+        self.source.take_victim();
         if !self.followers.is_empty() {
             let limit = self.id_of(index);
             self.plan_telling(index, Cause::GroupKill { limit, victim });

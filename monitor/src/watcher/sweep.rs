@@ -23,11 +23,13 @@ impl<S: Source> Watcher<S> {
     /// The safety net: finds what a lost doorbell or a skipped program left behind, and then
     /// closed eventfds, in turns.
     pub fn sweep(&mut self) {
-        let (skipped, lost) = (self.source.skipped(), self.losses());
+        let misses = self.source.misses();
+        let (skipped, lost) = (misses.charges, self.losses());
         self.signaller.try_again();
         self.tell_shortages();
         self.begin_sweep(skipped != self.skipped || lost != self.lost);
         (self.skipped, self.lost) = (skipped, lost);
+        self.make_up(&misses);
         self.look_above_the_deep();
         self.find_parents();
     }

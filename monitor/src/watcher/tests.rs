@@ -5,6 +5,7 @@ mod crowd;
 mod events;
 pub(crate) mod fake;
 mod groups;
+mod make_up;
 mod restart;
 
 use std::{
@@ -41,6 +42,11 @@ impl Watcher<FakeKernel> {
     /// A doorbell rings, and is answered to the end.
     fn look(&mut self, slot: u32) {
         self.ring(slot, 0);
+        self.run();
+    }
+
+    fn sweep_all(&mut self) {
+        self.sweep();
         self.run();
     }
 

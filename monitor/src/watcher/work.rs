@@ -120,7 +120,7 @@ impl<S: Source> Watcher<S> {
                     room = 0;
                 }
                 Task::Forget(file) => self.forget_file(file, &mut room),
-                Task::Limits => self.follow_limits(),
+                Task::Limits => self.follow_limits(&mut room),
             }
             room = room.saturating_sub(1);
             if room == 0 || start.elapsed() >= TURN {
@@ -186,11 +186,15 @@ impl<S: Source> Watcher<S> {
             self.begin_sampled(slot, file, now);
         } else if work.follow {
             work.follow = false;
+            let mut moved = false;
             match self.effective_limit(slot) {
-                Ok(limit) => self.begin_on_all(slot, |scale| scale.begin_follow(limit)),
+                Ok(limit) => self.begin_on_all(slot, |scale| moved |= scale.begin_follow(limit)),
                 Err(error) => log::warn!("{error}"),
             }
-            self.ring(slot, 0);
+            // The bands have to follow, too.
+            if moved {
+                self.ring(slot, 0);
+            }
         } else if let Some(all) = work.wake.take() {
             self.begin_on_all(slot, |scale| scale.begin_wake(all));
             // The band takes them in again.
@@ -203,7 +207,7 @@ impl<S: Source> Watcher<S> {
         true
     }
 
-    fn begin_on_all(&mut self, slot: u32, begin: impl Fn(&mut Scale)) {
+    fn begin_on_all(&mut self, slot: u32, mut begin: impl FnMut(&mut Scale)) {
         let Some(group) = self.registry.group_mut(slot) else { return };
         for file in ControlFile::QUANTITIES {
             begin(group.scale_mut(file));

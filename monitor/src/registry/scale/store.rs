@@ -170,8 +170,9 @@ pub(super) struct Store {
     order: BTreeSet<(u64, Place)>,
     /// None in most stores: a threshold has to flap for it.
     resting: Option<Box<Resting>>,
-    /// Those in percent of the limit.
+    /// Those in percent of a limit; and the limit, where it is the same for all.
     percents: BTreeSet<Place>,
+    limit: Option<u64>,
     /// What is being done to many of them.
     pub(super) walk: Option<Box<Walk>>,
     /// Lowest and highest quantity of the last look ([`Look`](monitor_common::crossing::Look)).
@@ -184,7 +185,8 @@ impl Store {
         Self { told: (now, now), ..Self::default() }
     }
 
-    pub(super) fn add(&mut self, entry: Entry) {
+    /// Adds one; `limit` is what percents are of.
+    pub(super) fn add(&mut self, entry: Entry, limit: u64) {
         let (key, in_percent) = (entry.key(), entry.percent().is_some());
         let place = self.entries.push(entry);
         self.order.insert((key, place));
@@ -192,6 +194,7 @@ impl Store {
             walk.added(place);
         }
         if in_percent {
+            self.limit = Some(limit).filter(|_| self.percents.is_empty() || self.limit == Some(limit));
             self.percents.insert(place);
         }
     }
@@ -203,6 +206,18 @@ impl Store {
     /// Where those in percent are.
     pub(super) const fn percents(&self) -> &BTreeSet<Place> {
         &self.percents
+    }
+
+    /// Whether some in percent are not, or may not be, of this limit.
+    pub(super) fn is_of_another(&self, limit: u64) -> bool {
+        !self.percents.is_empty() && self.limit != Some(limit)
+    }
+
+    /// Those in percent are of this limit from now on; whether that is news.
+    pub(super) fn set_limit(&mut self, limit: u64) -> bool {
+        let is_news = self.is_of_another(limit);
+        self.limit = Some(limit);
+        is_news
     }
 
     /// All, by where they are crossed next; those that rest come last.

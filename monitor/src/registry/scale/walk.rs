@@ -216,11 +216,20 @@ impl Scale {
     }
 
     /// The limit is `limit` pages from now on: thresholds in percent move, and are
-    /// crossed where they pass the quantity.
-    pub fn begin_follow(&mut self, limit: u64) {
-        if let Some(store) = self.store.as_mut().filter(|store| !store.percents().is_empty()) {
+    /// crossed where they pass the quantity. False where none moves, which costs nothing.
+    pub fn begin_follow(&mut self, limit: u64) -> bool {
+        let Some(store) = &mut self.store else { return false };
+        let moves = store.set_limit(limit);
+        if moves {
             store.walk = Some(Box::new(Walk::Follow(limit, store.places().end)));
         }
+        moves
+    }
+
+    /// Whether a limit of so many pages would move thresholds here.
+    #[must_use]
+    pub fn is_moved_by(&self, limit: u64) -> bool {
+        self.store.as_ref().is_some_and(|store| store.is_of_another(limit))
     }
 
     /// After thresholds were taken over from an agent before: those on the other side

@@ -3,11 +3,11 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs,
     ops::Range,
     os::fd::{AsRawFd as _, BorrowedFd},
-    sync::atomic::AtomicU64,
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use monitor_common::{
@@ -23,7 +23,7 @@ use crate::{
     cgroup::host::{Host, OomCounts},
     error::Result,
     kernel::Offers,
-    source::{FileId, GroupId, Identify, Located, Slots, Source},
+    source::{FileId, GroupId, Identify, Located, Misses, Slots, Source},
     table::SharedSlot,
 };
 
@@ -58,6 +58,15 @@ pub(crate) struct FakeKernel {
     pub(super) epochs: Cell<u32>,
     /// Questions to the programs about counters.
     pub(crate) reads: Cell<usize>,
+    pub(super) tallies: RefCell<HashMap<u32, u64>>,
+    pub(super) misses: Cell<Misses>,
+    /// Times that a lowest limit was asked for.
+    pub(super) limit_reads: Cell<usize>,
+    pub(super) limits_rung: Cell<bool>,
+    /// The kernel's own counts of OOMs.
+    pub(super) ooms: RefCell<Vec<u64>>,
+    pub(super) populated: Cell<bool>,
+    pub(super) thread_marks: RefCell<BTreeMap<u32, u64>>,
 }
 
 /// The slot of a group that is there.
@@ -97,6 +106,13 @@ impl FakeKernel {
             orphans: Cell::new(false),
             tidied: Vec::new(),
             deep: Cell::new(0),
+            tallies: RefCell::default(),
+            misses: Cell::default(),
+            limit_reads: Cell::new(0),
+            limits_rung: Cell::new(false),
+            ooms: RefCell::new(vec![0; 2]),
+            populated: Cell::new(true),
+            thread_marks: RefCell::default(),
         }
     }
 
@@ -187,6 +203,7 @@ impl Source for FakeKernel {
     }
 
     fn lowest_limit(&self, group: GroupId) -> Result<Option<u64>> {
+        self.limit_reads.set(self.limit_reads.get() + 1);
         let limits = self.limits.borrow();
         let line = std::iter::successors(Some(u64::from(group.slot)), |at| {
             self.parents.get(*at as usize).copied().filter(|parent| *parent != PARENT_ROOT)
@@ -271,16 +288,56 @@ impl Source for FakeKernel {
         self.slots[slot as usize].recycle();
     }
 
+    fn depart(&mut self, group: GroupId) -> Result<bool> {
+        let slot = &self.slots[group.slot as usize];
+        Ok(slot.state().is_live() && slot.leave(slot.last.get(), slot.sum_last.get()))
+    }
+
     fn tidy(&mut self, slot: u32) {
         self.tidied.push(slot);
     }
 
     fn tally(&self, tally: Tally) -> u64 {
-        if tally == Tally::TooDeep { self.deep.get() } else { 0 }
+        if tally == Tally::TooDeep {
+            return self.deep.get();
+        }
+        self.tallies.borrow().get(&(tally as u32)).copied().unwrap_or(0)
     }
 
-    fn skipped(&self) -> u64 {
-        0
+    fn misses(&self) -> Misses {
+        self.misses.get()
+    }
+
+    fn count(&self, tally: Tally, by: u64) {
+        *self.tallies.borrow_mut().entry(tally as u32).or_default() += by;
+    }
+
+    fn ooms(&self, group: GroupId) -> Result<Option<u64>> {
+        Ok(self.ooms.borrow().get(group.slot as usize).copied())
+    }
+
+    fn is_populated(&self, _: GroupId) -> Result<Option<bool>> {
+        Ok(Some(self.populated.get()))
+    }
+
+    fn limits_were_written(&self) -> bool {
+        self.limits_rung.get()
+    }
+
+    fn take_limits(&self) {
+        self.limits_rung.set(false);
+    }
+
+    fn take_victim(&self) {}
+
+    fn thread_marks(&self) -> Vec<(u32, u64)> {
+        self.thread_marks.borrow().iter().map(|(word, bits)| (*word, *bits)).collect()
+    }
+
+    fn forget_thread_marks(&self, word: u32, bits: u64) {
+        let mut writers = self.thread_marks.borrow_mut();
+        *writers.entry(word).or_default() &= !bits;
+        writers.retain(|_, bits| *bits != 0);
     }
 
     fn band_shift(&self) -> u32 {
@@ -294,6 +351,7 @@ pub(super) struct FakeHost {
     pub(super) usage: AtomicU64,
     pub(super) inactive: AtomicU64,
     pub(super) clock: AtomicU64,
+    pub(super) gone: AtomicBool,
 }
 
 impl FakeHost {
@@ -322,6 +380,10 @@ impl Host for &'static FakeHost {
 
     fn inactive_file(&self, _: u64) -> Result<Option<u64>> {
         Ok(Some(self.inactive.get()))
+    }
+
+    fn is_gone(&self, _: u64) -> bool {
+        self.gone.load(Ordering::Relaxed)
     }
 
     fn oom_counts(&self, _: u64) -> OomCounts {

@@ -1,0 +1,61 @@
+//! What the kernel counts of a program: its runs, and the calls that it kept from it.
+
+use std::os::fd::RawFd;
+
+use nix::errno::Errno;
+
+/// Counts of one program since it was loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Stats {
+    /// Nanoseconds in it, and runs; while `kernel.bpf_stats_enabled` is set.
+    pub(super) nanoseconds: u64,
+    pub(super) runs: u64,
+    /// Calls at which it was at work already (`recursion_misses`, 5.12).
+    pub(super) misses: u64,
+}
+
+/// `struct bpf_prog_info`, as far as the counts.
+#[repr(C)]
+struct Info {
+    before: [u64; 24],
+    stats: [u64; 3],
+}
+
+/// The part of `union bpf_attr` for `BPF_OBJ_GET_INFO_BY_FD`.
+#[repr(C)]
+struct Attributes {
+    fd: u32,
+    length: u32,
+    info: u64,
+}
+
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
+
+impl Stats {
+    /// Those of the program that `fd` stands for: one system call, where `fdinfo` would be
+    /// three and a text.
+    ///
+    /// # Errors
+    /// What `bpf` answers.
+    pub(super) fn of(fd: RawFd) -> nix::Result<Self> {
+        let mut info = Info { before: [0; 24], stats: [0; 3] };
+        let mut attributes = Attributes {
+            fd: u32::try_from(fd).map_err(|_| Errno::EBADF)?,
+            length: size_of::<Info>() as u32,
+            info: (&raw mut info) as u64,
+        };
+        // SAFETY: the kernel reads the attributes, and writes at most `length` bytes to
+        // `info`, which lives until it returns; all other pointers in there are null.
+        let answer = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                BPF_OBJ_GET_INFO_BY_FD,
+                &raw mut attributes,
+                size_of::<Attributes>() as libc::c_uint,
+            )
+        };
+        Errno::result(answer)?;
+        let [nanoseconds, runs, misses] = info.stats;
+        Ok(Self { nanoseconds, runs, misses })
+    }
+}

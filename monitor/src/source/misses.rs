@@ -1,0 +1,115 @@
+//! What the kernel's recursion guard kept from our programs, by what makes up for it.
+
+/// Calls that the kernel skipped (`recursion_misses`), because the same program was at work
+/// on the CPU, in a task that was preempted or interrupted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Misses {
+    /// Charges: all watched counters are read again.
+    pub charges: u64,
+    /// OOMs that begin, of each twin: the kernel's own counts are compared.
+    pub ooms: [u64; 2],
+    /// OOMs that end, of each twin: what they hold is released.
+    pub oom_ends: [u64; 2],
+    /// Limits that were written, of each twin: all thresholds in percent are looked at, and
+    /// marks of writers taken away.
+    pub limit_writes: [u64; 2],
+    /// The same on v1, which has no twin.
+    pub limits_set: u64,
+    /// Groups that go: those that are watched are looked for.
+    pub removals: u64,
+    /// Groups that become empty, or get a task again: the kernel is asked.
+    pub emptied: u64,
+    /// What is asked for again by itself: whose file is read, which eventfd is shown, a
+    /// group that comes.
+    pub asked_again: u64,
+    /// What nothing makes up for; see [`Tally::SkippedForGood`](monitor_common::ring::Tally).
+    pub for_good: u64,
+}
+
+impl Misses {
+    /// Where calls of `program`, by its name in the object, are counted.
+    pub fn of(&mut self, program: &str) -> &mut u64 {
+        match program {
+            "oom_begun" => &mut self.ooms[0],
+            "oom_begun_twin" => &mut self.ooms[1],
+            "oom_ended" => &mut self.oom_ends[0],
+            "oom_ended_twin" => &mut self.oom_ends[1],
+            "limit_write_2" => &mut self.limit_writes[0],
+            "limit_twin_2" => &mut self.limit_writes[1],
+            "limit_set" => &mut self.limits_set,
+            // Both at once are counted where the write ends.
+            "limit_write_1" | "limit_twin_1" => &mut self.asked_again,
+            "css_offline" | "css_free" => &mut self.removals,
+            "populated" => &mut self.emptied,
+            "css_online" | "usage_read" | "usage_read_v1" | "eventfd_fdinfo" => &mut self.asked_again,
+            name if name.ends_with("charge_1") || name.ends_with("charge_2") => &mut self.charges,
+            _ => &mut self.for_good,
+        }
+    }
+
+    /// All.
+    #[must_use]
+    pub const fn total(&self) -> u64 {
+        let twins = sum(&self.ooms) + sum(&self.oom_ends) + sum(&self.limit_writes);
+        twins
+            + self.charges
+            + self.limits_set
+            + self.removals
+            + self.emptied
+            + self.asked_again
+            + self.for_good
+    }
+
+    /// Whether a call may have been kept from both twins.
+    #[must_use]
+    pub const fn both(twins: [u64; 2]) -> bool {
+        twins[0] > 0 && twins[1] > 0
+    }
+
+    /// Those since `before`.
+    #[must_use]
+    pub const fn since(&self, before: &Self) -> Self {
+        Self {
+            charges: self.charges.saturating_sub(before.charges),
+            ooms: twins(&self.ooms, &before.ooms),
+            oom_ends: twins(&self.oom_ends, &before.oom_ends),
+            limit_writes: twins(&self.limit_writes, &before.limit_writes),
+            limits_set: self.limits_set.saturating_sub(before.limits_set),
+            removals: self.removals.saturating_sub(before.removals),
+            emptied: self.emptied.saturating_sub(before.emptied),
+            asked_again: self.asked_again.saturating_sub(before.asked_again),
+            for_good: self.for_good.saturating_sub(before.for_good),
+        }
+    }
+}
+
+const fn sum(twins: &[u64; 2]) -> u64 {
+    twins[0] + twins[1]
+}
+
+const fn twins(now: &[u64; 2], before: &[u64; 2]) -> [u64; 2] {
+    [now[0].saturating_sub(before[0]), now[1].saturating_sub(before[1])]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Misses;
+    use crate::kernel::HOOKS;
+
+    /// A program that is new has to be thought of here.
+    #[test]
+    fn what_nothing_makes_up_for_is_known() {
+        let for_good: Vec<_> = HOOKS
+            .iter()
+            .map(|hook| hook.program)
+            .filter(|program| {
+                let mut misses = Misses::default();
+                *misses.of(program) += 1;
+                assert_eq!(misses.total(), 1);
+                misses.for_good == 1
+            })
+            .collect();
+        let known = ["oom_notified", "oom_scope", "oom_kill", "oom_victim", "oom_group", "reclaim_window"];
+        assert_eq!(for_good, known);
+    }
+}

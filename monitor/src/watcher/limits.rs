@@ -1,0 +1,137 @@
+//! Thresholds in percent follow the limits that they are percents of.
+//!
+//! Anybody who may write the `memory.max` of some group can do so in a loop. So the programs
+//! ring once until the agent has begun to look; it asks for the limits of groups with
+//! thresholds in percent a few in a turn, as a part of its own work, and rests between two
+//! rounds as long as it takes to need a twentieth of a CPU. Where a limit has moved, those
+//! who wait there pay for what that does to their thresholds.
+
+use std::time::{Duration, Instant};
+
+use monitor_common::{ask::Wanted, control::ControlFile};
+
+use crate::{
+    error::Result,
+    source::{GroupId, Source},
+    watcher::{Watcher, turns::Payer, work::Task},
+};
+
+/// Groups whose limits are asked for in a turn.
+const AT_ONCE: usize = 64;
+
+/// Time between two rounds, at least.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// How much longer the pause is than the round before it took.
+const PAUSE_PER_ROUND: u32 = 20;
+
+/// Limits were written: which groups are yet to be looked at, and when.
+#[derive(Debug, Default)]
+pub(super) struct Written {
+    /// Groups of the round that is under way, and what it has taken so far.
+    left: Option<Vec<u32>>,
+    took: Duration,
+    /// It rang during a round: another has to follow.
+    again: bool,
+    /// When the next round may begin, and when one is to; in milliseconds by the host's clock.
+    not_before: u64,
+    due: Option<u64>,
+    /// Whether one is in the line.
+    queued: bool,
+}
+
+impl Written {
+    pub(super) const fn due(&self) -> Option<u64> {
+        self.due
+    }
+}
+
+impl<S: Source> Watcher<S> {
+    /// The lowest limit from a group up to the root, in pages: what percents are
+    /// of. Of the root: the host's memory. `u64::MAX` when there is none.
+    pub(super) fn effective_limit(&self, slot: u32) -> Result<u64> {
+        if slot == self.source.root().slot {
+            return self.host.ram();
+        }
+        let generation = self.source.slot(slot).map_or(0, |slot| slot.state().generation());
+        let limit = self.source.lowest_limit(GroupId { slot, generation })?.unwrap_or(u64::MAX);
+        // What the kernel writes for `max`.
+        let endless = monitor_common::threshold::Pages::counter_max(crate::kernel::page_size()).0;
+        Ok(if limit >= endless { u64::MAX } else { limit })
+    }
+
+    /// Some limit was written: thresholds in percent move. Once for all writes within a
+    /// few milliseconds.
+    pub fn limits_written(&mut self) {
+        if self.registry.wanted() & Wanted::LIMITS == 0 {
+            // Whoever comes next is rung for.
+            self.source.take_limits();
+            return;
+        }
+        let (now, written) = (self.host.clock(), &mut self.written);
+        if written.queued {
+            written.again |= written.left.is_some();
+            return;
+        }
+        let not_before = written.not_before;
+        written.due.get_or_insert(now.max(not_before));
+        self.follow_if_due();
+        self.work.notify_one();
+    }
+
+    /// Limits that were written, if any, are looked at now, and from the start: some that
+    /// were looked at before may have been written since.
+    pub(super) fn follow_now(&mut self) {
+        let written = &mut self.written;
+        if written.queued || written.due.is_some() || self.source.limits_were_written() {
+            written.left = None;
+            written.due = (!written.queued).then(|| self.host.clock());
+        }
+    }
+
+    /// Has a round begin whose time has come.
+    pub(super) fn follow_if_due(&mut self) {
+        let now = self.host.clock();
+        if self.written.due.take_if(|due| *due <= now).is_some() {
+            self.written.queued = true;
+            self.turns.push(Payer::House, Task::Limits);
+        }
+    }
+
+    /// One turn's part of a round.
+    pub(super) fn follow_limits(&mut self, room: &mut usize) {
+        *room = 0;
+        let start = Instant::now();
+        let mut left = self.written.left.take().unwrap_or_else(|| {
+            // Cleared before anything is read: what is written from here on rings anew.
+            self.source.take_limits();
+            (self.written.again, self.written.took) = (false, Duration::ZERO);
+            self.registry.percent_slots()
+        });
+        for slot in left.split_off(left.len().saturating_sub(AT_ONCE)) {
+            match self.effective_limit(slot) {
+                Ok(limit) if self.is_moved_by(slot, limit) => self.plan_follow(slot),
+                Ok(_) => {}
+                Err(error) => log::warn!("{error}"),
+            }
+        }
+        let (now, written) = (self.host.clock(), &mut self.written);
+        written.took += start.elapsed();
+        if !left.is_empty() {
+            written.left = Some(left);
+            self.turns.push(Payer::House, Task::Limits);
+            return;
+        }
+        let pause = PAUSE.max(written.took * PAUSE_PER_ROUND);
+        written.not_before = now + u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+        written.queued = false;
+        written.due = written.again.then_some(written.not_before);
+    }
+
+    fn is_moved_by(&self, slot: u32, limit: u64) -> bool {
+        let group = self.registry.group(slot);
+        group.is_some_and(|group| {
+            ControlFile::QUANTITIES.iter().any(|file| group.scale(*file).is_moved_by(limit))
+        })
+    }
+}

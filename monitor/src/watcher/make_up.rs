@@ -1,0 +1,293 @@
+//! Makes up for calls that the kernel's recursion guard kept from the programs, but for
+//! charges, whose counters the sweep reads again.
+//!
+//! What a call may just be about to tell looks as if it was skipped. So what is found in one
+//! sweep is told in the next, if it still is so then. Each sweep looks at so many groups and
+//! no more; that a call is skipped is rare, whatever anybody does.
+
+use std::collections::BTreeSet;
+
+use monitor_common::{
+    control::ControlFile,
+    oom::{self, BY_LIMIT_WRITE, Hold, hold_of},
+    ring::Tally,
+    slot::{NOT_POPULATED, POPULATED, POPULATED_UNKNOWN},
+    word::Word as _,
+};
+
+use crate::{
+    source::{GroupId, Misses, Source},
+    watcher::Watcher,
+};
+
+/// Groups that are asked for in one sweep, of each kind.
+const IN_A_SWEEP: usize = 256;
+
+/// Groups that are looked for by their directories in one sweep: files have to be opened.
+const LOOKED_FOR: usize = 32;
+
+/// What was skipped, and how far that is made up for.
+#[derive(Debug)]
+pub(super) struct Skips {
+    known: Misses,
+    /// Slots whose kernel count of OOMs is to be compared; and what the kernel had counted
+    /// beyond ours.
+    ooms: Vec<u32>,
+    missed_ooms: Vec<(GroupId, u64)>,
+    /// What was held when an end was skipped, and how many OOMs had joined others.
+    holds: Vec<(u32, Hold)>,
+    joined: u64,
+    /// What marks threads had then.
+    marks: Vec<(u32, u64)>,
+    /// Slots that may have gone.
+    going: Vec<u32>,
+    /// Slots that may have become empty; and those that seem to have.
+    emptying: Vec<u32>,
+    emptied: Vec<GroupId>,
+}
+
+impl Skips {
+    /// What `known` counts is no news.
+    pub(super) const fn new(known: Misses) -> Self {
+        Self {
+            known,
+            ooms: Vec::new(),
+            missed_ooms: Vec::new(),
+            holds: Vec::new(),
+            joined: 0,
+            marks: Vec::new(),
+            going: Vec::new(),
+            emptying: Vec::new(),
+            emptied: Vec::new(),
+        }
+    }
+}
+
+/// The last of `left`, as many as one sweep takes.
+fn some(left: &mut Vec<u32>, most: usize) -> Vec<u32> {
+    left.split_off(left.len().saturating_sub(most))
+}
+
+impl<S: Source> Watcher<S> {
+    /// One sweep's part.
+    pub(super) fn make_up(&mut self, misses: &Misses) {
+        let new = misses.since(&self.skips.known);
+        self.skips.known = *misses;
+        // What was found in the sweep before comes first.
+        self.tell_missed_ooms();
+        self.release_holds();
+        self.forget_marks();
+        self.tell_emptied();
+
+        let (begin, end) = (Misses::both(new.ooms), Misses::both(new.oom_ends));
+        let written = Misses::both(new.limit_writes);
+        // A thread that kept its mark of an OOM is not asked about the next one.
+        if begin || end {
+            self.skips.ooms = self.oom_slots().into_iter().collect();
+        }
+        if end {
+            self.note_holds();
+        }
+        if end || written {
+            self.skips.marks = self.source.thread_marks();
+        }
+        if new.removals > 0 {
+            self.skips.going = self.registry.slots();
+        }
+        if new.emptied > 0 {
+            self.skips.emptying = self.registry.slots();
+        }
+        if new.for_good > 0 {
+            self.source.count(Tally::SkippedForGood, new.for_good);
+        }
+        self.compare_ooms();
+        self.look_for_the_gone();
+        self.look_for_the_empty();
+        if written || new.limits_set > 0 {
+            self.limits_written();
+        }
+    }
+
+    /// By whose limits somebody hears of an OOM: groups with listeners, and all above them.
+    fn oom_slots(&self) -> BTreeSet<u32> {
+        let root = self.source.root().slot;
+        let listening = self.registry.oom_groups().map(|group| group.id.slot);
+        listening.flat_map(|slot| self.lineage(slot)).filter(|slot| *slot != root).collect()
+    }
+
+    fn id_at(&self, slot: u32) -> Option<GroupId> {
+        let state = self.source.slot(slot)?.state();
+        state.is_live().then_some(GroupId { slot, generation: state.generation() })
+    }
+
+    /// How many OOMs of a group the kernel has counted beyond the programs' calls.
+    fn oom_surplus(&self, group: GroupId) -> u64 {
+        // With v1's code the kernel counts OOMs at which no program is called.
+        if self.source.offers().under_oom {
+            return 0;
+        }
+        let Ok(Some(counted)) = self.source.ooms(group) else { return 0 };
+        let calls = self.source.slot(group.slot).map_or(0, |slot| slot.oom_calls.get());
+        let surplus = counted.wrapping_sub(calls & !BY_LIMIT_WRITE);
+        // A call that began before the group had its slot counts less than none.
+        if surplus >> 63 == 0 { surplus } else { 0 }
+    }
+
+    fn compare_ooms(&mut self) {
+        for slot in some(&mut self.skips.ooms, IN_A_SWEEP) {
+            if let Some(group) = self.id_at(slot)
+                && let surplus = self.oom_surplus(group)
+                && surplus > 0
+            {
+                self.skips.missed_ooms.push((group, surplus));
+            }
+        }
+    }
+
+    /// OOMs that the kernel had counted a sweep ago, and the programs have not been called
+    /// for since. Whether another held the group then nobody knows; where limits were written
+    /// below usage it was most likely one of those, which are told to nobody.
+    fn tell_missed_ooms(&mut self) {
+        for (group, before) in std::mem::take(&mut self.skips.missed_ooms) {
+            if self.id_at(group.slot) != Some(group) {
+                continue;
+            }
+            let missed = self.oom_surplus(group).min(before);
+            if missed > 0
+                && let Some(slot) = self.source.slot(group.slot)
+                && slot.hold(group.generation)
+            {
+                slot.oom_calls.add(missed);
+                if slot.oom_calls.get() & BY_LIMIT_WRITE != 0 {
+                    self.source.count(Tally::SkippedForGood, missed);
+                } else {
+                    log::debug!(memcg_cgroup_id = self.id_of(group.slot); "{missed} OOMs were skipped: told now");
+                    slot.ooms.add(missed);
+                    slot.pending.xchg(1);
+                }
+                // Releases it.
+                self.ring(group.slot, 0);
+            }
+        }
+    }
+
+    fn slots_in_use(&self) -> impl Iterator<Item = (u32, &crate::table::SharedSlot)> {
+        (0..).map_while(|index| Some((index, self.source.slot(index)?)))
+    }
+
+    fn note_holds(&mut self) {
+        let held = self.slots_in_use().map(|(index, slot)| (index, hold_of(slot)));
+        self.skips.holds = held.filter(|(_, hold)| *hold != Hold::NONE).collect();
+        self.skips.joined = self.source.tally(Tally::OomJoined);
+    }
+
+    /// What is held since the sweep before is held by nobody; or by an OOM that takes long,
+    /// and then another may be told that the kernel would have been silent of. An OOM that
+    /// joined one of these may have been one of its own.
+    fn release_holds(&mut self) {
+        let has_joined = self.source.tally(Tally::OomJoined) != self.skips.joined;
+        for (index, hold) in std::mem::take(&mut self.skips.holds) {
+            let Some(slot) = self.source.slot(index).filter(|slot| hold_of(slot) == hold) else { continue };
+            if !slot.hold(slot.state().generation()) {
+                continue;
+            }
+            oom::release(|index| self.source.slot(index), index, hold);
+            if has_joined {
+                slot.ooms.add(1);
+                slot.pending.xchg(1);
+            }
+            // Releases it.
+            self.ring(index, 0);
+        }
+    }
+
+    /// Marks that are there since the sweep before. A thread that writes limits all the time
+    /// may lose its mark, and an OOM by such a write then be told.
+    fn forget_marks(&mut self) {
+        let before = std::mem::take(&mut self.skips.marks);
+        if before.is_empty() {
+            return;
+        }
+        for (word, bits) in self.source.thread_marks() {
+            if let Ok(at) = before.binary_search_by_key(&word, |(word, _)| *word) {
+                self.source.forget_thread_marks(word, bits & before[at].1);
+            }
+        }
+    }
+
+    fn look_for_the_gone(&mut self) {
+        let root = self.source.root().slot;
+        for index in some(&mut self.skips.going, LOOKED_FOR) {
+            let known = self.registry.group(index).filter(|_| index != root);
+            let Some((known, slot)) = known.zip(self.source.slot(index)) else { continue };
+            let group = known.id;
+            if self.id_at(index) != Some(group) || !self.host.is_gone(self.id_of(index)) {
+                continue;
+            }
+            // What its quantities were last, as far as anybody has seen.
+            slot.last.set(known.scale(ControlFile::Usage).now());
+            slot.sum_last.set(known.scale(ControlFile::Memsw).now());
+            match self.source.depart(group) {
+                Ok(true) => self.ring(index, 0),
+                Ok(false) => {}
+                Err(error) => log::error!(memcg_cgroup_id = self.id_of(index); "{error}"),
+            }
+        }
+    }
+
+    /// From now on it is known whether a task is in the group, for whom a call is skipped.
+    pub(super) fn note_populated(&self, group: GroupId) {
+        let Some(slot) = self.source.slot(group.slot) else { return };
+        slot.populated.set(POPULATED_UNKNOWN);
+        if let Ok(Some(populated)) = self.source.is_populated(group) {
+            // The programs know better.
+            slot.populated.cas(POPULATED_UNKNOWN, if populated { POPULATED } else { NOT_POPULATED });
+        }
+    }
+
+    /// Whether the kernel says that a group is empty, and the programs were not told.
+    fn seems_empty(&mut self, group: GroupId) -> bool {
+        let Some(slot) = self.source.slot(group.slot) else { return false };
+        match (slot.populated.get(), self.source.is_populated(group)) {
+            (POPULATED, Ok(Some(populated))) => !populated,
+            // It has a task again: what comes next is known.
+            (NOT_POPULATED, Ok(Some(true))) => {
+                slot.populated.cas(NOT_POPULATED, POPULATED);
+                false
+            }
+            (NOT_POPULATED, Ok(_)) | (_, Ok(None)) => false,
+            _ => {
+                self.source.count(Tally::SkippedForGood, 1);
+                false
+            }
+        }
+    }
+
+    fn look_for_the_empty(&mut self) {
+        let root = self.source.root().slot;
+        for index in some(&mut self.skips.emptying, IN_A_SWEEP) {
+            let watched = self.registry.group(index).filter(|_| index != root);
+            let listening = watched.filter(|group| group.empty().next().is_some());
+            if let Some(group) = listening.map(|group| group.id)
+                && self.id_at(index) == Some(group)
+                && self.seems_empty(group)
+            {
+                self.skips.emptied.push(group);
+            }
+        }
+    }
+
+    fn tell_emptied(&mut self) {
+        for group in std::mem::take(&mut self.skips.emptied) {
+            if self.id_at(group.slot) == Some(group)
+                && self.seems_empty(group)
+                && let Some(slot) = self.source.slot(group.slot)
+                && slot.populated.cas(POPULATED, NOT_POPULATED) == POPULATED
+            {
+                slot.emptied.add(1);
+                slot.pending.xchg(1);
+                self.ring(group.slot, 0);
+            }
+        }
+    }
+}
