@@ -2,6 +2,7 @@
 //! disturbed.
 
 pub(crate) mod clients;
+mod ooms;
 mod quota;
 
 use std::fs::{self, File};

@@ -2,7 +2,7 @@
 //! notifications there: its counters and files are the witnesses.
 
 mod extensions;
-mod oom;
+pub(crate) mod oom;
 mod pressure;
 mod swap;
 

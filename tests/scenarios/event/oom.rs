@@ -108,7 +108,7 @@ fn event_oom_of_a_group_read_early() -> Result<()> {
 }
 
 /// A connection that is told the causes, and its eventfd.
-fn follow(group: &Group) -> Result<(Control, Waiter)> {
+pub(crate) fn follow(group: &Group) -> Result<(Control, Waiter)> {
     let waiter = Waiter::new()?;
     let (control, args) = open_control(group, ControlFile::Oom, "")?;
     let line = format!("{} {} {args}", waiter.0.as_raw_fd(), control.as_raw_fd());
@@ -121,7 +121,7 @@ fn follow(group: &Group) -> Result<(Control, Waiter)> {
     }
 }
 
-fn event(connection: &Control) -> Result<EventRow> {
+pub(crate) fn event(connection: &Control) -> Result<EventRow> {
     match connection.next()? {
         Some(Answer::Event(row)) => Ok(row),
         other => bail!("the agent answered {other:?}"),
