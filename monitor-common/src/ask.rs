@@ -153,7 +153,7 @@ impl Ask {
     pub const FILES_AT_ONCE: usize = 2048;
     /// Read usage, peak and limit of the live groups in slots from `arg1` on, `arg2` of
     /// them, into the slots: at most [`AT_ONCE`](Self::AT_ONCE).
-    pub const READ: u64 = 13;
+    pub const READ: u64 = 16;
 
     /// Slots of one [`READ`](Self::READ).
     pub const AT_ONCE: u32 = 1024;
