@@ -14,7 +14,9 @@ use std::{
 };
 
 use monitor_common::{
+    ask::Wanted,
     control::{self, ControlFile},
+    ring::Tally,
     word::Word as _,
 };
 use nix::{
@@ -26,7 +28,7 @@ use super::{Cause, Follower, Handed, Limits, Receipt, Request, Watcher};
 use crate::{
     eventfd::EventFd,
     registry::Account,
-    source::{GroupId, Identify as _},
+    source::{GroupId, Identify as _, Source as _},
 };
 use fake::{FakeHost, FakeKernel};
 
@@ -267,4 +269,25 @@ fn followers_hear_causes_until_they_leave() {
         [Cause::Crossed { threshold: 10, usage: 15, .. }]
     ));
     assert_eq!(taken(&client), 2);
+}
+
+#[test]
+fn kills_are_told_while_somebody_follows_and_before_the_removal() {
+    let (mut watcher, client, heard) = (watcher(), client(), Heard::default());
+    let is_wanted = |watcher: &Watcher<FakeKernel>| watcher.source.wanted.get() & Wanted::VICTIMS != 0;
+    assert_eq!(wait_for(&mut watcher, 0, ControlFile::Oom, "", &client), Ok(()));
+    assert!(!is_wanted(&watcher));
+    let group = watcher.source.group(0);
+    let request =
+        Request { follower: Some(follower(&heard)), ..request(group, ControlFile::Oom, "", &client) };
+    assert!(watcher.register(request).is_ok() && is_wanted(&watcher));
+    for _ in 0..65 {
+        watcher.group_kill(0, 4711);
+    }
+    watcher.source.counters[0].set(None);
+    watcher.run();
+    let heard: Vec<u64> = heard.lock().expect("no panic").iter().map(|event| event.signals).collect();
+    assert_eq!((heard.len(), heard.last()), (65, Some(&1)), "64 kills, and the removal last");
+    assert_eq!(watcher.source.tally(Tally::VictimsDropped), 1, "one too many at once");
+    assert!(!is_wanted(&watcher));
 }

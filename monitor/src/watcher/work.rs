@@ -346,6 +346,7 @@ impl<S: Source> Watcher<S> {
             Then::Nothing => {}
             Then::Remove => {
                 if !self.have_told_above(slot, &mut begun.awaited)
+                    || !self.tell_causes(slot, room)
                     || *room == 0
                     || !self.remove_group(slot, begun.rung, room)
                 {
@@ -357,6 +358,18 @@ impl<S: Source> Watcher<S> {
         }
         self.strike_out(&begun.lines);
         true
+    }
+
+    /// Tells all that waits to be told to those who follow, before they are gone; false where
+    /// there is no room for it.
+    fn tell_causes(&mut self, slot: u32, room: &mut usize) -> bool {
+        while *room > 0 {
+            let causes = self.works.get_mut(&slot).map(|work| &mut work.causes);
+            let Some(cause) = causes.and_then(VecDeque::pop_front) else { return true };
+            *room -= 1;
+            self.explain(slot, &cause);
+        }
+        false
     }
 
     fn go_on_with(&mut self, slot: u32, begun: &mut Begun, room: &mut usize) -> bool {
