@@ -193,10 +193,12 @@ fn abuse_fork_bomb() -> Result<()> {
     let (counted, told) = (group.field("memory.events.local", "oom")?, own.take()?);
     ensure!(told > 0 && told <= counted, "{told} signals of {counted} OOMs");
     ensure!(during.take()? <= told + 1, "one who came later heard more");
-    let after = Waiter::at(&group, ControlFile::Oom, "")?;
-    agent.settle()?;
-    ensure!(after.take()? == 0, "nothing is under OOM any more");
-    Ok(())
+    // By the second sweep after, where the kernel has skipped beginnings or ends.
+    until("nothing is under OOM any more", || {
+        let after = Waiter::at(&group, ControlFile::Oom, "")?;
+        agent.settle()?;
+        Ok(after.take()? == 0)
+    })
 }
 
 vm_test!(
@@ -268,6 +270,10 @@ fn abuse_oom_once_killed_is_one_line() -> Result<()> {
     pids.sort_unstable();
     pids.dedup();
     ensure!(pids.len() == lines, "a process was killed twice");
-    ensure!(waiter.take()? == ooms + 1, "its eventfd was signalled for each, and for the removal");
-    Ok(())
+    // Followers are told first.
+    let mut heard = 0;
+    until("its eventfd is signalled for each, and for the removal", || {
+        heard += waiter.take()?;
+        Ok(heard == ooms + 1)
+    })
 }
