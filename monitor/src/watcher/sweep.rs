@@ -27,8 +27,9 @@ impl<S: Source> Watcher<S> {
         let (skipped, lost) = (misses.charges, self.losses());
         self.signaller.try_again();
         self.tell_shortages();
-        self.begin_sweep(skipped != self.skipped || lost != self.lost);
+        let all = skipped != self.skipped || lost != self.lost;
         (self.skipped, self.lost) = (skipped, lost);
+        self.begin_sweep(all);
         self.make_up(&misses);
         self.look_above_the_deep();
         self.find_parents();
