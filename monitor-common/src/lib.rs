@@ -28,5 +28,3 @@ pub mod word;
 mod kernel_model;
 #[cfg(all(test, loom))]
 mod loom_model;
-#[cfg(all(test, loom))]
-mod loom_oom;

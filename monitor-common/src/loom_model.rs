@@ -253,3 +253,4 @@ fn bounded(preemptions: usize, check: impl Fn() + Send + Sync + 'static) {
 
 mod cases;
 mod life;
+mod oom;

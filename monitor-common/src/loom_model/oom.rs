@@ -15,10 +15,12 @@ use crate::{
     word::Word,
 };
 
+use super::{Fenced, Modelled as _};
+
 /// 1 is below 0.
-fn pair() -> Arc<Vec<Slot<AtomicU64>>> {
+fn pair() -> Arc<Vec<Slot<Fenced>>> {
     let slot = |parent: u64| {
-        let slot = Slot::new(AtomicU64::new);
+        let slot = Slot::new(Fenced::new);
         slot.parent.set(parent);
         slot
     };
@@ -32,7 +34,7 @@ fn two_ooms_at_once_leave_nothing_behind() {
     for groups in [[1, 1], [0, 1]] {
         loom::model(move || {
             let tree = pair();
-            let run = move |tree: &Vec<Slot<AtomicU64>>, thread: u32| {
+            let run = move |tree: &Vec<Slot<Fenced>>, thread: u32| {
                 let at = |index: u32| tree.get(index as usize);
                 let group = groups[thread as usize - 1];
                 let told = begin(at, group, thread, 5);
@@ -61,12 +63,15 @@ fn a_written_limit_is_read_whoever_rang() {
     loom::model(|| {
         struct Shared {
             /// The kernel's `page_counter.max` of two groups.
-            limits: [AtomicU64; 2],
-            pending: AtomicU64,
+            limits: [Fenced; 2],
+            pending: Fenced,
             ring: AtomicU64,
         }
-        let word = AtomicU64::new;
-        let shared = Arc::new(Shared { limits: [word(1), word(1)], pending: word(0), ring: word(0) });
+        let shared = Arc::new(Shared {
+            limits: [1, 1].map(Fenced::new),
+            pending: Fenced::new(0),
+            ring: AtomicU64::new(0),
+        });
         let look = |shared: &Shared| {
             // Cleared first: what is written from here on rings anew.
             shared.pending.xchg(0);
@@ -90,7 +95,7 @@ fn a_written_limit_is_read_whoever_rang() {
         }
         let rung = shared.ring.load(Ordering::Acquire);
         assert!(rung <= 2, "rung {rung} times for two looks");
-        if shared.pending.load(Ordering::Acquire) != 0 {
+        if shared.pending.get() != 0 {
             assert!(rung > 0, "pending without a doorbell");
             seen = look(&shared);
         }
