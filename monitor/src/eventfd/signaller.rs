@@ -1,7 +1,7 @@
 //! By which way an eventfd is signalled.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -20,6 +20,10 @@ use crate::{
 
 /// A signal that takes longer has a hostile client: usual is less than a microsecond.
 const SLOW: Duration = Duration::from_millis(1);
+/// A user has slow signals after so many in a row that took the processor's time, and one
+/// before by the clock. Fewer prove little: where a hypervisor has more guests than
+/// processors, a thread that was kept waiting looks busy.
+const PROOFS: u32 = 3;
 /// For how long all of a user's eventfds are signalled by the lane after a slow one.
 const REMEMBERED: Duration = Duration::from_secs(60);
 
@@ -40,8 +44,9 @@ pub struct Signaller {
     lane: Lane,
     /// Users whose signals take long, and until when that is remembered.
     slow: HashMap<Account, Instant>,
-    /// Those of whom it only seems so: the thread may have waited for a processor.
-    suspects: HashSet<Account>,
+    /// Those of whom it only seems so, and how often in a row it did: the thread may have
+    /// waited for a processor.
+    suspects: HashMap<Account, u32>,
 }
 
 impl Signaller {
@@ -54,7 +59,7 @@ impl Signaller {
                 log::warn!("{error}; signalling by threads until it can be had, a little later than usual");
             })
             .ok();
-        Self { aio, lane: Lane::new(told), slow: HashMap::new(), suspects: HashSet::new() }
+        Self { aio, lane: Lane::new(told), slow: HashMap::new(), suspects: HashMap::new() }
     }
 
     /// Whether the lane signals everybody, for want of asynchronous reads.
@@ -106,13 +111,14 @@ impl Signaller {
             return Ok(Given::Later);
         };
         // The processor's time is asked for only where it may matter.
-        let is_suspect = self.suspects.remove(&user);
+        let slow_ones = self.suspects.remove(&user);
+        let is_suspect = slow_ones.is_some();
         let (start, before) = (Instant::now(), if is_suspect { busy() } else { Duration::ZERO });
         let given = aio.signal(eventfd, count, time)?;
         let took = if is_suspect { busy().saturating_sub(before) } else { start.elapsed() };
         let each = took / u32::try_from(given).unwrap_or(u32::MAX).max(1);
-        if each > SLOW && !is_suspect {
-            self.suspects.insert(user);
+        if each > SLOW && slow_ones.is_none_or(|slow| slow < PROOFS) {
+            self.suspects.insert(user, slow_ones.map_or(1, |slow| slow + 1));
         } else if each > SLOW {
             self.slow.insert(user, start + REMEMBERED);
             log::info!(
