@@ -12,6 +12,7 @@ use monitor_common::{
 
 use crate::{
     group::{self, TOP},
+    guess,
     kernel::{self, Counter},
     maps,
     word::{BpfWord, full_barrier},
@@ -25,8 +26,8 @@ use crate::{
 /// `rises` may its high-water mark have moved.
 #[inline(always)]
 fn look(counter: Counter, rises: bool) {
-    let distance = maps::distance(counter.address());
-    let Some((index, slot)) = maps::guess(distance, counter.address()) else {
+    let distance = guess::distance(counter.address());
+    let Some((index, slot)) = guess::slot_of(distance, counter.address()) else {
         look_up(kernel::scalar(counter.address()), distance);
         return;
     };
@@ -318,5 +319,5 @@ pub fn second(context: u64, counter: Counter) {
         return;
     }
     maps::count(Tally::Nested);
-    look_up(kernel::scalar(counter.address()), maps::distance(counter.address()));
+    look_up(kernel::scalar(counter.address()), guess::distance(counter.address()));
 }

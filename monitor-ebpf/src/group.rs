@@ -15,7 +15,7 @@ use monitor_common::{
     word::Word as _,
 };
 
-use crate::{kernel, maps, word::BpfWord};
+use crate::{guess, kernel, maps, word::BpfWord};
 
 // Global functions, as in `charge`: the verifier checks each once, for all programs that
 // call it.
@@ -65,7 +65,7 @@ extern "C" fn track(css: u64) -> u64 {
         return maps::slot_of(address).map_or(Roll::FULL, u64::from);
     }
     // After the entry, which those who remember that there is none look for.
-    maps::remember(address.wrapping_sub(maps::guesses_base()), index);
+    guess::remember(address.wrapping_sub(guess::base()), index);
     find_parent(index, parent);
     u64::from(index)
 }
@@ -116,29 +116,29 @@ pub const TOP: u64 = u32::MAX as u64;
 pub extern "C" fn place(address: u64, distance: u64) -> u64 {
     // On v1 each charge comes here once more, for memory+swap.
     let (of_swap, swap_distance) = (kernel::memory_of_swap(address), kernel::memory_of_swap(distance));
-    if let Some((index, _)) = maps::guess(swap_distance, of_swap) {
+    if let Some((index, _)) = guess::slot_of(swap_distance, of_swap) {
         return index.into();
     }
     // Both, since a group that gets a slot makes only its memory's guess right.
-    if maps::is_slotless(distance, address) && maps::is_slotless(swap_distance, of_swap) {
+    if guess::is_slotless(distance, address) && guess::is_slotless(swap_distance, of_swap) {
         return TOP;
     }
     if let Some(index) = maps::slot_of(address) {
-        maps::remember(distance, index);
+        guess::remember(distance, index);
         return index.into();
     }
     if let Some(index) = maps::slot_of(of_swap) {
-        maps::remember(swap_distance, index);
+        guess::remember(swap_distance, index);
         return index.into();
     }
-    maps::remember_none(distance, address);
-    maps::remember_none(swap_distance, of_swap);
+    guess::remember_none(distance, address);
+    guess::remember_none(swap_distance, of_swap);
     if let Some(index) = maps::slot_of(address) {
-        maps::remember(distance, index);
+        guess::remember(distance, index);
         return index.into();
     }
     if let Some(index) = maps::slot_of(of_swap) {
-        maps::remember(swap_distance, index);
+        guess::remember(swap_distance, index);
         return index.into();
     }
     TOP
@@ -150,7 +150,7 @@ pub extern "C" fn place(address: u64, distance: u64) -> u64 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn find_up(address: u64) -> u64 {
-    let (mut address, base) = (address, maps::guesses_base());
+    let (mut address, base) = (address, guess::base());
     for _ in 0..maps::rolled(LEVELS) {
         let Some(up) = kernel::parent_at(address) else { return TOP };
         if up == 0 {

