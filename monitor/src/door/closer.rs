@@ -10,7 +10,7 @@ use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     pin::pin,
-    sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Barrier, Condvar, Mutex, MutexGuard, OnceLock, PoisonError},
     thread,
 };
 
@@ -92,20 +92,24 @@ impl Shared {
 pub struct Closer(Arc<Shared>);
 
 impl Closer {
-    /// Starts them; they need no rights.
+    /// Starts them; they need no rights, and have given them up when this returns: the
+    /// filter for the whole process, which comes later, lets nobody do that any more.
     ///
     /// # Errors
     /// A thread could not be started.
     pub fn start(mode: confine::Mode) -> io::Result<Self> {
         let shared = Arc::<Shared>::default();
+        let confined = Arc::new(Barrier::new(THREADS + 1));
         for number in 0..THREADS {
-            let shared = Arc::clone(&shared);
+            let (shared, confined) = (Arc::clone(&shared), Arc::clone(&confined));
             let work = move || {
                 confine::closer(mode);
+                confined.wait();
                 shared.close_for_ever();
             };
             thread::Builder::new().name(format!("closer-{number}")).stack_size(STACK).spawn(work)?;
         }
+        confined.wait();
         Ok(Self(shared))
     }
 
