@@ -10,7 +10,7 @@ use monitor_common::control::ControlFile::{self, Memsw, Oom, Pressure, Usage};
 use super::book::{Both, agree};
 use super::shrink::smallest;
 use crate::harness::MIB;
-use crate::harness::agent::Agent;
+use crate::harness::agent::{Agent, until};
 use crate::harness::block::{self, Swap};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::page;
@@ -296,7 +296,13 @@ fn agree_after(both: &mut Both, before: (u64, u64), each: u64) -> Result<()> {
     if each == 0 {
         return Ok(());
     }
-    let total = both.reach("the removal is told", before.0.min(before.1) + each)?;
+    // Each side beyond what it had told before: of crossings that need not be the same.
+    until("the removal is told", || {
+        let total = both.total()?;
+        Ok(total.0 >= before.0 + each && total.1 >= before.1 + each)
+    })
+    .with_context(|| format!("before it the kernel had signalled {}, we {}", before.0, before.1))?;
+    let total = both.total()?;
     // A last look of the kernel's may tell a crossing, too.
     let more = (total.0 - before.0, total.1 - before.1);
     if more.0 < each || more.1 < each || more.1 % 2 != each % 2 {
