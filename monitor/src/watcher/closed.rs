@@ -174,7 +174,7 @@ impl<S: Source> Watcher<S> {
     }
 
     /// Those of `files` that nobody holds but us.
-    fn closed_among(&self, files: Vec<FileId>) -> Vec<FileId> {
+    pub(super) fn closed_among(&self, files: Vec<FileId>) -> Vec<FileId> {
         if files.is_empty() {
             return files;
         }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use monitor_common::{
+    ask::Ask,
     band::Seen,
     control::ControlFile,
     pressure::{Level, Propagation},
@@ -148,11 +149,19 @@ impl<S: Source> Watcher<S> {
                 let group = self.registry.group(slot);
                 telling.targets = group.map(|group| group.hearers(*window, *level)).unwrap_or_default();
                 telling.event.cgroup_id = self.id_of(slot);
-                window.next_group(!telling.targets.is_empty());
+                window.next_group(self.is_heard(&telling.targets));
                 *next = self.above(slot);
                 true
             }
         }
+    }
+
+    /// Whether one of these is there to hear: v1 forgot an eventfd as it was closed, so those
+    /// that are closed keep nothing from the groups above. Of very many some are asked for.
+    fn is_heard(&self, targets: &[Subscriber]) -> bool {
+        let some: Vec<_> = targets.iter().take(Ask::FILES_AT_ONCE).map(|to| to.file).collect();
+        let asked = some.len();
+        asked < targets.len() || self.closed_among(some).len() < asked
     }
 
     /// Whether the group in `slot` is the one at `index`, or below it.

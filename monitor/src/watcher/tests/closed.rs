@@ -2,13 +2,15 @@
 
 use monitor_common::{
     ask::Ask,
-    control::{Wish, parse},
+    control::{ControlFile::Pressure, Wish, parse},
     slot::State,
+    word::Word as _,
 };
 use nix::{errno::Errno, sys::eventfd::EventFd as Client};
 
 use super::{
-    FakeHost, FakeKernel, LIMITS, Limits, Request, USAGE, Watcher, client, request, watched, with_limits,
+    FakeHost, FakeKernel, LIMITS, Limits, Request, USAGE, Watcher, client, request, taken, wait_for, watched,
+    watcher, with_limits,
 };
 use crate::{
     registry::{Account, Registration},
@@ -161,4 +163,19 @@ fn an_address_that_is_anothers_by_now_is_asked_for_again() {
     watcher.source.references.borrow_mut().clear();
     assert!(!watcher.search_on(&mut search));
     assert_eq!(watcher.registry().len(), 1);
+}
+
+#[test]
+fn what_is_closed_hides_no_window_from_those_above() {
+    let mut watcher = watcher();
+    let (below, above) = (client(), client());
+    for (slot, client) in [(1, &below), (0, &above)] {
+        assert_eq!(wait_for(&mut watcher, slot, Pressure, "low", client), Ok(()));
+    }
+    for heard in [0, 1] {
+        watcher.source.slots[1].windows[0].add(1);
+        watcher.look(1);
+        assert_eq!(taken(&above), heard);
+        close(&watcher, &below);
+    }
 }
