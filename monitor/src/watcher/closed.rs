@@ -200,6 +200,12 @@ impl<S: Source> Watcher<S> {
         .collect()
     }
 
+    /// Whether nobody but us holds an eventfd that we hold; false where that cannot be told.
+    pub(super) fn is_closed(&self, file: FileId) -> bool {
+        let counted = self.source.file_refs(&[file]).unwrap_or_default();
+        counted.first().is_some_and(|count| (1..=self.own_references(file)).contains(count))
+    }
+
     /// Our own references to a registered eventfd: the agent's, and a client's bag's.
     fn own_references(&self, file: FileId) -> u64 {
         let bag = self.vault.is_some() && !self.own.contains_key(&file);

@@ -97,6 +97,13 @@ impl<S: Source> Watcher<S> {
 
     /// Gives what an eventfd is owed, as much as one turn allows.
     pub(super) fn deliver(&mut self, file: FileId, room: &mut usize, time: Duration) {
+        // Its groups have gone. v1 held no file: who closed the eventfd heard nothing more. While
+        // we hold it, it is still in the client's epoll set, by a number that is none any more.
+        if self.debts.has(file) && !self.registry.has_file(file) && self.is_closed(file) {
+            self.forgive(file);
+            self.drop_file(file);
+            return;
+        }
         let account = self.owners.get(&file).copied().unwrap_or(Account::Agent);
         let Some(owed) = self.debts.by_file.get_mut(&file) else { return };
         owed.queued = false;

@@ -179,3 +179,14 @@ fn what_is_closed_hides_no_window_from_those_above() {
         close(&watcher, &below);
     }
 }
+
+#[test]
+fn who_has_closed_is_not_told_of_the_removal() {
+    let (mut watcher, client) = watched(&[10, 20]);
+    close(&watcher, &client);
+    assert!(watcher.source.slots[0].leave(0, 0));
+    watcher.source.counters[0].set(None);
+    watcher.look(0);
+    assert_eq!(taken(&client), 0);
+    assert!(watcher.registry().is_empty() && watcher.eventfds.is_empty());
+}
