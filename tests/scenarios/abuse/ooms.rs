@@ -81,7 +81,7 @@ fn writers(
 
 vm_test!(
     abuse_limit_writes_hide_no_oom,
-    "1,200 threads of a user write memory.max below what cannot be reclaimed: another's OOMs are all told, and theirs are none",
+    "1,200 threads of a user write memory.max below what cannot be reclaimed: another's OOMs are all told, and of theirs no more than the kernel kept from the programs",
     V2,
     [Kernel]
 );
@@ -116,7 +116,12 @@ fn abuse_limit_writes_hide_no_oom() -> Result<()> {
     agent.settle()?;
     let told = own.take()?;
     let status = agent.status()?;
-    ensure!(told == 0, "a written limit is no OOM: {told} of {} writes are told, {status:?}", writes.get());
+    // One whose beginning the kernel kept from both programs looks like a charge's.
+    ensure!(
+        told <= status.skipped,
+        "a written limit is no OOM: {told} of {} writes are told, {status:?}",
+        writes.get()
+    );
     // An OOM of a charge in that group is one again.
     noisy.set_limit(16 * MIB)?;
     let before = noisy.field("memory.events.local", "oom")?;

@@ -237,6 +237,8 @@ fn unprivileged_own_user() -> Result<()> {
     fs::create_dir_all(directory)?;
     // What killed agents left there, too.
     for path in fs::read_dir(directory)?.flatten().map(|entry| entry.path()).chain([directory.to_owned()]) {
+        // Where an agent was killed with its unmounter, nobody answers there.
+        let _ = nix::mount::umount2(&path, nix::mount::MntFlags::MNT_DETACH);
         std::os::unix::fs::chown(path, Some(AGENTS_USER), Some(AGENTS_USER))?;
     }
     // As `AmbientCapabilities=` of a unit: CAP_BPF, CAP_PERFMON, CAP_SYS_RESOURCE,
