@@ -88,9 +88,13 @@ impl Waiter {
         self.take()
     }
 
-    /// Waits for the next signals, which are to be this many.
+    /// Waits for the next signals, which are to be this many; the agent may give them in
+    /// several turns.
     pub(crate) fn hears(&self, count: u64, what: &str) -> Result<()> {
-        let heard = self.wait().with_context(|| what.to_owned())?;
+        let mut heard = 0;
+        while heard < count {
+            heard += self.wait().with_context(|| format!("{what}: heard {heard}, not {count}"))?;
+        }
         anyhow::ensure!(heard == count, "{what}: heard {heard}, not {count}");
         Ok(())
     }

@@ -172,7 +172,7 @@ fn lifetime_removal_signals_each_registration() -> Result<()> {
     ensure!(!group.path.exists(), "the directory is there after the signal");
     // The five are given one by one: a reader may wake between them.
     agent.settle()?;
-    ensure!(several.take()? == 5, "five registrations, five signals");
+    several.hears(5, "five registrations, five signals")?;
     ensure!(on_parent.take()? == 0, "the parent heard of its child's removal");
     ensure!(registrations(&agent)? == 1, "the parent's registration is left");
     let (rows, _) = agent.list()?;

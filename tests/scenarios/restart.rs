@@ -87,13 +87,13 @@ fn restart_keeps_registrations() -> Result<()> {
     ensure!(heard == [2, 2, 0, 1], "heard {heard:?}");
     ensure!(agent.registrations()? == 4, "the closed one and the removed one are gone");
     charger.shrink(Kind::Anonymous)?;
-    ensure!(crossed.wait()? == 2, "both go on, once each");
+    crossed.hears(2, "both go on, once each")?;
     // And a new one beside them.
     let late = Waiter::on(&group, "4M")?;
     charger.grow(Kind::Anonymous, 6 * MIB)?;
     ensure!(late.wait()? == 1, "a new one");
     agent.0.settle()?;
-    ensure!(crossed.take()? == 2, "beside the old ones");
+    crossed.hears(2, "beside the old ones")?;
     charger.end()
 }
 
@@ -126,7 +126,7 @@ fn restart_again_and_again() -> Result<()> {
             }
         }
         agent.0.settle()?;
-        ensure!(waiter.take()? == 1, "round {round}: up, once");
+        waiter.hears(1, &format!("round {round}: up, once"))?;
         charger.shrink(Kind::Anonymous)?;
         ensure!(waiter.wait()? == 1, "round {round}: down, once");
         if child.path.exists() {

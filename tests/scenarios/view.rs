@@ -117,7 +117,7 @@ fn view_removal() -> Result<()> {
         ensure!(errno == libc::ENOENT, "{}: errno {errno} once rmdir has returned", path.display());
     }
     ensure!(one.wait()? == 1, "one registration, one signal");
-    ensure!(three.wait()? == 3, "three registrations, three signals");
+    three.hears(3, "three registrations, three signals")?;
     agent.settle()?;
     ensure!(one.take()? == 0 && three.take()? == 0, "and no more");
     let errno = errno_of(usage.read_at(&mut [0; 32], 0));

@@ -124,7 +124,7 @@ fn faults_bpffs() -> Result<()> {
     read_only(BPF, true)?;
     agent.killed_while(|| charger.spike(Kind::Anonymous, 6 * MIB, 1))?;
     agent.0.settle()?;
-    ensure!(waiter.take()? == 2, "what is pinned goes on, spikes included");
+    waiter.hears(2, "what is pinned goes on, spikes included")?;
     ensure!(agent.0.end(Signal::SIGTERM)? == 0, "the agent ends well");
     ensure!(Agent::log().contains("Read-only file system"), "the pins stay, and it says so");
     // The next agent takes them over, and away.
@@ -174,7 +174,7 @@ fn faults_cgroupfs() -> Result<()> {
     let beside = waiter_at(&second.join("first/memory.current"), "4M")?;
     crosses(&mut chargers[0], &beside)?;
     agent.settle()?;
-    ensure!(waiter.take()? == 2, "both are told");
+    waiter.hears(2, "both are told")?;
     drop(beside);
 
     umount2(CGROUP, MntFlags::MNT_DETACH)?;

@@ -118,7 +118,7 @@ fn faults_in_flight() -> Result<()> {
     ensure!(!plain_root_may_send()?, "root has nothing in flight: the test shows nothing");
     let late = Waiter::on(&group, "4M").context("in a storm of root's descriptors")?;
     crosses(&mut charger, &waiter)?;
-    ensure!(late.wait()? == 2, "registered in the storm");
+    late.hears(2, "registered in the storm")?;
     agent.killed_while(|| charger.grow(Kind::Anonymous, 6 * MIB))?;
     ensure!(waiter.wait()? == 1 && late.wait()? == 1, "what happened meanwhile is told");
     let later = Waiter::on(&group, "4M").context("by the next agent")?;
@@ -212,7 +212,7 @@ fn faults_pins_among_others() -> Result<()> {
     tries().context("while the agent runs")?;
     agent.killed_while(|| charger.spike(Kind::Anonymous, 6 * MIB, 1))?;
     agent.0.settle()?;
-    ensure!(waiter.take()? == 2, "what is pinned goes on");
+    waiter.hears(2, "what is pinned goes on")?;
 
     // Pins that go by mistake detach nothing; the next agent has all but what came and went.
     let programs = fs::read_dir(FOLDER)?.next().context("nothing is pinned")??.path();

@@ -84,7 +84,7 @@ fn view_any_writer() -> Result<()> {
 
     let mut charger = Charger::start(&group)?;
     charger.grow(Kind::Anonymous, 4 * MIB)?;
-    until("each is signalled", || Ok(waiter.take()? == 8 || agent.settle().is_err()))?;
+    waiter.hears(8, "each is signalled")?;
     charger.end()
 }
 
