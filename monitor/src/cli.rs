@@ -89,7 +89,7 @@ pub struct Agent {
     /// Registration socket: one packet is one line, as v1 clients write it
     #[arg(long, value_name = "PATH", default_value = client::SOCKET)]
     pub socket: PathBuf,
-    /// Operator's socket, for `list` and `listen -o json`
+    /// Operator's socket, for `list`, `status` and `listen -o json`
     #[arg(long, value_name = "PATH", default_value = client::CONTROL_SOCKET)]
     pub control_socket: PathBuf,
     /// Permission bits of the registration socket, octal: 0666 lets every user register,
@@ -100,7 +100,8 @@ pub struct Agent {
     #[arg(long, value_name = "GROUP")]
     pub socket_group: Option<String>,
     /// Permission bits of the operator's socket, octal, whatever --socket-mode says: who
-    /// may write to it sees all groups, and what everybody waits for
+    /// may write to it sees all groups, and what everybody waits for. User id 0 needs
+    /// CAP_SYS_RESOURCE in the agent's user namespace, too, else each question is EPERM
     #[arg(long, value_name = "MODE", default_value = "0600", value_parser = mode)]
     pub control_mode: u32,
     /// Group of the operator's socket, by name or number; counts with --control-mode 0660
@@ -124,19 +125,21 @@ pub struct Agent {
     /// it costs a sweep
     #[arg(long, value_name = "BYTES", default_value_t = 262_144, value_parser = ring)]
     pub ring_bytes: u32,
-    /// Milliseconds between two sweeps for what doorbells may have missed, while
-    /// anything is registered
+    /// Milliseconds between two sweeps for what doorbells may have missed and for eventfds
+    /// that were closed, while anything is registered
     #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     pub sweep_ms: u64,
-    /// Milliseconds between two readings of what can only be sampled (the root
-    /// group's usage, working sets), while anybody waits for it
+    /// Milliseconds at least between two readings of what can only be sampled (the root
+    /// group's usage, working sets), while anybody waits for it; up to 2000 for the root
+    /// while it is far from every threshold
     #[arg(long, value_name = "MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     pub sample_ms: u64,
     /// Milliseconds of rest for a threshold that usage crossed sixteen times within
     /// that time; then it is told if it is on the other side. 0: no rest
     #[arg(long, value_name = "MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(0..=60_000))]
     pub rest_ms: u64,
-    /// Registrations that each user may have; one more is refused with EDQUOT. Processes
+    /// Registrations that each user may have (with --quota-by cgroup each memory cgroup); one
+    /// more is refused with EDQUOT. Processes
     /// with CAP_SYS_RESOURCE in the agent's user namespace may have any number: user id 0
     /// of a container without it is a user like others
     #[arg(long, value_name = "N", default_value_t = 65_536)]

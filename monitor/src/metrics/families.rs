@@ -102,7 +102,7 @@ families! {
     LEFT_OUT = Gauge "memcg_monitor_groups_left_out" NONE ["reason"]
         "Groups that have no series here: by --metrics-allow and --metrics-deny (pattern), by --metrics-top (top), for a path longer than 1024 bytes or one that reads as another's (name)";
     EVENTFDS = Gauge "memcg_monitor_eventfds" NONE []
-        "Eventfds that are registered, those that were closed until the next sweep (--sweep-ms)";
+        "Eventfds that are registered; those that were closed count until the next sweep (--sweep-ms)";
     EVENTFDS_LIMIT = Gauge "memcg_monitor_eventfds_limit" NONE []
         "Eventfds that can be registered at once (--max-eventfds)";
     REGISTRATIONS = Gauge "memcg_monitor_registrations" NONE ["on"]
