@@ -47,7 +47,7 @@ const OPEN_BY_ID: Capability = Capability::CAP_DAC_READ_SEARCH;
 /// ([`rights::needed_for`]).
 pub const ASK: [Capability; 3] = [Capability::CAP_BPF, Capability::CAP_PERFMON, Capability::CAP_SYS_ADMIN];
 
-/// The agent's loop, and with the filter of system calls every thread. `asks` says
+/// The doors' thread and those that it starts, and with the filter of system calls every thread. `asks` says
 /// whether the programs can only be asked with `CAP_BPF`.
 pub fn agent(mode: Mode, asks: bool) {
     if mode == Mode::Off {

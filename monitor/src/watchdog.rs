@@ -1,8 +1,8 @@
 //! The service manager's watchdog is fed only while the whole path works: a group, the
 //! agent's own, is registered on; a charge crosses the threshold; the kernel's program
-//! rings; the loop answers; the eventfd is signalled; and, once it is closed, the kernel's
-//! count of its references ends it all. None
-//! of it happens where no watchdog is asked for.
+//! rings; the thread that signals answers; the eventfd is signalled; and, once it is closed,
+//! the kernel's count of its references ends it all. None of it happens where no watchdog is
+//! asked for.
 
 use std::{
     fs::{self, File},

@@ -1,7 +1,7 @@
 //! Which files the calling thread may open (Landlock).
 //!
-//! Not for the agent's loop: a thread under Landlock may look at no process outside
-//! (`hook_ptrace_access_check`), and to look at clients is what the loop does. There,
+//! Not for the doors' thread: a thread under Landlock may look at no process outside
+//! (`hook_ptrace_access_check`), and to look at clients is what that one does. There,
 //! the filter of system calls lets files be opened for reading only.
 
 use std::path::Path;

@@ -1,6 +1,6 @@
-//! Gathers what a scrape tells, so that no scraper delays the agent's loop.
+//! Gathers what a scrape tells, so that no scraper delays the doors.
 //!
-//! The loop reads counters, a few groups in a turn ([`turns`]). Paths, the groups' files
+//! The doors' thread reads counters, a few groups in a turn ([`turns`]). Paths, the groups' files
 //! and the text are the business of a thread that may wait. One gathering at a time, and none
 //! within [`FRESH`] of the last: however many ask, and whether they stay or leave.
 
@@ -154,7 +154,7 @@ fn path_below(root: &Path, tree: &Tree, id: u64) -> Option<String> {
     Some(format!("/{}", path.strip_prefix(root).ok()?.to_string_lossy()))
 }
 
-/// Adds what the groups' files tell, and writes it all out. Runs beside the loop.
+/// Adds what the groups' files tell, and writes it all out. Runs beside the doors' thread.
 fn render(tree: &Tree, agent: AgentNumbers, mut groups: Vec<GroupNumbers>, left_out: LeftOut) -> Texts {
     let directories = tree.directories();
     for group in &mut groups {

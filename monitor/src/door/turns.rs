@@ -1,5 +1,5 @@
-//! What the agent's loop reads for a scrape: counters, of a few groups in a turn, so that
-//! doorbells are answered in between.
+//! What the doors' thread reads for a scrape: counters, 1,024 slots in a use of the watcher,
+//! so that others use it in between.
 
 use monitor_common::slot::State;
 use tokio::task::yield_now;
@@ -142,7 +142,7 @@ mod tests {
         let watcher = Shared::new(watcher);
         let most = Rc::new(std::cell::Cell::new(0));
         let (beside, highest) = (watcher.clone(), Rc::clone(&most));
-        // What else the loop has to do gets its turn after each of ours.
+        // What else the thread has to do gets its turn after each of ours.
         let others = async move {
             let mut last = 0;
             loop {
