@@ -127,8 +127,12 @@ fn cli_exit_codes() -> Result<()> {
         code == 1 && text.contains("connect") && text.contains("memcg-monitor agent"),
         "no agent: {code} {text}"
     );
+    let (code, text) = run(&["status"])?;
+    ensure!(code == 1 && text.contains("connect"), "no agent to ask: {code} {text}");
 
     let agent = Agent::start(&[])?;
+    let (code, text) = run(&["status", "--timeout", "60"])?;
+    ensure!(code == 0, "an agent that answers: {code} {text}");
     let (code, _) = run(&["listen", &path, "1M", "--timeout", "0.2"])?;
     ensure!(code == 3, "timeout: {code}");
     let (code, _) = run(&["listen", "-o", "json", &path, "1M", "--timeout", "0.2"])?;

@@ -236,8 +236,9 @@ async fn converse(
         let outcome = match serde_json::from_slice(&packet.bytes) {
             _ if !is_operator => Err(Refusal::new(
                 Errno::EPERM,
-                "user id 0 asks without CAP_SYS_RESOURCE in the agent's user namespace, as root in a \
-                 container does: ask as the host's root, or as a user that --control-group lets in",
+                "user id 0 asks without CAP_SYS_ADMIN, CAP_SYS_PTRACE or CAP_SYS_RESOURCE in the agent's \
+                 user namespace, as root in a container does: ask as the host's root, or as a user that \
+                 --control-group lets in",
             )),
             _ if packet.truncated => Err(Refusal::new(Errno::E2BIG, "the request is too long")),
             Err(error) => Err(Refusal::new(Errno::EINVAL, format!("not a request: {error}"))),
@@ -280,7 +281,7 @@ async fn converse(
 fn is_operator(sender: &Sender) -> bool {
     sender.uid() != 0
         || sender.pid() == 0
-        || credentials_of(sender).is_ok_and(|credentials| credentials.is_privileged())
+        || credentials_of(sender).is_ok_and(|credentials| credentials.is_administrator())
 }
 
 /// The agent's own state.

@@ -16,6 +16,9 @@ pub struct Credentials {
     /// `CAP_SYS_RESOURCE` in the agent's user namespace, which overrides the kernel's own
     /// quotas.
     pub overrides_quotas: bool,
+    /// `CAP_SYS_ADMIN`, `CAP_SYS_PTRACE` or `CAP_SYS_RESOURCE` in the agent's user namespace:
+    /// it may do to the host, or see of it, more than an operator of the agent.
+    pub administers: bool,
     /// The real user and group. Where they differ from the others, a program does more
     /// than its user may (set-user-ID), perhaps on that user's word: then both must be
     /// allowed.
@@ -24,6 +27,8 @@ pub struct Credentials {
 
 const CAP_DAC_OVERRIDE: u64 = 1 << 1;
 const CAP_DAC_READ_SEARCH: u64 = 1 << 2;
+const CAP_SYS_PTRACE: u64 = 1 << 19;
+const CAP_SYS_ADMIN: u64 = 1 << 21;
 const CAP_SYS_RESOURCE: u64 = 1 << 24;
 
 impl Credentials {
@@ -59,6 +64,12 @@ impl Credentials {
         self.overrides_quotas && self.real.0 == self.uid
     }
 
+    /// Whether it is root in more than its user id, as root in a container is not.
+    #[must_use]
+    pub const fn is_administrator(&self) -> bool {
+        self.administers && self.real.0 == self.uid
+    }
+
     /// From the text of `/proc/PID/status`. `sender` is the kernel's word on who sent;
     /// capabilities count only where the process is in the agent's own user namespace.
     pub(super) fn from_status(status: &str, sender: &UnixCredentials, same_user_namespace: bool) -> Self {
@@ -70,6 +81,7 @@ impl Credentials {
             groups: numbers(status, "Groups:"),
             reads_all: caps & (CAP_DAC_OVERRIDE | CAP_DAC_READ_SEARCH) != 0,
             overrides_quotas: caps & CAP_SYS_RESOURCE != 0,
+            administers: caps & (CAP_SYS_ADMIN | CAP_SYS_PTRACE | CAP_SYS_RESOURCE) != 0,
             real: (sender.uid(), sender.gid()),
         }
     }
@@ -101,7 +113,7 @@ fn numbers(status: &str, name: &str) -> Vec<u32> {
 mod tests {
     use nix::sys::socket::UnixCredentials;
 
-    use super::Credentials;
+    use super::{CAP_SYS_ADMIN, CAP_SYS_PTRACE, CAP_SYS_RESOURCE, Credentials};
 
     fn user(uid: u32, gid: u32, groups: &[u32]) -> Credentials {
         Credentials { uid, gid, groups: groups.to_vec(), real: (uid, gid), ..Credentials::default() }
@@ -140,6 +152,22 @@ mod tests {
         assert!(!read("0\t0\t0\t0", "000001fffeffffff", true), "a container's root");
         assert!(!read("0\t0\t0\t0", "000001ffffffffff", false), "of a namespace of its own");
         assert!(!read("7\t0\t0\t0", "000001ffffffffff", true), "set-user-ID");
+    }
+
+    #[test]
+    fn a_capability_is_an_administrators_and_user_id_0_is_not() {
+        let read = |caps: u64, same| {
+            let status = format!("Uid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\nCapEff:\t{caps:016x}\n");
+            let sender = libc::ucred { pid: 1, uid: 0, gid: 0 }.into();
+            Credentials::from_status(&status, &sender, same).is_administrator()
+        };
+        // As docker, containerd and CRI-O leave root in a container.
+        const CONTAINER: u64 = 0xa804_25fb;
+        assert!(!read(CONTAINER, true), "a container's root");
+        assert!(!read(u64::MAX, false), "of a namespace of its own");
+        for one in [CAP_SYS_ADMIN, CAP_SYS_PTRACE, CAP_SYS_RESOURCE] {
+            assert!(read(CONTAINER | one, true));
+        }
     }
 
     #[test]

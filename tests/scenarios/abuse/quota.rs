@@ -94,7 +94,7 @@ fn abuse_one_eventfd_of_two_users() -> Result<()> {
 
 vm_test!(
     abuse_root_of_a_container,
-    "user id 0 without CAP_SYS_RESOURCE has a user's quota and connections; the host's root has neither, nor less for it",
+    "user id 0 without CAP_SYS_RESOURCE has a user's quota and connections, and no list; the host's root has no bounds, nor less for it",
     Any,
     [Kernel]
 );
@@ -112,6 +112,11 @@ fn abuse_root_of_a_container() -> Result<()> {
         let found = (0..4).map(|_| by_view(&waiter, &group)).collect::<Result<Vec<_>>>()?;
         // Of the user id's quota the host's root has used up a half, rounded up.
         expect("a container's root", &found, &[0, FULL, FULL, FULL])?;
+        // The operator's socket lets the id in, and the agent does not.
+        match Control::connect(Path::new(CONTROL_SOCKET)).and_then(|control| control.list()) {
+            Err(Error::Refused { errno: libc::EPERM, .. }) => {}
+            other => anyhow::bail!("a container's root lists all groups: {other:?}"),
+        }
         // The first connections of its own.
         let open: Vec<_> =
             (0..TRIES).map(|_| connect(Path::new(SOCKET))).collect::<std::result::Result<_, _>>()?;

@@ -54,10 +54,10 @@ vm_test!(
     [Newest]
 );
 fn faults_clock() -> Result<()> {
-    // What is more than 64 levels up is seen by the sweep alone.
+    // What is more than 512 levels up is seen by the sweep alone.
     let top = Group::new("clock")?;
     let mut chain = vec![top.child("d")?];
-    for _ in 0..66 {
+    for _ in 0..530 {
         let next = chain[chain.len() - 1].child("d")?;
         chain.push(next);
     }
