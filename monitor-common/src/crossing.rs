@@ -5,7 +5,11 @@
 //! A threshold counts as reached when `threshold <= usage`, in pages. So it is
 //! crossed up when usage comes to or above it, and down when usage falls below.
 
+mod look;
+
 use crate::band::{Band, Excursion};
+
+pub use look::{Look, Stretches};
 
 /// How a threshold was crossed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -63,62 +67,6 @@ impl Step {
             (true, false) => [Some(Down), None],
             (false, false) => [Some(Up), Some(Down)],
             (true, true) => [Some(Down), Some(Up)],
-        }
-    }
-}
-
-/// One look at a quantity: a step, and readings that were compared with the band before
-/// the present one. They may tell of what the look before has told: so they count only
-/// beyond its range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Look {
-    /// What happened since the look before.
-    pub step: Step,
-    /// Late readings.
-    pub late: Excursion,
-    /// Lowest and highest usage of the look before.
-    pub told: (u64, u64),
-}
-
-impl Look {
-    /// Thresholds that only late readings crossed: those in `(lowest, highest]` of the
-    /// first pair, above the step, and of the second, below it.
-    #[must_use]
-    pub fn beyond(&self) -> [(u64, u64); 2] {
-        let (lowest, highest) = self.step.range();
-        [(highest.max(self.told.1), self.late.max), (self.late.min, lowest.min(self.told.0))]
-    }
-
-    /// Whether only late readings crossed a threshold.
-    #[must_use]
-    pub fn is_beyond(&self, threshold: u64) -> bool {
-        self.beyond().iter().any(|(lowest, highest)| *lowest < threshold && threshold <= *highest)
-    }
-
-    /// The step as those thresholds see it.
-    #[must_use]
-    pub fn late_step(&self) -> Step {
-        Step { seen: self.step.seen.and(self.late), ..self.step }
-    }
-
-    /// Lowest and highest usage of this look, for the next. Where a stretch in between was
-    /// told by the look before only, without what was late: rather twice than not at all.
-    #[must_use]
-    pub fn range(&self) -> (u64, u64) {
-        let (lowest, highest) = self.step.range();
-        let [above, below] = self.beyond();
-        let highest = if above.0 == highest { highest.max(above.1) } else { highest };
-        let lowest = if below.1 == lowest { lowest.min(below.0) } else { lowest };
-        (lowest, highest)
-    }
-
-    /// The crossings of one threshold, as [`Step::crossings`].
-    #[must_use]
-    pub fn crossings(&self, threshold: u64) -> [Option<Direction>; 2] {
-        if self.is_beyond(threshold) {
-            self.late_step().crossings(threshold)
-        } else {
-            self.step.crossings(threshold)
         }
     }
 }

@@ -22,7 +22,7 @@ use loom::{
 use crate::{
     band::{Band, Excursion, OPEN, Verdict, compare},
     calm::Epoch,
-    crossing::{Direction, Look, Step, band_around},
+    crossing::{Direction, Look, Step, Stretches, band_around},
     slot::{Slot, State},
     usage::{UNKNOWN, keep},
     word::Word,
@@ -102,7 +102,7 @@ struct Group<W> {
 /// What the agent remembers of a group, and what it has signalled.
 struct Agent {
     from: u64,
-    told: (u64, u64),
+    told: Stretches,
     signals: Vec<(u64, Direction)>,
     /// Whether readings are told whatever band they were compared with.
     forgets_versions: bool,
@@ -110,7 +110,7 @@ struct Agent {
 
 impl Agent {
     fn new(from: u64) -> Self {
-        Self { from, told: (from, from), signals: Vec::new(), forgets_versions: false }
+        Self { from, told: Stretches::NONE, signals: Vec::new(), forgets_versions: false }
     }
 
     fn count(&self, threshold: u64, direction: Direction) -> usize {
@@ -220,7 +220,7 @@ impl<W: Modelled> Group<W> {
             for &t in thresholds {
                 agent.signals.extend(look.crossings(t).into_iter().flatten().map(|d| (t, d)));
             }
-            (agent.from, agent.told) = (now, look.range());
+            (agent.from, agent.told) = (now, look.tells());
             self.slot.next_version();
             let band = self.publish(now, thresholds);
             if !self.slot.memory().leaves(band, self.usage()) {

@@ -36,7 +36,7 @@ struct World {
     thresholds: Vec<u64>,
     usage: u64,
     from: u64,
-    told: (u64, u64),
+    told: Stretches,
     /// Of each threshold: what happened, and what was told.
     happened: Vec<[usize; 2]>,
     signals: Vec<[usize; 2]>,
@@ -55,7 +55,7 @@ const fn at(direction: Direction) -> usize {
 impl World {
     fn new(thresholds: Vec<u64>, usage: u64, forgets_versions: bool) -> Self {
         let none = vec![[0; 2]; thresholds.len()];
-        let (slot, told, agent) = (empty_slot(), (usage, usage), Agent::Take);
+        let (slot, told, agent) = (empty_slot(), Stretches::NONE, Agent::Take);
         let (happened, signals) = (none.clone(), none);
         let world =
             Self { slot, thresholds, usage, from: usage, told, happened, signals, agent, forgets_versions };
@@ -114,7 +114,7 @@ impl World {
                 for (t, signals) in self.thresholds.iter().zip(&mut self.signals) {
                     look.crossings(*t).into_iter().flatten().for_each(|way| signals[at(way)] += 1);
                 }
-                (self.from, self.told) = (self.usage, look.range());
+                (self.from, self.told) = (self.usage, look.tells());
                 Agent::Publish
             }
             Agent::Publish => {
@@ -208,6 +208,38 @@ proptest! {
         prop_assert_eq!(world.signals[0][0], before[0][0] + 1);
         prop_assert_eq!(world.signals[0][1], before[0][1] + 1);
     }
+}
+
+/// What a look told beyond a stretch of the look before is told by that, and not by the next.
+#[test]
+fn what_was_told_in_pieces_is_told_once() {
+    const PATH: [(usize, i64); 20] = [
+        (2, -1),
+        (0, -4),
+        (1, 3),
+        (1, 0),
+        (2, 0),
+        (3, 0),
+        (1, 0),
+        (3, 0),
+        (1, 0),
+        (3, 0),
+        (0, 0),
+        (1, 3),
+        (0, 0),
+        (2, 0),
+        (2, 0),
+        (2, -1),
+        (3, 0),
+        (3, 0),
+        (0, 0),
+        (0, -3),
+    ];
+    let mut world = World::new(vec![6], 5, false);
+    let mut cpus = [None; 3];
+    world.run(&PATH, &mut cpus);
+    world.rest(&mut cpus);
+    assert_eq!((world.signals, world.happened), (vec![[1, 1]], vec![[1, 1]]));
 }
 
 /// Two have seen a spike, and one tells of it only when the agent has told of all of it.

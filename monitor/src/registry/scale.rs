@@ -7,7 +7,7 @@ use monitor_common::{
     band::Band,
     band::Excursion,
     control::Wish,
-    crossing::{Direction, band_around},
+    crossing::{Direction, Stretches, band_around},
     threshold::{At, Threshold, percent_of},
 };
 
@@ -75,7 +75,7 @@ impl Scale {
     pub fn add(&mut self, now: u64, wish: Threshold, limit: u64, to: Subscriber, above: Option<bool>) {
         let store = self.store.get_or_insert_with(|| {
             self.now = now;
-            Box::new(Store::new(now))
+            Box::default()
         });
         store.add(Entry::new(to, above, wish, pages(wish.at, limit), self.now), limit);
     }
@@ -113,10 +113,10 @@ impl Scale {
     /// What of `late` the look before has not told.
     #[must_use]
     pub fn untold(&self, late: Excursion) -> Excursion {
-        let (lowest, highest) = self.store.as_ref().map_or((self.now, self.now), |store| store.told);
+        let told = self.store.as_ref().map_or(Stretches::NONE, |store| store.told);
         Excursion {
-            min: if late.min < lowest { late.min } else { u64::MAX },
-            max: if late.max > highest { late.max } else { 0 },
+            min: if told.leave_some_of((late.min, self.now)) { late.min } else { u64::MAX },
+            max: if told.leave_some_of((self.now, late.max)) { late.max } else { 0 },
         }
     }
 

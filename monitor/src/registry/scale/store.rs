@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use monitor_common::{
-    crossing::{Direction, Mark, Step},
+    crossing::{Direction, Mark, Step, Stretches},
     threshold::{At, Threshold},
 };
 
@@ -175,16 +175,11 @@ pub(super) struct Store {
     limit: Option<u64>,
     /// What is being done to many of them.
     pub(super) walk: Option<Box<Walk>>,
-    /// Lowest and highest quantity of the last look ([`Look`](monitor_common::crossing::Look)).
-    pub(super) told: (u64, u64),
+    /// What the last look has told ([`Look`](monitor_common::crossing::Look)); none at first.
+    pub(super) told: Stretches,
 }
 
 impl Store {
-    /// Without thresholds, on a quantity that is `now`.
-    pub(super) fn new(now: u64) -> Self {
-        Self { told: (now, now), ..Self::default() }
-    }
-
     /// Adds one; `limit` is what percents are of.
     pub(super) fn add(&mut self, entry: Entry, limit: u64) {
         let (key, in_percent) = (entry.key(), entry.percent().is_some());

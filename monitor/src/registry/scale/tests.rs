@@ -2,7 +2,7 @@
 
 use monitor_common::{
     band::Excursion,
-    crossing::{Direction, Look, Mark, Step, band_around},
+    crossing::{Direction, Look, Mark, Step, Stretches, band_around},
     threshold::{At, Pages, Threshold},
 };
 use proptest::prelude::*;
@@ -234,7 +234,9 @@ proptest! {
             model.push((Ticket(ticket), *file, *wish, mark));
         }
         let (seen, late) = (Excursion { min, max }, Excursion { min: late_min, max: late_max });
-        let told = (told_min.min(from), told_max.max(from));
+        let mut told = Stretches::NONE;
+        told.add((told_min.min(from), from));
+        told.add((from.max(told_max), told_max + 5));
         if let Some(store) = &mut scale.store {
             store.told = told;
         }

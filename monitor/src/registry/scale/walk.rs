@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use monitor_common::{
     band::Excursion,
-    crossing::{Look, Step},
+    crossing::{Look, Step, Stretches},
 };
 
 use super::{
@@ -29,9 +29,6 @@ pub(super) enum Walk {
 #[derive(Debug)]
 pub(super) struct LookWalk {
     look: Look,
-    /// Keys in `(lowest, highest]` of each, from below: what only late readings crossed, the
-    /// step, and again what only late readings crossed.
-    stretches: [(u64, u64); 3],
     next: (u64, Place),
     /// Done already, or never part of it, though their keys may lie ahead.
     done: BTreeSet<Place>,
@@ -42,23 +39,21 @@ pub(super) struct LookWalk {
 impl LookWalk {
     /// `None` where nothing is crossed.
     fn new(look: Look, store: &Store) -> Option<Self> {
-        let [above, below] = look.beyond();
-        let walk = Self {
-            look,
-            stretches: [below, look.step.range(), above],
-            next: (0, 0),
-            done: BTreeSet::new(),
-            late: BTreeSet::new(),
-        };
+        let (done, late) = <(BTreeSet<_>, BTreeSet<_>)>::default();
+        let walk = Self { look, next: (0, 0), done, late };
         walk.find(store).is_some().then_some(walk)
     }
 
-    fn is_part(&self, key: u64) -> bool {
-        self.stretches.iter().any(|(lowest, highest)| *lowest < key && key <= *highest)
+    /// Where keys are crossed, in order: what only late readings crossed, the step, and again
+    /// what only late readings crossed. Some are empty.
+    fn stretches(&self) -> impl Iterator<Item = (u64, u64)> {
+        let [below, above] = self.look.beyond();
+        below.into_iter().chain([self.look.step.range()]).chain(above)
     }
 
     fn is_ahead(&self, key: u64, place: Place) -> bool {
-        (key, place) >= self.next && self.is_part(key)
+        let is_part = |(lowest, highest)| lowest < key && key <= highest;
+        (key, place) >= self.next && self.stretches().any(is_part)
     }
 
     /// The first one from `next` on.
@@ -67,12 +62,12 @@ impl LookWalk {
             let first = (lowest.saturating_add(1), 0).max(self.next);
             (lowest < highest).then(|| store.next(first, highest)).flatten()
         };
-        self.stretches.into_iter().find_map(from)
+        self.stretches().find_map(from)
     }
 
     /// What happened, as a threshold with this key sees it.
     fn step_for(&self, key: u64) -> Step {
-        let (lowest, highest) = self.stretches[1];
+        let (lowest, highest) = self.look.step.range();
         if lowest < key && key <= highest { self.look.step } else { self.look.late_step() }
     }
 
@@ -191,17 +186,17 @@ impl Scale {
     /// out by [`Scale::walk`].
     pub fn begin_step(&mut self, now: u64) {
         let step = Step { from: self.now, seen: Excursion::NONE, now };
-        self.begin(Look { step, late: Excursion::NONE, told: step.range() });
+        self.begin(Look { step, late: Excursion::NONE, told: Stretches::NONE });
     }
 
     /// The same at a look, after which a band is published: `seen` are readings out of the
     /// present band, `late` those that were compared with the band before.
     pub fn begin_look(&mut self, seen: Excursion, late: Excursion, now: u64) {
         let step = Step { from: self.now, seen, now };
-        let told = self.store.as_ref().map_or((now, now), |store| store.told);
+        let told = self.store.as_ref().map_or(Stretches::NONE, |store| store.told);
         let look = Look { step, late, told };
         if let Some(store) = &mut self.store {
-            store.told = look.range();
+            store.told = look.tells();
         }
         self.begin(look);
     }
