@@ -192,22 +192,10 @@ fn go_up(from: u64) -> bool {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn climb(at: u64) -> u64 {
-    climb_by(LEVELS, at)
-}
-
-/// The same of the next [`FAR`].
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn climb_far(at: u64) -> u64 {
-    climb_by(FAR, at)
-}
-
-#[inline(always)]
-fn climb_by(levels: usize, at: u64) -> u64 {
     let mut met = at & MET;
     let mut index = at as u32;
     let Some(mut slot) = maps::slot(index) else { return TOP | MET };
-    for _ in 0..maps::rolled(levels) {
+    for _ in 0..maps::rolled(LEVELS) {
         let mut parent = slot.parent.get();
         if parent == PARENT_ROOT {
             return TOP | met;
@@ -229,6 +217,20 @@ fn climb_by(levels: usize, at: u64) -> u64 {
         slot = up;
     }
     u64::from(index) | met
+}
+
+/// The same of the next [`FAR`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn climb_far(at: u64) -> u64 {
+    let mut at = at;
+    for _ in 0..maps::rolled(TURNS) {
+        if is_address(at) || at as u32 == TOP as u32 {
+            break;
+        }
+        at = climb(at);
+    }
+    at
 }
 
 /// The same of the counter at `address`, up to the first that has a slot.
