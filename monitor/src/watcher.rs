@@ -280,8 +280,8 @@ impl<S: Source> Watcher<S> {
     /// What was seen, but for what has been signalled, is to be looked at again.
     fn give_back(&self, index: u32, seen: Seen) {
         if let Some(slot) = self.source.slot(index) {
-            let Seen { memory, sum, .. } = seen;
-            give_back(slot, &Seen { memory, sum, ..Seen::NOTHING });
+            let Seen { memory, sum, late, .. } = seen;
+            give_back(slot, &Seen { memory, sum, late, ..Seen::NOTHING });
         }
     }
 

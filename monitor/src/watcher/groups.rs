@@ -21,17 +21,17 @@ use crate::{
 const SLOTS_IN_A_SWEEP: u32 = 8192;
 const PARENTS_IN_A_SWEEP: u32 = 256;
 
-/// Groups above one that is gone, in which something is still to be told, and how many turns
-/// it has waited for that.
+/// Groups above one that is gone, in which something is still to be told, and until when it
+/// waits for that.
 #[derive(Debug, Default)]
 pub(super) struct Awaited {
     slots: Vec<u32>,
-    turns: u32,
+    until: Option<u64>,
 }
 
 impl Awaited {
-    /// More than an OOM with 65,536 listeners takes.
-    const TURNS: u32 = 1024;
+    /// Milliseconds: more than an OOM with 65,536 listeners takes beside others' work.
+    const AT_MOST: u64 = 10_000;
 }
 
 /// How far the sweeps have come.
@@ -98,7 +98,8 @@ impl<S: Source> Watcher<S> {
     /// to them of the groups above, such as an OOM, whose doorbell may have been lost, has
     /// been. Not for ever, whatever goes on up there.
     pub(super) fn have_told_above(&mut self, index: u32, awaited: &mut Awaited) -> bool {
-        if awaited.turns == 0 {
+        let now = self.host.clock();
+        if awaited.until.is_none() {
             for above in self.lineage(index).into_iter().skip(1) {
                 if self.source.slot(above).is_some_and(|slot| slot.pending.get() != 0) {
                     self.ring(above, 0);
@@ -106,9 +107,9 @@ impl<S: Source> Watcher<S> {
                 awaited.slots.push(above);
             }
         }
-        awaited.turns += 1;
+        let until = *awaited.until.get_or_insert(now + Awaited::AT_MOST);
         awaited.slots.retain(|above| self.works.contains_key(above));
-        awaited.slots.is_empty() || awaited.turns > Awaited::TURNS
+        awaited.slots.is_empty() || now >= until
     }
 
     /// After the roll call: parents of groups that were read by others, or made, before

@@ -83,6 +83,10 @@ impl<S: Source> Watcher<S> {
             let Record { file, cgroup_id, .. } = record;
             self.tell(ticket, &Event { cgroup_id, cause: Cause::Removed, signals: 1 });
             self.owners.entry(file).or_insert(record.account);
+            // Worked out before the group went, and not given.
+            if record.owed > 0 {
+                self.owes(file, ticket, record.owed, Cause::of(&record.wish), None);
+            }
             self.owes(file, ticket, 1, Cause::REMOVED, None);
             restored.removed += 1;
         }

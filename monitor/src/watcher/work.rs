@@ -119,7 +119,11 @@ impl<S: Source> Watcher<S> {
                     self.queue_search();
                     room = 0;
                 }
-                Task::Forget(file) => self.forget_file(file, &mut room),
+                // Asked again: the address may be another eventfd's by now.
+                Task::Forget(file) if self.registry.has_file(file) && self.is_closed(file) => {
+                    self.forget_file(file, &mut room);
+                }
+                Task::Forget(_) => {}
                 Task::Limits => self.follow_limits(&mut room),
             }
             room = room.saturating_sub(1);
@@ -345,7 +349,12 @@ impl<S: Source> Watcher<S> {
         match begun.then {
             Then::Nothing => {}
             Then::Remove => {
-                if !self.have_told_above(slot, &mut begun.awaited)
+                let waits = !self.have_told_above(slot, &mut begun.awaited);
+                if waits {
+                    // There is nothing to do here until others have had their turns.
+                    *room = 0;
+                }
+                if waits
                     || !self.tell_causes(slot, room)
                     || *room == 0
                     || !self.remove_group(slot, begun.rung, room)

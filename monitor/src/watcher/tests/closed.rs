@@ -166,6 +166,19 @@ fn an_address_that_is_anothers_by_now_is_asked_for_again() {
 }
 
 #[test]
+fn what_is_left_of_a_closed_eventfd_is_asked_for_again() {
+    let (mut watcher, client) = watched(&[10, 20, 30]);
+    close(&watcher, &client);
+    let file = watcher.source.file_of(client.as_fd()).expect("it has an id");
+    watcher.forget_file(file, &mut 1);
+    assert_eq!(watcher.registry().len(), 2, "as many as there was room for");
+    // Its address is another's by now.
+    watcher.source.references.borrow_mut().insert(file, 5);
+    watcher.run();
+    assert_eq!(watcher.registry().len(), 2);
+}
+
+#[test]
 fn what_is_closed_hides_no_window_from_those_above() {
     let mut watcher = watcher();
     let (below, above) = (client(), client());

@@ -3,12 +3,20 @@
 
 use monitor_common::{
     band::{OPEN, Outside},
-    control::ControlFile::{Oom, Pressure},
+    control::{
+        self,
+        ControlFile::{Oom, Pressure},
+    },
     slot::{PARENT_UNKNOWN, State},
     word::Word as _,
 };
 
 use super::{GroupId, USAGE, client, request, taken, wait_for, watched, watcher};
+use crate::{
+    registry::{Account, Registration},
+    source::FileId,
+    vault::Ticket,
+};
 
 #[test]
 fn a_group_whose_parent_is_unknown_hears_what_is_above() {
@@ -113,6 +121,28 @@ fn an_oom_above_is_told_before_the_removal_ends_it() {
     watcher.look(1);
     assert_eq!(taken(&at), 2, "the OOM, and the removal");
     assert_eq!(watcher.source.recycled, [0, 1]);
+}
+
+#[test]
+fn an_oom_above_is_told_before_the_removal_however_many_hear_it_first() {
+    const LISTENERS: u64 = 20_000;
+    let mut watcher = watcher();
+    let at = client();
+    assert_eq!(wait_for(&mut watcher, 1, Oom, "", &at), Ok(()));
+    let group = watcher.source.group(0);
+    let wish = control::parse(Oom, b"", 1).expect("good arguments");
+    for file in 1..=LISTENERS {
+        let (file, ticket, account) = (FileId(file << 8), Ticket(file as u32), Account::User(1000));
+        let registration = Registration { on: Oom, wish, file, account, ticket, above: None };
+        watcher.registry.add(group, registration, 0, u64::MAX);
+    }
+    watcher.shares(0, Account::User(1000));
+    watcher.source.slots[0].ooms.add(1);
+    watcher.ring(0, 0);
+    watcher.source.slots[1].leave(0, 0);
+    watcher.source.counters[1].set(None);
+    watcher.look(1);
+    assert_eq!(taken(&at), 2, "the OOM, and the removal");
 }
 
 #[test]

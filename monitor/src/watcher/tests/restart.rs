@@ -198,6 +198,19 @@ fn groups_that_went_are_told_once() {
 }
 
 #[test]
+fn what_was_owed_is_told_though_the_group_has_gone() {
+    let (mut watcher, client) = (first(), client());
+    wait_for(&mut watcher, 0, ControlFile::Oom, "", &client).expect("registered");
+    let to = watcher.registry().group(0).and_then(|group| group.oom().next()).expect("it waits");
+    watcher.vault.as_ref().expect("kept").state().owe(to.ticket, 2);
+    let (source, handed) = killed(watcher);
+    source.slots[0].cgroup_id.set(4711);
+    let (_watcher, restored) = next(source, handed, INSTANCE + 1);
+    assert_eq!(restored, Restored { registrations: 0, removed: 1, lost: 0 });
+    assert_eq!(taken(&client), 3, "two OOMs, and the removal");
+}
+
+#[test]
 fn emptied_and_removed_is_told_both() {
     let (mut watcher, client) = (first(), client());
     watcher.source.charge(0, 20);
