@@ -66,6 +66,9 @@ impl<S: Source> Watcher<S> {
 
     pub(super) fn drop_file(&mut self, file: FileId) {
         self.own.remove(&file);
+        // Few: an agent before was killed between making these and answering. Its address may
+        // be another eventfd's next.
+        self.unsure.retain(|(_, record)| record.file != file);
         let owner = self.owners.remove(&file);
         if let Some(eventfd) = self.eventfds.remove(&file) {
             self.signaller.close(owner.unwrap_or(Account::Agent), eventfd);
