@@ -96,6 +96,10 @@ func hear(group cgroups.Cgroup, epoll int, names map[int32]string) error {
 			return err
 		}
 		for _, event := range events[:count] {
+			// Closed with a signal in it: as containerd's own watcher, no more of that.
+			if _, held := names[event.Fd]; !held {
+				continue
+			}
 			var value [8]byte
 			if _, err := unix.Read(int(event.Fd), value[:]); err != nil {
 				return err
