@@ -1,6 +1,6 @@
 //! A client's eventfd: checked when it is taken in, signalled without ever
 //! waiting, by the kernel's own asynchronous reads ([`aio`]), or where those cannot be had,
-//! or the client has made signalling slow, by threads that may wait ([`lane`]).
+//! or the client has made signalling slow, by threads apart ([`lane`]).
 
 pub mod aio;
 pub mod lane;

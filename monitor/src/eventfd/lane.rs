@@ -1,10 +1,12 @@
-//! Threads that add to eventfds by `write`, and may wait. A user who makes signalling
+//! Threads that add to eventfds by `write`, and may wait for a moment. A user who makes signalling
 //! slow (100,000 duplicates of an eventfd in an epoll set, say, which the kernel walks with
 //! interrupts off for each signal) is signalled here; and so is everybody while the
 //! kernel has no asynchronous reads for us.
 //!
 //! Each user's are given one after another, by one thread at most, and he has a tenth of a
-//! processor at most. Many signals for an eventfd are one `write`.
+//! processor at most. Many signals for an eventfd are one `write`. One that waits, for a client
+//! that fills its counter just then, is interrupted, and its user has to wait in turn: so no
+//! number of such users keeps all threads.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -17,14 +19,14 @@ use std::{
 
 use nix::{
     errno::Errno,
+    sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
     time::{ClockId, clock_gettime},
 };
 use tokio::sync::Notify;
 
 use crate::{eventfd::EventFd, registry::Account};
 
-/// Threads at most. When as many users hold up one each (a client can make a `write` wait,
-/// by filling its counter just then), others in the lane wait, too.
+/// Threads at most.
 const THREADS: usize = 16;
 /// They call little.
 const STACK: usize = 64 << 10;
@@ -34,6 +36,10 @@ const IDLE: Duration = Duration::from_secs(10);
 const FREE: Duration = Duration::from_micros(50);
 /// After one that took longer, its user waits for this many times as long.
 const PAUSE: u32 = 9;
+/// A `write` that waits for its client is interrupted after this time, or twice that.
+const WAIT: Duration = Duration::from_millis(10);
+/// What interrupts it: ignored by whoever has no handler.
+const INTERRUPT: Signal = Signal::SIGURG;
 /// A counter beyond this is as good as full: adding to it could wait for the client.
 const FULL: u64 = 1 << 62;
 
@@ -70,12 +76,27 @@ struct Users {
     done: Vec<Done>,
     threads: usize,
     idle: usize,
+    /// Threads in a `write`, and since when.
+    writing: HashMap<libc::pthread_t, Instant>,
+    guard: Guard,
+}
+
+/// The thread that interrupts the others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Guard {
+    #[default]
+    None,
+    /// Until somebody writes.
+    Rests,
+    Watches,
 }
 
 #[derive(Debug)]
 struct Shared {
     users: Mutex<Users>,
     work: Condvar,
+    /// The guard's: somebody writes.
+    writes: Condvar,
     /// Told when something is done.
     told: Arc<Notify>,
 }
@@ -88,7 +109,8 @@ impl Lane {
     /// No thread yet: they come as they are needed, with the rights of whoever asks then.
     #[must_use]
     pub fn new(told: Arc<Notify>) -> Self {
-        Self(Arc::new(Shared { users: Mutex::default(), work: Condvar::new(), told }))
+        let (work, writes) = (Condvar::new(), Condvar::new());
+        Self(Arc::new(Shared { users: Mutex::default(), work, writes, told }))
     }
 
     /// Adds `count` to a user's `eventfd` some time; [`Lane::done`] says when.
@@ -122,16 +144,32 @@ impl Lane {
         if users.idle > 0 || users.threads >= THREADS {
             return;
         }
-        let shared = Arc::clone(&self.0);
-        let spawned =
-            thread::Builder::new().name("slow-signals".into()).stack_size(STACK).spawn(move || shared.run());
+        let spawned = self.have_guard(users).and_then(|()| self.spawn("slow-signals", Shared::run));
         match spawned {
-            Ok(_) => users.threads += 1,
+            Ok(()) => users.threads += 1,
             Err(error) if users.threads == 0 => {
                 log::error!("no thread for slow signals (clone): {error}; trying again with the next");
             }
             Err(_) => {}
         }
+    }
+
+    /// Before anybody writes.
+    fn have_guard(&self, users: &mut Users) -> io::Result<()> {
+        if users.guard == Guard::None {
+            // Without `SA_RESTART`: what waits ends with `EINTR`.
+            let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
+            // SAFETY: the handler does nothing, and nobody else has one for this signal.
+            unsafe { sigaction(INTERRUPT, &action) }?;
+            self.spawn("slow-guard", Shared::guard)?;
+            users.guard = Guard::Watches;
+        }
+        Ok(())
+    }
+
+    fn spawn(&self, name: &str, work: impl FnOnce(&Shared) + Send + 'static) -> io::Result<()> {
+        let shared = Arc::clone(&self.0);
+        thread::Builder::new().name(name.into()).stack_size(STACK).spawn(move || work(&shared)).map(drop)
     }
 }
 
@@ -141,7 +179,35 @@ impl Shared {
         self.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Interrupts those whose `write` waits. `O_NONBLOCK` would be the client's, too, and an
+    /// eventfd takes no `RWF_NOWAIT` to write (`eventfd_fops` has no `write_iter`).
+    fn guard(&self) {
+        let mut users = self.users();
+        loop {
+            if users.writing.is_empty() {
+                users.guard = Guard::Rests;
+                let waited = self.writes.wait_timeout(users, IDLE).unwrap_or_else(PoisonError::into_inner);
+                users = waited.0;
+                if users.guard == Guard::Rests && users.threads == 0 {
+                    users.guard = Guard::None;
+                    return;
+                }
+                users.guard = Guard::Watches;
+                continue;
+            }
+            users = self.writes.wait_timeout(users, WAIT).unwrap_or_else(PoisonError::into_inner).0;
+            for (thread, _) in users.writing.iter().filter(|(_, since)| since.elapsed() >= WAIT) {
+                // SAFETY: a thread that writes has not ended, for it would have to lock first.
+                unsafe { libc::pthread_kill(*thread, INTERRUPT as libc::c_int) };
+            }
+        }
+    }
+
     fn run(&self) {
+        // Whoever started this thread may have blocked it.
+        let _ = SigSet::from(INTERRUPT).thread_unblock();
+        // SAFETY: asks for a number, and cannot fail.
+        let this = unsafe { libc::pthread_self() };
         let mut users = self.users();
         loop {
             let now = Instant::now();
@@ -163,6 +229,14 @@ impl Shared {
                 users.jobs.remove(&user);
                 continue;
             };
+            let begun = Instant::now();
+            if matches!(job, Job::Signal { .. }) {
+                users.writing.insert(this, begun);
+                if users.guard == Guard::Rests {
+                    users.guard = Guard::Watches;
+                    self.writes.notify_one();
+                }
+            }
             drop(users);
             let before = busy();
             // Here it may wait; and a last reference goes here, too.
@@ -174,12 +248,19 @@ impl Shared {
                 }
             };
             let cost = busy().saturating_sub(before);
+            let mut burden = cost;
             users = self.users();
-            if let Some((serial, count, outcome)) = given {
+            users.writing.remove(&this);
+            if let Some((serial, count, mut outcome)) = given {
+                if outcome == Err(Errno::EINTR) {
+                    // A write waits only where the counter is full, as in `add`.
+                    outcome = Ok(());
+                    burden = begun.elapsed();
+                }
                 users.done.push(Done { serial, count, outcome, cost });
                 self.told.notify_one();
             }
-            let pause = if cost > FREE { cost * PAUSE } else { Duration::ZERO };
+            let pause = if burden > FREE { burden * PAUSE } else { Duration::ZERO };
             if pause.is_zero() && users.jobs.get(&user).is_some_and(VecDeque::is_empty) {
                 users.jobs.remove(&user);
             } else {
@@ -190,19 +271,19 @@ impl Shared {
     }
 }
 
-/// Adds as `count` signals would. Waits where the client fills its counter meanwhile.
+extern "C" fn nothing(_: libc::c_int) {}
+
+/// Adds as `count` signals would. Where the client fills its counter meanwhile, waits to be
+/// interrupted: `EINTR`.
 fn add(eventfd: &EventFd, count: u64) -> Result<(), Errno> {
     // v1's signals stayed at the highest number, and told nobody.
     if held(eventfd).is_ok_and(|held| held >= FULL) {
         return Ok(());
     }
     let bytes = count.min(FULL).to_ne_bytes();
-    loop {
-        match nix::unistd::write(eventfd, &bytes) {
-            Ok(_) | Err(Errno::EAGAIN) => return Ok(()),
-            Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno),
-        }
+    match nix::unistd::write(eventfd, &bytes) {
+        Ok(_) | Err(Errno::EAGAIN) => Ok(()),
+        Err(errno) => Err(errno),
     }
 }
 
@@ -227,7 +308,7 @@ mod tests {
     use nix::sys::eventfd::{EfdFlags, EventFd as Client};
     use tokio::sync::Notify;
 
-    use super::{Account, Done, FULL, Lane};
+    use super::{Account, Done, FULL, Lane, THREADS};
     use crate::eventfd::EventFd;
 
     fn pair(flags: EfdFlags) -> (Client, EventFd) {
@@ -265,6 +346,29 @@ mod tests {
         lane.add(USER, 1, &ours, 5);
         assert_eq!(wait_for(&lane, 1).outcome, Ok(()));
         assert_eq!(full.read(), Ok(FULL));
+    }
+
+    /// A pipe that is full, since for an eventfd the client would have to be quick.
+    #[test]
+    fn clients_that_have_a_write_wait_hold_up_themselves() {
+        let lane = Lane::new(Arc::new(Notify::new()));
+        let mut readers = Vec::new();
+        for user in 0..=THREADS {
+            let (reader, writer) = nix::unistd::pipe().expect("a pipe");
+            nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096)).expect("a page");
+            assert_eq!(nix::unistd::write(&writer, &[0; 4096]), Ok(4096));
+            lane.add(Account::User(user as u32), 1, &EventFd::known(writer), 1);
+            readers.push(reader);
+        }
+        let (client, ours) = pair(EfdFlags::EFD_NONBLOCK);
+        lane.add(Account::Agent, 2, &ours, 1);
+        let mut done = Vec::new();
+        while done.len() < THREADS + 2 {
+            done.extend(lane.done());
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert!(done.iter().all(|done| done.outcome == Ok(())), "{done:?}");
+        assert_eq!(client.read(), Ok(1));
     }
 
     #[test]
