@@ -76,6 +76,8 @@ struct Users {
     done: Vec<Done>,
     threads: usize,
     idle: usize,
+    /// Whether the last thread that was wanted could not be had.
+    is_short: bool,
     /// Threads in a `write`, and since when.
     writing: HashMap<libc::pthread_t, Instant>,
     guard: Guard,
@@ -135,22 +137,35 @@ impl Lane {
         users.jobs.entry(user).or_default().push_back(job);
         if is_first {
             users.ready.insert((Instant::now(), user));
-            self.have_threads(&mut users);
             self.0.work.notify_one();
         }
+        self.have_threads(&mut users);
+    }
+
+    /// Has another thread come where one could not when it was needed.
+    pub fn try_again(&self) {
+        self.have_threads(&mut self.0.users());
     }
 
     fn have_threads(&self, users: &mut Users) {
-        if users.idle > 0 || users.threads >= THREADS {
+        // One that is idle may have been woken for somebody else already.
+        let now = Instant::now();
+        let due = users.ready.iter().take_while(|(when, _)| *when <= now).take(users.idle + 1).count();
+        if due <= users.idle || users.threads >= THREADS {
             return;
         }
         let spawned = self.have_guard(users).and_then(|()| self.spawn("slow-signals", Shared::run));
         match spawned {
-            Ok(()) => users.threads += 1,
-            Err(error) if users.threads == 0 => {
-                log::error!("no thread for slow signals (clone): {error}; trying again with the next");
+            Ok(()) => {
+                users.threads += 1;
+                users.is_short = false;
             }
-            Err(_) => {}
+            Err(error) => {
+                if users.threads == 0 && !users.is_short {
+                    log::error!("no thread for slow signals (clone): {error}; trying again with the next");
+                }
+                users.is_short = true;
+            }
         }
     }
 
@@ -369,6 +384,38 @@ mod tests {
         }
         assert!(done.iter().all(|done| done.outcome == Ok(())), "{done:?}");
         assert_eq!(client.read(), Ok(1));
+    }
+
+    /// An idle thread that is woken for one of them may be long about it.
+    #[test]
+    fn two_users_at_once_have_two_threads() {
+        let lane = Lane::new(Arc::new(Notify::new()));
+        // Slow to wake.
+        (lane.0.users().threads, lane.0.users().idle) = (1, 1);
+        let pairs = [(); 2].map(|()| pair(EfdFlags::EFD_NONBLOCK));
+        for (user, (_, ours)) in (0..2).zip(&pairs) {
+            assert_eq!(lane.0.users().threads, 1);
+            lane.add(Account::User(user), 1, ours, 1);
+        }
+        assert_eq!(lane.0.users().threads, 2);
+        for (client, _) in &pairs {
+            while client.read().is_err() {
+                thread::yield_now();
+            }
+        }
+    }
+
+    /// As where a process may have no more of them.
+    #[test]
+    fn a_thread_that_could_not_be_had_is_tried_again() {
+        let lane = Lane::new(Arc::new(Notify::new()));
+        let (client, ours) = pair(EfdFlags::EFD_NONBLOCK);
+        lane.0.users().threads = THREADS;
+        lane.add(USER, 1, &ours, 1);
+        lane.0.users().threads = 0;
+        lane.add(USER, 2, &ours, 1);
+        wait_for(&lane, 2);
+        assert_eq!(client.read(), Ok(2));
     }
 
     #[test]

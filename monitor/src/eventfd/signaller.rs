@@ -79,6 +79,7 @@ impl Signaller {
         let now = Instant::now();
         self.slow.retain(|_, until| *until > now);
         self.suspects.clear();
+        self.lane.try_again();
         if self.aio.is_none()
             && let Ok(aio) = Aio::new()
         {
