@@ -9,6 +9,7 @@ mod lifetime;
 mod limits;
 mod make_up;
 mod measures;
+mod owners;
 mod plan;
 mod register;
 mod restore;
@@ -40,6 +41,7 @@ use crate::{
     vault::{Record, Ticket, Unrecorded, Vault},
     watcher::{
         debt::Debts,
+        owners::Owners,
         sweep::Sweep,
         turns::Turns,
         work::{Task, Work},
@@ -105,7 +107,7 @@ pub struct Watcher<S> {
     /// Each hears of its own registration.
     followers: HashMap<Ticket, Follower>,
     /// Who registered an eventfd first: who pays for what it is owed.
-    owners: HashMap<FileId, Account>,
+    owners: Owners,
     /// Who pays for a slot's work: whose registrations are there, or where they are several
     /// users', the group itself, lest one of them has the others wait.
     payers: HashMap<u32, Payer>,
@@ -167,7 +169,7 @@ impl<S: Source> Watcher<S> {
             eventfds: HashMap::new(),
             own: HashMap::new(),
             followers: HashMap::new(),
-            owners: HashMap::new(),
+            owners: Owners::default(),
             payers: HashMap::new(),
             works: HashMap::new(),
             turns: Turns::default(),

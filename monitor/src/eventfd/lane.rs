@@ -74,6 +74,9 @@ struct Users {
     /// Those with something to do and no thread at it, by when they may go on.
     ready: BTreeSet<(Instant, Account)>,
     done: Vec<Done>,
+    /// How many of each user's are yet to be closed.
+    closing: HashMap<Account, u64>,
+    all_closing: u64,
     threads: usize,
     idle: usize,
     /// Whether the last thread that was wanted could not be had.
@@ -91,6 +94,17 @@ enum Guard {
     /// Until somebody writes.
     Rests,
     Watches,
+}
+
+impl Users {
+    fn closed(&mut self, user: Account) {
+        if let Some(count) = self.closing.get_mut(&user) {
+            (*count, self.all_closing) = (*count - 1, self.all_closing - 1);
+            if *count == 0 {
+                self.closing.remove(&user);
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -125,6 +139,13 @@ impl Lane {
         self.push(user, Job::Close(eventfd));
     }
 
+    /// How many eventfds are yet to be closed: the user's, and all.
+    #[must_use]
+    pub fn closing(&self, user: Account) -> (u64, u64) {
+        let users = self.0.users();
+        (users.closing.get(&user).copied().unwrap_or(0), users.all_closing)
+    }
+
     /// What was done since the last time.
     #[must_use]
     pub fn done(&self) -> Vec<Done> {
@@ -133,6 +154,10 @@ impl Lane {
 
     fn push(&self, user: Account, job: Job) {
         let mut users = self.0.users();
+        if matches!(job, Job::Close(_)) {
+            *users.closing.entry(user).or_default() += 1;
+            users.all_closing += 1;
+        }
         let is_first = !users.jobs.contains_key(&user);
         users.jobs.entry(user).or_default().push_back(job);
         if is_first {
@@ -262,10 +287,14 @@ impl Shared {
                     None
                 }
             };
+            let is_closed = given.is_none();
             let cost = busy().saturating_sub(before);
             let mut burden = cost;
             users = self.users();
             users.writing.remove(&this);
+            if is_closed {
+                users.closed(user);
+            }
             if let Some((serial, count, mut outcome)) = given {
                 if outcome == Err(Errno::EINTR) {
                     // A write waits only where the counter is full, as in `add`.
@@ -416,6 +445,21 @@ mod tests {
         lane.add(USER, 2, &ours, 1);
         wait_for(&lane, 2);
         assert_eq!(client.read(), Ok(2));
+    }
+
+    #[test]
+    fn what_is_yet_to_be_closed_is_counted() {
+        let lane = Lane::new(Arc::new(Notify::new()));
+        lane.0.users().threads = THREADS;
+        for user in [USER, USER, Account::User(2)] {
+            lane.close(user, pair(EfdFlags::empty()).1);
+        }
+        assert_eq!(lane.closing(USER), (2, 3));
+        lane.0.users().threads = 0;
+        lane.try_again();
+        while lane.closing(USER) != (0, 0) {
+            thread::yield_now();
+        }
     }
 
     #[test]

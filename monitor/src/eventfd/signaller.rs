@@ -136,6 +136,12 @@ impl Signaller {
         self.lane.close(user, eventfd);
     }
 
+    /// How many eventfds are yet to be closed: the user's, and all.
+    #[must_use]
+    pub fn closing(&self, user: Account) -> (u64, u64) {
+        self.lane.closing(user)
+    }
+
     /// What the lane has done since the last time.
     #[must_use]
     pub fn done(&self) -> Vec<Done> {

@@ -74,7 +74,6 @@ impl<S: Source> Watcher<S> {
             self.signaller.close(owner.unwrap_or(Account::Agent), eventfd);
         }
         give_back(&mut self.eventfds);
-        give_back(&mut self.owners);
         if let Some(vault) = &mut self.vault {
             vault.let_go(file, &self.eventfds);
         }

@@ -21,6 +21,10 @@ use crate::{
 /// What a registration tells at once is signalled within this time, or by a turn.
 const AT_ONCE: Duration = Duration::from_micros(100);
 
+/// So many eventfds that are yet to be closed are not counted: what gives way makes room at
+/// once. They are a part of the 1,024 descriptors beside `--max-eventfds`.
+const CLOSING: u64 = 256;
+
 /// A client's eventfd, as a door hands it over.
 #[derive(Debug)]
 pub struct Handed {
@@ -85,10 +89,13 @@ impl<S: Source> Watcher<S> {
         account == Account::Agent || share::has_room(account, held, used, self.limits.registrations)
     }
 
-    /// The same for one more eventfd; an account has no more eventfds than registrations.
+    /// The same for one more eventfd; an account has no more eventfds than registrations, but
+    /// for those that are owed something still, or are yet to be closed.
     pub(super) fn has_room_for_eventfd(&self, account: Account) -> bool {
-        let held = self.registry.held_by(account);
-        let used = self.eventfds.len() as u64;
+        let (theirs, all) = self.signaller.closing(account);
+        let owned = self.owners.held_by(account) + theirs.saturating_sub(CLOSING);
+        let held = self.registry.held_by(account).max(owned);
+        let used = self.eventfds.len() as u64 + all.saturating_sub(CLOSING);
         share::has_room(account, held, used, self.limits.eventfds)
     }
 

@@ -82,7 +82,7 @@ impl<S: Source> Watcher<S> {
         for (ticket, record) in gone {
             let Record { file, cgroup_id, .. } = record;
             self.tell(ticket, &Event { cgroup_id, cause: Cause::Removed, signals: 1 });
-            self.owners.entry(file).or_insert(record.account);
+            self.owners.insert(file, record.account);
             // Worked out before the group went, and not given.
             if record.owed > 0 {
                 self.owes(file, ticket, record.owed, Cause::of(&record.wish), None);
@@ -153,7 +153,7 @@ impl<S: Source> Watcher<S> {
         let in_percent = matches!(wish, Wish::Threshold(Threshold { at: At::Percent(_), .. }));
         let limit = if in_percent { self.effective_limit(group.slot)? } else { u64::MAX };
         let registration = Registration { on, wish, file, account, ticket, above: Some(above) };
-        self.owners.entry(file).or_insert(account);
+        self.owners.insert(file, account);
         self.shares(group.slot, account);
         self.registry.add(group, registration, now, limit);
         if wish == Wish::Empty {

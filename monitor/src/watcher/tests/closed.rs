@@ -9,8 +9,8 @@ use monitor_common::{
 use nix::{errno::Errno, sys::eventfd::EventFd as Client};
 
 use super::{
-    FakeHost, FakeKernel, LIMITS, Limits, Request, USAGE, Watcher, client, request, taken, wait_for, watched,
-    watcher, with_limits,
+    FakeHost, FakeKernel, LIMITS, Limits, Request, USAGE, Watcher, adopted, client, request, taken, wait_for,
+    watched, watcher, with_limits,
 };
 use crate::{
     registry::{Account, Registration},
@@ -107,6 +107,29 @@ fn closing_makes_room_in_a_full_table_at_once() {
     close(&watcher, &clients[1]);
     assert_eq!(ask(&mut watcher, Account::User(0), &client()), Ok(()), "somebody else's");
     assert_eq!(watcher.registry().file_count(), 2);
+}
+
+/// As where signals and closes of one user take long, and his groups go, or he closes.
+#[test]
+fn eventfds_without_registrations_count_as_long_as_they_are_held() {
+    const MANY: u64 = 1500;
+    let limits = Limits { quota: MANY, eventfds: 2 * MANY, ..LIMITS };
+    let mut watcher = with_limits(FakeHost::forever(), limits);
+    let (owed, late) = (adopted(&client()), client());
+    for file in 1..=MANY {
+        watcher.eventfds.insert(FileId(file << 8), owed.clone());
+        watcher.owners.insert(FileId(file << 8), USER);
+    }
+    assert_eq!(watcher.registry().held_by(USER), 0);
+    assert_eq!(ask(&mut watcher, USER, &late), Err(Errno::ENOMEM), "half is owed to this user already");
+    assert_eq!(ask(&mut watcher, Account::User(1001), &late), Ok(()));
+    for file in 1..=MANY {
+        watcher.drop_file(FileId(file << 8));
+    }
+    while watcher.signaller.closing(USER).0 > 256 {
+        std::thread::yield_now();
+    }
+    assert_eq!(ask(&mut watcher, USER, &client()), Ok(()));
 }
 
 #[test]
