@@ -18,12 +18,15 @@ use crate::{
     registry::Account,
 };
 
-/// A signal that takes longer has a hostile client: usual is less than a microsecond.
+/// A signal that takes longer is slow: usual is less than a microsecond.
 const SLOW: Duration = Duration::from_millis(1);
-/// A user has slow signals after so many in a row that took the processor's time, and one
-/// before by the clock. Fewer prove little: where a hypervisor has more guests than
+/// A user has slow signals when they took so much of the processor's time, and one before
+/// was slow by the clock. Less proves little: where a hypervisor has more guests than
 /// processors, a thread that was kept waiting looks busy.
-const PROOFS: u32 = 3;
+const PROOF: Duration = Duration::from_millis(20);
+/// A suspicion, however strong, is forgotten after this time without a slow signal, little by
+/// little.
+const FADES: Duration = Duration::from_secs(10);
 /// For how long all of a user's eventfds are signalled by the lane after a slow one.
 const REMEMBERED: Duration = Duration::from_secs(60);
 
@@ -44,9 +47,51 @@ pub struct Signaller {
     lane: Lane,
     /// Users whose signals take long, and until when that is remembered.
     slow: HashMap<Account, Instant>,
-    /// Those of whom it only seems so, and how often in a row it did: the thread may have
-    /// waited for a processor.
-    suspects: HashMap<Account, u32>,
+    suspects: Suspects,
+}
+
+/// Users whose signals only seem to take long: the thread may have waited for a processor.
+#[derive(Debug, Default)]
+struct Suspects(HashMap<Account, Suspicion>);
+
+#[derive(Debug)]
+struct Suspicion {
+    /// Processor time of slow signals, less what has faded.
+    took: Duration,
+    /// When the last one was.
+    at: Instant,
+}
+
+impl Suspects {
+    fn has(&self, user: Account) -> bool {
+        self.0.contains_key(&user)
+    }
+
+    /// After a signal to `user`, which `took` so long: by the processor's time where the user
+    /// was a suspect before, else by the clock, which proves nothing yet. Whether that is
+    /// enough. A fast one changes nothing, for it may be to another eventfd.
+    fn note(&mut self, user: Account, took: Duration, now: Instant) -> bool {
+        if took <= SLOW {
+            return false;
+        }
+        let Some(known) = self.0.get_mut(&user) else {
+            self.0.insert(user, Suspicion { took: Duration::ZERO, at: now });
+            return false;
+        };
+        let faded = now.saturating_duration_since(known.at).mul_f64(PROOF.div_duration_f64(FADES));
+        known.took = known.took.saturating_sub(faded) + took;
+        known.at = now;
+        let is_enough = known.took >= PROOF;
+        if is_enough {
+            self.0.remove(&user);
+        }
+        is_enough
+    }
+
+    /// Forgets those of whom nothing was noted for long.
+    fn fade(&mut self, now: Instant) {
+        self.0.retain(|_, known| now.saturating_duration_since(known.at) < FADES);
+    }
 }
 
 impl Signaller {
@@ -59,7 +104,7 @@ impl Signaller {
                 log::warn!("{error}; signalling by threads until it can be had, a little later than usual");
             })
             .ok();
-        Self { aio, lane: Lane::new(told), slow: HashMap::new(), suspects: HashMap::new() }
+        Self { aio, lane: Lane::new(told), slow: HashMap::new(), suspects: Suspects::default() }
     }
 
     /// Whether the lane signals everybody, for want of asynchronous reads.
@@ -78,7 +123,7 @@ impl Signaller {
     pub fn try_again(&mut self) {
         let now = Instant::now();
         self.slow.retain(|_, until| *until > now);
-        self.suspects.clear();
+        self.suspects.fade(now);
         self.lane.try_again();
         if self.aio.is_none()
             && let Ok(aio) = Aio::new()
@@ -112,15 +157,12 @@ impl Signaller {
             return Ok(Given::Later);
         };
         // The processor's time is asked for only where it may matter.
-        let slow_ones = self.suspects.remove(&user);
-        let is_suspect = slow_ones.is_some();
+        let is_suspect = self.suspects.has(user);
         let (start, before) = (Instant::now(), if is_suspect { busy() } else { Duration::ZERO });
         let given = aio.signal(eventfd, count, time)?;
         let took = if is_suspect { busy().saturating_sub(before) } else { start.elapsed() };
         let each = took / u32::try_from(given).unwrap_or(u32::MAX).max(1);
-        if each > SLOW && slow_ones.is_none_or(|slow| slow < PROOFS) {
-            self.suspects.insert(user, slow_ones.map_or(1, |slow| slow + 1));
-        } else if each > SLOW {
+        if self.suspects.note(user, each, Instant::now()) {
             self.slow.insert(user, start + REMEMBERED);
             log::info!(
                 "a signal to {user} took {} us: those of {user} are given by a thread apart",
@@ -146,5 +188,87 @@ impl Signaller {
     #[must_use]
     pub fn done(&self) -> Vec<Done> {
         self.lane.done()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::Arc,
+        time::{Duration, Instant},
+    };
+
+    use nix::sys::{
+        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags},
+        eventfd::{EfdFlags, EventFd as Client},
+    };
+    use tokio::sync::Notify;
+
+    use super::{Account, EventFd, FADES, PROOF, SLOW, Signaller, Suspects};
+
+    const USER: Account = Account::User(1);
+    const FAST: Duration = Duration::from_micros(1);
+
+    /// After how many signals, with so much time between them, it is enough.
+    fn enough_after(signals: &[Duration], between: Duration) -> Option<usize> {
+        let (mut suspects, mut now) = (Suspects::default(), Instant::now());
+        signals.iter().position(|took| {
+            now += between;
+            suspects.fade(now);
+            suspects.note(USER, *took, now)
+        })
+    }
+
+    #[test]
+    fn slow_signals_add_up_whatever_is_between_them() {
+        let slow = SLOW * 5;
+        assert_eq!(enough_after(&[slow; 9], FAST), Some(5), "few enough to have faded little");
+        let mixed: Vec<_> = [slow, FAST, FAST].repeat(9);
+        assert_eq!(enough_after(&mixed, FAST), Some(5 * 3));
+        assert_eq!(enough_after(&mixed, FADES / 1000), Some(5 * 3));
+        // The clock's alone is no proof; then one that is very slow is.
+        assert_eq!(enough_after(&[PROOF, FAST, PROOF], FAST), Some(2));
+    }
+
+    #[test]
+    fn few_slow_signals_prove_nothing() {
+        assert_eq!(
+            enough_after(&[SLOW * 2; 1000], FADES / 9),
+            None,
+            "a guest that has to wait for a processor"
+        );
+        assert_eq!(enough_after(&[PROOF; 1000], FADES), None, "one by the clock, again and again");
+        assert_eq!(enough_after(&[SLOW; 1000], FAST), None);
+    }
+
+    /// The kernel walks all sets for each signal.
+    #[test]
+    fn one_slow_eventfd_among_fast_ones_makes_its_user_slow() {
+        const DUPLICATES: usize = 350;
+        const SETS: usize = 350;
+        let mut signaller = Signaller::new(Arc::new(Notify::new()));
+        let client = || Client::from_flags(EfdFlags::EFD_NONBLOCK).expect("an eventfd");
+        let ours = |client: &Client| EventFd::known(nix::unistd::dup(client).expect("dup"));
+        let (slow, fast) = (client(), client());
+        let duplicates: Vec<_> = (0..DUPLICATES).map(|_| nix::unistd::dup(&slow).expect("dup")).collect();
+        let _sets: Vec<_> = (0..SETS)
+            .map(|_| {
+                let set = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).expect("epoll_create");
+                for duplicate in &duplicates {
+                    let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 0);
+                    set.add(duplicate, event).expect("epoll_ctl");
+                }
+                set
+            })
+            .collect();
+        let (slow, fast) = (ours(&slow), ours(&fast));
+        let is_known = (0..1000).any(|_| {
+            for eventfd in [&slow, &fast, &fast] {
+                signaller.signal(USER, 1, eventfd, 1, Duration::from_micros(100)).expect("AIO");
+            }
+            signaller.try_again();
+            signaller.slow_users() > 0
+        });
+        assert!(is_known);
     }
 }
