@@ -88,6 +88,16 @@ impl Waiter {
         self.take()
     }
 
+    /// Waits until usage is on the other side of a threshold: on its way a counter may step
+    /// back by part of a batch, so signals come in an odd number.
+    pub(crate) fn crosses(&self, what: &str) -> Result<()> {
+        let mut heard = 0;
+        while heard % 2 == 0 {
+            heard += self.wait().with_context(|| format!("{what}: heard {heard}"))?;
+        }
+        Ok(())
+    }
+
     /// Waits for the next signals, which are to be this many; the agent may give them in
     /// several turns.
     pub(crate) fn hears(&self, count: u64, what: &str) -> Result<()> {

@@ -298,15 +298,15 @@ fn abuse_thresholds_of_another() -> Result<()> {
     greedy.wait()?;
     for _ in 0..10 {
         charger.grow(Kind::Anonymous, 8 * MIB)?;
-        bystander.hears(1, "up, amid another's crossings")?;
+        bystander.crosses("up, amid another's crossings")?;
         charger.shrink(Kind::Anonymous)?;
-        bystander.hears(1, "down again")?;
+        bystander.crosses("down again")?;
         greedy.wait()?;
     }
     ensure!(agent.status()?.registrations == MANY + 1, "the list is answered");
     let late = Waiter::on(&ours, "5M")?;
     charger.grow(Kind::Anonymous, 8 * MIB)?;
-    late.hears(1, "one that was registered meanwhile")?;
+    late.crosses("one that was registered meanwhile")?;
     drop(crossing);
     Ok(())
 }
