@@ -100,8 +100,9 @@ pub struct Agent {
     #[arg(long, value_name = "GROUP")]
     pub socket_group: Option<String>,
     /// Permission bits of the operator's socket, octal, whatever --socket-mode says: who
-    /// may write to it sees all groups, and what everybody waits for. User id 0 needs
-    /// CAP_SYS_RESOURCE in the agent's user namespace, too, else each question is EPERM
+    /// may write to it sees all groups, and what everybody waits for. User id 0, or who
+    /// is let in by a capability, needs CAP_SYS_ADMIN in the agent's user namespace, or
+    /// CAP_SYS_PTRACE there and in its pid namespace, else each question is EPERM
     #[arg(long, value_name = "MODE", default_value = "0600", value_parser = mode)]
     pub control_mode: u32,
     /// Group of the operator's socket, by name or number; counts with --control-mode 0660

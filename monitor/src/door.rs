@@ -13,6 +13,7 @@ pub mod inode;
 mod known;
 pub mod listing;
 pub mod metrics;
+mod operator;
 pub mod peer;
 mod process;
 pub mod request;

@@ -65,16 +65,30 @@ impl Accounting {
 /// # Errors
 /// `ESRCH` when it cannot be looked at: another pid namespace, or gone already.
 pub(super) fn credentials_of(sender: &Sender) -> Result<Credentials, Refusal> {
-    let folder = folder_of(sender)?;
-    let status = status(&folder).map_err(|errno| Refusal::new(errno, "the sender is gone"))?;
-    Ok(Credentials::from_status(&status, sender.credentials(), is_in_our_user_namespace(&folder)))
+    credentials_in(&folder_of(sender)?, sender)
+}
+
+/// The same, from the sender's folder in `/proc`.
+pub(super) fn credentials_in(folder: &OwnedFd, sender: &Sender) -> Result<Credentials, Refusal> {
+    let status = status(folder).map_err(|errno| Refusal::new(errno, "the sender is gone"))?;
+    Ok(Credentials::from_status(&status, sender.credentials(), is_in_our_user_namespace(folder)))
 }
 
 /// Whether the process of this folder in `/proc` is in the agent's user namespace: only
 /// there its capabilities and its user ids mean what they mean to the agent.
 pub(super) fn is_in_our_user_namespace(folder: &OwnedFd) -> bool {
-    let ours = fs::read_link("/proc/self/ns/user").ok();
-    ours.is_some_and(|ours| readlinkat(folder, "ns/user").ok() == Some(ours.into_os_string()))
+    is_in_our(folder, "ns/user")
+}
+
+/// Whether the process of this folder in `/proc` is in the agent's pid namespace, so that
+/// it sees the agent.
+pub(super) fn is_in_our_pid_namespace(folder: &OwnedFd) -> bool {
+    is_in_our(folder, "ns/pid")
+}
+
+fn is_in_our(folder: &OwnedFd, namespace: &str) -> bool {
+    let ours = fs::read_link(Path::new("/proc/self").join(namespace)).ok();
+    ours.is_some_and(|ours| readlinkat(folder, namespace).ok() == Some(ours.into_os_string()))
 }
 
 /// The groups of processes, by the texts of `/proc/PID/cgroup`.

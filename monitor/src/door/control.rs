@@ -19,12 +19,11 @@ use tokio::{
 
 use crate::{
     door::{
-        accounting::credentials_of,
         control_fd::Places,
         event_row,
         listing::{self, At, Listed, Listing},
+        operator::{Gate, NO_OPERATOR},
         request::{Refusal, told},
-        sender::Sender,
         seqpacket::{Connection, Listener, Packet},
         socket::from_packet,
     },
@@ -171,12 +170,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub async fn serve(listener: Rc<Listener>, watcher: Shared, places: Rc<Places>, listing: Listing) {
     let lists = Rc::new(Semaphore::new(LISTS));
     loop {
-        match listener.accept().await {
-            Ok(connection) => {
+        match listener.accept_from().await {
+            Ok((connection, opener)) => {
+                // Now, while the opener is most likely what it was when the kernel let it in.
+                let gate = Gate::of(&opener, listener.path());
                 let (watcher, listing) = (watcher.clone(), listing.clone());
                 let (places, lists) = (Rc::clone(&places), Rc::clone(&lists));
                 tokio::task::spawn_local(async move {
-                    if let Err(error) = converse(&connection, &watcher, &places, (&listing, &lists)).await {
+                    let lists = (&listing, &*lists);
+                    if let Err(error) = converse((&connection, &gate), &watcher, &places, lists).await {
                         log::debug!("control connection: {error}");
                     }
                 });
@@ -225,21 +227,16 @@ async fn answer(connection: &Connection, answer: &Answer) -> std::io::Result<()>
 }
 
 async fn converse(
-    connection: &Connection,
+    (connection, gate): (&Connection, &Gate),
     watcher: &Shared,
     places: &Places,
     (listing, lists): (&Listing, &Semaphore),
 ) -> std::io::Result<()> {
     while let Some(mut packet) = connection.receive(MAX_REQUEST).await? {
         let who = packet.sender.as_ref().map(|sender| (sender.uid(), sender.pid()));
-        let is_operator = packet.sender.as_ref().is_none_or(is_operator);
+        let is_operator = packet.sender.as_ref().is_some_and(|sender| gate.lets(sender));
         let outcome = match serde_json::from_slice(&packet.bytes) {
-            _ if !is_operator => Err(Refusal::new(
-                Errno::EPERM,
-                "user id 0 asks without CAP_SYS_ADMIN, CAP_SYS_PTRACE or CAP_SYS_RESOURCE in the agent's \
-                 user namespace, as root in a container does: ask as the host's root, or as a user that \
-                 --control-group lets in",
-            )),
+            _ if !is_operator => Err(Refusal::new(Errno::EPERM, NO_OPERATOR)),
             _ if packet.truncated => Err(Refusal::new(Errno::E2BIG, "the request is too long")),
             Err(error) => Err(Refusal::new(Errno::EINVAL, format!("not a request: {error}"))),
             Ok(Request::List) => {
@@ -273,15 +270,6 @@ async fn converse(
         }
     }
     Ok(())
-}
-
-/// Whether a sender that the socket's mode has let in may ask. User id 0 may with a
-/// capability: root in a container has the id, and so the mode's leave, without being root.
-/// Who is outside the agent's pid namespace cannot be looked at, and has the mode's leave.
-fn is_operator(sender: &Sender) -> bool {
-    sender.uid() != 0
-        || sender.pid() == 0
-        || credentials_of(sender).is_ok_and(|credentials| credentials.is_administrator())
 }
 
 /// The agent's own state.

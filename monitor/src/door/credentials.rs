@@ -16,9 +16,11 @@ pub struct Credentials {
     /// `CAP_SYS_RESOURCE` in the agent's user namespace, which overrides the kernel's own
     /// quotas.
     pub overrides_quotas: bool,
-    /// `CAP_SYS_ADMIN`, `CAP_SYS_PTRACE` or `CAP_SYS_RESOURCE` in the agent's user namespace:
-    /// it may do to the host, or see of it, more than an operator of the agent.
+    /// `CAP_SYS_ADMIN` in the agent's user namespace.
     pub administers: bool,
+    /// `CAP_SYS_PTRACE` in the agent's user namespace: of use against the agent where it is
+    /// seen, in its own pid namespace.
+    pub traces: bool,
     /// The real user and group. Where they differ from the others, a program does more
     /// than its user may (set-user-ID), perhaps on that user's word: then both must be
     /// allowed.
@@ -43,6 +45,18 @@ impl Credentials {
     /// inode's mode counts, not how the descriptor was opened.
     #[must_use]
     pub fn may_read(&self, mode: u32, owner: u32, group: u32) -> bool {
+        let (uid, _) = self.real;
+        (self.reads_all && uid == self.uid) || self.is_allowed(4, mode, owner, group)
+    }
+
+    /// The same for `MAY_WRITE`, and by no capability: `CAP_DAC_OVERRIDE` is among those
+    /// that root in a container has.
+    #[must_use]
+    pub fn may_write(&self, mode: u32, owner: u32, group: u32) -> bool {
+        self.is_allowed(2, mode, owner, group)
+    }
+
+    fn is_allowed(&self, what: u32, mode: u32, owner: u32, group: u32) -> bool {
         let allowed = |uid: u32, gid: u32| {
             let class = if uid == owner {
                 6
@@ -51,10 +65,10 @@ impl Credentials {
             } else {
                 0
             };
-            mode >> class & 4 != 0
+            mode >> class & what != 0
         };
         let (uid, gid) = self.real;
-        (self.reads_all && uid == self.uid) || (allowed(self.uid, self.gid) && allowed(uid, gid))
+        allowed(self.uid, self.gid) && allowed(uid, gid)
     }
 
     /// Whether no quota holds for it: not by its user id, which is 0 in many a container,
@@ -64,10 +78,12 @@ impl Credentials {
         self.overrides_quotas && self.real.0 == self.uid
     }
 
-    /// Whether it is root in more than its user id, as root in a container is not.
+    /// Whether it may do to the host, or to the agent, more than an operator asks for, as
+    /// root in a container may not: not with `CAP_SYS_PTRACE` over processes of its own pid
+    /// namespace alone.
     #[must_use]
-    pub const fn is_administrator(&self) -> bool {
-        self.administers && self.real.0 == self.uid
+    pub const fn is_administrator(&self, is_in_our_pid_namespace: bool) -> bool {
+        (self.administers || (self.traces && is_in_our_pid_namespace)) && self.real.0 == self.uid
     }
 
     /// From the text of `/proc/PID/status`. `sender` is the kernel's word on who sent;
@@ -81,7 +97,8 @@ impl Credentials {
             groups: numbers(status, "Groups:"),
             reads_all: caps & (CAP_DAC_OVERRIDE | CAP_DAC_READ_SEARCH) != 0,
             overrides_quotas: caps & CAP_SYS_RESOURCE != 0,
-            administers: caps & (CAP_SYS_ADMIN | CAP_SYS_PTRACE | CAP_SYS_RESOURCE) != 0,
+            administers: caps & CAP_SYS_ADMIN != 0,
+            traces: caps & CAP_SYS_PTRACE != 0,
             real: (sender.uid(), sender.gid()),
         }
     }
@@ -156,18 +173,29 @@ mod tests {
 
     #[test]
     fn a_capability_is_an_administrators_and_user_id_0_is_not() {
-        let read = |caps: u64, same| {
+        let read = |caps: u64, same, same_pids| {
             let status = format!("Uid:\t0\t0\t0\t0\nGid:\t0\t0\t0\t0\nCapEff:\t{caps:016x}\n");
             let sender = libc::ucred { pid: 1, uid: 0, gid: 0 }.into();
-            Credentials::from_status(&status, &sender, same).is_administrator()
+            Credentials::from_status(&status, &sender, same).is_administrator(same_pids)
         };
         // As docker, containerd and CRI-O leave root in a container.
         const CONTAINER: u64 = 0xa804_25fb;
-        assert!(!read(CONTAINER, true), "a container's root");
-        assert!(!read(u64::MAX, false), "of a namespace of its own");
-        for one in [CAP_SYS_ADMIN, CAP_SYS_PTRACE, CAP_SYS_RESOURCE] {
-            assert!(read(CONTAINER | one, true));
-        }
+        assert!(!read(CONTAINER, true, true), "a container's root");
+        assert!(!read(u64::MAX, false, true), "of a user namespace of its own");
+        assert!(read(CONTAINER | CAP_SYS_ADMIN, true, false));
+        assert!(read(CONTAINER | CAP_SYS_PTRACE, true, true), "beside the agent, in its container");
+        assert!(!read(CONTAINER | CAP_SYS_PTRACE, true, false), "a container for debuggers");
+        assert!(!read(CONTAINER | CAP_SYS_RESOURCE, true, true), "a container for databases");
+    }
+
+    #[test]
+    fn no_capability_lets_write() {
+        assert!(user(1, 1, &[]).may_write(0o600, 1, 0));
+        assert!(user(1, 1, &[7]).may_write(0o660, 0, 7));
+        assert!(!user(1, 1, &[7]).may_write(0o640, 0, 7));
+        assert!(!Credentials { reads_all: true, ..user(1, 1, &[]) }.may_write(0o600, 0, 0));
+        // By setfsuid.
+        assert!(!Credentials { real: (1, 1), ..user(0, 0, &[]) }.may_write(0o600, 0, 0));
     }
 
     #[test]

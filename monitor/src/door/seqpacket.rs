@@ -20,8 +20,8 @@ use nix::{
     errno::Errno,
     fcntl::{FcntlArg, OFlag, fcntl},
     sys::socket::{
-        AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, getsockopt, listen,
-        recvmsg, send, setsockopt, socket,
+        AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, getsockname,
+        getsockopt, listen, recvmsg, send, setsockopt, socket,
         sockopt::{PassCred, PeerCredentials, ReceiveTimeout, SendTimeout},
     },
     sys::time::TimeVal,
@@ -63,6 +63,8 @@ pub struct Access {
 pub struct Listener {
     fd: AsyncFd<OwnedFd>,
     bound: Option<PathBuf>,
+    /// Where it is, as long as it has a path.
+    path: Option<PathBuf>,
     closer: Closer,
     accounting: Accounting,
     open: Rc<RefCell<HashMap<Account, usize>>>,
@@ -95,6 +97,7 @@ impl Listener {
         let bound = Self {
             fd: wait_on(fd).map_err(|error| Error::file("epoll", path, error))?,
             bound: Some(path.into()),
+            path: Some(path.into()),
             closer: closer.clone(),
             accounting: Accounting::default(),
             open: Rc::default(),
@@ -136,9 +139,11 @@ impl Listener {
         // Units say PassCredentials=yes, so that this holds for who came before us.
         setsockopt(&fd, PassCred, &true).map_err(|errno| failed("setsockopt SO_PASSCRED", errno))?;
         pass_pidfd(&fd);
+        let address: UnixAddr = getsockname(fd.as_raw_fd()).map_err(|errno| failed("getsockname", errno))?;
+        let path = address.path().map(Path::to_owned);
         let fd = wait_on(fd).map_err(|error| Error::file("epoll", "a listener handed over", error))?;
         let (closer, accounting) = (closer.clone(), Accounting::default());
-        Ok(Self { fd, bound: None, closer, accounting, open: Rc::default() })
+        Ok(Self { fd, bound: None, path, closer, accounting, open: Rc::default() })
     }
 
     /// Counts connections, and what they bring, against these accounts.
@@ -148,20 +153,34 @@ impl Listener {
         self
     }
 
+    /// Where its file is, by the mode of which the kernel lets clients in.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
     /// The next client.
     ///
     /// # Errors
     /// `accept4` failed.
     pub async fn accept(&self) -> io::Result<Connection> {
+        self.accept_from().await.map(|(connection, _)| connection)
+    }
+
+    /// The same, and who opened the connection.
+    ///
+    /// # Errors
+    /// As [`Listener::accept`].
+    pub async fn accept_from(&self) -> io::Result<(Connection, Sender)> {
         loop {
-            if let Some(connection) = self.admit().await? {
-                return Ok(connection);
+            if let Some(accepted) = self.admit().await? {
+                return Ok(accepted);
             }
         }
     }
 
     /// The next one; `None` for one that has as many as it may have.
-    async fn admit(&self) -> io::Result<Option<Connection>> {
+    async fn admit(&self) -> io::Result<Option<(Connection, Sender)>> {
         let raw = self
             .fd
             .async_io(tokio::io::Interest::READABLE, |fd| {
@@ -183,7 +202,8 @@ impl Listener {
         let (fd, user) = (Some(wait_on(fd)?), peer.uid());
         self.open.borrow_mut().insert(account, count + 1);
         let (closer, open) = (self.closer.clone(), Rc::clone(&self.open));
-        Ok(Some(Connection { fd, user, account, over: Cell::new(false), closer, open }))
+        let connection = Connection { fd, user, account, over: Cell::new(false), closer, open };
+        Ok(Some((connection, peer)))
     }
 }
 

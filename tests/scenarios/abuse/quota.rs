@@ -13,6 +13,7 @@ use memcg_monitor::door::seqpacket::connect;
 use memcg_monitor::view::POINT;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{MsgFlags, recv, send};
+use nix::unistd::{Uid, setfsuid, setresuid};
 
 use crate::harness::MIB;
 use crate::harness::agent::{PATIENCE, until};
@@ -92,6 +93,23 @@ fn abuse_one_eventfd_of_two_users() -> Result<()> {
     process::run_as(USER, again)
 }
 
+/// Connects to the operator's socket as user id 0 of a container, or with that one's rights
+/// to files under another id, and asks as another.
+fn lists_as_another(is_opened_as_another: bool) -> Result<()> {
+    let (root, user) = (Uid::from_raw(0), Uid::from_raw(USER));
+    if is_opened_as_another {
+        // SO_PEERCRED tells the effective id; files are opened by the file system's.
+        setresuid(root, user, root)?;
+        setfsuid(root);
+    }
+    let control = Control::connect(Path::new(CONTROL_SOCKET)).context("the kernel lets it in")?;
+    setresuid(user, user, user)?;
+    match control.list() {
+        Err(Error::Refused { errno: libc::EPERM, .. }) => Ok(()),
+        other => anyhow::bail!("a container's root lists all groups as another user: {other:?}"),
+    }
+}
+
 vm_test!(
     abuse_root_of_a_container,
     "user id 0 without CAP_SYS_RESOURCE has a user's quota and connections, and no list; the host's root has no bounds, nor less for it",
@@ -116,6 +134,10 @@ fn abuse_root_of_a_container() -> Result<()> {
         match Control::connect(Path::new(CONTROL_SOCKET)).and_then(|control| control.list()) {
             Err(Error::Refused { errno: libc::EPERM, .. }) => {}
             other => anyhow::bail!("a container's root lists all groups: {other:?}"),
+        }
+        // Nor under another id, by whichever the kernel lets it in.
+        for is_opened_as_another in [false, true] {
+            process::run(|| lists_as_another(is_opened_as_another))?;
         }
         // The first connections of its own.
         let open: Vec<_> =
