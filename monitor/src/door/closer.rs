@@ -154,6 +154,18 @@ impl Closer {
         }
     }
 
+    /// Without threads: all waits.
+    #[cfg(test)]
+    pub(super) fn idle() -> Self {
+        Self(Arc::default())
+    }
+
+    /// Descriptors that wait, all accounts' together.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.0.users().by_id.values().map(|user| user.waiting.len()).sum()
+    }
+
     /// A client's descriptor, whatever it may be.
     #[must_use]
     pub fn foreign(&self, account: Account, fd: OwnedFd) -> Foreign {
@@ -228,8 +240,7 @@ mod tests {
     #[test]
     fn a_user_of_whom_much_waits_is_not_read_from() {
         let seven = Account::User(7);
-        // Without threads, all waits.
-        let closer = Closer(std::sync::Arc::default());
+        let closer = Closer::idle();
         for _ in 0..MAX_DESCRIPTORS {
             assert!(closer.has_room(seven));
             drop(closer.foreign(seven, UnixStream::pair().expect("a pair").0.into()));

@@ -269,15 +269,42 @@ impl Connection {
     /// # Errors
     /// `recvmsg` failed.
     pub async fn receive(&self, limit: usize) -> io::Result<Option<Packet>> {
+        loop {
+            self.ready().await?;
+            if let Some(packet) = self.receive_now(limit)? {
+                return Ok(packet);
+            }
+        }
+    }
+
+    /// Waits until there may be something to receive, and room for what it brings.
+    ///
+    /// # Errors
+    /// The descriptor cannot be waited for.
+    pub async fn ready(&self) -> io::Result<()> {
         self.closer.room(self.account).await;
-        self.fd()?
-            .async_io(tokio::io::Interest::READABLE, |fd| {
-                let packet = receive(fd.as_raw_fd(), limit, self)?;
-                // A packet brings its sender, were it empty otherwise: the end has none.
-                self.over.set(packet.sender.is_none());
-                Ok(Some(packet).filter(|packet| !packet.bytes.is_empty() || !packet.descriptors.is_empty()))
-            })
-            .await
+        self.fd()?.readable().await.map(drop)
+    }
+
+    /// What [`Connection::receive`] gives, without waiting. `None` where there is nothing yet,
+    /// or, once more, no room: all the account's connections may have waited for one packet's.
+    ///
+    /// # Errors
+    /// As [`Connection::receive`].
+    pub fn receive_now(&self, limit: usize) -> io::Result<Option<Option<Packet>>> {
+        if !self.closer.has_room(self.account) {
+            return Ok(None);
+        }
+        let received = self.fd()?.try_io(tokio::io::Interest::READABLE, |fd| {
+            let packet = receive(fd.as_raw_fd(), limit, self)?;
+            // A packet brings its sender, were it empty otherwise: the end has none.
+            self.over.set(packet.sender.is_none());
+            Ok(Some(packet).filter(|packet| !packet.bytes.is_empty() || !packet.descriptors.is_empty()))
+        });
+        match received {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            received => received.map(Some),
+        }
     }
 
     /// The user who opened it, as it was then.
@@ -398,4 +425,71 @@ pub fn connect_within(path: &Path, limit: Option<Duration>) -> Result<OwnedFd> {
         _ => failed("connect", errno),
     })?;
     Ok(fd)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::IoSlice, os::fd::AsRawFd as _, rc::Rc};
+
+    use nix::{
+        sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg},
+        unistd::pipe,
+    };
+    use tokio::{
+        runtime::Builder,
+        task::{LocalSet, yield_now},
+    };
+
+    use super::{Access, Closer, Listener, MAX_DESCRIPTORS, connect};
+
+    /// Idle connections have passed the look at the room before the first one's packet comes.
+    #[test]
+    fn idle_connections_bring_no_more_than_one_message_in_all() {
+        const CONNECTIONS: usize = 4;
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("socket");
+        let closer = Closer::idle();
+        let set = LocalSet::new();
+        let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let waiting = set.block_on(&runtime, async {
+            let listener = Listener::bind(&path, &Access { mode: 0o600, group: None }, &closer);
+            let listener = listener.expect("a socket");
+            let mut clients = Vec::new();
+            for _ in 0..CONNECTIONS {
+                clients.push(connect(&path).expect("a listener"));
+                let connection = Rc::new(listener.accept().await.expect("a client"));
+                tokio::task::spawn_local(async move {
+                    while let Ok(Some(packet)) = connection.receive(16).await {
+                        drop(packet);
+                    }
+                });
+            }
+            // All wait for their first packet.
+            for _ in 0..8 {
+                yield_now().await;
+            }
+            let (foreign, _) = pipe().expect("a pipe");
+            let descriptors = vec![foreign.as_raw_fd(); MAX_DESCRIPTORS];
+            for client in &clients {
+                let control = [ControlMessage::ScmRights(&descriptors)];
+                let sent = sendmsg::<UnixAddr>(
+                    client.as_raw_fd(),
+                    &[IoSlice::new(b"x")],
+                    &control,
+                    MsgFlags::empty(),
+                    None,
+                );
+                assert_eq!(sent, Ok(1));
+            }
+            // The reactor tells of all of them at once.
+            while closer.waiting() == 0 {
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            }
+            for _ in 0..8 {
+                yield_now().await;
+            }
+            closer.waiting()
+        });
+        assert_eq!(waiting, MAX_DESCRIPTORS);
+    }
 }

@@ -41,16 +41,22 @@ pub async fn serve<S: Source + 'static>(listener: Rc<Listener>, watcher: Shared<
 async fn converse<S: Source>(connection: Connection, watcher: Shared<S>, places: Rc<Places>) {
     let mut last = None;
     loop {
-        let packet = match connection.receive(MAX_LINE).await {
-            Ok(Some(packet)) => packet,
-            Ok(None) => return,
+        if let Err(error) = connection.ready().await {
+            log::debug!("epoll: {error}");
+            return;
+        }
+        // Before anything is taken in: what waits for a turn, waits in the kernel.
+        let turn = places.fair.turn(connection.account()).await;
+        let packet = match connection.receive_now(MAX_LINE) {
+            Ok(Some(Some(packet))) => packet,
+            Ok(Some(None)) => return,
+            Ok(None) => continue,
             Err(error) => {
                 log::debug!("recvmsg: {error}");
                 return;
             }
         };
         let who = packet.sender.as_ref().map(|sender| (sender.uid(), sender.pid()));
-        let turn = places.fair.turn(connection.account()).await;
         let outcome = handle(packet, &mut last, &watcher, &places);
         turn.end().await;
         let answer = match &outcome {
