@@ -16,6 +16,7 @@ pub mod metrics;
 mod operator;
 pub mod peer;
 mod process;
+mod refused;
 pub mod request;
 mod rows;
 pub mod sender;

@@ -35,6 +35,7 @@ use crate::{
         accounting::Accounting,
         closer::{Closer, Foreign},
         process,
+        refused::brings_descriptors,
         sender::Sender,
     },
     error::{Error, Result},
@@ -176,6 +177,8 @@ impl Listener {
             if let Some(accepted) = self.admit().await? {
                 return Ok(accepted);
             }
+            // Who is refused in a loop holds up nobody else of this thread.
+            tokio::task::yield_now().await;
         }
     }
 
@@ -195,8 +198,11 @@ impl Listener {
         let account = self.accounting.of_connection(&peer, |account| open(account) >= MAX_CONNECTIONS);
         let count = open(account);
         if !account.is_unlimited() && count >= MAX_CONNECTIONS {
-            // What was sent already may be anything.
-            self.closer.close(account, fd);
+            // What was sent already may bring descriptors of any kind. Others are closed here:
+            // who connects in a loop fills no queue behind one descriptor that hangs.
+            if brings_descriptors(&fd).await {
+                self.closer.close(account, fd);
+            }
             return Ok(None);
         }
         let (fd, user) = (Some(wait_on(fd)?), peer.uid());
@@ -353,14 +359,18 @@ fn peer_pidfd(socket: &OwnedFd) -> Option<nix::Result<OwnedFd>> {
 /// Asks for the pidfd of each packet's sender, which the kernel gives from Linux 6.5 on.
 /// Of a listener: what is accepted has the flag from the start (`unix_sock_inherit_flags`).
 fn pass_pidfd(socket: &OwnedFd) {
-    let on: libc::c_int = 1;
+    if let Err(errno) = set_pass_pidfd(socket, true) {
+        log::debug!("setsockopt SO_PASSPIDFD: {errno}; senders are known by their number");
+    }
+}
+
+pub(super) fn set_pass_pidfd(socket: &OwnedFd, on: bool) -> nix::Result<()> {
+    let on = libc::c_int::from(on);
     let length = libc::socklen_t::try_from(size_of_val(&on)).unwrap_or(4);
     let (fd, level, option) = (socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PASSPIDFD);
     // SAFETY: the kernel reads one int, which outlives the call.
     let set = unsafe { libc::setsockopt(fd, level, option, (&raw const on).cast(), length) };
-    if let Err(errno) = Errno::result(set) {
-        log::debug!("setsockopt SO_PASSPIDFD: {errno}; senders are known by their number");
-    }
+    Errno::result(set).map(drop)
 }
 
 fn receive(fd: RawFd, limit: usize, from: &Connection) -> nix::Result<Packet> {
@@ -472,13 +482,9 @@ mod tests {
             let descriptors = vec![foreign.as_raw_fd(); MAX_DESCRIPTORS];
             for client in &clients {
                 let control = [ControlMessage::ScmRights(&descriptors)];
-                let sent = sendmsg::<UnixAddr>(
-                    client.as_raw_fd(),
-                    &[IoSlice::new(b"x")],
-                    &control,
-                    MsgFlags::empty(),
-                    None,
-                );
+                let slices = [IoSlice::new(b"x")];
+                let sent =
+                    sendmsg::<UnixAddr>(client.as_raw_fd(), &slices, &control, MsgFlags::empty(), None);
                 assert_eq!(sent, Ok(1));
             }
             // The reactor tells of all of them at once.

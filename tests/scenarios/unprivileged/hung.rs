@@ -12,7 +12,7 @@ use memcg_monitor::door::seqpacket::connect;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, send, sendmsg};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
@@ -155,10 +155,14 @@ fn unprivileged_container_root_that_hangs() -> Result<()> {
     hold_up(become_container_root)
 }
 
+/// Connections beyond the 256 that one may have.
+const CROWD: usize = 400;
+
 /// One who `becomes` somebody sends descriptors that never close.
 fn hold_up(becomes: impl FnOnce() -> Result<()>) -> Result<()> {
     let group = Group::new("hung")?;
     let agent = Agent::start(&OPEN)?;
+    let before = agent.descriptors()?.len();
     let mut hung = Hung::mount()?;
     let (reader, writer) = nix::unistd::pipe()?;
     let user = Process::start(|| {
@@ -175,6 +179,12 @@ fn hold_up(becomes: impl FnOnce() -> Result<()>) -> Result<()> {
         send_with(&connection, "0 0 1M", &fds[..2])?;
         let other = connect(Path::new(SOCKET))?;
         send_with(&other, "0 0 1M", &fds[..2])?;
+        // More than it may have open; those that are refused do not wait behind the others.
+        let crowd = (0..CROWD).map(|_| connect(Path::new(SOCKET))).collect::<Result<Vec<_>, _>>()?;
+        for connection in &crowd {
+            // A refused one is closed, before or after.
+            let _ = send(connection.as_raw_fd(), b"bad", MsgFlags::MSG_NOSIGNAL);
+        }
         nix::unistd::write(&writer, b".")?;
         ensure!(!is_answered(&other)?, "taken in, all the same");
         let answer = answer_on(&connection)?;
@@ -184,6 +194,9 @@ fn hold_up(becomes: impl FnOnce() -> Result<()>) -> Result<()> {
     nix::unistd::read(&reader, &mut [0])?;
     others_are_served(&agent, &group)?;
     others_are_served(&agent, &group)?;
+    // Its connections, and what came by the first two messages.
+    let most = before + 256 + 255;
+    until("refused connections are closed", || Ok(agent.descriptors()?.len() <= most + 32))?;
     // The server goes, the kernel answers for it, and the user is served again.
     hung.end()?;
     user.end()?;
