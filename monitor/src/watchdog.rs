@@ -105,12 +105,12 @@ async fn test<S: Source>(watcher: &Shared<S>, places: &Places, hierarchy: &Hiera
     if group == hierarchy.root {
         // Nothing charges the root's counter: what is left to test is the close.
         let line = format!("0 0 memory.usage_in_bytes {}", u64::MAX);
-        ask(watcher, places, theirs, &group, &line)?;
+        ask(watcher, places, theirs, &group, &line).await?;
     } else {
         let file = group.join(hierarchy.version.usage_file());
         let usage = fs::read_to_string(&file).map_err(|error| Error::file("read", &file, error))?;
         let usage: u64 = usage.trim().parse().unwrap_or(0);
-        if !ask(watcher, places, theirs, &file, &format!("0 0 {}", usage + ABOVE * page_size()))? {
+        if !ask(watcher, places, theirs, &file, &format!("0 0 {}", usage + ABOVE * page_size())).await? {
             return Ok(());
         }
         let charge = Charge::new()?;
@@ -131,7 +131,7 @@ async fn test<S: Source>(watcher: &Shared<S>, places: &Places, hierarchy: &Hiera
 
 /// Registers as a client does whose descriptors come along. False where clients have
 /// filled the tables: they need the agent as it is, and it did answer.
-fn ask<S: Source>(
+async fn ask<S: Source>(
     watcher: &Shared<S>,
     places: &Places,
     eventfd: OwnedFd,
@@ -143,7 +143,7 @@ fn ask<S: Source>(
     let fds = [eventfd, control.into()].map(Foreign::harmless);
     let sent = Sent::new(fds.into(), Sender::new(UnixCredentials::new())).map_err(refused)?;
     let client = Client { line: line.as_bytes(), asker: &Own(sent), follower: None, own: None };
-    let outcome = register(watcher, places, client);
+    let outcome = register(watcher, places, client).await;
     match outcome {
         Ok(receipt) => {
             watcher.lock().confirm(receipt);

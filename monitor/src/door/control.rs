@@ -257,7 +257,7 @@ async fn converse(
                 answer(connection, &Answer::Status(status)).await?;
                 Ok(())
             }
-            Ok(Request::Listen(line)) => match begin(packet, &line, watcher, places) {
+            Ok(Request::Listen(line)) => match begin(packet, &line, watcher, places).await {
                 Ok(events) => return follow(connection, events, places).await,
                 Err(refusal) => Err(refusal),
             },
@@ -298,7 +298,7 @@ struct Stream {
     lost: Arc<AtomicU64>,
 }
 
-fn begin(packet: Packet, line: &str, watcher: &Shared, places: &Places) -> Result<Stream, Refusal> {
+async fn begin(packet: Packet, line: &str, watcher: &Shared, places: &Places) -> Result<Stream, Refusal> {
     let (sender, events) = mpsc::channel(BACKLOG);
     let lost = Arc::new(AtomicU64::new(0));
     let overflow = Arc::clone(&lost);
@@ -312,6 +312,7 @@ fn begin(packet: Packet, line: &str, watcher: &Shared, places: &Places) -> Resul
             Err(mpsc::error::TrySendError::Closed(_)) => false,
         });
     let receipt = from_packet(packet, line.as_bytes(), &mut None, watcher, places, Some(follower))
+        .await
         .inspect_err(|refusal| watcher.lock().refused(refusal.errno))?;
     let watcher = watcher.lock();
     // A follower that hears nothing of it begins anew: it has lost its connection.

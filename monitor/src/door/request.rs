@@ -118,7 +118,7 @@ pub struct Client<'a, A> {
 ///
 /// # Errors
 /// The kernel's errno for each failure, and one line that says what was wrong.
-pub fn register<S: Source>(
+pub async fn register<S: Source>(
     watcher: &Shared<S>,
     places: &Places,
     client: Client<'_, impl Asker>,
@@ -140,12 +140,7 @@ pub fn register<S: Source>(
     let sampled = sampled(watcher, places, &control, &wish)?;
     let Control { group, file: on, .. } = control;
     let account = payer(watcher, places, asker);
-    let mut locked = watcher.lock();
-    while locked.goes_on_with(group.slot) {
-        // A piece of what was begun there; others come in between.
-        drop(locked);
-        locked = watcher.lock();
-    }
+    let mut locked = watcher.settled(group.slot).await;
     let request = watcher::Request { group, on, wish, eventfd, follower, account, sampled };
     locked.register(request).map_err(|errno| refusal(errno, account, on, !locked.has_room(account)))
 }

@@ -57,7 +57,7 @@ async fn converse<S: Source>(connection: Connection, watcher: Shared<S>, places:
             }
         };
         let who = packet.sender.as_ref().map(|sender| (sender.uid(), sender.pid()));
-        let outcome = handle(packet, &mut last, &watcher, &places);
+        let outcome = handle(packet, &mut last, &watcher, &places).await;
         turn.end().await;
         let answer = match &outcome {
             Ok(_) => "0".to_owned(),
@@ -83,7 +83,7 @@ async fn converse<S: Source>(connection: Connection, watcher: Shared<S>, places:
 ///
 /// # Errors
 /// The kernel's errno for each failure.
-fn handle<S: Source>(
+async fn handle<S: Source>(
     packet: Packet,
     last: &mut Option<Peer>,
     watcher: &Shared<S>,
@@ -93,7 +93,7 @@ fn handle<S: Source>(
     let outcome = if packet.truncated {
         Err(Refusal::new(Errno::E2BIG, format!("the line is longer than {MAX_LINE} bytes")))
     } else {
-        from_packet(packet, &line, last, watcher, places, None)
+        from_packet(packet, &line, last, watcher, places, None).await
     };
     outcome.inspect_err(|refusal| watcher.lock().refused(refusal.errno))
 }
@@ -104,7 +104,7 @@ fn handle<S: Source>(
 ///
 /// # Errors
 /// The kernel's errno for each failure.
-pub fn from_packet<S: Source>(
+pub async fn from_packet<S: Source>(
     packet: Packet,
     line: &[u8],
     last: &mut Option<Peer>,
@@ -123,8 +123,8 @@ pub fn from_packet<S: Source>(
         let again = last.take().and_then(|peer| peer.again(&sender));
         let asker: &Peer =
             last.insert(again.map_or_else(|| Peer::of(sender, packet.account, &places.closer), Ok)?);
-        return register(watcher, places, Client { line, asker, follower, own: None });
+        return register(watcher, places, Client { line, asker, follower, own: None }).await;
     }
     let asker = &Sent::new(packet.descriptors, sender)?;
-    register(watcher, places, Client { line, asker, follower, own: None })
+    register(watcher, places, Client { line, asker, follower, own: None }).await
 }

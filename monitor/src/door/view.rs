@@ -6,7 +6,10 @@
 
 use std::rc::Rc;
 
-use tokio::sync::mpsc;
+use tokio::{
+    sync::mpsc,
+    task::{JoinSet, yield_now},
+};
 
 use crate::{
     door::{
@@ -19,28 +22,43 @@ use crate::{
     watcher::{Receipt, Shared},
 };
 
-/// Answers writes until the view has gone.
-pub async fn serve<S: Source>(mut writes: mpsc::Receiver<Written>, watcher: Shared<S>, places: Rc<Places>) {
+/// Answers writes until the view has gone. One that has to wait for what was begun on its
+/// group holds up no other; the queue's places bound how many do.
+pub async fn serve<S: Source + 'static>(
+    mut writes: mpsc::Receiver<Written>,
+    watcher: Shared<S>,
+    places: Rc<Places>,
+) {
+    let mut answers = JoinSet::new();
     while let Some(written) = writes.recv().await {
-        let outcome = handle(&written, &watcher, &places);
-        match outcome {
-            Ok(receipt) => {
-                written.reply.accept();
-                watcher.lock().confirm(receipt);
-            }
-            Err(refusal) => {
-                watcher.lock().refused(refusal.errno);
-                told(&refusal, written.uid, written.pid);
-                written.reply.refuse(refusal.errno);
-            }
+        answers.spawn_local(answer(written, watcher.clone(), Rc::clone(&places)));
+        while answers.try_join_next().is_some() {}
+        yield_now().await;
+    }
+    while answers.join_next().await.is_some() {}
+}
+
+async fn answer<S: Source>(written: Written, watcher: Shared<S>, places: Rc<Places>) {
+    match handle(&written, &watcher, &places).await {
+        Ok(receipt) => {
+            written.reply.accept();
+            watcher.lock().confirm(receipt);
         }
-        tokio::task::yield_now().await;
+        Err(refusal) => {
+            watcher.lock().refused(refusal.errno);
+            told(&refusal, written.uid, written.pid);
+            written.reply.refuse(refusal.errno);
+        }
     }
 }
 
-fn handle<S: Source>(written: &Written, watcher: &Shared<S>, places: &Places) -> Result<Receipt, Refusal> {
+async fn handle<S: Source>(
+    written: &Written,
+    watcher: &Shared<S>,
+    places: &Places,
+) -> Result<Receipt, Refusal> {
     let writer = Peer::writer(written.pid, written.uid, written.gid, places)?;
     let own = Some(written.group);
     let client = Client { line: &written.line, asker: &writer, follower: None, own };
-    register(watcher, places, client)
+    register(watcher, places, client).await
 }

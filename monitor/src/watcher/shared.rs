@@ -6,7 +6,9 @@ use std::{
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::watcher::Watcher;
+use tokio::task::yield_now;
+
+use crate::{source::Source, watcher::Watcher};
 
 /// One watcher, and who may use it next: whoever asked first. So neither the doors,
 /// which ask again and again, nor the thread that signals can keep the other out for
@@ -61,6 +63,26 @@ impl<S> Shared<S> {
         // Free, or about to be: the guard before lets go of it and then of its turn.
         let watcher = inner.watcher.lock().unwrap_or_else(PoisonError::into_inner);
         Guard { watcher, _turn: Turn(inner) }
+    }
+}
+
+impl<S: Source> Shared<S> {
+    /// The watcher, once what was begun on a slot has ended: a piece at a time, and between
+    /// two of them the other clients of this thread have their turns.
+    pub async fn settled(&self, slot: u32) -> Guard<'_, S> {
+        /// Of so many registrations as there can be by default. Who comes again and again just
+        /// when something else was begun is served then: the watcher ends it.
+        const PIECES: u32 = 4096;
+        for _ in 0..PIECES {
+            {
+                let mut watcher = self.lock();
+                if !watcher.goes_on_with(slot) {
+                    return watcher;
+                }
+            }
+            yield_now().await;
+        }
+        self.lock()
     }
 }
 

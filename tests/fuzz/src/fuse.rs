@@ -21,7 +21,7 @@ use nix::{
     },
     unistd::getpid,
 };
-use tokio::{runtime::Runtime, sync::mpsc};
+use tokio::{runtime::Runtime, sync::mpsc, task::LocalSet};
 
 use crate::{
     Input, heap,
@@ -113,7 +113,7 @@ impl Theatre {
         // An error says how the session ended; each ends.
         let _ = session.run();
         let (watcher, places) = (self.stage.watcher.clone(), Rc::clone(&self.stage.places));
-        self.runtime.block_on(door::view::serve(written, watcher, places));
+        LocalSet::new().block_on(&self.runtime, door::view::serve(written, watcher, places));
     }
 
     fn request(&self, input: &mut Input<'_>, unique: u64) -> Request {

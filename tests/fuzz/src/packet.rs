@@ -169,7 +169,8 @@ impl Doors {
                 &self.stage.watcher,
                 &self.stage.places,
                 Some(follower),
-            );
+            )
+            .await;
             if let Err(refusal) = answer {
                 assert!(!refusal.why.is_empty());
             }

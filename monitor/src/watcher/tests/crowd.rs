@@ -1,14 +1,18 @@
 //! What one user has the agent do does not delay another: counted in turns, not in time.
 
-use std::{thread, time::Duration};
+use std::{cell::Cell, rc::Rc, thread, time::Duration};
 
 use monitor_common::{control::ControlFile, word::Word as _};
 use nix::errno::Errno;
+use tokio::{
+    runtime::Builder,
+    task::{LocalSet, yield_now},
+};
 
 use super::{
     Client, FakeKernel, LIMITS, Limits, Request, USAGE, Watcher, client, fake::FakeHost, request, taken,
 };
-use crate::registry::Account;
+use crate::{registry::Account, watcher::Shared};
 
 const MANY: u64 = 65_000;
 /// Users, on groups of their own.
@@ -208,4 +212,29 @@ fn a_group_that_several_wait_on_is_nobodys_debt() {
     }
     let turns = turns_until_told(&mut watcher, 4, &ours);
     assert!(turns <= 4, "{turns} turns");
+}
+
+#[test]
+fn a_registration_that_waits_leaves_others_their_turns() {
+    let mut watcher = crowded();
+    let theirs = client();
+    for _ in 0..MANY {
+        wait(&mut watcher, ATTACKER, 3, USAGE, "10", &theirs);
+    }
+    watcher.run();
+    watcher.source.charge(3, 12);
+    watcher.ring(3, 0);
+    watcher.turn();
+    assert!(watcher.goes_on_with(3), "a step over all of them has begun");
+    let (watcher, turns) = (Shared::new(watcher), Rc::new(Cell::new(0_u32)));
+    let (set, counted) = (LocalSet::new(), Rc::clone(&turns));
+    set.spawn_local(async move {
+        loop {
+            counted.set(counted.get() + 1);
+            yield_now().await;
+        }
+    });
+    let runtime = Builder::new_current_thread().build().expect("a runtime");
+    set.block_on(&runtime, async { assert!(!watcher.settled(3).await.goes_on_with(3)) });
+    assert!(turns.get() >= 16, "{} turns of others", turns.get());
 }
