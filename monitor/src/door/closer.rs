@@ -141,6 +141,16 @@ impl Closer {
         users.by_id.get(&account).is_none_or(|user| user.waiting.len() < MAX_DESCRIPTORS)
     }
 
+    /// Whom one more descriptor counts against: the account, or, where that one has no room,
+    /// the privileged, whose own it may be. A container's root has the host's root's user id,
+    /// and so its account, until then. `None` where there is no room.
+    pub(super) fn payer(&self, account: Account, is_privileged: impl FnOnce() -> bool) -> Option<Account> {
+        if self.has_room(account) {
+            return Some(account);
+        }
+        Some(Account::Privileged).filter(|account| self.has_room(*account) && is_privileged())
+    }
+
     /// Waits until less than a message's worth of this account's is to be closed.
     pub async fn room(&self, account: Account) {
         loop {
@@ -246,5 +256,22 @@ mod tests {
             drop(closer.foreign(seven, UnixStream::pair().expect("a pair").0.into()));
         }
         assert!(!closer.has_room(seven) && closer.has_room(Account::User(8)));
+    }
+
+    #[test]
+    fn a_privileged_process_has_room_where_its_user_id_has_none() {
+        let closer = Closer::idle();
+        let root = Account::User(0);
+        assert_eq!(closer.payer(root, || panic!("not asked for nothing")), Some(root));
+        let fill = |account| {
+            for _ in 0..MAX_DESCRIPTORS {
+                drop(closer.foreign(account, UnixStream::pair().expect("a pair").0.into()));
+            }
+        };
+        fill(root);
+        assert_eq!(closer.payer(root, || false), None, "a container's root");
+        assert_eq!(closer.payer(root, || true), Some(Account::Privileged));
+        fill(Account::Privileged);
+        assert_eq!(closer.payer(root, || true), None);
     }
 }

@@ -128,9 +128,8 @@ impl Peer {
     fn take(&self, number: u32) -> Result<Foreign, Errno> {
         let number = i32::try_from(number).map_err(|_| Errno::EBADF)?;
         // It may be one that never closes: as many as a message can bring, and no more.
-        if !self.closer.has_room(self.account) {
-            return Err(Errno::ENOMEM);
-        }
+        let is_privileged = || self.credentials().is_ok_and(|credentials| credentials.is_privileged());
+        let account = self.closer.payer(self.account, is_privileged).ok_or(Errno::ENOMEM)?;
         let pid = self.sender.pid();
         let opened;
         let pidfd = match self.sender.pidfd() {
@@ -149,7 +148,7 @@ impl Peer {
                 &opened
             }
         };
-        Ok(self.closer.foreign(self.account, pidfd_getfd(pidfd, number)?))
+        Ok(self.closer.foreign(account, pidfd_getfd(pidfd, number)?))
     }
 
     fn not_taken(&self, which: Which, errno: Errno) -> Refusal {
