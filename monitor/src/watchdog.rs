@@ -141,7 +141,7 @@ async fn ask<S: Source>(
     let control = File::open(control).map_err(|error| Error::file("open", control, error))?;
     let refused = |refusal: Refusal| Error::Host(format!("the agent refused {line:?} of its own: {refusal}"));
     let fds = [eventfd, control.into()].map(Foreign::harmless);
-    let sent = Sent::new(fds.into(), Sender::new(UnixCredentials::new())).map_err(refused)?;
+    let sent = Sent::new(fds.into(), Sender::new(UnixCredentials::new()), Account::Agent).map_err(refused)?;
     let client = Client { line: line.as_bytes(), asker: &Own(sent), follower: None, own: None };
     let outcome = register(watcher, places, client).await;
     match outcome {

@@ -51,12 +51,27 @@ impl Accounting {
         }
     }
 
+    /// The account of a packet's sender. One who was gone before it could be looked at is
+    /// taken for one of the connection's opener's, lest it has a second quota, all others' who
+    /// cannot be told.
+    pub(super) fn of_packet(&self, sender: &Sender, opener: Account) -> Account {
+        told_by(self.of_sender(sender), opener)
+    }
+
     /// The account of whoever opened a connection. Whether that is a privileged process is
     /// asked of root, and where `is_full` says that the account has as many as it may have.
     pub(super) fn of_connection(&self, peer: &Sender, is_full: impl Fn(Account) -> bool) -> Account {
         let account = self.of_sender(peer);
         let is_privileged = || credentials_of(peer).is_ok_and(|credentials| credentials.is_privileged());
         if (peer.uid() == 0 || is_full(account)) && is_privileged() { Account::Privileged } else { account }
+    }
+}
+
+/// The opener's account, which has a quota, where the sender's cannot be told.
+const fn told_by(sender: Account, opener: Account) -> Account {
+    match (sender, opener) {
+        (Account::Unidentified, Account::User(_) | Account::Group(_)) => opener,
+        _ => sender,
     }
 }
 
@@ -194,7 +209,18 @@ fn base(hierarchy: &Hierarchy, own: &Path) -> Option<PathBuf> {
 mod tests {
     use std::path::{Path, PathBuf};
 
-    use super::resolved;
+    use super::{resolved, told_by};
+    use crate::registry::Account;
+
+    #[test]
+    fn who_has_gone_is_taken_for_the_connections_opener() {
+        let (mine, other) = (Account::Group(7), Account::Group(8));
+        assert_eq!(told_by(mine, other), mine);
+        assert_eq!(told_by(Account::Unidentified, other), other);
+        // Nobody is rid of all quotas so.
+        assert_eq!(told_by(Account::Unidentified, Account::Privileged), Account::Unidentified);
+        assert_eq!(told_by(Account::Unidentified, Account::Unidentified), Account::Unidentified);
+    }
 
     #[test]
     fn paths_are_counted_from_the_namespaces_root() {

@@ -25,14 +25,15 @@ pub struct Sent {
     event: RefCell<Option<Foreign>>,
     control: RefCell<Option<Foreign>>,
     sender: Sender,
+    opener: Account,
 }
 
 impl Sent {
-    /// Takes exactly two.
+    /// Takes exactly two; `opener` is whom the connection counts against that they came by.
     ///
     /// # Errors
     /// `EINVAL` for any other number.
-    pub fn new(fds: Vec<Foreign>, sender: Sender) -> Result<Self, Refusal> {
+    pub fn new(fds: Vec<Foreign>, sender: Sender, opener: Account) -> Result<Self, Refusal> {
         let [event, control] = <[Foreign; 2]>::try_from(fds).map_err(|fds| {
             let count = fds.len();
             Refusal::new(
@@ -40,7 +41,7 @@ impl Sent {
                 format!("{count} descriptors came along; send event_fd and control_fd, or none"),
             )
         })?;
-        Ok(Self { event: Some(event).into(), control: Some(control).into(), sender })
+        Ok(Self { event: Some(event).into(), control: Some(control).into(), sender, opener })
     }
 
     fn missing(which: Which) -> Refusal {
@@ -77,6 +78,6 @@ impl Asker for Sent {
     }
 
     fn account(&self, accounting: &Accounting) -> Account {
-        accounting.of_sender(&self.sender)
+        accounting.of_packet(&self.sender, self.opener)
     }
 }

@@ -125,6 +125,6 @@ pub async fn from_packet<S: Source>(
             last.insert(again.map_or_else(|| Peer::of(sender, packet.account, &places.closer), Ok)?);
         return register(watcher, places, Client { line, asker, follower, own: None }).await;
     }
-    let asker = &Sent::new(packet.descriptors, sender)?;
+    let asker = &Sent::new(packet.descriptors, sender, packet.account)?;
     register(watcher, places, Client { line, asker, follower, own: None }).await
 }

@@ -1,6 +1,7 @@
 //! Quotas: whose each registration is, who has none, and what bounds them all.
 
 use std::fs::{File, OpenOptions};
+use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::chown;
 use std::path::Path;
@@ -12,7 +13,7 @@ use memcg_monitor::door::control::{Answer, Request};
 use memcg_monitor::door::seqpacket::connect;
 use memcg_monitor::view::POINT;
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::socket::{MsgFlags, recv, send};
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, recv, send, sendmsg};
 use nix::unistd::{Uid, setfsuid, setresuid};
 
 use crate::harness::MIB;
@@ -224,6 +225,23 @@ fn groups_pay() -> Result<()> {
         let fds = [held.0.as_fd(), control.as_fd()];
         let outcome = memcg_monitor::client::register(Path::new(SOCKET), b"0 0 1M", Some(fds));
         ensure!(matches!(outcome, Err(Error::Refused { errno: FULL, .. })), "{outcome:?}");
+        Ok(())
+    })?;
+    run_in_group(&other, USER, || {
+        // Gone by the time that it is looked at, or not: its connection's opener is there.
+        let connection = connect(Path::new(SOCKET))?;
+        for _ in 0..8 {
+            process::run(|| {
+                let fds = [held.0.as_raw_fd(), control.as_raw_fd()];
+                let (line, rights) = ([IoSlice::new(b"0 0 1M")], [ControlMessage::ScmRights(&fds)]);
+                sendmsg::<UnixAddr>(connection.as_raw_fd(), &line, &rights, MsgFlags::MSG_NOSIGNAL, None)?;
+                Ok(())
+            })?;
+            let mut answer = [0; 512];
+            let length = recv(connection.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+            let answer = String::from_utf8_lossy(&answer[..length]);
+            ensure!(answer.starts_with(&format!("-{FULL} ")), "a sender that is gone: {answer:?}");
+        }
         Ok(())
     })?;
     expect("root", &errnos(&held, &on, 8)?, &[0; 8])?;
