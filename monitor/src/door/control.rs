@@ -79,7 +79,7 @@ pub enum Answer {
 /// One group of a list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupRow {
-    /// Directory, or `#` and the id when it has none any more.
+    /// Directory, or `#` and the id when it has none any more, or one longer than 1,024 bytes.
     pub cgroup: String,
     /// `st_ino` of the directory.
     pub id: u64,
@@ -166,6 +166,9 @@ const LISTS: usize = 8;
 /// How long a list waits for its reader to take a packet.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long a list may take in all: so long it keeps a snapshot, and the place of another.
+const WHOLE: Duration = Duration::from_secs(300);
+
 /// Serves until the task is dropped.
 pub async fn serve(listener: Rc<Listener>, watcher: Shared, places: Rc<Places>, listing: Listing) {
     let lists = Rc::new(Semaphore::new(LISTS));
@@ -192,18 +195,17 @@ pub async fn serve(listener: Rc<Listener>, watcher: Shared, places: Rc<Places>, 
 }
 
 /// Sends all groups, each with its registrations as they are when it is sent.
-async fn list(
-    connection: &Connection,
-    watcher: &Shared,
-    snapshot: &[Listed],
-) -> std::io::Result<Result<(), Refusal>> {
-    for listed in snapshot {
+async fn list(connection: &Connection, watcher: &Shared, snapshot: &[Listed]) -> std::io::Result<()> {
+    let groups = snapshot.chunks(listing::IN_A_LOOK);
+    for (listed, is_waited_for) in
+        groups.flat_map(|some| some.iter().zip(listing::are_waited_for(watcher, some)))
+    {
         let row = |registrations| {
             let Listed { cgroup, id, usage, peak, oom, .. } = listed;
             let (cgroup, oom) = (cgroup.clone(), oom.clone());
             Answer::Group(GroupRow { cgroup, id: *id, usage: *usage, peak: *peak, oom, registrations })
         };
-        let mut next = listing::is_waited_for(watcher, listed.group).then_some(At::default());
+        let mut next = is_waited_for.then_some(At::default());
         let mut is_sent = false;
         while let Some(at) = next {
             let (registrations, after) = listing::page(watcher, listed.group, at);
@@ -218,8 +220,7 @@ async fn list(
         }
     }
     let status = status(&watcher.lock());
-    answer(connection, &Answer::Status(status)).await?;
-    Ok(Ok(()))
+    timeout(PATIENCE, answer(connection, &Answer::Status(status))).await?
 }
 
 async fn answer(connection: &Connection, answer: &Answer) -> std::io::Result<()> {
@@ -232,35 +233,43 @@ async fn converse(
     places: &Places,
     (listing, lists): (&Listing, &Semaphore),
 ) -> std::io::Result<()> {
-    while let Some(mut packet) = connection.receive(MAX_REQUEST).await? {
+    while let Some(packet) = connection.receive(MAX_REQUEST).await? {
         let who = packet.sender.as_ref().map(|sender| (sender.uid(), sender.pid()));
         let is_operator = packet.sender.as_ref().is_some_and(|sender| gate.lets(sender));
-        let outcome = match serde_json::from_slice(&packet.bytes) {
+        let request = match serde_json::from_slice(&packet.bytes) {
             _ if !is_operator => Err(Refusal::new(Errno::EPERM, NO_OPERATOR)),
             _ if packet.truncated => Err(Refusal::new(Errno::E2BIG, "the request is too long")),
             Err(error) => Err(Refusal::new(Errno::EINVAL, format!("not a request: {error}"))),
-            Ok(Request::List) => {
-                // Whoever has the answer finds nothing of the question any more.
-                drop(packet.sender.take());
-                // Never closed, so there is one, some time.
-                let _permit = lists.acquire().await;
-                match listing.get().await {
-                    Some(snapshot) => list(connection, watcher, &snapshot).await,
-                    None => {
-                        Ok(Err(Refusal::new(Errno::EIO, "the list could not be made; see the agent's log")))
-                    }
-                }?
-            }
-            Ok(Request::Status) => {
-                drop(packet.sender.take());
-                let status = status(&watcher.lock());
-                answer(connection, &Answer::Status(status)).await?;
-                Ok(())
-            }
+            Ok(request) => Ok(request),
+        };
+        let outcome = match request {
             Ok(Request::Listen(line)) => match begin(packet, &line, watcher, places).await {
                 Ok(events) => return follow(connection, events, places).await,
                 Err(refusal) => Err(refusal),
             },
+            other => {
+                // Whoever has the answer finds nothing of the question any more; and who does
+                // not read it keeps no descriptors here.
+                drop(packet);
+                match other {
+                    Err(refusal) => Err(refusal),
+                    Ok(Request::List) => {
+                        // Never closed, so there is one, some time.
+                        let _permit = lists.acquire().await;
+                        if let Some(snapshot) = listing.get().await {
+                            timeout(WHOLE, list(connection, watcher, &snapshot)).await??;
+                            Ok(())
+                        } else {
+                            Err(Refusal::new(Errno::EIO, "the list could not be made; see the agent's log"))
+                        }
+                    }
+                    Ok(_) => {
+                        let status = status(&watcher.lock());
+                        answer(connection, &Answer::Status(status)).await?;
+                        Ok(())
+                    }
+                }
+            }
         };
         if let Err(refusal) = outcome {
             let (uid, pid) = who.unwrap_or((connection.user(), 0));

@@ -8,6 +8,7 @@
 
 use std::{
     collections::BTreeMap,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -43,12 +44,19 @@ const WAITING: usize = 64;
 /// Registrations in a page: as many as one packet holds.
 const IN_A_PAGE: usize = 500;
 
+/// Groups that are looked up in one use of the watcher.
+pub(super) const IN_A_LOOK: usize = 1024;
+
+/// Longest path that is shown, in bytes: whoever makes groups chooses their names, and a
+/// snapshot holds them all.
+const LONGEST_PATH: usize = 1024;
+
 /// A group, without what is waited for on it.
 #[derive(Debug)]
 pub(super) struct Listed {
     pub(super) group: GroupId,
     pub(super) id: u64,
-    /// Directory, or `#` and the id when it has none any more.
+    /// Directory, or `#` and the id when it has none any more, or a path beyond [`LONGEST_PATH`].
     pub(super) cgroup: String,
     /// In bytes.
     pub(super) usage: u64,
@@ -187,7 +195,7 @@ fn name(tree: &Tree, mut listed: Vec<Listed>) -> Vec<Listed> {
     let directories = tree.directories();
     for row in &mut listed {
         let path = directories.path_of(row.id);
-        row.cgroup = path.map_or_else(|| format!("#{}", row.id), |path| path.to_string_lossy().into_owned());
+        row.cgroup = shown(path.as_deref(), row.id);
         if row.hears_oom {
             let events = directories.open(row.id).map(|found| files::events(&found, directories.version()));
             let [.., oom, oom_kill, oom_group_kill] = events.unwrap_or_default();
@@ -196,6 +204,11 @@ fn name(tree: &Tree, mut listed: Vec<Listed>) -> Vec<Listed> {
     }
     listed.sort_by(|a, b| a.cgroup.cmp(&b.cgroup));
     listed
+}
+
+fn shown(path: Option<&Path>, id: u64) -> String {
+    let path = path.filter(|path| path.as_os_str().len() <= LONGEST_PATH);
+    path.map_or_else(|| format!("#{id}"), |path| path.to_string_lossy().into_owned())
 }
 
 /// How far a group's registrations have been read: on which of
@@ -224,9 +237,12 @@ pub(super) fn page<S: Source>(
     (rows, Some(At { quantity, after }))
 }
 
-/// Whether a group has registrations: most have none, and no page needs to be asked for.
-pub(super) fn is_waited_for<S: Source>(watcher: &Shared<S>, group: GroupId) -> bool {
-    watcher.lock().registry().group(group.slot).is_some_and(|found| found.id == group)
+/// Whether groups have registrations, at most [`IN_A_LOOK`] of them: most have none, and no
+/// page needs to be asked for.
+pub(super) fn are_waited_for<S: Source>(watcher: &Shared<S>, groups: &[Listed]) -> Vec<bool> {
+    let watcher = watcher.lock();
+    let found = |group: GroupId| watcher.registry().group(group.slot).filter(|found| found.id == group);
+    groups.iter().map(|listed| found(listed.group).is_some()).collect()
 }
 
 fn thresholds(
@@ -265,4 +281,19 @@ fn others(group: &Group) -> Vec<RegistrationRow> {
     let plain = |(on, count): (ControlFile, usize)| (count > 0).then(|| row(on, None, count as u64));
     let pressures = pressures.into_iter().map(|(text, count)| row(ControlFile::Pressure, Some(text), count));
     ooms.into_iter().filter_map(plain).chain(pressures).chain(empty.into_iter().filter_map(plain)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::{LONGEST_PATH, shown};
+
+    #[test]
+    fn a_long_path_is_shown_by_the_groups_id() {
+        let path = |length| "/".to_owned() + &"a".repeat(length - 1);
+        assert_eq!(shown(Some(Path::new(&path(LONGEST_PATH))), 7), path(LONGEST_PATH));
+        assert_eq!(shown(Some(Path::new(&path(LONGEST_PATH + 1))), 7), "#7");
+        assert_eq!(shown(None, 7), "#7");
+    }
 }
