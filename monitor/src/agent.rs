@@ -165,6 +165,13 @@ pub async fn run(
     let operators = handed::listener(&mut handed, handed::OPERATOR)?;
     let vault = Keeper::found(options.keeps).map(|keeper| Vault::open(keeper, handed)).transpose()?;
     let pins = vault.as_ref().and_then(|_| open_pins(&options.pins));
+    if pins.is_none() && Pins::hold_programs(&options.pins) {
+        let folder = options.pins.display();
+        log::warn!(
+            "programs of an earlier agent stay attached, and cost what they did: this agent does not \
+             open what is pinned in {folder}; unless another agent uses it, rm -r {folder}"
+        );
+    }
     let runtime = signals::Own::new()?;
     let (programs, ring) = Programs::start(v1, options.sizes, pins)?;
     let asks = confine::rights::needed_for(&confine::ASK, || programs.answers());

@@ -153,6 +153,19 @@ impl Pins {
         }
     }
 
+    /// Whether programs or links are pinned in `folder`, as far as they can be seen: they stay
+    /// attached also where no agent opens them.
+    #[must_use]
+    pub fn hold_programs(folder: &Path) -> bool {
+        let names = |path: &Path| {
+            let entries = fs::read_dir(path).into_iter().flatten().flatten();
+            entries.filter_map(|entry| entry.file_name().into_string().ok()).collect::<Vec<_>>()
+        };
+        let is_attached = |name: &String| name.starts_with("prog-") || name.starts_with("link-");
+        let schemas = names(folder).into_iter().filter(|name| schema_of(name).is_some());
+        schemas.into_iter().any(|schema| names(&folder.join(schema)).iter().any(is_attached))
+    }
+
     /// Where the present schema's pins are: by the folder's descriptor.
     #[must_use]
     pub fn present(&self) -> PathBuf {
@@ -353,7 +366,22 @@ fn nobody_elses_to_rename_in(path: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::schema_of;
+    use std::fs;
+
+    use super::{Pins, schema_of};
+
+    #[test]
+    fn programs_that_are_left_are_seen() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let hold = || Pins::hold_programs(folder.path());
+        assert!(!Pins::hold_programs(&folder.path().join("none")) && !hold());
+        for (name, holds) in [("other/prog-charge", false), ("4/map-SLOTS", false), ("4/link-charge", true)] {
+            let path = folder.path().join(name);
+            fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+            fs::write(path, "").expect("a file");
+            assert_eq!(hold(), holds, "{name}");
+        }
+    }
 
     #[test]
     fn only_names_that_are_ours_are_ours() {

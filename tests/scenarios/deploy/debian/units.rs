@@ -51,6 +51,8 @@ fn debian_documented() -> Result<()> {
     sh(narrow)?;
     let line = output("systemctl", &["show", "-P", "ExecStart", SERVICE])?;
     ensure!(line.contains("--no-mount"), "the drop-in does not count: {line}");
+    let pinned = fs::read_dir("/sys/fs/bpf/memcg-monitor").map_or(0, Iterator::count);
+    ensure!(pinned == 0, "programs of the agent before stay attached");
     sh(remove)?;
     ensure!(!Path::new(BINARY).exists(), "the program is still there");
     ensure!(
