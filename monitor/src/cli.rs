@@ -113,7 +113,7 @@ pub struct Agent {
     #[arg(long, value_name = "DIR")]
     pub cgroup_root: Option<PathBuf>,
     /// Groups that can be watched at once: about 420 bytes of kernel memory each, taken at
-    /// the start. Removed groups count until those that wait on them are told, no longer
+    /// the start, and counted against the agent's own limit (MemoryMax=). Removed groups count until those that wait on them are told, no longer
     /// [default: one for each 64 KiB of the host's memory, rounded up to a power of two,
     /// 4096 to 65536 (27 MiB)]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..=1_048_576))]
