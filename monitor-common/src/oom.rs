@@ -144,7 +144,7 @@ pub fn begin<'a, W: Word + 'a>(
     if below as i64 > 0 && is_fresh(slot.oom_below_since.get(), now) {
         return false;
     }
-    let held = Hold(slot.oom_holder.get());
+    let mut held = Hold(slot.oom_holder.get());
     if held.silences(thread, now) {
         return false;
     }
@@ -153,7 +153,13 @@ pub fn begin<'a, W: Word + 'a>(
         return false;
     }
     let hold = Hold::new(thread, now);
-    if slot.oom_holder.cas(held.0, hold.0) != held.0 {
+    let mut before = slot.oom_holder.cas(held.0, hold.0);
+    if before != held.0 && before == Hold::NONE.0 {
+        // What was left over was released in between: nobody is told for that.
+        held = Hold::NONE;
+        before = slot.oom_holder.cas(held.0, hold.0);
+    }
+    if before != held.0 {
         // Another was first, and is told.
         return false;
     }

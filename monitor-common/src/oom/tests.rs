@@ -100,6 +100,29 @@ fn a_hold_is_released_once() {
     assert!(is_under(at, 3, 2 * SECOND), "another's hold is another's");
 }
 
+/// The agent takes away a hold that was left over, in the middle of a beginning.
+#[test]
+fn a_hold_that_is_released_meanwhile_silences_nobody() {
+    let tree = family();
+    let at = |index: u32| tree.get(index as usize);
+    assert!(begin(at, 3, 1, SECOND));
+    let left = hold_of(&tree[3]);
+    let looks = core::cell::Cell::new(0);
+    let in_between = |index: u32| {
+        looks.set(looks.get() + 1);
+        // The hold was read; now it is looked what holds those above.
+        if looks.get() == 2 {
+            release(at, 3, left);
+        }
+        at(index)
+    };
+    assert!(begin(in_between, 3, 2, SECOND + STALE));
+    assert!(looks.get() > 2 && hold_of(&tree[3]).thread() == 2);
+    assert!(!begin(at, 0, 4, SECOND + STALE), "it is counted above");
+    end(at, 3, 2);
+    assert!(is_calm(&tree));
+}
+
 #[test]
 fn a_parent_that_is_found_in_between_is_counted_as_it_was() {
     let tree = tree([PARENT_ROOT, PARENT_UNKNOWN]);
