@@ -116,6 +116,12 @@ impl Registry {
         self.groups.values()
     }
 
+    /// Slots on which somebody waits for OOM.
+    #[must_use]
+    pub fn oom_slots(&self) -> Vec<u32> {
+        self.ooms.iter().copied().collect()
+    }
+
     /// Those on which somebody waits for OOM.
     pub fn oom_groups(&self) -> impl Iterator<Item = &Group> {
         self.ooms.iter().filter_map(|slot| self.groups.get(slot))

@@ -5,7 +5,7 @@
 //! sweep is told in the next, if it still is so then. Each sweep looks at so many groups and
 //! no more; that a call is skipped is rare, whatever anybody does.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 
 use monitor_common::{
     control::ControlFile,
@@ -30,9 +30,10 @@ const LOOKED_FOR: usize = 32;
 #[derive(Debug)]
 pub(super) struct Skips {
     known: Misses,
-    /// Slots whose kernel count of OOMs is to be compared; and what the kernel had counted
-    /// beyond ours.
-    ooms: Vec<u32>,
+    /// Slots from which on upwards the kernel's counts of OOMs are to be compared, and those
+    /// compared in this round; and what the kernel had counted beyond ours.
+    ooms: Round,
+    compared: HashSet<u32>,
     missed_ooms: Vec<(GroupId, u64)>,
     /// What was held when an end was skipped, and how many OOMs had joined others.
     holds: Vec<(u32, Hold)>,
@@ -40,32 +41,52 @@ pub(super) struct Skips {
     /// What marks threads had then.
     marks: Vec<(u32, u64)>,
     /// Slots that may have gone.
-    going: Vec<u32>,
+    going: Round,
     /// Slots that may have become empty; and those that seem to have.
-    emptying: Vec<u32>,
+    emptying: Round,
     emptied: Vec<GroupId>,
 }
 
 impl Skips {
     /// What `known` counts is no news.
-    pub(super) const fn new(known: Misses) -> Self {
+    pub(super) fn new(known: Misses) -> Self {
         Self {
             known,
-            ooms: Vec::new(),
+            ooms: Round::default(),
+            compared: HashSet::new(),
             missed_ooms: Vec::new(),
             holds: Vec::new(),
             joined: 0,
             marks: Vec::new(),
-            going: Vec::new(),
-            emptying: Vec::new(),
+            going: Round::default(),
+            emptying: Round::default(),
             emptied: Vec::new(),
         }
     }
 }
 
-/// The last of `left`, as many as one sweep takes.
-fn some(left: &mut Vec<u32>, most: usize) -> Vec<u32> {
-    left.split_off(left.len().saturating_sub(most))
+/// Slots that one kind of skipped calls may have been for, a few in each sweep.
+#[derive(Debug, Default)]
+struct Round {
+    left: Vec<u32>,
+    /// Some were skipped since these were listed. The next round begins when this one has
+    /// ended: who skips calls in each sweep keeps nobody from having a turn.
+    again: bool,
+}
+
+impl Round {
+    /// Whether a new one begins now.
+    fn begins(&mut self) -> bool {
+        self.left.is_empty() && std::mem::take(&mut self.again)
+    }
+
+    /// As many as one sweep takes; `all`: what a new round is of.
+    fn some(&mut self, most: usize, all: impl FnOnce() -> Vec<u32>) -> Vec<u32> {
+        if self.begins() {
+            self.left = all();
+        }
+        self.left.split_off(self.left.len().saturating_sub(most))
+    }
 }
 
 impl<S: Source> Watcher<S> {
@@ -82,21 +103,15 @@ impl<S: Source> Watcher<S> {
         let (begin, end) = (Misses::both(new.ooms), Misses::both(new.oom_ends));
         let written = Misses::both(new.limit_writes);
         // A thread that kept its mark of an OOM is not asked about the next one.
-        if begin || end {
-            self.skips.ooms = self.oom_slots().into_iter().collect();
-        }
+        self.skips.ooms.again |= begin || end;
         if end {
             self.note_holds();
         }
         if end || written {
             self.skips.marks = self.source.thread_marks();
         }
-        if new.removals > 0 {
-            self.skips.going = self.registry.slots();
-        }
-        if new.emptied > 0 {
-            self.skips.emptying = self.registry.slots();
-        }
+        self.skips.going.again |= new.removals > 0;
+        self.skips.emptying.again |= new.emptied > 0;
         if new.for_good > 0 {
             self.source.count(Tally::SkippedForGood, new.for_good);
         }
@@ -106,13 +121,6 @@ impl<S: Source> Watcher<S> {
         if written || new.limits_set > 0 {
             self.limits_written();
         }
-    }
-
-    /// By whose limits somebody hears of an OOM: groups with listeners, and all above them.
-    fn oom_slots(&self) -> BTreeSet<u32> {
-        let root = self.source.root().slot;
-        let listening = self.registry.oom_groups().map(|group| group.id.slot);
-        listening.flat_map(|slot| self.lineage(slot)).filter(|slot| *slot != root).collect()
     }
 
     fn id_at(&self, slot: u32) -> Option<GroupId> {
@@ -133,15 +141,30 @@ impl<S: Source> Watcher<S> {
         if surplus >> 63 == 0 { surplus } else { 0 }
     }
 
+    /// By whose limits somebody hears of an OOM: groups with listeners, and all above them,
+    /// each once.
     fn compare_ooms(&mut self) {
-        for slot in some(&mut self.skips.ooms, IN_A_SWEEP) {
+        let root = self.source.root().slot;
+        if self.skips.ooms.begins() {
+            self.skips.ooms.left = self.registry.oom_slots();
+            self.skips.compared = HashSet::new();
+        }
+        let mut next = self.skips.ooms.left.pop();
+        for _ in 0..IN_A_SWEEP {
+            let Some(slot) = next else { return };
+            if slot == root || !self.skips.compared.insert(slot) {
+                next = self.skips.ooms.left.pop();
+                continue;
+            }
             if let Some(group) = self.id_at(slot)
                 && let surplus = self.oom_surplus(group)
                 && surplus > 0
             {
                 self.skips.missed_ooms.push((group, surplus));
             }
+            next = self.above(slot).or_else(|| self.skips.ooms.left.pop());
         }
+        self.skips.ooms.left.extend(next);
     }
 
     /// OOMs that the kernel had counted a sweep ago, and the programs have not been called
@@ -217,7 +240,7 @@ impl<S: Source> Watcher<S> {
 
     fn look_for_the_gone(&mut self) {
         let root = self.source.root().slot;
-        for index in some(&mut self.skips.going, LOOKED_FOR) {
+        for index in self.skips.going.some(LOOKED_FOR, || self.registry.slots()) {
             let known = self.registry.group(index).filter(|_| index != root);
             let Some((known, slot)) = known.zip(self.source.slot(index)) else { continue };
             let group = known.id;
@@ -265,7 +288,7 @@ impl<S: Source> Watcher<S> {
 
     fn look_for_the_empty(&mut self) {
         let root = self.source.root().slot;
-        for index in some(&mut self.skips.emptying, IN_A_SWEEP) {
+        for index in self.skips.emptying.some(IN_A_SWEEP, || self.registry.slots()) {
             let watched = self.registry.group(index).filter(|_| index != root);
             let listening = watched.filter(|group| group.empty().next().is_some());
             if let Some(group) = listening.map(|group| group.id)

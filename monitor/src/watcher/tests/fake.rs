@@ -352,6 +352,8 @@ pub(super) struct FakeHost {
     pub(super) inactive: AtomicU64,
     pub(super) clock: AtomicU64,
     pub(super) gone: AtomicBool,
+    /// By id the one group that is, if not 0.
+    pub(super) gone_one: AtomicU64,
 }
 
 impl FakeHost {
@@ -382,8 +384,9 @@ impl Host for &'static FakeHost {
         Ok(Some(self.inactive.get()))
     }
 
-    fn is_gone(&self, _: u64) -> bool {
-        self.gone.load(Ordering::Relaxed)
+    fn is_gone(&self, cgroup_id: u64) -> bool {
+        let one = self.gone_one.load(Ordering::Relaxed);
+        self.gone.load(Ordering::Relaxed) || one != 0 && one == cgroup_id
     }
 
     fn oom_counts(&self, _: u64) -> OomCounts {
