@@ -38,6 +38,8 @@ pub(super) struct Skips {
     /// What was held when an end was skipped, and how many OOMs had joined others.
     holds: Vec<(u32, Hold)>,
     joined: u64,
+    /// Whether ends were skipped before the last sweep.
+    ended: bool,
     /// What marks threads had then.
     marks: Vec<(u32, u64)>,
     /// Slots that may have gone.
@@ -57,6 +59,7 @@ impl Skips {
             missed_ooms: Vec::new(),
             holds: Vec::new(),
             joined: 0,
+            ended: false,
             marks: Vec::new(),
             going: Round::default(),
             emptying: Round::default(),
@@ -102,8 +105,10 @@ impl<S: Source> Watcher<S> {
 
         let (begin, end) = (Misses::both(new.ooms), Misses::both(new.oom_ends));
         let written = Misses::both(new.limit_writes);
-        // A thread that kept its mark of an OOM is not asked about the next one.
-        self.skips.ooms.again |= begin || end;
+        // A thread that kept its mark of an OOM is not asked about the next one; nor in the
+        // time from here to the next sweep, which takes the mark away.
+        self.skips.ooms.again |= begin || end || self.skips.ended;
+        self.skips.ended = end;
         if end {
             self.note_holds();
         }

@@ -88,6 +88,20 @@ fn while_removals_are_skipped_in_each_sweep_all_groups_are_looked_for() {
     }
 }
 
+/// A thread whose end of an OOM was skipped keeps its mark, and nobody is called for its
+/// next OOM until the mark is taken away.
+#[test]
+fn an_oom_before_the_mark_is_taken_away_is_told() {
+    let (mut watcher, client) = (watcher(), client());
+    assert_eq!(wait_for(&mut watcher, 1, Oom, "", &client), Ok(()));
+    skipped(&watcher, |misses| misses.oom_ends = [1, 1]);
+    watcher.sweep_all();
+    watcher.source.ooms.borrow_mut()[1] += 1;
+    watcher.sweep_all();
+    watcher.sweep_all();
+    assert_eq!(taken(&client), 1);
+}
+
 #[test]
 fn an_oom_that_was_skipped_among_limit_writes_is_counted() {
     let (mut watcher, client) = (watcher(), client());
