@@ -23,6 +23,7 @@ mod work;
 use std::{
     collections::{BTreeSet, HashMap},
     sync::Arc,
+    time::Instant,
 };
 
 use monitor_common::{
@@ -114,6 +115,8 @@ pub struct Watcher<S> {
     /// What is to be done to slots; each of them is one task.
     works: HashMap<u32, Work>,
     turns: Turns<Task>,
+    /// When the turn that is under way is to end.
+    turn_ends: Instant,
     debts: Debts,
     sweep: Option<Sweep>,
     /// Whether something was to be sampled when that was asked last.
@@ -173,6 +176,7 @@ impl<S: Source> Watcher<S> {
             payers: HashMap::new(),
             works: HashMap::new(),
             turns: Turns::default(),
+            turn_ends: Instant::now(),
             debts: Debts::default(),
             sweep: None,
             sampling: false,

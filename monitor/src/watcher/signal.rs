@@ -13,13 +13,16 @@ use monitor_common::{
 
 use crate::{
     registry::{Crossing, Outcome, Subscriber},
-    source::Source,
+    source::{GroupId, Source},
     vault::Ticket,
     watcher::{
         Watcher,
         event::{Cause, Event},
     },
 };
+
+/// Levels that are climbed for one of what a turn has room for.
+const LEVELS: usize = 8;
 
 /// An event on its way to those who wait for it.
 #[derive(Debug)]
@@ -34,10 +37,12 @@ pub(super) struct Telling {
 #[derive(Debug)]
 enum Rest {
     Nothing,
-    /// Those in or below the group at `index` on which somebody waits for OOM, by slot.
+    /// Those in or below the group at `index` on which somebody waits for OOM, by slot; and
+    /// one of which that is yet to be found out, with where the climb from it has come.
     Below {
         index: u32,
         next: u32,
+        climb: Option<(GroupId, u32)>,
     },
     /// Those above.
     Up {
@@ -45,6 +50,13 @@ enum Rest {
         next: Option<u32>,
         window: Propagation,
     },
+}
+
+impl Telling {
+    /// To all that wait for OOM in the group at `index` or below it.
+    const fn below(event: Event, index: u32) -> Self {
+        Self { event, targets: Vec::new(), rest: Rest::Below { index, next: 0, climb: None } }
+    }
 }
 
 impl<S: Source> Watcher<S> {
@@ -81,7 +93,7 @@ impl<S: Source> Watcher<S> {
         let id = self.id_of(index);
         if seen.ooms > 0 {
             let event = Event { cgroup_id: id, cause: Cause::Oom { limit: id }, signals: seen.ooms };
-            tellings.push_back(Telling { event, targets: Vec::new(), rest: Rest::Below { index, next: 0 } });
+            tellings.push_back(Telling::below(event, index));
         }
         let own = seen.windows.map(|count| (count, Propagation::new()));
         let below = seen.windows_below.map(|count| (count, Propagation::from_below()));
@@ -117,6 +129,9 @@ impl<S: Source> Watcher<S> {
                 let (cause, signals) = (cause.label(), *signals);
                 self.tell(to.ticket, &telling.event);
                 self.owe(to.file, to.ticket, signals, cause, rung);
+                if self.is_time_over() {
+                    *room = 0;
+                }
             }
             if *room == 0 {
                 return false;
@@ -125,22 +140,39 @@ impl<S: Source> Watcher<S> {
             if !self.next_targets(telling) {
                 return true;
             }
+            if self.is_time_over() {
+                *room = 0;
+            }
         }
     }
 
-    /// Goes to the next group whose listeners hear of it; false at the end.
+    /// Goes a few levels towards the next group whose listeners hear of it; false at the end.
     fn next_targets(&self, telling: &mut Telling) -> bool {
         match &mut telling.rest {
             Rest::Nothing => false,
-            Rest::Below { index, next } => {
+            Rest::Below { index, next, climb } => {
                 // `mem_cgroup_oom_notify`: in the group and below it.
-                let Some(group) = self.registry.oom_group_from(*next) else { return false };
-                let slot = group.id.slot;
-                *next = slot.saturating_add(1);
-                if self.is_in(slot, *index) {
-                    telling.event.cgroup_id = self.id_of(slot);
-                    telling.targets = group.oom().collect();
+                let (id, mut at) = match climb.take() {
+                    Some(climb) => climb,
+                    None => {
+                        let Some(group) = self.registry.oom_group_from(*next) else { return false };
+                        *next = group.id.slot.saturating_add(1);
+                        (group.id, group.id.slot)
+                    }
+                };
+                for _ in 0..LEVELS {
+                    if at == *index {
+                        // Its slots stay as they are while somebody waits; else nobody does.
+                        if let Some(group) = self.registry.group(id.slot).filter(|group| group.id == id) {
+                            telling.event.cgroup_id = self.id_of(id.slot);
+                            telling.targets = group.oom().collect();
+                        }
+                        return true;
+                    }
+                    let Some(above) = self.above(at) else { return true };
+                    at = above;
                 }
+                *climb = Some((id, at));
                 true
             }
             Rest::Up { level, next, window } => {
@@ -162,11 +194,6 @@ impl<S: Source> Watcher<S> {
         let some: Vec<_> = targets.iter().take(Ask::FILES_AT_ONCE).map(|to| to.file).collect();
         let asked = some.len();
         asked < targets.len() || self.closed_among(some).len() < asked
-    }
-
-    /// Whether the group in `slot` is the one at `index`, or below it.
-    fn is_in(&self, slot: u32, index: u32) -> bool {
-        std::iter::successors(Some(slot), |slot| self.above(*slot)).any(|slot| slot == index)
     }
 
     /// The OOM killer has chosen a process: told, not signalled.
@@ -195,21 +222,10 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// Tells each follower of a registration that waits for OOM in the group at `index` or
-    /// below it.
-    pub(super) fn explain(&mut self, index: u32, cause: &Cause) {
-        if self.followers.is_empty() {
-            return;
-        }
-        let mut told = Vec::new();
-        for group in self.registry.oom_groups().filter(|group| self.is_in(group.id.slot, index)) {
-            let cgroup_id = self.id_of(group.id.slot);
-            let followed = group.oom().filter(|to| self.followers.contains_key(&to.ticket));
-            told.extend(followed.map(|to| (cgroup_id, to.ticket)));
-        }
-        for (cgroup_id, ticket) in told {
-            self.tell(ticket, &Event { cgroup_id, cause: cause.clone(), signals: 0 });
-        }
+    /// To be told to each follower of a registration that waits for OOM in the group at
+    /// `index` or below it; signals nothing.
+    pub(super) fn explanation(&self, index: u32, cause: Cause) -> Telling {
+        Telling::below(Event { cgroup_id: self.id_of(index), cause, signals: 0 }, index)
     }
 
     /// Tells who follows a registration.

@@ -107,6 +107,7 @@ impl<S: Source> Watcher<S> {
         self.take_from_lane();
         let Some((payer, mut task)) = self.turns.next() else { return false };
         let (start, mut room) = (Instant::now(), ROOM);
+        self.turn_ends = start + TURN;
         loop {
             let time = TURN.saturating_sub(start.elapsed());
             match task {
@@ -137,6 +138,11 @@ impl<S: Source> Watcher<S> {
         true
     }
 
+    /// Whether what is being done had better be gone on with in another turn.
+    pub(super) fn is_time_over(&self) -> bool {
+        Instant::now() >= self.turn_ends
+    }
+
     /// Turns until nothing is left to do, or the time is over.
     pub fn catch_up_within(&mut self, time: Duration) {
         let start = Instant::now();
@@ -150,6 +156,7 @@ impl<S: Source> Watcher<S> {
         if !has_begun(self) {
             return false;
         }
+        self.turn_ends = Instant::now() + TURN;
         self.go_on(slot, &mut { ROOM });
         has_begun(self)
     }
@@ -158,6 +165,7 @@ impl<S: Source> Watcher<S> {
     pub(super) fn look_now(&mut self, slot: u32) {
         self.ring(slot, 0);
         let mut room = ROOM;
+        self.turn_ends = Instant::now() + TURN;
         if self.go_on(slot, &mut room) {
             self.begin_next(slot, &mut room);
         }
@@ -204,7 +212,7 @@ impl<S: Source> Watcher<S> {
             // The band takes them in again.
             self.ring(slot, 0);
         } else if let Some(cause) = work.causes.pop_front() {
-            self.explain(slot, &cause);
+            self.begin_explanation(slot, cause);
         } else {
             return false;
         }
@@ -223,6 +231,17 @@ impl<S: Source> Watcher<S> {
         let Some(group) = self.registry.group_mut(slot) else { return };
         group.scale_mut(file).begin_step(now);
         self.begun(slot, Begun::default());
+    }
+
+    fn begin_explanation(&mut self, index: u32, cause: Cause) {
+        if !self.followers.is_empty()
+            && let Some(slot) = self.source.slot(index)
+            && self.may_look_at(index, slot)
+        {
+            let then = if self.registry.group(index).is_none() { Then::Release } else { Then::Nothing };
+            let telling = VecDeque::from([self.explanation(index, cause)]);
+            self.begun(index, Begun { telling, then, ..Begun::default() });
+        }
     }
 
     fn begun(&mut self, slot: u32, begun: Begun) {
@@ -355,7 +374,7 @@ impl<S: Source> Watcher<S> {
                     *room = 0;
                 }
                 if waits
-                    || !self.tell_causes(slot, room)
+                    || !self.tell_causes(slot, &mut begun, room)
                     || *room == 0
                     || !self.remove_group(slot, begun.rung, room)
                 {
@@ -371,22 +390,31 @@ impl<S: Source> Watcher<S> {
 
     /// Tells all that waits to be told to those who follow, before they are gone; false where
     /// there is no room for it.
-    fn tell_causes(&mut self, slot: u32, room: &mut usize) -> bool {
-        while *room > 0 {
+    fn tell_causes(&mut self, slot: u32, begun: &mut Begun, room: &mut usize) -> bool {
+        while self.tell_all(begun, room) {
             let causes = self.works.get_mut(&slot).map(|work| &mut work.causes);
             let Some(cause) = causes.and_then(VecDeque::pop_front) else { return true };
-            *room -= 1;
-            self.explain(slot, &cause);
+            if !self.followers.is_empty() {
+                begun.telling.push_back(self.explanation(slot, cause));
+            }
         }
         false
     }
 
-    fn go_on_with(&mut self, slot: u32, begun: &mut Begun, room: &mut usize) -> bool {
+    /// Tells all that is on its way; false where there is no room for it.
+    fn tell_all(&mut self, begun: &mut Begun, room: &mut usize) -> bool {
         while let Some(telling) = begun.telling.front_mut() {
             if *room == 0 || !self.tell_on(telling, begun.rung, room) {
                 return false;
             }
             begun.telling.pop_front();
+        }
+        true
+    }
+
+    fn go_on_with(&mut self, slot: u32, begun: &mut Begun, room: &mut usize) -> bool {
+        if !self.tell_all(begun, room) {
+            return false;
         }
         let (clock, cgroup_id) = (self.clock(), self.id_of(slot));
         for file in ControlFile::QUANTITIES {

@@ -10,7 +10,8 @@ use tokio::{
 };
 
 use super::{
-    Client, FakeKernel, LIMITS, Limits, Request, USAGE, Watcher, client, fake::FakeHost, request, taken,
+    Client, FakeKernel, Heard, LIMITS, Limits, Request, USAGE, Watcher, client, fake::FakeHost, follower,
+    request, taken,
 };
 use crate::{registry::Account, watcher::Shared};
 
@@ -142,6 +143,54 @@ fn a_sweep_is_many_turns_and_one_at_a_time() {
     assert!(turns_until_told(&mut watcher, 4, &ours) <= 2);
     watcher.run();
     assert_eq!(watcher.counts().resyncs, 0);
+}
+
+#[test]
+fn an_oom_far_from_a_deep_group_is_many_turns() {
+    let kernel = FakeKernel::with_groups(5000);
+    kernel.chain(5);
+    let mut watcher = Watcher::new(kernel, Box::new(FakeHost::forever()), LIMITS).expect("AIO");
+    let [deep, near] = [client(), client()];
+    wait(&mut watcher, ATTACKER, 4990, ControlFile::Oom, "", &deep);
+    wait(&mut watcher, BYSTANDER, 3, ControlFile::Oom, "", &near);
+    watcher.run();
+    for (slot, heard) in [(3, (0, 1)), (5, (1, 0))] {
+        watcher.source.slots[slot].ooms.add(1);
+        watcher.ring(slot as u32, 0);
+        let turns = (1..).take_while(|_| watcher.turn()).count();
+        assert!(turns > 4985 / 8 / 256, "{turns} turns: the climb to {slot} is bounded");
+        assert_eq!((taken(&deep), taken(&near)), heard);
+    }
+}
+
+/// Whoever follows one registration, a kill is told of to all that wait where it happens.
+#[test]
+fn a_kill_is_told_in_many_turns() {
+    let limits = Limits { quota: 5000, ..LIMITS };
+    let kernel = FakeKernel::with_groups(2000);
+    let mut watcher = Watcher::new(kernel, Box::new(FakeHost::forever()), limits).expect("AIO");
+    let (client, heard) = (client(), Heard::default());
+    for slot in 3..2000 {
+        wait(&mut watcher, ATTACKER, slot, ControlFile::Oom, "", &client);
+    }
+    let group = watcher.source.group(3);
+    let request =
+        Request { follower: Some(follower(&heard)), ..request(group, ControlFile::Oom, "", &client) };
+    assert!(watcher.register(request).is_ok());
+    watcher.run();
+    for gone in [false, true] {
+        for _ in 0..10 {
+            watcher.group_kill(3, 4711);
+        }
+        if gone {
+            watcher.source.counters[3].set(None);
+        }
+        let turns = (1..).take_while(|_| watcher.turn()).count();
+        assert!(turns > 10 * 1997 / 256, "{turns} turns");
+        let heard: Vec<u64> = heard.lock().expect("no panic").drain(..).map(|event| event.signals).collect();
+        assert_eq!(heard.len(), 10 + usize::from(gone));
+        assert_eq!(heard[..10], [0; 10], "nothing is signalled for a kill");
+    }
 }
 
 /// Without asynchronous reads all is signalled by threads, and no less.

@@ -133,6 +133,13 @@ impl FakeKernel {
         GroupId { slot, generation: self.slots[slot as usize].state().generation() }
     }
 
+    /// Slots `first` and on are one below the other.
+    pub(super) fn chain(&self, first: usize) {
+        for (above, slot) in (first as u64..).zip(&self.slots[first + 1..]) {
+            slot.parent.set(above);
+        }
+    }
+
     /// A charge: the counter moves, then the hook looks.
     pub(super) fn charge(&self, slot: usize, usage: u64) {
         self.counters[slot].set(Some(usage));
