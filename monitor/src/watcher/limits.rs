@@ -16,7 +16,7 @@ use crate::{
     watcher::{Watcher, turns::Payer, work::Task},
 };
 
-/// Groups whose limits are asked for in a turn.
+/// Groups whose limits are asked for in a turn, at most.
 const AT_ONCE: usize = 64;
 
 /// Time between two rounds, at least.
@@ -108,11 +108,16 @@ impl<S: Source> Watcher<S> {
             (self.written.again, self.written.took) = (false, Duration::ZERO);
             self.registry.percent_slots()
         });
-        for slot in left.split_off(left.len().saturating_sub(AT_ONCE)) {
+        for _ in 0..AT_ONCE {
+            let Some(slot) = left.pop() else { break };
             match self.effective_limit(slot) {
                 Ok(limit) if self.is_moved_by(slot, limit) => self.plan_follow(slot),
                 Ok(_) => {}
                 Err(error) => log::warn!("{error}"),
+            }
+            // In a deep hierarchy a question climbs far.
+            if self.is_time_over() {
+                break;
             }
         }
         let (now, written) = (self.host.clock(), &mut self.written);

@@ -8,6 +8,7 @@ use std::{
     ops::Range,
     os::fd::{AsRawFd as _, BorrowedFd},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    time::{Duration, Instant},
 };
 
 use monitor_common::{
@@ -62,6 +63,8 @@ pub(crate) struct FakeKernel {
     pub(super) misses: Cell<Misses>,
     /// Times that a lowest limit was asked for.
     pub(super) limit_reads: Cell<usize>,
+    /// How long each takes.
+    pub(super) limit_takes: Cell<Duration>,
     pub(super) limits_rung: Cell<bool>,
     /// The kernel's own counts of OOMs.
     pub(super) ooms: RefCell<Vec<u64>>,
@@ -109,6 +112,7 @@ impl FakeKernel {
             tallies: RefCell::default(),
             misses: Cell::default(),
             limit_reads: Cell::new(0),
+            limit_takes: Cell::default(),
             limits_rung: Cell::new(false),
             ooms: RefCell::new(vec![0; 2]),
             populated: Cell::new(true),
@@ -211,6 +215,8 @@ impl Source for FakeKernel {
 
     fn lowest_limit(&self, group: GroupId) -> Result<Option<u64>> {
         self.limit_reads.set(self.limit_reads.get() + 1);
+        let start = Instant::now();
+        while start.elapsed() < self.limit_takes.get() {}
         let limits = self.limits.borrow();
         let line = std::iter::successors(Some(u64::from(group.slot)), |at| {
             self.parents.get(*at as usize).copied().filter(|parent| *parent != PARENT_ROOT)

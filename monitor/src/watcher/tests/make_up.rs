@@ -1,7 +1,7 @@
 //! What the recursion guard kept from the programs is made up for, and limits are followed
 //! at a pace.
 
-use std::sync::atomic::Ordering;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use monitor_common::{
     control::ControlFile::{self, Oom, Procs},
@@ -258,6 +258,26 @@ fn limits_are_followed_a_few_groups_in_a_turn() {
     watcher.wake(true);
     watcher.run();
     assert_eq!((reads(&watcher), watcher.due_in()), (2 * clients.len(), None));
+}
+
+#[test]
+fn limits_that_take_long_are_followed_fewer_in_a_turn() {
+    let mut watcher = watcher();
+    watcher.limits.quota = 100;
+    let clients: Vec<_> = [0, 1].map(|slot| (slot, client())).into();
+    for (slot, client) in &clients {
+        assert_eq!(wait_for(&mut watcher, *slot, USAGE, "90%", client), Ok(()));
+    }
+    watcher.run();
+    let before = watcher.source.limit_reads.get();
+    watcher.source.limit_takes.set(Duration::from_millis(1));
+    watcher.limits_written();
+    for reads in 1..=2 {
+        watcher.turn();
+        assert_eq!(watcher.source.limit_reads.get() - before, reads);
+    }
+    watcher.run();
+    assert_eq!(watcher.source.limit_reads.get() - before, 2);
 }
 
 #[test]
