@@ -29,6 +29,7 @@ use std::{
 use monitor_common::{
     band::{Band, OPEN, Outside, Seen, Track, give_back},
     control::ControlFile,
+    ring::Tally,
     word::Word as _,
 };
 use tokio::sync::Notify;
@@ -156,6 +157,7 @@ impl<S: Source> Watcher<S> {
     /// None at present.
     pub fn new(source: S, host: Box<dyn Host + Send + Sync>, limits: Limits) -> Result<Self> {
         let (misses, measures) = (source.misses(), Measures::new(&source));
+        let skips = make_up::Skips::new(misses, source.tally(Tally::OomJoined));
         let table = groups::Rounds::new(&source);
         let work = Arc::<Notify>::default();
         Ok(Self {
@@ -181,7 +183,7 @@ impl<S: Source> Watcher<S> {
             sweep: None,
             sampling: false,
             written: limits::Written::default(),
-            skips: make_up::Skips::new(misses),
+            skips,
             search: ClosedSearch::default(),
             search_queued: false,
             search_from: 0,

@@ -1,8 +1,6 @@
 //! The table of groups as the agent keeps it: what is above a group, whose slot is to be
 //! kept for a look, whose parent is to be found, and what is too deep for a charge.
 
-use std::collections::BTreeSet;
-
 use monitor_common::{
     control::ControlFile,
     ring::Tally,
@@ -156,32 +154,11 @@ impl<S: Source> Watcher<S> {
         true
     }
 
-    /// Charges below so many levels that their walk to the root was cut short: those that
-    /// wait above where it ended are looked at. Only in the timed sweep, since anybody may
-    /// make such groups.
-    pub(super) fn look_above_the_deep(&mut self) {
+    /// Whether charges since the last sweep were below so many levels that their walk to the
+    /// root was cut short: then those that wait above where it ended are looked at. Only in the
+    /// timed sweep, since anybody may make such groups.
+    pub(super) fn was_too_deep(&mut self) -> bool {
         let deep = self.source.tally(Tally::TooDeep);
-        if deep == self.table.deep {
-            return;
-        }
-        self.table.deep = deep;
-        let mut above = BTreeSet::new();
-        for index in 0..self.source.root().slot {
-            let Some(slot) = self.source.slot(index) else { break };
-            if slot.deep.get() != 0 && slot.deep.xchg(0) != 0 && slot.hold(slot.state().generation()) {
-                above.extend(self.lineage(index));
-                // Releases it.
-                self.ring(index, 0);
-            }
-        }
-        if above.is_empty() {
-            // It ended at a group without a slot.
-            above.extend(self.registry.slots());
-        }
-        for index in above {
-            if self.registry.group(index).is_some() {
-                self.ring(index, 0);
-            }
-        }
+        std::mem::replace(&mut self.table.deep, deep) != deep
     }
 }

@@ -17,7 +17,7 @@ use monitor_common::{
 
 use crate::{
     source::{GroupId, Misses, Source},
-    watcher::Watcher,
+    watcher::{Watcher, sweep::Sweep},
 };
 
 /// Groups that are asked for in one sweep, of each kind.
@@ -35,8 +35,15 @@ pub(super) struct Skips {
     ooms: Round,
     compared: HashSet<u32>,
     missed_ooms: Vec<(GroupId, u64)>,
-    /// What was held when an end was skipped, and how many OOMs had joined others.
+    /// What was held when an end was skipped, as a sweep goes through the table, and then as
+    /// it was at the end of one.
+    noted: Vec<(u32, Hold)>,
     holds: Vec<(u32, Hold)>,
+    /// The same of a sweep that was late: it may have ended just before the next one.
+    late: Vec<(u32, Hold)>,
+    /// How many OOMs had joined others in the sweep before the end was skipped, and in the
+    /// last.
+    joined_before: u64,
     joined: u64,
     /// Whether ends were skipped before the last sweep.
     ended: bool,
@@ -50,21 +57,35 @@ pub(super) struct Skips {
 }
 
 impl Skips {
-    /// What `known` counts is no news.
-    pub(super) fn new(known: Misses) -> Self {
+    /// What `known` counts is no news, nor that OOMs have `joined` others.
+    pub(super) fn new(known: Misses, joined: u64) -> Self {
         Self {
             known,
             ooms: Round::default(),
             compared: HashSet::new(),
             missed_ooms: Vec::new(),
+            noted: Vec::new(),
             holds: Vec::new(),
-            joined: 0,
+            late: Vec::new(),
+            joined_before: joined,
+            joined,
             ended: false,
             marks: Vec::new(),
             going: Round::default(),
             emptying: Round::default(),
             emptied: Vec::new(),
         }
+    }
+
+    /// A slot is held; noted in a sweep.
+    pub(super) fn note(&mut self, index: u32, hold: Hold) {
+        self.noted.push((index, hold));
+    }
+
+    /// All that are held were noted: what is left of those before is among them.
+    pub(super) fn have_noted(&mut self, is_late: bool) {
+        let noted = std::mem::take(&mut self.noted);
+        *(if is_late { &mut self.late } else { &mut self.holds }) = noted;
     }
 }
 
@@ -93,13 +114,16 @@ impl Round {
 }
 
 impl<S: Source> Watcher<S> {
-    /// One sweep's part.
-    pub(super) fn make_up(&mut self, misses: &Misses) {
+    /// One sweep's part; true where what is held is to be noted.
+    pub(super) fn make_up(&mut self, misses: &Misses) -> bool {
         let new = misses.since(&self.skips.known);
         self.skips.known = *misses;
         // What was found in the sweep before comes first.
         self.tell_missed_ooms();
         self.release_holds();
+        if !self.skips.late.is_empty() {
+            self.skips.holds = std::mem::take(&mut self.skips.late);
+        }
         self.forget_marks();
         self.tell_emptied();
 
@@ -109,8 +133,11 @@ impl<S: Source> Watcher<S> {
         // time from here to the next sweep, which takes the mark away.
         self.skips.ooms.again |= begin || end || self.skips.ended;
         self.skips.ended = end;
-        if end {
-            self.note_holds();
+        let joined = self.source.tally(Tally::OomJoined);
+        let joined_before = std::mem::replace(&mut self.skips.joined, joined);
+        if end && !self.sweep.as_ref().is_some_and(Sweep::notes_holds) {
+            // It may have been for a hold that was left over already.
+            self.skips.joined_before = joined_before;
         }
         if end || written {
             self.skips.marks = self.source.thread_marks();
@@ -126,6 +153,7 @@ impl<S: Source> Watcher<S> {
         if written || new.limits_set > 0 {
             self.limits_written();
         }
+        end
     }
 
     fn id_at(&self, slot: u32) -> Option<GroupId> {
@@ -199,22 +227,13 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    fn slots_in_use(&self) -> impl Iterator<Item = (u32, &crate::table::SharedSlot)> {
-        (0..).map_while(|index| Some((index, self.source.slot(index)?)))
-    }
-
-    fn note_holds(&mut self) {
-        let held = self.slots_in_use().map(|(index, slot)| (index, hold_of(slot)));
-        self.skips.holds = held.filter(|(_, hold)| *hold != Hold::NONE).collect();
-        self.skips.joined = self.source.tally(Tally::OomJoined);
-    }
-
     /// What is held since the sweep before is held by nobody; or by an OOM that takes long,
     /// and then another may be told that the kernel would have been silent of. An OOM that
     /// joined one of these may have been one of its own.
     fn release_holds(&mut self) {
-        let has_joined = self.source.tally(Tally::OomJoined) != self.skips.joined;
-        for (index, hold) in std::mem::take(&mut self.skips.holds) {
+        let has_joined = self.source.tally(Tally::OomJoined) != self.skips.joined_before;
+        let left = self.skips.holds.len().saturating_sub(IN_A_SWEEP);
+        for (index, hold) in self.skips.holds.split_off(left) {
             let Some(slot) = self.source.slot(index).filter(|slot| hold_of(slot) == hold) else { continue };
             if !slot.hold(slot.state().generation()) {
                 continue;

@@ -1,22 +1,66 @@
 //! The safety net, in turns: what a lost doorbell or a skipped program left behind; and
 //! eventfds that their clients have closed.
 
-use monitor_common::{ring::Tally, word::Word as _};
+use std::collections::BTreeSet;
+
+use monitor_common::{
+    oom::{Hold, hold_of},
+    ring::Tally,
+    word::Word as _,
+};
 
 use crate::{
     source::Source,
     watcher::{Watcher, turns::Payer, work::Task},
 };
 
-/// Slots that a sweep looks at in a turn.
+/// Slots that a sweep looks at in a turn, and levels that it climbs.
 const SWEPT: u32 = 256;
 
-/// A sweep on its way.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Sweep {
-    next: u32,
+/// What is looked for beside what is pending.
+#[derive(Clone, Copy, Debug, Default)]
+struct Aims {
     /// All that is watched is looked at, for something was lost.
     all: bool,
+    /// What is above charges that were too deep is looked at.
+    deep: bool,
+    /// What is held is noted, since the end of an OOM was skipped.
+    holds: bool,
+}
+
+impl Aims {
+    const fn or(self, other: Self) -> Self {
+        Self { all: self.all || other.all, deep: self.deep || other.deep, holds: self.holds || other.holds }
+    }
+
+    const fn has_any(self) -> bool {
+        self.all || self.deep || self.holds
+    }
+}
+
+/// A sweep on its way.
+#[derive(Debug, Default)]
+pub(super) struct Sweep {
+    next: u32,
+    aims: Aims,
+    /// Whether it had not begun when one was due, or not ended when the next was.
+    is_late: bool,
+    /// Those of the next, which begins as soon as this one has ended: what this one has
+    /// passed may be what was lost.
+    after: Aims,
+    /// A slot where charges that were too deep have ended, which is held, and where the climb
+    /// from it has come.
+    climb: Option<(u32, u32)>,
+    /// That slot, others, and all above them; rung at the end.
+    above: BTreeSet<u32>,
+    found_deep: bool,
+}
+
+impl Sweep {
+    /// Whether what is held is noted in this one, or the next.
+    pub(super) const fn notes_holds(&self) -> bool {
+        self.aims.or(self.after).holds
+    }
 }
 
 impl<S: Source> Watcher<S> {
@@ -29,9 +73,9 @@ impl<S: Source> Watcher<S> {
         self.tell_shortages();
         let all = skipped != self.skipped || lost != self.lost;
         (self.skipped, self.lost) = (skipped, lost);
-        self.begin_sweep(all);
-        self.make_up(&misses);
-        self.look_above_the_deep();
+        let holds = self.make_up(&misses);
+        let deep = self.was_too_deep();
+        self.begin_sweep(Aims { all, deep, holds });
         self.find_parents();
     }
 
@@ -41,12 +85,14 @@ impl<S: Source> Watcher<S> {
         let lost = self.losses();
         if self.sweep.is_none() && lost != self.lost {
             self.lost = lost;
-            self.begin_sweep(true);
+            self.begin_sweep(Aims { all: true, ..Aims::default() });
         }
     }
 
-    fn begin_sweep(&mut self, all: bool) {
-        if all {
+    /// One that is under way comes to its end first: in a crowd it may take longer than the
+    /// time between two.
+    fn begin_sweep(&mut self, aims: Aims) {
+        if aims.all {
             log::debug!(
                 "reading all watched groups again: {} calls skipped, {} losses so far",
                 self.skipped,
@@ -55,38 +101,90 @@ impl<S: Source> Watcher<S> {
             self.counts.resyncs += 1;
         }
         match &mut self.sweep {
-            // From its beginning: what it has passed may be what was lost.
-            Some(sweep) => *sweep = Sweep { next: 0, all: all || sweep.all },
+            Some(sweep) => (sweep.is_late, sweep.after) = (true, sweep.after.or(aims)),
             None => {
-                self.sweep = Some(Sweep { next: 0, all });
-                self.turns.push(Payer::House, Task::Sweep);
+                self.queue_sweep(Sweep { aims, ..Sweep::default() });
                 self.work.notify_one();
             }
         }
     }
 
+    fn queue_sweep(&mut self, sweep: Sweep) {
+        self.sweep = Some(sweep);
+        self.turns.push(Payer::House, Task::Sweep);
+    }
+
     pub(super) fn sweep_on(&mut self, room: &mut usize) {
         *room = 0;
-        let Some(Sweep { next, all }) = self.sweep.take() else { return };
-        for index in next..next.saturating_add(SWEPT) {
-            let Some(slot) = self.source.slot(index) else {
-                self.limits_written();
-                if self.search.is_done() {
-                    self.search = self.search_closed();
-                    self.asked.clear();
-                }
-                self.queue_search();
+        let Some(mut sweep) = self.sweep.take() else { return };
+        for _ in 0..SWEPT {
+            if !self.sweep_step(&mut sweep) {
+                self.end_sweep(&sweep);
                 return;
-            };
-            let (is_pending, is_watched) = (slot.pending.get() != 0, self.registry.group(index).is_some());
-            // All slots after a loss: an OOM or a window of reclaim is told to others
-            // than the group in whose slot it is.
-            if is_pending && (all || is_watched) || all && is_watched {
-                self.ring(index, 0);
+            }
+            if self.is_time_over() {
+                break;
             }
         }
-        self.sweep = Some(Sweep { next: next.saturating_add(SWEPT), all });
-        self.turns.push(Payer::House, Task::Sweep);
+        self.queue_sweep(sweep);
+    }
+
+    /// One slot, or one level above one; false at the end.
+    fn sweep_step(&mut self, sweep: &mut Sweep) -> bool {
+        if let Some((from, at)) = sweep.climb {
+            // All above one that is known are known.
+            let above = if sweep.above.insert(at) { self.above(at) } else { None };
+            sweep.climb = above.map(|above| (from, above));
+            if above.is_none() {
+                // Releases it.
+                self.ring(from, 0);
+            }
+            return true;
+        }
+        let index = sweep.next;
+        let Some(slot) = self.source.slot(index) else {
+            // Only now: those whose mark was taken on the way have been above others then.
+            let above = sweep.above.pop_first();
+            if let Some(index) = above.filter(|index| self.registry.group(*index).is_some()) {
+                self.ring(index, 0);
+            }
+            return above.is_some();
+        };
+        sweep.next += 1;
+        let Aims { all, deep, holds } = sweep.aims;
+        let hold = hold_of(slot);
+        if holds && hold != Hold::NONE {
+            self.skips.note(index, hold);
+        }
+        if deep && slot.deep.get() != 0 && slot.deep.xchg(0) != 0 {
+            sweep.climb = slot.hold(slot.state().generation()).then_some((index, index));
+            sweep.found_deep |= sweep.climb.is_some();
+        }
+        let (is_pending, is_watched) = (slot.pending.get() != 0, self.registry.group(index).is_some());
+        // All slots after a loss: an OOM or a window of reclaim is told to others
+        // than the group in whose slot it is.
+        if is_pending && (all || is_watched) || all && is_watched {
+            self.ring(index, 0);
+        }
+        true
+    }
+
+    fn end_sweep(&mut self, sweep: &Sweep) {
+        self.limits_written();
+        if self.search.is_done() {
+            self.search = self.search_closed();
+            self.asked.clear();
+        }
+        self.queue_search();
+        if sweep.aims.holds {
+            self.skips.have_noted(sweep.is_late);
+        }
+        let mut aims = sweep.after;
+        // Those charges ended at a group without a slot.
+        aims.all |= sweep.aims.deep && !sweep.found_deep;
+        if aims.has_any() {
+            self.queue_sweep(Sweep { aims, is_late: true, ..Sweep::default() });
+        }
     }
 
     fn losses(&self) -> u64 {

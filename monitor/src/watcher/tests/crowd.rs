@@ -146,6 +146,23 @@ fn a_sweep_is_many_turns_and_one_at_a_time() {
 }
 
 #[test]
+fn a_sweep_comes_to_its_end_however_often_the_next_is_due() {
+    let limits = Limits { quota: 100, ..LIMITS };
+    let kernel = FakeKernel::with_groups(5000);
+    let mut watcher = Watcher::new(kernel, Box::new(FakeHost::forever()), limits).expect("AIO");
+    let ours = client();
+    wait(&mut watcher, BYSTANDER, 4900, USAGE, "10", &ours);
+    watcher.run();
+    watcher.source.charge(4900, 12);
+    watcher.source.slots[4900].pending.xchg(1);
+    for _ in 0..100 {
+        watcher.sweep();
+        watcher.turn();
+    }
+    assert_eq!(taken(&ours), 1, "its doorbell was lost");
+}
+
+#[test]
 fn an_oom_far_from_a_deep_group_is_many_turns() {
     let kernel = FakeKernel::with_groups(5000);
     kernel.chain(5);

@@ -11,7 +11,10 @@ use monitor_common::{
     word::Word as _,
 };
 
-use super::{GroupId, USAGE, client, request, taken, wait_for, watched, watcher};
+use super::{
+    FakeHost, FakeKernel, GroupId, LIMITS, Limits, USAGE, Watcher, client, request, taken, wait_for, watched,
+    watcher,
+};
 use crate::{
     registry::{Account, Registration},
     source::FileId,
@@ -190,6 +193,40 @@ fn only_what_is_above_the_too_deep_is_read_again() {
     watcher.sweep();
     watcher.run();
     assert_eq!((taken(&client), taken(&other)), (1, 0));
+}
+
+/// The table may have a million slots: a sweep reads them in turns, and climbs in turns.
+#[test]
+fn what_is_above_the_too_deep_is_found_in_turns() {
+    let limits = Limits { quota: 50, ..LIMITS };
+    let kernel = FakeKernel::with_groups(5000);
+    kernel.chain(3);
+    let mut watcher = Watcher::new(kernel, Box::new(FakeHost::forever()), limits).expect("AIO");
+    let client = client();
+    assert_eq!(wait_for(&mut watcher, 3, USAGE, "10", &client), Ok(()));
+    for (deep, usage) in [(1, 12), (2, 3)] {
+        watcher.source.counters[3].set(Some(usage));
+        for slot in [1, 4900] {
+            watcher.source.slots[slot].deep.set(1);
+        }
+        watcher.source.deep.set(deep);
+        watcher.sweep();
+        assert_eq!(watcher.source.slots[1].deep.get(), 1, "not in one go");
+        let turns = (1..).take_while(|_| watcher.turn()).count();
+        assert!(turns > 2 * 4900 / 256, "{turns} turns");
+        assert_eq!((taken(&client), watcher.source.slots[4900].deep.get()), (1, 0));
+        assert!(!watcher.source.slots[4900].state().has(State::WATCHED), "let go");
+    }
+    // One that a sweep under way has passed is found by the next, which begins by itself.
+    watcher.source.deep.set(3);
+    watcher.sweep();
+    watcher.turn();
+    watcher.source.slots[4].deep.set(1);
+    watcher.source.deep.set(4);
+    watcher.source.counters[3].set(Some(12));
+    watcher.sweep();
+    watcher.run();
+    assert_eq!((taken(&client), watcher.source.slots[4].deep.get()), (1, 0));
 }
 
 #[test]

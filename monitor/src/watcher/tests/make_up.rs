@@ -103,6 +103,19 @@ fn an_oom_before_the_mark_is_taken_away_is_told() {
 }
 
 #[test]
+fn an_oom_that_joined_before_the_skip_was_seen_is_told() {
+    let (mut watcher, client) = (watcher(), client());
+    assert_eq!(wait_for(&mut watcher, 1, Oom, "", &client), Ok(()));
+    assert!(begin(|index| watcher.source.slot(index), 1, 7, 1));
+    // Its end is skipped, and one more is silent for it, before any sweep.
+    watcher.source.count(Tally::OomJoined, 1);
+    skipped(&watcher, |misses| misses.oom_ends = [1, 1]);
+    watcher.sweep_all();
+    watcher.sweep_all();
+    assert_eq!(taken(&client), 1);
+}
+
+#[test]
 fn an_oom_that_was_skipped_among_limit_writes_is_counted() {
     let (mut watcher, client) = (watcher(), client());
     assert_eq!(wait_for(&mut watcher, 1, Oom, "", &client), Ok(()));
