@@ -111,7 +111,7 @@ pub struct Watcher<S> {
     /// Who registered an eventfd first: who pays for what it is owed.
     owners: Owners,
     /// Who pays for a slot's work: whose registrations are there, or where they are several
-    /// users', the group itself, lest one of them has the others wait.
+    /// users', the subtree, lest one of them has the others wait.
     payers: HashMap<u32, Payer>,
     /// What is to be done to slots; each of them is one task.
     works: HashMap<u32, Work>,

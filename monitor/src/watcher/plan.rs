@@ -40,11 +40,15 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// `owner` has a registration on a slot from now on.
+    /// An account has a registration on a slot from now on. What several have there is for
+    /// the subtree: were each such group a payer, two users could have a share of the time for
+    /// each group that they make.
     pub(super) fn shares(&mut self, slot: u32, account: Account) {
-        let payer = self.payers.entry(slot).or_insert(Payer::Account(account));
-        if *payer != Payer::Account(account) {
-            *payer = Payer::Subtree(slot);
+        let payer = *self.payers.entry(slot).or_insert(Payer::Account(account));
+        if matches!(payer, Payer::Account(other) if other != account) {
+            // No more than once for a slot, so to the root however far that is.
+            let subtree = self.subtree_of(slot, usize::MAX).unwrap_or(slot);
+            self.payers.insert(slot, Payer::Subtree(subtree));
         }
     }
 
@@ -93,17 +97,23 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// Who pays for a slot's work; where nobody waits, who shares the subtree two levels below
-    /// the root, as a user's or a service's is.
+    /// Who pays for a slot's work; where nobody waits, or several users, who shares the subtree
+    /// two levels below the root, as a user's or a service's is.
     fn payer_of_slot(&self, slot: u32) -> Payer {
         if let Some(payer) = self.payers.get(&slot) {
             return *payer;
         }
-        let line: Vec<u32> =
-            std::iter::successors(Some(slot), |slot| self.above(*slot)).take(LEVELS).collect();
-        match line.len() {
-            LEVELS.. => Payer::House,
-            levels => line.get(levels.saturating_sub(3)).map_or(Payer::House, |slot| Payer::Subtree(*slot)),
+        self.subtree_of(slot, LEVELS).map_or(Payer::House, Payer::Subtree)
+    }
+
+    /// The group two levels below the root that a group is in, or which it is; itself where it
+    /// is higher; `None` where the root is more than `levels` above.
+    fn subtree_of(&self, slot: u32, levels: usize) -> Option<u32> {
+        let mut line = [slot; 3];
+        for _ in 0..levels {
+            let Some(above) = self.above(line[2]) else { return Some(line[0]) };
+            line = [line[1], line[2], above];
         }
+        None
     }
 }

@@ -14,8 +14,8 @@ use crate::registry;
 pub enum Payer {
     /// Whose registrations it is for.
     Account(registry::Account),
-    /// Nobody's registrations are on that group, or several users': all that lie below the
-    /// group in this slot, or that group.
+    /// Nobody's registrations are on that group, or several users': all such that lie in or
+    /// below the group in this slot.
     Subtree(u32),
     /// The agent's own: sweeps.
     House,

@@ -1,6 +1,6 @@
 //! What one user has the agent do does not delay another: counted in turns, not in time.
 
-use std::{cell::Cell, rc::Rc, thread, time::Duration};
+use std::{cell::Cell, collections::BTreeSet, rc::Rc, thread, time::Duration};
 
 use monitor_common::{control::ControlFile, word::Word as _};
 use nix::errno::Errno;
@@ -13,7 +13,7 @@ use super::{
     Client, FakeKernel, Heard, LIMITS, Limits, Request, USAGE, Watcher, client, fake::FakeHost, follower,
     request, taken,
 };
-use crate::{registry::Account, watcher::Shared};
+use crate::{registry::Account, watcher::{Payer, Shared}};
 
 const MANY: u64 = 65_000;
 /// Users, on groups of their own.
@@ -160,6 +160,27 @@ fn a_sweep_comes_to_its_end_however_often_the_next_is_due() {
         watcher.turn();
     }
     assert_eq!(taken(&ours), 1, "its doorbell was lost");
+}
+
+/// However many groups somebody makes, and has two users wait in each.
+#[test]
+fn groups_that_several_wait_on_have_one_share_for_all_of_a_subtree() {
+    let kernel = FakeKernel::with_groups(100);
+    // Slice, service, and what is in it.
+    kernel.slots[4].parent.set(3);
+    kernel.slots[6..].iter().for_each(|slot| slot.parent.set(4));
+    let limits = Limits { quota: 1000, ..LIMITS };
+    let mut watcher = Watcher::new(kernel, Box::new(FakeHost::forever()), limits).expect("AIO");
+    let client = client();
+    for slot in (3..5).chain(6..100) {
+        for account in [ATTACKER, BYSTANDER] {
+            wait(&mut watcher, account, slot, USAGE, "10", &client);
+        }
+    }
+    wait(&mut watcher, BYSTANDER, 5, USAGE, "10", &client);
+    let payers: BTreeSet<_> = watcher.payers.values().copied().collect();
+    let expected = [Payer::Account(BYSTANDER), Payer::Subtree(3), Payer::Subtree(4)];
+    assert_eq!(payers, expected.into());
 }
 
 #[test]
