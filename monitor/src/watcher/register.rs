@@ -126,6 +126,9 @@ impl<S: Source> Watcher<S> {
         let file = eventfd.file;
         // Before the slot is held: a registration that gives way may be the last there.
         self.find_room(account, !self.registry.has_file(file))?;
+        // Nobody is added in the middle of what was begun there: a door has it end first.
+        // Before the slot is held, too: at its end it may be let go.
+        while self.goes_on_with(group.slot) {}
         let slot = self.source.slot(group.slot).ok_or(Errno::EINVAL)?;
         if !slot.watch(group.generation) {
             return Err(Errno::EINVAL);
@@ -137,8 +140,6 @@ impl<S: Source> Watcher<S> {
         }
         // Groups above that found no place get one, if there is room by now.
         self.lineage(group.slot);
-        // Nobody is added in the middle of what was begun there: a door has it end first.
-        while self.goes_on_with(group.slot) {}
         // Those already registered may hear something now, as in the kernel.
         self.catch_up(group.slot);
         let known = self.registry.group(group.slot).map(|known| known.scale(on));

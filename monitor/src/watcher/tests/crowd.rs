@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, collections::BTreeSet, rc::Rc, thread, time::Duration};
 
-use monitor_common::{control::ControlFile, word::Word as _};
+use monitor_common::{control::ControlFile, slot::State, word::Word as _};
 use nix::errno::Errno;
 use tokio::{
     runtime::Builder,
@@ -273,6 +273,30 @@ fn who_comes_in_the_middle_of_a_step_is_not_told_of_it() {
     watcher.source.charge(3, 3);
     watcher.look(3);
     assert_eq!((taken(&theirs), taken(&ours)), (MANY, 1));
+}
+
+/// What ends there while somebody registers does not let the slot go.
+#[test]
+fn who_comes_in_the_middle_of_the_last_look_keeps_the_slot() {
+    let mut watcher = crowded();
+    watcher.source.slots[4].parent.set(3);
+    let (theirs, ours) = (client(), client());
+    for _ in 0..3000 {
+        wait(&mut watcher, ATTACKER, 4, ControlFile::Oom, "", &theirs);
+    }
+    watcher.run();
+    // Nobody waits in 3: it is let go when all below have been told.
+    watcher.source.slots[3].ooms.add(1);
+    watcher.ring(3, 0);
+    watcher.turn();
+    assert!(!watcher.is_idle());
+    wait(&mut watcher, BYSTANDER, 3, USAGE, "10", &ours);
+    assert!(watcher.source.slots[3].state().has(State::WATCHED));
+    watcher.run();
+    assert!(watcher.source.slots[3].state().has(State::WATCHED));
+    watcher.source.charge(3, 12);
+    watcher.look(3);
+    assert_eq!(taken(&ours), 1);
 }
 
 /// Nor where the one has registered on the other's group, and has much else to do.
