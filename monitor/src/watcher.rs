@@ -44,6 +44,7 @@ use crate::{
     watcher::{
         debt::Debts,
         owners::Owners,
+        signal::Newcomers,
         sweep::Sweep,
         turns::Turns,
         work::{Task, Work},
@@ -115,6 +116,7 @@ pub struct Watcher<S> {
     payers: HashMap<u32, Payer>,
     /// What is to be done to slots; each of them is one task.
     works: HashMap<u32, Work>,
+    newcomers: Newcomers,
     turns: Turns<Task>,
     /// When the turn that is under way is to end.
     turn_ends: Instant,
@@ -177,6 +179,7 @@ impl<S: Source> Watcher<S> {
             owners: Owners::default(),
             payers: HashMap::new(),
             works: HashMap::new(),
+            newcomers: Newcomers::default(),
             turns: Turns::default(),
             turn_ends: Instant::now(),
             debts: Debts::default(),

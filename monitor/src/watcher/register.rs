@@ -178,6 +178,9 @@ impl<S: Source> Watcher<S> {
         let before = self.paces();
         self.shares(group.slot, account);
         self.registry.add(group, Registration { on, wish, file, account, ticket, above: None }, now, limit);
+        if !matches!(wish, Wish::Threshold(_)) {
+            self.newcomers.enter(ticket, self.works.is_empty());
+        }
         self.source.want(self.wanted());
         if wish == Wish::Empty {
             self.note_populated(group);

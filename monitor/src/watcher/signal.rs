@@ -1,6 +1,6 @@
 //! Who is told what: what happened becomes what is owed, and followers hear of it.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 use monitor_common::{
     ask::Ask,
@@ -28,9 +28,36 @@ const LEVELS: usize = 8;
 #[derive(Debug)]
 pub(super) struct Telling {
     event: Event,
+    /// How many [`Newcomers`] there had been when it happened.
+    after: u64,
     /// Those of the group that it has come to who are still to be told.
     targets: Vec<Subscriber>,
     rest: Rest,
+}
+
+/// Registrations for events that were made while something was being told: what happened
+/// before them is not for them.
+#[derive(Debug, Default)]
+pub(super) struct Newcomers {
+    count: u64,
+    numbers: HashMap<Ticket, u64>,
+}
+
+impl Newcomers {
+    /// One more; `is_calm`: nothing is being told.
+    pub(super) fn enter(&mut self, ticket: Ticket, is_calm: bool) {
+        if is_calm {
+            self.numbers = HashMap::new();
+        } else {
+            self.count += 1;
+            self.numbers.insert(ticket, self.count);
+        }
+    }
+
+    /// Whether a registration was made after so many had been.
+    fn is_after(&self, ticket: Ticket, count: u64) -> bool {
+        self.numbers.get(&ticket).is_some_and(|number| *number > count)
+    }
 }
 
 /// Which groups come after.
@@ -54,8 +81,8 @@ enum Rest {
 
 impl Telling {
     /// To all that wait for OOM in the group at `index` or below it.
-    const fn below(event: Event, index: u32) -> Self {
-        Self { event, targets: Vec::new(), rest: Rest::Below { index, next: 0, climb: None } }
+    const fn below(event: Event, after: u64, index: u32) -> Self {
+        Self { event, after, targets: Vec::new(), rest: Rest::Below { index, next: 0, climb: None } }
     }
 }
 
@@ -90,10 +117,10 @@ impl<S: Source> Watcher<S> {
     /// What happened in a slot beside a change of usage, to be told to those who wait.
     pub(super) fn tellings(&self, index: u32, seen: &Seen) -> VecDeque<Telling> {
         let mut tellings = VecDeque::new();
-        let id = self.id_of(index);
+        let (id, after) = (self.id_of(index), self.newcomers.count);
         if seen.ooms > 0 {
             let event = Event { cgroup_id: id, cause: Cause::Oom { limit: id }, signals: seen.ooms };
-            tellings.push_back(Telling::below(event, index));
+            tellings.push_back(Telling::below(event, after, index));
         }
         let own = seen.windows.map(|count| (count, Propagation::new()));
         let below = seen.windows_below.map(|count| (count, Propagation::from_below()));
@@ -104,14 +131,15 @@ impl<S: Source> Watcher<S> {
                 let event =
                     Event { cgroup_id: id, cause: Cause::Pressure { level, origin: id }, signals: count };
                 let rest = Rest::Up { level, next: Some(index), window };
-                tellings.push_back(Telling { event, targets: Vec::new(), rest });
+                tellings.push_back(Telling { event, after, targets: Vec::new(), rest });
             }
         }
         if seen.emptied > 0
             && let Some(group) = self.registry.group(index)
         {
             let event = Event { cgroup_id: id, cause: Cause::Empty, signals: seen.emptied };
-            tellings.push_back(Telling { event, targets: group.empty().collect(), rest: Rest::Nothing });
+            let targets = group.empty().collect();
+            tellings.push_back(Telling { event, after, targets, rest: Rest::Nothing });
         }
         tellings
     }
@@ -148,6 +176,8 @@ impl<S: Source> Watcher<S> {
 
     /// Goes a few levels towards the next group whose listeners hear of it; false at the end.
     fn next_targets(&self, telling: &mut Telling) -> bool {
+        let after = telling.after;
+        let was_there = |to: &Subscriber| !self.newcomers.is_after(to.ticket, after);
         match &mut telling.rest {
             Rest::Nothing => false,
             Rest::Below { index, next, climb } => {
@@ -165,7 +195,7 @@ impl<S: Source> Watcher<S> {
                         // Its slots stay as they are while somebody waits; else nobody does.
                         if let Some(group) = self.registry.group(id.slot).filter(|group| group.id == id) {
                             telling.event.cgroup_id = self.id_of(id.slot);
-                            telling.targets = group.oom().collect();
+                            telling.targets = group.oom().filter(was_there).collect();
                         }
                         return true;
                     }
@@ -180,6 +210,7 @@ impl<S: Source> Watcher<S> {
                 let Some(slot) = *next else { return false };
                 let group = self.registry.group(slot);
                 telling.targets = group.map(|group| group.hearers(*window, *level)).unwrap_or_default();
+                telling.targets.retain(was_there);
                 telling.event.cgroup_id = self.id_of(slot);
                 window.next_group(self.is_heard(&telling.targets));
                 *next = self.above(slot);
@@ -225,7 +256,8 @@ impl<S: Source> Watcher<S> {
     /// To be told to each follower of a registration that waits for OOM in the group at
     /// `index` or below it; signals nothing.
     pub(super) fn explanation(&self, index: u32, cause: Cause) -> Telling {
-        Telling::below(Event { cgroup_id: self.id_of(index), cause, signals: 0 }, index)
+        let event = Event { cgroup_id: self.id_of(index), cause, signals: 0 };
+        Telling::below(event, self.newcomers.count, index)
     }
 
     /// Tells who follows a registration.

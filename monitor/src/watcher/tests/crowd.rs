@@ -275,6 +275,31 @@ fn who_comes_in_the_middle_of_a_step_is_not_told_of_it() {
     assert_eq!((taken(&theirs), taken(&ours)), (MANY, 1));
 }
 
+/// Nor of an OOM or a window that is being told, there or above.
+#[test]
+fn who_comes_in_the_middle_of_an_oom_is_not_told_of_it() {
+    let mut watcher = crowded();
+    watcher.source.slots[4].parent.set(3);
+    let (theirs, [at, below, later]) = (client(), [client(), client(), client()]);
+    for _ in 0..3000 {
+        wait(&mut watcher, ATTACKER, 3, ControlFile::Oom, "", &theirs);
+    }
+    watcher.run();
+    // Nobody has looked yet: the registration does, as far as one turn goes.
+    watcher.source.slots[3].ooms.add(1);
+    watcher.source.slots[3].pending.xchg(1);
+    wait(&mut watcher, BYSTANDER, 3, ControlFile::Oom, "", &at);
+    wait(&mut watcher, BYSTANDER, 4, ControlFile::Oom, "", &below);
+    watcher.run();
+    assert_eq!((taken(&theirs), taken(&at), taken(&below)), (3000, 0, 0));
+    watcher.source.slots[3].ooms.add(1);
+    watcher.ring(3, 0);
+    watcher.turn();
+    wait(&mut watcher, BYSTANDER, 4, ControlFile::Oom, "", &later);
+    watcher.run();
+    assert_eq!((taken(&theirs), taken(&at), taken(&below), taken(&later)), (3000, 1, 1, 0));
+}
+
 /// What ends there while somebody registers does not let the slot go.
 #[test]
 fn who_comes_in_the_middle_of_the_last_look_keeps_the_slot() {
