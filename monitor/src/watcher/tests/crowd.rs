@@ -13,7 +13,10 @@ use super::{
     Client, FakeKernel, Heard, LIMITS, Limits, Request, USAGE, Watcher, client, fake::FakeHost, follower,
     request, taken,
 };
-use crate::{registry::Account, watcher::{Payer, Shared}};
+use crate::{
+    registry::Account,
+    watcher::{Payer, Shared},
+};
 
 const MANY: u64 = 65_000;
 /// Users, on groups of their own.
