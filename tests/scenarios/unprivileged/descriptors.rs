@@ -113,6 +113,29 @@ fn unprivileged_operators_socket() -> Result<()> {
 }
 
 vm_test!(
+    unprivileged_operators_group,
+    "--control-mode and --control-group let a group's members list, and nobody else",
+    Any,
+    [Newest]
+);
+fn unprivileged_operators_group() -> Result<()> {
+    /// Not in the group, which has its only member's number.
+    const OTHER: u32 = USER - 1;
+    let group = USER.to_string();
+    let open = ["--control-mode", "0660", "--control-group", &group];
+    let _agent = Agent::start(&[&OPEN[..], &open].concat())?;
+    let mode = fs::metadata(CONTROL_SOCKET)?.permissions().mode() & 0o777;
+    ensure!(mode == 0o660, "the socket's mode is {mode:o}");
+    let list = || Control::connect(Path::new(CONTROL_SOCKET))?.list();
+    process::run_as(USER, || list().map(drop).context("a member"))?;
+    process::run_as(OTHER, || match list() {
+        Err(Error::Syscall { errno: Errno::EACCES, .. }) => Ok(()),
+        Err(error) => Err(error).context("another error than EACCES"),
+        Ok(_) => bail!("who is no member may list all groups"),
+    })
+}
+
+vm_test!(
     unprivileged_guessed_descriptors,
     "numbers of the agent's and of other processes' descriptors are EBADF",
     Any,

@@ -91,6 +91,8 @@ fn debian_service() -> Result<()> {
     ensure!(property("ActiveState")? == "active", "it is {}", property("ActiveState")?);
     let status = property("StatusText")?;
     ensure!(status.contains("watching") && status.contains(VIEW), "its status is {status:?}");
+    let mode = fs::metadata(CONTROL_SOCKET)?.permissions().mode() & 0o777;
+    ensure!(mode == 0o600, "the operator's socket has mode {mode:o}");
     ensure!(is_mounted()?, "the view is not to be seen outside the unit");
     for directory in ["/run/memcg-monitor", VIEW] {
         let mode = fs::metadata(directory)?.permissions().mode() & 0o777;
