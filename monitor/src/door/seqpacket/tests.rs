@@ -1,0 +1,60 @@
+//! What connections bring in, and when.
+
+use std::{io::IoSlice, os::fd::AsRawFd as _, rc::Rc};
+
+use nix::{
+    sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg},
+    unistd::pipe,
+};
+use tokio::{
+    runtime::Builder,
+    task::{LocalSet, yield_now},
+};
+
+use super::{Access, Closer, Listener, MAX_DESCRIPTORS, connect};
+
+/// Idle connections have passed the look at the room before the first one's packet comes.
+#[test]
+fn idle_connections_bring_no_more_than_one_message_in_all() {
+    const CONNECTIONS: usize = 4;
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("socket");
+    let closer = Closer::idle();
+    let set = LocalSet::new();
+    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let waiting = set.block_on(&runtime, async {
+        let listener = Listener::bind(&path, &Access { mode: 0o600, group: None }, &closer);
+        let listener = listener.expect("a socket");
+        let mut clients = Vec::new();
+        for _ in 0..CONNECTIONS {
+            clients.push(connect(&path).expect("a listener"));
+            let connection = Rc::new(listener.accept().await.expect("a client"));
+            tokio::task::spawn_local(async move {
+                while let Ok(Some(packet)) = connection.receive(16).await {
+                    drop(packet);
+                }
+            });
+        }
+        // All wait for their first packet.
+        for _ in 0..8 {
+            yield_now().await;
+        }
+        let (foreign, _) = pipe().expect("a pipe");
+        let descriptors = vec![foreign.as_raw_fd(); MAX_DESCRIPTORS];
+        for client in &clients {
+            let control = [ControlMessage::ScmRights(&descriptors)];
+            let slices = [IoSlice::new(b"x")];
+            let sent = sendmsg::<UnixAddr>(client.as_raw_fd(), &slices, &control, MsgFlags::empty(), None);
+            assert_eq!(sent, Ok(1));
+        }
+        // The reactor tells of all of them at once.
+        while closer.waiting() == 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        for _ in 0..8 {
+            yield_now().await;
+        }
+        closer.waiting()
+    });
+    assert_eq!(waiting, MAX_DESCRIPTORS);
+}
