@@ -177,13 +177,14 @@ fn go_up(from: u64) -> bool {
             return at == TOP;
         }
     }
-    maps::count(Tally::TooDeep);
     if !is_address(at)
         && let Some(slot) = maps::slot(at as u32)
         && slot.deep.get() == 0
     {
         slot.deep.set(1);
     }
+    // Last: the sweep that sees the count looks for the mark.
+    maps::count(Tally::TooDeep);
     false
 }
 

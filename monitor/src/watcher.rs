@@ -1,6 +1,7 @@
 //! From doorbell to signal: takes what the programs saw, lets the registry work
 //! out what was crossed, signals, and publishes the next band.
 
+mod climbs;
 mod closed;
 mod debt;
 mod event;
@@ -42,8 +43,10 @@ use crate::{
     source::{FileId, GroupId, Source},
     vault::{Record, Ticket, Unrecorded, Vault},
     watcher::{
+        climbs::Climbs,
         debt::Debts,
         owners::Owners,
+        plan::Payers,
         signal::Newcomers,
         sweep::Sweep,
         turns::Turns,
@@ -111,12 +114,12 @@ pub struct Watcher<S> {
     followers: HashMap<Ticket, Follower>,
     /// Who registered an eventfd first: who pays for what it is owed.
     owners: Owners,
-    /// Who pays for a slot's work: whose registrations are there, or where they are several
-    /// users', the subtree, lest one of them has the others wait.
-    payers: HashMap<u32, Payer>,
+    /// Who pays for a slot's work: whose registrations are there.
+    payers: HashMap<u32, Payers>,
     /// What is to be done to slots; each of them is one task.
     works: HashMap<u32, Work>,
     newcomers: Newcomers,
+    climbs: Climbs,
     turns: Turns<Task>,
     /// When the turn that is under way is to end.
     turn_ends: Instant,
@@ -180,6 +183,7 @@ impl<S: Source> Watcher<S> {
             payers: HashMap::new(),
             works: HashMap::new(),
             newcomers: Newcomers::default(),
+            climbs: Climbs::default(),
             turns: Turns::default(),
             turn_ends: Instant::now(),
             debts: Debts::default(),

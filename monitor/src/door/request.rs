@@ -140,7 +140,7 @@ pub async fn register<S: Source>(
     let sampled = sampled(watcher, places, &control, &wish)?;
     let Control { group, file: on, .. } = control;
     let account = payer(watcher, places, asker);
-    let mut locked = watcher.settled(group.slot).await;
+    let mut locked = watcher.settled(group).await;
     let request = watcher::Request { group, on, wish, eventfd, follower, account, sampled };
     locked.register(request).map_err(|errno| refusal(errno, account, on, !locked.has_room(account)))
 }

@@ -102,7 +102,9 @@ impl<S: Source> Watcher<S> {
                 if self.source.slot(above).is_some_and(|slot| slot.pending.get() != 0) {
                     self.ring(above, 0);
                 }
-                awaited.slots.push(above);
+                if self.works.contains_key(&above) {
+                    awaited.slots.push(above);
+                }
             }
         }
         let until = *awaited.until.get_or_insert(now + Awaited::AT_MOST);

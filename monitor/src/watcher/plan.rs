@@ -15,8 +15,24 @@ use crate::{
 
 /// Victims of a group's OOMs that wait to be told to those who follow.
 const CAUSES: usize = 64;
+/// Accounts with registrations on one slot that are known each; what more there are pay as
+/// the subtree does.
+const KNOWN: usize = 15;
 /// Levels that are climbed to find out whose subtree a group is in.
 const LEVELS: usize = 64;
+
+/// Whose registrations are on a slot.
+#[derive(Debug)]
+pub(super) enum Payers {
+    One(Account),
+    Several {
+        accounts: Vec<Account>,
+        /// There are others.
+        more: bool,
+        /// Two levels below the root.
+        subtree: u32,
+    },
+}
 
 impl<S: Source> Watcher<S> {
     /// A slot is to be looked at, since a doorbell rang at `rung` (`bpf_ktime_get_ns`; 0:
@@ -40,15 +56,20 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// An account has a registration on a slot from now on. What several have there is for
-    /// the subtree: were each such group a payer, two users could have a share of the time for
-    /// each group that they make.
+    /// An account has a registration on a slot from now on.
     pub(super) fn shares(&mut self, slot: u32, account: Account) {
-        let payer = *self.payers.entry(slot).or_insert(Payer::Account(account));
-        if matches!(payer, Payer::Account(other) if other != account) {
-            // No more than once for a slot, so to the root however far that is.
-            let subtree = self.subtree_of(slot, usize::MAX).unwrap_or(slot);
-            self.payers.insert(slot, Payer::Subtree(subtree));
+        match self.payers.get_mut(&slot) {
+            None => drop(self.payers.insert(slot, Payers::One(account))),
+            Some(Payers::One(other)) if *other == account => {}
+            Some(Payers::One(other)) => {
+                let accounts = vec![*other, account];
+                // No more than once for a slot, so to the root however far that is.
+                let subtree = self.subtree_of(slot, usize::MAX).unwrap_or(slot);
+                self.payers.insert(slot, Payers::Several { accounts, more: false, subtree });
+            }
+            Some(Payers::Several { accounts, .. }) if accounts.contains(&account) => {}
+            Some(Payers::Several { accounts, .. }) if accounts.len() < KNOWN => accounts.push(account),
+            Some(Payers::Several { more, .. }) => *more = true,
         }
     }
 
@@ -97,13 +118,30 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// Who pays for a slot's work; where nobody waits, or several users, who shares the subtree
-    /// two levels below the root, as a user's or a service's is.
-    fn payer_of_slot(&self, slot: u32) -> Payer {
-        if let Some(payer) = self.payers.get(&slot) {
-            return *payer;
+    /// Who pays for a slot's work: whose registrations are there; of several, who has had
+    /// least lately, so that none of them has the others wait, nor has more by their number.
+    /// Where nobody waits, who shares the subtree two levels below the root, as a user's or a
+    /// service's is.
+    pub(super) fn payer_of_slot(&self, slot: u32) -> Payer {
+        match self.payers.get(&slot) {
+            Some(Payers::One(account)) => Payer::Account(*account),
+            Some(Payers::Several { accounts, more, subtree }) => {
+                let all = accounts.iter().map(|account| Payer::Account(*account));
+                let all = all.chain(more.then_some(Payer::Subtree(*subtree)));
+                all.min_by_key(|payer| self.turns.had(*payer)).unwrap_or(Payer::House)
+            }
+            None => self.subtree_of(slot, LEVELS).map_or(Payer::House, Payer::Subtree),
         }
-        self.subtree_of(slot, LEVELS).map_or(Payer::House, Payer::Subtree)
+    }
+
+    /// Who pays for a slot's sampling: by it the pace of all of a payer's samples goes, so that
+    /// what several have is not any one's.
+    pub(super) fn payer_of_samples(&self, slot: u32) -> Payer {
+        match self.payers.get(&slot) {
+            Some(Payers::One(account)) => Payer::Account(*account),
+            Some(Payers::Several { subtree, .. }) => Payer::Subtree(*subtree),
+            None => Payer::House,
+        }
     }
 
     /// The group two levels below the root that a group is in, or which it is; itself where it

@@ -126,6 +126,10 @@ impl<S: Source> Watcher<S> {
         let file = eventfd.file;
         // Before the slot is held: a registration that gives way may be the last there.
         self.find_room(account, !self.registry.has_file(file))?;
+        // What is to be done to one that is going may wait for others.
+        if !self.is_there(group) {
+            return Err(Errno::EINVAL);
+        }
         // Nobody is added in the middle of what was begun there: a door has it end first.
         // Before the slot is held, too: at its end it may be let go.
         while self.goes_on_with(group.slot) {}
@@ -139,7 +143,10 @@ impl<S: Source> Watcher<S> {
             slot.sum().take();
         }
         // Groups above that found no place get one, if there is room by now.
-        self.lineage(group.slot);
+        let lineage = self.lineage(group.slot);
+        if wish == Wish::Oom {
+            self.look_above(&lineage);
+        }
         // Those already registered may hear something now, as in the kernel.
         self.catch_up(group.slot);
         let known = self.registry.group(group.slot).map(|known| known.scale(on));
@@ -178,9 +185,7 @@ impl<S: Source> Watcher<S> {
         let before = self.paces();
         self.shares(group.slot, account);
         self.registry.add(group, Registration { on, wish, file, account, ticket, above: None }, now, limit);
-        if !matches!(wish, Wish::Threshold(_)) {
-            self.newcomers.enter(ticket, self.works.is_empty());
-        }
+        self.newcomers.enter(ticket, self.works.is_empty());
         self.source.want(self.wanted());
         if wish == Wish::Empty {
             self.note_populated(group);
@@ -217,6 +222,7 @@ impl<S: Source> Watcher<S> {
         if is_new {
             let Handed { eventfd, .. } = eventfd;
             self.owners.insert(file, record.account);
+            self.newcomers.enter_file(file, self.works.is_empty());
             if is_own {
                 self.own.insert(file, eventfd);
                 return Ok(self.unrecorded.enter());
@@ -238,6 +244,27 @@ impl<S: Source> Watcher<S> {
             }
             not_kept(&error)
         })
+    }
+
+    /// Whether a group is where it was found, and not going.
+    pub(super) fn is_there(&self, group: GroupId) -> bool {
+        let state = self.source.slot(group.slot).map(monitor_common::slot::Slot::state);
+        group.slot == self.source.root().slot
+            || state.is_some_and(|state| state.is_live() && state.generation() == group.generation)
+    }
+
+    /// Has OOMs above, which have begun already, be told to those who are there by now; of
+    /// so many groups.
+    fn look_above(&mut self, lineage: &[u32]) {
+        const GROUPS: usize = 16;
+        let waits = |slot: &u32| {
+            self.works.get(slot).is_some_and(|work| work.look)
+                || self.source.slot(*slot).is_some_and(|slot| slot.pending.get() != 0)
+        };
+        let above: Vec<u32> = lineage.iter().skip(1).copied().filter(waits).take(GROUPS).collect();
+        for slot in above {
+            self.look_now(slot);
+        }
     }
 
     /// Looks at a group where there is something to see.

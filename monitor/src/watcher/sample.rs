@@ -70,7 +70,7 @@ impl<S: Source> Watcher<S> {
         let root = self.source.root().slot;
         let wanted = |slot: u32, on: ControlFile| {
             let group = self.registry.group(slot).filter(|group| !group.scale(on).is_empty())?;
-            let payer = self.payers.get(&slot).copied().unwrap_or(Payer::House);
+            let payer = self.payer_of_samples(slot);
             Some(Sampled {
                 group: group.id,
                 cgroup_id: self.id_of(slot),

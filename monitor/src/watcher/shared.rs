@@ -8,7 +8,10 @@ use std::{
 
 use tokio::task::yield_now;
 
-use crate::{source::Source, watcher::Watcher};
+use crate::{
+    source::{GroupId, Source},
+    watcher::Watcher,
+};
 
 /// One watcher, and who may use it next: whoever asked first. So neither the doors,
 /// which ask again and again, nor the thread that signals can keep the other out for
@@ -67,16 +70,17 @@ impl<S> Shared<S> {
 }
 
 impl<S: Source> Shared<S> {
-    /// The watcher, once what was begun on a slot has ended: a piece at a time, and between
-    /// two of them the other clients of this thread have their turns.
-    pub async fn settled(&self, slot: u32) -> Guard<'_, S> {
+    /// The watcher, once what was begun on a group's slot has ended, or the group is going: a
+    /// piece at a time, and between two of them the other clients of this thread have their
+    /// turns.
+    pub async fn settled(&self, group: GroupId) -> Guard<'_, S> {
         /// Of so many registrations as there can be by default. Who comes again and again just
         /// when something else was begun is served then: the watcher ends it.
         const PIECES: u32 = 4096;
         for _ in 0..PIECES {
             {
                 let mut watcher = self.lock();
-                if !watcher.goes_on_with(slot) {
+                if !watcher.is_there(group) || !watcher.goes_on_with(group.slot) {
                     return watcher;
                 }
             }

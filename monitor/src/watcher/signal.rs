@@ -13,16 +13,14 @@ use monitor_common::{
 
 use crate::{
     registry::{Crossing, Outcome, Subscriber},
-    source::{GroupId, Source},
+    source::{FileId, Source},
     vault::Ticket,
     watcher::{
         Watcher,
+        climbs::{Climb, Climbed},
         event::{Cause, Event},
     },
 };
-
-/// Levels that are climbed for one of what a turn has room for.
-const LEVELS: usize = 8;
 
 /// An event on its way to those who wait for it.
 #[derive(Debug)]
@@ -35,28 +33,46 @@ pub(super) struct Telling {
     rest: Rest,
 }
 
-/// Registrations for events that were made while something was being told: what happened
-/// before them is not for them.
+/// Registrations that were made, and eventfds that were taken in, while something was being
+/// told: what happened before them is not for them, though tickets and addresses are used
+/// again.
 #[derive(Debug, Default)]
 pub(super) struct Newcomers {
     count: u64,
-    numbers: HashMap<Ticket, u64>,
+    tickets: HashMap<Ticket, u64>,
+    files: HashMap<FileId, u64>,
 }
 
 impl Newcomers {
     /// One more; `is_calm`: nothing is being told.
     pub(super) fn enter(&mut self, ticket: Ticket, is_calm: bool) {
-        if is_calm {
-            self.numbers = HashMap::new();
-        } else {
-            self.count += 1;
-            self.numbers.insert(ticket, self.count);
+        self.calm_down(is_calm);
+        self.count += 1;
+        if !is_calm {
+            self.tickets.insert(ticket, self.count);
         }
     }
 
-    /// Whether a registration was made after so many had been.
-    fn is_after(&self, ticket: Ticket, count: u64) -> bool {
-        self.numbers.get(&ticket).is_some_and(|number| *number > count)
+    /// One more eventfd.
+    pub(super) fn enter_file(&mut self, file: FileId, is_calm: bool) {
+        self.calm_down(is_calm);
+        self.count += 1;
+        if !is_calm {
+            self.files.insert(file, self.count);
+        }
+    }
+
+    fn calm_down(&mut self, is_calm: bool) {
+        if is_calm && !(self.tickets.is_empty() && self.files.is_empty()) {
+            (self.tickets, self.files) = Default::default();
+        }
+    }
+
+    /// Whether this is another registration, or another eventfd, than the one that was there
+    /// when so many had been made.
+    fn is_after(&self, to: &Subscriber, count: u64) -> bool {
+        let is_later = |number: Option<&u64>| number.is_some_and(|number| *number > count);
+        is_later(self.tickets.get(&to.ticket)) || is_later(self.files.get(&to.file))
     }
 }
 
@@ -65,11 +81,13 @@ impl Newcomers {
 enum Rest {
     Nothing,
     /// Those in or below the group at `index` on which somebody waits for OOM, by slot; and
-    /// one of which that is yet to be found out, with where the climb from it has come.
+    /// one of which that is yet to be found out.
     Below {
         index: u32,
         next: u32,
-        climb: Option<(GroupId, u32)>,
+        climb: Option<Climb>,
+        /// Under which its climbs are remembered.
+        oom: Option<u64>,
     },
     /// Those above.
     Up {
@@ -82,7 +100,8 @@ enum Rest {
 impl Telling {
     /// To all that wait for OOM in the group at `index` or below it.
     const fn below(event: Event, after: u64, index: u32) -> Self {
-        Self { event, after, targets: Vec::new(), rest: Rest::Below { index, next: 0, climb: None } }
+        let rest = Rest::Below { index, next: 0, climb: None, oom: None };
+        Self { event, after, targets: Vec::new(), rest }
     }
 }
 
@@ -153,6 +172,10 @@ impl<S: Source> Watcher<S> {
                     return false;
                 }
                 *room -= 1;
+                // Its registration may have ended since, and what it had be another's by now.
+                if self.newcomers.is_after(&to, telling.after) {
+                    continue;
+                }
                 let Event { cause, signals, .. } = &telling.event;
                 let (cause, signals) = (cause.label(), *signals);
                 self.tell(to.ticket, &telling.event);
@@ -175,34 +198,33 @@ impl<S: Source> Watcher<S> {
     }
 
     /// Goes a few levels towards the next group whose listeners hear of it; false at the end.
-    fn next_targets(&self, telling: &mut Telling) -> bool {
+    fn next_targets(&mut self, telling: &mut Telling) -> bool {
         let after = telling.after;
-        let was_there = |to: &Subscriber| !self.newcomers.is_after(to.ticket, after);
         match &mut telling.rest {
             Rest::Nothing => false,
-            Rest::Below { index, next, climb } => {
+            Rest::Below { index, next, climb, oom } => {
                 // `mem_cgroup_oom_notify`: in the group and below it.
-                let (id, mut at) = match climb.take() {
-                    Some(climb) => climb,
-                    None => {
-                        let Some(group) = self.registry.oom_group_from(*next) else { return false };
-                        *next = group.id.slot.saturating_add(1);
-                        (group.id, group.id.slot)
-                    }
+                let oom = *oom.get_or_insert_with(|| self.climbs.begin());
+                let begun = climb.take().or_else(|| {
+                    let id = self.registry.oom_group_from(*next)?.id;
+                    *next = id.slot.saturating_add(1);
+                    Some(Climb::from(id))
+                });
+                let Some(begun) = begun else {
+                    self.climbs.end(oom);
+                    return false;
                 };
-                for _ in 0..LEVELS {
-                    if at == *index {
+                match self.climb_on(begun, oom, *index) {
+                    Climbed::In(id) => {
                         // Its slots stay as they are while somebody waits; else nobody does.
                         if let Some(group) = self.registry.group(id.slot).filter(|group| group.id == id) {
                             telling.event.cgroup_id = self.id_of(id.slot);
-                            telling.targets = group.oom().filter(was_there).collect();
+                            telling.targets = group.oom().collect();
                         }
-                        return true;
                     }
-                    let Some(above) = self.above(at) else { return true };
-                    at = above;
+                    Climbed::Elsewhere => {}
+                    Climbed::On(on) => *climb = Some(on),
                 }
-                *climb = Some((id, at));
                 true
             }
             Rest::Up { level, next, window } => {
@@ -210,7 +232,7 @@ impl<S: Source> Watcher<S> {
                 let Some(slot) = *next else { return false };
                 let group = self.registry.group(slot);
                 telling.targets = group.map(|group| group.hearers(*window, *level)).unwrap_or_default();
-                telling.targets.retain(was_there);
+                telling.targets.retain(|to| !self.newcomers.is_after(to, after));
                 telling.event.cgroup_id = self.id_of(slot);
                 window.next_group(self.is_heard(&telling.targets));
                 *next = self.above(slot);

@@ -5,6 +5,7 @@ mod crowd;
 mod events;
 pub(crate) mod fake;
 mod groups;
+mod late;
 mod make_up;
 mod restart;
 

@@ -14,7 +14,7 @@ use crate::registry;
 pub enum Payer {
     /// Whose registrations it is for.
     Account(registry::Account),
-    /// Nobody's registrations are on that group, or several users': all such that lie in or
+    /// Nobody's registrations are on that group, or very many users': all such that lie in or
     /// below the group in this slot.
     Subtree(u32),
     /// The agent's own: sweeps.
@@ -95,6 +95,12 @@ impl<T> Turns<T> {
             let least = self.now.saturating_sub(CREDIT);
             self.accounts.retain(|_, account| !account.tasks.is_empty() || account.had > least);
         }
+    }
+
+    /// What a payer has had, counted no earlier than from when one that has nothing to do counts.
+    pub(super) fn had(&self, payer: Payer) -> Duration {
+        let least = self.now.saturating_sub(CREDIT);
+        self.accounts.get(&payer).map_or(least, |account| account.had.max(least))
     }
 
     pub(super) fn is_empty(&self) -> bool {

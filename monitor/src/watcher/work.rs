@@ -156,8 +156,10 @@ impl<S: Source> Watcher<S> {
         if !has_begun(self) {
             return false;
         }
-        self.turn_ends = Instant::now() + TURN;
+        let (payer, start) = (self.payer_of_slot(slot), Instant::now());
+        self.turn_ends = start + TURN;
         self.go_on(slot, &mut { ROOM });
+        self.turns.charge(payer, start.elapsed());
         has_begun(self)
     }
 
@@ -368,7 +370,8 @@ impl<S: Source> Watcher<S> {
         match begun.then {
             Then::Nothing => {}
             Then::Remove => {
-                let waits = !self.have_told_above(slot, &mut begun.awaited);
+                let waits =
+                    self.registry.group(slot).is_some() && !self.have_told_above(slot, &mut begun.awaited);
                 if waits {
                     // There is nothing to do here until others have had their turns.
                     *room = 0;

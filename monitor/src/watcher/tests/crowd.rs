@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     registry::Account,
-    watcher::{Payer, Shared},
+    watcher::{Payer, Shared, work::Task},
 };
 
 const MANY: u64 = 65_000;
@@ -165,25 +165,36 @@ fn a_sweep_comes_to_its_end_however_often_the_next_is_due() {
     assert_eq!(taken(&ours), 1, "its doorbell was lost");
 }
 
-/// However many groups somebody makes, and has two users wait in each.
+/// However many groups somebody makes, and has two users wait in each; and whoever else waits
+/// where somebody has much to do.
 #[test]
-fn groups_that_several_wait_on_have_one_share_for_all_of_a_subtree() {
-    let kernel = FakeKernel::with_groups(100);
-    // Slice, service, and what is in it.
-    kernel.slots[4].parent.set(3);
-    kernel.slots[6..].iter().for_each(|slot| slot.parent.set(4));
-    let limits = Limits { quota: 1000, ..LIMITS };
-    let mut watcher = Watcher::new(kernel, Box::new(FakeHost::forever()), limits).expect("AIO");
+fn what_several_wait_for_is_paid_by_who_has_had_least() {
+    let mut watcher = crowded();
     let client = client();
-    for slot in (3..5).chain(6..100) {
-        for account in [ATTACKER, BYSTANDER] {
+    let both = [ATTACKER, BYSTANDER];
+    for slot in [3, 4] {
+        for account in both {
             wait(&mut watcher, account, slot, USAGE, "10", &client);
         }
     }
-    wait(&mut watcher, BYSTANDER, 5, USAGE, "10", &client);
-    let payers: BTreeSet<_> = watcher.payers.values().copied().collect();
-    let expected = [Payer::Account(BYSTANDER), Payer::Subtree(3), Payer::Subtree(4)];
-    assert_eq!(payers, expected.into());
+    watcher.run();
+    let mut paid = BTreeSet::new();
+    for slot in [3, 4] {
+        let payer = watcher.payer_of_slot(slot);
+        paid.insert(payer);
+        watcher.turns.push(payer, Task::Slot(slot));
+        watcher.turns.charge(payer, Duration::from_secs(1));
+    }
+    assert_eq!(paid, both.map(Payer::Account).into(), "each of the two, and no more");
+    // Very many may be there before: then it is the subtree's as well.
+    for user in 2000..2100 {
+        wait(&mut watcher, Account::User(user), 5, USAGE, "10", &client);
+        watcher.turns.push(Payer::Account(Account::User(user)), Task::Slot(5));
+    }
+    for user in 2000..2015 {
+        watcher.turns.charge(Payer::Account(Account::User(user)), Duration::from_secs(1));
+    }
+    assert_eq!(watcher.payer_of_slot(5), Payer::Subtree(5));
 }
 
 #[test]
@@ -365,6 +376,7 @@ fn a_registration_that_waits_leaves_others_their_turns() {
     watcher.ring(3, 0);
     watcher.turn();
     assert!(watcher.goes_on_with(3), "a step over all of them has begun");
+    let group = watcher.source.group(3);
     let (watcher, turns) = (Shared::new(watcher), Rc::new(Cell::new(0_u32)));
     let (set, counted) = (LocalSet::new(), Rc::clone(&turns));
     set.spawn_local(async move {
@@ -374,6 +386,6 @@ fn a_registration_that_waits_leaves_others_their_turns() {
         }
     });
     let runtime = Builder::new_current_thread().build().expect("a runtime");
-    set.block_on(&runtime, async { assert!(!watcher.settled(3).await.goes_on_with(3)) });
+    set.block_on(&runtime, async { assert!(!watcher.settled(group).await.goes_on_with(3)) });
     assert!(turns.get() >= 16, "{} turns of others", turns.get());
 }

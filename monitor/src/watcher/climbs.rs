@@ -1,0 +1,163 @@
+//! Which groups an OOM reaches: those on which somebody waits, in the group in OOM or below
+//! it. What one climb finds out is remembered for the others, so that all of an OOM's cost
+//! about as much as there are groups, however deep they are.
+
+use crate::{
+    source::{GroupId, Source},
+    watcher::Watcher,
+};
+
+/// OOMs for which climbs are remembered: those that had a turn last. Each takes two bits for
+/// a slot.
+const REMEMBERED: usize = 32;
+
+/// Levels that are climbed in one piece.
+const LEVELS: usize = 8;
+
+/// A climb from a group on which somebody waits for OOM.
+#[derive(Debug)]
+pub(super) struct Climb {
+    group: GroupId,
+    at: u32,
+    /// What was found out, which is noted on the way up once more.
+    is_in: Option<bool>,
+}
+
+impl Climb {
+    pub(super) const fn from(group: GroupId) -> Self {
+        Self { group, at: group.slot, is_in: None }
+    }
+}
+
+/// How a piece of a climb ends.
+#[derive(Debug)]
+pub(super) enum Climbed {
+    /// The group is in the one in OOM, or it is that one.
+    In(GroupId),
+    /// It is elsewhere.
+    Elsewhere,
+    /// There is more to climb.
+    On(Climb),
+}
+
+/// What is remembered.
+#[derive(Debug, Default)]
+pub(super) struct Climbs {
+    by_oom: Vec<Known>,
+    ooms: u64,
+    now: u64,
+}
+
+/// Of one OOM.
+#[derive(Debug)]
+struct Known {
+    oom: u64,
+    used: u64,
+    /// For each slot, whether it is known, and whether it is in.
+    bits: Vec<u64>,
+}
+
+impl Climbs {
+    /// A number for one more OOM.
+    pub(super) const fn begin(&mut self) -> u64 {
+        self.ooms += 1;
+        self.ooms
+    }
+
+    /// All of an OOM's groups were climbed from.
+    pub(super) fn end(&mut self, oom: u64) {
+        self.by_oom.retain(|known| known.oom != oom);
+    }
+
+    fn get(&mut self, oom: u64, slot: u32) -> Option<bool> {
+        self.now += 1;
+        let known = self.by_oom.iter_mut().find(|known| known.oom == oom)?;
+        known.used = self.now;
+        let (word, bit) = place(slot);
+        let bits = known.bits.get(word)? >> bit;
+        (bits & 1 != 0).then_some(bits & 2 != 0)
+    }
+
+    fn note(&mut self, oom: u64, slot: u32, is_in: bool) {
+        self.now += 1;
+        let found = self.by_oom.iter().position(|known| known.oom == oom);
+        let at = found.unwrap_or_else(|| {
+            if self.by_oom.len() >= REMEMBERED
+                && let Some(oldest) = self.by_oom.iter().map(|known| known.used).min()
+            {
+                self.by_oom.retain(|known| known.used != oldest);
+            }
+            self.by_oom.push(Known { oom, used: self.now, bits: Vec::new() });
+            self.by_oom.len() - 1
+        });
+        let (word, bit) = place(slot);
+        if let Some(known) = self.by_oom.get_mut(at) {
+            known.used = self.now;
+            if known.bits.len() <= word {
+                known.bits.resize(word + 1, 0);
+            }
+            known.bits[word] |= (1 | u64::from(is_in) << 1) << bit;
+        }
+    }
+}
+
+const fn place(slot: u32) -> (usize, u32) {
+    (slot as usize / 32, slot % 32 * 2)
+}
+
+impl<S: Source> Watcher<S> {
+    /// A few levels of a climb, to the group at `index` or to what is known already.
+    pub(super) fn climb_on(&mut self, mut climb: Climb, oom: u64, index: u32) -> Climbed {
+        for _ in 0..LEVELS {
+            let at = climb.at;
+            let known = if at == index { Some(true) } else { self.climbs.get(oom, at) };
+            let above = if known.is_none() { self.above(at) } else { None };
+            match (climb.is_in, above) {
+                (None, Some(above)) => climb.at = above,
+                // Found, or there is nothing above: noted from the first on.
+                (None, None) => {
+                    climb.is_in = Some(known.unwrap_or(false));
+                    climb.at = climb.group.slot;
+                }
+                (Some(is_in), above) => {
+                    if known.is_none() {
+                        self.climbs.note(oom, at, is_in);
+                    }
+                    match above {
+                        Some(above) => climb.at = above,
+                        None if is_in => return Climbed::In(climb.group),
+                        None => return Climbed::Elsewhere,
+                    }
+                }
+            }
+        }
+        Climbed::On(climb)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Climbs, REMEMBERED};
+
+    #[test]
+    fn what_had_no_turn_for_longest_is_forgotten() {
+        let mut climbs = Climbs::default();
+        let first = climbs.begin();
+        climbs.note(first, 70, true);
+        climbs.note(first, 71, false);
+        for _ in 1..REMEMBERED {
+            let oom = climbs.begin();
+            climbs.note(oom, 1, true);
+        }
+        assert_eq!(
+            [69, 70, 71, 1000].map(|slot| climbs.get(first, slot)),
+            [None, Some(true), Some(false), None]
+        );
+        let one_more = climbs.begin();
+        climbs.note(one_more, 1, true);
+        assert_eq!(climbs.get(first, 70), Some(true), "it had a turn just now");
+        assert_eq!((climbs.by_oom.len(), climbs.get(first + 1, 1)), (REMEMBERED, None));
+        climbs.end(first);
+        assert_eq!(climbs.get(first, 70), None);
+    }
+}
