@@ -7,7 +7,7 @@ mod host;
 mod memory;
 mod time;
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
@@ -94,6 +94,41 @@ fn faults_descriptors() -> Result<()> {
     let last = waiting.next().context("one is left")?;
     let said = answer(&last, format!("{e} {c} 4M").as_bytes(), &[])?;
     ensure!(said == "0", "the last one is served: {said}");
+    crosses(&mut charger, &waiter)?;
+    ensure!(agent.status()?.unsignalled == 0, "all was signalled");
+    charger.end()
+}
+
+vm_test!(
+    faults_file_max,
+    "the host out of files: what is registered goes on, and who came meanwhile is served later",
+    Any,
+    [Newest]
+);
+fn faults_file_max() -> Result<()> {
+    const MOST: &str = "/proc/sys/fs/file-max";
+    let group = Group::new("files")?;
+    let agent = Agent::start(&[])?;
+    let mut charger = Charger::start(&group)?;
+    let waiter = Waiter::on(&group, "4M")?;
+    let open = connect(Path::new(SOCKET))?;
+    let (other, control) = (Waiter::new()?, File::open(group.usage_file())?);
+    let (e, c) = (other.0.as_raw_fd(), control.as_raw_fd());
+    ensure!(answer(&open, b" ", &[])?.starts_with("-22 "), "the connection is served");
+    let before = fs::read_to_string(MOST).context("cannot read fs.file-max")?;
+    let used = fs::read_to_string("/proc/sys/fs/file-nr").context("cannot read fs.file-nr")?;
+    let used: u64 = used.split_whitespace().next().context("fs.file-nr is empty")?.parse()?;
+    // Not for us, who have CAP_SYS_ADMIN; the agent has given that up. Not lower: twice as many
+    // unix sockets there may be, for anybody.
+    fs::write(MOST, (used / 2).to_string()).context("cannot set fs.file-max")?;
+    let late = connect(Path::new(SOCKET))?;
+    until("the host is out of files", || Ok(Agent::log().contains("accept: Too many open files in system")))?;
+    let said = answer(&open, format!("{e} {c} 4M").as_bytes(), &[])?;
+    ensure!(said.starts_with("-12 ENOMEM: "), "on an open connection: {said:?}");
+    crosses(&mut charger, &waiter)?;
+    fs::write(MOST, before.trim()).context("cannot set fs.file-max again")?;
+    let said = answer(&late, format!("{e} {c} 4M").as_bytes(), &[])?;
+    ensure!(said == "0", "who came meanwhile is served: {said}");
     crosses(&mut charger, &waiter)?;
     ensure!(agent.status()?.unsignalled == 0, "all was signalled");
     charger.end()
