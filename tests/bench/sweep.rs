@@ -17,6 +17,9 @@ use crate::harness::report::{rounded, row, say};
 
 const SWEEP: &str = "instructions of the agent, by registered eventfds";
 
+/// Registered between two words of progress.
+const AT_ONCE: usize = 5000;
+
 /// Out of reach of all that is charged.
 const THRESHOLD: u64 = 1 << 40;
 
@@ -28,9 +31,11 @@ pub(crate) fn run(scope: Scope, _hierarchy: Hierarchy) -> Result<()> {
     let mut waiters: Vec<Waiter> = Vec::new();
     for count in counts {
         let more = (waiters.len()..count).map(|_| Waiter::new()).collect::<Result<Vec<_>>>()?;
-        register::each(&more, &group, THRESHOLD)?;
+        for some in more.chunks(AT_ONCE) {
+            register::each(some, &group, THRESHOLD)?;
+            say!("{} more eventfds are registered, of {count}", some.len());
+        }
         waiters.extend(more);
-        say!("{count} eventfds are registered");
         let mut columns = vec![("a sweep", rounded(sweeps(&agent, scope.of(20, 2))?, 0))];
         let before = agent.on_cpu()?;
         let registrations = agent.status()?.registrations;

@@ -16,6 +16,8 @@ use crate::{
 
 /// Slots that a sweep looks at in a turn, and levels that it climbs.
 const SWEPT: u32 = 256;
+/// After so many it looks at the clock, which takes longer than a slot.
+const UNCLOCKED: u32 = 16;
 
 /// What is looked for beside what is pending.
 #[derive(Clone, Copy, Debug, Default)]
@@ -41,7 +43,11 @@ impl Aims {
 /// A sweep on its way.
 #[derive(Debug, Default)]
 pub(super) struct Sweep {
+    /// The next slot, where the whole table is read.
     next: u32,
+    /// Those on which somebody waits, else: in most sweeps there is nothing to look for in
+    /// others, of which there may be very many.
+    watched: Vec<u32>,
     aims: Aims,
     /// Whether it had not begun when one was due, or not ended when the next was.
     is_late: bool,
@@ -103,10 +109,15 @@ impl<S: Source> Watcher<S> {
         match &mut self.sweep {
             Some(sweep) => (sweep.is_late, sweep.after) = (true, sweep.after.or(aims)),
             None => {
-                self.queue_sweep(Sweep { aims, ..Sweep::default() });
+                self.begin_next_sweep(aims, false);
                 self.work.notify_one();
             }
         }
+    }
+
+    fn begin_next_sweep(&mut self, aims: Aims, is_late: bool) {
+        let watched = if aims.has_any() { Vec::new() } else { self.registry.slots() };
+        self.queue_sweep(Sweep { aims, is_late, watched, ..Sweep::default() });
     }
 
     fn queue_sweep(&mut self, sweep: Sweep) {
@@ -117,12 +128,12 @@ impl<S: Source> Watcher<S> {
     pub(super) fn sweep_on(&mut self, room: &mut usize) {
         *room = 0;
         let Some(mut sweep) = self.sweep.take() else { return };
-        for _ in 0..SWEPT {
+        for step in 1..=SWEPT {
             if !self.sweep_step(&mut sweep) {
                 self.end_sweep(&sweep);
                 return;
             }
-            if self.is_time_over() {
+            if step % UNCLOCKED == 0 && self.is_time_over() {
                 break;
             }
         }
@@ -141,6 +152,13 @@ impl<S: Source> Watcher<S> {
             }
             return true;
         }
+        if !sweep.aims.has_any() {
+            let Some(index) = sweep.watched.pop() else { return false };
+            if self.source.slot(index).is_some_and(|slot| slot.pending.get() != 0) {
+                self.ring(index, 0);
+            }
+            return true;
+        }
         let index = sweep.next;
         let Some(slot) = self.source.slot(index) else {
             // Only now: those whose mark was taken on the way have been above others then.
@@ -152,18 +170,20 @@ impl<S: Source> Watcher<S> {
         };
         sweep.next += 1;
         let Aims { all, deep, holds } = sweep.aims;
-        let hold = hold_of(slot);
-        if holds && hold != Hold::NONE {
+        if holds
+            && let hold = hold_of(slot)
+            && hold != Hold::NONE
+        {
             self.skips.note(index, hold);
         }
         if deep && slot.deep.get() != 0 && slot.deep.xchg(0) != 0 {
             sweep.climb = slot.hold(slot.state().generation()).then_some((index, index));
             sweep.found_deep |= sweep.climb.is_some();
         }
-        let (is_pending, is_watched) = (slot.pending.get() != 0, self.registry.group(index).is_some());
         // All slots after a loss: an OOM or a window of reclaim is told to others
         // than the group in whose slot it is.
-        if is_pending && (all || is_watched) || all && is_watched {
+        let (is_pending, is_watched) = (slot.pending.get() != 0, || self.registry.group(index).is_some());
+        if (is_pending && all) || ((is_pending || all) && is_watched()) {
             self.ring(index, 0);
         }
         true
@@ -183,7 +203,7 @@ impl<S: Source> Watcher<S> {
         // Those charges ended at a group without a slot.
         aims.all |= sweep.aims.deep && !sweep.found_deep;
         if aims.has_any() {
-            self.queue_sweep(Sweep { aims, is_late: true, ..Sweep::default() });
+            self.begin_next_sweep(aims, true);
         }
     }
 
