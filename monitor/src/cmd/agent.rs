@@ -1,6 +1,6 @@
 //! `memcg-monitor agent`.
 
-use std::{process::ExitCode, time::Duration};
+use std::{fs, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use memcg_monitor::{
@@ -16,12 +16,15 @@ use memcg_monitor::{
 };
 use nix::{
     sys::resource::{Resource, getrlimit, setrlimit},
-    unistd::{Gid, Group},
+    unistd::Gid,
 };
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli;
+
+/// Where a group's number is looked up (`group(5)`).
+const GROUPS: &str = "/etc/group";
 
 pub fn run(options: &cli::Agent) -> Result<ExitCode> {
     let handed = keeper::handed();
@@ -155,10 +158,36 @@ fn group_id(name: &str, option: &str) -> Result<Gid> {
     if let Ok(number) = name.parse() {
         return Ok(Gid::from_raw(number));
     }
-    match Group::from_name(name).with_context(|| format!("cannot look up the group {name:?}"))? {
-        Some(group) => Ok(group.gid),
-        None => {
-            bail!("there is no group {name:?} on this host; {option} also takes a number")
-        }
+    // Not by getgrnam: a static program has no modules of the name service, and crashes in them.
+    let groups =
+        fs::read(GROUPS).with_context(|| format!("cannot look up the group {name:?} in {GROUPS}"))?;
+    match gid_in(&groups, name) {
+        Some(gid) => Ok(Gid::from_raw(gid)),
+        None => bail!(
+            "there is no group {name:?} in {GROUPS}; {option} also takes a number (getent group {name})"
+        ),
+    }
+}
+
+/// The number of a group in the text of `/etc/group` (group(5)).
+fn gid_in(groups: &[u8], name: &str) -> Option<u32> {
+    groups.split(|byte| *byte == b'\n').find_map(|line| {
+        let mut fields = line.split(|byte| *byte == b':');
+        let is_it = fields.next()? == name.as_bytes();
+        let gid = fields.nth(1).filter(|_| is_it)?;
+        str::from_utf8(gid).ok()?.parse().ok()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::gid_in;
+
+    #[test]
+    fn a_group_is_known_by_its_name_alone() {
+        let groups = b"root:x:0:\nadm:x:4:syslog,me\nbroken\nodd:x:many:\nmemcg:x:977:\n";
+        let names = ["adm", "memcg", "root", "ad", "me", "x", "odd", "broken", "", "nosuch"];
+        let found = names.map(|name| gid_in(groups, name));
+        assert_eq!(found, [Some(4), Some(977), Some(0), None, None, None, None, None, None, None]);
     }
 }
