@@ -72,6 +72,9 @@ struct Wait {
     expected: u64,
     /// What was crossed to and fro.
     spikes: u64,
+    /// What may have been crossed once more on the way: at a limit the kernel drains what its
+    /// CPUs have charged ahead (`drain_all_stock`), and charges again.
+    again: u64,
     gone: bool,
 }
 
@@ -145,6 +148,7 @@ impl World {
                     thresholds: Vec::new(),
                     expected: 0,
                     spikes: 0,
+                    again: 0,
                     gone: false,
                 });
                 self.more(self.waits.len() - 1, random, tally)?;
@@ -156,6 +160,7 @@ impl World {
                 self.oom(parent, tally)?;
                 // Half a step, and what all of them need for themselves.
                 self.passed(&[LEAVES + parent], 1, &before, tally);
+                self.waits.iter_mut().for_each(|wait| wait.again = wait.spikes);
             }
         }
         for wait in &mut self.waits {
@@ -256,6 +261,7 @@ impl World {
             tally.heard += heard;
             tally.lost += least.saturating_sub(heard);
             tally.spikes_missed += most.saturating_sub(heard.max(least)) / 2;
+            let most = most + wait.again;
             let more = heard.saturating_sub(most);
             *(if died { &mut tally.repeated } else { &mut tally.doubled }) += more;
             ensure!(
@@ -264,7 +270,7 @@ impl World {
                 wait.thresholds,
                 wait.place
             );
-            (wait.expected, wait.spikes) = (0, 0);
+            (wait.expected, wait.spikes, wait.again) = (0, 0, 0);
         }
         self.waits.retain(|wait| !wait.gone);
         Ok(())

@@ -152,9 +152,11 @@ fn abuse_closing_in_a_loop() -> Result<()> {
     let mut charger = Charger::start(&other)?;
     for round in 0..ROUNDS {
         charger.grow(Kind::Anonymous, 8 * MIB)?;
-        ensure!(waiter.wait()? == 1, "round {round}: up");
+        let heard = waiter.wait()?;
+        ensure!(heard == 1, "round {round}: up: {heard} signals, not 1");
         charger.shrink(Kind::Anonymous)?;
-        ensure!(waiter.wait()? == 1, "round {round}: down");
+        let heard = waiter.wait()?;
+        ensure!(heard == 1, "round {round}: down: {heard} signals, not 1");
         process::run_as(USER - 1, || Waiter::on(&other, "512M").map(drop))?;
     }
     let status = agent.status()?;
