@@ -165,7 +165,7 @@ impl<S: Source> Watcher<S> {
         let (payer, start) = (self.payer_of_slot(slot), Instant::now());
         self.turn_ends = start + TURN;
         self.go_on(slot, &mut { ROOM });
-        self.turns.charge(payer, start.elapsed());
+        self.turns.charge(payer, cost_since(start));
         has_begun(self)
     }
 
