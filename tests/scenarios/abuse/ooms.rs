@@ -101,17 +101,7 @@ fn abuse_limit_writes_hide_no_oom() -> Result<()> {
     until("all threads are at it", || {
         Ok(noisy.field("memory.events.local", "oom")? >= 8 && writes.get() > 0)
     })?;
-    let mut heard = 0;
-    for round in 1..=3 {
-        Charger::start(&victim)?.grow_to_death(32 * MIB)?;
-        let counted = victim.field("memory.events.local", "oom")?;
-        ensure!(counted >= round, "the kernel counts {counted} in round {round}");
-        until(&format!("OOM {counted} of the other group is told"), || {
-            heard += other.take()?;
-            ensure!(heard <= counted, "{heard} signals of {counted} OOMs");
-            Ok(heard == counted)
-        })?;
-    }
+    hears_its_ooms(&victim, &other)?;
     drop(process);
     agent.settle()?;
     let told = own.take()?;
@@ -133,6 +123,23 @@ fn abuse_limit_writes_hide_no_oom() -> Result<()> {
         ensure!(heard <= counted, "{heard} signals of {counted} OOMs");
         Ok(heard == counted)
     })
+}
+
+/// A group runs out of memory three times, and its listener is signalled once for each OOM that
+/// the kernel counts.
+fn hears_its_ooms(group: &Group, listener: &Waiter) -> Result<()> {
+    let mut heard = 0;
+    for round in 1..=3 {
+        Charger::start(group)?.grow_to_death(32 * MIB)?;
+        let counted = group.field("memory.events.local", "oom")?;
+        ensure!(counted >= round, "the kernel counts {counted} in round {round}");
+        until(&format!("OOM {counted} of the other group is told"), || {
+            heard += listener.take()?;
+            ensure!(heard <= counted, "{heard} signals of {counted} OOMs");
+            Ok(heard == counted)
+        })?;
+    }
+    Ok(())
 }
 
 /// Forks until it is killed, each child with memory of its own.
@@ -178,17 +185,7 @@ fn abuse_fork_bomb() -> Result<()> {
         Ok(group.field("memory.events", "oom_kill")? >= 20
             || group.field("memory.events.local", "oom")? >= 20)
     })?;
-    let mut heard = 0;
-    for round in 1..=3 {
-        Charger::start(&victim)?.grow_to_death(32 * MIB)?;
-        let counted = victim.field("memory.events.local", "oom")?;
-        ensure!(counted >= round, "the kernel counts {counted} in round {round}");
-        until(&format!("OOM {counted} of the other group is told"), || {
-            heard += other.take()?;
-            ensure!(heard <= counted, "{heard} signals of {counted} OOMs");
-            Ok(heard == counted)
-        })?;
-    }
+    hears_its_ooms(&victim, &other)?;
     // In the midst of it somebody comes: it is under OOM, or not.
     let during = Waiter::at(&group, ControlFile::Oom, "")?;
     group.write("cgroup.kill", "1")?;
