@@ -119,7 +119,7 @@ impl Peer {
         match errno {
             Errno::EPERM | Errno::EACCES => Refusal::new(errno, NO_PTRACE),
             Errno::ESRCH => Refusal::new(errno, format!("process {} is gone", self.sender.pid())),
-            Errno::EMFILE | Errno::ENFILE => Refusal::new(Errno::ENOMEM, OUT_OF_DESCRIPTORS),
+            Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM => Refusal::new(Errno::ENOMEM, OUT_OF_DESCRIPTORS),
             _ => Refusal::new(Errno::EBADF, format!("{which} is not open in process {}", self.sender.pid())),
         }
     }
@@ -166,9 +166,11 @@ pub(super) fn folder_of(sender: &Sender) -> Result<OwnedFd, Refusal> {
     let folder = folder(sender.pid())?;
     // Asked after the folder was opened: a number is used again only after its end.
     let is_it = match sender.is_there() {
-        Some(there) => there,
+        Ok(Some(there)) => there,
         // Kernels before 6.5. What is left is a process of the same user.
-        None => status(&folder).is_ok_and(|status| Credentials::may_send_as(&status, sender.uid())),
+        Ok(None) => status(&folder).is_ok_and(|status| Credentials::may_send_as(&status, sender.uid())),
+        Err(Errno::EMFILE) => return Err(Refusal::new(Errno::ENOMEM, OUT_OF_DESCRIPTORS)),
+        Err(errno) => return Err(Refusal::new(errno, "the agent cannot tell whether the sender lives")),
     };
     if is_it {
         return Ok(folder);

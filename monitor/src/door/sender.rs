@@ -23,10 +23,11 @@ pub struct Sender {
 enum Process {
     /// Kernels before 6.5 do not tell.
     Unknown,
-    /// It was gone before the packet was taken in.
-    Gone,
     /// This one.
     Held(Arc<OwnedFd>),
+    /// The kernel gave no pidfd: `ESRCH` when the process was gone before the packet was
+    /// taken in, and the agent's own lack otherwise (`EMFILE`, `ENFILE`, `ENOMEM`).
+    NotHeld(Errno),
 }
 
 impl Sender {
@@ -40,8 +41,8 @@ impl Sender {
     pub(super) fn with(credentials: UnixCredentials, held: Option<Result<OwnedFd, Errno>>) -> Self {
         let process = match held {
             None => Process::Unknown,
-            Some(Err(_)) => Process::Gone,
             Some(Ok(fd)) => Process::Held(Arc::new(fd)),
+            Some(Err(errno)) => Process::NotHeld(errno),
         };
         Self { credentials, process }
     }
@@ -67,15 +68,17 @@ impl Sender {
     /// Whether the number is still the sender's; `None` where the kernel did not say
     /// which process that was. What was looked up by the number before this was said is
     /// the sender's.
-    #[must_use]
-    pub fn is_there(&self) -> Option<bool> {
+    ///
+    /// # Errors
+    /// It cannot be told: the agent has no descriptor or no memory left.
+    pub fn is_there(&self) -> Result<Option<bool>, Errno> {
         match &self.process {
-            Process::Unknown => None,
-            Process::Gone => Some(false),
-            Process::Held(pidfd) => {
-                let mut over = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-                Some(poll(&mut over, PollTimeout::ZERO) == Ok(0))
-            }
+            Process::Unknown => Ok(None),
+            Process::Held(pidfd) => is_alive(pidfd).map(Some),
+            Process::NotHeld(Errno::EMFILE | Errno::ENFILE) => Err(Errno::EMFILE),
+            Process::NotHeld(Errno::ENOMEM) => Err(Errno::ENOMEM),
+            // ESRCH, and EINVAL before Linux 6.16: it had ended.
+            Process::NotHeld(_) => Ok(Some(false)),
         }
     }
 
@@ -86,5 +89,79 @@ impl Sender {
             Process::Held(pidfd) => Some(pidfd),
             _ => None,
         }
+    }
+}
+
+/// Whether a process has not ended: its pidfd is readable from then on.
+fn is_alive(pidfd: &OwnedFd) -> Result<bool, Errno> {
+    let mut ended = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    loop {
+        match poll(&mut ended, PollTimeout::ZERO) {
+            // A signal that waits ends also a poll that does not wait (`do_poll`).
+            Err(Errno::EINTR) => {}
+            polled => return polled.map(|ready| ready == 0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io,
+        process::{Command, Stdio},
+        thread,
+    };
+
+    use nix::{
+        libc,
+        sys::{
+            pthread::{pthread_kill, pthread_self},
+            signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
+        },
+    };
+
+    use super::*;
+    use crate::door::process::pidfd_open;
+
+    fn credentials() -> UnixCredentials {
+        libc::ucred { pid: 1, uid: 0, gid: 0 }.into()
+    }
+
+    #[test]
+    fn a_sender_without_a_pidfd_is_gone_only_where_the_kernel_says_so() {
+        let is_there = |errno| Sender::with(credentials(), Some(Err(errno))).is_there();
+        assert_eq!(is_there(Errno::ESRCH), Ok(Some(false)));
+        assert_eq!(is_there(Errno::EINVAL), Ok(Some(false)));
+        assert_eq!(is_there(Errno::EMFILE), Err(Errno::EMFILE));
+        assert_eq!(is_there(Errno::ENFILE), Err(Errno::EMFILE));
+        assert_eq!(is_there(Errno::ENOMEM), Err(Errno::ENOMEM));
+        assert_eq!(Sender::new(credentials()).is_there(), Ok(None));
+    }
+
+    #[test]
+    fn a_living_sender_is_there_while_signals_come() -> io::Result<()> {
+        extern "C" fn nothing(_: libc::c_int) {}
+        let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::SA_RESTART, SigSet::empty());
+        // SAFETY: the handler does nothing.
+        unsafe { sigaction(Signal::SIGURG, &action) }?;
+        let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+        let sender = Sender::with(credentials(), Some(pidfd_open(child.id().cast_signed(), 0)));
+        // One poll of a thousand is interrupted, or fewer where the processors are busy.
+        let asks = pthread_self();
+        let always = thread::scope(|scope| {
+            let ringer = scope.spawn(move || {
+                (0..200_000).try_for_each(|_| pthread_kill(asks, Signal::SIGURG)).expect("it asks meanwhile");
+            });
+            let mut always = true;
+            while !ringer.is_finished() {
+                always &= sender.is_there() == Ok(Some(true));
+            }
+            always
+        });
+        drop(child.stdin.take());
+        child.wait()?;
+        assert!(always, "taken for gone");
+        assert_eq!(sender.is_there(), Ok(Some(false)));
+        Ok(())
     }
 }
