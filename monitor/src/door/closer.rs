@@ -57,17 +57,24 @@ impl Shared {
         self.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Takes the next descriptor to close. That it waits no longer makes room, however long
+    /// closing it then takes.
+    fn take(&self, users: &mut Users) -> Option<(Account, OwnedFd)> {
+        let id = users.ready.pop_front()?;
+        let user = users.by_id.get_mut(&id)?;
+        user.at_work = true;
+        let fd = user.waiting.pop_front()?;
+        self.room.notify_waiters();
+        Some((id, fd))
+    }
+
     fn close_for_ever(&self) {
         let mut users = self.users();
         loop {
-            let Some(id) = users.ready.pop_front() else {
-                users = self.work.wait(users).unwrap_or_else(PoisonError::into_inner);
-                continue;
-            };
-            let Some(fd) = users.by_id.get_mut(&id).and_then(|user| {
-                user.at_work = true;
-                user.waiting.pop_front()
-            }) else {
+            let Some((id, fd)) = self.take(&mut users) else {
+                if users.ready.is_empty() {
+                    users = self.work.wait(users).unwrap_or_else(PoisonError::into_inner);
+                }
                 continue;
             };
             drop(users);
@@ -82,7 +89,6 @@ impl Shared {
                     users.ready.push_back(id);
                 }
             }
-            self.room.notify_waiters();
         }
     }
 }
@@ -228,7 +234,13 @@ impl Drop for Foreign {
 
 #[cfg(test)]
 mod tests {
-    use std::{io::Read as _, os::unix::net::UnixStream};
+    use std::{
+        future::Future as _,
+        io::Read as _,
+        os::unix::net::UnixStream,
+        pin::pin,
+        task::{Context, Waker},
+    };
 
     use super::{Account, Closer, MAX_DESCRIPTORS};
     use crate::confine;
@@ -256,6 +268,22 @@ mod tests {
             drop(closer.foreign(seven, UnixStream::pair().expect("a pair").0.into()));
         }
         assert!(!closer.has_room(seven) && closer.has_room(Account::User(8)));
+    }
+
+    #[test]
+    fn a_descriptor_that_is_being_closed_makes_room_at_once() {
+        let seven = Account::User(7);
+        let closer = Closer::idle();
+        for _ in 0..MAX_DESCRIPTORS {
+            drop(closer.foreign(seven, UnixStream::pair().expect("a pair").0.into()));
+        }
+        let mut room = pin!(closer.room(seven));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(room.as_mut().poll(&mut context).is_pending());
+        let (account, being_closed) = closer.0.take(&mut closer.0.users()).expect("one waits");
+        assert_eq!(account, seven);
+        assert!(room.as_mut().poll(&mut context).is_ready());
+        drop(being_closed);
     }
 
     #[test]

@@ -3,10 +3,11 @@
 
 use std::fs::File;
 use std::io::{IoSlice, Read as _, Write as _};
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use memcg_monitor::client::SOCKET;
 use memcg_monitor::door::seqpacket::connect;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -165,10 +166,11 @@ fn hold_up(becomes: impl FnOnce() -> Result<()>) -> Result<()> {
     let before = agent.descriptors()?.len();
     let mut hung = Hung::mount()?;
     let (reader, writer) = nix::unistd::pipe()?;
-    let user = Process::start(|| {
+    let user = Process::start(move || {
         becomes()?;
-        // Not in any other process, which would wait for the server when it ends.
-        let bad = File::open(FILE)?;
+        // Not in any other process, which would wait for the server when it ends; nor
+        // closed before this one has said why it failed.
+        let bad = ManuallyDrop::new(File::open(FILE)?);
         let connection = connect(Path::new(SOCKET))?;
         let fds = [bad.as_raw_fd(); 253];
         send_with(&connection, "0 0 1M", &fds)?;
@@ -191,7 +193,12 @@ fn hold_up(becomes: impl FnOnce() -> Result<()>) -> Result<()> {
         is_errno(&answer, libc::EINVAL).with_context(|| format!("in the end: {answer:?}"))?;
         Ok(())
     })?;
-    nix::unistd::read(&reader, &mut [0])?;
+    // The user has the only other end, which closes when it fails.
+    if nix::unistd::read(&reader, &mut [0])? == 0 {
+        hung.end()?;
+        user.end()?;
+        bail!("the user ends too early");
+    }
     others_are_served(&agent, &group)?;
     others_are_served(&agent, &group)?;
     // Its connections, and what came by the first two messages.
