@@ -31,6 +31,12 @@ impl Heard {
         Ok(self.total)
     }
 
+    /// Signals since the last look.
+    fn new_ones(&mut self) -> Result<u64> {
+        let before = self.total;
+        Ok(self.total()? - before)
+    }
+
     /// Waits for the signals to come to `count`; never may there be more.
     fn await_total(&mut self, count: u64) -> Result<()> {
         let name = self.name.clone();
