@@ -1,6 +1,6 @@
 //! Whose turn it is: work is charged, by the time that it takes, to whoever it is for, and
 //! who has had least lately is next. So what one user makes the agent do delays another
-//! by the turn that is under way, and no more.
+//! by the turn that is under way; what many do, by one turn of each that has had as little.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
