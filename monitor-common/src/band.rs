@@ -288,7 +288,7 @@ impl<W: Word> Track<'_, W> {
     }
 
     /// The agent's part, second half; true when there was no band before: then the
-    /// [`Epoch`](crate::calm::Epoch) has to end. After that the counter must be read
+    /// [`Epoch`](crate::epoch::Epoch) has to end. After that the counter must be read
     /// again ([`leaves`](Self::leaves)): a usage outside the band means that a charge still
     /// went by the old one.
     #[must_use]

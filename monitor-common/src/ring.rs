@@ -22,7 +22,7 @@ impl Doorbell {
     /// As `READING`, of memory+swap.
     pub const SUM_READING: u32 = 4;
     /// Some group's `memory.max` was written: rung once, until the agent has cleared
-    /// [`Scratch::limits`](crate::ask::Scratch::limits).
+    /// [`Scratch::limits`](crate::query::Scratch::limits).
     pub const LIMITS: u32 = 5;
     /// A [`Victim`] follows in the same record.
     pub const VICTIM: u32 = 6;

@@ -3,7 +3,7 @@
 //! Everything that both sides share is made of 64-bit words without padding, so
 //! that the layout is the same for the BPF target and the host.
 
-use crate::{band, calm, usage, word::Word};
+use crate::{band, epoch, usage, word::Word};
 
 /// Version of all that both sides share. Bump on any change of layout or meaning.
 pub const SCHEMA: u32 = 5;
@@ -49,7 +49,7 @@ pub struct Slot<W> {
     pub state: W,
     /// `st_ino` of the group's directory (`cgroup_id()` in the kernel).
     pub cgroup_id: W,
-    /// The [`Epoch`](crate::calm::Epoch) in which nobody waits above this group, mixed
+    /// The [`Epoch`](crate::epoch::Epoch) in which nobody waits above this group, mixed
     /// with its counter's address.
     pub calm: W,
     /// Slots whose `parent` is this one: as long as there are any it is not given back.
@@ -180,7 +180,7 @@ impl<W> Slot<W> {
             counter: zero(),
             state: zero(),
             cgroup_id: zero(),
-            calm: word(calm::NEVER),
+            calm: word(epoch::NEVER),
             below: zero(),
             max_seen: [zero(), zero()],
             min_seen: [word(u64::MAX), word(u64::MAX)],
@@ -245,7 +245,7 @@ impl<W: Word> Slot<W> {
     pub fn clear(&self) {
         self.counter.set(0);
         self.band.set(band::OPEN);
-        self.calm.set(calm::NEVER);
+        self.calm.set(epoch::NEVER);
         self.parent.set(PARENT_UNKNOWN);
         self.forget();
     }

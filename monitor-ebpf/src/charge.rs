@@ -12,9 +12,8 @@ use monitor_common::{
 
 use crate::{
     group::{self, TOP},
-    guess,
-    kernel::{self, Counter},
-    maps,
+    guess, maps,
+    memcg::{self, Counter},
     word::{BpfWord, full_barrier},
 };
 
@@ -28,7 +27,7 @@ use crate::{
 fn look(counter: Counter, rises: bool) {
     let distance = guess::distance(counter.address());
     let Some((index, slot)) = guess::slot_of(distance, counter.address()) else {
-        look_up(kernel::scalar(counter.address()), distance);
+        look_up(memcg::scalar(counter.address()), distance);
         return;
     };
     if slot.is_awaited() {
@@ -92,9 +91,9 @@ extern "C" fn look_there(index: u32) -> u64 {
         && slot.is_awaited()
     {
         let (band, address) = (slot.band.get(), slot.counter.get());
-        if let Some(usage) = kernel::usage_at(address) {
+        if let Some(usage) = memcg::usage_at(address) {
             slot.usage.xchg(usage);
-            if let (Some(again), Some(peak)) = (kernel::usage_at(address), kernel::watermark_at(address)) {
+            if let (Some(again), Some(peak)) = (memcg::usage_at(address), memcg::watermark_at(address)) {
                 look_at(index, slot, band, usage, again, Some(peak));
             }
         }
@@ -107,7 +106,7 @@ extern "C" fn look_there(index: u32) -> u64 {
 #[unsafe(no_mangle)]
 pub extern "C" fn keep_usage(index: u32) -> u64 {
     if let Some(slot) = maps::slot(index) {
-        keep(&slot.usage, || kernel::usage_at(slot.counter.get()), maps::rolled);
+        keep(&slot.usage, || memcg::usage_at(slot.counter.get()), maps::rolled);
     }
     0
 }
@@ -117,7 +116,7 @@ pub extern "C" fn keep_usage(index: u32) -> u64 {
 #[unsafe(no_mangle)]
 pub extern "C" fn keep_peak(index: u32) -> u64 {
     if let Some(slot) = maps::slot(index) {
-        keep(&slot.peak, || kernel::watermark_at(slot.counter.get()), maps::rolled);
+        keep(&slot.peak, || memcg::watermark_at(slot.counter.get()), maps::rolled);
     }
     0
 }
@@ -203,7 +202,7 @@ extern "C" fn climb(at: u64) -> u64 {
         }
         if parent == PARENT_UNKNOWN {
             met = MET;
-            let Some(above) = kernel::parent_at(slot.counter.get()) else { return TOP | MET };
+            let Some(above) = memcg::parent_at(slot.counter.get()) else { return TOP | MET };
             let Some(found) = maps::slot_of(above) else {
                 return if is_address(above) { above } else { TOP | MET };
             };
@@ -276,7 +275,7 @@ extern "C" fn out_of_band(index: u32, reading: u64, what: u64) -> u64 {
 extern "C" fn look_at_sum(index: u32) -> u64 {
     if let Some(slot) = maps::slot(index) {
         let band = slot.sum_band.get();
-        if let Some((sum, true)) = kernel::sum_at(slot.counter.get())
+        if let Some((sum, true)) = memcg::sum_at(slot.counter.get())
             && let Some(outside) = compare(band, sum, maps::band_shift())
         {
             out_of_band(index, outside.to_word(), SUM);
@@ -322,5 +321,5 @@ pub fn second(context: u64, counter: Counter) {
         return;
     }
     maps::count(Tally::Nested);
-    look_up(kernel::scalar(counter.address()), guess::distance(counter.address()));
+    look_up(memcg::scalar(counter.address()), guess::distance(counter.address()));
 }

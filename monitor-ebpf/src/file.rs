@@ -1,9 +1,9 @@
 //! Registered eventfds: which file a descriptor is, and how many references files have.
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use monitor_common::{ask::Ask, word::Word as _};
+use monitor_common::{query::Ask, word::Word as _};
 
-use crate::{kernel, maps};
+use crate::{maps, memcg};
 
 /// `eventfd_show_fdinfo`: the agent asks which file one of its descriptors is.
 #[inline(always)]
@@ -53,7 +53,7 @@ extern "C" fn count_one(index: u64) -> u64 {
     if let Some(file) = maps::file(index as u32) {
         let address = file.address.get();
         if address != 0 {
-            file.references.set(kernel::file_refs_at(address).unwrap_or(0));
+            file.references.set(memcg::file_refs_at(address).unwrap_or(0));
         }
     }
     0

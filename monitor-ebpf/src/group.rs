@@ -7,15 +7,15 @@ use aya_ebpf::{
 };
 use aya_log_ebpf::warn;
 use monitor_common::{
-    ask::{Ask, Roll, Wanted},
     band::OPEN,
     oom::{hold_of, release},
+    query::{Ask, Roll, Wanted},
     ring::{Doorbell, Tally},
     slot::{NOT_POPULATED, PARENT_ROOT, PARENT_UNKNOWN, POPULATED, REACH, Slot, State},
     word::Word as _,
 };
 
-use crate::{guess, kernel, maps, word::BpfWord};
+use crate::{guess, maps, memcg, word::BpfWord};
 
 // Global functions, as in `charge`: the verifier checks each once, for all programs that
 // call it.
@@ -25,8 +25,8 @@ use crate::{guess, kernel, maps, word::BpfWord};
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn track(css: u64) -> u64 {
-    let address = kernel::counter_of_css(css);
-    let parent = match kernel::parent_at(address) {
+    let address = memcg::counter_of_css(css);
+    let parent = match memcg::parent_at(address) {
         Some(0) => return Roll::ROOT,
         Some(parent) => parent,
         None => return Roll::SILENT,
@@ -39,7 +39,7 @@ extern "C" fn track(css: u64) -> u64 {
         }
         return u64::from(index);
     }
-    let id = kernel::cgroup_id_of_css(css).unwrap_or(0);
+    let id = memcg::cgroup_id_of_css(css).unwrap_or(0);
     let Some(index) = maps::pop_free() else {
         if maps::is_refused_anew(id) {
             maps::count(Tally::SlotsExhausted);
@@ -53,7 +53,7 @@ extern "C" fn track(css: u64) -> u64 {
     slot.parent.set(PARENT_UNKNOWN);
     slot.cgroup_id.set(id);
     slot.forget();
-    slot.oom_calls.set(kernel::ooms_at(address).unwrap_or(0));
+    slot.oom_calls.set(memcg::ooms_at(address).unwrap_or(0));
     slot.band.set(OPEN);
     slot.counter.set(address);
     // Last, and a full barrier: a live state vouches for the rest.
@@ -80,7 +80,7 @@ extern "C" fn find_parent(index: u32, parent: u64) -> u64 {
     let Some(slot) = maps::slot(index) else { return 0 };
     if let Some(up) = maps::slot_of(parent) {
         name(slot, up, parent);
-    } else if kernel::parent_at(parent) == Some(0) {
+    } else if memcg::parent_at(parent) == Some(0) {
         slot.parent.cas(PARENT_UNKNOWN, PARENT_ROOT);
     }
     if slot.parent.get() == PARENT_UNKNOWN {
@@ -115,7 +115,7 @@ pub const TOP: u64 = u32::MAX as u64;
 #[unsafe(no_mangle)]
 pub extern "C" fn place(address: u64, distance: u64) -> u64 {
     // On v1 each charge comes here once more, for memory+swap.
-    let (of_swap, swap_distance) = (kernel::memory_of_swap(address), kernel::memory_of_swap(distance));
+    let (of_swap, swap_distance) = (memcg::memory_of_swap(address), memcg::memory_of_swap(distance));
     if let Some((index, _)) = guess::slot_of(swap_distance, of_swap) {
         return index.into();
     }
@@ -152,7 +152,7 @@ pub extern "C" fn place(address: u64, distance: u64) -> u64 {
 pub extern "C" fn find_up(address: u64) -> u64 {
     let (mut address, base) = (address, guess::base());
     for _ in 0..maps::rolled(LEVELS) {
-        let Some(up) = kernel::parent_at(address) else { return TOP };
+        let Some(up) = memcg::parent_at(address) else { return TOP };
         if up == 0 {
             return TOP;
         }
@@ -194,8 +194,8 @@ pub extern "C" fn above(index: u32, generation: u64) -> u64 {
     if address == 0 || !state.is_live() || state.generation() != generation {
         return TOP;
     }
-    let Some(parent) = kernel::parent_at(address) else { return TOP };
-    track(kernel::css_of_counter(parent));
+    let Some(parent) = memcg::parent_at(address) else { return TOP };
+    track(memcg::css_of_counter(parent));
     find_parent(index, parent);
     let known = slot.parent.get();
     if known == PARENT_ROOT {
@@ -207,7 +207,7 @@ pub extern "C" fn above(index: u32, generation: u64) -> u64 {
 /// `mem_cgroup_css_online`: a new group, before its first charge.
 #[inline(always)]
 pub fn online<C: EbpfContext>(ctx: &C, css: u64) {
-    if track(kernel::scalar(css)) == Roll::FULL && is_time_to_say() {
+    if track(memcg::scalar(css)) == Roll::FULL && is_time_to_say() {
         warn!(ctx, "no free slot: a new group is not watched; see --max-groups");
     }
 }
@@ -228,14 +228,14 @@ fn is_time_to_say() -> bool {
 /// own pointers; the slot is given back, or left to the agent.
 #[inline(always)]
 pub fn offline(css: u64) {
-    depart(kernel::counter_of_css(kernel::scalar(css)));
+    depart(memcg::counter_of_css(memcg::scalar(css)));
 }
 
 /// `mem_cgroup_css_free`: the counter's memory is about to be given back. There is nothing
 /// left to do, unless the kernel has skipped the program at `mem_cgroup_css_offline`.
 #[inline(always)]
 pub fn freed(css: u64) {
-    depart(kernel::counter_of_css(kernel::scalar(css)));
+    depart(memcg::counter_of_css(memcg::scalar(css)));
 }
 
 #[inline(never)]
@@ -254,8 +254,8 @@ extern "C" fn depart(address: u64) -> u64 {
         }
     }
     free_from_oom(index);
-    let usage = kernel::usage_at(address).unwrap_or(0);
-    let sum = kernel::sum_at(address).map_or(usage, |(sum, _)| sum);
+    let usage = memcg::usage_at(address).unwrap_or(0);
+    let sum = memcg::sum_at(address).map_or(usage, |(sum, _)| sum);
     if slot.leave(usage, sum) {
         maps::ring(Doorbell { kind: Doorbell::SLOT, slot: index, value: 0 });
     } else {
@@ -317,8 +317,8 @@ pub extern "C" fn give_back(index: u32) -> u64 {
 /// time for it, since those below are to be told.
 #[inline(always)]
 pub fn place_of_oom(css: u64) -> Option<u32> {
-    let css = kernel::scalar(css);
-    if let Some(index) = maps::slot_of(kernel::counter_of_css(css)) {
+    let css = memcg::scalar(css);
+    if let Some(index) = maps::slot_of(memcg::counter_of_css(css)) {
         return Some(index);
     }
     match track(css) {
@@ -338,7 +338,7 @@ pub fn populated(cgroup: u64, populated: u64) {
     if !maps::is_wanted(Wanted::EMPTY) {
         return;
     }
-    if let Some(counter) = kernel::counter_of_cgroup(cgroup)
+    if let Some(counter) = memcg::counter_of_cgroup(cgroup)
         && let Some(index) = maps::slot_of(counter)
         && let Some(slot) = maps::slot(index)
         && slot.state().has(State::WATCHED)
@@ -360,7 +360,7 @@ pub fn called(css: u64) {
     let Some(scratch) = maps::readings() else {
         return;
     };
-    let index = track(kernel::scalar(css));
+    let index = track(memcg::scalar(css));
     if scratch.agent.get() != bpf_get_current_pid_tgid() {
         return;
     }

@@ -2,7 +2,7 @@
 
 use monitor_common::{slot::Slot, word::Word as _};
 
-use crate::{kernel, maps, word::BpfWord};
+use crate::{maps, memcg, word::BpfWord};
 
 /// Cells of `GUESSES`, as a power of two.
 const GUESS_BITS: u32 = 12;
@@ -43,7 +43,7 @@ pub fn remember(distance: u64, index: u32) {
 
 /// What [`distance`] counts from, as a plain number: for addresses that are, too.
 pub fn base() -> u64 {
-    kernel::scalar((&raw const GUESSES) as u64)
+    memcg::scalar((&raw const GUESSES) as u64)
 }
 
 /// Whether the counter at `address` was found to have no slot, not long ago.

@@ -5,14 +5,14 @@
 #![feature(core_intrinsics)]
 #![expect(internal_features, reason = "BPF atomics have no stable spelling on this target yet")]
 
-mod ask;
 mod charge;
 mod file;
 mod group;
 mod guess;
-mod kernel;
 mod maps;
+mod memcg;
 mod oom;
+mod query;
 mod reclaim;
 mod word;
 
@@ -22,7 +22,7 @@ use aya_ebpf::{
     programs::{FEntryContext, FExitContext, RawTracePointContext},
 };
 
-use crate::kernel::Counter;
+use crate::memcg::Counter;
 
 macro_rules! charge_hooks {
     ($($first:ident, $second:ident, $rises:literal $(, $before:path)?;)*) => {
@@ -184,7 +184,7 @@ fn populated(ctx: RawTracePointContext) -> i32 {
 
 #[raw_tracepoint]
 fn ask(ctx: RawTracePointContext) -> i32 {
-    ask::ask(ctx.arg(0), ctx.arg(1), ctx.arg(2));
+    query::ask(ctx.arg(0), ctx.arg(1), ctx.arg(2));
     0
 }
 

@@ -9,10 +9,10 @@ use aya_ebpf::{
     maps::{Array, HashMap, LruHashMap, Queue, RingBuf},
 };
 use monitor_common::{
-    ask::{ANSWERS, Ask, CELLS, FileRefs, READINGS, Scratch},
     band::{Verdict, raise_hand},
-    calm::Epoch,
+    epoch::Epoch,
     oom::Mark,
+    query::{ANSWERS, Ask, CELLS, FileRefs, READINGS, Scratch},
     ring::{Doorbell, Tally, victims_at_once},
     slot::Slot,
     word::Word as _,

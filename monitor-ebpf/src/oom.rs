@@ -10,13 +10,13 @@
 
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use monitor_common::{
-    ask::Wanted,
     oom::{self, BY_LIMIT_WRITE, Mark},
+    query::Wanted,
     ring::{Doorbell, Tally, Victim},
     word::Word as _,
 };
 
-use crate::{group, kernel, maps};
+use crate::{group, maps, memcg};
 
 /// The current thread's id.
 #[inline(always)]
@@ -60,7 +60,7 @@ pub fn ended(css: u64) {
     let thread = thread();
     if maps::unmark_thread(Mark::InOom, thread)
         && maps::has_oom_notify() == 0
-        && let Some(index) = maps::slot_of(kernel::counter_of_css(css))
+        && let Some(index) = maps::slot_of(memcg::counter_of_css(css))
     {
         oom::end(maps::slot, index, thread);
     }
@@ -127,7 +127,7 @@ const KILLS: u64 = 1 << 31;
 #[inline(always)]
 pub fn killer_called(control: u64) {
     let thread = thread();
-    let slot = match kernel::counter_of_oom(control) {
+    let slot = match memcg::counter_of_oom(control) {
         Some(counter) if !maps::has_mark(Mark::WritesLimit, thread) => maps::slot_of(counter),
         _ => None,
     };
@@ -166,14 +166,14 @@ pub fn victim(task: u64) {
     let Some(cause) = cause() else { return };
     maps::cause().set(cause & !KILLS);
     let is_killed = maps::has_oom_kill() == 0 || cause & KILLS != 0;
-    if !is_killed || kernel::is_victim(task) || !maps::is_wanted(Wanted::VICTIMS) {
+    if !is_killed || memcg::is_victim(task) || !maps::is_wanted(Wanted::VICTIMS) {
         return;
     }
-    let value = kernel::group_of_task(task).unwrap_or(0);
+    let value = memcg::group_of_task(task).unwrap_or(0);
     maps::send_victim(Victim {
         bell: Doorbell { kind: Doorbell::VICTIM, slot: slot_of(cause), value },
-        pid: kernel::pid_of_task(task).unwrap_or(0),
-        comm: kernel::name_of_task(task).unwrap_or_default(),
+        pid: memcg::pid_of_task(task).unwrap_or(0),
+        comm: memcg::name_of_task(task).unwrap_or_default(),
     });
 }
 
@@ -183,7 +183,7 @@ pub fn group_kill(css: u64) {
     if let Some(cause) = cause()
         && maps::is_wanted(Wanted::VICTIMS)
     {
-        let value = kernel::cgroup_id_of_css(css).unwrap_or(0);
+        let value = memcg::cgroup_id_of_css(css).unwrap_or(0);
         maps::send_victim(Doorbell { kind: Doorbell::GROUP_KILL, slot: slot_of(cause), value });
     }
 }

@@ -2,12 +2,12 @@
 //! agent's to work out.
 
 use monitor_common::{
-    ask::Wanted,
     pressure::{Level, level_of},
+    query::Wanted,
     word::Word as _,
 };
 
-use crate::{group, kernel, maps};
+use crate::{group, maps, memcg};
 
 /// `vmpressure_work_fn`: the kernel itself evaluates a window, on v2 for nobody.
 /// Read before the kernel takes the sums under its lock; a window that is added
@@ -17,21 +17,21 @@ pub fn window(work: u64) {
     if !maps::is_wanted(Wanted::PRESSURE) {
         return;
     }
-    let Some((scanned, reclaimed)) = kernel::window_at(work) else {
+    let Some((scanned, reclaimed)) = memcg::window_at(work) else {
         return;
     };
     if scanned == 0 {
         return;
     }
-    let counter = kernel::counter_of_vmpressure_work(work);
+    let counter = memcg::counter_of_vmpressure_work(work);
     let own = match maps::slot_of(counter) {
         Some(index) => Some(index),
         // Only the root has no parent: reclaim for the whole host.
-        None if kernel::parent_at(counter) == Some(0) => Some(maps::root_slot()),
+        None if memcg::parent_at(counter) == Some(0) => Some(maps::root_slot()),
         None => None,
     };
     // A group without a slot has no listeners; those above it may have.
-    let index = own.unwrap_or_else(|| group::nearest(kernel::scalar(counter)) as u32);
+    let index = own.unwrap_or_else(|| group::nearest(memcg::scalar(counter)) as u32);
     let Some(slot) = maps::slot(index) else { return };
     let [low, medium, critical] = if own.is_some() { &slot.windows } else { &slot.windows_below };
     match level_of(scanned, reclaimed) {

@@ -23,22 +23,21 @@ use tokio::sync::mpsc;
 use crate::{
     agent::{sampler::Sampler, signals::Signals},
     cgroup::{Hierarchy, Version, handle::Directories, host::Files},
-    confine,
-    door::{
+    error::{Error, Result},
+    fd_store::{Handed, Keeper},
+    frontend::{
         self,
         accounting::{Accounting, Groups},
-        closer::Closer,
-        control,
-        control_fd::Places,
-        listing,
+        admin_socket,
+        control_file::Places,
+        deferred_close::Closer,
+        listing, registration_socket,
         seqpacket::{Access, Listener},
-        socket,
     },
-    error::{Error, Result},
-    handed, heap,
-    keeper::{Handed, Keeper},
+    malloc,
+    persist::Vault,
     programs::{Pins, Programs, Sizes},
-    vault::Vault,
+    sandbox, socket_activation,
     view::{self, Shown, Written, mount::Failure, tree::Tree},
     watchdog,
     watcher::{Limits, Restored, Shared, Watcher},
@@ -74,13 +73,13 @@ pub struct Options {
     /// The tree as cgroup v1 showed it; not mounted when absent.
     pub view: Option<view::Options>,
     /// Where to tell metrics; not told when absent.
-    pub metrics: Option<door::metrics::Options>,
+    pub metrics: Option<frontend::metrics_http::Options>,
     /// Where programs and maps are pinned, while somebody keeps the descriptors.
     pub pins: PathBuf,
     /// The service manager keeps descriptors, even if it does not say so.
     pub keeps: bool,
     /// Which rights are given up before it is ready.
-    pub confine: confine::Mode,
+    pub confine: sandbox::Mode,
     /// After which time without a sign of life the service manager gives up on us;
     /// never when absent.
     pub watchdog: Option<Duration>,
@@ -158,11 +157,12 @@ pub async fn run(
 ) -> Result<()> {
     let _locks = [Lock::take(&options.socket)?, Lock::take(&options.control_socket)?];
     let metrics = options.metrics.as_ref();
-    let metrics = metrics.map(|wanted| door::metrics::Door::open(wanted, &options.access)).transpose()?;
+    let metrics =
+        metrics.map(|wanted| frontend::metrics_http::Door::open(wanted, &options.access)).transpose()?;
     let hierarchy = Hierarchy::find(options.cgroup_root.as_deref())?;
     let v1 = hierarchy.version == Version::V1;
-    let given = handed::listener(&mut handed, handed::REGISTER)?;
-    let operators = handed::listener(&mut handed, handed::OPERATOR)?;
+    let given = socket_activation::listener(&mut handed, socket_activation::REGISTER)?;
+    let operators = socket_activation::listener(&mut handed, socket_activation::OPERATOR)?;
     let vault = Keeper::found(options.keeps).map(|keeper| Vault::open(keeper, handed)).transpose()?;
     let pins = vault.as_ref().and_then(|_| open_pins(&options.pins));
     if pins.is_none() && Pins::hold_programs(&options.pins) {
@@ -174,7 +174,7 @@ pub async fn run(
     }
     let runtime = signals::Own::new()?;
     let (programs, ring) = Programs::start(v1, options.sizes, pins)?;
-    let asks = confine::rights::needed_for(&confine::ASK, || programs.answers());
+    let asks = sandbox::capabilities::needed_for(&sandbox::ASK, || programs.answers());
     let groups = hierarchy.call_roll()?;
     let instance = programs.instance();
     let host = Box::new(Files::new(&hierarchy)?);
@@ -219,8 +219,8 @@ pub async fn run(
     let (listing, listed) = listing::start(watcher.clone(), Arc::clone(&tree));
     let mut tasks = vec![
         tokio::task::spawn_local(listed),
-        tokio::task::spawn_local(socket::serve(door, watcher.clone(), Rc::clone(&places))),
-        tokio::task::spawn_local(control::serve(operator, watcher.clone(), Rc::clone(&places), listing)),
+        tokio::task::spawn_local(registration_socket::serve(door, watcher.clone(), Rc::clone(&places))),
+        tokio::task::spawn_local(admin_socket::serve(operator, watcher.clone(), Rc::clone(&places), listing)),
     ];
     if let Some(time) = options.watchdog {
         let (watcher, places) = (watcher.clone(), Rc::clone(&places));
@@ -229,17 +229,22 @@ pub async fn run(
     let mut doors = options.socket.display().to_string();
     let shown = shown.map(|(shown, writes)| {
         doors = format!("{doors} and {}", shown.point().display());
-        tasks.push(tokio::task::spawn_local(door::view::serve(writes, watcher.clone(), places)));
+        tasks.push(tokio::task::spawn_local(frontend::event_control_write::serve(
+            writes,
+            watcher.clone(),
+            places,
+        )));
         shown
     });
     if let Some(door) = metrics {
-        let gatherer = door::metrics::Gatherer::new(&watcher, tree, &hierarchy, options.limits.eventfds);
+        let gatherer =
+            frontend::metrics_http::Gatherer::new(&watcher, tree, &hierarchy, options.limits.eventfds);
         doors = format!("{doors}; metrics at {}", door.address());
         tasks.push(tokio::task::spawn_local(door.serve(gatherer)));
     }
     // What it took to get here, the kernel's types above all, is needed no more.
-    heap::trim();
-    confine::agent(options.confine, asks);
+    malloc::trim();
+    sandbox::agent(options.confine, asks);
     let sampler = Sampler::start(watcher.clone(), options.sample)
         .map_err(|error| Error::file("start", "the thread that samples", error))?;
     let mut signals = Signals::start(runtime, ring, watcher.clone(), options.sweep, sampler.wake())
@@ -268,7 +273,7 @@ pub async fn run(
 
 /// Without pins the agent goes on: what holds when it comes back is still told.
 fn open_pins(folder: &Path) -> Option<Pins> {
-    if !handed::may_reopen_programs() {
+    if !socket_activation::may_reopen_programs() {
         log::info!("without CAP_SYS_ADMIN no program is pinned; nothing is seen while there is no agent");
         return None;
     }
@@ -284,7 +289,7 @@ fn show(
     wanted: &view::Options,
     tree: &Arc<Tree>,
     hierarchy: &Path,
-    mode: confine::Mode,
+    mode: sandbox::Mode,
 ) -> Result<Option<View>> {
     match view::show(wanted.point.as_deref(), Arc::clone(tree), hierarchy, mode) {
         Ok(view) => Ok(Some(view)),

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, error::ErrorKind};
-use memcg_monitor::{client, door::metrics::Address, in_flight, metrics::Pattern, programs};
-use monitor_common::control::ControlFile;
+use memcg_monitor::{client, frontend::metrics_http::Address, in_flight, metrics::Pattern, programs};
+use monitor_common::control_file::ControlFile;
 
 /// cgroup v1's memory notifications on stock cgroup v2 kernels.
 ///
@@ -62,7 +62,7 @@ pub enum Confine {
     On,
 }
 
-impl From<Confine> for memcg_monitor::confine::Mode {
+impl From<Confine> for memcg_monitor::sandbox::Mode {
     fn from(confine: Confine) -> Self {
         match confine {
             Confine::Off => Self::Off,

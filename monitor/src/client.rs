@@ -19,11 +19,11 @@ use nix::{
 };
 
 use crate::{
-    door::{
-        control::{Answer, GroupRow, Request, Status},
+    error::{Error, Result},
+    frontend::{
+        admin_socket::{Answer, GroupRow, Request, Status},
         seqpacket::{connect, connect_within},
     },
-    error::{Error, Result},
 };
 
 pub use registration::{AsyncFollower, AsyncRegistration, Builder, Follower, Registration};

@@ -4,37 +4,37 @@
 //! (`monitor-ebpf`), which keeps the [`table`] and rings the agent through
 //! [`programs`]; the [`watcher`] works out which thresholds were crossed, looks
 //! up who waits in its [`registry`], and adds to their [`eventfd`]s. Clients come
-//! in by the [`door`]s, one of which is the [`view`], the cgroup tree as v1 showed it;
-//! [`client`] is a door's other end. What has to outlive an agent is in its [`vault`],
-//! which a [`keeper`] holds.
+//! in by the [`frontend`]s, one of which is the [`view`], the cgroup tree as v1 showed it;
+//! [`client`] is a door's other end. What has to outlive an agent is in its [`persist`],
+//! which a [`fd_store`] holds.
 //!
 //! [`kernel`] is the one place that knows what kernels differ in; only
 //! [`programs`] names aya; [`registry`] knows neither kernel nor sockets.
 
 pub mod agent;
 pub mod ancillary;
+pub mod async_fd;
 pub mod cgroup;
 pub mod client;
-pub mod confine;
-pub mod door;
 pub mod error;
 pub mod eventfd;
-pub mod handed;
-pub mod heap;
+pub mod fd_store;
+pub mod frontend;
 pub mod in_flight;
-pub mod keeper;
 pub mod kernel;
 pub mod logging;
+pub mod malloc;
 pub mod metrics;
 pub mod mounts;
+pub mod persist;
 pub mod printable;
 pub mod programs;
-pub mod ready;
 pub mod registry;
+pub mod sandbox;
+pub mod socket_activation;
 pub mod source;
 pub mod supervisor;
 pub mod table;
-pub mod vault;
 pub mod view;
 pub mod watchdog;
 pub mod watcher;

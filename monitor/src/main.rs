@@ -1,7 +1,7 @@
 //! The command `memcg-monitor`: parse, run, exit code.
 
 mod cli;
-mod cmd;
+mod commands;
 
 use std::process::ExitCode;
 
@@ -19,12 +19,12 @@ fn main() -> ExitCode {
     };
     memcg_monitor::logging::init(level);
     let outcome = match cli.command {
-        Command::Agent(options) => cmd::agent::run(&options),
-        Command::Listen(options) => cmd::listen::run(&options),
-        Command::List(options) => cmd::list::run(&options),
-        Command::Status(options) => cmd::status::run(&options),
-        Command::Check(options) => Ok(cmd::check::run(&options)),
-        Command::Unmount(options) => cmd::unmount::run(&options),
+        Command::Agent(options) => commands::agent::run(&options),
+        Command::Listen(options) => commands::listen::run(&options),
+        Command::List(options) => commands::list::run(&options),
+        Command::Status(options) => commands::status::run(&options),
+        Command::Check(options) => Ok(commands::check::run(&options)),
+        Command::Unmount(options) => commands::unmount::run(&options),
     };
     log::logger().flush();
     match outcome {

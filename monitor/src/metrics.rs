@@ -1,8 +1,8 @@
 //! What the agent tells Prometheus: which groups ([`Selection`]), every metric there
 //! is ([`families`]), the numbers at one moment ([`Snapshot`]), and their text
-//! ([`text`]). Plain data; the numbers are gathered by [`door::metrics`].
+//! ([`text`]). Plain data; the numbers are gathered by [`frontend::metrics_http`].
 //!
-//! [`door::metrics`]: crate::door::metrics
+//! [`frontend::metrics_http`]: crate::frontend::metrics_http
 
 mod encode;
 pub mod families;
@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 
 use nix::errno::Errno;
 
-use crate::door::control::Status;
+use crate::frontend::admin_socket::Status;
 
 pub use histogram::Histogram;
 pub use selection::{Candidate, Chosen, LeftOut, Pattern, Selection};

@@ -1,10 +1,10 @@
 //! The programs in the kernel: load, attach, ask. Nothing else names aya.
 
-mod before;
-mod held;
+mod handles;
 mod identity;
 mod load;
 mod pins;
+mod predecessor;
 mod ring;
 mod start;
 mod stats;
@@ -29,8 +29,8 @@ use aya::{
     programs::{RawTracePointRunOptions, TestRun as _},
 };
 use monitor_common::{
-    ask::{ANSWERS, Ask},
     oom,
+    query::{ANSWERS, Ask},
     ring::Tally,
     word::Word as _,
 };
@@ -40,9 +40,9 @@ use crate::{
     error::{Error, Result},
     kernel::{Hook, Offers},
     programs::{
-        before::Before,
-        held::{Held, is_charge},
+        handles::{Held, is_charge},
         load::failed,
+        predecessor::Before,
         stats::Stats,
     },
     source::{FileId, GroupId, Identify as _, Misses, Slots, Source},

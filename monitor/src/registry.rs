@@ -4,8 +4,8 @@
 mod account;
 mod dense;
 mod group;
-mod scale;
 pub mod share;
+mod thresholds;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -13,19 +13,19 @@ use std::{
 };
 
 use monitor_common::{
-    ask::Wanted,
-    control::{ControlFile, Wish},
+    control_file::{ControlFile, Wish},
+    query::Wanted,
 };
 
 use self::account::Accounts;
 use crate::{
+    persist::Ticket,
     source::{FileId, GroupId},
-    vault::Ticket,
 };
 
 pub use account::{Account, Payer};
 pub use group::Group;
-pub use scale::{BURST, Clock, Crossing, Cursor, Outcome, Scale, Side, first_side};
+pub use thresholds::{BURST, Clock, Crossing, Cursor, Outcome, Scale, Side, first_side};
 
 /// One registration.
 #[derive(Clone, Copy, Debug)]

@@ -138,14 +138,14 @@ pub trait Source: Slots {
     fn is_under_oom(&self, group: GroupId) -> Result<bool>;
 
     /// A band was published where none was: ends the
-    /// [`Epoch`](monitor_common::calm::Epoch). A full barrier.
+    /// [`Epoch`](monitor_common::epoch::Epoch). A full barrier.
     ///
     /// # Errors
     /// The kernel did not do it: charges below that group may go unseen.
     fn end_epoch(&self) -> Result<()>;
 
     /// What the programs are to count from now on: bits of
-    /// [`Wanted`](monitor_common::ask::Wanted).
+    /// [`Wanted`](monitor_common::query::Wanted).
     fn want(&self, what: u64);
 
     /// The bands of all that goes on from an agent before are published: takes over what

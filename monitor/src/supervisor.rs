@@ -4,7 +4,7 @@
 
 mod child;
 mod message;
-mod score;
+mod oom_score;
 
 use std::{
     ffi::OsString,
@@ -29,7 +29,7 @@ pub use message::{Mailbox, Message};
 
 use crate::{
     error::{Error, Result},
-    keeper::Handed,
+    fd_store::Handed,
 };
 
 /// Descriptors that are kept at most, as `FileDescriptorStoreMax=`.
@@ -76,7 +76,7 @@ pub fn run(program: PathBuf, arguments: Vec<OsString>, mailbox: PathBuf, kept: H
         mask.add(signal);
     }
     mask.thread_block().map_err(|errno| Error::syscall("sigprocmask", errno))?;
-    score::take_out();
+    oom_score::take_out();
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     let mut supervisor = Supervisor {
         program,

@@ -4,7 +4,7 @@
 use std::{marker::PhantomData, num::NonZeroUsize, os::fd::AsFd, ptr::NonNull, sync::atomic::AtomicU64};
 
 use monitor_common::{
-    ask::{FileRefs, Scratch},
+    query::{FileRefs, Scratch},
     ring::Tally,
     slot::Slot,
 };

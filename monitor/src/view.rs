@@ -4,7 +4,7 @@
 //! [`tree`] says what is there, [`fs`] answers the kernel, [`mount`] comes and
 //! goes. A registration is a write to `cgroup.event_control`; it is handed over as
 //! [`Written`] to the agent's loop, which answers it
-//! ([`door::view`](crate::door::view)).
+//! ([`frontend::event_control_write`](crate::frontend::event_control_write)).
 
 pub mod contents;
 pub mod fs;
@@ -26,8 +26,8 @@ use nix::errno::Errno;
 use tokio::sync::mpsc;
 
 use crate::{
-    confine,
     error::Error,
+    sandbox,
     view::{
         fs::View,
         mount::{Failure, Mounted},
@@ -143,7 +143,7 @@ pub fn show(
     point: Option<&Path>,
     tree: Arc<Tree>,
     hierarchy: &Path,
-    mode: confine::Mode,
+    mode: sandbox::Mode,
 ) -> Result<(Shown, mpsc::Receiver<Written>), Failure> {
     let (writes, written) = mpsc::channel(WAITING);
     let (device, mounted) = mount::on(point.unwrap_or(Path::new(POINT)), point.is_none(), mode)?;
@@ -158,7 +158,7 @@ pub fn show(
     // have the rights of the one that starts them.
     let started = std::thread::scope(|scope| {
         let start = || {
-            confine::view(mode, hierarchy);
+            sandbox::view(mode, hierarchy);
             session.spawn()
         };
         scope.spawn(start).join().unwrap_or_else(|_| Err(std::io::Error::other("a panic")))

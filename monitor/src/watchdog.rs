@@ -27,20 +27,20 @@ use sd_notify::NotifyState;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::{
+    async_fd::wait_on,
     cgroup::Hierarchy,
-    door::{
+    error::{Error, Result},
+    frontend::{
         accounting::Accounting,
-        closer::Foreign,
-        control_fd::Places,
+        control_file::Places,
+        deferred_close::Foreign,
         inode::Inode,
         peer::Credentials,
-        request::{Asker, Client, Refusal, register},
+        register::{Asker, Client, Refusal, register},
         sender::Sender,
-        sent::Sent,
+        sent_descriptors::Sent,
     },
-    error::{Error, Result},
     kernel::page_size,
-    ready::wait_on,
     registry::Account,
     source::{Identify, Source},
     watcher::{Handed, Shared},

@@ -1,25 +1,25 @@
 //! From doorbell to signal: takes what the programs saw, lets the registry work
 //! out what was crossed, signals, and publishes the next band.
 
-mod climbs;
 mod closed;
-mod debt;
 mod event;
+mod fair_queue;
 mod groups;
 mod lifetime;
 mod limits;
-mod make_up;
-mod measures;
+mod measurements;
 mod owners;
 mod plan;
+mod propagation;
+mod recovery;
 mod register;
 mod restore;
 mod sample;
 mod shared;
 mod signal;
 mod sweep;
-mod turns;
-mod work;
+mod turn;
+mod undelivered;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -29,7 +29,7 @@ use std::{
 
 use monitor_common::{
     band::{Band, OPEN, Outside, Seen, Track, give_back},
-    control::ControlFile,
+    control_file::ControlFile,
     ring::Tally,
     word::Word as _,
 };
@@ -39,29 +39,29 @@ use crate::{
     cgroup::host::Host,
     error::Result,
     eventfd::{EventFd, Signaller},
+    persist::{Record, Ticket, Unrecorded, Vault},
     registry::{Account, Registry},
     source::{FileId, GroupId, Source},
-    vault::{Record, Ticket, Unrecorded, Vault},
     watcher::{
-        climbs::Climbs,
-        debt::Debts,
+        fair_queue::Turns,
         owners::Owners,
         plan::Payers,
+        propagation::Climbs,
         signal::Newcomers,
         sweep::Sweep,
-        turns::Turns,
-        work::{Task, Work},
+        turn::{Task, Work},
+        undelivered::Debts,
     },
 };
 
 pub use closed::ClosedSearch;
 pub use event::{Cause, Event, Follower};
-pub use measures::{CAUSES, Measures};
+pub use fair_queue::Payer;
+pub use measurements::{CAUSES, Measures};
 pub use register::{Handed, Receipt, Request};
 pub use restore::Restored;
 pub use sample::Sampled;
 pub use shared::{Guard, Shared};
-pub use turns::Payer;
 
 /// Counts of what the watcher did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -130,7 +130,7 @@ pub struct Watcher<S> {
     /// Limits that were written, and who is yet to follow.
     written: limits::Written,
     /// What the recursion guard kept from the programs, and what is made up for it.
-    skips: make_up::Skips,
+    skips: recovery::Skips,
     /// The latest sweep's, for closed eventfds, and whether that is in the line.
     search: ClosedSearch,
     search_queued: bool,
@@ -162,7 +162,7 @@ impl<S: Source> Watcher<S> {
     /// None at present.
     pub fn new(source: S, host: Box<dyn Host + Send + Sync>, limits: Limits) -> Result<Self> {
         let (misses, measures) = (source.misses(), Measures::new(&source));
-        let skips = make_up::Skips::new(misses, source.tally(Tally::OomJoined));
+        let skips = recovery::Skips::new(misses, source.tally(Tally::OomJoined));
         let table = groups::Rounds::new(&source);
         let work = Arc::<Notify>::default();
         Ok(Self {

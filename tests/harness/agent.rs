@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use memcg_monitor::client::{self, Control};
-use memcg_monitor::door::control::{GroupRow, Status};
+use memcg_monitor::frontend::admin_socket::{GroupRow, Status};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{

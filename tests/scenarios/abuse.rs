@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use memcg_monitor::Error;
 use memcg_monitor::client::{self, SOCKET};
-use memcg_monitor::door::seqpacket::connect;
+use memcg_monitor::frontend::seqpacket::connect;
 use nix::mount::{MsFlags, mount, umount};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, recv, send, sendmsg};

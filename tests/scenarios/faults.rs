@@ -13,7 +13,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use memcg_monitor::client::SOCKET;
-use memcg_monitor::door::seqpacket::connect;
+use memcg_monitor::frontend::seqpacket::connect;
 use nix::errno::Errno;
 use nix::libc::{RLIMIT_NOFILE, prlimit, rlimit};
 use nix::mount::{MsFlags, mount};

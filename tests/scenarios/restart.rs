@@ -6,10 +6,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use memcg_monitor::client::CONTROL_SOCKET;
-use memcg_monitor::keeper::Handed;
+use memcg_monitor::fd_store::Handed;
 use memcg_monitor::programs::FOLDER;
 use memcg_monitor::supervisor::{Mailbox, start};
-use monitor_common::control::ControlFile;
+use monitor_common::control_file::ControlFile;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, dup, dup2_stderr};

@@ -13,10 +13,10 @@ use tokio::{
 
 use crate::{
     agent::sampler::Wake,
+    async_fd::wait_on,
     error::{Error, Result},
-    heap::Trim,
+    malloc::Trim,
     programs::{Doorbells, Programs, Record},
-    ready::wait_on,
     watcher::{Shared, Watcher},
 };
 

@@ -19,9 +19,9 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{CONTROL_SOCKET, Control, LARGEST_ANSWER, Mark, SOCKET, Target, answer_of, receive, register};
 use crate::{
-    door::control::{Answer, EventRow, Request},
+    async_fd::wait_on,
     error::{Error, Result},
-    ready::wait_on,
+    frontend::admin_socket::{Answer, EventRow, Request},
 };
 
 /// What to register: a control file, and what a v1 client would write behind it.

@@ -168,7 +168,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use crate::{
-        door::control::Status,
+        frontend::admin_socket::Status,
         metrics::{AgentNumbers, GroupNumbers, Histogram, LeftOut, Snapshot, families, text},
     };
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use monitor_common::{
-    ask::{READINGS, Roll},
+    query::{READINGS, Roll},
     word::Word as _,
 };
 use nix::sys::uio::pread;

@@ -10,11 +10,11 @@ use aya::{
 use serde::Serialize;
 
 use crate::{
+    async_fd::wait_on,
     error::{Error, Result},
     kernel::{Facts, HOOKS, Hook, Kind, Plan},
     logging::FromPrograms,
     programs::Sizes,
-    ready::wait_on,
 };
 
 pub(super) static OBJECT: &[u8] =

@@ -8,8 +8,8 @@ use std::{
 };
 
 use monitor_common::{
-    ask::Ask,
     band::give_back,
+    query::Ask,
     slot::{SCHEMA, State},
     word::Word as _,
 };
@@ -21,10 +21,10 @@ use crate::{
     logging::FromPrograms,
     programs::{
         Doorbells, Identity, Programs, ROOT_ID, Sizes,
-        before::Before,
-        held::{Held, Maps, for_pinning, open_shared},
+        handles::{Held, Maps, for_pinning, open_shared},
         load::{OBJECT, follow_log, load_all, load_object, log_of},
         pins::{Older, Pins},
+        predecessor::Before,
     },
     source::{Slots as _, Source},
     table::{SharedScratch, Table},

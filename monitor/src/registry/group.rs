@@ -1,12 +1,12 @@
 //! A group that somebody waits for: for what, and on which eventfds.
 
 use monitor_common::{
-    control::{ControlFile, Wish},
+    control_file::{ControlFile, Wish},
     pressure::{Level, Pressure, Propagation},
 };
 
 use crate::{
-    registry::{Registration, Subscriber, dense::Dense, scale::Scale},
+    registry::{Registration, Subscriber, dense::Dense, thresholds::Scale},
     source::{FileId, GroupId},
 };
 

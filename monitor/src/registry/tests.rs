@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use monitor_common::{
     band::{Band, Excursion},
-    control::{ControlFile, Wish},
+    control_file::{ControlFile, Wish},
     crossing::Direction::{self, Down, Up},
     pressure::{Level, Mode, Pressure, Propagation},
     threshold::{At, Pages, Threshold},

@@ -23,8 +23,8 @@ use nix::{
 
 use crate::{
     error::{Error, Result},
-    keeper::Handed,
-    supervisor::score,
+    fd_store::Handed,
+    supervisor::oom_score,
 };
 
 /// The first descriptor that is handed over (`SD_LISTEN_FDS_START`).
@@ -102,7 +102,7 @@ fn replace(
     let program = text(program.as_os_str().to_owned());
     let arguments: Vec<CString> =
         std::iter::once(program.clone()).chain(arguments.iter().cloned().map(text)).collect();
-    score::put_back();
+    oom_score::put_back();
     hand_over(kept)?;
     SigSet::all().thread_unblock()?;
     execve(&program, &arguments, &environment)

@@ -23,8 +23,8 @@ use nix::{
 };
 
 use crate::{
-    confine,
     error::{Error, Result},
+    sandbox,
 };
 
 /// The verb of our own program that [`serve`]s.
@@ -44,7 +44,7 @@ impl Unmounter {
     ///
     /// # Errors
     /// Our own program could not be started, or could not look at `point`.
-    pub fn start(point: &Path, mode: confine::Mode) -> Result<Self> {
+    pub fn start(point: &Path, mode: sandbox::Mode) -> Result<Self> {
         let failed = |error| Error::file("start the process that unmounts", point, error);
         let (mut pipe, theirs) = UnixStream::pair().map_err(failed)?;
         let child = Command::new("/proc/self/exe")
@@ -75,7 +75,7 @@ impl Unmounter {
 ///
 /// # Errors
 /// `umount2` failed.
-pub fn serve(point: &Path, mode: confine::Mode) -> Result<()> {
+pub fn serve(point: &Path, mode: sandbox::Mode) -> Result<()> {
     // They go to all processes of a service or a terminal, and the agent ends by them.
     for ends in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         // SAFETY: to ignore a signal runs no code.
@@ -88,7 +88,7 @@ pub fn serve(point: &Path, mode: confine::Mode) -> Result<()> {
     let failed = |error| Error::file("use", "the agent's socket", error);
     let socket = std::io::stdin().as_fd().try_clone_to_owned().map_err(failed)?;
     let mut socket = File::from(socket);
-    confine::unmounter(mode);
+    sandbox::unmounter(mode);
     socket.write_all(&[HELD]).map_err(failed)?;
     // Nothing comes but the end.
     let _ = socket.read(&mut [0]);

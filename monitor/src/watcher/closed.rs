@@ -5,14 +5,14 @@
 //! Asked are all in a sweep and before a list, in turns; and some at once, for a registration
 //! that would be refused for want of room.
 
-use monitor_common::ask::Ask;
+use monitor_common::query::Ask;
 use nix::errno::Errno;
 
 use crate::{
+    persist,
     registry::Account,
     source::{FileId, Source},
-    vault,
-    watcher::{Watcher, turns::Payer, work::Task},
+    watcher::{Watcher, fair_queue::Payer, turn::Task},
 };
 
 /// Eventfds that end in one turn: each costs a few system calls.
@@ -187,7 +187,7 @@ impl<S: Source> Watcher<S> {
         };
         // Few are let through here, so that a sweep looks few up. One that ended since it
         // was noted down is no file any more, and what was counted there means nothing.
-        let most = 1 + if self.vault.is_some() { vault::REFERENCES } else { 0 };
+        let most = 1 + if self.vault.is_some() { persist::REFERENCES } else { 0 };
         let few = files.into_iter().zip(counted).filter(|(_, count)| *count <= most);
         let few = few.filter(|(file, _)| self.registry.has_file(*file));
         few.filter(|(file, count)| {
@@ -209,7 +209,7 @@ impl<S: Source> Watcher<S> {
     /// Our own references to a registered eventfd: the agent's, and a client's bag's.
     fn own_references(&self, file: FileId) -> u64 {
         let bag = self.vault.is_some() && !self.own.contains_key(&file);
-        1 + if bag { vault::REFERENCES } else { 0 }
+        1 + if bag { persist::REFERENCES } else { 0 }
     }
 }
 

@@ -2,7 +2,7 @@
 //! kept for a look, whose parent is to be found, and what is too deep for a charge.
 
 use monitor_common::{
-    control::ControlFile,
+    control_file::ControlFile,
     ring::Tally,
     slot::{PARENT_ROOT, PARENT_UNKNOWN, State},
     word::Word as _,

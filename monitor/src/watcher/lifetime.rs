@@ -4,12 +4,12 @@
 use monitor_common::{band::OPEN, slot::State, word::Word as _};
 
 use crate::{
+    persist::Ticket,
     registry::{Account, give_back},
     source::{FileId, Source},
-    vault::Ticket,
     watcher::{
         Cause, Event, Watcher,
-        work::{ROOM, Task},
+        turn::{ROOM, Task},
     },
 };
 

@@ -8,12 +8,12 @@
 
 use std::time::{Duration, Instant};
 
-use monitor_common::{ask::Wanted, control::ControlFile};
+use monitor_common::{control_file::ControlFile, query::Wanted};
 
 use crate::{
     error::Result,
     source::{GroupId, Source},
-    watcher::{Watcher, turns::Payer, work::Task},
+    watcher::{Watcher, fair_queue::Payer, turn::Task},
 };
 
 /// Groups whose limits are asked for in a turn, at most.

@@ -1,6 +1,6 @@
 //! What is to be done to a slot is noted, and charged to whom it is for; a turn does it.
 
-use monitor_common::{control::ControlFile, ring::Tally};
+use monitor_common::{control_file::ControlFile, ring::Tally};
 
 use crate::{
     registry::Account,
@@ -8,8 +8,8 @@ use crate::{
     watcher::{
         Watcher,
         event::Cause,
-        turns::Payer,
-        work::{Task, Work},
+        fair_queue::Payer,
+        turn::{Task, Work},
     },
 };
 

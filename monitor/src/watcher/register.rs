@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use monitor_common::{
-    ask::Wanted,
-    control::{ControlFile, Wish},
+    control_file::{ControlFile, Wish},
+    query::Wanted,
     threshold::{At, Threshold},
     word::Word as _,
 };
@@ -12,9 +12,9 @@ use nix::errno::Errno;
 
 use crate::{
     eventfd::EventFd,
+    persist::{Record, Ticket},
     registry::{Account, Registration, first_side, share},
     source::{FileId, GroupId, Source},
-    vault::{Record, Ticket},
     watcher::{Cause, Event, Follower, Sampled, Watcher},
 };
 

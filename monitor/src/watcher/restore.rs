@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use monitor_common::{
     band::give_back,
-    control::Wish,
+    control_file::Wish,
     slot::State,
     threshold::{At, Threshold},
     word::Word as _,
@@ -14,9 +14,9 @@ use monitor_common::{
 use crate::{
     error::Result,
     eventfd::EventFd,
+    persist::{Left, Record, Ticket, Unfinished, Vault},
     registry::Registration,
     source::{FileId, GroupId, Identify, Source},
-    vault::{Left, Record, Ticket, Unfinished, Vault},
     watcher::{Cause, Event, Watcher},
 };
 

@@ -1,14 +1,14 @@
 //! What no doorbell tells: the root's usage and working sets are read now and
 //! then, while somebody waits for them; thresholds that flapped when they have rested.
 
-use monitor_common::control::ControlFile;
+use monitor_common::control_file::ControlFile;
 
 use crate::{
     cgroup::host::Host,
     error::Result,
     registry::{Clock, Scale},
     source::{GroupId, Source},
-    watcher::{Watcher, turns::Payer},
+    watcher::{Watcher, fair_queue::Payer},
 };
 
 /// One quantity that no program tells of.

@@ -3,22 +3,22 @@
 use std::collections::{HashMap, VecDeque};
 
 use monitor_common::{
-    ask::Ask,
     band::Seen,
-    control::ControlFile,
+    control_file::ControlFile,
     pressure::{Level, Propagation},
+    query::Ask,
     ring::Victim,
     word::Word as _,
 };
 
 use crate::{
+    persist::Ticket,
     registry::{Crossing, Outcome, Subscriber},
     source::{FileId, Source},
-    vault::Ticket,
     watcher::{
         Watcher,
-        climbs::{Climb, Climbed},
         event::{Cause, Event},
+        propagation::{Climb, Climbed},
     },
 };
 

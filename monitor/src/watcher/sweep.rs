@@ -11,7 +11,7 @@ use monitor_common::{
 
 use crate::{
     source::Source,
-    watcher::{Watcher, turns::Payer, work::Task},
+    watcher::{Watcher, fair_queue::Payer, turn::Task},
 };
 
 /// Slots that a sweep looks at in a turn, and levels that it climbs.

@@ -6,7 +6,7 @@ mod events;
 pub(crate) mod fake;
 mod groups;
 mod late;
-mod make_up;
+mod recovery;
 mod restart;
 
 use std::{
@@ -15,8 +15,8 @@ use std::{
 };
 
 use monitor_common::{
-    ask::Wanted,
-    control::{self, ControlFile},
+    control_file::{self, ControlFile},
+    query::Wanted,
     ring::Tally,
     word::Word as _,
 };
@@ -89,7 +89,7 @@ fn with_limits(host: &'static FakeHost, limits: Limits) -> Watcher<FakeKernel> {
 
 fn request(group: GroupId, on: ControlFile, args: &str, client: &Client) -> Request {
     // Pages of one byte: arguments are in pages.
-    let wish = control::parse(on, args.as_bytes(), 1).expect("good arguments");
+    let wish = control_file::parse(on, args.as_bytes(), 1).expect("good arguments");
     let eventfd = handed(client);
     Request { group, on, wish, eventfd, follower: None, account: Account::Privileged, sampled: None }
 }

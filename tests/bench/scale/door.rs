@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use memcg_monitor::client::{Builder, Registration, SOCKET};
-use memcg_monitor::door::seqpacket::connect;
+use memcg_monitor::frontend::seqpacket::connect;
 use memcg_monitor::view::POINT;
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, recv, sendmsg};
 use nix::unistd::write;

@@ -12,7 +12,7 @@ use std::{
 };
 
 use fuser::{Config, Session, SessionACL};
-use memcg_monitor::{door, view::fs::View};
+use memcg_monitor::{frontend, view::fs::View};
 use nix::{
     libc,
     sys::socket::{
@@ -113,7 +113,8 @@ impl Theatre {
         // An error says how the session ended; each ends.
         let _ = session.run();
         let (watcher, places) = (self.stage.watcher.clone(), Rc::clone(&self.stage.places));
-        LocalSet::new().block_on(&self.runtime, door::view::serve(written, watcher, places));
+        LocalSet::new()
+            .block_on(&self.runtime, frontend::event_control_write::serve(written, watcher, places));
     }
 
     fn request(&self, input: &mut Input<'_>, unique: u64) -> Request {

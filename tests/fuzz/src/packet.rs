@@ -11,12 +11,12 @@ use std::{
 };
 
 use memcg_monitor::{
-    door::{
-        control::{MAX_REQUEST, Request},
+    async_fd::wait_on,
+    frontend::{
+        admin_socket::{MAX_REQUEST, Request},
+        registration_socket,
         seqpacket::{Access, Connection, Listener, connect},
-        socket,
     },
-    ready::wait_on,
     watcher::Follower,
 };
 use nix::{
@@ -77,7 +77,11 @@ impl Doors {
         };
         let (first, second) = (bind(&registration), bind(&operator));
         drop(guard);
-        tasks.spawn_local(socket::serve(Rc::new(first), stage.watcher.clone(), Rc::clone(&stage.places)));
+        tasks.spawn_local(registration_socket::serve(
+            Rc::new(first),
+            stage.watcher.clone(),
+            Rc::clone(&stage.places),
+        ));
         Self { stage, runtime, tasks, registration, operator: (operator, second) }
     }
 
@@ -162,7 +166,7 @@ impl Doors {
                 continue;
             }
             let follower = Follower::new(|_| true);
-            let answer = socket::from_packet(
+            let answer = registration_socket::from_packet(
                 packet,
                 line.as_bytes(),
                 &mut None,

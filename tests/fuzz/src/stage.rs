@@ -15,8 +15,8 @@ use std::{
 
 use memcg_monitor::{
     cgroup::{Hierarchy, Version, handle::Directories},
-    confine,
-    door::{closer::Closer, control_fd::Places},
+    frontend::{control_file::Places, deferred_close::Closer},
+    sandbox,
     source::FileId,
     view::{EVENT_CONTROL_MODE, tree::Tree},
     watcher::{Limits, Shared, Watcher},
@@ -101,8 +101,9 @@ impl Stage {
         let host = Box::new(FakeHost::forever());
         let watcher = Watcher::new(FakeKernel::new(), host, limits).expect("the host has AIO");
         // Its files are numbered as the view's only where it says so.
-        let closer = Closer::start(confine::Mode::Off).expect("threads");
-        let places = Places::new(Arc::clone(&tree), view.then_some(device + 1), closer, Box::new(FakeKernel::new()));
+        let closer = Closer::start(sandbox::Mode::Off).expect("threads");
+        let places =
+            Places::new(Arc::clone(&tree), view.then_some(device + 1), closer, Box::new(FakeKernel::new()));
         Self {
             watcher: Shared::new(watcher),
             places: Rc::new(places),

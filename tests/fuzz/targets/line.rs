@@ -9,7 +9,7 @@
 use fuzzing::heap;
 use libfuzzer_sys::fuzz_target;
 use monitor_common::{
-    control::{self, ArgsError, ControlFile, Wish, split_directory_args},
+    control_file::{self, ArgsError, ControlFile, Wish, split_directory_args},
     line::{self, LineError, MAX_LINE},
     pressure::{self, Pressure, PressureError},
     threshold::{self, At, HUNDRED_PERCENT, Pages, Threshold, ThresholdError},
@@ -57,7 +57,7 @@ fn refused(error: LineError, line: &[u8]) {
 fn arguments(args: &[u8]) {
     for file in ControlFile::ALL {
         for page in PAGE_SIZES {
-            let (wish, taken) = heap::watch(|| control::parse(file, args, page));
+            let (wish, taken) = heap::watch(|| control_file::parse(file, args, page));
             assert_eq!(taken.count, 0, "the arguments' parser is on the heap");
             match wish {
                 Ok(wish) => understood(file, wish, page),
@@ -95,7 +95,7 @@ fn understood(file: ControlFile, wish: Wish, page: u64) {
         Wish::Pressure(Pressure { level, mode }) => format!("{},{}", level.as_str(), mode.as_str()),
         Wish::Oom | Wish::Empty => String::new(),
     };
-    assert_eq!(control::parse(file, text.as_bytes(), page), Ok(wish), "written again: {text}");
+    assert_eq!(control_file::parse(file, text.as_bytes(), page), Ok(wish), "written again: {text}");
 }
 
 fn threshold_text(threshold: &Threshold, page: u64) -> String {

@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, fs::File, io::Write as _, os::fd::OwnedFd};
 
 use fuzzing::heap;
 use libfuzzer_sys::fuzz_target;
-use memcg_monitor::vault::{Record, State, Ticket};
+use memcg_monitor::persist::{Record, State, Ticket};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 /// Bytes of a line, and of those before the first record.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use memcg_monitor::client::SOCKET;
-use memcg_monitor::door::seqpacket::connect;
+use memcg_monitor::frontend::seqpacket::connect;
 use memcg_monitor::view::POINT;
 use nix::sys::socket::{MsgFlags, recv, send};
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
 use memcg_monitor::client::SOCKET;
-use memcg_monitor::door::seqpacket::connect;
+use memcg_monitor::frontend::seqpacket::connect;
 use memcg_monitor::view::POINT;
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 
 use anyhow::{Context, Result, ensure};
-use monitor_common::control::{self, ControlFile, Wish};
+use monitor_common::control_file::{self, ControlFile, Wish};
 use monitor_common::line::{self, LineError};
 use monitor_common::threshold;
 use nix::errno::Errno;
@@ -160,7 +160,7 @@ impl Bench {
             None | Some(Kind::PathOnly) => return (libc::EBADF, false),
             Some(_) => return (libc::EINVAL, false),
         };
-        match control::parse(file, line.args, page()) {
+        match control_file::parse(file, line.args, page()) {
             Ok(Wish::Threshold(_)) => {
                 let plain = threshold::parse_threshold(line.args, page());
                 plain.map_or_else(|error| (error.errno(), true), |_| (0, false))

@@ -8,8 +8,8 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use memcg_monitor::client::{CONTROL_SOCKET, Control};
-use memcg_monitor::door::control::{Answer, EventRow, Request};
-use monitor_common::control::ControlFile;
+use memcg_monitor::frontend::admin_socket::{Answer, EventRow, Request};
+use monitor_common::control_file::ControlFile;
 
 use super::{Heard, MIB, expect};
 use crate::harness::agent::{Agent, PATIENCE};

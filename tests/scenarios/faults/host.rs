@@ -9,9 +9,9 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use memcg_monitor::client::SOCKET;
-use memcg_monitor::confine::rights;
-use memcg_monitor::door::seqpacket::connect;
+use memcg_monitor::frontend::seqpacket::connect;
 use memcg_monitor::programs::FOLDER;
+use memcg_monitor::sandbox::capabilities;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -58,7 +58,7 @@ fn send(descriptors: usize) -> Result<(InFlight, usize), Errno> {
 /// may pass a descriptor.
 fn plain_root_may_send() -> Result<bool> {
     let process = Process::start(|| {
-        rights::keep(&[])?;
+        capabilities::keep(&[])?;
         setrlimit(Resource::RLIMIT_NOFILE, 1024, 1024)?;
         send(1).context("sendmsg").map(drop)
     })?;

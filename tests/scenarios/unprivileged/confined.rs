@@ -7,9 +7,9 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use memcg_monitor::client::SOCKET;
-use memcg_monitor::confine::{self, Mode, calls};
+use memcg_monitor::sandbox::{self, Mode, seccomp};
 use memcg_monitor::view::POINT;
-use monitor_common::control::ControlFile;
+use monitor_common::control_file::ControlFile;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
@@ -70,7 +70,7 @@ fn unprivileged_rights_of_each_thread() -> Result<()> {
     let children = agent.children()?;
     ensure!(children.len() == 1, "it has children {children:?}");
     has(&fs::read_to_string(format!("/proc/{}/status", children[0]))?, UNMOUNTER)?;
-    ensure!(confine::files::available().is_ok(), "this kernel has no Landlock");
+    ensure!(sandbox::landlock::available().is_ok(), "this kernel has no Landlock");
     let log = Agent::log();
     ensure!(log.contains("Landlock is on"), "Landlock is not on: {log}");
     // Threads that start later are born with the same.
@@ -81,7 +81,7 @@ fn unprivileged_rights_of_each_thread() -> Result<()> {
 /// How a child that was confined, and then did this, ended.
 fn confined(attempt: impl FnOnce() -> Result<()>) -> Result<(WaitStatus, String)> {
     let process = Process::start(|| {
-        confine::agent(Mode::On, false);
+        sandbox::agent(Mode::On, false);
         attempt()
     })?;
     process.wait()
@@ -161,7 +161,7 @@ fn unprivileged_calls_measured() -> Result<()> {
     fs::write("/proc/sys/kernel/printk_ratelimit", "0")?;
     // What the kernel would say is seen here.
     let child = Process::start(|| {
-        calls::restrict(&calls::Set::unmounter(), Mode::Warn)?;
+        seccomp::restrict(&seccomp::Set::unmounter(), Mode::Warn)?;
         nix::unistd::gethostname().map(drop)?;
         nix::sys::utsname::uname().map(drop)?;
         Ok(())

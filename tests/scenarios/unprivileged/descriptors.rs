@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use memcg_monitor::Error;
 use memcg_monitor::client::{self, CONTROL_SOCKET, Control, SOCKET};
-use memcg_monitor::door::seqpacket::connect;
+use memcg_monitor::frontend::seqpacket::connect;
 use memcg_monitor::view::POINT;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};

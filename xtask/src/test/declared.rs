@@ -72,7 +72,7 @@ fn witnesses(row: &str) -> Vec<&str> {
 }
 
 /// Whether a witness of the specification exists: a VM test, a group of them (`event_*`),
-/// a module (`door::closer`), a unit test, or something that is no name at all.
+/// a module (`frontend::deferred_close`), a unit test, or something that is no name at all.
 fn exists(witness: &str, tests: &[Declared], code: &[(PathBuf, String)]) -> bool {
     if let Some(prefix) = witness.strip_suffix('*') {
         return tests.iter().any(|test| test.name.starts_with(prefix));
@@ -167,7 +167,7 @@ fn each_fault_is_found() {
         ("debian_*", true),
         ("view_*", false),
         ("b_c", true),
-        ("door::closer", true),
+        ("frontend::deferred_close", true),
         ("door::opener", false),
         ("preempt=full", true),
     ] {

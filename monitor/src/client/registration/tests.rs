@@ -7,11 +7,11 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::{
-    confine,
-    door::{
-        closer::Closer,
+    frontend::{
+        deferred_close::Closer,
         seqpacket::{Access, Connection, Listener},
     },
+    sandbox,
 };
 
 /// Plays the agent for one registration.
@@ -33,7 +33,7 @@ impl Agent {
         fs::write(folder.path().join("memory.current"), "0\n")?;
         let path = folder.path().join("socket");
         let (ready, is_ready) = mpsc::channel();
-        let closer = Closer::start(confine::Mode::Off)?;
+        let closer = Closer::start(sandbox::Mode::Off)?;
         let thread = thread::spawn(move || {
             runtime()?.block_on(async {
                 let listener = Listener::bind(&path, &Access { mode: 0o600, group: None }, &closer)?;

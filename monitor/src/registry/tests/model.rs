@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use monitor_common::{
-    control::{ControlFile, Wish},
+    control_file::{ControlFile, Wish},
     pressure::{Level, Mode, Pressure},
     threshold::{At, Pages, Threshold},
 };

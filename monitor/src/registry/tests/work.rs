@@ -2,7 +2,7 @@
 
 use monitor_common::{
     band::Excursion,
-    control::{ControlFile, Wish},
+    control_file::{ControlFile, Wish},
     pressure::{Level, Mode, Pressure},
     threshold::{At, Pages, Threshold},
 };

@@ -1,8 +1,8 @@
 //! Eventfds that nobody but the agent holds: when they are found, and at what cost.
 
 use monitor_common::{
-    ask::Ask,
-    control::{ControlFile::Pressure, Wish, parse},
+    control_file::{ControlFile::Pressure, Wish, parse},
+    query::Ask,
     slot::State,
     word::Word as _,
 };
@@ -13,9 +13,9 @@ use super::{
     watched, watcher, with_limits,
 };
 use crate::{
+    persist::Ticket,
     registry::{Account, Registration},
     source::{FileId, Identify as _},
-    vault::Ticket,
 };
 use std::os::fd::AsFd as _;
 

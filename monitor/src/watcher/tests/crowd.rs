@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, collections::BTreeSet, rc::Rc, thread, time::Duration};
 
-use monitor_common::{control::ControlFile, slot::State, word::Word as _};
+use monitor_common::{control_file::ControlFile, slot::State, word::Word as _};
 use nix::errno::Errno;
 use tokio::{
     runtime::Builder,
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     registry::Account,
-    watcher::{Payer, Shared, work::Task},
+    watcher::{Payer, Shared, turn::Task},
 };
 
 const MANY: u64 = 65_000;

@@ -2,9 +2,9 @@
 //! sampled, and quotas.
 
 use monitor_common::{
-    ask::Wanted,
     band::OPEN,
-    control::ControlFile::{self, Memsw, Oom, Pressure, Procs, WorkingSet},
+    control_file::ControlFile::{self, Memsw, Oom, Pressure, Procs, WorkingSet},
+    query::Wanted,
     word::Word as _,
 };
 use nix::errno::Errno;

@@ -3,7 +3,7 @@
 
 use monitor_common::{
     band::{OPEN, Outside},
-    control::{
+    control_file::{
         self,
         ControlFile::{Oom, Pressure},
     },
@@ -16,9 +16,9 @@ use super::{
     watcher,
 };
 use crate::{
+    persist::Ticket,
     registry::{Account, Registration},
     source::FileId,
-    vault::Ticket,
 };
 
 #[test]
@@ -133,7 +133,7 @@ fn an_oom_above_is_told_before_the_removal_however_many_hear_it_first() {
     let at = client();
     assert_eq!(wait_for(&mut watcher, 1, Oom, "", &at), Ok(()));
     let group = watcher.source.group(0);
-    let wish = control::parse(Oom, b"", 1).expect("good arguments");
+    let wish = control_file::parse(Oom, b"", 1).expect("good arguments");
     for file in 1..=LISTENERS {
         let (file, ticket, account) = (FileId(file << 8), Ticket(file as u32), Account::User(1000));
         let registration = Registration { on: Oom, wish, file, account, ticket, above: None };

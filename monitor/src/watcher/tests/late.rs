@@ -1,6 +1,6 @@
 //! What is told over many turns, while registrations end and others begin.
 
-use monitor_common::{control::ControlFile::Oom, word::Word as _};
+use monitor_common::{control_file::ControlFile::Oom, word::Word as _};
 use nix::errno::Errno;
 
 use super::{

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use monitor_common::{
     band::{Excursion, Seen},
-    control::ControlFile,
+    control_file::ControlFile,
     slot::State,
     word::Word as _,
 };
@@ -17,9 +17,9 @@ use super::{
     request, taken, wait_for,
 };
 use crate::{
-    keeper::{Handed, Keeper},
+    fd_store::{Handed, Keeper},
+    persist::{Unfinished, Vault},
     registry::Account,
-    vault::{Unfinished, Vault},
     watcher::Restored,
 };
 

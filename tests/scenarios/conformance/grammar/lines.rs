@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use monitor_common::control::ControlFile;
+use monitor_common::control_file::ControlFile;
 use monitor_common::line::MAX_LINE;
 use monitor_common::pressure;
 use monitor_common::threshold::{ACCEPTED, EXTENDED, EXTENDED_REFUSED, REFUSED};

@@ -1,0 +1,177 @@
+//! `memcg-monitor check`: facts about this host, and the verdict.
+
+use std::{fs, path::Path, process::ExitCode};
+
+use memcg_monitor::{
+    cgroup::{Hierarchy, Version},
+    in_flight,
+    kernel::{self, Facts, Plan},
+    programs::{self, Pins, Size, Trial},
+    sandbox, view,
+};
+use nix::errno::Errno;
+use serde::Serialize;
+
+use crate::cli::{Check, Output};
+
+/// One line of the report.
+#[derive(Debug, Serialize)]
+struct Finding {
+    what: String,
+    ok: bool,
+    /// A missing optional part is shown, and does no harm.
+    needed: bool,
+    detail: String,
+    /// Of a program that loads.
+    #[serde(flatten)]
+    size: Option<Size>,
+}
+
+impl Finding {
+    fn of(trial: Trial, v1: bool) -> Self {
+        let Trial { hook, outcome } = trial;
+        let needed = hook.is_required_on(v1);
+        let (ok, size, detail) = match outcome {
+            Ok(size) => (true, Some(size), hook.purpose.into()),
+            Err(why) if needed => (false, None, why),
+            Err(why) => {
+                (false, None, format!("{why}; the agent does without, not seen is that {}", hook.purpose))
+            }
+        };
+        let what = format!("{} {}", hook.kind.as_str(), hook.function);
+        Self { what, ok, needed, detail, size }
+    }
+}
+
+pub fn run(options: &Check) -> ExitCode {
+    let mut findings = Vec::new();
+    let mut found = |what: &str, needed: bool, outcome: Result<String, String>| {
+        let (ok, detail) = match outcome {
+            Ok(detail) => (true, detail),
+            Err(detail) => (false, detail),
+        };
+        findings.push(Finding { what: what.into(), ok, needed, detail, size: None });
+        ok
+    };
+
+    found("kernel", true, Ok(kernel::release()));
+    let hierarchy = Hierarchy::find(options.cgroup_root.as_deref());
+    let v1 = hierarchy.as_ref().is_ok_and(|found| found.version == Version::V1);
+    found(
+        "memory controller",
+        true,
+        hierarchy
+            .map(|found| {
+                let version = if found.version == Version::V2 { "v2" } else { "v1" };
+                format!("cgroup {version} at {}", found.root.display())
+            })
+            .map_err(|error| error.to_string()),
+    );
+    found(
+        "FUSE",
+        false,
+        view::mount::available().map(|()| "the view can be shown".into()).map_err(|error| error.to_string()),
+    );
+    found(
+        "seccomp",
+        false,
+        sandbox::seccomp::available()
+            .map(|()| "the agent's system calls can be filtered".into())
+            .map_err(|errno| format!("{errno}; any system call may be made")),
+    );
+    found(
+        "Landlock",
+        false,
+        sandbox::landlock::available()
+            .map(|abi| format!("{abi}; the view's threads are kept to the groups' files"))
+            .map_err(ToOwned::to_owned),
+    );
+    found("AIO", false, aio());
+    found("descriptors of clients", false, descriptors_by_number());
+    found("pins", false, Pins::possible(Path::new(programs::FOLDER)).map_err(|error| error.to_string()));
+    found("descriptors in flight", false, in_flight());
+    match Facts::gather(v1) {
+        Err(error) => {
+            found("BTF", true, Err(error.to_string()));
+        }
+        Ok(facts) => {
+            found("BTF", true, Ok(kernel::VMLINUX_BTF.into()));
+            for hook in facts.hooks().1.into_iter().filter(|hook| !hook.required) {
+                found(hook.function, false, Err(format!("not in this kernel; would tell {}", hook.purpose)));
+            }
+            let plan = Plan::decide(&facts, &[]).map_err(|error| error.to_string());
+            if found(
+                "plan",
+                true,
+                plan.map(|plan| format!("{} programs, band shift {}", plan.hooks.len(), plan.band_shift)),
+            ) {
+                match programs::try_all(&facts) {
+                    Err(error) => {
+                        found("bpf", true, Err(error.to_string()));
+                    }
+                    Ok(trials) => {
+                        findings.extend(trials.into_iter().map(|trial| Finding::of(trial, v1)));
+                    }
+                }
+            }
+        }
+    }
+
+    let ok = findings.iter().all(|finding| finding.ok || !finding.needed);
+    match options.output {
+        Output::Json => {
+            let report = serde_json::json!({ "ok": ok, "findings": findings });
+            println!("{report}");
+        }
+        Output::Text => {
+            for finding in &findings {
+                let mark = match (finding.ok, finding.needed) {
+                    (true, _) => "ok",
+                    (false, true) => "NO",
+                    (false, false) => "-",
+                };
+                println!("{mark:>2}  {:32} {}", finding.what, finding.detail);
+            }
+            println!(
+                "{}",
+                if ok {
+                    "This host can be watched."
+                } else {
+                    "This host cannot be watched; see the lines marked NO."
+                }
+            );
+        }
+    }
+    if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Whether eventfds can be signalled by AIO.
+fn aio() -> Result<String, String> {
+    let number =
+        |name| fs::read_to_string(format!("/proc/sys/fs/{name}")).unwrap_or_default().trim().to_owned();
+    let used = format!("fs.aio-nr {} of fs.aio-max-nr {}", number("aio-nr"), number("aio-max-nr"));
+    match kernel::try_aio() {
+        Ok(()) => Ok(format!("signals never wait for clients ({used})")),
+        Err(Errno::ENOSYS) => Err("not in this kernel (CONFIG_AIO); threads write to eventfds".into()),
+        Err(errno) => {
+            Err(format!("io_setup: {errno} ({used}); threads write to eventfds until it can be had"))
+        }
+    }
+}
+
+/// Whether clients' descriptors can be had by their numbers, as lines and the view name them.
+fn descriptors_by_number() -> Result<String, String> {
+    match kernel::ptrace_scope().as_deref() {
+        // Not even by CAP_SYS_PTRACE, and until the next boot.
+        Some("3") => Err("kernel.yama.ptrace_scope is 3: pidfd_getfd is EPERM, so the view and lines with numbers are refused; clients that send their descriptors along are served".into()),
+        _ => Ok("can be had by their numbers (pidfd_getfd)".into()),
+    }
+}
+
+/// Whether what is kept for the next agent can be counted against a user of its own.
+fn in_flight() -> Result<String, String> {
+    match caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_SETUID) {
+        Ok(true) => Ok(format!("of kept eventfds count against user id {}", in_flight::UID)),
+        _ => Err("without CAP_SETUID those of kept eventfds count against the agent's own user".into()),
+    }
+}

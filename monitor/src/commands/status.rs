@@ -1,0 +1,53 @@
+//! `memcg-monitor status`: the answer that a probe needs, which costs the agent the same
+//! however many groups and registrations there are.
+
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use anyhow::{Context as _, Result};
+use memcg_monitor::{Error, client::Control, frontend::admin_socket};
+use nix::errno::Errno;
+
+use crate::cli::{Output, Status};
+
+/// Exit code of `--timeout`.
+const TIMED_OUT: u8 = 3;
+
+pub fn run(options: &Status) -> Result<ExitCode> {
+    let status = Control::connect_within(&options.control_socket, options.timeout)
+        .and_then(|control| control.status());
+    let status = match status {
+        Ok(status) => status,
+        Err(Error::Syscall { errno: Errno::EAGAIN, .. }) => {
+            eprintln!("memcg-monitor: the agent has not answered within {} s", options.timeout.as_secs_f64());
+            return Ok(ExitCode::from(TIMED_OUT));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let mut out = io::stdout().lock();
+    match options.output {
+        Output::Text => print(&mut out, &status)?,
+        Output::Json => {
+            serde_json::to_writer(&mut out, &status).context("cannot write")?;
+            writeln!(out)?;
+        }
+    }
+    out.flush()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(out: &mut impl io::Write, status: &admin_socket::Status) -> io::Result<()> {
+    let mut line = |what: &str, count: u64| writeln!(out, "{what:<34} {count:>12}");
+    line("registrations", status.registrations)?;
+    line("signals given", status.signals)?;
+    line("signals that could not be given", status.unsignalled)?;
+    line("re-syncs after a loss", status.resyncs)?;
+    line("calls skipped by the kernel", status.skipped)?;
+    line("agents before, taken over from", status.restarts)?;
+    for (name, count) in status.losses.iter().filter(|(_, count)| *count > 0) {
+        line(name, *count)?;
+    }
+    Ok(())
+}

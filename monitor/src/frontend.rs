@@ -1,0 +1,27 @@
+//! The front doors, and the one way in that they share: [`request`] takes the
+//! line and the descriptors through the kernel's checks, in its order.
+
+pub mod accounting;
+pub mod admin_socket;
+mod cache;
+mod collector;
+pub mod control_file;
+mod credentials;
+pub mod deferred_close;
+pub mod event_control_write;
+pub mod event_row;
+pub mod fair;
+mod group_stats;
+pub mod inode;
+pub mod listing;
+pub mod metrics_http;
+mod operator;
+pub mod peer;
+mod process;
+mod refused;
+pub mod register;
+pub mod registration_socket;
+mod scrape;
+pub mod sender;
+pub mod sent_descriptors;
+pub mod seqpacket;

@@ -1,0 +1,92 @@
+//! Groups and control files that clients asked for before. An id is never used
+//! again, and a group is told from the slot's others by its generation: so what was
+//! true once is true as long as the group is online. Whether a client may read a file
+//! is not remembered.
+
+use std::cell::Cell;
+
+use crate::{
+    frontend::control_file::Control,
+    source::{GroupId, Slots},
+};
+
+/// Places in each table; one that is taken makes room.
+const PLACES: usize = 4096;
+
+/// By id (`st_ino`), in the place that it hashes to.
+type Table<T> = Box<[Cell<Option<(u64, T)>>]>;
+
+/// What is known.
+#[derive(Debug)]
+pub struct Known {
+    groups: Table<GroupId>,
+    controls: Table<Control>,
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Self { groups: table(), controls: table() }
+    }
+}
+
+impl Known {
+    /// The group of the directory with this id, while it is online.
+    pub fn group(&self, slots: &dyn Slots, id: u64) -> Option<GroupId> {
+        get(&self.groups, id).filter(|group| is_online(slots, *group))
+    }
+
+    /// Remembers it.
+    pub fn remember_group(&self, id: u64, group: GroupId) {
+        set(&self.groups, id, group);
+    }
+
+    /// What the file of the hierarchy with this id is, while its group is online.
+    pub fn control(&self, slots: &dyn Slots, id: u64) -> Option<Control> {
+        get(&self.controls, id).filter(|control| is_online(slots, control.group))
+    }
+
+    /// Remembers it.
+    pub fn remember_control(&self, id: u64, control: Control) {
+        set(&self.controls, id, control);
+    }
+}
+
+fn is_online(slots: &dyn Slots, group: GroupId) -> bool {
+    slots.slot(group.slot).is_some_and(|slot| {
+        let state = slot.state();
+        state.is_live() && state.generation() == group.generation
+    })
+}
+
+fn table<T: Copy>() -> Table<T> {
+    (0..PLACES).map(|_| Cell::new(None)).collect()
+}
+
+fn place(id: u64) -> usize {
+    // Multiplied by 2^64 / the golden ratio, the upper bits spread.
+    (id.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52) as usize % PLACES
+}
+
+fn get<T: Copy>(table: &Table<T>, id: u64) -> Option<T> {
+    table[place(id)].get().filter(|(known, _)| *known == id).map(|(_, value)| value)
+}
+
+fn set<T: Copy>(table: &Table<T>, id: u64, value: T) {
+    table[place(id)].set(Some((id, value)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{PLACES, get, set, table};
+
+    #[test]
+    fn an_id_is_found_until_another_takes_its_place() {
+        let known = table();
+        for id in 0..3 * PLACES as u64 {
+            set(&known, id, id + 1);
+            assert_eq!(get(&known, id), Some(id + 1));
+        }
+        let found = (0..3 * PLACES as u64).filter(|id| get(&known, *id).is_some_and(|value| value == id + 1));
+        assert!(found.count() > PLACES / 2, "the places are used evenly");
+    }
+}

@@ -1,0 +1,300 @@
+//! What a line's control fd stands for: which control file, of which group.
+
+use std::{
+    fs,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd},
+        unix::ffi::OsStrExt,
+    },
+    rc::Rc,
+    sync::Arc,
+};
+
+use monitor_common::control_file::{ControlFile, split_directory_args};
+use nix::errno::Errno;
+
+use crate::{
+    cgroup::{
+        Version,
+        handle::{Directories, Directory},
+    },
+    frontend::{
+        accounting::Accounting,
+        cache::Known,
+        deferred_close::Closer,
+        fair::Fair,
+        inode::Inode,
+        process::OUT_OF_DESCRIPTORS,
+        register::{Asker, Refusal, Which},
+    },
+    source::{GroupId, Identify, Located, Slots},
+    view::tree::{Node, Tree},
+};
+
+/// Where control files lie: in the hierarchy itself, and in the view of it.
+pub struct Places {
+    /// The tree that the view shows.
+    pub tree: Arc<Tree>,
+    /// `st_dev` of the view, while it is mounted.
+    view: Option<u64>,
+    known: Known,
+    /// For what clients sent.
+    pub closer: Closer,
+    /// Who pays.
+    pub accounting: Accounting,
+    /// Whose turn it is.
+    pub fair: Rc<Fair>,
+    identity: Box<dyn Identify>,
+}
+
+impl std::fmt::Debug for Places {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Places").field("view", &self.view).finish_non_exhaustive()
+    }
+}
+
+impl Places {
+    /// Nothing asked for yet.
+    #[must_use]
+    pub fn new(tree: Arc<Tree>, view: Option<u64>, closer: Closer, identity: Box<dyn Identify>) -> Self {
+        closer.trust([tree.directories().device()].into_iter().chain(view));
+        let (accounting, fair) = Default::default();
+        Self { tree, view, known: Known::default(), closer, accounting, fair, identity }
+    }
+
+    /// Who says what a client's files and descriptors stand for.
+    pub(super) fn identity(&self) -> &dyn Identify {
+        self.identity.as_ref()
+    }
+
+    fn slots(&self) -> &dyn Slots {
+        self.identity.as_ref()
+    }
+
+    fn directories(&self) -> &Directories {
+        self.tree.directories()
+    }
+}
+
+/// A control file of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Control {
+    /// Which group.
+    pub group: GroupId,
+    /// `st_ino` of its directory.
+    pub cgroup_id: u64,
+    /// Which of its files.
+    pub file: ControlFile,
+}
+
+/// What a client's control descriptor stands for, and the arguments for it. Checks in
+/// the kernel's order: may the client read it, is it a cgroup file, of a kind that
+/// notifies, of an online group. The file system that it lies on is not asked:
+/// it may be our own view, or a daemon's that never answers.
+///
+/// # Errors
+/// `EACCES` and `EINVAL` as the kernel; `ENOMEM` when the table of groups is full.
+pub fn resolve<'a>(
+    places: &Places,
+    number: u32,
+    client: &impl Asker,
+    args: &'a [u8],
+) -> Result<(Control, &'a [u8]), Refusal> {
+    let which = Which::Control(number);
+    if let Some(inode) = client.glance(number) {
+        if Some(inode.device) == places.view {
+            return in_view(places, (inode, which), client, args);
+        }
+        if inode.device == places.directories().device()
+            && let Some(control) = places.known.control(places.slots(), inode.number)
+        {
+            inode.must_be_readable(which, client)?;
+            return Ok((control, args));
+        }
+    }
+    let held = client.control(number)?;
+    let fd = held.look().map_err(|errno| Refusal::new(errno, format!("{which} is closed")))?;
+    let inode = Inode::of(fd).map_err(|errno| Refusal::new(errno, format!("statx of {which} failed")))?;
+    if Some(inode.device) == places.view {
+        return in_view(places, (inode, which), client, args);
+    }
+    inode.must_be_readable(which, client)?;
+    if inode.device != places.directories().device() {
+        return Err(Refusal::new(
+            Errno::EINVAL,
+            format!("{which} is not a file of the hierarchy that has the memory controller"),
+        ));
+    }
+    match inode.mode & libc::S_IFMT {
+        libc::S_IFDIR => {
+            let (file, args) = named(args, which)?;
+            let stand_in =
+                places.directories().open(inode.number).map_err(|errno| not_opened(which, errno))?;
+            named_must_be_readable(places, &stand_in, file, which, client)?;
+            let group = group_of(places, Some(&stand_in), inode.number, which)?;
+            Ok((Control { group, cgroup_id: inode.number, file }, args))
+        }
+        libc::S_IFREG => {
+            let name = name_of(fd);
+            let Some(file) = ControlFile::from_name(&name).filter(|file| is_real(places, *file)) else {
+                return Err(mute(which, &String::from_utf8_lossy(&name)));
+            };
+            let home =
+                places.directories().home_of(inode.number).map_err(|errno| not_opened(which, errno))?;
+            let cgroup_id = home.stat().map_err(|_| gone(which))?.st_ino;
+            let group = group_of(places, Some(&home), cgroup_id, which)?;
+            let control = Control { group, cgroup_id, file };
+            places.known.remember_control(inode.number, control);
+            Ok((control, args))
+        }
+        _ => Err(Refusal::new(Errno::EINVAL, format!("{which} is not a regular file"))),
+    }
+}
+
+/// The same for a file or directory of the view.
+fn in_view<'a>(
+    places: &Places,
+    (inode, which): (Inode, Which),
+    client: &impl Asker,
+    args: &'a [u8],
+) -> Result<(Control, &'a [u8]), Refusal> {
+    let node = Node::numbered(inode.number, places.directories().root_id()).ok_or_else(|| gone(which))?;
+    // What the view says of it now; the kernel may remember an older answer.
+    let found = places.tree.attributes(node).map_err(|_| gone(which))?;
+    let found = Inode { mode: found.mode, uid: found.uid, gid: found.gid, ..inode };
+    found.must_be_readable(which, client)?;
+    let (file, args) = match node.file {
+        None => {
+            let (file, args) = named(args, which)?;
+            let directory = places.tree.open(node.group).map_err(|errno| not_opened(which, errno))?;
+            named_must_be_readable(places, &directory, file, which, client)?;
+            (file, args)
+        }
+        Some(file) => {
+            let control = file.control().ok_or_else(|| mute(which, file.name()))?;
+            (control, args)
+        }
+    };
+    let group = group_of(places, None, node.group, which)?;
+    Ok((Control { group, cgroup_id: node.group, file }, args))
+}
+
+/// The control file that the arguments for a directory begin with.
+fn named(args: &[u8], which: Which) -> Result<(ControlFile, &[u8]), Refusal> {
+    split_directory_args(args).ok_or_else(|| {
+        Refusal::new(
+            Errno::EINVAL,
+            format!("{which} is a directory; then the arguments begin with the name of a control file"),
+        )
+    })
+}
+
+/// A client that names a control file by its directory needs the permission that opening
+/// the file would have needed, on a real directory and on the view's alike. Where this
+/// host has no such file (no swap, no PSI), the usage file's permission counts.
+fn named_must_be_readable(
+    places: &Places,
+    directory: &Directory,
+    file: ControlFile,
+    which: Which,
+    client: &impl Asker,
+) -> Result<(), Refusal> {
+    for name in [stand_in_for(places, file), places.directories().version().usage_file()] {
+        match directory.stat_file(name) {
+            Ok(stat) => return Inode::from(stat).must_be_readable(which, client),
+            Err(Errno::ENOENT) => {}
+            Err(errno) => return Err(not_opened(which, errno)),
+        }
+    }
+    // The root of v2 has neither; its numbers are those of /proc/meminfo.
+    Ok(())
+}
+
+fn mute(which: Which, name: &str) -> Refusal {
+    Refusal::new(Errno::EINVAL, format!("{which} is {name}, on which there are no notifications"))
+}
+
+/// Why a directory or a file of it could not be opened: as a rule, it is gone.
+fn not_opened(which: Which, errno: Errno) -> Refusal {
+    match errno {
+        Errno::EMFILE | Errno::ENFILE => Refusal::new(Errno::ENOMEM, OUT_OF_DESCRIPTORS),
+        Errno::ENOMEM => Refusal::new(errno, "the agent is out of memory; raise its own group's memory.max"),
+        _ => gone(which),
+    }
+}
+
+fn gone(which: Which) -> Refusal {
+    Refusal::new(Errno::EINVAL, format!("{which}: the group is gone"))
+}
+
+/// Whether this hierarchy has that control file as a file of its own.
+fn is_real(places: &Places, file: ControlFile) -> bool {
+    match file {
+        ControlFile::Usage | ControlFile::Procs => true,
+        ControlFile::WorkingSet => false,
+        ControlFile::Memsw | ControlFile::Oom | ControlFile::Pressure => {
+            places.directories().version() == Version::V1
+        }
+    }
+}
+
+/// The file of this hierarchy whose permissions are those of a control file.
+fn stand_in_for(places: &Places, file: ControlFile) -> &'static str {
+    match file {
+        ControlFile::Usage => places.directories().version().usage_file(),
+        file if is_real(places, file) => file.name(),
+        ControlFile::Memsw => "memory.swap.current",
+        ControlFile::Oom => "memory.events.local",
+        ControlFile::Pressure => "memory.pressure",
+        ControlFile::WorkingSet | ControlFile::Procs => "memory.stat",
+    }
+}
+
+/// The last part of the link is the file's own name in every mount namespace;
+/// the rest of it is not looked at.
+fn name_of(fd: BorrowedFd<'_>) -> Vec<u8> {
+    let link = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap_or_default();
+    link.file_name().map(|name| name.as_bytes().to_vec()).unwrap_or_default()
+}
+
+/// The group of the directory with this id, by the kernel's own word, today or before.
+fn group_of(
+    places: &Places,
+    directory: Option<&Directory>,
+    id: u64,
+    which: Which,
+) -> Result<GroupId, Refusal> {
+    if id == places.directories().root_id() {
+        return Ok(places.identity().root());
+    }
+    if let Some(group) = places.known.group(places.slots(), id) {
+        return Ok(group);
+    }
+    let opened;
+    let directory = match directory {
+        Some(directory) => directory,
+        None => {
+            opened = places.directories().open(id).map_err(|errno| not_opened(which, errno))?;
+            &opened
+        }
+    };
+    let usage = directory
+        .file(places.directories().version().usage_file())
+        .map_err(|errno| not_opened(which, errno))?;
+    match places.identity().locate(usage.as_fd()) {
+        Ok(Located::Group(group)) => {
+            places.known.remember_group(id, group);
+            Ok(group)
+        }
+        Ok(Located::Root) => Ok(places.identity().root()),
+        Ok(Located::TableFull) => Err(Refusal::new(
+            Errno::ENOMEM,
+            "the agent's table of groups is full; start it with a larger --max-groups",
+        )),
+        Ok(Located::Nobody) => Err(gone(which)),
+        Err(error) => {
+            log::error!("{error}");
+            Err(Refusal::new(Errno::EIO, "the agent could not ask the kernel; see its log"))
+        }
+    }
+}

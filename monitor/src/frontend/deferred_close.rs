@@ -1,0 +1,305 @@
+//! Closes what clients sent. A descriptor may lie on a file system whose daemon never
+//! answers (FUSE asks it at each close), or linger over unsent data: then the one that
+//! closes it waits, and that is not the agent's loop.
+//!
+//! Each account's are closed one after another, so one holds up one thread at most; and
+//! nothing more is taken from an account of which a message's worth waits.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    pin::pin,
+    sync::{Arc, Barrier, Condvar, Mutex, MutexGuard, OnceLock, PoisonError},
+    thread,
+};
+
+use tokio::sync::Notify;
+
+use crate::{
+    frontend::{inode::Inode, seqpacket::MAX_DESCRIPTORS},
+    registry::Account,
+    sandbox,
+};
+
+/// Threads that close. When accounts hold up all of them, others' descriptors wait, too;
+/// eventfds and control files do not come here.
+const THREADS: usize = 4;
+/// They call little.
+const STACK: usize = 64 << 10;
+
+/// Descriptors of one account that wait, the one that is being closed among them.
+#[derive(Debug, Default)]
+struct Waiting {
+    waiting: VecDeque<OwnedFd>,
+    at_work: bool,
+}
+
+#[derive(Debug, Default)]
+struct Users {
+    by_id: HashMap<Account, Waiting>,
+    /// Those with something to close, and no thread at it.
+    ready: VecDeque<Account>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    users: Mutex<Users>,
+    work: Condvar,
+    room: Notify,
+    /// File systems that take no time to close a file.
+    quick: OnceLock<Vec<u64>>,
+}
+
+impl Shared {
+    fn users(&self) -> MutexGuard<'_, Users> {
+        // Nothing in between is half done.
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the next descriptor to close. That it waits no longer makes room, however long
+    /// closing it then takes.
+    fn take(&self, users: &mut Users) -> Option<(Account, OwnedFd)> {
+        let id = users.ready.pop_front()?;
+        let user = users.by_id.get_mut(&id)?;
+        user.at_work = true;
+        let fd = user.waiting.pop_front()?;
+        self.room.notify_waiters();
+        Some((id, fd))
+    }
+
+    fn close_for_ever(&self) {
+        let mut users = self.users();
+        loop {
+            let Some((id, fd)) = self.take(&mut users) else {
+                if users.ready.is_empty() {
+                    users = self.work.wait(users).unwrap_or_else(PoisonError::into_inner);
+                }
+                continue;
+            };
+            drop(users);
+            // Here it waits.
+            drop(fd);
+            users = self.users();
+            if let Some(user) = users.by_id.get_mut(&id) {
+                user.at_work = false;
+                if user.waiting.is_empty() {
+                    users.by_id.remove(&id);
+                } else {
+                    users.ready.push_back(id);
+                }
+            }
+        }
+    }
+}
+
+/// The threads that close, as the doors see them.
+#[derive(Clone, Debug)]
+pub struct Closer(Arc<Shared>);
+
+impl Closer {
+    /// Starts them; they need no rights, and have given them up when this returns: the
+    /// filter for the whole process, which comes later, lets nobody do that any more.
+    ///
+    /// # Errors
+    /// A thread could not be started.
+    pub fn start(mode: sandbox::Mode) -> io::Result<Self> {
+        let shared = Arc::<Shared>::default();
+        let confined = Arc::new(Barrier::new(THREADS + 1));
+        for number in 0..THREADS {
+            let (shared, confined) = (Arc::clone(&shared), Arc::clone(&confined));
+            let work = move || {
+                sandbox::closer(mode);
+                confined.wait();
+                shared.close_for_ever();
+            };
+            thread::Builder::new().name(format!("closer-{number}")).stack_size(STACK).spawn(work)?;
+        }
+        confined.wait();
+        Ok(Self(shared))
+    }
+
+    /// What is on these (`st_dev`), the hierarchy and our own view, is closed at once.
+    pub fn trust(&self, devices: impl IntoIterator<Item = u64>) {
+        // The first word counts.
+        let _ = self.0.quick.set(devices.into_iter().collect());
+    }
+
+    fn is_quick(&self, fd: BorrowedFd<'_>) -> bool {
+        let trusted = self.0.quick.get();
+        trusted.is_some_and(|trusted| Inode::of(fd).is_ok_and(|inode| trusted.contains(&inode.device)))
+    }
+
+    /// Closes an account's descriptor, some time.
+    pub fn close(&self, account: Account, fd: OwnedFd) {
+        let mut users = self.0.users();
+        let entry = users.by_id.entry(account).or_default();
+        entry.waiting.push_back(fd);
+        if !entry.at_work && entry.waiting.len() == 1 {
+            users.ready.push_back(account);
+            self.0.work.notify_one();
+        }
+    }
+
+    /// Whether less than a message's worth of this account's waits.
+    pub(super) fn has_room(&self, account: Account) -> bool {
+        let users = self.0.users();
+        users.by_id.get(&account).is_none_or(|user| user.waiting.len() < MAX_DESCRIPTORS)
+    }
+
+    /// Whom one more descriptor counts against: the account, or, where that one has no room,
+    /// the privileged, whose own it may be. A container's root has the host's root's user id,
+    /// and so its account, until then. `None` where there is no room.
+    pub(super) fn payer(&self, account: Account, is_privileged: impl FnOnce() -> bool) -> Option<Account> {
+        if self.has_room(account) {
+            return Some(account);
+        }
+        Some(Account::Privileged).filter(|account| self.has_room(*account) && is_privileged())
+    }
+
+    /// Waits until less than a message's worth of this account's is to be closed.
+    pub async fn room(&self, account: Account) {
+        loop {
+            let mut freed = pin!(self.0.room.notified());
+            // From here on no word of it is lost.
+            freed.as_mut().enable();
+            if self.has_room(account) {
+                return;
+            }
+            freed.await;
+        }
+    }
+
+    /// Without threads: all waits.
+    #[cfg(test)]
+    pub(super) fn idle() -> Self {
+        Self(Arc::default())
+    }
+
+    /// Descriptors that wait, all accounts' together.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.0.users().by_id.values().map(|user| user.waiting.len()).sum()
+    }
+
+    /// A client's descriptor, whatever it may be.
+    #[must_use]
+    pub fn foreign(&self, account: Account, fd: OwnedFd) -> Foreign {
+        Foreign { fd: Some(fd), account, closer: Some(self.clone()) }
+    }
+}
+
+/// A descriptor that may not be closed just anywhere. It is not, when it is dropped.
+#[derive(Debug)]
+pub struct Foreign {
+    /// There until it is known, or dropped.
+    fd: Option<OwnedFd>,
+    account: Account,
+    closer: Option<Closer>,
+}
+
+impl Foreign {
+    /// One that takes no time to close.
+    #[must_use]
+    pub const fn harmless(fd: OwnedFd) -> Self {
+        Self { fd: Some(fd), account: Account::Agent, closer: None }
+    }
+
+    /// It turned out to take no time to close.
+    ///
+    /// # Errors
+    /// Never: it is there until now.
+    pub fn known(mut self) -> Result<OwnedFd, nix::errno::Errno> {
+        self.fd.take().ok_or(nix::errno::Errno::EBADF)
+    }
+
+    /// To be looked at.
+    ///
+    /// # Errors
+    /// Never: as [`Foreign::known`].
+    pub fn look(&self) -> Result<BorrowedFd<'_>, nix::errno::Errno> {
+        self.fd.as_ref().map(AsFd::as_fd).ok_or(nix::errno::Errno::EBADF)
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        if let (Some(fd), Some(closer)) = (self.fd.take(), &self.closer)
+            && !closer.is_quick(fd.as_fd())
+        {
+            closer.close(self.account, fd);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::Future as _,
+        io::Read as _,
+        os::unix::net::UnixStream,
+        pin::pin,
+        task::{Context, Waker},
+    };
+
+    use super::{Account, Closer, MAX_DESCRIPTORS};
+    use crate::sandbox;
+
+    #[test]
+    fn what_is_dropped_is_closed_and_users_do_not_wait_for_each_other() {
+        let closer = Closer::start(sandbox::Mode::Off).expect("threads");
+        let mut ends = Vec::new();
+        for user in [1, 2, 3].map(Account::User).repeat(100) {
+            let (ours, theirs) = UnixStream::pair().expect("a pair");
+            drop(closer.foreign(user, theirs.into()));
+            ends.push(ours);
+        }
+        for mut end in ends {
+            assert_eq!(end.read(&mut [0]).expect("the end"), 0);
+        }
+    }
+
+    #[test]
+    fn a_user_of_whom_much_waits_is_not_read_from() {
+        let seven = Account::User(7);
+        let closer = Closer::idle();
+        for _ in 0..MAX_DESCRIPTORS {
+            assert!(closer.has_room(seven));
+            drop(closer.foreign(seven, UnixStream::pair().expect("a pair").0.into()));
+        }
+        assert!(!closer.has_room(seven) && closer.has_room(Account::User(8)));
+    }
+
+    #[test]
+    fn a_descriptor_that_is_being_closed_makes_room_at_once() {
+        let seven = Account::User(7);
+        let closer = Closer::idle();
+        for _ in 0..MAX_DESCRIPTORS {
+            drop(closer.foreign(seven, UnixStream::pair().expect("a pair").0.into()));
+        }
+        let mut room = pin!(closer.room(seven));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(room.as_mut().poll(&mut context).is_pending());
+        let (account, being_closed) = closer.0.take(&mut closer.0.users()).expect("one waits");
+        assert_eq!(account, seven);
+        assert!(room.as_mut().poll(&mut context).is_ready());
+        drop(being_closed);
+    }
+
+    #[test]
+    fn a_privileged_process_has_room_where_its_user_id_has_none() {
+        let closer = Closer::idle();
+        let root = Account::User(0);
+        assert_eq!(closer.payer(root, || panic!("not asked for nothing")), Some(root));
+        let fill = |account| {
+            for _ in 0..MAX_DESCRIPTORS {
+                drop(closer.foreign(account, UnixStream::pair().expect("a pair").0.into()));
+            }
+        };
+        fill(root);
+        assert_eq!(closer.payer(root, || false), None, "a container's root");
+        assert_eq!(closer.payer(root, || true), Some(Account::Privileged));
+        fill(Account::Privileged);
+        assert_eq!(closer.payer(root, || true), None);
+    }
+}

@@ -1,0 +1,64 @@
+//! The second front door: a line written to a `cgroup.event_control` of the
+//! [`view`](crate::view), by an unmodified client of cgroup v1.
+//!
+//! The writer waits in the kernel meanwhile, so its thread and its descriptors
+//! stay what they are.
+
+use std::rc::Rc;
+
+use tokio::{
+    sync::mpsc,
+    task::{JoinSet, yield_now},
+};
+
+use crate::{
+    frontend::{
+        control_file::Places,
+        peer::Peer,
+        register::{Client, Refusal, register, told},
+    },
+    source::Source,
+    view::Written,
+    watcher::{Receipt, Shared},
+};
+
+/// Answers writes until the view has gone. One that has to wait for what was begun on its
+/// group holds up no other; the queue's places bound how many do.
+pub async fn serve<S: Source + 'static>(
+    mut writes: mpsc::Receiver<Written>,
+    watcher: Shared<S>,
+    places: Rc<Places>,
+) {
+    let mut answers = JoinSet::new();
+    while let Some(written) = writes.recv().await {
+        answers.spawn_local(answer(written, watcher.clone(), Rc::clone(&places)));
+        while answers.try_join_next().is_some() {}
+        yield_now().await;
+    }
+    while answers.join_next().await.is_some() {}
+}
+
+async fn answer<S: Source>(written: Written, watcher: Shared<S>, places: Rc<Places>) {
+    match handle(&written, &watcher, &places).await {
+        Ok(receipt) => {
+            written.reply.accept();
+            watcher.lock().confirm(receipt);
+        }
+        Err(refusal) => {
+            watcher.lock().refused(refusal.errno);
+            told(&refusal, written.uid, written.pid);
+            written.reply.refuse(refusal.errno);
+        }
+    }
+}
+
+async fn handle<S: Source>(
+    written: &Written,
+    watcher: &Shared<S>,
+    places: &Places,
+) -> Result<Receipt, Refusal> {
+    let writer = Peer::writer(written.pid, written.uid, written.gid, places)?;
+    let own = Some(written.group);
+    let client = Client { line: &written.line, asker: &writer, follower: None, own };
+    register(watcher, places, client).await
+}

@@ -1,0 +1,113 @@
+//! What a descriptor leads to, without a word to the file system that it is on.
+
+use std::{
+    ffi::CStr,
+    mem::MaybeUninit,
+    os::fd::{AsRawFd as _, BorrowedFd},
+};
+
+use nix::errno::Errno;
+
+use crate::frontend::register::{Asker, Refusal, Which};
+
+/// An inode, as its file system last described it to the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inode {
+    /// `st_dev`
+    pub device: u64,
+    /// `st_ino`
+    pub number: u64,
+    /// Permission bits and kind.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+}
+
+impl Inode {
+    /// Of an open descriptor. A FUSE file system whose daemon does not answer, or
+    /// is this very process, is not asked (`AT_STATX_DONT_SYNC`).
+    ///
+    /// # Errors
+    /// `statx` failed.
+    pub fn of(fd: BorrowedFd<'_>) -> Result<Self, Errno> {
+        Self::at(fd, c"", libc::AT_EMPTY_PATH)
+    }
+
+    /// Of what is at `path` below a directory, with flags of `statx`.
+    ///
+    /// # Errors
+    /// `statx` failed.
+    pub fn at(directory: BorrowedFd<'_>, path: &CStr, flags: i32) -> Result<Self, Errno> {
+        let mut stat = MaybeUninit::<libc::statx>::zeroed();
+        let (fd, flags) = (directory.as_raw_fd(), flags | libc::AT_STATX_DONT_SYNC);
+        // SAFETY: the descriptor is open, the path is a C string, and the kernel
+        // writes no more than one statx.
+        let result =
+            unsafe { libc::statx(fd, path.as_ptr(), flags, libc::STATX_BASIC_STATS, stat.as_mut_ptr()) };
+        Errno::result(result)?;
+        // SAFETY: all zeros is a valid statx, and the call filled in more.
+        let stat = unsafe { stat.assume_init() };
+        Ok(Self {
+            device: libc::makedev(stat.stx_dev_major, stat.stx_dev_minor),
+            number: stat.stx_ino,
+            mode: u32::from(stat.stx_mode),
+            uid: stat.stx_uid,
+            gid: stat.stx_gid,
+        })
+    }
+
+    /// The kernel's `file_permission(MAY_READ)`.
+    ///
+    /// # Errors
+    /// `EACCES`, or as [`Asker::credentials`].
+    pub fn must_be_readable(&self, which: Which, asker: &impl Asker) -> Result<(), Refusal> {
+        // Whoever asks, one of these bits is the one that counts.
+        const ALL: u32 = 0o444;
+        if self.mode & ALL == ALL {
+            return Ok(());
+        }
+        let client = asker.credentials()?;
+        if client.may_read(self.mode, self.uid, self.gid) {
+            return Ok(());
+        }
+        Err(Refusal::new(
+            Errno::EACCES,
+            format!(
+                "uid {} may not read the file behind {which} (mode {:03o})",
+                client.uid,
+                self.mode & 0o777
+            ),
+        ))
+    }
+}
+
+impl From<nix::sys::stat::FileStat> for Inode {
+    fn from(stat: nix::sys::stat::FileStat) -> Self {
+        Self {
+            device: stat.st_dev,
+            number: stat.st_ino,
+            mode: stat.st_mode,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::fd::AsFd as _, os::unix::fs::MetadataExt as _};
+
+    use super::Inode;
+
+    #[test]
+    fn it_is_what_stat_says() -> Result<(), Box<dyn std::error::Error>> {
+        let file = fs::File::open("/proc/self/exe")?;
+        let stat = file.metadata()?;
+        let inode = Inode::of(file.as_fd())?;
+        assert_eq!((inode.device, inode.number), (stat.dev(), stat.ino()));
+        assert_eq!((inode.mode, inode.uid, inode.gid), (stat.mode(), stat.uid(), stat.gid()));
+        Ok(())
+    }
+}

@@ -1,0 +1,301 @@
+//! What the operator's `list` shows. It is gathered once for all who ask meanwhile, in
+//! turns of a few groups, so that however many ask, and however slowly they read, neither
+//! the thread that signals nor any other client waits for it.
+//!
+//! Names and the groups' files are read by a thread that may wait. A group's registrations
+//! are many, and belong to whoever made them: they are read when they are sent, a page at a
+//! time, and kept nowhere.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use monitor_common::{control_file::ControlFile, query::Ask};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::{spawn_blocking, yield_now},
+};
+
+use crate::{
+    frontend::{
+        admin_socket::{OomRow, RegistrationRow},
+        group_stats::{self, Reading},
+    },
+    kernel::page_size,
+    metrics::files,
+    registry::{Cursor, Group, Registry},
+    source::{GroupId, Source},
+    view::tree::Tree,
+    watcher::Shared,
+};
+
+/// Slots that are read in one turn: one run of a program.
+const SLOTS_IN_A_TURN: u32 = Ask::AT_ONCE;
+
+/// How long a list waits for all that it shows to be signalled.
+const LOOKING: Duration = Duration::from_millis(250);
+
+/// Askers that wait for the same gathering; more wait at their own end.
+const WAITING: usize = 64;
+
+/// Registrations in a page: as many as one packet holds.
+const IN_A_PAGE: usize = 500;
+
+/// Groups that are looked up in one use of the watcher.
+pub(super) const IN_A_LOOK: usize = 1024;
+
+/// Longest path that is shown, in bytes: whoever makes groups chooses their names, and a
+/// snapshot holds them all.
+const LONGEST_PATH: usize = 1024;
+
+/// A group, without what is waited for on it.
+#[derive(Debug)]
+pub(super) struct Listed {
+    pub(super) group: GroupId,
+    pub(super) id: u64,
+    /// Directory, or `#` and the id when it has none any more, or a path beyond [`LONGEST_PATH`].
+    pub(super) cgroup: String,
+    /// In bytes.
+    pub(super) usage: u64,
+    /// In bytes.
+    pub(super) peak: u64,
+    pub(super) oom: Option<OomRow>,
+    hears_oom: bool,
+}
+
+/// All groups, by name.
+pub(super) type Snapshot = Arc<Vec<Listed>>;
+
+/// Where to ask for a snapshot.
+#[derive(Clone, Debug)]
+pub struct Listing(mpsc::Sender<oneshot::Sender<Snapshot>>);
+
+impl Listing {
+    /// What there is now: gathered after this call, and after all that had been crossed
+    /// before it was signalled.
+    pub(super) async fn get(&self) -> Option<Snapshot> {
+        let (sender, snapshot) = oneshot::channel();
+        self.0.send(sender).await.ok()?;
+        snapshot.await.ok()
+    }
+}
+
+/// Where to ask for snapshots of this watcher's groups, and what gathers them as long as it
+/// is run.
+pub fn start<S: Source + 'static>(
+    watcher: Shared<S>,
+    tree: Arc<Tree>,
+) -> (Listing, impl Future<Output = ()>) {
+    let (sender, asked) = mpsc::channel(WAITING);
+    (Listing(sender), run(watcher, tree, asked))
+}
+
+async fn run<S: Source>(
+    watcher: Shared<S>,
+    tree: Arc<Tree>,
+    mut asked: mpsc::Receiver<oneshot::Sender<Snapshot>>,
+) {
+    while let Some(first) = asked.recv().await {
+        // Who asks while this is gathered is told what is gathered next.
+        let mut askers = vec![first];
+        askers.extend(std::iter::from_fn(|| asked.try_recv().ok()));
+        // Those that left need no answer.
+        askers.retain(|asker| !asker.is_closed());
+        if askers.is_empty() {
+            continue;
+        }
+        let Some(snapshot) = gather(&watcher, &tree).await else { continue };
+        for asker in askers {
+            let _ = asker.send(Arc::clone(&snapshot));
+        }
+    }
+}
+
+async fn gather<S: Source>(watcher: &Shared<S>, tree: &Arc<Tree>) -> Option<Snapshot> {
+    // Whoever reads the list finds no registration whose eventfd was closed before, and has
+    // been told of all that it shows.
+    let mut search = watcher.lock().search_closed();
+    while watcher.lock().search_on(&mut search) {
+        yield_now().await;
+    }
+    catch_up(watcher).await;
+    let listed = read_groups(watcher).await;
+    let tree = Arc::clone(tree);
+    let named = spawn_blocking(move || name(&tree, listed)).await;
+    named.inspect_err(|error| log::error!("the list could not be made: {error}")).ok().map(Arc::new)
+}
+
+/// Has all that is watched looked at and signalled, but for what others have to be told
+/// first that takes longer than [`LOOKING`].
+async fn catch_up<S: Source>(watcher: &Shared<S>) {
+    let (sampled, host) = {
+        let watcher = watcher.lock();
+        (watcher.to_be_sampled(), watcher.shared_host())
+    };
+    let read = move || {
+        let roots = sampled.into_iter().filter(|one| one.is_root);
+        roots.map(|one| one.read(host.as_ref())).collect::<Vec<_>>()
+    };
+    for read in spawn_blocking(read).await.unwrap_or_default() {
+        match read {
+            Ok(read) => read.iter().for_each(|read| watcher.lock().sampled(read)),
+            Err(error) => log::warn!("{error}"),
+        }
+    }
+    watcher.lock().look_at_all();
+    let start = Instant::now();
+    // The thread that signals does the same meanwhile.
+    while start.elapsed() < LOOKING && watcher.lock().turn() {
+        yield_now().await;
+    }
+}
+
+/// Counters of all groups, a few in a turn.
+async fn read_groups<S: Source>(watcher: &Shared<S>) -> Vec<Listed> {
+    let (mut listed, mut index, page) = (Vec::new(), 0, page_size());
+    loop {
+        {
+            let watcher = watcher.lock();
+            let end = index + SLOTS_IN_A_TURN;
+            if let Err(error) = group_stats::refresh(&watcher, index..end) {
+                log::error!("{error}");
+                return listed;
+            }
+            while index < end {
+                if watcher.source().slot(index).is_none() {
+                    return listed;
+                }
+                if let Some(Reading { group, cgroup_id: id, usage, peak, .. }) =
+                    group_stats::read(&watcher, index)
+                {
+                    let hears_oom = watcher
+                        .registry()
+                        .group(index)
+                        .is_some_and(|found| found.id == group && found.oom().next().is_some());
+                    listed.push(Listed {
+                        group,
+                        id,
+                        cgroup: String::new(),
+                        usage: usage * page,
+                        peak: peak * page,
+                        oom: None,
+                        hears_oom,
+                    });
+                }
+                index += 1;
+            }
+        }
+        yield_now().await;
+    }
+}
+
+/// Adds names, and what the groups' files tell; sorts by name.
+fn name(tree: &Tree, mut listed: Vec<Listed>) -> Vec<Listed> {
+    let directories = tree.directories();
+    for row in &mut listed {
+        let path = directories.path_of(row.id);
+        row.cgroup = shown(path.as_deref(), row.id);
+        if row.hears_oom {
+            let events = directories.open(row.id).map(|found| files::events(&found, directories.version()));
+            let [.., oom, oom_kill, oom_group_kill] = events.unwrap_or_default();
+            row.oom = Some(OomRow { oom, oom_kill, oom_group_kill });
+        }
+    }
+    listed.sort_by(|a, b| a.cgroup.cmp(&b.cgroup));
+    listed
+}
+
+fn shown(path: Option<&Path>, id: u64) -> String {
+    let path = path.filter(|path| path.as_os_str().len() <= LONGEST_PATH);
+    path.map_or_else(|| format!("#{id}"), |path| path.to_string_lossy().into_owned())
+}
+
+/// How far a group's registrations have been read: on which of
+/// [`ControlFile::QUANTITIES`], and after which threshold. What is no threshold comes last.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct At {
+    quantity: usize,
+    after: Option<Cursor>,
+}
+
+/// The next page of a group's registrations, and where to go on; `None` at their end.
+pub(super) fn page<S: Source>(
+    watcher: &Shared<S>,
+    group: GroupId,
+    at: At,
+) -> (Vec<RegistrationRow>, Option<At>) {
+    let watcher = watcher.lock();
+    let registry = watcher.registry();
+    let Some(found) = registry.group(group.slot).filter(|found| found.id == group) else {
+        return (Vec::new(), None);
+    };
+    let At { quantity, after } = at;
+    let Some(on) = ControlFile::QUANTITIES.get(quantity) else { return (others(found), None) };
+    let (rows, after) = thresholds(registry, found, *on, after);
+    let quantity = if after.is_some() { quantity } else { quantity + 1 };
+    (rows, Some(At { quantity, after }))
+}
+
+/// Whether groups have registrations, at most [`IN_A_LOOK`] of them: most have none, and no
+/// page needs to be asked for.
+pub(super) fn are_waited_for<S: Source>(watcher: &Shared<S>, groups: &[Listed]) -> Vec<bool> {
+    let watcher = watcher.lock();
+    let found = |group: GroupId| watcher.registry().group(group.slot).filter(|found| found.id == group);
+    groups.iter().map(|listed| found(listed.group).is_some()).collect()
+}
+
+fn thresholds(
+    registry: &Registry,
+    group: &Group,
+    on: ControlFile,
+    after: Option<Cursor>,
+) -> (Vec<RegistrationRow>, Option<Cursor>) {
+    let (found, next) = group.scale(on).page(after, IN_A_PAGE);
+    let mut rows: Vec<RegistrationRow> = Vec::new();
+    // The agent's own are thresholds.
+    for (threshold, _) in found.into_iter().filter(|(_, file)| !registry.is_own(*file)) {
+        let threshold = Some(threshold.saturating_mul(page_size()));
+        match rows.last_mut() {
+            Some(last) if last.threshold == threshold => last.count += 1,
+            _ => rows.push(RegistrationRow { on: on.name().into(), threshold, pressure: None, count: 1 }),
+        }
+    }
+    (rows, next)
+}
+
+fn others(group: &Group) -> Vec<RegistrationRow> {
+    let row = |on: ControlFile, pressure, count| RegistrationRow {
+        on: on.name().into(),
+        threshold: None,
+        pressure,
+        count,
+    };
+    let mut pressures: BTreeMap<String, u64> = BTreeMap::new();
+    for (listener, _) in group.pressure() {
+        let text = format!("{},{}", listener.level.as_str(), listener.mode.as_str());
+        *pressures.entry(text).or_default() += 1;
+    }
+    let ooms = [(ControlFile::Oom, group.oom().count())];
+    let empty = [(ControlFile::Procs, group.empty().count())];
+    let plain = |(on, count): (ControlFile, usize)| (count > 0).then(|| row(on, None, count as u64));
+    let pressures = pressures.into_iter().map(|(text, count)| row(ControlFile::Pressure, Some(text), count));
+    ooms.into_iter().filter_map(plain).chain(pressures).chain(empty.into_iter().filter_map(plain)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::{LONGEST_PATH, shown};
+
+    #[test]
+    fn a_long_path_is_shown_by_the_groups_id() {
+        let path = |length| "/".to_owned() + &"a".repeat(length - 1);
+        assert_eq!(shown(Some(Path::new(&path(LONGEST_PATH))), 7), path(LONGEST_PATH));
+        assert_eq!(shown(Some(Path::new(&path(LONGEST_PATH + 1))), 7), "#7");
+        assert_eq!(shown(None, 7), "#7");
+    }
+}

@@ -1,0 +1,346 @@
+//! A front door for scrapers: `GET /metrics` over HTTP/1.1, on a unix socket or on a
+//! loopback address. It only tells; nothing that comes in changes anything.
+
+use std::{
+    cell::RefCell,
+    convert::Infallible,
+    fmt, fs, io,
+    net::SocketAddr,
+    os::{
+        fd::AsRawFd as _,
+        unix::{
+            fs::{FileTypeExt as _, PermissionsExt as _},
+            net::UnixStream,
+        },
+    },
+    path::{Path, PathBuf},
+    rc::Rc,
+    str::FromStr,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::Incoming,
+    header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::{
+    sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket},
+    unistd::chown,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
+    task::{AbortHandle, JoinSet},
+    time::timeout,
+};
+
+pub use crate::frontend::collector::Gatherer;
+use crate::{
+    error::{Error, Result},
+    frontend::{collector::Page, seqpacket::Access},
+    metrics::{Selection, text},
+};
+
+/// Connections at once. One more, and the oldest is dropped: it has had its time.
+const CONNECTIONS: usize = 16;
+
+/// From connecting to the last byte of the answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Until the request's head is there.
+const HEAD_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Bytes and lines of the longest head: hyper's least, which is more than scrapers send.
+const HEAD: (usize, usize) = (8192, 64);
+
+/// What is told, and where.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where.
+    pub address: Address,
+    /// Of which groups.
+    pub selection: Selection,
+}
+
+/// Where the door is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// A unix socket; mode and group as the others'.
+    Unix(PathBuf),
+    /// A loopback address: there is no password.
+    Tcp(SocketAddr),
+}
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return if path.starts_with('/') {
+                Ok(Self::Unix(path.into()))
+            } else {
+                Err("a unix socket's path begins with /: unix:/run/memcg-monitor/metrics.sock".into())
+            };
+        }
+        match text.parse::<SocketAddr>() {
+            Ok(address) if address.ip().is_loopback() => Ok(Self::Tcp(address)),
+            Ok(address) => Err(format!(
+                "{} is no loopback address, and metrics have no password: 127.0.0.1:PORT, [::1]:PORT, or unix:/PATH behind a proxy of yours",
+                address.ip()
+            )),
+            Err(_) => Err("unix:/PATH, 127.0.0.1:PORT or [::1]:PORT".into()),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Tcp(address) => write!(f, "http://{address}/metrics"),
+        }
+    }
+}
+
+#[derive(Debug)]
+enum Listener {
+    Unix { listener: UnixListener, _file: SocketFile },
+    Tcp(TcpListener),
+}
+
+/// Goes with its value.
+#[derive(Debug)]
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// The open door.
+#[derive(Debug)]
+pub struct Door {
+    listener: Listener,
+    address: Address,
+    selection: Selection,
+}
+
+impl Door {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// Names the call and the address.
+    pub fn open(options: &Options, access: &Access) -> Result<Self> {
+        let Options { mut address, selection } = options.clone();
+        let listener = match &mut address {
+            Address::Unix(path) => {
+                let (listener, file) = bind_unix(path, access)?;
+                Listener::Unix { listener, _file: file }
+            }
+            Address::Tcp(at) => {
+                let failed = |call: &str, error: &io::Error| {
+                    Error::Host(format!("{call} {at}: {error}; another --metrics address would do"))
+                };
+                let listener = std::net::TcpListener::bind(*at).map_err(|error| failed("bind", &error))?;
+                listener.set_nonblocking(true).map_err(|error| failed("fcntl", &error))?;
+                // Port 0 is a port of the kernel's choice.
+                *at = listener.local_addr().map_err(|error| failed("getsockname", &error))?;
+                let listener =
+                    TcpListener::from_std(listener).map_err(|error| Error::file("epoll", "TCP", error))?;
+                Listener::Tcp(listener)
+            }
+        };
+        Ok(Self { listener, address, selection })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub const fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// Serves scrapers until the task is dropped, and then none of them is left.
+    pub async fn serve(self, gatherer: Gatherer) {
+        let (page, gathering) = gatherer.start(self.selection);
+        let page = Rc::new(page);
+        tokio::select! {
+            () = gathering => {}
+            () = accept(&self.listener, &page) => {}
+        }
+    }
+}
+
+async fn accept(listener: &Listener, page: &Rc<Page>) {
+    let connections = RefCell::new(Connections::default());
+    loop {
+        let accepted = match listener {
+            Listener::Unix { listener, .. } => {
+                listener.accept().await.map(|(stream, _)| connections.borrow_mut().add(stream, page))
+            }
+            Listener::Tcp(listener) => {
+                listener.accept().await.map(|(stream, _)| connections.borrow_mut().add(stream, page))
+            }
+        };
+        if let Err(error) = accepted {
+            log::warn!("accept on the metrics socket: {error}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+/// Those that are being served; they end with this.
+#[derive(Debug, Default)]
+struct Connections {
+    tasks: JoinSet<()>,
+    /// Oldest first.
+    handles: std::collections::VecDeque<AbortHandle>,
+}
+
+impl Connections {
+    fn add(&mut self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, page: &Rc<Page>) {
+        while self.tasks.try_join_next().is_some() {}
+        self.handles.retain(|handle| !handle.is_finished());
+        if self.handles.len() >= CONNECTIONS
+            && let Some(oldest) = self.handles.pop_front()
+        {
+            oldest.abort();
+        }
+        let page = Rc::clone(page);
+        self.handles.push_back(self.tasks.spawn_local(converse(stream, page)));
+    }
+}
+
+/// One request and its answer.
+async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, page: Rc<Page>) {
+    let service = service_fn(move |request| {
+        let page = Rc::clone(&page);
+        async move { Ok::<_, Infallible>(answer(&request, &page).await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_PATIENCE)
+        .max_buf_size(HEAD.0)
+        .max_headers(HEAD.1)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), service);
+    match timeout(PATIENCE, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => log::debug!("metrics connection: {error}"),
+        Err(_) => log::debug!("metrics connection: not done in time"),
+    }
+}
+
+async fn answer(request: &Request<Incoming>, page: &Page) -> Response<Full<Bytes>> {
+    let plain = |status: StatusCode, text: &'static str| {
+        let mut response = Response::new(Full::new(Bytes::from_static(text.as_bytes())));
+        *response.status_mut() = status;
+        response
+    };
+    if request.uri().path() != "/metrics" {
+        return plain(StatusCode::NOT_FOUND, "only /metrics is here\n");
+    }
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "metrics can be read only\n");
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return response;
+    }
+    let Some(texts) = page.get().await else {
+        return plain(StatusCode::SERVICE_UNAVAILABLE, "the numbers could not be gathered\n");
+    };
+    let accepted = request.headers().get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let (body, kind) = if accepted.into_iter().any(|value| value.contains(text::OPEN_METRICS)) {
+        (texts.open_metrics, text::OPEN_METRICS_TYPE)
+    } else {
+        (texts.prometheus, text::PROMETHEUS_TYPE)
+    };
+    let mut response = Response::new(Full::new(body));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}
+
+/// A socket that nobody answers on was left by an agent that died.
+fn bind_unix(path: &Path, access: &Access) -> Result<(UnixListener, SocketFile)> {
+    match fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(Error::Host(format!("{} exists and is not a socket", path.display())));
+        }
+        Ok(_) if UnixStream::connect(path).is_ok() => {
+            return Err(Error::Busy(format!(
+                "another program serves {}; give this agent another --metrics address",
+                path.display()
+            )));
+        }
+        Ok(_) => fs::remove_file(path).map_err(|error| Error::file("remove", path, error))?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(Error::file("look at", path, error)),
+    }
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder).map_err(|error| Error::file("make the folder", folder, error))?;
+    }
+    let failed = |call: &str, errno| Error::syscall(format!("{call} {}", path.display()), errno);
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)
+        .map_err(|errno| failed("socket", errno))?;
+    let address = UnixAddr::new(path).map_err(|errno| failed("sockaddr_un", errno))?;
+    bind(fd.as_raw_fd(), &address).map_err(|errno| failed("bind", errno))?;
+    let file = SocketFile(path.into());
+    // Before anybody can connect.
+    chown(path, None, access.group).map_err(|errno| failed("chown", errno))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(access.mode))
+        .map_err(|error| Error::file("chmod", path, error))?;
+    listen(&fd, Backlog::MAXCONN).map_err(|errno| failed("listen", errno))?;
+    let listener = UnixListener::from_std(fd.into()).map_err(|error| Error::file("epoll", path, error))?;
+    Ok((listener, file))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+
+    use super::{Access, Address, bind_unix};
+
+    fn bound(path: &Path) -> Result<(), String> {
+        let access = Access { mode: 0o640, group: None };
+        bind_unix(path, &access).map(drop).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn only_a_socket_that_nobody_answers_on_is_replaced() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("tokio");
+        let _inside = runtime.enter();
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("new/metrics.sock");
+        let access = Access { mode: 0o640, group: None };
+        let first = bind_unix(&path, &access).expect("the folder is made");
+        assert_eq!(fs::metadata(&path).expect("it is there").permissions().mode() & 0o777, 0o640);
+        assert!(bound(&path).expect_err("somebody answers").contains("another program serves"));
+        drop(first);
+        assert!(!path.exists());
+        drop(std::os::unix::net::UnixListener::bind(&path).expect("a killed agent's"));
+        bound(&path).expect("nobody answers");
+        fs::write(&path, "precious").expect("a file");
+        assert!(bound(&path).expect_err("in the way").contains("not a socket"));
+        assert_eq!(fs::read_to_string(&path).expect("it stays"), "precious");
+    }
+
+    #[test]
+    fn only_loopback_and_absolute_paths_are_addresses() {
+        for good in ["unix:/run/m.sock", "127.0.0.1:0", "127.9.9.9:9101", "[::1]:9101"] {
+            assert!(good.parse::<Address>().is_ok(), "{good}");
+        }
+        for bad in ["unix:m.sock", "localhost:1", "127.0.0.1", "/run/m.sock", ":9101", ""] {
+            assert!(bad.parse::<Address>().is_err(), "{bad}");
+        }
+        for open in ["0.0.0.0:9101", "[::]:9101", "192.0.2.1:9101"] {
+            let why = open.parse::<Address>().expect_err(open);
+            assert!(why.contains("loopback"), "{why}");
+        }
+    }
+}

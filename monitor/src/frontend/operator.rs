@@ -1,0 +1,117 @@
+//! Who is an operator.
+//!
+//! The kernel has let in whoever opened the connection, by the socket's mode; but roots of
+//! containers have user id 0 and `CAP_DAC_OVERRIDE`, by which any mode lets them in, and
+//! `CAP_SETUID`, by which they ask as anybody afterwards. So the opener and each packet's
+//! sender are looked at, both.
+
+use std::path::{Path, PathBuf};
+
+use nix::sys::stat::{FileStat, stat};
+
+use crate::frontend::{
+    accounting::{credentials_in, is_in_our_pid_namespace},
+    credentials::Credentials,
+    peer::folder_of,
+    sender::Sender,
+};
+
+/// Why somebody is none, and what to do.
+pub(super) const NO_OPERATOR: &str = "who asks, or who opened the connection, is no operator: that is who has CAP_SYS_ADMIN in the \
+     agent's user namespace, or CAP_SYS_PTRACE there and in the agent's pid namespace (root in a container has \
+     neither), and a user other than root whom the socket's owner, group and mode let in by themselves: ask \
+     as the host's root, or as a user that --control-mode and --control-group let in";
+
+/// What a connection's packets have to pass: nobody's do where its opener was no operator.
+#[derive(Debug)]
+pub(super) struct Gate {
+    is_open: bool,
+    socket: Option<PathBuf>,
+}
+
+impl Gate {
+    /// For what comes by a connection of this opener to the operator's socket at `socket`.
+    pub(super) fn of(opener: &Sender, socket: Option<&Path>) -> Self {
+        Self { is_open: is_operator(opener, socket), socket: socket.map(Path::to_owned) }
+    }
+
+    /// Whether this sender of a packet may ask.
+    pub(super) fn lets(&self, sender: &Sender) -> bool {
+        self.is_open && is_operator(sender, self.socket.as_deref())
+    }
+}
+
+/// Whether whoever sent a packet, or opened a connection, may ask at the operator's socket.
+/// Who is outside the agent's pid namespace cannot be looked at, and has the kernel's leave.
+fn is_operator(sender: &Sender, socket: Option<&Path>) -> bool {
+    if sender.pid() == 0 {
+        return true;
+    }
+    let folder = folder_of(sender).ok();
+    let known = folder.as_ref().and_then(|folder| credentials_in(folder, sender).ok());
+    // One that has gone already is whom the kernel says, with no rights.
+    let credentials = known.unwrap_or_else(|| Credentials::stranger(sender.credentials()));
+    let sees_us = folder.as_ref().is_some_and(is_in_our_pid_namespace);
+    let socket = socket.and_then(|path| stat(path).ok());
+    credentials.is_administrator(sees_us) || is_let_in(&credentials, socket.as_ref())
+}
+
+/// Whether the socket's owner, group and mode let in a user other than root.
+fn is_let_in(credentials: &Credentials, socket: Option<&FileStat>) -> bool {
+    let is_root = credentials.uid == 0 || credentials.real.0 == 0;
+    let may_write = |socket: &FileStat| credentials.may_write(socket.st_mode, socket.st_uid, socket.st_gid);
+    !is_root && socket.is_some_and(may_write)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use nix::{
+        errno::Errno,
+        sys::stat::{FileStat, stat},
+    };
+
+    use super::{Gate, is_let_in};
+    use crate::frontend::{credentials::Credentials, sender::Sender};
+
+    fn socket(mode: u32, owner: u32, group: u32) -> FileStat {
+        let mut socket = stat("/").expect("a file");
+        (socket.st_mode, socket.st_uid, socket.st_gid) = (mode, owner, group);
+        socket
+    }
+
+    #[test]
+    fn another_user_id_is_no_operators() {
+        let user = |uid| Credentials { uid, gid: uid, real: (uid, uid), ..Credentials::default() };
+        let ours = socket(0o600, 0, 0);
+        assert!(!is_let_in(&user(0), Some(&ours)), "a container's root");
+        assert!(!is_let_in(&user(1000), Some(&ours)), "the same after setresuid");
+        let by_group = Credentials { groups: vec![7], ..user(1000) };
+        assert!(is_let_in(&by_group, Some(&socket(0o660, 0, 7))));
+        assert!(!is_let_in(&user(1000), Some(&socket(0o660, 0, 7))));
+        assert!(is_let_in(&user(900), Some(&socket(0o600, 900, 900))), "the agent's own user");
+        assert!(is_let_in(&user(1000), Some(&socket(0o666, 0, 0))));
+        assert!(!is_let_in(&user(0), Some(&socket(0o666, 0, 0))));
+        assert!(!is_let_in(&user(1000), None), "a socket that is not to be seen");
+    }
+
+    /// Both have gone, so each is whom the kernel said, without rights.
+    #[test]
+    fn the_opener_is_looked_at_beside_the_sender() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("socket");
+        std::fs::write(&path, "").expect("a file");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).expect("chmod");
+        let gone = |uid| {
+            let credentials = libc::ucred { pid: i32::MAX, uid, gid: uid }.into();
+            Sender::with(credentials, Some(Err(Errno::ESRCH)))
+        };
+        let (root, user) = (gone(0), gone(1000));
+        assert!(Gate::of(&user, Some(&path)).lets(&user));
+        assert!(!Gate::of(&user, Some(&path)).lets(&root));
+        assert!(!Gate::of(&root, Some(&path)).lets(&user), "a container's root that calls itself 1000");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("chmod");
+        assert!(!Gate::of(&user, Some(&path)).lets(&user), "let in by CAP_DAC_OVERRIDE");
+    }
+}

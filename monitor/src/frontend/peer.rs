@@ -1,0 +1,248 @@
+//! The client behind a message: who it is, and its descriptors.
+
+use std::{
+    cell::RefCell,
+    ffi::OsString,
+    os::fd::{AsFd as _, OwnedFd},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, openat, readlinkat},
+    libc,
+    sys::stat::Mode,
+};
+
+pub use crate::frontend::credentials::Credentials;
+use crate::{
+    eventfd::EVENTFD,
+    frontend::{
+        accounting::{Accounting, is_in_our_user_namespace},
+        control_file::Places,
+        deferred_close::{Closer, Foreign},
+        inode::Inode,
+        process::{
+            OUT_OF_DESCRIPTORS, PIDFD_THREAD, folder, path, pidfd_getfd, pidfd_open, shares_descriptors,
+            status, thread_group,
+        },
+        register::{Asker, Refusal, Which, adopt},
+        sender::Sender,
+    },
+    registry::Account,
+    source::Identify,
+    watcher::Handed,
+};
+
+/// A client's process, or its thread, held by its directory in `/proc`: whatever is
+/// looked up in there is that one's, or fails, even when its number is used again.
+#[derive(Debug)]
+pub struct Peer {
+    folder: RefCell<OwnedFd>,
+    sender: Sender,
+    closer: Closer,
+    /// Whom what is taken of it counts against, until it is closed.
+    account: Account,
+    /// Whether `sender.pid` is a thread that need not be its process's first.
+    is_thread: bool,
+}
+
+impl Peer {
+    /// The process that sent a message; what is taken of it counts against `account`.
+    ///
+    /// # Errors
+    /// `ESRCH` when it has died since, or is outside the agent's pid namespace.
+    pub fn of(sender: Sender, account: Account, closer: &Closer) -> Result<Self, Refusal> {
+        if sender.pid() <= 0 {
+            return Err(Refusal::new(
+                Errno::ESRCH,
+                "the sender is outside the agent's pid namespace; send the two descriptors with the line (SCM_RIGHTS)",
+            ));
+        }
+        let folder = folder_of(&sender)?.into();
+        Ok(Self { folder, sender, closer: closer.clone(), account, is_thread: false })
+    }
+
+    /// The same process, for the next message that it sent; another number is another
+    /// process.
+    #[must_use]
+    pub fn again(self, sender: &Sender) -> Option<Self> {
+        (self.sender.pid() == sender.pid()).then(|| Self { sender: sender.clone(), ..self })
+    }
+
+    /// The thread `pid`, which waits in a write meanwhile, and so cannot end.
+    /// Credentials and open files are the thread's own.
+    ///
+    /// # Errors
+    /// `ESRCH` when it is outside the agent's pid namespace.
+    pub fn writer(pid: i32, uid: u32, gid: u32, places: &Places) -> Result<Self, Refusal> {
+        if pid <= 0 {
+            return Err(Refusal::new(
+                Errno::ESRCH,
+                "the writer is outside the agent's pid namespace; run the agent in the host's, or register at its socket with the two descriptors sent along (SCM_RIGHTS)",
+            ));
+        }
+        let sender = Sender::new(libc::ucred { pid, uid, gid }.into());
+        let folder = folder(pid)?;
+        let account = places.accounting.account(&folder, uid);
+        Ok(Self { folder: folder.into(), sender, closer: places.closer.clone(), account, is_thread: true })
+    }
+
+    /// What is looked up in the process's folder; in a fresh one where the number is
+    /// another process's than when it was opened.
+    fn look<T>(&self, look: impl Fn(&OwnedFd) -> Result<T, Errno>) -> Result<T, Errno> {
+        let found = look(&self.folder.borrow());
+        match found {
+            Err(Errno::ENOENT | Errno::ESRCH) if !self.is_thread => {
+                let fresh = folder_of(&self.sender).map_err(|refusal| refusal.errno)?;
+                self.folder.replace(fresh);
+                look(&self.folder.borrow())
+            }
+            found => found,
+        }
+    }
+
+    /// Whether a descriptor is open for neither reading nor writing (`O_PATH`).
+    fn is_path_only(&self, number: u32) -> Result<bool, Errno> {
+        const READ_OR_WRITE: u32 = 0o600;
+        // The link's own mode says so, without a word to the file that it leads to.
+        let link =
+            self.look(|folder| Inode::at(folder.as_fd(), &path("fd", number), libc::AT_SYMLINK_NOFOLLOW))?;
+        Ok(link.mode & READ_OR_WRITE == 0)
+    }
+
+    /// What the link to a descriptor says.
+    fn target(&self, number: u32) -> Result<OsString, Errno> {
+        readlinkat(&*self.folder.borrow(), path("fd", number).as_c_str())
+    }
+
+    fn refusal(&self, which: Which, errno: Errno) -> Refusal {
+        match errno {
+            Errno::EPERM | Errno::EACCES => Refusal::new(errno, NO_PTRACE),
+            Errno::ESRCH => Refusal::new(errno, format!("process {} is gone", self.sender.pid())),
+            Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM => Refusal::new(Errno::ENOMEM, OUT_OF_DESCRIPTORS),
+            _ => Refusal::new(Errno::EBADF, format!("{which} is not open in process {}", self.sender.pid())),
+        }
+    }
+
+    /// A duplicate of a descriptor, whatever it is by now.
+    fn take(&self, number: u32) -> Result<Foreign, Errno> {
+        let number = i32::try_from(number).map_err(|_| Errno::EBADF)?;
+        // It may be one that never closes: as many as a message can bring, and no more.
+        let is_privileged = || self.credentials().is_ok_and(|credentials| credentials.is_privileged());
+        let account = self.closer.payer(self.account, is_privileged).ok_or(Errno::ENOMEM)?;
+        let pid = self.sender.pid();
+        let opened;
+        let pidfd = match self.sender.pidfd() {
+            Some(pidfd) => pidfd,
+            None if !self.is_thread => {
+                opened = pidfd_open(pid, 0)?;
+                &opened
+            }
+            None => {
+                // Of the thread itself where the kernel can (6.9): it may share no
+                // descriptors with its process, or outlive the first thread.
+                opened = pidfd_open(pid, PIDFD_THREAD).or_else(|_| {
+                    let process = thread_group(&status(&self.folder.borrow())?).ok_or(Errno::ESRCH)?;
+                    if shares_descriptors(pid, process)? { pidfd_open(process, 0) } else { Err(Errno::EBADF) }
+                })?;
+                &opened
+            }
+        };
+        Ok(self.closer.foreign(account, pidfd_getfd(pidfd, number)?))
+    }
+
+    fn not_taken(&self, which: Which, errno: Errno) -> Refusal {
+        match errno {
+            Errno::EMFILE | Errno::ENFILE => Refusal::new(Errno::ENOMEM, OUT_OF_DESCRIPTORS),
+            Errno::EBADF | Errno::EPERM | Errno::EACCES | Errno::ESRCH => self.refusal(which, errno),
+            Errno::ENOMEM => Refusal::new(errno, "too many of your descriptors are waiting to be closed"),
+            _ => Refusal::new(errno, format!("pidfd_getfd of {which} failed")),
+        }
+    }
+}
+
+/// What `/proc` says of a sender, and not of another process that got its number.
+pub(super) fn folder_of(sender: &Sender) -> Result<OwnedFd, Refusal> {
+    let folder = folder(sender.pid())?;
+    // Asked after the folder was opened: a number is used again only after its end.
+    let is_it = match sender.is_there() {
+        Ok(Some(there)) => there,
+        // Kernels before 6.5. What is left is a process of the same user.
+        Ok(None) => status(&folder).is_ok_and(|status| Credentials::may_send_as(&status, sender.uid())),
+        Err(Errno::EMFILE) => return Err(Refusal::new(Errno::ENOMEM, OUT_OF_DESCRIPTORS)),
+        Err(errno) => return Err(Refusal::new(errno, "the agent cannot tell whether the sender lives")),
+    };
+    if is_it {
+        return Ok(folder);
+    }
+    Err(Refusal::new(Errno::ESRCH, format!("process {} is gone", sender.pid())))
+}
+
+impl Asker for Peer {
+    /// Whoever it is may have put anything in its place by the time that it is looked at:
+    /// so it is taken first. To ask what a file is (its fdinfo), or to close it, may take
+    /// for ever.
+    fn event(&self, number: u32, identity: &dyn Identify) -> Result<Handed, Refusal> {
+        let which = Which::Event(number);
+        // What is not one by now is not even taken.
+        let target = self.look(|_| self.target(number)).map_err(|errno| self.refusal(which, errno))?;
+        if self.is_path_only(number).map_err(|errno| self.refusal(which, errno))? {
+            return Err(path_only(which, "use"));
+        }
+        if target != EVENTFD {
+            return Err(Refusal::new(Errno::EINVAL, format!("{which} is not an eventfd")));
+        }
+        let fd = self.take(number).map_err(|errno| self.not_taken(which, errno))?;
+        hand_over(fd, which, identity)
+    }
+
+    fn glance(&self, number: u32) -> Option<Inode> {
+        if self.is_path_only(number).ok()? {
+            return None;
+        }
+        Inode::at(self.folder.borrow().as_fd(), &path("fd", number), 0).ok()
+    }
+
+    fn control(&self, number: u32) -> Result<Foreign, Refusal> {
+        let which = Which::Control(number);
+        if self.is_path_only(number).map_err(|errno| self.refusal(which, errno))? {
+            return Err(path_only(which, "reading"));
+        }
+        // Made through /proc, an O_PATH descriptor asks nothing of the file system
+        // that it lies on, neither now nor when it is closed.
+        let (flags, path) = (OFlag::O_PATH | OFlag::O_CLOEXEC, path("fd", number));
+        openat(&*self.folder.borrow(), path.as_c_str(), flags, Mode::empty())
+            .map(Foreign::harmless)
+            .map_err(|errno| self.refusal(which, errno))
+    }
+
+    fn credentials(&self) -> Result<Credentials, Refusal> {
+        let folder = self.folder.borrow();
+        let gone = |_| Refusal::new(Errno::ESRCH, format!("process {} is gone", self.sender.pid()));
+        let status = status(&folder).map_err(gone)?;
+        let sender = self.sender.credentials();
+        let known = if self.is_thread { Credentials::of_writer } else { Credentials::from_status };
+        Ok(known(&status, sender, is_in_our_user_namespace(&folder)))
+    }
+
+    fn account(&self, accounting: &Accounting) -> Account {
+        accounting.account(&self.folder.borrow(), self.sender.uid())
+    }
+}
+
+/// Takes in a duplicate, if it is an eventfd.
+pub(super) fn hand_over(fd: Foreign, which: Which, identity: &dyn Identify) -> Result<Handed, Refusal> {
+    // Before it is asked anything.
+    let eventfd = adopt(fd, which)?;
+    let file = identity.file_of(eventfd.as_fd()).map_err(|error| {
+        log::error!("registration failed: {error}");
+        Refusal::new(Errno::EIO, "the agent could not ask the kernel; see its log")
+    })?;
+    Ok(Handed { eventfd, file })
+}
+
+pub(super) fn path_only(which: Which, what: &str) -> Refusal {
+    Refusal::new(Errno::EBADF, format!("{which} is an O_PATH descriptor; open it for {what}"))
+}
+
+const NO_PTRACE: &str = "the agent may not take descriptors from this process (CAP_SYS_PTRACE); send them with the line (SCM_RIGHTS)";

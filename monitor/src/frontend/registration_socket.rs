@@ -1,0 +1,130 @@
+//! The first front door: a unix `SOCK_SEQPACKET` socket on which a packet is
+//! what a v1 client would have written to `cgroup.event_control`.
+//!
+//! The answer is `0`, or `-ERRNO NAME: why`. The numbers of the line name the
+//! sender's own descriptors, unless exactly two descriptors come along.
+
+use std::rc::Rc;
+
+use monitor_common::line::MAX_LINE;
+use nix::errno::Errno;
+
+use crate::{
+    frontend::{
+        control_file::Places,
+        peer::Peer,
+        process::OUT_OF_DESCRIPTORS,
+        register::{Client, Refusal, register, told},
+        sent_descriptors::Sent,
+        seqpacket::{Connection, Listener, Packet},
+    },
+    source::Source,
+    watcher::{Follower, Receipt, Shared},
+};
+
+/// Serves clients until the task is dropped.
+pub async fn serve<S: Source + 'static>(listener: Rc<Listener>, watcher: Shared<S>, places: Rc<Places>) {
+    loop {
+        match listener.accept().await {
+            Ok(connection) => {
+                tokio::task::spawn_local(converse(connection, watcher.clone(), Rc::clone(&places)));
+            }
+            Err(error) => {
+                // Out of descriptors, as a rule; connections wait in the backlog.
+                log::warn!("accept: {error}");
+                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn converse<S: Source>(connection: Connection, watcher: Shared<S>, places: Rc<Places>) {
+    let mut last = None;
+    loop {
+        if let Err(error) = connection.ready().await {
+            log::debug!("epoll: {error}");
+            return;
+        }
+        // Before anything is taken in: what waits for a turn, waits in the kernel.
+        let turn = places.fair.turn(connection.account()).await;
+        let packet = match connection.receive_now(MAX_LINE) {
+            Ok(Some(Some(packet))) => packet,
+            Ok(Some(None)) => return,
+            Ok(None) => continue,
+            Err(error) => {
+                log::debug!("recvmsg: {error}");
+                return;
+            }
+        };
+        let who = packet.sender.as_ref().map(|sender| (sender.uid(), sender.pid()));
+        let outcome = handle(packet, &mut last, &watcher, &places).await;
+        turn.end().await;
+        let answer = match &outcome {
+            Ok(_) => "0".to_owned(),
+            Err(refusal) => {
+                let (uid, pid) = who.unwrap_or((connection.user(), 0));
+                told(refusal, uid, pid);
+                format!("-{} {refusal}", refusal.errno as i32)
+            }
+        };
+        // A client that left meanwhile is registered all the same, as after a
+        // write whose return value nobody looks at.
+        if let Err(error) = connection.send(answer.as_bytes()).await {
+            log::debug!("send: {error}");
+            return;
+        }
+        if let Ok(receipt) = outcome {
+            watcher.lock().confirm(receipt);
+        }
+    }
+}
+
+/// One packet, start to end.
+///
+/// # Errors
+/// The kernel's errno for each failure.
+async fn handle<S: Source>(
+    packet: Packet,
+    last: &mut Option<Peer>,
+    watcher: &Shared<S>,
+    places: &Places,
+) -> Result<Receipt, Refusal> {
+    let line = packet.bytes.clone();
+    let outcome = if packet.truncated {
+        Err(Refusal::new(Errno::E2BIG, format!("the line is longer than {MAX_LINE} bytes")))
+    } else {
+        from_packet(packet, &line, last, watcher, places, None).await
+    };
+    outcome.inspect_err(|refusal| watcher.lock().refused(refusal.errno))
+}
+
+/// Registers `line` for the sender of `packet`: with the descriptors that came
+/// along, or else with the sender's own. `last` is who sent the packet before, and
+/// then who sent this one.
+///
+/// # Errors
+/// The kernel's errno for each failure.
+pub async fn from_packet<S: Source>(
+    packet: Packet,
+    line: &[u8],
+    last: &mut Option<Peer>,
+    watcher: &Shared<S>,
+    places: &Places,
+    follower: Option<Follower>,
+) -> Result<Receipt, Refusal> {
+    if packet.descriptors_cut {
+        // There is room for all that a message can carry: it is the agent that has none.
+        return Err(Refusal::new(Errno::ENOMEM, OUT_OF_DESCRIPTORS));
+    }
+    let Some(sender) = packet.sender else {
+        return Err(Refusal::new(Errno::EINVAL, "the sender is unknown (SCM_CREDENTIALS)"));
+    };
+    if packet.descriptors.is_empty() {
+        let again = last.take().and_then(|peer| peer.again(&sender));
+        let asker: &Peer =
+            last.insert(again.map_or_else(|| Peer::of(sender, packet.account, &places.closer), Ok)?);
+        return register(watcher, places, Client { line, asker, follower, own: None }).await;
+    }
+    let asker = &Sent::new(packet.descriptors, sender, packet.account)?;
+    register(watcher, places, Client { line, asker, follower, own: None }).await
+}

@@ -1,0 +1,178 @@
+//! What the doors' thread reads for a scrape: counters, 1,024 slots in a use of the watcher,
+//! so that others use it in between.
+
+use monitor_common::slot::State;
+use tokio::task::yield_now;
+
+use monitor_common::query::Ask;
+
+use crate::{
+    frontend::group_stats,
+    kernel::page_size,
+    metrics::{Candidate, Chosen, GroupNumbers},
+    registry::Group,
+    source::{GroupId, Source},
+    watcher::{Shared, Watcher},
+};
+
+/// Groups whose numbers are put together in one turn.
+const IN_A_TURN: usize = 256;
+
+/// Slots that are read in one turn: one run of a program.
+const SLOTS_IN_A_TURN: u32 = Ask::AT_ONCE;
+
+/// From where a limit is none, in bytes: v1 and v2 write "no limit" as big numbers.
+const NO_LIMIT: u64 = 1 << 50;
+
+/// All groups that are watched, with their usage; and how many places of the table are
+/// taken, by those and by groups that are gone.
+pub(super) async fn candidates<S: Source>(watcher: &Shared<S>) -> (Vec<Candidate>, u64) {
+    let (mut candidates, mut occupied, mut index) = (Vec::new(), 0, 0);
+    loop {
+        {
+            let watcher = watcher.lock();
+            let end = index + SLOTS_IN_A_TURN;
+            if let Err(error) = group_stats::refresh(&watcher, index..end) {
+                log::error!("{error}");
+                return (candidates, occupied);
+            }
+            while index < end {
+                let Some(slot) = watcher.source().slot(index) else {
+                    return (candidates, occupied);
+                };
+                let is_root = index == watcher.source().root().slot;
+                occupied += u64::from(!is_root && slot.state().has(State::ONLINE));
+                if let Some(group_stats::Reading { group, cgroup_id, usage, .. }) =
+                    group_stats::read(&watcher, index)
+                {
+                    let GroupId { slot, generation } = group;
+                    let usage = usage * page_size();
+                    candidates.push(Candidate { slot, generation, cgroup_id, usage });
+                }
+                index += 1;
+            }
+        }
+        yield_now().await;
+    }
+}
+
+/// What the programs tell of those that were chosen and are still there.
+pub(super) async fn numbers<S: Source>(watcher: &Shared<S>, chosen: &[Chosen]) -> Vec<GroupNumbers> {
+    let mut groups = Vec::with_capacity(chosen.len());
+    for some in chosen.chunks(IN_A_TURN) {
+        {
+            let watcher = watcher.lock();
+            groups.extend(some.iter().filter_map(|chosen| numbers_of(&watcher, chosen)));
+        }
+        yield_now().await;
+    }
+    groups
+}
+
+/// What the programs tell of a group; `None` once it has gone.
+fn numbers_of<S: Source>(watcher: &Watcher<S>, chosen: &Chosen) -> Option<GroupNumbers> {
+    let Candidate { slot, generation, usage, .. } = chosen.group;
+    let (group, page) = (GroupId { slot, generation }, page_size());
+    let is_root = slot == watcher.source().root().slot;
+    let read = group_stats::read(watcher, slot).filter(|read| read.group == group)?;
+    let peak = read.peak.max(usage / page);
+    let limit = read.limit.map(|pages| pages.saturating_mul(page));
+    let waited_for = watcher.registry().group(slot).filter(|found| found.id == group);
+    Some(GroupNumbers {
+        id: chosen.id.clone(),
+        cgroup_id: chosen.group.cgroup_id,
+        usage,
+        peak: (!is_root).then_some(peak * page),
+        limit: limit.map(|bytes| if bytes >= NO_LIMIT { 0 } else { bytes }),
+        registrations: waited_for.map_or(0, Group::len),
+        ..GroupNumbers::default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use tokio::{runtime::Builder, task::LocalSet};
+
+    use super::*;
+    use crate::{
+        cgroup::host::{Host, OomCounts},
+        error::Result,
+        watcher::{Limits, tests::fake::FakeKernel},
+    };
+
+    /// Nobody may ask it anything: its answers come from files.
+    struct Unasked;
+
+    impl Host for Unasked {
+        fn clock(&self) -> u64 {
+            0
+        }
+
+        fn usage(&self) -> Result<u64> {
+            panic!("asked for usage")
+        }
+
+        fn sum(&self) -> Result<u64> {
+            panic!("asked for the sum")
+        }
+
+        fn ram(&self) -> Result<u64> {
+            panic!("asked for the memory")
+        }
+
+        fn inactive_file(&self, _: u64) -> Result<Option<u64>> {
+            panic!("asked for inactive files")
+        }
+
+        fn is_gone(&self, _: u64) -> bool {
+            false
+        }
+
+        fn oom_counts(&self, _: u64) -> OomCounts {
+            panic!("asked for OOMs")
+        }
+    }
+
+    #[test]
+    fn the_loop_asks_once_in_a_turn_and_no_file() {
+        const GROUPS: usize = 3000;
+        let kernel = FakeKernel::with_groups(GROUPS);
+        let limits = Limits { quota: 5, registrations: 1000, eventfds: 8, rest: 0 };
+        let watcher = Watcher::new(kernel, Box::new(Unasked), limits).expect("AIO");
+        let watcher = Shared::new(watcher);
+        let most = Rc::new(std::cell::Cell::new(0));
+        let (beside, highest) = (watcher.clone(), Rc::clone(&most));
+        // What else the thread has to do gets its turn after each of ours.
+        let others = async move {
+            let mut last = 0;
+            loop {
+                let now = beside.lock().source().reads.get();
+                highest.set(highest.get().max(now - last));
+                last = now;
+                yield_now().await;
+            }
+        };
+        let scrape = async {
+            let (candidates, occupied) = candidates(&watcher).await;
+            assert_eq!(occupied, GROUPS as u64);
+            // A thread chooses.
+            yield_now().await;
+            let chosen: Vec<_> =
+                candidates.into_iter().map(|group| Chosen { group, id: String::new() }).collect();
+            let shown = numbers(&watcher, &chosen).await.len();
+            // The last turn is measured, too.
+            yield_now().await;
+            shown
+        };
+        let set = LocalSet::new();
+        set.spawn_local(others);
+        let runtime = Builder::new_current_thread().build().expect("a runtime");
+        let shown = set.block_on(&runtime, scrape);
+        assert_eq!(shown, GROUPS);
+        assert_eq!(most.get(), 1);
+        // A thousand slots at once, and nothing more of those that were chosen.
+        assert_eq!(watcher.lock().source().reads.get(), GROUPS.div_ceil(SLOTS_IN_A_TURN as usize));
+    }
+}

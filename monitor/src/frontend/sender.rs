@@ -1,0 +1,167 @@
+//! Who sent a packet, by the kernel's word.
+
+use std::{
+    os::fd::{AsFd as _, OwnedFd},
+    sync::Arc,
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::UnixCredentials,
+};
+
+/// A packet's sender.
+#[derive(Clone, Debug)]
+pub struct Sender {
+    credentials: UnixCredentials,
+    process: Process,
+}
+
+/// What is known of the process besides its number, which may be another's by now.
+#[derive(Clone, Debug)]
+enum Process {
+    /// Kernels before 6.5 do not tell.
+    Unknown,
+    /// This one.
+    Held(Arc<OwnedFd>),
+    /// The kernel gave no pidfd: `ESRCH` when the process was gone before the packet was
+    /// taken in, and the agent's own lack otherwise (`EMFILE`, `ENFILE`, `ENOMEM`).
+    NotHeld(Errno),
+}
+
+impl Sender {
+    /// From the credentials alone.
+    #[must_use]
+    pub const fn new(credentials: UnixCredentials) -> Self {
+        Self { credentials, process: Process::Unknown }
+    }
+
+    /// With what the kernel said besides.
+    pub(super) fn with(credentials: UnixCredentials, held: Option<Result<OwnedFd, Errno>>) -> Self {
+        let process = match held {
+            None => Process::Unknown,
+            Some(Ok(fd)) => Process::Held(Arc::new(fd)),
+            Some(Err(errno)) => Process::NotHeld(errno),
+        };
+        Self { credentials, process }
+    }
+
+    /// Process, user and group.
+    #[must_use]
+    pub const fn credentials(&self) -> &UnixCredentials {
+        &self.credentials
+    }
+
+    /// Its number, 0 when it is outside the agent's pid namespace.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.credentials.pid()
+    }
+
+    /// The user as whom it sent: its real one, unless it named another that it may be.
+    #[must_use]
+    pub fn uid(&self) -> u32 {
+        self.credentials.uid()
+    }
+
+    /// Whether the number is still the sender's; `None` where the kernel did not say
+    /// which process that was. What was looked up by the number before this was said is
+    /// the sender's.
+    ///
+    /// # Errors
+    /// It cannot be told: the agent has no descriptor or no memory left.
+    pub fn is_there(&self) -> Result<Option<bool>, Errno> {
+        match &self.process {
+            Process::Unknown => Ok(None),
+            Process::Held(pidfd) => is_alive(pidfd).map(Some),
+            Process::NotHeld(Errno::EMFILE | Errno::ENFILE) => Err(Errno::EMFILE),
+            Process::NotHeld(Errno::ENOMEM) => Err(Errno::ENOMEM),
+            // ESRCH, and EINVAL before Linux 6.16: it had ended.
+            Process::NotHeld(_) => Ok(Some(false)),
+        }
+    }
+
+    /// The process itself.
+    #[must_use]
+    pub fn pidfd(&self) -> Option<&OwnedFd> {
+        match &self.process {
+            Process::Held(pidfd) => Some(pidfd),
+            _ => None,
+        }
+    }
+}
+
+/// Whether a process has not ended: its pidfd is readable from then on.
+fn is_alive(pidfd: &OwnedFd) -> Result<bool, Errno> {
+    let mut ended = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    loop {
+        match poll(&mut ended, PollTimeout::ZERO) {
+            // A signal that waits ends also a poll that does not wait (`do_poll`).
+            Err(Errno::EINTR) => {}
+            polled => return polled.map(|ready| ready == 0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io,
+        process::{Command, Stdio},
+        thread,
+    };
+
+    use nix::{
+        libc,
+        sys::{
+            pthread::{pthread_kill, pthread_self},
+            signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
+        },
+    };
+
+    use super::*;
+    use crate::frontend::process::pidfd_open;
+
+    fn credentials() -> UnixCredentials {
+        libc::ucred { pid: 1, uid: 0, gid: 0 }.into()
+    }
+
+    #[test]
+    fn a_sender_without_a_pidfd_is_gone_only_where_the_kernel_says_so() {
+        let is_there = |errno| Sender::with(credentials(), Some(Err(errno))).is_there();
+        assert_eq!(is_there(Errno::ESRCH), Ok(Some(false)));
+        assert_eq!(is_there(Errno::EINVAL), Ok(Some(false)));
+        assert_eq!(is_there(Errno::EMFILE), Err(Errno::EMFILE));
+        assert_eq!(is_there(Errno::ENFILE), Err(Errno::EMFILE));
+        assert_eq!(is_there(Errno::ENOMEM), Err(Errno::ENOMEM));
+        assert_eq!(Sender::new(credentials()).is_there(), Ok(None));
+    }
+
+    #[test]
+    fn a_living_sender_is_there_while_signals_come() -> io::Result<()> {
+        extern "C" fn nothing(_: libc::c_int) {}
+        let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::SA_RESTART, SigSet::empty());
+        // SAFETY: the handler does nothing.
+        unsafe { sigaction(Signal::SIGURG, &action) }?;
+        let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+        let sender = Sender::with(credentials(), Some(pidfd_open(child.id().cast_signed(), 0)));
+        // One poll of a thousand is interrupted, or fewer where the processors are busy.
+        let asks = pthread_self();
+        let always = thread::scope(|scope| {
+            let ringer = scope.spawn(move || {
+                (0..200_000).try_for_each(|_| pthread_kill(asks, Signal::SIGURG)).expect("it asks meanwhile");
+            });
+            let mut always = true;
+            while !ringer.is_finished() {
+                always &= sender.is_there() == Ok(Some(true));
+            }
+            always
+        });
+        drop(child.stdin.take());
+        child.wait()?;
+        assert!(always, "taken for gone");
+        assert_eq!(sender.is_there(), Ok(Some(false)));
+        Ok(())
+    }
+}

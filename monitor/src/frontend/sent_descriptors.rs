@@ -1,0 +1,83 @@
+//! The client behind a message that brings its descriptors along.
+
+use std::cell::RefCell;
+
+use nix::errno::Errno;
+
+use crate::{
+    eventfd,
+    frontend::{
+        accounting::{Accounting, credentials_of},
+        deferred_close::Foreign,
+        inode::Inode,
+        peer::{Credentials, hand_over, path_only},
+        register::{Asker, Refusal, Which},
+        sender::Sender,
+    },
+    registry::Account,
+    source::Identify,
+    watcher::Handed,
+};
+
+/// The descriptors that came with a message: `[event_fd, control_fd]`.
+#[derive(Debug)]
+pub struct Sent {
+    event: RefCell<Option<Foreign>>,
+    control: RefCell<Option<Foreign>>,
+    sender: Sender,
+    opener: Account,
+}
+
+impl Sent {
+    /// Takes exactly two; `opener` is whom the connection counts against that they came by.
+    ///
+    /// # Errors
+    /// `EINVAL` for any other number.
+    pub fn new(fds: Vec<Foreign>, sender: Sender, opener: Account) -> Result<Self, Refusal> {
+        let [event, control] = <[Foreign; 2]>::try_from(fds).map_err(|fds| {
+            let count = fds.len();
+            Refusal::new(
+                Errno::EINVAL,
+                format!("{count} descriptors came along; send event_fd and control_fd, or none"),
+            )
+        })?;
+        Ok(Self { event: Some(event).into(), control: Some(control).into(), sender, opener })
+    }
+
+    fn missing(which: Which) -> Refusal {
+        Refusal::new(Errno::EBADF, format!("{which} did not come along"))
+    }
+}
+
+impl Asker for Sent {
+    fn event(&self, number: u32, identity: &dyn Identify) -> Result<Handed, Refusal> {
+        let which = Which::Event(number);
+        let fd = self.event.take().ok_or_else(|| Self::missing(which))?;
+        hand_over(fd, which, identity)
+    }
+
+    fn glance(&self, _: u32) -> Option<Inode> {
+        let control = self.control.borrow();
+        let fd = control.as_ref()?.look().ok()?;
+        if eventfd::is_path_only(fd).unwrap_or(true) { None } else { Inode::of(fd).ok() }
+    }
+
+    fn control(&self, number: u32) -> Result<Foreign, Refusal> {
+        let which = Which::Control(number);
+        let fd = self.control.take().ok_or_else(|| Self::missing(which))?;
+        if fd.look().and_then(eventfd::is_path_only).unwrap_or(true) {
+            return Err(path_only(which, "reading"));
+        }
+        Ok(fd)
+    }
+
+    /// A sender that the agent cannot look at (another pid namespace, or gone
+    /// already) still asks as the user that the kernel says it is.
+    fn credentials(&self) -> Result<Credentials, Refusal> {
+        Ok(credentials_of(&self.sender).unwrap_or_else(|_| Credentials::stranger(self.sender.credentials())))
+    }
+
+    fn account(&self, accounting: &Accounting) -> Account {
+        accounting.of_packet(&self.sender, self.opener)
+    }
+}

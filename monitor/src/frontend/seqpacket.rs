@@ -1,0 +1,441 @@
+//! A unix `SOCK_SEQPACKET` socket: listen, accept, receive a packet with its
+//! sender and descriptors. Shared by the doors that are sockets.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    fs, io,
+    io::IoSliceMut,
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+        unix::fs::PermissionsExt,
+    },
+    path::{Path, PathBuf},
+    rc::Rc,
+    time::Duration,
+};
+
+use bytes::BytesMut;
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, OFlag, fcntl},
+    sys::socket::{
+        AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, getsockname,
+        getsockopt, listen, recvmsg, send, setsockopt, socket,
+        sockopt::{PassCred, PeerCredentials, ReceiveTimeout, SendTimeout},
+    },
+    sys::time::TimeVal,
+    unistd::{Gid, chown},
+};
+use tokio::io::unix::AsyncFd;
+
+use crate::{
+    ancillary::{self, Ancillary},
+    async_fd::wait_on,
+    error::{Error, Result},
+    frontend::{
+        accounting::Accounting,
+        deferred_close::{Closer, Foreign},
+        process,
+        refused::brings_descriptors,
+        sender::Sender,
+    },
+    registry::Account,
+};
+
+/// Descriptors that one message can carry, by the kernel's `SCM_MAX_FD`. Room
+/// for all of them, so that none is ever cut off unseen.
+pub const MAX_DESCRIPTORS: usize = 253;
+
+/// Connections that an account but the privileged may have open at once, at each socket.
+const MAX_CONNECTIONS: usize = 256;
+
+/// Who may come in.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// Permission bits of the socket.
+    pub mode: u32,
+    /// Its group; the agent's own when absent.
+    pub group: Option<Gid>,
+}
+
+/// A listening socket; its file goes with it, if it was bound here.
+#[derive(Debug)]
+pub struct Listener {
+    fd: AsyncFd<OwnedFd>,
+    bound: Option<PathBuf>,
+    /// Where it is, as long as it has a path.
+    path: Option<PathBuf>,
+    closer: Closer,
+    accounting: Accounting,
+    open: Rc<RefCell<HashMap<Account, usize>>>,
+}
+
+impl Listener {
+    /// Binds `path`. The caller holds the agent's lock, so a socket that is
+    /// there already was left by an agent that died.
+    ///
+    /// # Errors
+    /// Names the call and the path.
+    pub fn bind(path: &Path, access: &Access, closer: &Closer) -> Result<Self> {
+        let failed = |call: &str, errno| Error::syscall(format!("{call} {}", path.display()), errno);
+        match fs::symlink_metadata(path) {
+            Ok(found) => {
+                use std::os::unix::fs::FileTypeExt;
+                if !found.file_type().is_socket() {
+                    return Err(Error::Host(format!("{} exists and is not a socket", path.display())));
+                }
+                fs::remove_file(path).map_err(|error| Error::file("remove", path, error))?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::file("look at", path, error)),
+        }
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let fd = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)
+            .map_err(|errno| failed("socket", errno))?;
+        let address = UnixAddr::new(path).map_err(|errno| failed("sockaddr_un", errno))?;
+        bind(fd.as_raw_fd(), &address).map_err(|errno| failed("bind", errno))?;
+        let bound = Self {
+            fd: wait_on(fd).map_err(|error| Error::file("epoll", path, error))?,
+            bound: Some(path.into()),
+            path: Some(path.into()),
+            closer: closer.clone(),
+            accounting: Accounting::default(),
+            open: Rc::default(),
+        };
+        // Before anybody can connect: the mode that bind gave depends on umask.
+        chown(path, None, access.group).map_err(|errno| failed("chown", errno))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(access.mode))
+            .map_err(|error| Error::file("chmod", path, error))?;
+        // On the listener, so that accepted sockets have it from the start: a
+        // packet sent before it is set would not say who sent it.
+        setsockopt(bound.fd.get_ref(), PassCred, &true)
+            .map_err(|errno| failed("setsockopt SO_PASSCRED", errno))?;
+        pass_pidfd(bound.fd.get_ref());
+        listen(bound.fd.get_ref(), Backlog::MAXALLOWABLE).map_err(|errno| failed("listen", errno))?;
+        Ok(bound)
+    }
+
+    /// The service manager's, if it handed one over, else bound here.
+    ///
+    /// # Errors
+    /// As [`Listener::bind`] and [`Listener::adopt`].
+    pub fn open(handed: Option<OwnedFd>, path: &Path, access: &Access, closer: &Closer) -> Result<Self> {
+        match handed {
+            Some(fd) => Self::adopt(fd, closer),
+            None => Self::bind(path, access, closer),
+        }
+    }
+
+    /// Takes over a socket that listens already. Its file, mode and owner are those
+    /// of who made it, and stay with them.
+    ///
+    /// # Errors
+    /// Names the call.
+    pub fn adopt(fd: OwnedFd, closer: &Closer) -> Result<Self> {
+        let failed = |call: &str, errno| Error::syscall(format!("{call} (a listener handed over)"), errno);
+        let flags = fcntl(&fd, FcntlArg::F_GETFL).map_err(|errno| failed("fcntl F_GETFL", errno))?;
+        let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
+        fcntl(&fd, FcntlArg::F_SETFL(flags)).map_err(|errno| failed("fcntl F_SETFL", errno))?;
+        // Units say PassCredentials=yes, so that this holds for who came before us.
+        setsockopt(&fd, PassCred, &true).map_err(|errno| failed("setsockopt SO_PASSCRED", errno))?;
+        pass_pidfd(&fd);
+        let address: UnixAddr = getsockname(fd.as_raw_fd()).map_err(|errno| failed("getsockname", errno))?;
+        let path = address.path().map(Path::to_owned);
+        let fd = wait_on(fd).map_err(|error| Error::file("epoll", "a listener handed over", error))?;
+        let (closer, accounting) = (closer.clone(), Accounting::default());
+        Ok(Self { fd, bound: None, path, closer, accounting, open: Rc::default() })
+    }
+
+    /// Counts connections, and what they bring, against these accounts.
+    #[must_use]
+    pub fn counted(mut self, accounting: &Accounting) -> Self {
+        self.accounting = accounting.clone();
+        self
+    }
+
+    /// Where its file is, by the mode of which the kernel lets clients in.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// The next client.
+    ///
+    /// # Errors
+    /// `accept4` failed.
+    pub async fn accept(&self) -> io::Result<Connection> {
+        self.accept_from().await.map(|(connection, _)| connection)
+    }
+
+    /// The same, and who opened the connection.
+    ///
+    /// # Errors
+    /// As [`Listener::accept`].
+    pub async fn accept_from(&self) -> io::Result<(Connection, Sender)> {
+        loop {
+            if let Some(accepted) = self.admit().await? {
+                return Ok(accepted);
+            }
+            // Who is refused in a loop holds up nobody else of this thread.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// The next one; `None` for one that has as many as it may have.
+    async fn admit(&self) -> io::Result<Option<(Connection, Sender)>> {
+        let raw = self
+            .fd
+            .async_io(tokio::io::Interest::READABLE, |fd| {
+                accept4(fd.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)
+                    .map_err(io::Error::from)
+            })
+            .await?;
+        // SAFETY: accept4 just made this descriptor for us.
+        let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+        let peer = Sender::with(getsockopt(&fd, PeerCredentials)?, peer_pidfd(&fd));
+        let open = |account| self.open.borrow().get(&account).copied().unwrap_or(0);
+        let account = self.accounting.of_connection(&peer, |account| open(account) >= MAX_CONNECTIONS);
+        let count = open(account);
+        if !account.is_unlimited() && count >= MAX_CONNECTIONS {
+            // What was sent already may bring descriptors of any kind. Others are closed here:
+            // who connects in a loop fills no queue behind one descriptor that hangs.
+            if brings_descriptors(&fd).await {
+                self.closer.close(account, fd);
+            }
+            return Ok(None);
+        }
+        let (fd, user) = (Some(wait_on(fd)?), peer.uid());
+        self.open.borrow_mut().insert(account, count + 1);
+        let (closer, open) = (self.closer.clone(), Rc::clone(&self.open));
+        let connection = Connection { fd, user, account, over: Cell::new(false), closer, open };
+        Ok(Some((connection, peer)))
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let Some(path) = &self.bound else { return };
+        if let Err(error) = fs::remove_file(path) {
+            log::warn!("remove {}: {error}", path.display());
+        }
+    }
+}
+
+/// One packet.
+#[derive(Debug)]
+pub struct Packet {
+    /// Its bytes.
+    pub bytes: BytesMut,
+    /// Whether it was longer than there was room for.
+    pub truncated: bool,
+    /// Descriptors that came along.
+    pub descriptors: Vec<Foreign>,
+    /// Whether more came along than were let in.
+    pub descriptors_cut: bool,
+    /// The process that sent it.
+    pub sender: Option<Sender>,
+    /// Whom the connection, and what came by it, counts against.
+    pub account: Account,
+}
+
+/// A client's connection.
+#[derive(Debug)]
+pub struct Connection {
+    /// There until it is dropped.
+    fd: Option<AsyncFd<OwnedFd>>,
+    user: u32,
+    /// Whom it counts against, as it was when it was opened.
+    account: Account,
+    /// The client has left, and all that it sent was taken.
+    over: Cell<bool>,
+    closer: Closer,
+    open: Rc<RefCell<HashMap<Account, usize>>>,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let mut open = self.open.borrow_mut();
+        if let Some(count) = open.get_mut(&self.account) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.account);
+            }
+        }
+        // Packets that nobody took may bring descriptors, which are closed with it.
+        if let Some(fd) = self.fd.take().filter(|_| !self.over.get()) {
+            self.closer.close(self.account, fd.into_inner());
+        }
+    }
+}
+
+impl Connection {
+    /// The next packet of at most `limit` bytes; `None` when the client left.
+    ///
+    /// # Errors
+    /// `recvmsg` failed.
+    pub async fn receive(&self, limit: usize) -> io::Result<Option<Packet>> {
+        loop {
+            self.ready().await?;
+            if let Some(packet) = self.receive_now(limit)? {
+                return Ok(packet);
+            }
+        }
+    }
+
+    /// Waits until there may be something to receive, and room for what it brings.
+    ///
+    /// # Errors
+    /// The descriptor cannot be waited for.
+    pub async fn ready(&self) -> io::Result<()> {
+        self.closer.room(self.account).await;
+        self.fd()?.readable().await.map(drop)
+    }
+
+    /// What [`Connection::receive`] gives, without waiting. `None` where there is nothing yet,
+    /// or, once more, no room: all the account's connections may have waited for one packet's.
+    ///
+    /// # Errors
+    /// As [`Connection::receive`].
+    pub fn receive_now(&self, limit: usize) -> io::Result<Option<Option<Packet>>> {
+        if !self.closer.has_room(self.account) {
+            return Ok(None);
+        }
+        let received = self.fd()?.try_io(tokio::io::Interest::READABLE, |fd| {
+            let packet = receive(fd.as_raw_fd(), limit, self)?;
+            // A packet brings its sender, were it empty otherwise: the end has none.
+            self.over.set(packet.sender.is_none());
+            Ok(Some(packet).filter(|packet| !packet.bytes.is_empty() || !packet.descriptors.is_empty()))
+        });
+        match received {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            received => received.map(Some),
+        }
+    }
+
+    /// The user who opened it, as it was then.
+    #[must_use]
+    pub const fn user(&self) -> u32 {
+        self.user
+    }
+
+    /// Whom what it does counts against.
+    #[must_use]
+    pub const fn account(&self) -> Account {
+        self.account
+    }
+
+    fn fd(&self) -> io::Result<&AsyncFd<OwnedFd>> {
+        self.fd.as_ref().ok_or_else(|| Errno::EBADF.into())
+    }
+
+    /// Sends one packet.
+    ///
+    /// # Errors
+    /// `send` failed.
+    pub async fn send(&self, packet: &[u8]) -> io::Result<()> {
+        self.fd()?
+            .async_io(tokio::io::Interest::WRITABLE, |fd| {
+                send(fd.as_raw_fd(), packet, MsgFlags::MSG_NOSIGNAL).map(drop).map_err(io::Error::from)
+            })
+            .await
+    }
+}
+
+/// From Linux 6.5 on the kernel tells which process opened a connection; `None` before.
+fn peer_pidfd(socket: &OwnedFd) -> Option<nix::Result<OwnedFd>> {
+    let mut pidfd: libc::c_int = -1;
+    let mut length = libc::socklen_t::try_from(size_of_val(&pidfd)).unwrap_or(4);
+    let (fd, level, option) = (socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERPIDFD);
+    // SAFETY: the kernel writes one int and its length, which outlive the call.
+    let got = unsafe { libc::getsockopt(fd, level, option, (&raw mut pidfd).cast(), &raw mut length) };
+    match Errno::result(got) {
+        Err(Errno::ENOPROTOOPT) => None,
+        Err(errno) => Some(Err(errno)),
+        Ok(_) => Some(process::own(pidfd.into())),
+    }
+}
+
+/// Asks for the pidfd of each packet's sender, which the kernel gives from Linux 6.5 on.
+/// Of a listener: what is accepted has the flag from the start (`unix_sock_inherit_flags`).
+fn pass_pidfd(socket: &OwnedFd) {
+    if let Err(errno) = set_pass_pidfd(socket, true) {
+        log::debug!("setsockopt SO_PASSPIDFD: {errno}; senders are known by their number");
+    }
+}
+
+pub(super) fn set_pass_pidfd(socket: &OwnedFd, on: bool) -> nix::Result<()> {
+    let on = libc::c_int::from(on);
+    let length = libc::socklen_t::try_from(size_of_val(&on)).unwrap_or(4);
+    let (fd, level, option) = (socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PASSPIDFD);
+    // SAFETY: the kernel reads one int, which outlives the call.
+    let set = unsafe { libc::setsockopt(fd, level, option, (&raw const on).cast(), length) };
+    Errno::result(set).map(drop)
+}
+
+fn receive(fd: RawFd, limit: usize, from: &Connection) -> nix::Result<Packet> {
+    let mut bytes = BytesMut::zeroed(limit);
+    let mut room = ancillary::room(MAX_DESCRIPTORS);
+    let mut slices = [IoSliceMut::new(&mut bytes)];
+    let message = recvmsg::<UnixAddr>(fd, &mut slices, Some(&mut room), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let (length, flags) = (message.bytes, message.flags);
+    let Ancillary { descriptors, sender, process } = Ancillary::take(&room);
+    bytes.truncate(length);
+    Ok(Packet {
+        bytes,
+        truncated: flags.contains(MsgFlags::MSG_TRUNC),
+        descriptors: descriptors.into_iter().map(|fd| from.closer.foreign(from.account, fd)).collect(),
+        descriptors_cut: flags.contains(MsgFlags::MSG_CTRUNC),
+        sender: sender.map(|credentials| Sender::with(credentials, process)),
+        account: from.account,
+    })
+}
+
+/// Connects to a socket of this kind, blocking.
+///
+/// # Errors
+/// Says which socket, and what to do.
+pub fn connect(path: &Path) -> Result<OwnedFd> {
+    connect_within(path, None)
+}
+
+/// The same. With a `limit`, neither connecting nor any later call on the connection
+/// waits longer than that: then the errno is `EAGAIN`.
+///
+/// # Errors
+/// As [`connect`].
+pub fn connect_within(path: &Path, limit: Option<Duration>) -> Result<OwnedFd> {
+    let failed = |call: &str, errno| Error::syscall(format!("{call} {}", path.display()), errno);
+    let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)
+        .map_err(|errno| failed("socket", errno))?;
+    if let Some(limit) = limit {
+        let limit = TimeVal::from(libc::timeval {
+            tv_sec: limit.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+            // Never nothing at all, which means no limit.
+            tv_usec: limit.subsec_micros().max(1).into(),
+        });
+        setsockopt(&fd, SendTimeout, &limit)
+            .and_then(|()| setsockopt(&fd, ReceiveTimeout, &limit))
+            .map_err(|errno| failed("setsockopt SO_SNDTIMEO", errno))?;
+    }
+    let address = UnixAddr::new(path).map_err(|errno| failed("sockaddr_un", errno))?;
+    nix::sys::socket::connect(fd.as_raw_fd(), &address).map_err(|errno| match errno {
+        Errno::ENOENT | Errno::ECONNREFUSED => {
+            Error::syscall(format!("connect {} (is `memcg-monitor agent` running?)", path.display()), errno)
+        }
+        Errno::EACCES => Error::syscall(
+            format!(
+                "connect {} (the agent's options --socket-mode and --socket-group say who may register, \
+                 --control-mode and --control-group who is an operator; under systemd, SocketMode= and \
+                 SocketGroup= of the socket units)",
+                path.display()
+            ),
+            errno,
+        ),
+        _ => failed("connect", errno),
+    })?;
+    Ok(fd)
+}
+
+#[cfg(test)]
+mod tests;

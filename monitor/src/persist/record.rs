@@ -1,0 +1,325 @@
+//! One registration, as it outlives an agent: eight words of shared memory.
+//!
+//! The record is written by one agent and read by the next, perhaps of another
+//! version: so every word is checked as if a stranger had written it.
+
+use monitor_common::{
+    control_file::{ControlFile, Wish},
+    pressure::{Level, Mode, Pressure},
+    threshold::{At, HUNDRED_PERCENT, Pages, Threshold},
+};
+
+use crate::{
+    registry::Account,
+    source::{FileId, GroupId},
+};
+
+/// Words of a record.
+pub const WORDS: usize = 8;
+
+/// A registration, and how far it has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The control file that it is on.
+    pub on: ControlFile,
+    /// What it waits for.
+    pub wish: Wish,
+    /// Whose eventfd: its `struct file` stays where it is, for the bag holds it.
+    pub file: FileId,
+    /// Who asked for it: whose quota it counts against.
+    pub account: Account,
+    /// The group's slot, in the maps that were in use.
+    pub group: GroupId,
+    /// `st_ino` of the group's directory.
+    pub cgroup_id: u64,
+    /// Threshold: the side that was told last.
+    pub above: bool,
+    /// The client has its answer.
+    pub sure: bool,
+    /// Signals that were worked out, and not given yet.
+    pub owed: u64,
+}
+
+/// Why eight words are no record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what} is {value:#x}")]
+pub struct Flaw {
+    /// Which part.
+    pub what: &'static str,
+    /// What it holds.
+    pub value: u64,
+}
+
+/// Nothing here.
+pub const FREE: u64 = 0;
+const UNSURE: u64 = 1;
+const SURE: u64 = 2;
+/// No registration, but the excursions that were taken out of a slot.
+pub const RANGES: u64 = 3;
+/// The same for what is counted there.
+pub const COUNTS: u64 = 4;
+/// The same for windows of reclaim in groups below that have gone.
+pub const BELOW: u64 = 5;
+
+/// The word of what is owed.
+pub const AT_OWED: usize = 7;
+
+/// Where the parts of the first word are.
+const ON: u32 = 8;
+const KIND: u32 = 16;
+const LEVEL: u32 = 24;
+const MODE: u32 = 32;
+const WAYS: u32 = 40;
+const ABOVE: u32 = 48;
+/// Three bits: what kind of account pays.
+const PAYER: u32 = 49;
+/// Twelve bits: the middle of a group's id.
+const PAYER_MIDDLE: u32 = 52;
+/// Above the group's generation: the highest eight bits of a group's id.
+const PAYER_HIGH: u32 = 56;
+
+const UP: u64 = 1;
+const DOWN: u64 = 2;
+
+const PAGES: u64 = 0;
+const PERCENT: u64 = 1;
+const OOM: u64 = 2;
+const PRESSURE: u64 = 3;
+const EMPTY: u64 = 4;
+
+const USER: u64 = 0;
+const GROUP: u64 = 1;
+const PRIVILEGED: u64 = 2;
+const UNIDENTIFIED: u64 = 3;
+
+/// Kind and number of an account. The agent's own registrations are not recorded.
+const fn packed(account: Account) -> (u64, u64) {
+    match account {
+        Account::User(uid) => (USER, uid as u64),
+        Account::Group(id) => (GROUP, id),
+        Account::Privileged => (PRIVILEGED, 0),
+        Account::Unidentified | Account::Agent => (UNIDENTIFIED, 0),
+    }
+}
+
+impl Record {
+    /// The words of it. The first one is stored last.
+    #[must_use]
+    pub fn words(&self) -> [u64; WORDS] {
+        let (kind, level, mode, ways, at, hysteresis) = match self.wish {
+            Wish::Threshold(Threshold { at, up, down, hysteresis }) => {
+                let (kind, at) = match at {
+                    At::Pages(pages) => (PAGES, pages.0),
+                    At::Percent(percent) => (PERCENT, u64::from(percent)),
+                };
+                let ways = if up { UP } else { 0 } | if down { DOWN } else { 0 };
+                (kind, 0, 0, ways, at, hysteresis.0)
+            }
+            Wish::Oom => (OOM, 0, 0, 0, 0, 0),
+            Wish::Pressure(Pressure { level, mode }) => {
+                (PRESSURE, index(&Level::ALL, &level), index(&Mode::ALL, &mode), 0, 0, 0)
+            }
+            Wish::Empty => (EMPTY, 0, 0, 0, 0, 0),
+        };
+        let first = if self.sure { SURE } else { UNSURE }
+            | index(&ControlFile::ALL, &self.on) << ON
+            | kind << KIND
+            | level << LEVEL
+            | mode << MODE
+            | ways << WAYS
+            | u64::from(self.above) << ABOVE;
+        let (payer, number) = packed(self.account);
+        let first = first | payer << PAYER | (number >> 32) << PAYER_MIDDLE;
+        let slot = u64::from(self.group.slot) | number << 32;
+        let generation = self.group.generation | (number >> 44) << PAYER_HIGH;
+        [first, self.file.0, self.cgroup_id, generation, slot, at, hysteresis, self.owed]
+    }
+
+    /// What the words say; `None` where there is nothing.
+    ///
+    /// # Errors
+    /// The first part that is none of what it may be.
+    pub fn from_words(words: [u64; WORDS]) -> Result<Option<Self>, Flaw> {
+        let [first, file, cgroup_id, generation, slot, at, hysteresis, owed] = words;
+        let part = |from: u32| first >> from & 0xff;
+        let sure = match part(0) {
+            FREE => return Ok(None),
+            UNSURE => false,
+            SURE => true,
+            value => return Err(Flaw { what: "its state", value }),
+        };
+        let on = one(&ControlFile::ALL, part(ON), "the control file")?;
+        let threshold = |at| {
+            let (up, down) = (part(WAYS) & UP != 0, part(WAYS) & DOWN != 0);
+            if part(WAYS) & !(UP | DOWN) != 0 || !(up || down) {
+                return Err(Flaw { what: "the directions", value: part(WAYS) });
+            }
+            Ok(Wish::Threshold(Threshold { at, up, down, hysteresis: Pages(hysteresis) }))
+        };
+        let wish = match part(KIND) {
+            PAGES => threshold(At::Pages(Pages(at)))?,
+            PERCENT => match u32::try_from(at) {
+                Ok(percent) if percent <= HUNDRED_PERCENT => threshold(At::Percent(percent))?,
+                _ => return Err(Flaw { what: "the percentage", value: at }),
+            },
+            OOM => Wish::Oom,
+            PRESSURE => Wish::Pressure(Pressure {
+                level: one(&Level::ALL, part(LEVEL), "the level")?,
+                mode: one(&Mode::ALL, part(MODE), "the mode")?,
+            }),
+            EMPTY => Wish::Empty,
+            value => return Err(Flaw { what: "the kind", value }),
+        };
+        let fits = match wish {
+            Wish::Threshold(_) => ControlFile::QUANTITIES.contains(&on),
+            Wish::Oom => on == ControlFile::Oom,
+            Wish::Pressure(_) => on == ControlFile::Pressure,
+            Wish::Empty => on == ControlFile::Procs,
+        };
+        if !fits {
+            return Err(Flaw { what: "the control file for this kind", value: part(ON) });
+        }
+        let number = slot >> 32 | first >> PAYER_MIDDLE << 32 | generation >> PAYER_HIGH << 44;
+        let account = match first >> PAYER & 7 {
+            USER => Account::User(number as u32),
+            GROUP => Account::Group(number),
+            PRIVILEGED => Account::Privileged,
+            UNIDENTIFIED => Account::Unidentified,
+            value => return Err(Flaw { what: "who pays", value }),
+        };
+        let generation = generation & ((1 << PAYER_HIGH) - 1);
+        Ok(Some(Self {
+            on,
+            wish,
+            file: FileId(file),
+            account,
+            group: GroupId { slot: slot as u32, generation },
+            cgroup_id,
+            above: part(ABOVE) & 1 != 0,
+            sure,
+            owed,
+        }))
+    }
+
+    /// Whether a client that asks for this once more, after an answer that may have
+    /// been lost, means `other`: then it is the same client. (Near its quota, a
+    /// privileged one has another account than before.)
+    #[must_use]
+    pub fn is_same_request(&self, other: &Self) -> bool {
+        let key = |record: &Self| (record.on, record.wish, record.file, record.group);
+        let same = self.account == other.account || other.account == Account::Privileged;
+        key(self) == key(other) && same
+    }
+}
+
+/// The first word of a record, with the other side.
+#[must_use]
+pub const fn with_side(first: u64, above: bool) -> u64 {
+    first & !(1 << ABOVE) | (above as u64) << ABOVE
+}
+
+/// The first word of a record, of which the client has its answer.
+#[must_use]
+pub const fn made_sure(first: u64) -> u64 {
+    if first & 0xff == UNSURE { first & !0xff | SURE } else { first }
+}
+
+fn index<T: PartialEq>(all: &[T], one: &T) -> u64 {
+    all.iter().position(|other| other == one).unwrap_or(0xff) as u64
+}
+
+fn one<T: Copy>(all: &[T], at: u64, what: &'static str) -> Result<T, Flaw> {
+    usize::try_from(at).ok().and_then(|at| all.get(at)).copied().ok_or(Flaw { what, value: at })
+}
+
+#[cfg(test)]
+mod tests {
+    use monitor_common::control_file::{self, ControlFile};
+    use proptest::prelude::*;
+
+    use super::{FREE, Record, made_sure, with_side};
+    use crate::{
+        registry::Account,
+        source::{FileId, GroupId},
+    };
+
+    fn record(on: ControlFile, args: &str) -> Record {
+        let wish = control_file::parse(on, args.as_bytes(), 4096).expect("the arguments are right");
+        let group = GroupId { slot: 7, generation: 0xff_ffff_ffff_ffff };
+        Record {
+            on,
+            wish,
+            file: FileId(u64::MAX - 1),
+            account: Account::User(1000),
+            group,
+            cgroup_id: 99,
+            above: false,
+            sure: false,
+            owed: 0,
+        }
+    }
+
+    const EACH_KIND: &[(ControlFile, &str)] = &[
+        (ControlFile::Usage, "4M"),
+        (ControlFile::Memsw, "12.5%,up"),
+        (ControlFile::WorkingSet, "8M,down,hysteresis=1M"),
+        (ControlFile::Oom, ""),
+        (ControlFile::Pressure, "critical,local"),
+        (ControlFile::Procs, ""),
+    ];
+
+    #[test]
+    fn what_is_written_is_read() {
+        for (on, args) in EACH_KIND {
+            for (above, sure) in [(false, false), (true, false), (false, true), (true, true)] {
+                let written = Record { above, sure, owed: 3, ..record(*on, args) };
+                assert_eq!(Record::from_words(written.words()), Ok(Some(written)));
+                let mut words = written.words();
+                words[0] = made_sure(with_side(words[0], !above));
+                assert_eq!(
+                    Record::from_words(words),
+                    Ok(Some(Record { above: !above, sure: true, ..written }))
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn whoever_pays_is_read() {
+        let accounts = [
+            Account::User(0),
+            Account::User(u32::MAX - 1),
+            Account::Group(1),
+            Account::Group((1 << 52) - 1),
+            Account::Group(0x0a_5000_0000_0001),
+            Account::Privileged,
+            Account::Unidentified,
+        ];
+        for account in accounts {
+            let written = Record { account, above: true, ..record(ControlFile::Oom, "") };
+            assert_eq!(Record::from_words(written.words()), Ok(Some(written)));
+        }
+        // By the format before, the upper half of that word was the user, and no more.
+        let mut words = record(ControlFile::Oom, "").words();
+        words[4] = 7 | 77 << 32;
+        let read = Record::from_words(words).expect("a record").expect("one");
+        assert_eq!(read.account, Account::User(77));
+    }
+
+    #[test]
+    fn nothing_is_nothing() {
+        assert_eq!(Record::from_words([0; 8]), Ok(None));
+        assert_eq!(made_sure(FREE), FREE);
+    }
+
+    proptest! {
+        #[test]
+        fn any_words_are_a_record_or_not(words: [u64; 8], first: u64) {
+            for words in [words, [first, words[1], words[2], words[3], words[4], words[5], words[6], words[7]]] {
+                if let Ok(Some(record)) = Record::from_words(words) {
+                    prop_assert_eq!(Record::from_words(record.words()), Ok(Some(record)));
+                }
+            }
+        }
+    }
+}

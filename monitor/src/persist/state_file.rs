@@ -1,0 +1,412 @@
+//! The state record: a memory file with a [`Record`] for each registration, which the
+//! keeper holds while there is no agent. Written by plain stores, so that an agent may
+//! be killed between any two instructions.
+
+use std::{
+    ffi::CStr,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use monitor_common::band::{Excursion, Seen};
+use nix::{
+    sys::{
+        memfd::{MFdFlags, memfd_create},
+        stat::fstat,
+    },
+    unistd::ftruncate,
+};
+
+use crate::{
+    error::{Error, Result},
+    persist::record::{AT_OWED, BELOW, COUNTS, FREE, RANGES, Record, WORDS, made_sure, with_side},
+    table::{Shared, Table},
+};
+
+/// Where a registration is in the record, and which registration it is: each has one of
+/// its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u32);
+
+/// A cache line of it.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub struct Line([AtomicU64; WORDS]);
+
+impl Shared for Line {}
+
+/// `memcgmon`
+const MAGIC: u64 = u64::from_le_bytes(*b"memcgmon");
+/// Bump on any change of layout or meaning.
+const FORMAT: u64 = 2;
+/// A format whose records are records of this one, too: only users paid for them, nothing
+/// was owed, and nothing but the journal was unfinished: 0 in all of these places.
+const BEFORE: u64 = 1;
+
+/// Lines before the first record: the head, and the journal.
+const HEAD: usize = 0;
+const JOURNAL: usize = 1;
+const RECORDS: usize = 8;
+
+/// The head's words.
+const AT_MAGIC: usize = 0;
+const AT_FORMAT: usize = 1;
+const AT_INSTANCE: usize = 2;
+const AT_RESTARTS: usize = 3;
+
+/// Records by which the file grows at least.
+const GROW: usize = 64;
+
+/// The record, mapped.
+#[derive(Debug)]
+pub struct State {
+    file: OwnedFd,
+    lines: Table<Line>,
+    free: Vec<u32>,
+    /// Records that were ever used: all further ones are free.
+    used: u32,
+    /// Where an agent before has left what it had not finished.
+    unfinished: Vec<Ticket>,
+}
+
+/// What was taken out of a slot, and has not been signalled in full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unfinished {
+    /// `st_ino` of the group's directory.
+    pub cgroup_id: u64,
+    /// What charges had left there.
+    pub seen: Seen,
+}
+
+/// The state, its records, and how many were none.
+type Adopted = (State, Vec<(Ticket, Record)>, u64);
+
+impl State {
+    /// An empty record.
+    ///
+    /// # Errors
+    /// `memfd_create`, `ftruncate` or `mmap` failed.
+    pub fn new() -> Result<Self> {
+        const NAME: &CStr = c"memcg-monitor-state";
+        let file = memfd_create(NAME, MFdFlags::MFD_CLOEXEC)
+            .map_err(|errno| Error::syscall("memfd_create", errno))?;
+        let lines = map(&file, RECORDS + GROW)?;
+        let state = Self { file, lines, free: Vec::new(), used: 0, unfinished: Vec::new() };
+        state.word(HEAD, AT_FORMAT).store(FORMAT, Ordering::Relaxed);
+        state.word(HEAD, AT_MAGIC).store(MAGIC, Ordering::Release);
+        Ok(state)
+    }
+
+    /// The record of an agent before, what it says, and how many records were none: those
+    /// are logged, not believed.
+    ///
+    /// # Errors
+    /// It is none, or of another version.
+    pub fn adopt(file: OwnedFd) -> Result<Adopted> {
+        let bytes = fstat(&file).map_err(|errno| Error::syscall("fstat of the state record", errno))?.st_size;
+        let lines = usize::try_from(bytes).unwrap_or(0) / size_of::<Line>();
+        if !(RECORDS..=RECORDS + u32::MAX as usize).contains(&lines) {
+            return Err(Error::Host(format!("the state record has {bytes} bytes: it is none")));
+        }
+        let lines = Table::map(&file, lines, "state record")?;
+        let mut state = Self { file, lines, free: Vec::new(), used: 0, unfinished: Vec::new() };
+        let head = |at| state.word(HEAD, at).load(Ordering::Acquire);
+        if head(AT_MAGIC) != MAGIC || ![FORMAT, BEFORE].contains(&head(AT_FORMAT)) {
+            return Err(Error::Host(format!(
+                "the state record is of format {} (magic {:#x}), this agent's is {FORMAT}",
+                head(AT_FORMAT),
+                head(AT_MAGIC)
+            )));
+        }
+        state.word(HEAD, AT_FORMAT).store(FORMAT, Ordering::Relaxed);
+        let (mut records, mut unfinished, mut flaws) = (Vec::new(), Vec::new(), 0);
+        for at in 0..state.room() {
+            let words = state.words(RECORDS + at as usize);
+            if [RANGES, COUNTS, BELOW].contains(&words[0]) {
+                unfinished.push(Ticket(at));
+                state.used = at + 1;
+                continue;
+            }
+            match Record::from_words(words) {
+                Ok(Some(record)) => {
+                    state.used = at + 1;
+                    records.push((Ticket(at), record));
+                }
+                Ok(None) => {}
+                Err(flaw) => {
+                    log::error!("record {at} of the state is no registration: {flaw}");
+                    flaws += 1;
+                    state.used = at + 1;
+                    state.word(RECORDS + at as usize, 0).store(FREE, Ordering::Release);
+                }
+            }
+        }
+        let held = records.iter().map(|(ticket, _)| *ticket).chain(unfinished.iter().copied());
+        let held: std::collections::HashSet<u32> = held.map(|ticket| ticket.0).collect();
+        state.unfinished = unfinished;
+        state.free = (0..state.used).rev().filter(|at| !held.contains(at)).collect();
+        state.word(HEAD, AT_RESTARTS).fetch_add(1, Ordering::Relaxed);
+        Ok((state, records, flaws))
+    }
+
+    /// The memory file.
+    #[must_use]
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// Which maps the records' slots are in; 0: none yet.
+    #[must_use]
+    pub fn instance(&self) -> u64 {
+        self.word(HEAD, AT_INSTANCE).load(Ordering::Relaxed)
+    }
+
+    /// Says so.
+    pub fn set_instance(&self, instance: u64) {
+        self.word(HEAD, AT_INSTANCE).store(instance, Ordering::Relaxed);
+    }
+
+    /// How many agents took the record over.
+    #[must_use]
+    pub fn restarts(&self) -> u64 {
+        self.word(HEAD, AT_RESTARTS).load(Ordering::Relaxed)
+    }
+
+    /// Enters a registration.
+    ///
+    /// # Errors
+    /// The file cannot grow.
+    pub fn enter(&mut self, record: &Record) -> Result<Ticket> {
+        let ticket = self.place()?;
+        self.write(ticket, record);
+        Ok(ticket)
+    }
+
+    /// A line that is free.
+    fn place(&mut self) -> Result<Ticket> {
+        let at = match self.free.pop() {
+            Some(at) => at,
+            None => {
+                if self.used == self.room() {
+                    let more = (self.room() as usize / 2).max(GROW);
+                    self.lines = map(&self.file, self.lines.len() + more)?;
+                }
+                self.used += 1;
+                self.used - 1
+            }
+        };
+        Ok(Ticket(at))
+    }
+
+    /// Writes a registration anew.
+    pub fn write(&self, ticket: Ticket, record: &Record) {
+        self.fill(ticket, record.words());
+    }
+
+    fn fill(&self, ticket: Ticket, words: [u64; WORDS]) {
+        let Some(Line(line)) = self.lines.get(RECORDS + ticket.0 as usize) else { return };
+        for (word, value) in line.iter().zip(words).skip(1) {
+            word.store(value, Ordering::Relaxed);
+        }
+        // Last: who is killed before has entered nothing.
+        line[0].store(words[0], Ordering::Release);
+    }
+
+    /// Strikes a registration out.
+    pub fn leave(&mut self, ticket: Ticket) {
+        if ticket.0 >= self.used {
+            return;
+        }
+        self.word(RECORDS + ticket.0 as usize, 0).store(FREE, Ordering::Release);
+        self.free.push(ticket.0);
+        if self.free.len() == self.used as usize && self.room() as usize > 4 * GROW {
+            self.shrink();
+        }
+    }
+
+    fn shrink(&mut self) {
+        match map(&self.file, RECORDS + GROW) {
+            Ok(lines) => (self.lines, self.used, self.free) = (lines, 0, Vec::new()),
+            Err(error) => log::warn!("{error}"),
+        }
+    }
+
+    /// So many more signals are owed to it.
+    pub fn owe(&self, ticket: Ticket, signals: u64) {
+        if let Some(word) = self.owed(ticket) {
+            word.fetch_add(signals, Ordering::Release);
+        }
+    }
+
+    /// So many of them were given.
+    pub fn pay(&self, ticket: Ticket, signals: u64) {
+        if let Some(word) = self.owed(ticket) {
+            let owed = word.load(Ordering::Relaxed);
+            word.store(owed.saturating_sub(signals), Ordering::Release);
+        }
+    }
+
+    fn owed(&self, ticket: Ticket) -> Option<&AtomicU64> {
+        self.lines.get(RECORDS + ticket.0 as usize).map(|Line(line)| &line[AT_OWED])
+    }
+
+    /// The side of a threshold that was told, or is owed.
+    pub fn set_above(&self, ticket: Ticket, above: bool) {
+        self.change(ticket, |first| with_side(first, above));
+    }
+
+    /// The client has its answer.
+    pub fn confirm(&self, ticket: Ticket) {
+        self.change(ticket, made_sure);
+    }
+
+    fn change(&self, ticket: Ticket, change: impl FnOnce(u64) -> u64) {
+        if let Some(Line(line)) = self.lines.get(RECORDS + ticket.0 as usize) {
+            let first = line[0].load(Ordering::Relaxed);
+            line[0].store(change(first), Ordering::Release);
+        }
+    }
+
+    /// Before it is signalled: what was taken out of a slot.
+    pub fn begin(&self, taken: &Unfinished) {
+        let Unfinished { cgroup_id, seen } = taken;
+        let words = [
+            seen.memory.min,
+            seen.memory.max,
+            seen.sum.min,
+            seen.sum.max,
+            seen.ooms,
+            seen.windows[0],
+            seen.windows[1],
+            seen.windows[2],
+            seen.emptied,
+            seen.windows_below[0],
+            seen.windows_below[1],
+            seen.windows_below[2],
+        ];
+        for (at, value) in words.into_iter().enumerate() {
+            self.word(JOURNAL, at + 1).store(value, Ordering::Relaxed);
+        }
+        self.word(JOURNAL, 0).store(*cgroup_id, Ordering::Release);
+    }
+
+    /// All of it is owed, or stands in [`State::keep_on`]'s lines.
+    pub fn end(&self) {
+        self.word(JOURNAL, 0).store(0, Ordering::Release);
+    }
+
+    /// Before [`State::end`], where what was taken out of a slot needs more than one
+    /// turn: until these lines are left, the next agent has it all once more.
+    ///
+    /// # Errors
+    /// The file cannot grow.
+    pub fn keep_on(&mut self, taken: &Unfinished) -> Result<Vec<Ticket>> {
+        let Unfinished { cgroup_id, seen } = *taken;
+        let Seen { memory, sum, ooms, windows, windows_below: below, emptied, .. } = seen.merged();
+        let mut lines = Vec::new();
+        if (memory, sum) != (Excursion::NONE, Excursion::NONE) {
+            lines.push([RANGES, cgroup_id, memory.min, memory.max, sum.min, sum.max, 0, 0]);
+        }
+        if (ooms, windows, emptied) != (0, [0; 3], 0) {
+            lines.push([COUNTS, cgroup_id, ooms, windows[0], windows[1], windows[2], emptied, 0]);
+        }
+        if below != [0; 3] {
+            lines.push([BELOW, cgroup_id, below[0], below[1], below[2], 0, 0, 0]);
+        }
+        let keep = |words| {
+            let ticket = self.place()?;
+            self.fill(ticket, words);
+            Ok(ticket)
+        };
+        lines.into_iter().map(keep).collect()
+    }
+
+    /// What an agent that was killed had begun.
+    #[must_use]
+    pub fn unfinished(&self) -> Vec<Unfinished> {
+        let mut all: Vec<Unfinished> = self.unfinished.iter().map(|ticket| self.kept_on(*ticket)).collect();
+        // Killed between the two, it left the same twice.
+        all.extend(self.journal().filter(|journal| {
+            let again = |kept: &Unfinished| {
+                let of = |seen: &Seen| (seen.memory, seen.sum);
+                let counts = |seen: &Seen| (seen.ooms, seen.windows, seen.emptied);
+                let (kept_on, begun) = (&kept.seen, &journal.seen);
+                kept.cgroup_id == journal.cgroup_id
+                    && (of(kept_on) == of(begun)
+                        || counts(kept_on) == counts(begun)
+                        || kept_on.windows_below == begun.windows_below)
+            };
+            !all.iter().any(again)
+        }));
+        all
+    }
+
+    /// What was left unfinished is in the slots again.
+    pub fn end_all(&mut self) {
+        for ticket in std::mem::take(&mut self.unfinished) {
+            self.leave(ticket);
+        }
+        self.end();
+    }
+
+    fn kept_on(&self, ticket: Ticket) -> Unfinished {
+        let [kind, cgroup_id, rest @ ..] = self.words(RECORDS + ticket.0 as usize);
+        let seen = match kind {
+            RANGES => {
+                let [memory_min, memory_max, sum_min, sum_max, ..] = rest;
+                let memory = Excursion { min: memory_min, max: memory_max };
+                Seen { memory, sum: Excursion { min: sum_min, max: sum_max }, ..Seen::NOTHING }
+            }
+            COUNTS => {
+                let [ooms, low, medium, critical, emptied, ..] = rest;
+                Seen { ooms, windows: [low, medium, critical], emptied, ..Seen::NOTHING }
+            }
+            _ => {
+                let [low, medium, critical, ..] = rest;
+                Seen { windows_below: [low, medium, critical], ..Seen::NOTHING }
+            }
+        };
+        Unfinished { cgroup_id, seen }
+    }
+
+    fn journal(&self) -> Option<Unfinished> {
+        let word = |at| self.word(JOURNAL, at).load(Ordering::Acquire);
+        let cgroup_id = word(0);
+        (cgroup_id != 0).then(|| Unfinished {
+            cgroup_id,
+            seen: Seen {
+                memory: Excursion { min: word(1), max: word(2) },
+                sum: Excursion { min: word(3), max: word(4) },
+                late: [Excursion::NONE; 2],
+                ooms: word(5),
+                windows: [word(6), word(7), word(8)],
+                emptied: word(9),
+                windows_below: [word(10), word(11), word(12)],
+            },
+        })
+    }
+
+    fn room(&self) -> u32 {
+        u32::try_from(self.lines.len().saturating_sub(RECORDS)).unwrap_or(u32::MAX - 1)
+    }
+
+    fn words(&self, line: usize) -> [u64; WORDS] {
+        std::array::from_fn(|at| self.word(line, at).load(Ordering::Acquire))
+    }
+
+    /// A word, counted from the start of `line`. The file has all that is asked for.
+    fn word(&self, line: usize, at: usize) -> &AtomicU64 {
+        static NOWHERE: AtomicU64 = AtomicU64::new(0);
+        self.lines.get(line + at / WORDS).map_or(&NOWHERE, |Line(words)| &words[at % WORDS])
+    }
+}
+
+/// Makes the file `lines` long, and maps it.
+fn map(file: &OwnedFd, lines: usize) -> Result<Table<Line>> {
+    let bytes = i64::try_from(lines * size_of::<Line>()).unwrap_or(i64::MAX);
+    ftruncate(file, bytes).map_err(|errno| Error::syscall("ftruncate of the state record", errno))?;
+    Table::map(file, lines, "state record")
+}
+
+#[cfg(test)]
+mod tests;

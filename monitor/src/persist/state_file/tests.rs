@@ -1,0 +1,146 @@
+//! What one agent leaves, the next one reads.
+
+use std::os::fd::AsFd as _;
+
+use monitor_common::{
+    band::{Excursion, Seen},
+    control_file::{ControlFile, Wish},
+};
+
+use super::{State, Ticket, Unfinished};
+use crate::{
+    error::Result,
+    persist::record::Record,
+    registry::Account,
+    source::{FileId, GroupId},
+};
+
+fn record(file: u64) -> Record {
+    Record {
+        on: ControlFile::Oom,
+        wish: Wish::Oom,
+        file: FileId(file),
+        account: Account::User(0),
+        group: GroupId { slot: 1, generation: 2 },
+        cgroup_id: 3,
+        above: false,
+        sure: false,
+        owed: 0,
+    }
+}
+
+fn next(state: State) -> Result<super::Adopted> {
+    let file = state.file.try_clone().expect("dup");
+    drop(state);
+    State::adopt(file)
+}
+
+#[test]
+fn the_next_agent_reads_what_was_entered() -> Result<()> {
+    let mut state = State::new()?;
+    let tickets: Vec<_> = (0..1000).map(|file| state.enter(&record(file))).collect::<Result<_>>()?;
+    for ticket in tickets.iter().step_by(2) {
+        state.leave(*ticket);
+    }
+    state.confirm(tickets[1]);
+    state.set_instance(77);
+    let (mut state, records, flaws) = next(state)?;
+    assert_eq!((records.len(), flaws, state.instance(), state.restarts()), (500, 0, 77, 1));
+    assert_eq!(records[0], (tickets[1], Record { sure: true, ..record(1) }));
+    assert!(records[1..].iter().all(|(_, record)| !record.sure));
+    // Places that were left are used again, and none twice.
+    for file in 0..500 {
+        let ticket = state.enter(&record(file))?;
+        assert_eq!(ticket.0 % 2, 0);
+    }
+    assert_eq!(next(state)?.1.len(), 1000);
+    Ok(())
+}
+
+#[test]
+fn a_record_of_the_format_before_is_taken_over() -> Result<()> {
+    let mut state = State::new()?;
+    state.enter(&record(1))?;
+    state.word(0, 1).store(1, std::sync::atomic::Ordering::Relaxed);
+    let (state, records, flaws) = next(state)?;
+    assert_eq!((records.len(), flaws), (1, 0));
+    assert_eq!(state.word(0, 1).load(std::sync::atomic::Ordering::Relaxed), 2);
+    Ok(())
+}
+
+#[test]
+fn what_was_begun_is_told_until_it_ended() -> Result<()> {
+    let state = State::new()?;
+    assert_eq!(state.unfinished(), []);
+    let seen = Seen {
+        memory: Excursion { min: 1, max: 2 },
+        sum: Excursion { min: 3, max: 4 },
+        late: [Excursion::NONE; 2],
+        ooms: 5,
+        windows: [6, 7, 8],
+        windows_below: [3, 0, 1],
+        emptied: 9,
+    };
+    let taken = Unfinished { cgroup_id: 42, seen };
+    state.begin(&taken);
+    let (mut state, _, _) = next(state)?;
+    assert_eq!(state.unfinished(), [taken]);
+    let lines = state.keep_on(&taken)?;
+    state.end();
+    let (state, records, flaws) = next(state)?;
+    assert_eq!((lines.len(), records.len(), flaws), (3, 0, 0));
+    let [ranges, counts, below] = state.unfinished()[..] else { panic!("three lines") };
+    assert_eq!((ranges.seen.memory, counts.seen.ooms), (seen.memory, 5));
+    assert_eq!(below.seen.windows_below, [3, 0, 1]);
+    state.begin(&taken);
+    let (mut state, _, _) = next(state)?;
+    assert_eq!(state.unfinished().len(), 3, "not four");
+    state.end_all();
+    assert_eq!(state.enter(&record(1))?, lines[2], "places are used again");
+    assert_eq!(next(state)?.0.unfinished(), []);
+    Ok(())
+}
+
+#[test]
+fn what_is_owed_is_owed_until_it_is_paid() -> Result<()> {
+    let mut state = State::new()?;
+    let ticket = state.enter(&record(1))?;
+    state.owe(ticket, 5);
+    state.pay(ticket, 2);
+    state.set_above(ticket, true);
+    let (state, records, _) = next(state)?;
+    assert_eq!(records[0].1, Record { owed: 3, above: true, ..record(1) });
+    state.pay(ticket, 3);
+    // An agent before wrote nothing there.
+    state.word(0, 1).store(1, std::sync::atomic::Ordering::Relaxed);
+    let (state, records, _) = next(state)?;
+    assert_eq!(records[0].1.owed, 0);
+    assert_eq!(state.word(0, 1).load(std::sync::atomic::Ordering::Relaxed), 2);
+    Ok(())
+}
+
+#[test]
+fn what_is_no_record_is_refused() -> Result<()> {
+    let state = State::new()?;
+    state.word(0, 1).store(99, std::sync::atomic::Ordering::Relaxed);
+    assert!(next(state).is_err(), "another format");
+    let state = State::new()?;
+    nix::unistd::ftruncate(state.file().as_fd(), 100).expect("ftruncate");
+    assert!(next(state).is_err(), "cut off");
+    let mut state = State::new()?;
+    state.enter(&record(1))?;
+    state.word(8, 0).store(0xffff, std::sync::atomic::Ordering::Relaxed);
+    let (_, records, flaws) = next(state)?;
+    assert_eq!((records.len(), flaws), (0, 1));
+    Ok(())
+}
+
+#[test]
+fn room_that_is_needed_no_more_is_given_back() -> Result<()> {
+    let mut state = State::new()?;
+    let tickets: Vec<_> = (0..5000).map(|file| state.enter(&record(file))).collect::<Result<_>>()?;
+    tickets.into_iter().for_each(|ticket| state.leave(ticket));
+    assert!(nix::sys::stat::fstat(state.file()).expect("fstat").st_size < 64 * 1024);
+    assert_eq!(state.enter(&record(1))?, Ticket(0));
+    Ok(())
+}

@@ -1,0 +1,218 @@
+//! What is held of the programs while they are attached: the object and its links, or
+//! nothing but what their pins give when they are opened.
+
+use std::{
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
+    path::Path,
+    sync::Arc,
+};
+
+use aya::{
+    Ebpf,
+    maps::{Map, MapData, RingBuf},
+    programs::{
+        FEntry, FExit, ProgramError, RawTracePoint,
+        links::{FdLink, PinnedLink},
+    },
+};
+use monitor_common::{
+    oom::Mark,
+    query::{Ask, CELLS},
+    ring::Tally,
+};
+
+use crate::{
+    error::{Error, Result},
+    kernel::{HOOKS, Hook, Kind},
+    programs::{
+        Sizes,
+        load::{attach_hook, failed},
+        pins::MAPS,
+    },
+    table::{Shared, SharedFileRefs, SharedScratch, SharedSlot, Table},
+};
+
+/// The attached programs.
+pub(super) enum Held {
+    /// Detached when the links go.
+    Loaded { ebpf: Box<Ebpf>, links: Vec<(&'static str, FdLink)> },
+    /// Detached when their pins go and the agent ends: a pin that somebody takes away
+    /// meanwhile detaches nothing.
+    Pinned { ask: Box<RawTracePoint>, attached: Vec<(&'static Hook, OwnedFd)>, _links: Vec<PinnedLink> },
+}
+
+impl Held {
+    /// Attaches `hooks`, in their order; which one failed, if one did.
+    pub(super) fn attach<'a>(&mut self, hooks: &[&'a Hook]) -> std::result::Result<(), (&'a Hook, Error)> {
+        let Self::Loaded { ebpf, links } = self else { return Ok(()) };
+        links.clear();
+        for hook in hooks {
+            let link = attach_hook(ebpf, hook).map_err(|error| {
+                let what = format!("cannot attach the {} program to {}", hook.kind.as_str(), hook.function);
+                (*hook, failed(&what, &error))
+            })?;
+            links.push((hook.program, link));
+        }
+        Ok(())
+    }
+
+    /// Whether the program for `hook` is loaded.
+    pub(super) fn has(&self, hook: &Hook) -> bool {
+        matches!(self, Self::Loaded { ebpf, .. }
+            if ebpf.program(hook.program).is_some_and(|program| program.fd().is_ok()))
+    }
+
+    /// Those that are pinned in `folder`.
+    ///
+    /// # Errors
+    /// One is missing: a program without its link is attached no more.
+    pub(super) fn open(folder: &Path) -> Result<Self> {
+        let at = |name: &str| folder.join(format!("prog-{name}"));
+        let no = |error: ProgramError| failed("cannot open a pinned program (BPF_OBJ_GET)", &error);
+        let attached = HOOKS.iter().filter(|hook| hook.required || at(hook.program).exists());
+        let links = attached
+            .map(|hook| {
+                PinnedLink::from_pin(folder.join(format!("link-{}", hook.program))).map_err(|error| {
+                    failed(&format!("cannot open the pinned link of {} (BPF_OBJ_GET)", hook.program), &error)
+                })
+            })
+            .collect::<Result<_>>()?;
+        let ask = Box::new(RawTracePoint::from_pin(at("ask")).map_err(no)?);
+        let attached = HOOKS.iter().filter_map(|hook| {
+            let path = at(hook.program);
+            // Those that this kernel does not have are not there.
+            path.exists().then(|| Ok((hook, open_program(hook, &path).map_err(no)?)))
+        });
+        let attached = attached.collect::<Result<_>>()?;
+        Ok(Self::Pinned { ask, attached, _links: links })
+    }
+
+    /// Pins everything below `folder`, the maps last.
+    pub(super) fn pin(&mut self, folder: &Path, maps: &[(&'static str, MapData)]) -> Result<()> {
+        let Self::Loaded { ebpf, links } = self else { return Ok(()) };
+        let no = |error: aya::pin::PinError| failed("cannot pin (BPF_OBJ_PIN)", &error);
+        for (name, program) in ebpf.programs_mut().filter(|(_, program)| program.fd().is_ok()) {
+            program.pin(folder.join(format!("prog-{name}"))).map_err(no)?;
+        }
+        for (name, link) in links.drain(..) {
+            link.pin(folder.join(format!("link-{name}"))).map_err(no)?;
+        }
+        for (name, map) in maps {
+            map.pin(folder.join(format!("map-{name}"))).map_err(no)?;
+        }
+        Ok(())
+    }
+
+    /// The program that answers the agent.
+    pub(super) fn ask(&self) -> Result<&RawTracePoint> {
+        match self {
+            Self::Pinned { ask, .. } => Ok(ask),
+            Self::Loaded { ebpf, .. } => ebpf
+                .program("ask")
+                .ok_or_else(|| Error::Host("the program `ask` is not loaded".into()))?
+                .try_into()
+                .map_err(|error: ProgramError| failed("ask", &error)),
+        }
+    }
+
+    /// The programs' descriptors, by which the kernel tells its counts of them.
+    pub(super) fn attached(&self) -> Vec<(&'static Hook, RawFd)> {
+        match self {
+            Self::Pinned { attached, .. } => {
+                attached.iter().map(|(hook, fd)| (*hook, fd.as_raw_fd())).collect()
+            }
+            Self::Loaded { ebpf, .. } => HOOKS
+                .iter()
+                .filter_map(|hook| Some((hook, ebpf.program(hook.program)?.fd().ok()?.as_fd().as_raw_fd())))
+                .collect(),
+        }
+    }
+
+    /// Id of a program that writes to the programs' log, where they are pinned.
+    pub(super) fn logging(folder: &Path) -> Option<u32> {
+        Some(FEntry::from_pin(folder.join("prog-css_online")).ok()?.info().ok()?.id())
+    }
+}
+
+/// Opens the program for `hook` that is pinned at `path`.
+fn open_program(hook: &Hook, path: &Path) -> std::result::Result<OwnedFd, ProgramError> {
+    let fd = match hook.kind {
+        Kind::Entry => FEntry::from_pin(path)?.fd()?.try_clone(),
+        Kind::Exit => FExit::from_pin(path)?.fd()?.try_clone(),
+        Kind::Tracepoint => RawTracePoint::from_pin(path)?.fd()?.try_clone(),
+    };
+    fd?.as_fd().try_clone_to_owned().map_err(ProgramError::IOError)
+}
+
+/// Whether it is one of those on the charge path.
+pub(super) fn is_charge(hook: &Hook) -> bool {
+    hook.required && hook.function.starts_with("page_counter_")
+}
+
+/// The maps, as the agent uses them.
+pub(super) struct Maps {
+    pub(super) slots: Arc<Table<SharedSlot>>,
+    pub(super) scratch: Arc<Table<SharedScratch>>,
+    pub(super) tallies: Table<std::sync::atomic::AtomicU64>,
+    pub(super) files: Table<SharedFileRefs>,
+    pub(super) thread_marks: Table<std::sync::atomic::AtomicU64>,
+    pub(super) ring: RingBuf<MapData>,
+}
+
+impl Maps {
+    /// Takes them out of a loaded object.
+    pub(super) fn of(ebpf: &mut Ebpf, sizes: Sizes) -> Result<Self> {
+        Self::get(sizes, |name| {
+            ebpf.take_map(name).ok_or_else(|| Error::Host(format!("the object has no map {name}")))
+        })
+    }
+
+    /// Opens those that are pinned in `folder`.
+    pub(super) fn open(folder: &Path, sizes: Sizes) -> Result<Self> {
+        Self::get(sizes, |name| open_map(folder, name))
+    }
+
+    fn get(sizes: Sizes, mut map: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
+        let no = |error: aya::maps::MapError| failed("a map is of another type", &error);
+        Ok(Self {
+            slots: Table::map(array(&map("SLOTS")?)?, sizes.groups as usize + 1, "SLOTS")?.into(),
+            scratch: Table::map(array(&map("SCRATCH")?)?, CELLS as usize, "SCRATCH")?.into(),
+            tallies: Table::map(array(&map("TALLIES")?)?, Tally::COUNT, "TALLIES")?,
+            thread_marks: Table::map(array(&map("THREAD_MARKS")?)?, Mark::WORDS, "THREAD_MARKS")?,
+            files: Table::map(array(&map("FILES")?)?, Ask::FILES_AT_ONCE, "FILES")?,
+            ring: map("DOORBELLS")?.try_into().map_err(no)?,
+        })
+    }
+}
+
+/// A pinned array of `entries` that is shared with programs before.
+pub(super) fn open_shared<T: Shared>(folder: &Path, name: &'static str, entries: usize) -> Result<Table<T>> {
+    Table::map(array(&open_map(folder, name)?)?, entries, name)
+}
+
+fn open_map(folder: &Path, name: &str) -> Result<Map> {
+    let no = |error: aya::maps::MapError| {
+        failed(&format!("cannot open the pinned map {name} (BPF_OBJ_GET)"), &error)
+    };
+    Map::from_map_data(MapData::from_pin(folder.join(format!("map-{name}"))).map_err(no)?).map_err(no)
+}
+
+/// Duplicates of the maps' descriptors, to pin them by.
+pub(super) fn for_pinning(ebpf: &Ebpf) -> Result<Vec<(&'static str, MapData)>> {
+    let duplicate = |name| {
+        let map = ebpf.map(name).ok_or_else(|| Error::Host(format!("the object has no map {name}")))?;
+        let (Map::Array(data) | Map::HashMap(data) | Map::Queue(data) | Map::RingBuf(data)) = map else {
+            return Err(Error::Host(format!("the map {name} is of another type")));
+        };
+        let fd = data.fd().as_fd().try_clone_to_owned().map_err(|error| failed("dup", &error))?;
+        Ok((name, MapData::from_fd(fd).map_err(|error| failed(name, &error))?))
+    };
+    MAPS.into_iter().map(duplicate).collect()
+}
+
+fn array(map: &Map) -> Result<BorrowedFd<'_>> {
+    match map {
+        Map::Array(data) => Ok(data.fd().as_fd()),
+        _ => Err(Error::Host("a shared map is not an array".into())),
+    }
+}

@@ -1,0 +1,188 @@
+//! One quantity of a group, and the thresholds on it.
+
+mod index;
+mod walk;
+
+use monitor_common::{
+    band::Band,
+    band::Excursion,
+    control_file::Wish,
+    crossing::{Direction, Stretches, band_around},
+    threshold::{At, Threshold, percent_of},
+};
+
+pub use self::index::Cursor;
+use self::index::{Entry, Store};
+use crate::{registry::Subscriber, source::FileId};
+
+/// One crossing to be signalled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Crossing {
+    /// Whose.
+    pub to: Subscriber,
+    /// The threshold, in pages.
+    pub threshold: u64,
+    /// Which way.
+    pub direction: Direction,
+}
+
+/// What became of the thresholds on a quantity.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// To be signalled, in order.
+    pub crossings: Vec<Crossing>,
+    /// Thresholds that are on another side now, told or not: to be recorded once that
+    /// is signalled.
+    pub sides: Vec<Side>,
+}
+
+/// A threshold's new side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Side {
+    /// Whose.
+    pub to: Subscriber,
+    /// Whether usage is at or above it.
+    pub above: bool,
+}
+
+/// What time it is, and how long a threshold that flaps is given rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clock {
+    /// Milliseconds since some start.
+    pub now: u64,
+    /// Milliseconds; 0: never any rest.
+    pub rest: u64,
+}
+
+/// Crossings of one threshold that are told at once, within the time of a rest.
+/// Counters move by batches of 64 pages for each CPU, so usage that stays near a
+/// threshold would cross it all the time; v1, looking every 129 events, did not.
+pub const BURST: u64 = 16;
+
+/// A quantity, and the thresholds on it by where usage crosses them next.
+#[derive(Debug, Default)]
+pub struct Scale {
+    /// The quantity at the last look, in pages.
+    now: u64,
+    /// None where there are no thresholds: most groups have them on one quantity.
+    store: Option<Box<Store>>,
+}
+
+impl Scale {
+    /// Adds a threshold to a quantity that is `now` pages; `limit` is what percents
+    /// are of, `above` the side that an agent before has told. Not signalled at
+    /// registration (`__mem_cgroup_usage_register_event`).
+    pub fn add(&mut self, now: u64, wish: Threshold, limit: u64, to: Subscriber, above: Option<bool>) {
+        let store = self.store.get_or_insert_with(|| {
+            self.now = now;
+            Box::default()
+        });
+        store.add(Entry::new(to, above, wish, pages(wish.at, limit), self.now), limit);
+    }
+
+    /// The band around the quantity at the last look.
+    #[must_use]
+    pub fn band(&self) -> Band {
+        let (below, above) = self.store.as_ref().map_or((None, None), |store| store.around(self.now));
+        band_around(below, above)
+    }
+
+    /// Moves to `now`, within the band: nothing is crossed.
+    pub const fn move_to(&mut self, now: u64) {
+        self.now = now;
+    }
+
+    /// When the first rest ends.
+    #[must_use]
+    pub fn rests_until(&self) -> Option<u64> {
+        self.store.as_ref()?.rests_until()
+    }
+
+    /// How many thresholds here are in percent of the limit.
+    #[must_use]
+    pub fn percents(&self) -> usize {
+        self.store.as_ref().map_or(0, |store| store.percents().len())
+    }
+
+    /// The quantity in pages at the last look.
+    #[must_use]
+    pub const fn now(&self) -> u64 {
+        self.now
+    }
+
+    /// What of `late` the look before has not told.
+    #[must_use]
+    pub fn untold(&self, late: Excursion) -> Excursion {
+        let told = self.store.as_ref().map_or(Stretches::NONE, |store| store.told);
+        Excursion {
+            min: if told.leave_some_of((late.min, self.now)) { late.min } else { u64::MAX },
+            max: if told.leave_some_of((self.now, late.max)) { late.max } else { 0 },
+        }
+    }
+
+    /// How many thresholds there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.store.as_ref().map_or(0, |store| store.len())
+    }
+
+    /// Whether there are no thresholds.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.store.is_none()
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Entry> {
+        self.store.iter().flat_map(|store| store.all())
+    }
+
+    /// Up to `most` thresholds in pages, each with its eventfd, after a place in their
+    /// order; and the place to go on from, when there may be more. Costs what it returns.
+    #[must_use]
+    pub fn page(&self, after: Option<Cursor>, most: usize) -> (Vec<(u64, FileId)>, Option<Cursor>) {
+        self.store.as_ref().map_or((Vec::new(), None), |store| store.page(after, most))
+    }
+
+    /// Thresholds in pages, each with whose it is.
+    pub fn thresholds(&self) -> impl Iterator<Item = (u64, Subscriber)> + '_ {
+        self.all().map(|entry| (entry.threshold, entry.to))
+    }
+
+    /// Takes out up to `most` of an eventfd's. Costs what it takes.
+    pub fn take_file(&mut self, file: FileId, most: usize) -> Vec<Subscriber> {
+        self.take(|store| store.take_file(file, most))
+    }
+
+    /// Takes out up to `most`. Costs what it takes.
+    pub fn take_last(&mut self, most: usize) -> Vec<Subscriber> {
+        self.take(|store| store.take_last(most))
+    }
+
+    fn take(&mut self, take: impl FnOnce(&mut Store) -> Vec<Subscriber>) -> Vec<Subscriber> {
+        let Some(store) = &mut self.store else { return Vec::new() };
+        let gone = take(store);
+        if store.len() == 0 {
+            self.store = None;
+        }
+        gone
+    }
+}
+
+/// The side that a new wish begins on.
+#[must_use]
+pub fn first_side(wish: &Wish, now: u64, limit: u64) -> bool {
+    matches!(wish, Wish::Threshold(threshold) if pages(threshold.at, limit) <= now)
+}
+
+/// Where a threshold lies, in pages. In percent of no limit it lies where it never
+/// fires.
+fn pages(at: At, limit: u64) -> u64 {
+    match at {
+        At::Pages(pages) => pages.0,
+        At::Percent(_) if limit == u64::MAX => u64::MAX,
+        At::Percent(percent) => percent_of(limit, percent),
+    }
+}
+
+#[cfg(test)]
+mod tests;

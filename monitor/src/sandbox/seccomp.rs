@@ -1,0 +1,315 @@
+//! Which system calls may be made (seccomp).
+//!
+//! What is not on the list fails with `EPERM`, and the kernel's log names it: one call
+//! too few on a host that we do not know costs one operation, not everybody's
+//! notifications. What no agent ever calls, and only a captured one would, ends it.
+
+use std::collections::BTreeMap;
+
+use libc::c_long;
+use nix::{errno::Errno, sys::prctl};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen::Dword, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
+
+use crate::{
+    error::{Error, Result},
+    sandbox::Mode,
+};
+
+/// Calls that are allowed.
+#[derive(Debug, Default)]
+pub struct Set(BTreeMap<c_long, Vec<SeccompRule>>);
+
+/// What every process of ours does: memory, threads, time, its log, its end.
+const ALL: &[c_long] = &[
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_writev,
+    libc::SYS_close,
+    libc::SYS_fcntl,
+    libc::SYS_fstat,
+    libc::SYS_newfstatat,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_brk,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    libc::SYS_restart_syscall,
+    libc::SYS_sched_yield,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_getpid,
+    libc::SYS_gettid,
+    libc::SYS_tgkill,
+    libc::SYS_futex,
+    libc::SYS_clock_gettime,
+    libc::SYS_gettimeofday,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_nanosleep,
+    libc::SYS_getrandom,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+];
+
+/// What the agent does besides.
+const AGENT: &[c_long] = &[
+    // Waiting.
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_epoll_wait,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_poll,
+    libc::SYS_ppoll,
+    libc::SYS_eventfd2,
+    libc::SYS_wait4,
+    libc::SYS_waitid,
+    // Threads that tokio starts when it needs one.
+    libc::SYS_set_robust_list,
+    libc::SYS_rseq,
+    libc::SYS_membarrier,
+    // Files: to look at, and those of its own to remove at its end.
+    libc::SYS_statx,
+    libc::SYS_lseek,
+    libc::SYS_pread64,
+    libc::SYS_readv,
+    libc::SYS_preadv,
+    libc::SYS_readlinkat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_readlink,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_stat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_lstat,
+    libc::SYS_getdents64,
+    libc::SYS_flock,
+    libc::SYS_dup,
+    libc::SYS_unlinkat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_unlink,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_rmdir,
+    // Clients, scrapers, and what outlives the agent: the state record, descriptors in the
+    // service manager's hands.
+    libc::SYS_accept4,
+    libc::SYS_connect,
+    libc::SYS_sendto,
+    libc::SYS_sendmsg,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_shutdown,
+    libc::SYS_getsockopt,
+    libc::SYS_setsockopt,
+    libc::SYS_getsockname,
+    libc::SYS_getpeername,
+    libc::SYS_pidfd_open,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_kcmp,
+    libc::SYS_memfd_create,
+    libc::SYS_ftruncate,
+    libc::SYS_pwrite64,
+    // Signals.
+    libc::SYS_io_setup,
+    libc::SYS_io_submit,
+    libc::SYS_io_getevents,
+    libc::SYS_io_destroy,
+];
+
+/// Answered `ENOSYS`, so that glibc goes on to `clone`, whose flags can be looked at.
+const UNKNOWN: &[c_long] = &[libc::SYS_clone3];
+
+/// End the process: a program, another's memory, another's place, another kernel.
+const NEVER: &[c_long] = &[
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_writev,
+    libc::SYS_setns,
+    libc::SYS_mount,
+    libc::SYS_move_mount,
+    libc::SYS_pivot_root,
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_kexec_load,
+    libc::SYS_reboot,
+];
+
+/// Ways to open a file other than for reading.
+const TO_WRITE: i32 =
+    libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC | libc::O_APPEND | (libc::O_TMPFILE & !libc::O_DIRECTORY);
+
+/// Commands of `bpf` on maps and programs that are there already: look up, update,
+/// delete, the next key, run, what is counted of one, look up and delete.
+const BPF_USE: [i32; 7] = [1, 2, 3, 4, 10, 15, 21];
+
+impl Set {
+    /// Of the agent, once it is ready.
+    #[must_use]
+    pub fn agent() -> Self {
+        let mut set = Self::of(&[ALL, AGENT]);
+        set.only(libc::SYS_openat, 2, &SeccompCmpOp::MaskedEq(bits(TO_WRITE)), [0]);
+        #[cfg(target_arch = "x86_64")]
+        set.only(libc::SYS_open, 1, &SeccompCmpOp::MaskedEq(bits(TO_WRITE)), [0]);
+        set.only(libc::SYS_open_by_handle_at, 2, &SeccompCmpOp::MaskedEq(bits(TO_WRITE)), [0]);
+        for call in [libc::SYS_socket, libc::SYS_socketpair] {
+            set.only(call, 0, &SeccompCmpOp::Eq, [libc::AF_UNIX]);
+        }
+        set.only(libc::SYS_bpf, 0, &SeccompCmpOp::Eq, BPF_USE);
+        let thread = libc::CLONE_THREAD;
+        set.only(libc::SYS_clone, 0, &SeccompCmpOp::MaskedEq(bits(thread)), [thread]);
+        // FIONBIO; and FUSE's threads ask for nothing else.
+        set.only(libc::SYS_ioctl, 1, &SeccompCmpOp::Eq, [0x5421]);
+        // Real and saved user id swapped, to send what is kept (`in_flight`): the effective one
+        // stays, and without CAP_SETUID no other can be had.
+        set.only(libc::SYS_setresuid, 1, &SeccompCmpOp::Eq, [-1]);
+        set.only(libc::SYS_prctl, 0, &SeccompCmpOp::Eq, [libc::PR_SET_NAME, libc::PR_SET_VMA]);
+        set
+    }
+
+    /// Of the process that waits to unmount.
+    #[must_use]
+    pub fn unmounter() -> Self {
+        let mut set = Self::of(&[ALL, &[libc::SYS_umount2, libc::SYS_unlinkat]]);
+        #[cfg(target_arch = "x86_64")]
+        set.0.insert(libc::SYS_rmdir, Vec::new());
+        set.only(libc::SYS_openat, 2, &SeccompCmpOp::MaskedEq(bits(TO_WRITE)), [0]);
+        set
+    }
+
+    /// How many.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether nothing may be called.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn of(calls: &[&[c_long]]) -> Self {
+        let mut set = Self(calls.iter().copied().flatten().map(|call| (*call, Vec::new())).collect());
+        // No memory that can be run.
+        for call in [libc::SYS_mmap, libc::SYS_mprotect] {
+            set.only(call, 2, &SeccompCmpOp::MaskedEq(bits(libc::PROT_EXEC)), [0]);
+        }
+        set
+    }
+
+    /// Allows `call` where the argument compares so with one of `values`.
+    fn only(
+        &mut self,
+        call: c_long,
+        argument: u8,
+        compare: &SeccompCmpOp,
+        values: impl IntoIterator<Item = i32>,
+    ) {
+        let rules = values.into_iter().filter_map(|value| {
+            let condition = SeccompCondition::new(argument, Dword, compare.clone(), bits(value)).ok()?;
+            SeccompRule::new(vec![condition]).ok()
+        });
+        self.0.entry(call).or_default().extend(rules);
+    }
+}
+
+const fn bits(number: i32) -> u64 {
+    // The upper half is not looked at.
+    number as u32 as u64
+}
+
+/// From now on, and for all threads, only these calls may be made. With
+/// [`Mode::Warn`] others are made, and the kernel's log names them.
+///
+/// # Errors
+/// The kernel has no seccomp, or a thread has a filter of its own.
+pub fn restrict(set: &Set, mode: Mode) -> Result<()> {
+    prctl::set_no_new_privs().map_err(|errno| Error::syscall("prctl PR_SET_NO_NEW_PRIVS", errno))?;
+    let refused =
+        if mode == Mode::On { SeccompAction::Errno(libc::EPERM as u32) } else { SeccompAction::Log };
+    let mut filters = Vec::new();
+    if mode == Mode::On {
+        filters.push((each(NEVER).collect(), SeccompAction::Allow, SeccompAction::KillProcess));
+        filters.push((
+            each(UNKNOWN).collect(),
+            SeccompAction::Allow,
+            SeccompAction::Errno(libc::ENOSYS as u32),
+        ));
+    }
+    // The list last: it allows what installs the others.
+    let mut allowed = set.0.clone();
+    // Answered above, and of two that refuse, the later one's errno would count. With
+    // `Mode::Warn` it is made, and expected: threads are started by it.
+    allowed.extend(each(UNKNOWN));
+    filters.push((allowed, refused, SeccompAction::Allow));
+    for (rules, otherwise, listed) in filters {
+        install(&compile(rules, otherwise, listed)?)?;
+    }
+    Ok(())
+}
+
+fn each(calls: &[c_long]) -> impl Iterator<Item = (c_long, Vec<SeccompRule>)> {
+    calls.iter().map(|call| (*call, Vec::new()))
+}
+
+fn compile(
+    rules: BTreeMap<c_long, Vec<SeccompRule>>,
+    otherwise: SeccompAction,
+    listed: SeccompAction,
+) -> Result<BpfProgram> {
+    let failed = |error: &dyn std::fmt::Display| Error::Host(format!("seccomp: {error}"));
+    let machine = TargetArch::try_from(std::env::consts::ARCH).map_err(|error| failed(&error))?;
+    let filter = SeccompFilter::new(rules, otherwise, listed, machine).map_err(|error| failed(&error))?;
+    filter.try_into().map_err(|error: seccompiler::BackendError| failed(&error))
+}
+
+/// With a word in the kernel's log for each call that is refused, which the crate
+/// cannot ask for.
+fn install(program: &BpfProgram) -> Result<()> {
+    const FLAGS: libc::c_ulong = libc::SECCOMP_FILTER_FLAG_TSYNC | libc::SECCOMP_FILTER_FLAG_LOG;
+    let length = u16::try_from(program.len()).map_err(|_| Error::Host("seccomp: too many rules".into()))?;
+    // The crate's instructions are laid out as the kernel's.
+    let program = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut().cast() };
+    // SAFETY: as many instructions as it says, which outlive the call; the kernel
+    // copies them.
+    let result =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, FLAGS, &raw const program) };
+    match Errno::result(result) {
+        Ok(0) => Ok(()),
+        Ok(thread) => Err(Error::Host(format!("seccomp: thread {thread} has a filter of its own"))),
+        Err(errno) => Err(Error::syscall("seccomp SECCOMP_SET_MODE_FILTER", errno)),
+    }
+}
+
+/// Whether this kernel filters system calls.
+///
+/// # Errors
+/// It does not.
+pub fn available() -> Result<(), Errno> {
+    let action = libc::SECCOMP_RET_ERRNO;
+    // SAFETY: the kernel reads one word.
+    let known =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, 0, &raw const action) };
+    Errno::result(known).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use seccompiler::SeccompAction;
+
+    use super::{NEVER, Set, UNKNOWN, compile};
+
+    #[test]
+    fn the_lists_compile_and_do_not_contradict_each_other() {
+        for set in [Set::agent(), Set::unmounter()] {
+            assert!(!set.is_empty());
+            assert!(NEVER.iter().chain(UNKNOWN).all(|call| !set.0.contains_key(call)));
+            assert!(compile(set.0, SeccompAction::Errno(1), SeccompAction::Allow).is_ok());
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Listening sockets among what the service manager hands over, by the names that the
+//! socket units give them (`FileDescriptorName=`). Looked at first: names are
+//! configuration.
+
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+
+use nix::sys::socket::{
+    AddressFamily, SockType, SockaddrLike as _, SockaddrStorage, getsockname, getsockopt, sockopt,
+};
+
+use crate::{
+    error::{Error, Result},
+    fd_store::Handed,
+};
+
+/// The registration socket's name.
+pub const REGISTER: &str = "register";
+/// The operator's socket's name.
+pub const OPERATOR: &str = "operator";
+
+/// Takes the socket of that name, which listens for packets, out of what was handed over.
+///
+/// # Errors
+/// It is something else, or there are two of that name.
+pub fn listener(handed: &mut Handed, name: &str) -> Result<Option<OwnedFd>> {
+    let mut named: Vec<_> = handed.extract_if(.., |(found, _)| found == name).collect();
+    let Some((_, fd)) = named.pop() else { return Ok(None) };
+    let what = match named.len() {
+        0 if is_listener(fd.as_fd()) => return Ok(Some(fd)),
+        0 => "is not a listening SOCK_SEQPACKET socket",
+        _ => "is there more than once",
+    };
+    Err(Error::Host(format!(
+        "the descriptor {name:?} from the service manager {what}; one ListenSequentialPacket= of a \
+         socket unit with FileDescriptorName={name} makes the right one"
+    )))
+}
+
+/// Whether programs that are pinned can be opened again: the kernel gives their types out
+/// (`BPF_BTF_GET_FD_BY_ID`) to `CAP_SYS_ADMIN` alone. Where that cannot be told, they may.
+#[must_use]
+pub fn may_reopen_programs() -> bool {
+    const SYS_ADMIN: u64 = 1 << 21;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    let mask = effective.and_then(|text| u64::from_str_radix(text.trim(), 16).ok());
+    mask.is_none_or(|mask| mask & SYS_ADMIN != 0)
+}
+
+fn is_listener(fd: BorrowedFd<'_>) -> bool {
+    let local = getsockname::<SockaddrStorage>(fd.as_raw_fd())
+        .is_ok_and(|address| address.family() == Some(AddressFamily::Unix));
+    local
+        && getsockopt(&fd, sockopt::SockType) == Ok(SockType::SeqPacket)
+        && getsockopt(&fd, sockopt::AcceptConn) == Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{AsRawFd as _, OwnedFd};
+
+    use nix::sys::socket::{
+        AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket, socketpair,
+    };
+
+    use super::listener;
+
+    fn listening(kind: SockType) -> Result<OwnedFd, nix::Error> {
+        let fd = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None)?;
+        // An address of the kernel's choice.
+        bind(fd.as_raw_fd(), &UnixAddr::new_unnamed())?;
+        listen(&fd, Backlog::new(1)?)?;
+        Ok(fd)
+    }
+
+    fn named(fds: Vec<OwnedFd>) -> Vec<(String, OwnedFd)> {
+        fds.into_iter().map(|fd| ("register".to_owned(), fd)).collect()
+    }
+
+    #[test]
+    fn a_listener_is_known_by_what_it_is() -> Result<(), Box<dyn std::error::Error>> {
+        let mut handed = named(vec![listening(SockType::SeqPacket)?]);
+        handed.push(("state".to_owned(), listening(SockType::Stream)?));
+        assert!(listener(&mut handed, "operator")?.is_none());
+        assert!(listener(&mut handed, "register")?.is_some());
+        assert!(listener(&mut handed, "register")?.is_none(), "taken once");
+        assert_eq!(handed.len(), 1, "what is somebody else's stays");
+
+        let mut stream = named(vec![listening(SockType::Stream)?]);
+        assert!(listener(&mut stream, "register").is_err());
+        let pair = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
+        assert!(listener(&mut named(vec![pair.0]), "register").is_err(), "it does not listen");
+        let two = vec![listening(SockType::SeqPacket)?, listening(SockType::SeqPacket)?];
+        assert!(listener(&mut named(two), "register").is_err());
+        Ok(())
+    }
+}

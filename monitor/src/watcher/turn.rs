@@ -1,0 +1,446 @@
+//! The turns of the thread that signals: bounded pieces of work, in the order in which
+//! [`Turns`](super::turns::Turns) has their payers.
+//!
+//! A slot is one task however often it rings, and what is done to it is done one after
+//! another: what was begun is brought to its end before anything else there begins.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use monitor_common::{
+    band::{Seen, take},
+    control_file::ControlFile,
+    slot::State,
+};
+
+use crate::{
+    persist::{Ticket, Unfinished},
+    registry::{Outcome, Scale},
+    source::{FileId, Source},
+    watcher::{Watcher, event::Cause, groups::Awaited, signal::Telling},
+};
+
+/// How long a turn may take, but for what cannot be done in less.
+const TURN: Duration = Duration::from_micros(200);
+/// How many thresholds, listeners or eventfds a turn may touch.
+pub(super) const ROOM: usize = 256;
+
+/// What a turn that began then is charged. Tests count turns: the time of one includes what
+/// other processes had of the processor meanwhile.
+fn cost_since(start: Instant) -> Duration {
+    if cfg!(test) { TURN } else { start.elapsed() }
+}
+
+/// What waits for a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Task {
+    /// What is to be done to a slot.
+    Slot(u32),
+    /// What an eventfd is owed.
+    File(FileId),
+    /// One more piece of a sweep.
+    Sweep,
+    /// One more piece of the search for closed eventfds.
+    Search,
+    /// What is left of the registrations on an eventfd that nobody holds.
+    Forget(FileId),
+    /// Limits were written.
+    Limits,
+}
+
+/// What is to be done to a slot.
+#[derive(Debug, Default)]
+pub(super) struct Work {
+    pub(super) look: bool,
+    /// When the first doorbell of those rang that are to be answered.
+    pub(super) rung: Option<u64>,
+    /// Where limits or time move thresholds.
+    pub(super) follow: bool,
+    pub(super) settle: bool,
+    pub(super) wake: Option<bool>,
+    /// What was sampled: the quantity itself.
+    pub(super) sampled: Vec<(ControlFile, u64)>,
+    /// To be told to those who follow.
+    pub(super) causes: VecDeque<Cause>,
+    begun: Option<Begun>,
+}
+
+impl Work {
+    fn is_nothing(&self) -> bool {
+        let Self { look, follow, settle, wake, sampled, causes, begun, .. } = self;
+        !(*look || *follow || *settle)
+            && wake.is_none()
+            && sampled.is_empty()
+            && causes.is_empty()
+            && begun.is_none()
+    }
+}
+
+/// What was taken out of a slot, as far as it has come.
+#[derive(Debug, Default)]
+struct Begun {
+    taken: Option<Unfinished>,
+    /// Where it is recorded beside the journal.
+    lines: Vec<Ticket>,
+    rung: Option<u64>,
+    telling: VecDeque<Telling>,
+    then: Then,
+    awaited: Awaited,
+}
+
+/// What follows once all is worked out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Then {
+    #[default]
+    Nothing,
+    /// The group has gone, and its registrations go.
+    Remove,
+    /// Nobody waits there.
+    Release,
+}
+
+impl<S: Source> Watcher<S> {
+    /// Whether nothing waits for a turn.
+    pub fn is_idle(&self) -> bool {
+        self.turns.is_empty()
+    }
+
+    /// One bounded piece of work, for whoever has had least lately; false where there is
+    /// none.
+    pub fn turn(&mut self) -> bool {
+        self.take_from_lane();
+        let Some((payer, mut task)) = self.turns.next() else { return false };
+        let (start, mut room) = (Instant::now(), ROOM);
+        self.turn_ends = start + TURN;
+        loop {
+            let time = TURN.saturating_sub(start.elapsed());
+            match task {
+                Task::Slot(slot) => self.work_on(slot, &mut room),
+                Task::File(file) => self.deliver(file, &mut room, time),
+                Task::Sweep => self.sweep_on(&mut room),
+                Task::Search => {
+                    self.search_queued = false;
+                    self.search_again();
+                    self.queue_search();
+                    room = 0;
+                }
+                // Asked again: the address may be another eventfd's by now.
+                Task::Forget(file) if self.registry.has_file(file) && self.is_closed(file) => {
+                    self.forget_file(file, &mut room);
+                }
+                Task::Forget(_) => {}
+                Task::Limits => self.follow_limits(&mut room),
+            }
+            room = room.saturating_sub(1);
+            if room == 0 || start.elapsed() >= TURN {
+                break;
+            }
+            let Some(next) = self.turns.pop(payer) else { break };
+            task = next;
+        }
+        self.turns.charge(payer, cost_since(start));
+        true
+    }
+
+    /// Whether what is being done had better be gone on with in another turn.
+    pub(super) fn is_time_over(&self) -> bool {
+        Instant::now() >= self.turn_ends
+    }
+
+    /// Turns until nothing is left to do, or the time is over.
+    pub fn catch_up_within(&mut self, time: Duration) {
+        let start = Instant::now();
+        while start.elapsed() < time && self.turn() {}
+    }
+
+    /// Whether something was begun on a slot that has to end before a registration there
+    /// can be told from those before; does a piece of it.
+    pub fn goes_on_with(&mut self, slot: u32) -> bool {
+        let has_begun = |watcher: &Self| watcher.works.get(&slot).is_some_and(|work| work.begun.is_some());
+        if !has_begun(self) {
+            return false;
+        }
+        let (payer, start) = (self.payer_of_slot(slot), Instant::now());
+        self.turn_ends = start + TURN;
+        self.go_on(slot, &mut { ROOM });
+        self.turns.charge(payer, cost_since(start));
+        has_begun(self)
+    }
+
+    /// A look now, as far as one turn goes.
+    pub(super) fn look_now(&mut self, slot: u32) {
+        self.ring(slot, 0);
+        let mut room = ROOM;
+        self.turn_ends = Instant::now() + TURN;
+        if self.go_on(slot, &mut room) {
+            self.begin_next(slot, &mut room);
+        }
+    }
+
+    /// A task's worth of a slot's work; what is left is queued again.
+    fn work_on(&mut self, slot: u32, room: &mut usize) {
+        while *room > 0 && self.go_on(slot, room) && self.begin_next(slot, room) {
+            *room = room.saturating_sub(1);
+        }
+        if self.works.get(&slot).is_some_and(Work::is_nothing) {
+            self.works.remove(&slot);
+        } else if self.works.contains_key(&slot) {
+            self.queue(slot);
+        }
+    }
+
+    /// Begins the next thing that is to be done to a slot; false where there is none, or
+    /// where it is better begun in another turn.
+    fn begin_next(&mut self, slot: u32, room: &mut usize) -> bool {
+        let Some(work) = self.works.get_mut(&slot) else { return false };
+        if work.settle {
+            work.settle = false;
+            self.begin_on_all(slot, Scale::begin_settle);
+        } else if work.look {
+            work.look = false;
+            let rung = work.rung.take();
+            return self.begin_look(slot, rung, room);
+        } else if let Some((file, now)) = work.sampled.pop() {
+            self.begin_sampled(slot, file, now);
+        } else if work.follow {
+            work.follow = false;
+            let mut moved = false;
+            match self.effective_limit(slot) {
+                Ok(limit) => self.begin_on_all(slot, |scale| moved |= scale.begin_follow(limit)),
+                Err(error) => log::warn!("{error}"),
+            }
+            // The bands have to follow, too.
+            if moved {
+                self.ring(slot, 0);
+            }
+        } else if let Some(all) = work.wake.take() {
+            self.begin_on_all(slot, |scale| scale.begin_wake(all));
+            // The band takes them in again.
+            self.ring(slot, 0);
+        } else if let Some(cause) = work.causes.pop_front() {
+            self.begin_explanation(slot, cause);
+        } else {
+            return false;
+        }
+        true
+    }
+
+    fn begin_on_all(&mut self, slot: u32, mut begin: impl FnMut(&mut Scale)) {
+        let Some(group) = self.registry.group_mut(slot) else { return };
+        for file in ControlFile::QUANTITIES {
+            begin(group.scale_mut(file));
+        }
+        self.begun(slot, Begun::default());
+    }
+
+    fn begin_sampled(&mut self, slot: u32, file: ControlFile, now: u64) {
+        let Some(group) = self.registry.group_mut(slot) else { return };
+        group.scale_mut(file).begin_step(now);
+        self.begun(slot, Begun::default());
+    }
+
+    fn begin_explanation(&mut self, index: u32, cause: Cause) {
+        if !self.followers.is_empty()
+            && let Some(slot) = self.source.slot(index)
+            && self.may_look_at(index, slot)
+        {
+            let then = if self.registry.group(index).is_none() { Then::Release } else { Then::Nothing };
+            let telling = VecDeque::from([self.explanation(index, cause)]);
+            self.begun(index, Begun { telling, then, ..Begun::default() });
+        }
+    }
+
+    fn begun(&mut self, slot: u32, begun: Begun) {
+        if let Some(work) = self.works.get_mut(&slot) {
+            work.begun = Some(begun);
+        }
+    }
+
+    /// Takes what a slot has, publishes the bands around where it is now, and works out
+    /// what was crossed as far as there is room. False where usage is out of the new
+    /// bands already: then others come first.
+    fn begin_look(&mut self, index: u32, rung: Option<u64>, room: &mut usize) -> bool {
+        let Some(slot) = self.source.slot(index).filter(|slot| self.may_look_at(index, slot)) else {
+            return true;
+        };
+        let (state, mut seen) = (slot.state(), take(slot));
+        if let Some(group) = self.registry.group(index) {
+            let [memory, sum] = seen.late;
+            seen.late =
+                [group.scale(ControlFile::Usage).untold(memory), group.scale(ControlFile::Memsw).untold(sum)];
+        }
+        let taken =
+            (seen != Seen::NOTHING).then(|| Unfinished { cgroup_id: self.id_of(index), seen: seen.merged() });
+        if let (Some(vault), Some(taken)) = (&self.vault, &taken) {
+            // Recorded until it is owed.
+            vault.state().begin(taken);
+        }
+        let telling = self.tellings(index, &seen);
+        let mut begun = Begun { taken, rung, telling, ..Begun::default() };
+        let is_quiet = self.begin_quantities(index, state, seen, &mut begun);
+        self.begun(index, begun);
+        self.go_on(index, room);
+        self.end_journal(index);
+        if !is_quiet {
+            // Still out of the band just published, so the last word is not said.
+            self.ring(index, 0);
+        }
+        is_quiet
+    }
+
+    /// Moves a group's quantities to where they are; false when they are out of the bands
+    /// published around that.
+    fn begin_quantities(&mut self, index: u32, state: State, seen: Seen, begun: &mut Begun) -> bool {
+        let Some(group) = self.registry.group(index) else {
+            begun.then = Then::Release;
+            return true;
+        };
+        if index == self.source.root().slot {
+            return true;
+        }
+        let (id, was) = (group.id, group.scale(ControlFile::Usage).now());
+        let sum_too = !group.scale(ControlFile::Memsw).is_empty();
+        let now = match self.measure(id, sum_too) {
+            Ok(now) => now,
+            Err(error) => {
+                // Nothing is lost: the sweep finds it pending.
+                log::error!(memcg_cgroup_id = self.id_of(index); "{error}");
+                self.give_back(index, seen);
+                return true;
+            }
+        };
+        let last = |on| self.last_of(id, on);
+        let (memory, sum) = now.unwrap_or_else(|| {
+            let sum = sum_too.then(|| last(ControlFile::Memsw)).flatten();
+            (last(ControlFile::Usage).unwrap_or(was), sum)
+        });
+        if let Some(group) = self.registry.group_mut(index) {
+            let [late, sum_late] = seen.late;
+            group.scale_mut(ControlFile::Usage).begin_look(seen.memory, late, memory);
+            if let Some(sum) = sum {
+                group.scale_mut(ControlFile::Memsw).begin_look(seen.sum, sum_late, sum);
+            }
+        }
+        if now.is_none() || !state.is_live() || state.generation() != id.generation {
+            begun.then = Then::Remove;
+            return true;
+        }
+        // What was compared with the bands so far has been taken, but for what is late.
+        if let Some(slot) = self.source.slot(index) {
+            slot.next_version();
+        }
+        // Before all is worked out: what is crossed from here on rings again.
+        let Some((memory, sum)) = self.publish(index) else {
+            return true;
+        };
+        // Second half of the band protocol: read after publishing.
+        let (Ok(Some((now, now_sum))), Some(slot)) = (self.measure(id, sum_too), self.source.slot(index))
+        else {
+            return false;
+        };
+        let leaves = slot.memory().leaves(memory, now);
+        let sum_leaves = now_sum.is_some_and(|now_sum| slot.sum().leaves(sum, now_sum));
+        !(leaves || sum_leaves)
+    }
+
+    /// The journal is for one slot at a time: what takes more turns is recorded apart.
+    fn end_journal(&mut self, index: u32) {
+        let Some(vault) = &mut self.vault else { return };
+        let begun = self.works.get_mut(&index).and_then(|work| work.begun.as_mut());
+        if let Some(begun) = begun
+            && let Some(taken) = &begun.taken
+        {
+            match vault.state_mut().keep_on(taken) {
+                Ok(lines) => begun.lines = lines,
+                Err(error) => log::warn!(
+                    "{error}; an agent that is killed now loses what group {} saw",
+                    taken.cgroup_id
+                ),
+            }
+        }
+        vault.state().end();
+    }
+
+    /// Goes on with what was begun on a slot; true when it is at its end.
+    fn go_on(&mut self, slot: u32, room: &mut usize) -> bool {
+        let Some(mut begun) = self.works.get_mut(&slot).and_then(|work| work.begun.take()) else {
+            return true;
+        };
+        let is_done = self.go_on_with(slot, &mut begun, room);
+        if !is_done {
+            self.begun(slot, begun);
+            return false;
+        }
+        match begun.then {
+            Then::Nothing => {}
+            Then::Remove => {
+                let waits =
+                    self.registry.group(slot).is_some() && !self.have_told_above(slot, &mut begun.awaited);
+                if waits {
+                    // There is nothing to do here until others have had their turns.
+                    *room = 0;
+                }
+                if waits
+                    || !self.tell_causes(slot, &mut begun, room)
+                    || *room == 0
+                    || !self.remove_group(slot, begun.rung, room)
+                {
+                    self.begun(slot, begun);
+                    return false;
+                }
+            }
+            Then::Release => self.release(slot),
+        }
+        self.strike_out(&begun.lines);
+        true
+    }
+
+    /// Tells all that waits to be told to those who follow, before they are gone; false where
+    /// there is no room for it.
+    fn tell_causes(&mut self, slot: u32, begun: &mut Begun, room: &mut usize) -> bool {
+        while self.tell_all(begun, room) {
+            let causes = self.works.get_mut(&slot).map(|work| &mut work.causes);
+            let Some(cause) = causes.and_then(VecDeque::pop_front) else { return true };
+            if !self.followers.is_empty() {
+                begun.telling.push_back(self.explanation(slot, cause));
+            }
+        }
+        false
+    }
+
+    /// Tells all that is on its way; false where there is no room for it.
+    fn tell_all(&mut self, begun: &mut Begun, room: &mut usize) -> bool {
+        while let Some(telling) = begun.telling.front_mut() {
+            if *room == 0 || !self.tell_on(telling, begun.rung, room) {
+                return false;
+            }
+            begun.telling.pop_front();
+        }
+        true
+    }
+
+    fn go_on_with(&mut self, slot: u32, begun: &mut Begun, room: &mut usize) -> bool {
+        if !self.tell_all(begun, room) {
+            return false;
+        }
+        let (clock, cgroup_id) = (self.clock(), self.id_of(slot));
+        for file in ControlFile::QUANTITIES {
+            let Some(group) = self.registry.group_mut(slot) else { return true };
+            let scale = group.scale_mut(file);
+            if !scale.is_walking() {
+                continue;
+            }
+            let mut outcome = Outcome::default();
+            let is_done = scale.walk(clock, room, &mut outcome);
+            let (now, rest) = (scale.now(), scale.rests_until());
+            self.rests.extend(rest.map(|until| (until, slot)));
+            self.owe_crossings(cgroup_id, file, outcome, now, begun.rung);
+            if !is_done {
+                return false;
+            }
+        }
+        true
+    }
+}

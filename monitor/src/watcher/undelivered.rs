@@ -1,0 +1,228 @@
+//! What is owed to clients: worked out and recorded, then signalled, then recorded as
+//! paid. An agent that is killed anywhere in between lets the next one signal what was not
+//! paid: the last signals may be told twice, and none not at all.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
+
+use crate::{
+    eventfd::{EventFd, Given},
+    persist::Ticket,
+    registry::{Account, give_back},
+    source::{FileId, Source},
+    watcher::{Cause, Watcher, fair_queue::Payer, turn::Task},
+};
+
+/// Registrations that one turn pays.
+const BATCH: usize = 256;
+
+/// What an eventfd is owed.
+#[derive(Debug, Default)]
+pub(super) struct Owed {
+    /// Signals, by registration and cause; removals come last of a registration's.
+    by: BTreeMap<(Ticket, usize), u64>,
+    /// Whether it is in the line.
+    queued: bool,
+    /// What the lane is about to give, by its serial number.
+    sent: Option<u64>,
+    /// When the first doorbell rang that it is for.
+    rung: Option<u64>,
+}
+
+/// All that is owed.
+#[derive(Debug, Default)]
+pub(super) struct Debts {
+    by_file: HashMap<FileId, Owed>,
+    /// What the lane is about to give, and to which eventfd.
+    sent: HashMap<u64, FileId>,
+    serial: u64,
+}
+
+impl Debts {
+    pub(super) fn has(&self, file: FileId) -> bool {
+        self.by_file.contains_key(&file)
+    }
+}
+
+impl<S: Source> Watcher<S> {
+    /// `signals` more for a registration, to be given in a turn of its own.
+    pub(super) fn owe(
+        &mut self,
+        file: FileId,
+        ticket: Ticket,
+        signals: u64,
+        cause: usize,
+        rung: Option<u64>,
+    ) {
+        if signals == 0 || self.eventfd(file).is_none() {
+            return;
+        }
+        // A removal is recorded by the record itself, which goes when it is told.
+        if cause != Cause::REMOVED
+            && let Some(vault) = self.vault.as_ref().filter(|_| ticket.is_recorded())
+        {
+            vault.state().owe(ticket, signals);
+        }
+        self.owes(file, ticket, signals, cause, rung);
+    }
+
+    /// The same for what is recorded already.
+    pub(super) fn owes(
+        &mut self,
+        file: FileId,
+        ticket: Ticket,
+        signals: u64,
+        cause: usize,
+        rung: Option<u64>,
+    ) {
+        let payer = self.payer_of_file(file);
+        let owed = self.debts.by_file.entry(file).or_default();
+        *owed.by.entry((ticket, cause)).or_default() += signals;
+        owed.rung = owed.rung.or(rung);
+        if !owed.queued && owed.sent.is_none() {
+            owed.queued = true;
+            self.turns.push(payer, Task::File(file));
+        }
+    }
+
+    pub(super) fn payer_of_file(&self, file: FileId) -> Payer {
+        Payer::Account(self.owners.get(&file).copied().unwrap_or(Account::Agent))
+    }
+
+    fn eventfd(&self, file: FileId) -> Option<&EventFd> {
+        self.eventfds.get(&file).or_else(|| self.own.get(&file))
+    }
+
+    /// Gives what an eventfd is owed, as much as one turn allows.
+    pub(super) fn deliver(&mut self, file: FileId, room: &mut usize, time: Duration) {
+        // Its groups have gone. v1 held no file: who closed the eventfd heard nothing more. While
+        // we hold it, it is still in the client's epoll set, by a number that is none any more.
+        if self.debts.has(file) && !self.registry.has_file(file) && self.is_closed(file) {
+            self.forgive(file);
+            self.drop_file(file);
+            return;
+        }
+        let account = self.owners.get(&file).copied().unwrap_or(Account::Agent);
+        let Some(owed) = self.debts.by_file.get_mut(&file) else { return };
+        owed.queued = false;
+        let Some(eventfd) = self.eventfds.get(&file).or_else(|| self.own.get(&file)) else {
+            self.debts.by_file.remove(&file);
+            return;
+        };
+        if owed.sent.is_some() {
+            return;
+        }
+        let some = BATCH.min(*room).max(1);
+        let signals = owed.by.values().take(some).fold(0, |sum: u64, count| sum.saturating_add(*count));
+        *room = room.saturating_sub(some.min(owed.by.len()));
+        self.debts.serial += 1;
+        let serial = self.debts.serial;
+        match self.signaller.signal(account, serial, eventfd, signals, time) {
+            Ok(Given::Now(given)) => self.paid(file, given),
+            Ok(Given::Later) => {
+                owed.sent = Some(serial);
+                self.debts.sent.insert(serial, file);
+            }
+            Err(errno) => {
+                self.counts.unsignalled += signals;
+                log::error!(memcg_errno = errno as i32; "an eventfd could not be signalled (io_submit): {errno}");
+                self.strike_off(file, signals, |_, _, _| ());
+                self.after_payment(file);
+            }
+        }
+    }
+
+    /// Whether the lane may have done something.
+    pub(super) fn take_from_lane(&mut self) {
+        for done in self.signaller.done() {
+            // Nobody's any more: its client has gone meanwhile.
+            let Some(file) = self.debts.sent.remove(&done.serial) else { continue };
+            match self.debts.by_file.get_mut(&file) {
+                Some(owed) if owed.sent == Some(done.serial) => owed.sent = None,
+                _ => continue,
+            }
+            match done.outcome {
+                Ok(()) => self.paid(file, done.count),
+                Err(errno) => {
+                    self.counts.unsignalled += done.count;
+                    log::error!(memcg_errno = errno as i32; "an eventfd could not be signalled (write): {errno}");
+                    self.strike_off(file, done.count, |_, _, _| ());
+                    self.after_payment(file);
+                }
+            }
+        }
+    }
+
+    fn paid(&mut self, file: FileId, signals: u64) {
+        let is_own = self.registry.is_own(file);
+        let rung = self.debts.by_file.get_mut(&file).and_then(|owed| owed.rung.take());
+        self.strike_off(file, signals, |watcher, cause, count| {
+            if !is_own {
+                watcher.counts.signals += count;
+                watcher.measures.signalled(cause, count);
+            }
+        });
+        if !is_own {
+            self.measures.took(rung);
+        }
+        self.after_payment(file);
+    }
+
+    /// Takes `signals` off what is owed, and off the records.
+    fn strike_off(&mut self, file: FileId, mut signals: u64, mut each: impl FnMut(&mut Self, usize, u64)) {
+        while signals > 0 {
+            let Some(owed) = self.debts.by_file.get_mut(&file) else { return };
+            let Some(mut first) = owed.by.first_entry() else { return };
+            let (ticket, cause) = *first.key();
+            let count = signals.min(*first.get());
+            signals -= count;
+            *first.get_mut() -= count;
+            let is_all = *first.get() == 0;
+            if is_all {
+                first.remove();
+            }
+            if cause != Cause::REMOVED {
+                if let Some(vault) = self.vault.as_ref().filter(|_| ticket.is_recorded()) {
+                    vault.state().pay(ticket, count);
+                }
+            } else if is_all {
+                self.strike_out(&[ticket]);
+            }
+            each(self, cause, count);
+        }
+    }
+
+    /// What is left is for another turn; an eventfd that nobody waits on is let go.
+    fn after_payment(&mut self, file: FileId) {
+        let payer = self.payer_of_file(file);
+        let Some(owed) = self.debts.by_file.get_mut(&file) else { return };
+        if !owed.by.is_empty() {
+            if !owed.queued && owed.sent.is_none() {
+                owed.queued = true;
+                self.turns.push(payer, Task::File(file));
+            }
+            return;
+        }
+        if owed.sent.is_some() {
+            return;
+        }
+        self.debts.by_file.remove(&file);
+        give_back(&mut self.debts.by_file);
+        if !self.registry.has_file(file) {
+            self.drop_file(file);
+        }
+    }
+
+    /// Nobody is there to hear it.
+    pub(super) fn forgive(&mut self, file: FileId) {
+        let Some(owed) = self.debts.by_file.remove(&file) else { return };
+        if let Some(serial) = owed.sent {
+            self.debts.sent.remove(&serial);
+        }
+        let removed = owed.by.keys().filter(|(_, cause)| *cause == Cause::REMOVED);
+        let tickets: Vec<Ticket> = removed.map(|(ticket, _)| *ticket).collect();
+        self.strike_out(&tickets);
+    }
+}
