@@ -62,7 +62,7 @@ impl ControlFile {
 
 /// What a registration waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Wish {
+pub enum Trigger {
     /// A counter crosses a threshold; which counter is the control file's word.
     Threshold(Threshold),
     /// The group is out of memory.
@@ -142,15 +142,15 @@ impl error::Error for ArgsError {}
 /// # Errors
 ///
 /// [`ArgsError`], always EINVAL, if they are not what `file` takes.
-pub fn parse(file: ControlFile, args: &[u8], page_size: u64) -> Result<Wish, ArgsError> {
+pub fn parse(file: ControlFile, args: &[u8], page_size: u64) -> Result<Trigger, ArgsError> {
     match file {
         ControlFile::Usage | ControlFile::Memsw | ControlFile::WorkingSet => {
-            Ok(Wish::Threshold(threshold::parse(args, page_size)?))
+            Ok(Trigger::Threshold(threshold::parse(args, page_size)?))
         }
-        ControlFile::Oom => Ok(Wish::Oom),
-        ControlFile::Pressure => Ok(Wish::Pressure(pressure::parse(args)?)),
+        ControlFile::Oom => Ok(Trigger::Oom),
+        ControlFile::Pressure => Ok(Trigger::Pressure(pressure::parse(args)?)),
         ControlFile::Procs => match until_nul(args) {
-            [] => Ok(Wish::Empty),
+            [] => Ok(Trigger::Empty),
             [found, ..] => Err(ArgsError::Unexpected { found: *found }),
         },
     }

@@ -80,7 +80,7 @@ impl Step {
 /// A threshold of 0 pages never fires, and neither does one that usage cannot
 /// reach ([`Pages::counter_max`](crate::threshold::Pages::counter_max), `u64::MAX`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Mark {
+pub struct ThresholdState {
     /// Where it is crossed up, in pages.
     pub threshold: u64,
     /// How far below `threshold` usage must fall to cross it down, in pages.
@@ -89,7 +89,7 @@ pub struct Mark {
     pub above: bool,
 }
 
-impl Mark {
+impl ThresholdState {
     /// The mark at registration: above iff `threshold <= usage` (pages). As in
     /// `__mem_cgroup_usage_register_event`, nothing is signalled for that.
     #[must_use]

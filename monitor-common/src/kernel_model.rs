@@ -9,7 +9,7 @@ use proptest::{collection::vec, prelude::*};
 use crate::{
     band::{Band, Excursion, Outside, Verdict, observe, shift_for, take},
     crossing::{Direction, Step, band_around},
-    slot::{Slot, State},
+    slot::{Slot, SlotState},
     word::Word as _,
 };
 
@@ -237,7 +237,7 @@ fn out_of_band_rings_once_until_taken() {
 fn a_slot_used_again_is_told_apart() {
     let slot = empty_slot();
     let generation = slot.state().generation();
-    slot.state.set(State::online(generation).0);
+    slot.state.set(SlotState::online(generation).0);
     assert!(slot.watch(generation));
     assert!(slot.leave(7, 9), "the watcher is rung for");
     assert_eq!((slot.last.get(), slot.sum_last.get(), slot.counter.get()), (7, 9, 0));
@@ -250,10 +250,10 @@ fn a_slot_used_again_is_told_apart() {
     take(&slot);
     assert!(slot.retire());
     slot.clear();
-    assert_eq!(slot.state(), State((generation + 1) << 8));
+    assert_eq!(slot.state(), SlotState((generation + 1) << 8));
     assert!(!slot.retire(), "once");
     assert!(!slot.watch(generation) && !slot.hold(generation) && !slot.let_go(generation));
-    slot.state.set(State::online(generation + 1).0);
+    slot.state.set(SlotState::online(generation + 1).0);
     assert!(!slot.watch(generation));
     assert!(slot.watch(generation + 1));
     assert!(slot.unwatch(generation + 1));
@@ -264,7 +264,7 @@ fn a_slot_used_again_is_told_apart() {
 #[test]
 fn a_slot_outlives_those_below_it() {
     let slot = empty_slot();
-    slot.state.set(State::online(1).0);
+    slot.state.set(SlotState::online(1).0);
     slot.counter.set(0x1000);
     assert!(!slot.name(0x2000), "another group's");
     slot.unname();

@@ -11,7 +11,7 @@
 //! of two that come true at once, the later one to try sees both.
 
 use crate::{
-    slot::{ATTEMPTS, Slot, State},
+    slot::{ATTEMPTS, Slot, SlotState},
     word::Word,
 };
 
@@ -24,11 +24,11 @@ impl<W: Word> Slot<W> {
             if !held.is_live() || held.generation() != generation {
                 return false;
             }
-            let before = self.state.cas(held.0, held.0 | State::WATCHED);
+            let before = self.state.cas(held.0, held.0 | SlotState::WATCHED);
             if before == held.0 {
                 return true;
             }
-            held = State(before);
+            held = SlotState(before);
         }
     }
 
@@ -37,14 +37,14 @@ impl<W: Word> Slot<W> {
     pub fn hold(&self, generation: u64) -> bool {
         let mut held = self.state();
         loop {
-            if !held.has(State::ONLINE) || held.generation() != generation {
+            if !held.has(SlotState::ONLINE) || held.generation() != generation {
                 return false;
             }
-            let before = self.state.cas(held.0, held.0 | State::WATCHED);
+            let before = self.state.cas(held.0, held.0 | SlotState::WATCHED);
             if before == held.0 {
                 return true;
             }
-            held = State(before);
+            held = SlotState(before);
         }
     }
 
@@ -53,14 +53,14 @@ impl<W: Word> Slot<W> {
     pub fn unwatch(&self, generation: u64) -> bool {
         let mut held = self.state();
         loop {
-            if held.generation() != generation || held.has(State::OFFLINE) {
+            if held.generation() != generation || held.has(SlotState::OFFLINE) {
                 return false;
             }
-            let before = self.state.cas(held.0, held.0 & !State::WATCHED);
+            let before = self.state.cas(held.0, held.0 & !SlotState::WATCHED);
             if before == held.0 {
                 return true;
             }
-            held = State(before);
+            held = SlotState(before);
         }
     }
 
@@ -72,12 +72,12 @@ impl<W: Word> Slot<W> {
         self.last.set(usage);
         self.sum_last.set(sum);
         self.counter.set(0);
-        if self.state().has(State::WATCHED) {
+        if self.state().has(SlotState::WATCHED) {
             // The sweep finds it, should the ring be full.
             self.pending.xchg(1);
         }
-        let before = self.mark(State::OFFLINE);
-        before.has(State::WATCHED) || self.pending.get() != 0
+        let before = self.mark(SlotState::OFFLINE);
+        before.has(SlotState::WATCHED) || self.pending.get() != 0
     }
 
     /// One more slot names this one as its parent. False when it is no longer that of the
@@ -86,7 +86,7 @@ impl<W: Word> Slot<W> {
     pub fn name(&self, address: u64) -> bool {
         self.below.add(1);
         // A full barrier, as in `retire`: it sees this one more, or is seen here.
-        State(self.state.or(0)).is_live() && self.counter.get() == address
+        SlotState(self.state.or(0)).is_live() && self.counter.get() == address
     }
 
     /// One slot fewer names this one.
@@ -100,10 +100,10 @@ impl<W: Word> Slot<W> {
     pub fn let_go(&self, generation: u64) -> bool {
         for _ in 0..ATTEMPTS {
             let held = self.state();
-            if held.generation() != generation || !held.has(State::OFFLINE) {
+            if held.generation() != generation || !held.has(SlotState::OFFLINE) {
                 return false;
             }
-            if self.state.cas(held.0, held.0 & !State::WATCHED) == held.0 {
+            if self.state.cas(held.0, held.0 & !SlotState::WATCHED) == held.0 {
                 return true;
             }
         }
@@ -115,9 +115,9 @@ impl<W: Word> Slot<W> {
     /// to put on the free list, and there is one slot fewer below the one above.
     #[inline(always)]
     pub fn retire(&self) -> bool {
-        let held = State(self.state.or(0));
-        let is_over = held.has(State::OFFLINE)
-            && !held.has(State::WATCHED)
+        let held = SlotState(self.state.or(0));
+        let is_over = held.has(SlotState::OFFLINE)
+            && !held.has(SlotState::WATCHED)
             && self.pending.get() == 0
             && self.below.get() == 0;
         is_over && self.state.cas(held.0, held.recycled().0) == held.0

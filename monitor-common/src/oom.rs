@@ -19,14 +19,14 @@ use crate::{
 /// each, so that nobody takes another's place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub enum Mark {
+pub enum OomMark {
     /// A write of `memory.max`.
     WritesLimit = 0,
     /// `mem_cgroup_out_of_memory`.
     InOom = 1,
 }
 
-impl Mark {
+impl OomMark {
     /// Words that hold the marks of all threads: their ids are below `PID_MAX_LIMIT`, four
     /// million.
     pub const WORDS: usize = 4 * 1024 * 1024 / Self::THREADS as usize;

@@ -33,7 +33,7 @@ impl Level {
 
 /// Which groups' pressure a listener hears.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Mode {
+pub enum PressureMode {
     /// Its own group's, and that of groups below which nobody nearer heard of.
     #[default]
     Default,
@@ -43,7 +43,7 @@ pub enum Mode {
     Local,
 }
 
-impl Mode {
+impl PressureMode {
     /// All, in the kernel's order.
     pub const ALL: [Self; 3] = [Self::Default, Self::Hierarchy, Self::Local];
 
@@ -64,7 +64,7 @@ pub struct Pressure {
     /// The lowest level it hears.
     pub level: Level,
     /// Whose pressure it hears.
-    pub mode: Mode,
+    pub mode: PressureMode,
 }
 
 /// Longest arguments that are looked at, in bytes (MAX_VMPRESSURE_ARGS_LEN). No
@@ -73,17 +73,17 @@ pub const MAX_ARGS: usize = 19;
 
 /// Arguments the kernel accepts, and what they mean.
 pub const ACCEPTED: &[(&str, Pressure)] = &[
-    ("low", Pressure { level: Level::Low, mode: Mode::Default }),
-    ("medium", Pressure { level: Level::Medium, mode: Mode::Default }),
-    ("critical", Pressure { level: Level::Critical, mode: Mode::Default }),
-    ("low,default", Pressure { level: Level::Low, mode: Mode::Default }),
-    ("low,hierarchy", Pressure { level: Level::Low, mode: Mode::Hierarchy }),
-    ("medium,local", Pressure { level: Level::Medium, mode: Mode::Local }),
-    ("critical,hierarchy", Pressure { level: Level::Critical, mode: Mode::Hierarchy }),
-    ("critical,hierarchy,", Pressure { level: Level::Critical, mode: Mode::Hierarchy }),
-    ("critical,hierarchy,junk", Pressure { level: Level::Critical, mode: Mode::Hierarchy }),
-    ("low,local,junk", Pressure { level: Level::Low, mode: Mode::Local }),
-    ("low,local,,", Pressure { level: Level::Low, mode: Mode::Local }),
+    ("low", Pressure { level: Level::Low, mode: PressureMode::Default }),
+    ("medium", Pressure { level: Level::Medium, mode: PressureMode::Default }),
+    ("critical", Pressure { level: Level::Critical, mode: PressureMode::Default }),
+    ("low,default", Pressure { level: Level::Low, mode: PressureMode::Default }),
+    ("low,hierarchy", Pressure { level: Level::Low, mode: PressureMode::Hierarchy }),
+    ("medium,local", Pressure { level: Level::Medium, mode: PressureMode::Local }),
+    ("critical,hierarchy", Pressure { level: Level::Critical, mode: PressureMode::Hierarchy }),
+    ("critical,hierarchy,", Pressure { level: Level::Critical, mode: PressureMode::Hierarchy }),
+    ("critical,hierarchy,junk", Pressure { level: Level::Critical, mode: PressureMode::Hierarchy }),
+    ("low,local,junk", Pressure { level: Level::Low, mode: PressureMode::Local }),
+    ("low,local,,", Pressure { level: Level::Low, mode: PressureMode::Local }),
 ];
 
 /// Arguments the kernel refuses with EINVAL.
@@ -167,10 +167,10 @@ pub fn parse(args: &[u8]) -> Result<Pressure, PressureError> {
     let level = Level::ALL.into_iter().find(|l| l.as_str().as_bytes() == level);
     let level = level.ok_or(PressureError::Level)?;
     let mode = match rest {
-        None => Mode::Default,
+        None => PressureMode::Default,
         Some(rest) => {
             let (mode, _) = split_comma(rest);
-            let mode = Mode::ALL.into_iter().find(|m| m.as_str().as_bytes() == mode);
+            let mode = PressureMode::ALL.into_iter().find(|m| m.as_str().as_bytes() == mode);
             mode.ok_or(PressureError::Mode { at: text.len() - rest.len() })?
         }
     };
@@ -230,8 +230,8 @@ impl Propagation {
     #[must_use]
     pub fn deliver(&self, listener: Pressure, level: Level) -> bool {
         match listener.mode {
-            Mode::Local if self.ancestor => false,
-            Mode::Default if self.signalled => false,
+            PressureMode::Local if self.ancestor => false,
+            PressureMode::Default if self.signalled => false,
             _ => level >= listener.level,
         }
     }

@@ -1,4 +1,4 @@
-//! The [`Scratch`] cells in which programs answer the agent, and what it can ask.
+//! The [`QueryMailbox`] cells in which programs answer the agent, and what it can ask.
 
 /// A cell in which programs leave answers for the agent, and the agent what programs
 /// need to know of it. One writer at a time: the `ask` program answers in
@@ -7,13 +7,13 @@
 /// the one thread that has said that it asks so.
 #[derive(Debug)]
 #[repr(C, align(64))]
-pub struct Scratch<W> {
+pub struct QueryMailbox<W> {
     /// `bpf_get_current_pid_tgid()` of the thread that asks by reading files, as the
     /// kernel sees it ([`READINGS`] only).
     pub agent: W,
     /// Moves with every answer, so that a skipped program is noticed.
     pub answers: W,
-    /// Roll call: slot index, or one of [`Roll`]'s words.
+    /// Roll call: slot index, or one of [`Enumeration`]'s words.
     pub slot: W,
     /// Roll call: the slot's generation.
     pub generation: W,
@@ -23,7 +23,7 @@ pub struct Scratch<W> {
     pub file: W,
     /// How the last question was answered: [`Ask::OK`] or why not.
     pub verdict: W,
-    /// What somebody waits for, anywhere: [`Wanted`]'s bits. The rest is not
+    /// What somebody waits for, anywhere: [`Subscriptions`]'s bits. The rest is not
     /// even counted.
     pub wanted: W,
     /// Which programs these are: a hash of the object. With the rest below, what a
@@ -46,7 +46,7 @@ pub struct Scratch<W> {
     pub victims: W,
 }
 
-const _: () = assert!(size_of::<Scratch<u64>>() == 128);
+const _: () = assert!(size_of::<QueryMailbox<u64>>() == 128);
 
 /// The cell of the `ask` program; what later agents have to know is here, too.
 pub const ANSWERS: u32 = 0;
@@ -68,11 +68,11 @@ pub struct FileRefs<W> {
 
 const _: () = assert!(size_of::<FileRefs<u64>>() == 16);
 
-/// Bits of [`Scratch::wanted`].
+/// Bits of [`QueryMailbox::wanted`].
 #[derive(Debug)]
-pub struct Wanted;
+pub struct Subscriptions;
 
-impl Wanted {
+impl Subscriptions {
     /// OOMs.
     pub const OOM: u64 = 1;
     /// Windows of reclaim.
@@ -87,9 +87,9 @@ impl Wanted {
 
 /// What a roll call says in place of a slot index.
 #[derive(Debug)]
-pub struct Roll;
+pub struct Enumeration;
 
-impl Roll {
+impl Enumeration {
     /// The hierarchy's root group: its counter is not what v1 called root usage.
     pub const ROOT: u64 = u64::MAX;
     /// The slot table is full.
@@ -100,9 +100,9 @@ impl Roll {
 
 /// What the agent asks the `ask` program, as its first argument.
 #[derive(Debug)]
-pub struct Ask;
+pub struct Query;
 
-impl Ask {
+impl Query {
     /// Remember the calling thread as the one that asks by reading files.
     pub const WHO_AM_I: u64 = 1;
     /// Read the counter of slot `arg1` of generation `arg2`.

@@ -22,7 +22,7 @@ impl Doorbell {
     /// As `READING`, of memory+swap.
     pub const SUM_READING: u32 = 4;
     /// Some group's `memory.max` was written: rung once, until the agent has cleared
-    /// [`Scratch::limits`](crate::query::Scratch::limits).
+    /// [`QueryMailbox::limits`](crate::query::Scratch::limits).
     pub const LIMITS: u32 = 5;
     /// A [`Victim`] follows in the same record.
     pub const VICTIM: u32 = 6;
@@ -74,7 +74,7 @@ const _: () = assert!(size_of::<Victim>() == 40);
 /// Where losses and oddities are counted, at the place where they happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub enum Tally {
+pub enum LossKind {
     /// The ring buffer had no room; the sweep over `pending` finds the slot.
     RingFull = 0,
     /// A group that found no free slot, and is not watched: counted once for each group.
@@ -110,7 +110,7 @@ pub const fn victims_at_once(ring: u64) -> u64 {
     ring / 192
 }
 
-impl Tally {
+impl LossKind {
     /// How many there are.
     pub const COUNT: usize = 10;
     /// Their names, in order, as shown to people and in metrics.

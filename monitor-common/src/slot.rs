@@ -12,7 +12,7 @@ pub const SCHEMA: u32 = 5;
 pub const MAX_DEPTH: usize = 64;
 
 /// Levels up to which a charge is followed to the root. Where a hierarchy is deeper,
-/// charges are counted in [`Tally::TooDeep`](crate::ring::Tally::TooDeep) and leave
+/// charges are counted in [`LossKind::TooDeep`](crate::ring::Tally::TooDeep) and leave
 /// [`Slot::deep`] where their walk ended; a sweep reads what is above that.
 pub const REACH: usize = 512;
 
@@ -120,9 +120,9 @@ const _: () = assert!(size_of::<Slot<u64>>() == 320);
 /// The `state` word of a slot: generation in the upper 56 bits, flags below.
 /// A slot that is used again has a new generation, so a stale index is noticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct State(pub u64);
+pub struct SlotState(pub u64);
 
-impl State {
+impl SlotState {
     /// The group is online: charges are seen, registrations are accepted.
     pub const ONLINE: u64 = 1;
     /// `mem_cgroup_css_offline` has run: removed, or its controller turned off. The slot
@@ -212,13 +212,13 @@ impl<W> Slot<W> {
 
 impl<W: Word> Slot<W> {
     /// The state word.
-    pub fn state(&self) -> State {
-        State(self.state.get())
+    pub fn state(&self) -> SlotState {
+        SlotState(self.state.get())
     }
 
     /// Sets `flag`; returns the state before.
-    pub fn mark(&self, flag: u64) -> State {
-        State(self.state.or(flag))
+    pub fn mark(&self, flag: u64) -> SlotState {
+        SlotState(self.state.or(flag))
     }
 
     /// Nothing has happened here yet.

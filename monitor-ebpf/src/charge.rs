@@ -4,7 +4,7 @@
 use aya_ebpf::{helpers::bpf_get_smp_processor_id, programs::FExitContext};
 use monitor_common::{
     band::{OPEN, Outside, compare},
-    ring::{Doorbell, Tally},
+    ring::{Doorbell, LossKind},
     slot::{PARENT_ROOT, PARENT_UNKNOWN, REACH, Slot},
     usage::keep,
     word::Word as _,
@@ -183,7 +183,7 @@ fn go_up(from: u64) -> bool {
         slot.deep.set(1);
     }
     // Last: the sweep that sees the count looks for the mark.
-    maps::count(Tally::TooDeep);
+    maps::count(LossKind::TooDeep);
     false
 }
 
@@ -320,6 +320,6 @@ pub fn second(context: u64, counter: Counter) {
         mark.set(0);
         return;
     }
-    maps::count(Tally::Nested);
+    maps::count(LossKind::Nested);
     look_up(memcg::scalar(counter.address()), guess::distance(counter.address()));
 }

@@ -1,7 +1,7 @@
 //! Registered eventfds: which file a descriptor is, and how many references files have.
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use monitor_common::{query::Ask, word::Word as _};
+use monitor_common::{query::Query, word::Word as _};
 
 use crate::{maps, memcg};
 
@@ -24,7 +24,7 @@ const IN_A_CALL: usize = 32;
 /// Counts the references of the first `files` files that the agent asks about.
 #[inline(always)]
 pub fn count_references(files: u64) {
-    for call in 0..maps::rolled(Ask::FILES_AT_ONCE / IN_A_CALL) {
+    for call in 0..maps::rolled(Query::FILES_AT_ONCE / IN_A_CALL) {
         let first = call * IN_A_CALL;
         if first as u64 >= files {
             return;

@@ -9,9 +9,9 @@ use aya_log_ebpf::warn;
 use monitor_common::{
     band::OPEN,
     oom::{hold_of, release},
-    query::{Ask, Roll, Wanted},
-    ring::{Doorbell, Tally},
-    slot::{NOT_POPULATED, PARENT_ROOT, PARENT_UNKNOWN, POPULATED, REACH, Slot, State},
+    query::{Enumeration, Query, Subscriptions},
+    ring::{Doorbell, LossKind},
+    slot::{NOT_POPULATED, PARENT_ROOT, PARENT_UNKNOWN, POPULATED, REACH, Slot, SlotState},
     word::Word as _,
 };
 
@@ -21,15 +21,15 @@ use crate::{guess, maps, memcg, word::BpfWord};
 // call it.
 
 /// Gives the memcg of `css` a slot, if it has none. Returns the slot's index,
-/// [`Roll::ROOT`], [`Roll::FULL`] or [`Roll::SILENT`].
+/// [`Enumeration::ROOT`], [`Enumeration::FULL`] or [`Enumeration::SILENT`].
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn track(css: u64) -> u64 {
     let address = memcg::counter_of_css(css);
     let parent = match memcg::parent_at(address) {
-        Some(0) => return Roll::ROOT,
+        Some(0) => return Enumeration::ROOT,
         Some(parent) => parent,
-        None => return Roll::SILENT,
+        None => return Enumeration::SILENT,
     };
     if let Some(index) = maps::slot_of(address) {
         if let Some(slot) = maps::slot(index)
@@ -42,12 +42,12 @@ extern "C" fn track(css: u64) -> u64 {
     let id = memcg::cgroup_id_of_css(css).unwrap_or(0);
     let Some(index) = maps::pop_free() else {
         if maps::is_refused_anew(id) {
-            maps::count(Tally::SlotsExhausted);
+            maps::count(LossKind::SlotsExhausted);
         }
-        return Roll::FULL;
+        return Enumeration::FULL;
     };
     let Some(slot) = maps::slot(index) else {
-        return Roll::FULL;
+        return Enumeration::FULL;
     };
 
     slot.parent.set(PARENT_UNKNOWN);
@@ -57,12 +57,12 @@ extern "C" fn track(css: u64) -> u64 {
     slot.band.set(OPEN);
     slot.counter.set(address);
     // Last, and a full barrier: a live state vouches for the rest.
-    slot.state.xchg(State::online(slot.state().generation()).0);
+    slot.state.xchg(SlotState::online(slot.state().generation()).0);
 
     if !maps::enter_counter(address, index) {
         slot.recycle();
         maps::push_free(index);
-        return maps::slot_of(address).map_or(Roll::FULL, u64::from);
+        return maps::slot_of(address).map_or(Enumeration::FULL, u64::from);
     }
     // After the entry, which those who remember that there is none look for.
     guess::remember(address.wrapping_sub(guess::base()), index);
@@ -207,7 +207,7 @@ pub extern "C" fn above(index: u32, generation: u64) -> u64 {
 /// `mem_cgroup_css_online`: a new group, before its first charge.
 #[inline(always)]
 pub fn online<C: EbpfContext>(ctx: &C, css: u64) {
-    if track(memcg::scalar(css)) == Roll::FULL && is_time_to_say() {
+    if track(memcg::scalar(css)) == Enumeration::FULL && is_time_to_say() {
         warn!(ctx, "no free slot: a new group is not watched; see --max-groups");
     }
 }
@@ -296,9 +296,9 @@ extern "C" fn free_from_oom(index: u32) -> u64 {
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn give_back(index: u32) -> u64 {
-    let Some(slot) = maps::slot(index) else { return Ask::NOWHERE };
+    let Some(slot) = maps::slot(index) else { return Query::NOWHERE };
     if index == maps::root_slot() || !slot.retire() {
-        return Ask::NOWHERE;
+        return Query::NOWHERE;
     }
     let parent = slot.parent.get();
     // Of an OOM that had found the slot before its group went.
@@ -306,9 +306,9 @@ pub extern "C" fn give_back(index: u32) -> u64 {
     slot.clear();
     maps::push_free(index);
     if parent >= u64::from(maps::root_slot()) {
-        return Ask::NOWHERE;
+        return Query::NOWHERE;
     }
-    let Some(above) = maps::slot(parent as u32) else { return Ask::NOWHERE };
+    let Some(above) = maps::slot(parent as u32) else { return Query::NOWHERE };
     above.unname();
     parent
 }
@@ -322,11 +322,11 @@ pub fn place_of_oom(css: u64) -> Option<u32> {
         return Some(index);
     }
     match track(css) {
-        Roll::FULL if maps::is_wanted(Wanted::OOM) => {
-            maps::count(Tally::OomUnplaced);
+        Enumeration::FULL if maps::is_wanted(Subscriptions::OOM) => {
+            maps::count(LossKind::OomUnplaced);
             None
         }
-        Roll::FULL | Roll::ROOT | Roll::SILENT => None,
+        Enumeration::FULL | Enumeration::ROOT | Enumeration::SILENT => None,
         index => Some(index as u32),
     }
 }
@@ -335,13 +335,13 @@ pub fn place_of_oom(css: u64) -> Option<u32> {
 /// changed. Told to groups that have the controller and a watcher.
 #[inline(always)]
 pub fn populated(cgroup: u64, populated: u64) {
-    if !maps::is_wanted(Wanted::EMPTY) {
+    if !maps::is_wanted(Subscriptions::EMPTY) {
         return;
     }
     if let Some(counter) = memcg::counter_of_cgroup(cgroup)
         && let Some(index) = maps::slot_of(counter)
         && let Some(slot) = maps::slot(index)
-        && slot.state().has(State::WATCHED)
+        && slot.state().has(SlotState::WATCHED)
     {
         // Where a call is skipped, this is what it was before.
         slot.populated.set(if populated as u32 == 0 { NOT_POPULATED } else { POPULATED });

@@ -11,9 +11,9 @@ use aya_ebpf::{
 use monitor_common::{
     band::{Verdict, raise_hand},
     epoch::Epoch,
-    oom::Mark,
-    query::{ANSWERS, Ask, CELLS, FileRefs, READINGS, Scratch},
-    ring::{Doorbell, Tally, victims_at_once},
+    oom::OomMark,
+    query::{ANSWERS, CELLS, FileRefs, Query, QueryMailbox, READINGS},
+    ring::{Doorbell, LossKind, victims_at_once},
     slot::Slot,
     word::Word as _,
 };
@@ -45,19 +45,19 @@ static DOORBELLS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
 
 /// Files whose references the agent asks for; the agent maps it.
 #[map]
-static FILES: Array<FileRefs<BpfWord>> = Array::with_max_entries(Ask::FILES_AT_ONCE as u32, BPF_F_MMAPABLE);
+static FILES: Array<FileRefs<BpfWord>> = Array::with_max_entries(Query::FILES_AT_ONCE as u32, BPF_F_MMAPABLE);
 
 /// A place for each thread id's [`Mark`]s, so that nobody can take one away; the agent maps it.
 #[map]
-static THREAD_MARKS: Array<BpfWord> = Array::with_max_entries(Mark::WORDS as u32, BPF_F_MMAPABLE);
+static THREAD_MARKS: Array<BpfWord> = Array::with_max_entries(OomMark::WORDS as u32, BPF_F_MMAPABLE);
 
-/// Counts of losses, by [`Tally`]; the agent maps it.
+/// Counts of losses, by [`LossKind`]; the agent maps it.
 #[map]
-static TALLIES: Array<BpfWord> = Array::with_max_entries(Tally::COUNT as u32, BPF_F_MMAPABLE);
+static TALLIES: Array<BpfWord> = Array::with_max_entries(LossKind::COUNT as u32, BPF_F_MMAPABLE);
 
 /// Answers to the agent; the agent maps it.
 #[map]
-static SCRATCH: Array<Scratch<BpfWord>> = Array::with_max_entries(CELLS, BPF_F_MMAPABLE);
+static SCRATCH: Array<QueryMailbox<BpfWord>> = Array::with_max_entries(CELLS, BPF_F_MMAPABLE);
 
 /// CPUs with a cell of their own in `SEEN`; others share one, which costs a
 /// second look but never hides a charge.
@@ -242,13 +242,13 @@ pub fn file(index: u32) -> Option<&'static FileRefs<BpfWord>> {
 
 /// The answer cell.
 #[inline(always)]
-pub fn scratch() -> Option<&'static Scratch<BpfWord>> {
+pub fn scratch() -> Option<&'static QueryMailbox<BpfWord>> {
     SCRATCH.get(ANSWERS)
 }
 
 /// The cell for answers to what the agent reads.
 #[inline(always)]
-pub fn readings() -> Option<&'static Scratch<BpfWord>> {
+pub fn readings() -> Option<&'static QueryMailbox<BpfWord>> {
     SCRATCH.get(READINGS)
 }
 
@@ -270,7 +270,7 @@ pub fn epoch() -> Epoch<'static, BpfWord> {
 }
 
 /// Counts a loss.
-pub fn count(tally: Tally) {
+pub fn count(tally: LossKind) {
     if let Some(word) = TALLIES.get(tally as u32) {
         word.add(1);
     }
@@ -280,7 +280,7 @@ pub fn count(tally: Tally) {
 /// emptied it in between has perhaps read the count before.
 pub fn ring(doorbell: Doorbell) {
     if DOORBELLS.output(doorbell, 0).is_err() {
-        count(Tally::RingFull);
+        count(LossKind::RingFull);
         let _ = DOORBELLS.output(doorbell, 0);
     }
 }
@@ -300,7 +300,7 @@ pub fn ring_for(verdict: Verdict, reading: u32, index: u32, usage: u64) {
         Verdict::Quiet => return,
         Verdict::Ring => (Doorbell::SLOT, now()),
         Verdict::Tell => {
-            count(Tally::Contended);
+            count(LossKind::Contended);
             (reading, usage)
         }
     };
@@ -326,7 +326,7 @@ fn may_send_victim() -> bool {
         scratch.victims.add(1);
         return true;
     }
-    count(Tally::VictimsDropped);
+    count(LossKind::VictimsDropped);
     false
 }
 
@@ -334,7 +334,7 @@ fn may_send_victim() -> bool {
 #[inline(always)]
 pub fn send_victim<T: 'static>(record: T) {
     if may_send_victim() && DOORBELLS.output::<T>(record, 0).is_err() {
-        count(Tally::VictimsDropped);
+        count(LossKind::VictimsDropped);
         if let Some(scratch) = scratch() {
             scratch.victims.add(u64::MAX);
         }
@@ -353,21 +353,21 @@ pub fn ring_limits() {
 
 /// Gives `thread` a mark; whether it had it.
 #[inline(always)]
-pub fn mark_thread(mark: Mark, thread: u32) -> bool {
+pub fn mark_thread(mark: OomMark, thread: u32) -> bool {
     let (word, bit) = mark.place(thread);
     THREAD_MARKS.get(word).is_some_and(|word| word.or(bit) & bit != 0)
 }
 
 /// Takes the mark away; whether it had it.
 #[inline(always)]
-pub fn unmark_thread(mark: Mark, thread: u32) -> bool {
+pub fn unmark_thread(mark: OomMark, thread: u32) -> bool {
     let (word, bit) = mark.place(thread);
     THREAD_MARKS.get(word).is_some_and(|word| word.clear(bit) & bit != 0)
 }
 
 /// Whether `thread` has the mark.
 #[inline(always)]
-pub fn has_mark(mark: Mark, thread: u32) -> bool {
+pub fn has_mark(mark: OomMark, thread: u32) -> bool {
     let (word, bit) = mark.place(thread);
     THREAD_MARKS.get(word).is_some_and(|word| word.get() & bit != 0)
 }
@@ -378,7 +378,7 @@ pub fn cause() -> &'static BpfWord {
     &CAUSE
 }
 
-/// Whether somebody waits for `what`, one of `Wanted`'s bits.
+/// Whether somebody waits for `what`, one of `Subscriptions`'s bits.
 #[inline(always)]
 pub fn is_wanted(what: u64) -> bool {
     scratch().is_some_and(|scratch| scratch.wanted.get() & what != 0)

@@ -10,9 +10,9 @@
 
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use monitor_common::{
-    oom::{self, BY_LIMIT_WRITE, Mark},
-    query::Wanted,
-    ring::{Doorbell, Tally, Victim},
+    oom::{self, BY_LIMIT_WRITE, OomMark},
+    query::Subscriptions,
+    ring::{Doorbell, LossKind, Victim},
     word::Word as _,
 };
 
@@ -29,7 +29,7 @@ fn thread() -> u32 {
 #[inline(always)]
 pub fn begun(css: u64) {
     let thread = thread();
-    if maps::mark_thread(Mark::InOom, thread) {
+    if maps::mark_thread(OomMark::InOom, thread) {
         // The twin has done it.
         return;
     }
@@ -38,11 +38,11 @@ pub fn begun(css: u64) {
     slot.oom_calls.add(1);
     // A write of `memory.max` below usage makes hundreds of calls (`memory_max_write`),
     // none of which is an OOM of a charge.
-    if maps::has_mark(Mark::WritesLimit, thread) {
+    if maps::has_mark(OomMark::WritesLimit, thread) {
         slot.oom_calls.or(BY_LIMIT_WRITE);
         return;
     }
-    if maps::has_oom_notify() != 0 || !maps::is_wanted(Wanted::OOM) {
+    if maps::has_oom_notify() != 0 || !maps::is_wanted(Subscriptions::OOM) {
         return;
     }
     // SAFETY: takes nothing, returns a number.
@@ -50,7 +50,7 @@ pub fn begun(css: u64) {
     if oom::begin(maps::slot, index, thread, now) {
         tell(index);
     } else {
-        maps::count(Tally::OomJoined);
+        maps::count(LossKind::OomJoined);
     }
 }
 
@@ -58,7 +58,7 @@ pub fn begun(css: u64) {
 #[inline(always)]
 pub fn ended(css: u64) {
     let thread = thread();
-    if maps::unmark_thread(Mark::InOom, thread)
+    if maps::unmark_thread(OomMark::InOom, thread)
         && maps::has_oom_notify() == 0
         && let Some(index) = maps::slot_of(memcg::counter_of_css(css))
     {
@@ -70,7 +70,7 @@ pub fn ended(css: u64) {
 /// one OOM that holds the lock.
 #[inline(always)]
 pub fn notified(css: u64) {
-    if maps::is_wanted(Wanted::OOM)
+    if maps::is_wanted(Subscriptions::OOM)
         && let Some(index) = group::place_of_oom(css)
     {
         tell(index);
@@ -88,15 +88,15 @@ fn tell(index: u32) {
 /// `memory_max_write` begins.
 #[inline(always)]
 pub fn limit_write_begun() {
-    maps::mark_thread(Mark::WritesLimit, thread());
+    maps::mark_thread(OomMark::WritesLimit, thread());
 }
 
 /// ... and returns: for the program that is called before its twin.
 #[inline(always)]
 pub fn limit_write_ended() {
-    if !maps::unmark_thread(Mark::WritesLimit, thread()) && maps::has_limit_marks() != 0 {
+    if !maps::unmark_thread(OomMark::WritesLimit, thread()) && maps::has_limit_marks() != 0 {
         // Neither of the two at its beginning was called: an OOM in it was told.
-        maps::count(Tally::SkippedForGood);
+        maps::count(LossKind::SkippedForGood);
     }
     limit_written();
 }
@@ -104,7 +104,7 @@ pub fn limit_write_ended() {
 /// The same for the twin.
 #[inline(always)]
 pub fn limit_write_ended_twin() {
-    if maps::unmark_thread(Mark::WritesLimit, thread()) {
+    if maps::unmark_thread(OomMark::WritesLimit, thread()) {
         limit_written();
     }
 }
@@ -112,7 +112,7 @@ pub fn limit_write_ended_twin() {
 /// Some group's limit has moved.
 #[inline(always)]
 pub fn limit_written() {
-    if maps::is_wanted(Wanted::LIMITS) {
+    if maps::is_wanted(Subscriptions::LIMITS) {
         maps::ring_limits();
     }
 }
@@ -128,7 +128,7 @@ const KILLS: u64 = 1 << 31;
 pub fn killer_called(control: u64) {
     let thread = thread();
     let slot = match memcg::counter_of_oom(control) {
-        Some(counter) if !maps::has_mark(Mark::WritesLimit, thread) => maps::slot_of(counter),
+        Some(counter) if !maps::has_mark(OomMark::WritesLimit, thread) => maps::slot_of(counter),
         _ => None,
     };
     maps::cause().set(match slot {
@@ -166,7 +166,7 @@ pub fn victim(task: u64) {
     let Some(cause) = cause() else { return };
     maps::cause().set(cause & !KILLS);
     let is_killed = maps::has_oom_kill() == 0 || cause & KILLS != 0;
-    if !is_killed || memcg::is_victim(task) || !maps::is_wanted(Wanted::VICTIMS) {
+    if !is_killed || memcg::is_victim(task) || !maps::is_wanted(Subscriptions::VICTIMS) {
         return;
     }
     let value = memcg::group_of_task(task).unwrap_or(0);
@@ -181,7 +181,7 @@ pub fn victim(task: u64) {
 #[inline(always)]
 pub fn group_kill(css: u64) {
     if let Some(cause) = cause()
-        && maps::is_wanted(Wanted::VICTIMS)
+        && maps::is_wanted(Subscriptions::VICTIMS)
     {
         let value = memcg::cgroup_id_of_css(css).unwrap_or(0);
         maps::send_victim(Doorbell { kind: Doorbell::GROUP_KILL, slot: slot_of(cause), value });

@@ -3,9 +3,9 @@
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use monitor_common::{
-    query::Ask,
-    ring::Tally,
-    slot::{REACH, Slot, State},
+    query::Query,
+    ring::LossKind,
+    slot::{REACH, Slot, SlotState},
     word::Word as _,
 };
 
@@ -22,52 +22,52 @@ use crate::{
 pub fn ask(question: u64, arg1: u64, arg2: u64) {
     let Some(scratch) = maps::scratch() else { return };
     let answer = match question {
-        Ask::WHO_AM_I => {
+        Query::WHO_AM_I => {
             if let Some(readings) = maps::readings() {
                 readings.agent.set(bpf_get_current_pid_tgid());
             }
             Ok(0)
         }
-        Ask::NEW_EPOCH => {
+        Query::NEW_EPOCH => {
             match arg1 {
                 0 => maps::epoch().end(),
                 first => maps::epoch().0.set(first),
             }
             Ok(0)
         }
-        Ask::RECYCLE => recycle(arg1 as u32, arg2),
-        Ask::TIDY => Ok(give_back_from(arg1 as u32)),
-        Ask::ABOVE => above(arg1 as u32, arg2),
-        Ask::LOWEST_LIMIT => counter(arg1 as u32, arg2, lowest_limit),
-        Ask::READ => {
-            read_all(arg1 as u32, (arg2 as u32).min(Ask::AT_ONCE));
+        Query::RECYCLE => recycle(arg1 as u32, arg2),
+        Query::TIDY => Ok(give_back_from(arg1 as u32)),
+        Query::ABOVE => above(arg1 as u32, arg2),
+        Query::LOWEST_LIMIT => counter(arg1 as u32, arg2, lowest_limit),
+        Query::READ => {
+            read_all(arg1 as u32, (arg2 as u32).min(Query::AT_ONCE));
             Ok(0)
         }
-        Ask::USAGE | Ask::SUM | Ask::LIMIT | Ask::PEAK | Ask::UNDER_OOM => {
+        Query::USAGE | Query::SUM | Query::LIMIT | Query::PEAK | Query::UNDER_OOM => {
             counter(arg1 as u32, arg2, |at| match question {
-                Ask::USAGE => {
+                Query::USAGE => {
                     keep_if_followed(arg1 as u32);
                     memcg::usage_at(at)
                 }
-                Ask::SUM => Some(memcg::sum_at(at)?.0),
-                Ask::LIMIT => memcg::limit_at(at),
-                Ask::PEAK => memcg::watermark_at(at),
+                Query::SUM => Some(memcg::sum_at(at)?.0),
+                Query::LIMIT => memcg::limit_at(at),
+                Query::PEAK => memcg::watermark_at(at),
                 _ => memcg::under_oom_at(at),
             })
         }
-        Ask::OOMS => counter(arg1 as u32, arg2, memcg::ooms_at),
-        Ask::POPULATED => counter(arg1 as u32, arg2, memcg::is_populated_at),
-        Ask::DEPART => group::depart_unseen(arg1 as u32, arg2).ok_or(Ask::GONE),
-        Ask::FILE_REFS => {
+        Query::OOMS => counter(arg1 as u32, arg2, memcg::ooms_at),
+        Query::POPULATED => counter(arg1 as u32, arg2, memcg::is_populated_at),
+        Query::DEPART => group::depart_unseen(arg1 as u32, arg2).ok_or(Query::GONE),
+        Query::FILE_REFS => {
             file::count_references(arg1);
             Ok(0)
         }
-        _ => Err(Ask::FAULT),
+        _ => Err(Query::FAULT),
     };
     match answer {
         Ok(value) => {
             scratch.value.set(value);
-            scratch.verdict.set(Ask::OK);
+            scratch.verdict.set(Query::OK);
         }
         Err(verdict) => scratch.verdict.set(verdict),
     }
@@ -78,9 +78,9 @@ pub fn ask(question: u64, arg1: u64, arg2: u64) {
 /// killed has done so already.
 #[inline(always)]
 fn recycle(index: u32, generation: u64) -> Result<u64, u64> {
-    let slot = maps::slot(index).ok_or(Ask::GONE)?;
+    let slot = maps::slot(index).ok_or(Query::GONE)?;
     if !slot.let_go(generation) {
-        return Err(Ask::GONE);
+        return Err(Query::GONE);
     }
     Ok(give_back_from(index))
 }
@@ -98,7 +98,7 @@ fn keep_if_followed(index: u32) {
 /// Turns of a loop in a loop: few for the verifier, which goes through each.
 const TURNS: u32 = 32;
 
-const _: () = assert!(TURNS * TURNS == Ask::AT_ONCE);
+const _: () = assert!(TURNS * TURNS == Query::AT_ONCE);
 
 /// Reads `count` slots, from `first` on.
 #[inline(always)]
@@ -142,7 +142,7 @@ extern "C" fn read_one(index: u32) -> u64 {
     keep_peak(index);
     let Some(limit) = memcg::limit_at(slot.counter.get()) else { return 0 };
     slot.limit.set(limit);
-    let after = State(slot.state.or(0));
+    let after = SlotState(slot.state.or(0));
     if after.generation() == state.generation() && after.is_live() {
         slot.read_of.set(state.generation() + 1);
     }
@@ -156,7 +156,7 @@ fn give_back_from(index: u32) -> u64 {
     const AT_ONCE: usize = 8;
     let mut next = u64::from(index);
     for _ in 0..maps::rolled(AT_ONCE) {
-        if next == Ask::NOWHERE {
+        if next == Query::NOWHERE {
             break;
         }
         next = group::give_back(next as u32);
@@ -171,8 +171,8 @@ fn give_back_from(index: u32) -> u64 {
 fn above(index: u32, generation: u64) -> Result<u64, u64> {
     let above = group::above(index, generation);
     if above == TOP {
-        maps::count(Tally::ParentUnknown);
-        return Err(Ask::GONE);
+        maps::count(LossKind::ParentUnknown);
+        return Err(Query::GONE);
     }
     Ok(above)
 }
@@ -224,18 +224,18 @@ extern "C" fn lower_limits(address: u64) -> u64 {
 #[inline(always)]
 fn counter(index: u32, generation: u64, read: impl Fn(u64) -> Option<u64>) -> Result<u64, u64> {
     let Some(slot) = maps::slot(index) else {
-        return Err(Ask::GONE);
+        return Err(Query::GONE);
     };
     // Refused at once, not after the look at the state: verifiers before 6.8
     // forget that a failed read has failed.
     let Some(value) = read(slot.counter.get()) else {
-        let state = State(slot.state.or(0));
-        return Err(if state.is_live() { Ask::FAULT } else { Ask::GONE });
+        let state = SlotState(slot.state.or(0));
+        return Err(if state.is_live() { Query::FAULT } else { Query::GONE });
     };
     // Changes nothing, and is a full barrier: the state after the read.
-    let state = State(slot.state.or(0));
+    let state = SlotState(slot.state.or(0));
     if state.generation() != generation || !state.is_live() {
-        return Err(Ask::GONE);
+        return Err(Query::GONE);
     }
     Ok(value)
 }

@@ -3,7 +3,7 @@
 
 use monitor_common::{
     pressure::{Level, level_of},
-    query::Wanted,
+    query::Subscriptions,
     word::Word as _,
 };
 
@@ -14,7 +14,7 @@ use crate::{group, maps, memcg};
 /// to in between shows in both.
 #[inline(always)]
 pub fn window(work: u64) {
-    if !maps::is_wanted(Wanted::PRESSURE) {
+    if !maps::is_wanted(Subscriptions::PRESSURE) {
         return;
     }
     let Some((scanned, reclaimed)) = memcg::window_at(work) else {

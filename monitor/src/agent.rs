@@ -24,23 +24,23 @@ use crate::{
     agent::{sampler::Sampler, signals::Signals},
     cgroup::{Hierarchy, Version, handle::Directories, host::Files},
     error::{Error, Result},
-    fd_store::{Handed, Keeper},
+    fd_store::{FdStore, StoredDescriptors},
     frontend::{
         self,
         accounting::{Accounting, Groups},
         admin_socket,
-        control_file::Places,
-        deferred_close::Closer,
+        control_file::FrontendContext,
+        deferred_close::DeferredClose,
         listing, registration_socket,
         seqpacket::{Access, Listener},
     },
     malloc,
-    persist::Vault,
-    programs::{Pins, Programs, Sizes},
+    persist::Persistence,
+    programs::{Pins, Programs, TableSizes},
     sandbox, socket_activation,
     view::{self, Shown, Written, mount::Failure, tree::Tree},
     watchdog,
-    watcher::{Limits, Restored, Shared, Watcher},
+    watcher::{Limits, Restored, SharedWatcher, Watcher},
 };
 
 /// For how long an agent tells what happened before it came, before it is ready and goes on
@@ -49,7 +49,7 @@ const CATCH_UP: Duration = Duration::from_secs(5);
 
 /// How the agent is to run.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct AgentOptions {
     /// Mount point of the hierarchy; found by itself when absent.
     pub cgroup_root: Option<PathBuf>,
     /// The registration socket.
@@ -61,7 +61,7 @@ pub struct Options {
     /// Who may use the operator's.
     pub operators: Access,
     /// Table sizes.
-    pub sizes: Sizes,
+    pub sizes: TableSizes,
     /// Time between two sweeps for what was lost.
     pub sweep: Duration,
     /// Time between two readings of what can only be sampled.
@@ -71,15 +71,15 @@ pub struct Options {
     /// Whether a client's cgroup pays for what it asks; else its user does.
     pub by_group: bool,
     /// The tree as cgroup v1 showed it; not mounted when absent.
-    pub view: Option<view::Options>,
+    pub view: Option<view::MountOptions>,
     /// Where to tell metrics; not told when absent.
-    pub metrics: Option<frontend::metrics_http::Options>,
+    pub metrics: Option<frontend::metrics_http::MetricsOptions>,
     /// Where programs and maps are pinned, while somebody keeps the descriptors.
     pub pins: PathBuf,
     /// The service manager keeps descriptors, even if it does not say so.
     pub keeps: bool,
     /// Which rights are given up before it is ready.
-    pub confine: sandbox::Mode,
+    pub confine: sandbox::Sandbox,
     /// After which time without a sign of life the service manager gives up on us;
     /// never when absent.
     pub watchdog: Option<Duration>,
@@ -87,7 +87,7 @@ pub struct Options {
 
 /// How the agent is to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
+pub enum Shutdown {
     /// For good: everything is detached.
     ForGood,
     /// For another: what is pinned and kept stays.
@@ -150,10 +150,10 @@ impl Drop for Lock {
 /// # Errors
 /// Says what the host lacks and what to do.
 pub async fn run(
-    options: &Options,
-    mut handed: Handed,
+    options: &AgentOptions,
+    mut handed: StoredDescriptors,
     ready: impl FnOnce(&str),
-    shutdown: impl Future<Output = End>,
+    shutdown: impl Future<Output = Shutdown>,
 ) -> Result<()> {
     let _locks = [Lock::take(&options.socket)?, Lock::take(&options.control_socket)?];
     let metrics = options.metrics.as_ref();
@@ -163,7 +163,7 @@ pub async fn run(
     let v1 = hierarchy.version == Version::V1;
     let given = socket_activation::listener(&mut handed, socket_activation::REGISTER)?;
     let operators = socket_activation::listener(&mut handed, socket_activation::OPERATOR)?;
-    let vault = Keeper::found(options.keeps).map(|keeper| Vault::open(keeper, handed)).transpose()?;
+    let vault = FdStore::found(options.keeps).map(|keeper| Persistence::open(keeper, handed)).transpose()?;
     let pins = vault.as_ref().and_then(|_| open_pins(&options.pins));
     if pins.is_none() && Pins::hold_programs(&options.pins) {
         let folder = options.pins.display();
@@ -172,7 +172,7 @@ pub async fn run(
              open what is pinned in {folder}; unless another agent uses it, rm -r {folder}"
         );
     }
-    let runtime = signals::Own::new()?;
+    let runtime = signals::RuntimeGuard::new()?;
     let (programs, ring) = Programs::start(v1, options.sizes, pins)?;
     let asks = sandbox::capabilities::needed_for(&sandbox::ASK, || programs.answers());
     let groups = hierarchy.call_roll()?;
@@ -192,9 +192,10 @@ pub async fn run(
         }
     }
     watcher.take_stock();
-    let watcher = Shared::new(watcher);
+    let watcher = SharedWatcher::new(watcher);
 
-    let closer = Closer::start(options.confine).map_err(|error| Error::file("start", "threads", error))?;
+    let closer =
+        DeferredClose::start(options.confine).map_err(|error| Error::file("start", "threads", error))?;
     let accounting = if options.by_group {
         Accounting::ByGroup(Arc::new(Groups::new(&hierarchy)?))
     } else {
@@ -213,7 +214,7 @@ pub async fn run(
         None => None,
     };
     let device = shown.as_ref().map(|(shown, _)| shown.device());
-    let mut places = Places::new(Arc::clone(&tree), device, closer, Box::new(identity));
+    let mut places = FrontendContext::new(Arc::clone(&tree), device, closer, Box::new(identity));
     places.accounting = accounting;
     let places = Rc::new(places);
     let (listing, listed) = listing::start(watcher.clone(), Arc::clone(&tree));
@@ -238,7 +239,7 @@ pub async fn run(
     });
     if let Some(door) = metrics {
         let gatherer =
-            frontend::metrics_http::Gatherer::new(&watcher, tree, &hierarchy, options.limits.eventfds);
+            frontend::metrics_http::Collector::new(&watcher, tree, &hierarchy, options.limits.eventfds);
         doors = format!("{doors}; metrics at {}", door.address());
         tasks.push(tokio::task::spawn_local(door.serve(gatherer)));
     }
@@ -254,7 +255,7 @@ pub async fn run(
     let outcome = tokio::select! {
         outcome = signals.ended() => outcome,
         end = shutdown => {
-            if end == End::ForGood {
+            if end == Shutdown::ForGood {
                 let watcher = watcher.lock();
                 watcher.leave_nothing();
                 watcher.source().detach();
@@ -286,10 +287,10 @@ type View = (Shown, mpsc::Receiver<Written>);
 /// Mounts the view. An agent that was not told where does without it on a host
 /// that has no FUSE.
 fn show(
-    wanted: &view::Options,
+    wanted: &view::MountOptions,
     tree: &Arc<Tree>,
     hierarchy: &Path,
-    mode: sandbox::Mode,
+    mode: sandbox::Sandbox,
 ) -> Result<Option<View>> {
     match view::show(wanted.point.as_deref(), Arc::clone(tree), hierarchy, mode) {
         Ok(view) => Ok(Some(view)),

@@ -46,13 +46,13 @@ pub struct Unmount {
     /// Where the view is
     pub point: PathBuf,
     /// As the agent's
-    #[arg(long, value_enum, default_value_t = Confine::On)]
-    pub confine: Confine,
+    #[arg(long, value_enum, default_value_t = SandboxMode::On)]
+    pub confine: SandboxMode,
 }
 
 /// Which rights the agent gives up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Confine {
+pub enum SandboxMode {
     /// None
     Off,
     /// Capabilities and files; system calls that are not expected are made, and named
@@ -62,12 +62,12 @@ pub enum Confine {
     On,
 }
 
-impl From<Confine> for memcg_monitor::sandbox::Mode {
-    fn from(confine: Confine) -> Self {
+impl From<SandboxMode> for memcg_monitor::sandbox::Sandbox {
+    fn from(confine: SandboxMode) -> Self {
         match confine {
-            Confine::Off => Self::Off,
-            Confine::Warn => Self::Warn,
-            Confine::On => Self::On,
+            SandboxMode::Off => Self::Off,
+            SandboxMode::Warn => Self::Warn,
+            SandboxMode::On => Self::On,
         }
     }
 }
@@ -188,8 +188,8 @@ pub struct Agent {
     pub event_control_mode: u32,
     /// Rights to give up before READY: capabilities, system calls (seccomp), files
     /// (Landlock). A refused system call is named in the kernel's log
-    #[arg(long, value_enum, default_value_t = Confine::On)]
-    pub confine: Confine,
+    #[arg(long, value_enum, default_value_t = SandboxMode::On)]
+    pub confine: SandboxMode,
     /// Tell metrics to Prometheus at unix:/PATH, 127.0.0.1:PORT or [::1]:PORT, as
     /// GET /metrics. There is no password, so no other addresses; a unix socket has
     /// --socket-mode and --socket-group [default: not told]

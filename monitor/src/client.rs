@@ -21,13 +21,13 @@ use nix::{
 use crate::{
     error::{Error, Result},
     frontend::{
-        admin_socket::{Answer, GroupRow, Request, Status},
+        admin_socket::{AdminRequest, AgentStatus, Answer, GroupRow},
         seqpacket::{connect, connect_within},
     },
 };
 
 pub use registration::{AsyncFollower, AsyncRegistration, Builder, Follower, Registration};
-pub use target::{Mark, Target};
+pub use target::{RemovalCheck, Target};
 
 /// Where the agent listens unless told otherwise.
 pub const SOCKET: &str = "/run/memcg-monitor/event_control.sock";
@@ -62,9 +62,9 @@ pub fn register(socket: &Path, line: &[u8], descriptors: Option<[BorrowedFd<'_>;
 
 /// A connection to the operator's socket.
 #[derive(Debug)]
-pub struct Control(OwnedFd);
+pub struct AdminConnection(OwnedFd);
 
-impl Control {
+impl AdminConnection {
     /// Connects.
     ///
     /// # Errors
@@ -86,7 +86,7 @@ impl Control {
     ///
     /// # Errors
     /// `sendmsg` failed.
-    pub fn ask(&self, request: &Request, descriptors: &[BorrowedFd<'_>]) -> Result<()> {
+    pub fn ask(&self, request: &AdminRequest, descriptors: &[BorrowedFd<'_>]) -> Result<()> {
         let bytes = serde_json::to_vec(request).map_err(|error| Error::Answer(error.to_string()))?;
         send_with(&self.0, &bytes, descriptors)
     }
@@ -106,8 +106,8 @@ impl Control {
     ///
     /// # Errors
     /// The agent ended, or answered something else.
-    pub fn list(&self) -> Result<(Vec<GroupRow>, Status)> {
-        self.ask(&Request::List, &[])?;
+    pub fn list(&self) -> Result<(Vec<GroupRow>, AgentStatus)> {
+        self.ask(&AdminRequest::List, &[])?;
         let mut rows: Vec<GroupRow> = Vec::new();
         loop {
             match self.next()? {
@@ -127,8 +127,8 @@ impl Control {
     ///
     /// # Errors
     /// The agent ended, or answered something else.
-    pub fn status(&self) -> Result<Status> {
-        self.ask(&Request::Status, &[])?;
+    pub fn status(&self) -> Result<AgentStatus> {
+        self.ask(&AdminRequest::Status, &[])?;
         match self.next()? {
             Some(Answer::Status(status)) => Ok(status),
             Some(other) => Err(Error::Answer(format!("{other:?}"))),

@@ -6,7 +6,7 @@ pub mod aio;
 pub mod lane;
 mod signaller;
 
-pub use signaller::{Given, Signaller};
+pub use signaller::{SignalOutcome, Signaller};
 
 use std::{
     fs,

@@ -20,12 +20,12 @@ pub const STATE: &str = "state";
 pub const BAG: &str = "bag-";
 
 /// Descriptors that came with the process, each with its name.
-pub type Handed = Vec<(String, OwnedFd)>;
+pub type StoredDescriptors = Vec<(String, OwnedFd)>;
 
 /// Takes the descriptors that a service manager has handed over (`LISTEN_FDS`). To be
 /// called once.
 #[must_use]
-pub fn handed() -> Handed {
+pub fn handed() -> StoredDescriptors {
     match sd_notify::listen_fds_with_names() {
         Ok(named) => named
             // SAFETY: the manager's protocol says that these are open, and ours; this is
@@ -41,9 +41,9 @@ pub fn handed() -> Handed {
 
 /// A store of descriptors.
 #[derive(Debug)]
-pub struct Keeper(());
+pub struct FdStore(());
 
-impl Keeper {
+impl FdStore {
     /// The service manager, where it says that it keeps descriptors (`FDSTORE`, systemd
     /// 254 and newer, and our own supervisor), or `trusted` says so.
     #[must_use]
@@ -73,7 +73,7 @@ impl Keeper {
     /// Lets it forget all of that name.
     ///
     /// # Errors
-    /// As [`Keeper::store`].
+    /// As [`FdStore::store`].
     pub fn forget(&self, name: &str) -> Result<()> {
         let states = [NotifyState::FdStoreRemove, NotifyState::FdName(name)];
         sd_notify::notify(&states).map_err(|error| failed("FDSTOREREMOVE", &error))

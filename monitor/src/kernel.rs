@@ -5,7 +5,7 @@
 pub mod btf;
 mod hooks;
 
-pub use hooks::{HOOKS, Hook, Kind};
+pub use hooks::{HOOKS, Hook, HookKind};
 
 use std::{fs, path::Path};
 
@@ -71,12 +71,12 @@ pub struct Plan {
     /// Unit of the packed band.
     pub band_shift: u32,
     /// What can be waited for beside memory and memory+swap.
-    pub offers: Offers,
+    pub offers: Features,
 }
 
 /// What this kernel can tell beside usage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Offers {
+pub struct Features {
     /// OOM by a group's limit.
     pub oom: bool,
     /// The kernel's own count of groups under OOM can be read.
@@ -87,7 +87,7 @@ pub struct Offers {
     pub empty: bool,
 }
 
-impl Offers {
+impl Features {
     /// What can be told by the programs that there are, and by the fields that the kernel has.
     fn of(has: impl Fn(&str) -> bool, under_oom: bool, pressure: bool) -> Self {
         Self {
@@ -174,7 +174,7 @@ impl Plan {
             let oom = u64::try_from(facts.btf.enum_value("memcg_memory_event", "MEMCG_OOM")?).ok()?;
             Some(events + oom * size_of::<u64>() as u64)
         });
-        let offers = Offers::of(has, under_oom.is_some(), pressure.is_ok());
+        let offers = Features::of(has, under_oom.is_some(), pressure.is_ok());
         Ok(Self {
             hooks: present.iter().map(|hook| hook.program).collect(),
             functions: present
@@ -273,22 +273,22 @@ fn host_pages() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{HOOKS, Offers};
+    use super::{Features, HOOKS};
 
-    fn offers_without(refused: &[&str]) -> Offers {
+    fn offers_without(refused: &[&str]) -> Features {
         let left: Vec<_> = HOOKS.iter().filter(|hook| !hook.is_refused(refused)).collect();
-        Offers::of(|program| left.iter().any(|hook| hook.program == program), true, true)
+        Features::of(|program| left.iter().any(|hook| hook.program == program), true, true)
     }
 
     #[test]
     fn what_cannot_be_seen_is_not_offered() {
-        let all = Offers { oom: true, under_oom: true, pressure: true, empty: true };
+        let all = Features { oom: true, under_oom: true, pressure: true, empty: true };
         for harmless in [&[][..], &["oom_victim"], &["oom_notified"], &["oom_begun"], &["limit_set"]] {
             assert_eq!(offers_without(harmless), all, "{harmless:?}");
         }
-        assert_eq!(offers_without(&["oom_ended", "oom_notified"]), Offers { oom: false, ..all });
-        assert_eq!(offers_without(&["populated"]), Offers { empty: false, ..all });
-        assert_eq!(offers_without(&["reclaim_window"]), Offers { pressure: false, ..all });
+        assert_eq!(offers_without(&["oom_ended", "oom_notified"]), Features { oom: false, ..all });
+        assert_eq!(offers_without(&["populated"]), Features { empty: false, ..all });
+        assert_eq!(offers_without(&["reclaim_window"]), Features { pressure: false, ..all });
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 
 use nix::errno::Errno;
 
-use crate::frontend::admin_socket::Status;
+use crate::frontend::admin_socket::AgentStatus;
 
 pub use histogram::Histogram;
 pub use selection::{Candidate, Chosen, LeftOut, Pattern, Selection};
@@ -57,7 +57,7 @@ pub struct AgentNumbers {
     /// From the doorbell in the kernel to the signal.
     pub latency: Histogram,
     /// What the operator is shown, too.
-    pub status: Status,
+    pub status: AgentStatus,
 }
 
 /// One group's numbers. `None`: this kernel does not count that, or not for this group.

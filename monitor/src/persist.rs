@@ -1,5 +1,5 @@
-//! What outlives an agent, in the hands of a [`Keeper`]: who waits for what (the
-//! [`State`]), and the clients' eventfds (in [`Bag`]s).
+//! What outlives an agent, in the hands of a [`FdStore`]: who waits for what (the
+//! [`State`]), and the clients' eventfds (in [`FdStash`]s).
 //!
 //! Order is all: an eventfd is in a bag before a registration names it, a registration
 //! is recorded before its client has the answer, what happened is recorded as owed before
@@ -19,15 +19,15 @@ use std::{
 
 use nix::errno::Errno;
 
-pub use fd_stash::Bag;
-pub use record::{Flaw, Record};
-pub use state_file::{State, Ticket, Unfinished};
+pub use fd_stash::FdStash;
+pub use record::{CorruptRecord, Record};
+pub use state_file::{RecordId, StateFile, Unfinished};
 pub use unrecorded::Unrecorded;
 
 use crate::{
     error::{Error, Result},
     eventfd::EventFd,
-    fd_store::{BAG, Handed, Keeper, STATE},
+    fd_store::{BAG, FdStore, STATE, StoredDescriptors},
     persist::fd_stash::IN_A_MESSAGE,
     source::FileId,
 };
@@ -40,13 +40,13 @@ const WASTE: usize = 256;
 
 /// The state, the bags, and who keeps them.
 #[derive(Debug)]
-pub struct Vault {
-    keeper: Keeper,
-    state: State,
+pub struct Persistence {
+    keeper: FdStore,
+    state: StateFile,
     /// Many to a message, the oldest first; what is packed anew goes into the last one.
-    bags: VecDeque<Bag>,
+    bags: VecDeque<FdStash>,
     /// Filled one by one; packed when it is full.
-    latest: Option<Bag>,
+    latest: Option<FdStash>,
     /// What lies in any.
     held: HashSet<FileId>,
     /// Of those, what nobody waits on any more.
@@ -54,17 +54,17 @@ pub struct Vault {
     /// Of those, what lies in two: an agent was killed while it packed.
     twice: HashSet<FileId>,
     named: u64,
-    rest: Rest,
+    rest: DiscardedRecord,
 }
 
 /// How long nothing is packed anew after that has failed.
 #[derive(Debug, Default)]
-struct Rest {
+struct DiscardedRecord {
     pause: Duration,
     until: Option<Instant>,
 }
 
-impl Rest {
+impl DiscardedRecord {
     const LONGEST: Duration = Duration::from_secs(64);
 
     fn is_over(&self) -> bool {
@@ -79,9 +79,9 @@ impl Rest {
 
 /// What an agent before has left.
 #[derive(Debug, Default)]
-pub struct Left {
+pub struct Recovered {
     /// Its registrations.
-    pub records: Vec<(Ticket, Record)>,
+    pub records: Vec<(RecordId, Record)>,
     /// Its eventfds.
     pub files: Vec<(FileId, OwnedFd)>,
     /// What it had taken out of slots.
@@ -92,29 +92,29 @@ pub struct Left {
     pub flaws: u64,
 }
 
-impl Vault {
+impl Persistence {
     /// Takes over what an agent before has left among `socket_activation`, or begins anew. The
-    /// bags are as they were until [`Vault::repack`].
+    /// bags are as they were until [`Persistence::repack`].
     ///
     /// # Errors
     /// A new state cannot be made, or not be given to the keeper.
-    pub fn open(keeper: Keeper, handed: Handed) -> Result<(Self, Left)> {
+    pub fn open(keeper: FdStore, handed: StoredDescriptors) -> Result<(Self, Recovered)> {
         let (mut states, mut bags) = (Vec::new(), Vec::new());
         for (name, fd) in handed {
             if name == STATE {
                 states.push(fd);
             } else if let Some(number) = name.strip_prefix(BAG) {
-                bags.push((number.parse().unwrap_or(0_u64), Bag::adopt(name, fd)));
+                bags.push((number.parse().unwrap_or(0_u64), FdStash::adopt(name, fd)));
             }
         }
         bags.sort_by_key(|(number, _)| *number);
         let named = bags.last().map_or(0, |(number, _)| *number);
-        let mut left = Left::default();
+        let mut left = Recovered::default();
         let found = states.len();
-        let adopted = states.into_iter().find_map(|file| State::adopt(file).inspect_err(unread).ok());
+        let adopted = states.into_iter().find_map(|file| StateFile::adopt(file).inspect_err(unread).ok());
         let state = match adopted {
             Some((state, records, flaws)) => {
-                left = Left { records, flaws, unfinished: state.unfinished(), ..left };
+                left = Recovered { records, flaws, unfinished: state.unfinished(), ..left };
                 left.instance = state.instance();
                 state
             }
@@ -123,7 +123,7 @@ impl Vault {
                     // The next agent is not to find it beside the new one.
                     keeper.forget(STATE)?;
                 }
-                let state = State::new()?;
+                let state = StateFile::new()?;
                 keeper.store(STATE, state.file())?;
                 state
             }
@@ -141,18 +141,18 @@ impl Vault {
                 }
             }
         }
-        let (waste, rest) = (HashSet::new(), Rest::default());
+        let (waste, rest) = (HashSet::new(), DiscardedRecord::default());
         Ok((Self { keeper, state, bags, latest: None, held, waste, twice, named, rest }, left))
     }
 
     /// The record of registrations.
     #[must_use]
-    pub const fn state(&self) -> &State {
+    pub const fn state(&self) -> &StateFile {
         &self.state
     }
 
     /// The same, to be changed.
-    pub const fn state_mut(&mut self) -> &mut State {
+    pub const fn state_mut(&mut self) -> &mut StateFile {
         &mut self.state
     }
 
@@ -187,7 +187,7 @@ impl Vault {
             return;
         }
         match self.pack_some(all) {
-            Ok(()) => self.rest = Rest::default(),
+            Ok(()) => self.rest = DiscardedRecord::default(),
             Err(error) => {
                 self.rest.begin();
                 log::warn!("{error}; tried again in {} s", self.rest.pause.as_secs());
@@ -230,7 +230,7 @@ impl Vault {
 
     /// What the next agent would be handed.
     #[cfg(test)]
-    pub(crate) fn as_handed(&self) -> Handed {
+    pub(crate) fn as_handed(&self) -> StoredDescriptors {
         let duplicate = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().expect("dup");
         let bags = self.bags.iter().chain(&self.latest);
         let bags = bags.map(|bag| (bag.name.clone(), duplicate(bag.end())));
@@ -258,14 +258,14 @@ impl Vault {
         outcome
     }
 
-    fn pack_all_of(&mut self, bag: &Bag, all: &HashMap<FileId, EventFd>) -> Result<()> {
+    fn pack_all_of(&mut self, bag: &FdStash, all: &HashMap<FileId, EventFd>) -> Result<()> {
         while self.pack_front_of(bag, all)? {}
         Ok(())
     }
 
     /// Moves what lies in front of `bag`, which is none of `bags`, into the last of those, and
     /// lets go what nobody waits on. False where there was nothing.
-    fn pack_front_of(&mut self, bag: &Bag, all: &HashMap<FileId, EventFd>) -> Result<bool> {
+    fn pack_front_of(&mut self, bag: &FdStash, all: &HashMap<FileId, EventFd>) -> Result<bool> {
         let failed = |errno| Error::syscall(format!("recvmsg from {}", bag.name), errno);
         let (messages, numbers) = bag.front(IN_A_MESSAGE).map_err(failed)?;
         if messages == 0 {
@@ -309,16 +309,16 @@ impl Vault {
         self.bags.back().map_or(Err(Errno::EAGAIN), |bag| bag.put(some))
     }
 
-    fn new_bag(&mut self) -> Result<Bag> {
+    fn new_bag(&mut self) -> Result<FdStash> {
         self.named += 1;
-        let bag = Bag::new(format!("{BAG}{}", self.named))
+        let bag = FdStash::new(format!("{BAG}{}", self.named))
             .map_err(|errno| Error::syscall("socketpair for a bag of eventfds", errno))?;
         self.keeper.store(&bag.name, bag.end())?;
         Ok(bag)
     }
 
     /// It is empty by now. The keeper takes its time.
-    fn give_up(&self, bag: &Bag) {
+    fn give_up(&self, bag: &FdStash) {
         if let Err(error) = self.keeper.forget(&bag.name) {
             log::warn!("{error}");
         }
@@ -349,17 +349,17 @@ mod tests {
 
     use nix::sys::eventfd::EventFd as Client;
 
-    use super::{Bag, Vault};
+    use super::{FdStash, Persistence};
     use crate::{
         error::Result,
         eventfd::EventFd,
-        fd_store::{BAG, Handed, Keeper},
+        fd_store::{BAG, FdStore, StoredDescriptors},
         source::FileId,
     };
 
     fn bag(number: u64, files: &[u64], all: &HashMap<FileId, EventFd>) -> (String, OwnedFd) {
         let name = format!("{BAG}{number}");
-        let bag = Bag::new(name.clone()).expect("socketpair");
+        let bag = FdStash::new(name.clone()).expect("socketpair");
         for file in files {
             bag.put(&[(*file, all[&FileId(*file)].as_fd())]).expect("sendmsg");
         }
@@ -372,7 +372,7 @@ mod tests {
     }
 
     /// What each of the next agent's bags holds.
-    fn next(vault: &Vault) -> Vec<Vec<u64>> {
+    fn next(vault: &Persistence) -> Vec<Vec<u64>> {
         let bags = vault.bags.iter().chain(&vault.latest).map(|bag| bag.look().expect("look"));
         let bags = bags.filter(|held| !held.is_empty());
         bags.map(|held| held.into_iter().map(|(number, _)| number).collect()).collect()
@@ -382,8 +382,8 @@ mod tests {
     fn what_a_killed_agent_was_packing_lies_in_one_bag_again() -> Result<()> {
         let all = some(4);
         // 3 and 4 were moved, and the bag that they came from was not told.
-        let handed: Handed = vec![bag(10, &[3, 4], &all), bag(9, &[1, 2, 3, 4], &all)];
-        let (mut vault, left) = Vault::open(Keeper::of_tests(), handed)?;
+        let handed: StoredDescriptors = vec![bag(10, &[3, 4], &all), bag(9, &[1, 2, 3, 4], &all)];
+        let (mut vault, left) = Persistence::open(FdStore::of_tests(), handed)?;
         assert_eq!(left.files.len(), 4);
         vault.repack(&all);
         let mut bags = next(&vault);
@@ -397,7 +397,7 @@ mod tests {
     #[test]
     fn what_nobody_waits_on_goes_little_by_little() -> Result<()> {
         let mut all = some(3000);
-        let (mut vault, _) = Vault::open(Keeper::of_tests(), Vec::new())?;
+        let (mut vault, _) = Persistence::open(FdStore::of_tests(), Vec::new())?;
         let mut kept = HashMap::new();
         for file in 1..=3000 {
             let file = FileId(file);

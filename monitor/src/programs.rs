@@ -10,9 +10,9 @@ mod start;
 mod stats;
 
 pub use identity::Identity;
-pub use load::{Size, Trial, try_all};
+pub use load::{LoadCheck, TableSize, try_all};
 pub use pins::{FOLDER, Pins};
-pub use ring::{Doorbells, Record};
+pub use ring::{Doorbells, RingRecord};
 
 use std::{
     fmt,
@@ -30,19 +30,19 @@ use aya::{
 };
 use monitor_common::{
     oom,
-    query::{ANSWERS, Ask},
-    ring::Tally,
+    query::{ANSWERS, Query},
+    ring::LossKind,
     word::Word as _,
 };
 use nix::time::{ClockId, clock_gettime};
 
 use crate::{
     error::{Error, Result},
-    kernel::{Hook, Offers},
+    kernel::{Features, Hook},
     programs::{
-        handles::{Held, is_charge},
+        handles::{Handles, is_charge},
         load::failed,
-        predecessor::Before,
+        predecessor::Predecessor,
         stats::Stats,
     },
     source::{FileId, GroupId, Identify as _, Misses, Slots, Source},
@@ -51,14 +51,14 @@ use crate::{
 
 /// Sizes chosen at start.
 #[derive(Clone, Copy, Debug)]
-pub struct Sizes {
+pub struct TableSizes {
     /// Groups that can be watched at once.
     pub groups: u32,
     /// Bytes of the ring buffer: a power of two, at least a page.
     pub ring: u32,
 }
 
-impl Sizes {
+impl TableSizes {
     /// What a host with so many bytes of memory is given: a place in the table of groups for
     /// each 64 KiB, rounded up to a power of two between 4,096 and 65,536. All of it is
     /// allocated at the start, about 420 bytes each.
@@ -72,7 +72,7 @@ impl Sizes {
     }
 }
 
-impl Default for Sizes {
+impl Default for TableSizes {
     /// A big host's.
     fn default() -> Self {
         Self::for_memory(u64::MAX)
@@ -85,14 +85,14 @@ const ROOT_ID: u64 = 1;
 /// The attached programs, and what the agent shares with them.
 pub struct Programs {
     /// `None` only while it is being pinned.
-    held: Option<Held>,
+    held: Option<Handles>,
     slots: Arc<Table<SharedSlot>>,
     scratch: Arc<Table<SharedScratch>>,
     identity: Identity,
     tallies: Table<AtomicU64>,
     files: Table<SharedFileRefs>,
     band_shift: u32,
-    offers: Offers,
+    offers: Features,
     /// What threads are in.
     thread_marks: Table<AtomicU64>,
     /// The descriptors of what is attached, by which the kernel tells its counts.
@@ -101,7 +101,7 @@ pub struct Programs {
     /// What is to be pinned, once all groups are known.
     unpinned: Vec<(&'static str, MapData)>,
     /// What others have left, that are to go.
-    before: Vec<Before>,
+    before: Vec<Predecessor>,
 }
 
 impl fmt::Debug for Programs {
@@ -158,10 +158,10 @@ impl Programs {
     #[must_use]
     pub fn tallies(&self) -> Vec<(String, u64)> {
         let count = |at: usize| self.tallies.get(at).map_or(0, |word| word.load(Ordering::Relaxed));
-        Tally::NAMES.iter().enumerate().map(|(at, name)| ((*name).to_owned(), count(at))).collect()
+        LossKind::NAMES.iter().enumerate().map(|(at, name)| ((*name).to_owned(), count(at))).collect()
     }
 
-    fn held(&self) -> Result<&Held> {
+    fn held(&self) -> Result<&Handles> {
         self.held.as_ref().ok_or_else(|| Error::Host("the programs are not attached".into()))
     }
 
@@ -172,8 +172,8 @@ impl Programs {
     /// Asks for a number of a group; `None` when the group is gone.
     fn ask_of(&self, question: u64, group: GroupId) -> Result<Option<u64>> {
         match self.ask(question, u64::from(group.slot), group.generation)? {
-            Ask::OK => Ok(Some(self.answer_cell()?.value.load(Ordering::Acquire))),
-            Ask::GONE => Ok(None),
+            Query::OK => Ok(Some(self.answer_cell()?.value.load(Ordering::Acquire))),
+            Query::GONE => Ok(None),
             code => {
                 Err(Error::Host(format!("the counter of slot {} cannot be read (ask: {code})", group.slot)))
             }
@@ -185,17 +185,17 @@ impl Programs {
         let mut next = self.ask(question, u64::from(slot), generation);
         loop {
             let above = match next {
-                Ok(Ask::OK) => self.answer_cell().map_or(Ask::NOWHERE, |cell| cell.value.get()),
-                Ok(_) => Ask::NOWHERE,
+                Ok(Query::OK) => self.answer_cell().map_or(Query::NOWHERE, |cell| cell.value.get()),
+                Ok(_) => Query::NOWHERE,
                 Err(error) => {
                     log::error!("slot {slot} is not given back before the next agent starts: {error}");
-                    Ask::NOWHERE
+                    Query::NOWHERE
                 }
             };
-            if above == Ask::NOWHERE {
+            if above == Query::NOWHERE {
                 return;
             }
-            next = self.ask(Ask::TIDY, above, 0);
+            next = self.ask(Query::TIDY, above, 0);
         }
     }
 
@@ -230,27 +230,27 @@ impl Slots for Programs {
 
 impl Source for Programs {
     fn usage(&self, group: GroupId) -> Result<Option<u64>> {
-        self.ask_of(Ask::USAGE, group)
+        self.ask_of(Query::USAGE, group)
     }
 
     fn peak(&self, group: GroupId) -> Result<Option<u64>> {
-        self.ask_of(Ask::PEAK, group)
+        self.ask_of(Query::PEAK, group)
     }
 
     fn sum(&self, group: GroupId) -> Result<Option<u64>> {
-        self.ask_of(Ask::SUM, group)
+        self.ask_of(Query::SUM, group)
     }
 
     fn limit(&self, group: GroupId) -> Result<Option<u64>> {
-        self.ask_of(Ask::LIMIT, group)
+        self.ask_of(Query::LIMIT, group)
     }
 
     fn lowest_limit(&self, group: GroupId) -> Result<Option<u64>> {
-        self.ask_of(Ask::LOWEST_LIMIT, group)
+        self.ask_of(Query::LOWEST_LIMIT, group)
     }
 
     fn above(&self, group: GroupId) -> Result<Option<u32>> {
-        Ok(self.ask_of(Ask::ABOVE, group)?.and_then(|slot| u32::try_from(slot).ok()))
+        Ok(self.ask_of(Query::ABOVE, group)?.and_then(|slot| u32::try_from(slot).ok()))
     }
 
     fn take_orphans(&self) -> bool {
@@ -259,16 +259,16 @@ impl Source for Programs {
 
     fn read_groups(&self, slots: Range<u32>) -> Result<()> {
         let end = slots.end.min(u32::try_from(self.slots.len()).unwrap_or(u32::MAX));
-        for from in (slots.start..end).step_by(Ask::AT_ONCE as usize) {
-            let count = (end - from).min(Ask::AT_ONCE);
-            self.ask(Ask::READ, from.into(), count.into())?;
+        for from in (slots.start..end).step_by(Query::AT_ONCE as usize) {
+            let count = (end - from).min(Query::AT_ONCE);
+            self.ask(Query::READ, from.into(), count.into())?;
         }
         Ok(())
     }
 
     fn is_under_oom(&self, group: GroupId) -> Result<bool> {
         if self.offers.under_oom {
-            return Ok(self.ask_of(Ask::UNDER_OOM, group)?.is_some_and(|count| count > 0));
+            return Ok(self.ask_of(Query::UNDER_OOM, group)?.is_some_and(|count| count > 0));
         }
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(std::time::Duration::from);
         let now = now.map_err(|errno| Error::syscall("clock_gettime", errno))?;
@@ -277,7 +277,7 @@ impl Source for Programs {
     }
 
     fn end_epoch(&self) -> Result<()> {
-        self.ask(Ask::NEW_EPOCH, 0, 0).map(drop)
+        self.ask(Query::NEW_EPOCH, 0, 0).map(drop)
     }
 
     fn want(&self, what: u64) {
@@ -290,20 +290,20 @@ impl Source for Programs {
         self.replace(wanted);
     }
 
-    fn offers(&self) -> Offers {
+    fn offers(&self) -> Features {
         self.offers
     }
 
     fn file_refs(&self, files: &[FileId]) -> Result<Vec<u64>> {
         let mut references = Vec::with_capacity(files.len());
-        for some in files.chunks(Ask::FILES_AT_ONCE) {
+        for some in files.chunks(Query::FILES_AT_ONCE) {
             for (at, file) in some.iter().enumerate() {
                 let Some(cell) = self.files.get(at) else { break };
                 cell.address.set(file.0);
                 cell.references.set(0);
             }
-            match self.ask(Ask::FILE_REFS, some.len() as u64, 0)? {
-                Ask::OK => {}
+            match self.ask(Query::FILE_REFS, some.len() as u64, 0)? {
+                Query::OK => {}
                 code => {
                     let what = format!("the references of eventfds cannot be counted (ask: {code})");
                     return Err(Error::Host(what));
@@ -317,18 +317,18 @@ impl Source for Programs {
 
     fn recycle(&mut self, slot: u32) {
         let generation = self.slot(slot).map_or(0, |slot| slot.state().generation());
-        self.give_back(Ask::RECYCLE, slot, generation);
+        self.give_back(Query::RECYCLE, slot, generation);
     }
 
     fn depart(&mut self, group: GroupId) -> Result<bool> {
-        Ok(self.ask_of(Ask::DEPART, group)?.is_some())
+        Ok(self.ask_of(Query::DEPART, group)?.is_some())
     }
 
     fn tidy(&mut self, slot: u32) {
-        self.give_back(Ask::TIDY, slot, 0);
+        self.give_back(Query::TIDY, slot, 0);
     }
 
-    fn tally(&self, tally: Tally) -> u64 {
+    fn tally(&self, tally: LossKind) -> u64 {
         self.tallies.tally(tally)
     }
 
@@ -341,18 +341,18 @@ impl Source for Programs {
         misses
     }
 
-    fn count(&self, tally: Tally, by: u64) {
+    fn count(&self, tally: LossKind, by: u64) {
         if let Some(word) = self.tallies.get(tally as usize) {
             word.add(by);
         }
     }
 
     fn ooms(&self, group: GroupId) -> Result<Option<u64>> {
-        self.ask_of(Ask::OOMS, group)
+        self.ask_of(Query::OOMS, group)
     }
 
     fn is_populated(&self, group: GroupId) -> Result<Option<bool>> {
-        Ok(self.ask_of(Ask::POPULATED, group)?.map(|populated| populated != 0))
+        Ok(self.ask_of(Query::POPULATED, group)?.map(|populated| populated != 0))
     }
 
     fn limits_were_written(&self) -> bool {
@@ -389,12 +389,12 @@ impl Source for Programs {
 
 #[cfg(test)]
 mod tests {
-    use super::Sizes;
+    use super::TableSizes;
 
     #[test]
     fn tables_are_sized_by_the_host() {
         const GIB: u64 = 1 << 30;
-        let groups = |bytes| Sizes::for_memory(bytes).groups;
+        let groups = |bytes| TableSizes::for_memory(bytes).groups;
         assert_eq!((groups(0), groups(GIB / 4), groups(GIB / 2)), (4096, 4096, 8192));
         // What the kernel keeps for itself is missing in the sum.
         assert_eq!((groups(GIB), groups(GIB * 9 / 10)), (16_384, 16_384));

@@ -13,34 +13,34 @@ use std::{
 };
 
 use monitor_common::{
-    control_file::{ControlFile, Wish},
-    query::Wanted,
+    control_file::{ControlFile, Trigger},
+    query::Subscriptions,
 };
 
 use self::account::Accounts;
 use crate::{
-    persist::Ticket,
+    persist::RecordId,
     source::{FileId, GroupId},
 };
 
-pub use account::{Account, Payer};
+pub use account::{Account, AccountIndex};
 pub use group::Group;
-pub use thresholds::{BURST, Clock, Crossing, Cursor, Outcome, Scale, Side, first_side};
+pub use thresholds::{BURST, Clock, Crossing, Cursor, Outcome, Side, ThresholdSet, first_side};
 
 /// One registration.
 #[derive(Clone, Copy, Debug)]
-pub struct Registration {
+pub struct Subscription {
     /// The control file that it is on.
     pub on: ControlFile,
     /// What it waits for.
-    pub wish: Wish,
+    pub wish: Trigger,
     /// Whose eventfd.
     pub file: FileId,
     /// Who asked for it, whoever else is registered on that eventfd: whose quota it
     /// counts against.
     pub account: Account,
     /// Its own, and where it is recorded.
-    pub ticket: Ticket,
+    pub ticket: RecordId,
     /// The side of a threshold that an agent before has told; `None`: a new one.
     pub above: Option<bool>,
 }
@@ -51,9 +51,9 @@ pub struct Subscriber {
     /// Whose eventfd.
     pub file: FileId,
     /// Which registration: no other has the same at a time.
-    pub ticket: Ticket,
+    pub ticket: RecordId,
     /// Who pays for it.
-    pub payer: Payer,
+    pub payer: AccountIndex,
 }
 
 /// All registrations, by group and by eventfd.
@@ -63,7 +63,7 @@ pub struct Registry {
     /// Each eventfd, and whether it is the agent's own.
     files: HashMap<FileId, bool>,
     /// How many registrations an account has on an eventfd.
-    by_payer: BTreeMap<(Payer, FileId), u32>,
+    by_payer: BTreeMap<(AccountIndex, FileId), u32>,
     /// How many registrations an eventfd has on a slot.
     held: BTreeMap<(FileId, u32), u32>,
     /// Slots on which somebody waits for OOM.
@@ -80,15 +80,15 @@ pub struct Registry {
 impl Registry {
     /// Adds one registration. The caller has looked at the group just now, so that
     /// the quantity is `now` pages, and `limit` what percents are of.
-    pub fn add(&mut self, id: GroupId, registration: Registration, now: u64, limit: u64) {
-        let Registration { wish, file, ticket, account, .. } = registration;
+    pub fn add(&mut self, id: GroupId, registration: Subscription, now: u64, limit: u64) {
+        let Subscription { wish, file, ticket, account, .. } = registration;
         let to = Subscriber { file, ticket, payer: self.accounts.charge(account) };
         let group = self.groups.entry(id.slot).or_insert_with(|| Group::new(id));
         let before = group.kinds();
         group.add(to, &registration, now, limit);
         let after = group.kinds();
         self.count_kinds(before, after);
-        if wish == Wish::Oom {
+        if wish == Trigger::Oom {
             self.ooms.insert(id.slot);
         }
         if after[3] > 0 {
@@ -190,7 +190,7 @@ impl Registry {
 
     /// Who that is; `None` once it has no registration any more.
     #[must_use]
-    pub fn account(&self, payer: Payer) -> Option<Account> {
+    pub fn account(&self, payer: AccountIndex) -> Option<Account> {
         self.accounts.account(payer)
     }
 
@@ -214,10 +214,10 @@ impl Registry {
         }
     }
 
-    /// What the programs have to count: bits of [`Wanted`].
+    /// What the programs have to count: bits of [`Subscriptions`].
     #[must_use]
     pub fn wanted(&self) -> u64 {
-        let bits = [Wanted::OOM, Wanted::PRESSURE, Wanted::EMPTY, Wanted::LIMITS];
+        let bits = [Subscriptions::OOM, Subscriptions::PRESSURE, Subscriptions::EMPTY, Subscriptions::LIMITS];
         let awaited = bits.into_iter().zip(self.kinds).filter(|(_, count)| *count > 0);
         awaited.fold(0, |all, (bit, _)| all | bit)
     }
@@ -231,7 +231,7 @@ impl Registry {
     /// A group went: forgets its registrations, returns them by eventfd, for each is
     /// signalled once more. Costs what was registered there;
     /// [`Registry::take_from_group`] does it in pieces.
-    pub fn remove_group(&mut self, slot: u32) -> Vec<(FileId, Vec<Ticket>)> {
+    pub fn remove_group(&mut self, slot: u32) -> Vec<(FileId, Vec<RecordId>)> {
         let mut tickets: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for to in self.take_from_group(slot, usize::MAX) {
             tickets.entry(to.file).or_default().push(to.ticket);
@@ -251,7 +251,7 @@ impl Registry {
     /// An eventfd's last user went: forgets its registrations everywhere, returns the
     /// slots they were on, and where they were recorded. Costs what was registered on it;
     /// [`Registry::take_from_file`] does it in pieces.
-    pub fn remove_file(&mut self, file: FileId) -> (Vec<u32>, Vec<Ticket>) {
+    pub fn remove_file(&mut self, file: FileId) -> (Vec<u32>, Vec<RecordId>) {
         let (mut slots, mut tickets) = (Vec::new(), Vec::new());
         while let Some((slot, taken)) = self.take_from_file(file, usize::MAX) {
             slots.push(slot);

@@ -15,7 +15,7 @@ use caps::Capability;
 
 /// How much is given up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mode {
+pub enum Sandbox {
     /// Nothing.
     Off,
     /// Capabilities and files; of the system calls the kernel's log tells which would
@@ -26,7 +26,7 @@ pub enum Mode {
     On,
 }
 
-impl Mode {
+impl Sandbox {
     /// As it is written on the command line.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -49,8 +49,8 @@ pub const ASK: [Capability; 3] = [Capability::CAP_BPF, Capability::CAP_PERFMON, 
 
 /// The doors' thread and those that it starts, and with the filter of system calls every thread. `asks` says
 /// whether the programs can only be asked with `CAP_BPF`.
-pub fn agent(mode: Mode, asks: bool) {
-    if mode == Mode::Off {
+pub fn agent(mode: Sandbox, asks: bool) {
+    if mode == Sandbox::Off {
         return log::warn!("the agent keeps every right that it was started with (--confine off)");
     }
     let mut kept = vec![LOOK_AT_CLIENTS, OPEN_BY_ID];
@@ -64,8 +64,8 @@ pub fn agent(mode: Mode, asks: bool) {
 
 /// A thread that answers for the view, or starts those that do. They read groups'
 /// files and `/proc/meminfo`.
-pub fn view(mode: Mode, hierarchy: &Path) {
-    if mode == Mode::Off {
+pub fn view(mode: Sandbox, hierarchy: &Path) {
+    if mode == Sandbox::Off {
         return;
     }
     match landlock::read_only([hierarchy, Path::new("/proc")]) {
@@ -76,15 +76,15 @@ pub fn view(mode: Mode, hierarchy: &Path) {
 }
 
 /// A thread that closes what clients sent.
-pub fn closer(mode: Mode) {
-    if mode != Mode::Off {
+pub fn closer(mode: Sandbox) {
+    if mode != Sandbox::Off {
         keep(&[]);
     }
 }
 
 /// The process that unmounts the view at the agent's end.
-pub fn unmounter(mode: Mode) {
-    if mode == Mode::Off {
+pub fn unmounter(mode: Sandbox) {
+    if mode == Sandbox::Off {
         return;
     }
     keep(&[Capability::CAP_SYS_ADMIN]);

@@ -10,7 +10,7 @@ use nix::sys::socket::{
 
 use crate::{
     error::{Error, Result},
-    fd_store::Handed,
+    fd_store::StoredDescriptors,
 };
 
 /// The registration socket's name.
@@ -22,7 +22,7 @@ pub const OPERATOR: &str = "operator";
 ///
 /// # Errors
 /// It is something else, or there are two of that name.
-pub fn listener(handed: &mut Handed, name: &str) -> Result<Option<OwnedFd>> {
+pub fn listener(handed: &mut StoredDescriptors, name: &str) -> Result<Option<OwnedFd>> {
     let mut named: Vec<_> = handed.extract_if(.., |(found, _)| found == name).collect();
     let Some((_, fd)) = named.pop() else { return Ok(None) };
     let what = match named.len() {

@@ -7,9 +7,9 @@ pub use misses::Misses;
 
 use std::{collections::HashMap, ops::Range, os::fd::BorrowedFd};
 
-use monitor_common::{ring::Tally, word::Word as _};
+use monitor_common::{ring::LossKind, word::Word as _};
 
-use crate::{error::Result, kernel::Offers, table::SharedSlot};
+use crate::{error::Result, kernel::Features, table::SharedSlot};
 
 /// A group: its slot, and the generation that tells it from the slot's others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -113,7 +113,7 @@ pub trait Source: Slots {
 
     /// The slot of the nearest group above that is in the table, or the root's, where the
     /// slot itself does not say it. The parent gets a slot, if there is room. `None` if it
-    /// cannot be known, which is counted ([`Tally::ParentUnknown`]).
+    /// cannot be known, which is counted ([`LossKind::ParentUnknown`]).
     ///
     /// # Errors
     /// The programs could not be asked.
@@ -145,7 +145,7 @@ pub trait Source: Slots {
     fn end_epoch(&self) -> Result<()>;
 
     /// What the programs are to count from now on: bits of
-    /// [`Wanted`](monitor_common::query::Wanted).
+    /// [`Subscriptions`](monitor_common::query::Wanted).
     fn want(&self, what: u64);
 
     /// The bands of all that goes on from an agent before are published: takes over what
@@ -156,7 +156,7 @@ pub trait Source: Slots {
     }
 
     /// What this kernel can tell.
-    fn offers(&self) -> Offers;
+    fn offers(&self) -> Features;
 
     /// References to each of `files`, in their order; 0 where they could not be counted.
     /// Of a file to which the caller holds no reference it is any number.
@@ -181,7 +181,7 @@ pub trait Source: Slots {
     fn tidy(&mut self, slot: u32);
 
     /// A count of losses.
-    fn tally(&self, tally: Tally) -> u64;
+    fn tally(&self, tally: LossKind) -> u64;
 
     /// Calls that the kernel kept from our programs (`recursion_misses`), by what makes up
     /// for them.
@@ -193,7 +193,7 @@ pub trait Source: Slots {
     }
 
     /// Adds to a count of losses.
-    fn count(&self, tally: Tally, by: u64);
+    fn count(&self, tally: LossKind, by: u64);
 
     /// OOMs by the group's limit as the kernel has counted them, as [`Source::usage`].
     ///

@@ -29,7 +29,7 @@ pub use message::{Mailbox, Message};
 
 use crate::{
     error::{Error, Result},
-    fd_store::Handed,
+    fd_store::StoredDescriptors,
 };
 
 /// Descriptors that are kept at most, as `FileDescriptorStoreMax=`.
@@ -40,7 +40,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const LONG_ENOUGH: Duration = Duration::from_secs(10);
 
 /// Why the loop ended.
-enum End {
+enum WorkerEnd {
     /// Told to: with the agent's exit code.
     Stopped(u8),
     /// Told to begin anew, as another version perhaps.
@@ -53,7 +53,7 @@ struct Supervisor {
     arguments: Vec<OsString>,
     mailbox: Mailbox,
     signals: SignalFd,
-    kept: Handed,
+    kept: StoredDescriptors,
     worker: Option<Worker>,
     /// When the next one is to be started.
     due: Instant,
@@ -70,7 +70,12 @@ struct Supervisor {
 ///
 /// # Errors
 /// The parent's own sockets cannot be made, or the first agent does not start.
-pub fn run(program: PathBuf, arguments: Vec<OsString>, mailbox: PathBuf, kept: Handed) -> Result<u8> {
+pub fn run(
+    program: PathBuf,
+    arguments: Vec<OsString>,
+    mailbox: PathBuf,
+    kept: StoredDescriptors,
+) -> Result<u8> {
     let mut mask = SigSet::empty();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGCHLD] {
         mask.add(signal);
@@ -92,13 +97,13 @@ pub fn run(program: PathBuf, arguments: Vec<OsString>, mailbox: PathBuf, kept: H
         stopping: None,
     };
     match supervisor.serve()? {
-        End::Stopped(code) => Ok(code),
-        End::Again => Err(child::begin_again(&supervisor.program, &supervisor.kept)),
+        WorkerEnd::Stopped(code) => Ok(code),
+        WorkerEnd::Again => Err(child::begin_again(&supervisor.program, &supervisor.kept)),
     }
 }
 
 impl Supervisor {
-    fn serve(&mut self) -> Result<End> {
+    fn serve(&mut self) -> Result<WorkerEnd> {
         loop {
             if self.worker.is_none() && Instant::now() >= self.due {
                 let notify = self.mailbox.path();
@@ -184,12 +189,16 @@ impl Supervisor {
         }
     }
 
-    fn hear(&mut self, signal: nix::Result<Signal>) -> Result<Option<End>> {
+    fn hear(&mut self, signal: nix::Result<Signal>) -> Result<Option<WorkerEnd>> {
         match signal {
             Ok(Signal::SIGCHLD) => self.bury(),
             Ok(signal) => {
                 let Some(worker) = &self.worker else {
-                    return Ok(Some(if signal == Signal::SIGHUP { End::Again } else { End::Stopped(0) }));
+                    return Ok(Some(if signal == Signal::SIGHUP {
+                        WorkerEnd::Again
+                    } else {
+                        WorkerEnd::Stopped(0)
+                    }));
                 };
                 self.stopping = Some(signal);
                 kill(worker.pid, signal).map_err(|errno| Error::syscall("kill", errno))?;
@@ -199,7 +208,7 @@ impl Supervisor {
         }
     }
 
-    fn bury(&mut self) -> Result<Option<End>> {
+    fn bury(&mut self) -> Result<Option<WorkerEnd>> {
         let code = match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::Exited(_, code)) => u8::try_from(code).unwrap_or(1),
             Ok(WaitStatus::Signaled(_, signal, _)) => {
@@ -213,9 +222,9 @@ impl Supervisor {
         self.take_all();
         let Some(worker) = self.worker.take() else { return Ok(None) };
         match self.stopping.take() {
-            Some(Signal::SIGHUP) => return Ok(Some(End::Again)),
-            Some(_) => return Ok(Some(End::Stopped(code))),
-            None if !self.was_ready => return Ok(Some(End::Stopped(code.max(1)))),
+            Some(Signal::SIGHUP) => return Ok(Some(WorkerEnd::Again)),
+            Some(_) => return Ok(Some(WorkerEnd::Stopped(code))),
+            None if !self.was_ready => return Ok(Some(WorkerEnd::Stopped(code.max(1)))),
             None => {}
         }
         self.pause = match worker.began.elapsed() {

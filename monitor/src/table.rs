@@ -4,8 +4,8 @@
 use std::{marker::PhantomData, num::NonZeroUsize, os::fd::AsFd, ptr::NonNull, sync::atomic::AtomicU64};
 
 use monitor_common::{
-    query::{FileRefs, Scratch},
-    ring::Tally,
+    query::{FileRefs, QueryMailbox},
+    ring::LossKind,
     slot::Slot,
 };
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 /// A shared slot.
 pub type SharedSlot = Slot<AtomicU64>;
 /// The shared answer cell.
-pub type SharedScratch = Scratch<AtomicU64>;
+pub type SharedScratch = QueryMailbox<AtomicU64>;
 /// A shared file, with its references.
 pub type SharedFileRefs = FileRefs<AtomicU64>;
 
@@ -29,19 +29,19 @@ pub struct Table<T> {
 }
 
 /// Types that a mapped array may hold: 64-bit atomics only, any bits valid.
-pub trait Shared {}
-impl Shared for AtomicU64 {}
-impl Shared for SharedSlot {}
-impl Shared for SharedScratch {}
-impl Shared for SharedFileRefs {}
+pub trait MappedLayout {}
+impl MappedLayout for AtomicU64 {}
+impl MappedLayout for SharedSlot {}
+impl MappedLayout for SharedScratch {}
+impl MappedLayout for SharedFileRefs {}
 
 // SAFETY: the memory is shared with the kernel anyway; `Shared` types are
 // nothing but atomics.
-unsafe impl<T: Shared> Send for Table<T> {}
+unsafe impl<T: MappedLayout> Send for Table<T> {}
 // SAFETY: as above.
-unsafe impl<T: Shared> Sync for Table<T> {}
+unsafe impl<T: MappedLayout> Sync for Table<T> {}
 
-impl<T: Shared> Table<T> {
+impl<T: MappedLayout> Table<T> {
     /// Maps the array behind `map`, which has `entries` elements.
     ///
     /// # Errors
@@ -85,7 +85,7 @@ impl<T: Shared> Table<T> {
 impl Table<AtomicU64> {
     /// The count of `tally`.
     #[must_use]
-    pub fn tally(&self, tally: Tally) -> u64 {
+    pub fn tally(&self, tally: LossKind) -> u64 {
         self.get(tally as usize).map_or(0, |word| word.load(std::sync::atomic::Ordering::Relaxed))
     }
 }

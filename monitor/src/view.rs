@@ -31,7 +31,7 @@ use crate::{
     view::{
         fs::View,
         mount::{Failure, Mounted},
-        share::Place,
+        share::QueuePlace,
         tree::Tree,
     },
 };
@@ -50,7 +50,7 @@ const WAITING: usize = 1024;
 
 /// How the view is to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Options {
+pub struct MountOptions {
     /// Where, if not at [`POINT`]. An agent that was told a place fails without
     /// FUSE; one that was not goes on without a view.
     pub point: Option<PathBuf>,
@@ -80,11 +80,11 @@ pub struct Written {
 pub struct WrittenReply {
     reply: Option<ReplyWrite>,
     length: usize,
-    _place: Place,
+    _place: QueuePlace,
 }
 
 impl WrittenReply {
-    pub(crate) const fn new(reply: ReplyWrite, length: usize, place: Place) -> Self {
+    pub(crate) const fn new(reply: ReplyWrite, length: usize, place: QueuePlace) -> Self {
         Self { reply: Some(reply), length, _place: place }
     }
 
@@ -143,7 +143,7 @@ pub fn show(
     point: Option<&Path>,
     tree: Arc<Tree>,
     hierarchy: &Path,
-    mode: sandbox::Mode,
+    mode: sandbox::Sandbox,
 ) -> Result<(Shown, mpsc::Receiver<Written>), Failure> {
     let (writes, written) = mpsc::channel(WAITING);
     let (device, mounted) = mount::on(point.unwrap_or(Path::new(POINT)), point.is_none(), mode)?;

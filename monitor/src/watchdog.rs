@@ -32,18 +32,18 @@ use crate::{
     error::{Error, Result},
     frontend::{
         accounting::Accounting,
-        control_file::Places,
-        deferred_close::Foreign,
+        control_file::FrontendContext,
+        deferred_close::UntrustedFd,
         inode::Inode,
         peer::Credentials,
-        register::{Asker, Client, Refusal, register},
+        register::{Client, Refusal, Requester, register},
         sender::Sender,
-        sent_descriptors::Sent,
+        sent_descriptors::SentDescriptors,
     },
     kernel::page_size,
     registry::Account,
     source::{Identify, Source},
-    watcher::{Handed, Shared},
+    watcher::{ReceivedEventFd, SharedWatcher},
 };
 
 /// Tests in the time after which the service manager gives up on us: one that fails, of
@@ -67,7 +67,12 @@ const _: () = assert!(ABOVE + BATCH < CHARGE);
 const LOOK: Duration = Duration::from_millis(1);
 
 /// Feeds the watchdog, which gives up after `time`, until the task is dropped.
-pub async fn serve<S: Source>(time: Duration, watcher: Shared<S>, places: Rc<Places>, hierarchy: Hierarchy) {
+pub async fn serve<S: Source>(
+    time: Duration,
+    watcher: SharedWatcher<S>,
+    places: Rc<FrontendContext>,
+    hierarchy: Hierarchy,
+) {
     let test = async || test(&watcher, &places, &hierarchy).await;
     pace(time / TESTS, test, || {
         if let Err(error) = sd_notify::notify(&[NotifyState::Watchdog]) {
@@ -92,7 +97,11 @@ async fn pace(every: Duration, mut test: impl AsyncFnMut() -> Result<()>, mut we
 }
 
 /// One registration of our own from begin to end.
-async fn test<S: Source>(watcher: &Shared<S>, places: &Places, hierarchy: &Hierarchy) -> Result<()> {
+async fn test<S: Source>(
+    watcher: &SharedWatcher<S>,
+    places: &FrontendContext,
+    hierarchy: &Hierarchy,
+) -> Result<()> {
     let failed = |what: &'static str, error: io::Error| Error::file(what, "the watchdog's eventfd", error);
     let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
         .map_err(|errno| Error::syscall("eventfd2", errno))?;
@@ -132,17 +141,18 @@ async fn test<S: Source>(watcher: &Shared<S>, places: &Places, hierarchy: &Hiera
 /// Registers as a client does whose descriptors come along. False where clients have
 /// filled the tables: they need the agent as it is, and it did answer.
 async fn ask<S: Source>(
-    watcher: &Shared<S>,
-    places: &Places,
+    watcher: &SharedWatcher<S>,
+    places: &FrontendContext,
     eventfd: OwnedFd,
     control: &Path,
     line: &str,
 ) -> Result<bool> {
     let control = File::open(control).map_err(|error| Error::file("open", control, error))?;
     let refused = |refusal: Refusal| Error::Host(format!("the agent refused {line:?} of its own: {refusal}"));
-    let fds = [eventfd, control.into()].map(Foreign::harmless);
-    let sent = Sent::new(fds.into(), Sender::new(UnixCredentials::new()), Account::Agent).map_err(refused)?;
-    let client = Client { line: line.as_bytes(), asker: &Own(sent), follower: None, own: None };
+    let fds = [eventfd, control.into()].map(UntrustedFd::harmless);
+    let sent = SentDescriptors::new(fds.into(), Sender::new(UnixCredentials::new()), Account::Agent)
+        .map_err(refused)?;
+    let client = Client { line: line.as_bytes(), asker: &OwnRequest(sent), follower: None, own: None };
     let outcome = register(watcher, places, client).await;
     match outcome {
         Ok(receipt) => {
@@ -156,18 +166,18 @@ async fn ask<S: Source>(
 
 /// The agent as its own client: counted and shown to nobody.
 #[derive(Debug)]
-struct Own(Sent);
+struct OwnRequest(SentDescriptors);
 
-impl Asker for Own {
-    fn event(&self, number: u32, identity: &dyn Identify) -> std::result::Result<Handed, Refusal> {
+impl Requester for OwnRequest {
+    fn event(&self, number: u32, identity: &dyn Identify) -> std::result::Result<ReceivedEventFd, Refusal> {
         self.0.event(number, identity)
     }
 
-    fn glance(&self, number: u32) -> Option<Inode> {
-        self.0.glance(number)
+    fn peek(&self, number: u32) -> Option<Inode> {
+        self.0.peek(number)
     }
 
-    fn control(&self, number: u32) -> std::result::Result<Foreign, Refusal> {
+    fn control(&self, number: u32) -> std::result::Result<UntrustedFd, Refusal> {
         self.0.control(number)
     }
 

@@ -1,6 +1,7 @@
 //! From doorbell to signal: takes what the programs saw, lets the registry work
 //! out what was crossed, signals, and publishes the next band.
 
+mod ancestors;
 mod closed;
 mod event;
 mod fair_queue;
@@ -10,7 +11,6 @@ mod limits;
 mod measurements;
 mod owners;
 mod plan;
-mod propagation;
 mod recovery;
 mod register;
 mod restore;
@@ -30,7 +30,7 @@ use std::{
 use monitor_common::{
     band::{Band, OPEN, Outside, Seen, Track, give_back},
     control_file::ControlFile,
-    ring::Tally,
+    ring::LossKind,
     word::Word as _,
 };
 use tokio::sync::Notify;
@@ -39,29 +39,29 @@ use crate::{
     cgroup::host::Host,
     error::Result,
     eventfd::{EventFd, Signaller},
-    persist::{Record, Ticket, Unrecorded, Vault},
+    persist::{Persistence, Record, RecordId, Unrecorded},
     registry::{Account, Registry},
     source::{FileId, GroupId, Source},
     watcher::{
-        fair_queue::Turns,
+        ancestors::AncestorWalks,
+        fair_queue::FairQueue,
         owners::Owners,
         plan::Payers,
-        propagation::Climbs,
         signal::Newcomers,
         sweep::Sweep,
         turn::{Task, Work},
-        undelivered::Debts,
+        undelivered::UndeliveredSignals,
     },
 };
 
 pub use closed::ClosedSearch;
-pub use event::{Cause, Event, Follower};
+pub use event::{Cause, Event, EventSink};
 pub use fair_queue::Payer;
-pub use measurements::{CAUSES, Measures};
-pub use register::{Handed, Receipt, Request};
+pub use measurements::{CAUSES, Measurements};
+pub use register::{Receipt, ReceivedEventFd, RegistrationRequest};
 pub use restore::Restored;
 pub use sample::Sampled;
-pub use shared::{Guard, Shared};
+pub use shared::{Guard, SharedWatcher};
 
 /// Counts of what the watcher did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -101,17 +101,17 @@ pub struct Watcher<S> {
     rests: BTreeSet<(u64, u32)>,
     signaller: Signaller,
     /// What outlives this agent, where somebody keeps it.
-    vault: Option<Vault>,
+    vault: Option<Persistence>,
     /// For registrations that it does not record.
     unrecorded: Unrecorded,
     /// Registrations taken over whose clients may not have had their answer.
-    unsure: Vec<(Ticket, Record)>,
+    unsure: Vec<(RecordId, Record)>,
     unsure_until: u64,
     eventfds: HashMap<FileId, EventFd>,
     /// The agent's own ([`Account::Agent`](crate::registry::Account)); no agent takes them over.
     own: HashMap<FileId, EventFd>,
     /// Each hears of its own registration.
-    followers: HashMap<Ticket, Follower>,
+    followers: HashMap<RecordId, EventSink>,
     /// Who registered an eventfd first: who pays for what it is owed.
     owners: Owners,
     /// Who pays for a slot's work: whose registrations are there.
@@ -119,18 +119,18 @@ pub struct Watcher<S> {
     /// What is to be done to slots; each of them is one task.
     works: HashMap<u32, Work>,
     newcomers: Newcomers,
-    climbs: Climbs,
-    turns: Turns<Task>,
+    climbs: AncestorWalks,
+    turns: FairQueue<Task>,
     /// When the turn that is under way is to end.
     turn_ends: Instant,
-    debts: Debts,
+    debts: UndeliveredSignals,
     sweep: Option<Sweep>,
     /// Whether something was to be sampled when that was asked last.
     sampling: bool,
     /// Limits that were written, and who is yet to follow.
     written: limits::Written,
     /// What the recursion guard kept from the programs, and what is made up for it.
-    skips: recovery::Skips,
+    skips: recovery::SkippedRuns,
     /// The latest sweep's, for closed eventfds, and whether that is in the line.
     search: ClosedSearch,
     search_queued: bool,
@@ -140,7 +140,7 @@ pub struct Watcher<S> {
     asked: HashMap<Account, FileId>,
     work: Arc<Notify>,
     counts: Counts,
-    measures: Measures,
+    measures: Measurements,
     skipped: u64,
     lost: u64,
     table: groups::Rounds,
@@ -161,8 +161,8 @@ impl<S: Source> Watcher<S> {
     /// # Errors
     /// None at present.
     pub fn new(source: S, host: Box<dyn Host + Send + Sync>, limits: Limits) -> Result<Self> {
-        let (misses, measures) = (source.misses(), Measures::new(&source));
-        let skips = recovery::Skips::new(misses, source.tally(Tally::OomJoined));
+        let (misses, measures) = (source.misses(), Measurements::new(&source));
+        let skips = recovery::SkippedRuns::new(misses, source.tally(LossKind::OomJoined));
         let table = groups::Rounds::new(&source);
         let work = Arc::<Notify>::default();
         Ok(Self {
@@ -183,10 +183,10 @@ impl<S: Source> Watcher<S> {
             payers: HashMap::new(),
             works: HashMap::new(),
             newcomers: Newcomers::default(),
-            climbs: Climbs::default(),
-            turns: Turns::default(),
+            climbs: AncestorWalks::default(),
+            turns: FairQueue::default(),
             turn_ends: Instant::now(),
-            debts: Debts::default(),
+            debts: UndeliveredSignals::default(),
             sweep: None,
             sampling: false,
             written: limits::Written::default(),

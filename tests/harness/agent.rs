@@ -9,8 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use memcg_monitor::client::{self, Control};
-use memcg_monitor::frontend::admin_socket::{GroupRow, Status};
+use memcg_monitor::client::{self, AdminConnection};
+use memcg_monitor::frontend::admin_socket::{AgentStatus, GroupRow};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
@@ -156,7 +156,7 @@ impl Agent {
 
     /// Groups as the agent sees them. All that was crossed before this call has
     /// been signalled when it returns.
-    pub(crate) fn list(&self) -> Result<(Vec<GroupRow>, Status)> {
+    pub(crate) fn list(&self) -> Result<(Vec<GroupRow>, AgentStatus)> {
         list(&self.control)
     }
 
@@ -167,7 +167,7 @@ impl Agent {
         rows.into_iter().find(|row| row.cgroup == name).with_context(|| format!("{name} is not in the list"))
     }
 
-    pub(crate) fn status(&self) -> Result<Status> {
+    pub(crate) fn status(&self) -> Result<AgentStatus> {
         Ok(self.list()?.1)
     }
 
@@ -206,8 +206,8 @@ impl Drop for Agent {
 }
 
 /// What an agent tells of itself, once it has done what it was about.
-pub(crate) fn list(control: &Path) -> Result<(Vec<GroupRow>, Status)> {
-    let control = Control::connect(control)?;
+pub(crate) fn list(control: &Path) -> Result<(Vec<GroupRow>, AgentStatus)> {
+    let control = AdminConnection::connect(control)?;
     control.set_timeout(i64::try_from(PATIENCE.as_millis())?)?;
     Ok(control.list()?)
 }

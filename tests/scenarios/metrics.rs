@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use memcg_monitor::programs::Sizes;
+use memcg_monitor::programs::TableSizes;
 use nix::sys::signal::Signal;
 
 use crate::harness::MIB;
@@ -96,7 +96,7 @@ fn metrics_values() -> Result<()> {
     has("memcg_monitor_registrations{on=\"memory.usage_in_bytes\"}", 1.0)?;
     has("memcg_monitor_eventfds", 1.0)?;
     // By the host's memory.
-    let limit = f64::from(Sizes::for_memory(nix::sys::sysinfo::sysinfo()?.ram_total()).groups);
+    let limit = f64::from(TableSizes::for_memory(nix::sys::sysinfo::sysinfo()?.ram_total()).groups);
     has("memcg_monitor_groups_limit", limit)?;
     ensure!(value(&text, "memcg_monitor_groups_occupied") == value(&text, "memcg_monitor_groups"), "{text}");
     has("memcg_monitor_unsignalled_total", 0.0)?;

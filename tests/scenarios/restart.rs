@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use memcg_monitor::client::CONTROL_SOCKET;
-use memcg_monitor::fd_store::Handed;
+use memcg_monitor::fd_store::StoredDescriptors;
 use memcg_monitor::programs::FOLDER;
 use memcg_monitor::supervisor::{Mailbox, start};
 use monitor_common::control_file::ControlFile;
@@ -191,7 +191,7 @@ fn restart_for_another_version() -> Result<()> {
 /// A service manager with a descriptor store, as small as can be.
 struct Manager {
     mailbox: Mailbox,
-    kept: Handed,
+    kept: StoredDescriptors,
     agent: Option<Pid>,
 }
 

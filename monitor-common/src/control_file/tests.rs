@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    pressure::{Level, Mode},
+    pressure::{Level, PressureMode},
     threshold::{At, Pages},
 };
 
@@ -33,9 +33,9 @@ fn names_are_exact_and_distinct() {
 fn three_files_take_thresholds() {
     for file in THRESHOLDS {
         let want = Threshold::plain(Pages(256));
-        assert_eq!(parse(file, b"1M", PAGE), Ok(Wish::Threshold(want)));
+        assert_eq!(parse(file, b"1M", PAGE), Ok(Trigger::Threshold(want)));
         let want = Threshold { at: At::Percent(8_000), up: true, down: false, hysteresis: Pages(16) };
-        assert_eq!(parse(file, b"80%,up,hysteresis=64K", PAGE), Ok(Wish::Threshold(want)));
+        assert_eq!(parse(file, b"80%,up,hysteresis=64K", PAGE), Ok(Trigger::Threshold(want)));
         let err = parse(file, b"1KB", PAGE).expect_err("1KB");
         assert_eq!(err, ArgsError::Threshold(ThresholdError::Trailing { at: 2, found: b'B' }));
         assert_eq!(err.errno(), 22);
@@ -46,8 +46,8 @@ fn three_files_take_thresholds() {
 #[test]
 fn pressure_takes_a_level_and_a_mode() {
     let file = ControlFile::Pressure;
-    let want = Pressure { level: Level::Medium, mode: Mode::Local };
-    assert_eq!(parse(file, b"medium,local", PAGE), Ok(Wish::Pressure(want)));
+    let want = Pressure { level: Level::Medium, mode: PressureMode::Local };
+    assert_eq!(parse(file, b"medium,local", PAGE), Ok(Trigger::Pressure(want)));
     let err = parse(file, b"1M", PAGE).expect_err("1M");
     assert_eq!(err, ArgsError::Pressure(PressureError::Level));
     assert_eq!(err.errno(), 22);
@@ -57,8 +57,8 @@ fn pressure_takes_a_level_and_a_mode() {
 #[test]
 fn release_takes_no_arguments() {
     let file = ControlFile::Procs;
-    assert_eq!(parse(file, b"", PAGE), Ok(Wish::Empty));
-    assert_eq!(parse(file, b"\0junk", PAGE), Ok(Wish::Empty));
+    assert_eq!(parse(file, b"", PAGE), Ok(Trigger::Empty));
+    assert_eq!(parse(file, b"\0junk", PAGE), Ok(Trigger::Empty));
     for args in [&b"1"[..], b" ", b"empty"] {
         let err = parse(file, args, PAGE).expect_err("arguments");
         assert_eq!(err, ArgsError::Unexpected { found: args[0] });
@@ -88,7 +88,7 @@ fn a_directory_is_told_which_file() {
 proptest! {
     #[test]
     fn oom_ignores_any_arguments(args in prop::collection::vec(any::<u8>(), 0..40), page_size in any::<u64>()) {
-        prop_assert_eq!(parse(ControlFile::Oom, &args, page_size), Ok(Wish::Oom));
+        prop_assert_eq!(parse(ControlFile::Oom, &args, page_size), Ok(Trigger::Oom));
     }
 
     #[test]

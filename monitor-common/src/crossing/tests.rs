@@ -49,24 +49,24 @@ fn quiet(from: u64, now: u64) -> Step {
 }
 
 /// The band that the agent publishes for `marks`.
-fn band_of(marks: &[Mark], usage: u64) -> Band {
-    let keys = || marks.iter().map(Mark::key);
+fn band_of(marks: &[ThresholdState], usage: u64) -> Band {
+    let keys = || marks.iter().map(ThresholdState::key);
     let below = keys().filter(|key| *key <= usage).max();
     band_around(below, keys().filter(|key| *key > usage).min())
 }
 
 #[test]
 fn registration_tells_the_side_and_no_more() {
-    assert!(Mark::new(10, 5, 10).above);
-    assert!(!Mark::new(10, 5, 9).above);
-    assert_eq!(Mark::new(10, 5, 10).key(), 5);
-    assert_eq!(Mark::new(10, 5, 9).key(), 10);
-    assert_eq!(Mark::new(10, 5, 12).step(&quiet(12, 12)), [None, None]);
+    assert!(ThresholdState::new(10, 5, 10).above);
+    assert!(!ThresholdState::new(10, 5, 9).above);
+    assert_eq!(ThresholdState::new(10, 5, 10).key(), 5);
+    assert_eq!(ThresholdState::new(10, 5, 9).key(), 10);
+    assert_eq!(ThresholdState::new(10, 5, 12).step(&quiet(12, 12)), [None, None]);
 }
 
 #[test]
 fn usage_may_flap_within_the_hysteresis() {
-    let mut mark = Mark::new(10, 5, 9);
+    let mut mark = ThresholdState::new(10, 5, 9);
     assert_eq!(mark.step(&quiet(9, 10)), [Some(Up), None]);
     assert_eq!(mark.step(&quiet(10, 9)), [None, None]);
     assert_eq!(mark.step(&quiet(9, 11)), [None, None]);
@@ -79,14 +79,14 @@ fn usage_may_flap_within_the_hysteresis() {
 #[test]
 fn a_spike_to_both_ends_tells_what_is_sure() {
     let seen = Excursion { min: 3, max: 12 };
-    let mut mark = Mark::new(10, 5, 8);
+    let mut mark = ThresholdState::new(10, 5, 8);
     assert_eq!(mark.step(&Step { from: 8, seen, now: 8 }), [Some(Up), None]);
     assert!(mark.above);
     assert_eq!(mark.step(&Step { from: 8, seen, now: 8 }), [Some(Down), None]);
     assert!(!mark.above);
     assert_eq!(mark.step(&Step { from: 8, seen, now: 4 }), [Some(Up), Some(Down)]);
     assert!(!mark.above);
-    let mut mark = Mark::new(10, 5, 10);
+    let mut mark = ThresholdState::new(10, 5, 10);
     assert_eq!(mark.step(&Step { from: 10, seen, now: 10 }), [Some(Down), Some(Up)]);
     assert!(mark.above);
 }
@@ -94,7 +94,7 @@ fn a_spike_to_both_ends_tells_what_is_sure() {
 #[test]
 fn a_wide_hysteresis_ends_when_the_group_is_empty() {
     for hysteresis in [10, 11, u64::MAX] {
-        let mut mark = Mark::new(10, hysteresis, 10);
+        let mut mark = ThresholdState::new(10, hysteresis, 10);
         assert_eq!(mark.key(), 1);
         assert_eq!(mark.step(&quiet(10, 1)), [None, None]);
         assert_eq!(mark.step(&quiet(1, 0)), [Some(Down), None]);
@@ -108,21 +108,21 @@ fn the_ends_never_fire() {
     let seen = Excursion { min: 0, max: 1 << 40 };
     for threshold in [0, Pages::counter_max(4096).0, u64::MAX] {
         for hysteresis in [0, 1, u64::MAX] {
-            let mut mark = Mark::new(threshold, hysteresis, 7);
+            let mut mark = ThresholdState::new(threshold, hysteresis, 7);
             assert_eq!(mark.step(&Step { from: 7, seen, now: 7 }), [None, None]);
             assert_eq!(mark.step(&Step { from: 7, seen, now: 0 }), [None, None]);
             assert_eq!(mark.above, threshold == 0);
         }
     }
     // Also when a threshold was moved to 0 while usage was below it.
-    let mut mark = Mark { threshold: 0, hysteresis: 0, above: false };
+    let mut mark = ThresholdState { threshold: 0, hysteresis: 0, above: false };
     assert_eq!(mark.step(&quiet(7, 8)), [None, None]);
     assert!(mark.above && mark.key() == 0);
 }
 
 #[test]
 fn a_moved_threshold_is_crossed_by_the_next_step() {
-    let mut mark = Mark::new(10, 0, 5);
+    let mut mark = ThresholdState::new(10, 0, 5);
     mark.threshold = 4;
     assert_eq!(mark.step(&quiet(5, 5)), [Some(Up), None]);
     mark.threshold = 6;
@@ -142,7 +142,7 @@ fn step_strategy() -> impl Strategy<Value = Step> {
 proptest! {
     #[test]
     fn without_hysteresis_it_is_the_kernels_rule(step in step_strategy(), threshold in 0u64..34) {
-        let mut mark = Mark::new(threshold, 0, step.from);
+        let mut mark = ThresholdState::new(threshold, 0, step.from);
         prop_assert_eq!(mark.step(&step), step.crossings(threshold));
         prop_assert_eq!(mark.above, threshold <= step.now);
     }
@@ -154,9 +154,9 @@ proptest! {
         step in step_strategy(),
         marks in vec((0u64..34, 0u64..40, any::<bool>()), 0..6),
     ) {
-        let mut marks: Vec<Mark> = marks
+        let mut marks: Vec<ThresholdState> = marks
             .into_iter()
-            .map(|(threshold, hysteresis, above)| Mark { threshold, hysteresis, above })
+            .map(|(threshold, hysteresis, above)| ThresholdState { threshold, hysteresis, above })
             .collect();
         for mark in &mut marks {
             mark.step(&step);
@@ -181,7 +181,7 @@ proptest! {
         shift in 0u32..3,
     ) {
         let mut naive: Vec<Naive> = marks.iter().map(|(t, h)| Naive::new(*t, *h, start)).collect();
-        let mut ours: Vec<Mark> = marks.iter().map(|(t, h)| Mark::new(*t, *h, start)).collect();
+        let mut ours: Vec<ThresholdState> = marks.iter().map(|(t, h)| ThresholdState::new(*t, *h, start)).collect();
         let mut told = vec![Vec::new(); ours.len()];
         let slot = empty_slot();
         let _ = slot.memory().publish(band_of(&ours, start), shift);
@@ -214,7 +214,7 @@ proptest! {
     ) {
         let all = || marks.iter().map(|(t, h)| Naive::new(*t, *h, start)).collect::<Vec<_>>();
         let (mut exact, mut sampled) = (all(), all());
-        let mut ours: Vec<Mark> = marks.iter().map(|(t, h)| Mark::new(*t, *h, start)).collect();
+        let mut ours: Vec<ThresholdState> = marks.iter().map(|(t, h)| ThresholdState::new(*t, *h, start)).collect();
         let mut told = vec![Vec::new(); ours.len()];
         let slot = empty_slot();
         let _ = slot.memory().publish(band_of(&ours, start), 0);
@@ -253,7 +253,7 @@ proptest! {
         threshold in any::<u64>(), hysteresis in any::<u64>(), above in any::<bool>(),
         from in any::<u64>(), now in any::<u64>(), min in any::<u64>(), max in any::<u64>(),
     ) {
-        let mut mark = Mark { threshold, hysteresis, above };
+        let mut mark = ThresholdState { threshold, hysteresis, above };
         mark.step(&Step { from, seen: Excursion { min, max }, now });
         prop_assert_eq!(mark.above, mark.key() <= now);
     }

@@ -34,7 +34,7 @@ fn errors_name_the_part_and_the_place() {
 #[test]
 fn no_accepted_text_is_longer_than_what_is_looked_at() {
     for level in Level::ALL {
-        for mode in Mode::ALL {
+        for mode in PressureMode::ALL {
             assert!(level.as_str().len() + 1 + mode.as_str().len() < MAX_ARGS);
         }
     }
@@ -65,7 +65,7 @@ fn extremes_wrap_and_do_not_panic() {
     assert_eq!(level_of(u64::MAX, 0), Level::Low);
 }
 
-fn at(level: Level, mode: Mode) -> Pressure {
+fn at(level: Level, mode: PressureMode) -> Pressure {
     Pressure { level, mode }
 }
 
@@ -89,9 +89,9 @@ fn naive(groups: &[Vec<Pressure>], level: Level) -> Vec<Vec<bool>> {
         let hears = |l: &Pressure| {
             l.level <= level
                 && match l.mode {
-                    Mode::Hierarchy => true,
-                    Mode::Local => depth == 0,
-                    Mode::Default => !nearer,
+                    PressureMode::Hierarchy => true,
+                    PressureMode::Local => depth == 0,
+                    PressureMode::Default => !nearer,
                 }
         };
         heard.push(listeners.iter().map(hears).collect());
@@ -101,22 +101,22 @@ fn naive(groups: &[Vec<Pressure>], level: Level) -> Vec<Vec<bool>> {
 
 #[test]
 fn default_listeners_of_one_group_hear_together_and_hide_from_those_above() {
-    let low = at(Level::Low, Mode::Default);
+    let low = at(Level::Low, PressureMode::Default);
     assert_eq!(ours(&[vec![low, low], vec![low]], Level::Low), [vec![true, true], vec![false]]);
     // One that waits for more does not hide.
-    let medium = at(Level::Medium, Mode::Default);
+    let medium = at(Level::Medium, PressureMode::Default);
     assert_eq!(ours(&[vec![medium], vec![low]], Level::Low), [vec![false], vec![true]]);
     // Any mode hides.
-    for mode in Mode::ALL {
+    for mode in PressureMode::ALL {
         assert_eq!(ours(&[vec![at(Level::Low, mode)], vec![low]], Level::Low), [vec![true], vec![false]]);
     }
     // What stays above is heard by hierarchy listeners only.
-    let above = vec![low, at(Level::Low, Mode::Hierarchy), at(Level::Low, Mode::Local)];
+    let above = vec![low, at(Level::Low, PressureMode::Hierarchy), at(Level::Low, PressureMode::Local)];
     assert_eq!(ours(&[vec![low], above], Level::Critical)[1], [false, true, false]);
 }
 
 fn listener() -> impl Strategy<Value = Pressure> {
-    (prop::sample::select(&Level::ALL[..]), prop::sample::select(&Mode::ALL[..]))
+    (prop::sample::select(&Level::ALL[..]), prop::sample::select(&PressureMode::ALL[..]))
         .prop_map(|(level, mode)| Pressure { level, mode })
 }
 
@@ -141,9 +141,9 @@ fn naive_parse(args: &[u8]) -> Option<Pressure> {
         _ => return None,
     };
     let mode = match parts.get(1) {
-        None | Some(&b"default") => Mode::Default,
-        Some(&b"hierarchy") => Mode::Hierarchy,
-        Some(&b"local") => Mode::Local,
+        None | Some(&b"default") => PressureMode::Default,
+        Some(&b"hierarchy") => PressureMode::Hierarchy,
+        Some(&b"local") => PressureMode::Local,
         Some(_) => return None,
     };
     Some(Pressure { level, mode })

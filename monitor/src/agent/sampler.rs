@@ -13,7 +13,7 @@ use std::{
 use crate::{
     kernel::page_size,
     programs::Programs,
-    watcher::{Payer, Sampled, Shared},
+    watcher::{Payer, Sampled, SharedWatcher},
 };
 
 /// Of its time the thread rests so many parts for one that it reads.
@@ -41,7 +41,7 @@ impl Sampler {
     ///
     /// # Errors
     /// There is no thread to be had.
-    pub(super) fn start(watcher: Shared<Programs>, pace: Duration) -> io::Result<Self> {
+    pub(super) fn start(watcher: SharedWatcher<Programs>, pace: Duration) -> io::Result<Self> {
         let (wake, woken) = mpsc::sync_channel(1);
         let work = move || {
             let mut paces = Paces::new(pace);
@@ -77,7 +77,7 @@ impl Drop for Sampler {
 }
 
 /// Reads what is due; when to come again, if there is anything.
-fn sample(watcher: &Shared<Programs>, paces: &mut Paces) -> Option<Duration> {
+fn sample(watcher: &SharedWatcher<Programs>, paces: &mut Paces) -> Option<Duration> {
     let (all, host, distance) = {
         let watcher = watcher.lock();
         (watcher.to_be_sampled(), watcher.shared_host(), watcher.root_distance())

@@ -16,16 +16,16 @@ use crate::{
     async_fd::wait_on,
     error::{Error, Result},
     malloc::Trim,
-    programs::{Doorbells, Programs, Record},
-    watcher::{Shared, Watcher},
+    programs::{Doorbells, Programs, RingRecord},
+    watcher::{SharedWatcher, Watcher},
 };
 
 /// The thread's own runtime: made before rights are given up, since it needs an epoll
 /// descriptor.
 #[derive(Debug)]
-pub(super) struct Own(Option<Runtime>);
+pub(super) struct RuntimeGuard(Option<Runtime>);
 
-impl Own {
+impl RuntimeGuard {
     pub(super) fn new() -> Result<Self> {
         let made = Builder::new_current_thread().enable_io().enable_time().build();
         made.map(|runtime| Self(Some(runtime)))
@@ -37,7 +37,7 @@ impl Own {
     }
 }
 
-impl Drop for Own {
+impl Drop for RuntimeGuard {
     fn drop(&mut self) {
         // A start that failed drops it among the doors' tasks, where none may wait.
         if let Some(runtime) = self.0.take() {
@@ -61,9 +61,9 @@ impl Signals {
     /// # Errors
     /// There is no thread to be had.
     pub(super) fn start(
-        runtime: Own,
+        runtime: RuntimeGuard,
         ring: Doorbells,
-        watcher: Shared<Programs>,
+        watcher: SharedWatcher<Programs>,
         sweep: Duration,
         sampler: Option<Wake>,
     ) -> io::Result<Self> {
@@ -102,7 +102,7 @@ impl Drop for Signals {
 const RECORDS: usize = 256;
 
 struct Loop {
-    shared: Shared<Programs>,
+    shared: SharedWatcher<Programs>,
     next_sweep: Instant,
     pace: Duration,
     trim: Trim,
@@ -111,7 +111,7 @@ struct Loop {
 
 async fn answer_doorbells(
     ring: Doorbells,
-    shared: Shared<Programs>,
+    shared: SharedWatcher<Programs>,
     pace: Duration,
     sampler: Option<Wake>,
 ) -> Result<()> {
@@ -177,10 +177,10 @@ impl Loop {
 }
 
 /// Queues what a record is about.
-fn hear(watcher: &mut Watcher<Programs>, record: Record) {
+fn hear(watcher: &mut Watcher<Programs>, record: RingRecord) {
     let doorbell = match record {
-        Record::Bell(doorbell) => doorbell,
-        Record::Victim(victim) => return watcher.victim(&victim),
+        RingRecord::Bell(doorbell) => doorbell,
+        RingRecord::Victim(victim) => return watcher.victim(&victim),
     };
     let Doorbell { kind, slot, value } = doorbell;
     match kind {

@@ -17,11 +17,14 @@ use nix::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::{CONTROL_SOCKET, Control, LARGEST_ANSWER, Mark, SOCKET, Target, answer_of, receive, register};
+use super::{
+    AdminConnection, CONTROL_SOCKET, LARGEST_ANSWER, RemovalCheck, SOCKET, Target, answer_of, receive,
+    register,
+};
 use crate::{
     async_fd::wait_on,
     error::{Error, Result},
-    frontend::admin_socket::{Answer, EventRow, Request},
+    frontend::admin_socket::{AdminRequest, Answer, EventRow},
 };
 
 /// What to register: a control file, and what a v1 client would write behind it.
@@ -106,8 +109,8 @@ impl Builder {
     /// As [`Builder::register`].
     pub fn follow(&self) -> Result<Follower> {
         let (line, event, control) = self.prepare()?;
-        let connection = Control::connect(&self.control_socket)?;
-        connection.ask(&Request::Listen(line), &[event.as_fd(), control.as_fd()])?;
+        let connection = AdminConnection::connect(&self.control_socket)?;
+        connection.ask(&AdminRequest::Listen(line), &[event.as_fd(), control.as_fd()])?;
         match connection.next()? {
             Some(Answer::Listening) => {
                 Ok(Follower { connection, progress: Progress { _event: event, removed: false } })
@@ -134,7 +137,7 @@ impl Builder {
 #[derive(Debug)]
 pub struct Registration {
     event: EventFd,
-    mark: Mark,
+    mark: RemovalCheck,
 }
 
 impl Registration {
@@ -204,7 +207,7 @@ impl AsFd for Registration {
 #[derive(Debug)]
 pub struct AsyncRegistration {
     event: AsyncFd<EventFd>,
-    mark: Mark,
+    mark: RemovalCheck,
 }
 
 impl AsyncRegistration {
@@ -226,7 +229,7 @@ impl AsyncRegistration {
 /// A registration that is told the cause of each signal; dropping it ends it.
 #[derive(Debug)]
 pub struct Follower {
-    connection: Control,
+    connection: AdminConnection,
     progress: Progress,
 }
 

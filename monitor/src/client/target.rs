@@ -24,7 +24,7 @@ pub struct Target {
     file: File,
     prefix: String,
     /// What is gone once the group is, or its controller is off.
-    mark: Mark,
+    mark: RemovalCheck,
 }
 
 impl Target {
@@ -36,7 +36,7 @@ impl Target {
     pub fn open(path: &Path) -> Result<Self> {
         let missing = match File::open(path) {
             Ok(file) => {
-                let mark = Mark::of(path, &file)?;
+                let mark = RemovalCheck::of(path, &file)?;
                 return Ok(Self { file, prefix: String::new(), mark });
             }
             Err(error) => error,
@@ -49,7 +49,7 @@ impl Target {
         let usage = folder.join(Version::V2.usage_file());
         let (found, mark_path) = match File::open(&usage) {
             Ok(current) if name == ControlFile::Usage => {
-                let mark = Mark::of(&usage, &current)?;
+                let mark = RemovalCheck::of(&usage, &current)?;
                 return Ok(Self { file: current, prefix: String::new(), mark });
             }
             Ok(current) => (current, usage),
@@ -61,7 +61,7 @@ impl Target {
                 }
             }
         };
-        let mark = Mark::of(&mark_path, &found)?;
+        let mark = RemovalCheck::of(&mark_path, &found)?;
         let file = File::open(folder).map_err(|error| Error::file("open", folder, error))?;
         Ok(Self { file, prefix: format!("{} ", name.name()), mark })
     }
@@ -74,7 +74,7 @@ impl Target {
 
     /// Whether the group is still there; lets the descriptor go.
     #[must_use]
-    pub fn into_mark(self) -> Mark {
+    pub fn into_mark(self) -> RemovalCheck {
         self.mark
     }
 }
@@ -88,13 +88,13 @@ impl AsFd for Target {
 /// A file by name and identity: a group made anew under the same name is another
 /// one.
 #[derive(Debug)]
-pub struct Mark {
+pub struct RemovalCheck {
     path: PathBuf,
     device: u64,
     inode: u64,
 }
 
-impl Mark {
+impl RemovalCheck {
     fn of(path: &Path, file: &File) -> Result<Self> {
         let found = file.metadata().map_err(|error| Error::file("look at", path, error))?;
         Ok(Self { path: path.into(), device: found.dev(), inode: found.ino() })

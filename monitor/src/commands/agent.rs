@@ -4,13 +4,13 @@ use std::{fs, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
 use memcg_monitor::{
-    agent::{self, End, Options},
+    agent::{self, AgentOptions, Shutdown},
     cgroup::host,
-    fd_store::{self, Keeper},
+    fd_store::{self, FdStore},
     frontend::{metrics_http, seqpacket::Access},
     in_flight, malloc,
     metrics::Selection,
-    programs::Sizes,
+    programs::TableSizes,
     supervisor, view,
     watcher::Limits,
 };
@@ -40,13 +40,13 @@ pub fn run(options: &cli::Agent) -> Result<ExitCode> {
     malloc::be_small();
     count_apart(options);
     let memory = host::memory().inspect_err(|error| log::warn!("{error}")).unwrap_or(0);
-    let by_host = Sizes::for_memory(memory);
-    let sizes = Sizes { groups: options.max_groups.unwrap_or(by_host.groups), ring: options.ring_bytes };
+    let by_host = TableSizes::for_memory(memory);
+    let sizes = TableSizes { groups: options.max_groups.unwrap_or(by_host.groups), ring: options.ring_bytes };
     let eventfds = room_for_descriptors(options.max_eventfds.unwrap_or(2 * by_host.groups));
     let group = options.socket_group.as_deref().map(|name| group_id(name, "--socket-group")).transpose()?;
     let operators =
         options.control_group.as_deref().map(|name| group_id(name, "--control-group")).transpose()?;
-    let options = Options {
+    let options = AgentOptions {
         cgroup_root: options.cgroup_root.clone(),
         socket: options.socket.clone(),
         control_socket: options.control_socket.clone(),
@@ -62,14 +62,14 @@ pub fn run(options: &cli::Agent) -> Result<ExitCode> {
             rest: options.rest_ms,
         },
         by_group: options.quota_by == cli::QuotaBy::Cgroup,
-        view: (!options.no_mount).then(|| view::Options {
+        view: (!options.no_mount).then(|| view::MountOptions {
             point: options.mount.clone(),
             event_control_mode: options.event_control_mode,
         }),
         pins: options.pins.clone(),
         keeps: options.fd_store,
         confine: options.confine.into(),
-        metrics: options.metrics.clone().map(|address| metrics_http::Options {
+        metrics: options.metrics.clone().map(|address| metrics_http::MetricsOptions {
             address,
             selection: Selection {
                 allow: options.metrics_allow.clone(),
@@ -88,9 +88,9 @@ pub fn run(options: &cli::Agent) -> Result<ExitCode> {
         let mut hang_up = signal(SignalKind::hangup()).context("cannot catch SIGHUP")?;
         let shutdown = async {
             let end = tokio::select! {
-                _ = terminate.recv() => End::ForGood,
-                _ = interrupt.recv() => End::ForGood,
-                _ = hang_up.recv() => End::ForNext,
+                _ = terminate.recv() => Shutdown::ForGood,
+                _ = interrupt.recv() => Shutdown::ForGood,
+                _ = hang_up.recv() => Shutdown::ForNext,
             };
             let _ = sd_notify::notify(&[NotifyState::Stopping]);
             end
@@ -112,7 +112,7 @@ fn ready(status: &str) {
 fn count_apart(options: &cli::Agent) {
     let Err(errno) = in_flight::count_against(options.in_flight_uid) else { return };
     // A user of the agent's own is as good; and where nothing is kept, nothing counts.
-    let level = match Keeper::found(options.fd_store) {
+    let level = match FdStore::found(options.fd_store) {
         Some(_) if nix::unistd::getuid().is_root() => log::Level::Warn,
         _ => log::Level::Debug,
     };

@@ -6,7 +6,7 @@ use memcg_monitor::{
     cgroup::{Hierarchy, Version},
     in_flight,
     kernel::{self, Facts, Plan},
-    programs::{self, Pins, Size, Trial},
+    programs::{self, LoadCheck, Pins, TableSize},
     sandbox, view,
 };
 use nix::errno::Errno;
@@ -24,12 +24,12 @@ struct Finding {
     detail: String,
     /// Of a program that loads.
     #[serde(flatten)]
-    size: Option<Size>,
+    size: Option<TableSize>,
 }
 
 impl Finding {
-    fn of(trial: Trial, v1: bool) -> Self {
-        let Trial { hook, outcome } = trial;
+    fn of(trial: LoadCheck, v1: bool) -> Self {
+        let LoadCheck { hook, outcome } = trial;
         let needed = hook.is_required_on(v1);
         let (ok, size, detail) = match outcome {
             Ok(size) => (true, Some(size), hook.purpose.into()),

@@ -7,8 +7,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use memcg_monitor::{
-    client::Control,
-    frontend::admin_socket::{Answer, GroupRow, RegistrationRow, Status},
+    client::AdminConnection,
+    frontend::admin_socket::{AgentStatus, Answer, GroupRow, RegistrationRow},
     printable::printable,
 };
 use monitor_common::control_file::ControlFile;
@@ -16,7 +16,7 @@ use monitor_common::control_file::ControlFile;
 use crate::cli::{List, Output};
 
 pub fn run(options: &List) -> Result<ExitCode> {
-    let control = Control::connect(&options.control_socket)?;
+    let control = AdminConnection::connect(&options.control_socket)?;
     let (rows, status) = control.list()?;
     let mut out = io::stdout().lock();
     match options.output {
@@ -36,7 +36,7 @@ pub fn run(options: &List) -> Result<ExitCode> {
 /// no other's.
 const WIDEST: usize = 100;
 
-fn print_table(out: &mut impl io::Write, rows: &[GroupRow], status: &Status) -> io::Result<()> {
+fn print_table(out: &mut impl io::Write, rows: &[GroupRow], status: &AgentStatus) -> io::Result<()> {
     let names: Vec<_> = rows.iter().map(|row| printable(&row.cgroup)).collect();
     let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
     let width = width.clamp("CGROUP".len(), WIDEST);
@@ -120,7 +120,7 @@ fn human(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{GroupRow, RegistrationRow, Status, WIDEST, human, print_table, summary};
+    use super::{AgentStatus, GroupRow, RegistrationRow, WIDEST, human, print_table, summary};
 
     #[test]
     fn names_neither_drive_the_terminal_nor_widen_the_table() {
@@ -134,7 +134,7 @@ mod tests {
         };
         let mut out = Vec::new();
         let rows = [row("/a\u{1b}[31m"), row(&"x".repeat(4000))];
-        print_table(&mut out, &rows, &Status::default()).expect("memory");
+        print_table(&mut out, &rows, &AgentStatus::default()).expect("memory");
         let text = String::from_utf8(out).expect("text");
         let lines: Vec<_> = text.lines().collect();
         assert!(lines[1].starts_with("/a\\x1b[31m "), "{}", lines[1]);

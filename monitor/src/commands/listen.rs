@@ -11,8 +11,8 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use memcg_monitor::{
     Error,
-    client::{Control, Mark, Target, register},
-    frontend::admin_socket::{Answer, EventRow, Request},
+    client::{AdminConnection, RemovalCheck, Target, register},
+    frontend::admin_socket::{AdminRequest, Answer, EventRow},
     printable::printable,
 };
 use nix::{
@@ -42,8 +42,8 @@ pub fn run(options: &Listen) -> Result<ExitCode> {
             print_lines(options, &control.into_mark(), &eventfd, deadline)
         }
         Output::Json => {
-            let connection = Control::connect(&options.control_socket)?;
-            connection.ask(&Request::Listen(line), &descriptors)?;
+            let connection = AdminConnection::connect(&options.control_socket)?;
+            connection.ask(&AdminRequest::Listen(line), &descriptors)?;
             match connection.next().with_context(refused)? {
                 Some(Answer::Listening) => {}
                 other => bail!("the agent answered {other:?}"),
@@ -62,7 +62,7 @@ fn left(deadline: Option<Instant>) -> Option<u128> {
 
 fn print_lines(
     options: &Listen,
-    mark: &Mark,
+    mark: &RemovalCheck,
     eventfd: &EventFd,
     deadline: Option<Instant>,
 ) -> Result<ExitCode> {
@@ -99,7 +99,7 @@ fn print_lines(
     }
 }
 
-fn print_json(options: &Listen, control: &Control, deadline: Option<Instant>) -> Result<ExitCode> {
+fn print_json(options: &Listen, control: &AdminConnection, deadline: Option<Instant>) -> Result<ExitCode> {
     let mut out = io::stdout().lock();
     let mut printed = 0;
     loop {

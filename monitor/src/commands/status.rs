@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use memcg_monitor::{Error, client::Control, frontend::admin_socket};
+use memcg_monitor::{Error, client::AdminConnection, frontend::admin_socket};
 use nix::errno::Errno;
 
 use crate::cli::{Output, Status};
@@ -16,7 +16,7 @@ use crate::cli::{Output, Status};
 const TIMED_OUT: u8 = 3;
 
 pub fn run(options: &Status) -> Result<ExitCode> {
-    let status = Control::connect_within(&options.control_socket, options.timeout)
+    let status = AdminConnection::connect_within(&options.control_socket, options.timeout)
         .and_then(|control| control.status());
     let status = match status {
         Ok(status) => status,
@@ -38,7 +38,7 @@ pub fn run(options: &Status) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn print(out: &mut impl io::Write, status: &admin_socket::Status) -> io::Result<()> {
+fn print(out: &mut impl io::Write, status: &admin_socket::AgentStatus) -> io::Result<()> {
     let mut line = |what: &str, count: u64| writeln!(out, "{what:<34} {count:>12}");
     line("registrations", status.registrations)?;
     line("signals given", status.signals)?;

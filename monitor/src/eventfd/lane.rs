@@ -108,7 +108,7 @@ impl Users {
 }
 
 #[derive(Debug)]
-struct Shared {
+struct LaneState {
     users: Mutex<Users>,
     work: Condvar,
     /// The guard's: somebody writes.
@@ -119,14 +119,14 @@ struct Shared {
 
 /// The threads, as the one that signals sees them.
 #[derive(Debug)]
-pub struct Lane(Arc<Shared>);
+pub struct Lane(Arc<LaneState>);
 
 impl Lane {
     /// No thread yet: they come as they are needed, with the rights of whoever asks then.
     #[must_use]
     pub fn new(told: Arc<Notify>) -> Self {
         let (work, writes) = (Condvar::new(), Condvar::new());
-        Self(Arc::new(Shared { users: Mutex::default(), work, writes, told }))
+        Self(Arc::new(LaneState { users: Mutex::default(), work, writes, told }))
     }
 
     /// Adds `count` to a user's `eventfd` some time; [`Lane::done`] says when.
@@ -179,7 +179,7 @@ impl Lane {
         if due <= users.idle || users.threads >= THREADS {
             return;
         }
-        let spawned = self.have_guard(users).and_then(|()| self.spawn("slow-signals", Shared::run));
+        let spawned = self.have_guard(users).and_then(|()| self.spawn("slow-signals", LaneState::run));
         match spawned {
             Ok(()) => {
                 users.threads += 1;
@@ -201,19 +201,19 @@ impl Lane {
             let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
             // SAFETY: the handler does nothing, and nobody else has one for this signal.
             unsafe { sigaction(INTERRUPT, &action) }?;
-            self.spawn("slow-guard", Shared::guard)?;
+            self.spawn("slow-guard", LaneState::guard)?;
             users.guard = Guard::Watches;
         }
         Ok(())
     }
 
-    fn spawn(&self, name: &str, work: impl FnOnce(&Shared) + Send + 'static) -> io::Result<()> {
+    fn spawn(&self, name: &str, work: impl FnOnce(&LaneState) + Send + 'static) -> io::Result<()> {
         let shared = Arc::clone(&self.0);
         thread::Builder::new().name(name.into()).stack_size(STACK).spawn(move || work(&shared)).map(drop)
     }
 }
 
-impl Shared {
+impl LaneState {
     fn users(&self) -> MutexGuard<'_, Users> {
         // Nothing in between is half done.
         self.users.lock().unwrap_or_else(PoisonError::into_inner)

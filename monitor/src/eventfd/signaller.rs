@@ -32,7 +32,7 @@ const REMEMBERED: Duration = Duration::from_secs(60);
 
 /// What became of signals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Given {
+pub enum SignalOutcome {
     /// So many are given.
     Now(u64),
     /// All will be; [`Signaller::done`] says when.
@@ -47,12 +47,12 @@ pub struct Signaller {
     lane: Lane,
     /// Users whose signals take long, and until when that is remembered.
     slow: HashMap<Account, Instant>,
-    suspects: Suspects,
+    suspects: SuspectAccounts,
 }
 
 /// Users whose signals only seem to take long: the thread may have waited for a processor.
 #[derive(Debug, Default)]
-struct Suspects(HashMap<Account, Suspicion>);
+struct SuspectAccounts(HashMap<Account, Suspicion>);
 
 #[derive(Debug)]
 struct Suspicion {
@@ -62,7 +62,7 @@ struct Suspicion {
     at: Instant,
 }
 
-impl Suspects {
+impl SuspectAccounts {
     fn has(&self, user: Account) -> bool {
         self.0.contains_key(&user)
     }
@@ -104,7 +104,7 @@ impl Signaller {
                 log::warn!("{error}; signalling by threads until it can be had, a little later than usual");
             })
             .ok();
-        Self { aio, lane: Lane::new(told), slow: HashMap::new(), suspects: Suspects::default() }
+        Self { aio, lane: Lane::new(told), slow: HashMap::new(), suspects: SuspectAccounts::default() }
     }
 
     /// Whether the lane signals everybody, for want of asynchronous reads.
@@ -151,10 +151,10 @@ impl Signaller {
         eventfd: &EventFd,
         count: u64,
         time: Duration,
-    ) -> Result<Given, Errno> {
+    ) -> Result<SignalOutcome, Errno> {
         let Some(aio) = self.aio.as_ref().filter(|_| !self.slow.contains_key(&user)) else {
             self.lane.add(user, serial, eventfd, count);
-            return Ok(Given::Later);
+            return Ok(SignalOutcome::Later);
         };
         // The processor's time is asked for only where it may matter.
         let is_suspect = self.suspects.has(user);
@@ -169,7 +169,7 @@ impl Signaller {
                 each.as_micros()
             );
         }
-        Ok(Given::Now(given))
+        Ok(SignalOutcome::Now(given))
     }
 
     /// Lets go of a user's eventfd some time: the last reference may have as much to walk as
@@ -204,14 +204,14 @@ mod tests {
     };
     use tokio::sync::Notify;
 
-    use super::{Account, EventFd, FADES, PROOF, SLOW, Signaller, Suspects};
+    use super::{Account, EventFd, FADES, PROOF, SLOW, Signaller, SuspectAccounts};
 
     const USER: Account = Account::User(1);
     const FAST: Duration = Duration::from_micros(1);
 
     /// After how many signals, with so much time between them, it is enough.
     fn enough_after(signals: &[Duration], between: Duration) -> Option<usize> {
-        let (mut suspects, mut now) = (Suspects::default(), Instant::now());
+        let (mut suspects, mut now) = (SuspectAccounts::default(), Instant::now());
         signals.iter().position(|took| {
             now += between;
             suspects.fade(now);

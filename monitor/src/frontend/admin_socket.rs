@@ -19,10 +19,10 @@ use tokio::{
 
 use crate::{
     frontend::{
-        control_file::Places,
+        control_file::FrontendContext,
         event_row,
         listing::{self, At, Listed, Listing},
-        operator::{Gate, NO_OPERATOR},
+        operator::{NO_OPERATOR, OperatorCheck},
         register::{Refusal, told},
         registration_socket::from_packet,
         seqpacket::{Connection, Listener, Packet},
@@ -30,7 +30,7 @@ use crate::{
     programs::Programs,
     registry::Account,
     source::{Slots as _, Source as _},
-    watcher::{self, Event, Follower, Watcher},
+    watcher::{self, Event, EventSink, Watcher},
 };
 
 /// Longest request, in bytes.
@@ -42,7 +42,7 @@ const BACKLOG: usize = 1024;
 /// What can be asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Request {
+pub enum AdminRequest {
     /// All groups: an [`Answer::Group`] each, or several where a packet would not
     /// hold all of a group's registrations; then [`Answer::Status`].
     List,
@@ -62,7 +62,7 @@ pub enum Answer {
     /// One group.
     Group(GroupRow),
     /// The agent's own state; ends a list.
-    Status(Status),
+    Status(AgentStatus),
     /// Registered.
     Listening,
     /// A signal's cause.
@@ -127,7 +127,7 @@ pub struct RegistrationRow {
 
 /// The agent's own state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Status {
+pub struct AgentStatus {
     /// Registrations in all.
     pub registrations: u64,
     /// Signals given so far.
@@ -158,7 +158,7 @@ pub struct Status {
 
 pub use event_row::EventRow;
 
-type Shared = watcher::Shared<Programs>;
+type SharedPrograms = watcher::SharedWatcher<Programs>;
 
 /// Lists that are sent at once; each may hold a snapshot of its own.
 const LISTS: usize = 8;
@@ -170,13 +170,18 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const WHOLE: Duration = Duration::from_secs(300);
 
 /// Serves until the task is dropped.
-pub async fn serve(listener: Rc<Listener>, watcher: Shared, places: Rc<Places>, listing: Listing) {
+pub async fn serve(
+    listener: Rc<Listener>,
+    watcher: SharedPrograms,
+    places: Rc<FrontendContext>,
+    listing: Listing,
+) {
     let lists = Rc::new(Semaphore::new(LISTS));
     loop {
         match listener.accept_from().await {
             Ok((connection, opener)) => {
                 // Now, while the opener is most likely what it was when the kernel let it in.
-                let gate = Gate::of(&opener, listener.path());
+                let gate = OperatorCheck::of(&opener, listener.path());
                 let (watcher, listing) = (watcher.clone(), listing.clone());
                 let (places, lists) = (Rc::clone(&places), Rc::clone(&lists));
                 tokio::task::spawn_local(async move {
@@ -195,7 +200,7 @@ pub async fn serve(listener: Rc<Listener>, watcher: Shared, places: Rc<Places>, 
 }
 
 /// Sends all groups, each with its registrations as they are when it is sent.
-async fn list(connection: &Connection, watcher: &Shared, snapshot: &[Listed]) -> std::io::Result<()> {
+async fn list(connection: &Connection, watcher: &SharedPrograms, snapshot: &[Listed]) -> std::io::Result<()> {
     let groups = snapshot.chunks(listing::IN_A_LOOK);
     for (listed, is_waited_for) in
         groups.flat_map(|some| some.iter().zip(listing::are_waited_for(watcher, some)))
@@ -228,9 +233,9 @@ async fn answer(connection: &Connection, answer: &Answer) -> std::io::Result<()>
 }
 
 async fn converse(
-    (connection, gate): (&Connection, &Gate),
-    watcher: &Shared,
-    places: &Places,
+    (connection, gate): (&Connection, &OperatorCheck),
+    watcher: &SharedPrograms,
+    places: &FrontendContext,
     (listing, lists): (&Listing, &Semaphore),
 ) -> std::io::Result<()> {
     while let Some(packet) = connection.receive(MAX_REQUEST).await? {
@@ -243,7 +248,7 @@ async fn converse(
             Ok(request) => Ok(request),
         };
         let outcome = match request {
-            Ok(Request::Listen(line)) => match begin(packet, &line, watcher, places).await {
+            Ok(AdminRequest::Listen(line)) => match begin(packet, &line, watcher, places).await {
                 Ok(events) => return follow(connection, events, places).await,
                 Err(refusal) => Err(refusal),
             },
@@ -253,7 +258,7 @@ async fn converse(
                 drop(packet);
                 match other {
                     Err(refusal) => Err(refusal),
-                    Ok(Request::List) => {
+                    Ok(AdminRequest::List) => {
                         // Never closed, so there is one, some time.
                         let _permit = lists.acquire().await;
                         if let Some(snapshot) = listing.get().await {
@@ -282,10 +287,10 @@ async fn converse(
 }
 
 /// The agent's own state.
-pub(super) fn status(watcher: &Watcher<Programs>) -> Status {
+pub(super) fn status(watcher: &Watcher<Programs>) -> AgentStatus {
     let (counts, source) = (watcher.counts(), watcher.source());
     let (runs, run_ns) = source.runs();
-    Status {
+    AgentStatus {
         registrations: watcher.registry().len() - watcher.registry().held_by(Account::Agent),
         signals: counts.signals,
         unsignalled: counts.unsignalled,
@@ -307,12 +312,17 @@ struct Stream {
     lost: Arc<AtomicU64>,
 }
 
-async fn begin(packet: Packet, line: &str, watcher: &Shared, places: &Places) -> Result<Stream, Refusal> {
+async fn begin(
+    packet: Packet,
+    line: &str,
+    watcher: &SharedPrograms,
+    places: &FrontendContext,
+) -> Result<Stream, Refusal> {
     let (sender, events) = mpsc::channel(BACKLOG);
     let lost = Arc::new(AtomicU64::new(0));
     let overflow = Arc::clone(&lost);
     let follower =
-        Follower::new(move |event: &Event| match sender.try_send((event_row::now(), event.clone())) {
+        EventSink::new(move |event: &Event| match sender.try_send((event_row::now(), event.clone())) {
             Ok(()) => true,
             Err(mpsc::error::TrySendError::Full(_)) => {
                 overflow.fetch_add(1, Ordering::Relaxed);
@@ -331,7 +341,11 @@ async fn begin(packet: Packet, line: &str, watcher: &Shared, places: &Places) ->
     Ok(Stream { group: id.unwrap_or(0), events, lost })
 }
 
-async fn follow(connection: &Connection, mut stream: Stream, places: &Places) -> std::io::Result<()> {
+async fn follow(
+    connection: &Connection,
+    mut stream: Stream,
+    places: &FrontendContext,
+) -> std::io::Result<()> {
     answer(connection, &Answer::Listening).await?;
     // Looked up now: at removal there is no name any more.
     let name = name_of(places, stream.group);
@@ -352,7 +366,7 @@ async fn follow(connection: &Connection, mut stream: Stream, places: &Places) ->
     }
 }
 
-fn name_of(places: &Places, id: u64) -> String {
+fn name_of(places: &FrontendContext, id: u64) -> String {
     let path = places.tree.directories().path_of(id);
     path.map_or_else(|| format!("#{id}"), |path| path.to_string_lossy().into_owned())
 }

@@ -6,7 +6,7 @@
 use std::cell::Cell;
 
 use crate::{
-    frontend::control_file::Control,
+    frontend::control_file::ResolvedControlFile,
     source::{GroupId, Slots},
 };
 
@@ -18,18 +18,18 @@ type Table<T> = Box<[Cell<Option<(u64, T)>>]>;
 
 /// What is known.
 #[derive(Debug)]
-pub struct Known {
+pub struct GroupCache {
     groups: Table<GroupId>,
-    controls: Table<Control>,
+    controls: Table<ResolvedControlFile>,
 }
 
-impl Default for Known {
+impl Default for GroupCache {
     fn default() -> Self {
         Self { groups: table(), controls: table() }
     }
 }
 
-impl Known {
+impl GroupCache {
     /// The group of the directory with this id, while it is online.
     pub fn group(&self, slots: &dyn Slots, id: u64) -> Option<GroupId> {
         get(&self.groups, id).filter(|group| is_online(slots, *group))
@@ -41,12 +41,12 @@ impl Known {
     }
 
     /// What the file of the hierarchy with this id is, while its group is online.
-    pub fn control(&self, slots: &dyn Slots, id: u64) -> Option<Control> {
+    pub fn control(&self, slots: &dyn Slots, id: u64) -> Option<ResolvedControlFile> {
         get(&self.controls, id).filter(|control| is_online(slots, control.group))
     }
 
     /// Remembers it.
-    pub fn remember_control(&self, id: u64, control: Control) {
+    pub fn remember_control(&self, id: u64, control: ResolvedControlFile) {
         set(&self.controls, id, control);
     }
 }

@@ -25,7 +25,7 @@ use crate::{
     programs::Programs,
     source::Slots as _,
     view::tree::Tree,
-    watcher::{CAUSES, Shared},
+    watcher::{CAUSES, SharedWatcher},
 };
 
 /// For how long what was gathered is told again.
@@ -55,24 +55,24 @@ impl Page {
 }
 
 /// What the numbers come from.
-pub struct Gatherer {
-    watcher: Shared<Programs>,
+pub struct Collector {
+    watcher: SharedWatcher<Programs>,
     tree: Arc<Tree>,
     hierarchy: Hierarchy,
     max_eventfds: u64,
     start: f64,
 }
 
-impl std::fmt::Debug for Gatherer {
+impl std::fmt::Debug for Collector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Gatherer").field("hierarchy", &self.hierarchy).finish_non_exhaustive()
     }
 }
 
-impl Gatherer {
+impl Collector {
     /// Of this agent, which starts now.
     pub fn new(
-        watcher: &Shared<Programs>,
+        watcher: &SharedWatcher<Programs>,
         tree: Arc<Tree>,
         hierarchy: &Hierarchy,
         max_eventfds: u64,

@@ -20,26 +20,26 @@ use crate::{
     },
     frontend::{
         accounting::Accounting,
-        cache::Known,
-        deferred_close::Closer,
+        cache::GroupCache,
+        deferred_close::DeferredClose,
         fair::Fair,
         inode::Inode,
         process::OUT_OF_DESCRIPTORS,
-        register::{Asker, Refusal, Which},
+        register::{DescriptorRole, Refusal, Requester},
     },
     source::{GroupId, Identify, Located, Slots},
     view::tree::{Node, Tree},
 };
 
 /// Where control files lie: in the hierarchy itself, and in the view of it.
-pub struct Places {
+pub struct FrontendContext {
     /// The tree that the view shows.
     pub tree: Arc<Tree>,
     /// `st_dev` of the view, while it is mounted.
     view: Option<u64>,
-    known: Known,
+    known: GroupCache,
     /// For what clients sent.
-    pub closer: Closer,
+    pub closer: DeferredClose,
     /// Who pays.
     pub accounting: Accounting,
     /// Whose turn it is.
@@ -47,19 +47,24 @@ pub struct Places {
     identity: Box<dyn Identify>,
 }
 
-impl std::fmt::Debug for Places {
+impl std::fmt::Debug for FrontendContext {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Places").field("view", &self.view).finish_non_exhaustive()
     }
 }
 
-impl Places {
+impl FrontendContext {
     /// Nothing asked for yet.
     #[must_use]
-    pub fn new(tree: Arc<Tree>, view: Option<u64>, closer: Closer, identity: Box<dyn Identify>) -> Self {
+    pub fn new(
+        tree: Arc<Tree>,
+        view: Option<u64>,
+        closer: DeferredClose,
+        identity: Box<dyn Identify>,
+    ) -> Self {
         closer.trust([tree.directories().device()].into_iter().chain(view));
         let (accounting, fair) = Default::default();
-        Self { tree, view, known: Known::default(), closer, accounting, fair, identity }
+        Self { tree, view, known: GroupCache::default(), closer, accounting, fair, identity }
     }
 
     /// Who says what a client's files and descriptors stand for.
@@ -78,7 +83,7 @@ impl Places {
 
 /// A control file of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Control {
+pub struct ResolvedControlFile {
     /// Which group.
     pub group: GroupId,
     /// `st_ino` of its directory.
@@ -95,13 +100,13 @@ pub struct Control {
 /// # Errors
 /// `EACCES` and `EINVAL` as the kernel; `ENOMEM` when the table of groups is full.
 pub fn resolve<'a>(
-    places: &Places,
+    places: &FrontendContext,
     number: u32,
-    client: &impl Asker,
+    client: &impl Requester,
     args: &'a [u8],
-) -> Result<(Control, &'a [u8]), Refusal> {
-    let which = Which::Control(number);
-    if let Some(inode) = client.glance(number) {
+) -> Result<(ResolvedControlFile, &'a [u8]), Refusal> {
+    let which = DescriptorRole::Control(number);
+    if let Some(inode) = client.peek(number) {
         if Some(inode.device) == places.view {
             return in_view(places, (inode, which), client, args);
         }
@@ -113,7 +118,7 @@ pub fn resolve<'a>(
         }
     }
     let held = client.control(number)?;
-    let fd = held.look().map_err(|errno| Refusal::new(errno, format!("{which} is closed")))?;
+    let fd = held.descriptor().map_err(|errno| Refusal::new(errno, format!("{which} is closed")))?;
     let inode = Inode::of(fd).map_err(|errno| Refusal::new(errno, format!("statx of {which} failed")))?;
     if Some(inode.device) == places.view {
         return in_view(places, (inode, which), client, args);
@@ -132,7 +137,7 @@ pub fn resolve<'a>(
                 places.directories().open(inode.number).map_err(|errno| not_opened(which, errno))?;
             named_must_be_readable(places, &stand_in, file, which, client)?;
             let group = group_of(places, Some(&stand_in), inode.number, which)?;
-            Ok((Control { group, cgroup_id: inode.number, file }, args))
+            Ok((ResolvedControlFile { group, cgroup_id: inode.number, file }, args))
         }
         libc::S_IFREG => {
             let name = name_of(fd);
@@ -143,7 +148,7 @@ pub fn resolve<'a>(
                 places.directories().home_of(inode.number).map_err(|errno| not_opened(which, errno))?;
             let cgroup_id = home.stat().map_err(|_| gone(which))?.st_ino;
             let group = group_of(places, Some(&home), cgroup_id, which)?;
-            let control = Control { group, cgroup_id, file };
+            let control = ResolvedControlFile { group, cgroup_id, file };
             places.known.remember_control(inode.number, control);
             Ok((control, args))
         }
@@ -153,11 +158,11 @@ pub fn resolve<'a>(
 
 /// The same for a file or directory of the view.
 fn in_view<'a>(
-    places: &Places,
-    (inode, which): (Inode, Which),
-    client: &impl Asker,
+    places: &FrontendContext,
+    (inode, which): (Inode, DescriptorRole),
+    client: &impl Requester,
     args: &'a [u8],
-) -> Result<(Control, &'a [u8]), Refusal> {
+) -> Result<(ResolvedControlFile, &'a [u8]), Refusal> {
     let node = Node::numbered(inode.number, places.directories().root_id()).ok_or_else(|| gone(which))?;
     // What the view says of it now; the kernel may remember an older answer.
     let found = places.tree.attributes(node).map_err(|_| gone(which))?;
@@ -176,11 +181,11 @@ fn in_view<'a>(
         }
     };
     let group = group_of(places, None, node.group, which)?;
-    Ok((Control { group, cgroup_id: node.group, file }, args))
+    Ok((ResolvedControlFile { group, cgroup_id: node.group, file }, args))
 }
 
 /// The control file that the arguments for a directory begin with.
-fn named(args: &[u8], which: Which) -> Result<(ControlFile, &[u8]), Refusal> {
+fn named(args: &[u8], which: DescriptorRole) -> Result<(ControlFile, &[u8]), Refusal> {
     split_directory_args(args).ok_or_else(|| {
         Refusal::new(
             Errno::EINVAL,
@@ -193,11 +198,11 @@ fn named(args: &[u8], which: Which) -> Result<(ControlFile, &[u8]), Refusal> {
 /// the file would have needed, on a real directory and on the view's alike. Where this
 /// host has no such file (no swap, no PSI), the usage file's permission counts.
 fn named_must_be_readable(
-    places: &Places,
+    places: &FrontendContext,
     directory: &Directory,
     file: ControlFile,
-    which: Which,
-    client: &impl Asker,
+    which: DescriptorRole,
+    client: &impl Requester,
 ) -> Result<(), Refusal> {
     for name in [stand_in_for(places, file), places.directories().version().usage_file()] {
         match directory.stat_file(name) {
@@ -210,12 +215,12 @@ fn named_must_be_readable(
     Ok(())
 }
 
-fn mute(which: Which, name: &str) -> Refusal {
+fn mute(which: DescriptorRole, name: &str) -> Refusal {
     Refusal::new(Errno::EINVAL, format!("{which} is {name}, on which there are no notifications"))
 }
 
 /// Why a directory or a file of it could not be opened: as a rule, it is gone.
-fn not_opened(which: Which, errno: Errno) -> Refusal {
+fn not_opened(which: DescriptorRole, errno: Errno) -> Refusal {
     match errno {
         Errno::EMFILE | Errno::ENFILE => Refusal::new(Errno::ENOMEM, OUT_OF_DESCRIPTORS),
         Errno::ENOMEM => Refusal::new(errno, "the agent is out of memory; raise its own group's memory.max"),
@@ -223,12 +228,12 @@ fn not_opened(which: Which, errno: Errno) -> Refusal {
     }
 }
 
-fn gone(which: Which) -> Refusal {
+fn gone(which: DescriptorRole) -> Refusal {
     Refusal::new(Errno::EINVAL, format!("{which}: the group is gone"))
 }
 
 /// Whether this hierarchy has that control file as a file of its own.
-fn is_real(places: &Places, file: ControlFile) -> bool {
+fn is_real(places: &FrontendContext, file: ControlFile) -> bool {
     match file {
         ControlFile::Usage | ControlFile::Procs => true,
         ControlFile::WorkingSet => false,
@@ -239,7 +244,7 @@ fn is_real(places: &Places, file: ControlFile) -> bool {
 }
 
 /// The file of this hierarchy whose permissions are those of a control file.
-fn stand_in_for(places: &Places, file: ControlFile) -> &'static str {
+fn stand_in_for(places: &FrontendContext, file: ControlFile) -> &'static str {
     match file {
         ControlFile::Usage => places.directories().version().usage_file(),
         file if is_real(places, file) => file.name(),
@@ -259,10 +264,10 @@ fn name_of(fd: BorrowedFd<'_>) -> Vec<u8> {
 
 /// The group of the directory with this id, by the kernel's own word, today or before.
 fn group_of(
-    places: &Places,
+    places: &FrontendContext,
     directory: Option<&Directory>,
     id: u64,
-    which: Which,
+    which: DescriptorRole,
 ) -> Result<GroupId, Refusal> {
     if id == places.directories().root_id() {
         return Ok(places.identity().root());

@@ -36,30 +36,30 @@ struct Waiting {
 }
 
 #[derive(Debug, Default)]
-struct Users {
+struct CloseQueues {
     by_id: HashMap<Account, Waiting>,
     /// Those with something to close, and no thread at it.
     ready: VecDeque<Account>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
-    users: Mutex<Users>,
+struct CloseQueue {
+    users: Mutex<CloseQueues>,
     work: Condvar,
     room: Notify,
     /// File systems that take no time to close a file.
     quick: OnceLock<Vec<u64>>,
 }
 
-impl Shared {
-    fn users(&self) -> MutexGuard<'_, Users> {
+impl CloseQueue {
+    fn users(&self) -> MutexGuard<'_, CloseQueues> {
         // Nothing in between is half done.
         self.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes the next descriptor to close. That it waits no longer makes room, however long
     /// closing it then takes.
-    fn take(&self, users: &mut Users) -> Option<(Account, OwnedFd)> {
+    fn take(&self, users: &mut CloseQueues) -> Option<(Account, OwnedFd)> {
         let id = users.ready.pop_front()?;
         let user = users.by_id.get_mut(&id)?;
         user.at_work = true;
@@ -68,7 +68,7 @@ impl Shared {
         Some((id, fd))
     }
 
-    fn close_for_ever(&self) {
+    fn close_forever(&self) {
         let mut users = self.users();
         loop {
             let Some((id, fd)) = self.take(&mut users) else {
@@ -95,23 +95,23 @@ impl Shared {
 
 /// The threads that close, as the doors see them.
 #[derive(Clone, Debug)]
-pub struct Closer(Arc<Shared>);
+pub struct DeferredClose(Arc<CloseQueue>);
 
-impl Closer {
+impl DeferredClose {
     /// Starts them; they need no rights, and have given them up when this returns: the
     /// filter for the whole process, which comes later, lets nobody do that any more.
     ///
     /// # Errors
     /// A thread could not be started.
-    pub fn start(mode: sandbox::Mode) -> io::Result<Self> {
-        let shared = Arc::<Shared>::default();
+    pub fn start(mode: sandbox::Sandbox) -> io::Result<Self> {
+        let shared = Arc::<CloseQueue>::default();
         let confined = Arc::new(Barrier::new(THREADS + 1));
         for number in 0..THREADS {
             let (shared, confined) = (Arc::clone(&shared), Arc::clone(&confined));
             let work = move || {
                 sandbox::closer(mode);
                 confined.wait();
-                shared.close_for_ever();
+                shared.close_forever();
             };
             thread::Builder::new().name(format!("closer-{number}")).stack_size(STACK).spawn(work)?;
         }
@@ -184,21 +184,21 @@ impl Closer {
 
     /// A client's descriptor, whatever it may be.
     #[must_use]
-    pub fn foreign(&self, account: Account, fd: OwnedFd) -> Foreign {
-        Foreign { fd: Some(fd), account, closer: Some(self.clone()) }
+    pub fn untrusted(&self, account: Account, fd: OwnedFd) -> UntrustedFd {
+        UntrustedFd { fd: Some(fd), account, closer: Some(self.clone()) }
     }
 }
 
 /// A descriptor that may not be closed just anywhere. It is not, when it is dropped.
 #[derive(Debug)]
-pub struct Foreign {
+pub struct UntrustedFd {
     /// There until it is known, or dropped.
     fd: Option<OwnedFd>,
     account: Account,
-    closer: Option<Closer>,
+    closer: Option<DeferredClose>,
 }
 
-impl Foreign {
+impl UntrustedFd {
     /// One that takes no time to close.
     #[must_use]
     pub const fn harmless(fd: OwnedFd) -> Self {
@@ -209,20 +209,20 @@ impl Foreign {
     ///
     /// # Errors
     /// Never: it is there until now.
-    pub fn known(mut self) -> Result<OwnedFd, nix::errno::Errno> {
+    pub fn into_inner(mut self) -> Result<OwnedFd, nix::errno::Errno> {
         self.fd.take().ok_or(nix::errno::Errno::EBADF)
     }
 
     /// To be looked at.
     ///
     /// # Errors
-    /// Never: as [`Foreign::known`].
-    pub fn look(&self) -> Result<BorrowedFd<'_>, nix::errno::Errno> {
+    /// Never: as [`UntrustedFd::known`].
+    pub fn descriptor(&self) -> Result<BorrowedFd<'_>, nix::errno::Errno> {
         self.fd.as_ref().map(AsFd::as_fd).ok_or(nix::errno::Errno::EBADF)
     }
 }
 
-impl Drop for Foreign {
+impl Drop for UntrustedFd {
     fn drop(&mut self) {
         if let (Some(fd), Some(closer)) = (self.fd.take(), &self.closer)
             && !closer.is_quick(fd.as_fd())
@@ -242,16 +242,16 @@ mod tests {
         task::{Context, Waker},
     };
 
-    use super::{Account, Closer, MAX_DESCRIPTORS};
+    use super::{Account, DeferredClose, MAX_DESCRIPTORS};
     use crate::sandbox;
 
     #[test]
     fn what_is_dropped_is_closed_and_users_do_not_wait_for_each_other() {
-        let closer = Closer::start(sandbox::Mode::Off).expect("threads");
+        let closer = DeferredClose::start(sandbox::Sandbox::Off).expect("threads");
         let mut ends = Vec::new();
         for user in [1, 2, 3].map(Account::User).repeat(100) {
             let (ours, theirs) = UnixStream::pair().expect("a pair");
-            drop(closer.foreign(user, theirs.into()));
+            drop(closer.untrusted(user, theirs.into()));
             ends.push(ours);
         }
         for mut end in ends {
@@ -262,10 +262,10 @@ mod tests {
     #[test]
     fn a_user_of_whom_much_waits_is_not_read_from() {
         let seven = Account::User(7);
-        let closer = Closer::idle();
+        let closer = DeferredClose::idle();
         for _ in 0..MAX_DESCRIPTORS {
             assert!(closer.has_room(seven));
-            drop(closer.foreign(seven, UnixStream::pair().expect("a pair").0.into()));
+            drop(closer.untrusted(seven, UnixStream::pair().expect("a pair").0.into()));
         }
         assert!(!closer.has_room(seven) && closer.has_room(Account::User(8)));
     }
@@ -273,9 +273,9 @@ mod tests {
     #[test]
     fn a_descriptor_that_is_being_closed_makes_room_at_once() {
         let seven = Account::User(7);
-        let closer = Closer::idle();
+        let closer = DeferredClose::idle();
         for _ in 0..MAX_DESCRIPTORS {
-            drop(closer.foreign(seven, UnixStream::pair().expect("a pair").0.into()));
+            drop(closer.untrusted(seven, UnixStream::pair().expect("a pair").0.into()));
         }
         let mut room = pin!(closer.room(seven));
         let mut context = Context::from_waker(Waker::noop());
@@ -288,12 +288,12 @@ mod tests {
 
     #[test]
     fn a_privileged_process_has_room_where_its_user_id_has_none() {
-        let closer = Closer::idle();
+        let closer = DeferredClose::idle();
         let root = Account::User(0);
         assert_eq!(closer.payer(root, || panic!("not asked for nothing")), Some(root));
         let fill = |account| {
             for _ in 0..MAX_DESCRIPTORS {
-                drop(closer.foreign(account, UnixStream::pair().expect("a pair").0.into()));
+                drop(closer.untrusted(account, UnixStream::pair().expect("a pair").0.into()));
             }
         };
         fill(root);

@@ -13,21 +13,21 @@ use tokio::{
 
 use crate::{
     frontend::{
-        control_file::Places,
+        control_file::FrontendContext,
         peer::Peer,
         register::{Client, Refusal, register, told},
     },
     source::Source,
     view::Written,
-    watcher::{Receipt, Shared},
+    watcher::{Receipt, SharedWatcher},
 };
 
 /// Answers writes until the view has gone. One that has to wait for what was begun on its
 /// group holds up no other; the queue's places bound how many do.
 pub async fn serve<S: Source + 'static>(
     mut writes: mpsc::Receiver<Written>,
-    watcher: Shared<S>,
-    places: Rc<Places>,
+    watcher: SharedWatcher<S>,
+    places: Rc<FrontendContext>,
 ) {
     let mut answers = JoinSet::new();
     while let Some(written) = writes.recv().await {
@@ -38,7 +38,7 @@ pub async fn serve<S: Source + 'static>(
     while answers.join_next().await.is_some() {}
 }
 
-async fn answer<S: Source>(written: Written, watcher: Shared<S>, places: Rc<Places>) {
+async fn answer<S: Source>(written: Written, watcher: SharedWatcher<S>, places: Rc<FrontendContext>) {
     match handle(&written, &watcher, &places).await {
         Ok(receipt) => {
             written.reply.accept();
@@ -54,8 +54,8 @@ async fn answer<S: Source>(written: Written, watcher: Shared<S>, places: Rc<Plac
 
 async fn handle<S: Source>(
     written: &Written,
-    watcher: &Shared<S>,
-    places: &Places,
+    watcher: &SharedWatcher<S>,
+    places: &FrontendContext,
 ) -> Result<Receipt, Refusal> {
     let writer = Peer::writer(written.pid, written.uid, written.gid, places)?;
     let own = Some(written.group);

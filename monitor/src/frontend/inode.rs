@@ -8,7 +8,7 @@ use std::{
 
 use nix::errno::Errno;
 
-use crate::frontend::register::{Asker, Refusal, Which};
+use crate::frontend::register::{DescriptorRole, Refusal, Requester};
 
 /// An inode, as its file system last described it to the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,8 +61,8 @@ impl Inode {
     /// The kernel's `file_permission(MAY_READ)`.
     ///
     /// # Errors
-    /// `EACCES`, or as [`Asker::credentials`].
-    pub fn must_be_readable(&self, which: Which, asker: &impl Asker) -> Result<(), Refusal> {
+    /// `EACCES`, or as [`Requester::credentials`].
+    pub fn must_be_readable(&self, which: DescriptorRole, asker: &impl Requester) -> Result<(), Refusal> {
         // Whoever asks, one of these bits is the one that counts.
         const ALL: u32 = 0o444;
         if self.mode & ALL == ALL {

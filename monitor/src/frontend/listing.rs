@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use monitor_common::{control_file::ControlFile, query::Ask};
+use monitor_common::{control_file::ControlFile, query::Query};
 use tokio::{
     sync::{mpsc, oneshot},
     task::{spawn_blocking, yield_now},
@@ -29,11 +29,11 @@ use crate::{
     registry::{Cursor, Group, Registry},
     source::{GroupId, Source},
     view::tree::Tree,
-    watcher::Shared,
+    watcher::SharedWatcher,
 };
 
 /// Slots that are read in one turn: one run of a program.
-const SLOTS_IN_A_TURN: u32 = Ask::AT_ONCE;
+const SLOTS_IN_A_TURN: u32 = Query::AT_ONCE;
 
 /// How long a list waits for all that it shows to be signalled.
 const LOOKING: Duration = Duration::from_millis(250);
@@ -86,7 +86,7 @@ impl Listing {
 /// Where to ask for snapshots of this watcher's groups, and what gathers them as long as it
 /// is run.
 pub fn start<S: Source + 'static>(
-    watcher: Shared<S>,
+    watcher: SharedWatcher<S>,
     tree: Arc<Tree>,
 ) -> (Listing, impl Future<Output = ()>) {
     let (sender, asked) = mpsc::channel(WAITING);
@@ -94,7 +94,7 @@ pub fn start<S: Source + 'static>(
 }
 
 async fn run<S: Source>(
-    watcher: Shared<S>,
+    watcher: SharedWatcher<S>,
     tree: Arc<Tree>,
     mut asked: mpsc::Receiver<oneshot::Sender<Snapshot>>,
 ) {
@@ -114,7 +114,7 @@ async fn run<S: Source>(
     }
 }
 
-async fn gather<S: Source>(watcher: &Shared<S>, tree: &Arc<Tree>) -> Option<Snapshot> {
+async fn gather<S: Source>(watcher: &SharedWatcher<S>, tree: &Arc<Tree>) -> Option<Snapshot> {
     // Whoever reads the list finds no registration whose eventfd was closed before, and has
     // been told of all that it shows.
     let mut search = watcher.lock().search_closed();
@@ -130,7 +130,7 @@ async fn gather<S: Source>(watcher: &Shared<S>, tree: &Arc<Tree>) -> Option<Snap
 
 /// Has all that is watched looked at and signalled, but for what others have to be told
 /// first that takes longer than [`LOOKING`].
-async fn catch_up<S: Source>(watcher: &Shared<S>) {
+async fn catch_up<S: Source>(watcher: &SharedWatcher<S>) {
     let (sampled, host) = {
         let watcher = watcher.lock();
         (watcher.to_be_sampled(), watcher.shared_host())
@@ -154,7 +154,7 @@ async fn catch_up<S: Source>(watcher: &Shared<S>) {
 }
 
 /// Counters of all groups, a few in a turn.
-async fn read_groups<S: Source>(watcher: &Shared<S>) -> Vec<Listed> {
+async fn read_groups<S: Source>(watcher: &SharedWatcher<S>) -> Vec<Listed> {
     let (mut listed, mut index, page) = (Vec::new(), 0, page_size());
     loop {
         {
@@ -223,7 +223,7 @@ pub(super) struct At {
 
 /// The next page of a group's registrations, and where to go on; `None` at their end.
 pub(super) fn page<S: Source>(
-    watcher: &Shared<S>,
+    watcher: &SharedWatcher<S>,
     group: GroupId,
     at: At,
 ) -> (Vec<RegistrationRow>, Option<At>) {
@@ -241,7 +241,7 @@ pub(super) fn page<S: Source>(
 
 /// Whether groups have registrations, at most [`IN_A_LOOK`] of them: most have none, and no
 /// page needs to be asked for.
-pub(super) fn are_waited_for<S: Source>(watcher: &Shared<S>, groups: &[Listed]) -> Vec<bool> {
+pub(super) fn are_waited_for<S: Source>(watcher: &SharedWatcher<S>, groups: &[Listed]) -> Vec<bool> {
     let watcher = watcher.lock();
     let found = |group: GroupId| watcher.registry().group(group.slot).filter(|found| found.id == group);
     groups.iter().map(|listed| found(listed.group).is_some()).collect()

@@ -40,7 +40,7 @@ use tokio::{
     time::timeout,
 };
 
-pub use crate::frontend::collector::Gatherer;
+pub use crate::frontend::collector::Collector;
 use crate::{
     error::{Error, Result},
     frontend::{collector::Page, seqpacket::Access},
@@ -61,7 +61,7 @@ const HEAD: (usize, usize) = (8192, 64);
 
 /// What is told, and where.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct MetricsOptions {
     /// Where.
     pub address: Address,
     /// Of which groups.
@@ -137,8 +137,8 @@ impl Door {
     ///
     /// # Errors
     /// Names the call and the address.
-    pub fn open(options: &Options, access: &Access) -> Result<Self> {
-        let Options { mut address, selection } = options.clone();
+    pub fn open(options: &MetricsOptions, access: &Access) -> Result<Self> {
+        let MetricsOptions { mut address, selection } = options.clone();
         let listener = match &mut address {
             Address::Unix(path) => {
                 let (listener, file) = bind_unix(path, access)?;
@@ -167,7 +167,7 @@ impl Door {
     }
 
     /// Serves scrapers until the task is dropped, and then none of them is left.
-    pub async fn serve(self, gatherer: Gatherer) {
+    pub async fn serve(self, gatherer: Collector) {
         let (page, gathering) = gatherer.start(self.selection);
         let page = Rc::new(page);
         tokio::select! {

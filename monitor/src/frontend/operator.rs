@@ -24,12 +24,12 @@ pub(super) const NO_OPERATOR: &str = "who asks, or who opened the connection, is
 
 /// What a connection's packets have to pass: nobody's do where its opener was no operator.
 #[derive(Debug)]
-pub(super) struct Gate {
+pub(super) struct OperatorCheck {
     is_open: bool,
     socket: Option<PathBuf>,
 }
 
-impl Gate {
+impl OperatorCheck {
     /// For what comes by a connection of this opener to the operator's socket at `socket`.
     pub(super) fn of(opener: &Sender, socket: Option<&Path>) -> Self {
         Self { is_open: is_operator(opener, socket), socket: socket.map(Path::to_owned) }
@@ -72,7 +72,7 @@ mod tests {
         sys::stat::{FileStat, stat},
     };
 
-    use super::{Gate, is_let_in};
+    use super::{OperatorCheck, is_let_in};
     use crate::frontend::{credentials::Credentials, sender::Sender};
 
     fn socket(mode: u32, owner: u32, group: u32) -> FileStat {
@@ -108,10 +108,13 @@ mod tests {
             Sender::with(credentials, Some(Err(Errno::ESRCH)))
         };
         let (root, user) = (gone(0), gone(1000));
-        assert!(Gate::of(&user, Some(&path)).lets(&user));
-        assert!(!Gate::of(&user, Some(&path)).lets(&root));
-        assert!(!Gate::of(&root, Some(&path)).lets(&user), "a container's root that calls itself 1000");
+        assert!(OperatorCheck::of(&user, Some(&path)).lets(&user));
+        assert!(!OperatorCheck::of(&user, Some(&path)).lets(&root));
+        assert!(
+            !OperatorCheck::of(&root, Some(&path)).lets(&user),
+            "a container's root that calls itself 1000"
+        );
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).expect("chmod");
-        assert!(!Gate::of(&user, Some(&path)).lets(&user), "let in by CAP_DAC_OVERRIDE");
+        assert!(!OperatorCheck::of(&user, Some(&path)).lets(&user), "let in by CAP_DAC_OVERRIDE");
     }
 }

@@ -18,19 +18,19 @@ use crate::{
     eventfd::EVENTFD,
     frontend::{
         accounting::{Accounting, is_in_our_user_namespace},
-        control_file::Places,
-        deferred_close::{Closer, Foreign},
+        control_file::FrontendContext,
+        deferred_close::{DeferredClose, UntrustedFd},
         inode::Inode,
         process::{
             OUT_OF_DESCRIPTORS, PIDFD_THREAD, folder, path, pidfd_getfd, pidfd_open, shares_descriptors,
             status, thread_group,
         },
-        register::{Asker, Refusal, Which, adopt},
+        register::{DescriptorRole, Refusal, Requester, adopt},
         sender::Sender,
     },
     registry::Account,
     source::Identify,
-    watcher::Handed,
+    watcher::ReceivedEventFd,
 };
 
 /// A client's process, or its thread, held by its directory in `/proc`: whatever is
@@ -39,7 +39,7 @@ use crate::{
 pub struct Peer {
     folder: RefCell<OwnedFd>,
     sender: Sender,
-    closer: Closer,
+    closer: DeferredClose,
     /// Whom what is taken of it counts against, until it is closed.
     account: Account,
     /// Whether `sender.pid` is a thread that need not be its process's first.
@@ -51,7 +51,7 @@ impl Peer {
     ///
     /// # Errors
     /// `ESRCH` when it has died since, or is outside the agent's pid namespace.
-    pub fn of(sender: Sender, account: Account, closer: &Closer) -> Result<Self, Refusal> {
+    pub fn of(sender: Sender, account: Account, closer: &DeferredClose) -> Result<Self, Refusal> {
         if sender.pid() <= 0 {
             return Err(Refusal::new(
                 Errno::ESRCH,
@@ -74,7 +74,7 @@ impl Peer {
     ///
     /// # Errors
     /// `ESRCH` when it is outside the agent's pid namespace.
-    pub fn writer(pid: i32, uid: u32, gid: u32, places: &Places) -> Result<Self, Refusal> {
+    pub fn writer(pid: i32, uid: u32, gid: u32, places: &FrontendContext) -> Result<Self, Refusal> {
         if pid <= 0 {
             return Err(Refusal::new(
                 Errno::ESRCH,
@@ -115,7 +115,7 @@ impl Peer {
         readlinkat(&*self.folder.borrow(), path("fd", number).as_c_str())
     }
 
-    fn refusal(&self, which: Which, errno: Errno) -> Refusal {
+    fn refusal(&self, which: DescriptorRole, errno: Errno) -> Refusal {
         match errno {
             Errno::EPERM | Errno::EACCES => Refusal::new(errno, NO_PTRACE),
             Errno::ESRCH => Refusal::new(errno, format!("process {} is gone", self.sender.pid())),
@@ -125,7 +125,7 @@ impl Peer {
     }
 
     /// A duplicate of a descriptor, whatever it is by now.
-    fn take(&self, number: u32) -> Result<Foreign, Errno> {
+    fn take(&self, number: u32) -> Result<UntrustedFd, Errno> {
         let number = i32::try_from(number).map_err(|_| Errno::EBADF)?;
         // It may be one that never closes: as many as a message can bring, and no more.
         let is_privileged = || self.credentials().is_ok_and(|credentials| credentials.is_privileged());
@@ -148,10 +148,10 @@ impl Peer {
                 &opened
             }
         };
-        Ok(self.closer.foreign(account, pidfd_getfd(pidfd, number)?))
+        Ok(self.closer.untrusted(account, pidfd_getfd(pidfd, number)?))
     }
 
-    fn not_taken(&self, which: Which, errno: Errno) -> Refusal {
+    fn not_taken(&self, which: DescriptorRole, errno: Errno) -> Refusal {
         match errno {
             Errno::EMFILE | Errno::ENFILE => Refusal::new(Errno::ENOMEM, OUT_OF_DESCRIPTORS),
             Errno::EBADF | Errno::EPERM | Errno::EACCES | Errno::ESRCH => self.refusal(which, errno),
@@ -178,12 +178,12 @@ pub(super) fn folder_of(sender: &Sender) -> Result<OwnedFd, Refusal> {
     Err(Refusal::new(Errno::ESRCH, format!("process {} is gone", sender.pid())))
 }
 
-impl Asker for Peer {
+impl Requester for Peer {
     /// Whoever it is may have put anything in its place by the time that it is looked at:
     /// so it is taken first. To ask what a file is (its fdinfo), or to close it, may take
     /// for ever.
-    fn event(&self, number: u32, identity: &dyn Identify) -> Result<Handed, Refusal> {
-        let which = Which::Event(number);
+    fn event(&self, number: u32, identity: &dyn Identify) -> Result<ReceivedEventFd, Refusal> {
+        let which = DescriptorRole::Event(number);
         // What is not one by now is not even taken.
         let target = self.look(|_| self.target(number)).map_err(|errno| self.refusal(which, errno))?;
         if self.is_path_only(number).map_err(|errno| self.refusal(which, errno))? {
@@ -196,15 +196,15 @@ impl Asker for Peer {
         hand_over(fd, which, identity)
     }
 
-    fn glance(&self, number: u32) -> Option<Inode> {
+    fn peek(&self, number: u32) -> Option<Inode> {
         if self.is_path_only(number).ok()? {
             return None;
         }
         Inode::at(self.folder.borrow().as_fd(), &path("fd", number), 0).ok()
     }
 
-    fn control(&self, number: u32) -> Result<Foreign, Refusal> {
-        let which = Which::Control(number);
+    fn control(&self, number: u32) -> Result<UntrustedFd, Refusal> {
+        let which = DescriptorRole::Control(number);
         if self.is_path_only(number).map_err(|errno| self.refusal(which, errno))? {
             return Err(path_only(which, "reading"));
         }
@@ -212,7 +212,7 @@ impl Asker for Peer {
         // that it lies on, neither now nor when it is closed.
         let (flags, path) = (OFlag::O_PATH | OFlag::O_CLOEXEC, path("fd", number));
         openat(&*self.folder.borrow(), path.as_c_str(), flags, Mode::empty())
-            .map(Foreign::harmless)
+            .map(UntrustedFd::harmless)
             .map_err(|errno| self.refusal(which, errno))
     }
 
@@ -231,17 +231,21 @@ impl Asker for Peer {
 }
 
 /// Takes in a duplicate, if it is an eventfd.
-pub(super) fn hand_over(fd: Foreign, which: Which, identity: &dyn Identify) -> Result<Handed, Refusal> {
+pub(super) fn hand_over(
+    fd: UntrustedFd,
+    which: DescriptorRole,
+    identity: &dyn Identify,
+) -> Result<ReceivedEventFd, Refusal> {
     // Before it is asked anything.
     let eventfd = adopt(fd, which)?;
     let file = identity.file_of(eventfd.as_fd()).map_err(|error| {
         log::error!("registration failed: {error}");
         Refusal::new(Errno::EIO, "the agent could not ask the kernel; see its log")
     })?;
-    Ok(Handed { eventfd, file })
+    Ok(ReceivedEventFd { eventfd, file })
 }
 
-pub(super) fn path_only(which: Which, what: &str) -> Refusal {
+pub(super) fn path_only(which: DescriptorRole, what: &str) -> Refusal {
     Refusal::new(Errno::EBADF, format!("{which} is an O_PATH descriptor; open it for {what}"))
 }
 

@@ -2,7 +2,7 @@
 //! `memcg_write_event_control` (5.15 to 7.2): same order, same errno.
 
 use monitor_common::{
-    control_file::{self, ControlFile, Wish},
+    control_file::{self, ControlFile, Trigger},
     line,
 };
 use nix::errno::Errno;
@@ -11,15 +11,15 @@ use crate::{
     eventfd::EventFd,
     frontend::{
         accounting::Accounting,
-        control_file::{Control, Places, resolve},
-        deferred_close::Foreign,
+        control_file::{FrontendContext, ResolvedControlFile, resolve},
+        deferred_close::UntrustedFd,
         inode::Inode,
         peer::Credentials,
     },
     kernel::page_size,
     registry::Account,
     source::{Identify, Source},
-    watcher::{self, Follower, Handed, Payer, Receipt, Sampled, Shared},
+    watcher::{self, EventSink, Payer, Receipt, ReceivedEventFd, Sampled, SharedWatcher},
 };
 
 /// Why a registration was refused: the kernel's errno, and what to tell a person.
@@ -54,14 +54,14 @@ pub fn told(refusal: &Refusal, uid: u32, pid: i32) {
 
 /// Which descriptor of the line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Which {
+pub enum DescriptorRole {
     /// The first number.
     Event(u32),
     /// The second.
     Control(u32),
 }
 
-impl std::fmt::Display for Which {
+impl std::fmt::Display for DescriptorRole {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Event(number) => write!(f, "event_fd {number}"),
@@ -72,22 +72,22 @@ impl std::fmt::Display for Which {
 
 /// A client: its descriptors, which come from its process or its message, and as
 /// whom it asks. Each question is asked when the kernel would.
-pub trait Asker {
+pub trait Requester {
     /// The client's eventfd.
     ///
     /// # Errors
     /// `EBADF` when it is not open, `EINVAL` when it is no eventfd.
-    fn event(&self, number: u32, identity: &dyn Identify) -> Result<Handed, Refusal>;
+    fn event(&self, number: u32, identity: &dyn Identify) -> Result<ReceivedEventFd, Refusal>;
 
     /// What the client's control descriptor leads to, where that is told at a glance;
-    /// [`Asker::control`] tells the rest, and why not.
-    fn glance(&self, number: u32) -> Option<Inode>;
+    /// [`Requester::control`] tells the rest, and why not.
+    fn peek(&self, number: u32) -> Option<Inode>;
 
     /// Something that leads to the client's control file, were it only by path.
     ///
     /// # Errors
     /// `EBADF` when it is not open, or an `O_PATH` descriptor of the client's.
-    fn control(&self, number: u32) -> Result<Foreign, Refusal>;
+    fn control(&self, number: u32) -> Result<UntrustedFd, Refusal>;
 
     /// As whom it asks now. Costs something; most control files are everybody's.
     ///
@@ -108,7 +108,7 @@ pub struct Client<'a, A> {
     /// Who sent it.
     pub asker: &'a A,
     /// Told the cause of each signal.
-    pub follower: Option<Follower>,
+    pub follower: Option<EventSink>,
     /// `st_ino` of the group whose `cgroup.event_control` was written to, where
     /// that was done: the control file has to be the same group's.
     pub own: Option<u64>,
@@ -119,15 +119,15 @@ pub struct Client<'a, A> {
 /// # Errors
 /// The kernel's errno for each failure, and one line that says what was wrong.
 pub async fn register<S: Source>(
-    watcher: &Shared<S>,
-    places: &Places,
-    client: Client<'_, impl Asker>,
+    watcher: &SharedWatcher<S>,
+    places: &FrontendContext,
+    client: Client<'_, impl Requester>,
 ) -> Result<Receipt, Refusal> {
     let Client { line, asker, follower, own } = client;
     let line =
         line::parse(line).map_err(|error| Refusal::new(Errno::from_raw(error.errno()), error.to_string()))?;
     let eventfd = asker.event(line.event_fd, places.identity())?;
-    let which = Which::Control(line.control_fd);
+    let which = DescriptorRole::Control(line.control_fd);
     let (control, args) = resolve(places, line.control_fd, asker, line.args)?;
     if own.is_some_and(|own| own != control.cgroup_id) {
         return Err(Refusal::new(
@@ -138,16 +138,16 @@ pub async fn register<S: Source>(
     let wish = control_file::parse(control.file, args, page_size())
         .map_err(|error| Refusal::new(Errno::from_raw(error.errno()), error.to_string()))?;
     let sampled = sampled(watcher, places, &control, &wish)?;
-    let Control { group, file: on, .. } = control;
+    let ResolvedControlFile { group, file: on, .. } = control;
     let account = payer(watcher, places, asker);
     let mut locked = watcher.settled(group).await;
-    let request = watcher::Request { group, on, wish, eventfd, follower, account, sampled };
+    let request = watcher::RegistrationRequest { group, on, wish, eventfd, follower, account, sampled };
     locked.register(request).map_err(|errno| refusal(errno, account, on, !locked.has_room(account)))
 }
 
 /// Who pays for one more registration of the client's. Whether it is privileged is asked
 /// only where that may matter: it costs as much as all the other checks.
-fn payer<S: Source>(watcher: &Shared<S>, places: &Places, asker: &impl Asker) -> Account {
+fn payer<S: Source>(watcher: &SharedWatcher<S>, places: &FrontendContext, asker: &impl Requester) -> Account {
     let account = asker.account(&places.accounting);
     let is_privileged = || asker.credentials().is_ok_and(|credentials| credentials.is_privileged());
     let is_near_bound = watcher.lock().is_near_bound(account);
@@ -158,8 +158,8 @@ fn payer<S: Source>(watcher: &Shared<S>, places: &Places, asker: &impl Asker) ->
 ///
 /// # Errors
 /// The kernel's: `EBADF` for `O_PATH`, `EINVAL` for anything but an eventfd.
-pub fn adopt(fd: Foreign, which: Which) -> Result<EventFd, Refusal> {
-    let adopted = fd.look().and_then(EventFd::check).and_then(|()| fd.known()).map(EventFd::known);
+pub fn adopt(fd: UntrustedFd, which: DescriptorRole) -> Result<EventFd, Refusal> {
+    let adopted = fd.descriptor().and_then(EventFd::check).and_then(|()| fd.into_inner()).map(EventFd::known);
     adopted.map_err(|errno| match errno {
         Errno::EBADF => Refusal::new(errno, format!("{which} is an O_PATH descriptor; open it for use")),
         _ => Refusal::new(errno, format!("{which} is not an eventfd")),
@@ -169,14 +169,14 @@ pub fn adopt(fd: Foreign, which: Which) -> Result<EventFd, Refusal> {
 /// Reads what only files tell of the quantity that is registered on, before the watcher is
 /// locked.
 fn sampled<S: Source>(
-    watcher: &Shared<S>,
-    places: &Places,
-    control: &Control,
-    wish: &Wish,
+    watcher: &SharedWatcher<S>,
+    places: &FrontendContext,
+    control: &ResolvedControlFile,
+    wish: &Trigger,
 ) -> Result<Option<Sampled>, Refusal> {
-    let Control { group, cgroup_id, file: on } = *control;
+    let ResolvedControlFile { group, cgroup_id, file: on } = *control;
     let is_root = group == places.identity().root();
-    if !matches!(wish, Wish::Threshold(_)) || !(is_root || on == ControlFile::WorkingSet) {
+    if !matches!(wish, Trigger::Threshold(_)) || !(is_root || on == ControlFile::WorkingSet) {
         return Ok(None);
     }
     let host = watcher.lock().shared_host();

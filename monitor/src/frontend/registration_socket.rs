@@ -11,19 +11,23 @@ use nix::errno::Errno;
 
 use crate::{
     frontend::{
-        control_file::Places,
+        control_file::FrontendContext,
         peer::Peer,
         process::OUT_OF_DESCRIPTORS,
         register::{Client, Refusal, register, told},
-        sent_descriptors::Sent,
+        sent_descriptors::SentDescriptors,
         seqpacket::{Connection, Listener, Packet},
     },
     source::Source,
-    watcher::{Follower, Receipt, Shared},
+    watcher::{EventSink, Receipt, SharedWatcher},
 };
 
 /// Serves clients until the task is dropped.
-pub async fn serve<S: Source + 'static>(listener: Rc<Listener>, watcher: Shared<S>, places: Rc<Places>) {
+pub async fn serve<S: Source + 'static>(
+    listener: Rc<Listener>,
+    watcher: SharedWatcher<S>,
+    places: Rc<FrontendContext>,
+) {
     loop {
         match listener.accept().await {
             Ok(connection) => {
@@ -38,7 +42,7 @@ pub async fn serve<S: Source + 'static>(listener: Rc<Listener>, watcher: Shared<
     }
 }
 
-async fn converse<S: Source>(connection: Connection, watcher: Shared<S>, places: Rc<Places>) {
+async fn converse<S: Source>(connection: Connection, watcher: SharedWatcher<S>, places: Rc<FrontendContext>) {
     let mut last = None;
     loop {
         if let Err(error) = connection.ready().await {
@@ -86,8 +90,8 @@ async fn converse<S: Source>(connection: Connection, watcher: Shared<S>, places:
 async fn handle<S: Source>(
     packet: Packet,
     last: &mut Option<Peer>,
-    watcher: &Shared<S>,
-    places: &Places,
+    watcher: &SharedWatcher<S>,
+    places: &FrontendContext,
 ) -> Result<Receipt, Refusal> {
     let line = packet.bytes.clone();
     let outcome = if packet.truncated {
@@ -108,9 +112,9 @@ pub async fn from_packet<S: Source>(
     packet: Packet,
     line: &[u8],
     last: &mut Option<Peer>,
-    watcher: &Shared<S>,
-    places: &Places,
-    follower: Option<Follower>,
+    watcher: &SharedWatcher<S>,
+    places: &FrontendContext,
+    follower: Option<EventSink>,
 ) -> Result<Receipt, Refusal> {
     if packet.descriptors_cut {
         // There is room for all that a message can carry: it is the agent that has none.
@@ -125,6 +129,6 @@ pub async fn from_packet<S: Source>(
             last.insert(again.map_or_else(|| Peer::of(sender, packet.account, &places.closer), Ok)?);
         return register(watcher, places, Client { line, asker, follower, own: None }).await;
     }
-    let asker = &Sent::new(packet.descriptors, sender, packet.account)?;
+    let asker = &SentDescriptors::new(packet.descriptors, sender, packet.account)?;
     register(watcher, places, Client { line, asker, follower, own: None }).await
 }

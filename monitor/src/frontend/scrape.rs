@@ -1,10 +1,10 @@
 //! What the doors' thread reads for a scrape: counters, 1,024 slots in a use of the watcher,
 //! so that others use it in between.
 
-use monitor_common::slot::State;
+use monitor_common::slot::SlotState;
 use tokio::task::yield_now;
 
-use monitor_common::query::Ask;
+use monitor_common::query::Query;
 
 use crate::{
     frontend::group_stats,
@@ -12,21 +12,21 @@ use crate::{
     metrics::{Candidate, Chosen, GroupNumbers},
     registry::Group,
     source::{GroupId, Source},
-    watcher::{Shared, Watcher},
+    watcher::{SharedWatcher, Watcher},
 };
 
 /// Groups whose numbers are put together in one turn.
 const IN_A_TURN: usize = 256;
 
 /// Slots that are read in one turn: one run of a program.
-const SLOTS_IN_A_TURN: u32 = Ask::AT_ONCE;
+const SLOTS_IN_A_TURN: u32 = Query::AT_ONCE;
 
 /// From where a limit is none, in bytes: v1 and v2 write "no limit" as big numbers.
 const NO_LIMIT: u64 = 1 << 50;
 
 /// All groups that are watched, with their usage; and how many places of the table are
 /// taken, by those and by groups that are gone.
-pub(super) async fn candidates<S: Source>(watcher: &Shared<S>) -> (Vec<Candidate>, u64) {
+pub(super) async fn candidates<S: Source>(watcher: &SharedWatcher<S>) -> (Vec<Candidate>, u64) {
     let (mut candidates, mut occupied, mut index) = (Vec::new(), 0, 0);
     loop {
         {
@@ -41,7 +41,7 @@ pub(super) async fn candidates<S: Source>(watcher: &Shared<S>) -> (Vec<Candidate
                     return (candidates, occupied);
                 };
                 let is_root = index == watcher.source().root().slot;
-                occupied += u64::from(!is_root && slot.state().has(State::ONLINE));
+                occupied += u64::from(!is_root && slot.state().has(SlotState::ONLINE));
                 if let Some(group_stats::Reading { group, cgroup_id, usage, .. }) =
                     group_stats::read(&watcher, index)
                 {
@@ -57,7 +57,7 @@ pub(super) async fn candidates<S: Source>(watcher: &Shared<S>) -> (Vec<Candidate
 }
 
 /// What the programs tell of those that were chosen and are still there.
-pub(super) async fn numbers<S: Source>(watcher: &Shared<S>, chosen: &[Chosen]) -> Vec<GroupNumbers> {
+pub(super) async fn numbers<S: Source>(watcher: &SharedWatcher<S>, chosen: &[Chosen]) -> Vec<GroupNumbers> {
     let mut groups = Vec::with_capacity(chosen.len());
     for some in chosen.chunks(IN_A_TURN) {
         {
@@ -141,7 +141,7 @@ mod tests {
         let kernel = FakeKernel::with_groups(GROUPS);
         let limits = Limits { quota: 5, registrations: 1000, eventfds: 8, rest: 0 };
         let watcher = Watcher::new(kernel, Box::new(Unasked), limits).expect("AIO");
-        let watcher = Shared::new(watcher);
+        let watcher = SharedWatcher::new(watcher);
         let most = Rc::new(std::cell::Cell::new(0));
         let (beside, highest) = (watcher.clone(), Rc::clone(&most));
         // What else the thread has to do gets its turn after each of ours.

@@ -8,33 +8,33 @@ use crate::{
     eventfd,
     frontend::{
         accounting::{Accounting, credentials_of},
-        deferred_close::Foreign,
+        deferred_close::UntrustedFd,
         inode::Inode,
         peer::{Credentials, hand_over, path_only},
-        register::{Asker, Refusal, Which},
+        register::{DescriptorRole, Refusal, Requester},
         sender::Sender,
     },
     registry::Account,
     source::Identify,
-    watcher::Handed,
+    watcher::ReceivedEventFd,
 };
 
 /// The descriptors that came with a message: `[event_fd, control_fd]`.
 #[derive(Debug)]
-pub struct Sent {
-    event: RefCell<Option<Foreign>>,
-    control: RefCell<Option<Foreign>>,
+pub struct SentDescriptors {
+    event: RefCell<Option<UntrustedFd>>,
+    control: RefCell<Option<UntrustedFd>>,
     sender: Sender,
     opener: Account,
 }
 
-impl Sent {
+impl SentDescriptors {
     /// Takes exactly two; `opener` is whom the connection counts against that they came by.
     ///
     /// # Errors
     /// `EINVAL` for any other number.
-    pub fn new(fds: Vec<Foreign>, sender: Sender, opener: Account) -> Result<Self, Refusal> {
-        let [event, control] = <[Foreign; 2]>::try_from(fds).map_err(|fds| {
+    pub fn new(fds: Vec<UntrustedFd>, sender: Sender, opener: Account) -> Result<Self, Refusal> {
+        let [event, control] = <[UntrustedFd; 2]>::try_from(fds).map_err(|fds| {
             let count = fds.len();
             Refusal::new(
                 Errno::EINVAL,
@@ -44,28 +44,28 @@ impl Sent {
         Ok(Self { event: Some(event).into(), control: Some(control).into(), sender, opener })
     }
 
-    fn missing(which: Which) -> Refusal {
+    fn missing(which: DescriptorRole) -> Refusal {
         Refusal::new(Errno::EBADF, format!("{which} did not come along"))
     }
 }
 
-impl Asker for Sent {
-    fn event(&self, number: u32, identity: &dyn Identify) -> Result<Handed, Refusal> {
-        let which = Which::Event(number);
+impl Requester for SentDescriptors {
+    fn event(&self, number: u32, identity: &dyn Identify) -> Result<ReceivedEventFd, Refusal> {
+        let which = DescriptorRole::Event(number);
         let fd = self.event.take().ok_or_else(|| Self::missing(which))?;
         hand_over(fd, which, identity)
     }
 
-    fn glance(&self, _: u32) -> Option<Inode> {
+    fn peek(&self, _: u32) -> Option<Inode> {
         let control = self.control.borrow();
-        let fd = control.as_ref()?.look().ok()?;
+        let fd = control.as_ref()?.descriptor().ok()?;
         if eventfd::is_path_only(fd).unwrap_or(true) { None } else { Inode::of(fd).ok() }
     }
 
-    fn control(&self, number: u32) -> Result<Foreign, Refusal> {
-        let which = Which::Control(number);
+    fn control(&self, number: u32) -> Result<UntrustedFd, Refusal> {
+        let which = DescriptorRole::Control(number);
         let fd = self.control.take().ok_or_else(|| Self::missing(which))?;
-        if fd.look().and_then(eventfd::is_path_only).unwrap_or(true) {
+        if fd.descriptor().and_then(eventfd::is_path_only).unwrap_or(true) {
             return Err(path_only(which, "reading"));
         }
         Ok(fd)

@@ -35,7 +35,7 @@ use crate::{
     error::{Error, Result},
     frontend::{
         accounting::Accounting,
-        deferred_close::{Closer, Foreign},
+        deferred_close::{DeferredClose, UntrustedFd},
         process,
         refused::brings_descriptors,
         sender::Sender,
@@ -66,7 +66,7 @@ pub struct Listener {
     bound: Option<PathBuf>,
     /// Where it is, as long as it has a path.
     path: Option<PathBuf>,
-    closer: Closer,
+    closer: DeferredClose,
     accounting: Accounting,
     open: Rc<RefCell<HashMap<Account, usize>>>,
 }
@@ -77,7 +77,7 @@ impl Listener {
     ///
     /// # Errors
     /// Names the call and the path.
-    pub fn bind(path: &Path, access: &Access, closer: &Closer) -> Result<Self> {
+    pub fn bind(path: &Path, access: &Access, closer: &DeferredClose) -> Result<Self> {
         let failed = |call: &str, errno| Error::syscall(format!("{call} {}", path.display()), errno);
         match fs::symlink_metadata(path) {
             Ok(found) => {
@@ -120,7 +120,12 @@ impl Listener {
     ///
     /// # Errors
     /// As [`Listener::bind`] and [`Listener::adopt`].
-    pub fn open(handed: Option<OwnedFd>, path: &Path, access: &Access, closer: &Closer) -> Result<Self> {
+    pub fn open(
+        handed: Option<OwnedFd>,
+        path: &Path,
+        access: &Access,
+        closer: &DeferredClose,
+    ) -> Result<Self> {
         match handed {
             Some(fd) => Self::adopt(fd, closer),
             None => Self::bind(path, access, closer),
@@ -132,7 +137,7 @@ impl Listener {
     ///
     /// # Errors
     /// Names the call.
-    pub fn adopt(fd: OwnedFd, closer: &Closer) -> Result<Self> {
+    pub fn adopt(fd: OwnedFd, closer: &DeferredClose) -> Result<Self> {
         let failed = |call: &str, errno| Error::syscall(format!("{call} (a listener handed over)"), errno);
         let flags = fcntl(&fd, FcntlArg::F_GETFL).map_err(|errno| failed("fcntl F_GETFL", errno))?;
         let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
@@ -230,7 +235,7 @@ pub struct Packet {
     /// Whether it was longer than there was room for.
     pub truncated: bool,
     /// Descriptors that came along.
-    pub descriptors: Vec<Foreign>,
+    pub descriptors: Vec<UntrustedFd>,
     /// Whether more came along than were let in.
     pub descriptors_cut: bool,
     /// The process that sent it.
@@ -249,7 +254,7 @@ pub struct Connection {
     account: Account,
     /// The client has left, and all that it sent was taken.
     over: Cell<bool>,
-    closer: Closer,
+    closer: DeferredClose,
     open: Rc<RefCell<HashMap<Account, usize>>>,
 }
 
@@ -384,7 +389,7 @@ fn receive(fd: RawFd, limit: usize, from: &Connection) -> nix::Result<Packet> {
     Ok(Packet {
         bytes,
         truncated: flags.contains(MsgFlags::MSG_TRUNC),
-        descriptors: descriptors.into_iter().map(|fd| from.closer.foreign(from.account, fd)).collect(),
+        descriptors: descriptors.into_iter().map(|fd| from.closer.untrusted(from.account, fd)).collect(),
         descriptors_cut: flags.contains(MsgFlags::MSG_CTRUNC),
         sender: sender.map(|credentials| Sender::with(credentials, process)),
         account: from.account,

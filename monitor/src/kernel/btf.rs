@@ -15,7 +15,7 @@ use std::fmt;
 
 use thiserror::Error;
 
-use self::raw::{Kind, Member, Type};
+use self::raw::{BtfKind, Member, Type};
 
 /// Longest chain of typedefs and qualifiers followed; real ones have under 10.
 const MAX_MODIFIERS: usize = 64;
@@ -160,7 +160,7 @@ impl Btf {
                 let (root, path) = so_far();
                 container = match ty {
                     Some(ty) if ty.is_aggregate() => ty,
-                    Some(ty) if ty.kind == Kind::Ptr => {
+                    Some(ty) if ty.kind == BtfKind::Ptr => {
                         return Err(BtfError::Pointer { root, path });
                     }
                     _ => return Err(BtfError::NotAggregate { root, path }),
@@ -205,7 +205,7 @@ impl Btf {
     pub fn func_arg_count(&self, name: &str) -> Option<usize> {
         let func = self.find(name, is_func)?;
         let proto = self.raw.by_id(func.size_or_type)?;
-        if proto.kind != Kind::FuncProto {
+        if proto.kind != BtfKind::FuncProto {
             return None;
         }
         let variadic = self.raw.param_types(proto).next_back() == Some(0);
@@ -221,7 +221,7 @@ impl Btf {
     #[must_use]
     pub fn enum_value(&self, enum_name: &str, variant: &str) -> Option<i64> {
         let matches = |ty: &Type| {
-            matches!(ty.kind, Kind::Enum | Kind::Enum64)
+            matches!(ty.kind, BtfKind::Enum | BtfKind::Enum64)
                 && if enum_name.is_empty() {
                     self.raw.is_unnamed(ty.name_off)
                 } else {
@@ -285,7 +285,7 @@ impl Btf {
 
     /// The older way to say bitfield: an integer narrower than its storage.
     fn is_bitfield_int(&self, ty: Type) -> bool {
-        ty.kind == Kind::Int && !self.raw.int_fills_storage(ty)
+        ty.kind == BtfKind::Int && !self.raw.int_fills_storage(ty)
     }
 }
 
@@ -296,7 +296,7 @@ impl fmt::Debug for Btf {
 }
 
 fn is_struct(ty: &Type) -> bool {
-    ty.kind == Kind::Struct
+    ty.kind == BtfKind::Struct
 }
 
 fn is_typedef(ty: &Type) -> bool {
@@ -306,7 +306,7 @@ fn is_typedef(ty: &Type) -> bool {
 }
 
 fn is_func(ty: &Type) -> bool {
-    ty.kind == Kind::Func
+    ty.kind == BtfKind::Func
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use crate::kernel::btf::Btf;
 
 /// How a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum HookKind {
     /// At the function's entry.
     Entry,
     /// At the function's return.
@@ -13,7 +13,7 @@ pub enum Kind {
     Tracepoint,
 }
 
-impl Kind {
+impl HookKind {
     /// The kernel's name of it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -33,7 +33,7 @@ pub struct Hook {
     /// The kernel function, or tracepoint.
     pub function: &'static str,
     /// Entry or return.
-    pub kind: Kind,
+    pub kind: HookKind,
     /// Without it the agent does not start; an optional hook exists on some
     /// kernels only.
     pub required: bool,
@@ -44,7 +44,7 @@ pub struct Hook {
 const fn hook(
     program: &'static str,
     function: &'static str,
-    kind: Kind,
+    kind: HookKind,
     required: bool,
     purpose: &'static str,
 ) -> Hook {
@@ -78,8 +78,8 @@ impl Hook {
     #[must_use]
     pub fn is_in(&self, btf: &Btf) -> bool {
         match self.kind {
-            Kind::Entry | Kind::Exit => btf.has_func(self.function),
-            Kind::Tracepoint => btf.has_typedef(&format!("btf_trace_{}", self.function)),
+            HookKind::Entry | HookKind::Exit => btf.has_func(self.function),
+            HookKind::Tracepoint => btf.has_typedef(&format!("btf_trace_{}", self.function)),
         }
     }
 }
@@ -87,47 +87,53 @@ impl Hook {
 /// Every attachment, in the order in which they are made: what frees a slot
 /// before what fills one, and the charge path last, onto a full table.
 pub const HOOKS: &[Hook] = &[
-    hook("css_free", "mem_cgroup_css_free", Kind::Entry, true, "a group's memory is freed"),
-    hook("css_offline", "mem_cgroup_css_offline", Kind::Entry, true, "a group is removed"),
-    hook("css_online", "mem_cgroup_css_online", Kind::Entry, true, "a group comes online"),
+    hook("css_free", "mem_cgroup_css_free", HookKind::Entry, true, "a group's memory is freed"),
+    hook("css_offline", "mem_cgroup_css_offline", HookKind::Entry, true, "a group is removed"),
+    hook("css_online", "mem_cgroup_css_online", HookKind::Entry, true, "a group comes online"),
     // v2: memory.current. v1: every page counter file.
-    hook("usage_read", "memory_current_read", Kind::Entry, true, "which group a v2 file belongs to"),
-    hook("usage_read_v1", "mem_cgroup_read_u64", Kind::Entry, false, "which group a v1 file belongs to"),
-    hook("eventfd_fdinfo", "eventfd_show_fdinfo", Kind::Entry, true, "which eventfd a descriptor is"),
+    hook("usage_read", "memory_current_read", HookKind::Entry, true, "which group a v2 file belongs to"),
+    hook("usage_read_v1", "mem_cgroup_read_u64", HookKind::Entry, false, "which group a v1 file belongs to"),
+    hook("eventfd_fdinfo", "eventfd_show_fdinfo", HookKind::Entry, true, "which eventfd a descriptor is"),
     // v1's own notice, where the kernel is built with v1; else the OOM itself.
     hook(
         "oom_notified",
         "mem_cgroup_oom_notify",
-        Kind::Entry,
+        HookKind::Entry,
         false,
         "a group is out of memory (as v1 told it)",
     ),
-    hook("oom_ended_twin", "mem_cgroup_out_of_memory", Kind::Exit, false, "an OOM ends (twin)"),
-    hook("oom_ended", "mem_cgroup_out_of_memory", Kind::Exit, false, "a group is out of memory no longer"),
-    hook("oom_begun_twin", "mem_cgroup_out_of_memory", Kind::Entry, false, "an OOM begins (twin)"),
-    hook("oom_begun", "mem_cgroup_out_of_memory", Kind::Entry, false, "a group is out of memory"),
+    hook("oom_ended_twin", "mem_cgroup_out_of_memory", HookKind::Exit, false, "an OOM ends (twin)"),
+    hook(
+        "oom_ended",
+        "mem_cgroup_out_of_memory",
+        HookKind::Exit,
+        false,
+        "a group is out of memory no longer",
+    ),
+    hook("oom_begun_twin", "mem_cgroup_out_of_memory", HookKind::Entry, false, "an OOM begins (twin)"),
+    hook("oom_begun", "mem_cgroup_out_of_memory", HookKind::Entry, false, "a group is out of memory"),
     // Under the kernel's `oom_lock`, so one at a time.
-    hook("oom_scope", "out_of_memory", Kind::Entry, false, "by whose limit the OOM killer is called"),
-    hook("oom_kill", "__oom_kill_process", Kind::Entry, false, "the OOM killer kills a process"),
-    hook("oom_victim", "mark_oom_victim", Kind::Entry, false, "whom the OOM killer chose"),
-    hook("oom_group", "mem_cgroup_print_oom_group", Kind::Entry, false, "an OOM kills a whole group"),
+    hook("oom_scope", "out_of_memory", HookKind::Entry, false, "by whose limit the OOM killer is called"),
+    hook("oom_kill", "__oom_kill_process", HookKind::Entry, false, "the OOM killer kills a process"),
+    hook("oom_victim", "mark_oom_victim", HookKind::Entry, false, "whom the OOM killer chose"),
+    hook("oom_group", "mem_cgroup_print_oom_group", HookKind::Entry, false, "an OOM kills a whole group"),
     // A write below usage ends in the OOM killer, too: not an OOM of a charge.
     // The twin at the end is called after the other, so attached before it.
-    hook("limit_twin_2", "memory_max_write", Kind::Exit, false, "a limit was written (twin)"),
-    hook("limit_write_2", "memory_max_write", Kind::Exit, false, "a limit was written"),
-    hook("limit_twin_1", "memory_max_write", Kind::Entry, false, "a limit is written (twin)"),
-    hook("limit_write_1", "memory_max_write", Kind::Entry, false, "a limit is written"),
-    hook("limit_set", "page_counter_set_max", Kind::Exit, false, "a limit was written (v1)"),
-    hook("reclaim_window", "vmpressure_work_fn", Kind::Entry, false, "how hard reclaim works"),
-    hook("populated", "cgroup_notify_populated", Kind::Tracepoint, false, "a group becomes empty"),
+    hook("limit_twin_2", "memory_max_write", HookKind::Exit, false, "a limit was written (twin)"),
+    hook("limit_write_2", "memory_max_write", HookKind::Exit, false, "a limit was written"),
+    hook("limit_twin_1", "memory_max_write", HookKind::Entry, false, "a limit is written (twin)"),
+    hook("limit_write_1", "memory_max_write", HookKind::Entry, false, "a limit is written"),
+    hook("limit_set", "page_counter_set_max", HookKind::Exit, false, "a limit was written (v1)"),
+    hook("reclaim_window", "vmpressure_work_fn", HookKind::Entry, false, "how hard reclaim works"),
+    hook("populated", "cgroup_notify_populated", HookKind::Tracepoint, false, "a group becomes empty"),
     // The second of a pair before the first: the kernel runs the program that
     // was attached last before the others (`bpf_trampoline_link_prog`).
-    hook("try_charge_2", "page_counter_try_charge", Kind::Exit, true, "memory is charged (twin)"),
-    hook("try_charge_1", "page_counter_try_charge", Kind::Exit, true, "memory is charged"),
-    hook("charge_2", "page_counter_charge", Kind::Exit, true, "memory is charged by force (twin)"),
-    hook("charge_1", "page_counter_charge", Kind::Exit, true, "memory is charged by force"),
-    hook("uncharge_2", "page_counter_uncharge", Kind::Exit, true, "memory is given back (twin)"),
-    hook("uncharge_1", "page_counter_uncharge", Kind::Exit, true, "memory is given back"),
+    hook("try_charge_2", "page_counter_try_charge", HookKind::Exit, true, "memory is charged (twin)"),
+    hook("try_charge_1", "page_counter_try_charge", HookKind::Exit, true, "memory is charged"),
+    hook("charge_2", "page_counter_charge", HookKind::Exit, true, "memory is charged by force (twin)"),
+    hook("charge_1", "page_counter_charge", HookKind::Exit, true, "memory is charged by force"),
+    hook("uncharge_2", "page_counter_uncharge", HookKind::Exit, true, "memory is given back (twin)"),
+    hook("uncharge_1", "page_counter_uncharge", HookKind::Exit, true, "memory is given back"),
 ];
 
 #[cfg(test)]

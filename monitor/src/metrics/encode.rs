@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use monitor_common::ring::Tally;
+use monitor_common::ring::LossKind;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text},
@@ -12,7 +12,7 @@ use prometheus_client::{
 
 use crate::metrics::{
     Snapshot, errno_name,
-    families::{self, Family, Kind},
+    families::{self, Family, MetricKind},
 };
 
 impl Snapshot {
@@ -110,7 +110,7 @@ impl Snapshot {
     }
 
     fn encode_tallies(&self, out: &mut Out<'_, '_>) -> fmt::Result {
-        for (family, name) in families::TALLIES.iter().zip(Tally::NAMES) {
+        for (family, name) in families::TALLIES.iter().zip(LossKind::NAMES) {
             let count = self.agent.status.losses.iter().find(|(found, _)| found == name);
             out.one(family, count.map_or(0, |(_, count)| *count))?;
         }
@@ -123,10 +123,10 @@ struct Out<'a, 'b>(&'a mut DescriptorEncoder<'b>);
 impl Out<'_, '_> {
     fn begin<'s>(&'s mut self, family: &'s Family) -> Result<MetricEncoder<'s>, fmt::Error> {
         let kind = match family.kind {
-            Kind::Gauge => MetricType::Gauge,
-            Kind::Counter => MetricType::Counter,
-            Kind::Histogram => MetricType::Histogram,
-            Kind::Info => MetricType::Info,
+            MetricKind::Gauge => MetricType::Gauge,
+            MetricKind::Counter => MetricType::Counter,
+            MetricKind::Histogram => MetricType::Histogram,
+            MetricKind::Info => MetricType::Info,
         };
         self.0.encode_descriptor(family.base, family.help, family.unit.as_ref(), kind)
     }
@@ -154,10 +154,14 @@ impl Out<'_, '_> {
     }
 }
 
-fn encode(metric: &mut MetricEncoder<'_>, kind: Kind, number: Number) -> fmt::Result {
+fn encode(metric: &mut MetricEncoder<'_>, kind: MetricKind, number: Number) -> fmt::Result {
     match (kind, number) {
-        (Kind::Counter, Number::Whole(number)) => metric.encode_counter::<NoLabelSet, _, f64>(&number, None),
-        (Kind::Counter, Number::Real(number)) => metric.encode_counter::<NoLabelSet, _, f64>(&number, None),
+        (MetricKind::Counter, Number::Whole(number)) => {
+            metric.encode_counter::<NoLabelSet, _, f64>(&number, None)
+        }
+        (MetricKind::Counter, Number::Real(number)) => {
+            metric.encode_counter::<NoLabelSet, _, f64>(&number, None)
+        }
         (_, Number::Whole(number)) => metric.encode_gauge(&number),
         (_, Number::Real(number)) => metric.encode_gauge(&number),
     }
@@ -168,7 +172,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use crate::{
-        frontend::admin_socket::Status,
+        frontend::admin_socket::AgentStatus,
         metrics::{AgentNumbers, GroupNumbers, Histogram, LeftOut, Snapshot, families, text},
     };
 
@@ -189,12 +193,12 @@ mod tests {
                 signals: vec![("crossed", 7)],
                 refusals: BTreeMap::from([(libc::EINVAL, 5)]),
                 latency,
-                status: Status {
+                status: AgentStatus {
                     run_ns: 2_500_000_000,
                     without_aio: false,
                     slow_users: 0,
                     losses: vec![("ring_full".into(), 9)],
-                    ..Status::default()
+                    ..AgentStatus::default()
                 },
             },
             groups: vec![

@@ -1,11 +1,11 @@
 //! Every metric there is. `docs/metrics.md` says the same, which a test sees to.
 
-use monitor_common::ring::Tally;
+use monitor_common::ring::LossKind;
 use prometheus_client::registry::Unit;
 
 /// What kind of numbers a family has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum MetricKind {
     /// Goes up and down.
     Gauge,
     /// Only goes up, from 0 when the agent starts, or the group is made.
@@ -16,7 +16,7 @@ pub enum Kind {
     Info,
 }
 
-impl Kind {
+impl MetricKind {
     /// Its name in both formats' `TYPE` lines; the older one has no `info`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -37,7 +37,7 @@ pub struct Family {
     /// Ends the name, before a suffix.
     pub unit: Option<Unit>,
     /// What kind.
-    pub kind: Kind,
+    pub kind: MetricKind,
     /// Names of its labels.
     pub labels: &'static [&'static str],
     /// One line, without a stop.
@@ -55,9 +55,9 @@ impl Family {
     #[must_use]
     pub fn queried(&self) -> String {
         let suffix = match self.kind {
-            Kind::Counter => "_total",
-            Kind::Info => "_info",
-            Kind::Gauge | Kind::Histogram => "",
+            MetricKind::Counter => "_total",
+            MetricKind::Info => "_info",
+            MetricKind::Gauge | MetricKind::Histogram => "",
         };
         self.name() + suffix
     }
@@ -72,7 +72,7 @@ macro_rules! families {
         $(
             #[doc = $help]
             pub const $const: Family =
-                Family { base: $base, unit: $unit, kind: Kind::$kind, labels: &[$($label),*], help: $help };
+                Family { base: $base, unit: $unit, kind: MetricKind::$kind, labels: &[$($label),*], help: $help };
         )*
 
         /// All of them, in the order in which they are told.
@@ -142,7 +142,7 @@ families! {
 }
 
 const fn event(base: &'static str, help: &'static str) -> Family {
-    Family { base, unit: NONE, kind: Kind::Counter, labels: &["id"], help }
+    Family { base, unit: NONE, kind: MetricKind::Counter, labels: &["id"], help }
 }
 
 /// In the order of [`files::EVENTS`](super::files::EVENTS).
@@ -156,11 +156,11 @@ pub const EVENTS: [Family; super::files::EVENTS.len()] = [
 ];
 
 const fn tally(base: &'static str, help: &'static str) -> Family {
-    Family { base, unit: NONE, kind: Kind::Counter, labels: &[], help }
+    Family { base, unit: NONE, kind: MetricKind::Counter, labels: &[], help }
 }
 
-/// In the order of [`Tally::NAMES`].
-pub const TALLIES: [Family; Tally::COUNT] = [
+/// In the order of [`LossKind::NAMES`].
+pub const TALLIES: [Family; LossKind::COUNT] = [
     tally(
         "memcg_monitor_ring_full",
         "Doorbells that found no room in the ring; the sweep finds what they rang for (--ring-bytes)",
@@ -204,13 +204,13 @@ pub const TALLIES: [Family; Tally::COUNT] = [
 mod tests {
     use std::{collections::BTreeSet, fmt::Write as _};
 
-    use monitor_common::ring::Tally;
+    use monitor_common::ring::LossKind;
 
-    use super::{EVENTS, Kind, TALLIES, all};
+    use super::{EVENTS, MetricKind, TALLIES, all};
 
     #[test]
     fn families_are_named_as_what_they_count() {
-        for (family, name) in TALLIES.iter().zip(Tally::NAMES) {
+        for (family, name) in TALLIES.iter().zip(LossKind::NAMES) {
             assert_eq!(family.base, format!("memcg_monitor_{name}"));
         }
         for (family, name) in EVENTS.iter().zip(crate::metrics::files::EVENTS) {
@@ -218,7 +218,7 @@ mod tests {
         }
         let names: BTreeSet<_> = all().iter().map(super::Family::name).collect();
         assert_eq!(names.len(), all().len(), "a name is used twice");
-        assert!(all().iter().all(|family| family.kind != Kind::Info || !family.labels.is_empty()));
+        assert!(all().iter().all(|family| family.kind != MetricKind::Info || !family.labels.is_empty()));
     }
 
     /// The rows of the table in `docs/metrics.md`.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::metrics::families::{self, Kind};
+use crate::metrics::families::{self, MetricKind};
 
 /// A scraper that reads OpenMetrics says so.
 pub const OPEN_METRICS: &str = "application/openmetrics-text";
@@ -19,7 +19,7 @@ pub const PROMETHEUS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub fn prometheus(open_metrics: &str) -> String {
     let renamed: HashMap<_, _> = families::all()
         .into_iter()
-        .filter(|family| matches!(family.kind, Kind::Counter | Kind::Info))
+        .filter(|family| matches!(family.kind, MetricKind::Counter | MetricKind::Info))
         .map(|family| (family.name(), family.queried()))
         .collect();
     let mut text = String::with_capacity(open_metrics.len());

@@ -25,7 +25,7 @@ pub const IN_A_MESSAGE: usize = 253;
 /// One socket pair. What was sent into it stays in it, as long as its end is open
 /// anywhere.
 #[derive(Debug)]
-pub struct Bag {
+pub struct FdStash {
     /// By which the keeper knows it.
     pub name: String,
     /// Where things are put in; not handed on, a bag that was taken over is not filled
@@ -35,9 +35,9 @@ pub struct Bag {
 }
 
 /// A descriptor, and the number that was sent with it.
-pub type Held = (u64, OwnedFd);
+pub type StashedFd = (u64, OwnedFd);
 
-impl Bag {
+impl FdStash {
     /// An empty bag.
     ///
     /// # Errors
@@ -81,7 +81,7 @@ impl Bag {
     ///
     /// # Errors
     /// `recvmsg` failed; `EMFILE` when the agent may not have that many descriptors.
-    pub fn look(&self) -> nix::Result<Vec<Held>> {
+    pub fn look(&self) -> nix::Result<Vec<StashedFd>> {
         // Each message that is looked at moves the place where the next look begins.
         look_from(&self.end, 0)?;
         let found = self.look_on();
@@ -133,7 +133,7 @@ impl Bag {
         }
     }
 
-    fn look_on(&self) -> nix::Result<Vec<Held>> {
+    fn look_on(&self) -> nix::Result<Vec<StashedFd>> {
         let mut found = Vec::new();
         loop {
             let mut bytes = [0; IN_A_MESSAGE * size_of::<u64>()];
@@ -177,21 +177,21 @@ mod tests {
 
     use nix::{errno::Errno, sys::eventfd::EventFd};
 
-    use super::{Bag, IN_A_MESSAGE};
+    use super::{FdStash, IN_A_MESSAGE};
 
-    fn numbers(bag: &Bag) -> Vec<u64> {
+    fn numbers(bag: &FdStash) -> Vec<u64> {
         bag.look().expect("look").into_iter().map(|(number, _)| number).collect()
     }
 
     #[test]
     fn what_is_in_it_outlives_who_put_it_there() -> nix::Result<()> {
-        let (bag, client) = (Bag::new("a".into())?, EventFd::new()?);
+        let (bag, client) = (FdStash::new("a".into())?, EventFd::new()?);
         let many: Vec<_> = (0..IN_A_MESSAGE as u64).map(|number| (number, client.as_fd())).collect();
         bag.put(&many)?;
         bag.put(&[(1000, client.as_fd())])?;
         let kept: OwnedFd = bag.end().try_clone_to_owned().expect("dup");
         drop(bag);
-        let bag = Bag::adopt("a".into(), kept);
+        let bag = FdStash::adopt("a".into(), kept);
         for _ in 0..2 {
             assert_eq!(numbers(&bag), (0..253).chain([1000]).collect::<Vec<_>>());
         }
@@ -212,7 +212,7 @@ mod tests {
 
     #[test]
     fn one_that_is_full_says_so() -> nix::Result<()> {
-        let (bag, client) = (Bag::new("a".into())?, EventFd::new()?);
+        let (bag, client) = (FdStash::new("a".into())?, EventFd::new()?);
         let mut put = 0;
         let full = loop {
             match bag.put(&[(put, client.as_fd())]) {

@@ -4,8 +4,8 @@
 //! version: so every word is checked as if a stranger had written it.
 
 use monitor_common::{
-    control_file::{ControlFile, Wish},
-    pressure::{Level, Mode, Pressure},
+    control_file::{ControlFile, Trigger},
+    pressure::{Level, Pressure, PressureMode},
     threshold::{At, HUNDRED_PERCENT, Pages, Threshold},
 };
 
@@ -23,7 +23,7 @@ pub struct Record {
     /// The control file that it is on.
     pub on: ControlFile,
     /// What it waits for.
-    pub wish: Wish,
+    pub wish: Trigger,
     /// Whose eventfd: its `struct file` stays where it is, for the bag holds it.
     pub file: FileId,
     /// Who asked for it: whose quota it counts against.
@@ -43,7 +43,7 @@ pub struct Record {
 /// Why eight words are no record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what} is {value:#x}")]
-pub struct Flaw {
+pub struct CorruptRecord {
     /// Which part.
     pub what: &'static str,
     /// What it holds.
@@ -107,7 +107,7 @@ impl Record {
     #[must_use]
     pub fn words(&self) -> [u64; WORDS] {
         let (kind, level, mode, ways, at, hysteresis) = match self.wish {
-            Wish::Threshold(Threshold { at, up, down, hysteresis }) => {
+            Trigger::Threshold(Threshold { at, up, down, hysteresis }) => {
                 let (kind, at) = match at {
                     At::Pages(pages) => (PAGES, pages.0),
                     At::Percent(percent) => (PERCENT, u64::from(percent)),
@@ -115,11 +115,11 @@ impl Record {
                 let ways = if up { UP } else { 0 } | if down { DOWN } else { 0 };
                 (kind, 0, 0, ways, at, hysteresis.0)
             }
-            Wish::Oom => (OOM, 0, 0, 0, 0, 0),
-            Wish::Pressure(Pressure { level, mode }) => {
-                (PRESSURE, index(&Level::ALL, &level), index(&Mode::ALL, &mode), 0, 0, 0)
+            Trigger::Oom => (OOM, 0, 0, 0, 0, 0),
+            Trigger::Pressure(Pressure { level, mode }) => {
+                (PRESSURE, index(&Level::ALL, &level), index(&PressureMode::ALL, &mode), 0, 0, 0)
             }
-            Wish::Empty => (EMPTY, 0, 0, 0, 0, 0),
+            Trigger::Empty => (EMPTY, 0, 0, 0, 0, 0),
         };
         let first = if self.sure { SURE } else { UNSURE }
             | index(&ControlFile::ALL, &self.on) << ON
@@ -139,45 +139,45 @@ impl Record {
     ///
     /// # Errors
     /// The first part that is none of what it may be.
-    pub fn from_words(words: [u64; WORDS]) -> Result<Option<Self>, Flaw> {
+    pub fn from_words(words: [u64; WORDS]) -> Result<Option<Self>, CorruptRecord> {
         let [first, file, cgroup_id, generation, slot, at, hysteresis, owed] = words;
         let part = |from: u32| first >> from & 0xff;
         let sure = match part(0) {
             FREE => return Ok(None),
             UNSURE => false,
             SURE => true,
-            value => return Err(Flaw { what: "its state", value }),
+            value => return Err(CorruptRecord { what: "its state", value }),
         };
         let on = one(&ControlFile::ALL, part(ON), "the control file")?;
         let threshold = |at| {
             let (up, down) = (part(WAYS) & UP != 0, part(WAYS) & DOWN != 0);
             if part(WAYS) & !(UP | DOWN) != 0 || !(up || down) {
-                return Err(Flaw { what: "the directions", value: part(WAYS) });
+                return Err(CorruptRecord { what: "the directions", value: part(WAYS) });
             }
-            Ok(Wish::Threshold(Threshold { at, up, down, hysteresis: Pages(hysteresis) }))
+            Ok(Trigger::Threshold(Threshold { at, up, down, hysteresis: Pages(hysteresis) }))
         };
         let wish = match part(KIND) {
             PAGES => threshold(At::Pages(Pages(at)))?,
             PERCENT => match u32::try_from(at) {
                 Ok(percent) if percent <= HUNDRED_PERCENT => threshold(At::Percent(percent))?,
-                _ => return Err(Flaw { what: "the percentage", value: at }),
+                _ => return Err(CorruptRecord { what: "the percentage", value: at }),
             },
-            OOM => Wish::Oom,
-            PRESSURE => Wish::Pressure(Pressure {
+            OOM => Trigger::Oom,
+            PRESSURE => Trigger::Pressure(Pressure {
                 level: one(&Level::ALL, part(LEVEL), "the level")?,
-                mode: one(&Mode::ALL, part(MODE), "the mode")?,
+                mode: one(&PressureMode::ALL, part(MODE), "the mode")?,
             }),
-            EMPTY => Wish::Empty,
-            value => return Err(Flaw { what: "the kind", value }),
+            EMPTY => Trigger::Empty,
+            value => return Err(CorruptRecord { what: "the kind", value }),
         };
         let fits = match wish {
-            Wish::Threshold(_) => ControlFile::QUANTITIES.contains(&on),
-            Wish::Oom => on == ControlFile::Oom,
-            Wish::Pressure(_) => on == ControlFile::Pressure,
-            Wish::Empty => on == ControlFile::Procs,
+            Trigger::Threshold(_) => ControlFile::QUANTITIES.contains(&on),
+            Trigger::Oom => on == ControlFile::Oom,
+            Trigger::Pressure(_) => on == ControlFile::Pressure,
+            Trigger::Empty => on == ControlFile::Procs,
         };
         if !fits {
-            return Err(Flaw { what: "the control file for this kind", value: part(ON) });
+            return Err(CorruptRecord { what: "the control file for this kind", value: part(ON) });
         }
         let number = slot >> 32 | first >> PAYER_MIDDLE << 32 | generation >> PAYER_HIGH << 44;
         let account = match first >> PAYER & 7 {
@@ -185,7 +185,7 @@ impl Record {
             GROUP => Account::Group(number),
             PRIVILEGED => Account::Privileged,
             UNIDENTIFIED => Account::Unidentified,
-            value => return Err(Flaw { what: "who pays", value }),
+            value => return Err(CorruptRecord { what: "who pays", value }),
         };
         let generation = generation & ((1 << PAYER_HIGH) - 1);
         Ok(Some(Self {
@@ -228,8 +228,8 @@ fn index<T: PartialEq>(all: &[T], one: &T) -> u64 {
     all.iter().position(|other| other == one).unwrap_or(0xff) as u64
 }
 
-fn one<T: Copy>(all: &[T], at: u64, what: &'static str) -> Result<T, Flaw> {
-    usize::try_from(at).ok().and_then(|at| all.get(at)).copied().ok_or(Flaw { what, value: at })
+fn one<T: Copy>(all: &[T], at: u64, what: &'static str) -> Result<T, CorruptRecord> {
+    usize::try_from(at).ok().and_then(|at| all.get(at)).copied().ok_or(CorruptRecord { what, value: at })
 }
 
 #[cfg(test)]

@@ -20,20 +20,20 @@ use nix::{
 use crate::{
     error::{Error, Result},
     persist::record::{AT_OWED, BELOW, COUNTS, FREE, RANGES, Record, WORDS, made_sure, with_side},
-    table::{Shared, Table},
+    table::{MappedLayout, Table},
 };
 
 /// Where a registration is in the record, and which registration it is: each has one of
 /// its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Ticket(pub u32);
+pub struct RecordId(pub u32);
 
 /// A cache line of it.
 #[derive(Debug)]
 #[repr(C, align(64))]
-pub struct Line([AtomicU64; WORDS]);
+pub struct StateLine([AtomicU64; WORDS]);
 
-impl Shared for Line {}
+impl MappedLayout for StateLine {}
 
 /// `memcgmon`
 const MAGIC: u64 = u64::from_le_bytes(*b"memcgmon");
@@ -59,14 +59,14 @@ const GROW: usize = 64;
 
 /// The record, mapped.
 #[derive(Debug)]
-pub struct State {
+pub struct StateFile {
     file: OwnedFd,
-    lines: Table<Line>,
+    lines: Table<StateLine>,
     free: Vec<u32>,
     /// Records that were ever used: all further ones are free.
     used: u32,
     /// Where an agent before has left what it had not finished.
-    unfinished: Vec<Ticket>,
+    unfinished: Vec<RecordId>,
 }
 
 /// What was taken out of a slot, and has not been signalled in full.
@@ -79,9 +79,9 @@ pub struct Unfinished {
 }
 
 /// The state, its records, and how many were none.
-type Adopted = (State, Vec<(Ticket, Record)>, u64);
+type Adopted = (StateFile, Vec<(RecordId, Record)>, u64);
 
-impl State {
+impl StateFile {
     /// An empty record.
     ///
     /// # Errors
@@ -104,7 +104,7 @@ impl State {
     /// It is none, or of another version.
     pub fn adopt(file: OwnedFd) -> Result<Adopted> {
         let bytes = fstat(&file).map_err(|errno| Error::syscall("fstat of the state record", errno))?.st_size;
-        let lines = usize::try_from(bytes).unwrap_or(0) / size_of::<Line>();
+        let lines = usize::try_from(bytes).unwrap_or(0) / size_of::<StateLine>();
         if !(RECORDS..=RECORDS + u32::MAX as usize).contains(&lines) {
             return Err(Error::Host(format!("the state record has {bytes} bytes: it is none")));
         }
@@ -123,14 +123,14 @@ impl State {
         for at in 0..state.room() {
             let words = state.words(RECORDS + at as usize);
             if [RANGES, COUNTS, BELOW].contains(&words[0]) {
-                unfinished.push(Ticket(at));
+                unfinished.push(RecordId(at));
                 state.used = at + 1;
                 continue;
             }
             match Record::from_words(words) {
                 Ok(Some(record)) => {
                     state.used = at + 1;
-                    records.push((Ticket(at), record));
+                    records.push((RecordId(at), record));
                 }
                 Ok(None) => {}
                 Err(flaw) => {
@@ -176,14 +176,14 @@ impl State {
     ///
     /// # Errors
     /// The file cannot grow.
-    pub fn enter(&mut self, record: &Record) -> Result<Ticket> {
+    pub fn enter(&mut self, record: &Record) -> Result<RecordId> {
         let ticket = self.place()?;
         self.write(ticket, record);
         Ok(ticket)
     }
 
     /// A line that is free.
-    fn place(&mut self) -> Result<Ticket> {
+    fn place(&mut self) -> Result<RecordId> {
         let at = match self.free.pop() {
             Some(at) => at,
             None => {
@@ -195,16 +195,16 @@ impl State {
                 self.used - 1
             }
         };
-        Ok(Ticket(at))
+        Ok(RecordId(at))
     }
 
     /// Writes a registration anew.
-    pub fn write(&self, ticket: Ticket, record: &Record) {
+    pub fn write(&self, ticket: RecordId, record: &Record) {
         self.fill(ticket, record.words());
     }
 
-    fn fill(&self, ticket: Ticket, words: [u64; WORDS]) {
-        let Some(Line(line)) = self.lines.get(RECORDS + ticket.0 as usize) else { return };
+    fn fill(&self, ticket: RecordId, words: [u64; WORDS]) {
+        let Some(StateLine(line)) = self.lines.get(RECORDS + ticket.0 as usize) else { return };
         for (word, value) in line.iter().zip(words).skip(1) {
             word.store(value, Ordering::Relaxed);
         }
@@ -213,7 +213,7 @@ impl State {
     }
 
     /// Strikes a registration out.
-    pub fn leave(&mut self, ticket: Ticket) {
+    pub fn leave(&mut self, ticket: RecordId) {
         if ticket.0 >= self.used {
             return;
         }
@@ -232,36 +232,36 @@ impl State {
     }
 
     /// So many more signals are owed to it.
-    pub fn owe(&self, ticket: Ticket, signals: u64) {
+    pub fn owe(&self, ticket: RecordId, signals: u64) {
         if let Some(word) = self.owed(ticket) {
             word.fetch_add(signals, Ordering::Release);
         }
     }
 
     /// So many of them were given.
-    pub fn pay(&self, ticket: Ticket, signals: u64) {
+    pub fn pay(&self, ticket: RecordId, signals: u64) {
         if let Some(word) = self.owed(ticket) {
             let owed = word.load(Ordering::Relaxed);
             word.store(owed.saturating_sub(signals), Ordering::Release);
         }
     }
 
-    fn owed(&self, ticket: Ticket) -> Option<&AtomicU64> {
-        self.lines.get(RECORDS + ticket.0 as usize).map(|Line(line)| &line[AT_OWED])
+    fn owed(&self, ticket: RecordId) -> Option<&AtomicU64> {
+        self.lines.get(RECORDS + ticket.0 as usize).map(|StateLine(line)| &line[AT_OWED])
     }
 
     /// The side of a threshold that was told, or is owed.
-    pub fn set_above(&self, ticket: Ticket, above: bool) {
+    pub fn set_above(&self, ticket: RecordId, above: bool) {
         self.change(ticket, |first| with_side(first, above));
     }
 
     /// The client has its answer.
-    pub fn confirm(&self, ticket: Ticket) {
+    pub fn confirm(&self, ticket: RecordId) {
         self.change(ticket, made_sure);
     }
 
-    fn change(&self, ticket: Ticket, change: impl FnOnce(u64) -> u64) {
-        if let Some(Line(line)) = self.lines.get(RECORDS + ticket.0 as usize) {
+    fn change(&self, ticket: RecordId, change: impl FnOnce(u64) -> u64) {
+        if let Some(StateLine(line)) = self.lines.get(RECORDS + ticket.0 as usize) {
             let first = line[0].load(Ordering::Relaxed);
             line[0].store(change(first), Ordering::Release);
         }
@@ -300,7 +300,7 @@ impl State {
     ///
     /// # Errors
     /// The file cannot grow.
-    pub fn keep_on(&mut self, taken: &Unfinished) -> Result<Vec<Ticket>> {
+    pub fn keep_on(&mut self, taken: &Unfinished) -> Result<Vec<RecordId>> {
         let Unfinished { cgroup_id, seen } = *taken;
         let Seen { memory, sum, ooms, windows, windows_below: below, emptied, .. } = seen.merged();
         let mut lines = Vec::new();
@@ -349,7 +349,7 @@ impl State {
         self.end();
     }
 
-    fn kept_on(&self, ticket: Ticket) -> Unfinished {
+    fn kept_on(&self, ticket: RecordId) -> Unfinished {
         let [kind, cgroup_id, rest @ ..] = self.words(RECORDS + ticket.0 as usize);
         let seen = match kind {
             RANGES => {
@@ -397,13 +397,13 @@ impl State {
     /// A word, counted from the start of `line`. The file has all that is asked for.
     fn word(&self, line: usize, at: usize) -> &AtomicU64 {
         static NOWHERE: AtomicU64 = AtomicU64::new(0);
-        self.lines.get(line + at / WORDS).map_or(&NOWHERE, |Line(words)| &words[at % WORDS])
+        self.lines.get(line + at / WORDS).map_or(&NOWHERE, |StateLine(words)| &words[at % WORDS])
     }
 }
 
 /// Makes the file `lines` long, and maps it.
-fn map(file: &OwnedFd, lines: usize) -> Result<Table<Line>> {
-    let bytes = i64::try_from(lines * size_of::<Line>()).unwrap_or(i64::MAX);
+fn map(file: &OwnedFd, lines: usize) -> Result<Table<StateLine>> {
+    let bytes = i64::try_from(lines * size_of::<StateLine>()).unwrap_or(i64::MAX);
     ftruncate(file, bytes).map_err(|errno| Error::syscall("ftruncate of the state record", errno))?;
     Table::map(file, lines, "state record")
 }

@@ -1,11 +1,11 @@
 //! Tickets of registrations that are recorded nowhere.
 
-use crate::persist::Ticket;
+use crate::persist::RecordId;
 
 /// The first of them; no record has room for so many registrations.
 const FIRST: u32 = 1 << 31;
 
-impl Ticket {
+impl RecordId {
     /// Whether its registration outlives the agent.
     #[must_use]
     pub const fn is_recorded(self) -> bool {
@@ -17,21 +17,21 @@ impl Ticket {
 /// nobody keeps any, and the agent's own. Each is one registration's at a time.
 #[derive(Debug, Default)]
 pub struct Unrecorded {
-    free: Vec<Ticket>,
+    free: Vec<RecordId>,
     used: u32,
 }
 
 impl Unrecorded {
     /// A ticket that no registration has.
-    pub fn enter(&mut self) -> Ticket {
+    pub fn enter(&mut self) -> RecordId {
         self.free.pop().unwrap_or_else(|| {
             self.used += 1;
-            Ticket(FIRST + self.used - 1)
+            RecordId(FIRST + self.used - 1)
         })
     }
 
     /// Its registration is over.
-    pub fn leave(&mut self, ticket: Ticket) {
+    pub fn leave(&mut self, ticket: RecordId) {
         self.free.push(ticket);
         if self.free.len() == self.used as usize {
             *self = Self::default();
@@ -41,14 +41,14 @@ impl Unrecorded {
 
 #[cfg(test)]
 mod tests {
-    use super::{Ticket, Unrecorded};
+    use super::{RecordId, Unrecorded};
 
     #[test]
     fn each_is_given_to_one() {
         let mut tickets = Unrecorded::default();
         let [first, second] = [tickets.enter(), tickets.enter()];
         assert_ne!(first, second);
-        assert!(!first.is_recorded() && Ticket(0).is_recorded());
+        assert!(!first.is_recorded() && RecordId(0).is_recorded());
         tickets.leave(first);
         assert_eq!(tickets.enter(), first);
         tickets.leave(first);

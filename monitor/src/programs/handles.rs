@@ -16,24 +16,24 @@ use aya::{
     },
 };
 use monitor_common::{
-    oom::Mark,
-    query::{Ask, CELLS},
-    ring::Tally,
+    oom::OomMark,
+    query::{CELLS, Query},
+    ring::LossKind,
 };
 
 use crate::{
     error::{Error, Result},
-    kernel::{HOOKS, Hook, Kind},
+    kernel::{HOOKS, Hook, HookKind},
     programs::{
-        Sizes,
+        TableSizes,
         load::{attach_hook, failed},
         pins::MAPS,
     },
-    table::{Shared, SharedFileRefs, SharedScratch, SharedSlot, Table},
+    table::{MappedLayout, SharedFileRefs, SharedScratch, SharedSlot, Table},
 };
 
 /// The attached programs.
-pub(super) enum Held {
+pub(super) enum Handles {
     /// Detached when the links go.
     Loaded { ebpf: Box<Ebpf>, links: Vec<(&'static str, FdLink)> },
     /// Detached when their pins go and the agent ends: a pin that somebody takes away
@@ -41,7 +41,7 @@ pub(super) enum Held {
     Pinned { ask: Box<RawTracePoint>, attached: Vec<(&'static Hook, OwnedFd)>, _links: Vec<PinnedLink> },
 }
 
-impl Held {
+impl Handles {
     /// Attaches `hooks`, in their order; which one failed, if one did.
     pub(super) fn attach<'a>(&mut self, hooks: &[&'a Hook]) -> std::result::Result<(), (&'a Hook, Error)> {
         let Self::Loaded { ebpf, links } = self else { return Ok(()) };
@@ -137,9 +137,9 @@ impl Held {
 /// Opens the program for `hook` that is pinned at `path`.
 fn open_program(hook: &Hook, path: &Path) -> std::result::Result<OwnedFd, ProgramError> {
     let fd = match hook.kind {
-        Kind::Entry => FEntry::from_pin(path)?.fd()?.try_clone(),
-        Kind::Exit => FExit::from_pin(path)?.fd()?.try_clone(),
-        Kind::Tracepoint => RawTracePoint::from_pin(path)?.fd()?.try_clone(),
+        HookKind::Entry => FEntry::from_pin(path)?.fd()?.try_clone(),
+        HookKind::Exit => FExit::from_pin(path)?.fd()?.try_clone(),
+        HookKind::Tracepoint => RawTracePoint::from_pin(path)?.fd()?.try_clone(),
     };
     fd?.as_fd().try_clone_to_owned().map_err(ProgramError::IOError)
 }
@@ -161,32 +161,36 @@ pub(super) struct Maps {
 
 impl Maps {
     /// Takes them out of a loaded object.
-    pub(super) fn of(ebpf: &mut Ebpf, sizes: Sizes) -> Result<Self> {
+    pub(super) fn of(ebpf: &mut Ebpf, sizes: TableSizes) -> Result<Self> {
         Self::get(sizes, |name| {
             ebpf.take_map(name).ok_or_else(|| Error::Host(format!("the object has no map {name}")))
         })
     }
 
     /// Opens those that are pinned in `folder`.
-    pub(super) fn open(folder: &Path, sizes: Sizes) -> Result<Self> {
+    pub(super) fn open(folder: &Path, sizes: TableSizes) -> Result<Self> {
         Self::get(sizes, |name| open_map(folder, name))
     }
 
-    fn get(sizes: Sizes, mut map: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
+    fn get(sizes: TableSizes, mut map: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
         let no = |error: aya::maps::MapError| failed("a map is of another type", &error);
         Ok(Self {
             slots: Table::map(array(&map("SLOTS")?)?, sizes.groups as usize + 1, "SLOTS")?.into(),
             scratch: Table::map(array(&map("SCRATCH")?)?, CELLS as usize, "SCRATCH")?.into(),
-            tallies: Table::map(array(&map("TALLIES")?)?, Tally::COUNT, "TALLIES")?,
-            thread_marks: Table::map(array(&map("THREAD_MARKS")?)?, Mark::WORDS, "THREAD_MARKS")?,
-            files: Table::map(array(&map("FILES")?)?, Ask::FILES_AT_ONCE, "FILES")?,
+            tallies: Table::map(array(&map("TALLIES")?)?, LossKind::COUNT, "TALLIES")?,
+            thread_marks: Table::map(array(&map("THREAD_MARKS")?)?, OomMark::WORDS, "THREAD_MARKS")?,
+            files: Table::map(array(&map("FILES")?)?, Query::FILES_AT_ONCE, "FILES")?,
             ring: map("DOORBELLS")?.try_into().map_err(no)?,
         })
     }
 }
 
 /// A pinned array of `entries` that is shared with programs before.
-pub(super) fn open_shared<T: Shared>(folder: &Path, name: &'static str, entries: usize) -> Result<Table<T>> {
+pub(super) fn open_shared<T: MappedLayout>(
+    folder: &Path,
+    name: &'static str,
+    entries: usize,
+) -> Result<Table<T>> {
     Table::map(array(&open_map(folder, name)?)?, entries, name)
 }
 

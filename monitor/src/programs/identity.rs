@@ -7,7 +7,7 @@ use std::{
 };
 
 use monitor_common::{
-    query::{READINGS, Roll},
+    query::{Enumeration, READINGS},
     word::Word as _,
 };
 use nix::sys::uio::pread;
@@ -95,8 +95,8 @@ impl Identify for Identity {
             return Ok(Located::Nobody);
         }
         Ok(match cell.slot.load(Ordering::Acquire) {
-            Roll::ROOT => Located::Root,
-            Roll::FULL => Located::TableFull,
+            Enumeration::ROOT => Located::Root,
+            Enumeration::FULL => Located::TableFull,
             slot => match u32::try_from(slot) {
                 Ok(slot) => {
                     Located::Group(GroupId { slot, generation: cell.generation.load(Ordering::Acquire) })

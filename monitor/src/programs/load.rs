@@ -12,9 +12,9 @@ use serde::Serialize;
 use crate::{
     async_fd::wait_on,
     error::{Error, Result},
-    kernel::{Facts, HOOKS, Hook, Kind, Plan},
+    kernel::{Facts, HOOKS, Hook, HookKind, Plan},
     logging::FromPrograms,
-    programs::Sizes,
+    programs::TableSizes,
 };
 
 pub(super) static OBJECT: &[u8] =
@@ -22,16 +22,16 @@ pub(super) static OBJECT: &[u8] =
 
 /// What one hook came to, for `check`.
 #[derive(Debug)]
-pub struct Trial {
+pub struct LoadCheck {
     /// Which.
     pub hook: Hook,
     /// What it is once loaded; why it does not load otherwise.
-    pub outcome: std::result::Result<Size, String>,
+    pub outcome: std::result::Result<TableSize, String>,
 }
 
 /// How big a loaded program is. What a kernel does not tell is 0.
 #[derive(Clone, Copy, Debug, Serialize)]
-pub struct Size {
+pub struct TableSize {
     /// Instructions that the verifier went through to accept it (5.16 and newer).
     pub verifier_steps: u32,
     /// Bytes of BPF instructions, after the kernel's own changes.
@@ -61,7 +61,7 @@ pub(super) fn failed(what: &str, why: &(dyn std::error::Error + 'static)) -> Err
     Error::Programs { what: format!("{what}{hint}"), why: text }
 }
 
-pub(super) fn load_object(plan: &Plan, sizes: Sizes) -> Result<Ebpf> {
+pub(super) fn load_object(plan: &Plan, sizes: TableSizes) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     for (name, value) in &plan.offsets {
         loader.override_global(name, value, true);
@@ -87,9 +87,9 @@ pub(super) fn load_hook(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> std::result:
         return Err(ProgramError::NotLoaded);
     };
     match hook.kind {
-        Kind::Entry => TryInto::<&mut FEntry>::try_into(program)?.load(hook.function, btf),
-        Kind::Exit => TryInto::<&mut FExit>::try_into(program)?.load(hook.function, btf),
-        Kind::Tracepoint => TryInto::<&mut RawTracePoint>::try_into(program)?.load(),
+        HookKind::Entry => TryInto::<&mut FEntry>::try_into(program)?.load(hook.function, btf),
+        HookKind::Exit => TryInto::<&mut FExit>::try_into(program)?.load(hook.function, btf),
+        HookKind::Tracepoint => TryInto::<&mut RawTracePoint>::try_into(program)?.load(),
     }
 }
 
@@ -144,10 +144,10 @@ pub(super) fn load_all<'a>(
 }
 
 /// What the kernel made of a loaded program.
-pub(super) fn size(ebpf: &Ebpf, hook: &Hook) -> Size {
+pub(super) fn size(ebpf: &Ebpf, hook: &Hook) -> TableSize {
     let info = ebpf.program(hook.program).and_then(|program| program.info().ok());
     let of = |number: fn(&ProgramInfo) -> Option<u32>| info.as_ref().and_then(number).unwrap_or(0);
-    Size {
+    TableSize {
         verifier_steps: of(ProgramInfo::verified_instruction_count),
         bpf_bytes: of(ProgramInfo::size_translated),
         native_bytes: of(|info| Some(info.size_jitted())),
@@ -159,17 +159,17 @@ pub(super) fn attach_hook(ebpf: &mut Ebpf, hook: &Hook) -> std::result::Result<F
         return Err(ProgramError::NotLoaded);
     };
     Ok(match hook.kind {
-        Kind::Entry => {
+        HookKind::Entry => {
             let program: &mut FEntry = program.try_into()?;
             let link = program.attach()?;
             program.take_link(link)?.into()
         }
-        Kind::Exit => {
+        HookKind::Exit => {
             let program: &mut FExit = program.try_into()?;
             let link = program.attach()?;
             program.take_link(link)?.into()
         }
-        Kind::Tracepoint => {
+        HookKind::Tracepoint => {
             let program: &mut RawTracePoint = program.try_into()?;
             let link = program.attach(hook.function)?;
             program.take_link(link)?.into()
@@ -191,14 +191,14 @@ pub(super) fn load_ask(ebpf: &mut Ebpf) -> Result<()> {
 ///
 /// # Errors
 /// Not even the maps could be made.
-pub fn try_all(facts: &Facts) -> Result<Vec<Trial>> {
+pub fn try_all(facts: &Facts) -> Result<Vec<LoadCheck>> {
     let plan = Plan::decide(facts, &[])?;
-    let mut ebpf = load_object(&plan, Sizes { groups: 64, ring: 4096 })?;
+    let mut ebpf = load_object(&plan, TableSizes { groups: 64, ring: 4096 })?;
     let btf = targets(&plan)?;
     load_ask(&mut ebpf)?;
     let used = HOOKS.iter().filter(|hook| plan.hooks.contains(&hook.program));
     Ok(used
-        .map(|hook| Trial {
+        .map(|hook| LoadCheck {
             hook: *hook,
             outcome: load_hook(&mut ebpf, hook, &btf)
                 .map(|()| size(&ebpf, hook))

@@ -63,7 +63,7 @@ pub struct Pins {
 
 /// Programs that were pinned before those of the present, and are to go.
 #[derive(Debug)]
-pub struct Older {
+pub struct OlderPins {
     /// Their layout.
     pub schema: u32,
     /// Where they are.
@@ -180,10 +180,12 @@ impl Pins {
 
     /// Pins of other programs, beside the present ones: perhaps not all of them.
     #[must_use]
-    pub fn older(&self) -> Vec<Older> {
+    pub fn older(&self) -> Vec<OlderPins> {
         let present = SCHEMA.to_string();
         let others = self.names().into_iter().filter(|name| *name != present && !name.ends_with(FRESH));
-        others.filter_map(|name| Some(Older { schema: schema_of(&name)?, folder: self.at(&name) })).collect()
+        others
+            .filter_map(|name| Some(OlderPins { schema: schema_of(&name)?, folder: self.at(&name) }))
+            .collect()
     }
 
     /// Pins by `pin`, which is given the folder, then makes that the present one. What was

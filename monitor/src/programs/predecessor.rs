@@ -8,7 +8,7 @@ use std::{
 
 use monitor_common::{
     band::{self, Excursion, Seen},
-    slot::{SCHEMA, State},
+    slot::{SCHEMA, SlotState},
     word::Word as _,
 };
 
@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Their tables.
-pub(super) enum Before {
+pub(super) enum Predecessor {
     /// Of the present layout.
     Present { slots: Table<SharedSlot>, scratch: Table<SharedScratch> },
     /// Of layout 4.
@@ -49,7 +49,7 @@ mod four {
     pub(super) const SIZES: usize = 10;
 }
 
-impl Before {
+impl Predecessor {
     /// Opens what is pinned in `folder`.
     ///
     /// # Errors
@@ -101,7 +101,7 @@ impl Before {
                     [slot.memory(), slot.sum()].iter().for_each(band::Track::open);
                     if slot.pending.get() != 0 {
                         found(
-                            slot.state().has(State::ONLINE),
+                            slot.state().has(SlotState::ONLINE),
                             slot.cgroup_id.get(),
                             &band::take(slot).merged(),
                         );

@@ -19,7 +19,7 @@ impl fmt::Debug for Doorbells {
 
 /// What came through the ring buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Record {
+pub enum RingRecord {
     /// Something to look at.
     Bell(Doorbell),
     /// An OOM's victim.
@@ -27,14 +27,16 @@ pub enum Record {
 }
 
 impl Iterator for Doorbells {
-    type Item = Record;
+    type Item = RingRecord;
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             let item = self.0.next()?;
             let record = match Doorbell::from_bytes(&item) {
-                Some(bell) if bell.kind == Doorbell::VICTIM => Victim::from_bytes(&item).map(Record::Victim),
-                bell => bell.map(Record::Bell),
+                Some(bell) if bell.kind == Doorbell::VICTIM => {
+                    Victim::from_bytes(&item).map(RingRecord::Victim)
+                }
+                bell => bell.map(RingRecord::Bell),
             };
             match record {
                 Some(record) => return Some(record),

@@ -9,22 +9,22 @@ use std::{
 
 use monitor_common::{
     band::give_back,
-    query::Ask,
-    slot::{SCHEMA, State},
+    query::Query,
+    slot::{SCHEMA, SlotState},
     word::Word as _,
 };
 use nix::time::{ClockId, clock_gettime};
 
 use crate::{
     error::{Error, Result},
-    kernel::{Facts, HOOKS, Hook, Offers, Plan},
+    kernel::{Facts, Features, HOOKS, Hook, Plan},
     logging::FromPrograms,
     programs::{
-        Doorbells, Identity, Programs, ROOT_ID, Sizes,
-        handles::{Held, Maps, for_pinning, open_shared},
+        Doorbells, Identity, Programs, ROOT_ID, TableSizes,
+        handles::{Handles, Maps, for_pinning, open_shared},
         load::{OBJECT, follow_log, load_all, load_object, log_of},
-        pins::{Older, Pins},
-        predecessor::Before,
+        pins::{OlderPins, Pins},
+        predecessor::Predecessor,
     },
     source::{Slots as _, Source},
     table::{SharedScratch, Table},
@@ -35,7 +35,7 @@ enum Pinned {
     /// Nothing, or nothing of use.
     Nothing,
     /// These very programs.
-    Same(Box<(Maps, Held)>),
+    Same(Box<(Maps, Handles)>),
     /// Others.
     Others,
 }
@@ -81,7 +81,7 @@ impl Programs {
     ///
     /// # Errors
     /// Says what the host lacks and what to do.
-    pub fn start(v1: bool, sizes: Sizes, pins: Option<Pins>) -> Result<(Self, Doorbells)> {
+    pub fn start(v1: bool, sizes: TableSizes, pins: Option<Pins>) -> Result<(Self, Doorbells)> {
         let anew = |error: &Error| log::warn!("{error}; loading the programs anew");
         let present = pins.as_ref().filter(|pins| pins.are_complete()).map(Pins::present);
         let found = present.as_deref().map_or(Pinned::Nothing, |folder| {
@@ -89,7 +89,7 @@ impl Programs {
         });
         let mut before = pins.as_ref().map(Pins::older).unwrap_or_default();
         if matches!(found, Pinned::Others) {
-            before.extend(present.map(|folder| Older { schema: SCHEMA, folder }));
+            before.extend(present.map(|folder| OlderPins { schema: SCHEMA, folder }));
         }
         let before = before.into_iter().filter_map(|older| opened(&older)).collect();
         let (mut programs, ring) = match found {
@@ -100,27 +100,31 @@ impl Programs {
         Ok((programs, ring))
     }
 
-    fn adopt(sizes: Sizes, (maps, held): (Maps, Held), pins: Option<&Pins>) -> Result<(Self, Doorbells)> {
+    fn adopt(
+        sizes: TableSizes,
+        (maps, held): (Maps, Handles),
+        pins: Option<&Pins>,
+    ) -> Result<(Self, Doorbells)> {
         if let Some(pins) = pins {
-            log_of(Held::logging(&pins.present()));
+            log_of(Handles::logging(&pins.present()));
         }
         let (programs, ring) = Self::new(sizes, maps, held);
         // What the agent before took, and did not live to count.
         programs.answer_cell()?.victims.set(0);
-        programs.ask(Ask::WHO_AM_I, 0, 0)?;
+        programs.ask(Query::WHO_AM_I, 0, 0)?;
         programs.try_eventfd()?;
         log::debug!("going on with the programs that are pinned");
         Ok((programs, ring))
     }
 
-    fn load(v1: bool, sizes: Sizes, to_be_pinned: bool) -> Result<(Self, Doorbells)> {
+    fn load(v1: bool, sizes: TableSizes, to_be_pinned: bool) -> Result<(Self, Doorbells)> {
         let facts = Facts::gather(v1)?;
         let (mut programs, ring) = what_works(|refused| {
             let plan = Plan::decide(&facts, refused)?;
             Self::attempt(&plan, v1, sizes, to_be_pinned)
         })?;
         programs.try_eventfd()?;
-        if let Some(Held::Loaded { ebpf, .. }) = &mut programs.held
+        if let Some(Handles::Loaded { ebpf, .. }) = &mut programs.held
             && let Err(error) = aya_log::EbpfLogger::init_with_logger(ebpf, FromPrograms).map(follow_log)
         {
             log::debug!("no log from the programs: {error}");
@@ -131,7 +135,7 @@ impl Programs {
     fn attempt(
         plan: &Plan,
         v1: bool,
-        sizes: Sizes,
+        sizes: TableSizes,
         to_be_pinned: bool,
     ) -> std::result::Result<(Self, Doorbells), Failed> {
         let mut ebpf = load_object(plan, sizes)?;
@@ -145,17 +149,17 @@ impl Programs {
         prepare(&maps, sizes);
         describe(&maps.scratch, v1, sizes, plan);
         // The answering program is loaded, not attached: so it answers before the rest.
-        let held = Held::Loaded { ebpf: Box::new(ebpf), links: Vec::new() };
+        let held = Handles::Loaded { ebpf: Box::new(ebpf), links: Vec::new() };
         let (mut programs, ring) = Self::new(sizes, maps, held);
-        programs.ask(Ask::WHO_AM_I, 0, 0)?;
-        programs.ask(Ask::NEW_EPOCH, now(), 0)?;
+        programs.ask(Query::WHO_AM_I, 0, 0)?;
+        programs.ask(Query::NEW_EPOCH, now(), 0)?;
         let attached = programs.held.as_mut().map_or(Ok(()), |held| held.attach(&hooks));
         attached.map_err(|(hook, error)| Failed::At(*hook, error))?;
         programs.unpinned = unpinned;
         Ok((programs, ring))
     }
 
-    fn new(sizes: Sizes, maps: Maps, held: Held) -> (Self, Doorbells) {
+    fn new(sizes: TableSizes, maps: Maps, held: Handles) -> (Self, Doorbells) {
         let Maps { slots, scratch, tallies, files, thread_marks, ring } = maps;
         let plan = scratch.get(0).map_or(0, |cell| cell.plan.get());
         let programs = Self {
@@ -168,7 +172,7 @@ impl Programs {
             files,
             thread_marks,
             band_shift: (plan & 0xff) as u32,
-            offers: Offers::from_bits(plan >> 8 & 0xff),
+            offers: Features::from_bits(plan >> 8 & 0xff),
             pins: None,
             unpinned: Vec::new(),
             before: Vec::new(),
@@ -183,7 +187,7 @@ impl Programs {
         self.pin();
         let before = std::mem::take(&mut self.before);
         // What is counted is counted here from now on, once.
-        before.iter().for_each(Before::stop_counting);
+        before.iter().for_each(Predecessor::stop_counting);
         self.want(wanted);
         self.take_from(&before);
         if let Some(pins) = &self.pins {
@@ -198,7 +202,7 @@ impl Programs {
         let (false, Some(pins)) = (unpinned.is_empty(), &self.pins) else { return };
         let Some(mut held) = self.held.take() else { return };
         let outcome = pins.replace(|folder| held.pin(folder, &unpinned));
-        match outcome.and_then(|()| Held::open(&pins.present())) {
+        match outcome.and_then(|()| Handles::open(&pins.present())) {
             Ok(pinned) => held = pinned,
             Err(error) => {
                 log::warn!("{error}; nothing is seen while there is no agent");
@@ -216,7 +220,7 @@ impl Programs {
     }
 
     /// What is in the tables of programs before, to the groups' slots here.
-    fn take_from(&self, before: &[Before]) {
+    fn take_from(&self, before: &[Predecessor]) {
         if before.is_empty() {
             return;
         }
@@ -245,17 +249,17 @@ impl Programs {
 }
 
 /// The last slot is the root's; the programs take the others as they need them.
-fn prepare(maps: &Maps, sizes: Sizes) {
+fn prepare(maps: &Maps, sizes: TableSizes) {
     if let Some(root) = maps.slots.get(sizes.groups as usize) {
         root.recycle();
         root.parent.set(monitor_common::slot::PARENT_ROOT);
         root.cgroup_id.set(ROOT_ID);
-        root.mark(State::ONLINE);
+        root.mark(SlotState::ONLINE);
     }
 }
 
 /// Says in the answer cell what these programs are, for the next agent.
-fn describe(scratch: &Table<SharedScratch>, v1: bool, sizes: Sizes, plan: &Plan) {
+fn describe(scratch: &Table<SharedScratch>, v1: bool, sizes: TableSizes, plan: &Plan) {
     let Some(cell) = scratch.get(0) else { return };
     cell.build.set(build(v1));
     cell.instance.set(now());
@@ -265,28 +269,28 @@ fn describe(scratch: &Table<SharedScratch>, v1: bool, sizes: Sizes, plan: &Plan)
 }
 
 /// Looks at what is pinned in `folder`, and opens it if it is the same.
-fn look_at(folder: &Path, v1: bool, sizes: Sizes) -> Result<Pinned> {
+fn look_at(folder: &Path, v1: bool, sizes: TableSizes) -> Result<Pinned> {
     let scratch: Table<SharedScratch> = open_shared(folder, "SCRATCH", 1)?;
     let cell = scratch.get(0).ok_or_else(|| Error::Host("the pinned answer cell is empty".into()))?;
     let are_these = cell.build.get() == build(v1)
         && cell.sizes.get() == u64::from(sizes.groups)
         && cell.ring.get() == u64::from(sizes.ring);
     if are_these {
-        return Ok(Pinned::Same(Box::new((Maps::open(folder, sizes)?, Held::open(folder)?))));
+        return Ok(Pinned::Same(Box::new((Maps::open(folder, sizes)?, Handles::open(folder)?))));
     }
     log::info!("the pinned programs are of another build or size: replacing them");
     Ok(Pinned::Others)
 }
 
 /// Their tables, if they can be read.
-fn opened(older: &Older) -> Option<Before> {
-    let Older { schema, folder } = older;
+fn opened(older: &OlderPins) -> Option<Predecessor> {
+    let OlderPins { schema, folder } = older;
     let unread = |error: &Error| {
         log::warn!(
             "{error}; what the programs of layout {schema} saw while there was no agent is lost, but for what still holds"
         );
     };
-    Before::open(folder, *schema).inspect_err(unread).ok()
+    Predecessor::open(folder, *schema).inspect_err(unread).ok()
 }
 
 /// A hash of the object, and of what the agent decides for it beside the kernel's own

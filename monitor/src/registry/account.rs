@@ -46,26 +46,26 @@ impl fmt::Display for Account {
 /// The place of an account in the registry; another account's once that one has no
 /// registration any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Payer(u32);
+pub struct AccountIndex(u32);
 
 /// How many registrations each account has. An account has a place as long as it has
 /// any, so that a registration names it by four bytes.
 #[derive(Debug, Default)]
 pub(super) struct Accounts {
-    places: HashMap<Account, Payer>,
+    places: HashMap<Account, AccountIndex>,
     held: Vec<(Account, u64)>,
-    free: Vec<Payer>,
+    free: Vec<AccountIndex>,
 }
 
 impl Accounts {
     /// One registration more.
-    pub(super) fn charge(&mut self, account: Account) -> Payer {
+    pub(super) fn charge(&mut self, account: Account) -> AccountIndex {
         let payer = match self.places.entry(account) {
             Entry::Occupied(known) => *known.get(),
             Entry::Vacant(unknown) => {
                 let payer = self.free.pop().unwrap_or_else(|| {
                     self.held.push((account, 0));
-                    Payer(u32::try_from(self.held.len() - 1).unwrap_or(u32::MAX))
+                    AccountIndex(u32::try_from(self.held.len() - 1).unwrap_or(u32::MAX))
                 });
                 self.held[payer.0 as usize] = (account, 0);
                 *unknown.insert(payer)
@@ -76,7 +76,7 @@ impl Accounts {
     }
 
     /// One less.
-    pub(super) fn release(&mut self, payer: Payer) {
+    pub(super) fn release(&mut self, payer: AccountIndex) {
         let Some((account, held)) = self.held.get_mut(payer.0 as usize) else { return };
         *held -= 1;
         if *held > 0 {
@@ -91,13 +91,13 @@ impl Accounts {
     }
 
     /// Whose place it is.
-    pub(super) fn account(&self, payer: Payer) -> Option<Account> {
+    pub(super) fn account(&self, payer: AccountIndex) -> Option<Account> {
         let (account, held) = self.held.get(payer.0 as usize)?;
         (*held > 0).then_some(*account)
     }
 
     /// The place of an account that has any.
-    pub(super) fn place_of(&self, account: Account) -> Option<Payer> {
+    pub(super) fn place_of(&self, account: Account) -> Option<AccountIndex> {
         self.places.get(&account).copied()
     }
 

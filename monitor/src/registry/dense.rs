@@ -12,18 +12,18 @@ pub(super) type Place = u32;
 pub(super) const FEW: usize = 16;
 
 /// What belongs to a registration.
-pub(super) trait Held {
+pub(super) trait Subscribed {
     /// Whose registration it is.
     fn subscriber(&self) -> Subscriber;
 }
 
-impl Held for Subscriber {
+impl Subscribed for Subscriber {
     fn subscriber(&self) -> Subscriber {
         *self
     }
 }
 
-impl<T> Held for (T, Subscriber) {
+impl<T> Subscribed for (T, Subscriber) {
     fn subscriber(&self) -> Subscriber {
         self.1
     }
@@ -43,7 +43,7 @@ impl<T> Default for Dense<T> {
     }
 }
 
-impl<T: Held> Dense<T> {
+impl<T: Subscribed> Dense<T> {
     pub(super) fn push(&mut self, entry: T) -> Place {
         // A few are the rule: no room for more before there are.
         if self.entries.len() < 4 {

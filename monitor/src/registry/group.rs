@@ -1,12 +1,12 @@
 //! A group that somebody waits for: for what, and on which eventfds.
 
 use monitor_common::{
-    control_file::{ControlFile, Wish},
+    control_file::{ControlFile, Trigger},
     pressure::{Level, Pressure, Propagation},
 };
 
 use crate::{
-    registry::{Registration, Subscriber, dense::Dense, thresholds::Scale},
+    registry::{Subscriber, Subscription, dense::Dense, thresholds::ThresholdSet},
     source::{FileId, GroupId},
 };
 
@@ -15,9 +15,9 @@ use crate::{
 pub struct Group {
     /// Which.
     pub id: GroupId,
-    memory: Scale,
-    sum: Scale,
-    working_set: Scale,
+    memory: ThresholdSet,
+    sum: ThresholdSet,
+    working_set: ThresholdSet,
     /// None in most groups: who waits for something else than a threshold.
     others: Option<Box<Others>>,
 }
@@ -39,9 +39,9 @@ impl Group {
     pub(super) fn new(id: GroupId) -> Self {
         Self {
             id,
-            memory: Scale::default(),
-            sum: Scale::default(),
-            working_set: Scale::default(),
+            memory: ThresholdSet::default(),
+            sum: ThresholdSet::default(),
+            working_set: ThresholdSet::default(),
             others: None,
         }
     }
@@ -49,7 +49,7 @@ impl Group {
     /// The thresholds on a control file's quantity: memory, memory+swap or the
     /// working set.
     #[must_use]
-    pub const fn scale(&self, file: ControlFile) -> &Scale {
+    pub const fn scale(&self, file: ControlFile) -> &ThresholdSet {
         match file {
             ControlFile::Memsw => &self.sum,
             ControlFile::WorkingSet => &self.working_set,
@@ -58,7 +58,7 @@ impl Group {
     }
 
     /// The same, to be changed.
-    pub const fn scale_mut(&mut self, file: ControlFile) -> &mut Scale {
+    pub const fn scale_mut(&mut self, file: ControlFile) -> &mut ThresholdSet {
         match file {
             ControlFile::Memsw => &mut self.sum,
             ControlFile::WorkingSet => &mut self.working_set,
@@ -66,15 +66,15 @@ impl Group {
         }
     }
 
-    pub(super) fn add(&mut self, to: Subscriber, registration: &Registration, now: u64, limit: u64) {
+    pub(super) fn add(&mut self, to: Subscriber, registration: &Subscription, now: u64, limit: u64) {
         let others = &mut self.others;
         match registration.wish {
-            Wish::Threshold(threshold) => {
+            Trigger::Threshold(threshold) => {
                 self.scale_mut(registration.on).add(now, threshold, limit, to, registration.above);
             }
-            Wish::Oom => drop(others.get_or_insert_default().oom.push(to)),
-            Wish::Pressure(pressure) => drop(others.get_or_insert_default().pressure.push((pressure, to))),
-            Wish::Empty => drop(others.get_or_insert_default().empty.push(to)),
+            Trigger::Oom => drop(others.get_or_insert_default().oom.push(to)),
+            Trigger::Pressure(pressure) => drop(others.get_or_insert_default().pressure.push((pressure, to))),
+            Trigger::Empty => drop(others.get_or_insert_default().empty.push(to)),
         }
     }
 

@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use monitor_common::{
     band::{Band, Excursion},
-    control_file::{ControlFile, Wish},
+    control_file::{ControlFile, Trigger},
     crossing::Direction::{self, Down, Up},
-    pressure::{Level, Mode, Pressure, Propagation},
+    pressure::{Level, Pressure, PressureMode, Propagation},
     threshold::{At, Pages, Threshold},
 };
 
-use super::{Account, BURST, Clock, Crossing, FileId, GroupId, Registration, Registry, Ticket};
+use super::{Account, BURST, Clock, Crossing, FileId, GroupId, RecordId, Registry, Subscription};
 
 const A: FileId = FileId(1);
 const B: FileId = FileId(2);
@@ -23,10 +23,10 @@ const ENDLESS: u64 = u64::MAX;
 const NO_REST: Clock = Clock { now: 0, rest: 0 };
 
 /// One that nobody else has, on `file`.
-fn registration(on: ControlFile, wish: Wish, file: FileId, account: Account) -> Registration {
+fn registration(on: ControlFile, wish: Trigger, file: FileId, account: Account) -> Subscription {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let ticket = Ticket(NEXT.fetch_add(1, Ordering::Relaxed));
-    Registration { on, wish, file, account, ticket, above: None }
+    let ticket = RecordId(NEXT.fetch_add(1, Ordering::Relaxed));
+    Subscription { on, wish, file, account, ticket, above: None }
 }
 
 /// What a crossing is to a test: whose, of what, which way.
@@ -37,7 +37,7 @@ fn told(crossings: Vec<Crossing>) -> Vec<Told> {
 }
 
 fn add(registry: &mut Registry, id: GroupId, usage: u64, threshold: u64, file: FileId) {
-    let wish = Wish::Threshold(Threshold::plain(Pages(threshold)));
+    let wish = Trigger::Threshold(Threshold::plain(Pages(threshold)));
     registry.add(id, registration(USAGE, wish, file, Account::User(0)), usage, ENDLESS);
 }
 
@@ -49,7 +49,7 @@ fn quiet(registry: &mut Registry, now: u64) -> Vec<Told> {
     told(crossings)
 }
 
-fn counts(tickets: Vec<(FileId, Vec<Ticket>)>) -> Vec<(FileId, usize)> {
+fn counts(tickets: Vec<(FileId, Vec<RecordId>)>) -> Vec<(FileId, usize)> {
     tickets.into_iter().map(|(file, tickets)| (file, tickets.len())).collect()
 }
 
@@ -96,10 +96,13 @@ fn removal_counts_every_registration_of_every_kind() {
     add(&mut registry, G, 0, 20, A);
     add(&mut registry, G, 0, 20, B);
     for (on, wish) in [
-        (ControlFile::Memsw, Wish::Threshold(Threshold::plain(Pages(1)))),
-        (ControlFile::Oom, Wish::Oom),
-        (ControlFile::Procs, Wish::Empty),
-        (ControlFile::Pressure, Wish::Pressure(Pressure { level: Level::Low, mode: Mode::Default })),
+        (ControlFile::Memsw, Trigger::Threshold(Threshold::plain(Pages(1)))),
+        (ControlFile::Oom, Trigger::Oom),
+        (ControlFile::Procs, Trigger::Empty),
+        (
+            ControlFile::Pressure,
+            Trigger::Pressure(Pressure { level: Level::Low, mode: PressureMode::Default }),
+        ),
     ] {
         registry.add(G, registration(on, wish, A, Account::User(5)), 0, ENDLESS);
     }
@@ -141,7 +144,7 @@ fn zero_and_the_maximum_never_fire() {
 fn a_direction_not_asked_for_is_not_told() {
     let mut registry = Registry::default();
     let only_down = Threshold { up: false, ..Threshold::plain(Pages(10)) };
-    let wish = Wish::Threshold(only_down);
+    let wish = Trigger::Threshold(only_down);
     registry.add(G, registration(USAGE, wish, A, Account::User(0)), 0, ENDLESS);
     assert_eq!(quiet(&mut registry, 20), vec![]);
     assert_eq!(quiet(&mut registry, 5), vec![down(10, A)]);
@@ -150,7 +153,7 @@ fn a_direction_not_asked_for_is_not_told() {
 #[test]
 fn hysteresis_moves_the_way_back() {
     let mut registry = Registry::default();
-    let wish = Wish::Threshold(Threshold { hysteresis: Pages(4), ..Threshold::plain(Pages(10)) });
+    let wish = Trigger::Threshold(Threshold { hysteresis: Pages(4), ..Threshold::plain(Pages(10)) });
     registry.add(G, registration(USAGE, wish, A, Account::User(0)), 0, ENDLESS);
     assert_eq!(quiet(&mut registry, 10), vec![up(10, A)]);
     assert_eq!(registry.group(7).map(|group| group.scale(USAGE).band()), Some(Band { lo: 6, hi: ENDLESS }));
@@ -163,7 +166,7 @@ fn hysteresis_moves_the_way_back() {
 #[test]
 fn percents_follow_the_limit() {
     let mut registry = Registry::default();
-    let wish = Wish::Threshold(Threshold { at: At::Percent(8000), ..Threshold::plain(Pages(0)) });
+    let wish = Trigger::Threshold(Threshold { at: At::Percent(8000), ..Threshold::plain(Pages(0)) });
     registry.add(G, registration(USAGE, wish, A, Account::User(0)), 50, ENDLESS);
     assert_eq!(quiet(&mut registry, 1 << 50), vec![], "no limit, no crossing");
     assert_eq!(quiet(&mut registry, 50), vec![]);
@@ -182,11 +185,11 @@ fn percents_follow_the_limit() {
 fn a_window_is_heard_by_mode_and_level() {
     let mut registry = Registry::default();
     let mut listen = |level, mode, file| {
-        let wish = Wish::Pressure(Pressure { level, mode });
+        let wish = Trigger::Pressure(Pressure { level, mode });
         registry.add(G, registration(ControlFile::Pressure, wish, file, Account::User(0)), 0, ENDLESS);
     };
-    listen(Level::Low, Mode::Default, A);
-    listen(Level::Critical, Mode::Local, B);
+    listen(Level::Low, PressureMode::Default, A);
+    listen(Level::Critical, PressureMode::Local, B);
     let mut window = Propagation::new();
     let hearers = |window, level| {
         let hearers = registry.group(7).map(|group| group.hearers(window, level));

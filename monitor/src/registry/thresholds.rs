@@ -6,13 +6,13 @@ mod walk;
 use monitor_common::{
     band::Band,
     band::Excursion,
-    control_file::Wish,
+    control_file::Trigger,
     crossing::{Direction, Stretches, band_around},
     threshold::{At, Threshold, percent_of},
 };
 
 pub use self::index::Cursor;
-use self::index::{Entry, Store};
+use self::index::{IndexEntry, ThresholdIndex};
 use crate::{registry::Subscriber, source::FileId};
 
 /// One crossing to be signalled.
@@ -61,14 +61,14 @@ pub const BURST: u64 = 16;
 
 /// A quantity, and the thresholds on it by where usage crosses them next.
 #[derive(Debug, Default)]
-pub struct Scale {
+pub struct ThresholdSet {
     /// The quantity at the last look, in pages.
     now: u64,
     /// None where there are no thresholds: most groups have them on one quantity.
-    store: Option<Box<Store>>,
+    store: Option<Box<ThresholdIndex>>,
 }
 
-impl Scale {
+impl ThresholdSet {
     /// Adds a threshold to a quantity that is `now` pages; `limit` is what percents
     /// are of, `above` the side that an agent before has told. Not signalled at
     /// registration (`__mem_cgroup_usage_register_event`).
@@ -77,7 +77,7 @@ impl Scale {
             self.now = now;
             Box::default()
         });
-        store.add(Entry::new(to, above, wish, pages(wish.at, limit), self.now), limit);
+        store.add(IndexEntry::new(to, above, wish, pages(wish.at, limit), self.now), limit);
     }
 
     /// The band around the quantity at the last look.
@@ -132,7 +132,7 @@ impl Scale {
         self.store.is_none()
     }
 
-    fn all(&self) -> impl Iterator<Item = &Entry> {
+    fn all(&self) -> impl Iterator<Item = &IndexEntry> {
         self.store.iter().flat_map(|store| store.all())
     }
 
@@ -158,7 +158,7 @@ impl Scale {
         self.take(|store| store.take_last(most))
     }
 
-    fn take(&mut self, take: impl FnOnce(&mut Store) -> Vec<Subscriber>) -> Vec<Subscriber> {
+    fn take(&mut self, take: impl FnOnce(&mut ThresholdIndex) -> Vec<Subscriber>) -> Vec<Subscriber> {
         let Some(store) = &mut self.store else { return Vec::new() };
         let gone = take(store);
         if store.len() == 0 {
@@ -170,8 +170,8 @@ impl Scale {
 
 /// The side that a new wish begins on.
 #[must_use]
-pub fn first_side(wish: &Wish, now: u64, limit: u64) -> bool {
-    matches!(wish, Wish::Threshold(threshold) if pages(threshold.at, limit) <= now)
+pub fn first_side(wish: &Trigger, now: u64, limit: u64) -> bool {
+    matches!(wish, Trigger::Threshold(threshold) if pages(threshold.at, limit) <= now)
 }
 
 /// Where a threshold lies, in pages. In percent of no limit it lies where it never

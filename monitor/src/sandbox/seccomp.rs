@@ -15,7 +15,7 @@ use seccompiler::{
 
 use crate::{
     error::{Error, Result},
-    sandbox::Mode,
+    sandbox::Sandbox,
 };
 
 /// Calls that are allowed.
@@ -228,12 +228,12 @@ const fn bits(number: i32) -> u64 {
 ///
 /// # Errors
 /// The kernel has no seccomp, or a thread has a filter of its own.
-pub fn restrict(set: &Set, mode: Mode) -> Result<()> {
+pub fn restrict(set: &Set, mode: Sandbox) -> Result<()> {
     prctl::set_no_new_privs().map_err(|errno| Error::syscall("prctl PR_SET_NO_NEW_PRIVS", errno))?;
     let refused =
-        if mode == Mode::On { SeccompAction::Errno(libc::EPERM as u32) } else { SeccompAction::Log };
+        if mode == Sandbox::On { SeccompAction::Errno(libc::EPERM as u32) } else { SeccompAction::Log };
     let mut filters = Vec::new();
-    if mode == Mode::On {
+    if mode == Sandbox::On {
         filters.push((each(NEVER).collect(), SeccompAction::Allow, SeccompAction::KillProcess));
         filters.push((
             each(UNKNOWN).collect(),

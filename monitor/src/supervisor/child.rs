@@ -23,7 +23,7 @@ use nix::{
 
 use crate::{
     error::{Error, Result},
-    fd_store::Handed,
+    fd_store::StoredDescriptors,
     supervisor::oom_score,
 };
 
@@ -47,7 +47,7 @@ pub struct Worker {
 pub fn start(
     program: &Path,
     arguments: &[OsString],
-    kept: &Handed,
+    kept: &StoredDescriptors,
     notify: &Path,
     room: usize,
 ) -> Result<Worker> {
@@ -68,13 +68,18 @@ pub fn start(
 }
 
 /// Becomes the program that is there now, with what is kept. Returns only if that fails.
-pub(super) fn begin_again(program: &Path, kept: &Handed) -> Error {
+pub(super) fn begin_again(program: &Path, kept: &StoredDescriptors) -> Error {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     let errno = become_with(program, &arguments, kept, &[]);
     Error::syscall(format!("execve {}", program.display()), errno)
 }
 
-fn become_with(program: &Path, arguments: &[OsString], kept: &Handed, more: &[(&str, &OsStr)]) -> Errno {
+fn become_with(
+    program: &Path,
+    arguments: &[OsString],
+    kept: &StoredDescriptors,
+    more: &[(&str, &OsStr)],
+) -> Errno {
     match replace(program, arguments, kept, more) {
         Ok(never) => match never {},
         Err(errno) => errno,
@@ -84,7 +89,7 @@ fn become_with(program: &Path, arguments: &[OsString], kept: &Handed, more: &[(&
 fn replace(
     program: &Path,
     arguments: &[OsString],
-    kept: &Handed,
+    kept: &StoredDescriptors,
     more: &[(&str, &OsStr)],
 ) -> nix::Result<std::convert::Infallible> {
     let names: Vec<&str> = kept.iter().map(|(name, _)| name.as_str()).collect();
@@ -109,7 +114,7 @@ fn replace(
 }
 
 /// Puts the descriptors where they are expected, open for the program to come.
-fn hand_over(kept: &Handed) -> nix::Result<()> {
+fn hand_over(kept: &StoredDescriptors) -> nix::Result<()> {
     let end = FIRST + RawFd::try_from(kept.len()).unwrap_or(0);
     // Out of the way first: one's place may be where another is now.
     let moved: Vec<RawFd> =

@@ -67,7 +67,7 @@ impl From<Error> for Failure {
 ///
 /// # Errors
 /// Something else is there, another agent's view among it; or there is no FUSE.
-pub fn on(point: &Path, remove: bool, mode: sandbox::Mode) -> Result<(OwnedFd, Mounted), Failure> {
+pub fn on(point: &Path, remove: bool, mode: sandbox::Sandbox) -> Result<(OwnedFd, Mounted), Failure> {
     let device = open_device().map_err(Failure::Unavailable)?;
     clear(point)?;
     let made = !point.exists();

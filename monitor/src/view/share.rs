@@ -9,17 +9,17 @@ use std::{
 
 /// How many places each user has.
 #[derive(Clone, Debug)]
-pub struct Shares(Arc<Mutex<Held>>);
+pub struct Shares(Arc<Mutex<HeldPlaces>>);
 
 #[derive(Debug)]
-struct Held {
+struct HeldPlaces {
     free: usize,
     by_user: HashMap<u32, usize>,
 }
 
 /// A place, until it is dropped.
 #[derive(Debug)]
-pub struct Place {
+pub struct QueuePlace {
     user: u32,
     shares: Shares,
 }
@@ -28,12 +28,12 @@ impl Shares {
     /// So many for all.
     #[must_use]
     pub fn new(places: usize) -> Self {
-        Self(Arc::new(Mutex::new(Held { free: places, by_user: HashMap::new() })))
+        Self(Arc::new(Mutex::new(HeldPlaces { free: places, by_user: HashMap::new() })))
     }
 
     /// One for `user`; `None` when he has as many as are free.
     #[must_use]
-    pub fn take(&self, user: u32) -> Option<Place> {
+    pub fn take(&self, user: u32) -> Option<QueuePlace> {
         let mut held = self.held();
         let free = held.free;
         let mine = held.by_user.get(&user).copied().unwrap_or(0);
@@ -42,16 +42,16 @@ impl Shares {
         }
         held.by_user.insert(user, mine + 1);
         held.free -= 1;
-        Some(Place { user, shares: self.clone() })
+        Some(QueuePlace { user, shares: self.clone() })
     }
 
-    fn held(&self) -> MutexGuard<'_, Held> {
+    fn held(&self) -> MutexGuard<'_, HeldPlaces> {
         // Nothing in between is half done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Place {
+impl Drop for QueuePlace {
     fn drop(&mut self) {
         let mut held = self.shares.held();
         held.free += 1;

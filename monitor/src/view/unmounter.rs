@@ -44,7 +44,7 @@ impl Unmounter {
     ///
     /// # Errors
     /// Our own program could not be started, or could not look at `point`.
-    pub fn start(point: &Path, mode: sandbox::Mode) -> Result<Self> {
+    pub fn start(point: &Path, mode: sandbox::Sandbox) -> Result<Self> {
         let failed = |error| Error::file("start the process that unmounts", point, error);
         let (mut pipe, theirs) = UnixStream::pair().map_err(failed)?;
         let child = Command::new("/proc/self/exe")
@@ -75,7 +75,7 @@ impl Unmounter {
 ///
 /// # Errors
 /// `umount2` failed.
-pub fn serve(point: &Path, mode: sandbox::Mode) -> Result<()> {
+pub fn serve(point: &Path, mode: sandbox::Sandbox) -> Result<()> {
     // They go to all processes of a service or a terminal, and the agent ends by them.
     for ends in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         // SAFETY: to ignore a signal runs no code.

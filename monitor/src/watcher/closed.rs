@@ -5,7 +5,7 @@
 //! Asked are all in a sweep and before a list, in turns; and some at once, for a registration
 //! that would be refused for want of room.
 
-use monitor_common::query::Ask;
+use monitor_common::query::Query;
 use nix::errno::Errno;
 
 use crate::{
@@ -20,7 +20,7 @@ const ENDED_IN_A_TURN: usize = 64;
 
 /// Eventfds that are asked about for one registration: a bound on what it costs to be
 /// refused.
-const ASKED_FOR_ONE: usize = 4 * Ask::FILES_AT_ONCE;
+const ASKED_FOR_ONE: usize = 4 * Query::FILES_AT_ONCE;
 
 /// Eventfds for each millisecond that goes by between two searches for want of room: at
 /// well under a microsecond each, a percent or two of the time.
@@ -54,7 +54,7 @@ impl<S: Source> Watcher<S> {
     /// [`Ask::FILES_AT_ONCE`] eventfds, or ends at most 64.
     pub fn search_on(&mut self, search: &mut ClosedSearch) -> bool {
         if search.closed.is_empty() {
-            let some = last_of(&mut search.unasked, Ask::FILES_AT_ONCE);
+            let some = last_of(&mut search.unasked, Query::FILES_AT_ONCE);
             search.closed = self.closed_among(some);
         } else {
             // Asked again: an address may be another eventfd's by now.
@@ -150,7 +150,7 @@ impl<S: Source> Watcher<S> {
             self.search_for_room();
             std::mem::take(&mut self.search)
         };
-        for _ in 0..ASKED_FOR_ONE / Ask::FILES_AT_ONCE {
+        for _ in 0..ASKED_FOR_ONE / Query::FILES_AT_ONCE {
             if !self.is_full(account, is_new) || !self.search_on(&mut search) {
                 break;
             }

@@ -68,9 +68,9 @@ pub struct Event {
 
 /// What a following connection gets its events through. Answers `false` when it
 /// wants no more.
-pub struct Follower(Box<dyn FnMut(&Event) -> bool + Send>);
+pub struct EventSink(Box<dyn FnMut(&Event) -> bool + Send>);
 
-impl Follower {
+impl EventSink {
     /// Calls `tell` with each event.
     pub fn new(tell: impl FnMut(&Event) -> bool + Send + 'static) -> Self {
         Self(Box::new(tell))
@@ -81,7 +81,7 @@ impl Follower {
     }
 }
 
-impl fmt::Debug for Follower {
+impl fmt::Debug for EventSink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Follower")
     }

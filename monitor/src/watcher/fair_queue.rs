@@ -30,8 +30,8 @@ const REMEMBERED: usize = 256;
 
 /// Tasks by payer.
 #[derive(Debug)]
-pub(super) struct Turns<T> {
-    accounts: HashMap<Payer, Share<T>>,
+pub(super) struct FairQueue<T> {
+    accounts: HashMap<Payer, PayerQueue<T>>,
     /// Those with tasks, by the time that they have had.
     ready: BTreeSet<(Duration, Payer)>,
     /// The time that one would have had who had always something to do.
@@ -39,22 +39,22 @@ pub(super) struct Turns<T> {
 }
 
 #[derive(Debug)]
-struct Share<T> {
+struct PayerQueue<T> {
     had: Duration,
     tasks: VecDeque<T>,
 }
 
-impl<T> Default for Turns<T> {
+impl<T> Default for FairQueue<T> {
     fn default() -> Self {
         Self { accounts: HashMap::new(), ready: BTreeSet::new(), now: Duration::ZERO }
     }
 }
 
-impl<T> Turns<T> {
+impl<T> FairQueue<T> {
     /// One more task, after the payer's others.
     pub(super) fn push(&mut self, payer: Payer, task: T) {
         let least = self.now.saturating_sub(CREDIT);
-        let account = self.accounts.entry(payer).or_insert(Share { had: least, tasks: VecDeque::new() });
+        let account = self.accounts.entry(payer).or_insert(PayerQueue { had: least, tasks: VecDeque::new() });
         if account.tasks.is_empty() {
             // What was had long ago counts no more.
             account.had = account.had.max(least);
@@ -112,7 +112,7 @@ impl<T> Turns<T> {
 mod tests {
     use std::time::Duration;
 
-    use super::{CREDIT, Payer, Turns};
+    use super::{CREDIT, FairQueue, Payer};
     use crate::registry::Account;
 
     const TURN: Duration = Duration::from_micros(200);
@@ -121,7 +121,7 @@ mod tests {
         Payer::Account(Account::User(id))
     }
 
-    fn served(turns: &mut Turns<u32>, again: bool) -> (Payer, u32) {
+    fn served(turns: &mut FairQueue<u32>, again: bool) -> (Payer, u32) {
         let (payer, task) = turns.next().expect("there is something to do");
         if again {
             turns.push(payer, task);
@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn who_comes_late_is_next() {
-        let mut turns = Turns::default();
+        let mut turns = FairQueue::default();
         for user in 0..10 {
             (0..1000).for_each(|task| turns.push(of(user), task));
         }
@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn all_have_the_same_time_and_an_absence_is_no_treasure() {
-        let mut turns = Turns::default();
+        let mut turns = FairQueue::default();
         turns.push(of(1), 0);
         for _ in 0..10_000 {
             served(&mut turns, true);
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn those_who_left_are_forgotten() {
-        let mut turns = Turns::default();
+        let mut turns = FairQueue::default();
         for user in 0..100_000 {
             turns.push(of(user), 0);
             served(&mut turns, false);

@@ -3,8 +3,8 @@
 
 use monitor_common::{
     control_file::ControlFile,
-    ring::Tally,
-    slot::{PARENT_ROOT, PARENT_UNKNOWN, State},
+    ring::LossKind,
+    slot::{PARENT_ROOT, PARENT_UNKNOWN, SlotState},
     word::Word as _,
 };
 
@@ -22,12 +22,12 @@ const PARENTS_IN_A_SWEEP: u32 = 256;
 /// Groups above one that is gone, in which something is still to be told, and until when it
 /// waits for that.
 #[derive(Debug, Default)]
-pub(super) struct Awaited {
+pub(super) struct WatchedGroups {
     slots: Vec<u32>,
     until: Option<u64>,
 }
 
-impl Awaited {
+impl WatchedGroups {
     /// Milliseconds: more than an OOM with 65,536 listeners takes beside others' work.
     const AT_MOST: u64 = 10_000;
 }
@@ -43,7 +43,7 @@ pub(super) struct Rounds {
 
 impl Rounds {
     pub(super) fn new(source: &impl Source) -> Self {
-        Self { orphans: None, deep: source.tally(Tally::TooDeep) }
+        Self { orphans: None, deep: source.tally(LossKind::TooDeep) }
     }
 }
 
@@ -88,14 +88,14 @@ impl<S: Source> Watcher<S> {
     pub(super) fn last_of(&self, group: GroupId, on: ControlFile) -> Option<u64> {
         let slot = self.source.slot(group.slot)?;
         let state = slot.state();
-        let is_its = state.generation() == group.generation && state.has(State::OFFLINE);
+        let is_its = state.generation() == group.generation && state.has(SlotState::OFFLINE);
         is_its.then(|| if on == ControlFile::Memsw { slot.sum_last.get() } else { slot.last.get() })
     }
 
     /// Before the registrations of a group that is gone end: whether what is still to be told
     /// to them of the groups above, such as an OOM, whose doorbell may have been lost, has
     /// been. Not for ever, whatever goes on up there.
-    pub(super) fn have_told_above(&mut self, index: u32, awaited: &mut Awaited) -> bool {
+    pub(super) fn have_told_above(&mut self, index: u32, awaited: &mut WatchedGroups) -> bool {
         let now = self.host.clock();
         if awaited.until.is_none() {
             for above in self.lineage(index).into_iter().skip(1) {
@@ -107,7 +107,7 @@ impl<S: Source> Watcher<S> {
                 }
             }
         }
-        let until = *awaited.until.get_or_insert(now + Awaited::AT_MOST);
+        let until = *awaited.until.get_or_insert(now + WatchedGroups::AT_MOST);
         awaited.slots.retain(|above| self.works.contains_key(above));
         awaited.slots.is_empty() || now >= until
     }
@@ -120,7 +120,7 @@ impl<S: Source> Watcher<S> {
         for index in 0..root {
             let Some(slot) = self.source.slot(index) else { break };
             let state = slot.state();
-            if state.has(State::OFFLINE) && !state.has(State::WATCHED) && slot.pending.get() == 0 {
+            if state.has(SlotState::OFFLINE) && !state.has(SlotState::WATCHED) && slot.pending.get() == 0 {
                 self.source.tidy(index);
             }
             self.find_parent(index);
@@ -160,7 +160,7 @@ impl<S: Source> Watcher<S> {
     /// root was cut short: then those that wait above where it ended are looked at. Only in the
     /// timed sweep, since anybody may make such groups.
     pub(super) fn was_too_deep(&mut self) -> bool {
-        let deep = self.source.tally(Tally::TooDeep);
+        let deep = self.source.tally(LossKind::TooDeep);
         std::mem::replace(&mut self.table.deep, deep) != deep
     }
 }

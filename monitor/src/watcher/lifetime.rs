@@ -1,10 +1,10 @@
 //! Registrations end: with their group, or with the last reference to their
 //! eventfd.
 
-use monitor_common::{band::OPEN, slot::State, word::Word as _};
+use monitor_common::{band::OPEN, slot::SlotState, word::Word as _};
 
 use crate::{
-    persist::Ticket,
+    persist::RecordId,
     registry::{Account, give_back},
     source::{FileId, Source},
     watcher::{
@@ -51,7 +51,7 @@ impl<S: Source> Watcher<S> {
         while *room > 0 {
             let Some((slot, taken)) = self.registry.take_from_file(file, *room) else { break };
             *room = room.saturating_sub(taken.len());
-            let tickets: Vec<Ticket> = taken.iter().map(|to| to.ticket).collect();
+            let tickets: Vec<RecordId> = taken.iter().map(|to| to.ticket).collect();
             self.strike_out(&tickets);
             self.settle(slot);
         }
@@ -80,7 +80,7 @@ impl<S: Source> Watcher<S> {
     }
 
     /// Registrations that are over: their records, tickets and followers go.
-    pub(super) fn strike_out(&mut self, tickets: &[Ticket]) {
+    pub(super) fn strike_out(&mut self, tickets: &[RecordId]) {
         for ticket in tickets {
             self.followers.remove(ticket);
             match &mut self.vault {
@@ -117,7 +117,7 @@ impl<S: Source> Watcher<S> {
                 track.open();
             }
         }
-        if state.has(State::WATCHED) && !slot.unwatch(state.generation()) {
+        if state.has(SlotState::WATCHED) && !slot.unwatch(state.generation()) {
             self.source.recycle(index);
         }
     }

@@ -8,7 +8,7 @@
 
 use std::time::{Duration, Instant};
 
-use monitor_common::{control_file::ControlFile, query::Wanted};
+use monitor_common::{control_file::ControlFile, query::Subscriptions};
 
 use crate::{
     error::Result,
@@ -63,7 +63,7 @@ impl<S: Source> Watcher<S> {
     /// Some limit was written: thresholds in percent move. Once for all writes within a
     /// few milliseconds.
     pub fn limits_written(&mut self) {
-        if self.registry.wanted() & Wanted::LIMITS == 0 {
+        if self.registry.wanted() & Subscriptions::LIMITS == 0 {
             // Whoever comes next is rung for.
             self.source.take_limits();
             return;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use monitor_common::{control_file::Wish, ring::Tally};
+use monitor_common::{control_file::Trigger, ring::LossKind};
 use nix::{
     errno::Errno,
     time::{ClockId, clock_gettime},
@@ -24,12 +24,12 @@ impl Cause {
     pub(super) const REMOVED: usize = 4;
 
     /// The place of what a registration for `wish` is signalled for.
-    pub(super) const fn of(wish: &Wish) -> usize {
+    pub(super) const fn of(wish: &Trigger) -> usize {
         match wish {
-            Wish::Threshold(_) => Self::CROSSED,
-            Wish::Oom => 1,
-            Wish::Pressure(_) => 2,
-            Wish::Empty => 3,
+            Trigger::Threshold(_) => Self::CROSSED,
+            Trigger::Oom => 1,
+            Trigger::Pressure(_) => 2,
+            Trigger::Empty => 3,
         }
     }
 
@@ -46,19 +46,19 @@ impl Cause {
 }
 
 /// What an operator can do something about, and what.
-const SHORT: [(Tally, &str); 4] = [
-    (Tally::SlotsExhausted, "groups are not watched, because the table is full; see --max-groups"),
-    (Tally::RingFull, "doorbells found the ring full, and all was read again; see --ring-bytes"),
-    (Tally::VictimsDropped, "kills were not told to followers: too many at once; see --ring-bytes"),
+const SHORT: [(LossKind, &str); 4] = [
+    (LossKind::SlotsExhausted, "groups are not watched, because the table is full; see --max-groups"),
+    (LossKind::RingFull, "doorbells found the ring full, and all was read again; see --ring-bytes"),
+    (LossKind::VictimsDropped, "kills were not told to followers: too many at once; see --ring-bytes"),
     (
-        Tally::SkippedForGood,
+        LossKind::SkippedForGood,
         "calls were kept from our programs by the kernel (recursion_misses), and nothing makes up for them: windows of reclaim, OOM notices of v1's code or victims may be missing",
     ),
 ];
 
 /// Counts since the agent started.
 #[derive(Clone, Debug, Default)]
-pub struct Measures {
+pub struct Measurements {
     /// Signals given, by [`CAUSES`].
     pub signals: [u64; CAUSES.len()],
     /// Registrations refused, by errno.
@@ -69,7 +69,7 @@ pub struct Measures {
     told: [u64; SHORT.len()],
 }
 
-impl Measures {
+impl Measurements {
     /// What programs that were at work before had counted is no news.
     pub(super) fn new(source: &impl Source) -> Self {
         Self { told: SHORT.map(|(tally, _)| source.tally(tally)), ..Self::default() }
@@ -107,7 +107,7 @@ impl<S: Source> Watcher<S> {
     }
 
     /// What was counted.
-    pub const fn measures(&self) -> &Measures {
+    pub const fn measures(&self) -> &Measurements {
         &self.measures
     }
 }

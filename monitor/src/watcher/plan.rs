@@ -1,6 +1,6 @@
 //! What is to be done to a slot is noted, and charged to whom it is for; a turn does it.
 
-use monitor_common::{control_file::ControlFile, ring::Tally};
+use monitor_common::{control_file::ControlFile, ring::LossKind};
 
 use crate::{
     registry::Account,
@@ -114,7 +114,7 @@ impl<S: Source> Watcher<S> {
             }
         });
         if !has_room {
-            self.source.count(Tally::VictimsDropped, 1);
+            self.source.count(LossKind::VictimsDropped, 1);
         }
     }
 

@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use monitor_common::{
     control_file::ControlFile,
     oom::{self, BY_LIMIT_WRITE, Hold, hold_of},
-    ring::Tally,
+    ring::LossKind,
     slot::{NOT_POPULATED, POPULATED, POPULATED_UNKNOWN},
     word::Word as _,
 };
@@ -28,11 +28,11 @@ const LOOKED_FOR: usize = 32;
 
 /// What was skipped, and how far that is made up for.
 #[derive(Debug)]
-pub(super) struct Skips {
+pub(super) struct SkippedRuns {
     known: Misses,
     /// Slots from which on upwards the kernel's counts of OOMs are to be compared, and those
     /// compared in this round; and what the kernel had counted beyond ours.
-    ooms: Round,
+    ooms: RecoveryRound,
     compared: HashSet<u32>,
     missed_ooms: Vec<(GroupId, u64)>,
     /// What was held when an end was skipped, as a sweep goes through the table, and then as
@@ -50,18 +50,18 @@ pub(super) struct Skips {
     /// What marks threads had then.
     marks: Vec<(u32, u64)>,
     /// Slots that may have gone.
-    going: Round,
+    going: RecoveryRound,
     /// Slots that may have become empty; and those that seem to have.
-    emptying: Round,
+    emptying: RecoveryRound,
     emptied: Vec<GroupId>,
 }
 
-impl Skips {
+impl SkippedRuns {
     /// What `known` counts is no news, nor that OOMs have `joined` others.
     pub(super) fn new(known: Misses, joined: u64) -> Self {
         Self {
             known,
-            ooms: Round::default(),
+            ooms: RecoveryRound::default(),
             compared: HashSet::new(),
             missed_ooms: Vec::new(),
             noted: Vec::new(),
@@ -71,8 +71,8 @@ impl Skips {
             joined,
             ended: false,
             marks: Vec::new(),
-            going: Round::default(),
-            emptying: Round::default(),
+            going: RecoveryRound::default(),
+            emptying: RecoveryRound::default(),
             emptied: Vec::new(),
         }
     }
@@ -91,14 +91,14 @@ impl Skips {
 
 /// Slots that one kind of skipped calls may have been for, a few in each sweep.
 #[derive(Debug, Default)]
-struct Round {
+struct RecoveryRound {
     left: Vec<u32>,
     /// Some were skipped since these were listed. The next round begins when this one has
     /// ended: who skips calls in each sweep keeps nobody from having a turn.
     again: bool,
 }
 
-impl Round {
+impl RecoveryRound {
     /// Whether a new one begins now.
     fn begins(&mut self) -> bool {
         self.left.is_empty() && std::mem::take(&mut self.again)
@@ -133,7 +133,7 @@ impl<S: Source> Watcher<S> {
         // time from here to the next sweep, which takes the mark away.
         self.skips.ooms.again |= begin || end || self.skips.ended;
         self.skips.ended = end;
-        let joined = self.source.tally(Tally::OomJoined);
+        let joined = self.source.tally(LossKind::OomJoined);
         let joined_before = std::mem::replace(&mut self.skips.joined, joined);
         if end && !self.sweep.as_ref().is_some_and(Sweep::notes_holds) {
             // It may have been for a hold that was left over already.
@@ -145,7 +145,7 @@ impl<S: Source> Watcher<S> {
         self.skips.going.again |= new.removals > 0;
         self.skips.emptying.again |= new.emptied > 0;
         if new.for_good > 0 {
-            self.source.count(Tally::SkippedForGood, new.for_good);
+            self.source.count(LossKind::SkippedForGood, new.for_good);
         }
         self.compare_ooms();
         self.look_for_the_gone();
@@ -215,7 +215,7 @@ impl<S: Source> Watcher<S> {
             {
                 slot.oom_calls.add(missed);
                 if slot.oom_calls.get() & BY_LIMIT_WRITE != 0 {
-                    self.source.count(Tally::SkippedForGood, missed);
+                    self.source.count(LossKind::SkippedForGood, missed);
                 } else {
                     log::debug!(memcg_cgroup_id = self.id_of(group.slot); "{missed} OOMs were skipped: told now");
                     slot.ooms.add(missed);
@@ -231,7 +231,7 @@ impl<S: Source> Watcher<S> {
     /// and then another may be told that the kernel would have been silent of. An OOM that
     /// joined one of these may have been one of its own.
     fn release_holds(&mut self) {
-        let has_joined = self.source.tally(Tally::OomJoined) != self.skips.joined_before;
+        let has_joined = self.source.tally(LossKind::OomJoined) != self.skips.joined_before;
         let left = self.skips.holds.len().saturating_sub(IN_A_SWEEP);
         for (index, hold) in self.skips.holds.split_off(left) {
             let Some(slot) = self.source.slot(index).filter(|slot| hold_of(slot) == hold) else { continue };
@@ -304,7 +304,7 @@ impl<S: Source> Watcher<S> {
             }
             (NOT_POPULATED, Ok(_)) | (_, Ok(None)) => false,
             _ => {
-                self.source.count(Tally::SkippedForGood, 1);
+                self.source.count(LossKind::SkippedForGood, 1);
                 false
             }
         }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use monitor_common::{
-    control_file::{ControlFile, Wish},
-    query::Wanted,
+    control_file::{ControlFile, Trigger},
+    query::Subscriptions,
     threshold::{At, Threshold},
     word::Word as _,
 };
@@ -12,10 +12,10 @@ use nix::errno::Errno;
 
 use crate::{
     eventfd::EventFd,
-    persist::{Record, Ticket},
-    registry::{Account, Registration, first_side, share},
+    persist::{Record, RecordId},
+    registry::{Account, Subscription, first_side, share},
     source::{FileId, GroupId, Source},
-    watcher::{Cause, Event, Follower, Sampled, Watcher},
+    watcher::{Cause, Event, EventSink, Sampled, Watcher},
 };
 
 /// What a registration tells at once is signalled within this time, or by a turn.
@@ -27,7 +27,7 @@ const CLOSING: u64 = 256;
 
 /// A client's eventfd, as a door hands it over.
 #[derive(Debug)]
-pub struct Handed {
+pub struct ReceivedEventFd {
     /// A duplicate; let go where the watcher holds one already.
     pub eventfd: EventFd,
     /// Which file it is.
@@ -36,17 +36,17 @@ pub struct Handed {
 
 /// What a client asks for, once it is known for whom.
 #[derive(Debug)]
-pub struct Request {
+pub struct RegistrationRequest {
     /// On which group.
     pub group: GroupId,
     /// On which of its control files.
     pub on: ControlFile,
     /// What for.
-    pub wish: Wish,
+    pub wish: Trigger,
     /// To be signalled.
-    pub eventfd: Handed,
+    pub eventfd: ReceivedEventFd,
     /// Told why, from the first signal of this registration on, until it answers `false`.
-    pub follower: Option<Follower>,
+    pub follower: Option<EventSink>,
     /// Who asks: whose quota it counts against.
     pub account: Account,
     /// The quantity, where it is sampled: read before the watcher is locked. Absent, it is
@@ -60,7 +60,7 @@ pub struct Request {
 pub struct Receipt {
     /// On which group.
     pub group: GroupId,
-    ticket: Ticket,
+    ticket: RecordId,
     file: FileId,
 }
 
@@ -107,18 +107,18 @@ impl<S: Source> Watcher<S> {
     /// `ENOMEM` when there is no room for more ([`Watcher::has_room`]), or as many eventfds
     /// as there may be; `ETOOMANYREFS` or `ENOBUFS` when it cannot be kept for the next
     /// agent; `EOPNOTSUPP` when this kernel cannot tell that.
-    pub fn register(&mut self, request: Request) -> Result<Receipt, Errno> {
+    pub fn register(&mut self, request: RegistrationRequest) -> Result<Receipt, Errno> {
         let internal = |error: crate::Error| {
             log::error!("registration failed: {error}");
             Errno::EIO
         };
-        let Request { group, on, wish, eventfd, follower, account, sampled } = request;
+        let RegistrationRequest { group, on, wish, eventfd, follower, account, sampled } = request;
         let offers = self.source.offers();
         let offered = match wish {
-            Wish::Threshold(_) => true,
-            Wish::Oom => offers.oom,
-            Wish::Pressure(_) => offers.pressure,
-            Wish::Empty => offers.empty,
+            Trigger::Threshold(_) => true,
+            Trigger::Oom => offers.oom,
+            Trigger::Pressure(_) => offers.pressure,
+            Trigger::Empty => offers.empty,
         };
         if !offered {
             return Err(Errno::EOPNOTSUPP);
@@ -144,7 +144,7 @@ impl<S: Source> Watcher<S> {
         }
         // Groups above that found no place get one, if there is room by now.
         let lineage = self.lineage(group.slot);
-        if wish == Wish::Oom {
+        if wish == Trigger::Oom {
             self.look_above(&lineage);
         }
         // Those already registered may hear something now, as in the kernel.
@@ -158,7 +158,7 @@ impl<S: Source> Watcher<S> {
             },
         };
         // Asked for where it matters: a question for each level.
-        let in_percent = matches!(wish, Wish::Threshold(Threshold { at: At::Percent(_), .. }));
+        let in_percent = matches!(wish, Trigger::Threshold(Threshold { at: At::Percent(_), .. }));
         let limit = if in_percent { self.effective_limit(group.slot) } else { Ok(u64::MAX) };
         let (Some(now), limit) = (now.map_err(internal)?, limit.map_err(internal)?) else {
             self.settle(group.slot);
@@ -184,10 +184,10 @@ impl<S: Source> Watcher<S> {
         }
         let before = self.paces();
         self.shares(group.slot, account);
-        self.registry.add(group, Registration { on, wish, file, account, ticket, above: None }, now, limit);
+        self.registry.add(group, Subscription { on, wish, file, account, ticket, above: None }, now, limit);
         self.newcomers.enter(ticket, self.works.is_empty());
         self.source.want(self.wanted());
-        if wish == Wish::Empty {
+        if wish == Trigger::Empty {
             self.note_populated(group);
         }
         // A limit that was written before that was wanted has rung for nobody.
@@ -203,7 +203,7 @@ impl<S: Source> Watcher<S> {
         if is_root || self.publish(group.slot).is_none() || !self.is_quiet(group.slot) {
             self.ring(group.slot, 0);
         }
-        if wish == Wish::Oom && self.is_under_oom(group) {
+        if wish == Trigger::Oom && self.is_under_oom(group) {
             let id = self.id_of(group.slot);
             let event = Event { cgroup_id: id, cause: Cause::Oom { limit: id }, signals: 1 };
             self.tell(ticket, &event);
@@ -214,13 +214,13 @@ impl<S: Source> Watcher<S> {
     }
 
     /// Takes in the eventfd, if it is new, and records the registration.
-    fn admit(&mut self, record: &Record, eventfd: Handed) -> Result<Ticket, Errno> {
+    fn admit(&mut self, record: &Record, eventfd: ReceivedEventFd) -> Result<RecordId, Errno> {
         let file = record.file;
         let is_own = record.account == Account::Agent;
         // One that is held still may be owed something by registrations that ended.
         let is_new = !self.eventfds.contains_key(&file) && !self.own.contains_key(&file);
         if is_new {
-            let Handed { eventfd, .. } = eventfd;
+            let ReceivedEventFd { eventfd, .. } = eventfd;
             self.owners.insert(file, record.account);
             self.newcomers.enter_file(file, self.works.is_empty());
             if is_own {
@@ -319,7 +319,7 @@ impl<S: Source> Watcher<S> {
 
     /// What the programs are to tell: whom the OOM killer kills only while somebody follows.
     pub(super) fn wanted(&self) -> u64 {
-        let victims = if self.followers.is_empty() { 0 } else { Wanted::VICTIMS };
+        let victims = if self.followers.is_empty() { 0 } else { Subscriptions::VICTIMS };
         self.registry.wanted() | victims
     }
 

@@ -5,8 +5,8 @@ use std::collections::{HashMap, HashSet};
 
 use monitor_common::{
     band::give_back,
-    control_file::Wish,
-    slot::State,
+    control_file::Trigger,
+    slot::SlotState,
     threshold::{At, Threshold},
     word::Word as _,
 };
@@ -14,8 +14,8 @@ use monitor_common::{
 use crate::{
     error::Result,
     eventfd::EventFd,
-    persist::{Left, Record, Ticket, Unfinished, Vault},
-    registry::Registration,
+    persist::{Persistence, Record, RecordId, Recovered, Unfinished},
+    registry::Subscription,
     source::{FileId, GroupId, Identify, Source},
     watcher::{Cause, Event, Watcher},
 };
@@ -43,8 +43,8 @@ impl<S: Source> Watcher<S> {
     /// The programs could not be asked.
     pub fn restore(
         &mut self,
-        vault: Vault,
-        left: Left,
+        vault: Persistence,
+        left: Recovered,
         instance: u64,
         identity: &dyn Identify,
     ) -> Result<Restored> {
@@ -126,7 +126,7 @@ impl<S: Source> Watcher<S> {
 
     /// A registration that an agent before has made and perhaps not answered: whoever asks
     /// for it again means the same one.
-    pub(super) fn answered_late(&mut self, request: &Record) -> Option<Ticket> {
+    pub(super) fn answered_late(&mut self, request: &Record) -> Option<RecordId> {
         if self.unsure.is_empty() {
             return None;
         }
@@ -139,7 +139,7 @@ impl<S: Source> Watcher<S> {
     }
 
     /// Registers what was registered, at the side that was told last.
-    fn enter_again(&mut self, ticket: Ticket, record: &Record) -> Result<()> {
+    fn enter_again(&mut self, ticket: RecordId, record: &Record) -> Result<()> {
         let Record { on, wish, file, account, group, above, .. } = *record;
         let known = self.registry.group(group.slot).map(|known| known.scale(on));
         let now = match known.filter(|scale| !scale.is_empty()) {
@@ -150,13 +150,13 @@ impl<S: Source> Watcher<S> {
                 None => self.last_of(group, on).unwrap_or(0),
             },
         };
-        let in_percent = matches!(wish, Wish::Threshold(Threshold { at: At::Percent(_), .. }));
+        let in_percent = matches!(wish, Trigger::Threshold(Threshold { at: At::Percent(_), .. }));
         let limit = if in_percent { self.effective_limit(group.slot)? } else { u64::MAX };
-        let registration = Registration { on, wish, file, account, ticket, above: Some(above) };
+        let registration = Subscription { on, wish, file, account, ticket, above: Some(above) };
         self.owners.insert(file, account);
         self.shares(group.slot, account);
         self.registry.add(group, registration, now, limit);
-        if wish == Wish::Empty {
+        if wish == Trigger::Empty {
             self.note_populated(group);
         }
         if let Some(vault) = &self.vault {
@@ -193,7 +193,7 @@ impl<S: Source> Watcher<S> {
         self.source.slot(group.slot).is_some_and(|slot| {
             slot.watch(group.generation) || {
                 let state = slot.state();
-                state.has(State::WATCHED) && state.generation() == group.generation
+                state.has(SlotState::WATCHED) && state.generation() == group.generation
             }
         })
     }
@@ -203,7 +203,7 @@ impl<S: Source> Watcher<S> {
         for Unfinished { cgroup_id, seen } in unfinished {
             let slot = (0..)
                 .map_while(|index| self.source.slot(index))
-                .find(|slot| slot.state().has(State::ONLINE) && slot.cgroup_id.get() == *cgroup_id);
+                .find(|slot| slot.state().has(SlotState::ONLINE) && slot.cgroup_id.get() == *cgroup_id);
             if let Some(slot) = slot {
                 give_back(slot, seen);
             }
@@ -231,7 +231,7 @@ impl<S: Source> Watcher<S> {
         let all = (0..).take_while(|index| self.source.slot(*index).is_some()).count();
         for index in 0..u32::try_from(all).unwrap_or(u32::MAX) {
             let state = self.source.slot(index).map(|slot| (slot.state(), slot.pending.get()));
-            if state.is_some_and(|(state, pending)| state.has(State::WATCHED) || pending != 0) {
+            if state.is_some_and(|(state, pending)| state.has(SlotState::WATCHED) || pending != 0) {
                 self.ring(index, 0);
             }
         }

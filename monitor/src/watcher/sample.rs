@@ -6,7 +6,7 @@ use monitor_common::control_file::ControlFile;
 use crate::{
     cgroup::host::Host,
     error::Result,
-    registry::{Clock, Scale},
+    registry::{Clock, ThresholdSet},
     source::{GroupId, Source},
     watcher::{Watcher, fair_queue::Payer},
 };
@@ -126,7 +126,7 @@ impl<S: Source> Watcher<S> {
         let group = self.registry.group(self.source.root().slot)?;
         let scales = [ControlFile::Usage, ControlFile::Memsw].map(|on| group.scale(on));
         // The band is [lo, hi); at 0 and at the highest number there is no end.
-        let distance = |scale: &Scale| {
+        let distance = |scale: &ThresholdSet| {
             let (band, now) = (scale.band(), scale.now());
             let down = if band.lo == 0 { u64::MAX } else { now.saturating_sub(band.lo).saturating_add(1) };
             let up = if band.hi == u64::MAX { u64::MAX } else { band.hi.saturating_sub(now) };

@@ -17,7 +17,7 @@ use crate::{
 /// which ask again and again, nor the thread that signals can keep the other out for
 /// longer than one use. A use is a bounded piece of work, and reads no file of a
 /// client's.
-pub struct Shared<S>(Arc<Inner<S>>);
+pub struct SharedWatcher<S>(Arc<Inner<S>>);
 
 struct Inner<S> {
     watcher: Mutex<Watcher<S>>,
@@ -32,19 +32,19 @@ struct Line {
     served: u64,
 }
 
-impl<S> Clone for Shared<S> {
+impl<S> Clone for SharedWatcher<S> {
     fn clone(&self) -> Self {
         Self(Arc::clone(&self.0))
     }
 }
 
-impl<S> fmt::Debug for Shared<S> {
+impl<S> fmt::Debug for SharedWatcher<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared").finish_non_exhaustive()
     }
 }
 
-impl<S> Shared<S> {
+impl<S> SharedWatcher<S> {
     /// To be shared by clones.
     #[must_use]
     pub fn new(watcher: Watcher<S>) -> Self {
@@ -69,7 +69,7 @@ impl<S> Shared<S> {
     }
 }
 
-impl<S: Source> Shared<S> {
+impl<S: Source> SharedWatcher<S> {
     /// The watcher, once what was begun on a group's slot has ended, or the group is going: a
     /// piece at a time, and between two of them the other clients of this thread have their
     /// turns.
@@ -139,13 +139,13 @@ impl<S> Drop for Turn<'_, S> {
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-    use super::Shared;
+    use super::SharedWatcher;
     use crate::watcher::tests::watcher;
 
     /// One that locks again and again does not keep another out, nor that one the first.
     #[test]
     fn whoever_asked_first_is_next() {
-        let shared = Shared::new(watcher());
+        let shared = SharedWatcher::new(watcher());
         let (waits, had) = (AtomicBool::new(false), AtomicBool::new(false));
         std::thread::scope(|scope| {
             let guard = shared.lock();

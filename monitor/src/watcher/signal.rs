@@ -6,31 +6,31 @@ use monitor_common::{
     band::Seen,
     control_file::ControlFile,
     pressure::{Level, Propagation},
-    query::Ask,
+    query::Query,
     ring::Victim,
     word::Word as _,
 };
 
 use crate::{
-    persist::Ticket,
+    persist::RecordId,
     registry::{Crossing, Outcome, Subscriber},
     source::{FileId, Source},
     watcher::{
         Watcher,
+        ancestors::{AncestorWalk, WalkOutcome},
         event::{Cause, Event},
-        propagation::{Climb, Climbed},
     },
 };
 
 /// An event on its way to those who wait for it.
 #[derive(Debug)]
-pub(super) struct Telling {
+pub(super) struct Delivery {
     event: Event,
     /// How many [`Newcomers`] there had been when it happened.
     after: u64,
     /// Those of the group that it has come to who are still to be told.
     targets: Vec<Subscriber>,
-    rest: Rest,
+    rest: Holdoff,
 }
 
 /// Registrations that were made, and eventfds that were taken in, while something was being
@@ -39,13 +39,13 @@ pub(super) struct Telling {
 #[derive(Debug, Default)]
 pub(super) struct Newcomers {
     count: u64,
-    tickets: HashMap<Ticket, u64>,
+    tickets: HashMap<RecordId, u64>,
     files: HashMap<FileId, u64>,
 }
 
 impl Newcomers {
     /// One more; `is_calm`: nothing is being told.
-    pub(super) fn enter(&mut self, ticket: Ticket, is_calm: bool) {
+    pub(super) fn enter(&mut self, ticket: RecordId, is_calm: bool) {
         self.calm_down(is_calm);
         self.count += 1;
         if !is_calm {
@@ -78,14 +78,14 @@ impl Newcomers {
 
 /// Which groups come after.
 #[derive(Debug)]
-enum Rest {
+enum Holdoff {
     Nothing,
     /// Those in or below the group at `index` on which somebody waits for OOM, by slot; and
     /// one of which that is yet to be found out.
     Below {
         index: u32,
         next: u32,
-        climb: Option<Climb>,
+        climb: Option<AncestorWalk>,
         /// Under which its climbs are remembered.
         oom: Option<u64>,
     },
@@ -97,10 +97,10 @@ enum Rest {
     },
 }
 
-impl Telling {
+impl Delivery {
     /// To all that wait for OOM in the group at `index` or below it.
     const fn below(event: Event, after: u64, index: u32) -> Self {
-        let rest = Rest::Below { index, next: 0, climb: None, oom: None };
+        let rest = Holdoff::Below { index, next: 0, climb: None, oom: None };
         Self { event, after, targets: Vec::new(), rest }
     }
 }
@@ -134,12 +134,12 @@ impl<S: Source> Watcher<S> {
     }
 
     /// What happened in a slot beside a change of usage, to be told to those who wait.
-    pub(super) fn tellings(&self, index: u32, seen: &Seen) -> VecDeque<Telling> {
+    pub(super) fn tellings(&self, index: u32, seen: &Seen) -> VecDeque<Delivery> {
         let mut tellings = VecDeque::new();
         let (id, after) = (self.id_of(index), self.newcomers.count);
         if seen.ooms > 0 {
             let event = Event { cgroup_id: id, cause: Cause::Oom { limit: id }, signals: seen.ooms };
-            tellings.push_back(Telling::below(event, after, index));
+            tellings.push_back(Delivery::below(event, after, index));
         }
         let own = seen.windows.map(|count| (count, Propagation::new()));
         let below = seen.windows_below.map(|count| (count, Propagation::from_below()));
@@ -149,8 +149,8 @@ impl<S: Source> Watcher<S> {
             if count > 0 {
                 let event =
                     Event { cgroup_id: id, cause: Cause::Pressure { level, origin: id }, signals: count };
-                let rest = Rest::Up { level, next: Some(index), window };
-                tellings.push_back(Telling { event, after, targets: Vec::new(), rest });
+                let rest = Holdoff::Up { level, next: Some(index), window };
+                tellings.push_back(Delivery { event, after, targets: Vec::new(), rest });
             }
         }
         if seen.emptied > 0
@@ -158,13 +158,13 @@ impl<S: Source> Watcher<S> {
         {
             let event = Event { cgroup_id: id, cause: Cause::Empty, signals: seen.emptied };
             let targets = group.empty().collect();
-            tellings.push_back(Telling { event, after, targets, rest: Rest::Nothing });
+            tellings.push_back(Delivery { event, after, targets, rest: Holdoff::Nothing });
         }
         tellings
     }
 
     /// Goes on telling, as far as there is room; true at the end.
-    pub(super) fn tell_on(&mut self, telling: &mut Telling, rung: Option<u64>, room: &mut usize) -> bool {
+    pub(super) fn tell_on(&mut self, telling: &mut Delivery, rung: Option<u64>, room: &mut usize) -> bool {
         loop {
             while let Some(to) = telling.targets.pop() {
                 if *room == 0 {
@@ -198,36 +198,36 @@ impl<S: Source> Watcher<S> {
     }
 
     /// Goes a few levels towards the next group whose listeners hear of it; false at the end.
-    fn next_targets(&mut self, telling: &mut Telling) -> bool {
+    fn next_targets(&mut self, telling: &mut Delivery) -> bool {
         let after = telling.after;
         match &mut telling.rest {
-            Rest::Nothing => false,
-            Rest::Below { index, next, climb, oom } => {
+            Holdoff::Nothing => false,
+            Holdoff::Below { index, next, climb, oom } => {
                 // `mem_cgroup_oom_notify`: in the group and below it.
                 let oom = *oom.get_or_insert_with(|| self.climbs.begin());
                 let begun = climb.take().or_else(|| {
                     let id = self.registry.oom_group_from(*next)?.id;
                     *next = id.slot.saturating_add(1);
-                    Some(Climb::from(id))
+                    Some(AncestorWalk::from(id))
                 });
                 let Some(begun) = begun else {
                     self.climbs.end(oom);
                     return false;
                 };
                 match self.climb_on(begun, oom, *index) {
-                    Climbed::In(id) => {
+                    WalkOutcome::In(id) => {
                         // Its slots stay as they are while somebody waits; else nobody does.
                         if let Some(group) = self.registry.group(id.slot).filter(|group| group.id == id) {
                             telling.event.cgroup_id = self.id_of(id.slot);
                             telling.targets = group.oom().collect();
                         }
                     }
-                    Climbed::Elsewhere => {}
-                    Climbed::On(on) => *climb = Some(on),
+                    WalkOutcome::Elsewhere => {}
+                    WalkOutcome::On(on) => *climb = Some(on),
                 }
                 true
             }
-            Rest::Up { level, next, window } => {
+            Holdoff::Up { level, next, window } => {
                 // Up to the root, as `vmpressure_work_fn` carries a window.
                 let Some(slot) = *next else { return false };
                 let group = self.registry.group(slot);
@@ -244,7 +244,7 @@ impl<S: Source> Watcher<S> {
     /// Whether one of these is there to hear: v1 forgot an eventfd as it was closed, so those
     /// that are closed keep nothing from the groups above. Of very many some are asked for.
     fn is_heard(&self, targets: &[Subscriber]) -> bool {
-        let some: Vec<_> = targets.iter().take(Ask::FILES_AT_ONCE).map(|to| to.file).collect();
+        let some: Vec<_> = targets.iter().take(Query::FILES_AT_ONCE).map(|to| to.file).collect();
         let asked = some.len();
         asked < targets.len() || self.closed_among(some).len() < asked
     }
@@ -277,13 +277,13 @@ impl<S: Source> Watcher<S> {
 
     /// To be told to each follower of a registration that waits for OOM in the group at
     /// `index` or below it; signals nothing.
-    pub(super) fn explanation(&self, index: u32, cause: Cause) -> Telling {
+    pub(super) fn explanation(&self, index: u32, cause: Cause) -> Delivery {
         let event = Event { cgroup_id: self.id_of(index), cause, signals: 0 };
-        Telling::below(event, self.newcomers.count, index)
+        Delivery::below(event, self.newcomers.count, index)
     }
 
     /// Tells who follows a registration.
-    pub(super) fn tell(&mut self, ticket: Ticket, event: &Event) {
+    pub(super) fn tell(&mut self, ticket: RecordId, event: &Event) {
         if let Some(follower) = self.followers.get_mut(&ticket)
             && !follower.tell(event)
         {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use monitor_common::{
     oom::{Hold, hold_of},
-    ring::Tally,
+    ring::LossKind,
     word::Word as _,
 };
 
@@ -208,6 +208,6 @@ impl<S: Source> Watcher<S> {
     }
 
     fn losses(&self) -> u64 {
-        self.source.tally(Tally::RingFull)
+        self.source.tally(LossKind::RingFull)
     }
 }

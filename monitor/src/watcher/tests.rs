@@ -16,8 +16,8 @@ use std::{
 
 use monitor_common::{
     control_file::{self, ControlFile},
-    query::Wanted,
-    ring::Tally,
+    query::Subscriptions,
+    ring::LossKind,
     word::Word as _,
 };
 use nix::{
@@ -25,7 +25,7 @@ use nix::{
     sys::eventfd::{EfdFlags, EventFd as Client},
 };
 
-use super::{Cause, Follower, Handed, Limits, Receipt, Request, Watcher};
+use super::{Cause, EventSink, Limits, Receipt, ReceivedEventFd, RegistrationRequest, Watcher};
 use crate::{
     eventfd::EventFd,
     registry::Account,
@@ -70,9 +70,9 @@ fn adopted(client: &Client) -> EventFd {
     EventFd::known(nix::unistd::dup(client).expect("dup"))
 }
 
-fn handed(client: &Client) -> Handed {
+fn handed(client: &Client) -> ReceivedEventFd {
     let file = FakeKernel::new().file_of(client.as_fd()).expect("it has an id");
-    Handed { eventfd: adopted(client), file }
+    ReceivedEventFd { eventfd: adopted(client), file }
 }
 
 fn taken(client: &Client) -> u64 {
@@ -87,11 +87,19 @@ fn with_limits(host: &'static FakeHost, limits: Limits) -> Watcher<FakeKernel> {
     Watcher::new(FakeKernel::new(), Box::new(host), limits).expect("AIO")
 }
 
-fn request(group: GroupId, on: ControlFile, args: &str, client: &Client) -> Request {
+fn request(group: GroupId, on: ControlFile, args: &str, client: &Client) -> RegistrationRequest {
     // Pages of one byte: arguments are in pages.
     let wish = control_file::parse(on, args.as_bytes(), 1).expect("good arguments");
     let eventfd = handed(client);
-    Request { group, on, wish, eventfd, follower: None, account: Account::Privileged, sampled: None }
+    RegistrationRequest {
+        group,
+        on,
+        wish,
+        eventfd,
+        follower: None,
+        account: Account::Privileged,
+        sampled: None,
+    }
 }
 
 fn wait_for(
@@ -134,7 +142,7 @@ fn the_agents_own_registrations_work_and_are_not_counted() {
     let mut watcher = watcher();
     watcher.limits.quota = 0;
     let (group, client) = (watcher.source.group(0), client());
-    let own = Request { account: Account::Agent, ..request(group, USAGE, "10", &client) };
+    let own = RegistrationRequest { account: Account::Agent, ..request(group, USAGE, "10", &client) };
     assert!(watcher.register(own).is_ok());
     watcher.source.charge(0, 12);
     watcher.look(0);
@@ -202,9 +210,9 @@ fn removal_signals_and_the_slot_comes_back_once() {
 type Heard = Arc<Mutex<Vec<super::Event>>>;
 
 /// A follower that writes down what it hears, and wants more.
-fn follower(heard: &Heard) -> Follower {
+fn follower(heard: &Heard) -> EventSink {
     let sink = Arc::clone(heard);
-    Follower::new(move |event: &super::Event| {
+    EventSink::new(move |event: &super::Event| {
         sink.lock().expect("no panic").push(event.clone());
         true
     })
@@ -219,7 +227,8 @@ fn a_follower_hears_of_its_own_registration_alone() {
     for (slot, heard) in [(0, &mine), (1, &theirs)] {
         let group = watcher.source.group(slot);
         for (on, args) in [(USAGE, "10"), (ControlFile::Oom, "")] {
-            let request = Request { follower: Some(follower(heard)), ..request(group, on, args, &client) };
+            let request =
+                RegistrationRequest { follower: Some(follower(heard)), ..request(group, on, args, &client) };
             assert!(watcher.register(request).is_ok());
         }
     }
@@ -251,12 +260,12 @@ fn followers_hear_causes_until_they_leave() {
     let (mut watcher, client) = (watcher(), client());
     let heard = Arc::new(Mutex::new(Vec::new()));
     let sink = Arc::clone(&heard);
-    let follower = Follower::new(move |event: &super::Event| {
+    let follower = EventSink::new(move |event: &super::Event| {
         sink.lock().expect("whole").push(event.cause.clone());
         false
     });
     let group = watcher.source.group(0);
-    let request = Request { follower: Some(follower), ..request(group, USAGE, "10", &client) };
+    let request = RegistrationRequest { follower: Some(follower), ..request(group, USAGE, "10", &client) };
     assert!(watcher.register(request).is_ok());
     watcher.source.charge(0, 15);
     watcher.look(0);
@@ -272,12 +281,14 @@ fn followers_hear_causes_until_they_leave() {
 #[test]
 fn kills_are_told_while_somebody_follows_and_before_the_removal() {
     let (mut watcher, client, heard) = (watcher(), client(), Heard::default());
-    let is_wanted = |watcher: &Watcher<FakeKernel>| watcher.source.wanted.get() & Wanted::VICTIMS != 0;
+    let is_wanted = |watcher: &Watcher<FakeKernel>| watcher.source.wanted.get() & Subscriptions::VICTIMS != 0;
     assert_eq!(wait_for(&mut watcher, 0, ControlFile::Oom, "", &client), Ok(()));
     assert!(!is_wanted(&watcher));
     let group = watcher.source.group(0);
-    let request =
-        Request { follower: Some(follower(&heard)), ..request(group, ControlFile::Oom, "", &client) };
+    let request = RegistrationRequest {
+        follower: Some(follower(&heard)),
+        ..request(group, ControlFile::Oom, "", &client)
+    };
     assert!(watcher.register(request).is_ok() && is_wanted(&watcher));
     for _ in 0..65 {
         watcher.group_kill(0, 4711);
@@ -286,6 +297,6 @@ fn kills_are_told_while_somebody_follows_and_before_the_removal() {
     watcher.run();
     let heard: Vec<u64> = heard.lock().expect("no panic").iter().map(|event| event.signals).collect();
     assert_eq!((heard.len(), heard.last()), (65, Some(&1)), "64 kills, and the removal last");
-    assert_eq!(watcher.source.tally(Tally::VictimsDropped), 1, "one too many at once");
+    assert_eq!(watcher.source.tally(LossKind::VictimsDropped), 1, "one too many at once");
     assert!(!is_wanted(&watcher));
 }

@@ -1,5 +1,5 @@
 //! The turns of the thread that signals: bounded pieces of work, in the order in which
-//! [`Turns`](super::turns::Turns) has their payers.
+//! [`FairQueue`](super::turns::Turns) has their payers.
 //!
 //! A slot is one task however often it rings, and what is done to it is done one after
 //! another: what was begun is brought to its end before anything else there begins.
@@ -12,14 +12,14 @@ use std::{
 use monitor_common::{
     band::{Seen, take},
     control_file::ControlFile,
-    slot::State,
+    slot::SlotState,
 };
 
 use crate::{
-    persist::{Ticket, Unfinished},
-    registry::{Outcome, Scale},
+    persist::{RecordId, Unfinished},
+    registry::{Outcome, ThresholdSet},
     source::{FileId, Source},
-    watcher::{Watcher, event::Cause, groups::Awaited, signal::Telling},
+    watcher::{Watcher, event::Cause, groups::WatchedGroups, signal::Delivery},
 };
 
 /// How long a turn may take, but for what cannot be done in less.
@@ -83,11 +83,11 @@ impl Work {
 struct Begun {
     taken: Option<Unfinished>,
     /// Where it is recorded beside the journal.
-    lines: Vec<Ticket>,
+    lines: Vec<RecordId>,
     rung: Option<u64>,
-    telling: VecDeque<Telling>,
+    telling: VecDeque<Delivery>,
     then: Then,
-    awaited: Awaited,
+    awaited: WatchedGroups,
 }
 
 /// What follows once all is worked out.
@@ -197,7 +197,7 @@ impl<S: Source> Watcher<S> {
         let Some(work) = self.works.get_mut(&slot) else { return false };
         if work.settle {
             work.settle = false;
-            self.begin_on_all(slot, Scale::begin_settle);
+            self.begin_on_all(slot, ThresholdSet::begin_settle);
         } else if work.look {
             work.look = false;
             let rung = work.rung.take();
@@ -227,7 +227,7 @@ impl<S: Source> Watcher<S> {
         true
     }
 
-    fn begin_on_all(&mut self, slot: u32, mut begin: impl FnMut(&mut Scale)) {
+    fn begin_on_all(&mut self, slot: u32, mut begin: impl FnMut(&mut ThresholdSet)) {
         let Some(group) = self.registry.group_mut(slot) else { return };
         for file in ControlFile::QUANTITIES {
             begin(group.scale_mut(file));
@@ -292,7 +292,7 @@ impl<S: Source> Watcher<S> {
 
     /// Moves a group's quantities to where they are; false when they are out of the bands
     /// published around that.
-    fn begin_quantities(&mut self, index: u32, state: State, seen: Seen, begun: &mut Begun) -> bool {
+    fn begin_quantities(&mut self, index: u32, state: SlotState, seen: Seen, begun: &mut Begun) -> bool {
         let Some(group) = self.registry.group(index) else {
             begun.then = Then::Release;
             return true;

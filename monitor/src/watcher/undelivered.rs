@@ -8,8 +8,8 @@ use std::{
 };
 
 use crate::{
-    eventfd::{EventFd, Given},
-    persist::Ticket,
+    eventfd::{EventFd, SignalOutcome},
+    persist::RecordId,
     registry::{Account, give_back},
     source::{FileId, Source},
     watcher::{Cause, Watcher, fair_queue::Payer, turn::Task},
@@ -20,9 +20,9 @@ const BATCH: usize = 256;
 
 /// What an eventfd is owed.
 #[derive(Debug, Default)]
-pub(super) struct Owed {
+pub(super) struct Undelivered {
     /// Signals, by registration and cause; removals come last of a registration's.
-    by: BTreeMap<(Ticket, usize), u64>,
+    by: BTreeMap<(RecordId, usize), u64>,
     /// Whether it is in the line.
     queued: bool,
     /// What the lane is about to give, by its serial number.
@@ -33,14 +33,14 @@ pub(super) struct Owed {
 
 /// All that is owed.
 #[derive(Debug, Default)]
-pub(super) struct Debts {
-    by_file: HashMap<FileId, Owed>,
+pub(super) struct UndeliveredSignals {
+    by_file: HashMap<FileId, Undelivered>,
     /// What the lane is about to give, and to which eventfd.
     sent: HashMap<u64, FileId>,
     serial: u64,
 }
 
-impl Debts {
+impl UndeliveredSignals {
     pub(super) fn has(&self, file: FileId) -> bool {
         self.by_file.contains_key(&file)
     }
@@ -51,7 +51,7 @@ impl<S: Source> Watcher<S> {
     pub(super) fn owe(
         &mut self,
         file: FileId,
-        ticket: Ticket,
+        ticket: RecordId,
         signals: u64,
         cause: usize,
         rung: Option<u64>,
@@ -72,7 +72,7 @@ impl<S: Source> Watcher<S> {
     pub(super) fn owes(
         &mut self,
         file: FileId,
-        ticket: Ticket,
+        ticket: RecordId,
         signals: u64,
         cause: usize,
         rung: Option<u64>,
@@ -120,8 +120,8 @@ impl<S: Source> Watcher<S> {
         self.debts.serial += 1;
         let serial = self.debts.serial;
         match self.signaller.signal(account, serial, eventfd, signals, time) {
-            Ok(Given::Now(given)) => self.paid(file, given),
-            Ok(Given::Later) => {
+            Ok(SignalOutcome::Now(given)) => self.paid(file, given),
+            Ok(SignalOutcome::Later) => {
                 owed.sent = Some(serial);
                 self.debts.sent.insert(serial, file);
             }
@@ -222,7 +222,7 @@ impl<S: Source> Watcher<S> {
             self.debts.sent.remove(&serial);
         }
         let removed = owed.by.keys().filter(|(_, cause)| *cause == Cause::REMOVED);
-        let tickets: Vec<Ticket> = removed.map(|(ticket, _)| *ticket).collect();
+        let tickets: Vec<RecordId> = removed.map(|(ticket, _)| *ticket).collect();
         self.strike_out(&tickets);
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use memcg_monitor::Error;
-use memcg_monitor::client::{CONTROL_SOCKET, Control};
+use memcg_monitor::client::{AdminConnection, CONTROL_SOCKET};
 
 /// Where metrics are told.
 pub(super) const METRICS: &str = "127.0.0.1:9101";
@@ -24,7 +24,7 @@ impl Doors {
     /// How long the whole list takes; none, where nothing came for the limit.
     pub(super) fn list(&self) -> Result<Option<Duration>> {
         let start = Instant::now();
-        let answer = Control::connect(Path::new(CONTROL_SOCKET)).and_then(|control| {
+        let answer = AdminConnection::connect(Path::new(CONTROL_SOCKET)).and_then(|control| {
             control.set_timeout(i64::try_from(self.limit.as_millis()).unwrap_or(i64::MAX))?;
             control.list()
         });

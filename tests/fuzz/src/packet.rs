@@ -13,11 +13,11 @@ use std::{
 use memcg_monitor::{
     async_fd::wait_on,
     frontend::{
-        admin_socket::{MAX_REQUEST, Request},
+        admin_socket::{AdminRequest, MAX_REQUEST},
         registration_socket,
         seqpacket::{Access, Connection, Listener, connect},
     },
-    watcher::Follower,
+    watcher::EventSink,
 };
 use nix::{
     errno::Errno,
@@ -161,11 +161,11 @@ impl Doors {
     /// The operator's door, as far as it does not need the real programs.
     async fn operate(&self, connection: &Connection) {
         while let Ok(Some(packet)) = connection.receive(MAX_REQUEST).await {
-            let Ok(Request::Listen(line)) = serde_json::from_slice(&packet.bytes) else { continue };
+            let Ok(AdminRequest::Listen(line)) = serde_json::from_slice(&packet.bytes) else { continue };
             if packet.truncated {
                 continue;
             }
-            let follower = Follower::new(|_| true);
+            let follower = EventSink::new(|_| true);
             let answer = registration_socket::from_packet(
                 packet,
                 line.as_bytes(),

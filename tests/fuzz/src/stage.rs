@@ -15,11 +15,11 @@ use std::{
 
 use memcg_monitor::{
     cgroup::{Hierarchy, Version, handle::Directories},
-    frontend::{control_file::Places, deferred_close::Closer},
+    frontend::{control_file::FrontendContext, deferred_close::DeferredClose},
     sandbox,
     source::FileId,
     view::{EVENT_CONTROL_MODE, tree::Tree},
-    watcher::{Limits, Shared, Watcher},
+    watcher::{Limits, SharedWatcher, Watcher},
 };
 use nix::{
     fcntl::{OFlag, open},
@@ -59,8 +59,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const FIRST: i32 = 100;
 
 pub(crate) struct Stage {
-    pub(crate) watcher: Shared<FakeKernel>,
-    pub(crate) places: Rc<Places>,
+    pub(crate) watcher: SharedWatcher<FakeKernel>,
+    pub(crate) places: Rc<FrontendContext>,
     pub(crate) tree: Arc<Tree>,
     /// Inode numbers of the groups: the root, one, one below it, one without the
     /// controller.
@@ -101,11 +101,15 @@ impl Stage {
         let host = Box::new(FakeHost::forever());
         let watcher = Watcher::new(FakeKernel::new(), host, limits).expect("the host has AIO");
         // Its files are numbered as the view's only where it says so.
-        let closer = Closer::start(sandbox::Mode::Off).expect("threads");
-        let places =
-            Places::new(Arc::clone(&tree), view.then_some(device + 1), closer, Box::new(FakeKernel::new()));
+        let closer = DeferredClose::start(sandbox::Sandbox::Off).expect("threads");
+        let places = FrontendContext::new(
+            Arc::clone(&tree),
+            view.then_some(device + 1),
+            closer,
+            Box::new(FakeKernel::new()),
+        );
         Self {
-            watcher: Shared::new(watcher),
+            watcher: SharedWatcher::new(watcher),
             places: Rc::new(places),
             tree,
             groups,

@@ -9,7 +9,7 @@
 use fuzzing::heap;
 use libfuzzer_sys::fuzz_target;
 use monitor_common::{
-    control_file::{self, ArgsError, ControlFile, Wish, split_directory_args},
+    control_file::{self, ArgsError, ControlFile, Trigger, split_directory_args},
     line::{self, LineError, MAX_LINE},
     pressure::{self, Pressure, PressureError},
     threshold::{self, At, HUNDRED_PERCENT, Pages, Threshold, ThresholdError},
@@ -89,11 +89,11 @@ fn as_the_kernel(args: &[u8], page: u64) {
     }
 }
 
-fn understood(file: ControlFile, wish: Wish, page: u64) {
+fn understood(file: ControlFile, wish: Trigger, page: u64) {
     let text = match wish {
-        Wish::Threshold(threshold) => threshold_text(&threshold, page),
-        Wish::Pressure(Pressure { level, mode }) => format!("{},{}", level.as_str(), mode.as_str()),
-        Wish::Oom | Wish::Empty => String::new(),
+        Trigger::Threshold(threshold) => threshold_text(&threshold, page),
+        Trigger::Pressure(Pressure { level, mode }) => format!("{},{}", level.as_str(), mode.as_str()),
+        Trigger::Oom | Trigger::Empty => String::new(),
     };
     assert_eq!(control_file::parse(file, text.as_bytes(), page), Ok(wish), "written again: {text}");
 }

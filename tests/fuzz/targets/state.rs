@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, fs::File, io::Write as _, os::fd::OwnedFd};
 
 use fuzzing::heap;
 use libfuzzer_sys::fuzz_target;
-use memcg_monitor::persist::{Record, State, Ticket};
+use memcg_monitor::persist::{Record, RecordId, StateFile};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 /// Bytes of a line, and of those before the first record.
@@ -35,7 +35,7 @@ fuzz_target!(|data: &[u8]| {
         }
     };
     let most = FLAT.max(bytes.len() * PER_BYTE);
-    let (adopted, taken) = heap::watch(|| State::adopt(memory(&bytes)));
+    let (adopted, taken) = heap::watch(|| StateFile::adopt(memory(&bytes)));
     assert!(taken.largest <= most, "{} bytes at once for {}", taken.largest, bytes.len());
     let Ok((state, records, flaws)) = adopted else { return };
     let lines = (bytes.len() - HEAD) / LINE;
@@ -51,8 +51,8 @@ fn memory(bytes: &[u8]) -> OwnedFd {
     file.into()
 }
 
-fn go_on(mut state: State, records: &[(Ticket, Record)]) {
-    let mut expected: BTreeMap<Ticket, Record> = records.iter().copied().collect();
+fn go_on(mut state: StateFile, records: &[(RecordId, Record)]) {
+    let mut expected: BTreeMap<RecordId, Record> = records.iter().copied().collect();
     assert_eq!(expected.len(), records.len(), "a ticket came twice");
     for (ticket, record) in records {
         assert_eq!(Record::from_words(record.words()), Ok(Some(*record)));
@@ -74,7 +74,7 @@ fn go_on(mut state: State, records: &[(Ticket, Record)]) {
     }
     let file = state.file().try_clone_to_owned().expect("a duplicate");
     drop(state);
-    let (_, again, flaws) = State::adopt(file).expect("it was adopted before");
+    let (_, again, flaws) = StateFile::adopt(file).expect("it was adopted before");
     assert_eq!(flaws, 0, "what was no registration is gone by now");
     assert_eq!(again.into_iter().collect::<BTreeMap<_, _>>(), expected);
 }

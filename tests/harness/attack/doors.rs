@@ -6,7 +6,7 @@ use std::thread::{self, sleep};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use memcg_monitor::client::{CONTROL_SOCKET, Control, SOCKET};
+use memcg_monitor::client::{AdminConnection, CONTROL_SOCKET, SOCKET};
 use memcg_monitor::frontend::seqpacket::connect;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -88,7 +88,8 @@ pub(super) fn lists(estate: &mut Estate, size: Size) -> Result<()> {
     estate.root(|ground| {
         ground.ready();
         loop {
-            let asked = Control::connect(Path::new(CONTROL_SOCKET)).and_then(|control| control.list());
+            let asked =
+                AdminConnection::connect(Path::new(CONTROL_SOCKET)).and_then(|control| control.list());
             if asked.is_err() {
                 sleep(PAUSE);
             }

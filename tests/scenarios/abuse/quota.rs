@@ -8,8 +8,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use memcg_monitor::Error;
-use memcg_monitor::client::{CONTROL_SOCKET, Control, SOCKET};
-use memcg_monitor::frontend::admin_socket::{Answer, Request};
+use memcg_monitor::client::{AdminConnection, CONTROL_SOCKET, SOCKET};
+use memcg_monitor::frontend::admin_socket::{AdminRequest, Answer};
 use memcg_monitor::frontend::seqpacket::connect;
 use memcg_monitor::view::POINT;
 use nix::sched::{CloneFlags, unshare};
@@ -103,7 +103,7 @@ fn lists_as_another(is_opened_as_another: bool) -> Result<()> {
         setresuid(root, user, root)?;
         setfsuid(root);
     }
-    let control = Control::connect(Path::new(CONTROL_SOCKET)).context("the kernel lets it in")?;
+    let control = AdminConnection::connect(Path::new(CONTROL_SOCKET)).context("the kernel lets it in")?;
     setresuid(user, user, user)?;
     match control.list() {
         Err(Error::Refused { errno: libc::EPERM, .. }) => Ok(()),
@@ -132,7 +132,7 @@ fn abuse_root_of_a_container() -> Result<()> {
         // Of the user id's quota the host's root has used up a half, rounded up.
         expect("a container's root", &found, &[0, FULL, FULL, FULL])?;
         // The operator's socket lets the id in, and the agent does not.
-        match Control::connect(Path::new(CONTROL_SOCKET)).and_then(|control| control.list()) {
+        match AdminConnection::connect(Path::new(CONTROL_SOCKET)).and_then(|control| control.list()) {
             Err(Error::Refused { errno: libc::EPERM, .. }) => {}
             other => anyhow::bail!("a container's root lists all groups: {other:?}"),
         }
@@ -286,11 +286,11 @@ fn abuse_shared_eventfd_followed() -> Result<()> {
     let groups = [Group::new("mine")?, Group::new("theirs")?];
     let agent = Supervised::start(&OPTIONS[..4])?;
     let waiter = Waiter::new()?;
-    let follow = |group: &Group| -> Result<Control> {
-        let control = Control::connect(Path::new(CONTROL_SOCKET))?;
+    let follow = |group: &Group| -> Result<AdminConnection> {
+        let control = AdminConnection::connect(Path::new(CONTROL_SOCKET))?;
         control.set_timeout(i64::try_from(PATIENCE.as_millis())?)?;
         let file = File::open(group.usage_file())?;
-        control.ask(&Request::Listen("0 0 4M".into()), &[waiter.0.as_fd(), file.as_fd()])?;
+        control.ask(&AdminRequest::Listen("0 0 4M".into()), &[waiter.0.as_fd(), file.as_fd()])?;
         let answer = control.next()?;
         ensure!(matches!(answer, Some(Answer::Listening)), "{answer:?}");
         Ok(control)

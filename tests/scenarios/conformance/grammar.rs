@@ -9,7 +9,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 
 use anyhow::{Context, Result, ensure};
-use monitor_common::control_file::{self, ControlFile, Wish};
+use monitor_common::control_file::{self, ControlFile, Trigger};
 use monitor_common::line::{self, LineError};
 use monitor_common::threshold;
 use nix::errno::Errno;
@@ -161,7 +161,7 @@ impl Bench {
             Some(_) => return (libc::EINVAL, false),
         };
         match control_file::parse(file, line.args, page()) {
-            Ok(Wish::Threshold(_)) => {
+            Ok(Trigger::Threshold(_)) => {
                 let plain = threshold::parse_threshold(line.args, page());
                 plain.map_or_else(|error| (error.errno(), true), |_| (0, false))
             }

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use memcg_monitor::client::{CONTROL_SOCKET, Control};
-use memcg_monitor::frontend::admin_socket::{Answer, EventRow, Request};
+use memcg_monitor::client::{AdminConnection, CONTROL_SOCKET};
+use memcg_monitor::frontend::admin_socket::{AdminRequest, Answer, EventRow};
 use monitor_common::control_file::ControlFile;
 
 use super::{Heard, MIB, expect};
@@ -108,20 +108,20 @@ fn event_oom_of_a_group_read_early() -> Result<()> {
 }
 
 /// A connection that is told the causes, and its eventfd.
-pub(crate) fn follow(group: &Group) -> Result<(Control, Waiter)> {
+pub(crate) fn follow(group: &Group) -> Result<(AdminConnection, Waiter)> {
     let waiter = Waiter::new()?;
     let (control, args) = open_control(group, ControlFile::Oom, "")?;
     let line = format!("{} {} {args}", waiter.0.as_raw_fd(), control.as_raw_fd());
-    let connection = Control::connect(Path::new(CONTROL_SOCKET))?;
+    let connection = AdminConnection::connect(Path::new(CONTROL_SOCKET))?;
     connection.set_timeout(i64::try_from(PATIENCE.as_millis())?)?;
-    connection.ask(&Request::Listen(line), &[waiter.0.as_fd(), control.as_fd()])?;
+    connection.ask(&AdminRequest::Listen(line), &[waiter.0.as_fd(), control.as_fd()])?;
     match connection.next()? {
         Some(Answer::Listening) => Ok((connection, waiter)),
         other => bail!("the agent answered {other:?}"),
     }
 }
 
-pub(crate) fn event(connection: &Control) -> Result<EventRow> {
+pub(crate) fn event(connection: &AdminConnection) -> Result<EventRow> {
     match connection.next()? {
         Some(Answer::Event(row)) => Ok(row),
         other => bail!("the agent answered {other:?}"),

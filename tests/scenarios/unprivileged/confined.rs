@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use memcg_monitor::client::SOCKET;
-use memcg_monitor::sandbox::{self, Mode, seccomp};
+use memcg_monitor::sandbox::{self, Sandbox, seccomp};
 use memcg_monitor::view::POINT;
 use monitor_common::control_file::ControlFile;
 use nix::errno::Errno;
@@ -81,7 +81,7 @@ fn unprivileged_rights_of_each_thread() -> Result<()> {
 /// How a child that was confined, and then did this, ended.
 fn confined(attempt: impl FnOnce() -> Result<()>) -> Result<(WaitStatus, String)> {
     let process = Process::start(|| {
-        sandbox::agent(Mode::On, false);
+        sandbox::agent(Sandbox::On, false);
         attempt()
     })?;
     process.wait()
@@ -161,7 +161,7 @@ fn unprivileged_calls_measured() -> Result<()> {
     fs::write("/proc/sys/kernel/printk_ratelimit", "0")?;
     // What the kernel would say is seen here.
     let child = Process::start(|| {
-        seccomp::restrict(&seccomp::Set::unmounter(), Mode::Warn)?;
+        seccomp::restrict(&seccomp::Set::unmounter(), Sandbox::Warn)?;
         nix::unistd::gethostname().map(drop)?;
         nix::sys::utsname::uname().map(drop)?;
         Ok(())

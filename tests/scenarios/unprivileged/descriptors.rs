@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use memcg_monitor::Error;
-use memcg_monitor::client::{self, CONTROL_SOCKET, Control, SOCKET};
+use memcg_monitor::client::{self, AdminConnection, CONTROL_SOCKET, SOCKET};
 use memcg_monitor::frontend::seqpacket::connect;
 use memcg_monitor::view::POINT;
 use nix::errno::Errno;
@@ -101,7 +101,7 @@ fn unprivileged_operators_socket() -> Result<()> {
         let line = format!("{} {} 1M", waiter.0.as_raw_fd(), control.as_raw_fd());
         let errno = by_socket(&line, &waiter, &control)?;
         ensure!(errno == 0, "the registration socket: errno {errno}");
-        match Control::connect(Path::new(CONTROL_SOCKET)) {
+        match AdminConnection::connect(Path::new(CONTROL_SOCKET)) {
             Err(Error::Syscall { errno: Errno::EACCES, .. }) => Ok(()),
             Err(error) => Err(error).context("another error than EACCES"),
             Ok(_) => bail!("an ordinary user may list all groups"),
@@ -126,7 +126,7 @@ fn unprivileged_operators_group() -> Result<()> {
     let _agent = Agent::start(&[&OPEN[..], &open].concat())?;
     let mode = fs::metadata(CONTROL_SOCKET)?.permissions().mode() & 0o777;
     ensure!(mode == 0o660, "the socket's mode is {mode:o}");
-    let list = || Control::connect(Path::new(CONTROL_SOCKET))?.list();
+    let list = || AdminConnection::connect(Path::new(CONTROL_SOCKET))?.list();
     process::run_as(USER, || list().map(drop).context("a member"))?;
     process::run_as(OTHER, || match list() {
         Err(Error::Syscall { errno: Errno::EACCES, .. }) => Ok(()),

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::{
     frontend::{
-        deferred_close::Closer,
+        deferred_close::DeferredClose,
         seqpacket::{Access, Connection, Listener},
     },
     sandbox,
@@ -33,7 +33,7 @@ impl Agent {
         fs::write(folder.path().join("memory.current"), "0\n")?;
         let path = folder.path().join("socket");
         let (ready, is_ready) = mpsc::channel();
-        let closer = Closer::start(sandbox::Mode::Off)?;
+        let closer = DeferredClose::start(sandbox::Sandbox::Off)?;
         let thread = thread::spawn(move || {
             runtime()?.block_on(async {
                 let listener = Listener::bind(&path, &Access { mode: 0o600, group: None }, &closer)?;
@@ -41,7 +41,7 @@ impl Agent {
                 let connection = listener.accept().await?;
                 let packet = connection.receive(4096).await?.context("the client left")?;
                 let mut descriptors = packet.descriptors.into_iter();
-                let event = descriptors.next().context("no eventfd came along")?.known()?;
+                let event = descriptors.next().context("no eventfd came along")?.into_inner()?;
                 descriptors.next().context("no control file came along")?;
                 connection.send(answer.as_bytes()).await?;
                 play(event, connection).await

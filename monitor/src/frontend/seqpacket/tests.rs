@@ -11,7 +11,7 @@ use tokio::{
     task::{LocalSet, yield_now},
 };
 
-use super::{Access, Closer, Listener, MAX_DESCRIPTORS, connect};
+use super::{Access, DeferredClose, Listener, MAX_DESCRIPTORS, connect};
 
 /// Idle connections have passed the look at the room before the first one's packet comes.
 #[test]
@@ -19,7 +19,7 @@ fn idle_connections_bring_no_more_than_one_message_in_all() {
     const CONNECTIONS: usize = 4;
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("socket");
-    let closer = Closer::idle();
+    let closer = DeferredClose::idle();
     let set = LocalSet::new();
     let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
     let waiting = set.block_on(&runtime, async {

@@ -17,7 +17,7 @@ const MEMBER: usize = 12;
 
 /// BTF_KIND_*; what we never ask for is [`Other`](Self::Other).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum BtfKind {
     Int,
     Ptr,
     Struct,
@@ -31,7 +31,7 @@ pub(super) enum Kind {
     Other,
 }
 
-impl Kind {
+impl BtfKind {
     /// The kind, and how many bytes follow its record: a fixed number and one
     /// per element. `None` if unknown.
     fn from_raw(kind: u32) -> Option<(Self, usize, usize)> {
@@ -60,7 +60,7 @@ impl Kind {
 pub(super) struct Type {
     /// Id, from 1.
     pub(super) id: u32,
-    pub(super) kind: Kind,
+    pub(super) kind: BtfKind,
     pub(super) name_off: u32,
     /// Size in bytes or a type id, depending on the kind.
     pub(super) size_or_type: u32,
@@ -72,16 +72,16 @@ pub(super) struct Type {
 
 impl Type {
     pub(super) fn is_aggregate(self) -> bool {
-        matches!(self.kind, Kind::Struct | Kind::Union)
+        matches!(self.kind, BtfKind::Struct | BtfKind::Union)
     }
 
     pub(super) fn is_modifier(self) -> bool {
-        self.kind == Kind::Modifier
+        self.kind == BtfKind::Modifier
     }
 
     /// Whether [`Raw::named`] finds it.
     const fn is_named(self) -> bool {
-        matches!(self.kind, Kind::Struct | Kind::Func | Kind::Modifier)
+        matches!(self.kind, BtfKind::Struct | BtfKind::Func | BtfKind::Modifier)
     }
 }
 
@@ -164,7 +164,7 @@ impl Raw {
     /// The record at a byte offset; `None` if out of bounds or of unknown kind.
     fn record(&self, at: usize, id: u32) -> Option<Type> {
         let info = word(&self.data, at + 4)?;
-        let (kind, fixed, each) = Kind::from_raw(kind_of(info))?;
+        let (kind, fixed, each) = BtfKind::from_raw(kind_of(info))?;
         Some(Type {
             id,
             kind,
@@ -234,7 +234,7 @@ impl Raw {
     /// Value of an enum's variant; `Some(None)` if it is there but exceeds `i64`.
     pub(super) fn variant(&self, ty: Type, name: &str) -> Option<Option<i64>> {
         let named = |name_off| self.name_is(u32::from_le_bytes(name_off), name);
-        if ty.kind == Kind::Enum {
+        if ty.kind == BtfKind::Enum {
             let [_, value] = self.elements(ty).find(|&&[name_off, _]| named(name_off))?;
             let value = u32::from_le_bytes(*value);
             let signed = i64::from(value.cast_signed());

@@ -4,10 +4,10 @@ use std::os::fd::AsFd as _;
 
 use monitor_common::{
     band::{Excursion, Seen},
-    control_file::{ControlFile, Wish},
+    control_file::{ControlFile, Trigger},
 };
 
-use super::{State, Ticket, Unfinished};
+use super::{RecordId, StateFile, Unfinished};
 use crate::{
     error::Result,
     persist::record::Record,
@@ -18,7 +18,7 @@ use crate::{
 fn record(file: u64) -> Record {
     Record {
         on: ControlFile::Oom,
-        wish: Wish::Oom,
+        wish: Trigger::Oom,
         file: FileId(file),
         account: Account::User(0),
         group: GroupId { slot: 1, generation: 2 },
@@ -29,15 +29,15 @@ fn record(file: u64) -> Record {
     }
 }
 
-fn next(state: State) -> Result<super::Adopted> {
+fn next(state: StateFile) -> Result<super::Adopted> {
     let file = state.file.try_clone().expect("dup");
     drop(state);
-    State::adopt(file)
+    StateFile::adopt(file)
 }
 
 #[test]
 fn the_next_agent_reads_what_was_entered() -> Result<()> {
-    let mut state = State::new()?;
+    let mut state = StateFile::new()?;
     let tickets: Vec<_> = (0..1000).map(|file| state.enter(&record(file))).collect::<Result<_>>()?;
     for ticket in tickets.iter().step_by(2) {
         state.leave(*ticket);
@@ -59,7 +59,7 @@ fn the_next_agent_reads_what_was_entered() -> Result<()> {
 
 #[test]
 fn a_record_of_the_format_before_is_taken_over() -> Result<()> {
-    let mut state = State::new()?;
+    let mut state = StateFile::new()?;
     state.enter(&record(1))?;
     state.word(0, 1).store(1, std::sync::atomic::Ordering::Relaxed);
     let (state, records, flaws) = next(state)?;
@@ -70,7 +70,7 @@ fn a_record_of_the_format_before_is_taken_over() -> Result<()> {
 
 #[test]
 fn what_was_begun_is_told_until_it_ended() -> Result<()> {
-    let state = State::new()?;
+    let state = StateFile::new()?;
     assert_eq!(state.unfinished(), []);
     let seen = Seen {
         memory: Excursion { min: 1, max: 2 },
@@ -103,7 +103,7 @@ fn what_was_begun_is_told_until_it_ended() -> Result<()> {
 
 #[test]
 fn what_is_owed_is_owed_until_it_is_paid() -> Result<()> {
-    let mut state = State::new()?;
+    let mut state = StateFile::new()?;
     let ticket = state.enter(&record(1))?;
     state.owe(ticket, 5);
     state.pay(ticket, 2);
@@ -121,13 +121,13 @@ fn what_is_owed_is_owed_until_it_is_paid() -> Result<()> {
 
 #[test]
 fn what_is_no_record_is_refused() -> Result<()> {
-    let state = State::new()?;
+    let state = StateFile::new()?;
     state.word(0, 1).store(99, std::sync::atomic::Ordering::Relaxed);
     assert!(next(state).is_err(), "another format");
-    let state = State::new()?;
+    let state = StateFile::new()?;
     nix::unistd::ftruncate(state.file().as_fd(), 100).expect("ftruncate");
     assert!(next(state).is_err(), "cut off");
-    let mut state = State::new()?;
+    let mut state = StateFile::new()?;
     state.enter(&record(1))?;
     state.word(8, 0).store(0xffff, std::sync::atomic::Ordering::Relaxed);
     let (_, records, flaws) = next(state)?;
@@ -137,10 +137,10 @@ fn what_is_no_record_is_refused() -> Result<()> {
 
 #[test]
 fn room_that_is_needed_no_more_is_given_back() -> Result<()> {
-    let mut state = State::new()?;
+    let mut state = StateFile::new()?;
     let tickets: Vec<_> = (0..5000).map(|file| state.enter(&record(file))).collect::<Result<_>>()?;
     tickets.into_iter().for_each(|ticket| state.leave(ticket));
     assert!(nix::sys::stat::fstat(state.file()).expect("fstat").st_size < 64 * 1024);
-    assert_eq!(state.enter(&record(1))?, Ticket(0));
+    assert_eq!(state.enter(&record(1))?, RecordId(0));
     Ok(())
 }

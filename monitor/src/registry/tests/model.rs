@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 
 use monitor_common::{
-    control_file::{ControlFile, Wish},
-    pressure::{Level, Mode, Pressure},
+    control_file::{ControlFile, Trigger},
+    pressure::{Level, Pressure, PressureMode},
     threshold::{At, Pages, Threshold},
 };
 use proptest::prelude::*;
 
-use super::{Account, FileId, GroupId, Registration, Registry, Ticket, registration};
+use super::{Account, FileId, GroupId, RecordId, Registry, Subscription, registration};
 
 #[derive(Clone, Debug)]
 enum Act {
-    Add(Registration),
+    Add(Subscription),
     RemoveGroup,
     TakeFromGroup(usize),
     RemoveFile(FileId),
@@ -23,18 +23,18 @@ enum Act {
 /// One registration, and its slot.
 struct Plain {
     slot: u32,
-    asked: Registration,
+    asked: Subscription,
 }
 
 fn act() -> impl Strategy<Value = Act> {
-    let threshold = |at| Wish::Threshold(Threshold { at, ..Threshold::plain(Pages(0)) });
+    let threshold = |at| Trigger::Threshold(Threshold { at, ..Threshold::plain(Pages(0)) });
     let asked = prop_oneof![
         3 => (5..10_u64).prop_map(move |at| (ControlFile::Usage, threshold(At::Pages(Pages(at))))),
         1 => Just((ControlFile::Memsw, threshold(At::Percent(50)))),
         1 => Just((ControlFile::WorkingSet, threshold(At::Pages(Pages(3))))),
-        2 => Just((ControlFile::Oom, Wish::Oom)),
-        1 => Just((ControlFile::Procs, Wish::Empty)),
-        1 => Just((ControlFile::Pressure, Wish::Pressure(Pressure { level: Level::Low, mode: Mode::Local }))),
+        2 => Just((ControlFile::Oom, Trigger::Oom)),
+        1 => Just((ControlFile::Procs, Trigger::Empty)),
+        1 => Just((ControlFile::Pressure, Trigger::Pressure(Pressure { level: Level::Low, mode: PressureMode::Local }))),
     ];
     let file = || (0..4_u64).prop_map(FileId);
     prop_oneof![
@@ -49,7 +49,7 @@ fn act() -> impl Strategy<Value = Act> {
 }
 
 /// Takes out of the list what the registry says that it took; false where it had no such.
-fn is_taken(list: &mut Vec<Plain>, tickets: impl IntoIterator<Item = Ticket>) -> bool {
+fn is_taken(list: &mut Vec<Plain>, tickets: impl IntoIterator<Item = RecordId>) -> bool {
     tickets.into_iter().all(|ticket| {
         let at = list.iter().position(|held| held.asked.ticket == ticket);
         at.map(|at| list.swap_remove(at)).is_some()
@@ -124,7 +124,7 @@ proptest! {
                 prop_assert_eq!(registry.held_by(account), held);
             }
             let ooms: Vec<_> = registry.oom_groups().map(|group| group.id.slot).collect();
-            let waits = |slot: &u32| list.iter().any(|held| held.slot == *slot && held.asked.wish == Wish::Oom);
+            let waits = |slot: &u32| list.iter().any(|held| held.slot == *slot && held.asked.wish == Trigger::Oom);
             prop_assert_eq!(ooms, Vec::from_iter((0..4).filter(waits)));
             // Each registration is its own asker's, whatever has moved meanwhile.
             let groups = registry.groups().flat_map(|group| {
@@ -146,7 +146,7 @@ proptest! {
                 prop_assert_eq!(registry.len_on(on), expected as u64);
             }
             prop_assert_eq!(registry.wanted() == 0, list.iter().all(|held| {
-                matches!(held.asked.wish, Wish::Threshold(Threshold { at: At::Pages(_), .. }))
+                matches!(held.asked.wish, Trigger::Threshold(Threshold { at: At::Pages(_), .. }))
             }));
         }
     }

@@ -2,8 +2,8 @@
 
 use monitor_common::{
     band::Excursion,
-    control_file::{ControlFile, Wish},
-    pressure::{Level, Mode, Pressure},
+    control_file::{ControlFile, Trigger},
+    pressure::{Level, Pressure, PressureMode},
     threshold::{At, Pages, Threshold},
 };
 
@@ -16,18 +16,21 @@ const MANY: u64 = 65_000;
 const EACH: u64 = 8;
 
 /// One registration of each kind for each eventfd.
-fn all_kinds() -> [(ControlFile, Wish); 5] {
+fn all_kinds() -> [(ControlFile, Trigger); 5] {
     let percent = Threshold { at: At::Percent(5000), ..Threshold::plain(Pages(0)) };
     [
-        (ControlFile::Oom, Wish::Oom),
-        (ControlFile::Pressure, Wish::Pressure(Pressure { level: Level::Low, mode: Mode::Default })),
-        (ControlFile::Procs, Wish::Empty),
-        (USAGE, Wish::Threshold(Threshold::plain(Pages(10)))),
-        (ControlFile::Memsw, Wish::Threshold(percent)),
+        (ControlFile::Oom, Trigger::Oom),
+        (
+            ControlFile::Pressure,
+            Trigger::Pressure(Pressure { level: Level::Low, mode: PressureMode::Default }),
+        ),
+        (ControlFile::Procs, Trigger::Empty),
+        (USAGE, Trigger::Threshold(Threshold::plain(Pages(10)))),
+        (ControlFile::Memsw, Trigger::Threshold(percent)),
     ]
 }
 
-fn registry(kinds: &[(ControlFile, Wish)]) -> Registry {
+fn registry(kinds: &[(ControlFile, Trigger)]) -> Registry {
     let mut registry = Registry::default();
     for file in 0..MANY {
         for (on, wish) in kinds {
@@ -72,7 +75,7 @@ fn a_group_is_taken_apart_by_pieces_that_cost_what_they_take() {
 fn an_eventfd_of_many_is_taken_apart_by_pieces_that_cost_what_they_take() {
     let mut registry = Registry::default();
     for n in 0..MANY {
-        let wish = Wish::Threshold(Threshold::plain(Pages(n)));
+        let wish = Trigger::Threshold(Threshold::plain(Pages(n)));
         registry.add(G, registration(USAGE, wish, FileId(1), Account::User(1)), 0, u64::MAX);
     }
     work::taken();
@@ -116,7 +119,7 @@ fn the_rest_of_many_costs_each_once() {
 #[test]
 fn a_limit_costs_its_percentages() {
     let mut registry = registry(&all_kinds()[3..4]);
-    let percent = Wish::Threshold(Threshold { at: At::Percent(5000), ..Threshold::plain(Pages(0)) });
+    let percent = Trigger::Threshold(Threshold { at: At::Percent(5000), ..Threshold::plain(Pages(0)) });
     registry.add(G, registration(USAGE, percent, FileId(1), Account::User(1)), 0, u64::MAX);
     work::taken();
     registry.group_mut(G.slot).expect("registered").scale_mut(USAGE).follow(100, NO_REST);

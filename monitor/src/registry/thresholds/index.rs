@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use monitor_common::{
-    crossing::{Direction, Mark, Step, Stretches},
+    crossing::{Direction, Step, Stretches, ThresholdState},
     threshold::{At, Threshold},
 };
 
@@ -12,7 +12,7 @@ use super::{BURST, Clock, Crossing, Outcome, Side, walk::Walk};
 use crate::{
     registry::{
         Subscriber,
-        dense::{Dense, Held, work},
+        dense::{Dense, Subscribed, work},
         give_back,
     },
     source::FileId,
@@ -22,7 +22,7 @@ pub(super) use crate::registry::dense::Place;
 
 /// One registration of a threshold.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct IndexEntry {
     pub(super) to: Subscriber,
     /// Where it lies now, in pages.
     pub(super) threshold: u64,
@@ -30,55 +30,55 @@ pub(super) struct Entry {
     since: u32,
     burst: u8,
     above: bool,
-    ways: Ways,
+    ways: Directions,
     rests: bool,
     /// What v1 did not have: most do without.
-    more: Option<Box<More>>,
+    more: Option<Box<Extensions>>,
 }
 
 /// Which directions are told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ways {
+enum Directions {
     Both,
     Up,
     Down,
 }
 
 #[derive(Debug)]
-struct More {
+struct Extensions {
     hysteresis: u64,
     /// Where it is in percent of a limit.
     percent: Option<At>,
 }
 
-const _: () = assert!(size_of::<Entry>() == 40);
+const _: () = assert!(size_of::<IndexEntry>() == 40);
 
-impl Held for Entry {
+impl Subscribed for IndexEntry {
     fn subscriber(&self) -> Subscriber {
         self.to
     }
 }
 
-impl Entry {
+impl IndexEntry {
     /// A threshold that lies at `pages`, while the quantity is `now`; `above` is its side
     /// where that has been told.
     pub(super) fn new(to: Subscriber, above: Option<bool>, wish: Threshold, pages: u64, now: u64) -> Self {
         let Threshold { at, up, down, hysteresis } = wish;
         let ways = match (up, down) {
-            (true, false) => Ways::Up,
-            (false, true) => Ways::Down,
-            _ => Ways::Both,
+            (true, false) => Directions::Up,
+            (false, true) => Directions::Down,
+            _ => Directions::Both,
         };
         let percent = matches!(at, At::Percent(_)).then_some(at);
         let is_plain = percent.is_none() && hysteresis.0 == 0;
-        let more = (!is_plain).then(|| Box::new(More { hysteresis: hysteresis.0, percent }));
-        let above = above.unwrap_or(Mark::new(pages, hysteresis.0, now).above);
+        let more = (!is_plain).then(|| Box::new(Extensions { hysteresis: hysteresis.0, percent }));
+        let above = above.unwrap_or(ThresholdState::new(pages, hysteresis.0, now).above);
         Self { to, threshold: pages, since: 0, burst: 0, above, ways, rests: false, more }
     }
 
-    fn mark(&self) -> Mark {
+    fn mark(&self) -> ThresholdState {
         let hysteresis = self.more.as_ref().map_or(0, |more| more.hysteresis);
-        Mark { threshold: self.threshold, hysteresis, above: self.above }
+        ThresholdState { threshold: self.threshold, hysteresis, above: self.above }
     }
 
     fn key(&self) -> u64 {
@@ -97,8 +97,8 @@ impl Entry {
 
     const fn hears(&self, way: Direction) -> bool {
         match way {
-            Direction::Up => !matches!(self.ways, Ways::Down),
-            Direction::Down => !matches!(self.ways, Ways::Up),
+            Direction::Up => !matches!(self.ways, Directions::Down),
+            Direction::Down => !matches!(self.ways, Directions::Up),
         }
     }
 
@@ -164,8 +164,8 @@ pub struct Cursor {
 
 /// All thresholds on a quantity.
 #[derive(Debug, Default)]
-pub(super) struct Store {
-    entries: Dense<Entry>,
+pub(super) struct ThresholdIndex {
+    entries: Dense<IndexEntry>,
     /// By key; those that rest are not in it.
     order: BTreeSet<(u64, Place)>,
     /// None in most stores: a threshold has to flap for it.
@@ -179,9 +179,9 @@ pub(super) struct Store {
     pub(super) told: Stretches,
 }
 
-impl Store {
+impl ThresholdIndex {
     /// Adds one; `limit` is what percents are of.
-    pub(super) fn add(&mut self, entry: Entry, limit: u64) {
+    pub(super) fn add(&mut self, entry: IndexEntry, limit: u64) {
         let (key, in_percent) = (entry.key(), entry.percent().is_some());
         let place = self.entries.push(entry);
         self.order.insert((key, place));
@@ -216,7 +216,7 @@ impl Store {
     }
 
     /// All, by where they are crossed next; those that rest come last.
-    pub(super) fn all(&self) -> impl Iterator<Item = &Entry> {
+    pub(super) fn all(&self) -> impl Iterator<Item = &IndexEntry> {
         let resting = self.resting.iter().flat_map(|resting| &resting.by_time);
         self.order.iter().chain(resting).filter_map(|(_, place)| self.entries.get(*place))
     }
@@ -257,7 +257,7 @@ impl Store {
     }
 
     pub(super) fn key(&self, place: Place) -> u64 {
-        self.entries.get(place).map_or(0, Entry::key)
+        self.entries.get(place).map_or(0, IndexEntry::key)
     }
 
     pub(super) fn places(&self) -> std::ops::Range<Place> {
@@ -265,7 +265,7 @@ impl Store {
     }
 
     /// Changes an entry, and puts it where it then belongs.
-    pub(super) fn change(&mut self, place: Place, change: impl FnOnce(&mut Entry)) {
+    pub(super) fn change(&mut self, place: Place, change: impl FnOnce(&mut IndexEntry)) {
         let Some(entry) = self.entries.get_mut(place) else { return };
         let before = entry.key();
         change(entry);

@@ -2,14 +2,14 @@
 
 use monitor_common::{
     band::Excursion,
-    crossing::{Direction, Look, Mark, Step, Stretches, band_around},
+    crossing::{Direction, Look, Step, Stretches, ThresholdState, band_around},
     threshold::{At, Pages, Threshold},
 };
 use proptest::prelude::*;
 
-use super::{BURST, Clock, Scale, pages};
+use super::{BURST, Clock, ThresholdSet, pages};
 use crate::{
-    persist::Ticket,
+    persist::RecordId,
     registry::{Account, Outcome, Subscriber, account::Accounts},
     source::FileId,
 };
@@ -23,7 +23,7 @@ type Told = (u64, u64, bool);
 struct Plain {
     file: FileId,
     wish: Threshold,
-    mark: Mark,
+    mark: ThresholdState,
     burst: (u64, u64),
     rests: Option<u64>,
 }
@@ -91,7 +91,7 @@ impl Model {
                 if self.list.is_empty() {
                     self.now = 20;
                 }
-                let mark = Mark::new(pages(wish.at, *limit), wish.hysteresis.0, self.now);
+                let mark = ThresholdState::new(pages(wish.at, *limit), wish.hysteresis.0, self.now);
                 self.list.push(Plain { file: FileId(file), wish, mark, burst: (0, 0), rests: None });
             }
             Act::Step(min, max, now) => {
@@ -146,14 +146,14 @@ fn told(outcome: &Outcome) -> Vec<Told> {
 proptest! {
     #[test]
     fn it_does_what_a_plain_list_does(acts in prop::collection::vec((act(), 0..40u64), 1..120)) {
-        let (mut scale, mut model) = (Scale::default(), Model::default());
+        let (mut scale, mut model) = (ThresholdSet::default(), Model::default());
         let payer = Accounts::default().charge(Account::Agent);
         let (mut clock, mut limit, mut its_limit) = (Clock { now: 1, rest: REST }, 50, 50);
         for (act, pause) in acts {
             clock.now += pause;
             let (heard, gone) = match act.clone() {
                 Act::Add(wish, file) => {
-                    let to = Subscriber { file: FileId(file), ticket: Ticket(0), payer };
+                    let to = Subscriber { file: FileId(file), ticket: RecordId(0), payer };
                     scale.add(20, wish, limit, to, None);
                     (Vec::new(), 0)
                 }
@@ -188,7 +188,7 @@ proptest! {
 }
 
 /// Whole walks, though in pieces.
-impl Scale {
+impl ThresholdSet {
     pub(in crate::registry) fn step(&mut self, seen: Excursion, now: u64, clock: Clock) -> Outcome {
         self.begin_look(seen, Excursion::NONE, now);
         self.end(clock)
@@ -222,16 +222,16 @@ proptest! {
         between in prop::collection::vec((1..4usize, prop::option::of((threshold(), 0..6u64)), 0..8u64), 0..30),
     ) {
         let clock = Clock { now: 1, rest: 0 };
-        let mut scale = Scale::default();
+        let mut scale = ThresholdSet::default();
         let payer = Accounts::default().charge(Account::Agent);
-        let add = |scale: &mut Scale, wish, file, ticket| {
-            scale.add(from, wish, 50, Subscriber { file: FileId(file), ticket: Ticket(ticket), payer }, None);
+        let add = |scale: &mut ThresholdSet, wish, file, ticket| {
+            scale.add(from, wish, 50, Subscriber { file: FileId(file), ticket: RecordId(ticket), payer }, None);
         };
         let mut model = Vec::new();
         for (ticket, (wish, file)) in (0..).zip(&first) {
             add(&mut scale, *wish, *file, ticket);
-            let mark = Mark::new(pages(wish.at, 50), wish.hysteresis.0, from);
-            model.push((Ticket(ticket), *file, *wish, mark));
+            let mark = ThresholdState::new(pages(wish.at, 50), wish.hysteresis.0, from);
+            model.push((RecordId(ticket), *file, *wish, mark));
         }
         let (seen, late) = (Excursion { min, max }, Excursion { min: late_min, max: late_max });
         let mut told = Stretches::NONE;
@@ -277,14 +277,14 @@ proptest! {
     /// Pages show each threshold once, those that rest among them.
     #[test]
     fn pages_show_all(acts in prop::collection::vec((act(), 0..40u64), 1..120), most in 1..7usize) {
-        let mut scale = Scale::default();
+        let mut scale = ThresholdSet::default();
         let payer = Accounts::default().charge(Account::Agent);
         let mut clock = Clock { now: 1, rest: REST };
         for (act, pause) in acts {
             clock.now += pause;
             match act {
                 Act::Add(wish, file) => {
-                    scale.add(20, wish, 50, Subscriber { file: FileId(file), ticket: Ticket(0), payer }, None);
+                    scale.add(20, wish, 50, Subscriber { file: FileId(file), ticket: RecordId(0), payer }, None);
                 }
                 Act::Step(min, max, now) => _ = scale.step(Excursion { min, max }, now, clock),
                 Act::Wake(all) => _ = scale.wake(clock, all),

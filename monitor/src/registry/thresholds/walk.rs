@@ -8,8 +8,8 @@ use monitor_common::{
 };
 
 use super::{
-    Clock, Outcome, Scale,
-    index::{Place, Store},
+    Clock, Outcome, ThresholdSet,
+    index::{Place, ThresholdIndex},
     pages,
 };
 
@@ -39,7 +39,7 @@ pub(super) struct LookWalk {
 
 impl LookWalk {
     /// `None` where nothing is crossed.
-    fn new(look: Look, store: &Store) -> Option<Self> {
+    fn new(look: Look, store: &ThresholdIndex) -> Option<Self> {
         let (done, late) = <(BTreeSet<_>, BTreeSet<_>)>::default();
         let walk = Self { look, next: (0, 0), done, late };
         walk.find(store).is_some().then_some(walk)
@@ -58,7 +58,7 @@ impl LookWalk {
     }
 
     /// The first one from `next` on.
-    fn find(&self, store: &Store) -> Option<(u64, Place)> {
+    fn find(&self, store: &ThresholdIndex) -> Option<(u64, Place)> {
         let from = |(lowest, highest): (u64, u64)| {
             let first = (lowest.saturating_add(1), 0).max(self.next);
             (lowest < highest).then(|| store.next(first, highest)).flatten()
@@ -95,7 +95,7 @@ impl LookWalk {
     }
 
     /// The next one to be done; `None` at the end.
-    fn take(&mut self, store: &Store, room: &mut usize) -> Option<Place> {
+    fn take(&mut self, store: &ThresholdIndex, room: &mut usize) -> Option<Place> {
         if let Some(place) = self.late.pop_first() {
             return Some(place);
         }
@@ -115,7 +115,7 @@ impl Walk {
     /// One more piece, of at most `room` thresholds; true at the end.
     fn go_on(
         &mut self,
-        store: &mut Store,
+        store: &mut ThresholdIndex,
         still: &Step,
         clock: Clock,
         room: &mut usize,
@@ -141,7 +141,14 @@ impl Walk {
         false
     }
 
-    fn apply(&mut self, place: Place, store: &mut Store, still: &Step, clock: Clock, outcome: &mut Outcome) {
+    fn apply(
+        &mut self,
+        place: Place,
+        store: &mut ThresholdIndex,
+        still: &Step,
+        clock: Clock,
+        outcome: &mut Outcome,
+    ) {
         match self {
             Self::Look(walk) => {
                 let step = walk.step_for(store.key(place));
@@ -176,7 +183,7 @@ impl Walk {
     }
 }
 
-impl Scale {
+impl ThresholdSet {
     /// Whether a walk has been begun and not ended. Nothing else is begun meanwhile.
     #[must_use]
     pub fn is_walking(&self) -> bool {

@@ -1,20 +1,20 @@
 //! Eventfds that nobody but the agent holds: when they are found, and at what cost.
 
 use monitor_common::{
-    control_file::{ControlFile::Pressure, Wish, parse},
-    query::Ask,
-    slot::State,
+    control_file::{ControlFile::Pressure, Trigger, parse},
+    query::Query,
+    slot::SlotState,
     word::Word as _,
 };
 use nix::{errno::Errno, sys::eventfd::EventFd as Client};
 
 use super::{
-    FakeHost, FakeKernel, LIMITS, Limits, Request, USAGE, Watcher, adopted, client, request, taken, wait_for,
-    watched, watcher, with_limits,
+    FakeHost, FakeKernel, LIMITS, Limits, RegistrationRequest, USAGE, Watcher, adopted, client, request,
+    taken, wait_for, watched, watcher, with_limits,
 };
 use crate::{
-    persist::Ticket,
-    registry::{Account, Registration},
+    persist::RecordId,
+    registry::{Account, Subscription},
     source::{FileId, Identify as _},
 };
 use std::os::fd::AsFd as _;
@@ -28,16 +28,16 @@ fn close(watcher: &Watcher<FakeKernel>, client: &Client) {
 
 fn ask(watcher: &mut Watcher<FakeKernel>, account: Account, client: &Client) -> Result<(), Errno> {
     let group = watcher.source.group(0);
-    watcher.register(Request { account, ..request(group, USAGE, "10", client) }).map(drop)
+    watcher.register(RegistrationRequest { account, ..request(group, USAGE, "10", client) }).map(drop)
 }
 
 /// So many eventfds of one user, none of which is open.
 fn crowd(watcher: &mut Watcher<FakeKernel>, account: Account, count: u64) {
     let group = watcher.source.group(0);
-    let wish: Wish = parse(USAGE, b"10", 1).expect("good arguments");
+    let wish: Trigger = parse(USAGE, b"10", 1).expect("good arguments");
     for file in 1..=count {
-        let (on, file, ticket) = (USAGE, FileId(file << 8), Ticket(file as u32));
-        let registration = Registration { on, wish, file, account, ticket, above: None };
+        let (on, file, ticket) = (USAGE, FileId(file << 8), RecordId(file as u32));
+        let registration = Subscription { on, wish, file, account, ticket, above: None };
         watcher.registry.add(group, registration, 0, u64::MAX);
     }
 }
@@ -54,7 +54,7 @@ fn a_sweep_ends_what_was_closed_and_frees_the_group() {
     close(&watcher, &client);
     swept(&mut watcher);
     assert!(watcher.registry().is_empty() && watcher.eventfds.is_empty());
-    assert!(!watcher.source.slots[0].state().has(State::WATCHED));
+    assert!(!watcher.source.slots[0].state().has(SlotState::WATCHED));
     assert!(watcher.source.recycled.is_empty(), "the group lives on");
 }
 
@@ -89,7 +89,7 @@ fn a_registration_that_gives_way_may_be_the_groups_last() {
     for _ in 0..3 {
         let client = client();
         assert_eq!(ask(&mut watcher, USER, &client), Ok(()));
-        assert!(watcher.source.slots[0].state().has(State::WATCHED));
+        assert!(watcher.source.slots[0].state().has(SlotState::WATCHED));
         close(&watcher, &client);
     }
     assert_eq!(watcher.registry().len(), 1);
@@ -136,7 +136,7 @@ fn eventfds_without_registrations_count_as_long_as_they_are_held() {
 fn a_full_table_refuses_and_leaves_nothing() {
     let mut watcher = with_limits(FakeHost::forever(), Limits { quota: 5, eventfds: 0, ..LIMITS });
     assert_eq!(ask(&mut watcher, USER, &client()), Err(Errno::ENOMEM));
-    assert!(!watcher.source.slots[0].state().has(State::WATCHED));
+    assert!(!watcher.source.slots[0].state().has(SlotState::WATCHED));
 }
 
 #[test]
@@ -148,10 +148,10 @@ fn a_refusal_costs_a_bounded_number_of_questions() {
     for _ in 0..3 {
         let before = watcher.source.asked_for.get();
         assert_eq!(ask(&mut watcher, USER, &late), Err(Errno::EDQUOT));
-        assert!(watcher.source.asked_for.get() - before <= 4 * Ask::FILES_AT_ONCE);
+        assert!(watcher.source.asked_for.get() - before <= 4 * Query::FILES_AT_ONCE);
         let before = watcher.source.asked_for.get();
         assert_eq!(ask(&mut watcher, Account::User(1001), &late), Err(Errno::ENOMEM));
-        assert!(watcher.source.asked_for.get() - before <= 4 * Ask::FILES_AT_ONCE);
+        assert!(watcher.source.asked_for.get() - before <= 4 * Query::FILES_AT_ONCE);
     }
     // One among many is found by asking again.
     watcher.search = super::super::ClosedSearch::default();

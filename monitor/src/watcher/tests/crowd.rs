@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, collections::BTreeSet, rc::Rc, thread, time::Duration};
 
-use monitor_common::{control_file::ControlFile, slot::State, word::Word as _};
+use monitor_common::{control_file::ControlFile, slot::SlotState, word::Word as _};
 use nix::errno::Errno;
 use tokio::{
     runtime::Builder,
@@ -10,12 +10,12 @@ use tokio::{
 };
 
 use super::{
-    Client, FakeKernel, Heard, LIMITS, Limits, Request, USAGE, Watcher, client, fake::FakeHost, follower,
-    request, taken,
+    Client, FakeKernel, Heard, LIMITS, Limits, RegistrationRequest, USAGE, Watcher, client, fake::FakeHost,
+    follower, request, taken,
 };
 use crate::{
     registry::Account,
-    watcher::{Payer, Shared, turn::Task},
+    watcher::{Payer, SharedWatcher, turn::Task},
 };
 
 const MANY: u64 = 65_000;
@@ -38,7 +38,7 @@ fn wait(
     client: &Client,
 ) {
     let group = watcher.source.group(slot);
-    let request = Request { account, ..request(group, on, args, client) };
+    let request = RegistrationRequest { account, ..request(group, on, args, client) };
     assert_eq!(watcher.register(request).map(drop), Ok::<(), Errno>(()));
 }
 
@@ -227,8 +227,10 @@ fn a_kill_is_told_in_many_turns() {
         wait(&mut watcher, ATTACKER, slot, ControlFile::Oom, "", &client);
     }
     let group = watcher.source.group(3);
-    let request =
-        Request { follower: Some(follower(&heard)), ..request(group, ControlFile::Oom, "", &client) };
+    let request = RegistrationRequest {
+        follower: Some(follower(&heard)),
+        ..request(group, ControlFile::Oom, "", &client)
+    };
     assert!(watcher.register(request).is_ok());
     watcher.run();
     for gone in [false, true] {
@@ -331,9 +333,9 @@ fn who_comes_in_the_middle_of_the_last_look_keeps_the_slot() {
     watcher.turn();
     assert!(!watcher.is_idle());
     wait(&mut watcher, BYSTANDER, 3, USAGE, "10", &ours);
-    assert!(watcher.source.slots[3].state().has(State::WATCHED));
+    assert!(watcher.source.slots[3].state().has(SlotState::WATCHED));
     watcher.run();
-    assert!(watcher.source.slots[3].state().has(State::WATCHED));
+    assert!(watcher.source.slots[3].state().has(SlotState::WATCHED));
     watcher.source.charge(3, 12);
     watcher.look(3);
     assert_eq!(taken(&ours), 1);
@@ -378,7 +380,7 @@ fn a_registration_that_waits_leaves_others_their_turns() {
     watcher.turn();
     assert!(watcher.goes_on_with(3), "a step over all of them has begun");
     let group = watcher.source.group(3);
-    let (watcher, turns) = (Shared::new(watcher), Rc::new(Cell::new(0_u32)));
+    let (watcher, turns) = (SharedWatcher::new(watcher), Rc::new(Cell::new(0_u32)));
     let (set, counted) = (LocalSet::new(), Rc::clone(&turns));
     set.spawn_local(async move {
         loop {

@@ -4,7 +4,7 @@
 use monitor_common::{
     band::OPEN,
     control_file::ControlFile::{self, Memsw, Oom, Pressure, Procs, WorkingSet},
-    query::Wanted,
+    query::Subscriptions,
     word::Word as _,
 };
 use nix::errno::Errno;
@@ -12,8 +12,8 @@ use nix::errno::Errno;
 use crate::registry::{Account, BURST};
 
 use super::{
-    Client, FakeHost, FakeKernel, LIMITS, Limits, Receipt, Request, USAGE, Watcher, client, request, taken,
-    wait_for, watcher,
+    Client, FakeHost, FakeKernel, LIMITS, Limits, Receipt, RegistrationRequest, USAGE, Watcher, client,
+    request, taken, wait_for, watcher,
 };
 
 #[test]
@@ -44,7 +44,7 @@ fn an_oom_is_told_to_the_group_and_all_below() {
     assert_eq!(wait_for(&mut watcher, 0, Oom, "", &above), Ok(()));
     assert_eq!(wait_for(&mut watcher, 1, Oom, "whatever", &at), Ok(()));
     assert_eq!(wait_for(&mut watcher, 2, Oom, "", &root), Ok(()));
-    assert_eq!(watcher.source.wanted.get(), Wanted::OOM);
+    assert_eq!(watcher.source.wanted.get(), Subscriptions::OOM);
     watcher.source.slots[1].ooms.add(1);
     watcher.look(1);
     assert_eq!((taken(&above), taken(&at), taken(&root)), (0, 1, 0));
@@ -144,7 +144,7 @@ fn percents_are_of_the_lowest_limit_above() {
 /// One registration that `account` asks for, on an eventfd that may be anybody's.
 fn by(watcher: &mut Watcher<FakeKernel>, account: Account, client: &Client) -> Result<Receipt, Errno> {
     let group = watcher.source.group(0);
-    watcher.register(Request { account, ..request(group, USAGE, "7", client) })
+    watcher.register(RegistrationRequest { account, ..request(group, USAGE, "7", client) })
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn there_is_a_bound_for_all_together() {
 #[test]
 fn what_the_kernel_cannot_tell_is_refused() {
     let (mut watcher, client) = (watcher(), client());
-    watcher.source.offers = crate::kernel::Offers::default();
+    watcher.source.offers = crate::kernel::Features::default();
     for (on, args) in [(Oom, ""), (Pressure, "low"), (Procs, "")] {
         assert_eq!(wait_for(&mut watcher, 0, on, args, &client), Err(Errno::EOPNOTSUPP));
     }

@@ -13,8 +13,8 @@ use std::{
 
 use monitor_common::{
     band::{Seen, give_back, observe},
-    ring::Tally,
-    slot::{PARENT_ROOT, Slot, State},
+    ring::LossKind,
+    slot::{PARENT_ROOT, Slot, SlotState},
     usage::UNKNOWN,
     word::Word as _,
 };
@@ -23,7 +23,7 @@ use crate::{
     Error,
     cgroup::host::{Host, OomCounts},
     error::Result,
-    kernel::Offers,
+    kernel::Features,
     source::{FileId, GroupId, Identify, Located, Misses, Slots, Source},
     table::SharedSlot,
 };
@@ -44,7 +44,7 @@ pub(crate) struct FakeKernel {
     pub(super) swap: Cell<u64>,
     pub(super) limits: RefCell<Vec<u64>>,
     pub(super) wanted: Cell<u64>,
-    pub(super) offers: Offers,
+    pub(super) offers: Features,
     pub(super) under_oom: Cell<bool>,
     /// The kernel's own pointers, in the words of a slot's `parent`.
     pub(super) parents: Vec<u64>,
@@ -76,7 +76,7 @@ pub(crate) struct FakeKernel {
 fn online() -> SharedSlot {
     let slot: SharedSlot = Slot::new(Into::into);
     slot.recycle();
-    slot.mark(State::ONLINE);
+    slot.mark(SlotState::ONLINE);
     slot
 }
 
@@ -102,7 +102,7 @@ impl FakeKernel {
             swap: Cell::new(0),
             limits: RefCell::new(vec![u64::MAX; 2]),
             wanted: Cell::new(0),
-            offers: Offers { oom: true, under_oom: false, pressure: true, empty: true },
+            offers: Features { oom: true, under_oom: false, pressure: true, empty: true },
             under_oom: Cell::new(false),
             parents: vec![PARENT_ROOT, 0, PARENT_ROOT],
             slotless: RefCell::default(),
@@ -286,7 +286,7 @@ impl Source for FakeKernel {
         self.want(wanted);
     }
 
-    fn offers(&self) -> Offers {
+    fn offers(&self) -> Features {
         self.offers
     }
 
@@ -310,8 +310,8 @@ impl Source for FakeKernel {
         self.tidied.push(slot);
     }
 
-    fn tally(&self, tally: Tally) -> u64 {
-        if tally == Tally::TooDeep {
+    fn tally(&self, tally: LossKind) -> u64 {
+        if tally == LossKind::TooDeep {
             return self.deep.get();
         }
         self.tallies.borrow().get(&(tally as u32)).copied().unwrap_or(0)
@@ -321,7 +321,7 @@ impl Source for FakeKernel {
         self.misses.get()
     }
 
-    fn count(&self, tally: Tally, by: u64) {
+    fn count(&self, tally: LossKind, by: u64) {
         *self.tallies.borrow_mut().entry(tally as u32).or_default() += by;
     }
 

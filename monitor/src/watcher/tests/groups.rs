@@ -7,7 +7,7 @@ use monitor_common::{
         self,
         ControlFile::{Oom, Pressure},
     },
-    slot::{PARENT_UNKNOWN, State},
+    slot::{PARENT_UNKNOWN, SlotState},
     word::Word as _,
 };
 
@@ -16,8 +16,8 @@ use super::{
     watcher,
 };
 use crate::{
-    persist::Ticket,
-    registry::{Account, Registration},
+    persist::RecordId,
+    registry::{Account, Subscription},
     source::FileId,
 };
 
@@ -69,7 +69,7 @@ fn sweeps_find_parents_when_there_is_room_again() {
     watcher.sweep();
     watcher.run();
     assert_eq!(watcher.source.slots[1].parent.get(), PARENT_UNKNOWN);
-    assert!(!watcher.source.slots[1].state().has(State::WATCHED), "let go after the look");
+    assert!(!watcher.source.slots[1].state().has(SlotState::WATCHED), "let go after the look");
     assert!(watcher.source.orphans.get(), "to be asked again");
     watcher.source.slotless.borrow_mut().clear();
     watcher.sweep();
@@ -135,8 +135,8 @@ fn an_oom_above_is_told_before_the_removal_however_many_hear_it_first() {
     let group = watcher.source.group(0);
     let wish = control_file::parse(Oom, b"", 1).expect("good arguments");
     for file in 1..=LISTENERS {
-        let (file, ticket, account) = (FileId(file << 8), Ticket(file as u32), Account::User(1000));
-        let registration = Registration { on: Oom, wish, file, account, ticket, above: None };
+        let (file, ticket, account) = (FileId(file << 8), RecordId(file as u32), Account::User(1000));
+        let registration = Subscription { on: Oom, wish, file, account, ticket, above: None };
         watcher.registry.add(group, registration, 0, u64::MAX);
     }
     watcher.shares(0, Account::User(1000));
@@ -215,7 +215,7 @@ fn what_is_above_the_too_deep_is_found_in_turns() {
         let turns = (1..).take_while(|_| watcher.turn()).count();
         assert!(turns > 2 * 4900 / 256, "{turns} turns");
         assert_eq!((taken(&client), watcher.source.slots[4900].deep.get()), (1, 0));
-        assert!(!watcher.source.slots[4900].state().has(State::WATCHED), "let go");
+        assert!(!watcher.source.slots[4900].state().has(SlotState::WATCHED), "let go");
     }
     // One that a sweep under way has passed is found by the next, which begins by itself.
     watcher.source.deep.set(3);

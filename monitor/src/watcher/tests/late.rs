@@ -4,9 +4,10 @@ use monitor_common::{control_file::ControlFile::Oom, word::Word as _};
 use nix::errno::Errno;
 
 use super::{
-    Client, FakeKernel, LIMITS, Limits, Request, USAGE, Watcher, client, fake::FakeHost, request, taken,
+    Client, FakeKernel, LIMITS, Limits, RegistrationRequest, USAGE, Watcher, client, fake::FakeHost, request,
+    taken,
 };
-use crate::{registry::Account, watcher::Handed};
+use crate::{registry::Account, watcher::ReceivedEventFd};
 
 const FEW: Account = Account::User(1001);
 const OTHER: Account = Account::User(1002);
@@ -17,7 +18,7 @@ fn watcher(groups: usize) -> Watcher<FakeKernel> {
 }
 
 fn wait(watcher: &mut Watcher<FakeKernel>, account: Account, slot: u32, client: &Client) {
-    let request = Request { account, ..request(watcher.source.group(slot), Oom, "", client) };
+    let request = RegistrationRequest { account, ..request(watcher.source.group(slot), Oom, "", client) };
     assert_eq!(watcher.register(request).map(drop), Ok::<(), Errno>(()));
 }
 
@@ -46,14 +47,14 @@ fn a_registration_on_a_group_that_is_going_is_refused_at_once() {
     watcher.source.counters[4].set(None);
     watcher.look_now(4);
     assert!(watcher.goes_on_with(4), "it waits");
-    let late = Request { account: OTHER, ..request(gone, USAGE, "10", &next) };
+    let late = RegistrationRequest { account: OTHER, ..request(gone, USAGE, "10", &next) };
     assert_eq!(watcher.register(late), Err(Errno::EINVAL));
     // Its last registration ends, and the slot is the next group's, which has nothing to wait
     // for.
     let file = request(gone, Oom, "", &ours).eventfd.file;
     watcher.forget_files(&[file]);
     assert_eq!(watcher.source.recycled, [4]);
-    watcher.source.slots[4].mark(monitor_common::slot::State::ONLINE);
+    watcher.source.slots[4].mark(monitor_common::slot::SlotState::ONLINE);
     watcher.source.counters[4].set(Some(0));
     wait(&mut watcher, OTHER, 4, &next);
     watcher.run();
@@ -67,11 +68,11 @@ fn an_eventfd_that_has_anothers_address_is_not_told_in_its_place() {
     let [theirs, closed, ours] = [client(), client(), client()];
     wait(&mut watcher, FEW, 3, &closed);
     begin_oom(&mut watcher, &theirs);
-    let Handed { file, .. } = request(watcher.source.group(3), Oom, "", &closed).eventfd;
+    let ReceivedEventFd { file, .. } = request(watcher.source.group(3), Oom, "", &closed).eventfd;
     watcher.forget_files(&[file]);
     let request = request(watcher.source.group(5), USAGE, "10", &ours);
-    let eventfd = Handed { file, ..request.eventfd };
-    let reused = Request { account: OTHER, eventfd, ..request };
+    let eventfd = ReceivedEventFd { file, ..request.eventfd };
+    let reused = RegistrationRequest { account: OTHER, eventfd, ..request };
     assert_eq!(watcher.register(reused).map(drop), Ok(()));
     watcher.run();
     assert_eq!((taken(&theirs), taken(&closed), taken(&ours)), (3000, 0, 0));

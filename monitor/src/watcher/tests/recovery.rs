@@ -6,7 +6,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 use monitor_common::{
     control_file::ControlFile::{self, Oom, Procs},
     oom::{BY_LIMIT_WRITE, Hold, begin, hold_of},
-    ring::Tally,
+    ring::LossKind,
     word::Word as _,
 };
 
@@ -108,7 +108,7 @@ fn an_oom_that_joined_before_the_skip_was_seen_is_told() {
     assert_eq!(wait_for(&mut watcher, 1, Oom, "", &client), Ok(()));
     assert!(begin(|index| watcher.source.slot(index), 1, 7, 1));
     // Its end is skipped, and one more is silent for it, before any sweep.
-    watcher.source.count(Tally::OomJoined, 1);
+    watcher.source.count(LossKind::OomJoined, 1);
     skipped(&watcher, |misses| misses.oom_ends = [1, 1]);
     watcher.sweep_all();
     watcher.sweep_all();
@@ -125,12 +125,12 @@ fn an_oom_that_was_skipped_among_limit_writes_is_counted() {
     skipped(&watcher, |misses| misses.ooms = [9, 0]);
     watcher.sweep_all();
     watcher.sweep_all();
-    assert_eq!(watcher.source.tally(Tally::SkippedForGood), 0);
+    assert_eq!(watcher.source.tally(LossKind::SkippedForGood), 0);
     skipped(&watcher, |misses| misses.ooms = [10, 1]);
     watcher.sweep_all();
     watcher.sweep_all();
     watcher.sweep_all();
-    assert_eq!((taken(&client), watcher.source.tally(Tally::SkippedForGood)), (0, 2));
+    assert_eq!((taken(&client), watcher.source.tally(LossKind::SkippedForGood)), (0, 2));
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn a_hold_whose_end_was_skipped_is_released() {
         skipped(&watcher, |misses| misses.oom_ends = [1, 1]);
         watcher.sweep_all();
         assert!(hold_of(&watcher.source.slots[1]) != Hold::NONE, "it may go on");
-        watcher.source.count(Tally::OomJoined, joined);
+        watcher.source.count(LossKind::OomJoined, joined);
         watcher.sweep_all();
         assert_eq!(hold_of(&watcher.source.slots[1]), Hold::NONE);
         assert_eq!(watcher.source.slots[0].oom_below.get(), 0);
@@ -206,7 +206,7 @@ fn what_nothing_makes_up_for_is_counted() {
     skipped(&watcher, |misses| misses.for_good += 3);
     watcher.sweep_all();
     watcher.sweep_all();
-    assert_eq!(watcher.source.tally(Tally::SkippedForGood), 3);
+    assert_eq!(watcher.source.tally(LossKind::SkippedForGood), 3);
 }
 
 #[test]

@@ -5,32 +5,32 @@ use std::os::fd::OwnedFd;
 use monitor_common::{
     band::{Excursion, Seen},
     control_file::ControlFile,
-    slot::State,
+    slot::SlotState,
     word::Word as _,
 };
 use nix::errno::Errno;
 use proptest::prelude::*;
 
 use super::{
-    LIMITS, Limits, Request, USAGE, Watcher, client,
+    LIMITS, Limits, RegistrationRequest, USAGE, Watcher, client,
     fake::{FakeHost, FakeKernel},
     request, taken, wait_for,
 };
 use crate::{
-    fd_store::{Handed, Keeper},
-    persist::{Unfinished, Vault},
+    fd_store::{FdStore, StoredDescriptors},
+    persist::{Persistence, Unfinished},
     registry::Account,
     watcher::Restored,
 };
 
 const INSTANCE: u64 = 7;
 
-fn next(mut source: FakeKernel, handed: Handed, instance: u64) -> (Watcher<FakeKernel>, Restored) {
+fn next(mut source: FakeKernel, handed: StoredDescriptors, instance: u64) -> (Watcher<FakeKernel>, Restored) {
     // The agent's, the bag's, the client's.
     source.usual_references = 3;
     let limits = Limits { quota: 100, eventfds: 10_000, ..LIMITS };
     let mut watcher = Watcher::new(source, Box::new(FakeHost::forever()), limits).expect("AIO");
-    let (vault, left) = Vault::open(Keeper::of_tests(), handed).expect("memfd");
+    let (vault, left) = Persistence::open(FdStore::of_tests(), handed).expect("memfd");
     let restored = watcher.restore(vault, left, instance, &FakeKernel::new()).expect("restored");
     watcher.run();
     (watcher, restored)
@@ -41,7 +41,7 @@ fn first() -> Watcher<FakeKernel> {
 }
 
 /// Killed: what it held of its own is gone, the kernel and the keeper go on.
-fn killed(watcher: Watcher<FakeKernel>) -> (FakeKernel, Handed) {
+fn killed(watcher: Watcher<FakeKernel>) -> (FakeKernel, StoredDescriptors) {
     let handed = watcher.vault.as_ref().expect("kept").as_handed();
     let Watcher { source, .. } = watcher;
     source.references.borrow_mut().clear();
@@ -57,7 +57,7 @@ fn killed_and_next(watcher: Watcher<FakeKernel>) -> Watcher<FakeKernel> {
 fn the_agents_own_registrations_die_with_it() {
     let (mut watcher, client) = (first(), client());
     let group = watcher.source.group(0);
-    let own = Request { account: Account::Agent, ..request(group, USAGE, "10", &client) };
+    let own = RegistrationRequest { account: Account::Agent, ..request(group, USAGE, "10", &client) };
     let receipt = watcher.register(own).expect("registered");
     watcher.confirm(receipt);
     watcher.source.charge(0, 12);
@@ -73,7 +73,8 @@ fn each_account_keeps_what_it_holds_and_owes() {
     let group = watcher.source.group(0);
     let accounts = [Account::User(1), Account::User(2), Account::Group(2), Account::Privileged];
     let by = |watcher: &mut Watcher<FakeKernel>, account, args: &str| {
-        let receipt = watcher.register(Request { account, ..request(group, USAGE, args, &client) })?;
+        let receipt =
+            watcher.register(RegistrationRequest { account, ..request(group, USAGE, args, &client) })?;
         watcher.confirm(receipt);
         Ok(())
     };
@@ -101,7 +102,7 @@ fn an_answer_that_was_lost_is_its_askers() {
     let group = watcher.source.group(0);
     let by = |watcher: &mut Watcher<FakeKernel>, user| {
         let account = Account::User(user);
-        watcher.register(Request { account, ..request(group, USAGE, "10", &client) })
+        watcher.register(RegistrationRequest { account, ..request(group, USAGE, "10", &client) })
     };
     let _unanswered = by(&mut watcher, 1).expect("registered");
     let mut watcher = killed_and_next(watcher);
@@ -217,7 +218,7 @@ fn emptied_and_removed_is_told_both() {
     wait_for(&mut watcher, 0, USAGE, "10", &client).expect("registered");
     let (source, handed) = killed(watcher);
     source.charge(0, 0);
-    source.slots[0].mark(State::OFFLINE);
+    source.slots[0].mark(SlotState::OFFLINE);
     next(source, handed, INSTANCE);
     assert_eq!(taken(&client), 2, "down, and removed");
 }
@@ -293,7 +294,7 @@ fn bags_are_packed_and_cleared_out() {
     assert_eq!(watcher.registry().len(), 100);
     let handed = watcher.vault.as_ref().expect("kept").as_handed();
     assert!(handed.len() <= 5, "{} descriptors to keep", handed.len());
-    let (_, left) = Vault::open(Keeper::of_tests(), handed).expect("opened");
+    let (_, left) = Persistence::open(FdStore::of_tests(), handed).expect("opened");
     assert_eq!(left.records.len(), 100);
     assert!(left.files.len() < 400, "{} eventfds for 100", left.files.len());
     let _: Vec<(_, OwnedFd)> = left.files;

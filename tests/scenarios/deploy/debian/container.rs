@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use memcg_monitor::cgroup::Version;
-use memcg_monitor::client::{CONTROL_SOCKET, Control, SOCKET};
+use memcg_monitor::client::{AdminConnection, CONTROL_SOCKET, SOCKET};
 use serde_json::Value;
 
 use crate::harness::agent::{PATIENCE, until};
@@ -124,7 +124,7 @@ fn debian_container() -> Result<()> {
 /// A client in namespaces of its own, which may do nothing, and a process in its group.
 fn hears_of_itself(agent: &Container, name: &'static str, users: Option<u32>) -> Result<()> {
     let client = Container::start(name, "sidecar", users)?;
-    let control = Control::connect(&agent.operators())?;
+    let control = AdminConnection::connect(&agent.operators())?;
     control.set_timeout(i64::try_from(PATIENCE.as_millis())?)?;
     let group = client.group().path.display().to_string();
     until("the client has registered", || {

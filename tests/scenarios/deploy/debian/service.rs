@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use memcg_monitor::client::{CONTROL_SOCKET, Control, SOCKET};
+use memcg_monitor::client::{AdminConnection, CONTROL_SOCKET, SOCKET};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -165,7 +165,7 @@ fn debian_watchdog() -> Result<()> {
     until("the watchdog is fed", || Ok(fed()? != first))?;
     let second = fed()?;
     until("the watchdog is fed again", || Ok(fed()? != second))?;
-    let control = Control::connect(Path::new(CONTROL_SOCKET))?;
+    let control = AdminConnection::connect(Path::new(CONTROL_SOCKET))?;
     control.set_timeout(i64::try_from(PATIENCE.as_millis())?)?;
     let (groups, status) = control.list()?;
     ensure!((status.registrations, status.signals) == (0, 0), "its own are counted: {status:?}");

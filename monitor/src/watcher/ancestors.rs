@@ -16,14 +16,14 @@ const LEVELS: usize = 8;
 
 /// A climb from a group on which somebody waits for OOM.
 #[derive(Debug)]
-pub(super) struct Climb {
+pub(super) struct AncestorWalk {
     group: GroupId,
     at: u32,
     /// What was found out, which is noted on the way up once more.
     is_in: Option<bool>,
 }
 
-impl Climb {
+impl AncestorWalk {
     pub(super) const fn from(group: GroupId) -> Self {
         Self { group, at: group.slot, is_in: None }
     }
@@ -31,33 +31,33 @@ impl Climb {
 
 /// How a piece of a climb ends.
 #[derive(Debug)]
-pub(super) enum Climbed {
+pub(super) enum WalkOutcome {
     /// The group is in the one in OOM, or it is that one.
     In(GroupId),
     /// It is elsewhere.
     Elsewhere,
     /// There is more to climb.
-    On(Climb),
+    On(AncestorWalk),
 }
 
 /// What is remembered.
 #[derive(Debug, Default)]
-pub(super) struct Climbs {
-    by_oom: Vec<Known>,
+pub(super) struct AncestorWalks {
+    by_oom: Vec<KnownAncestors>,
     ooms: u64,
     now: u64,
 }
 
 /// Of one OOM.
 #[derive(Debug)]
-struct Known {
+struct KnownAncestors {
     oom: u64,
     used: u64,
     /// For each slot, whether it is known, and whether it is in.
     bits: Vec<u64>,
 }
 
-impl Climbs {
+impl AncestorWalks {
     /// A number for one more OOM.
     pub(super) const fn begin(&mut self) -> u64 {
         self.ooms += 1;
@@ -87,7 +87,7 @@ impl Climbs {
             {
                 self.by_oom.retain(|known| known.used != oldest);
             }
-            self.by_oom.push(Known { oom, used: self.now, bits: Vec::new() });
+            self.by_oom.push(KnownAncestors { oom, used: self.now, bits: Vec::new() });
             self.by_oom.len() - 1
         });
         let (word, bit) = place(slot);
@@ -107,7 +107,7 @@ const fn place(slot: u32) -> (usize, u32) {
 
 impl<S: Source> Watcher<S> {
     /// A few levels of a climb, to the group at `index` or to what is known already.
-    pub(super) fn climb_on(&mut self, mut climb: Climb, oom: u64, index: u32) -> Climbed {
+    pub(super) fn climb_on(&mut self, mut climb: AncestorWalk, oom: u64, index: u32) -> WalkOutcome {
         for _ in 0..LEVELS {
             let at = climb.at;
             let known = if at == index { Some(true) } else { self.climbs.get(oom, at) };
@@ -125,23 +125,23 @@ impl<S: Source> Watcher<S> {
                     }
                     match above {
                         Some(above) => climb.at = above,
-                        None if is_in => return Climbed::In(climb.group),
-                        None => return Climbed::Elsewhere,
+                        None if is_in => return WalkOutcome::In(climb.group),
+                        None => return WalkOutcome::Elsewhere,
                     }
                 }
             }
         }
-        Climbed::On(climb)
+        WalkOutcome::On(climb)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Climbs, REMEMBERED};
+    use super::{AncestorWalks, REMEMBERED};
 
     #[test]
     fn what_had_no_turn_for_longest_is_forgotten() {
-        let mut climbs = Climbs::default();
+        let mut climbs = AncestorWalks::default();
         let first = climbs.begin();
         climbs.note(first, 70, true);
         climbs.note(first, 71, false);
