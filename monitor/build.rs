@@ -28,7 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("cargo::rerun-if-env-changed={name}");
     }
 
-    // One folder for all profiles and target folders: it is the same object.
+    // One directory for all profiles and target directories: it is the same object.
     let toolchain = ebpf::find(root)?;
     rerun_if_changed(&toolchain.linker);
     rerun_if_changed(&toolchain.compiler.rustc);

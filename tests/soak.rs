@@ -100,8 +100,8 @@ pub(crate) fn run(time: Duration, seed: u64, attacks: bool) -> Result<()> {
         Ok(after.descriptors.0 <= before.descriptors.0 && after.descriptors.1 <= before.descriptors.1)
     })
     .with_context(|| format!("before {before:?}, after {after:?}"))?;
-    let full = status.losses.iter().find(|(name, _)| name == "ring_full").map_or(0, |(_, count)| *count);
-    let exhausted = status.losses.iter().find(|(name, _)| name == "slots_exhausted").map_or(0, |(_, n)| *n);
+    let full = status.losses.get("ring_full").copied().unwrap_or(0);
+    let exhausted = status.losses.get("slots_exhausted").copied().unwrap_or(0);
     table(&tally, &before, &after, status.restarts, full);
     ensure!(exhausted == 0, "slots have leaked: {exhausted} groups found none");
     ensure!(

@@ -79,7 +79,7 @@ pub struct AgentOptions {
     /// The service manager keeps descriptors, even if it does not say so.
     pub keeps: bool,
     /// Which rights are given up before it is ready.
-    pub confine: sandbox::Sandbox,
+    pub sandbox: sandbox::Sandbox,
     /// After which time without a sign of life the service manager gives up on us;
     /// never when absent.
     pub watchdog: Option<Duration>,
@@ -103,8 +103,8 @@ struct Lock {
 
 impl Lock {
     fn take(socket: &Path) -> Result<Self> {
-        let folder = socket.parent().unwrap_or(Path::new("/"));
-        fs::create_dir_all(folder).map_err(|error| Error::file("make the folder", folder, error))?;
+        let directory = socket.parent().unwrap_or(Path::new("/"));
+        fs::create_dir_all(directory).map_err(|error| Error::file("make the directory", directory, error))?;
         let mut name = socket.as_os_str().to_owned();
         name.push(".lock");
         let path = PathBuf::from(name);
@@ -163,25 +163,26 @@ pub async fn run(
     let v1 = hierarchy.version == Version::V1;
     let given = socket_activation::listener(&mut handed, socket_activation::REGISTER)?;
     let operators = socket_activation::listener(&mut handed, socket_activation::OPERATOR)?;
-    let vault = FdStore::found(options.keeps).map(|keeper| Persistence::open(keeper, handed)).transpose()?;
-    let pins = vault.as_ref().and_then(|_| open_pins(&options.pins));
+    let persistence =
+        FdStore::found(options.keeps).map(|fd_store| Persistence::open(fd_store, handed)).transpose()?;
+    let pins = persistence.as_ref().and_then(|_| open_pins(&options.pins));
     if pins.is_none() && Pins::hold_programs(&options.pins) {
-        let folder = options.pins.display();
+        let directory = options.pins.display();
         log::warn!(
             "programs of an earlier agent stay attached, and cost what they did: this agent does not \
-             open what is pinned in {folder}; unless another agent uses it, rm -r {folder}"
+             open what is pinned in {directory}; unless another agent uses it, rm -r {directory}"
         );
     }
     let runtime = signals::RuntimeGuard::new()?;
     let (programs, ring) = Programs::start(v1, options.sizes, pins)?;
     let asks = sandbox::capabilities::needed_for(&sandbox::ASK, || programs.answers());
-    let groups = hierarchy.call_roll()?;
+    let groups = hierarchy.enumerate_groups()?;
     let instance = programs.instance();
     let host = Box::new(Files::new(&hierarchy)?);
     let identity = programs.identity().clone();
     let mut watcher = Watcher::new(programs, host, options.limits)?;
-    if let Some((vault, left)) = vault {
-        let restored = watcher.restore(vault, left, instance, &identity)?;
+    if let Some((persistence, left)) = persistence {
+        let restored = watcher.restore(persistence, left, instance, &identity)?;
         // Every band stands before anybody is told that the agent is ready.
         watcher.catch_up_within(CATCH_UP);
         if restored != Restored::default() {
@@ -194,27 +195,27 @@ pub async fn run(
     watcher.take_stock();
     let watcher = SharedWatcher::new(watcher);
 
-    let closer =
-        DeferredClose::start(options.confine).map_err(|error| Error::file("start", "threads", error))?;
+    let deferred_close =
+        DeferredClose::start(options.sandbox).map_err(|error| Error::file("start", "threads", error))?;
     let accounting = if options.by_group {
         Accounting::ByGroup(Arc::new(Groups::new(&hierarchy)?))
     } else {
         Accounting::ByUser
     };
-    let door = Listener::open(given, &options.socket, &options.access, &closer)?;
+    let door = Listener::open(given, &options.socket, &options.access, &deferred_close)?;
     let door = Rc::new(door.counted(&accounting));
-    let operator = Listener::open(operators, &options.control_socket, &options.operators, &closer)?;
+    let operator = Listener::open(operators, &options.control_socket, &options.operators, &deferred_close)?;
     let operator = Rc::new(operator.counted(&accounting));
     let mode = options.view.as_ref().map_or(view::EVENT_CONTROL_MODE, |wanted| wanted.event_control_mode);
     let tree = Arc::new(Tree::new(Directories::new(&hierarchy)?, mode));
     // Dropped before the tasks end: nobody comes in any more, then those that did
     // are answered.
     let shown = match &options.view {
-        Some(wanted) => show(wanted, &tree, &hierarchy.root, options.confine)?,
+        Some(wanted) => show(wanted, &tree, &hierarchy.root, options.sandbox)?,
         None => None,
     };
     let device = shown.as_ref().map(|(shown, _)| shown.device());
-    let mut places = FrontendContext::new(Arc::clone(&tree), device, closer, Box::new(identity));
+    let mut places = FrontendContext::new(Arc::clone(&tree), device, deferred_close, Box::new(identity));
     places.accounting = accounting;
     let places = Rc::new(places);
     let (listing, listed) = listing::start(watcher.clone(), Arc::clone(&tree));
@@ -238,14 +239,14 @@ pub async fn run(
         shown
     });
     if let Some(door) = metrics {
-        let gatherer =
+        let collector =
             frontend::metrics_http::Collector::new(&watcher, tree, &hierarchy, options.limits.eventfds);
         doors = format!("{doors}; metrics at {}", door.address());
-        tasks.push(tokio::task::spawn_local(door.serve(gatherer)));
+        tasks.push(tokio::task::spawn_local(door.serve(collector)));
     }
     // What it took to get here, the kernel's types above all, is needed no more.
     malloc::trim();
-    sandbox::agent(options.confine, asks);
+    sandbox::agent(options.sandbox, asks);
     let sampler = Sampler::start(watcher.clone(), options.sample)
         .map_err(|error| Error::file("start", "the thread that samples", error))?;
     let mut signals = Signals::start(runtime, ring, watcher.clone(), options.sweep, sampler.wake())
@@ -273,13 +274,13 @@ pub async fn run(
 }
 
 /// Without pins the agent goes on: what holds when it comes back is still told.
-fn open_pins(folder: &Path) -> Option<Pins> {
+fn open_pins(directory: &Path) -> Option<Pins> {
     if !socket_activation::may_reopen_programs() {
         log::info!("without CAP_SYS_ADMIN no program is pinned; nothing is seen while there is no agent");
         return None;
     }
     let failed = |error: &Error| log::warn!("{error}; nothing is seen while there is no agent");
-    Pins::open(folder).inspect_err(failed).ok()
+    Pins::open(directory).inspect_err(failed).ok()
 }
 
 type View = (Shown, mpsc::Receiver<Written>);

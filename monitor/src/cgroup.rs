@@ -87,7 +87,7 @@ impl Hierarchy {
     ///
     /// # Errors
     /// The root cannot be opened, by its name or by its id.
-    pub fn call_roll(&self) -> Result<usize> {
+    pub fn enumerate_groups(&self) -> Result<usize> {
         let mut called = 0;
         self.walk(|directory, _, _| {
             // Groups without the controller have no such file; groups that go

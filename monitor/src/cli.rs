@@ -33,7 +33,7 @@ pub enum Command {
     List(List),
     /// Say how the agent fares, without its groups: for probes
     Status(Status),
-    /// Say what this host offers, and what would be used
+    /// Say what this host features, and what would be used
     Check(Check),
     /// Wait for the agent's end, then unmount its view; the agent starts this itself
     #[command(hide = true)]
@@ -47,7 +47,7 @@ pub struct Unmount {
     pub point: PathBuf,
     /// As the agent's
     #[arg(long, value_enum, default_value_t = SandboxMode::On)]
-    pub confine: SandboxMode,
+    pub sandbox: SandboxMode,
 }
 
 /// Which rights the agent gives up.
@@ -63,8 +63,8 @@ pub enum SandboxMode {
 }
 
 impl From<SandboxMode> for memcg_monitor::sandbox::Sandbox {
-    fn from(confine: SandboxMode) -> Self {
-        match confine {
+    fn from(sandbox: SandboxMode) -> Self {
+        match sandbox {
             SandboxMode::Off => Self::Off,
             SandboxMode::Warn => Self::Warn,
             SandboxMode::On => Self::On,
@@ -138,7 +138,7 @@ pub struct Agent {
     /// Milliseconds of rest for a threshold that usage crossed sixteen times within
     /// that time; then it is told if it is on the other side. 0: no rest
     #[arg(long, value_name = "MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(0..=60_000))]
-    pub rest_ms: u64,
+    pub holdoff_ms: u64,
     /// Registrations that each user may have (with --quota-by cgroup each memory cgroup); one
     /// more is refused with EDQUOT. Processes
     /// with CAP_SYS_RESOURCE in the agent's user namespace may have any number: user id 0
@@ -189,7 +189,7 @@ pub struct Agent {
     /// Rights to give up before READY: capabilities, system calls (seccomp), files
     /// (Landlock). A refused system call is named in the kernel's log
     #[arg(long, value_enum, default_value_t = SandboxMode::On)]
-    pub confine: SandboxMode,
+    pub sandbox: SandboxMode,
     /// Tell metrics to Prometheus at unix:/PATH, 127.0.0.1:PORT or [::1]:PORT, as
     /// GET /metrics. There is no password, so no other addresses; a unix socket has
     /// --socket-mode and --socket-group [default: not told]

@@ -16,8 +16,8 @@ use crate::{
 
 /// By this name the store keeps the state record.
 pub const STATE: &str = "state";
-/// Names of bags begin so.
-pub const BAG: &str = "bag-";
+/// Names of stashes begin so.
+pub const STASH: &str = "bag-";
 
 /// Descriptors that came with the process, each with its name.
 pub type StoredDescriptors = Vec<(String, OwnedFd)>;
@@ -64,7 +64,7 @@ impl FdStore {
     /// # Errors
     /// `sendmsg` to the notification socket failed.
     pub fn store(&self, name: &str, fd: BorrowedFd<'_>) -> Result<()> {
-        // Not polled: a bag whose mouth is closed would count as gone.
+        // Not polled: a stash whose mouth is closed would count as gone.
         let states = [NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")];
         in_flight::apart(|| sd_notify::notify_with_fds(&states, &[fd]))
             .map_err(|error| failed("FDSTORE", &error))

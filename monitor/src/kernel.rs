@@ -20,7 +20,7 @@ use crate::{
 /// Where the kernel keeps its own type information.
 pub const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
 
-/// What the kernel offers.
+/// What the kernel features.
 #[derive(Debug)]
 pub struct Facts {
     /// `uname -r`.
@@ -71,7 +71,7 @@ pub struct Plan {
     /// Unit of the packed band.
     pub band_shift: u32,
     /// What can be waited for beside memory and memory+swap.
-    pub offers: Features,
+    pub features: Features,
 }
 
 /// What this kernel can tell beside usage.
@@ -174,7 +174,7 @@ impl Plan {
             let oom = u64::try_from(facts.btf.enum_value("memcg_memory_event", "MEMCG_OOM")?).ok()?;
             Some(events + oom * size_of::<u64>() as u64)
         });
-        let offers = Features::of(has, under_oom.is_some(), pressure.is_ok());
+        let features = Features::of(has, under_oom.is_some(), pressure.is_ok());
         Ok(Self {
             hooks: present.iter().map(|hook| hook.program).collect(),
             functions: present
@@ -217,7 +217,7 @@ impl Plan {
                 ("HAS_OOM_KILL", u32::from(oom_kill)),
                 ("HAS_LIMIT_MARKS", u32::from(limit_marks)),
             ],
-            offers,
+            features,
             band_shift: band::shift_for(facts.pages),
         })
     }

@@ -1,7 +1,7 @@
 //! What outlives an agent, in the hands of a [`FdStore`]: who waits for what (the
 //! [`State`]), and the clients' eventfds (in [`FdStash`]s).
 //!
-//! Order is all: an eventfd is in a bag before a registration names it, a registration
+//! Order is all: an eventfd is in a stash before a registration names it, a registration
 //! is recorded before its client has the answer, what happened is recorded as owed before
 //! it is forgotten where it was taken from, and as paid after it was signalled. So an
 //! agent may be killed anywhere: the next one may repeat its last signals, but misses none.
@@ -27,7 +27,7 @@ pub use unrecorded::Unrecorded;
 use crate::{
     error::{Error, Result},
     eventfd::EventFd,
-    fd_store::{BAG, FdStore, STATE, StoredDescriptors},
+    fd_store::{FdStore, STASH, STATE, StoredDescriptors},
     persist::fd_stash::IN_A_MESSAGE,
     source::FileId,
 };
@@ -35,16 +35,16 @@ use crate::{
 /// References of its own to an eventfd, beside the agent's one.
 pub const REFERENCES: u64 = 1;
 
-/// Eventfds that may lie in bags without anybody waiting, before they are cleared out.
+/// Eventfds that may lie in stashes without anybody waiting, before they are cleared out.
 const WASTE: usize = 256;
 
-/// The state, the bags, and who keeps them.
+/// The state, the stashes, and who keeps them.
 #[derive(Debug)]
 pub struct Persistence {
-    keeper: FdStore,
+    fd_store: FdStore,
     state: StateFile,
     /// Many to a message, the oldest first; what is packed anew goes into the last one.
-    bags: VecDeque<FdStash>,
+    stashes: VecDeque<FdStash>,
     /// Filled one by one; packed when it is full.
     latest: Option<FdStash>,
     /// What lies in any.
@@ -54,17 +54,17 @@ pub struct Persistence {
     /// Of those, what lies in two: an agent was killed while it packed.
     twice: HashSet<FileId>,
     named: u64,
-    rest: DiscardedRecord,
+    rest: RetryPause,
 }
 
 /// How long nothing is packed anew after that has failed.
 #[derive(Debug, Default)]
-struct DiscardedRecord {
+struct RetryPause {
     pause: Duration,
     until: Option<Instant>,
 }
 
-impl DiscardedRecord {
+impl RetryPause {
     const LONGEST: Duration = Duration::from_secs(64);
 
     fn is_over(&self) -> bool {
@@ -94,21 +94,21 @@ pub struct Recovered {
 
 impl Persistence {
     /// Takes over what an agent before has left among `socket_activation`, or begins anew. The
-    /// bags are as they were until [`Persistence::repack`].
+    /// stashes are as they were until [`Persistence::repack`].
     ///
     /// # Errors
-    /// A new state cannot be made, or not be given to the keeper.
-    pub fn open(keeper: FdStore, handed: StoredDescriptors) -> Result<(Self, Recovered)> {
-        let (mut states, mut bags) = (Vec::new(), Vec::new());
+    /// A new state cannot be made, or not be given to the fd_store.
+    pub fn open(fd_store: FdStore, handed: StoredDescriptors) -> Result<(Self, Recovered)> {
+        let (mut states, mut stashes) = (Vec::new(), Vec::new());
         for (name, fd) in handed {
             if name == STATE {
                 states.push(fd);
-            } else if let Some(number) = name.strip_prefix(BAG) {
-                bags.push((number.parse().unwrap_or(0_u64), FdStash::adopt(name, fd)));
+            } else if let Some(number) = name.strip_prefix(STASH) {
+                stashes.push((number.parse().unwrap_or(0_u64), FdStash::adopt(name, fd)));
             }
         }
-        bags.sort_by_key(|(number, _)| *number);
-        let named = bags.last().map_or(0, |(number, _)| *number);
+        stashes.sort_by_key(|(number, _)| *number);
+        let named = stashes.last().map_or(0, |(number, _)| *number);
         let mut left = Recovered::default();
         let found = states.len();
         let adopted = states.into_iter().find_map(|file| StateFile::adopt(file).inspect_err(unread).ok());
@@ -121,18 +121,19 @@ impl Persistence {
             None => {
                 if found > 0 {
                     // The next agent is not to find it beside the new one.
-                    keeper.forget(STATE)?;
+                    fd_store.forget(STATE)?;
                 }
                 let state = StateFile::new()?;
-                keeper.store(STATE, state.file())?;
+                fd_store.store(STATE, state.file())?;
                 state
             }
         };
-        let bags: VecDeque<_> = bags.into_iter().map(|(_, bag)| bag).collect();
+        let stashes: VecDeque<_> = stashes.into_iter().map(|(_, stash)| stash).collect();
         let (mut held, mut twice) = (HashSet::new(), HashSet::new());
-        for bag in &bags {
-            let found =
-                bag.look().map_err(|errno| Error::syscall(format!("recvmsg from {}", bag.name), errno))?;
+        for stash in &stashes {
+            let found = stash
+                .look()
+                .map_err(|errno| Error::syscall(format!("recvmsg from {}", stash.name), errno))?;
             for (file, fd) in found.into_iter().map(|(number, fd)| (FileId(number), fd)) {
                 if held.insert(file) {
                     left.files.push((file, fd));
@@ -141,8 +142,8 @@ impl Persistence {
                 }
             }
         }
-        let (waste, rest) = (HashSet::new(), DiscardedRecord::default());
-        Ok((Self { keeper, state, bags, latest: None, held, waste, twice, named, rest }, left))
+        let (waste, rest) = (HashSet::new(), RetryPause::default());
+        Ok((Self { fd_store, state, stashes, latest: None, held, waste, twice, named, rest }, left))
     }
 
     /// The record of registrations.
@@ -187,7 +188,7 @@ impl Persistence {
             return;
         }
         match self.pack_some(all) {
-            Ok(()) => self.rest = DiscardedRecord::default(),
+            Ok(()) => self.rest = RetryPause::default(),
             Err(error) => {
                 self.rest.begin();
                 log::warn!("{error}; tried again in {} s", self.rest.pause.as_secs());
@@ -195,34 +196,34 @@ impl Persistence {
         }
     }
 
-    /// Puts all eventfds into new bags, and gives up the old ones, message by message: so
+    /// Puts all eventfds into new stashes, and gives up the old ones, message by message: so
     /// hardly more are in flight than before. Where that fails, the rest stays where it is.
     pub fn repack(&mut self, all: &HashMap<FileId, EventFd>) {
-        let mut old = std::mem::take(&mut self.bags);
+        let mut old = std::mem::take(&mut self.stashes);
         old.extend(self.latest.take());
-        while let Some(bag) = old.pop_front() {
-            if let Err(error) = self.pack_all_of(&bag, all) {
+        while let Some(stash) = old.pop_front() {
+            if let Err(error) = self.pack_all_of(&stash, all) {
                 self.rest.begin();
                 log::warn!("{error}; what is kept stays in {} descriptors more", old.len() + 1);
-                old.push_front(bag);
-                old.append(&mut self.bags);
-                self.bags = old;
+                old.push_front(stash);
+                old.append(&mut self.stashes);
+                self.stashes = old;
                 return;
             }
-            self.give_up(&bag);
+            self.give_up(&stash);
         }
-        // At hand, and with the keeper, before the first client comes.
+        // At hand, and with the fd_store, before the first client comes.
         match self.new_bag() {
-            Ok(bag) => self.latest = Some(bag),
+            Ok(stash) => self.latest = Some(stash),
             Err(error) => log::warn!("{error}; tried again when a client comes"),
         }
     }
 
-    /// Lets the keeper forget everything: there is to be no next agent.
+    /// Lets the fd_store forget everything: there is to be no next agent.
     pub fn give_up_all(&self) {
-        let names = self.bags.iter().chain(&self.latest).map(|bag| bag.name.as_str());
+        let names = self.stashes.iter().chain(&self.latest).map(|stash| stash.name.as_str());
         for name in names.chain([STATE]) {
-            if let Err(error) = self.keeper.forget(name) {
+            if let Err(error) = self.fd_store.forget(name) {
                 log::warn!("{error}");
             }
         }
@@ -232,20 +233,20 @@ impl Persistence {
     #[cfg(test)]
     pub(crate) fn as_handed(&self) -> StoredDescriptors {
         let duplicate = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().expect("dup");
-        let bags = self.bags.iter().chain(&self.latest);
-        let bags = bags.map(|bag| (bag.name.clone(), duplicate(bag.end())));
-        std::iter::once((STATE.to_owned(), duplicate(self.state.file()))).chain(bags).collect()
+        let stashes = self.stashes.iter().chain(&self.latest);
+        let stashes = stashes.map(|stash| (stash.name.clone(), duplicate(stash.end())));
+        std::iter::once((STATE.to_owned(), duplicate(self.state.file()))).chain(stashes).collect()
     }
 
-    /// What was put in one by one, and then some of the oldest bag.
+    /// What was put in one by one, and then some of the oldest stash.
     fn pack_some(&mut self, all: &HashMap<FileId, EventFd>) -> Result<()> {
         self.pack_latest(all)?;
-        let Some(oldest) = self.bags.pop_front() else { return Ok(()) };
+        let Some(oldest) = self.stashes.pop_front() else { return Ok(()) };
         let outcome = self.pack_front_of(&oldest, all);
         if matches!(outcome, Ok(false)) {
             self.give_up(&oldest);
         } else {
-            self.bags.push_front(oldest);
+            self.stashes.push_front(oldest);
         }
         outcome.map(drop)
     }
@@ -258,16 +259,16 @@ impl Persistence {
         outcome
     }
 
-    fn pack_all_of(&mut self, bag: &FdStash, all: &HashMap<FileId, EventFd>) -> Result<()> {
-        while self.pack_front_of(bag, all)? {}
+    fn pack_all_of(&mut self, stash: &FdStash, all: &HashMap<FileId, EventFd>) -> Result<()> {
+        while self.pack_front_of(stash, all)? {}
         Ok(())
     }
 
-    /// Moves what lies in front of `bag`, which is none of `bags`, into the last of those, and
+    /// Moves what lies in front of `stash`, which is none of `stashes`, into the last of those, and
     /// lets go what nobody waits on. False where there was nothing.
-    fn pack_front_of(&mut self, bag: &FdStash, all: &HashMap<FileId, EventFd>) -> Result<bool> {
-        let failed = |errno| Error::syscall(format!("recvmsg from {}", bag.name), errno);
-        let (messages, numbers) = bag.front(IN_A_MESSAGE).map_err(failed)?;
+    fn pack_front_of(&mut self, stash: &FdStash, all: &HashMap<FileId, EventFd>) -> Result<bool> {
+        let failed = |errno| Error::syscall(format!("recvmsg from {}", stash.name), errno);
+        let (messages, numbers) = stash.front(IN_A_MESSAGE).map_err(failed)?;
         if messages == 0 {
             return Ok(false);
         }
@@ -278,12 +279,12 @@ impl Persistence {
             let mut outcome = self.put_many(&moved);
             if outcome == Err(Errno::EAGAIN) {
                 let fresh = self.new_bag()?;
-                self.bags.push_back(fresh);
+                self.stashes.push_back(fresh);
                 outcome = self.put_many(&moved);
             }
             outcome.map_err(|errno| not_sent(moved.len(), errno))?;
         }
-        if let Err(errno) = bag.drop_front(messages) {
+        if let Err(errno) = stash.drop_front(messages) {
             self.twice.extend(moved.iter().map(|(number, _)| FileId(*number)));
             return Err(failed(errno));
         }
@@ -297,29 +298,29 @@ impl Persistence {
     }
 
     fn put_one(&mut self, one: &[(u64, BorrowedFd<'_>)]) -> Result<nix::Result<()>> {
-        let bag = match self.latest.take() {
-            Some(bag) => bag,
+        let stash = match self.latest.take() {
+            Some(stash) => stash,
             None => self.new_bag()?,
         };
-        Ok(self.latest.insert(bag).put(one))
+        Ok(self.latest.insert(stash).put(one))
     }
 
-    /// `EAGAIN`, too, where there is no bag yet.
+    /// `EAGAIN`, too, where there is no stash yet.
     fn put_many(&self, some: &[(u64, BorrowedFd<'_>)]) -> nix::Result<()> {
-        self.bags.back().map_or(Err(Errno::EAGAIN), |bag| bag.put(some))
+        self.stashes.back().map_or(Err(Errno::EAGAIN), |stash| stash.put(some))
     }
 
     fn new_bag(&mut self) -> Result<FdStash> {
         self.named += 1;
-        let bag = FdStash::new(format!("{BAG}{}", self.named))
-            .map_err(|errno| Error::syscall("socketpair for a bag of eventfds", errno))?;
-        self.keeper.store(&bag.name, bag.end())?;
-        Ok(bag)
+        let stash = FdStash::new(format!("{STASH}{}", self.named))
+            .map_err(|errno| Error::syscall("socketpair for a stash of eventfds", errno))?;
+        self.fd_store.store(&stash.name, stash.end())?;
+        Ok(stash)
     }
 
-    /// It is empty by now. The keeper takes its time.
-    fn give_up(&self, bag: &FdStash) {
-        if let Err(error) = self.keeper.forget(&bag.name) {
+    /// It is empty by now. The fd_store takes its time.
+    fn give_up(&self, stash: &FdStash) {
+        if let Err(error) = self.fd_store.forget(&stash.name) {
             log::warn!("{error}");
         }
     }
@@ -353,17 +354,17 @@ mod tests {
     use crate::{
         error::Result,
         eventfd::EventFd,
-        fd_store::{BAG, FdStore, StoredDescriptors},
+        fd_store::{FdStore, STASH, StoredDescriptors},
         source::FileId,
     };
 
-    fn bag(number: u64, files: &[u64], all: &HashMap<FileId, EventFd>) -> (String, OwnedFd) {
-        let name = format!("{BAG}{number}");
-        let bag = FdStash::new(name.clone()).expect("socketpair");
+    fn stash(number: u64, files: &[u64], all: &HashMap<FileId, EventFd>) -> (String, OwnedFd) {
+        let name = format!("{STASH}{number}");
+        let stash = FdStash::new(name.clone()).expect("socketpair");
         for file in files {
-            bag.put(&[(*file, all[&FileId(*file)].as_fd())]).expect("sendmsg");
+            stash.put(&[(*file, all[&FileId(*file)].as_fd())]).expect("sendmsg");
         }
-        (name, bag.end().try_clone_to_owned().expect("dup"))
+        (name, stash.end().try_clone_to_owned().expect("dup"))
     }
 
     fn some(count: u64) -> HashMap<FileId, EventFd> {
@@ -371,48 +372,49 @@ mod tests {
         (1..=count).map(|file| (FileId(file), fresh())).collect()
     }
 
-    /// What each of the next agent's bags holds.
-    fn next(vault: &Persistence) -> Vec<Vec<u64>> {
-        let bags = vault.bags.iter().chain(&vault.latest).map(|bag| bag.look().expect("look"));
-        let bags = bags.filter(|held| !held.is_empty());
-        bags.map(|held| held.into_iter().map(|(number, _)| number).collect()).collect()
+    /// What each of the next agent's stashes holds.
+    fn next(persistence: &Persistence) -> Vec<Vec<u64>> {
+        let stashes =
+            persistence.stashes.iter().chain(&persistence.latest).map(|stash| stash.look().expect("look"));
+        let stashes = stashes.filter(|held| !held.is_empty());
+        stashes.map(|held| held.into_iter().map(|(number, _)| number).collect()).collect()
     }
 
     #[test]
     fn what_a_killed_agent_was_packing_lies_in_one_bag_again() -> Result<()> {
         let all = some(4);
-        // 3 and 4 were moved, and the bag that they came from was not told.
-        let handed: StoredDescriptors = vec![bag(10, &[3, 4], &all), bag(9, &[1, 2, 3, 4], &all)];
-        let (mut vault, left) = Persistence::open(FdStore::of_tests(), handed)?;
+        // 3 and 4 were moved, and the stash that they came from was not told.
+        let handed: StoredDescriptors = vec![stash(10, &[3, 4], &all), stash(9, &[1, 2, 3, 4], &all)];
+        let (mut persistence, left) = Persistence::open(FdStore::of_tests(), handed)?;
         assert_eq!(left.files.len(), 4);
-        vault.repack(&all);
-        let mut bags = next(&vault);
-        assert_eq!(bags.len(), 1, "{bags:?}");
-        bags[0].sort_unstable();
-        assert_eq!(bags[0], [1, 2, 3, 4]);
-        assert!(vault.held.len() == 4 && vault.twice.is_empty() && vault.waste.is_empty());
+        persistence.repack(&all);
+        let mut stashes = next(&persistence);
+        assert_eq!(stashes.len(), 1, "{stashes:?}");
+        stashes[0].sort_unstable();
+        assert_eq!(stashes[0], [1, 2, 3, 4]);
+        assert!(persistence.held.len() == 4 && persistence.twice.is_empty() && persistence.waste.is_empty());
         Ok(())
     }
 
     #[test]
     fn what_nobody_waits_on_goes_little_by_little() -> Result<()> {
         let mut all = some(3000);
-        let (mut vault, _) = Persistence::open(FdStore::of_tests(), Vec::new())?;
+        let (mut persistence, _) = Persistence::open(FdStore::of_tests(), Vec::new())?;
         let mut kept = HashMap::new();
         for file in 1..=3000 {
             let file = FileId(file);
             let fd = all.remove(&file).expect("made");
-            vault.keep(file, &fd, &kept)?;
+            persistence.keep(file, &fd, &kept)?;
             kept.insert(file, fd);
         }
-        assert!(vault.bags.len() <= 2, "{} bags for 3000", vault.bags.len());
+        assert!(persistence.stashes.len() <= 2, "{} stashes for 3000", persistence.stashes.len());
         for file in 1..3000 {
             kept.remove(&FileId(file));
-            vault.let_go(FileId(file), &kept);
+            persistence.let_go(FileId(file), &kept);
         }
-        let left: Vec<u64> = next(&vault).concat();
+        let left: Vec<u64> = next(&persistence).concat();
         assert!(left.contains(&3000) && left.len() < 600, "{} of one", left.len());
-        assert_eq!(left.len(), vault.held.len());
+        assert_eq!(left.len(), persistence.held.len());
         Ok(())
     }
 }

@@ -92,7 +92,7 @@ pub struct Programs {
     tallies: Table<AtomicU64>,
     files: Table<SharedFileRefs>,
     band_shift: u32,
-    offers: Features,
+    features: Features,
     /// What threads are in.
     thread_marks: Table<AtomicU64>,
     /// The descriptors of what is attached, by which the kernel tells its counts.
@@ -267,7 +267,7 @@ impl Source for Programs {
     }
 
     fn is_under_oom(&self, group: GroupId) -> Result<bool> {
-        if self.offers.under_oom {
+        if self.features.under_oom {
             return Ok(self.ask_of(Query::UNDER_OOM, group)?.is_some_and(|count| count > 0));
         }
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(std::time::Duration::from);
@@ -290,8 +290,8 @@ impl Source for Programs {
         self.replace(wanted);
     }
 
-    fn offers(&self) -> Features {
-        self.offers
+    fn features(&self) -> Features {
+        self.features
     }
 
     fn file_refs(&self, files: &[FileId]) -> Result<Vec<u64>> {

@@ -33,7 +33,7 @@ pub struct Subscription {
     /// The control file that it is on.
     pub on: ControlFile,
     /// What it waits for.
-    pub wish: Trigger,
+    pub trigger: Trigger,
     /// Whose eventfd.
     pub file: FileId,
     /// Who asked for it, whoever else is registered on that eventfd: whose quota it
@@ -81,14 +81,14 @@ impl Registry {
     /// Adds one registration. The caller has looked at the group just now, so that
     /// the quantity is `now` pages, and `limit` what percents are of.
     pub fn add(&mut self, id: GroupId, registration: Subscription, now: u64, limit: u64) {
-        let Subscription { wish, file, ticket, account, .. } = registration;
+        let Subscription { trigger, file, ticket, account, .. } = registration;
         let to = Subscriber { file, ticket, payer: self.accounts.charge(account) };
         let group = self.groups.entry(id.slot).or_insert_with(|| Group::new(id));
         let before = group.kinds();
         group.add(to, &registration, now, limit);
         let after = group.kinds();
         self.count_kinds(before, after);
-        if wish == Trigger::Oom {
+        if trigger == Trigger::Oom {
             self.ooms.insert(id.slot);
         }
         if after[3] > 0 {

@@ -51,7 +51,7 @@ pub const ASK: [Capability; 3] = [Capability::CAP_BPF, Capability::CAP_PERFMON, 
 /// whether the programs can only be asked with `CAP_BPF`.
 pub fn agent(mode: Sandbox, asks: bool) {
     if mode == Sandbox::Off {
-        return log::warn!("the agent keeps every right that it was started with (--confine off)");
+        return log::warn!("the agent keeps every right that it was started with (--sandbox off)");
     }
     let mut kept = vec![LOOK_AT_CLIENTS, OPEN_BY_ID];
     kept.extend(asks.then_some(Capability::CAP_BPF));
@@ -76,7 +76,7 @@ pub fn view(mode: Sandbox, hierarchy: &Path) {
 }
 
 /// A thread that closes what clients sent.
-pub fn closer(mode: Sandbox) {
+pub fn deferred_close(mode: Sandbox) {
     if mode != Sandbox::Off {
         keep(&[]);
     }

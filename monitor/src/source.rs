@@ -156,7 +156,7 @@ pub trait Source: Slots {
     }
 
     /// What this kernel can tell.
-    fn offers(&self) -> Features;
+    fn features(&self) -> Features;
 
     /// References to each of `files`, in their order; 0 where they could not be counted.
     /// Of a file to which the caller holds no reference it is any number.

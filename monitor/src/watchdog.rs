@@ -152,7 +152,7 @@ async fn ask<S: Source>(
     let fds = [eventfd, control.into()].map(UntrustedFd::harmless);
     let sent = SentDescriptors::new(fds.into(), Sender::new(UnixCredentials::new()), Account::Agent)
         .map_err(refused)?;
-    let client = Client { line: line.as_bytes(), asker: &OwnRequest(sent), follower: None, own: None };
+    let client = Client { line: line.as_bytes(), requester: &OwnRequest(sent), follower: None, own: None };
     let outcome = register(watcher, places, client).await;
     match outcome {
         Ok(receipt) => {

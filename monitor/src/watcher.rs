@@ -69,7 +69,7 @@ pub struct Counts {
     /// Signals given, each an increment of an eventfd.
     pub signals: u64,
     /// Signals that could not be given.
-    pub unsignalled: u64,
+    pub failed_signals: u64,
     /// Times that all watched groups were read again after a loss.
     pub resyncs: u64,
 }
@@ -101,7 +101,7 @@ pub struct Watcher<S> {
     rests: BTreeSet<(u64, u32)>,
     signaller: Signaller,
     /// What outlives this agent, where somebody keeps it.
-    vault: Option<Persistence>,
+    persistence: Option<Persistence>,
     /// For registrations that it does not record.
     unrecorded: Unrecorded,
     /// Registrations taken over whose clients may not have had their answer.
@@ -172,7 +172,7 @@ impl<S: Source> Watcher<S> {
             limits,
             rests: BTreeSet::new(),
             signaller: Signaller::new(Arc::clone(&work)),
-            vault: None,
+            persistence: None,
             unrecorded: Unrecorded::default(),
             unsure: Vec::new(),
             unsure_until: 0,

@@ -55,7 +55,7 @@ pub(crate) fn run(scope: Scope, hierarchy: Hierarchy) -> Result<()> {
     for (name, options, wide) in [
         ("ours", &[][..], true),
         ("ours, close together", &[][..], false),
-        ("ours, close together, --rest-ms 0", &["--rest-ms", "0"][..], false),
+        ("ours, close together, --holdoff-ms 0", &["--holdoff-ms", "0"][..], false),
     ] {
         say!("{name}: {excursions} excursions");
         let round = Round::make(options, hierarchy, excursions, wide)?;
@@ -69,7 +69,7 @@ pub(crate) fn run(scope: Scope, hierarchy: Hierarchy) -> Result<()> {
         show(name, &told(&round.ours));
         if let Some(kernel) = &round.kernel {
             show(
-                &name.replace("ours", "kernel's event_control").replace(", --rest-ms 0", ", again"),
+                &name.replace("ours", "kernel's event_control").replace(", --holdoff-ms 0", ", again"),
                 &told(kernel),
             );
         }

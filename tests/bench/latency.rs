@@ -1,6 +1,6 @@
 //! `cargo xtask bench latency`: from the charge that crosses a threshold to the
 //! return of the client's `read`, and what is allocated meanwhile; beside ours, the
-//! kernel's own (v1) and what v2 offers instead.
+//! kernel's own (v1) and what v2 features instead.
 //!
 //! Three processes: one allocates, page by page, and never rests; the client waits;
 //! the agent is between. On a single CPU it is the scheduler that decides when the

@@ -82,7 +82,7 @@ pub(crate) fn run(scope: Scope, _hierarchy: Hierarchy) -> Result<()> {
 }
 
 const CONDITIONS: [(&str, &[&str]); 3] =
-    [("thresholds out of reach", &[]), ("storm", &[]), ("storm, --rest-ms 0", &["--rest-ms", "0"])];
+    [("thresholds out of reach", &[]), ("storm", &[]), ("storm, --holdoff-ms 0", &["--holdoff-ms", "0"])];
 
 /// Of one pass.
 #[derive(Clone, Copy, Debug, Default)]

@@ -48,8 +48,8 @@ impl Agent {
     /// socket unit's would (`LISTEN_FDS`).
     pub(crate) fn start_with_socket(options: &[&str]) -> Result<Self> {
         let path = Path::new(client::SOCKET);
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder)?;
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory)?;
         }
         let _ = fs::remove_file(path);
         let listener = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)?;

@@ -5,10 +5,10 @@
 //! Attackers put up with whatever becomes of the agent: what is refused is asked again,
 //! and who has lost it connects anew.
 
-mod asker;
 mod doors;
 mod estate;
 mod groups;
+mod requester;
 mod signals;
 
 use anyhow::{Context, Result};

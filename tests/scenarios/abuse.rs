@@ -262,8 +262,7 @@ fn abuse_full_tables() -> Result<()> {
         "refusals: {:?}",
         outcomes.iter().map(|(errno, _)| errno).collect::<Vec<_>>()
     );
-    let exhausted =
-        agent.status()?.losses.iter().any(|(name, count)| name == "slots_exhausted" && *count > 0);
+    let exhausted = agent.status()?.losses.get("slots_exhausted").is_some_and(|count| *count > 0);
     ensure!(exhausted, "the shortage is not counted");
 
     // Eventfds: those that fit are taken, the next is refused, the first work.

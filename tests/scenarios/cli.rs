@@ -189,7 +189,7 @@ fn cli_list() -> Result<()> {
     Ok(())
 }
 
-vm_test!(cli_shell_hint, "the lines that the VM's shell offers for trying work there as they are", Any, []);
+vm_test!(cli_shell_hint, "the lines that the VM's shell features for trying work there as they are", Any, []);
 fn cli_shell_hint() -> Result<()> {
     let hint = fs::read_to_string("/etc/motd").context("cannot read /etc/motd")?;
     let lines: Vec<_> = hint.lines().filter_map(|line| line.strip_prefix("  ")).collect();

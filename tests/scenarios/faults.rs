@@ -95,7 +95,7 @@ fn faults_descriptors() -> Result<()> {
     let said = answer(&last, format!("{e} {c} 4M").as_bytes(), &[])?;
     ensure!(said == "0", "the last one is served: {said}");
     crosses(&mut charger, &waiter)?;
-    ensure!(agent.status()?.unsignalled == 0, "all was signalled");
+    ensure!(agent.status()?.failed_signals == 0, "all was signalled");
     charger.end()
 }
 
@@ -130,7 +130,7 @@ fn faults_file_max() -> Result<()> {
     let said = answer(&late, format!("{e} {c} 4M").as_bytes(), &[])?;
     ensure!(said == "0", "who came meanwhile is served: {said}");
     crosses(&mut charger, &waiter)?;
-    ensure!(agent.status()?.unsignalled == 0, "all was signalled");
+    ensure!(agent.status()?.failed_signals == 0, "all was signalled");
     charger.end()
 }
 

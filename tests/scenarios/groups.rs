@@ -93,7 +93,7 @@ fn leave_dying(tree: &Group, home: &Group, files: &Files, count: usize) -> Resul
 
 fn lost(agent: &Agent, name: &str) -> Result<u64> {
     let losses = agent.status()?.losses;
-    losses.iter().find(|(known, _)| known == name).map(|(_, count)| *count).context("no such count")
+    losses.get(name).copied().context("no such count")
 }
 
 vm_test!(

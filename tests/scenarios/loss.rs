@@ -17,7 +17,7 @@ use crate::harness::test::vm_test;
 
 fn loss(agent: &Agent, name: &str) -> Result<u64> {
     let status = agent.status()?;
-    status.losses.iter().find(|(n, _)| n == name).map(|(_, count)| *count).context("no such count")
+    status.losses.get(name).copied().context("no such count")
 }
 
 vm_test!(

@@ -99,7 +99,7 @@ fn metrics_values() -> Result<()> {
     let limit = f64::from(TableSizes::for_memory(nix::sys::sysinfo::sysinfo()?.ram_total()).groups);
     has("memcg_monitor_groups_limit", limit)?;
     ensure!(value(&text, "memcg_monitor_groups_occupied") == value(&text, "memcg_monitor_groups"), "{text}");
-    has("memcg_monitor_unsignalled_total", 0.0)?;
+    has("memcg_monitor_failed_signals_total", 0.0)?;
     has("memcg_monitor_ring_full_total", 0.0)?;
     has("container_memory_events_oom_kill_total{id=\"/metrics\"}", 0.0)?;
     let signals = agent.status()?.signals;

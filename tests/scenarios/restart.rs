@@ -149,7 +149,7 @@ fn restart_again_and_again() -> Result<()> {
         }
     }
     let status = agent.0.status()?;
-    ensure!(status.restarts == 25 && status.unsignalled == 0, "{status:?}");
+    ensure!(status.restarts == 25 && status.failed_signals == 0, "{status:?}");
     charger.end()
 }
 

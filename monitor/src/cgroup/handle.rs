@@ -117,12 +117,12 @@ impl Directories {
     pub fn home_of(&self, id: u64) -> nix::Result<Directory> {
         let file = self.open_any(id, 0)?;
         let path = self.below_root(&file).ok_or(Errno::ENOENT)?;
-        let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(Errno::ENOENT);
         };
-        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let home = Directory { fd: openat(&self.root, folder, flags, Mode::empty())? };
+        let home = Directory { fd: openat(&self.root, directory, flags, Mode::empty())? };
         let found = fstatat(&home.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
         if (found.st_dev, found.st_ino) == (self.device, id) { Ok(home) } else { Err(Errno::ENOENT) }
     }
@@ -171,7 +171,7 @@ fn by_handle(root: &OwnedFd, id: u64, flags: i32) -> nix::Result<OwnedFd> {
     Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) })
 }
 
-/// The hierarchy of the fuzz targets is a folder of files, whose file system has
+/// The hierarchy of the fuzz targets is a directory of files, whose file system has
 /// other handles: there the inode is looked for.
 #[cfg(fuzzing)]
 fn by_handle(root: &OwnedFd, id: u64, flags: i32) -> nix::Result<OwnedFd> {
@@ -181,8 +181,8 @@ fn by_handle(root: &OwnedFd, id: u64, flags: i32) -> nix::Result<OwnedFd> {
         return open(&path, OFlag::from_bits_retain(flags), Mode::empty());
     }
     let mut waiting = vec![path];
-    while let Some(folder) = waiting.pop() {
-        for entry in fs::read_dir(&folder).map_err(|_| Errno::ESTALE)?.flatten() {
+    while let Some(directory) = waiting.pop() {
+        for entry in fs::read_dir(&directory).map_err(|_| Errno::ESTALE)?.flatten() {
             if entry.ino() == id {
                 return open(&entry.path(), OFlag::from_bits_retain(flags), Mode::empty());
             }

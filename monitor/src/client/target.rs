@@ -42,11 +42,11 @@ impl Target {
             Err(error) => error,
         };
         let name = path.file_name().and_then(|name| ControlFile::from_name(name.as_bytes()));
-        let (Some(name), Some(folder)) = (name, path.parent()) else {
+        let (Some(name), Some(directory)) = (name, path.parent()) else {
             return Err(Error::file("open", path, missing));
         };
         // The root has no usage file: cgroup.procs is always there.
-        let usage = folder.join(Version::V2.usage_file());
+        let usage = directory.join(Version::V2.usage_file());
         let (found, mark_path) = match File::open(&usage) {
             Ok(current) if name == ControlFile::Usage => {
                 let mark = RemovalCheck::of(&usage, &current)?;
@@ -54,7 +54,7 @@ impl Target {
             }
             Ok(current) => (current, usage),
             Err(_) => {
-                let procs = folder.join(ControlFile::Procs.name());
+                let procs = directory.join(ControlFile::Procs.name());
                 match File::open(&procs) {
                     Ok(file) => (file, procs),
                     Err(_) => return Err(Error::file("open", path, missing)),
@@ -62,7 +62,7 @@ impl Target {
             }
         };
         let mark = RemovalCheck::of(&mark_path, &found)?;
-        let file = File::open(folder).map_err(|error| Error::file("open", folder, error))?;
+        let file = File::open(directory).map_err(|error| Error::file("open", directory, error))?;
         Ok(Self { file, prefix: format!("{} ", name.name()), mark })
     }
 
@@ -121,8 +121,8 @@ mod tests {
 
     #[test]
     fn v1_names_lead_to_v2_groups() -> Result<(), Box<dyn std::error::Error>> {
-        let folder = tempfile::tempdir()?;
-        let path = |name: &str| folder.path().join(name);
+        let directory = tempfile::tempdir()?;
+        let path = |name: &str| directory.path().join(name);
         assert!(Target::open(&path("memory.oom_control")).is_err());
         fs::write(path("memory.current"), "0\n")?;
         let oom = Target::open(&path("memory.oom_control"))?;

@@ -59,7 +59,7 @@ pub fn run(options: &cli::Agent) -> Result<ExitCode> {
             quota: options.max_per_user,
             registrations: options.max_registrations.unwrap_or_else(|| registrations(memory)),
             eventfds: eventfds.into(),
-            rest: options.rest_ms,
+            rest: options.holdoff_ms,
         },
         by_group: options.quota_by == cli::QuotaBy::Cgroup,
         view: (!options.no_mount).then(|| view::MountOptions {
@@ -68,7 +68,7 @@ pub fn run(options: &cli::Agent) -> Result<ExitCode> {
         }),
         pins: options.pins.clone(),
         keeps: options.fd_store,
-        confine: options.confine.into(),
+        sandbox: options.sandbox.into(),
         metrics: options.metrics.clone().map(|address| metrics_http::MetricsOptions {
             address,
             selection: Selection {

@@ -40,14 +40,14 @@ fn print_table(out: &mut impl io::Write, rows: &[GroupRow], status: &AgentStatus
     let names: Vec<_> = rows.iter().map(|row| printable(&row.cgroup)).collect();
     let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
     let width = width.clamp("CGROUP".len(), WIDEST);
-    writeln!(out, "{:width$} {:>9} {:>9}  WAITED FOR", "CGROUP", "USAGE", "PEAK")?;
+    writeln!(out, "{:width$} {:>9} {:>9}  REGISTRATIONS", "CGROUP", "USAGE", "PEAK")?;
     for (row, name) in rows.iter().zip(names) {
         let thresholds = summary(&row.registrations, row.usage);
         writeln!(out, "{name:width$} {:>9} {:>9}  {thresholds}", human(row.usage), human(row.peak))?;
     }
     writeln!(out)?;
     let losses: Vec<_> =
-        status.losses.iter().filter(|(_, n)| *n > 0).map(|(name, n)| format!("{name} {n}")).collect();
+        status.losses.iter().filter(|(_, n)| **n > 0).map(|(name, n)| format!("{name} {n}")).collect();
     writeln!(
         out,
         "groups: {}, registrations: {}, signals given: {}, re-syncs: {}, calls skipped by the kernel: {}{}{}",
@@ -80,7 +80,7 @@ fn summary(registrations: &[RegistrationRow], usage: u64) -> String {
         .take(SHOWN)
         .map(|row| {
             let times = if row.count > 1 { format!(" x{}", row.count) } else { String::new() };
-            format!("{}{times}", wish(row, usage))
+            format!("{}{times}", trigger(row, usage))
         })
         .collect();
     if registrations.len() > SHOWN {
@@ -89,7 +89,7 @@ fn summary(registrations: &[RegistrationRow], usage: u64) -> String {
     if parts.is_empty() { "-".into() } else { parts.join(", ") }
 }
 
-fn wish(row: &RegistrationRow, usage: u64) -> String {
+fn trigger(row: &RegistrationRow, usage: u64) -> String {
     let file = ControlFile::from_name(row.on.as_bytes());
     let threshold = row.threshold.map(human).unwrap_or_default();
     match file {

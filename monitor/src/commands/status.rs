@@ -42,11 +42,11 @@ fn print(out: &mut impl io::Write, status: &admin_socket::AgentStatus) -> io::Re
     let mut line = |what: &str, count: u64| writeln!(out, "{what:<34} {count:>12}");
     line("registrations", status.registrations)?;
     line("signals given", status.signals)?;
-    line("signals that could not be given", status.unsignalled)?;
+    line("signals that could not be given", status.failed_signals)?;
     line("re-syncs after a loss", status.resyncs)?;
     line("calls skipped by the kernel", status.skipped)?;
     line("agents before, taken over from", status.restarts)?;
-    for (name, count) in status.losses.iter().filter(|(_, count)| *count > 0) {
+    for (name, count) in status.losses.iter().filter(|(_, count)| **count > 0) {
         line(name, *count)?;
     }
     Ok(())

@@ -8,6 +8,6 @@ use memcg_monitor::view::unmounter;
 use crate::cli;
 
 pub fn run(options: &cli::Unmount) -> Result<ExitCode> {
-    unmounter::serve(&options.point, options.confine.into()).context("the view may be mounted still")?;
+    unmounter::serve(&options.point, options.sandbox.into()).context("the view may be mounted still")?;
     Ok(ExitCode::SUCCESS)
 }

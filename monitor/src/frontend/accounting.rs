@@ -14,7 +14,7 @@ use crate::{
     error::{Error, Result},
     frontend::{
         credentials::Credentials,
-        peer::folder_of,
+        peer::directory_of,
         process::{read_all, status},
         register::Refusal,
         sender::Sender,
@@ -33,11 +33,11 @@ pub enum Accounting {
 }
 
 impl Accounting {
-    /// The account of a process, by its folder in `/proc`.
-    pub(super) fn account(&self, folder: &OwnedFd, uid: u32) -> Account {
+    /// The account of a process, by its directory in `/proc`.
+    pub(super) fn account(&self, directory: &OwnedFd, uid: u32) -> Account {
         match self {
             Self::ByUser => Account::User(uid),
-            Self::ByGroup(groups) => groups.account(folder),
+            Self::ByGroup(groups) => groups.account(directory),
         }
     }
 
@@ -46,7 +46,7 @@ impl Accounting {
         match self {
             Self::ByUser => Account::User(sender.uid()),
             Self::ByGroup(groups) => {
-                folder_of(sender).map_or(Account::Unidentified, |folder| groups.account(&folder))
+                directory_of(sender).map_or(Account::Unidentified, |directory| groups.account(&directory))
             }
         }
     }
@@ -80,30 +80,30 @@ const fn told_by(sender: Account, opener: Account) -> Account {
 /// # Errors
 /// `ESRCH` when it cannot be looked at: another pid namespace, or gone already.
 pub(super) fn credentials_of(sender: &Sender) -> Result<Credentials, Refusal> {
-    credentials_in(&folder_of(sender)?, sender)
+    credentials_in(&directory_of(sender)?, sender)
 }
 
-/// The same, from the sender's folder in `/proc`.
-pub(super) fn credentials_in(folder: &OwnedFd, sender: &Sender) -> Result<Credentials, Refusal> {
-    let status = status(folder).map_err(|errno| Refusal::new(errno, "the sender is gone"))?;
-    Ok(Credentials::from_status(&status, sender.credentials(), is_in_our_user_namespace(folder)))
+/// The same, from the sender's directory in `/proc`.
+pub(super) fn credentials_in(directory: &OwnedFd, sender: &Sender) -> Result<Credentials, Refusal> {
+    let status = status(directory).map_err(|errno| Refusal::new(errno, "the sender is gone"))?;
+    Ok(Credentials::from_status(&status, sender.credentials(), is_in_our_user_namespace(directory)))
 }
 
-/// Whether the process of this folder in `/proc` is in the agent's user namespace: only
+/// Whether the process of this directory in `/proc` is in the agent's user namespace: only
 /// there its capabilities and its user ids mean what they mean to the agent.
-pub(super) fn is_in_our_user_namespace(folder: &OwnedFd) -> bool {
-    is_in_our(folder, "ns/user")
+pub(super) fn is_in_our_user_namespace(directory: &OwnedFd) -> bool {
+    is_in_our(directory, "ns/user")
 }
 
-/// Whether the process of this folder in `/proc` is in the agent's pid namespace, so that
+/// Whether the process of this directory in `/proc` is in the agent's pid namespace, so that
 /// it sees the agent.
-pub(super) fn is_in_our_pid_namespace(folder: &OwnedFd) -> bool {
-    is_in_our(folder, "ns/pid")
+pub(super) fn is_in_our_pid_namespace(directory: &OwnedFd) -> bool {
+    is_in_our(directory, "ns/pid")
 }
 
-fn is_in_our(folder: &OwnedFd, namespace: &str) -> bool {
+fn is_in_our(directory: &OwnedFd, namespace: &str) -> bool {
     let ours = fs::read_link(Path::new("/proc/self").join(namespace)).ok();
-    ours.is_some_and(|ours| readlinkat(folder, namespace).ok() == Some(ours.into_os_string()))
+    ours.is_some_and(|ours| readlinkat(directory, namespace).ok() == Some(ours.into_os_string()))
 }
 
 /// The groups of processes, by the texts of `/proc/PID/cgroup`.
@@ -135,8 +135,8 @@ impl Groups {
         Ok(Self { directories: Directories::new(hierarchy)?, base })
     }
 
-    fn account(&self, folder: &OwnedFd) -> Account {
-        let text = read_all(folder, "cgroup").unwrap_or_default();
+    fn account(&self, directory: &OwnedFd) -> Account {
+        let text = read_all(directory, "cgroup").unwrap_or_default();
         let path = self.directories.version().group_of(&text);
         let id = path.and_then(|path| self.payer(&resolved(&self.base, path)?));
         id.filter(|id| id >> ID_BITS == 0).map_or(Account::Unidentified, Account::Group)

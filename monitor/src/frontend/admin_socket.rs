@@ -2,6 +2,7 @@
 //! cause behind each signal. JSON, one object per packet.
 
 use std::{
+    collections::BTreeMap,
     rc::Rc,
     sync::{
         Arc,
@@ -57,7 +58,7 @@ pub enum AdminRequest {
 
 /// What comes back.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(tag = "type", rename_all = "snake_case")]
 pub enum Answer {
     /// One group.
     Group(GroupRow),
@@ -133,7 +134,7 @@ pub struct AgentStatus {
     /// Signals given so far.
     pub signals: u64,
     /// Signals that could not be given.
-    pub unsignalled: u64,
+    pub failed_signals: u64,
     /// Times that everything watched was read again after a loss.
     pub resyncs: u64,
     /// How often an agent has taken over from another, without loss.
@@ -142,7 +143,7 @@ pub struct AgentStatus {
     /// Calls that the kernel kept from a program (`recursion_misses`).
     pub skipped: u64,
     /// Losses by name, counted where they happen.
-    pub losses: Vec<(String, u64)>,
+    pub losses: BTreeMap<String, u64>,
     /// Runs of the charge programs (while `kernel.bpf_stats_enabled` is set).
     pub runs: u64,
     /// Nanoseconds spent in them.
@@ -293,11 +294,11 @@ pub(super) fn status(watcher: &Watcher<Programs>) -> AgentStatus {
     AgentStatus {
         registrations: watcher.registry().len() - watcher.registry().held_by(Account::Agent),
         signals: counts.signals,
-        unsignalled: counts.unsignalled,
+        failed_signals: counts.failed_signals,
         resyncs: counts.resyncs,
         skipped: source.skipped(),
         restarts: watcher.restarts(),
-        losses: source.tallies(),
+        losses: source.tallies().into_iter().collect(),
         runs,
         run_ns,
         without_aio: watcher.signaller().is_without_aio(),

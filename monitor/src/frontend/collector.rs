@@ -102,7 +102,7 @@ impl Collector {
             };
             let mut next = Some(first);
             while let Some(sender) = next {
-                // Without an answer the asker hears that there is none.
+                // Without an answer the requester hears that there is none.
                 if let Some((_, texts)) = &last {
                     let _ = sender.send(texts.clone());
                 }

@@ -39,7 +39,7 @@ pub struct FrontendContext {
     view: Option<u64>,
     known: GroupCache,
     /// For what clients sent.
-    pub closer: DeferredClose,
+    pub deferred_close: DeferredClose,
     /// Who pays.
     pub accounting: Accounting,
     /// Whose turn it is.
@@ -59,12 +59,12 @@ impl FrontendContext {
     pub fn new(
         tree: Arc<Tree>,
         view: Option<u64>,
-        closer: DeferredClose,
+        deferred_close: DeferredClose,
         identity: Box<dyn Identify>,
     ) -> Self {
-        closer.trust([tree.directories().device()].into_iter().chain(view));
+        deferred_close.trust([tree.directories().device()].into_iter().chain(view));
         let (accounting, fair) = Default::default();
-        Self { tree, view, known: GroupCache::default(), closer, accounting, fair, identity }
+        Self { tree, view, known: GroupCache::default(), deferred_close, accounting, fair, identity }
     }
 
     /// Who says what a client's files and descriptors stand for.

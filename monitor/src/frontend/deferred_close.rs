@@ -109,7 +109,7 @@ impl DeferredClose {
         for number in 0..THREADS {
             let (shared, confined) = (Arc::clone(&shared), Arc::clone(&confined));
             let work = move || {
-                sandbox::closer(mode);
+                sandbox::deferred_close(mode);
                 confined.wait();
                 shared.close_forever();
             };
@@ -185,7 +185,7 @@ impl DeferredClose {
     /// A client's descriptor, whatever it may be.
     #[must_use]
     pub fn untrusted(&self, account: Account, fd: OwnedFd) -> UntrustedFd {
-        UntrustedFd { fd: Some(fd), account, closer: Some(self.clone()) }
+        UntrustedFd { fd: Some(fd), account, deferred_close: Some(self.clone()) }
     }
 }
 
@@ -195,14 +195,14 @@ pub struct UntrustedFd {
     /// There until it is known, or dropped.
     fd: Option<OwnedFd>,
     account: Account,
-    closer: Option<DeferredClose>,
+    deferred_close: Option<DeferredClose>,
 }
 
 impl UntrustedFd {
     /// One that takes no time to close.
     #[must_use]
     pub const fn harmless(fd: OwnedFd) -> Self {
-        Self { fd: Some(fd), account: Account::Agent, closer: None }
+        Self { fd: Some(fd), account: Account::Agent, deferred_close: None }
     }
 
     /// It turned out to take no time to close.
@@ -224,10 +224,10 @@ impl UntrustedFd {
 
 impl Drop for UntrustedFd {
     fn drop(&mut self) {
-        if let (Some(fd), Some(closer)) = (self.fd.take(), &self.closer)
-            && !closer.is_quick(fd.as_fd())
+        if let (Some(fd), Some(deferred_close)) = (self.fd.take(), &self.deferred_close)
+            && !deferred_close.is_quick(fd.as_fd())
         {
-            closer.close(self.account, fd);
+            deferred_close.close(self.account, fd);
         }
     }
 }
@@ -247,11 +247,11 @@ mod tests {
 
     #[test]
     fn what_is_dropped_is_closed_and_users_do_not_wait_for_each_other() {
-        let closer = DeferredClose::start(sandbox::Sandbox::Off).expect("threads");
+        let deferred_close = DeferredClose::start(sandbox::Sandbox::Off).expect("threads");
         let mut ends = Vec::new();
         for user in [1, 2, 3].map(Account::User).repeat(100) {
             let (ours, theirs) = UnixStream::pair().expect("a pair");
-            drop(closer.untrusted(user, theirs.into()));
+            drop(deferred_close.untrusted(user, theirs.into()));
             ends.push(ours);
         }
         for mut end in ends {
@@ -262,25 +262,26 @@ mod tests {
     #[test]
     fn a_user_of_whom_much_waits_is_not_read_from() {
         let seven = Account::User(7);
-        let closer = DeferredClose::idle();
+        let deferred_close = DeferredClose::idle();
         for _ in 0..MAX_DESCRIPTORS {
-            assert!(closer.has_room(seven));
-            drop(closer.untrusted(seven, UnixStream::pair().expect("a pair").0.into()));
+            assert!(deferred_close.has_room(seven));
+            drop(deferred_close.untrusted(seven, UnixStream::pair().expect("a pair").0.into()));
         }
-        assert!(!closer.has_room(seven) && closer.has_room(Account::User(8)));
+        assert!(!deferred_close.has_room(seven) && deferred_close.has_room(Account::User(8)));
     }
 
     #[test]
     fn a_descriptor_that_is_being_closed_makes_room_at_once() {
         let seven = Account::User(7);
-        let closer = DeferredClose::idle();
+        let deferred_close = DeferredClose::idle();
         for _ in 0..MAX_DESCRIPTORS {
-            drop(closer.untrusted(seven, UnixStream::pair().expect("a pair").0.into()));
+            drop(deferred_close.untrusted(seven, UnixStream::pair().expect("a pair").0.into()));
         }
-        let mut room = pin!(closer.room(seven));
+        let mut room = pin!(deferred_close.room(seven));
         let mut context = Context::from_waker(Waker::noop());
         assert!(room.as_mut().poll(&mut context).is_pending());
-        let (account, being_closed) = closer.0.take(&mut closer.0.users()).expect("one waits");
+        let (account, being_closed) =
+            deferred_close.0.take(&mut deferred_close.0.users()).expect("one waits");
         assert_eq!(account, seven);
         assert!(room.as_mut().poll(&mut context).is_ready());
         drop(being_closed);
@@ -288,18 +289,18 @@ mod tests {
 
     #[test]
     fn a_privileged_process_has_room_where_its_user_id_has_none() {
-        let closer = DeferredClose::idle();
+        let deferred_close = DeferredClose::idle();
         let root = Account::User(0);
-        assert_eq!(closer.payer(root, || panic!("not asked for nothing")), Some(root));
+        assert_eq!(deferred_close.payer(root, || panic!("not asked for nothing")), Some(root));
         let fill = |account| {
             for _ in 0..MAX_DESCRIPTORS {
-                drop(closer.untrusted(account, UnixStream::pair().expect("a pair").0.into()));
+                drop(deferred_close.untrusted(account, UnixStream::pair().expect("a pair").0.into()));
             }
         };
         fill(root);
-        assert_eq!(closer.payer(root, || false), None, "a container's root");
-        assert_eq!(closer.payer(root, || true), Some(Account::Privileged));
+        assert_eq!(deferred_close.payer(root, || false), None, "a container's root");
+        assert_eq!(deferred_close.payer(root, || true), Some(Account::Privileged));
         fill(Account::Privileged);
-        assert_eq!(closer.payer(root, || true), None);
+        assert_eq!(deferred_close.payer(root, || true), None);
     }
 }

@@ -59,6 +59,6 @@ async fn handle<S: Source>(
 ) -> Result<Receipt, Refusal> {
     let writer = Peer::writer(written.pid, written.uid, written.gid, places)?;
     let own = Some(written.group);
-    let client = Client { line: &written.line, asker: &writer, follower: None, own };
+    let client = Client { line: &written.line, requester: &writer, follower: None, own };
     register(watcher, places, client).await
 }

@@ -62,13 +62,13 @@ impl Inode {
     ///
     /// # Errors
     /// `EACCES`, or as [`Requester::credentials`].
-    pub fn must_be_readable(&self, which: DescriptorRole, asker: &impl Requester) -> Result<(), Refusal> {
+    pub fn must_be_readable(&self, which: DescriptorRole, requester: &impl Requester) -> Result<(), Refusal> {
         // Whoever asks, one of these bits is the one that counts.
         const ALL: u32 = 0o444;
         if self.mode & ALL == ALL {
             return Ok(());
         }
-        let client = asker.credentials()?;
+        let client = requester.credentials()?;
         if client.may_read(self.mode, self.uid, self.gid) {
             return Ok(());
         }

@@ -100,16 +100,16 @@ async fn run<S: Source>(
 ) {
     while let Some(first) = asked.recv().await {
         // Who asks while this is gathered is told what is gathered next.
-        let mut askers = vec![first];
-        askers.extend(std::iter::from_fn(|| asked.try_recv().ok()));
+        let mut requesters = vec![first];
+        requesters.extend(std::iter::from_fn(|| asked.try_recv().ok()));
         // Those that left need no answer.
-        askers.retain(|asker| !asker.is_closed());
-        if askers.is_empty() {
+        requesters.retain(|requester| !requester.is_closed());
+        if requesters.is_empty() {
             continue;
         }
         let Some(snapshot) = gather(&watcher, &tree).await else { continue };
-        for asker in askers {
-            let _ = asker.send(Arc::clone(&snapshot));
+        for requester in requesters {
+            let _ = requester.send(Arc::clone(&snapshot));
         }
     }
 }

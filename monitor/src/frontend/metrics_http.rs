@@ -167,8 +167,8 @@ impl Door {
     }
 
     /// Serves scrapers until the task is dropped, and then none of them is left.
-    pub async fn serve(self, gatherer: Collector) {
-        let (page, gathering) = gatherer.start(self.selection);
+    pub async fn serve(self, collector: Collector) {
+        let (page, gathering) = collector.start(self.selection);
         let page = Rc::new(page);
         tokio::select! {
             () = gathering => {}
@@ -281,8 +281,8 @@ fn bind_unix(path: &Path, access: &Access) -> Result<(UnixListener, SocketFile)>
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(Error::file("look at", path, error)),
     }
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(|error| Error::file("make the folder", folder, error))?;
+    if let Some(directory) = path.parent() {
+        fs::create_dir_all(directory).map_err(|error| Error::file("make the directory", directory, error))?;
     }
     let failed = |call: &str, errno| Error::syscall(format!("{call} {}", path.display()), errno);
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -315,10 +315,10 @@ mod tests {
     fn only_a_socket_that_nobody_answers_on_is_replaced() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("tokio");
         let _inside = runtime.enter();
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("new/metrics.sock");
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("new/metrics.sock");
         let access = Access { mode: 0o640, group: None };
-        let first = bind_unix(&path, &access).expect("the folder is made");
+        let first = bind_unix(&path, &access).expect("the directory is made");
         assert_eq!(fs::metadata(&path).expect("it is there").permissions().mode() & 0o777, 0o640);
         assert!(bound(&path).expect_err("somebody answers").contains("another program serves"));
         drop(first);

@@ -12,7 +12,7 @@ use nix::sys::stat::{FileStat, stat};
 use crate::frontend::{
     accounting::{credentials_in, is_in_our_pid_namespace},
     credentials::Credentials,
-    peer::folder_of,
+    peer::directory_of,
     sender::Sender,
 };
 
@@ -47,11 +47,11 @@ fn is_operator(sender: &Sender, socket: Option<&Path>) -> bool {
     if sender.pid() == 0 {
         return true;
     }
-    let folder = folder_of(sender).ok();
-    let known = folder.as_ref().and_then(|folder| credentials_in(folder, sender).ok());
+    let directory = directory_of(sender).ok();
+    let known = directory.as_ref().and_then(|directory| credentials_in(directory, sender).ok());
     // One that has gone already is whom the kernel says, with no rights.
     let credentials = known.unwrap_or_else(|| Credentials::stranger(sender.credentials()));
-    let sees_us = folder.as_ref().is_some_and(is_in_our_pid_namespace);
+    let sees_us = directory.as_ref().is_some_and(is_in_our_pid_namespace);
     let socket = socket.and_then(|path| stat(path).ok());
     credentials.is_administrator(sees_us) || is_let_in(&credentials, socket.as_ref())
 }
@@ -99,8 +99,8 @@ mod tests {
     /// Both have gone, so each is whom the kernel said, without rights.
     #[test]
     fn the_opener_is_looked_at_beside_the_sender() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("socket");
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("socket");
         std::fs::write(&path, "").expect("a file");
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).expect("chmod");
         let gone = |uid| {

@@ -22,7 +22,7 @@ use crate::{
         deferred_close::{DeferredClose, UntrustedFd},
         inode::Inode,
         process::{
-            OUT_OF_DESCRIPTORS, PIDFD_THREAD, folder, path, pidfd_getfd, pidfd_open, shares_descriptors,
+            OUT_OF_DESCRIPTORS, PIDFD_THREAD, directory, path, pidfd_getfd, pidfd_open, shares_descriptors,
             status, thread_group,
         },
         register::{DescriptorRole, Refusal, Requester, adopt},
@@ -37,9 +37,9 @@ use crate::{
 /// looked up in there is that one's, or fails, even when its number is used again.
 #[derive(Debug)]
 pub struct Peer {
-    folder: RefCell<OwnedFd>,
+    directory: RefCell<OwnedFd>,
     sender: Sender,
-    closer: DeferredClose,
+    deferred_close: DeferredClose,
     /// Whom what is taken of it counts against, until it is closed.
     account: Account,
     /// Whether `sender.pid` is a thread that need not be its process's first.
@@ -51,15 +51,15 @@ impl Peer {
     ///
     /// # Errors
     /// `ESRCH` when it has died since, or is outside the agent's pid namespace.
-    pub fn of(sender: Sender, account: Account, closer: &DeferredClose) -> Result<Self, Refusal> {
+    pub fn of(sender: Sender, account: Account, deferred_close: &DeferredClose) -> Result<Self, Refusal> {
         if sender.pid() <= 0 {
             return Err(Refusal::new(
                 Errno::ESRCH,
                 "the sender is outside the agent's pid namespace; send the two descriptors with the line (SCM_RIGHTS)",
             ));
         }
-        let folder = folder_of(&sender)?.into();
-        Ok(Self { folder, sender, closer: closer.clone(), account, is_thread: false })
+        let directory = directory_of(&sender)?.into();
+        Ok(Self { directory, sender, deferred_close: deferred_close.clone(), account, is_thread: false })
     }
 
     /// The same process, for the next message that it sent; another number is another
@@ -82,20 +82,26 @@ impl Peer {
             ));
         }
         let sender = Sender::new(libc::ucred { pid, uid, gid }.into());
-        let folder = folder(pid)?;
-        let account = places.accounting.account(&folder, uid);
-        Ok(Self { folder: folder.into(), sender, closer: places.closer.clone(), account, is_thread: true })
+        let directory = directory(pid)?;
+        let account = places.accounting.account(&directory, uid);
+        Ok(Self {
+            directory: directory.into(),
+            sender,
+            deferred_close: places.deferred_close.clone(),
+            account,
+            is_thread: true,
+        })
     }
 
-    /// What is looked up in the process's folder; in a fresh one where the number is
+    /// What is looked up in the process's directory; in a fresh one where the number is
     /// another process's than when it was opened.
     fn look<T>(&self, look: impl Fn(&OwnedFd) -> Result<T, Errno>) -> Result<T, Errno> {
-        let found = look(&self.folder.borrow());
+        let found = look(&self.directory.borrow());
         match found {
             Err(Errno::ENOENT | Errno::ESRCH) if !self.is_thread => {
-                let fresh = folder_of(&self.sender).map_err(|refusal| refusal.errno)?;
-                self.folder.replace(fresh);
-                look(&self.folder.borrow())
+                let fresh = directory_of(&self.sender).map_err(|refusal| refusal.errno)?;
+                self.directory.replace(fresh);
+                look(&self.directory.borrow())
             }
             found => found,
         }
@@ -105,14 +111,14 @@ impl Peer {
     fn is_path_only(&self, number: u32) -> Result<bool, Errno> {
         const READ_OR_WRITE: u32 = 0o600;
         // The link's own mode says so, without a word to the file that it leads to.
-        let link =
-            self.look(|folder| Inode::at(folder.as_fd(), &path("fd", number), libc::AT_SYMLINK_NOFOLLOW))?;
+        let link = self
+            .look(|directory| Inode::at(directory.as_fd(), &path("fd", number), libc::AT_SYMLINK_NOFOLLOW))?;
         Ok(link.mode & READ_OR_WRITE == 0)
     }
 
     /// What the link to a descriptor says.
     fn target(&self, number: u32) -> Result<OsString, Errno> {
-        readlinkat(&*self.folder.borrow(), path("fd", number).as_c_str())
+        readlinkat(&*self.directory.borrow(), path("fd", number).as_c_str())
     }
 
     fn refusal(&self, which: DescriptorRole, errno: Errno) -> Refusal {
@@ -129,7 +135,7 @@ impl Peer {
         let number = i32::try_from(number).map_err(|_| Errno::EBADF)?;
         // It may be one that never closes: as many as a message can bring, and no more.
         let is_privileged = || self.credentials().is_ok_and(|credentials| credentials.is_privileged());
-        let account = self.closer.payer(self.account, is_privileged).ok_or(Errno::ENOMEM)?;
+        let account = self.deferred_close.payer(self.account, is_privileged).ok_or(Errno::ENOMEM)?;
         let pid = self.sender.pid();
         let opened;
         let pidfd = match self.sender.pidfd() {
@@ -142,13 +148,13 @@ impl Peer {
                 // Of the thread itself where the kernel can (6.9): it may share no
                 // descriptors with its process, or outlive the first thread.
                 opened = pidfd_open(pid, PIDFD_THREAD).or_else(|_| {
-                    let process = thread_group(&status(&self.folder.borrow())?).ok_or(Errno::ESRCH)?;
+                    let process = thread_group(&status(&self.directory.borrow())?).ok_or(Errno::ESRCH)?;
                     if shares_descriptors(pid, process)? { pidfd_open(process, 0) } else { Err(Errno::EBADF) }
                 })?;
                 &opened
             }
         };
-        Ok(self.closer.untrusted(account, pidfd_getfd(pidfd, number)?))
+        Ok(self.deferred_close.untrusted(account, pidfd_getfd(pidfd, number)?))
     }
 
     fn not_taken(&self, which: DescriptorRole, errno: Errno) -> Refusal {
@@ -162,18 +168,18 @@ impl Peer {
 }
 
 /// What `/proc` says of a sender, and not of another process that got its number.
-pub(super) fn folder_of(sender: &Sender) -> Result<OwnedFd, Refusal> {
-    let folder = folder(sender.pid())?;
-    // Asked after the folder was opened: a number is used again only after its end.
+pub(super) fn directory_of(sender: &Sender) -> Result<OwnedFd, Refusal> {
+    let directory = directory(sender.pid())?;
+    // Asked after the directory was opened: a number is used again only after its end.
     let is_it = match sender.is_there() {
         Ok(Some(there)) => there,
         // Kernels before 6.5. What is left is a process of the same user.
-        Ok(None) => status(&folder).is_ok_and(|status| Credentials::may_send_as(&status, sender.uid())),
+        Ok(None) => status(&directory).is_ok_and(|status| Credentials::may_send_as(&status, sender.uid())),
         Err(Errno::EMFILE) => return Err(Refusal::new(Errno::ENOMEM, OUT_OF_DESCRIPTORS)),
         Err(errno) => return Err(Refusal::new(errno, "the agent cannot tell whether the sender lives")),
     };
     if is_it {
-        return Ok(folder);
+        return Ok(directory);
     }
     Err(Refusal::new(Errno::ESRCH, format!("process {} is gone", sender.pid())))
 }
@@ -200,7 +206,7 @@ impl Requester for Peer {
         if self.is_path_only(number).ok()? {
             return None;
         }
-        Inode::at(self.folder.borrow().as_fd(), &path("fd", number), 0).ok()
+        Inode::at(self.directory.borrow().as_fd(), &path("fd", number), 0).ok()
     }
 
     fn control(&self, number: u32) -> Result<UntrustedFd, Refusal> {
@@ -211,22 +217,22 @@ impl Requester for Peer {
         // Made through /proc, an O_PATH descriptor asks nothing of the file system
         // that it lies on, neither now nor when it is closed.
         let (flags, path) = (OFlag::O_PATH | OFlag::O_CLOEXEC, path("fd", number));
-        openat(&*self.folder.borrow(), path.as_c_str(), flags, Mode::empty())
+        openat(&*self.directory.borrow(), path.as_c_str(), flags, Mode::empty())
             .map(UntrustedFd::harmless)
             .map_err(|errno| self.refusal(which, errno))
     }
 
     fn credentials(&self) -> Result<Credentials, Refusal> {
-        let folder = self.folder.borrow();
+        let directory = self.directory.borrow();
         let gone = |_| Refusal::new(Errno::ESRCH, format!("process {} is gone", self.sender.pid()));
-        let status = status(&folder).map_err(gone)?;
+        let status = status(&directory).map_err(gone)?;
         let sender = self.sender.credentials();
         let known = if self.is_thread { Credentials::of_writer } else { Credentials::from_status };
-        Ok(known(&status, sender, is_in_our_user_namespace(&folder)))
+        Ok(known(&status, sender, is_in_our_user_namespace(&directory)))
     }
 
     fn account(&self, accounting: &Accounting) -> Account {
-        accounting.account(&self.folder.borrow(), self.sender.uid())
+        accounting.account(&self.directory.borrow(), self.sender.uid())
     }
 }
 

@@ -18,7 +18,7 @@ use nix::{
 use crate::frontend::register::Refusal;
 
 /// What `/proc` says of a process.
-pub(super) fn folder(pid: i32) -> Result<OwnedFd, Refusal> {
+pub(super) fn directory(pid: i32) -> Result<OwnedFd, Refusal> {
     let path = format!("/proc/{pid}");
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     open(path.as_str(), flags, Mode::empty()).map_err(|errno| match errno {
@@ -28,19 +28,19 @@ pub(super) fn folder(pid: i32) -> Result<OwnedFd, Refusal> {
     })
 }
 
-pub(super) fn path(folder: &str, number: u32) -> CString {
-    CString::new(format!("{folder}/{number}")).unwrap_or_default()
+pub(super) fn path(directory: &str, number: u32) -> CString {
+    CString::new(format!("{directory}/{number}")).unwrap_or_default()
 }
 
 /// The text of `/proc/PID/status`. What is not UTF-8 (the process's name may be) is
 /// replaced.
-pub(super) fn status(folder: &OwnedFd) -> Result<String, Errno> {
-    read_all(folder, "status").map(|text| String::from_utf8_lossy(&text).into_owned())
+pub(super) fn status(directory: &OwnedFd) -> Result<String, Errno> {
+    read_all(directory, "status").map(|text| String::from_utf8_lossy(&text).into_owned())
 }
 
 /// A file of `/proc/PID`, in full.
-pub(super) fn read_all(folder: &OwnedFd, name: &str) -> Result<Vec<u8>, Errno> {
-    let fd = openat(folder, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
+pub(super) fn read_all(directory: &OwnedFd, name: &str) -> Result<Vec<u8>, Errno> {
+    let fd = openat(directory, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
     let mut text = Vec::new();
     File::from(fd)
         .read_to_end(&mut text)

@@ -106,7 +106,7 @@ pub struct Client<'a, A> {
     /// The line, as a v1 client writes it.
     pub line: &'a [u8],
     /// Who sent it.
-    pub asker: &'a A,
+    pub requester: &'a A,
     /// Told the cause of each signal.
     pub follower: Option<EventSink>,
     /// `st_ino` of the group whose `cgroup.event_control` was written to, where
@@ -123,33 +123,37 @@ pub async fn register<S: Source>(
     places: &FrontendContext,
     client: Client<'_, impl Requester>,
 ) -> Result<Receipt, Refusal> {
-    let Client { line, asker, follower, own } = client;
+    let Client { line, requester, follower, own } = client;
     let line =
         line::parse(line).map_err(|error| Refusal::new(Errno::from_raw(error.errno()), error.to_string()))?;
-    let eventfd = asker.event(line.event_fd, places.identity())?;
+    let eventfd = requester.event(line.event_fd, places.identity())?;
     let which = DescriptorRole::Control(line.control_fd);
-    let (control, args) = resolve(places, line.control_fd, asker, line.args)?;
+    let (control, args) = resolve(places, line.control_fd, requester, line.args)?;
     if own.is_some_and(|own| own != control.cgroup_id) {
         return Err(Refusal::new(
             Errno::EINVAL,
             format!("{which} belongs to another group than this cgroup.event_control"),
         ));
     }
-    let wish = control_file::parse(control.file, args, page_size())
+    let trigger = control_file::parse(control.file, args, page_size())
         .map_err(|error| Refusal::new(Errno::from_raw(error.errno()), error.to_string()))?;
-    let sampled = sampled(watcher, places, &control, &wish)?;
+    let sampled = sampled(watcher, places, &control, &trigger)?;
     let ResolvedControlFile { group, file: on, .. } = control;
-    let account = payer(watcher, places, asker);
+    let account = payer(watcher, places, requester);
     let mut locked = watcher.settled(group).await;
-    let request = watcher::RegistrationRequest { group, on, wish, eventfd, follower, account, sampled };
+    let request = watcher::RegistrationRequest { group, on, trigger, eventfd, follower, account, sampled };
     locked.register(request).map_err(|errno| refusal(errno, account, on, !locked.has_room(account)))
 }
 
 /// Who pays for one more registration of the client's. Whether it is privileged is asked
 /// only where that may matter: it costs as much as all the other checks.
-fn payer<S: Source>(watcher: &SharedWatcher<S>, places: &FrontendContext, asker: &impl Requester) -> Account {
-    let account = asker.account(&places.accounting);
-    let is_privileged = || asker.credentials().is_ok_and(|credentials| credentials.is_privileged());
+fn payer<S: Source>(
+    watcher: &SharedWatcher<S>,
+    places: &FrontendContext,
+    requester: &impl Requester,
+) -> Account {
+    let account = requester.account(&places.accounting);
+    let is_privileged = || requester.credentials().is_ok_and(|credentials| credentials.is_privileged());
     let is_near_bound = watcher.lock().is_near_bound(account);
     if is_near_bound && is_privileged() { Account::Privileged } else { account }
 }
@@ -172,11 +176,11 @@ fn sampled<S: Source>(
     watcher: &SharedWatcher<S>,
     places: &FrontendContext,
     control: &ResolvedControlFile,
-    wish: &Trigger,
+    trigger: &Trigger,
 ) -> Result<Option<Sampled>, Refusal> {
     let ResolvedControlFile { group, cgroup_id, file: on } = *control;
     let is_root = group == places.identity().root();
-    if !matches!(wish, Trigger::Threshold(_)) || !(is_root || on == ControlFile::WorkingSet) {
+    if !matches!(trigger, Trigger::Threshold(_)) || !(is_root || on == ControlFile::WorkingSet) {
         return Ok(None);
     }
     let host = watcher.lock().shared_host();

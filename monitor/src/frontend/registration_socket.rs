@@ -125,10 +125,10 @@ pub async fn from_packet<S: Source>(
     };
     if packet.descriptors.is_empty() {
         let again = last.take().and_then(|peer| peer.again(&sender));
-        let asker: &Peer =
-            last.insert(again.map_or_else(|| Peer::of(sender, packet.account, &places.closer), Ok)?);
-        return register(watcher, places, Client { line, asker, follower, own: None }).await;
+        let requester: &Peer =
+            last.insert(again.map_or_else(|| Peer::of(sender, packet.account, &places.deferred_close), Ok)?);
+        return register(watcher, places, Client { line, requester, follower, own: None }).await;
     }
-    let asker = &SentDescriptors::new(packet.descriptors, sender, packet.account)?;
-    register(watcher, places, Client { line, asker, follower, own: None }).await
+    let requester = &SentDescriptors::new(packet.descriptors, sender, packet.account)?;
+    register(watcher, places, Client { line, requester, follower, own: None }).await
 }

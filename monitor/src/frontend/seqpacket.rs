@@ -66,7 +66,7 @@ pub struct Listener {
     bound: Option<PathBuf>,
     /// Where it is, as long as it has a path.
     path: Option<PathBuf>,
-    closer: DeferredClose,
+    deferred_close: DeferredClose,
     accounting: Accounting,
     open: Rc<RefCell<HashMap<Account, usize>>>,
 }
@@ -77,7 +77,7 @@ impl Listener {
     ///
     /// # Errors
     /// Names the call and the path.
-    pub fn bind(path: &Path, access: &Access, closer: &DeferredClose) -> Result<Self> {
+    pub fn bind(path: &Path, access: &Access, deferred_close: &DeferredClose) -> Result<Self> {
         let failed = |call: &str, errno| Error::syscall(format!("{call} {}", path.display()), errno);
         match fs::symlink_metadata(path) {
             Ok(found) => {
@@ -99,7 +99,7 @@ impl Listener {
             fd: wait_on(fd).map_err(|error| Error::file("epoll", path, error))?,
             bound: Some(path.into()),
             path: Some(path.into()),
-            closer: closer.clone(),
+            deferred_close: deferred_close.clone(),
             accounting: Accounting::default(),
             open: Rc::default(),
         };
@@ -124,11 +124,11 @@ impl Listener {
         handed: Option<OwnedFd>,
         path: &Path,
         access: &Access,
-        closer: &DeferredClose,
+        deferred_close: &DeferredClose,
     ) -> Result<Self> {
         match handed {
-            Some(fd) => Self::adopt(fd, closer),
-            None => Self::bind(path, access, closer),
+            Some(fd) => Self::adopt(fd, deferred_close),
+            None => Self::bind(path, access, deferred_close),
         }
     }
 
@@ -137,7 +137,7 @@ impl Listener {
     ///
     /// # Errors
     /// Names the call.
-    pub fn adopt(fd: OwnedFd, closer: &DeferredClose) -> Result<Self> {
+    pub fn adopt(fd: OwnedFd, deferred_close: &DeferredClose) -> Result<Self> {
         let failed = |call: &str, errno| Error::syscall(format!("{call} (a listener handed over)"), errno);
         let flags = fcntl(&fd, FcntlArg::F_GETFL).map_err(|errno| failed("fcntl F_GETFL", errno))?;
         let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
@@ -148,8 +148,8 @@ impl Listener {
         let address: UnixAddr = getsockname(fd.as_raw_fd()).map_err(|errno| failed("getsockname", errno))?;
         let path = address.path().map(Path::to_owned);
         let fd = wait_on(fd).map_err(|error| Error::file("epoll", "a listener handed over", error))?;
-        let (closer, accounting) = (closer.clone(), Accounting::default());
-        Ok(Self { fd, bound: None, path, closer, accounting, open: Rc::default() })
+        let (deferred_close, accounting) = (deferred_close.clone(), Accounting::default());
+        Ok(Self { fd, bound: None, path, deferred_close, accounting, open: Rc::default() })
     }
 
     /// Counts connections, and what they bring, against these accounts.
@@ -206,14 +206,14 @@ impl Listener {
             // What was sent already may bring descriptors of any kind. Others are closed here:
             // who connects in a loop fills no queue behind one descriptor that hangs.
             if brings_descriptors(&fd).await {
-                self.closer.close(account, fd);
+                self.deferred_close.close(account, fd);
             }
             return Ok(None);
         }
         let (fd, user) = (Some(wait_on(fd)?), peer.uid());
         self.open.borrow_mut().insert(account, count + 1);
-        let (closer, open) = (self.closer.clone(), Rc::clone(&self.open));
-        let connection = Connection { fd, user, account, over: Cell::new(false), closer, open };
+        let (deferred_close, open) = (self.deferred_close.clone(), Rc::clone(&self.open));
+        let connection = Connection { fd, user, account, over: Cell::new(false), deferred_close, open };
         Ok(Some((connection, peer)))
     }
 }
@@ -254,7 +254,7 @@ pub struct Connection {
     account: Account,
     /// The client has left, and all that it sent was taken.
     over: Cell<bool>,
-    closer: DeferredClose,
+    deferred_close: DeferredClose,
     open: Rc<RefCell<HashMap<Account, usize>>>,
 }
 
@@ -269,7 +269,7 @@ impl Drop for Connection {
         }
         // Packets that nobody took may bring descriptors, which are closed with it.
         if let Some(fd) = self.fd.take().filter(|_| !self.over.get()) {
-            self.closer.close(self.account, fd.into_inner());
+            self.deferred_close.close(self.account, fd.into_inner());
         }
     }
 }
@@ -293,7 +293,7 @@ impl Connection {
     /// # Errors
     /// The descriptor cannot be waited for.
     pub async fn ready(&self) -> io::Result<()> {
-        self.closer.room(self.account).await;
+        self.deferred_close.room(self.account).await;
         self.fd()?.readable().await.map(drop)
     }
 
@@ -303,7 +303,7 @@ impl Connection {
     /// # Errors
     /// As [`Connection::receive`].
     pub fn receive_now(&self, limit: usize) -> io::Result<Option<Option<Packet>>> {
-        if !self.closer.has_room(self.account) {
+        if !self.deferred_close.has_room(self.account) {
             return Ok(None);
         }
         let received = self.fd()?.try_io(tokio::io::Interest::READABLE, |fd| {
@@ -389,7 +389,10 @@ fn receive(fd: RawFd, limit: usize, from: &Connection) -> nix::Result<Packet> {
     Ok(Packet {
         bytes,
         truncated: flags.contains(MsgFlags::MSG_TRUNC),
-        descriptors: descriptors.into_iter().map(|fd| from.closer.untrusted(from.account, fd)).collect(),
+        descriptors: descriptors
+            .into_iter()
+            .map(|fd| from.deferred_close.untrusted(from.account, fd))
+            .collect(),
         descriptors_cut: flags.contains(MsgFlags::MSG_CTRUNC),
         sender: sender.map(|credentials| Sender::with(credentials, process)),
         account: from.account,

@@ -76,7 +76,7 @@ impl Snapshot {
         let refusals = agent.refusals.iter().map(|(errno, count)| (errno_name(*errno), *count));
         out.each(&families::REFUSALS, refusals)?;
         out.each(&families::SIGNALS, agent.signals.iter().copied())?;
-        out.one(&families::UNSIGNALLED, status.unsignalled)?;
+        out.one(&families::FAILED_SIGNALS, status.failed_signals)?;
         let latency = &agent.latency;
         out.begin(&families::LATENCY)?.encode_histogram::<NoLabelSet>(
             latency.sum(),
@@ -111,8 +111,7 @@ impl Snapshot {
 
     fn encode_tallies(&self, out: &mut Out<'_, '_>) -> fmt::Result {
         for (family, name) in families::TALLIES.iter().zip(LossKind::NAMES) {
-            let count = self.agent.status.losses.iter().find(|(found, _)| found == name);
-            out.one(family, count.map_or(0, |(_, count)| *count))?;
+            out.one(family, self.agent.status.losses.get(name).copied().unwrap_or(0))?;
         }
         Ok(())
     }
@@ -197,7 +196,7 @@ mod tests {
                     run_ns: 2_500_000_000,
                     without_aio: false,
                     slow_users: 0,
-                    losses: vec![("ring_full".into(), 9)],
+                    losses: [("ring_full".into(), 9)].into(),
                     ..AgentStatus::default()
                 },
             },

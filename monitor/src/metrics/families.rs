@@ -113,7 +113,7 @@ families! {
         "Registrations that were refused, by the errno that the client got";
     SIGNALS = Counter "memcg_monitor_signals" NONE ["cause"]
         "Signals given, by cause: crossed, oom, pressure, empty, removed";
-    UNSIGNALLED = Counter "memcg_monitor_unsignalled" NONE []
+    FAILED_SIGNALS = Counter "memcg_monitor_failed_signals" NONE []
         "Signals that could not be given; the agent's log says why";
     LATENCY = Histogram "memcg_monitor_signal_latency" SECONDS []
         "From the doorbell that a program rang in the kernel to the signal, where one led to the other";

@@ -1,5 +1,5 @@
 //! Descriptors in flight: a socket pair on whose way lie the clients' eventfds, so that
-//! the keeper holds one descriptor for thousands, and an exact number of references.
+//! the fd_store holds one descriptor for thousands, and an exact number of references.
 
 use std::{
     io::{IoSlice, IoSliceMut},
@@ -26,9 +26,9 @@ pub const IN_A_MESSAGE: usize = 253;
 /// anywhere.
 #[derive(Debug)]
 pub struct FdStash {
-    /// By which the keeper knows it.
+    /// By which the fd_store knows it.
     pub name: String,
-    /// Where things are put in; not handed on, a bag that was taken over is not filled
+    /// Where things are put in; not handed on, a stash that was taken over is not filled
     /// any more.
     mouth: Option<OwnedFd>,
     end: OwnedFd,
@@ -38,7 +38,7 @@ pub struct FdStash {
 pub type StashedFd = (u64, OwnedFd);
 
 impl FdStash {
-    /// An empty bag.
+    /// An empty stash.
     ///
     /// # Errors
     /// `socketpair` failed.
@@ -56,7 +56,7 @@ impl FdStash {
         Self { name, mouth: None, end }
     }
 
-    /// What the keeper holds.
+    /// What the fd_store holds.
     #[must_use]
     pub fn end(&self) -> BorrowedFd<'_> {
         self.end.as_fd()
@@ -179,50 +179,50 @@ mod tests {
 
     use super::{FdStash, IN_A_MESSAGE};
 
-    fn numbers(bag: &FdStash) -> Vec<u64> {
-        bag.look().expect("look").into_iter().map(|(number, _)| number).collect()
+    fn numbers(stash: &FdStash) -> Vec<u64> {
+        stash.look().expect("look").into_iter().map(|(number, _)| number).collect()
     }
 
     #[test]
     fn what_is_in_it_outlives_who_put_it_there() -> nix::Result<()> {
-        let (bag, client) = (FdStash::new("a".into())?, EventFd::new()?);
+        let (stash, client) = (FdStash::new("a".into())?, EventFd::new()?);
         let many: Vec<_> = (0..IN_A_MESSAGE as u64).map(|number| (number, client.as_fd())).collect();
-        bag.put(&many)?;
-        bag.put(&[(1000, client.as_fd())])?;
-        let kept: OwnedFd = bag.end().try_clone_to_owned().expect("dup");
-        drop(bag);
-        let bag = FdStash::adopt("a".into(), kept);
+        stash.put(&many)?;
+        stash.put(&[(1000, client.as_fd())])?;
+        let kept: OwnedFd = stash.end().try_clone_to_owned().expect("dup");
+        drop(stash);
+        let stash = FdStash::adopt("a".into(), kept);
         for _ in 0..2 {
-            assert_eq!(numbers(&bag), (0..253).chain([1000]).collect::<Vec<_>>());
+            assert_eq!(numbers(&stash), (0..253).chain([1000]).collect::<Vec<_>>());
         }
-        let held = bag.look()?;
+        let held = stash.look()?;
         client.write(5)?;
         let mut word = [0; 8];
         nix::unistd::read(&held[253].1, &mut word)?;
         assert_eq!(u64::from_ne_bytes(word), 5, "the very eventfd");
-        assert_eq!(bag.put(&[(1, client.as_fd())]), Err(Errno::EAGAIN), "one that was taken over");
-        assert_eq!(bag.front(10)?, (1, (0..253).collect()), "more than asked for, but not none");
-        assert_eq!(bag.front(300)?, (2, (0..253).chain([1000]).collect()));
-        bag.drop_front(1)?;
-        assert_eq!((numbers(&bag), bag.front(1)?), (vec![1000], (1, vec![1000])));
-        bag.drop_front(1)?;
-        assert_eq!((numbers(&bag), bag.front(1)?), (vec![], (0, vec![])));
+        assert_eq!(stash.put(&[(1, client.as_fd())]), Err(Errno::EAGAIN), "one that was taken over");
+        assert_eq!(stash.front(10)?, (1, (0..253).collect()), "more than asked for, but not none");
+        assert_eq!(stash.front(300)?, (2, (0..253).chain([1000]).collect()));
+        stash.drop_front(1)?;
+        assert_eq!((numbers(&stash), stash.front(1)?), (vec![1000], (1, vec![1000])));
+        stash.drop_front(1)?;
+        assert_eq!((numbers(&stash), stash.front(1)?), (vec![], (0, vec![])));
         Ok(())
     }
 
     #[test]
     fn one_that_is_full_says_so() -> nix::Result<()> {
-        let (bag, client) = (FdStash::new("a".into())?, EventFd::new()?);
+        let (stash, client) = (FdStash::new("a".into())?, EventFd::new()?);
         let mut put = 0;
         let full = loop {
-            match bag.put(&[(put, client.as_fd())]) {
+            match stash.put(&[(put, client.as_fd())]) {
                 Ok(()) => put += 1,
                 Err(errno) => break errno,
             }
         };
         assert_eq!(full, Errno::EAGAIN);
         assert!(put > 100);
-        assert_eq!(numbers(&bag).len() as u64, put);
+        assert_eq!(numbers(&stash).len() as u64, put);
         Ok(())
     }
 }

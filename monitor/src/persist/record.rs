@@ -23,8 +23,8 @@ pub struct Record {
     /// The control file that it is on.
     pub on: ControlFile,
     /// What it waits for.
-    pub wish: Trigger,
-    /// Whose eventfd: its `struct file` stays where it is, for the bag holds it.
+    pub trigger: Trigger,
+    /// Whose eventfd: its `struct file` stays where it is, for the stash holds it.
     pub file: FileId,
     /// Who asked for it: whose quota it counts against.
     pub account: Account,
@@ -106,7 +106,7 @@ impl Record {
     /// The words of it. The first one is stored last.
     #[must_use]
     pub fn words(&self) -> [u64; WORDS] {
-        let (kind, level, mode, ways, at, hysteresis) = match self.wish {
+        let (kind, level, mode, ways, at, hysteresis) = match self.trigger {
             Trigger::Threshold(Threshold { at, up, down, hysteresis }) => {
                 let (kind, at) = match at {
                     At::Pages(pages) => (PAGES, pages.0),
@@ -156,7 +156,7 @@ impl Record {
             }
             Ok(Trigger::Threshold(Threshold { at, up, down, hysteresis: Pages(hysteresis) }))
         };
-        let wish = match part(KIND) {
+        let trigger = match part(KIND) {
             PAGES => threshold(At::Pages(Pages(at)))?,
             PERCENT => match u32::try_from(at) {
                 Ok(percent) if percent <= HUNDRED_PERCENT => threshold(At::Percent(percent))?,
@@ -170,7 +170,7 @@ impl Record {
             EMPTY => Trigger::Empty,
             value => return Err(CorruptRecord { what: "the kind", value }),
         };
-        let fits = match wish {
+        let fits = match trigger {
             Trigger::Threshold(_) => ControlFile::QUANTITIES.contains(&on),
             Trigger::Oom => on == ControlFile::Oom,
             Trigger::Pressure(_) => on == ControlFile::Pressure,
@@ -190,7 +190,7 @@ impl Record {
         let generation = generation & ((1 << PAYER_HIGH) - 1);
         Ok(Some(Self {
             on,
-            wish,
+            trigger,
             file: FileId(file),
             account,
             group: GroupId { slot: slot as u32, generation },
@@ -206,7 +206,7 @@ impl Record {
     /// privileged one has another account than before.)
     #[must_use]
     pub fn is_same_request(&self, other: &Self) -> bool {
-        let key = |record: &Self| (record.on, record.wish, record.file, record.group);
+        let key = |record: &Self| (record.on, record.trigger, record.file, record.group);
         let same = self.account == other.account || other.account == Account::Privileged;
         key(self) == key(other) && same
     }
@@ -244,11 +244,11 @@ mod tests {
     };
 
     fn record(on: ControlFile, args: &str) -> Record {
-        let wish = control_file::parse(on, args.as_bytes(), 4096).expect("the arguments are right");
+        let trigger = control_file::parse(on, args.as_bytes(), 4096).expect("the arguments are right");
         let group = GroupId { slot: 7, generation: 0xff_ffff_ffff_ffff };
         Record {
             on,
-            wish,
+            trigger,
             file: FileId(u64::MAX - 1),
             account: Account::User(1000),
             group,

@@ -1,5 +1,5 @@
 //! The state record: a memory file with a [`Record`] for each registration, which the
-//! keeper holds while there is no agent. Written by plain stores, so that an agent may
+//! fd_store holds while there is no agent. Written by plain stores, so that an agent may
 //! be killed between any two instructions.
 
 use std::{

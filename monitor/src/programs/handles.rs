@@ -62,17 +62,17 @@ impl Handles {
             if ebpf.program(hook.program).is_some_and(|program| program.fd().is_ok()))
     }
 
-    /// Those that are pinned in `folder`.
+    /// Those that are pinned in `directory`.
     ///
     /// # Errors
     /// One is missing: a program without its link is attached no more.
-    pub(super) fn open(folder: &Path) -> Result<Self> {
-        let at = |name: &str| folder.join(format!("prog-{name}"));
+    pub(super) fn open(directory: &Path) -> Result<Self> {
+        let at = |name: &str| directory.join(format!("prog-{name}"));
         let no = |error: ProgramError| failed("cannot open a pinned program (BPF_OBJ_GET)", &error);
         let attached = HOOKS.iter().filter(|hook| hook.required || at(hook.program).exists());
         let links = attached
             .map(|hook| {
-                PinnedLink::from_pin(folder.join(format!("link-{}", hook.program))).map_err(|error| {
+                PinnedLink::from_pin(directory.join(format!("link-{}", hook.program))).map_err(|error| {
                     failed(&format!("cannot open the pinned link of {} (BPF_OBJ_GET)", hook.program), &error)
                 })
             })
@@ -87,18 +87,18 @@ impl Handles {
         Ok(Self::Pinned { ask, attached, _links: links })
     }
 
-    /// Pins everything below `folder`, the maps last.
-    pub(super) fn pin(&mut self, folder: &Path, maps: &[(&'static str, MapData)]) -> Result<()> {
+    /// Pins everything below `directory`, the maps last.
+    pub(super) fn pin(&mut self, directory: &Path, maps: &[(&'static str, MapData)]) -> Result<()> {
         let Self::Loaded { ebpf, links } = self else { return Ok(()) };
         let no = |error: aya::pin::PinError| failed("cannot pin (BPF_OBJ_PIN)", &error);
         for (name, program) in ebpf.programs_mut().filter(|(_, program)| program.fd().is_ok()) {
-            program.pin(folder.join(format!("prog-{name}"))).map_err(no)?;
+            program.pin(directory.join(format!("prog-{name}"))).map_err(no)?;
         }
         for (name, link) in links.drain(..) {
-            link.pin(folder.join(format!("link-{name}"))).map_err(no)?;
+            link.pin(directory.join(format!("link-{name}"))).map_err(no)?;
         }
         for (name, map) in maps {
-            map.pin(folder.join(format!("map-{name}"))).map_err(no)?;
+            map.pin(directory.join(format!("map-{name}"))).map_err(no)?;
         }
         Ok(())
     }
@@ -129,8 +129,8 @@ impl Handles {
     }
 
     /// Id of a program that writes to the programs' log, where they are pinned.
-    pub(super) fn logging(folder: &Path) -> Option<u32> {
-        Some(FEntry::from_pin(folder.join("prog-css_online")).ok()?.info().ok()?.id())
+    pub(super) fn logging(directory: &Path) -> Option<u32> {
+        Some(FEntry::from_pin(directory.join("prog-css_online")).ok()?.info().ok()?.id())
     }
 }
 
@@ -167,9 +167,9 @@ impl Maps {
         })
     }
 
-    /// Opens those that are pinned in `folder`.
-    pub(super) fn open(folder: &Path, sizes: TableSizes) -> Result<Self> {
-        Self::get(sizes, |name| open_map(folder, name))
+    /// Opens those that are pinned in `directory`.
+    pub(super) fn open(directory: &Path, sizes: TableSizes) -> Result<Self> {
+        Self::get(sizes, |name| open_map(directory, name))
     }
 
     fn get(sizes: TableSizes, mut map: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
@@ -187,18 +187,18 @@ impl Maps {
 
 /// A pinned array of `entries` that is shared with programs before.
 pub(super) fn open_shared<T: MappedLayout>(
-    folder: &Path,
+    directory: &Path,
     name: &'static str,
     entries: usize,
 ) -> Result<Table<T>> {
-    Table::map(array(&open_map(folder, name)?)?, entries, name)
+    Table::map(array(&open_map(directory, name)?)?, entries, name)
 }
 
-fn open_map(folder: &Path, name: &str) -> Result<Map> {
+fn open_map(directory: &Path, name: &str) -> Result<Map> {
     let no = |error: aya::maps::MapError| {
         failed(&format!("cannot open the pinned map {name} (BPF_OBJ_GET)"), &error)
     };
-    Map::from_map_data(MapData::from_pin(folder.join(format!("map-{name}"))).map_err(no)?).map_err(no)
+    Map::from_map_data(MapData::from_pin(directory.join(format!("map-{name}"))).map_err(no)?).map_err(no)
 }
 
 /// Duplicates of the maps' descriptors, to pin them by.

@@ -1,10 +1,10 @@
 //! Programs, links and maps in the BPF file system, so that the kernel's side goes on
 //! while there is no agent: `DIR/SCHEMA/{map,prog,link}-NAME`. The answer cell is pinned
-//! last: a folder without it was not finished. `DIR/SCHEMA-new` and `DIR/SCHEMA-old` are
+//! last: a directory without it was not finished. `DIR/SCHEMA-new` and `DIR/SCHEMA-old` are
 //! there while one agent's programs replace another's.
 //!
 //! A BPF file system that systemd did not mount is everybody's to write to (mode 1777). So
-//! the folder has to be the agent's own, and is worked on by its descriptor: whatever its
+//! the directory has to be the agent's own, and is worked on by its descriptor: whatever its
 //! name leads to later. Only names that are ours are touched.
 
 use std::{
@@ -41,23 +41,23 @@ pub(super) const MAPS: [&str; 7] =
 /// The last of them.
 const LAST: &str = "map-SCRATCH";
 
-/// How names in a schema's folder begin.
+/// How names in a schema's directory begin.
 const KINDS: [&str; 3] = ["map-", "prog-", "link-"];
-/// Ends of a folder's name while one replaces another.
+/// Ends of a directory's name while one replaces another.
 const FRESH: &str = "-new";
 const REPLACED: &str = "-old";
 
-/// A folder is opened as itself, not as what it links to.
-const AS_FOLDER: OFlag =
+/// A directory is opened as itself, not as what it links to.
+const AS_DIRECTORY: OFlag =
     OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 /// Write permission for others than the owner.
 const OTHERS_WRITE: u32 = 0o022;
 const STICKY: u32 = 0o1000;
 
-/// The folder with the pins of all schemas, held by one agent.
+/// The directory with the pins of all schemas, held by one agent.
 #[derive(Debug)]
 pub struct Pins {
-    folder: PathBuf,
+    path: PathBuf,
     directory: Flock<File>,
 }
 
@@ -67,21 +67,21 @@ pub struct OlderPins {
     /// Their layout.
     pub schema: u32,
     /// Where they are.
-    pub folder: PathBuf,
+    pub path: PathBuf,
 }
 
 impl Pins {
-    /// Makes the folder, if need be, and keeps others out of it.
+    /// Makes the directory, if need be, and keeps others out of it.
     ///
     /// # Errors
-    /// There is no BPF file system, or it is read-only or full; the folder, or one above
+    /// There is no BPF file system, or it is read-only or full; the directory, or one above
     /// it, is somebody else's; or another agent has it.
-    pub fn open(folder: &Path) -> Result<Self> {
-        let named = |call: &str, errno| Error::syscall(format!("{call} {}", folder.display()), errno);
-        let (Some(above), Some(name)) = (folder.parent(), folder.file_name()) else {
-            return Err(Error::Host(format!("--pins {}: name a folder", folder.display())));
+    pub fn open(path: &Path) -> Result<Self> {
+        let named = |call: &str, errno| Error::syscall(format!("{call} {}", path.display()), errno);
+        let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
+            return Err(Error::Host(format!("--pins {}: name a directory", path.display())));
         };
-        fs::create_dir_all(above).map_err(|error| Error::file("make the folder", above, error))?;
+        fs::create_dir_all(above).map_err(|error| Error::file("make the directory", above, error))?;
         let above = above.canonicalize().map_err(|error| Error::file("look up", above, error))?;
         for path in above.ancestors() {
             nobody_elses_to_rename_in(path)?;
@@ -91,82 +91,82 @@ impl Pins {
             Ok(()) | Err(Errno::EEXIST) => {}
             Err(errno) => return Err(named("mkdir", errno)),
         }
-        let directory = match openat(&above, name, AS_FOLDER, Mode::empty()) {
+        let directory = match openat(&above, name, AS_DIRECTORY, Mode::empty()) {
             Ok(directory) => File::from(directory),
             Err(Errno::ELOOP | Errno::ENOTDIR) => {
                 let whose = fstatat(&above, name, AtFlags::AT_SYMLINK_NOFOLLOW)
                     .map_or_else(|_| "somebody".into(), |found| format!("user id {}", found.st_uid));
                 return Err(Error::Host(format!(
-                    "{} is no folder, and {whose}'s: remove it",
-                    folder.display()
+                    "{} is no directory, and {whose}'s: remove it",
+                    path.display()
                 )));
             }
             Err(errno) => return Err(named("open", errno)),
         };
         let kind = fstatfs(&directory).map_err(|errno| named("statfs", errno))?.filesystem_type();
         if kind != BPF_FS_MAGIC {
-            return Err(no_bpffs(folder));
+            return Err(no_bpffs(path));
         }
-        ours_alone(folder, &fstat(&directory).map_err(|errno| named("stat", errno))?)?;
+        ours_alone(path, &fstat(&directory).map_err(|errno| named("stat", errno))?)?;
         // Who can open it can lock it. Versions before left that to the umask.
         let _ = fchmod(&directory, Mode::S_IRWXU);
         let directory =
             Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
                 Errno::EWOULDBLOCK => Error::Busy(format!(
-                    "another agent uses {}; give this one another folder with --pins",
-                    folder.display()
+                    "another agent uses {}; give this one another directory with --pins",
+                    path.display()
                 )),
                 _ => named("flock", errno),
             })?;
-        let pins = Self { folder: folder.into(), directory };
+        let pins = Self { path: path.into(), directory };
         pins.finish();
         Ok(pins)
     }
 
-    /// Whether pins can be made in `folder`, as far as can be told without making it.
+    /// Whether pins can be made in `directory`, as far as can be told without making it.
     ///
     /// # Errors
     /// As [`Pins::open`].
-    pub fn possible(folder: &Path) -> Result<String> {
-        let name = folder.display();
-        let above = folder.parent().unwrap_or(folder);
+    pub fn possible(path: &Path) -> Result<String> {
+        let name = path.display();
+        let above = path.parent().unwrap_or(path);
         let found =
             stat(above).map_err(|errno| Error::syscall(format!("stat {}", above.display()), errno))?;
         let kind =
             statfs(above).map_err(|errno| Error::syscall(format!("statfs {}", above.display()), errno))?;
         if kind.filesystem_type() != BPF_FS_MAGIC {
-            return Err(no_bpffs(folder));
+            return Err(no_bpffs(path));
         }
         for path in above.ancestors() {
             nobody_elses_to_rename_in(path)?;
         }
-        match lstat(folder) {
+        match lstat(path) {
             Ok(found) if found.st_mode & libc::S_IFMT != libc::S_IFDIR => {
-                Err(Error::Host(format!("{name} is no folder, and user id {}'s: remove it", found.st_uid)))
+                Err(Error::Host(format!("{name} is no directory, and user id {}'s: remove it", found.st_uid)))
             }
-            Ok(found) => ours_alone(folder, &found).map(|()| format!("in {name}")),
+            Ok(found) => ours_alone(path, &found).map(|()| format!("in {name}")),
             Err(_) if found.st_mode & OTHERS_WRITE != 0 => Ok(format!(
-                "in {name}; but until an agent has been there any user may make that folder: chmod 0700 {}",
+                "in {name}; but until an agent has been there any user may make that directory: chmod 0700 {}",
                 above.display()
             )),
             Err(_) => Ok(format!("in {name}")),
         }
     }
 
-    /// Whether programs or links are pinned in `folder`, as far as they can be seen: they stay
+    /// Whether programs or links are pinned in `directory`, as far as they can be seen: they stay
     /// attached also where no agent opens them.
     #[must_use]
-    pub fn hold_programs(folder: &Path) -> bool {
+    pub fn hold_programs(path: &Path) -> bool {
         let names = |path: &Path| {
             let entries = fs::read_dir(path).into_iter().flatten().flatten();
             entries.filter_map(|entry| entry.file_name().into_string().ok()).collect::<Vec<_>>()
         };
         let is_attached = |name: &String| name.starts_with("prog-") || name.starts_with("link-");
-        let schemas = names(folder).into_iter().filter(|name| schema_of(name).is_some());
-        schemas.into_iter().any(|schema| names(&folder.join(schema)).iter().any(is_attached))
+        let schemas = names(path).into_iter().filter(|name| schema_of(name).is_some());
+        schemas.into_iter().any(|schema| names(&path.join(schema)).iter().any(is_attached))
     }
 
-    /// Where the present schema's pins are: by the folder's descriptor.
+    /// Where the present schema's pins are: by the directory's descriptor.
     #[must_use]
     pub fn present(&self) -> PathBuf {
         self.at(&SCHEMA.to_string())
@@ -184,11 +184,11 @@ impl Pins {
         let present = SCHEMA.to_string();
         let others = self.names().into_iter().filter(|name| *name != present && !name.ends_with(FRESH));
         others
-            .filter_map(|name| Some(OlderPins { schema: schema_of(&name)?, folder: self.at(&name) }))
+            .filter_map(|name| Some(OlderPins { schema: schema_of(&name)?, path: self.at(&name) }))
             .collect()
     }
 
-    /// Pins by `pin`, which is given the folder, then makes that the present one. What was
+    /// Pins by `pin`, which is given the directory, then makes that the present one. What was
     /// there before stays beside it until [`Pins::remove_older`].
     ///
     /// # Errors
@@ -213,7 +213,7 @@ impl Pins {
         }
     }
 
-    /// Takes all pins away. Where everybody may make folders, the empty one stays, lest
+    /// Takes all pins away. Where everybody may make directories, the empty one stays, lest
     /// somebody else makes it before the next agent.
     pub fn clear(&self) {
         for name in self.names() {
@@ -221,13 +221,13 @@ impl Pins {
                 self.remove(&name);
             }
         }
-        let (Some(above), Some(name)) = (self.folder.parent(), self.folder.file_name()) else { return };
+        let (Some(above), Some(name)) = (self.path.parent(), self.path.file_name()) else { return };
         let Ok(above) = File::open(above) else { return };
         if fstat(&above).is_ok_and(|found| found.st_mode & OTHERS_WRITE != 0) {
             return;
         }
         if let Err(errno) = unlinkat(&above, name, UnlinkatFlags::RemoveDir) {
-            log::warn!("remove {}: {errno}", self.folder.display());
+            log::warn!("remove {}: {errno}", self.path.display());
         }
     }
 
@@ -262,10 +262,10 @@ impl Pins {
     }
 
     fn failed(&self, call: &str, name: &str, errno: Errno) -> Error {
-        Error::syscall(format!("{call} {}/{name}", self.folder.display()), errno)
+        Error::syscall(format!("{call} {}/{name}", self.path.display()), errno)
     }
 
-    /// A path to `name` in the folder, however the folder is called by now.
+    /// A path to `name` in the directory, however the directory is called by now.
     fn at(&self, name: &str) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}/{name}", self.directory.as_raw_fd()))
     }
@@ -275,9 +275,9 @@ impl Pins {
         fstatat(self.directory.as_fd(), last.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
     }
 
-    /// Names in the folder that could be ours.
+    /// Names in the directory that could be ours.
     fn names(&self) -> Vec<String> {
-        let directory = Dir::openat(self.directory.as_fd(), ".", AS_FOLDER, Mode::empty());
+        let directory = Dir::openat(self.directory.as_fd(), ".", AS_DIRECTORY, Mode::empty());
         directory
             .map(names_of)
             .unwrap_or_default()
@@ -288,20 +288,20 @@ impl Pins {
 
     /// Best effort: what stays is named, and tried again by the next agent.
     fn remove(&self, name: &str) {
-        let outcome = match Dir::openat(self.directory.as_fd(), name, AS_FOLDER, Mode::empty()) {
-            Ok(folder) => {
-                empty(folder).and_then(|()| unlinkat(self.directory.as_fd(), name, UnlinkatFlags::RemoveDir))
+        let outcome = match Dir::openat(self.directory.as_fd(), name, AS_DIRECTORY, Mode::empty()) {
+            Ok(opened) => {
+                empty(opened).and_then(|()| unlinkat(self.directory.as_fd(), name, UnlinkatFlags::RemoveDir))
             }
             Err(errno) => Err(errno),
         };
         match outcome {
             Ok(()) | Err(Errno::ENOENT) => {}
-            Err(errno) => log::warn!("remove {}/{name}: {errno}", self.folder.display()),
+            Err(errno) => log::warn!("remove {}/{name}: {errno}", self.path.display()),
         }
     }
 }
 
-/// The schema that a folder's name stands for.
+/// The schema that a directory's name stands for.
 fn schema_of(name: &str) -> Option<u32> {
     let number = name.strip_suffix(FRESH).or_else(|| name.strip_suffix(REPLACED)).unwrap_or(name);
     let schema = number.parse().ok()?;
@@ -315,10 +315,10 @@ fn names_of(mut directory: Dir) -> Vec<OsString> {
     names.filter(|name| name != "." && name != "..").collect()
 }
 
-/// Takes our names out of a schema's folder.
-fn empty(folder: Dir) -> nix::Result<()> {
-    let descriptor = folder.as_fd().try_clone_to_owned().map_err(|_| Errno::EMFILE)?;
-    for name in names_of(folder) {
+/// Takes our names out of a schema's directory.
+fn empty(directory: Dir) -> nix::Result<()> {
+    let descriptor = directory.as_fd().try_clone_to_owned().map_err(|_| Errno::EMFILE)?;
+    for name in names_of(directory) {
         if KINDS.iter().any(|kind| name.as_bytes().starts_with(kind.as_bytes())) {
             unlinkat(&descriptor, name.as_os_str(), UnlinkatFlags::NoRemoveDir)?;
         }
@@ -326,19 +326,19 @@ fn empty(folder: Dir) -> nix::Result<()> {
     Ok(())
 }
 
-fn no_bpffs(folder: &Path) -> Error {
+fn no_bpffs(path: &Path) -> Error {
     Error::Host(format!(
         "{} is not on a BPF file system (mount -t bpf -o mode=0700 bpf /sys/fs/bpf)",
-        folder.display()
+        path.display()
     ))
 }
 
-/// Whether only this user, and root, can change what is in a folder.
-fn ours_alone(folder: &Path, found: &FileStat) -> Result<()> {
-    let (own, name) = (geteuid().as_raw(), folder.display());
+/// Whether only this user, and root, can change what is in a directory.
+fn ours_alone(path: &Path, found: &FileStat) -> Result<()> {
+    let (own, name) = (geteuid().as_raw(), path.display());
     if found.st_uid != own {
         return Err(Error::Host(format!(
-            "{name} belongs to user id {}, the agent is {own}: who made it could take pins away. Remove it and chmod 0700 /sys/fs/bpf, or name another folder by --pins",
+            "{name} belongs to user id {}, the agent is {own}: who made it could take pins away. Remove it and chmod 0700 /sys/fs/bpf, or name another directory by --pins",
             found.st_uid
         )));
     }
@@ -351,7 +351,7 @@ fn ours_alone(folder: &Path, found: &FileStat) -> Result<()> {
     Ok(())
 }
 
-/// Whether nobody but this user and root can put another folder into the place of ours.
+/// Whether nobody but this user and root can put another directory into the place of ours.
 fn nobody_elses_to_rename_in(path: &Path) -> Result<()> {
     let found = stat(path).map_err(|errno| Error::syscall(format!("stat {}", path.display()), errno))?;
     let own = [0, geteuid().as_raw()].contains(&found.st_uid);
@@ -359,7 +359,7 @@ fn nobody_elses_to_rename_in(path: &Path) -> Result<()> {
         return Ok(());
     }
     Err(Error::Host(format!(
-        "{}, above the folder for pins, can be changed by others (owner {}, mode {:o}): name another folder by --pins",
+        "{}, above the directory for pins, can be changed by others (owner {}, mode {:o}): name another directory by --pins",
         path.display(),
         found.st_uid,
         found.st_mode & 0o7777
@@ -374,12 +374,12 @@ mod tests {
 
     #[test]
     fn programs_that_are_left_are_seen() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let hold = || Pins::hold_programs(folder.path());
-        assert!(!Pins::hold_programs(&folder.path().join("none")) && !hold());
+        let path = tempfile::tempdir().expect("a directory");
+        let hold = || Pins::hold_programs(path.path());
+        assert!(!Pins::hold_programs(&path.path().join("none")) && !hold());
         for (name, holds) in [("other/prog-charge", false), ("4/map-SLOTS", false), ("4/link-charge", true)] {
-            let path = folder.path().join(name);
-            fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+            let path = path.path().join(name);
+            fs::create_dir_all(path.parent().expect("a directory")).expect("made");
             fs::write(path, "").expect("a file");
             assert_eq!(hold(), holds, "{name}");
         }

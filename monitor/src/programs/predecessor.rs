@@ -50,24 +50,24 @@ mod four {
 }
 
 impl Predecessor {
-    /// Opens what is pinned in `folder`.
+    /// Opens what is pinned in `directory`.
     ///
     /// # Errors
     /// A map is missing, or the layout is not known.
-    pub(super) fn open(folder: &Path, schema: u32) -> Result<Self> {
+    pub(super) fn open(directory: &Path, schema: u32) -> Result<Self> {
         // The lower half: slots without the root's.
         let slots = |sizes: u64| (sizes & u64::from(u32::MAX)) as usize + 1;
         match schema {
             SCHEMA => {
-                let scratch: Table<SharedScratch> = open_shared(folder, "SCRATCH", 1)?;
+                let scratch: Table<SharedScratch> = open_shared(directory, "SCRATCH", 1)?;
                 let sizes = scratch.get(0).map_or(0, |cell| cell.sizes.get());
-                Ok(Self::Present { slots: open_shared(folder, "SLOTS", slots(sizes))?, scratch })
+                Ok(Self::Present { slots: open_shared(directory, "SLOTS", slots(sizes))?, scratch })
             }
             four::SCHEMA => {
-                let scratch: Table<AtomicU64> = open_shared(folder, "SCRATCH", four::SCRATCH_WORDS)?;
+                let scratch: Table<AtomicU64> = open_shared(directory, "SCRATCH", four::SCRATCH_WORDS)?;
                 let sizes = word(&scratch, four::SIZES).load(Ordering::Relaxed);
                 let words = slots(sizes) * four::SLOT_WORDS;
-                Ok(Self::Four { slots: open_shared(folder, "SLOTS", words)?, scratch })
+                Ok(Self::Four { slots: open_shared(directory, "SLOTS", words)?, scratch })
             }
             other => {
                 Err(Error::Host(format!("their tables are of layout {other}, which this agent cannot read")))

@@ -84,12 +84,12 @@ impl Programs {
     pub fn start(v1: bool, sizes: TableSizes, pins: Option<Pins>) -> Result<(Self, Doorbells)> {
         let anew = |error: &Error| log::warn!("{error}; loading the programs anew");
         let present = pins.as_ref().filter(|pins| pins.are_complete()).map(Pins::present);
-        let found = present.as_deref().map_or(Pinned::Nothing, |folder| {
-            look_at(folder, v1, sizes).inspect_err(anew).unwrap_or(Pinned::Others)
+        let found = present.as_deref().map_or(Pinned::Nothing, |directory| {
+            look_at(directory, v1, sizes).inspect_err(anew).unwrap_or(Pinned::Others)
         });
         let mut before = pins.as_ref().map(Pins::older).unwrap_or_default();
         if matches!(found, Pinned::Others) {
-            before.extend(present.map(|folder| OlderPins { schema: SCHEMA, folder }));
+            before.extend(present.map(|path| OlderPins { schema: SCHEMA, path }));
         }
         let before = before.into_iter().filter_map(|older| opened(&older)).collect();
         let (mut programs, ring) = match found {
@@ -172,7 +172,7 @@ impl Programs {
             files,
             thread_marks,
             band_shift: (plan & 0xff) as u32,
-            offers: Features::from_bits(plan >> 8 & 0xff),
+            features: Features::from_bits(plan >> 8 & 0xff),
             pins: None,
             unpinned: Vec::new(),
             before: Vec::new(),
@@ -201,7 +201,7 @@ impl Programs {
         let unpinned = std::mem::take(&mut self.unpinned);
         let (false, Some(pins)) = (unpinned.is_empty(), &self.pins) else { return };
         let Some(mut held) = self.held.take() else { return };
-        let outcome = pins.replace(|folder| held.pin(folder, &unpinned));
+        let outcome = pins.replace(|directory| held.pin(directory, &unpinned));
         match outcome.and_then(|()| Handles::open(&pins.present())) {
             Ok(pinned) => held = pinned,
             Err(error) => {
@@ -265,18 +265,18 @@ fn describe(scratch: &Table<SharedScratch>, v1: bool, sizes: TableSizes, plan: &
     cell.instance.set(now());
     cell.sizes.set(sizes.groups.into());
     cell.ring.set(sizes.ring.into());
-    cell.plan.set(u64::from(plan.band_shift) | plan.offers.bits() << 8);
+    cell.plan.set(u64::from(plan.band_shift) | plan.features.bits() << 8);
 }
 
-/// Looks at what is pinned in `folder`, and opens it if it is the same.
-fn look_at(folder: &Path, v1: bool, sizes: TableSizes) -> Result<Pinned> {
-    let scratch: Table<SharedScratch> = open_shared(folder, "SCRATCH", 1)?;
+/// Looks at what is pinned in `directory`, and opens it if it is the same.
+fn look_at(directory: &Path, v1: bool, sizes: TableSizes) -> Result<Pinned> {
+    let scratch: Table<SharedScratch> = open_shared(directory, "SCRATCH", 1)?;
     let cell = scratch.get(0).ok_or_else(|| Error::Host("the pinned answer cell is empty".into()))?;
     let are_these = cell.build.get() == build(v1)
         && cell.sizes.get() == u64::from(sizes.groups)
         && cell.ring.get() == u64::from(sizes.ring);
     if are_these {
-        return Ok(Pinned::Same(Box::new((Maps::open(folder, sizes)?, Handles::open(folder)?))));
+        return Ok(Pinned::Same(Box::new((Maps::open(directory, sizes)?, Handles::open(directory)?))));
     }
     log::info!("the pinned programs are of another build or size: replacing them");
     Ok(Pinned::Others)
@@ -284,13 +284,13 @@ fn look_at(folder: &Path, v1: bool, sizes: TableSizes) -> Result<Pinned> {
 
 /// Their tables, if they can be read.
 fn opened(older: &OlderPins) -> Option<Predecessor> {
-    let OlderPins { schema, folder } = older;
+    let OlderPins { schema, path: directory } = older;
     let unread = |error: &Error| {
         log::warn!(
             "{error}; what the programs of layout {schema} saw while there was no agent is lost, but for what still holds"
         );
     };
-    Predecessor::open(folder, *schema).inspect_err(unread).ok()
+    Predecessor::open(directory, *schema).inspect_err(unread).ok()
 }
 
 /// A hash of the object, and of what the agent decides for it beside the kernel's own

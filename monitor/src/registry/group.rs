@@ -68,7 +68,7 @@ impl Group {
 
     pub(super) fn add(&mut self, to: Subscriber, registration: &Subscription, now: u64, limit: u64) {
         let others = &mut self.others;
-        match registration.wish {
+        match registration.trigger {
             Trigger::Threshold(threshold) => {
                 self.scale_mut(registration.on).add(now, threshold, limit, to, registration.above);
             }

@@ -23,10 +23,10 @@ const ENDLESS: u64 = u64::MAX;
 const NO_REST: Clock = Clock { now: 0, rest: 0 };
 
 /// One that nobody else has, on `file`.
-fn registration(on: ControlFile, wish: Trigger, file: FileId, account: Account) -> Subscription {
+fn registration(on: ControlFile, trigger: Trigger, file: FileId, account: Account) -> Subscription {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let ticket = RecordId(NEXT.fetch_add(1, Ordering::Relaxed));
-    Subscription { on, wish, file, account, ticket, above: None }
+    Subscription { on, trigger, file, account, ticket, above: None }
 }
 
 /// What a crossing is to a test: whose, of what, which way.
@@ -37,8 +37,8 @@ fn told(crossings: Vec<Crossing>) -> Vec<Told> {
 }
 
 fn add(registry: &mut Registry, id: GroupId, usage: u64, threshold: u64, file: FileId) {
-    let wish = Trigger::Threshold(Threshold::plain(Pages(threshold)));
-    registry.add(id, registration(USAGE, wish, file, Account::User(0)), usage, ENDLESS);
+    let trigger = Trigger::Threshold(Threshold::plain(Pages(threshold)));
+    registry.add(id, registration(USAGE, trigger, file, Account::User(0)), usage, ENDLESS);
 }
 
 fn quiet(registry: &mut Registry, now: u64) -> Vec<Told> {
@@ -95,7 +95,7 @@ fn removal_counts_every_registration_of_every_kind() {
     add(&mut registry, G, 0, 10, A);
     add(&mut registry, G, 0, 20, A);
     add(&mut registry, G, 0, 20, B);
-    for (on, wish) in [
+    for (on, trigger) in [
         (ControlFile::Memsw, Trigger::Threshold(Threshold::plain(Pages(1)))),
         (ControlFile::Oom, Trigger::Oom),
         (ControlFile::Procs, Trigger::Empty),
@@ -104,7 +104,7 @@ fn removal_counts_every_registration_of_every_kind() {
             Trigger::Pressure(Pressure { level: Level::Low, mode: PressureMode::Default }),
         ),
     ] {
-        registry.add(G, registration(on, wish, A, Account::User(5)), 0, ENDLESS);
+        registry.add(G, registration(on, trigger, A, Account::User(5)), 0, ENDLESS);
     }
     let held = [0, 5].map(|user| registry.held_by(Account::User(user)));
     assert_eq!(held, [3, 4], "who asked pays, whoever's the eventfd is");
@@ -144,8 +144,8 @@ fn zero_and_the_maximum_never_fire() {
 fn a_direction_not_asked_for_is_not_told() {
     let mut registry = Registry::default();
     let only_down = Threshold { up: false, ..Threshold::plain(Pages(10)) };
-    let wish = Trigger::Threshold(only_down);
-    registry.add(G, registration(USAGE, wish, A, Account::User(0)), 0, ENDLESS);
+    let trigger = Trigger::Threshold(only_down);
+    registry.add(G, registration(USAGE, trigger, A, Account::User(0)), 0, ENDLESS);
     assert_eq!(quiet(&mut registry, 20), vec![]);
     assert_eq!(quiet(&mut registry, 5), vec![down(10, A)]);
 }
@@ -153,8 +153,8 @@ fn a_direction_not_asked_for_is_not_told() {
 #[test]
 fn hysteresis_moves_the_way_back() {
     let mut registry = Registry::default();
-    let wish = Trigger::Threshold(Threshold { hysteresis: Pages(4), ..Threshold::plain(Pages(10)) });
-    registry.add(G, registration(USAGE, wish, A, Account::User(0)), 0, ENDLESS);
+    let trigger = Trigger::Threshold(Threshold { hysteresis: Pages(4), ..Threshold::plain(Pages(10)) });
+    registry.add(G, registration(USAGE, trigger, A, Account::User(0)), 0, ENDLESS);
     assert_eq!(quiet(&mut registry, 10), vec![up(10, A)]);
     assert_eq!(registry.group(7).map(|group| group.scale(USAGE).band()), Some(Band { lo: 6, hi: ENDLESS }));
     assert_eq!(quiet(&mut registry, 6), vec![]);
@@ -166,8 +166,8 @@ fn hysteresis_moves_the_way_back() {
 #[test]
 fn percents_follow_the_limit() {
     let mut registry = Registry::default();
-    let wish = Trigger::Threshold(Threshold { at: At::Percent(8000), ..Threshold::plain(Pages(0)) });
-    registry.add(G, registration(USAGE, wish, A, Account::User(0)), 50, ENDLESS);
+    let trigger = Trigger::Threshold(Threshold { at: At::Percent(8000), ..Threshold::plain(Pages(0)) });
+    registry.add(G, registration(USAGE, trigger, A, Account::User(0)), 50, ENDLESS);
     assert_eq!(quiet(&mut registry, 1 << 50), vec![], "no limit, no crossing");
     assert_eq!(quiet(&mut registry, 50), vec![]);
     let mut follow = |limit| {
@@ -185,8 +185,8 @@ fn percents_follow_the_limit() {
 fn a_window_is_heard_by_mode_and_level() {
     let mut registry = Registry::default();
     let mut listen = |level, mode, file| {
-        let wish = Trigger::Pressure(Pressure { level, mode });
-        registry.add(G, registration(ControlFile::Pressure, wish, file, Account::User(0)), 0, ENDLESS);
+        let trigger = Trigger::Pressure(Pressure { level, mode });
+        registry.add(G, registration(ControlFile::Pressure, trigger, file, Account::User(0)), 0, ENDLESS);
     };
     listen(Level::Low, PressureMode::Default, A);
     listen(Level::Critical, PressureMode::Local, B);

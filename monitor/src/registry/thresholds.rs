@@ -72,12 +72,12 @@ impl ThresholdSet {
     /// Adds a threshold to a quantity that is `now` pages; `limit` is what percents
     /// are of, `above` the side that an agent before has told. Not signalled at
     /// registration (`__mem_cgroup_usage_register_event`).
-    pub fn add(&mut self, now: u64, wish: Threshold, limit: u64, to: Subscriber, above: Option<bool>) {
+    pub fn add(&mut self, now: u64, trigger: Threshold, limit: u64, to: Subscriber, above: Option<bool>) {
         let store = self.store.get_or_insert_with(|| {
             self.now = now;
             Box::default()
         });
-        store.add(IndexEntry::new(to, above, wish, pages(wish.at, limit), self.now), limit);
+        store.add(IndexEntry::new(to, above, trigger, pages(trigger.at, limit), self.now), limit);
     }
 
     /// The band around the quantity at the last look.
@@ -168,10 +168,10 @@ impl ThresholdSet {
     }
 }
 
-/// The side that a new wish begins on.
+/// The side that a new trigger begins on.
 #[must_use]
-pub fn first_side(wish: &Trigger, now: u64, limit: u64) -> bool {
-    matches!(wish, Trigger::Threshold(threshold) if pages(threshold.at, limit) <= now)
+pub fn first_side(trigger: &Trigger, now: u64, limit: u64) -> bool {
+    matches!(trigger, Trigger::Threshold(threshold) if pages(threshold.at, limit) <= now)
 }
 
 /// Where a threshold lies, in pages. In percent of no limit it lies where it never

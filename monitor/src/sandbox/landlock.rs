@@ -17,19 +17,19 @@ use crate::error::{Error, Result};
 /// What is asked for; older kernels do what they can of it.
 const WANTED: ABI = ABI::V5;
 
-/// Lets this thread, and those that it starts, read below `folders`, and open nothing
+/// Lets this thread, and those that it starts, read below `directories`, and open nothing
 /// else, neither files nor ports. Says how far the kernel went along.
 ///
 /// # Errors
 /// The kernel has Landlock, and refused.
-pub fn read_only<'a>(folders: impl IntoIterator<Item = &'a Path>) -> Result<&'static str> {
+pub fn read_only<'a>(directories: impl IntoIterator<Item = &'a Path>) -> Result<&'static str> {
     let failed = |error: &dyn std::fmt::Display| Error::Host(format!("Landlock: {error}"));
     let status = Ruleset::default()
         .handle_access(AccessFs::from_all(WANTED))
         .and_then(|rules| rules.handle_access(AccessNet::from_all(WANTED)))
         .and_then(Ruleset::create)
         .map_err(|error| failed(&error))?
-        .add_rules(path_beneath_rules(folders, AccessFs::from_read(WANTED)))
+        .add_rules(path_beneath_rules(directories, AccessFs::from_read(WANTED)))
         .map_err(|error| failed(&error))?
         .restrict_self()
         .map_err(|error| failed(&error))?;

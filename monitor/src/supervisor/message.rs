@@ -75,8 +75,9 @@ impl Mailbox {
     /// Names the call and the path.
     pub fn new(path: PathBuf) -> Result<Self> {
         let failed = |error: io::Error| Error::file("bind", &path, error);
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).map_err(|error| Error::file("make the folder", folder, error))?;
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory)
+                .map_err(|error| Error::file("make the directory", directory, error))?;
         }
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),

@@ -71,7 +71,7 @@ pub fn on(point: &Path, remove: bool, mode: sandbox::Sandbox) -> Result<(OwnedFd
     let device = open_device().map_err(Failure::Unavailable)?;
     clear(point)?;
     let made = !point.exists();
-    fs::create_dir_all(point).map_err(|error| Error::file("make the folder", point, error))?;
+    fs::create_dir_all(point).map_err(|error| Error::file("make the directory", point, error))?;
     let point = point.canonicalize().map_err(|error| Error::file("look at", point, error))?;
     mount_on(&point, &device).inspect_err(|_| {
         if made {
@@ -103,7 +103,7 @@ fn mount_on(point: &Path, device: &OwnedFd) -> Result<(), Failure> {
     let mut entries = fs::read_dir(point).map_err(|error| Error::file("read", point, error))?;
     if entries.next().is_some() {
         let why = format!(
-            "{} is not empty; give the view another folder with --mount, or none with --no-mount",
+            "{} is not empty; give the view another directory with --mount, or none with --no-mount",
             point.display()
         );
         return Err(Error::Host(why).into());
@@ -127,15 +127,15 @@ fn mount_on(point: &Path, device: &OwnedFd) -> Result<(), Failure> {
 /// Unmounts what killed agents left.
 fn clear(point: &Path) -> Result<()> {
     // The last part of a dead mount's name cannot be looked at.
-    let folder = point.parent().and_then(|folder| folder.canonicalize().ok());
-    let real = match (folder, point.file_name()) {
-        (Some(folder), Some(name)) => folder.join(name),
+    let directory = point.parent().and_then(|directory| directory.canonicalize().ok());
+    let real = match (directory, point.file_name()) {
+        (Some(directory), Some(name)) => directory.join(name),
         _ => point.to_owned(),
     };
     while let Some(found) = mounts::on(&real)? {
         if found.kind != "fuse" || found.source != NAME {
             return Err(Error::Host(format!(
-                "{} is mounted on {}; give the view another folder with --mount",
+                "{} is mounted on {}; give the view another directory with --mount",
                 found.kind,
                 real.display()
             )));

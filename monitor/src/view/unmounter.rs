@@ -49,7 +49,7 @@ impl Unmounter {
         let (mut pipe, theirs) = UnixStream::pair().map_err(failed)?;
         let child = Command::new("/proc/self/exe")
             .arg0("memcg-monitor")
-            .args([VERB, "--confine", mode.as_str()])
+            .args([VERB, "--sandbox", mode.as_str()])
             .arg(point)
             .env_clear()
             .stdin(Stdio::from(OwnedFd::from(theirs)))

@@ -187,7 +187,7 @@ impl<S: Source> Watcher<S> {
         };
         // Few are let through here, so that a sweep looks few up. One that ended since it
         // was noted down is no file any more, and what was counted there means nothing.
-        let most = 1 + if self.vault.is_some() { persist::REFERENCES } else { 0 };
+        let most = 1 + if self.persistence.is_some() { persist::REFERENCES } else { 0 };
         let few = files.into_iter().zip(counted).filter(|(_, count)| *count <= most);
         let few = few.filter(|(file, _)| self.registry.has_file(*file));
         few.filter(|(file, count)| {
@@ -206,10 +206,10 @@ impl<S: Source> Watcher<S> {
         counted.first().is_some_and(|count| (1..=self.own_references(file)).contains(count))
     }
 
-    /// Our own references to a registered eventfd: the agent's, and a client's bag's.
+    /// Our own references to a registered eventfd: the agent's, and a client's stash's.
     fn own_references(&self, file: FileId) -> u64 {
-        let bag = self.vault.is_some() && !self.own.contains_key(&file);
-        1 + if bag { persist::REFERENCES } else { 0 }
+        let stash = self.persistence.is_some() && !self.own.contains_key(&file);
+        1 + if stash { persist::REFERENCES } else { 0 }
     }
 }
 

@@ -74,8 +74,8 @@ impl<S: Source> Watcher<S> {
             self.signaller.close(owner.unwrap_or(Account::Agent), eventfd);
         }
         give_back(&mut self.eventfds);
-        if let Some(vault) = &mut self.vault {
-            vault.let_go(file, &self.eventfds);
+        if let Some(persistence) = &mut self.persistence {
+            persistence.let_go(file, &self.eventfds);
         }
     }
 
@@ -83,9 +83,9 @@ impl<S: Source> Watcher<S> {
     pub(super) fn strike_out(&mut self, tickets: &[RecordId]) {
         for ticket in tickets {
             self.followers.remove(ticket);
-            match &mut self.vault {
+            match &mut self.persistence {
                 _ if !ticket.is_recorded() => self.unrecorded.leave(*ticket),
-                Some(vault) => vault.state_mut().leave(*ticket),
+                Some(persistence) => persistence.state_mut().leave(*ticket),
                 None => {}
             }
         }

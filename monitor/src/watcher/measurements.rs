@@ -23,9 +23,9 @@ impl Cause {
     /// Of [`Cause::Removed`].
     pub(super) const REMOVED: usize = 4;
 
-    /// The place of what a registration for `wish` is signalled for.
-    pub(super) const fn of(wish: &Trigger) -> usize {
-        match wish {
+    /// The place of what a registration for `trigger` is signalled for.
+    pub(super) const fn of(trigger: &Trigger) -> usize {
+        match trigger {
             Trigger::Threshold(_) => Self::CROSSED,
             Trigger::Oom => 1,
             Trigger::Pressure(_) => 2,

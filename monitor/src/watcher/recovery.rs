@@ -164,7 +164,7 @@ impl<S: Source> Watcher<S> {
     /// How many OOMs of a group the kernel has counted beyond the programs' calls.
     fn oom_surplus(&self, group: GroupId) -> u64 {
         // With v1's code the kernel counts OOMs at which no program is called.
-        if self.source.offers().under_oom {
+        if self.source.features().under_oom {
             return 0;
         }
         let Ok(Some(counted)) = self.source.ooms(group) else { return 0 };

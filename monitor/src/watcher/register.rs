@@ -42,7 +42,7 @@ pub struct RegistrationRequest {
     /// On which of its control files.
     pub on: ControlFile,
     /// What for.
-    pub wish: Trigger,
+    pub trigger: Trigger,
     /// To be signalled.
     pub eventfd: ReceivedEventFd,
     /// Told why, from the first signal of this registration on, until it answers `false`.
@@ -67,8 +67,9 @@ pub struct Receipt {
 impl<S: Source> Watcher<S> {
     /// The client has its answer.
     pub fn confirm(&self, receipt: Receipt) {
-        if let Some(vault) = self.vault.as_ref().filter(|_| self.registry.has_file(receipt.file)) {
-            vault.state().confirm(receipt.ticket);
+        if let Some(persistence) = self.persistence.as_ref().filter(|_| self.registry.has_file(receipt.file))
+        {
+            persistence.state().confirm(receipt.ticket);
         }
     }
 
@@ -99,7 +100,7 @@ impl<S: Source> Watcher<S> {
         share::has_room(account, held, used, self.limits.eventfds)
     }
 
-    /// Registers a wish.
+    /// Registers a trigger.
     ///
     /// # Errors
     /// `EINVAL` when the group is going or gone, as the kernel's
@@ -112,13 +113,13 @@ impl<S: Source> Watcher<S> {
             log::error!("registration failed: {error}");
             Errno::EIO
         };
-        let RegistrationRequest { group, on, wish, eventfd, follower, account, sampled } = request;
-        let offers = self.source.offers();
-        let offered = match wish {
+        let RegistrationRequest { group, on, trigger, eventfd, follower, account, sampled } = request;
+        let features = self.source.features();
+        let offered = match trigger {
             Trigger::Threshold(_) => true,
-            Trigger::Oom => offers.oom,
-            Trigger::Pressure(_) => offers.pressure,
-            Trigger::Empty => offers.empty,
+            Trigger::Oom => features.oom,
+            Trigger::Pressure(_) => features.pressure,
+            Trigger::Empty => features.empty,
         };
         if !offered {
             return Err(Errno::EOPNOTSUPP);
@@ -144,7 +145,7 @@ impl<S: Source> Watcher<S> {
         }
         // Groups above that found no place get one, if there is room by now.
         let lineage = self.lineage(group.slot);
-        if wish == Trigger::Oom {
+        if trigger == Trigger::Oom {
             self.look_above(&lineage);
         }
         // Those already registered may hear something now, as in the kernel.
@@ -158,15 +159,15 @@ impl<S: Source> Watcher<S> {
             },
         };
         // Asked for where it matters: a question for each level.
-        let in_percent = matches!(wish, Trigger::Threshold(Threshold { at: At::Percent(_), .. }));
+        let in_percent = matches!(trigger, Trigger::Threshold(Threshold { at: At::Percent(_), .. }));
         let limit = if in_percent { self.effective_limit(group.slot) } else { Ok(u64::MAX) };
         let (Some(now), limit) = (now.map_err(internal)?, limit.map_err(internal)?) else {
             self.settle(group.slot);
             return Err(Errno::EINVAL);
         };
         let cgroup_id = self.id_of(group.slot);
-        let above = first_side(&wish, now, limit);
-        let record = Record { on, wish, file, account, group, cgroup_id, above, sure: false, owed: 0 };
+        let above = first_side(&trigger, now, limit);
+        let record = Record { on, trigger, file, account, group, cgroup_id, above, sure: false, owed: 0 };
         let late = self.answered_late(&record);
         let ticket = match late.map_or_else(|| self.admit(&record, eventfd), Ok) {
             Ok(ticket) => ticket,
@@ -184,10 +185,15 @@ impl<S: Source> Watcher<S> {
         }
         let before = self.paces();
         self.shares(group.slot, account);
-        self.registry.add(group, Subscription { on, wish, file, account, ticket, above: None }, now, limit);
+        self.registry.add(
+            group,
+            Subscription { on, trigger, file, account, ticket, above: None },
+            now,
+            limit,
+        );
         self.newcomers.enter(ticket, self.works.is_empty());
         self.source.want(self.wanted());
-        if wish == Trigger::Empty {
+        if trigger == Trigger::Empty {
             self.note_populated(group);
         }
         // A limit that was written before that was wanted has rung for nobody.
@@ -203,7 +209,7 @@ impl<S: Source> Watcher<S> {
         if is_root || self.publish(group.slot).is_none() || !self.is_quiet(group.slot) {
             self.ring(group.slot, 0);
         }
-        if wish == Trigger::Oom && self.is_under_oom(group) {
+        if trigger == Trigger::Oom && self.is_under_oom(group) {
             let id = self.id_of(group.slot);
             let event = Event { cgroup_id: id, cause: Cause::Oom { limit: id }, signals: 1 };
             self.tell(ticket, &event);
@@ -227,18 +233,18 @@ impl<S: Source> Watcher<S> {
                 self.own.insert(file, eventfd);
                 return Ok(self.unrecorded.enter());
             }
-            if let Some(vault) = &mut self.vault
-                && let Err(error) = vault.keep(file, &eventfd, &self.eventfds)
+            if let Some(persistence) = &mut self.persistence
+                && let Err(error) = persistence.keep(file, &eventfd, &self.eventfds)
             {
                 self.owners.remove(&file);
                 return Err(not_kept(&error));
             }
             self.eventfds.insert(file, eventfd);
         }
-        let Some(vault) = self.vault.as_mut().filter(|_| !is_own) else {
+        let Some(persistence) = self.persistence.as_mut().filter(|_| !is_own) else {
             return Ok(self.unrecorded.enter());
         };
-        vault.state_mut().enter(record).map_err(|error| {
+        persistence.state_mut().enter(record).map_err(|error| {
             if is_new {
                 self.drop_file(file);
             }

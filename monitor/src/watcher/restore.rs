@@ -36,14 +36,14 @@ const UNSURE_FOR: u64 = 60_000;
 
 impl<S: Source> Watcher<S> {
     /// Takes over what an agent before has `left`, and keeps what is registered from now
-    /// on in `vault`. With `instance`, the maps are those that its slots are in; `identity`
+    /// on in `persistence`. With `instance`, the maps are those that its slots are in; `identity`
     /// says whose the eventfds are.
     ///
     /// # Errors
     /// The programs could not be asked.
     pub fn restore(
         &mut self,
-        vault: Persistence,
+        persistence: Persistence,
         left: Recovered,
         instance: u64,
         identity: &dyn Identify,
@@ -60,7 +60,7 @@ impl<S: Source> Watcher<S> {
                 self.take_in(file, fd, identity)?;
             }
         }
-        self.vault = Some(vault);
+        self.persistence = Some(persistence);
         let mut gone = Vec::new();
         for (ticket, record) in left.records {
             if !self.eventfds.contains_key(&record.file) {
@@ -85,15 +85,15 @@ impl<S: Source> Watcher<S> {
             self.owners.insert(file, record.account);
             // Worked out before the group went, and not given.
             if record.owed > 0 {
-                self.owes(file, ticket, record.owed, Cause::of(&record.wish), None);
+                self.owes(file, ticket, record.owed, Cause::of(&record.trigger), None);
             }
             self.owes(file, ticket, 1, Cause::REMOVED, None);
             restored.removed += 1;
         }
         let (registry, debts) = (&self.registry, &self.debts);
         self.eventfds.retain(|file, _| registry.has_file(*file) || debts.has(*file));
-        if let Some(vault) = &self.vault {
-            vault.state().set_instance(instance);
+        if let Some(persistence) = &self.persistence {
+            persistence.state().set_instance(instance);
         }
         self.unsure_until = self.host.clock() + UNSURE_FOR;
         self.finish(&left.unfinished);
@@ -106,22 +106,22 @@ impl<S: Source> Watcher<S> {
         }
         self.source.take_over(self.wanted());
         self.catch_up_with_all();
-        if let Some(vault) = &mut self.vault {
-            vault.repack(&self.eventfds);
+        if let Some(persistence) = &mut self.persistence {
+            persistence.repack(&self.eventfds);
         }
         Ok(restored)
     }
 
     /// The end for good: nothing is kept for a next agent.
     pub fn leave_nothing(&self) {
-        if let Some(vault) = &self.vault {
-            vault.give_up_all();
+        if let Some(persistence) = &self.persistence {
+            persistence.give_up_all();
         }
     }
 
     /// How many agents took over from one before, with what it had.
     pub fn restarts(&self) -> u64 {
-        self.vault.as_ref().map_or(0, |vault| vault.state().restarts())
+        self.persistence.as_ref().map_or(0, |persistence| persistence.state().restarts())
     }
 
     /// A registration that an agent before has made and perhaps not answered: whoever asks
@@ -140,7 +140,7 @@ impl<S: Source> Watcher<S> {
 
     /// Registers what was registered, at the side that was told last.
     fn enter_again(&mut self, ticket: RecordId, record: &Record) -> Result<()> {
-        let Record { on, wish, file, account, group, above, .. } = *record;
+        let Record { on, trigger, file, account, group, above, .. } = *record;
         let known = self.registry.group(group.slot).map(|known| known.scale(on));
         let now = match known.filter(|scale| !scale.is_empty()) {
             Some(scale) => scale.now(),
@@ -150,26 +150,26 @@ impl<S: Source> Watcher<S> {
                 None => self.last_of(group, on).unwrap_or(0),
             },
         };
-        let in_percent = matches!(wish, Trigger::Threshold(Threshold { at: At::Percent(_), .. }));
+        let in_percent = matches!(trigger, Trigger::Threshold(Threshold { at: At::Percent(_), .. }));
         let limit = if in_percent { self.effective_limit(group.slot)? } else { u64::MAX };
-        let registration = Subscription { on, wish, file, account, ticket, above: Some(above) };
+        let registration = Subscription { on, trigger, file, account, ticket, above: Some(above) };
         self.owners.insert(file, account);
         self.shares(group.slot, account);
         self.registry.add(group, registration, now, limit);
-        if wish == Trigger::Empty {
+        if trigger == Trigger::Empty {
             self.note_populated(group);
         }
-        if let Some(vault) = &self.vault {
-            vault.state().write(ticket, record);
+        if let Some(persistence) = &self.persistence {
+            persistence.state().write(ticket, record);
         }
         // Worked out by an agent before, and perhaps given: the one thing told twice.
         if record.owed > 0 {
-            self.owes(file, ticket, record.owed, Cause::of(&wish), None);
+            self.owes(file, ticket, record.owed, Cause::of(&trigger), None);
         }
         Ok(())
     }
 
-    /// Takes in an eventfd out of a bag.
+    /// Takes in an eventfd out of a stash.
     fn take_in(&mut self, file: FileId, fd: std::os::fd::OwnedFd, identity: &dyn Identify) -> Result<()> {
         use std::os::fd::AsFd as _;
         let found = match EventFd::check(fd.as_fd()).map(|()| EventFd::known(fd)) {
@@ -208,8 +208,8 @@ impl<S: Source> Watcher<S> {
                 give_back(slot, seen);
             }
         }
-        if let Some(vault) = &mut self.vault {
-            vault.state_mut().end_all();
+        if let Some(persistence) = &mut self.persistence {
+            persistence.state_mut().end_all();
         }
     }
 

@@ -126,9 +126,9 @@ impl<S: Source> Watcher<S> {
             self.tell(to.ticket, &Event { cgroup_id, cause, signals: 1 });
             self.owe(to.file, to.ticket, 1, Cause::CROSSED, rung);
         }
-        if let Some(vault) = &self.vault {
+        if let Some(persistence) = &self.persistence {
             for side in sides {
-                vault.state().set_above(side.to.ticket, side.above);
+                persistence.state().set_above(side.to.ticket, side.above);
             }
         }
     }

@@ -89,12 +89,12 @@ fn with_limits(host: &'static FakeHost, limits: Limits) -> Watcher<FakeKernel> {
 
 fn request(group: GroupId, on: ControlFile, args: &str, client: &Client) -> RegistrationRequest {
     // Pages of one byte: arguments are in pages.
-    let wish = control_file::parse(on, args.as_bytes(), 1).expect("good arguments");
+    let trigger = control_file::parse(on, args.as_bytes(), 1).expect("good arguments");
     let eventfd = handed(client);
     RegistrationRequest {
         group,
         on,
-        wish,
+        trigger,
         eventfd,
         follower: None,
         account: Account::Privileged,

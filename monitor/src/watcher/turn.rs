@@ -273,9 +273,9 @@ impl<S: Source> Watcher<S> {
         }
         let taken =
             (seen != Seen::NOTHING).then(|| Unfinished { cgroup_id: self.id_of(index), seen: seen.merged() });
-        if let (Some(vault), Some(taken)) = (&self.vault, &taken) {
+        if let (Some(persistence), Some(taken)) = (&self.persistence, &taken) {
             // Recorded until it is owed.
-            vault.state().begin(taken);
+            persistence.state().begin(taken);
         }
         let telling = self.tellings(index, &seen);
         let mut begun = Begun { taken, rung, telling, ..Begun::default() };
@@ -347,12 +347,12 @@ impl<S: Source> Watcher<S> {
 
     /// The journal is for one slot at a time: what takes more turns is recorded apart.
     fn end_journal(&mut self, index: u32) {
-        let Some(vault) = &mut self.vault else { return };
+        let Some(persistence) = &mut self.persistence else { return };
         let begun = self.works.get_mut(&index).and_then(|work| work.begun.as_mut());
         if let Some(begun) = begun
             && let Some(taken) = &begun.taken
         {
-            match vault.state_mut().keep_on(taken) {
+            match persistence.state_mut().keep_on(taken) {
                 Ok(lines) => begun.lines = lines,
                 Err(error) => log::warn!(
                     "{error}; an agent that is killed now loses what group {} saw",
@@ -360,7 +360,7 @@ impl<S: Source> Watcher<S> {
                 ),
             }
         }
-        vault.state().end();
+        persistence.state().end();
     }
 
     /// Goes on with what was begun on a slot; true when it is at its end.

@@ -61,9 +61,9 @@ impl<S: Source> Watcher<S> {
         }
         // A removal is recorded by the record itself, which goes when it is told.
         if cause != Cause::REMOVED
-            && let Some(vault) = self.vault.as_ref().filter(|_| ticket.is_recorded())
+            && let Some(persistence) = self.persistence.as_ref().filter(|_| ticket.is_recorded())
         {
-            vault.state().owe(ticket, signals);
+            persistence.state().owe(ticket, signals);
         }
         self.owes(file, ticket, signals, cause, rung);
     }
@@ -126,7 +126,7 @@ impl<S: Source> Watcher<S> {
                 self.debts.sent.insert(serial, file);
             }
             Err(errno) => {
-                self.counts.unsignalled += signals;
+                self.counts.failed_signals += signals;
                 log::error!(memcg_errno = errno as i32; "an eventfd could not be signalled (io_submit): {errno}");
                 self.strike_off(file, signals, |_, _, _| ());
                 self.after_payment(file);
@@ -146,7 +146,7 @@ impl<S: Source> Watcher<S> {
             match done.outcome {
                 Ok(()) => self.paid(file, done.count),
                 Err(errno) => {
-                    self.counts.unsignalled += done.count;
+                    self.counts.failed_signals += done.count;
                     log::error!(memcg_errno = errno as i32; "an eventfd could not be signalled (write): {errno}");
                     self.strike_off(file, done.count, |_, _, _| ());
                     self.after_payment(file);
@@ -184,8 +184,8 @@ impl<S: Source> Watcher<S> {
                 first.remove();
             }
             if cause != Cause::REMOVED {
-                if let Some(vault) = self.vault.as_ref().filter(|_| ticket.is_recorded()) {
-                    vault.state().pay(ticket, count);
+                if let Some(persistence) = self.persistence.as_ref().filter(|_| ticket.is_recorded()) {
+                    persistence.state().pay(ticket, count);
                 }
             } else if is_all {
                 self.strike_out(&[ticket]);

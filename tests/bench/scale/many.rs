@@ -233,7 +233,7 @@ pub(super) fn churn(scope: Scope, root: &Path, agent: &Agent) -> Result<()> {
     })?;
     let after = Held::by(agent)?;
     ensure!(waiter.take()? == count + BATCH * first, "each registration hears of its end, once");
-    let lost: u64 = agent.status()?.losses.iter().map(|(_, lost)| lost).sum();
+    let lost: u64 = agent.status()?.losses.values().sum();
     ensure!(lost == 0, "{lost} losses: {:?}", agent.status()?.losses);
     let grown = 100.0 * (after.resident as f64 - before.resident as f64) / before.resident as f64;
     row(

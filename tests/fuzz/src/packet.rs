@@ -70,10 +70,11 @@ impl Doors {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("epoll");
         let tasks = LocalSet::new();
         let access = Access { mode: 0o600, group: None };
-        let [registration, operator] = ["registration", "operator"].map(|name| stage.folder.join(name));
+        let [registration, operator] = ["registration", "operator"].map(|name| stage.directory.join(name));
         let guard = runtime.enter();
         let bind = |path: &Path| {
-            Listener::bind(path, &access, &stage.places.closer).expect("a socket in the stage's folder")
+            Listener::bind(path, &access, &stage.places.deferred_close)
+                .expect("a socket in the stage's directory")
         };
         let (first, second) = (bind(&registration), bind(&operator));
         drop(guard);

@@ -65,8 +65,8 @@ pub(crate) struct Stage {
     /// Inode numbers of the groups: the root, one, one below it, one without the
     /// controller.
     pub(crate) groups: [u64; 4],
-    /// Its folder, for sockets.
-    pub(crate) folder: PathBuf,
+    /// Its directory, for sockets.
+    pub(crate) directory: PathBuf,
     /// One of each kind.
     pub(crate) kinds: Vec<OwnedFd>,
 }
@@ -75,10 +75,10 @@ impl Stage {
     pub(crate) fn new(view: bool) -> Self {
         // The process ends without running destructors: whoever starts it says by
         // TMPDIR where this may be left.
-        let folder = tempfile::tempdir().expect("TMPDIR can be written to").keep();
-        let root = folder.join("hierarchy");
+        let directory = tempfile::tempdir().expect("TMPDIR can be written to").keep();
+        let root = directory.join("hierarchy");
         let group = |path: &Path, files: &[(&str, &str)]| {
-            fs::create_dir(path).expect("a new folder");
+            fs::create_dir(path).expect("a new directory");
             for (name, text) in files {
                 fs::write(path.join(name), text).expect("a new file");
             }
@@ -101,11 +101,11 @@ impl Stage {
         let host = Box::new(FakeHost::forever());
         let watcher = Watcher::new(FakeKernel::new(), host, limits).expect("the host has AIO");
         // Its files are numbered as the view's only where it says so.
-        let closer = DeferredClose::start(sandbox::Sandbox::Off).expect("threads");
+        let deferred_close = DeferredClose::start(sandbox::Sandbox::Off).expect("threads");
         let places = FrontendContext::new(
             Arc::clone(&tree),
             view.then_some(device + 1),
-            closer,
+            deferred_close,
             Box::new(FakeKernel::new()),
         );
         Self {
@@ -114,7 +114,7 @@ impl Stage {
             tree,
             groups,
             kinds: kinds(&root),
-            folder,
+            directory,
         }
     }
 

@@ -57,10 +57,10 @@ fn refused(error: LineError, line: &[u8]) {
 fn arguments(args: &[u8]) {
     for file in ControlFile::ALL {
         for page in PAGE_SIZES {
-            let (wish, taken) = heap::watch(|| control_file::parse(file, args, page));
+            let (trigger, taken) = heap::watch(|| control_file::parse(file, args, page));
             assert_eq!(taken.count, 0, "the arguments' parser is on the heap");
-            match wish {
-                Ok(wish) => understood(file, wish, page),
+            match trigger {
+                Ok(trigger) => understood(file, trigger, page),
                 Err(error) => not_understood(error, args),
             }
         }
@@ -89,13 +89,13 @@ fn as_the_kernel(args: &[u8], page: u64) {
     }
 }
 
-fn understood(file: ControlFile, wish: Trigger, page: u64) {
-    let text = match wish {
+fn understood(file: ControlFile, trigger: Trigger, page: u64) {
+    let text = match trigger {
         Trigger::Threshold(threshold) => threshold_text(&threshold, page),
         Trigger::Pressure(Pressure { level, mode }) => format!("{},{}", level.as_str(), mode.as_str()),
         Trigger::Oom | Trigger::Empty => String::new(),
     };
-    assert_eq!(control_file::parse(file, text.as_bytes(), page), Ok(wish), "written again: {text}");
+    assert_eq!(control_file::parse(file, text.as_bytes(), page), Ok(trigger), "written again: {text}");
 }
 
 fn threshold_text(threshold: &Threshold, page: u64) -> String {

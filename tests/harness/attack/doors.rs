@@ -13,9 +13,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, send};
 
 use super::Size;
-use super::asker::{in_view, usage_file};
 use super::estate::Estate;
 use super::groups::wait;
+use super::requester::{in_view, usage_file};
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
 

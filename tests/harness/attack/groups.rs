@@ -10,8 +10,8 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 
 use super::Size;
-use super::asker::{Asker, usage_file};
 use super::estate::{Estate, enable, enter, make};
+use super::requester::{Asker, usage_file};
 use super::signals::{cross, in_threads};
 use crate::harness::charger::Pages;
 use crate::harness::client::Waiter;
@@ -60,7 +60,7 @@ pub(super) fn untracked(estate: &mut Estate, size: Size) -> Result<()> {
 pub(super) fn churn(estate: &mut Estate, size: Size) -> Result<()> {
     estate.attacker(|ground| {
         let waiter = Waiter::new()?;
-        let mut asker = Asker::default();
+        let mut requester = Asker::default();
         let mut left = VecDeque::new();
         let mut number = 0u64;
         loop {
@@ -72,7 +72,7 @@ pub(super) fn churn(estate: &mut Estate, size: Size) -> Result<()> {
                 left.pop_front();
             }
             let control = usage_file(&group)?;
-            asker.register(&format!("{} {} 32K", waiter.0.as_raw_fd(), control.as_raw_fd()));
+            requester.register(&format!("{} {} 32K", waiter.0.as_raw_fd(), control.as_raw_fd()));
             enter(&ground.home)?;
             fs::remove_dir(&group).with_context(|| format!("cannot remove {}", group.display()))?;
             if number == 1 {
@@ -86,11 +86,11 @@ pub(super) fn churn(estate: &mut Estate, size: Size) -> Result<()> {
 pub(super) fn deep(estate: &mut Estate, size: Size) -> Result<()> {
     estate.other(|ground| {
         let waiter = Waiter::new()?;
-        let mut asker = Asker::default();
+        let mut requester = Asker::default();
         let mut controls = Vec::new();
         for number in 0..size.watched {
             let control = usage_file(&ground.group(&number.to_string())?)?;
-            asker.register(&format!("{} {} 1G", waiter.0.as_raw_fd(), control.as_raw_fd()));
+            requester.register(&format!("{} {} 1G", waiter.0.as_raw_fd(), control.as_raw_fd()));
             controls.push(control);
         }
         ground.ready();

@@ -14,9 +14,9 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::wait::waitpid;
 
 use super::Size;
-use super::asker::{Asker, directory, usage_file};
 use super::estate::{Estate, Ground, enter};
 use super::groups::wait;
+use super::requester::{Asker, directory, usage_file};
 use crate::harness::charger::Pages;
 use crate::harness::client::Waiter;
 use crate::harness::group::read_number;
@@ -68,8 +68,8 @@ pub(super) fn thresholds(estate: &mut Estate, size: Size) -> Result<()> {
     estate.attacker(|ground| {
         let waiter = Waiter::new()?;
         let line = on_a_level(ground, &waiter)?;
-        let mut asker = Asker::default();
-        (0..size.thresholds).take_while(|_| asker.register(&line.text)).for_each(drop);
+        let mut requester = Asker::default();
+        (0..size.thresholds).take_while(|_| requester.register(&line.text)).for_each(drop);
         ground.ready();
         cross()
     })
@@ -119,12 +119,12 @@ pub(super) fn listeners(estate: &mut Estate, count: usize) -> Result<()> {
 /// So many OOM listeners with an eventfd each, or as many as the agent takes.
 fn listen(group: &Path, count: usize) -> Result<Vec<Waiter>> {
     let control = directory(group)?;
-    let mut asker = Asker::default();
+    let mut requester = Asker::default();
     let mut waiters = Vec::new();
     for _ in 0..count {
         let waiter = Waiter::new()?;
         let (event, control) = (waiter.0.as_raw_fd(), control.as_raw_fd());
-        if !asker.register(&format!("{event} {control} {}", ControlFile::Oom.name())) {
+        if !requester.register(&format!("{event} {control} {}", ControlFile::Oom.name())) {
             break;
         }
         waiters.push(waiter);
@@ -141,8 +141,8 @@ pub(super) fn ooms(estate: &mut Estate, size: Size) -> Result<()> {
         let control = directory(&group)?;
         let (event, control) = (waiter.0.as_raw_fd(), control.as_raw_fd());
         let line = format!("{event} {control} {}", ControlFile::Oom.name());
-        let mut asker = Asker::default();
-        (0..size.listeners).take_while(|_| asker.register(&line)).for_each(drop);
+        let mut requester = Asker::default();
+        (0..size.listeners).take_while(|_| requester.register(&line)).for_each(drop);
         ground.ready();
         loop {
             let next = Instant::now() + BETWEEN_OOMS;

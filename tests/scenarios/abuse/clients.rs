@@ -164,7 +164,7 @@ fn abuse_closing_in_a_loop() -> Result<()> {
         "{} registrations: two attackers, one bystander",
         status.registrations
     );
-    let full = status.losses.iter().find(|(name, _)| name == "ring_full").context("no ring_full")?;
+    let full = status.losses.get("ring_full").context("no ring_full")?;
     ensure!(full.1 == 0, "{} doorbells found no room", full.1);
     drop(attackers);
     until("the attackers' ended with them", || Ok(agent.status()?.registrations == 1))?;
@@ -278,7 +278,7 @@ fn abuse_thresholds_of_another() -> Result<()> {
     const ANOTHER: u32 = 1001;
     let (theirs, ours) = (Group::new("theirs")?, Group::new("ours")?);
     // Without rest, nothing ever calms down by itself.
-    let agent = Agent::start(&["--socket-mode", "0666", "--rest-ms", "0"])?;
+    let agent = Agent::start(&["--socket-mode", "0666", "--holdoff-ms", "0"])?;
     let (greedy, bystander) = (Waiter::new()?, Waiter::new()?);
     process::run_as(USER, || {
         let control = File::open(theirs.usage_file())?;

@@ -228,7 +228,7 @@ fn abuse_limit_storm() -> Result<()> {
         waiter.hears(1, &format!("down, round {round}"))?;
         let before = writes.get();
         let status = agent.status()?;
-        let full = status.losses.iter().find(|(name, _)| name == "ring_full").map_or(0, |(_, count)| *count);
+        let full = status.losses.get("ring_full").copied().unwrap_or(0);
         ensure!(full == 0, "{full} doorbells found the ring full");
         until("it goes on", || Ok(writes.get() > before + 100))?;
     }

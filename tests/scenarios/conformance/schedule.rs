@@ -50,15 +50,15 @@ const WISHES: [(ControlFile, &str); 13] = [
 /// schedule is a schedule.
 #[derive(Clone, Copy, Debug)]
 enum Leg {
-    /// Registers a wish of the table with both sides.
+    /// Registers a trigger of the table with both sides.
     Register {
         group: usize,
-        wish: usize,
+        trigger: usize,
     },
     /// Registers another on the same eventfds.
     Again {
         which: usize,
-        wish: usize,
+        trigger: usize,
     },
     Close {
         which: usize,
@@ -83,8 +83,8 @@ impl Leg {
     fn random(random: &mut Random, first: bool) -> Self {
         let (who, steps) = (random.below(2), 1 + random.below(4) as u64);
         match random.below(if first { 6 } else { 20 }) {
-            0..6 => Self::Register { group: random.below(5), wish: random.below(WISHES.len()) },
-            6 => Self::Again { which: random.below(8), wish: random.below(WISHES.len()) },
+            0..6 => Self::Register { group: random.below(5), trigger: random.below(WISHES.len()) },
+            6 => Self::Again { which: random.below(8), trigger: random.below(WISHES.len()) },
             7 => Self::Close { which: random.below(8) },
             8..12 => Self::Grow { who, steps },
             12..15 => Self::Shrink { who },
@@ -118,7 +118,7 @@ pub(super) fn random(seed: u64) -> Result<()> {
 /// One pair of eventfds.
 struct Pair {
     group: usize,
-    wishes: Vec<(ControlFile, u64)>,
+    triggers: Vec<(ControlFile, u64)>,
     /// Those whose signals a window's level decides.
     by_level: u64,
     both: Both,
@@ -162,11 +162,11 @@ impl World {
 
     fn leg(&mut self, leg: Leg, sum: &mut (u64, u64)) -> Result<()> {
         match leg {
-            Leg::Register { group, wish } => {
-                self.pairs.push(Pair { group, wishes: Vec::new(), by_level: 0, both: Both::new()? });
-                self.register(self.pairs.len() - 1, wish)?;
+            Leg::Register { group, trigger } => {
+                self.pairs.push(Pair { group, triggers: Vec::new(), by_level: 0, both: Both::new()? });
+                self.register(self.pairs.len() - 1, trigger)?;
             }
-            Leg::Again { which, wish } => self.register(which, wish)?,
+            Leg::Again { which, trigger } => self.register(which, trigger)?,
             Leg::Close { which } if which < self.pairs.len() => {
                 let mut closed = self.pairs.remove(which);
                 let total = closed.both.total()?;
@@ -191,9 +191,9 @@ impl World {
         Ok(())
     }
 
-    fn register(&mut self, which: usize, wish: usize) -> Result<()> {
+    fn register(&mut self, which: usize, trigger: usize) -> Result<()> {
         let Some(pair) = self.pairs.get(which) else { return Ok(()) };
-        let (file, args) = WISHES[wish];
+        let (file, args) = WISHES[trigger];
         let group = self.group(pair.group);
         // Thresholds of the root are sampled here, not counted.
         if pair.group == 4 && matches!(file, Usage | Memsw) {
@@ -201,14 +201,14 @@ impl World {
         }
         // What is compared to the signal is not mixed with what is not.
         let events = matches!(file, Oom | Pressure);
-        if !pair.wishes.is_empty() && pair.is_of_events() != events {
+        if !pair.triggers.is_empty() && pair.is_of_events() != events {
             return Ok(());
         }
         pair.both.register(group, file, args)?;
         let level = args.trim_end_matches('M').parse::<u64>().unwrap_or(0) * MIB / page();
         let by_level = file == Pressure && args != "low,hierarchy";
         self.pairs[which].by_level += u64::from(by_level);
-        self.pairs[which].wishes.push((file, level));
+        self.pairs[which].triggers.push((file, level));
         Ok(())
     }
 
@@ -228,7 +228,7 @@ impl World {
             std::mem::take(&mut self.pairs).into_iter().zip(before).partition(|(pair, _)| pair.group == 1);
         self.pairs = left.into_iter().map(|(pair, _)| pair).collect();
         for (mut pair, before) in gone {
-            let each = pair.wishes.len() as u64;
+            let each = pair.triggers.len() as u64;
             let more = before.0.max(before.1) + each;
             agree_after(&mut pair.both, before, each).with_context(|| format!("removal, {more} at most"))?;
             let total = pair.both.total()?;
@@ -264,10 +264,10 @@ impl World {
                 Memsw => usages[pair.group].1.abs_diff(*level) <= NEAR,
                 _ => false,
             };
-            let what = format!("{:?} on group {}: kernel {kernel}, ours {ours}", pair.wishes, pair.group);
+            let what = format!("{:?} on group {}: kernel {kernel}, ours {ours}", pair.triggers, pair.group);
             if pair.is_of_events() {
                 ensure!(kernel == ours || pair.is_a_window_apart(kernel, ours), "{what}");
-            } else if !pair.wishes.iter().any(near) {
+            } else if !pair.triggers.iter().any(near) {
                 // The counter's steps between the kernel's looks come in pairs.
                 ensure!(kernel % 2 == ours % 2, "{what}");
                 ensure!(kernel == 0 || ours > 0, "{what}");
@@ -280,7 +280,7 @@ impl World {
 impl Pair {
     /// Only OOM and pressure, of which the two counts have to be equal.
     fn is_of_events(&self) -> bool {
-        self.wishes.iter().all(|(file, _)| matches!(file, Oom | Pressure))
+        self.triggers.iter().all(|(file, _)| matches!(file, Oom | Pressure))
     }
 
     /// Whether the counts differ by one window's level, as in `kinds`: pages that another CPU

@@ -1,4 +1,4 @@
-//! What a host has once for all: descriptors in flight, AIO contexts, a folder for pins. What
+//! What a host has once for all: descriptors in flight, AIO contexts, a directory for pins. What
 //! others do with it costs nobody a signal, and what the agent does costs nobody else.
 
 use std::fs::{self, File, Permissions};
@@ -141,7 +141,7 @@ fn everybodys_bpffs() -> Result<()> {
 
 vm_test!(
     faults_pins_of_somebody_else,
-    "a folder that a user made where pins are to go: said, not used, and nothing below it is touched",
+    "a directory that a user made where pins are to go: said, not used, and nothing below it is touched",
     Any,
     [Newest]
 );
@@ -153,10 +153,10 @@ fn faults_pins_of_somebody_else() -> Result<()> {
     fs::create_dir_all(PRECIOUS)?;
     let keep = Path::new(PRECIOUS).join("map-SCRATCH");
     fs::write(&keep, "not the agent's")?;
-    for how in ["folder", "link"] {
+    for how in ["directory", "link"] {
         Agent::forget_log();
         process::run_as(USER, || {
-            if how == "folder" {
+            if how == "directory" {
                 fs::create_dir(FOLDER)?;
                 fs::set_permissions(FOLDER, Permissions::from_mode(0o777))?;
                 fs::create_dir(Path::new(FOLDER).join("5"))?;
@@ -178,7 +178,7 @@ fn faults_pins_of_somebody_else() -> Result<()> {
         ensure!(fs::symlink_metadata(FOLDER)?.uid() == USER, "{how}: what is somebody else's stays");
         process::run_as(USER, || {
             match how {
-                "folder" => fs::remove_dir_all(FOLDER)?,
+                "directory" => fs::remove_dir_all(FOLDER)?,
                 _ => fs::remove_file(FOLDER)?,
             }
             Ok(())
@@ -189,7 +189,7 @@ fn faults_pins_of_somebody_else() -> Result<()> {
 
 vm_test!(
     faults_pins_among_others,
-    "where everybody may make folders, nobody takes the agent's away, nor its place once it has ended",
+    "where everybody may make directories, nobody takes the agent's away, nor its place once it has ended",
     Any,
     [Newest]
 );
@@ -283,14 +283,14 @@ fn faults_check() -> Result<()> {
         aio.starts_with("ok") && pins.contains("chmod 0700") && in_flight.starts_with("ok"),
         "{aio} {pins}"
     );
-    process::run_as(USER, || fs::create_dir(FOLDER).context("cannot make the folder"))?;
+    process::run_as(USER, || fs::create_dir(FOLDER).context("cannot make the directory"))?;
     with_aio_bound("0", || {
         let [aio, pins, _] = check()?;
         ensure!(aio.starts_with(" -") && aio.contains("EAGAIN") && aio.contains("fs.aio-max-nr 0"), "{aio}");
         ensure!(pins.starts_with(" -") && pins.contains(&format!("user id {USER}")), "{pins}");
         Ok(())
     })?;
-    fs::remove_dir(FOLDER).context("cannot remove a user's folder")
+    fs::remove_dir(FOLDER).context("cannot remove a user's directory")
 }
 
 vm_test!(

@@ -62,7 +62,7 @@ fn faults_clock() -> Result<()> {
         chain.push(next);
     }
     let group = Group::new("clocked")?;
-    let mut agent = Supervised::start(&["--sweep-ms", "100", "--rest-ms", "50", "--sample-ms", "50"])?;
+    let mut agent = Supervised::start(&["--sweep-ms", "100", "--holdoff-ms", "50", "--sample-ms", "50"])?;
     let mut charger = Charger::start(&group)?;
     let mut deep = Charger::start(&chain[chain.len() - 1])?;
     let waiter = Waiter::on(&group, "4M")?;
@@ -140,7 +140,7 @@ vm_test!(
 fn faults_stopped_clients() -> Result<()> {
     const FOLLOWER: &str = "/tmp/follower";
     let group = Group::new("still")?;
-    let agent = Agent::start(&["--rest-ms", "0"])?;
+    let agent = Agent::start(&["--holdoff-ms", "0"])?;
     let mut charger = Charger::start(&group)?;
     let usage_file = group.usage_file().to_string_lossy().into_owned();
     let mut follower = Command::new(BINARY)

@@ -58,13 +58,13 @@ fn unprivileged_rights_of_each_thread() -> Result<()> {
         let name = field(&status, "Name");
         let wanted = match name.as_str() {
             name if name.starts_with("fuser") => VIEW,
-            name if name.starts_with("closer") => 0,
+            name if name.starts_with("deferred_close") => 0,
             _ => LOOP,
         };
         has(&status, wanted)?;
         names.push(name);
     }
-    for kind in ["memcg-monitor", "fuser", "closer"] {
+    for kind in ["memcg-monitor", "fuser", "deferred_close"] {
         ensure!(names.iter().any(|name| name.starts_with(kind)), "no thread {kind} among {names:?}");
     }
     let children = agent.children()?;
@@ -173,7 +173,7 @@ fn unprivileged_calls_measured() -> Result<()> {
     })
     .with_context(|| format!("{:?}", told_by_the_kernel()))?;
 
-    let agent = Agent::start(&["--confine", "warn"])?;
+    let agent = Agent::start(&["--sandbox", "warn"])?;
     let group = Group::new("measured")?;
     let mut charger = Charger::start(&group)?;
     let heard = Waiter::on(&group, "4M")?;

@@ -54,7 +54,7 @@ fn unprivileged_unreadable_group() -> Result<()> {
     }
     process::run_as(USER, || {
         for place in [&group.path, &directory] {
-            let folder = File::open(place)?;
+            let opened = File::open(place)?;
             for (name, args) in [
                 ("memory.usage_in_bytes", "1M"),
                 ("memory.memsw.usage_in_bytes", "1M"),
@@ -64,8 +64,8 @@ fn unprivileged_unreadable_group() -> Result<()> {
                 ("cgroup.procs", ""),
             ] {
                 let waiter = Waiter::new()?;
-                let line = format!("{} {} {name} {args}", waiter.0.as_raw_fd(), folder.as_raw_fd());
-                let errno = by_socket(&line, &waiter, &folder)?;
+                let line = format!("{} {} {name} {args}", waiter.0.as_raw_fd(), opened.as_raw_fd());
+                let errno = by_socket(&line, &waiter, &opened)?;
                 ensure!(errno == libc::EACCES, "{} by {}: errno {errno}", name, place.display());
                 let errno = agent_errno(line.as_bytes())?;
                 ensure!(errno == libc::EACCES, "{} by number, {}: errno {errno}", name, place.display());

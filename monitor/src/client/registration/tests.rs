@@ -16,7 +16,7 @@ use crate::{
 
 /// Plays the agent for one registration.
 struct Agent {
-    folder: TempDir,
+    directory: TempDir,
     thread: thread::JoinHandle<Result<()>>,
 }
 
@@ -29,14 +29,14 @@ impl Agent {
     where
         F: Future<Output = Result<()>>,
     {
-        let folder = TempDir::new()?;
-        fs::write(folder.path().join("memory.current"), "0\n")?;
-        let path = folder.path().join("socket");
+        let directory = TempDir::new()?;
+        fs::write(directory.path().join("memory.current"), "0\n")?;
+        let path = directory.path().join("socket");
         let (ready, is_ready) = mpsc::channel();
-        let closer = DeferredClose::start(sandbox::Sandbox::Off)?;
+        let deferred_close = DeferredClose::start(sandbox::Sandbox::Off)?;
         let thread = thread::spawn(move || {
             runtime()?.block_on(async {
-                let listener = Listener::bind(&path, &Access { mode: 0o600, group: None }, &closer)?;
+                let listener = Listener::bind(&path, &Access { mode: 0o600, group: None }, &deferred_close)?;
                 ready.send(())?;
                 let connection = listener.accept().await?;
                 let packet = connection.receive(4096).await?.context("the client left")?;
@@ -48,15 +48,15 @@ impl Agent {
             })
         });
         is_ready.recv()?;
-        Ok(Self { folder, thread })
+        Ok(Self { directory, thread })
     }
 
     fn file(&self) -> PathBuf {
-        self.folder.path().join("memory.current")
+        self.directory.path().join("memory.current")
     }
 
     fn builder(&self) -> Builder {
-        let socket = self.folder.path().join("socket");
+        let socket = self.directory.path().join("socket");
         Builder::new(self.file()).args("8M").socket(&socket).control_socket(socket)
     }
 

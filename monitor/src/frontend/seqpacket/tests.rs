@@ -17,13 +17,13 @@ use super::{Access, DeferredClose, Listener, MAX_DESCRIPTORS, connect};
 #[test]
 fn idle_connections_bring_no_more_than_one_message_in_all() {
     const CONNECTIONS: usize = 4;
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("socket");
-    let closer = DeferredClose::idle();
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("socket");
+    let deferred_close = DeferredClose::idle();
     let set = LocalSet::new();
     let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
     let waiting = set.block_on(&runtime, async {
-        let listener = Listener::bind(&path, &Access { mode: 0o600, group: None }, &closer);
+        let listener = Listener::bind(&path, &Access { mode: 0o600, group: None }, &deferred_close);
         let listener = listener.expect("a socket");
         let mut clients = Vec::new();
         for _ in 0..CONNECTIONS {
@@ -48,13 +48,13 @@ fn idle_connections_bring_no_more_than_one_message_in_all() {
             assert_eq!(sent, Ok(1));
         }
         // The reactor tells of all of them at once.
-        while closer.waiting() == 0 {
+        while deferred_close.waiting() == 0 {
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
         }
         for _ in 0..8 {
             yield_now().await;
         }
-        closer.waiting()
+        deferred_close.waiting()
     });
     assert_eq!(waiting, MAX_DESCRIPTORS);
 }

@@ -18,7 +18,7 @@ use crate::{
 fn record(file: u64) -> Record {
     Record {
         on: ControlFile::Oom,
-        wish: Trigger::Oom,
+        trigger: Trigger::Oom,
         file: FileId(file),
         account: Account::User(0),
         group: GroupId { slot: 1, generation: 2 },

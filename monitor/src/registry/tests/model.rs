@@ -38,8 +38,8 @@ fn act() -> impl Strategy<Value = Act> {
     ];
     let file = || (0..4_u64).prop_map(FileId);
     prop_oneof![
-        12 => (asked, file(), 0..3_u32).prop_map(|((on, wish), file, user)| {
-            Act::Add(registration(on, wish, file, Account::User(user)))
+        12 => (asked, file(), 0..3_u32).prop_map(|((on, trigger), file, user)| {
+            Act::Add(registration(on, trigger, file, Account::User(user)))
         }),
         1 => Just(Act::RemoveGroup),
         1 => (1..30_usize).prop_map(Act::TakeFromGroup),
@@ -124,9 +124,9 @@ proptest! {
                 prop_assert_eq!(registry.held_by(account), held);
             }
             let ooms: Vec<_> = registry.oom_groups().map(|group| group.id.slot).collect();
-            let waits = |slot: &u32| list.iter().any(|held| held.slot == *slot && held.asked.wish == Trigger::Oom);
+            let waits = |slot: &u32| list.iter().any(|held| held.slot == *slot && held.asked.trigger == Trigger::Oom);
             prop_assert_eq!(ooms, Vec::from_iter((0..4).filter(waits)));
-            // Each registration is its own asker's, whatever has moved meanwhile.
+            // Each registration is its own requester's, whatever has moved meanwhile.
             let groups = registry.groups().flat_map(|group| {
                 let others = group.oom().chain(group.empty()).chain(group.pressure().map(|(_, to)| to));
                 let scales = ControlFile::QUANTITIES.into_iter().flat_map(|on| group.scale(on).thresholds());
@@ -146,7 +146,7 @@ proptest! {
                 prop_assert_eq!(registry.len_on(on), expected as u64);
             }
             prop_assert_eq!(registry.wanted() == 0, list.iter().all(|held| {
-                matches!(held.asked.wish, Trigger::Threshold(Threshold { at: At::Pages(_), .. }))
+                matches!(held.asked.trigger, Trigger::Threshold(Threshold { at: At::Pages(_), .. }))
             }));
         }
     }

@@ -33,8 +33,8 @@ fn all_kinds() -> [(ControlFile, Trigger); 5] {
 fn registry(kinds: &[(ControlFile, Trigger)]) -> Registry {
     let mut registry = Registry::default();
     for file in 0..MANY {
-        for (on, wish) in kinds {
-            registry.add(G, registration(*on, *wish, FileId(file), Account::User(1)), 0, u64::MAX);
+        for (on, trigger) in kinds {
+            registry.add(G, registration(*on, *trigger, FileId(file), Account::User(1)), 0, u64::MAX);
         }
     }
     work::taken();
@@ -75,8 +75,8 @@ fn a_group_is_taken_apart_by_pieces_that_cost_what_they_take() {
 fn an_eventfd_of_many_is_taken_apart_by_pieces_that_cost_what_they_take() {
     let mut registry = Registry::default();
     for n in 0..MANY {
-        let wish = Trigger::Threshold(Threshold::plain(Pages(n)));
-        registry.add(G, registration(USAGE, wish, FileId(1), Account::User(1)), 0, u64::MAX);
+        let trigger = Trigger::Threshold(Threshold::plain(Pages(n)));
+        registry.add(G, registration(USAGE, trigger, FileId(1), Account::User(1)), 0, u64::MAX);
     }
     work::taken();
     let mut taken = 0;

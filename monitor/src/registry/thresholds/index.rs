@@ -62,8 +62,8 @@ impl Subscribed for IndexEntry {
 impl IndexEntry {
     /// A threshold that lies at `pages`, while the quantity is `now`; `above` is its side
     /// where that has been told.
-    pub(super) fn new(to: Subscriber, above: Option<bool>, wish: Threshold, pages: u64, now: u64) -> Self {
-        let Threshold { at, up, down, hysteresis } = wish;
+    pub(super) fn new(to: Subscriber, above: Option<bool>, trigger: Threshold, pages: u64, now: u64) -> Self {
+        let Threshold { at, up, down, hysteresis } = trigger;
         let ways = match (up, down) {
             (true, false) => Directions::Up,
             (false, true) => Directions::Down,

@@ -22,7 +22,7 @@ type Told = (u64, u64, bool);
 /// A threshold as the specification puts it.
 struct Plain {
     file: FileId,
-    wish: Threshold,
+    trigger: Threshold,
     mark: ThresholdState,
     burst: (u64, u64),
     rests: Option<u64>,
@@ -32,7 +32,7 @@ impl Plain {
     fn apply(&mut self, step: &Step, now: u64, crossings: &mut Vec<Told>) {
         let (file, threshold) = (self.file, self.mark.threshold);
         let before = crossings.len();
-        let crossed = self.mark.step(step).into_iter().flatten().filter(|way| self.wish.hears(*way));
+        let crossed = self.mark.step(step).into_iter().flatten().filter(|way| self.trigger.hears(*way));
         crossings.extend(crossed.map(|direction| (threshold, file.0, direction == Direction::Up)));
         let told = (crossings.len() - before) as u64;
         let (since, count) = self.burst;
@@ -73,7 +73,7 @@ fn threshold() -> impl Strategy<Value = Threshold> {
 
 fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
-        8 => (threshold(), 0..6u64).prop_map(|(wish, file)| Act::Add(wish, file)),
+        8 => (threshold(), 0..6u64).prop_map(|(trigger, file)| Act::Add(trigger, file)),
         8 => (0..45u64, 0..45u64, 0..45u64).prop_map(|(low, high, now)| Act::Step(low, high, now)),
         1 => any::<bool>().prop_map(Act::Wake),
         1 => prop_oneof![0..80u64, Just(u64::MAX)].prop_map(Act::Follow),
@@ -87,12 +87,12 @@ impl Model {
         let mut crossings = Vec::new();
         let still = |now| Step { from: now, seen: Excursion::NONE, now };
         match *act {
-            Act::Add(wish, file) => {
+            Act::Add(trigger, file) => {
                 if self.list.is_empty() {
                     self.now = 20;
                 }
-                let mark = ThresholdState::new(pages(wish.at, *limit), wish.hysteresis.0, self.now);
-                self.list.push(Plain { file: FileId(file), wish, mark, burst: (0, 0), rests: None });
+                let mark = ThresholdState::new(pages(trigger.at, *limit), trigger.hysteresis.0, self.now);
+                self.list.push(Plain { file: FileId(file), trigger, mark, burst: (0, 0), rests: None });
             }
             Act::Step(min, max, now) => {
                 let step = Step { from: self.now, seen: Excursion { min, max }, now };
@@ -116,7 +116,7 @@ impl Model {
             Act::Follow(to) => {
                 *limit = to;
                 for one in &mut self.list {
-                    let to = pages(one.wish.at, to);
+                    let to = pages(one.trigger.at, to);
                     let moved = std::mem::replace(&mut one.mark.threshold, to) != to;
                     if moved && one.rests.is_none() {
                         one.apply(&still(self.now), clock.now, &mut crossings);
@@ -152,9 +152,9 @@ proptest! {
         for (act, pause) in acts {
             clock.now += pause;
             let (heard, gone) = match act.clone() {
-                Act::Add(wish, file) => {
+                Act::Add(trigger, file) => {
                     let to = Subscriber { file: FileId(file), ticket: RecordId(0), payer };
-                    scale.add(20, wish, limit, to, None);
+                    scale.add(20, trigger, limit, to, None);
                     (Vec::new(), 0)
                 }
                 Act::Step(min, max, now) => (told(&scale.step(Excursion { min, max }, now, clock)), 0),
@@ -176,7 +176,7 @@ proptest! {
             );
             prop_assert_eq!(scale.band(), band);
             prop_assert_eq!(scale.rests_until(), model.list.iter().filter_map(|one| one.rests).min());
-            let percents = model.list.iter().filter(|one| matches!(one.wish.at, At::Percent(_))).count();
+            let percents = model.list.iter().filter(|one| matches!(one.trigger.at, At::Percent(_))).count();
             prop_assert_eq!(scale.percents(), percents);
             let mut files: Vec<_> = scale.thresholds().map(|(_, to)| to.file).collect();
             let mut expected: Vec<_> = model.list.iter().map(|one| one.file).collect();
@@ -224,14 +224,14 @@ proptest! {
         let clock = Clock { now: 1, rest: 0 };
         let mut scale = ThresholdSet::default();
         let payer = Accounts::default().charge(Account::Agent);
-        let add = |scale: &mut ThresholdSet, wish, file, ticket| {
-            scale.add(from, wish, 50, Subscriber { file: FileId(file), ticket: RecordId(ticket), payer }, None);
+        let add = |scale: &mut ThresholdSet, trigger, file, ticket| {
+            scale.add(from, trigger, 50, Subscriber { file: FileId(file), ticket: RecordId(ticket), payer }, None);
         };
         let mut model = Vec::new();
-        for (ticket, (wish, file)) in (0..).zip(&first) {
-            add(&mut scale, *wish, *file, ticket);
-            let mark = ThresholdState::new(pages(wish.at, 50), wish.hysteresis.0, from);
-            model.push((RecordId(ticket), *file, *wish, mark));
+        for (ticket, (trigger, file)) in (0..).zip(&first) {
+            add(&mut scale, *trigger, *file, ticket);
+            let mark = ThresholdState::new(pages(trigger.at, 50), trigger.hysteresis.0, from);
+            model.push((RecordId(ticket), *file, *trigger, mark));
         }
         let (seen, late) = (Excursion { min, max }, Excursion { min: late_min, max: late_max });
         let mut told = Stretches::NONE;
@@ -245,16 +245,16 @@ proptest! {
         for (mut room, comes, goes) in between {
             scale.walk(clock, &mut room, &mut outcome);
             gone.extend(scale.take_file(FileId(goes), usize::MAX).iter().map(|to| to.ticket));
-            if let Some((wish, file)) = comes.filter(|_| !scale.is_empty()) {
-                add(&mut scale, wish, file, next);
+            if let Some((trigger, file)) = comes.filter(|_| !scale.is_empty()) {
+                add(&mut scale, trigger, file, next);
                 next += 1;
             }
         }
         outcome.crossings.extend(scale.end(clock).crossings);
         let look = Look { step: Step { from, seen, now }, late, told };
-        for (ticket, _, wish, mut mark) in model {
+        for (ticket, _, trigger, mut mark) in model {
             let step = if look.is_beyond(mark.key()) { look.late_step() } else { look.step };
-            let expected: Vec<_> = mark.step(&step).into_iter().flatten().filter(|way| wish.hears(*way)).collect();
+            let expected: Vec<_> = mark.step(&step).into_iter().flatten().filter(|way| trigger.hears(*way)).collect();
             let mine = outcome.crossings.iter().filter(|one| one.to.ticket == ticket);
             let told: Vec<_> = mine.map(|one| one.direction).collect();
             let is_gone = gone.contains(&ticket);
@@ -283,8 +283,8 @@ proptest! {
         for (act, pause) in acts {
             clock.now += pause;
             match act {
-                Act::Add(wish, file) => {
-                    scale.add(20, wish, 50, Subscriber { file: FileId(file), ticket: RecordId(0), payer }, None);
+                Act::Add(trigger, file) => {
+                    scale.add(20, trigger, 50, Subscriber { file: FileId(file), ticket: RecordId(0), payer }, None);
                 }
                 Act::Step(min, max, now) => _ = scale.step(Excursion { min, max }, now, clock),
                 Act::Wake(all) => _ = scale.wake(clock, all),

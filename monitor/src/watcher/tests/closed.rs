@@ -34,10 +34,10 @@ fn ask(watcher: &mut Watcher<FakeKernel>, account: Account, client: &Client) -> 
 /// So many eventfds of one user, none of which is open.
 fn crowd(watcher: &mut Watcher<FakeKernel>, account: Account, count: u64) {
     let group = watcher.source.group(0);
-    let wish: Trigger = parse(USAGE, b"10", 1).expect("good arguments");
+    let trigger: Trigger = parse(USAGE, b"10", 1).expect("good arguments");
     for file in 1..=count {
         let (on, file, ticket) = (USAGE, FileId(file << 8), RecordId(file as u32));
-        let registration = Subscription { on, wish, file, account, ticket, above: None };
+        let registration = Subscription { on, trigger, file, account, ticket, above: None };
         watcher.registry.add(group, registration, 0, u64::MAX);
     }
 }

@@ -192,7 +192,7 @@ fn there_is_a_bound_for_all_together() {
 #[test]
 fn what_the_kernel_cannot_tell_is_refused() {
     let (mut watcher, client) = (watcher(), client());
-    watcher.source.offers = crate::kernel::Features::default();
+    watcher.source.features = crate::kernel::Features::default();
     for (on, args) in [(Oom, ""), (Pressure, "low"), (Procs, "")] {
         assert_eq!(wait_for(&mut watcher, 0, on, args, &client), Err(Errno::EOPNOTSUPP));
     }

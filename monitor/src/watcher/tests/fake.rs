@@ -44,7 +44,7 @@ pub(crate) struct FakeKernel {
     pub(super) swap: Cell<u64>,
     pub(super) limits: RefCell<Vec<u64>>,
     pub(super) wanted: Cell<u64>,
-    pub(super) offers: Features,
+    pub(super) features: Features,
     pub(super) under_oom: Cell<bool>,
     /// The kernel's own pointers, in the words of a slot's `parent`.
     pub(super) parents: Vec<u64>,
@@ -102,7 +102,7 @@ impl FakeKernel {
             swap: Cell::new(0),
             limits: RefCell::new(vec![u64::MAX; 2]),
             wanted: Cell::new(0),
-            offers: Features { oom: true, under_oom: false, pressure: true, empty: true },
+            features: Features { oom: true, under_oom: false, pressure: true, empty: true },
             under_oom: Cell::new(false),
             parents: vec![PARENT_ROOT, 0, PARENT_ROOT],
             slotless: RefCell::default(),
@@ -286,8 +286,8 @@ impl Source for FakeKernel {
         self.want(wanted);
     }
 
-    fn offers(&self) -> Features {
-        self.offers
+    fn features(&self) -> Features {
+        self.features
     }
 
     fn file_refs(&self, files: &[FileId]) -> Result<Vec<u64>> {

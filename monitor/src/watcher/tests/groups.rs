@@ -133,10 +133,10 @@ fn an_oom_above_is_told_before_the_removal_however_many_hear_it_first() {
     let at = client();
     assert_eq!(wait_for(&mut watcher, 1, Oom, "", &at), Ok(()));
     let group = watcher.source.group(0);
-    let wish = control_file::parse(Oom, b"", 1).expect("good arguments");
+    let trigger = control_file::parse(Oom, b"", 1).expect("good arguments");
     for file in 1..=LISTENERS {
         let (file, ticket, account) = (FileId(file << 8), RecordId(file as u32), Account::User(1000));
-        let registration = Subscription { on: Oom, wish, file, account, ticket, above: None };
+        let registration = Subscription { on: Oom, trigger, file, account, ticket, above: None };
         watcher.registry.add(group, registration, 0, u64::MAX);
     }
     watcher.shares(0, Account::User(1000));

@@ -26,12 +26,12 @@ use crate::{
 const INSTANCE: u64 = 7;
 
 fn next(mut source: FakeKernel, handed: StoredDescriptors, instance: u64) -> (Watcher<FakeKernel>, Restored) {
-    // The agent's, the bag's, the client's.
+    // The agent's, the stash's, the client's.
     source.usual_references = 3;
     let limits = Limits { quota: 100, eventfds: 10_000, ..LIMITS };
     let mut watcher = Watcher::new(source, Box::new(FakeHost::forever()), limits).expect("AIO");
-    let (vault, left) = Persistence::open(FdStore::of_tests(), handed).expect("memfd");
-    let restored = watcher.restore(vault, left, instance, &FakeKernel::new()).expect("restored");
+    let (persistence, left) = Persistence::open(FdStore::of_tests(), handed).expect("memfd");
+    let restored = watcher.restore(persistence, left, instance, &FakeKernel::new()).expect("restored");
     watcher.run();
     (watcher, restored)
 }
@@ -40,9 +40,9 @@ fn first() -> Watcher<FakeKernel> {
     next(FakeKernel::new(), Vec::new(), INSTANCE).0
 }
 
-/// Killed: what it held of its own is gone, the kernel and the keeper go on.
+/// Killed: what it held of its own is gone, the kernel and the fd_store go on.
 fn killed(watcher: Watcher<FakeKernel>) -> (FakeKernel, StoredDescriptors) {
-    let handed = watcher.vault.as_ref().expect("kept").as_handed();
+    let handed = watcher.persistence.as_ref().expect("kept").as_handed();
     let Watcher { source, .. } = watcher;
     source.references.borrow_mut().clear();
     (source, handed)
@@ -169,7 +169,7 @@ fn what_was_taken_and_not_signalled_is_told() {
     let (mut watcher, client) = (first(), client());
     wait_for(&mut watcher, 0, USAGE, "10", &client).expect("registered");
     let seen = Seen { memory: Excursion { min: u64::MAX, max: 40 }, ..Seen::NOTHING };
-    watcher.vault.as_ref().expect("kept").state().begin(&Unfinished { cgroup_id: 100, seen });
+    watcher.persistence.as_ref().expect("kept").state().begin(&Unfinished { cgroup_id: 100, seen });
     let watcher = killed_and_next(watcher);
     assert_eq!(taken(&client), 2);
     killed_and_next(watcher);
@@ -203,7 +203,7 @@ fn what_was_owed_is_told_though_the_group_has_gone() {
     let (mut watcher, client) = (first(), client());
     wait_for(&mut watcher, 0, ControlFile::Oom, "", &client).expect("registered");
     let to = watcher.registry().group(0).and_then(|group| group.oom().next()).expect("it waits");
-    watcher.vault.as_ref().expect("kept").state().owe(to.ticket, 2);
+    watcher.persistence.as_ref().expect("kept").state().owe(to.ticket, 2);
     let (source, handed) = killed(watcher);
     source.slots[0].cgroup_id.set(4711);
     let (_watcher, restored) = next(source, handed, INSTANCE + 1);
@@ -292,7 +292,7 @@ fn bags_are_packed_and_cleared_out() {
     }
     watcher.end_closed();
     assert_eq!(watcher.registry().len(), 100);
-    let handed = watcher.vault.as_ref().expect("kept").as_handed();
+    let handed = watcher.persistence.as_ref().expect("kept").as_handed();
     assert!(handed.len() <= 5, "{} descriptors to keep", handed.len());
     let (_, left) = Persistence::open(FdStore::of_tests(), handed).expect("opened");
     assert_eq!(left.records.len(), 100);

@@ -99,8 +99,8 @@ fn debian_container() -> Result<()> {
         ensure!(!agent.has_stopped()?, "the agent ended: {}", agent.said());
         Ok(output("runc", &["exec", "agent", "/memcg-monitor", "status", OPERATORS]).is_ok())
     })?;
-    // Clients see the folder, and in it no way to list others' groups.
-    ensure!(!Path::new(CONTROL_SOCKET).exists(), "the operator's socket is in the clients' folder");
+    // Clients see the directory, and in it no way to list others' groups.
+    ensure!(!Path::new(CONTROL_SOCKET).exists(), "the operator's socket is in the clients' directory");
     // BPF 39, PERFMON 38, SYS_PTRACE 19, SETUID 7, DAC_READ_SEARCH 2.
     let mask = format!("{:016x}", [39, 38, 19, 7, 2].iter().fold(0_u64, |all, one| all | 1 << one));
     for field in ["CapBnd", "CapEff"] {
