@@ -15,7 +15,7 @@ use crate::{build, kernels, setup};
 
 /// The kernel that still has v1.
 const ORACLE: &str = "6.1";
-const FILE: &str = "docs/conformance.md";
+const FILE: &str = "docs/reference/conformance.md";
 
 /// One check, as it is written down.
 #[derive(Debug, PartialEq, Eq)]

@@ -139,7 +139,7 @@ fn payload() -> Result<Vec<Packed>> {
     }
     packed.push(Packed {
         path: format!("{PAYLOAD}/usr/share/memcg-monitor/deploy.md"),
-        from: root().join("docs/deploy.md"),
+        from: root().join("docs/guide/deploy.md"),
     });
     Ok(packed)
 }

@@ -65,10 +65,10 @@ mod tests {
     #[test]
     fn each_capability_has_a_reason() {
         let unit = read(SERVICE);
-        let document = read("docs/deploy.md");
+        let document = read("docs/guide/deploy.md");
         for name in setting(&[SERVICE], "CapabilityBoundingSet") {
             assert!(unit.contains(&format!("# {name}: ")), "{name} in {SERVICE}");
-            assert!(document.contains(&format!("| `{name}` |")), "{name} in docs/deploy.md");
+            assert!(document.contains(&format!("| `{name}` |")), "{name} in docs/guide/deploy.md");
         }
     }
 

@@ -56,7 +56,7 @@ enum Verb {
     Run(run::Arguments),
     /// Run every check and test, and end with a table
     Test(test::Arguments),
-    /// Compare with the real cgroup v1 in the VM, and write docs/conformance.md
+    /// Compare with the real cgroup v1 in the VM, and write docs/reference/conformance.md
     Conformance,
     /// Kill, stop and hand over the agent amid a random mix of everything, against a model
     Soak(soak::Arguments),
