@@ -8,6 +8,7 @@ mod clients;
 mod conformance;
 mod debian;
 mod deploy;
+mod docs;
 mod ebpf;
 mod fuzz;
 mod image;
@@ -64,6 +65,8 @@ enum Verb {
     Bench(bench::Arguments),
     /// Fuzz what reads bytes that others chose; new inputs go to target/fuzz
     Fuzz(fuzz::Arguments),
+    /// Build the documentation as a site, target/docs, and check every link in it
+    Docs,
 }
 
 fn main() -> ExitCode {
@@ -90,6 +93,7 @@ fn dispatch(verb: Verb) -> Result<ExitCode> {
         Verb::Soak(arguments) => soak::run(&arguments)?,
         Verb::Bench(arguments) => bench::run(&arguments)?,
         Verb::Fuzz(arguments) => fuzz::run(&arguments)?,
+        Verb::Docs => println!("{}", docs::build()?.note),
     }
     Ok(ExitCode::SUCCESS)
 }

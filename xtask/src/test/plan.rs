@@ -11,7 +11,7 @@ use crate::setup::{self, Need};
 use crate::steps::{self, PROGRAMS, Step, TOOLCHAIN, VM, download, ready, shown, work};
 use crate::summary::Outcome;
 use crate::vm::{Boot, Hierarchy};
-use crate::{bench, checks, clients, debian, fuzz, kernels, prometheus, soak, tidy};
+use crate::{bench, checks, clients, debian, docs, fuzz, kernels, prometheus, soak, tidy};
 
 /// A boot of the test VM.
 #[derive(Debug, Clone, Copy)]
@@ -121,6 +121,7 @@ fn host_steps(arguments: &Arguments, steps: &mut Vec<Step>) {
     if !arguments.quick {
         steps.push(work("lints, eBPF", &[TOOLCHAIN], checks::ebpf_lints));
         steps.push(work("dependencies", &[], checks::dependencies));
+        steps.push(work("documentation", &[], docs::build));
         steps.push(work("alert rules", &[SYSTEMS], prometheus::check_rules));
     }
 }
