@@ -16,12 +16,11 @@ use clap::Args;
 pub(crate) use self::data::{Data, Piece};
 use self::plan::{Bench, Leg};
 use crate::build::{self, Guest};
+use crate::kernels;
 use crate::qemu::Processors;
-use crate::run::booting;
 use crate::summary::Outcome;
-use crate::vm::Boot;
+use crate::vm::{self, Boot, booting};
 use crate::workspace::{short, target};
-use crate::{kernels, setup};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -92,7 +91,7 @@ pub(crate) fn smoke() -> Result<Outcome> {
 
 /// What the guest needs, and the programs that it runs.
 fn guest(benches: &[Bench], kernel: &str) -> Result<Guest> {
-    setup::ensure(&setup::vm(kernel))?;
+    vm::ensure(kernel)?;
     let mut guest = build::guest()?;
     for bench in benches {
         guest.more.extend(bench.programs()?);
@@ -101,12 +100,7 @@ fn guest(benches: &[Bench], kernel: &str) -> Result<Guest> {
 }
 
 impl Leg<'_> {
-    fn measure(
-        &self,
-        guest: &Guest,
-        benches: &[Bench],
-        once: bool,
-    ) -> Result<(crate::vm::Report, Vec<Data>)> {
+    fn measure(&self, guest: &Guest, benches: &[Bench], once: bool) -> Result<(vm::Report, Vec<Data>)> {
         let kernel = kernels::get(self.kernel)?;
         println!("{}, {}", booting(&kernel, self.hierarchy), self.clock());
         let mut args: Vec<_> = benches.iter().map(|bench| bench.name()).collect();

@@ -5,11 +5,31 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use crate::ebpf;
 use crate::process::{self, command};
 use crate::setup::{self, Need};
 use crate::summary::Outcome;
 use crate::workspace::{root, target};
+use crate::{cargo_install, ebpf, toolchain};
+
+/// The checker of licences and origins of dependencies.
+#[derive(Debug)]
+pub(crate) struct CargoDeny;
+
+impl Need for CargoDeny {
+    fn name(&self) -> &'static str {
+        "deny"
+    }
+
+    fn find(&self) -> Result<String> {
+        let program = cargo_install::program("cargo-deny");
+        setup::file(&program).map(|path| format!("dependency checker {path}"))
+    }
+
+    fn fetch(&self) -> Result<()> {
+        // It runs for seconds: an optimized build takes minutes.
+        cargo_install::install("cargo-deny", &["--version", "^0.20", "--debug"], &[])
+    }
+}
 
 pub(crate) fn format() -> Result<Outcome> {
     process::run(cargo().args(["fmt", "--all", "--check"]))
@@ -18,7 +38,7 @@ pub(crate) fn format() -> Result<Outcome> {
 }
 
 pub(crate) fn lints() -> Result<Outcome> {
-    setup::ensure(&setup::BUILD)?;
+    setup::ensure(&toolchain::NEEDS)?;
     process::run(cargo().args(["clippy", "--quiet", "--workspace", "--exclude", "monitor-ebpf"]).args([
         "--all-targets",
         "--",
@@ -32,7 +52,7 @@ pub(crate) fn lints() -> Result<Outcome> {
 /// looks at the programs as if they were for the host, which checks all but
 /// what is BPF's alone; the compiler's own warnings come from the real target.
 pub(crate) fn ebpf_lints() -> Result<Outcome> {
-    setup::ensure(&setup::BUILD)?;
+    setup::ensure(&toolchain::NEEDS)?;
     let toolchain = ebpf::find(root()).map_err(|error| anyhow!(error))?;
     let folder = target().join("ebpf-lints");
     process::run(&mut ebpf::cargo(&toolchain, root(), &folder, "check", &["-Dwarnings"]))
@@ -55,9 +75,9 @@ pub(crate) fn ebpf_lints() -> Result<Outcome> {
 }
 
 pub(crate) fn dependencies() -> Result<Outcome> {
-    setup::ensure(&[Need::Deny])?;
+    setup::ensure(&[&CargoDeny])?;
     let deny = || {
-        let mut command = command(setup::cargo_deny());
+        let mut command = command(cargo_install::program("cargo-deny"));
         command.current_dir(root());
         command
     };
@@ -65,7 +85,7 @@ pub(crate) fn dependencies() -> Result<Outcome> {
     // Their database is fetched from elsewhere and may be out of reach.
     let advisories = command("timeout")
         .arg("60")
-        .arg(setup::cargo_deny())
+        .arg(cargo_install::program("cargo-deny"))
         .args(["--log-level", "off", "check", "advisories"])
         .current_dir(root())
         .stderr(Stdio::null())
@@ -80,7 +100,7 @@ pub(crate) fn dependencies() -> Result<Outcome> {
 }
 
 pub(crate) fn unit_tests() -> Result<Outcome> {
-    setup::ensure(&setup::BUILD)?;
+    setup::ensure(&toolchain::NEEDS)?;
     count_tests(cargo().args(["test", "--no-fail-fast"]))
 }
 

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::apt;
 use crate::process::{self, command};
+use crate::setup::{self, Need};
 use crate::workspace::{root, short, target, tools};
 
 /// A file that the VM gets.
@@ -47,26 +48,55 @@ const LIBRARIES: &str = "lib/x86_64-linux-gnu";
 /// What of the Python packages the interpreter needs for our examples.
 const PYTHON_LIBRARIES: [&str; 4] = ["libc.so.6", "libm.so.6", "libz.so.1", "libexpat.so.1"];
 
-/// Says what is here, or what is missing.
-pub(crate) fn find() -> Result<String> {
-    for path in [LISTENER.path(), NOTIFIER.path()] {
-        path.is_file().then_some(()).with_context(|| format!("there is no {}", short(&path)))?;
+/// The prerequisites of the clients that the VM's tests start.
+pub(crate) const NEEDS: [&dyn Need; 2] = [&CCompiler, &Clients];
+
+/// A C compiler, and xz for the kernel's sources.
+#[derive(Debug)]
+pub(crate) struct CCompiler;
+
+impl Need for CCompiler {
+    fn name(&self) -> &'static str {
+        "c"
     }
-    Ok(format!("clients' sources, Go {}, Python {}", short(&go_root()?), short(&python()?)))
+
+    fn find(&self) -> Result<String> {
+        setup::programs(&["cc", "xz"])
+    }
+
+    fn fetch(&self) -> Result<()> {
+        apt::install(&["gcc", "libc6-dev", "xz-utils"])
+    }
 }
 
-/// Downloads what is not here yet.
-pub(crate) fn fetch() -> Result<()> {
-    let system = apt::Source::system()?;
-    if go_root().is_err() {
-        println!("setup: downloading Go and {CONTAINERD}, into target/ only");
-        system.unpack(&go_packages(&system)?, &go())?;
+/// The clients' sources, and the languages of clients and examples.
+#[derive(Debug)]
+pub(crate) struct Clients;
+
+impl Need for Clients {
+    fn name(&self) -> &'static str {
+        "clients"
     }
-    if python().is_err() {
-        println!("setup: downloading Python, into target/ only");
-        system.unpack(&python_packages(&system)?, &tools().join("python"))?;
+
+    fn find(&self) -> Result<String> {
+        for path in [LISTENER.path(), NOTIFIER.path()] {
+            setup::file(&path)?;
+        }
+        Ok(format!("clients' sources, Go {}, Python {}", short(&go_root()?), short(&python()?)))
     }
-    [LISTENER, NOTIFIER].iter().try_for_each(Taken::fetch)
+
+    fn fetch(&self) -> Result<()> {
+        let system = apt::Source::system()?;
+        if go_root().is_err() {
+            println!("setup: downloading Go and {CONTAINERD}, into target/ only");
+            system.unpack(&go_packages(&system)?, &go())?;
+        }
+        if python().is_err() {
+            println!("setup: downloading Python, into target/ only");
+            system.unpack(&python_packages(&system)?, &tools().join("python"))?;
+        }
+        [LISTENER, NOTIFIER].iter().try_for_each(Taken::fetch)
+    }
 }
 
 /// The list of what [`build`] has built.

@@ -8,10 +8,9 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::bench::{Data, Piece};
-use crate::run::booting;
-use crate::vm::{Boot, Hierarchy};
+use crate::vm::{self, Boot, Hierarchy, booting};
 use crate::workspace::root;
-use crate::{build, kernels, setup};
+use crate::{build, kernels};
 
 /// The kernel that still has v1.
 const ORACLE: &str = "6.1";
@@ -28,7 +27,7 @@ struct Check {
 }
 
 pub(crate) fn run() -> Result<()> {
-    setup::ensure(&setup::vm(ORACLE))?;
+    vm::ensure(ORACLE)?;
     let guest = build::guest()?;
     let kernel = kernels::get(ORACLE)?;
     println!("{}", booting(&kernel, Hierarchy::V1));

@@ -10,10 +10,9 @@ use anyhow::{Context, Result, ensure};
 use crate::build::{self, Guest};
 use crate::clients::Packed;
 use crate::process::{self, command};
-use crate::run::booting;
 use crate::setup::{self, Need};
 use crate::summary::Outcome;
-use crate::vm::{Boot, Hierarchy};
+use crate::vm::{self, Boot, Hierarchy, booting};
 use crate::workspace::{root, short, target};
 use crate::{apt, deploy, image, kernels};
 
@@ -37,14 +36,28 @@ fn disk() -> PathBuf {
     folder().join("root.ext4")
 }
 
-pub(crate) fn find() -> Result<String> {
-    let disk = disk();
-    ensure!(disk.is_file(), "there is no Debian for the VM, {}", short(&disk));
-    Ok(format!("Debian for the VM {}", short(&disk)))
+/// Debian with systemd on a disk for the VM.
+#[derive(Debug)]
+pub(crate) struct Debian;
+
+impl Need for Debian {
+    fn name(&self) -> &'static str {
+        "debian"
+    }
+
+    fn find(&self) -> Result<String> {
+        let disk = disk();
+        ensure!(disk.is_file(), "there is no Debian for the VM, {}", short(&disk));
+        Ok(format!("Debian for the VM {}", short(&disk)))
+    }
+
+    fn fetch(&self) -> Result<()> {
+        make_disk()
+    }
 }
 
-/// Installs Debian into a folder, and makes a disk of it.
-pub(crate) fn fetch() -> Result<()> {
+/// Installs Debian into a directory, and makes a disk of it.
+fn make_disk() -> Result<()> {
     if !process::exists("debootstrap") || !process::exists("mke2fs") {
         apt::install(&["debootstrap", "e2fsprogs"])?;
     }
@@ -98,8 +111,8 @@ fn mounts_below<'a>(mounts: &'a str, folder: &Path) -> Vec<&'a Path> {
 
 /// Boots it and runs the tests whose name contains `filter`.
 pub(crate) fn test(kernel: &str, filter: &str) -> Result<Outcome> {
-    setup::ensure(&setup::vm(kernel))?;
-    setup::ensure(&[Need::Debian])?;
+    vm::ensure(kernel)?;
+    setup::ensure(&[&Debian])?;
     let kernel = kernels::get(kernel)?;
     let programs = build::guest()?;
     image::build(&programs.monitor)?;

@@ -12,12 +12,11 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::process::{self, command};
-use crate::run::booting;
 use crate::setup::{self, Need};
 use crate::summary::Outcome;
-use crate::vm::{Boot, Hierarchy};
+use crate::vm::{self, Boot, Hierarchy, booting};
 use crate::workspace::{root, short, target};
-use crate::{build, kernels};
+use crate::{apt, build, cargo_install, kernels, toolchain};
 
 /// The kernel that still has v1.
 const ORACLE: &str = "6.1";
@@ -26,6 +25,30 @@ const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 const BRIEFLY: u64 = 10;
 /// Lines of a failing target that are shown.
 const SHOWN: usize = 40;
+
+/// The builder of fuzz targets, and a C++ compiler for libFuzzer.
+#[derive(Debug)]
+pub(crate) struct CargoFuzz;
+
+impl Need for CargoFuzz {
+    fn name(&self) -> &'static str {
+        "fuzz"
+    }
+
+    fn find(&self) -> Result<String> {
+        setup::programs(&["c++"])?;
+        setup::file(&cargo_install::program("cargo-fuzz"))
+            .map(|path| format!("builder of fuzz targets {path}"))
+    }
+
+    fn fetch(&self) -> Result<()> {
+        if setup::programs(&["c++"]).is_err() {
+            apt::install(&["g++"])?;
+        }
+        // It only starts others.
+        cargo_install::install("cargo-fuzz", &["--version", "^0.13", "--debug"], &[])
+    }
+}
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -106,8 +129,8 @@ pub(crate) fn briefly() -> Result<Outcome> {
 }
 
 fn fuzz(targets: &[Target], sanitizer: Sanitizer, seconds: u64) -> Result<Table> {
-    setup::ensure(&setup::BUILD)?;
-    setup::ensure(&[Need::Fuzz])?;
+    setup::ensure(&toolchain::NEEDS)?;
+    setup::ensure(&[&CargoFuzz])?;
     sanitizer.build(targets)?;
     let mut rows = Vec::new();
     for target in targets {
@@ -146,7 +169,7 @@ impl Sanitizer {
     /// All at once: most of it is the same.
     fn build(self, targets: &[Target]) -> Result<()> {
         println!("building the fuzz targets (minutes the first time, then seconds)");
-        let mut command = command(setup::cargo_fuzz());
+        let mut command = command(cargo_install::program("cargo-fuzz"));
         command
             .args(["fuzz", "build", "--fuzz-dir", "tests/fuzz", "--codegen-units", "16"])
             .args(["--sanitizer", self.name(), "--target-dir"])
@@ -268,7 +291,7 @@ impl Display for Table {
 }
 
 fn differential(lines: u64, seed: Option<u64>) -> Result<()> {
-    setup::ensure(&setup::vm(ORACLE))?;
+    vm::ensure(ORACLE)?;
     let guest = build::guest()?;
     let kernel = kernels::get(ORACLE)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?;

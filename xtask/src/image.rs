@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::build;
 use crate::process::{self, command};
 use crate::setup::{self, Need};
 use crate::workspace::{root, short, target};
+use crate::{apt, build, toolchain};
 
 /// What the image is called, as the manifests in deploy/kubernetes have it.
 pub(crate) const NAME: &str = "memcg-monitor:latest";
@@ -22,13 +22,27 @@ pub(crate) fn layout() -> PathBuf {
     folder().join("layout")
 }
 
-pub(crate) fn find() -> Result<String> {
-    process::exists("buildah").then(|| "image builder buildah".to_owned()).context("there is no buildah")
+/// The builder of container images, which needs no daemon.
+#[derive(Debug)]
+pub(crate) struct Buildah;
+
+impl Need for Buildah {
+    fn name(&self) -> &'static str {
+        "buildah"
+    }
+
+    fn find(&self) -> Result<String> {
+        process::exists("buildah").then(|| "image builder buildah".to_owned()).context("there is no buildah")
+    }
+
+    fn fetch(&self) -> Result<()> {
+        apt::install(&["buildah"])
+    }
 }
 
 /// `cargo xtask image`
 pub(crate) fn run() -> Result<()> {
-    setup::ensure(&setup::BUILD)?;
+    setup::ensure(&toolchain::NEEDS)?;
     build(&build::guest()?.monitor)?;
     let archive = folder().join("memcg-monitor.tar");
     if archive.exists() {
@@ -46,7 +60,7 @@ pub(crate) fn run() -> Result<()> {
 
 /// Builds the image around this binary, as a layout.
 pub(crate) fn build(monitor: &Path) -> Result<()> {
-    setup::ensure(&[Need::Buildah])?;
+    setup::ensure(&[&Buildah])?;
     let context = folder().join("context");
     fs::create_dir_all(&context).with_context(|| format!("cannot make {}", context.display()))?;
     fs::copy(monitor, context.join("memcg-monitor"))

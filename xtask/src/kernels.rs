@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::apt;
-use crate::workspace;
+use crate::setup::Need;
+use crate::{apt, workspace};
 
 /// A kernel image that the VM can boot.
 #[derive(Debug, Clone)]
@@ -18,6 +18,27 @@ pub(crate) struct Kernel {
     pub(crate) image: PathBuf,
     /// `lib/modules/RELEASE`, where there is one.
     pub(crate) modules: Option<PathBuf>,
+}
+
+/// A kernel by its label or path, as a prerequisite.
+#[derive(Debug)]
+pub(crate) struct KernelImage<'a>(pub(crate) &'a str);
+
+impl Need for KernelImage<'_> {
+    fn name(&self) -> &'static str {
+        "kernel"
+    }
+
+    fn find(&self) -> Result<String> {
+        let name = self.0;
+        let kernel = find(name)?.with_context(|| format!("kernel {name} is not here yet"))?;
+        let remark = remark(&kernel).map_or(String::new(), |text| format!(" ({text})"));
+        Ok(format!("kernel {name}: {}{remark}", kernel.release))
+    }
+
+    fn fetch(&self) -> Result<()> {
+        fetch(self.0)
+    }
 }
 
 /// A row of the kernel table. A new kernel is a new row.
@@ -45,7 +66,7 @@ pub(crate) fn labels() -> impl Iterator<Item = &'static str> {
 }
 
 /// The kernel, if it is already here.
-pub(crate) fn find(name: &str) -> Result<Option<Kernel>> {
+fn find(name: &str) -> Result<Option<Kernel>> {
     if packaged(name).is_none() {
         let image = Path::new(name);
         ensure!(image.is_file(), "no kernel {name}: {}", choices());
@@ -66,7 +87,7 @@ pub(crate) fn get(name: &str) -> Result<Kernel> {
 }
 
 /// Downloads a kernel by its name in the table.
-pub(crate) fn fetch(name: &str) -> Result<Kernel> {
+fn fetch(name: &str) -> Result<()> {
     let row = packaged(name).with_context(|| format!("no kernel {name}: {}", choices()))?;
     let source = match row.suite {
         Some(suite) => apt::Source::suite(suite)?,
@@ -77,7 +98,7 @@ pub(crate) fn fetch(name: &str) -> Result<Kernel> {
     source.unpack(&packages, &folder(name))?;
     let kernel = find(name)?.with_context(|| format!("{} holds no kernel", folder(name).display()))?;
     println!("setup: kernel {name} is {}", kernel.release);
-    Ok(kernel)
+    Ok(())
 }
 
 /// What to say about a kernel whose package has moved on past its label.

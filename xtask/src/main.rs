@@ -3,6 +3,8 @@
 mod apt;
 mod bench;
 mod build;
+mod busybox;
+mod cargo_install;
 mod checks;
 mod clients;
 mod conformance;
@@ -15,6 +17,7 @@ mod initramfs;
 mod kernels;
 mod lock;
 mod modules;
+mod needs;
 mod process;
 mod project;
 mod prometheus;
@@ -28,6 +31,7 @@ mod summary;
 mod test;
 mod tidy;
 mod times;
+mod toolchain;
 mod vm;
 mod workspace;
 
@@ -78,9 +82,9 @@ fn main() -> ExitCode {
 
 fn dispatch(verb: Verb) -> Result<ExitCode> {
     match verb {
-        Verb::Setup => setup::all()?,
+        Verb::Setup => setup::report(&needs::all())?,
         Verb::Build => {
-            setup::ensure(&setup::BUILD)?;
+            setup::ensure(&toolchain::NEEDS)?;
             build::all()?;
         }
         Verb::Image => image::run()?,

@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use crate::apt;
 use crate::clients::{Packed, make, remove, tarball_in};
 use crate::process::{self, command};
+use crate::setup::Need;
 use crate::workspace::{short, target, tools};
 
 /// A source package that a plain makefile builds, without a configure script.
@@ -60,37 +61,47 @@ const KERNEL_HEADERS: [&str; 4] =
     ["linux/errno.h", "linux/limits.h", "asm-generic/errno.h", "asm-generic/errno-base.h"];
 const COMPILER_HEADERS: [&str; 4] = ["limits.h", "stdarg.h", "stddef.h", "syslimits.h"];
 
-/// Says what is here, or what is missing.
-pub(crate) fn find() -> Result<String> {
-    let (compiler, makefile) = (compiler()?, sources().join("Makefile.in"));
-    ensure!(makefile.is_file(), "there is no {}", short(&makefile));
-    Ok(format!("{SOURCE}'s sources, and a compiler for the VM {}", short(&compiler)))
-}
+/// The sources that the benchmark `build` compiles, and a compiler for the VM.
+#[derive(Debug)]
+pub(crate) struct Project;
 
-/// Downloads what is not here yet.
-pub(crate) fn fetch() -> Result<()> {
-    if compiler().is_err() {
-        println!("setup: downloading gcc, binutils and make for the VM, into target/ only");
-        let system = apt::Source::system()?;
-        system.unpack(&packages(&system)?, &root())?;
+impl Need for Project {
+    fn name(&self) -> &'static str {
+        "project"
     }
-    if sources().join("Makefile.in").is_file() {
-        return Ok(());
+
+    fn find(&self) -> Result<String> {
+        let (compiler, makefile) = (compiler()?, sources().join("Makefile.in"));
+        ensure!(makefile.is_file(), "there is no {}", short(&makefile));
+        Ok(format!("{SOURCE}'s sources, and a compiler for the VM {}", short(&compiler)))
     }
-    if !process::exists("bzip2") {
-        apt::install(&["bzip2"])?;
+
+    fn fetch(&self) -> Result<()> {
+        if compiler().is_err() {
+            println!("setup: downloading gcc, binutils and make for the VM, into target/ only");
+            let system = apt::Source::system()?;
+            system.unpack(&packages(&system)?, &root())?;
+        }
+        if sources().join("Makefile.in").is_file() {
+            return Ok(());
+        }
+        if !process::exists("bzip2") {
+            apt::install(&["bzip2"])?;
+        }
+        println!("setup: downloading the sources of {SOURCE}");
+        let folder = target().join("project/download");
+        remove(&folder)?;
+        apt::Source::sources()?.download_source(SOURCE, &folder)?;
+        let partial = target().join("project/partial");
+        remove(&partial)?;
+        make(&partial)?;
+        let tarball = tarball_in(&folder)?;
+        process::run(
+            command("tar").args(["--strip-components=1", "-xf"]).arg(&tarball).arg("-C").arg(&partial),
+        )?;
+        fs::rename(&partial, sources()).context("cannot rename the sources into place")?;
+        remove(&folder)
     }
-    println!("setup: downloading the sources of {SOURCE}");
-    let folder = target().join("project/download");
-    remove(&folder)?;
-    apt::Source::sources()?.download_source(SOURCE, &folder)?;
-    let partial = target().join("project/partial");
-    remove(&partial)?;
-    make(&partial)?;
-    let tarball = tarball_in(&folder)?;
-    process::run(command("tar").args(["--strip-components=1", "-xf"]).arg(&tarball).arg("-C").arg(&partial))?;
-    fs::rename(&partial, sources()).context("cannot rename the sources into place")?;
-    remove(&folder)
 }
 
 /// Everything for one build in the VM: some 45 MB.

@@ -12,10 +12,11 @@ use serde_json::Value;
 use crate::build::Guest;
 use crate::clients::Packed;
 use crate::process::{self, command};
+use crate::setup::{self, Need};
 use crate::summary::Outcome;
-use crate::vm::{Boot, Hierarchy};
+use crate::vm::{self, Boot, Hierarchy};
 use crate::workspace::{root, short, tools};
-use crate::{apt, kernels, setup};
+use crate::{apt, kernels};
 
 /// The kernel that it runs on; any would do.
 const KERNEL: &str = "6.12";
@@ -34,19 +35,27 @@ fn program(name: &str) -> PathBuf {
     unpacked().join("usr/bin").join(name)
 }
 
-/// Says what is here, or what is missing.
-pub(crate) fn find() -> Result<String> {
-    for path in [program("prometheus"), program("promtool")] {
-        path.is_file().then_some(()).with_context(|| format!("there is no {}", short(&path)))?;
-    }
-    Ok(format!("Prometheus {}", short(&program("prometheus"))))
-}
+/// Prometheus and its promtool, of Debian's package.
+#[derive(Debug)]
+pub(crate) struct Prometheus;
 
-/// Downloads it.
-pub(crate) fn fetch() -> Result<()> {
-    println!("setup: downloading Prometheus, into target/ only");
-    std::fs::create_dir_all(tools()).context("cannot make target/tools")?;
-    apt::Source::system()?.unpack(&["prometheus".to_owned(), "libc6".to_owned()], &unpacked())
+impl Need for Prometheus {
+    fn name(&self) -> &'static str {
+        "prometheus"
+    }
+
+    fn find(&self) -> Result<String> {
+        for path in [program("prometheus"), program("promtool")] {
+            setup::file(&path)?;
+        }
+        Ok(format!("Prometheus {}", short(&program("prometheus"))))
+    }
+
+    fn fetch(&self) -> Result<()> {
+        println!("setup: downloading Prometheus, into target/ only");
+        std::fs::create_dir_all(tools()).context("cannot make target/tools")?;
+        apt::Source::system()?.unpack(&["prometheus".to_owned(), "libc6".to_owned()], &unpacked())
+    }
 }
 
 fn promtool() -> Command {
@@ -61,7 +70,7 @@ fn deployed() -> PathBuf {
 
 /// The deployed rules and configuration, by promtool and by the rules' own tests.
 pub(crate) fn check_rules() -> Result<Outcome> {
-    setup::ensure(&[setup::Need::Prometheus])?;
+    setup::ensure(&[&Prometheus])?;
     process::run(promtool().args(["check", "config", "--lint-fatal", "prometheus.yml"]))?;
     process::run(promtool().args(["check", "rules", "--lint-fatal", "memcg-monitor.rules.yml"]))?;
     process::run(promtool().args(["test", "rules", "memcg-monitor.test.yml"]))?;
@@ -70,8 +79,8 @@ pub(crate) fn check_rules() -> Result<Outcome> {
 
 /// A real Prometheus scrapes a real agent, beside it in a VM.
 pub(crate) fn scrape(guest: &Guest) -> Result<Outcome> {
-    setup::ensure(&setup::vm(KERNEL))?;
-    setup::ensure(&[setup::Need::Prometheus])?;
+    vm::ensure(KERNEL)?;
+    setup::ensure(&[&Prometheus])?;
     let kernel = kernels::get(KERNEL)?;
     let guest = Guest { init: guest.init.clone(), monitor: guest.monitor.clone(), more: pack()?, disk: None };
     let boot = Boot {

@@ -13,7 +13,9 @@ use std::{env, thread};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::apt;
 use crate::process::{self, command, end_with_parent};
+use crate::setup::{self, Need};
 
 const PROGRAM: &str = "qemu-system-x86_64";
 
@@ -36,6 +38,36 @@ const FATAL: [&str; 7] = [
 /// clears and copies by the word, not by the byte: 512 instructions for a page, which is
 /// nearer to its price on a real processor than 4096.
 const COUNTED_CPU: &str = "max,-erms,-fsrm";
+
+/// The emulator that runs the test kernels, new enough, and xz for their modules.
+#[derive(Debug)]
+pub(crate) struct Qemu;
+
+impl Need for Qemu {
+    fn name(&self) -> &'static str {
+        "qemu"
+    }
+
+    fn find(&self) -> Result<String> {
+        let xz = setup::programs(&["xz"])?;
+        let text = process::output(command(PROGRAM).arg("--version"))?;
+        let version = parse_version(&text).with_context(|| format!("{PROGRAM} does not tell its version"))?;
+        let (major, minor) = version;
+        ensure!(
+            version >= OLDEST,
+            "{PROGRAM} is {major}.{minor}; {}.{} is the oldest that runs the test VM",
+            OLDEST.0,
+            OLDEST.1
+        );
+        Ok(format!("{PROGRAM} {major}.{minor} and {xz}"))
+    }
+
+    fn fetch(&self) -> Result<()> {
+        apt::install(&["xz-utils"])?;
+        // A stable release's own may be older than what is needed.
+        apt::install_backports(&["qemu-system-x86"]).or_else(|_| apt::install(&["qemu-system-x86"]))
+    }
+}
 
 /// A machine to start.
 #[derive(Debug)]
@@ -128,20 +160,6 @@ pub(crate) fn run(machine: &Machine<'_>, limits: Limits, on_line: &mut dyn FnMut
     }
     let status = guard.0.wait().context("cannot wait for QEMU")?;
     Ok(if status.success() { End::PoweredOff } else { End::Failed(status) })
-}
-
-/// The emulator that is installed, if it is new enough.
-pub(crate) fn find() -> Result<String> {
-    let text = process::output(command(PROGRAM).arg("--version"))?;
-    let version = parse_version(&text).with_context(|| format!("{PROGRAM} does not tell its version"))?;
-    let (major, minor) = version;
-    ensure!(
-        version >= OLDEST,
-        "{PROGRAM} is {major}.{minor}; {}.{} is the oldest that runs the test VM",
-        OLDEST.0,
-        OLDEST.1
-    );
-    Ok(format!("{PROGRAM} {major}.{minor}"))
 }
 
 /// Reads `QEMU emulator version 10.0.2 (...)`.

@@ -5,12 +5,10 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 use clap::Args;
 
-use crate::kernels::{self, Kernel};
-use crate::process;
 use crate::times::Times;
-use crate::vm::{Boot, Hierarchy};
+use crate::vm::{Boot, Hierarchy, booting};
 use crate::workspace::root;
-use crate::{build, schedule, setup, steps};
+use crate::{build, kernels, process, schedule, setup, steps, toolchain};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -67,14 +65,8 @@ fn boot(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// A line on what is about to boot.
-pub(crate) fn booting(kernel: &Kernel, hierarchy: Hierarchy) -> String {
-    let remark = kernels::remark(kernel).map_or(String::new(), |text| format!(" ({text})"));
-    format!("booting kernel {}{remark} with cgroup {} in QEMU", kernel.release, hierarchy.name())
-}
-
 fn agent(arguments: &[String]) -> Result<()> {
-    setup::ensure(&setup::BUILD)?;
+    setup::ensure(&toolchain::NEEDS)?;
     process::run(
         std::process::Command::new("cargo")
             .args(["run", "--quiet", "--release", "--package", "memcg-monitor", "--", "agent"])

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::env;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, IsTerminal, PipeReader, Write};
-use std::path::PathBuf;
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
@@ -14,10 +13,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::process::{command, end_with_parent};
-use crate::steps::{Lane, Step};
+use crate::steps::{Lane, Step, directory, file_of, outcome_file};
 use crate::summary::{Outcome, Summary};
 use crate::times::{Times, minutes};
-use crate::workspace::{short, target};
+use crate::workspace::short;
 
 /// Without other news there is a line on what is running after this time: sooner for a
 /// person who waits than for a log.
@@ -27,22 +26,6 @@ fn patience() -> Duration {
 
 /// Lines of a failed step's output that are shown.
 const SHOWN: usize = 60;
-
-/// What steps leave behind.
-pub(crate) fn directory() -> PathBuf {
-    target().join("test")
-}
-
-fn file_of(step: &str, extension: &str) -> PathBuf {
-    let name: String =
-        step.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
-    directory().join(format!("{name}.{extension}"))
-}
-
-/// Where the step's process leaves what it found.
-pub(crate) fn outcome_file(step: &str) -> PathBuf {
-    file_of(step, "outcome.json")
-}
 
 /// A step that is running.
 #[derive(Debug)]

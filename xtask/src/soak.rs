@@ -6,10 +6,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Result, ensure};
 use clap::Args;
 
-use crate::run::booting;
 use crate::summary::Outcome;
-use crate::vm::{Boot, Hierarchy};
-use crate::{build, kernels, setup};
+use crate::vm::{self, Boot, Hierarchy, booting};
+use crate::{build, kernels};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
@@ -41,7 +40,7 @@ pub(crate) fn brief() -> Result<Outcome> {
 }
 
 fn soak(kernel: &str, time: Duration, seed: u64, attacks: bool) -> Result<()> {
-    setup::ensure(&setup::vm(kernel))?;
+    vm::ensure(kernel)?;
     let guest = build::guest()?;
     let kernel = kernels::get(kernel)?;
     println!("{}", booting(&kernel, Hierarchy::V2));

@@ -1,13 +1,35 @@
 //! Steps: what can be done side by side, each in a process of its own.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
+use crate::busybox::Busybox;
+use crate::kernels::KernelImage;
+use crate::qemu::Qemu;
 use crate::setup::{self, Need};
 use crate::summary::Outcome;
-use crate::{build, schedule};
+use crate::workspace::target;
+use crate::{build, toolchain};
+
+/// Returns the directory of what steps leave behind.
+pub(crate) fn directory() -> PathBuf {
+    target().join("test")
+}
+
+/// Returns the path of one file of a step.
+pub(crate) fn file_of(step: &str, extension: &str) -> PathBuf {
+    let name: String =
+        step.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
+    directory().join(format!("{name}.{extension}"))
+}
+
+/// Returns the path of the file in which the step's process leaves its outcome.
+pub(crate) fn outcome_file(step: &str) -> PathBuf {
+    file_of(step, "outcome.json")
+}
 
 /// What a step keeps busy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +74,7 @@ const DEPENDENCIES: &str = "build dependencies";
 pub(crate) const PROGRAMS: &str = "build the VM's programs";
 
 pub(crate) fn toolchain() -> Step {
-    work(TOOLCHAIN, &[], || ready(&setup::BUILD))
+    work(TOOLCHAIN, &[], || ready(&toolchain::NEEDS))
 }
 
 pub(crate) fn vm(kernels: Vec<String>) -> Step {
@@ -92,15 +114,15 @@ pub(crate) fn download(name: &str, after: &[&str], run: impl Fn() -> Result<Outc
     Step { lane: Lane::Download, ..work(name, after, run) }
 }
 
-pub(crate) fn ready(needs: &[Need]) -> Result<Outcome> {
+pub(crate) fn ready(needs: &[&dyn Need]) -> Result<Outcome> {
     setup::ensure(needs)?;
     Ok(Outcome::ready(""))
 }
 
 fn get_kernels(kernels: &[String]) -> Result<Outcome> {
-    setup::ensure(&[Need::Qemu, Need::Busybox])?;
+    setup::ensure(&[&Qemu, &Busybox])?;
     for kernel in kernels {
-        setup::ensure(&[Need::Kernel(kernel.clone())])?;
+        setup::ensure(&[&KernelImage(kernel)])?;
     }
     Ok(Outcome::ready(kernels.join(", ")))
 }
@@ -113,7 +135,7 @@ pub(crate) fn run_one(steps: &[Step], name: &str) -> Result<ExitCode> {
         println!("{error:#}");
         Outcome::failure(&format!("{error:#}"))
     });
-    let path = schedule::outcome_file(name);
+    let path = outcome_file(name);
     let text = serde_json::to_string(&outcome)?;
     fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(if outcome.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

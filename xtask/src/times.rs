@@ -8,8 +8,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::schedule;
-use crate::steps::Step;
+use crate::steps::{self, Step};
 use crate::summary::{Summary, TestTimes};
 
 /// Rows of the table of tests.
@@ -39,7 +38,7 @@ struct VmTest {
 
 impl Times {
     fn file() -> PathBuf {
-        schedule::directory().join("times.json")
+        steps::directory().join("times.json")
     }
 
     /// The times of the run before; none if there was none.

@@ -9,14 +9,13 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use crate::build::Guest;
-use crate::clients;
+use crate::busybox::{self, Busybox};
 use crate::initramfs::Archive;
-use crate::kernels::Kernel;
-use crate::modules;
+use crate::kernels::{self, Kernel, KernelImage};
 use crate::process::{command, output};
-use crate::qemu::{self, End, Limits, Line, Machine, Processors};
-use crate::setup;
+use crate::qemu::{self, End, Limits, Line, Machine, Processors, Qemu};
 use crate::workspace::{short, target};
+use crate::{clients, modules, setup, toolchain};
 
 /// Opens each line of the guest that is meant for people.
 const SAID: &str = "memcg-guest: ";
@@ -61,6 +60,18 @@ impl Hierarchy {
              (echo 0 > {group}/cgroup.procs; head -c 16m /dev/zero | tail > /dev/null)\n"
         )
     }
+}
+
+/// Provides what it takes to build the guest and to boot one kernel.
+pub(crate) fn ensure(kernel: &str) -> Result<()> {
+    setup::ensure(&toolchain::NEEDS)?;
+    setup::ensure(&[&Qemu, &Busybox, &KernelImage(kernel)])
+}
+
+/// Returns a line on the kernel and the hierarchy that are about to boot.
+pub(crate) fn booting(kernel: &Kernel, hierarchy: Hierarchy) -> String {
+    let remark = kernels::remark(kernel).map_or(String::new(), |text| format!(" ({text})"));
+    format!("booting kernel {}{remark} with cgroup {} in QEMU", kernel.release, hierarchy.name())
 }
 
 /// What to boot, and what the guest is to do.
@@ -227,7 +238,7 @@ impl Boot<'_> {
         archive.file("etc/motd", self.hierarchy.hint().as_bytes());
         archive.program("init", &read(&guest.init)?);
         archive.program("bin/memcg-monitor", &read(&guest.monitor)?);
-        let busybox = setup::busybox();
+        let busybox = busybox::program();
         archive.program("bin/busybox", &read(&busybox)?);
         for name in output(command(&busybox).arg("--list"))?.lines() {
             if name != "busybox" {

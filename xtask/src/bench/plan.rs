@@ -5,9 +5,9 @@ use clap::ValueEnum;
 
 use crate::clients::Packed;
 use crate::kernels;
-use crate::project;
+use crate::project::{self, Project};
 use crate::qemu::Processors;
-use crate::setup::{self, Need};
+use crate::setup;
 use crate::vm::{Hierarchy, MEMORY};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -123,7 +123,7 @@ impl Bench {
     pub(crate) fn programs(self) -> Result<Vec<Packed>> {
         match self {
             Self::Build => {
-                setup::ensure(&[Need::Project])?;
+                setup::ensure(&[&Project])?;
                 project::pack()
             }
             Self::Charge

@@ -6,12 +6,15 @@ use anyhow::{Result, ensure};
 
 use super::Arguments;
 use crate::build::{self, Guest};
-use crate::run::booting;
-use crate::setup::{self, Need};
+use crate::debian::{self, Debian};
+use crate::fuzz::{self, CargoFuzz};
+use crate::image::Buildah;
+use crate::project::Project;
+use crate::prometheus::{self, Prometheus};
 use crate::steps::{self, PROGRAMS, Step, TOOLCHAIN, VM, download, ready, shown, work};
 use crate::summary::Outcome;
-use crate::vm::{Boot, Hierarchy};
-use crate::{bench, checks, clients, debian, fuzz, kernels, prometheus, soak, tidy};
+use crate::vm::{self, Boot, Hierarchy, booting};
+use crate::{bench, checks, clients, kernels, soak, tidy};
 
 /// A boot of the test VM.
 #[derive(Debug, Clone, Copy)]
@@ -69,7 +72,7 @@ pub(crate) fn steps(arguments: &Arguments) -> Vec<Step> {
     if !arguments.only_host {
         let kernels = kernels_of(arguments);
         steps.push(steps::vm(kernels));
-        steps.push(download(SOURCES, &[], || ready(&setup::CLIENTS)));
+        steps.push(download(SOURCES, &[], || ready(&clients::NEEDS)));
         steps.push(steps::dependencies());
         steps.push(steps::programs());
         steps.push(work(CLIENTS, &[SOURCES], || {
@@ -81,10 +84,8 @@ pub(crate) fn steps(arguments: &Arguments) -> Vec<Step> {
         host_steps(arguments, &mut steps);
     }
     if is_whole {
-        steps.push(download(SYSTEMS, &[], || {
-            ready(&[Need::Debian, Need::Buildah, Need::Prometheus, Need::Project])
-        }));
-        steps.push(work("fuzz tool", &[], || ready(&[Need::Fuzz])));
+        steps.push(download(SYSTEMS, &[], || ready(&[&Debian, &Buildah, &Prometheus, &Project])));
+        steps.push(work("fuzz tool", &[], || ready(&[&CargoFuzz])));
     }
     if only_debian {
         debian_step(arguments, &mut steps);
@@ -193,7 +194,7 @@ impl Combination<'_> {
 
 /// Boots, and runs the tests that the parameters ask for.
 fn test(kernel: &str, hierarchy: Hierarchy, parameters: &str, label: &str, by_name: bool) -> Result<Outcome> {
-    setup::ensure(&setup::vm(kernel))?;
+    vm::ensure(kernel)?;
     let guest = Guest { more: clients::built()?, ..build::built_guest() };
     let kernel = kernels::get(kernel)?;
     println!("{}", booting(&kernel, hierarchy));
