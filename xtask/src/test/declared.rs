@@ -23,8 +23,7 @@ fn read(path: &Path) -> String {
 
 /// The `.rs` files below a directory of the workspace.
 fn sources(directory: &str) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    tidy::collect(&root().join(directory), &mut found).expect("readable sources");
+    let found = tidy::files(&root().join(directory), "rs").expect("readable sources");
     assert!(!found.is_empty(), "no sources in {directory}");
     found
 }
