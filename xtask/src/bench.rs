@@ -28,7 +28,7 @@ pub(crate) struct Arguments {
     #[arg(value_enum, value_name = "NAME")]
     names: Vec<Bench>,
     /// Boot only this kernel: 6.1, 6.12, 7.2 or the path of a vmlinuz
-    #[arg(long, value_name = "KERNEL")]
+    #[arg(long, value_name = "KERNEL", value_parser = kernels::parse)]
     kernel: Option<String>,
     /// One short round: shows that it works, and no figures to quote. Without a name, all
     /// in one boot of the newest kernel, as `cargo xtask test` does

@@ -49,12 +49,14 @@ struct Packaged {
     meta: &'static str,
     /// None: the machine's own sources.
     suite: Option<&'static str>,
+    /// True if it has the memory controller of cgroup v1.
+    v1: bool,
 }
 
 const PACKAGED: [Packaged; 3] = [
-    Packaged { label: "6.1", meta: "linux-image-cloud-amd64", suite: None },
-    Packaged { label: "6.12", meta: "linux-image-6.12-cloud-amd64", suite: None },
-    Packaged { label: "7.2", meta: "linux-image-cloud-amd64", suite: Some("sid") },
+    Packaged { label: "6.1", meta: "linux-image-cloud-amd64", suite: None, v1: true },
+    Packaged { label: "6.12", meta: "linux-image-6.12-cloud-amd64", suite: None, v1: false },
+    Packaged { label: "7.2", meta: "linux-image-cloud-amd64", suite: Some("sid"), v1: false },
 ];
 
 /// The kernel that `run` and `bench` take by default.
@@ -63,6 +65,28 @@ pub(crate) const NEWEST: &str = "7.2";
 /// The names of all kernels in the table.
 pub(crate) fn labels() -> impl Iterator<Item = &'static str> {
     PACKAGED.iter().map(|row| row.label)
+}
+
+/// The names of the kernels in the table that have cgroup v1.
+pub(crate) fn with_v1() -> impl Iterator<Item = &'static str> {
+    PACKAGED.iter().filter(|row| row.v1).map(|row| row.label)
+}
+
+/// Says whether a kernel has cgroup v1, as far as that is known: a path may be any kernel.
+pub(crate) fn has_v1(name: &str) -> Option<bool> {
+    packaged(name).map(|row| row.v1)
+}
+
+/// Reads the value of an option `--kernel`: a name in the table or a kernel's path.
+pub(crate) fn parse(name: &str) -> Result<String, String> {
+    if packaged(name).is_some() {
+        return Ok(name.to_owned());
+    }
+    let image = Path::new(name);
+    if !image.is_file() {
+        return Err(choices());
+    }
+    from_image(name, image).map(|_| name.to_owned()).map_err(|error| format!("{error:#}; {}", choices()))
 }
 
 /// The kernel, if it is already here.
@@ -214,5 +238,14 @@ mod tests {
         assert_eq!(remark(&kernel("6.1", "6.1.0-56-cloud-amd64")), None);
         assert!(remark(&kernel("6.1", "6.12.117")).is_some());
         assert!(remark(&kernel("7.2", "7.3.1")).is_some());
+    }
+
+    #[test]
+    fn a_kernel_is_refused_with_the_choices() {
+        assert_eq!(parse("6.1").as_deref(), Ok("6.1"));
+        let choices = "give one of 6.1, 6.12, 7.2 or the path of a vmlinuz";
+        assert_eq!(parse("9.9"), Err(choices.to_owned()));
+        let text = parse(file!()).or_else(|_| parse("/proc/version")).expect_err("no kernel");
+        assert!(text.contains("is not a bootable x86 kernel") && text.ends_with(choices), "{text}");
     }
 }

@@ -13,7 +13,7 @@ use crate::{build, kernels, process, schedule, setup, steps, toolchain};
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Kernel to boot: 6.1, 6.12, 7.2 or the path of a vmlinuz
-    #[arg(long, default_value = kernels::NEWEST, value_name = "KERNEL")]
+    #[arg(long, default_value = kernels::NEWEST, value_name = "KERNEL", value_parser = kernels::parse)]
     kernel: String,
     /// Hierarchy to mount; only 6.1 still has v1
     #[arg(long, value_enum, default_value = "v2")]
@@ -30,6 +30,20 @@ pub(crate) struct Arguments {
     /// Run this one step, in the process that is there for it
     #[arg(long, value_name = "STEP", hide = true)]
     step: Option<String>,
+}
+
+impl Arguments {
+    /// Refuses a hierarchy that the kernel does not have, before anything is built.
+    pub(crate) fn check(&self) -> Result<()> {
+        let has_it = self.cgroup == Hierarchy::V2 || kernels::has_v1(&self.kernel) != Some(false);
+        let with_v1 = kernels::with_v1().collect::<Vec<_>>().join(", ");
+        ensure!(
+            has_it,
+            "--cgroup v1: kernel {} has no memory controller of cgroup v1; give --kernel {with_v1}, or --cgroup v2",
+            self.kernel
+        );
+        Ok(())
+    }
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {

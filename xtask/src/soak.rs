@@ -19,7 +19,7 @@ pub(crate) struct Arguments {
     #[arg(long)]
     seed: Option<u64>,
     /// Kernel to boot: 6.1, 6.12, 7.2 or the path of a vmlinuz
-    #[arg(long, default_value = kernels::NEWEST, value_name = "KERNEL")]
+    #[arg(long, default_value = kernels::NEWEST, value_name = "KERNEL", value_parser = kernels::parse)]
     kernel: String,
     /// Leave out what an ordinary user may do at his worst
     #[arg(long)]
