@@ -1,4 +1,4 @@
-//! Debian packages: installed on this machine, or unpacked into a folder.
+//! Debian packages: installed on this machine, or unpacked into a directory.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -113,24 +113,24 @@ impl Source {
     /// installed, or what the file `installed` lists.
     fn private(name: &str, lines: &str, installed: Option<&Path>) -> Result<Self> {
         let _lock = lock::hold(&format!("apt-{name}"))?;
-        let folder = workspace::target().join(format!("apt-{name}"));
+        let directory = workspace::target().join(format!("apt-{name}"));
         for sub in ["lists/partial", "cache/archives/partial", "etc"] {
-            let path = folder.join(sub);
+            let path = directory.join(sub);
             fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
         }
         let write = |name: &str, text: &str| {
-            let path = folder.join(name);
+            let path = directory.join(name);
             fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
             Ok::<_, anyhow::Error>(path)
         };
         let list = write("sources.list", lines)?;
         let status = installed.map_or_else(|| write("status", ""), |path| Ok(PathBuf::from(path)))?;
-        let under = |sub: &str| folder.join(sub).display().to_string();
+        let under = |sub: &str| directory.join(sub).display().to_string();
         let settings = [
             ("Dir::Etc::SourceList", list.display().to_string()),
             ("Dir::Etc::SourceParts", under("etc")),
             ("Dir::Etc::PreferencesParts", under("etc")),
-            ("Dir::State", folder.display().to_string()),
+            ("Dir::State", directory.display().to_string()),
             ("Dir::State::Lists", under("lists")),
             ("Dir::State::Status", status.display().to_string()),
             ("Dir::Cache", under("cache")),
@@ -139,7 +139,7 @@ impl Source {
         ];
         let options = settings.iter().flat_map(|(name, value)| ["-o".into(), format!("{name}={value}")]);
         let source = Self { options: options.collect() };
-        let stamp = folder.join("updated");
+        let stamp = directory.join("updated");
         if !is_fresh(&stamp) {
             println!("setup: apt-get update, for {name} and under target/ only");
             process::run(command("apt-get").args(&source.options).args(["update", "-qq"]))?;
@@ -148,14 +148,14 @@ impl Source {
         Ok(source)
     }
 
-    /// Downloads a source package's files, as they are, into `folder`.
-    pub(crate) fn download_source(&self, package: &str, folder: &Path) -> Result<()> {
-        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    /// Downloads a source package's files, as they are, into `directory`.
+    pub(crate) fn download_source(&self, package: &str, directory: &Path) -> Result<()> {
+        fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
         process::run(
             command("apt-get")
                 .args(&self.options)
                 .args(["source", "--download-only", "--only-source", "-qq", package])
-                .current_dir(folder),
+                .current_dir(directory),
         )
     }
 
@@ -168,12 +168,12 @@ impl Source {
         Ok(parse_depends(&text))
     }
 
-    /// Downloads packages and unpacks them into `folder`, all or nothing.
-    pub(crate) fn unpack(&self, packages: &[String], folder: &Path) -> Result<()> {
-        let name = folder.file_name().context("the folder needs a name")?.to_string_lossy();
+    /// Downloads packages and unpacks them into `directory`, all or nothing.
+    pub(crate) fn unpack(&self, packages: &[String], directory: &Path) -> Result<()> {
+        let name = directory.file_name().context("the directory needs a name")?.to_string_lossy();
         // Complete packages stay here when a later one fails: apt skips them.
         let downloads = workspace::target().join("downloads").join(&*name);
-        let partial = folder.with_file_name(format!("{name}.partial"));
+        let partial = directory.with_file_name(format!("{name}.partial"));
         fs::create_dir_all(&downloads).with_context(|| format!("cannot make {}", downloads.display()))?;
         process::run(
             command("apt-get")
@@ -199,7 +199,7 @@ impl Source {
                 .with_context(|| format!("apt-get downloaded no {package}"))?;
             process::run(command("dpkg").arg("-x").arg(&deb).arg(&partial))?;
         }
-        fs::rename(&partial, folder)
+        fs::rename(&partial, directory)
             .with_context(|| format!("cannot rename {} into place", partial.display()))?;
         fs::remove_dir_all(&downloads).with_context(|| format!("cannot remove {}", downloads.display()))
     }

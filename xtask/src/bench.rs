@@ -129,13 +129,13 @@ impl Leg<'_> {
 
 /// Writes what was found; the files.
 fn keep(bench: Bench, found: &[Data]) -> Result<Vec<PathBuf>> {
-    let folder = target().join("bench");
+    let directory = target().join("bench");
     let mut files = vec![(format!("{}.json", bench.name()), serde_json::to_string_pretty(found)? + "\n")];
     for plot in plot::plots(found) {
         files.push((format!("{}-{}.svg", bench.name(), plot.file()), plot.draw()?));
     }
-    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    files.into_iter().map(|(name, text)| write(&folder.join(name), &text)).collect()
+    fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    files.into_iter().map(|(name, text)| write(&directory.join(name), &text)).collect()
 }
 
 fn write(path: &Path, text: &str) -> Result<PathBuf> {

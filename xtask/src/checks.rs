@@ -54,15 +54,15 @@ pub(crate) fn lints() -> Result<Outcome> {
 pub(crate) fn ebpf_lints() -> Result<Outcome> {
     setup::ensure(&toolchain::NEEDS)?;
     let toolchain = ebpf::find(root()).map_err(|error| anyhow!(error))?;
-    let folder = target().join("ebpf-lints");
-    process::run(&mut ebpf::cargo(&toolchain, root(), &folder, "check", &["-Dwarnings"]))
+    let directory = target().join("ebpf-lints");
+    process::run(&mut ebpf::cargo(&toolchain, root(), &directory, "check", &["-Dwarnings"]))
         .context("the compiler for BPF has warnings")?;
     process::run(
         cargo()
             .args(["clippy", "--quiet", "--package", "monitor-ebpf"])
             // Naming the target keeps the flags from build scripts.
             .args(["--target", "x86_64-unknown-linux-gnu", "--target-dir"])
-            .arg(&folder)
+            .arg(&directory)
             // Attach macros hand the context over by value.
             .args(["--", "-D", "warnings", "-A", "clippy::needless_pass_by_value"])
             .env_remove("CARGO_ENCODED_RUSTFLAGS")

@@ -118,8 +118,8 @@ pub(crate) fn build() -> Result<Vec<Packed>> {
     let mut packed = Vec::new();
     let bin = target().join("clients/bin");
     make(&bin)?;
-    let mut add = |folder: &str, name: &str, from: PathBuf| {
-        packed.push(Packed { path: format!("bin/{folder}/{name}"), from });
+    let mut add = |directory: &str, name: &str, from: PathBuf| {
+        packed.push(Packed { path: format!("bin/{directory}/{name}"), from });
     };
 
     add("clients", "cgroup_event_listener", cc(&LISTENER.path(), &bin.join("cgroup_event_listener"))?);
@@ -142,8 +142,8 @@ pub(crate) fn build() -> Result<Vec<Packed>> {
     Ok(packed)
 }
 
-/// The folders that these files need, parents first.
-pub(crate) fn folders(packed: &[Packed]) -> BTreeSet<&str> {
+/// The directorys that these files need, parents first.
+pub(crate) fn directorys(packed: &[Packed]) -> BTreeSet<&str> {
     let parents = packed.iter().flat_map(|file| file.path.match_indices('/').map(|(at, _)| &file.path[..at]));
     parents.collect()
 }
@@ -160,20 +160,20 @@ impl Taken {
         }
         let Self { package, tarball, file } = self;
         println!("setup: taking {file} out of Debian's {package}");
-        let folder = target().join("clients/downloads").join(package);
+        let directory = target().join("clients/downloads").join(package);
         let tarball = match tarball {
             Some(tarball) => {
-                remove(&folder)?;
+                remove(&directory)?;
                 make(&target().join("clients/downloads"))?;
-                apt::Source::system()?.unpack(&[(*package).to_owned()], &folder)?;
-                folder.join(tarball)
+                apt::Source::system()?.unpack(&[(*package).to_owned()], &directory)?;
+                directory.join(tarball)
             }
             None => {
-                apt::Source::sources()?.download_source(package, &folder)?;
-                tarball_in(&folder)?
+                apt::Source::sources()?.download_source(package, &directory)?;
+                tarball_in(&directory)?
             }
         };
-        // The first name is the tarball's top folder, which has a version.
+        // The first name is the tarball's top directory, which has a version.
         let text = process::output_bytes(
             command("tar")
                 .args(["--wildcards", "--occurrence=1", "-xOf"])
@@ -183,18 +183,18 @@ impl Taken {
         let path = self.path();
         make(path.parent().context("it has a parent")?)?;
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-        remove(&folder)
+        remove(&directory)
     }
 }
 
 /// The upstream tarball of a source package.
-pub(crate) fn tarball_in(folder: &Path) -> Result<PathBuf> {
-    let entries = fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
+pub(crate) fn tarball_in(directory: &Path) -> Result<PathBuf> {
+    let entries = fs::read_dir(directory).with_context(|| format!("cannot list {}", directory.display()))?;
     entries
         .filter_map(Result::ok)
         .map(|entry| entry.path())
         .find(|path| path.to_string_lossy().contains(".orig.tar."))
-        .with_context(|| format!("no upstream tarball in {}", folder.display()))
+        .with_context(|| format!("no upstream tarball in {}", directory.display()))
 }
 
 /// Where Go and the libraries are unpacked.
@@ -222,7 +222,7 @@ fn go_packages(source: &apt::Source) -> Result<Vec<String>> {
 }
 
 /// Go's own cache goes by content, so this takes no time when nothing changed.
-fn go_build(folder: &Path, path: Option<&Path>, program: &Path) -> Result<PathBuf> {
+fn go_build(directory: &Path, path: Option<&Path>, program: &Path) -> Result<PathBuf> {
     let home = go_root()?;
     let libraries = go().join("usr/share/gocode");
     let path = path.map_or(String::new(), |path| format!("{}:", path.display()));
@@ -230,7 +230,7 @@ fn go_build(folder: &Path, path: Option<&Path>, program: &Path) -> Result<PathBu
         command(home.join("bin/go"))
             .args(["build", "-trimpath", "-ldflags", "-s -w", "-o"])
             .arg(program)
-            .current_dir(folder)
+            .current_dir(directory)
             .env("GOROOT", &home)
             .env("GOPATH", format!("{path}{}", libraries.display()))
             .env("GOCACHE", target().join("clients/go-cache"))
@@ -269,14 +269,14 @@ fn cc(source: &Path, program: &Path) -> Result<PathBuf> {
     Ok(program.to_path_buf())
 }
 
-fn cargo(folder: &Path) -> Result<PathBuf> {
+fn cargo(directory: &Path) -> Result<PathBuf> {
     const TARGET: &str = "x86_64-unknown-linux-gnu";
     let build = target().join("clients/cargo");
     process::run(
         static_cargo()
             .args(["build", "--release", "--quiet", "--locked", "--target", TARGET, "--target-dir"])
             .arg(&build)
-            .current_dir(folder),
+            .current_dir(directory),
     )?;
     Ok(build.join(TARGET).join("release/cgroups-rs-client"))
 }
@@ -311,7 +311,8 @@ fn pack_python(packed: &mut Vec<Packed>) -> Result<()> {
     let name = interpreter.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut add = |path: String, from: PathBuf| packed.push(Packed { path, from });
     let library = |name: &str| -> Result<PathBuf> {
-        let places = [LIBRARIES, "usr/lib/x86_64-linux-gnu"].map(|folder| unpacked.join(folder).join(name));
+        let places =
+            [LIBRARIES, "usr/lib/x86_64-linux-gnu"].map(|directory| unpacked.join(directory).join(name));
         places
             .into_iter()
             .find(|path| path.is_file())
@@ -325,8 +326,9 @@ fn pack_python(packed: &mut Vec<Packed>) -> Result<()> {
     }
     let modules = unpacked.join("usr/lib").join(&name);
     let mut open = vec![modules];
-    while let Some(folder) = open.pop() {
-        let entries = fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))?;
+    while let Some(directory) = open.pop() {
+        let entries =
+            fs::read_dir(&directory).with_context(|| format!("cannot list {}", directory.display()))?;
         for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
             if path.is_dir() {
                 open.push(path);
@@ -340,24 +342,24 @@ fn pack_python(packed: &mut Vec<Packed>) -> Result<()> {
     Ok(())
 }
 
-/// What in `folder` has a name that opens like this.
-fn one_of(folder: &Path, prefix: &str) -> Result<PathBuf> {
-    let Ok(entries) = fs::read_dir(folder) else { bail!("there is no {}", short(folder)) };
+/// What in `directory` has a name that opens like this.
+fn one_of(directory: &Path, prefix: &str) -> Result<PathBuf> {
+    let Ok(entries) = fs::read_dir(directory) else { bail!("there is no {}", short(directory)) };
     entries
         .filter_map(Result::ok)
         .map(|entry| entry.path())
         .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix)))
-        .with_context(|| format!("there is no {prefix}* in {}", short(folder)))
+        .with_context(|| format!("there is no {prefix}* in {}", short(directory)))
 }
 
-pub(crate) fn make(folder: &Path) -> Result<()> {
-    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))
+pub(crate) fn make(directory: &Path) -> Result<()> {
+    fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))
 }
 
-pub(crate) fn remove(folder: &Path) -> Result<()> {
-    match fs::remove_dir_all(folder) {
+pub(crate) fn remove(directory: &Path) -> Result<()> {
+    match fs::remove_dir_all(directory) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", folder.display()))
+            Err(error).with_context(|| format!("cannot remove {}", directory.display()))
         }
         _ => Ok(()),
     }
@@ -368,10 +370,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn folders_come_before_what_is_in_them() {
+    fn directorys_come_before_what_is_in_them() {
         let file = |path: &str| Packed { path: path.to_owned(), from: PathBuf::new() };
         let packed = [file("usr/lib/python3/a.py"), file("bin/clients/b"), file("init")];
-        let found: Vec<_> = folders(&packed).into_iter().collect();
+        let found: Vec<_> = directorys(&packed).into_iter().collect();
         assert_eq!(found, ["bin", "bin/clients", "usr", "usr/lib", "usr/lib/python3"]);
     }
 }

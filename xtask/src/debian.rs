@@ -28,12 +28,12 @@ const SIZE: &str = "700M";
 /// Where the guest finds what it copies over Debian's files (tests/scenarios/deploy/debian.rs).
 const PAYLOAD: &str = "payload";
 
-fn folder() -> PathBuf {
+fn directory() -> PathBuf {
     target().join("debian")
 }
 
 fn disk() -> PathBuf {
-    folder().join("root.ext4")
+    directory().join("root.ext4")
 }
 
 /// Debian with systemd on a disk for the VM.
@@ -61,7 +61,7 @@ fn make_disk() -> Result<()> {
     if !process::exists("debootstrap") || !process::exists("mke2fs") {
         apt::install(&["debootstrap", "e2fsprogs"])?;
     }
-    let system = folder().join("root.partial");
+    let system = directory().join("root.partial");
     discard(&system)?;
     fs::create_dir_all(&system).with_context(|| format!("cannot make {}", system.display()))?;
     let mirror = apt::mirror()?;
@@ -83,7 +83,7 @@ fn make_disk() -> Result<()> {
         let path = system.join(waste);
         fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?;
     }
-    let partial = folder().join("root.ext4.partial");
+    let partial = directory().join("root.ext4.partial");
     process::run(
         command("mke2fs").args(["-q", "-F", "-t", "ext4", "-d"]).arg(&system).arg(&partial).arg(SIZE),
     )?;
@@ -103,10 +103,10 @@ fn discard(system: &Path) -> Result<()> {
     fs::remove_dir_all(system).with_context(|| format!("cannot remove {}", system.display()))
 }
 
-/// Mount points below a folder, outer ones first.
-fn mounts_below<'a>(mounts: &'a str, folder: &Path) -> Vec<&'a Path> {
+/// Mount points below a directory, outer ones first.
+fn mounts_below<'a>(mounts: &'a str, directory: &Path) -> Vec<&'a Path> {
     let points = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(Path::new);
-    points.filter(|point| point.starts_with(folder)).collect()
+    points.filter(|point| point.starts_with(directory)).collect()
 }
 
 /// Boots it and runs the tests whose name contains `filter`.
@@ -131,7 +131,7 @@ pub(crate) fn test(kernel: &str, filter: &str) -> Result<Outcome> {
 /// What is copied over Debian's files: our units, and the guest's own.
 fn payload() -> Result<Vec<Packed>> {
     // The guest reads JSON; what is tested are the manifests all the same.
-    let manifests = folder().join("kubernetes");
+    let manifests = directory().join("kubernetes");
     fs::create_dir_all(&manifests).with_context(|| format!("cannot make {}", manifests.display()))?;
     for name in ["daemonset", "sidecar"] {
         let path = manifests.join(format!("{name}.json"));
@@ -157,9 +157,9 @@ fn payload() -> Result<Vec<Packed>> {
     Ok(packed)
 }
 
-/// All files of a folder and of those in it.
-fn files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let entries = fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
+/// All files of a directory and of those in it.
+fn files(directory: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(directory).with_context(|| format!("cannot list {}", directory.display()))?;
     let mut found = Vec::new();
     for entry in entries {
         let path = entry?.path();

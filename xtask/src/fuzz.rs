@@ -141,7 +141,7 @@ fn fuzz(targets: &[Target], sanitizer: Sanitizer, seconds: u64) -> Result<Table>
 }
 
 /// What is found, whatever it was built with.
-fn folder() -> PathBuf {
+fn directory() -> PathBuf {
     target().join("fuzz")
 }
 
@@ -163,7 +163,7 @@ impl Sanitizer {
     }
 
     fn binaries(self) -> PathBuf {
-        folder().join("build").join(self.name())
+        directory().join("build").join(self.name())
     }
 
     /// All at once: most of it is the same.
@@ -189,9 +189,9 @@ impl Sanitizer {
 impl Target {
     fn run(self, sanitizer: Sanitizer, seconds: u64) -> Result<Row> {
         let name = self.name();
-        let folder = folder();
+        let directory = directory();
         let make = |name: String| -> Result<PathBuf> {
-            let path = folder.join(name);
+            let path = directory.join(name);
             fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
             Ok(path)
         };

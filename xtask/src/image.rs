@@ -13,13 +13,13 @@ use crate::{apt, build, toolchain};
 /// What the image is called, as the manifests in deploy/kubernetes have it.
 pub(crate) const NAME: &str = "memcg-monitor:latest";
 
-fn folder() -> PathBuf {
+fn directory() -> PathBuf {
     target().join("image")
 }
 
 /// The image as an OCI layout.
 pub(crate) fn layout() -> PathBuf {
-    folder().join("layout")
+    directory().join("layout")
 }
 
 /// The builder of container images, which needs no daemon.
@@ -44,7 +44,7 @@ impl Need for Buildah {
 pub(crate) fn run() -> Result<()> {
     setup::ensure(&toolchain::NEEDS)?;
     build(&build::guest()?.monitor)?;
-    let archive = folder().join("memcg-monitor.tar");
+    let archive = directory().join("memcg-monitor.tar");
     if archive.exists() {
         fs::remove_file(&archive).with_context(|| format!("cannot remove {}", archive.display()))?;
     }
@@ -61,7 +61,7 @@ pub(crate) fn run() -> Result<()> {
 /// Builds the image around this binary, as a layout.
 pub(crate) fn build(monitor: &Path) -> Result<()> {
     setup::ensure(&[&Buildah])?;
-    let context = folder().join("context");
+    let context = directory().join("context");
     fs::create_dir_all(&context).with_context(|| format!("cannot make {}", context.display()))?;
     fs::copy(monitor, context.join("memcg-monitor"))
         .with_context(|| format!("cannot copy {}", monitor.display()))?;
@@ -84,7 +84,7 @@ pub(crate) fn build(monitor: &Path) -> Result<()> {
 /// With a store of our own, copied instead of mounted, so that it works anywhere.
 fn buildah() -> std::process::Command {
     let mut buildah = command("buildah");
-    buildah.args(["--storage-driver", "vfs", "--root"]).arg(folder().join("store"));
-    buildah.arg("--runroot").arg(folder().join("run"));
+    buildah.args(["--storage-driver", "vfs", "--root"]).arg(directory().join("store"));
+    buildah.arg("--runroot").arg(directory().join("run"));
     buildah
 }

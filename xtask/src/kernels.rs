@@ -96,12 +96,12 @@ fn find(name: &str) -> Result<Option<Kernel>> {
         ensure!(image.is_file(), "no kernel {name}: {}", choices());
         return Ok(Some(from_image(name, image)?));
     }
-    let folder = folder(name);
-    if !folder.is_dir() {
+    let directory = directory(name);
+    if !directory.is_dir() {
         return Ok(None);
     }
-    let image = image_in(&folder)
-        .with_context(|| format!("remove {} and run `cargo xtask setup`", folder.display()))?;
+    let image = image_in(&directory)
+        .with_context(|| format!("remove {} and run `cargo xtask setup`", directory.display()))?;
     Ok(Some(from_image(name, &image)?))
 }
 
@@ -119,8 +119,8 @@ fn fetch(name: &str) -> Result<()> {
     };
     let packages = image_packages(&source, row.meta)?;
     println!("setup: downloading {}", packages.join(" "));
-    source.unpack(&packages, &folder(name))?;
-    let kernel = find(name)?.with_context(|| format!("{} holds no kernel", folder(name).display()))?;
+    source.unpack(&packages, &directory(name))?;
+    let kernel = find(name)?.with_context(|| format!("{} holds no kernel", directory(name).display()))?;
     println!("setup: kernel {name} is {}", kernel.release);
     Ok(())
 }
@@ -144,7 +144,7 @@ fn choices() -> String {
     format!("give one of {} or the path of a vmlinuz", labels.join(", "))
 }
 
-fn folder(name: &str) -> PathBuf {
+fn directory(name: &str) -> PathBuf {
     workspace::target().join("kernels").join(name)
 }
 
@@ -169,11 +169,11 @@ fn image_packages(source: &apt::Source, meta: &str) -> Result<Vec<String>> {
 }
 
 /// Either `boot/vmlinuz-RELEASE` or `[usr/]lib/modules/RELEASE/vmlinuz`.
-fn image_in(folder: &Path) -> Result<PathBuf> {
+fn image_in(directory: &Path) -> Result<PathBuf> {
     for (sub, inner) in
         [("boot", None), ("usr/lib/modules", Some("vmlinuz")), ("lib/modules", Some("vmlinuz"))]
     {
-        let Ok(entries) = fs::read_dir(folder.join(sub)) else {
+        let Ok(entries) = fs::read_dir(directory.join(sub)) else {
             continue;
         };
         for entry in entries {
@@ -187,7 +187,7 @@ fn image_in(folder: &Path) -> Result<PathBuf> {
             }
         }
     }
-    bail!("no vmlinuz in {}", folder.display())
+    bail!("no vmlinuz in {}", directory.display())
 }
 
 fn from_image(label: &str, image: &Path) -> Result<Kernel> {
@@ -197,8 +197,10 @@ fn from_image(label: &str, image: &Path) -> Result<Kernel> {
     let modules = image
         .ancestors()
         .skip(1)
-        .flat_map(|folder| ["usr/lib/modules", "lib/modules"].map(|sub| folder.join(sub).join(&release)))
-        .find(|folder| folder.join("kernel").is_dir());
+        .flat_map(|directory| {
+            ["usr/lib/modules", "lib/modules"].map(|sub| directory.join(sub).join(&release))
+        })
+        .find(|directory| directory.join("kernel").is_dir());
     Ok(Kernel { label: label.to_owned(), release, image: image.to_path_buf(), modules })
 }
 

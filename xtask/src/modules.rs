@@ -13,9 +13,9 @@ pub(crate) type Module = (String, Vec<u8>);
 
 /// The wanted modules and their dependencies in loading order. One that the
 /// kernel has built in is no file and thus not in the answer.
-pub(crate) fn collect(folder: &Path, wanted: &[&str]) -> Result<Vec<Module>> {
+pub(crate) fn collect(directory: &Path, wanted: &[&str]) -> Result<Vec<Module>> {
     let mut files = HashMap::new();
-    index(&folder.join("kernel"), &mut files)?;
+    index(&directory.join("kernel"), &mut files)?;
     let mut found = Vec::new();
     let mut seen = BTreeSet::new();
     for name in wanted {
@@ -24,8 +24,8 @@ pub(crate) fn collect(folder: &Path, wanted: &[&str]) -> Result<Vec<Module>> {
     Ok(found)
 }
 
-fn index(folder: &Path, files: &mut HashMap<String, PathBuf>) -> Result<()> {
-    let entries = fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
+fn index(directory: &Path, files: &mut HashMap<String, PathBuf>) -> Result<()> {
+    let entries = fs::read_dir(directory).with_context(|| format!("cannot list {}", directory.display()))?;
     for entry in entries {
         let entry = entry?;
         let path = entry.path();
@@ -91,13 +91,13 @@ mod tests {
 
     #[test]
     fn modules_come_after_what_they_depend_on() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let kernel = folder.path().join("kernel/drivers");
-        fs::create_dir_all(&kernel).expect("folders");
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let kernel = directory.path().join("kernel/drivers");
+        fs::create_dir_all(&kernel).expect("directorys");
         fs::write(kernel.join("zram.ko"), b"x\0depends=zs-malloc,base\0").expect("zram");
         fs::write(kernel.join("zs_malloc.ko"), b"x\0depends=base\0").expect("zs_malloc");
         fs::write(kernel.join("base.ko"), b"x\0depends=\0").expect("base");
-        let found = collect(folder.path(), &["zram", "built-in"]).expect("collected");
+        let found = collect(directory.path(), &["zram", "built-in"]).expect("collected");
         let names: Vec<_> = found.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["base", "zs_malloc", "zram"]);
     }

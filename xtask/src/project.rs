@@ -50,7 +50,7 @@ const LOADED: [&str; 11] = [
     "libbfd-",
     "libsframe.so.",
 ];
-/// Everything in these, and single files of folders that are large.
+/// Everything in these, and single files of directorys that are large.
 const HEADERS: [&str; 4] = [
     "usr/include/x86_64-linux-gnu/bits",
     "usr/include/x86_64-linux-gnu/sys",
@@ -89,18 +89,18 @@ impl Need for Project {
             apt::install(&["bzip2"])?;
         }
         println!("setup: downloading the sources of {SOURCE}");
-        let folder = target().join("project/download");
-        remove(&folder)?;
-        apt::Source::sources()?.download_source(SOURCE, &folder)?;
+        let directory = target().join("project/download");
+        remove(&directory)?;
+        apt::Source::sources()?.download_source(SOURCE, &directory)?;
         let partial = target().join("project/partial");
         remove(&partial)?;
         make(&partial)?;
-        let tarball = tarball_in(&folder)?;
+        let tarball = tarball_in(&directory)?;
         process::run(
             command("tar").args(["--strip-components=1", "-xf"]).arg(&tarball).arg("-C").arg(&partial),
         )?;
         fs::rename(&partial, sources()).context("cannot rename the sources into place")?;
-        remove(&folder)
+        remove(&directory)
     }
 }
 
@@ -109,7 +109,7 @@ pub(crate) fn pack() -> Result<Vec<Packed>> {
     let mut packed = Vec::new();
     let mut add = |path: String, from: PathBuf| packed.push(Packed { path, from });
     let compiler = compiler()?;
-    let home = compiler.parent().context("it is in a folder")?;
+    let home = compiler.parent().context("it is in a directory")?;
     let version = home.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let in_vm = format!("usr/lib/gcc/x86_64-linux-gnu/{version}");
 
@@ -139,14 +139,14 @@ pub(crate) fn pack() -> Result<Vec<Packed>> {
     for from in files(&root().join("usr/include"))? {
         add(format!("usr/include/{}", name(&from)), from);
     }
-    for folder in HEADERS {
-        let mut open = vec![root().join(folder)];
-        while let Some(folder) = open.pop() {
-            for from in files(&folder)? {
+    for directory in HEADERS {
+        let mut open = vec![root().join(directory)];
+        while let Some(directory) = open.pop() {
+            for from in files(&directory)? {
                 let path = from.strip_prefix(root()).context("it is below")?.display().to_string();
                 add(path, from);
             }
-            open.extend(list(&folder)?.into_iter().filter(|path| path.is_dir()));
+            open.extend(list(&directory)?.into_iter().filter(|path| path.is_dir()));
         }
     }
     for from in files(&sources())? {
@@ -164,14 +164,14 @@ fn sources() -> PathBuf {
     target().join("project").join(SOURCE)
 }
 
-/// The compiler proper, whose folder has a version.
+/// The compiler proper, whose directory has a version.
 fn compiler() -> Result<PathBuf> {
-    let folder = root().join("usr/lib/gcc/x86_64-linux-gnu");
-    list(&folder)?
+    let directory = root().join("usr/lib/gcc/x86_64-linux-gnu");
+    list(&directory)?
         .into_iter()
         .map(|version| version.join("cc1"))
         .find(|path| path.is_file())
-        .with_context(|| format!("there is no cc1 in {}", short(&folder)))
+        .with_context(|| format!("there is no cc1 in {}", short(&directory)))
 }
 
 /// All that the first packages need, as far as the VM does.
@@ -192,8 +192,9 @@ fn packages(source: &apt::Source) -> Result<Vec<String>> {
 /// The library under the name that programs ask for, the shortest.
 fn library(prefix: &str) -> Result<PathBuf> {
     let mut found = Vec::new();
-    for folder in LIBRARIES {
-        found.extend(list(&root().join(folder))?.into_iter().filter(|path| name(path).starts_with(prefix)));
+    for directory in LIBRARIES {
+        found
+            .extend(list(&root().join(directory))?.into_iter().filter(|path| name(path).starts_with(prefix)));
     }
     found
         .into_iter()
@@ -205,14 +206,14 @@ fn name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// The plain files of a folder.
-fn files(folder: &Path) -> Result<Vec<PathBuf>> {
-    Ok(list(folder)?.into_iter().filter(|path| path.is_file()).collect())
+/// The plain files of a directory.
+fn files(directory: &Path) -> Result<Vec<PathBuf>> {
+    Ok(list(directory)?.into_iter().filter(|path| path.is_file()).collect())
 }
 
 /// Sorted, so that the VM is the same each time.
-fn list(folder: &Path) -> Result<Vec<PathBuf>> {
-    let entries = fs::read_dir(folder).with_context(|| format!("there is no {}", short(folder)))?;
+fn list(directory: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(directory).with_context(|| format!("there is no {}", short(directory)))?;
     let mut paths: Vec<_> = entries.filter_map(Result::ok).map(|entry| entry.path()).collect();
     paths.sort();
     Ok(paths)

@@ -228,8 +228,8 @@ impl Boot<'_> {
     fn pack(&self, guest: &Guest) -> Result<PathBuf> {
         let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
         let mut archive = Archive::default();
-        for folder in ["bin", "dev", "etc", "modules", "proc", "root", "run", "sys", "tmp"] {
-            archive.folder(folder);
+        for directory in ["bin", "dev", "etc", "modules", "proc", "root", "run", "sys", "tmp"] {
+            archive.directory(directory);
         }
         archive.character_device("dev/console", 5, 1);
         archive.character_device("dev/null", 1, 3);
@@ -245,16 +245,16 @@ impl Boot<'_> {
                 archive.link(&format!("bin/{name}"), "busybox");
             }
         }
-        if let Some(folder) = &self.kernel.modules {
+        if let Some(directory) = &self.kernel.modules {
             let disk = guest.disk.as_ref().map_or(&[][..], |_| &DISK);
             let wanted = [disk, &MODULES].concat();
-            for (place, (name, contents)) in modules::collect(folder, &wanted)?.into_iter().enumerate() {
+            for (place, (name, contents)) in modules::collect(directory, &wanted)?.into_iter().enumerate() {
                 archive.file(&format!("modules/{place:02}-{name}.ko"), &contents);
             }
         }
         // Some are there already, which the kernel takes in good part.
-        for folder in clients::folders(&guest.more) {
-            archive.folder(folder);
+        for directory in clients::directorys(&guest.more) {
+            archive.directory(directory);
         }
         for file in &guest.more {
             archive.program(&file.path, &read(&file.from)?);

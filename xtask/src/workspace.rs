@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-/// The workspace's root folder.
+/// The workspace's root directory.
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
 }
