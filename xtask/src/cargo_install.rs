@@ -24,7 +24,8 @@ pub(crate) fn install(name: &str, options: &[&str], variables: &[(&str, &str)]) 
             // It is not debugged, and built once.
             .envs([("CARGO_PROFILE_DEV_DEBUG", "0"), ("CARGO_INCREMENTAL", "0")])
             .envs(variables.iter().copied()),
-    )?;
+    )
+    .with_context(|| format!("cannot install {name}; is the package registry reachable?"))?;
     fs::remove_dir_all(&build).with_context(|| format!("cannot remove {}", build.display()))
 }
 

@@ -44,19 +44,20 @@ pub(crate) fn lints() -> Result<Outcome> {
         "--",
         "-D",
         "warnings",
-    ]))?;
+    ]))
+    .context("repair what is above; without clippy, `rustup component add clippy` first")?;
     Ok(Outcome::pass(""))
 }
 
-/// Two passes. The compiler for BPF may have no clippy beside it, so clippy
-/// looks at the programs as if they were for the host, which checks all but
+/// Checks the eBPF programs in two passes. The compiler for BPF may have no clippy beside
+/// it, so clippy looks at the programs as if they were for the host, which checks all but
 /// what is BPF's alone; the compiler's own warnings come from the real target.
 pub(crate) fn ebpf_lints() -> Result<Outcome> {
     setup::ensure(&toolchain::NEEDS)?;
     let toolchain = ebpf::find(root()).map_err(|error| anyhow!(error))?;
     let directory = target().join("ebpf-lints");
     process::run(&mut ebpf::cargo(&toolchain, root(), &directory, "check", &["-Dwarnings"]))
-        .context("the compiler for BPF has warnings")?;
+        .context("the compiler for BPF has errors or warnings, which are above; repair them")?;
     process::run(
         cargo()
             .args(["clippy", "--quiet", "--package", "monitor-ebpf"])
@@ -70,7 +71,7 @@ pub(crate) fn ebpf_lints() -> Result<Outcome> {
             // The programs use intrinsics, which a stable compiler hides.
             .env("RUSTC_BOOTSTRAP", "1"),
     )
-    .context("clippy has warnings on the programs")?;
+    .context("clippy has errors or warnings on the programs, which are above; repair them")?;
     Ok(Outcome::pass(""))
 }
 
@@ -81,7 +82,8 @@ pub(crate) fn dependencies() -> Result<Outcome> {
         command.current_dir(root());
         command
     };
-    process::run(deny().args(["--log-level", "warn", "check", "licenses", "bans", "sources"]))?;
+    process::run(deny().args(["--log-level", "warn", "check", "licenses", "bans", "sources"]))
+        .context("a dependency breaks deny.toml, as above; replace it, or extend that file")?;
     // Their database is fetched from elsewhere and may be out of reach.
     let advisories = command("timeout")
         .arg("60")
@@ -104,7 +106,7 @@ pub(crate) fn unit_tests() -> Result<Outcome> {
     count_tests(cargo().args(["test", "--no-fail-fast"]))
 }
 
-/// loom runs each test of that name under every interleaving it can tell apart.
+/// Runs the tests called `loom` under every interleaving that differs for loom.
 pub(crate) fn model_check() -> Result<Outcome> {
     count_tests(
         cargo()
@@ -124,11 +126,14 @@ fn cargo() -> Command {
 
 /// Runs `cargo test`, passing its output on and adding up its results.
 fn count_tests(command: &mut Command) -> Result<Outcome> {
-    let mut child = command.stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start cargo; install Rust (rustup's stable toolchain)")?;
     let stdout = child.stdout.take().context("cargo's stdout is a pipe")?;
     let mut outcome = Outcome::default();
     for line in BufReader::new(stdout).lines() {
-        let line = line.context("cannot read what cargo says")?;
+        let line = line.context("cannot read the output of cargo")?;
         println!("{line}");
         if let Some((passed, failed)) = parse_result(&line) {
             outcome.passed += passed;
@@ -136,8 +141,11 @@ fn count_tests(command: &mut Command) -> Result<Outcome> {
         }
     }
     let status = child.wait().context("cannot wait for cargo")?;
-    ensure!(status.success() || outcome.failed > 0, "cargo test failed ({status})");
-    ensure!(outcome.passed + outcome.failed > 0, "no test was run");
+    ensure!(
+        status.success() || outcome.failed > 0,
+        "`cargo test` failed ({status}) before any test; its messages are above"
+    );
+    ensure!(outcome.passed + outcome.failed > 0, "`cargo test` ran no test; its messages are above");
     Ok(outcome)
 }
 

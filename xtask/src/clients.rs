@@ -1,5 +1,5 @@
-//! Programs of others, and our examples, for the VM: built from what the
-//! package registries hold, below `target/`, and packed beside the tests.
+//! Third-party clients and the examples for the VM: built below `target/` from packages
+//! and their sources, and packed beside the tests.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,7 +17,7 @@ use crate::workspace::{root, short, target, tools};
 /// A file that the VM gets.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Packed {
-    /// Where it goes, without a leading slash.
+    /// The path in the VM, without a leading slash.
     pub(crate) path: String,
     pub(crate) from: PathBuf,
 }
@@ -42,10 +42,10 @@ const NOTIFIER: Taken =
 
 const CONTAINERD: &str = "golang-github-containerd-cgroups-dev";
 
-/// Where a program linked against the system's libraries looks for them.
+/// The directory in which a program looks for the system's libraries.
 const LIBRARIES: &str = "lib/x86_64-linux-gnu";
 
-/// What of the Python packages the interpreter needs for our examples.
+/// The libraries that the interpreter needs for the examples.
 const PYTHON_LIBRARIES: [&str; 4] = ["libc.so.6", "libm.so.6", "libz.so.1", "libexpat.so.1"];
 
 /// The prerequisites of the clients that the VM's tests start.
@@ -104,15 +104,17 @@ fn list() -> PathBuf {
     target().join("clients/packed.json")
 }
 
-/// What the VM gets, as it was built last: several VMs pack it at a time, so none of them
-/// builds.
+/// Lists the files for the VM, as they were built last: several VMs pack them at a time,
+/// so none of them builds.
 pub(crate) fn built() -> Result<Vec<Packed>> {
     let path = list();
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_str(&text).with_context(|| format!("cannot read what {} says", path.display()))
+    let advice =
+        || format!("cannot read {}; `cargo xtask test` writes it when it builds the clients", path.display());
+    let text = fs::read_to_string(&path).with_context(advice)?;
+    serde_json::from_str(&text).with_context(advice)
 }
 
-/// Builds all, and lists what the VM gets.
+/// Builds all clients, and lists the files for the VM.
 pub(crate) fn build() -> Result<Vec<Packed>> {
     println!("building the clients and examples (two minutes the first time, then seconds)");
     let mut packed = Vec::new();
@@ -142,14 +144,14 @@ pub(crate) fn build() -> Result<Vec<Packed>> {
     Ok(packed)
 }
 
-/// The directorys that these files need, parents first.
-pub(crate) fn directorys(packed: &[Packed]) -> BTreeSet<&str> {
+/// The directories that these files need, parents first.
+pub(crate) fn directories(packed: &[Packed]) -> BTreeSet<&str> {
     let parents = packed.iter().flat_map(|file| file.path.match_indices('/').map(|(at, _)| &file.path[..at]));
     parents.collect()
 }
 
 impl Taken {
-    /// Where it lies once it is here.
+    /// Returns the path of the file once it is here.
     fn path(&self) -> PathBuf {
         target().join("clients/taken").join(self.file.rsplit('/').next().unwrap_or(self.file))
     }
@@ -194,10 +196,12 @@ pub(crate) fn tarball_in(directory: &Path) -> Result<PathBuf> {
         .filter_map(Result::ok)
         .map(|entry| entry.path())
         .find(|path| path.to_string_lossy().contains(".orig.tar."))
-        .with_context(|| format!("no upstream tarball in {}", directory.display()))
+        .with_context(|| {
+            format!("no upstream tarball in {}; remove it and run `cargo xtask setup`", directory.display())
+        })
 }
 
-/// Where Go and the libraries are unpacked.
+/// Returns the directory with Go and its libraries.
 fn go() -> PathBuf {
     tools().join("go")
 }
@@ -221,7 +225,7 @@ fn go_packages(source: &apt::Source) -> Result<Vec<String>> {
     Ok(packages)
 }
 
-/// Go's own cache goes by content, so this takes no time when nothing changed.
+/// Builds a Go program; Go's cache goes by content, so an unchanged one takes no time.
 fn go_build(directory: &Path, path: Option<&Path>, program: &Path) -> Result<PathBuf> {
     let home = go_root()?;
     let libraries = go().join("usr/share/gocode");
@@ -243,7 +247,7 @@ fn go_build(directory: &Path, path: Option<&Path>, program: &Path) -> Result<Pat
     Ok(program.to_path_buf())
 }
 
-/// Lays the notifier and our stubs out as Go wants packages laid out.
+/// Lays the notifier and its stubs out as Go expects packages.
 fn kubelet(sources: &Path) -> Result<PathBuf> {
     let path = target().join("clients/kubelet");
     let copies = [
@@ -281,7 +285,7 @@ fn cargo(directory: &Path) -> Result<PathBuf> {
     Ok(build.join(TARGET).join("release/cgroups-rs-client"))
 }
 
-/// A cargo whose programs carry their own libraries.
+/// Returns a cargo whose programs carry their own libraries.
 fn static_cargo() -> Command {
     let mut cargo = command("cargo");
     cargo.env_remove("CARGO_ENCODED_RUSTFLAGS").env("RUSTFLAGS", "-C target-feature=+crt-static");
@@ -313,12 +317,11 @@ fn pack_python(packed: &mut Vec<Packed>) -> Result<()> {
     let library = |name: &str| -> Result<PathBuf> {
         let places =
             [LIBRARIES, "usr/lib/x86_64-linux-gnu"].map(|directory| unpacked.join(directory).join(name));
-        places
-            .into_iter()
-            .find(|path| path.is_file())
-            .with_context(|| format!("Debian's Python lacks {name}"))
+        places.into_iter().find(|path| path.is_file()).with_context(|| {
+            format!("Debian's Python lacks {name}; remove target/tools/python and run `cargo xtask setup`")
+        })
     };
-    // The name that every program asks for is a link, absolute and so useless here.
+    // The loader's usual name is a link, absolute and so useless here.
     let loader = "ld-linux-x86-64.so.2";
     add(format!("lib64/{loader}"), library(loader)?);
     for name in PYTHON_LIBRARIES {
@@ -342,7 +345,7 @@ fn pack_python(packed: &mut Vec<Packed>) -> Result<()> {
     Ok(())
 }
 
-/// What in `directory` has a name that opens like this.
+/// Finds the entry of `directory` whose name begins with `prefix`.
 fn one_of(directory: &Path, prefix: &str) -> Result<PathBuf> {
     let Ok(entries) = fs::read_dir(directory) else { bail!("there is no {}", short(directory)) };
     entries
@@ -370,10 +373,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn directorys_come_before_what_is_in_them() {
+    fn directories_come_before_what_is_in_them() {
         let file = |path: &str| Packed { path: path.to_owned(), from: PathBuf::new() };
         let packed = [file("usr/lib/python3/a.py"), file("bin/clients/b"), file("init")];
-        let found: Vec<_> = directorys(&packed).into_iter().collect();
+        let found: Vec<_> = directories(&packed).into_iter().collect();
         assert_eq!(found, ["bin", "bin/clients", "usr", "usr/lib", "usr/lib/python3"]);
     }
 }

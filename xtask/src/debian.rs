@@ -1,5 +1,5 @@
-//! Debian with systemd in the VM: its root file system, and the boot that tests our
-//! units and our container image there.
+//! Debian with systemd in the VM: its root file system, and the boot that tests the
+//! units and the container image there.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,13 +19,14 @@ use crate::{apt, deploy, image, kernels};
 /// The prefix of the tests that run there.
 pub(crate) const TESTS: &str = "debian_";
 
-/// What is there beside Debian's smallest set.
+/// The packages that are installed beside Debian's smallest set.
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,runc";
 
 /// Room for the packages, and for what a test unpacks.
 const SIZE: &str = "700M";
 
-/// Where the guest finds what it copies over Debian's files (tests/scenarios/deploy/debian.rs).
+/// The directory of what the guest copies over Debian's files
+/// (tests/scenarios/deploy/debian.rs).
 const PAYLOAD: &str = "payload";
 
 fn directory() -> PathBuf {
@@ -77,8 +78,9 @@ fn make_disk() -> Result<()> {
             .arg(&system)
             .arg(&mirror.address)
             .stdout(std::process::Stdio::null()),
-    )?;
-    // What no test reads, but every boot would carry.
+    )
+    .context("debootstrap needs root and an archive that is reachable; its log is in target/debian")?;
+    // No test reads this, and every boot would carry it.
     for waste in ["var/cache/apt/archives", "var/lib/apt/lists", "usr/share/doc", "usr/share/locale"] {
         let path = system.join(waste);
         fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?;
@@ -124,11 +126,14 @@ pub(crate) fn test(kernel: &str, filter: &str) -> Result<Outcome> {
         ..Boot::new(&kernel, Hierarchy::V2, "debian")
     };
     let report = boot.run(&guest, &mut |line| println!("{line}"))?;
-    ensure!(report.passed + report.failed > 0, "the guest ran no test");
+    ensure!(
+        report.passed + report.failed > 0,
+        "the guest ran no test whose name contains `{filter}`; its log is in target/vm"
+    );
     Ok(Outcome::of(report, kernel.release))
 }
 
-/// What is copied over Debian's files: our units, and the guest's own.
+/// Lists what is copied over Debian's files: the agent's units, and the guest's own.
 fn payload() -> Result<Vec<Packed>> {
     // The guest reads JSON; what is tested are the manifests all the same.
     let manifests = directory().join("kubernetes");

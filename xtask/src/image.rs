@@ -10,7 +10,7 @@ use crate::setup::{self, Need};
 use crate::workspace::{root, short, target};
 use crate::{apt, build, toolchain};
 
-/// What the image is called, as the manifests in deploy/kubernetes have it.
+/// The image's name, as the manifests in deploy/kubernetes have it.
 pub(crate) const NAME: &str = "memcg-monitor:latest";
 
 fn directory() -> PathBuf {
@@ -40,7 +40,7 @@ impl Need for Buildah {
     }
 }
 
-/// `cargo xtask image`
+/// Runs `cargo xtask image`: builds the programs and writes an archive.
 pub(crate) fn run() -> Result<()> {
     setup::ensure(&toolchain::NEEDS)?;
     build(&build::guest()?.monitor)?;
@@ -81,7 +81,8 @@ pub(crate) fn build(monitor: &Path) -> Result<()> {
     process::run(buildah().args(["push", "--quiet", NAME]).arg(format!("oci:{}:latest", layout.display())))
 }
 
-/// With a store of our own, copied instead of mounted, so that it works anywhere.
+/// Returns buildah with a store of its own, copied instead of mounted, so that it works
+/// anywhere.
 fn buildah() -> std::process::Command {
     let mut buildah = command("buildah");
     buildah.args(["--storage-driver", "vfs", "--root"]).arg(directory().join("store"));

@@ -1,6 +1,6 @@
 //! Writes the VM's root file system: a cpio archive in the "newc" format.
 
-/// An archive that grows by one entry per call. Directorys come before what is in them.
+/// An archive that grows by one entry per call. Directories come before what is in them.
 #[derive(Debug, Default)]
 pub(crate) struct Archive {
     bytes: Vec<u8>,

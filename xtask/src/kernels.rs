@@ -1,4 +1,4 @@
-//! The kernels we hold ourselves to, and where each comes from.
+//! The kernels that the project is tested on, and the package of each.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,9 +11,9 @@ use crate::{apt, workspace};
 /// A kernel image that the VM can boot.
 #[derive(Debug, Clone)]
 pub(crate) struct Kernel {
-    /// The name it was asked for by.
+    /// The name in the table, or the path.
     pub(crate) label: String,
-    /// The version it says it is, as in `uname -r`.
+    /// The version in its boot header, as in `uname -r`.
     pub(crate) release: String,
     pub(crate) image: PathBuf,
     /// `lib/modules/RELEASE`, where there is one.
@@ -47,7 +47,7 @@ struct Packaged {
     label: &'static str,
     /// The package that depends on the newest image.
     meta: &'static str,
-    /// None: the machine's own sources.
+    /// The suite of the package; None: the machine's own sources.
     suite: Option<&'static str>,
     /// True if it has the memory controller of cgroup v1.
     v1: bool,
@@ -72,7 +72,7 @@ pub(crate) fn with_v1() -> impl Iterator<Item = &'static str> {
     PACKAGED.iter().filter(|row| row.v1).map(|row| row.label)
 }
 
-/// Says whether a kernel has cgroup v1, as far as that is known: a path may be any kernel.
+/// Returns whether a kernel has cgroup v1, or None for a path, which may be any kernel.
 pub(crate) fn has_v1(name: &str) -> Option<bool> {
     packaged(name).map(|row| row.v1)
 }
@@ -89,7 +89,7 @@ pub(crate) fn parse(name: &str) -> Result<String, String> {
     from_image(name, image).map(|_| name.to_owned()).map_err(|error| format!("{error:#}; {}", choices()))
 }
 
-/// The kernel, if it is already here.
+/// Finds the kernel if it is already here.
 fn find(name: &str) -> Result<Option<Kernel>> {
     if packaged(name).is_none() {
         let image = Path::new(name);
@@ -105,7 +105,7 @@ fn find(name: &str) -> Result<Option<Kernel>> {
     Ok(Some(from_image(name, &image)?))
 }
 
-/// The kernel, which setup has provided.
+/// Returns the kernel, which setup has provided.
 pub(crate) fn get(name: &str) -> Result<Kernel> {
     find(name)?.with_context(|| format!("kernel {name} is not here; run `cargo xtask setup`"))
 }
@@ -120,12 +120,14 @@ fn fetch(name: &str) -> Result<()> {
     let packages = image_packages(&source, row.meta)?;
     println!("setup: downloading {}", packages.join(" "));
     source.unpack(&packages, &directory(name))?;
-    let kernel = find(name)?.with_context(|| format!("{} holds no kernel", directory(name).display()))?;
+    let kernel = find(name)?.with_context(|| {
+        format!("{} holds no kernel; remove it and run `cargo xtask setup`", directory(name).display())
+    })?;
     println!("setup: kernel {name} is {}", kernel.release);
     Ok(())
 }
 
-/// What to say about a kernel whose package has moved on past its label.
+/// Returns a remark on a kernel whose package has moved on past its label.
 pub(crate) fn remark(kernel: &Kernel) -> Option<String> {
     packaged(&kernel.label)?;
     let same = kernel
@@ -164,11 +166,14 @@ fn image_packages(source: &apt::Source, meta: &str) -> Result<Vec<String>> {
             }
         }
     }
-    ensure!(!found.is_empty(), "{meta} depends on no kernel image");
+    ensure!(
+        !found.is_empty(),
+        "the package {meta} depends on no kernel image; run `apt-get update` as root, then try again"
+    );
     Ok(found)
 }
 
-/// Either `boot/vmlinuz-RELEASE` or `[usr/]lib/modules/RELEASE/vmlinuz`.
+/// Finds `boot/vmlinuz-RELEASE` or `[usr/]lib/modules/RELEASE/vmlinuz`.
 fn image_in(directory: &Path) -> Result<PathBuf> {
     for (sub, inner) in
         [("boot", None), ("usr/lib/modules", Some("vmlinuz")), ("lib/modules", Some("vmlinuz"))]

@@ -90,7 +90,8 @@ fn main() -> ExitCode {
     match dispatch(verb) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            let name = std::env::args().nth(1).unwrap_or_default();
+            eprintln!("error: `cargo xtask {name}` failed: {error:#}");
             ExitCode::FAILURE
         }
     }

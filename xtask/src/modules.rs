@@ -11,8 +11,8 @@ use crate::process::{command, output_bytes};
 /// A module's name and its decompressed contents.
 pub(crate) type Module = (String, Vec<u8>);
 
-/// The wanted modules and their dependencies in loading order. One that the
-/// kernel has built in is no file and thus not in the answer.
+/// Returns the wanted modules and their dependencies in loading order. One that the
+/// kernel has built in is no file and thus not among them.
 pub(crate) fn collect(directory: &Path, wanted: &[&str]) -> Result<Vec<Module>> {
     let mut files = HashMap::new();
     index(&directory.join("kernel"), &mut files)?;
@@ -80,7 +80,7 @@ fn depends(module: &[u8]) -> Vec<String> {
     String::from_utf8_lossy(value).split(',').filter(|name| !name.is_empty()).map(normal).collect()
 }
 
-/// Files say `lzo-rle`, the kernel says `lzo_rle`.
+/// Returns the kernel's form of a name: a file is `lzo-rle.ko`, its module `lzo_rle`.
 fn normal(name: &str) -> String {
     name.replace('-', "_")
 }
@@ -93,7 +93,7 @@ mod tests {
     fn modules_come_after_what_they_depend_on() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let kernel = directory.path().join("kernel/drivers");
-        fs::create_dir_all(&kernel).expect("directorys");
+        fs::create_dir_all(&kernel).expect("directories");
         fs::write(kernel.join("zram.ko"), b"x\0depends=zs-malloc,base\0").expect("zram");
         fs::write(kernel.join("zs_malloc.ko"), b"x\0depends=base\0").expect("zs_malloc");
         fs::write(kernel.join("base.ko"), b"x\0depends=\0").expect("base");

@@ -1,4 +1,4 @@
-//! What the benchmark `build` compiles in the VM, and what it compiles with: zlib's
+//! The project that the benchmark `build` compiles in the VM, and its compiler: zlib's
 //! own sources, and Debian's gcc, binutils and make, unpacked below `target/`.
 
 use std::fs;
@@ -14,7 +14,7 @@ use crate::workspace::{short, target, tools};
 
 /// A source package that a plain makefile builds, without a configure script.
 const SOURCE: &str = "zlib";
-/// Where its sources are in the VM.
+/// The directory of its sources in the VM.
 const IN_VM: &str = "usr/src/project";
 
 /// Packages to begin with, and the names of those to follow from there.
@@ -36,7 +36,7 @@ const FOLLOWED: [&str; 13] = [
 ];
 
 const LIBRARIES: [&str; 2] = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"];
-/// How the names of those open that compiler, assembler, archiver and make load.
+/// The first letters of the libraries that compiler, assembler, archiver and make load.
 const LOADED: [&str; 11] = [
     "libc.so.",
     "libm.so.",
@@ -50,7 +50,7 @@ const LOADED: [&str; 11] = [
     "libbfd-",
     "libsframe.so.",
 ];
-/// Everything in these, and single files of directorys that are large.
+/// Directories whose headers are all taken; of large ones, single files are.
 const HEADERS: [&str; 4] = [
     "usr/include/x86_64-linux-gnu/bits",
     "usr/include/x86_64-linux-gnu/sys",
@@ -104,12 +104,12 @@ impl Need for Project {
     }
 }
 
-/// Everything for one build in the VM: some 45 MB.
+/// Lists the files for one build in the VM: some 45 MB.
 pub(crate) fn pack() -> Result<Vec<Packed>> {
     let mut packed = Vec::new();
     let mut add = |path: String, from: PathBuf| packed.push(Packed { path, from });
     let compiler = compiler()?;
-    let home = compiler.parent().context("it is in a directory")?;
+    let home = compiler.parent().context("cc1 is in a directory")?;
     let version = home.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let in_vm = format!("usr/lib/gcc/x86_64-linux-gnu/{version}");
 
@@ -155,7 +155,7 @@ pub(crate) fn pack() -> Result<Vec<Packed>> {
     Ok(packed)
 }
 
-/// Where the packages are unpacked.
+/// Returns the directory of the unpacked packages.
 fn root() -> PathBuf {
     tools().join("gcc")
 }
@@ -171,10 +171,10 @@ fn compiler() -> Result<PathBuf> {
         .into_iter()
         .map(|version| version.join("cc1"))
         .find(|path| path.is_file())
-        .with_context(|| format!("there is no cc1 in {}", short(&directory)))
+        .with_context(|| format!("there is no cc1 in {}; `cargo xtask setup` unpacks it", short(&directory)))
 }
 
-/// All that the first packages need, as far as the VM does.
+/// Lists what the first packages need, as far as the VM does.
 fn packages(source: &apt::Source) -> Result<Vec<String>> {
     let mut packages: Vec<String> = PACKAGES.map(str::to_owned).to_vec();
     let mut at = 0;
@@ -189,17 +189,16 @@ fn packages(source: &apt::Source) -> Result<Vec<String>> {
     Ok(packages)
 }
 
-/// The library under the name that programs ask for, the shortest.
+/// Finds the library under the name that programs load it by, the shortest.
 fn library(prefix: &str) -> Result<PathBuf> {
     let mut found = Vec::new();
     for directory in LIBRARIES {
         found
             .extend(list(&root().join(directory))?.into_iter().filter(|path| name(path).starts_with(prefix)));
     }
-    found
-        .into_iter()
-        .min_by_key(|path| name(path).len())
-        .with_context(|| format!("Debian's compiler lacks {prefix}*"))
+    found.into_iter().min_by_key(|path| name(path).len()).with_context(|| {
+        format!("Debian's compiler lacks {prefix}*; remove target/tools/gcc and run `cargo xtask setup`")
+    })
 }
 
 fn name(path: &Path) -> String {
@@ -211,7 +210,7 @@ fn files(directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(list(directory)?.into_iter().filter(|path| path.is_file()).collect())
 }
 
-/// Sorted, so that the VM is the same each time.
+/// Lists a directory in sorted order, so that the VM is the same each time.
 fn list(directory: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(directory).with_context(|| format!("there is no {}", short(directory)))?;
     let mut paths: Vec<_> = entries.filter_map(Result::ok).map(|entry| entry.path()).collect();

@@ -1,5 +1,5 @@
 //! Prometheus, from Debian's package: it scrapes an agent in a VM, and its `promtool`
-//! judges our metrics and our alert rules.
+//! checks the metrics and the alert rules.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -21,10 +21,10 @@ use crate::{apt, kernels};
 /// The kernel that it runs on; any would do.
 const KERNEL: &str = "6.12";
 
-/// The C library that the programs were linked to, which the VM has not.
+/// The C library that the programs were linked to, which the VM does not have.
 const LIBRARIES: [&str; 2] = ["lib/x86_64-linux-gnu/libc.so.6", "lib64/ld-linux-x86-64.so.2"];
 
-/// Of `deploy/prometheus`, what the VM's Prometheus gets.
+/// The files of `deploy/prometheus` that the VM's Prometheus gets.
 const CONFIGURATION: [&str; 2] = ["prometheus.yml", "memcg-monitor.rules.yml"];
 
 fn unpacked() -> PathBuf {
@@ -35,7 +35,7 @@ fn program(name: &str) -> PathBuf {
     unpacked().join("usr/bin").join(name)
 }
 
-/// Prometheus and its promtool, of Debian's package.
+/// The programs prometheus and promtool, from Debian's package.
 #[derive(Debug)]
 pub(crate) struct Prometheus;
 
@@ -68,7 +68,7 @@ fn deployed() -> PathBuf {
     root().join("deploy/prometheus")
 }
 
-/// The deployed rules and configuration, by promtool and by the rules' own tests.
+/// Checks the deployed rules and configuration by promtool, and runs the rules' own tests.
 pub(crate) fn check_rules() -> Result<Outcome> {
     setup::ensure(&[&Prometheus])?;
     process::run(promtool().args(["check", "config", "--lint-fatal", "prometheus.yml"]))?;
@@ -77,7 +77,7 @@ pub(crate) fn check_rules() -> Result<Outcome> {
     Ok(Outcome::pass(""))
 }
 
-/// A real Prometheus scrapes a real agent, beside it in a VM.
+/// Boots a VM in which a real Prometheus scrapes a real agent.
 pub(crate) fn scrape(guest: &Guest) -> Result<Outcome> {
     vm::ensure(KERNEL)?;
     setup::ensure(&[&Prometheus])?;
@@ -90,20 +90,22 @@ pub(crate) fn scrape(guest: &Guest) -> Result<Outcome> {
     };
     let report = boot.run(&guest, &mut |line| println!("{line}"))?;
     let texts: Vec<_> = report.data.iter().filter_map(|line| metrics_in(line)).collect();
-    let [text] = texts.as_slice() else { bail!("{} scrapes were told, instead of one", texts.len()) };
+    let [text] = texts.as_slice() else {
+        bail!("the guest printed {} scrapes instead of one; its log is in target/vm", texts.len())
+    };
     check_metrics(text)?;
-    println!("promtool check metrics: nothing to say of {} lines", text.lines().count());
+    println!("promtool check metrics: no fault in {} lines", text.lines().count());
     Ok(Outcome::of(report, kernel.release))
 }
 
-/// The scrape that a guest's data line holds.
+/// Returns the scrape that a guest's data line holds.
 fn metrics_in(line: &str) -> Option<String> {
     let value: Value = serde_json::from_str(line).ok()?;
     let is_metrics = value.get("text").and_then(Value::as_str) == Some("metrics");
     is_metrics.then(|| value.get("is").and_then(Value::as_str).map(str::to_owned)).flatten()
 }
 
-/// promtool reads it all, and has nothing to say of it.
+/// Fails if promtool finds any fault in the metrics.
 fn check_metrics(text: &str) -> Result<()> {
     let mut child = promtool()
         .args(["check", "metrics"])
@@ -111,18 +113,25 @@ fn check_metrics(text: &str) -> Result<()> {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .context("cannot start promtool")?;
+        .context("cannot start promtool; run `cargo xtask setup`")?;
     child.stdin.take().context("its stdin is a pipe")?.write_all(text.as_bytes())?;
     let output = child.wait_with_output()?;
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
-    ensure!(output.status.success() && said.trim().is_empty(), "promtool check metrics: {said}");
+    let message = [output.stdout, output.stderr].concat();
+    let message = String::from_utf8_lossy(&message);
+    ensure!(
+        output.status.success() && message.trim().is_empty(),
+        "`promtool check metrics` failed; repair the metrics: {message}"
+    );
     Ok(())
 }
 
 fn pack() -> Result<Vec<Packed>> {
     let file = |path: &str, from: &Path| {
-        ensure!(from.is_file(), "there is no {}", short(from));
+        ensure!(
+            from.is_file(),
+            "there is no {}; remove target/tools/prometheus and run `cargo xtask setup`",
+            short(from)
+        );
         Ok(Packed { path: path.to_owned(), from: from.to_path_buf() })
     };
     let mut packed = vec![file("prometheus/prometheus", &program("prometheus"))?];

@@ -24,7 +24,7 @@ pub(crate) struct Arguments {
     /// Run the agent on this host instead, which needs root
     #[arg(long, conflicts_with_all = ["kernel", "cgroup"])]
     host: bool,
-    /// With --host: what to give to the agent
+    /// With --host: arguments for the agent
     #[arg(last = true, requires = "host", value_name = "ARGS")]
     arguments: Vec<String>,
     /// Run this one step, in the process that is there for it
@@ -39,7 +39,7 @@ impl Arguments {
         let with_v1 = kernels::with_v1().collect::<Vec<_>>().join(", ");
         ensure!(
             has_it,
-            "--cgroup v1: kernel {} has no memory controller of cgroup v1; give --kernel {with_v1}, or --cgroup v2",
+            "--cgroup v1: kernel {} has no cgroup v1 memory; give --kernel {with_v1}, or --cgroup v2",
             self.kernel
         );
         Ok(())
@@ -59,7 +59,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let times = Times::load();
     let summary = schedule::run(&steps, &times)?;
     times.remember(&summary).save()?;
-    ensure!(summary.failed() == 0, "the demonstration cannot be prepared:\n{summary}");
+    ensure!(
+        summary.failed() == 0,
+        "a step before the demonstration failed; its log is in target/test:\n{summary}"
+    );
     boot(arguments)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -75,7 +78,10 @@ fn boot(arguments: &Arguments) -> Result<()> {
         return boot.interact(&guest);
     }
     let report = boot.run(&guest, &mut |line| println!("{line}"))?;
-    ensure!(report.failed == 0, "the demonstration failed");
+    ensure!(
+        report.failed == 0,
+        "the demonstration failed; its log is in target/vm; `cargo xtask run --shell` gives a prompt"
+    );
     Ok(())
 }
 

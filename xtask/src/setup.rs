@@ -44,7 +44,9 @@ fn provide(need: &dyn Need) -> Result<String> {
     }
     println!("setup: {missing:#}");
     need.fetch().with_context(|| format!("setup cannot get what is missing: {missing:#}"))?;
-    need.find().context("setup got it, and still it is not there")
+    need.find().with_context(|| {
+        format!("setup has fetched {}, and it is still missing; run `cargo xtask setup` again", need.name())
+    })
 }
 
 /// Joins the names of `programs` if each of them can be started.

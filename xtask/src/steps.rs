@@ -1,4 +1,4 @@
-//! Steps: what can be done side by side, each in a process of its own.
+//! Steps: pieces of work that run side by side, each in a process of its own.
 
 use std::fs;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use crate::summary::Outcome;
 use crate::workspace::target;
 use crate::{build, toolchain};
 
-/// Returns the directory of what steps leave behind.
+/// Returns the directory of the steps' logs and outcomes.
 pub(crate) fn directory() -> PathBuf {
     target().join("test")
 }
@@ -31,7 +31,7 @@ pub(crate) fn outcome_file(step: &str) -> PathBuf {
     file_of(step, "outcome.json")
 }
 
-/// What a step keeps busy.
+/// The resource that a step keeps busy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lane {
     /// A processor: builds, lints, VMs.
@@ -59,18 +59,18 @@ pub(crate) struct Step {
     /// Steps that it needs; those that are not part of the run are taken as done.
     pub(crate) after: Vec<String>,
     pub(crate) lane: Lane,
-    /// Its lines are worth showing as they come.
+    /// True if its lines are worth showing as they come.
     pub(crate) is_shown: bool,
     pub(crate) run: Run,
 }
 
-/// Programs that compile for the kernel.
+/// The step that gets the compiler and the linker for the kernel.
 pub(crate) const TOOLCHAIN: &str = "get the eBPF toolchain";
-/// The emulator, and what it boots.
+/// The step that gets the emulator and the kernels that it boots.
 pub(crate) const VM: &str = "get QEMU and kernels";
-/// The crates that the agent and the guest use.
+/// The step that builds the crates that the agent and the guest use.
 const DEPENDENCIES: &str = "build dependencies";
-/// The agent and the guest.
+/// The step that builds the agent and the guest.
 pub(crate) const PROGRAMS: &str = "build the VM's programs";
 
 pub(crate) fn toolchain() -> Step {
@@ -127,10 +127,11 @@ fn get_kernels(kernels: &[String]) -> Result<Outcome> {
     Ok(Outcome::ready(kernels.join(", ")))
 }
 
-/// Runs the step called `name`, and leaves what it found where the scheduler reads it.
+/// Runs the step called `name`, and leaves its outcome where the scheduler reads it.
 pub(crate) fn run_one(steps: &[Step], name: &str) -> Result<ExitCode> {
     let step = steps.iter().find(|step| step.name == name);
-    let step = step.with_context(|| format!("there is no step {name}"))?;
+    let step =
+        step.with_context(|| format!("there is no step {name}; a run prints the name of each after `==>`"))?;
     let outcome = (step.run)().unwrap_or_else(|error| {
         println!("{error:#}");
         Outcome::failure(&format!("{error:#}"))

@@ -58,7 +58,7 @@ fn exists(witness: &str, tests: &[Declared], code: &[(PathBuf, String)]) -> bool
     tests.iter().any(|test| test.name == witness) || code.iter().any(|(_, text)| text.contains(&function))
 }
 
-/// The tags that the guest knows.
+/// Reads the tags that the guest has.
 fn known_tags(text: &str) -> Vec<String> {
     let (_, rest) = text.split_once("enum Tag {").expect("an enum of tags");
     let (body, _) = rest.split_once('}').expect("its end");

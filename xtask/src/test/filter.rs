@@ -41,7 +41,7 @@ impl<'a> Filter<'a> {
         self.any_of.iter().any(|word| name.contains(word))
     }
 
-    /// True if the scrape by a real Prometheus is asked for.
+    /// True if the scrape by a real Prometheus is chosen.
     pub(super) fn has_prometheus(&self) -> bool {
         self.any_of.contains(&PROMETHEUS)
     }

@@ -49,7 +49,7 @@ pub(super) const COMBINATIONS: [Combination<'_>; 5] = [
     },
 ];
 
-/// What `--quick` boots.
+/// The boot of `cargo xtask test --quick`.
 pub(super) const QUICK: Combination<'_> = Combination {
     kernel: kernels::NEWEST,
     hierarchy: Hierarchy::V2,
@@ -62,7 +62,7 @@ const SOURCES: &str = "get clients and languages";
 const SYSTEMS: &str = "get Debian and Prometheus";
 const CLIENTS: &str = "build clients and examples";
 
-/// All steps that these arguments ask for, in the order in which they are begun.
+/// Returns all steps of these arguments, in the order in which they are begun.
 pub(super) fn steps(arguments: &Arguments, tests: &[Declared]) -> Vec<Step> {
     let mut steps = Vec::new();
     let filter = arguments.filter.as_deref().map(Filter::new);
@@ -133,7 +133,7 @@ pub(super) fn check(arguments: &Arguments, tests: &[Declared]) -> Result<()> {
     );
 }
 
-/// The boots that have a test to run, as far as tests are asked for by name.
+/// Returns the boots that have a test to run, as far as tests are chosen by name.
 fn boots<'a>(arguments: &'a Arguments, tests: &[Declared]) -> Vec<Combination<'a>> {
     let mut boots = combinations(arguments);
     if let Some(filter) = arguments.filter.as_deref().map(Filter::new) {
@@ -145,7 +145,7 @@ fn boots<'a>(arguments: &'a Arguments, tests: &[Declared]) -> Vec<Combination<'a
     boots
 }
 
-/// True if a test that needs Debian is asked for by a part of its name.
+/// True if a test that needs Debian is chosen by a part of its name.
 fn names_debian(filter: Option<&Filter<'_>>, tests: &[Declared]) -> bool {
     filter.is_some_and(|filter| {
         let is_named = |test: &Declared| filter.names(&test.name) && filter.wants(&test.name);
@@ -153,7 +153,7 @@ fn names_debian(filter: Option<&Filter<'_>>, tests: &[Declared]) -> bool {
     })
 }
 
-/// Checks and tests without a VM.
+/// Adds the checks and tests that need no VM.
 fn host_steps(arguments: &Arguments, steps: &mut Vec<Step>) {
     steps.push(work("format", &[], checks::format));
     steps.push(work("tidy", &[], tidy::check));
@@ -170,7 +170,7 @@ fn host_steps(arguments: &Arguments, steps: &mut Vec<Step>) {
     }
 }
 
-/// The tests that need systemd, on the newest kernel unless one is asked for.
+/// Adds the tests that need systemd, on the newest kernel unless another is given.
 fn debian_step(arguments: &Arguments, steps: &mut Vec<Step>) {
     let kernel = arguments.kernel.first().map_or(kernels::NEWEST, String::as_str).to_owned();
     let names = arguments.filter.clone().unwrap_or_else(|| debian::TESTS.to_owned());
@@ -211,7 +211,7 @@ impl Combination<'_> {
         parts.join(" ").trim_end().to_owned()
     }
 
-    /// A step for each of its parts; a single one for tests that are asked for by name.
+    /// Adds a step for each of its parts; a single one for tests that are chosen by name.
     fn steps(&self, arguments: &Arguments, steps: &mut Vec<Step>) {
         let by_name = arguments.filter.is_some();
         let parts = if by_name { 1 } else { self.parts };
@@ -236,7 +236,7 @@ impl Combination<'_> {
     }
 }
 
-/// Boots, and runs the tests that the parameters ask for.
+/// Boots, and runs the tests that the parameters choose.
 fn test(kernel: &str, hierarchy: Hierarchy, parameters: &str, label: &str) -> Result<Outcome> {
     vm::ensure(kernel)?;
     let guest = Guest { more: clients::built()?, ..build::built_guest() };
@@ -249,7 +249,7 @@ fn test(kernel: &str, hierarchy: Hierarchy, parameters: &str, label: &str) -> Re
         ..Boot::new(&kernel, hierarchy, "test")
     };
     let report = boot.run(&guest, &mut |line| println!("{line}"))?;
-    ensure!(report.passed + report.failed > 0, "the guest ran no test");
+    ensure!(report.passed + report.failed > 0, "the guest ran no test; its log is in target/vm");
     Ok(Outcome::of(report, kernels::remark(&kernel).unwrap_or(kernel.release)))
 }
 
