@@ -56,7 +56,7 @@ pub(crate) struct Arguments {
     #[arg(value_enum, value_name = "TARGET")]
     targets: Vec<Target>,
     /// How long to fuzz each target
-    #[arg(long, value_name = "N", default_value_t = 60)]
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
     /// Use AddressSanitizer, in a build of its own
     #[arg(long)]
@@ -65,7 +65,8 @@ pub(crate) struct Arguments {
     #[arg(long, conflicts_with_all = ["targets", "seconds", "address"])]
     differential: bool,
     /// With --differential: how many lines
-    #[arg(long, value_name = "N", default_value_t = 1_000_000, requires = "differential")]
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, requires = "differential",
+          value_parser = clap::value_parser!(u64).range(1..))]
     lines: u64,
     /// With --differential: the lines of an earlier run
     #[arg(long, value_name = "SEED", requires = "differential", value_parser = seed)]

@@ -147,6 +147,26 @@ mod tests {
     }
 
     #[test]
+    fn the_help_names_each_kernel() {
+        for name in ["test", "run", "soak", "bench"] {
+            let mut command = Cli::command();
+            let command = command.find_subcommand_mut(name).expect(name);
+            let help = command.render_help().to_string();
+            for label in kernels::labels() {
+                assert!(help.contains(label), "{name}: {label}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_fuzz_run_has_an_end() {
+        for line in ["fuzz --seconds 0", "fuzz --differential --lines 0"] {
+            assert!(refusal(line).is_some_and(|text| text.contains("1..")), "{line}");
+        }
+        assert_eq!(refusal("fuzz line --seconds 1"), None);
+    }
+
+    #[test]
     fn cgroup_v1_is_refused_where_the_kernel_lacks_it() {
         assert_eq!(refusal("run --kernel 6.1 --cgroup v1"), None);
         assert_eq!(refusal("run --kernel 7.2 --cgroup v2"), None);

@@ -191,10 +191,11 @@ impl Schedule<'_> {
         let Some(at) = self.running.iter().position(|step| step.name == name) else { return Ok(()) };
         let mut step = self.running.swap_remove(at);
         let status = step.child.wait().with_context(|| format!("cannot wait for the step {name}"))?;
-        let outcome = read_outcome(name, status, &step.last_line);
+        let mut outcome = read_outcome(name, status, &step.last_line);
         let seconds = step.start.elapsed().as_secs_f64();
         if outcome.failed > 0 {
             show_end_of_log(name);
+            outcome.failures.push(format!("its log is {}", short(&file_of(name, "log"))));
         }
         self.finish(name, outcome, seconds);
         Ok(())

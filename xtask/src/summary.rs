@@ -12,7 +12,7 @@ pub(crate) struct Outcome {
     pub(crate) passed: usize,
     pub(crate) failed: usize,
     pub(crate) note: String,
-    /// A line on each test that failed.
+    /// Lines on what failed: one on each test, and one on the step's log.
     pub(crate) failures: Vec<String>,
     /// The times in its VM, if it boots one.
     pub(crate) vm: Option<VmTimes>,

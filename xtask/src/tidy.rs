@@ -91,19 +91,48 @@ impl Source {
         Ok(Self { path: short(path), text })
     }
 
+    /// The files that are compiled for tests alone, without `.rs`: `a` for `a.rs` and `a/b.rs`.
+    fn test_modules(&self) -> impl Iterator<Item = String> {
+        let directory = self.path.trim_end_matches(".rs");
+        let directory =
+            ["lib", "main", "mod"].iter().find_map(|name| directory.strip_suffix(&format!("/{name}")));
+        let directory = directory.unwrap_or(self.path.trim_end_matches(".rs"));
+        let lines = self.text.lines().zip(self.text.lines().skip(1));
+        lines.filter(|(line, _)| is_for_tests(line)).filter_map(move |(_, line)| {
+            let (_, name) = line.strip_suffix(';')?.rsplit_once("mod ")?;
+            Some(format!("{directory}/{name}"))
+        })
+    }
+
     /// The text before the tests at the file's end.
     fn without_tests(&self) -> &str {
         let mut at = 0;
         let mut lines = self.text.split_inclusive('\n').peekable();
         while let Some(line) = lines.next() {
-            let opens_tests = line.starts_with("#[cfg(test)]") || line.starts_with("#[cfg(all(test,");
-            if opens_tests && lines.peek().is_some_and(|next| next.trim_end().ends_with('{')) {
+            if is_for_tests(line) && lines.peek().is_some_and(|next| next.trim_end().ends_with('{')) {
                 return &self.text[..at];
             }
             at += line.len();
         }
         &self.text
     }
+}
+
+/// True if a line leaves out what follows unless tests are compiled.
+fn is_for_tests(line: &str) -> bool {
+    line.starts_with("#[cfg(test)]") || line.starts_with("#[cfg(all(test,")
+}
+
+/// Leaves out the files that are compiled for tests alone.
+fn without_test_modules(sources: &[Source]) -> impl Iterator<Item = &Source> {
+    let alone: Vec<_> = sources.iter().flat_map(Source::test_modules).collect();
+    sources.iter().filter(move |source| {
+        let is_in = |module: &String| {
+            let rest = source.path.strip_prefix(module.as_str());
+            rest.is_some_and(|rest| rest == ".rs" || rest.starts_with('/'))
+        };
+        !alone.iter().any(is_in)
+    })
 }
 
 /// Checks every rule on the whole workspace.
@@ -173,5 +202,20 @@ mod tests {
         let text = "a\n#[cfg(all(test, not(loom)))]\nmod tests {\n}\n";
         assert_eq!(source(text).without_tests(), "a\n");
         assert_eq!(source("mod a;\n").without_tests(), "mod a;\n");
+    }
+
+    #[test]
+    fn a_module_for_tests_is_left_out_with_what_is_below() {
+        let source = |path: &str, text: &str| Source { path: path.to_owned(), text: text.to_owned() };
+        let sources = [
+            source("a/src/lib.rs", "#[cfg(test)]\nmod model;\nmod b;\n"),
+            source("a/src/b.rs", "#[cfg(all(test, not(loom)))]\npub(crate) mod c;\n"),
+            source("a/src/b/c.rs", ""),
+            source("a/src/b/c/d.rs", ""),
+            source("a/src/model.rs", ""),
+            source("a/src/models.rs", ""),
+        ];
+        let left: Vec<_> = without_test_modules(&sources).map(|source| source.path.as_str()).collect();
+        assert_eq!(left, ["a/src/lib.rs", "a/src/b.rs", "a/src/models.rs"]);
     }
 }

@@ -134,10 +134,7 @@ mod tests {
         let error = |filter: &str| Filter::new(filter).check(&tests()).expect_err(filter).to_string();
         let text = error("theshold_");
         assert!(text.contains("`theshold_`"), "{text}");
-        assert!(
-            text.contains("near it: threshold_down, threshold_up") || text.contains("threshold_up"),
-            "{text}"
-        );
+        assert!(text.contains("near it: threshold_up, threshold_down, threshold;"), "{text}");
         assert!(error("up,vew").contains("near it: view, view_of_a_group;"), "{}", error("up,vew"));
         assert!(error("promethius").contains("near it: prometheus;"), "{}", error("promethius"));
         assert!(error("-dwn").contains("`dwn`"), "{}", error("-dwn"));

@@ -110,8 +110,12 @@ pub(super) fn steps(arguments: &Arguments, tests: &[Declared]) -> Vec<Step> {
     steps
 }
 
-/// Fails if the filter has a word that names no test, or leaves no test to run.
+/// Fails if a kernel is given twice, or if the filter has a word that names no test or
+/// leaves no test to run.
 pub(super) fn check(arguments: &Arguments, tests: &[Declared]) -> Result<()> {
+    let kernels = &arguments.kernel;
+    let twice = kernels.iter().enumerate().find(|(at, kernel)| kernels[..*at].contains(kernel));
+    ensure!(twice.is_none(), "a --kernel is given twice, of {}; leave one out", kernels.join(", "));
     let Some(names) = &arguments.filter else { return Ok(()) };
     let filter = Filter::new(names);
     filter.check(tests)?;
@@ -336,6 +340,8 @@ mod tests {
         assert_eq!(boots("view_", &["6.1"]).expect("a boot"), ["VM 6.1 v2"]);
         assert_eq!(boots("units", &["6.1"]).expect("a boot"), ["VM 6.1 Debian"]);
         assert_eq!(boots("prometheus", &[]).expect("a boot"), ["VM 6.12 Prometheus"]);
+        let text = boots("view_", &["6.1", "6.1"]).expect_err("one kernel twice").to_string();
+        assert!(text.contains("given twice, of 6.1, 6.1"), "{text}");
         let text = boots("conformance_", &["7.2"]).expect_err("7.2 has no v1").to_string();
         assert!(text.contains("conformance_line (V1)") && text.contains("6.1 with cgroup v1"), "{text}");
         let text = boots("view_,-view_", &[]).expect_err("nothing left").to_string();

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::not_yet::NotYet;
-use super::{Fault, Source};
+use super::{Fault, Source, without_test_modules};
 
 pub(super) const NOT_YET: NotYet = NotYet {
     file: "circles.txt",
@@ -35,8 +35,10 @@ fn faults_of(directory: &str, sources: &[Source]) -> Vec<Fault> {
         source.path.strip_prefix(directory).is_some_and(|rest| rest.starts_with('/'))
             && !APART.iter().any(|path| source.path.starts_with(path))
     };
-    let files: BTreeMap<_, _> =
-        sources.iter().filter(is_of_crate).map(|source| (source.path.as_str(), source)).collect();
+    let files: BTreeMap<_, _> = without_test_modules(sources)
+        .filter(is_of_crate)
+        .map(|source| (source.path.as_str(), source))
+        .collect();
     let mut imports: Imports<'_> = BTreeMap::new();
     for (&path, source) in &files {
         let found = imports.entry(path).or_default();

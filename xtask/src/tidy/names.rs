@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::not_yet::NotYet;
-use super::{Fault, Source};
+use super::{Fault, Source, without_test_modules};
 
 pub(super) const NOT_YET: NotYet = NotYet {
     file: "names.txt",
@@ -17,7 +17,8 @@ const LIBRARIES: [&str; 3] = ["monitor/src/", "monitor-common/src/", "monitor-eb
 /// Finds the public type names that are defined more than once.
 pub(super) fn faults(sources: &[Source]) -> Vec<Fault> {
     let mut places: BTreeMap<&str, Vec<(&Source, usize)>> = BTreeMap::new();
-    for source in sources.iter().filter(|source| LIBRARIES.iter().any(|path| source.path.starts_with(path))) {
+    let is_of_library = |source: &&Source| LIBRARIES.iter().any(|path| source.path.starts_with(path));
+    for source in without_test_modules(sources).filter(is_of_library) {
         for (at, line) in source.without_tests().lines().enumerate() {
             if let Some(name) = defined(line) {
                 places.entry(name).or_default().push((source, at + 1));
