@@ -1,4 +1,5 @@
-//! `cargo xtask conformance`: the real kernel beside ours, written down.
+//! `cargo xtask conformance`: compares the agent with the real kernel, and writes the
+//! results to `docs/conformance.md`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,12 +9,11 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::bench::{Data, Piece};
-use crate::run::booting;
-use crate::vm::{Boot, Hierarchy};
+use crate::vm::{self, Boot, Hierarchy, booting};
 use crate::workspace::root;
-use crate::{build, kernels, setup};
+use crate::{build, kernels};
 
-/// The kernel that still has v1.
+/// The kernel that still has cgroup v1.
 const ORACLE: &str = "6.1";
 const FILE: &str = "docs/reference/conformance.md";
 
@@ -28,7 +28,7 @@ struct Check {
 }
 
 pub(crate) fn run() -> Result<()> {
-    setup::ensure(&setup::vm(ORACLE))?;
+    vm::ensure(ORACLE)?;
     let guest = build::guest()?;
     let kernel = kernels::get(ORACLE)?;
     println!("{}", booting(&kernel, Hierarchy::V1));
@@ -42,17 +42,20 @@ pub(crate) fn run() -> Result<()> {
     for line in &report.data {
         let data: Value =
             serde_json::from_str(line).with_context(|| format!("cannot read the guest's `{line}`"))?;
-        // Other lines tell of the run and of each test.
+        // Other lines are about the run and about each test.
         if data.get("row").is_some() {
             checks.extend(Check::of(serde_json::from_value(data)?));
         }
     }
-    ensure!(!checks.is_empty(), "the guest compared nothing");
+    ensure!(!checks.is_empty(), "the guest compared nothing; its log is in target/vm");
     let differing: Vec<_> = checks.iter().filter(|check| check.verdict == "differs").collect();
-    ensure!(differing.is_empty(), "these differ: {differing:#?}");
-    ensure!(report.failed == 0, "{} tests failed", report.failed);
+    ensure!(
+        differing.is_empty(),
+        "the agent differs from the kernel; repair it, or say in the check why ours is better: {differing:#?}"
+    );
+    ensure!(report.failed == 0, "{} tests failed; their messages are above", report.failed);
     if let Some(twice) = repeated(&checks) {
-        bail!("two checks are called {:?} in {:?}: which case is which?", twice.rule, twice.section);
+        bail!("two checks are called {:?} in {:?}; give each a name of its own", twice.rule, twice.section);
     }
     let path = root().join(FILE);
     fs::write(&path, document(&checks)).with_context(|| format!("cannot write {}", path.display()))?;
@@ -72,7 +75,7 @@ impl Check {
     }
 }
 
-/// A check that has the name of an earlier one: a reader could not tell their cases apart.
+/// Finds a check with the name of an earlier one: a reader could not distinguish them.
 fn repeated(checks: &[Check]) -> Option<&Check> {
     let mut seen = BTreeSet::new();
     checks.iter().find(|check| !seen.insert((&check.section, &check.rule)))

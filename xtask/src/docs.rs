@@ -5,13 +5,14 @@ mod links;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use self::links::Pages;
-use crate::lock;
+use crate::cargo_install;
 use crate::process::{self, command};
+use crate::setup::{self, Need};
 use crate::summary::Outcome;
-use crate::workspace::{root, short, target, tools};
+use crate::workspace::{root, short, target};
 
 /// The generator's version: another one may lay the site out differently.
 const VERSION: &str = "0.5.4";
@@ -23,6 +24,31 @@ const ROOT_PAGES: [&str; 6] =
 /// The page that lists the others in the order of the site.
 const SUMMARY: &str = "docs/SUMMARY.md";
 
+/// The generator of the site.
+#[derive(Debug)]
+pub(crate) struct MdBook;
+
+impl Need for MdBook {
+    fn name(&self) -> &'static str {
+        "mdbook"
+    }
+
+    fn find(&self) -> Result<String> {
+        let program = cargo_install::program("mdbook");
+        let path = setup::file(&program)?;
+        let version = process::output(command(&program).arg("--version"))?;
+        ensure!(version.contains(VERSION), "{path} is {}, not {VERSION}", version.trim());
+        Ok(format!("documentation generator {path}"))
+    }
+
+    fn fetch(&self) -> Result<()> {
+        // It runs for a second: an optimized build takes minutes.
+        let version = format!("={VERSION}");
+        let options = ["--version", &version, "--debug", "--no-default-features", "--features", "search"];
+        cargo_install::install("mdbook", &options, &[])
+    }
+}
+
 /// Builds the site in `target/docs`; fails if a link is dead or a page is missing.
 pub(crate) fn build() -> Result<Outcome> {
     let pages = pages()?;
@@ -30,10 +56,12 @@ pub(crate) fn build() -> Result<Outcome> {
     if !faults.is_empty() {
         bail!("{} faults in the documentation:\n{}", faults.len(), faults.join("\n"));
     }
-    let program = program()?;
+    setup::ensure(&[&MdBook])?;
     let source = stage(&pages)?;
     let site = site();
-    process::run(command(program).arg("build").arg(&source).arg("--dest-dir").arg(&site))?;
+    process::run(
+        command(cargo_install::program("mdbook")).arg("build").arg(&source).arg("--dest-dir").arg(&site),
+    )?;
     Ok(Outcome::pass(format!("{} pages in {}", pages.len(), short(&site))))
 }
 
@@ -93,36 +121,6 @@ fn stage(pages: &Pages) -> Result<PathBuf> {
             .with_context(|| format!("cannot copy {path} to {}", to.display()))?;
     }
     Ok(stage)
-}
-
-/// The site's generator, which is installed if it is not there.
-fn program() -> Result<PathBuf> {
-    let home = tools().join("mdbook");
-    let program = home.join("bin/mdbook");
-    let is_there =
-        || process::output(command(&program).arg("--version")).is_ok_and(|is| is.contains(VERSION));
-    if is_there() {
-        return Ok(program);
-    }
-    let _lock = lock::hold("mdbook")?;
-    if is_there() {
-        return Ok(program);
-    }
-    // A directory of its own, so that an interrupted build goes on where it was.
-    let build = target().join("tools-build/mdbook");
-    println!("setup: cargo install mdbook (takes a few minutes)");
-    process::run(
-        command("cargo")
-            // It runs for a second: an optimized build takes minutes.
-            .args(["install", "--locked", "mdbook", "--version", VERSION, "--debug", "--force"])
-            .args(["--no-default-features", "--features", "search", "--root"])
-            .arg(&home)
-            .arg("--target-dir")
-            .arg(&build)
-            .envs([("CARGO_PROFILE_DEV_DEBUG", "0"), ("CARGO_INCREMENTAL", "0")]),
-    )?;
-    fs::remove_dir_all(&build).with_context(|| format!("cannot remove {}", build.display()))?;
-    Ok(program)
 }
 
 /// All files below a directory.

@@ -67,7 +67,7 @@ pub(super) fn for_site(page: &str, text: &str) -> String {
     written + &text[from..]
 }
 
-/// Where a file of the repository lies in the site: what is in `docs` is at its top.
+/// Returns the path that a file of the repository has in the site: `docs` is its top.
 pub(super) fn in_site(path: &str) -> String {
     path.strip_prefix("docs/").unwrap_or(path).to_owned()
 }
