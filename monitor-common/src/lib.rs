@@ -6,7 +6,7 @@
 //! [`oom`] (which OOMs are one), [`ring`] (how the agent is
 //! rung), [`query`] (what it asks), [`crossing`] and [`pressure`] (what it makes of
 //! it), [`mod@line`], [`control`] and [`threshold`] (what clients write; in prose in
-//! `docs/registration.md`).
+//! `docs/guide/registration.md`).
 #![cfg_attr(not(any(test, loom)), no_std)]
 
 pub mod band;

@@ -1,6 +1,6 @@
 //! Resources that the agent depends on run short, go away or change: memory, descriptors, file
 //! systems, clocks, controllers, clients. What happens then is written in
-//! docs/failure-modes.md.
+//! docs/reference/failure-modes.md.
 
 mod files;
 mod host;

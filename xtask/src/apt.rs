@@ -1,4 +1,4 @@
-//! Debian packages: installed on this machine, or unpacked into a folder.
+//! Debian packages: installed on this machine, or unpacked into a directory.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use crate::lock;
 use crate::process::{self, command};
 use crate::workspace;
 
-/// Package lists that were refreshed within this time are fresh enough.
+/// The age at which package lists are refreshed.
 const FRESH: Duration = Duration::from_secs(60 * 60);
 
 /// Installs packages on this machine, which only root may.
@@ -56,6 +56,7 @@ fn install_with(options: &[String], packages: &[&str]) -> Result<()> {
             .args(["-o", "DPkg::Lock::Timeout=600", "-o", "Dpkg::Use-Pty=0"])
             .args(packages),
     )
+    .context("cannot install packages; is the archive reachable? Its messages are above")
 }
 
 /// Refreshes the machine's package lists, once in a while.
@@ -69,7 +70,8 @@ fn update_system() -> Result<()> {
         return Ok(());
     }
     println!("setup: apt-get update");
-    process::run(command("apt-get").args(["update", "-qq", "-o", "DPkg::Lock::Timeout=600"]))?;
+    process::run(command("apt-get").args(["update", "-qq", "-o", "DPkg::Lock::Timeout=600"]))
+        .context("cannot refresh the package lists (is the archive reachable?)")?;
     fs::write(&stamp, "").with_context(|| format!("cannot write {}", stamp.display()))
 }
 
@@ -84,20 +86,20 @@ fn is_root() -> bool {
 }
 
 /// A place to get packages from: the machine's own sources, or another suite
-/// of the same archive through lists of our own under `target/`.
+/// of the same archive through lists of its own under `target/`.
 #[derive(Debug)]
 pub(crate) struct Source {
     options: Vec<String>,
 }
 
 impl Source {
-    /// The machine's configured sources, with fresh lists if we are root.
+    /// The machine's configured sources, with fresh lists if this process is root's.
     pub(crate) fn system() -> Result<Self> {
         update_system()?;
         Ok(Self { options: Vec::new() })
     }
 
-    /// A suite such as `sid`.
+    /// The packages of a suite such as `sid`.
     pub(crate) fn suite(suite: &str) -> Result<Self> {
         let archive = archives()?.swap_remove(0);
         Self::private(suite, &format!("deb {} {suite} main\n", archive.address), None)
@@ -109,28 +111,28 @@ impl Source {
         Self::private("sources", &archives()?.iter().map(line).collect::<String>(), None)
     }
 
-    /// Lists of our own; nothing outside `target/` is written. Nothing counts as
-    /// installed, or what the file `installed` lists.
+    /// Prepares package lists under `target/` and writes nothing elsewhere. Nothing counts
+    /// as installed, or what the file `installed` lists.
     fn private(name: &str, lines: &str, installed: Option<&Path>) -> Result<Self> {
         let _lock = lock::hold(&format!("apt-{name}"))?;
-        let folder = workspace::target().join(format!("apt-{name}"));
+        let directory = workspace::target().join(format!("apt-{name}"));
         for sub in ["lists/partial", "cache/archives/partial", "etc"] {
-            let path = folder.join(sub);
+            let path = directory.join(sub);
             fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
         }
         let write = |name: &str, text: &str| {
-            let path = folder.join(name);
+            let path = directory.join(name);
             fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
             Ok::<_, anyhow::Error>(path)
         };
         let list = write("sources.list", lines)?;
         let status = installed.map_or_else(|| write("status", ""), |path| Ok(PathBuf::from(path)))?;
-        let under = |sub: &str| folder.join(sub).display().to_string();
+        let under = |sub: &str| directory.join(sub).display().to_string();
         let settings = [
             ("Dir::Etc::SourceList", list.display().to_string()),
             ("Dir::Etc::SourceParts", under("etc")),
             ("Dir::Etc::PreferencesParts", under("etc")),
-            ("Dir::State", folder.display().to_string()),
+            ("Dir::State", directory.display().to_string()),
             ("Dir::State::Lists", under("lists")),
             ("Dir::State::Status", status.display().to_string()),
             ("Dir::Cache", under("cache")),
@@ -139,24 +141,27 @@ impl Source {
         ];
         let options = settings.iter().flat_map(|(name, value)| ["-o".into(), format!("{name}={value}")]);
         let source = Self { options: options.collect() };
-        let stamp = folder.join("updated");
+        let stamp = directory.join("updated");
         if !is_fresh(&stamp) {
             println!("setup: apt-get update, for {name} and under target/ only");
-            process::run(command("apt-get").args(&source.options).args(["update", "-qq"]))?;
+            process::run(command("apt-get").args(&source.options).args(["update", "-qq"])).with_context(
+                || format!("cannot get the package lists of {name} (is the archive reachable?)"),
+            )?;
             fs::write(&stamp, "").with_context(|| format!("cannot write {}", stamp.display()))?;
         }
         Ok(source)
     }
 
-    /// Downloads a source package's files, as they are, into `folder`.
-    pub(crate) fn download_source(&self, package: &str, folder: &Path) -> Result<()> {
-        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    /// Downloads a source package's files, as they are, into `directory`.
+    pub(crate) fn download_source(&self, package: &str, directory: &Path) -> Result<()> {
+        fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
         process::run(
             command("apt-get")
                 .args(&self.options)
                 .args(["source", "--download-only", "--only-source", "-qq", package])
-                .current_dir(folder),
+                .current_dir(directory),
         )
+        .context("cannot download sources (is the archive reachable?)")
     }
 
     /// The packages that one depends on directly.
@@ -168,12 +173,12 @@ impl Source {
         Ok(parse_depends(&text))
     }
 
-    /// Downloads packages and unpacks them into `folder`, all or nothing.
-    pub(crate) fn unpack(&self, packages: &[String], folder: &Path) -> Result<()> {
-        let name = folder.file_name().context("the folder needs a name")?.to_string_lossy();
+    /// Downloads packages and unpacks them into `directory`, all or nothing.
+    pub(crate) fn unpack(&self, packages: &[String], directory: &Path) -> Result<()> {
+        let name = directory.file_name().context("the directory needs a name")?.to_string_lossy();
         // Complete packages stay here when a later one fails: apt skips them.
         let downloads = workspace::target().join("downloads").join(&*name);
-        let partial = folder.with_file_name(format!("{name}.partial"));
+        let partial = directory.with_file_name(format!("{name}.partial"));
         fs::create_dir_all(&downloads).with_context(|| format!("cannot make {}", downloads.display()))?;
         process::run(
             command("apt-get")
@@ -181,7 +186,8 @@ impl Source {
                 .args(["-o", "APT::Sandbox::User=root", "download", "-qq"])
                 .args(packages)
                 .current_dir(&downloads),
-        )?;
+        )
+        .context("cannot download packages; if the archive is reachable, run `apt-get update` as root")?;
         if partial.exists() {
             fs::remove_dir_all(&partial).with_context(|| format!("cannot remove {}", partial.display()))?;
         }
@@ -196,22 +202,22 @@ impl Source {
                     file.split('_').next() == Some(package) && file.ends_with(".deb")
                 })
                 .max_by_key(|path| fs::metadata(path).and_then(|meta| meta.modified()).ok())
-                .with_context(|| format!("apt-get downloaded no {package}"))?;
+                .with_context(|| format!("apt-get downloaded no {package}; run `apt-get update` as root"))?;
             process::run(command("dpkg").arg("-x").arg(&deb).arg(&partial))?;
         }
-        fs::rename(&partial, folder)
+        fs::rename(&partial, directory)
             .with_context(|| format!("cannot rename {} into place", partial.display()))?;
         fs::remove_dir_all(&downloads).with_context(|| format!("cannot remove {}", downloads.display()))
     }
 }
 
-/// Where this machine's release of Debian comes from.
+/// The archive of this machine's release of Debian.
 #[derive(Debug)]
 pub(crate) struct Mirror {
     pub(crate) address: String,
-    /// Its code name.
+    /// The release's code name, such as `bookworm`.
     pub(crate) release: String,
-    /// What signs it, where that is on this machine.
+    /// The file with the archive's keys, if this machine has it.
     pub(crate) keyring: Option<&'static Path>,
 }
 
@@ -223,15 +229,15 @@ pub(crate) fn mirror() -> Result<Mirror> {
     Ok(Mirror { address, release, keyring: Some(Path::new(KEYRING)).filter(|path| path.is_file()) })
 }
 
-/// Signs Debian's archives.
+/// The file with the keys of Debian's archives.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// An archive with packages for this machine's release of Debian.
 #[derive(Debug)]
 struct Archive {
-    /// With the keyring that signs it, in the form of a sources.list line.
+    /// The address with the keyring before it, in the form of a sources.list line.
     address: String,
-    /// Its name in a sources.list line, such as `bookworm-security`.
+    /// The release's name in a sources.list line, such as `bookworm-security`.
     release: String,
 }
 

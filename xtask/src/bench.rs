@@ -16,34 +16,42 @@ use clap::Args;
 pub(crate) use self::data::{Data, Piece};
 use self::plan::{Bench, Leg};
 use crate::build::{self, Guest};
+use crate::kernels;
 use crate::qemu::Processors;
-use crate::run::booting;
 use crate::summary::Outcome;
-use crate::vm::Boot;
+use crate::vm::{self, Boot, booting};
 use crate::workspace::{short, target};
-use crate::{kernels, setup};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// What to measure; everything when absent
+    /// Benchmarks to run; all of them when absent
     #[arg(value_enum, value_name = "NAME")]
     names: Vec<Bench>,
     /// Boot only this kernel: 6.1, 6.12, 7.2 or the path of a vmlinuz
-    #[arg(long, value_name = "KERNEL")]
+    #[arg(long, value_name = "KERNEL", value_parser = kernels::parse)]
     kernel: Option<String>,
-    /// One short round: shows that it works, and no figures to quote. Without a name, all
-    /// in one boot of the newest kernel, as `cargo xtask test` does
+    /// Run one short round, which shows that it works and gives no figures to quote.
+    /// Without a name, all benchmarks in one boot of the newest kernel, as `cargo xtask
+    /// test` does
     #[arg(long)]
     once: bool,
 }
 
-/// How long a boot may measure.
+/// The longest time that a boot may measure.
 const LIMIT: Duration = Duration::from_secs(60 * 60);
+
+/// The advice after a failed measurement.
+const LOGS: &str = "the guest's log is in target/vm";
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     if arguments.once && arguments.names.is_empty() && arguments.kernel.is_none() {
         let outcome = smoke()?;
-        ensure!(outcome.failed == 0, "{} of {} failed", outcome.failed, outcome.passed + outcome.failed);
+        ensure!(
+            outcome.failed == 0,
+            "{} of {} benchmarks failed; their messages are above",
+            outcome.failed,
+            outcome.passed + outcome.failed
+        );
         return Ok(());
     }
     let names = if arguments.names.is_empty() { &Bench::ALL } else { arguments.names.as_slice() };
@@ -55,12 +63,12 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         let measured = legs.iter().try_for_each(|leg| {
             let guest = guest(&[bench], leg.kernel)?;
             let (report, data) = leg.measure(&guest, &[bench], arguments.once)?;
-            ensure!(report.failed == 0, "the measurement failed");
-            ensure!(!data.is_empty(), "the guest measured nothing");
+            ensure!(report.failed == 0, "{} failed on {}; {LOGS}", bench.name(), leg.label());
+            ensure!(!data.is_empty(), "{} gave no figures on {}; {LOGS}", bench.name(), leg.label());
             found.extend(data);
             Ok(())
         });
-        // What was measured is told, though the next boot failed.
+        // What was measured is printed, though the next boot failed.
         println!();
         for line in table::tables(&found).lines() {
             println!("{line}");
@@ -90,9 +98,9 @@ pub(crate) fn smoke() -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// What the guest needs, and the programs that it runs.
+/// Provides the prerequisites, and builds the guest with the programs that it runs.
 fn guest(benches: &[Bench], kernel: &str) -> Result<Guest> {
-    setup::ensure(&setup::vm(kernel))?;
+    vm::ensure(kernel)?;
     let mut guest = build::guest()?;
     for bench in benches {
         guest.more.extend(bench.programs()?);
@@ -101,12 +109,7 @@ fn guest(benches: &[Bench], kernel: &str) -> Result<Guest> {
 }
 
 impl Leg<'_> {
-    fn measure(
-        &self,
-        guest: &Guest,
-        benches: &[Bench],
-        once: bool,
-    ) -> Result<(crate::vm::Report, Vec<Data>)> {
+    fn measure(&self, guest: &Guest, benches: &[Bench], once: bool) -> Result<(vm::Report, Vec<Data>)> {
         let kernel = kernels::get(self.kernel)?;
         println!("{}, {}", booting(&kernel, self.hierarchy), self.clock());
         let mut args: Vec<_> = benches.iter().map(|bench| bench.name()).collect();
@@ -133,15 +136,15 @@ impl Leg<'_> {
     }
 }
 
-/// Writes what was found; the files.
+/// Writes the results, and returns the paths of the files.
 fn keep(bench: Bench, found: &[Data]) -> Result<Vec<PathBuf>> {
-    let folder = target().join("bench");
+    let directory = target().join("bench");
     let mut files = vec![(format!("{}.json", bench.name()), serde_json::to_string_pretty(found)? + "\n")];
     for plot in plot::plots(found) {
         files.push((format!("{}-{}.svg", bench.name(), plot.file()), plot.draw()?));
     }
-    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    files.into_iter().map(|(name, text)| write(&folder.join(name), &text)).collect()
+    fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    files.into_iter().map(|(name, text)| write(&directory.join(name), &text)).collect()
 }
 
 fn write(path: &Path, text: &str) -> Result<PathBuf> {

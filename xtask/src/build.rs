@@ -16,13 +16,13 @@ pub(crate) struct Guest {
     /// The first process: mounts, modules, tests.
     pub(crate) init: PathBuf,
     pub(crate) monitor: PathBuf,
-    /// What only the tests start.
+    /// Programs and files that only the tests use.
     pub(crate) more: Vec<Packed>,
-    /// A disk; what the guest writes to it is forgotten.
+    /// A disk; what the guest writes to it is discarded.
     pub(crate) disk: Option<PathBuf>,
 }
 
-/// Builds everything.
+/// Builds everything that `cargo xtask build` promises.
 pub(crate) fn all() -> Result<()> {
     ebpf()?;
     host()?;
@@ -30,7 +30,7 @@ pub(crate) fn all() -> Result<()> {
 }
 
 /// The eBPF object. The other builds would do it too, but cargo hides what a
-/// build script says for longer.
+/// build script prints for longer.
 fn ebpf() -> Result<()> {
     let toolchain = ebpf::find(root()).map_err(|error| anyhow!(error))?;
     ebpf::build(&toolchain, root(), &target().join("ebpf")).map_err(|error| anyhow!(error))?;
@@ -47,7 +47,10 @@ fn host() -> Result<()> {
 /// fails for another reason fails again in [`guest`].
 pub(crate) fn guest_dependencies() -> Result<()> {
     let mut cargo = guest_cargo();
-    cargo.arg("--keep-going").status().context("cannot start cargo")?;
+    cargo
+        .arg("--keep-going")
+        .status()
+        .context("cannot start cargo; install Rust (rustup's stable toolchain)")?;
     Ok(())
 }
 

@@ -5,11 +5,31 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-use crate::ebpf;
 use crate::process::{self, command};
 use crate::setup::{self, Need};
 use crate::summary::Outcome;
 use crate::workspace::{root, target};
+use crate::{cargo_install, ebpf, toolchain};
+
+/// The checker of licences and origins of dependencies.
+#[derive(Debug)]
+pub(crate) struct CargoDeny;
+
+impl Need for CargoDeny {
+    fn name(&self) -> &'static str {
+        "deny"
+    }
+
+    fn find(&self) -> Result<String> {
+        let program = cargo_install::program("cargo-deny");
+        setup::file(&program).map(|path| format!("dependency checker {path}"))
+    }
+
+    fn fetch(&self) -> Result<()> {
+        // It runs for seconds: an optimized build takes minutes.
+        cargo_install::install("cargo-deny", &["--version", "^0.20", "--debug"], &[])
+    }
+}
 
 pub(crate) fn format() -> Result<Outcome> {
     process::run(cargo().args(["fmt", "--all", "--check"]))
@@ -18,31 +38,32 @@ pub(crate) fn format() -> Result<Outcome> {
 }
 
 pub(crate) fn lints() -> Result<Outcome> {
-    setup::ensure(&setup::BUILD)?;
+    setup::ensure(&toolchain::NEEDS)?;
     process::run(cargo().args(["clippy", "--quiet", "--workspace", "--exclude", "monitor-ebpf"]).args([
         "--all-targets",
         "--",
         "-D",
         "warnings",
-    ]))?;
+    ]))
+    .context("repair what is above; without clippy, `rustup component add clippy` first")?;
     Ok(Outcome::pass(""))
 }
 
-/// Two passes. The compiler for BPF may have no clippy beside it, so clippy
-/// looks at the programs as if they were for the host, which checks all but
+/// Checks the eBPF programs in two passes. The compiler for BPF may have no clippy beside
+/// it, so clippy looks at the programs as if they were for the host, which checks all but
 /// what is BPF's alone; the compiler's own warnings come from the real target.
 pub(crate) fn ebpf_lints() -> Result<Outcome> {
-    setup::ensure(&setup::BUILD)?;
+    setup::ensure(&toolchain::NEEDS)?;
     let toolchain = ebpf::find(root()).map_err(|error| anyhow!(error))?;
-    let folder = target().join("ebpf-lints");
-    process::run(&mut ebpf::cargo(&toolchain, root(), &folder, "check", &["-Dwarnings"]))
-        .context("the compiler for BPF has warnings")?;
+    let directory = target().join("ebpf-lints");
+    process::run(&mut ebpf::cargo(&toolchain, root(), &directory, "check", &["-Dwarnings"]))
+        .context("the compiler for BPF has errors or warnings, which are above; repair them")?;
     process::run(
         cargo()
             .args(["clippy", "--quiet", "--package", "monitor-ebpf"])
             // Naming the target keeps the flags from build scripts.
             .args(["--target", "x86_64-unknown-linux-gnu", "--target-dir"])
-            .arg(&folder)
+            .arg(&directory)
             // Attach macros hand the context over by value.
             .args(["--", "-D", "warnings", "-A", "clippy::needless_pass_by_value"])
             .env_remove("CARGO_ENCODED_RUSTFLAGS")
@@ -50,22 +71,23 @@ pub(crate) fn ebpf_lints() -> Result<Outcome> {
             // The programs use intrinsics, which a stable compiler hides.
             .env("RUSTC_BOOTSTRAP", "1"),
     )
-    .context("clippy has warnings on the programs")?;
+    .context("clippy has errors or warnings on the programs, which are above; repair them")?;
     Ok(Outcome::pass(""))
 }
 
 pub(crate) fn dependencies() -> Result<Outcome> {
-    setup::ensure(&[Need::Deny])?;
+    setup::ensure(&[&CargoDeny])?;
     let deny = || {
-        let mut command = command(setup::cargo_deny());
+        let mut command = command(cargo_install::program("cargo-deny"));
         command.current_dir(root());
         command
     };
-    process::run(deny().args(["--log-level", "warn", "check", "licenses", "bans", "sources"]))?;
+    process::run(deny().args(["--log-level", "warn", "check", "licenses", "bans", "sources"]))
+        .context("a dependency breaks deny.toml, as above; replace it, or extend that file")?;
     // Their database is fetched from elsewhere and may be out of reach.
     let advisories = command("timeout")
         .arg("60")
-        .arg(setup::cargo_deny())
+        .arg(cargo_install::program("cargo-deny"))
         .args(["--log-level", "off", "check", "advisories"])
         .current_dir(root())
         .stderr(Stdio::null())
@@ -80,11 +102,11 @@ pub(crate) fn dependencies() -> Result<Outcome> {
 }
 
 pub(crate) fn unit_tests() -> Result<Outcome> {
-    setup::ensure(&setup::BUILD)?;
+    setup::ensure(&toolchain::NEEDS)?;
     count_tests(cargo().args(["test", "--no-fail-fast"]))
 }
 
-/// loom runs each test of that name under every interleaving it can tell apart.
+/// Runs the tests called `loom` under every interleaving that differs for loom.
 pub(crate) fn model_check() -> Result<Outcome> {
     count_tests(
         cargo()
@@ -104,11 +126,14 @@ fn cargo() -> Command {
 
 /// Runs `cargo test`, passing its output on and adding up its results.
 fn count_tests(command: &mut Command) -> Result<Outcome> {
-    let mut child = command.stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cannot start cargo; install Rust (rustup's stable toolchain)")?;
     let stdout = child.stdout.take().context("cargo's stdout is a pipe")?;
     let mut outcome = Outcome::default();
     for line in BufReader::new(stdout).lines() {
-        let line = line.context("cannot read what cargo says")?;
+        let line = line.context("cannot read the output of cargo")?;
         println!("{line}");
         if let Some((passed, failed)) = parse_result(&line) {
             outcome.passed += passed;
@@ -116,8 +141,11 @@ fn count_tests(command: &mut Command) -> Result<Outcome> {
         }
     }
     let status = child.wait().context("cannot wait for cargo")?;
-    ensure!(status.success() || outcome.failed > 0, "cargo test failed ({status})");
-    ensure!(outcome.passed + outcome.failed > 0, "no test was run");
+    ensure!(
+        status.success() || outcome.failed > 0,
+        "`cargo test` failed ({status}) before any test; its messages are above"
+    );
+    ensure!(outcome.passed + outcome.failed > 0, "`cargo test` ran no test; its messages are above");
     Ok(outcome)
 }
 

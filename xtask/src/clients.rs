@@ -1,5 +1,5 @@
-//! Programs of others, and our examples, for the VM: built from what the
-//! package registries hold, below `target/`, and packed beside the tests.
+//! Third-party clients and the examples for the VM: built below `target/` from packages
+//! and their sources, and packed beside the tests.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,12 +11,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::apt;
 use crate::process::{self, command};
+use crate::setup::{self, Need};
 use crate::workspace::{root, short, target, tools};
 
 /// A file that the VM gets.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Packed {
-    /// Where it goes, without a leading slash.
+    /// The path in the VM, without a leading slash.
     pub(crate) path: String,
     pub(crate) from: PathBuf,
 }
@@ -41,32 +42,61 @@ const NOTIFIER: Taken =
 
 const CONTAINERD: &str = "golang-github-containerd-cgroups-dev";
 
-/// Where a program linked against the system's libraries looks for them.
+/// The directory in which a program looks for the system's libraries.
 const LIBRARIES: &str = "lib/x86_64-linux-gnu";
 
-/// What of the Python packages the interpreter needs for our examples.
+/// The libraries that the interpreter needs for the examples.
 const PYTHON_LIBRARIES: [&str; 4] = ["libc.so.6", "libm.so.6", "libz.so.1", "libexpat.so.1"];
 
-/// Says what is here, or what is missing.
-pub(crate) fn find() -> Result<String> {
-    for path in [LISTENER.path(), NOTIFIER.path()] {
-        path.is_file().then_some(()).with_context(|| format!("there is no {}", short(&path)))?;
+/// The prerequisites of the clients that the VM's tests start.
+pub(crate) const NEEDS: [&dyn Need; 2] = [&CCompiler, &Clients];
+
+/// A C compiler, and xz for the kernel's sources.
+#[derive(Debug)]
+pub(crate) struct CCompiler;
+
+impl Need for CCompiler {
+    fn name(&self) -> &'static str {
+        "c"
     }
-    Ok(format!("clients' sources, Go {}, Python {}", short(&go_root()?), short(&python()?)))
+
+    fn find(&self) -> Result<String> {
+        setup::programs(&["cc", "xz"])
+    }
+
+    fn fetch(&self) -> Result<()> {
+        apt::install(&["gcc", "libc6-dev", "xz-utils"])
+    }
 }
 
-/// Downloads what is not here yet.
-pub(crate) fn fetch() -> Result<()> {
-    let system = apt::Source::system()?;
-    if go_root().is_err() {
-        println!("setup: downloading Go and {CONTAINERD}, into target/ only");
-        system.unpack(&go_packages(&system)?, &go())?;
+/// The clients' sources, and the languages of clients and examples.
+#[derive(Debug)]
+pub(crate) struct Clients;
+
+impl Need for Clients {
+    fn name(&self) -> &'static str {
+        "clients"
     }
-    if python().is_err() {
-        println!("setup: downloading Python, into target/ only");
-        system.unpack(&python_packages(&system)?, &tools().join("python"))?;
+
+    fn find(&self) -> Result<String> {
+        for path in [LISTENER.path(), NOTIFIER.path()] {
+            setup::file(&path)?;
+        }
+        Ok(format!("clients' sources, Go {}, Python {}", short(&go_root()?), short(&python()?)))
     }
-    [LISTENER, NOTIFIER].iter().try_for_each(Taken::fetch)
+
+    fn fetch(&self) -> Result<()> {
+        let system = apt::Source::system()?;
+        if go_root().is_err() {
+            println!("setup: downloading Go and {CONTAINERD}, into target/ only");
+            system.unpack(&go_packages(&system)?, &go())?;
+        }
+        if python().is_err() {
+            println!("setup: downloading Python, into target/ only");
+            system.unpack(&python_packages(&system)?, &tools().join("python"))?;
+        }
+        [LISTENER, NOTIFIER].iter().try_for_each(Taken::fetch)
+    }
 }
 
 /// The list of what [`build`] has built.
@@ -74,22 +104,24 @@ fn list() -> PathBuf {
     target().join("clients/packed.json")
 }
 
-/// What the VM gets, as it was built last: several VMs pack it at a time, so none of them
-/// builds.
+/// Lists the files for the VM, as they were built last: several VMs pack them at a time,
+/// so none of them builds.
 pub(crate) fn built() -> Result<Vec<Packed>> {
     let path = list();
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_str(&text).with_context(|| format!("cannot read what {} says", path.display()))
+    let advice =
+        || format!("cannot read {}; `cargo xtask test` writes it when it builds the clients", path.display());
+    let text = fs::read_to_string(&path).with_context(advice)?;
+    serde_json::from_str(&text).with_context(advice)
 }
 
-/// Builds all, and lists what the VM gets.
+/// Builds all clients, and lists the files for the VM.
 pub(crate) fn build() -> Result<Vec<Packed>> {
     println!("building the clients and examples (two minutes the first time, then seconds)");
     let mut packed = Vec::new();
     let bin = target().join("clients/bin");
     make(&bin)?;
-    let mut add = |folder: &str, name: &str, from: PathBuf| {
-        packed.push(Packed { path: format!("bin/{folder}/{name}"), from });
+    let mut add = |directory: &str, name: &str, from: PathBuf| {
+        packed.push(Packed { path: format!("bin/{directory}/{name}"), from });
     };
 
     add("clients", "cgroup_event_listener", cc(&LISTENER.path(), &bin.join("cgroup_event_listener"))?);
@@ -112,14 +144,14 @@ pub(crate) fn build() -> Result<Vec<Packed>> {
     Ok(packed)
 }
 
-/// The folders that these files need, parents first.
-pub(crate) fn folders(packed: &[Packed]) -> BTreeSet<&str> {
+/// The directories that these files need, parents first.
+pub(crate) fn directories(packed: &[Packed]) -> BTreeSet<&str> {
     let parents = packed.iter().flat_map(|file| file.path.match_indices('/').map(|(at, _)| &file.path[..at]));
     parents.collect()
 }
 
 impl Taken {
-    /// Where it lies once it is here.
+    /// Returns the path of the file once it is here.
     fn path(&self) -> PathBuf {
         target().join("clients/taken").join(self.file.rsplit('/').next().unwrap_or(self.file))
     }
@@ -130,20 +162,20 @@ impl Taken {
         }
         let Self { package, tarball, file } = self;
         println!("setup: taking {file} out of Debian's {package}");
-        let folder = target().join("clients/downloads").join(package);
+        let directory = target().join("clients/downloads").join(package);
         let tarball = match tarball {
             Some(tarball) => {
-                remove(&folder)?;
+                remove(&directory)?;
                 make(&target().join("clients/downloads"))?;
-                apt::Source::system()?.unpack(&[(*package).to_owned()], &folder)?;
-                folder.join(tarball)
+                apt::Source::system()?.unpack(&[(*package).to_owned()], &directory)?;
+                directory.join(tarball)
             }
             None => {
-                apt::Source::sources()?.download_source(package, &folder)?;
-                tarball_in(&folder)?
+                apt::Source::sources()?.download_source(package, &directory)?;
+                tarball_in(&directory)?
             }
         };
-        // The first name is the tarball's top folder, which has a version.
+        // The first name is the tarball's top directory, which has a version.
         let text = process::output_bytes(
             command("tar")
                 .args(["--wildcards", "--occurrence=1", "-xOf"])
@@ -153,21 +185,23 @@ impl Taken {
         let path = self.path();
         make(path.parent().context("it has a parent")?)?;
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-        remove(&folder)
+        remove(&directory)
     }
 }
 
 /// The upstream tarball of a source package.
-pub(crate) fn tarball_in(folder: &Path) -> Result<PathBuf> {
-    let entries = fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
+pub(crate) fn tarball_in(directory: &Path) -> Result<PathBuf> {
+    let entries = fs::read_dir(directory).with_context(|| format!("cannot list {}", directory.display()))?;
     entries
         .filter_map(Result::ok)
         .map(|entry| entry.path())
         .find(|path| path.to_string_lossy().contains(".orig.tar."))
-        .with_context(|| format!("no upstream tarball in {}", folder.display()))
+        .with_context(|| {
+            format!("no upstream tarball in {}; remove it and run `cargo xtask setup`", directory.display())
+        })
 }
 
-/// Where Go and the libraries are unpacked.
+/// Returns the directory with Go and its libraries.
 fn go() -> PathBuf {
     tools().join("go")
 }
@@ -191,8 +225,8 @@ fn go_packages(source: &apt::Source) -> Result<Vec<String>> {
     Ok(packages)
 }
 
-/// Go's own cache goes by content, so this takes no time when nothing changed.
-fn go_build(folder: &Path, path: Option<&Path>, program: &Path) -> Result<PathBuf> {
+/// Builds a Go program; Go's cache goes by content, so an unchanged one takes no time.
+fn go_build(directory: &Path, path: Option<&Path>, program: &Path) -> Result<PathBuf> {
     let home = go_root()?;
     let libraries = go().join("usr/share/gocode");
     let path = path.map_or(String::new(), |path| format!("{}:", path.display()));
@@ -200,7 +234,7 @@ fn go_build(folder: &Path, path: Option<&Path>, program: &Path) -> Result<PathBu
         command(home.join("bin/go"))
             .args(["build", "-trimpath", "-ldflags", "-s -w", "-o"])
             .arg(program)
-            .current_dir(folder)
+            .current_dir(directory)
             .env("GOROOT", &home)
             .env("GOPATH", format!("{path}{}", libraries.display()))
             .env("GOCACHE", target().join("clients/go-cache"))
@@ -213,7 +247,7 @@ fn go_build(folder: &Path, path: Option<&Path>, program: &Path) -> Result<PathBu
     Ok(program.to_path_buf())
 }
 
-/// Lays the notifier and our stubs out as Go wants packages laid out.
+/// Lays the notifier and its stubs out as Go expects packages.
 fn kubelet(sources: &Path) -> Result<PathBuf> {
     let path = target().join("clients/kubelet");
     let copies = [
@@ -239,19 +273,19 @@ fn cc(source: &Path, program: &Path) -> Result<PathBuf> {
     Ok(program.to_path_buf())
 }
 
-fn cargo(folder: &Path) -> Result<PathBuf> {
+fn cargo(directory: &Path) -> Result<PathBuf> {
     const TARGET: &str = "x86_64-unknown-linux-gnu";
     let build = target().join("clients/cargo");
     process::run(
         static_cargo()
             .args(["build", "--release", "--quiet", "--locked", "--target", TARGET, "--target-dir"])
             .arg(&build)
-            .current_dir(folder),
+            .current_dir(directory),
     )?;
     Ok(build.join(TARGET).join("release/cgroups-rs-client"))
 }
 
-/// A cargo whose programs carry their own libraries.
+/// Returns a cargo whose programs carry their own libraries.
 fn static_cargo() -> Command {
     let mut cargo = command("cargo");
     cargo.env_remove("CARGO_ENCODED_RUSTFLAGS").env("RUSTFLAGS", "-C target-feature=+crt-static");
@@ -281,13 +315,13 @@ fn pack_python(packed: &mut Vec<Packed>) -> Result<()> {
     let name = interpreter.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut add = |path: String, from: PathBuf| packed.push(Packed { path, from });
     let library = |name: &str| -> Result<PathBuf> {
-        let places = [LIBRARIES, "usr/lib/x86_64-linux-gnu"].map(|folder| unpacked.join(folder).join(name));
-        places
-            .into_iter()
-            .find(|path| path.is_file())
-            .with_context(|| format!("Debian's Python lacks {name}"))
+        let places =
+            [LIBRARIES, "usr/lib/x86_64-linux-gnu"].map(|directory| unpacked.join(directory).join(name));
+        places.into_iter().find(|path| path.is_file()).with_context(|| {
+            format!("Debian's Python lacks {name}; remove target/tools/python and run `cargo xtask setup`")
+        })
     };
-    // The name that every program asks for is a link, absolute and so useless here.
+    // The loader's usual name is a link, absolute and so useless here.
     let loader = "ld-linux-x86-64.so.2";
     add(format!("lib64/{loader}"), library(loader)?);
     for name in PYTHON_LIBRARIES {
@@ -295,8 +329,9 @@ fn pack_python(packed: &mut Vec<Packed>) -> Result<()> {
     }
     let modules = unpacked.join("usr/lib").join(&name);
     let mut open = vec![modules];
-    while let Some(folder) = open.pop() {
-        let entries = fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))?;
+    while let Some(directory) = open.pop() {
+        let entries =
+            fs::read_dir(&directory).with_context(|| format!("cannot list {}", directory.display()))?;
         for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
             if path.is_dir() {
                 open.push(path);
@@ -310,24 +345,24 @@ fn pack_python(packed: &mut Vec<Packed>) -> Result<()> {
     Ok(())
 }
 
-/// What in `folder` has a name that opens like this.
-fn one_of(folder: &Path, prefix: &str) -> Result<PathBuf> {
-    let Ok(entries) = fs::read_dir(folder) else { bail!("there is no {}", short(folder)) };
+/// Finds the entry of `directory` whose name begins with `prefix`.
+fn one_of(directory: &Path, prefix: &str) -> Result<PathBuf> {
+    let Ok(entries) = fs::read_dir(directory) else { bail!("there is no {}", short(directory)) };
     entries
         .filter_map(Result::ok)
         .map(|entry| entry.path())
         .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix)))
-        .with_context(|| format!("there is no {prefix}* in {}", short(folder)))
+        .with_context(|| format!("there is no {prefix}* in {}", short(directory)))
 }
 
-pub(crate) fn make(folder: &Path) -> Result<()> {
-    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))
+pub(crate) fn make(directory: &Path) -> Result<()> {
+    fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))
 }
 
-pub(crate) fn remove(folder: &Path) -> Result<()> {
-    match fs::remove_dir_all(folder) {
+pub(crate) fn remove(directory: &Path) -> Result<()> {
+    match fs::remove_dir_all(directory) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", folder.display()))
+            Err(error).with_context(|| format!("cannot remove {}", directory.display()))
         }
         _ => Ok(()),
     }
@@ -338,10 +373,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn folders_come_before_what_is_in_them() {
+    fn directories_come_before_what_is_in_them() {
         let file = |path: &str| Packed { path: path.to_owned(), from: PathBuf::new() };
         let packed = [file("usr/lib/python3/a.py"), file("bin/clients/b"), file("init")];
-        let found: Vec<_> = folders(&packed).into_iter().collect();
+        let found: Vec<_> = directories(&packed).into_iter().collect();
         assert_eq!(found, ["bin", "bin/clients", "usr", "usr/lib", "usr/lib/python3"]);
     }
 }

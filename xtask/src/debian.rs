@@ -1,5 +1,5 @@
-//! Debian with systemd in the VM: its root file system, and the boot that tests our
-//! units and our container image there.
+//! Debian with systemd in the VM: its root file system, and the boot that tests the
+//! units and the container image there.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,45 +10,59 @@ use anyhow::{Context, Result, ensure};
 use crate::build::{self, Guest};
 use crate::clients::Packed;
 use crate::process::{self, command};
-use crate::run::booting;
 use crate::setup::{self, Need};
 use crate::summary::Outcome;
-use crate::vm::{Boot, Hierarchy};
+use crate::vm::{self, Boot, Hierarchy, booting};
 use crate::workspace::{root, short, target};
 use crate::{apt, deploy, image, kernels};
 
 /// The prefix of the tests that run there.
 pub(crate) const TESTS: &str = "debian_";
 
-/// What is there beside Debian's smallest set.
+/// The packages that are installed beside Debian's smallest set.
 const PACKAGES: &str = "systemd,systemd-sysv,dbus,runc";
 
 /// Room for the packages, and for what a test unpacks.
 const SIZE: &str = "700M";
 
-/// Where the guest finds what it copies over Debian's files (tests/scenarios/deploy/debian.rs).
+/// The directory of what the guest copies over Debian's files
+/// (tests/scenarios/deploy/debian.rs).
 const PAYLOAD: &str = "payload";
 
-fn folder() -> PathBuf {
+fn directory() -> PathBuf {
     target().join("debian")
 }
 
 fn disk() -> PathBuf {
-    folder().join("root.ext4")
+    directory().join("root.ext4")
 }
 
-pub(crate) fn find() -> Result<String> {
-    let disk = disk();
-    ensure!(disk.is_file(), "there is no Debian for the VM, {}", short(&disk));
-    Ok(format!("Debian for the VM {}", short(&disk)))
+/// Debian with systemd on a disk for the VM.
+#[derive(Debug)]
+pub(crate) struct Debian;
+
+impl Need for Debian {
+    fn name(&self) -> &'static str {
+        "debian"
+    }
+
+    fn find(&self) -> Result<String> {
+        let disk = disk();
+        ensure!(disk.is_file(), "there is no Debian for the VM, {}", short(&disk));
+        Ok(format!("Debian for the VM {}", short(&disk)))
+    }
+
+    fn fetch(&self) -> Result<()> {
+        make_disk()
+    }
 }
 
-/// Installs Debian into a folder, and makes a disk of it.
-pub(crate) fn fetch() -> Result<()> {
+/// Installs Debian into a directory, and makes a disk of it.
+fn make_disk() -> Result<()> {
     if !process::exists("debootstrap") || !process::exists("mke2fs") {
         apt::install(&["debootstrap", "e2fsprogs"])?;
     }
-    let system = folder().join("root.partial");
+    let system = directory().join("root.partial");
     discard(&system)?;
     fs::create_dir_all(&system).with_context(|| format!("cannot make {}", system.display()))?;
     let mirror = apt::mirror()?;
@@ -64,13 +78,14 @@ pub(crate) fn fetch() -> Result<()> {
             .arg(&system)
             .arg(&mirror.address)
             .stdout(std::process::Stdio::null()),
-    )?;
-    // What no test reads, but every boot would carry.
+    )
+    .context("debootstrap needs root and an archive that is reachable; its log is in target/debian")?;
+    // No test reads this, and every boot would carry it.
     for waste in ["var/cache/apt/archives", "var/lib/apt/lists", "usr/share/doc", "usr/share/locale"] {
         let path = system.join(waste);
         fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?;
     }
-    let partial = folder().join("root.ext4.partial");
+    let partial = directory().join("root.ext4.partial");
     process::run(
         command("mke2fs").args(["-q", "-F", "-t", "ext4", "-d"]).arg(&system).arg(&partial).arg(SIZE),
     )?;
@@ -90,16 +105,16 @@ fn discard(system: &Path) -> Result<()> {
     fs::remove_dir_all(system).with_context(|| format!("cannot remove {}", system.display()))
 }
 
-/// Mount points below a folder, outer ones first.
-fn mounts_below<'a>(mounts: &'a str, folder: &Path) -> Vec<&'a Path> {
+/// Mount points below a directory, outer ones first.
+fn mounts_below<'a>(mounts: &'a str, directory: &Path) -> Vec<&'a Path> {
     let points = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(Path::new);
-    points.filter(|point| point.starts_with(folder)).collect()
+    points.filter(|point| point.starts_with(directory)).collect()
 }
 
 /// Boots it and runs the tests whose name contains `filter`.
 pub(crate) fn test(kernel: &str, filter: &str) -> Result<Outcome> {
-    setup::ensure(&setup::vm(kernel))?;
-    setup::ensure(&[Need::Debian])?;
+    vm::ensure(kernel)?;
+    setup::ensure(&[&Debian])?;
     let kernel = kernels::get(kernel)?;
     let programs = build::guest()?;
     image::build(&programs.monitor)?;
@@ -111,14 +126,17 @@ pub(crate) fn test(kernel: &str, filter: &str) -> Result<Outcome> {
         ..Boot::new(&kernel, Hierarchy::V2, "debian")
     };
     let report = boot.run(&guest, &mut |line| println!("{line}"))?;
-    ensure!(report.passed + report.failed > 0, "the guest ran no test");
+    ensure!(
+        report.passed + report.failed > 0,
+        "the guest ran no test whose name contains `{filter}`; its log is in target/vm"
+    );
     Ok(Outcome::of(report, kernel.release))
 }
 
-/// What is copied over Debian's files: our units, and the guest's own.
+/// Lists what is copied over Debian's files: the agent's units, and the guest's own.
 fn payload() -> Result<Vec<Packed>> {
     // The guest reads JSON; what is tested are the manifests all the same.
-    let manifests = folder().join("kubernetes");
+    let manifests = directory().join("kubernetes");
     fs::create_dir_all(&manifests).with_context(|| format!("cannot make {}", manifests.display()))?;
     for name in ["daemonset", "sidecar"] {
         let path = manifests.join(format!("{name}.json"));
@@ -139,14 +157,14 @@ fn payload() -> Result<Vec<Packed>> {
     }
     packed.push(Packed {
         path: format!("{PAYLOAD}/usr/share/memcg-monitor/deploy.md"),
-        from: root().join("docs/deploy.md"),
+        from: root().join("docs/guide/deploy.md"),
     });
     Ok(packed)
 }
 
-/// All files of a folder and of those in it.
-fn files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let entries = fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
+/// All files of a directory and of those in it.
+fn files(directory: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(directory).with_context(|| format!("cannot list {}", directory.display()))?;
     let mut found = Vec::new();
     for entry in entries {
         let path = entry?.path();

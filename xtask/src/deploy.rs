@@ -1,4 +1,4 @@
-//! What is in `deploy/`, read as those who deploy it read it.
+//! The files of `deploy/`, read as a cluster or a service manager reads them.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::workspace::root;
 
-/// A manifest of deploy/kubernetes.
+/// Reads a manifest of deploy/kubernetes.
 pub(crate) fn manifest(name: &str) -> Result<Value> {
     let path = root().join("deploy/kubernetes").join(name);
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -65,10 +65,10 @@ mod tests {
     #[test]
     fn each_capability_has_a_reason() {
         let unit = read(SERVICE);
-        let document = read("docs/deploy.md");
+        let document = read("docs/guide/deploy.md");
         for name in setting(&[SERVICE], "CapabilityBoundingSet") {
             assert!(unit.contains(&format!("# {name}: ")), "{name} in {SERVICE}");
-            assert!(document.contains(&format!("| `{name}` |")), "{name} in docs/deploy.md");
+            assert!(document.contains(&format!("| `{name}` |")), "{name} in docs/guide/deploy.md");
         }
     }
 

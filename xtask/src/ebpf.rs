@@ -1,4 +1,4 @@
-//! Finds a compiler that can make eBPF objects, and builds ours with it.
+//! Finds a compiler that can make eBPF objects, and builds the programs with it.
 //!
 //! Shared by xtask and `monitor/build.rs`, hence std only. A stock stable
 //! toolchain has no `core` for the BPF target; two kinds of toolchain do:
@@ -10,7 +10,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// The target our programs are compiled for.
+/// The target that the programs are compiled for.
 pub(crate) const TARGET: &str = "bpfel-unknown-none";
 /// The LLVM that bpf-linker is built with; it reads no newer bitcode.
 pub(crate) const LLVM: u32 = 22;
@@ -38,7 +38,7 @@ pub(crate) struct Toolchain {
     pub(crate) linker: PathBuf,
 }
 
-/// Finds compiler and linker, or says what is missing and how to get it.
+/// Finds compiler and linker, or names what is missing and how to get it.
 pub(crate) fn find(workspace_root: &Path) -> Result<Toolchain, String> {
     let advice = |what: String| format!("{what}\nrun `cargo xtask setup`, which installs it");
     Ok(Toolchain {
@@ -87,7 +87,9 @@ pub(crate) fn build(
         .map_err(|error| format!("cannot start {}: {error}", toolchain.compiler.cargo.display()))?;
     if !status.success() {
         let rustc = toolchain.compiler.rustc.display();
-        return Err(format!("building {PACKAGE} for {TARGET} with {rustc} failed ({status})"));
+        return Err(format!(
+            "building {PACKAGE} for {TARGET} with {rustc} failed ({status}); its messages are above"
+        ));
     }
     let object = target_dir.join(TARGET).join("release").join(OBJECT);
     if object.is_file() {
@@ -133,8 +135,8 @@ pub(crate) fn cargo(
     command
 }
 
-/// What an outer cargo sets for its own build would steer the inner one wrongly,
-/// or make it build all again, depending on who calls.
+/// Removes the variables that an outer cargo sets for its own build: they would steer the
+/// inner one wrongly, or make it build all again, depending on the caller.
 fn forget_outer_cargo(command: &mut Command) {
     // How to reach a registry and what to show stays as the user wants it.
     const KEPT: [&str; 7] =
@@ -155,7 +157,7 @@ fn forget_outer_cargo(command: &mut Command) {
 fn rustup_nightly() -> Option<PathBuf> {
     let output = Command::new("rustup")
         .args(["which", "--toolchain", "nightly", "rustc"])
-        // Asking must not start a download.
+        // The query must not start a download.
         .env("RUSTUP_AUTO_INSTALL", "0")
         .stdin(Stdio::null())
         .stderr(Stdio::null())
@@ -165,11 +167,11 @@ fn rustup_nightly() -> Option<PathBuf> {
     output.status.success().then(|| PathBuf::from(path.trim()))
 }
 
-/// Asks a compiler where its libraries are and which LLVM it brings.
+/// Queries a compiler for its libraries and its LLVM.
 fn probe(rustc: &Path) -> Result<Compiler, String> {
-    let sysroot = PathBuf::from(ask(rustc, &["--print", "sysroot"])?.trim());
-    let version = ask(rustc, &["-vV"])?;
-    let llvm = llvm_major(&version).ok_or("it does not tell its LLVM version")?;
+    let sysroot = PathBuf::from(query(rustc, &["--print", "sysroot"])?.trim());
+    let version = query(rustc, &["-vV"])?;
+    let llvm = llvm_major(&version).ok_or("`rustc -vV` names no LLVM version")?;
     if llvm > LLVM {
         return Err(format!("its LLVM {llvm} is newer than bpf-linker's {LLVM}"));
     }
@@ -189,7 +191,7 @@ fn probe(rustc: &Path) -> Result<Compiler, String> {
     Ok(Compiler { rustc: rustc.to_path_buf(), cargo, build_std: !ready })
 }
 
-fn ask(rustc: &Path, arguments: &[&str]) -> Result<String, String> {
+fn query(rustc: &Path, arguments: &[&str]) -> Result<String, String> {
     let output = Command::new(rustc)
         .args(arguments)
         .stdin(Stdio::null())

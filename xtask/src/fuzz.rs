@@ -1,5 +1,5 @@
 //! `cargo xtask fuzz`: the targets in `tests/fuzz`, and random lines beside the real
-//! kernel's parser. What is found on the way is kept in `target/fuzz`.
+//! kernel's parser. New inputs and findings are kept in `target/fuzz`.
 
 use std::fmt::{self, Display, Formatter};
 use std::fs;
@@ -12,14 +12,13 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 
 use crate::process::{self, command};
-use crate::run::booting;
 use crate::setup::{self, Need};
 use crate::summary::Outcome;
-use crate::vm::{Boot, Hierarchy};
+use crate::vm::{self, Boot, Hierarchy, booting};
 use crate::workspace::{root, short, target};
-use crate::{build, kernels};
+use crate::{apt, build, cargo_install, kernels, toolchain};
 
-/// The kernel that still has v1.
+/// The kernel that still has cgroup v1.
 const ORACLE: &str = "6.1";
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
 /// Seconds for each target in `cargo xtask test`.
@@ -27,22 +26,47 @@ const BRIEFLY: u64 = 10;
 /// Lines of a failing target that are shown.
 const SHOWN: usize = 40;
 
+/// The builder of fuzz targets, and a C++ compiler for libFuzzer.
+#[derive(Debug)]
+pub(crate) struct CargoFuzz;
+
+impl Need for CargoFuzz {
+    fn name(&self) -> &'static str {
+        "fuzz"
+    }
+
+    fn find(&self) -> Result<String> {
+        setup::programs(&["c++"])?;
+        setup::file(&cargo_install::program("cargo-fuzz"))
+            .map(|path| format!("builder of fuzz targets {path}"))
+    }
+
+    fn fetch(&self) -> Result<()> {
+        if setup::programs(&["c++"]).is_err() {
+            apt::install(&["g++"])?;
+        }
+        // It only starts others.
+        cargo_install::install("cargo-fuzz", &["--version", "^0.13", "--debug"], &[])
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// What to fuzz; everything when absent
+    /// Targets to fuzz; all of them when absent
     #[arg(value_enum, value_name = "TARGET")]
     targets: Vec<Target>,
-    /// How long for each
-    #[arg(long, value_name = "N", default_value_t = 60)]
+    /// How long to fuzz each target
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
-    /// With AddressSanitizer, built apart
+    /// Use AddressSanitizer, in a build of its own
     #[arg(long)]
     address: bool,
     /// Instead, compare with the parser of the real kernel 6.1 in the VM
     #[arg(long, conflicts_with_all = ["targets", "seconds", "address"])]
     differential: bool,
     /// With --differential: how many lines
-    #[arg(long, value_name = "N", default_value_t = 1_000_000, requires = "differential")]
+    #[arg(long, value_name = "N", default_value_t = 1_000_000, requires = "differential",
+          value_parser = clap::value_parser!(u64).range(1..))]
     lines: u64,
     /// With --differential: the lines of an earlier run
     #[arg(long, value_name = "SEED", requires = "differential", value_parser = seed)]
@@ -52,7 +76,7 @@ pub(crate) struct Arguments {
 /// A binary of `tests/fuzz`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Target {
-    /// What a client writes: the line, and the arguments for each control file
+    /// The line that a client writes, and the arguments for each control file
     Line,
     /// Packets at the sockets, with descriptors
     Packet,
@@ -60,7 +84,7 @@ enum Target {
     Fuse,
     /// The kernel's type information
     Btf,
-    /// What an agent finds of the one before
+    /// The state that an agent finds of its predecessor
     State,
 }
 
@@ -86,16 +110,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let sanitizer = if arguments.address { Sanitizer::Address } else { Sanitizer::None };
     let table = fuzz(targets, sanitizer, arguments.seconds)?;
     println!("\n{table}");
-    ensure!(table.findings() == 0, "{} findings, see above", table.findings());
+    ensure!(
+        table.findings() == 0,
+        "{} findings, see above; the inputs are in target/fuzz/findings",
+        table.findings()
+    );
     Ok(())
 }
 
-/// As the guest prints it, or decimal.
+/// Reads a seed as the guest prints it, or in decimal.
 fn seed(text: &str) -> Result<u64, std::num::ParseIntError> {
     text.strip_prefix("0x").map_or_else(|| text.parse(), |hex| u64::from_str_radix(hex, 16))
 }
 
-/// Each target for a moment.
+/// Fuzzes each target for a moment.
 pub(crate) fn briefly() -> Result<Outcome> {
     let table = fuzz(&Target::ALL, Sanitizer::None, BRIEFLY)?;
     println!("\n{table}");
@@ -106,8 +134,8 @@ pub(crate) fn briefly() -> Result<Outcome> {
 }
 
 fn fuzz(targets: &[Target], sanitizer: Sanitizer, seconds: u64) -> Result<Table> {
-    setup::ensure(&setup::BUILD)?;
-    setup::ensure(&[Need::Fuzz])?;
+    setup::ensure(&toolchain::NEEDS)?;
+    setup::ensure(&[&CargoFuzz])?;
     sanitizer.build(targets)?;
     let mut rows = Vec::new();
     for target in targets {
@@ -117,12 +145,12 @@ fn fuzz(targets: &[Target], sanitizer: Sanitizer, seconds: u64) -> Result<Table>
     Ok(Table(rows))
 }
 
-/// What is found, whatever it was built with.
-fn folder() -> PathBuf {
+/// Returns the directory of inputs and findings, which all builds share.
+fn directory() -> PathBuf {
     target().join("fuzz")
 }
 
-/// How the targets are built.
+/// The instrumentation of the targets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sanitizer {
     /// For coverage only: half the time to build, and faster.
@@ -140,13 +168,13 @@ impl Sanitizer {
     }
 
     fn binaries(self) -> PathBuf {
-        folder().join("build").join(self.name())
+        directory().join("build").join(self.name())
     }
 
-    /// All at once: most of it is the same.
+    /// Builds all targets at once: most of it is the same.
     fn build(self, targets: &[Target]) -> Result<()> {
         println!("building the fuzz targets (minutes the first time, then seconds)");
-        let mut command = command(setup::cargo_fuzz());
+        let mut command = command(cargo_install::program("cargo-fuzz"));
         command
             .args(["fuzz", "build", "--fuzz-dir", "tests/fuzz", "--codegen-units", "16"])
             .args(["--sanitizer", self.name(), "--target-dir"])
@@ -166,9 +194,9 @@ impl Sanitizer {
 impl Target {
     fn run(self, sanitizer: Sanitizer, seconds: u64) -> Result<Row> {
         let name = self.name();
-        let folder = folder();
+        let directory = directory();
         let make = |name: String| -> Result<PathBuf> {
-            let path = folder.join(name);
+            let path = directory.join(name);
             fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
             Ok(path)
         };
@@ -195,7 +223,7 @@ impl Target {
         for line in lines.split(b'\n') {
             let line = String::from_utf8_lossy(&line?).into_owned();
             row.read(&line);
-            // All that it says beside each new input; those are many.
+            // The lines on each new input are left out; those are many.
             if ["INITED", "pulse", "DONE", "ERROR", "SUMMARY"].iter().any(|word| line.contains(word)) {
                 println!("  {line}");
             }
@@ -211,13 +239,15 @@ impl Target {
             let file = row.finding.take().unwrap_or_else(|| status.to_string());
             row.finding = Some(file);
         } else if row.executions == 0 {
-            bail!("{name} did not say how much it ran");
+            bail!(
+                "the target {name} printed no count of executions; run `cargo xtask fuzz {name} --seconds 10`"
+            );
         }
         Ok(row)
     }
 }
 
-/// What came of a target.
+/// The result of one target.
 #[derive(Debug, PartialEq, Eq)]
 struct Row {
     name: &'static str,
@@ -230,11 +260,11 @@ struct Row {
 }
 
 impl Row {
-    /// Takes what there is in one line of libFuzzer's.
+    /// Reads the numbers in one line of libFuzzer.
     fn read(&mut self, line: &str) {
         let number = |text: &str| text.split_whitespace().next()?.parse().ok();
         let after = |word: &str| line.split_once(word).and_then(|(_, rest)| number(rest));
-        // A target that fails says no more than the last of these.
+        // A target that fails prints no more than the last of these.
         if let Some(count) = line.strip_prefix('#').and_then(number) {
             self.executions = count;
         }
@@ -268,7 +298,7 @@ impl Display for Table {
 }
 
 fn differential(lines: u64, seed: Option<u64>) -> Result<()> {
-    setup::ensure(&setup::vm(ORACLE))?;
+    vm::ensure(ORACLE)?;
     let guest = build::guest()?;
     let kernel = kernels::get(ORACLE)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?;
@@ -280,7 +310,10 @@ fn differential(lines: u64, seed: Option<u64>) -> Result<()> {
         ..Boot::new(&kernel, Hierarchy::V1, "differential")
     };
     let report = boot.run(&guest, &mut |line| println!("{line}"))?;
-    ensure!(report.failed == 0, "the parsers differ");
+    ensure!(
+        report.failed == 0,
+        "the agent's parser and the kernel's differ on the lines above; the seed repeats them"
+    );
     Ok(())
 }
 

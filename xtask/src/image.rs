@@ -5,32 +5,46 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::build;
 use crate::process::{self, command};
 use crate::setup::{self, Need};
 use crate::workspace::{root, short, target};
+use crate::{apt, build, toolchain};
 
-/// What the image is called, as the manifests in deploy/kubernetes have it.
+/// The image's name, as the manifests in deploy/kubernetes have it.
 pub(crate) const NAME: &str = "memcg-monitor:latest";
 
-fn folder() -> PathBuf {
+fn directory() -> PathBuf {
     target().join("image")
 }
 
 /// The image as an OCI layout.
 pub(crate) fn layout() -> PathBuf {
-    folder().join("layout")
+    directory().join("layout")
 }
 
-pub(crate) fn find() -> Result<String> {
-    process::exists("buildah").then(|| "image builder buildah".to_owned()).context("there is no buildah")
+/// The builder of container images, which needs no daemon.
+#[derive(Debug)]
+pub(crate) struct Buildah;
+
+impl Need for Buildah {
+    fn name(&self) -> &'static str {
+        "buildah"
+    }
+
+    fn find(&self) -> Result<String> {
+        process::exists("buildah").then(|| "image builder buildah".to_owned()).context("there is no buildah")
+    }
+
+    fn fetch(&self) -> Result<()> {
+        apt::install(&["buildah"])
+    }
 }
 
-/// `cargo xtask image`
+/// Runs `cargo xtask image`: builds the programs and writes an archive.
 pub(crate) fn run() -> Result<()> {
-    setup::ensure(&setup::BUILD)?;
+    setup::ensure(&toolchain::NEEDS)?;
     build(&build::guest()?.monitor)?;
-    let archive = folder().join("memcg-monitor.tar");
+    let archive = directory().join("memcg-monitor.tar");
     if archive.exists() {
         fs::remove_file(&archive).with_context(|| format!("cannot remove {}", archive.display()))?;
     }
@@ -46,8 +60,8 @@ pub(crate) fn run() -> Result<()> {
 
 /// Builds the image around this binary, as a layout.
 pub(crate) fn build(monitor: &Path) -> Result<()> {
-    setup::ensure(&[Need::Buildah])?;
-    let context = folder().join("context");
+    setup::ensure(&[&Buildah])?;
+    let context = directory().join("context");
     fs::create_dir_all(&context).with_context(|| format!("cannot make {}", context.display()))?;
     fs::copy(monitor, context.join("memcg-monitor"))
         .with_context(|| format!("cannot copy {}", monitor.display()))?;
@@ -67,10 +81,11 @@ pub(crate) fn build(monitor: &Path) -> Result<()> {
     process::run(buildah().args(["push", "--quiet", NAME]).arg(format!("oci:{}:latest", layout.display())))
 }
 
-/// With a store of our own, copied instead of mounted, so that it works anywhere.
+/// Returns buildah with a store of its own, copied instead of mounted, so that it works
+/// anywhere.
 fn buildah() -> std::process::Command {
     let mut buildah = command("buildah");
-    buildah.args(["--storage-driver", "vfs", "--root"]).arg(folder().join("store"));
-    buildah.arg("--runroot").arg(folder().join("run"));
+    buildah.args(["--storage-driver", "vfs", "--root"]).arg(directory().join("store"));
+    buildah.arg("--runroot").arg(directory().join("run"));
     buildah
 }

@@ -1,6 +1,6 @@
 //! Writes the VM's root file system: a cpio archive in the "newc" format.
 
-/// An archive that grows by one entry per call. Folders come before what is in them.
+/// An archive that grows by one entry per call. Directories come before what is in them.
 #[derive(Debug, Default)]
 pub(crate) struct Archive {
     bytes: Vec<u8>,
@@ -14,14 +14,14 @@ struct Device {
     minor: u32,
 }
 
-const FOLDER: u32 = 0o040_000;
+const DIRECTORY: u32 = 0o040_000;
 const FILE: u32 = 0o100_000;
 const LINK: u32 = 0o120_000;
 const CHARACTER_DEVICE: u32 = 0o020_000;
 
 impl Archive {
-    pub(crate) fn folder(&mut self, path: &str) {
-        self.entry(path, FOLDER | 0o755, Device::default(), &[]);
+    pub(crate) fn directory(&mut self, path: &str) {
+        self.entry(path, DIRECTORY | 0o755, Device::default(), &[]);
     }
 
     pub(crate) fn program(&mut self, path: &str, contents: &[u8]) {

@@ -1,23 +1,44 @@
-//! The kernels we hold ourselves to, and where each comes from.
+//! The kernels that the project is tested on, and the package of each.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::apt;
-use crate::workspace;
+use crate::setup::Need;
+use crate::{apt, workspace};
 
 /// A kernel image that the VM can boot.
 #[derive(Debug, Clone)]
 pub(crate) struct Kernel {
-    /// The name it was asked for by.
+    /// The name in the table, or the path.
     pub(crate) label: String,
-    /// The version it says it is, as in `uname -r`.
+    /// The version in its boot header, as in `uname -r`.
     pub(crate) release: String,
     pub(crate) image: PathBuf,
     /// `lib/modules/RELEASE`, where there is one.
     pub(crate) modules: Option<PathBuf>,
+}
+
+/// A kernel by its label or path, as a prerequisite.
+#[derive(Debug)]
+pub(crate) struct KernelImage<'a>(pub(crate) &'a str);
+
+impl Need for KernelImage<'_> {
+    fn name(&self) -> &'static str {
+        "kernel"
+    }
+
+    fn find(&self) -> Result<String> {
+        let name = self.0;
+        let kernel = find(name)?.with_context(|| format!("kernel {name} is not here yet"))?;
+        let remark = remark(&kernel).map_or(String::new(), |text| format!(" ({text})"));
+        Ok(format!("kernel {name}: {}{remark}", kernel.release))
+    }
+
+    fn fetch(&self) -> Result<()> {
+        fetch(self.0)
+    }
 }
 
 /// A row of the kernel table. A new kernel is a new row.
@@ -26,14 +47,16 @@ struct Packaged {
     label: &'static str,
     /// The package that depends on the newest image.
     meta: &'static str,
-    /// None: the machine's own sources.
+    /// The suite of the package; None: the machine's own sources.
     suite: Option<&'static str>,
+    /// True if it has the memory controller of cgroup v1.
+    v1: bool,
 }
 
 const PACKAGED: [Packaged; 3] = [
-    Packaged { label: "6.1", meta: "linux-image-cloud-amd64", suite: None },
-    Packaged { label: "6.12", meta: "linux-image-6.12-cloud-amd64", suite: None },
-    Packaged { label: "7.2", meta: "linux-image-cloud-amd64", suite: Some("sid") },
+    Packaged { label: "6.1", meta: "linux-image-cloud-amd64", suite: None, v1: true },
+    Packaged { label: "6.12", meta: "linux-image-6.12-cloud-amd64", suite: None, v1: false },
+    Packaged { label: "7.2", meta: "linux-image-cloud-amd64", suite: Some("sid"), v1: false },
 ];
 
 /// The kernel that `run` and `bench` take by default.
@@ -44,29 +67,51 @@ pub(crate) fn labels() -> impl Iterator<Item = &'static str> {
     PACKAGED.iter().map(|row| row.label)
 }
 
-/// The kernel, if it is already here.
-pub(crate) fn find(name: &str) -> Result<Option<Kernel>> {
+/// The names of the kernels in the table that have cgroup v1.
+pub(crate) fn with_v1() -> impl Iterator<Item = &'static str> {
+    PACKAGED.iter().filter(|row| row.v1).map(|row| row.label)
+}
+
+/// Returns whether a kernel has cgroup v1, or None for a path, which may be any kernel.
+pub(crate) fn has_v1(name: &str) -> Option<bool> {
+    packaged(name).map(|row| row.v1)
+}
+
+/// Reads the value of an option `--kernel`: a name in the table or a kernel's path.
+pub(crate) fn parse(name: &str) -> Result<String, String> {
+    if packaged(name).is_some() {
+        return Ok(name.to_owned());
+    }
+    let image = Path::new(name);
+    if !image.is_file() {
+        return Err(choices());
+    }
+    from_image(name, image).map(|_| name.to_owned()).map_err(|error| format!("{error:#}; {}", choices()))
+}
+
+/// Finds the kernel if it is already here.
+fn find(name: &str) -> Result<Option<Kernel>> {
     if packaged(name).is_none() {
         let image = Path::new(name);
         ensure!(image.is_file(), "no kernel {name}: {}", choices());
         return Ok(Some(from_image(name, image)?));
     }
-    let folder = folder(name);
-    if !folder.is_dir() {
+    let directory = directory(name);
+    if !directory.is_dir() {
         return Ok(None);
     }
-    let image = image_in(&folder)
-        .with_context(|| format!("remove {} and run `cargo xtask setup`", folder.display()))?;
+    let image = image_in(&directory)
+        .with_context(|| format!("remove {} and run `cargo xtask setup`", directory.display()))?;
     Ok(Some(from_image(name, &image)?))
 }
 
-/// The kernel, which setup has provided.
+/// Returns the kernel, which setup has provided.
 pub(crate) fn get(name: &str) -> Result<Kernel> {
     find(name)?.with_context(|| format!("kernel {name} is not here; run `cargo xtask setup`"))
 }
 
 /// Downloads a kernel by its name in the table.
-pub(crate) fn fetch(name: &str) -> Result<Kernel> {
+fn fetch(name: &str) -> Result<()> {
     let row = packaged(name).with_context(|| format!("no kernel {name}: {}", choices()))?;
     let source = match row.suite {
         Some(suite) => apt::Source::suite(suite)?,
@@ -74,13 +119,15 @@ pub(crate) fn fetch(name: &str) -> Result<Kernel> {
     };
     let packages = image_packages(&source, row.meta)?;
     println!("setup: downloading {}", packages.join(" "));
-    source.unpack(&packages, &folder(name))?;
-    let kernel = find(name)?.with_context(|| format!("{} holds no kernel", folder(name).display()))?;
+    source.unpack(&packages, &directory(name))?;
+    let kernel = find(name)?.with_context(|| {
+        format!("{} holds no kernel; remove it and run `cargo xtask setup`", directory(name).display())
+    })?;
     println!("setup: kernel {name} is {}", kernel.release);
-    Ok(kernel)
+    Ok(())
 }
 
-/// What to say about a kernel whose package has moved on past its label.
+/// Returns a remark on a kernel whose package has moved on past its label.
 pub(crate) fn remark(kernel: &Kernel) -> Option<String> {
     packaged(&kernel.label)?;
     let same = kernel
@@ -99,7 +146,7 @@ fn choices() -> String {
     format!("give one of {} or the path of a vmlinuz", labels.join(", "))
 }
 
-fn folder(name: &str) -> PathBuf {
+fn directory(name: &str) -> PathBuf {
     workspace::target().join("kernels").join(name)
 }
 
@@ -119,16 +166,19 @@ fn image_packages(source: &apt::Source, meta: &str) -> Result<Vec<String>> {
             }
         }
     }
-    ensure!(!found.is_empty(), "{meta} depends on no kernel image");
+    ensure!(
+        !found.is_empty(),
+        "the package {meta} depends on no kernel image; run `apt-get update` as root, then try again"
+    );
     Ok(found)
 }
 
-/// Either `boot/vmlinuz-RELEASE` or `[usr/]lib/modules/RELEASE/vmlinuz`.
-fn image_in(folder: &Path) -> Result<PathBuf> {
+/// Finds `boot/vmlinuz-RELEASE` or `[usr/]lib/modules/RELEASE/vmlinuz`.
+fn image_in(directory: &Path) -> Result<PathBuf> {
     for (sub, inner) in
         [("boot", None), ("usr/lib/modules", Some("vmlinuz")), ("lib/modules", Some("vmlinuz"))]
     {
-        let Ok(entries) = fs::read_dir(folder.join(sub)) else {
+        let Ok(entries) = fs::read_dir(directory.join(sub)) else {
             continue;
         };
         for entry in entries {
@@ -142,7 +192,7 @@ fn image_in(folder: &Path) -> Result<PathBuf> {
             }
         }
     }
-    bail!("no vmlinuz in {}", folder.display())
+    bail!("no vmlinuz in {}", directory.display())
 }
 
 fn from_image(label: &str, image: &Path) -> Result<Kernel> {
@@ -152,8 +202,10 @@ fn from_image(label: &str, image: &Path) -> Result<Kernel> {
     let modules = image
         .ancestors()
         .skip(1)
-        .flat_map(|folder| ["usr/lib/modules", "lib/modules"].map(|sub| folder.join(sub).join(&release)))
-        .find(|folder| folder.join("kernel").is_dir());
+        .flat_map(|directory| {
+            ["usr/lib/modules", "lib/modules"].map(|sub| directory.join(sub).join(&release))
+        })
+        .find(|directory| directory.join("kernel").is_dir());
     Ok(Kernel { label: label.to_owned(), release, image: image.to_path_buf(), modules })
 }
 
@@ -193,5 +245,14 @@ mod tests {
         assert_eq!(remark(&kernel("6.1", "6.1.0-56-cloud-amd64")), None);
         assert!(remark(&kernel("6.1", "6.12.117")).is_some());
         assert!(remark(&kernel("7.2", "7.3.1")).is_some());
+    }
+
+    #[test]
+    fn a_kernel_is_refused_with_the_choices() {
+        assert_eq!(parse("6.1").as_deref(), Ok("6.1"));
+        let choices = "give one of 6.1, 6.12, 7.2 or the path of a vmlinuz";
+        assert_eq!(parse("9.9"), Err(choices.to_owned()));
+        let text = parse(file!()).or_else(|_| parse("/proc/version")).expect_err("no kernel");
+        assert!(text.contains("is not a bootable x86 kernel") && text.ends_with(choices), "{text}");
     }
 }

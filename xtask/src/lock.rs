@@ -1,5 +1,5 @@
-//! Locks between processes of ours: several steps run side by side, and may find the same
-//! prerequisite missing.
+//! Locks between the processes of xtask: several steps run side by side, and may find the
+//! same prerequisite missing.
 
 use std::fs::{self, File};
 

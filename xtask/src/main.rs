@@ -3,11 +3,14 @@
 mod apt;
 mod bench;
 mod build;
+mod busybox;
+mod cargo_install;
 mod checks;
 mod clients;
 mod conformance;
 mod debian;
 mod deploy;
+mod docs;
 mod ebpf;
 mod fuzz;
 mod image;
@@ -15,6 +18,7 @@ mod initramfs;
 mod kernels;
 mod lock;
 mod modules;
+mod needs;
 mod process;
 mod project;
 mod prometheus;
@@ -28,12 +32,14 @@ mod summary;
 mod test;
 mod tidy;
 mod times;
+mod toolchain;
 mod vm;
 mod workspace;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 /// Sets up, builds, runs, tests and measures memcg-monitor.
@@ -56,7 +62,7 @@ enum Verb {
     Run(run::Arguments),
     /// Run every check and test, and end with a table
     Test(test::Arguments),
-    /// Compare with the real cgroup v1 in the VM, and write docs/conformance.md
+    /// Compare with the real cgroup v1 in the VM, and write docs/reference/conformance.md
     Conformance,
     /// Kill, stop and hand over the agent amid a random mix of everything, against a model
     Soak(soak::Arguments),
@@ -64,13 +70,31 @@ enum Verb {
     Bench(bench::Arguments),
     /// Fuzz what reads bytes that others chose; new inputs go to target/fuzz
     Fuzz(fuzz::Arguments),
+    /// Build the documentation as a site, target/docs, and check every link in it
+    Docs,
+}
+
+impl Verb {
+    /// Refuses arguments that do not fit together, which clap cannot see.
+    fn check(&self) -> Result<()> {
+        match self {
+            Self::Run(arguments) => arguments.check(),
+            Self::Test(arguments) => arguments.check(),
+            _ => Ok(()),
+        }
+    }
 }
 
 fn main() -> ExitCode {
-    match dispatch(Cli::parse().command) {
+    let verb = Cli::parse().command;
+    if let Err(error) = verb.check() {
+        clap::Error::raw(ErrorKind::ValueValidation, format!("{error:#}\n")).exit();
+    }
+    match dispatch(verb) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            let name = std::env::args().nth(1).unwrap_or_default();
+            eprintln!("error: `cargo xtask {name}` failed: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -78,9 +102,9 @@ fn main() -> ExitCode {
 
 fn dispatch(verb: Verb) -> Result<ExitCode> {
     match verb {
-        Verb::Setup => setup::all()?,
+        Verb::Setup => setup::report(&needs::all())?,
         Verb::Build => {
-            setup::ensure(&setup::BUILD)?;
+            setup::ensure(&toolchain::NEEDS)?;
             build::all()?;
         }
         Verb::Image => image::run()?,
@@ -90,6 +114,81 @@ fn dispatch(verb: Verb) -> Result<ExitCode> {
         Verb::Soak(arguments) => soak::run(&arguments)?,
         Verb::Bench(arguments) => bench::run(&arguments)?,
         Verb::Fuzz(arguments) => fuzz::run(&arguments)?,
+        Verb::Docs => println!("{}", docs::build()?.note),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// The error on a command line, from clap or from what it cannot see.
+    fn refusal(line: &str) -> Option<String> {
+        let words = ["cargo xtask"].into_iter().chain(line.split(' '));
+        match Cli::try_parse_from(words) {
+            Ok(cli) => cli.command.check().err().map(|error| error.to_string()),
+            Err(error) => Some(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn the_command_line_fits_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_kernel_that_is_not_there_is_refused_at_once() {
+        for line in
+            ["test --kernel", "run --kernel", "soak --kernel", "bench --kernel", "bench charge --kernel"]
+        {
+            assert_eq!(refusal(&format!("{line} 6.12")), None, "{line}");
+            let text = refusal(&format!("{line} 9.9")).expect(line);
+            assert!(text.contains("6.1, 6.12, 7.2 or the path of a vmlinuz"), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_help_names_each_kernel() {
+        for name in ["test", "run", "soak", "bench"] {
+            let mut command = Cli::command();
+            let command = command.find_subcommand_mut(name).expect(name);
+            let help = command.render_help().to_string();
+            for label in kernels::labels() {
+                assert!(help.contains(label), "{name}: {label}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_fuzz_run_has_an_end() {
+        for line in ["fuzz --seconds 0", "fuzz --differential --lines 0"] {
+            assert!(refusal(line).is_some_and(|text| text.contains("1..")), "{line}");
+        }
+        assert_eq!(refusal("fuzz line --seconds 1"), None);
+    }
+
+    #[test]
+    fn cgroup_v1_is_refused_where_the_kernel_lacks_it() {
+        assert_eq!(refusal("run --kernel 6.1 --cgroup v1"), None);
+        assert_eq!(refusal("run --kernel 7.2 --cgroup v2"), None);
+        for line in ["run --cgroup v1", "run --kernel 6.12 --cgroup v1"] {
+            let text = refusal(line).expect(line);
+            assert!(text.contains("give --kernel 6.1, or --cgroup v2"), "{text}");
+        }
+        assert!(refusal("run --cgroup v3").is_some_and(|text| text.contains("[possible values: v1, v2]")));
+    }
+
+    #[test]
+    fn a_filter_that_names_no_test_is_refused_at_once() {
+        for filter in ["threshold_", "debian_", "prometheus", "conformance_,-threshold_"] {
+            assert_eq!(refusal(&format!("test --filter {filter}")), None, "{filter}");
+        }
+        let text = refusal("test --filter threshhold_").expect("no such test");
+        assert!(text.contains("`threshhold_`") && text.contains("near it: threshold"), "{text}");
+        let text = refusal("test --filter conformance_removal_order --kernel 7.2").expect("no such boot");
+        assert!(text.contains("6.1 with cgroup v1"), "{text}");
+    }
 }

@@ -11,11 +11,11 @@ use crate::process::{command, output_bytes};
 /// A module's name and its decompressed contents.
 pub(crate) type Module = (String, Vec<u8>);
 
-/// The wanted modules and their dependencies in loading order. One that the
-/// kernel has built in is no file and thus not in the answer.
-pub(crate) fn collect(folder: &Path, wanted: &[&str]) -> Result<Vec<Module>> {
+/// Returns the wanted modules and their dependencies in loading order. One that the
+/// kernel has built in is no file and thus not among them.
+pub(crate) fn collect(directory: &Path, wanted: &[&str]) -> Result<Vec<Module>> {
     let mut files = HashMap::new();
-    index(&folder.join("kernel"), &mut files)?;
+    index(&directory.join("kernel"), &mut files)?;
     let mut found = Vec::new();
     let mut seen = BTreeSet::new();
     for name in wanted {
@@ -24,8 +24,8 @@ pub(crate) fn collect(folder: &Path, wanted: &[&str]) -> Result<Vec<Module>> {
     Ok(found)
 }
 
-fn index(folder: &Path, files: &mut HashMap<String, PathBuf>) -> Result<()> {
-    let entries = fs::read_dir(folder).with_context(|| format!("cannot list {}", folder.display()))?;
+fn index(directory: &Path, files: &mut HashMap<String, PathBuf>) -> Result<()> {
+    let entries = fs::read_dir(directory).with_context(|| format!("cannot list {}", directory.display()))?;
     for entry in entries {
         let entry = entry?;
         let path = entry.path();
@@ -80,7 +80,7 @@ fn depends(module: &[u8]) -> Vec<String> {
     String::from_utf8_lossy(value).split(',').filter(|name| !name.is_empty()).map(normal).collect()
 }
 
-/// Files say `lzo-rle`, the kernel says `lzo_rle`.
+/// Returns the kernel's form of a name: a file is `lzo-rle.ko`, its module `lzo_rle`.
 fn normal(name: &str) -> String {
     name.replace('-', "_")
 }
@@ -91,13 +91,13 @@ mod tests {
 
     #[test]
     fn modules_come_after_what_they_depend_on() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let kernel = folder.path().join("kernel/drivers");
-        fs::create_dir_all(&kernel).expect("folders");
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let kernel = directory.path().join("kernel/drivers");
+        fs::create_dir_all(&kernel).expect("directories");
         fs::write(kernel.join("zram.ko"), b"x\0depends=zs-malloc,base\0").expect("zram");
         fs::write(kernel.join("zs_malloc.ko"), b"x\0depends=base\0").expect("zs_malloc");
         fs::write(kernel.join("base.ko"), b"x\0depends=\0").expect("base");
-        let found = collect(folder.path(), &["zram", "built-in"]).expect("collected");
+        let found = collect(directory.path(), &["zram", "built-in"]).expect("collected");
         let names: Vec<_> = found.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["base", "zs_malloc", "zram"]);
     }

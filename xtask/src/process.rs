@@ -1,4 +1,4 @@
-//! Runs other programs; an error names the command and shows what it said.
+//! Runs other programs; an error names the command and shows its messages.
 
 use std::ffi::OsStr;
 use std::io;
@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// A command that asks nothing: no stdin, no translated messages.
+/// Returns a command that cannot prompt: no stdin, no translated messages.
 pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.stdin(Stdio::null()).env("LC_ALL", "C");
@@ -16,9 +16,11 @@ pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
 
 /// Runs a command to its end, its output going where ours goes.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
-    let status = command.status().with_context(|| format!("cannot start {}", shown(command)))?;
+    let status = command.status().with_context(|| {
+        format!("cannot start {}; `cargo xtask setup` gets every prerequisite", shown(command))
+    })?;
     if !status.success() {
-        bail!("{} failed ({status})", shown(command));
+        bail!("{} failed ({status}); its messages are above", shown(command));
     }
     Ok(())
 }
@@ -30,7 +32,9 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
 
 /// Like `output`, for a command that prints bytes.
 pub(crate) fn output_bytes(command: &mut Command) -> Result<Vec<u8>> {
-    let output = command.output().with_context(|| format!("cannot start {}", shown(command)))?;
+    let output = command.output().with_context(|| {
+        format!("cannot start {}; `cargo xtask setup` gets every prerequisite", shown(command))
+    })?;
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         bail!("{} failed ({}):\n{}", shown(command), output.status, stderr.trim());

@@ -1,4 +1,4 @@
-//! What the benchmark `build` compiles in the VM, and what it compiles with: zlib's
+//! The project that the benchmark `build` compiles in the VM, and its compiler: zlib's
 //! own sources, and Debian's gcc, binutils and make, unpacked below `target/`.
 
 use std::fs;
@@ -9,11 +9,12 @@ use anyhow::{Context, Result, ensure};
 use crate::apt;
 use crate::clients::{Packed, make, remove, tarball_in};
 use crate::process::{self, command};
+use crate::setup::Need;
 use crate::workspace::{short, target, tools};
 
 /// A source package that a plain makefile builds, without a configure script.
 const SOURCE: &str = "zlib";
-/// Where its sources are in the VM.
+/// The directory of its sources in the VM.
 const IN_VM: &str = "usr/src/project";
 
 /// Packages to begin with, and the names of those to follow from there.
@@ -35,7 +36,7 @@ const FOLLOWED: [&str; 13] = [
 ];
 
 const LIBRARIES: [&str; 2] = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"];
-/// How the names of those open that compiler, assembler, archiver and make load.
+/// The first letters of the libraries that compiler, assembler, archiver and make load.
 const LOADED: [&str; 11] = [
     "libc.so.",
     "libm.so.",
@@ -49,7 +50,7 @@ const LOADED: [&str; 11] = [
     "libbfd-",
     "libsframe.so.",
 ];
-/// Everything in these, and single files of folders that are large.
+/// Directories whose headers are all taken; of large ones, single files are.
 const HEADERS: [&str; 4] = [
     "usr/include/x86_64-linux-gnu/bits",
     "usr/include/x86_64-linux-gnu/sys",
@@ -60,45 +61,55 @@ const KERNEL_HEADERS: [&str; 4] =
     ["linux/errno.h", "linux/limits.h", "asm-generic/errno.h", "asm-generic/errno-base.h"];
 const COMPILER_HEADERS: [&str; 4] = ["limits.h", "stdarg.h", "stddef.h", "syslimits.h"];
 
-/// Says what is here, or what is missing.
-pub(crate) fn find() -> Result<String> {
-    let (compiler, makefile) = (compiler()?, sources().join("Makefile.in"));
-    ensure!(makefile.is_file(), "there is no {}", short(&makefile));
-    Ok(format!("{SOURCE}'s sources, and a compiler for the VM {}", short(&compiler)))
+/// The sources that the benchmark `build` compiles, and a compiler for the VM.
+#[derive(Debug)]
+pub(crate) struct Project;
+
+impl Need for Project {
+    fn name(&self) -> &'static str {
+        "project"
+    }
+
+    fn find(&self) -> Result<String> {
+        let (compiler, makefile) = (compiler()?, sources().join("Makefile.in"));
+        ensure!(makefile.is_file(), "there is no {}", short(&makefile));
+        Ok(format!("{SOURCE}'s sources, and a compiler for the VM {}", short(&compiler)))
+    }
+
+    fn fetch(&self) -> Result<()> {
+        if compiler().is_err() {
+            println!("setup: downloading gcc, binutils and make for the VM, into target/ only");
+            let system = apt::Source::system()?;
+            system.unpack(&packages(&system)?, &root())?;
+        }
+        if sources().join("Makefile.in").is_file() {
+            return Ok(());
+        }
+        if !process::exists("bzip2") {
+            apt::install(&["bzip2"])?;
+        }
+        println!("setup: downloading the sources of {SOURCE}");
+        let directory = target().join("project/download");
+        remove(&directory)?;
+        apt::Source::sources()?.download_source(SOURCE, &directory)?;
+        let partial = target().join("project/partial");
+        remove(&partial)?;
+        make(&partial)?;
+        let tarball = tarball_in(&directory)?;
+        process::run(
+            command("tar").args(["--strip-components=1", "-xf"]).arg(&tarball).arg("-C").arg(&partial),
+        )?;
+        fs::rename(&partial, sources()).context("cannot rename the sources into place")?;
+        remove(&directory)
+    }
 }
 
-/// Downloads what is not here yet.
-pub(crate) fn fetch() -> Result<()> {
-    if compiler().is_err() {
-        println!("setup: downloading gcc, binutils and make for the VM, into target/ only");
-        let system = apt::Source::system()?;
-        system.unpack(&packages(&system)?, &root())?;
-    }
-    if sources().join("Makefile.in").is_file() {
-        return Ok(());
-    }
-    if !process::exists("bzip2") {
-        apt::install(&["bzip2"])?;
-    }
-    println!("setup: downloading the sources of {SOURCE}");
-    let folder = target().join("project/download");
-    remove(&folder)?;
-    apt::Source::sources()?.download_source(SOURCE, &folder)?;
-    let partial = target().join("project/partial");
-    remove(&partial)?;
-    make(&partial)?;
-    let tarball = tarball_in(&folder)?;
-    process::run(command("tar").args(["--strip-components=1", "-xf"]).arg(&tarball).arg("-C").arg(&partial))?;
-    fs::rename(&partial, sources()).context("cannot rename the sources into place")?;
-    remove(&folder)
-}
-
-/// Everything for one build in the VM: some 45 MB.
+/// Lists the files for one build in the VM: some 45 MB.
 pub(crate) fn pack() -> Result<Vec<Packed>> {
     let mut packed = Vec::new();
     let mut add = |path: String, from: PathBuf| packed.push(Packed { path, from });
     let compiler = compiler()?;
-    let home = compiler.parent().context("it is in a folder")?;
+    let home = compiler.parent().context("cc1 is in a directory")?;
     let version = home.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let in_vm = format!("usr/lib/gcc/x86_64-linux-gnu/{version}");
 
@@ -128,14 +139,14 @@ pub(crate) fn pack() -> Result<Vec<Packed>> {
     for from in files(&root().join("usr/include"))? {
         add(format!("usr/include/{}", name(&from)), from);
     }
-    for folder in HEADERS {
-        let mut open = vec![root().join(folder)];
-        while let Some(folder) = open.pop() {
-            for from in files(&folder)? {
+    for directory in HEADERS {
+        let mut open = vec![root().join(directory)];
+        while let Some(directory) = open.pop() {
+            for from in files(&directory)? {
                 let path = from.strip_prefix(root()).context("it is below")?.display().to_string();
                 add(path, from);
             }
-            open.extend(list(&folder)?.into_iter().filter(|path| path.is_dir()));
+            open.extend(list(&directory)?.into_iter().filter(|path| path.is_dir()));
         }
     }
     for from in files(&sources())? {
@@ -144,7 +155,7 @@ pub(crate) fn pack() -> Result<Vec<Packed>> {
     Ok(packed)
 }
 
-/// Where the packages are unpacked.
+/// Returns the directory of the unpacked packages.
 fn root() -> PathBuf {
     tools().join("gcc")
 }
@@ -153,17 +164,17 @@ fn sources() -> PathBuf {
     target().join("project").join(SOURCE)
 }
 
-/// The compiler proper, whose folder has a version.
+/// The compiler proper, whose directory has a version.
 fn compiler() -> Result<PathBuf> {
-    let folder = root().join("usr/lib/gcc/x86_64-linux-gnu");
-    list(&folder)?
+    let directory = root().join("usr/lib/gcc/x86_64-linux-gnu");
+    list(&directory)?
         .into_iter()
         .map(|version| version.join("cc1"))
         .find(|path| path.is_file())
-        .with_context(|| format!("there is no cc1 in {}", short(&folder)))
+        .with_context(|| format!("there is no cc1 in {}; `cargo xtask setup` unpacks it", short(&directory)))
 }
 
-/// All that the first packages need, as far as the VM does.
+/// Lists what the first packages need, as far as the VM does.
 fn packages(source: &apt::Source) -> Result<Vec<String>> {
     let mut packages: Vec<String> = PACKAGES.map(str::to_owned).to_vec();
     let mut at = 0;
@@ -178,30 +189,30 @@ fn packages(source: &apt::Source) -> Result<Vec<String>> {
     Ok(packages)
 }
 
-/// The library under the name that programs ask for, the shortest.
+/// Finds the library under the name that programs load it by, the shortest.
 fn library(prefix: &str) -> Result<PathBuf> {
     let mut found = Vec::new();
-    for folder in LIBRARIES {
-        found.extend(list(&root().join(folder))?.into_iter().filter(|path| name(path).starts_with(prefix)));
+    for directory in LIBRARIES {
+        found
+            .extend(list(&root().join(directory))?.into_iter().filter(|path| name(path).starts_with(prefix)));
     }
-    found
-        .into_iter()
-        .min_by_key(|path| name(path).len())
-        .with_context(|| format!("Debian's compiler lacks {prefix}*"))
+    found.into_iter().min_by_key(|path| name(path).len()).with_context(|| {
+        format!("Debian's compiler lacks {prefix}*; remove target/tools/gcc and run `cargo xtask setup`")
+    })
 }
 
 fn name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
-/// The plain files of a folder.
-fn files(folder: &Path) -> Result<Vec<PathBuf>> {
-    Ok(list(folder)?.into_iter().filter(|path| path.is_file()).collect())
+/// The plain files of a directory.
+fn files(directory: &Path) -> Result<Vec<PathBuf>> {
+    Ok(list(directory)?.into_iter().filter(|path| path.is_file()).collect())
 }
 
-/// Sorted, so that the VM is the same each time.
-fn list(folder: &Path) -> Result<Vec<PathBuf>> {
-    let entries = fs::read_dir(folder).with_context(|| format!("there is no {}", short(folder)))?;
+/// Lists a directory in sorted order, so that the VM is the same each time.
+fn list(directory: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(directory).with_context(|| format!("there is no {}", short(directory)))?;
     let mut paths: Vec<_> = entries.filter_map(Result::ok).map(|entry| entry.path()).collect();
     paths.sort();
     Ok(paths)

@@ -1,5 +1,5 @@
 //! Prometheus, from Debian's package: it scrapes an agent in a VM, and its `promtool`
-//! judges our metrics and our alert rules.
+//! checks the metrics and the alert rules.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -12,18 +12,19 @@ use serde_json::Value;
 use crate::build::Guest;
 use crate::clients::Packed;
 use crate::process::{self, command};
+use crate::setup::{self, Need};
 use crate::summary::Outcome;
-use crate::vm::{Boot, Hierarchy};
+use crate::vm::{self, Boot, Hierarchy};
 use crate::workspace::{root, short, tools};
-use crate::{apt, kernels, setup};
+use crate::{apt, kernels};
 
 /// The kernel that it runs on; any would do.
 const KERNEL: &str = "6.12";
 
-/// The C library that the programs were linked to, which the VM has not.
+/// The C library that the programs were linked to, which the VM does not have.
 const LIBRARIES: [&str; 2] = ["lib/x86_64-linux-gnu/libc.so.6", "lib64/ld-linux-x86-64.so.2"];
 
-/// Of `deploy/prometheus`, what the VM's Prometheus gets.
+/// The files of `deploy/prometheus` that the VM's Prometheus gets.
 const CONFIGURATION: [&str; 2] = ["prometheus.yml", "memcg-monitor.rules.yml"];
 
 fn unpacked() -> PathBuf {
@@ -34,19 +35,27 @@ fn program(name: &str) -> PathBuf {
     unpacked().join("usr/bin").join(name)
 }
 
-/// Says what is here, or what is missing.
-pub(crate) fn find() -> Result<String> {
-    for path in [program("prometheus"), program("promtool")] {
-        path.is_file().then_some(()).with_context(|| format!("there is no {}", short(&path)))?;
-    }
-    Ok(format!("Prometheus {}", short(&program("prometheus"))))
-}
+/// The programs prometheus and promtool, from Debian's package.
+#[derive(Debug)]
+pub(crate) struct Prometheus;
 
-/// Downloads it.
-pub(crate) fn fetch() -> Result<()> {
-    println!("setup: downloading Prometheus, into target/ only");
-    std::fs::create_dir_all(tools()).context("cannot make target/tools")?;
-    apt::Source::system()?.unpack(&["prometheus".to_owned(), "libc6".to_owned()], &unpacked())
+impl Need for Prometheus {
+    fn name(&self) -> &'static str {
+        "prometheus"
+    }
+
+    fn find(&self) -> Result<String> {
+        for path in [program("prometheus"), program("promtool")] {
+            setup::file(&path)?;
+        }
+        Ok(format!("Prometheus {}", short(&program("prometheus"))))
+    }
+
+    fn fetch(&self) -> Result<()> {
+        println!("setup: downloading Prometheus, into target/ only");
+        std::fs::create_dir_all(tools()).context("cannot make target/tools")?;
+        apt::Source::system()?.unpack(&["prometheus".to_owned(), "libc6".to_owned()], &unpacked())
+    }
 }
 
 fn promtool() -> Command {
@@ -59,19 +68,19 @@ fn deployed() -> PathBuf {
     root().join("deploy/prometheus")
 }
 
-/// The deployed rules and configuration, by promtool and by the rules' own tests.
+/// Checks the deployed rules and configuration by promtool, and runs the rules' own tests.
 pub(crate) fn check_rules() -> Result<Outcome> {
-    setup::ensure(&[setup::Need::Prometheus])?;
+    setup::ensure(&[&Prometheus])?;
     process::run(promtool().args(["check", "config", "--lint-fatal", "prometheus.yml"]))?;
     process::run(promtool().args(["check", "rules", "--lint-fatal", "memcg-monitor.rules.yml"]))?;
     process::run(promtool().args(["test", "rules", "memcg-monitor.test.yml"]))?;
     Ok(Outcome::pass(""))
 }
 
-/// A real Prometheus scrapes a real agent, beside it in a VM.
+/// Boots a VM in which a real Prometheus scrapes a real agent.
 pub(crate) fn scrape(guest: &Guest) -> Result<Outcome> {
-    setup::ensure(&setup::vm(KERNEL))?;
-    setup::ensure(&[setup::Need::Prometheus])?;
+    vm::ensure(KERNEL)?;
+    setup::ensure(&[&Prometheus])?;
     let kernel = kernels::get(KERNEL)?;
     let guest = Guest { init: guest.init.clone(), monitor: guest.monitor.clone(), more: pack()?, disk: None };
     let boot = Boot {
@@ -81,20 +90,22 @@ pub(crate) fn scrape(guest: &Guest) -> Result<Outcome> {
     };
     let report = boot.run(&guest, &mut |line| println!("{line}"))?;
     let texts: Vec<_> = report.data.iter().filter_map(|line| metrics_in(line)).collect();
-    let [text] = texts.as_slice() else { bail!("{} scrapes were told, instead of one", texts.len()) };
+    let [text] = texts.as_slice() else {
+        bail!("the guest printed {} scrapes instead of one; its log is in target/vm", texts.len())
+    };
     check_metrics(text)?;
-    println!("promtool check metrics: nothing to say of {} lines", text.lines().count());
+    println!("promtool check metrics: no fault in {} lines", text.lines().count());
     Ok(Outcome::of(report, kernel.release))
 }
 
-/// The scrape that a guest's data line holds.
+/// Returns the scrape that a guest's data line holds.
 fn metrics_in(line: &str) -> Option<String> {
     let value: Value = serde_json::from_str(line).ok()?;
     let is_metrics = value.get("text").and_then(Value::as_str) == Some("metrics");
     is_metrics.then(|| value.get("is").and_then(Value::as_str).map(str::to_owned)).flatten()
 }
 
-/// promtool reads it all, and has nothing to say of it.
+/// Fails if promtool finds any fault in the metrics.
 fn check_metrics(text: &str) -> Result<()> {
     let mut child = promtool()
         .args(["check", "metrics"])
@@ -102,18 +113,25 @@ fn check_metrics(text: &str) -> Result<()> {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .context("cannot start promtool")?;
+        .context("cannot start promtool; run `cargo xtask setup`")?;
     child.stdin.take().context("its stdin is a pipe")?.write_all(text.as_bytes())?;
     let output = child.wait_with_output()?;
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
-    ensure!(output.status.success() && said.trim().is_empty(), "promtool check metrics: {said}");
+    let message = [output.stdout, output.stderr].concat();
+    let message = String::from_utf8_lossy(&message);
+    ensure!(
+        output.status.success() && message.trim().is_empty(),
+        "`promtool check metrics` failed; repair the metrics: {message}"
+    );
     Ok(())
 }
 
 fn pack() -> Result<Vec<Packed>> {
     let file = |path: &str, from: &Path| {
-        ensure!(from.is_file(), "there is no {}", short(from));
+        ensure!(
+            from.is_file(),
+            "there is no {}; remove target/tools/prometheus and run `cargo xtask setup`",
+            short(from)
+        );
         Ok(Packed { path: path.to_owned(), from: from.to_path_buf() })
     };
     let mut packed = vec![file("prometheus/prometheus", &program("prometheus"))?];

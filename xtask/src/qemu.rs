@@ -13,7 +13,9 @@ use std::{env, thread};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::apt;
 use crate::process::{self, command, end_with_parent};
+use crate::setup::{self, Need};
 
 const PROGRAM: &str = "qemu-system-x86_64";
 
@@ -21,7 +23,7 @@ const PROGRAM: &str = "qemu-system-x86_64";
 /// page while another writes it.
 const OLDEST: (u32, u32) = (8, 1);
 
-/// What on the kernel's console means that the guest will not go on by itself.
+/// The marks on the kernel's console after which the guest will not go on by itself.
 const FATAL: [&str; 7] = [
     "Kernel panic",
     "BUG: soft lockup",
@@ -37,6 +39,37 @@ const FATAL: [&str; 7] = [
 /// nearer to its price on a real processor than 4096.
 const COUNTED_CPU: &str = "max,-erms,-fsrm";
 
+/// The emulator that runs the test kernels, new enough, and xz for their modules.
+#[derive(Debug)]
+pub(crate) struct Qemu;
+
+impl Need for Qemu {
+    fn name(&self) -> &'static str {
+        "qemu"
+    }
+
+    fn find(&self) -> Result<String> {
+        let xz = setup::programs(&["xz"])?;
+        let text = process::output(command(PROGRAM).arg("--version"))?;
+        let version =
+            parse_version(&text).with_context(|| format!("{PROGRAM} --version prints no version"))?;
+        let (major, minor) = version;
+        ensure!(
+            version >= OLDEST,
+            "{PROGRAM} is {major}.{minor}; {}.{} is the oldest that runs the test VM",
+            OLDEST.0,
+            OLDEST.1
+        );
+        Ok(format!("{PROGRAM} {major}.{minor} and {xz}"))
+    }
+
+    fn fetch(&self) -> Result<()> {
+        apt::install(&["xz-utils"])?;
+        // A stable release's own may be older than what is needed.
+        apt::install_backports(&["qemu-system-x86"]).or_else(|_| apt::install(&["qemu-system-x86"]))
+    }
+}
+
 /// A machine to start.
 #[derive(Debug)]
 pub(crate) struct Machine<'a> {
@@ -45,7 +78,7 @@ pub(crate) struct Machine<'a> {
     pub(crate) parameters: String,
     pub(crate) processors: Processors,
     pub(crate) memory: &'static str,
-    /// A raw image; written to a copy that ends with the machine.
+    /// The raw image of a disk; writes go to a copy that ends with the machine.
     pub(crate) disk: Option<&'a Path>,
 }
 
@@ -58,7 +91,7 @@ pub(crate) enum Processors {
     Counted,
 }
 
-/// Which serial line said something.
+/// The serial line that a text came on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Line {
     /// ttyS0: the kernel's messages.
@@ -71,7 +104,7 @@ pub(crate) enum Line {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     pub(crate) total: Duration,
-    /// Without a word on either line.
+    /// The longest time without a word on either line.
     pub(crate) silence: Duration,
 }
 
@@ -110,7 +143,7 @@ pub(crate) fn run(machine: &Machine<'_>, limits: Limits, on_line: &mut dyn FnMut
             Ok((line, text)) => {
                 on_line(line, &text);
                 let Some(end) = fatal(line, &text) else { continue };
-                // What follows says where: registers, call trace.
+                // What follows shows the place: registers, call trace.
                 let more = Instant::now() + Duration::from_secs(2);
                 while let Ok((line, text)) =
                     lines.recv_timeout(more.saturating_duration_since(Instant::now()))
@@ -128,20 +161,6 @@ pub(crate) fn run(machine: &Machine<'_>, limits: Limits, on_line: &mut dyn FnMut
     }
     let status = guard.0.wait().context("cannot wait for QEMU")?;
     Ok(if status.success() { End::PoweredOff } else { End::Failed(status) })
-}
-
-/// The emulator that is installed, if it is new enough.
-pub(crate) fn find() -> Result<String> {
-    let text = process::output(command(PROGRAM).arg("--version"))?;
-    let version = parse_version(&text).with_context(|| format!("{PROGRAM} does not tell its version"))?;
-    let (major, minor) = version;
-    ensure!(
-        version >= OLDEST,
-        "{PROGRAM} is {major}.{minor}; {}.{} is the oldest that runs the test VM",
-        OLDEST.0,
-        OLDEST.1
-    );
-    Ok(format!("{PROGRAM} {major}.{minor}"))
 }
 
 /// Reads `QEMU emulator version 10.0.2 (...)`.
@@ -199,13 +218,13 @@ struct Guard(Child);
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        // Already over is fine; there is nobody left to tell about the rest.
+        // Already over is fine; any other error has no reader left.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// Starts QEMU so that it ends with us, however we end.
+/// Starts QEMU so that it ends with this process, in whatever way.
 fn start(command: &mut Command) -> Result<Child> {
     end_with_parent(command);
     command.spawn().with_context(|| format!("cannot start {PROGRAM}; run `cargo xtask setup`"))

@@ -5,17 +5,15 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 use clap::Args;
 
-use crate::kernels::{self, Kernel};
-use crate::process;
 use crate::times::Times;
-use crate::vm::{Boot, Hierarchy};
+use crate::vm::{Boot, Hierarchy, booting};
 use crate::workspace::root;
-use crate::{build, schedule, setup, steps};
+use crate::{build, kernels, process, schedule, setup, steps, toolchain};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Kernel to boot: 6.1, 6.12, 7.2 or the path of a vmlinuz
-    #[arg(long, default_value = kernels::NEWEST, value_name = "KERNEL")]
+    #[arg(long, default_value = kernels::NEWEST, value_name = "KERNEL", value_parser = kernels::parse)]
     kernel: String,
     /// Hierarchy to mount; only 6.1 still has v1
     #[arg(long, value_enum, default_value = "v2")]
@@ -26,12 +24,26 @@ pub(crate) struct Arguments {
     /// Run the agent on this host instead, which needs root
     #[arg(long, conflicts_with_all = ["kernel", "cgroup"])]
     host: bool,
-    /// With --host: what to give to the agent
+    /// With --host: arguments for the agent
     #[arg(last = true, requires = "host", value_name = "ARGS")]
     arguments: Vec<String>,
     /// Run this one step, in the process that is there for it
     #[arg(long, value_name = "STEP", hide = true)]
     step: Option<String>,
+}
+
+impl Arguments {
+    /// Refuses a hierarchy that the kernel does not have, before anything is built.
+    pub(crate) fn check(&self) -> Result<()> {
+        let has_it = self.cgroup == Hierarchy::V2 || kernels::has_v1(&self.kernel) != Some(false);
+        let with_v1 = kernels::with_v1().collect::<Vec<_>>().join(", ");
+        ensure!(
+            has_it,
+            "--cgroup v1: kernel {} has no cgroup v1 memory; give --kernel {with_v1}, or --cgroup v2",
+            self.kernel
+        );
+        Ok(())
+    }
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
@@ -47,7 +59,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let times = Times::load();
     let summary = schedule::run(&steps, &times)?;
     times.remember(&summary).save()?;
-    ensure!(summary.failed() == 0, "the demonstration cannot be prepared:\n{summary}");
+    ensure!(
+        summary.failed() == 0,
+        "a step before the demonstration failed; its log is in target/test:\n{summary}"
+    );
     boot(arguments)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -63,18 +78,15 @@ fn boot(arguments: &Arguments) -> Result<()> {
         return boot.interact(&guest);
     }
     let report = boot.run(&guest, &mut |line| println!("{line}"))?;
-    ensure!(report.failed == 0, "the demonstration failed");
+    ensure!(
+        report.failed == 0,
+        "the demonstration failed; its log is in target/vm; `cargo xtask run --shell` gives a prompt"
+    );
     Ok(())
 }
 
-/// A line on what is about to boot.
-pub(crate) fn booting(kernel: &Kernel, hierarchy: Hierarchy) -> String {
-    let remark = kernels::remark(kernel).map_or(String::new(), |text| format!(" ({text})"));
-    format!("booting kernel {}{remark} with cgroup {} in QEMU", kernel.release, hierarchy.name())
-}
-
 fn agent(arguments: &[String]) -> Result<()> {
-    setup::ensure(&setup::BUILD)?;
+    setup::ensure(&toolchain::NEEDS)?;
     process::run(
         std::process::Command::new("cargo")
             .args(["run", "--quiet", "--release", "--package", "memcg-monitor", "--", "agent"])

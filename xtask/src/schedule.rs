@@ -1,11 +1,10 @@
 //! Runs the steps side by side, each in a process of its own: a step's output is kept in
-//! `target/test/NAME.log`, and what it found comes back as a file.
+//! `target/test/NAME.log`, and its outcome comes back as a file.
 
 use std::collections::BTreeMap;
 use std::env;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, IsTerminal, PipeReader, Write};
-use std::path::PathBuf;
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread;
@@ -14,35 +13,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::process::{command, end_with_parent};
-use crate::steps::{Lane, Step};
+use crate::steps::{Lane, Step, directory, file_of, outcome_file};
 use crate::summary::{Outcome, Summary};
 use crate::times::{Times, minutes};
-use crate::workspace::{short, target};
+use crate::workspace::short;
 
-/// Without other news there is a line on what is running after this time: sooner for a
-/// person who waits than for a log.
+/// Returns the time without news after which a line says what is running: shorter on a
+/// terminal than in a log.
 fn patience() -> Duration {
     Duration::from_secs(if io::stdout().is_terminal() { 10 } else { 30 })
 }
 
 /// Lines of a failed step's output that are shown.
 const SHOWN: usize = 60;
-
-/// What steps leave behind.
-pub(crate) fn directory() -> PathBuf {
-    target().join("test")
-}
-
-fn file_of(step: &str, extension: &str) -> PathBuf {
-    let name: String =
-        step.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
-    directory().join(format!("{name}.{extension}"))
-}
-
-/// Where the step's process leaves what it found.
-pub(crate) fn outcome_file(step: &str) -> PathBuf {
-    file_of(step, "outcome.json")
-}
 
 /// A step that is running.
 #[derive(Debug)]
@@ -53,14 +36,14 @@ struct Running {
     child: Child,
     start: Instant,
     log: File,
-    /// Tests that have ended, and how many there are, as far as it has said.
+    /// Tests that have ended, and how many there are, as far as it has printed that.
     tests: (usize, Option<usize>),
     /// Crates that cargo has begun to compile.
     crates: usize,
     last_line: String,
 }
 
-/// What the threads that read the steps' output send.
+/// The messages of the threads that read the steps' output.
 #[derive(Debug)]
 enum News {
     Line(String, String),
@@ -88,13 +71,15 @@ pub(crate) fn run(steps: &[Step], times: &Times) -> Result<Summary> {
             schedule.say_what_runs();
         }
         match news.recv_timeout(patience.saturating_sub(schedule.last_said.elapsed())) {
-            Ok(News::Line(name, line)) => schedule.heard(&name, line),
+            Ok(News::Line(name, line)) => schedule.take_line(&name, line),
             Ok(News::End(name)) => {
                 schedule.ended(&name)?;
                 schedule.start_ready(&sender)?;
             }
             Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => bail!("the steps' output is lost"),
+            Err(RecvTimeoutError::Disconnected) => {
+                bail!("the output of the steps is lost; run the same command again")
+            }
         }
     }
     Ok(schedule.summary)
@@ -119,7 +104,7 @@ struct Schedule<'a> {
 }
 
 impl Schedule<'_> {
-    /// Prints a line for whoever looks on.
+    /// Prints a line on the progress.
     fn say(&mut self, line: &str) {
         println!("{line}");
         self.last_said = Instant::now();
@@ -130,7 +115,7 @@ impl Schedule<'_> {
         loop {
             let failed = |name: &String| self.state.get(name) == Some(&State::Failed);
             let waiting = || steps.iter().filter(|step| self.state[&step.name] == State::Waiting);
-            // A step whose ground is missing cannot be run; that is a failure of its own.
+            // A step that needs a failed one cannot be run; that is a failure of its own.
             if let Some((step, missing)) =
                 waiting().find_map(|step| Some((step, step.after.iter().find(|name| failed(name))?)))
             {
@@ -179,7 +164,7 @@ impl Schedule<'_> {
         Ok(())
     }
 
-    fn heard(&mut self, name: &str, line: String) {
+    fn take_line(&mut self, name: &str, line: String) {
         let Some(step) = self.running.iter_mut().find(|step| step.name == name) else { return };
         // A full disk must not stop the run; the log is for people.
         let _ = writeln!(step.log, "{line}");
@@ -206,10 +191,11 @@ impl Schedule<'_> {
         let Some(at) = self.running.iter().position(|step| step.name == name) else { return Ok(()) };
         let mut step = self.running.swap_remove(at);
         let status = step.child.wait().with_context(|| format!("cannot wait for the step {name}"))?;
-        let outcome = read_outcome(name, status, &step.last_line);
+        let mut outcome = read_outcome(name, status, &step.last_line);
         let seconds = step.start.elapsed().as_secs_f64();
         if outcome.failed > 0 {
             show_end_of_log(name);
+            outcome.failures.push(format!("its log is {}", short(&file_of(name, "log"))));
         }
         self.finish(name, outcome, seconds);
         Ok(())
@@ -286,7 +272,7 @@ fn read_lines(name: &str, reader: PipeReader, sender: Sender<News>) {
                 return;
             }
         }
-        // If nobody listens, nobody waits for this either.
+        // Without a receiver, the end of a step matters to none.
         let _ = sender.send(News::End(name));
     });
 }

@@ -1,28 +1,27 @@
-//! `cargo xtask soak`: a random mix of everything against a model, attacks by an ordinary
-//! user among it, for as long as one likes.
+//! `cargo xtask soak`: a random mix of everything, attacks by an ordinary user included,
+//! compared with a model for any number of minutes.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 
-use crate::run::booting;
 use crate::summary::Outcome;
-use crate::vm::{Boot, Hierarchy};
-use crate::{build, kernels, setup};
+use crate::vm::{self, Boot, Hierarchy, booting};
+use crate::{build, kernels};
 
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// How long, by the VM's clock
+    /// Minutes to run, by the VM's clock
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     minutes: u64,
-    /// Where to begin; printed, so that what failed can be done again [default: random]
+    /// Seed of the random mix; printed, so that a failure can be repeated [default: random]
     #[arg(long)]
     seed: Option<u64>,
     /// Kernel to boot: 6.1, 6.12, 7.2 or the path of a vmlinuz
-    #[arg(long, default_value = kernels::NEWEST, value_name = "KERNEL")]
+    #[arg(long, default_value = kernels::NEWEST, value_name = "KERNEL", value_parser = kernels::parse)]
     kernel: String,
-    /// Leave out what an ordinary user may do at his worst
+    /// Leave out the attacks of an ordinary user
     #[arg(long)]
     no_attacks: bool,
 }
@@ -41,7 +40,7 @@ pub(crate) fn brief() -> Result<Outcome> {
 }
 
 fn soak(kernel: &str, time: Duration, seed: u64, attacks: bool) -> Result<()> {
-    setup::ensure(&setup::vm(kernel))?;
+    vm::ensure(kernel)?;
     let guest = build::guest()?;
     let kernel = kernels::get(kernel)?;
     println!("{}", booting(&kernel, Hierarchy::V2));
@@ -50,7 +49,14 @@ fn soak(kernel: &str, time: Duration, seed: u64, attacks: bool) -> Result<()> {
         limit: time * 2 + Duration::from_secs(300),
         ..Boot::new(&kernel, Hierarchy::V2, "soak")
     };
-    let report = boot.run(&guest, &mut |line| println!("{line}"))?;
-    ensure!(report.failed == 0, "{}", report.failures.join(" | "));
+    let again = || {
+        let (kernel, minutes) = (&kernel.label, time.as_secs() / 60);
+        let attacks = if attacks { "" } else { " --no-attacks" };
+        format!(
+            "repeat it with `cargo xtask soak --kernel {kernel} --minutes {minutes} --seed {seed}{attacks}`"
+        )
+    };
+    let report = boot.run(&guest, &mut |line| println!("{line}")).with_context(again)?;
+    ensure!(report.failed == 0, "{}; {}", report.failures.join(" | "), again());
     Ok(())
 }

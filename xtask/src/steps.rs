@@ -1,15 +1,37 @@
-//! Steps: what can be done side by side, each in a process of its own.
+//! Steps: pieces of work that run side by side, each in a process of its own.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
+use crate::busybox::Busybox;
+use crate::kernels::KernelImage;
+use crate::qemu::Qemu;
 use crate::setup::{self, Need};
 use crate::summary::Outcome;
-use crate::{build, schedule};
+use crate::workspace::target;
+use crate::{build, toolchain};
 
-/// What a step keeps busy.
+/// Returns the directory of the steps' logs and outcomes.
+pub(crate) fn directory() -> PathBuf {
+    target().join("test")
+}
+
+/// Returns the path of one file of a step.
+pub(crate) fn file_of(step: &str, extension: &str) -> PathBuf {
+    let name: String =
+        step.chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
+    directory().join(format!("{name}.{extension}"))
+}
+
+/// Returns the path of the file in which the step's process leaves its outcome.
+pub(crate) fn outcome_file(step: &str) -> PathBuf {
+    file_of(step, "outcome.json")
+}
+
+/// The resource that a step keeps busy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Lane {
     /// A processor: builds, lints, VMs.
@@ -37,22 +59,22 @@ pub(crate) struct Step {
     /// Steps that it needs; those that are not part of the run are taken as done.
     pub(crate) after: Vec<String>,
     pub(crate) lane: Lane,
-    /// Its lines are worth showing as they come.
+    /// True if its lines are worth showing as they come.
     pub(crate) is_shown: bool,
     pub(crate) run: Run,
 }
 
-/// Programs that compile for the kernel.
+/// The step that gets the compiler and the linker for the kernel.
 pub(crate) const TOOLCHAIN: &str = "get the eBPF toolchain";
-/// The emulator, and what it boots.
+/// The step that gets the emulator and the kernels that it boots.
 pub(crate) const VM: &str = "get QEMU and kernels";
-/// The crates that the agent and the guest use.
+/// The step that builds the crates that the agent and the guest use.
 const DEPENDENCIES: &str = "build dependencies";
-/// The agent and the guest.
+/// The step that builds the agent and the guest.
 pub(crate) const PROGRAMS: &str = "build the VM's programs";
 
 pub(crate) fn toolchain() -> Step {
-    work(TOOLCHAIN, &[], || ready(&setup::BUILD))
+    work(TOOLCHAIN, &[], || ready(&toolchain::NEEDS))
 }
 
 pub(crate) fn vm(kernels: Vec<String>) -> Step {
@@ -92,28 +114,29 @@ pub(crate) fn download(name: &str, after: &[&str], run: impl Fn() -> Result<Outc
     Step { lane: Lane::Download, ..work(name, after, run) }
 }
 
-pub(crate) fn ready(needs: &[Need]) -> Result<Outcome> {
+pub(crate) fn ready(needs: &[&dyn Need]) -> Result<Outcome> {
     setup::ensure(needs)?;
     Ok(Outcome::ready(""))
 }
 
 fn get_kernels(kernels: &[String]) -> Result<Outcome> {
-    setup::ensure(&[Need::Qemu, Need::Busybox])?;
+    setup::ensure(&[&Qemu, &Busybox])?;
     for kernel in kernels {
-        setup::ensure(&[Need::Kernel(kernel.clone())])?;
+        setup::ensure(&[&KernelImage(kernel)])?;
     }
     Ok(Outcome::ready(kernels.join(", ")))
 }
 
-/// Runs the step called `name`, and leaves what it found where the scheduler reads it.
+/// Runs the step called `name`, and leaves its outcome where the scheduler reads it.
 pub(crate) fn run_one(steps: &[Step], name: &str) -> Result<ExitCode> {
     let step = steps.iter().find(|step| step.name == name);
-    let step = step.with_context(|| format!("there is no step {name}"))?;
+    let step =
+        step.with_context(|| format!("there is no step {name}; a run prints the name of each after `==>`"))?;
     let outcome = (step.run)().unwrap_or_else(|error| {
         println!("{error:#}");
         Outcome::failure(&format!("{error:#}"))
     });
-    let path = schedule::outcome_file(name);
+    let path = outcome_file(name);
     let text = serde_json::to_string(&outcome)?;
     fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(if outcome.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -1,4 +1,4 @@
-//! What the steps of `cargo xtask test` found, and the tables that it ends with.
+//! The outcomes of the steps of `cargo xtask test`, and the tables that it ends with.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -6,19 +6,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::vm::Report;
 
-/// What a step found.
+/// The outcome of one step.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Outcome {
     pub(crate) passed: usize,
     pub(crate) failed: usize,
     pub(crate) note: String,
-    /// A line on each test that failed.
+    /// Lines on what failed: one on each test, and one on the step's log.
     pub(crate) failures: Vec<String>,
-    /// Where the time of its VM went.
+    /// The times in its VM, if it boots one.
     pub(crate) vm: Option<VmTimes>,
 }
 
-/// Where the time of one VM went.
+/// The time that each part of one VM took.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct VmTimes {
     /// Seconds from the kernel's start to the first test.
@@ -26,7 +26,7 @@ pub(crate) struct VmTimes {
     pub(crate) tests: Vec<TestTimes>,
 }
 
-/// Where the time of one test went, in seconds.
+/// The time that each part of one test took, in seconds.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct TestTimes {
     #[serde(rename = "test")]
@@ -43,7 +43,7 @@ pub(crate) struct TestTimes {
 }
 
 impl TestTimes {
-    /// What is left: the test's own work.
+    /// Returns the time that is left: the test's own work.
     pub(crate) fn work(&self) -> f64 {
         (self.seconds - self.agent_seconds - self.wait_seconds).max(0.0)
     }
@@ -65,7 +65,7 @@ impl Outcome {
         Self { failed: 1, failures: vec![why.replace('\n', " | ")], ..Self::default() }
     }
 
-    /// What a guest's tests found.
+    /// The outcome of a guest's tests.
     pub(crate) fn of(report: Report, note: String) -> Self {
         let vm = VmTimes::read(&report.data);
         Self { passed: report.passed, failed: report.failed, note, failures: report.failures, vm: Some(vm) }
@@ -136,7 +136,7 @@ impl Display for Summary {
             );
             writeln!(f, "{}", line.trim_end())?;
         }
-        // Once more, where nobody has to scroll: CI may keep the end only.
+        // Once more at the end, which may be all that CI keeps.
         for row in &self.rows {
             for failure in &row.outcome.failures {
                 writeln!(f, "\n{}: {failure}", row.name)?;

@@ -3,7 +3,9 @@
 
 #[cfg(test)]
 mod declared;
+mod filter;
 mod plan;
+mod scenarios;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -11,13 +13,14 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::Args;
 
+use self::scenarios::Declared;
 use crate::times::Times;
-use crate::{schedule, steps};
+use crate::{kernels, schedule, steps};
 
 #[derive(Debug, Default, Args)]
 pub(crate) struct Arguments {
     /// Boot only this kernel (6.1, 6.12, 7.2 or a path); may be repeated
-    #[arg(long, value_name = "KERNEL", conflicts_with = "only_host")]
+    #[arg(long, value_name = "KERNEL", value_parser = kernels::parse, conflicts_with = "only_host")]
     kernel: Vec<String>,
     /// Leave out the VM
     #[arg(long)]
@@ -35,8 +38,25 @@ pub(crate) struct Arguments {
     step: Option<String>,
 }
 
+impl Arguments {
+    /// Refuses names of which there is no test, before anything is built.
+    pub(crate) fn check(&self) -> Result<()> {
+        // A step's process has the arguments of the run that was checked.
+        if self.step.is_some() {
+            return Ok(());
+        }
+        plan::check(self, &self.tests()?)
+    }
+
+    /// The tests among which the filter chooses.
+    fn tests(&self) -> Result<Vec<Declared>> {
+        if self.filter.is_some() { scenarios::declared() } else { Ok(Vec::new()) }
+    }
+}
+
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let steps = plan::steps(arguments);
+    let tests = arguments.tests()?;
+    let steps = plan::steps(arguments, &tests);
     if let Some(name) = &arguments.step {
         return steps::run_one(&steps, name);
     }

@@ -1,4 +1,5 @@
-//! Where the time goes: `target/test/times.json`, and the tables at the end of a run.
+//! The times of steps and tests: `target/test/times.json`, and the tables at the end of
+//! a run.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
@@ -8,8 +9,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::schedule;
-use crate::steps::Step;
+use crate::steps::{self, Step};
 use crate::summary::{Summary, TestTimes};
 
 /// Rows of the table of tests.
@@ -39,7 +39,7 @@ struct VmTest {
 
 impl Times {
     fn file() -> PathBuf {
-        schedule::directory().join("times.json")
+        steps::directory().join("times.json")
     }
 
     /// The times of the run before; none if there was none.
@@ -148,7 +148,7 @@ mod tests {
         let last = [("tidy".to_owned(), 5.0), ("lints".to_owned(), 7.0)].into();
         let times = Times::of(&summary, 13.0, Times { last, ..Times::default() });
         assert_eq!(times.step("tidy"), Some(5.0));
-        assert_eq!(times.step("lints"), Some(7.0), "a step that failed tells nothing of how long it takes");
+        assert_eq!(times.step("lints"), Some(7.0), "the time of a failed step is not kept");
         let text = times.to_string();
         let (vm, lints) = (text.find("12.0 s  VM  (boot 2.0 s)"), text.find("3.0 s  lints"));
         assert!(vm.is_some() && vm < lints, "{text}");

@@ -1,4 +1,4 @@
-//! Boots a kernel with our guest in it and hears its verdict.
+//! Boots a kernel with the guest in it and reads its verdict.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -9,30 +9,32 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use crate::build::Guest;
-use crate::clients;
+use crate::busybox::{self, Busybox};
 use crate::initramfs::Archive;
-use crate::kernels::Kernel;
-use crate::modules;
+use crate::kernels::{self, Kernel, KernelImage};
 use crate::process::{command, output};
-use crate::qemu::{self, End, Limits, Line, Machine, Processors};
-use crate::setup;
+use crate::qemu::{self, End, Limits, Line, Machine, Processors, Qemu};
 use crate::workspace::{short, target};
+use crate::{clients, modules, setup, toolchain};
+
+/// Advice for a guest that took too long.
+const SLOW: &str = "on a busy machine, try again when it is idle";
 
 /// Opens each line of the guest that is meant for people.
-const SAID: &str = "memcg-guest: ";
+const TEXT: &str = "memcg-guest: ";
 /// Opens each line of the guest that is data.
 const DATA: &str = "memcg-guest-json: ";
 
-/// What a guest has of memory, unless it needs more.
+/// The memory of a guest, unless it needs more.
 pub(crate) const MEMORY: &str = "1G";
 
 /// Modules that the guest needs where the kernel has them not built in.
 const MODULES: [&str; 3] = ["fuse", "lzo-rle", "zram"];
 
-/// Those that it needs for a disk.
+/// Modules that it needs for a disk.
 const DISK: [&str; 3] = ["virtio_pci", "virtio_blk", "ext4"];
 
-/// Which cgroup hierarchy the guest mounts.
+/// The cgroup hierarchy that the guest mounts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Hierarchy {
     V1,
@@ -63,17 +65,29 @@ impl Hierarchy {
     }
 }
 
-/// What to boot, and what the guest is to do.
+/// Provides what it takes to build the guest and to boot one kernel.
+pub(crate) fn ensure(kernel: &str) -> Result<()> {
+    setup::ensure(&toolchain::NEEDS)?;
+    setup::ensure(&[&Qemu, &Busybox, &KernelImage(kernel)])
+}
+
+/// Returns a line on the kernel and the hierarchy that are about to boot.
+pub(crate) fn booting(kernel: &Kernel, hierarchy: Hierarchy) -> String {
+    let remark = kernels::remark(kernel).map_or(String::new(), |text| format!(" ({text})"));
+    format!("booting kernel {}{remark} with cgroup {} in QEMU", kernel.release, hierarchy.name())
+}
+
+/// A boot: the kernel, and the work of the guest.
 #[derive(Debug)]
 pub(crate) struct Boot<'a> {
     pub(crate) kernel: &'a Kernel,
     pub(crate) hierarchy: Hierarchy,
     /// `test`, `demo`, `prometheus`, `bench`, `differential`, `soak`, `shell` or `debian`.
     pub(crate) mode: &'static str,
-    /// More kernel parameters.
+    /// Further parameters for the kernel's command line.
     pub(crate) parameters: String,
     pub(crate) processors: Processors,
-    /// As QEMU's `-m` takes it.
+    /// The guest's memory, as QEMU's `-m` takes it.
     pub(crate) memory: &'static str,
     pub(crate) limit: Duration,
     /// Sets its files apart from those of boots that are alike; empty: it is alone.
@@ -91,9 +105,9 @@ pub(crate) struct Report {
     pub(crate) data: Vec<String>,
 }
 
-/// What came out of one boot.
+/// The lines of one boot, sorted.
 #[derive(Debug, Default)]
-struct Heard {
+struct Output {
     verdicts: Vec<String>,
     tests: Vec<Tested>,
     data: Vec<String>,
@@ -132,49 +146,66 @@ impl Boot<'_> {
         let initramfs = self.pack(guest)?;
         let log = self.file("log");
         let mut file = File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
-        let (end, heard) = self.hear(&self.machine(guest, &initramfs), &mut file, say)?;
+        let (end, output) = self.boot(&self.machine(guest, &initramfs), &mut file, say)?;
         let log = short(&log);
         match end {
             End::PoweredOff => {}
-            End::Fatal(mark) => bail!("the kernel failed (see {log}): {mark}"),
-            End::TooLong(limit) => bail!("not done after {} s (see {log})", limit.as_secs()),
-            End::Silent(limit) => bail!("not a word for {} s (see {log})", limit.as_secs()),
-            End::Failed(status) => bail!("QEMU failed ({status}; see {log}): {}", heard.last),
+            End::Fatal(mark) => bail!("the kernel failed: {mark}; {log} has its messages"),
+            End::TooLong(limit) => bail!(
+                "the guest was not done after {} s; {log} shows how far it came; {SLOW}",
+                limit.as_secs()
+            ),
+            End::Silent(limit) => bail!(
+                "the guest printed nothing for {} s; {log} shows how far it came; {SLOW}",
+                limit.as_secs()
+            ),
+            End::Failed(status) => bail!(
+                "QEMU failed ({status}): {}; {log} has its messages, `cargo xtask setup` checks its version",
+                output.last
+            ),
         }
-        let [verdict] = heard.verdicts.as_slice() else {
-            bail!("{} verdicts instead of one (see {log})", heard.verdicts.len());
+        let [verdict] = output.verdicts.as_slice() else {
+            bail!(
+                "the guest gave {} verdicts instead of one; {log} shows how it ended",
+                output.verdicts.len()
+            );
         };
         let (passed, failed) = parse_verdict(verdict)
-            .with_context(|| format!("cannot read the verdict `{verdict}` (see {log})"))?;
+            .with_context(|| format!("cannot read the verdict `{verdict}`; {log} shows how it ended"))?;
         Ok(Report {
             passed,
             failed,
-            failures: heard.tests.into_iter().filter_map(|test| test.failure).collect(),
-            data: heard.data,
+            failures: output.tests.into_iter().filter_map(|test| test.failure).collect(),
+            data: output.data,
         })
     }
 
     /// Boots once, logging all and sorting the guest's lines.
-    fn hear(&self, machine: &Machine<'_>, log: &mut File, say: &mut dyn FnMut(&str)) -> Result<(End, Heard)> {
-        let mut heard = Heard::default();
+    fn boot(
+        &self,
+        machine: &Machine<'_>,
+        log: &mut File,
+        say: &mut dyn FnMut(&str),
+    ) -> Result<(End, Output)> {
+        let mut output = Output::default();
         let silence = self.limit.min(Duration::from_secs(200));
         let limits = Limits { total: self.limit, silence };
         let end = qemu::run(machine, limits, &mut |line, text| {
             // A full disk must not stop the VM; the log is for people.
             let _ = writeln!(log, "{}{text}", if line == Line::Report { "> " } else { "" });
             if line == Line::Console {
-                text.clone_into(&mut heard.last);
+                text.clone_into(&mut output.last);
             } else if let Some(text) = text.strip_prefix(DATA) {
-                heard.data.push(text.to_owned());
-            } else if let Some(text) = text.strip_prefix(SAID) {
-                heard.tests.extend(parse_test(text));
+                output.data.push(text.to_owned());
+            } else if let Some(text) = text.strip_prefix(TEXT) {
+                output.tests.extend(parse_test(text));
                 match text.strip_prefix("verdict ") {
-                    Some(verdict) => heard.verdicts.push(verdict.to_owned()),
+                    Some(verdict) => output.verdicts.push(verdict.to_owned()),
                     None => say(text),
                 }
             }
         })?;
-        Ok((end, heard))
+        Ok((end, output))
     }
 
     /// Boots with the console on this terminal.
@@ -182,7 +213,7 @@ impl Boot<'_> {
         let initramfs = self.pack(guest)?;
         let status = qemu::interact(&self.machine(guest, &initramfs))?;
         if !status.success() {
-            bail!("QEMU failed ({status})");
+            bail!("QEMU failed ({status}); its messages are above, `cargo xtask setup` checks its version");
         }
         Ok(())
     }
@@ -201,8 +232,8 @@ impl Boot<'_> {
         if self.processors == Processors::Counted {
             parameters.push("nokaslr norandmaps");
         }
-        let asked = format!("guest.mode={} guest.cgroup={}", self.mode, self.hierarchy.name());
-        parameters.extend([asked.as_str(), self.parameters.as_str()]);
+        let request = format!("guest.mode={} guest.cgroup={}", self.mode, self.hierarchy.name());
+        parameters.extend([request.as_str(), self.parameters.as_str()]);
         Machine {
             kernel: &self.kernel.image,
             initramfs,
@@ -217,8 +248,8 @@ impl Boot<'_> {
     fn pack(&self, guest: &Guest) -> Result<PathBuf> {
         let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
         let mut archive = Archive::default();
-        for folder in ["bin", "dev", "etc", "modules", "proc", "root", "run", "sys", "tmp"] {
-            archive.folder(folder);
+        for directory in ["bin", "dev", "etc", "modules", "proc", "root", "run", "sys", "tmp"] {
+            archive.directory(directory);
         }
         archive.character_device("dev/console", 5, 1);
         archive.character_device("dev/null", 1, 3);
@@ -227,23 +258,23 @@ impl Boot<'_> {
         archive.file("etc/motd", self.hierarchy.hint().as_bytes());
         archive.program("init", &read(&guest.init)?);
         archive.program("bin/memcg-monitor", &read(&guest.monitor)?);
-        let busybox = setup::busybox();
+        let busybox = busybox::program();
         archive.program("bin/busybox", &read(&busybox)?);
         for name in output(command(&busybox).arg("--list"))?.lines() {
             if name != "busybox" {
                 archive.link(&format!("bin/{name}"), "busybox");
             }
         }
-        if let Some(folder) = &self.kernel.modules {
+        if let Some(directory) = &self.kernel.modules {
             let disk = guest.disk.as_ref().map_or(&[][..], |_| &DISK);
             let wanted = [disk, &MODULES].concat();
-            for (place, (name, contents)) in modules::collect(folder, &wanted)?.into_iter().enumerate() {
+            for (place, (name, contents)) in modules::collect(directory, &wanted)?.into_iter().enumerate() {
                 archive.file(&format!("modules/{place:02}-{name}.ko"), &contents);
             }
         }
-        // Some are there already, which the kernel takes in good part.
-        for folder in clients::folders(&guest.more) {
-            archive.folder(folder);
+        // Some are in the archive already; the kernel accepts them twice.
+        for directory in clients::directories(&guest.more) {
+            archive.directory(directory);
         }
         for file in &guest.more {
             archive.program(&file.path, &read(&file.from)?);
@@ -266,7 +297,7 @@ impl Boot<'_> {
     }
 }
 
-/// Reads `pass=N fail=M`.
+/// Reads the two numbers of `pass=N fail=M`.
 fn parse_verdict(text: &str) -> Option<(usize, usize)> {
     let (passed, failed) = text.split_once(' ')?;
     Some((passed.strip_prefix("pass=")?.parse().ok()?, failed.strip_prefix("fail=")?.parse().ok()?))

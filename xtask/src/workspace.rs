@@ -1,8 +1,8 @@
-//! Where things lie. Everything that xtask makes is under `target/`.
+//! The directories of the workspace. Everything that xtask makes is under `target/`.
 
 use std::path::{Path, PathBuf};
 
-/// The workspace's root folder.
+/// Returns the root directory of the workspace.
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
 }
@@ -11,12 +11,12 @@ pub(crate) fn target() -> PathBuf {
     root().join("target")
 }
 
-/// Programs that setup installs for this workspace alone.
+/// Returns the directory of programs that setup installs for this workspace alone.
 pub(crate) fn tools() -> PathBuf {
     target().join("tools")
 }
 
-/// `path` as seen from the root, which is shorter to read.
+/// Returns `path` as seen from the root, which is shorter to read.
 pub(crate) fn short(path: &Path) -> String {
     path.strip_prefix(root()).unwrap_or(path).display().to_string()
 }

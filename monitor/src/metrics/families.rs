@@ -1,4 +1,4 @@
-//! Every metric there is. `docs/metrics.md` says the same, which a test sees to.
+//! Every metric there is. `docs/reference/metrics.md` says the same, which a test sees to.
 
 use monitor_common::ring::LossKind;
 use prometheus_client::registry::Unit;
@@ -221,7 +221,7 @@ mod tests {
         assert!(all().iter().all(|family| family.kind != MetricKind::Info || !family.labels.is_empty()));
     }
 
-    /// The rows of the table in `docs/metrics.md`.
+    /// The rows of the table in `docs/reference/metrics.md`.
     #[test]
     fn the_documentation_has_every_metric_and_no_other() {
         let mut wanted = String::new();
@@ -232,12 +232,12 @@ mod tests {
             let _ =
                 writeln!(wanted, "| `{name}` | {kind} | {unit} | {} | {} |", labels.join(", "), family.help);
         }
-        let text = include_str!("../../../docs/metrics.md");
+        let text = include_str!("../../../docs/reference/metrics.md");
         let rows: String = text
             .lines()
             .filter(|line| line.starts_with("| `") && line.matches('|').count() == 6)
             .map(|line| format!("{line}\n"))
             .collect();
-        assert_eq!(rows, wanted, "docs/metrics.md should have these rows:\n{wanted}");
+        assert_eq!(rows, wanted, "docs/reference/metrics.md should have these rows:\n{wanted}");
     }
 }

@@ -165,7 +165,7 @@ fn abuse_closing_in_a_loop() -> Result<()> {
         status.registrations
     );
     let full = status.losses.get("ring_full").context("no ring_full")?;
-    ensure!(full.1 == 0, "{} doorbells found no room", full.1);
+    ensure!(*full == 0, "{} doorbells found no room", *full);
     drop(attackers);
     until("the attackers' ended with them", || Ok(agent.status()?.registrations == 1))?;
     charger.end()

@@ -80,7 +80,7 @@ fn number_used_again(agent: &Agent) -> Result<()> {
     // the second one did not ask.
     let (waiter, control) = (Waiter::new()?, File::open(group.usage_file())?);
     let line = format!("{} {} 1M", waiter.0.as_raw_fd(), control.as_raw_fd());
-    // Before 6.5, one of the same user is taken for the sender (docs/security.md).
+    // Before 6.5, one of the same user is taken for the sender (docs/reference/security.md).
     let successors = if held { vec![None, Some(USER)] } else { vec![None] };
     for user in successors {
         agent.signal(Signal::SIGSTOP)?;

@@ -1,4 +1,4 @@
-//! What a guest tells of a measurement, one line of JSON each.
+//! The results of a measurement, which the guest prints as lines of JSON.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -20,16 +20,16 @@ pub(crate) enum Piece {
     Line(Line),
 }
 
-/// A row of a table.
+/// One row of a table.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Row {
     pub(crate) table: String,
     pub(crate) row: String,
-    /// In the order given.
+    /// The cells, in the order in which the guest gives them.
     pub(crate) columns: Vec<(String, Value)>,
 }
 
-/// Bars of a plot.
+/// The bars of one kernel in a plot.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Bars {
     pub(crate) plot: String,
@@ -37,7 +37,7 @@ pub(crate) struct Bars {
     pub(crate) bars: Vec<(String, f64)>,
 }
 
-/// A line of a plot.
+/// One line of a plot.
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Line {
     pub(crate) plot: String,

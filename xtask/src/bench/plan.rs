@@ -1,13 +1,13 @@
-//! Which benchmark boots what.
+//! The benchmarks, and the boots of each.
 
 use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::clients::Packed;
 use crate::kernels;
-use crate::project;
+use crate::project::{self, Project};
 use crate::qemu::Processors;
-use crate::setup::{self, Need};
+use crate::setup;
 use crate::vm::{Hierarchy, MEMORY};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -19,7 +19,7 @@ pub(crate) enum Bench {
     /// From the charge that crosses a threshold to the client's `read`: ours, the
     /// kernel's on v1, and what v2 offers instead
     Latency,
-    /// Crossings of a random trace that are not told, or told late: ours, the kernel's
+    /// Crossings of a random trace that are signalled late or never: ours, the kernel's
     /// on v1, and pollers
     Accuracy,
     /// Registrations, thresholds and groups by the thousand: what the agent does and holds
@@ -30,7 +30,7 @@ pub(crate) enum Bench {
     Start,
     /// A sweep and a list, with as many as 100,000 eventfds registered
     Sweep,
-    /// What one user's worst costs another: his signals, the doors' answers, the agent
+    /// The cost of one user's worst for another: signals, the frontends' answers, the agent
     Abuse,
 }
 
@@ -40,26 +40,26 @@ pub(crate) struct Leg<'a> {
     pub(crate) kernel: &'a str,
     pub(crate) hierarchy: Hierarchy,
     pub(crate) processors: Processors,
-    /// As QEMU's `-m` takes it.
+    /// The VM's memory, as QEMU's `-m` takes it.
     pub(crate) memory: &'static str,
 }
 
-/// A boot with cgroup v2 and an exact clock.
+/// Returns a boot with cgroup v2 and an exact clock.
 const fn counted(kernel: &str) -> Leg<'_> {
     Leg { kernel, hierarchy: Hierarchy::V2, processors: Processors::Counted, memory: MEMORY }
 }
 
-/// The same with room for many groups.
+/// Returns the boot with room for many groups.
 const fn large(leg: Leg<'_>) -> Leg<'_> {
     Leg { memory: "3G", ..leg }
 }
 
-/// The same kernel with cgroup v1.
+/// Returns the boot with cgroup v1.
 const fn v1(leg: Leg<'_>) -> Leg<'_> {
     Leg { hierarchy: Hierarchy::V1, ..leg }
 }
 
-/// The same kernel with two CPUs side by side.
+/// Returns the boot with two CPUs side by side.
 const fn two(leg: Leg<'_>) -> Leg<'_> {
     Leg { processors: Processors::Two, ..leg }
 }
@@ -77,7 +77,7 @@ impl Bench {
         Self::Abuse,
     ];
 
-    /// As the guest knows it.
+    /// Returns the name that the guest has for it.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Charge => "charge",
@@ -92,7 +92,7 @@ impl Bench {
         }
     }
 
-    /// Its boots; those of one kernel only, when it is given.
+    /// Returns the boots of this benchmark, or those of one kernel only.
     pub(crate) fn legs(self, kernel: Option<&str>) -> Vec<Leg<'_>> {
         let all = match self {
             Self::Build | Self::Charge | Self::Start => {
@@ -119,11 +119,11 @@ impl Bench {
         if known.is_empty() { vec![counted(kernel)] } else { known }
     }
 
-    /// What it runs beside our own programs.
+    /// Returns the programs that it runs beside the agent and the guest.
     pub(crate) fn programs(self) -> Result<Vec<Packed>> {
         match self {
             Self::Build => {
-                setup::ensure(&[Need::Project])?;
+                setup::ensure(&[&Project])?;
                 project::pack()
             }
             Self::Charge
@@ -138,13 +138,13 @@ impl Bench {
     }
 }
 
-/// Where all are tried in the shortest way.
+/// Returns the boot that tries all benchmarks in the shortest way.
 pub(crate) fn smoke() -> Vec<Leg<'static>> {
     vec![counted(kernels::NEWEST)]
 }
 
 impl Leg<'_> {
-    /// As the tables name it.
+    /// Returns the name of this boot in tables.
     pub(crate) fn label(&self) -> String {
         match (self.hierarchy, self.processors) {
             (Hierarchy::V1, Processors::Two) => format!("{} v1, 2 CPUs", self.kernel),
@@ -154,7 +154,7 @@ impl Leg<'_> {
         }
     }
 
-    /// What its clock counts.
+    /// Returns a phrase on the CPUs and the clock.
     pub(crate) fn clock(&self) -> &'static str {
         match self.processors {
             Processors::Counted => "one CPU, one instruction a nanosecond",

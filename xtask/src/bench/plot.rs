@@ -25,7 +25,7 @@ const MARGIN: u32 = 12;
 const BELOW: i32 = 72;
 const FONT: (&str, u32) = ("sans-serif", 14);
 
-/// One picture.
+/// One plot, ready to be drawn.
 #[derive(Debug)]
 pub(crate) struct Plot {
     title: String,
@@ -63,7 +63,7 @@ impl Axis {
     }
 }
 
-/// The plots that the data speak of.
+/// Returns the plots that the data belong to.
 pub(crate) fn plots(data: &[Data]) -> Vec<Plot> {
     let mut plots: BTreeMap<&str, Plot> = BTreeMap::new();
     for Data { kernel, piece } in data {
@@ -104,7 +104,7 @@ impl Plot {
         words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join("-").to_lowercase()
     }
 
-    /// The picture's text.
+    /// Draws the plot and returns the SVG.
     pub(crate) fn draw(&self) -> Result<String> {
         let mut text = String::new();
         let area = SVGBackend::with_string(&mut text, SIZE).into_drawing_area();
@@ -254,7 +254,7 @@ fn range(lines: &[(String, Vec<(f64, f64)>)], of: fn(&(f64, f64)) -> f64, log: b
 }
 
 fn failed(error: impl std::fmt::Display) -> anyhow::Error {
-    anyhow!("cannot draw: {error}")
+    anyhow!("cannot draw a plot: {error}; the data are in target/bench as JSON")
 }
 
 #[cfg(test)]

@@ -5,17 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::plan::{COMBINATIONS, QUICK};
+use super::scenarios::{self, Declared};
 use crate::tidy;
 use crate::workspace::root;
-
-/// One `vm_test!` line.
-#[derive(Debug, PartialEq, Eq)]
-struct Declared {
-    name: String,
-    tags: Vec<String>,
-    /// The modules that it is in, below `scenarios`.
-    modules: Vec<String>,
-}
 
 fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()))
@@ -23,36 +15,13 @@ fn read(path: &Path) -> String {
 
 /// The `.rs` files below a directory of the workspace.
 fn sources(directory: &str) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    tidy::collect(&root().join(directory), &mut found).expect("readable sources");
+    let found = tidy::files(&root().join(directory), "rs").expect("readable sources");
     assert!(!found.is_empty(), "no sources in {directory}");
     found
 }
 
-/// The tests that one file declares.
-fn declared_in(text: &str, modules: &[String]) -> Vec<Declared> {
-    let parse = |declaration: &str| {
-        let (name, rest) = declaration.split_once(',')?;
-        let (_, rest) = rest.split_once('"')?;
-        let (_, rest) = rest.split_once("\",")?;
-        let (_, tags) = rest.split_once('[')?;
-        let (tags, _) = tags.split_once(']')?;
-        let tags = tags.split(',').map(|tag| tag.trim().to_owned()).filter(|tag| !tag.is_empty()).collect();
-        Some(Declared { name: name.trim().to_owned(), tags, modules: modules.to_vec() })
-    };
-    let declarations = text.split("vm_test!(").skip(1);
-    declarations.map(|text| parse(text).unwrap_or_else(|| panic!("not a declaration: {text:.80}"))).collect()
-}
-
 fn declared() -> Vec<Declared> {
-    let directory = "tests/scenarios";
-    let modules = |path: &Path| {
-        let path = path.with_extension("");
-        let below = path.strip_prefix(root().join(directory)).expect("a file below it");
-        below.iter().map(|part| part.to_string_lossy().into_owned()).collect::<Vec<_>>()
-    };
-    let files = sources(directory);
-    files.iter().flat_map(|path| declared_in(&read(path), &modules(path))).collect()
+    scenarios::declared().unwrap_or_else(|error| panic!("{error:#}"))
 }
 
 /// Faults of the names that tests have.
@@ -89,7 +58,7 @@ fn exists(witness: &str, tests: &[Declared], code: &[(PathBuf, String)]) -> bool
     tests.iter().any(|test| test.name == witness) || code.iter().any(|(_, text)| text.contains(&function))
 }
 
-/// The tags that the guest knows.
+/// Reads the tags that the guest has.
 fn known_tags(text: &str) -> Vec<String> {
     let (_, rest) = text.split_once("enum Tag {").expect("an enum of tags");
     let (body, _) = rest.split_once('}').expect("its end");
@@ -153,11 +122,9 @@ fn each_tag_has_tests_and_a_boot() {
 
 #[test]
 fn each_fault_is_found() {
-    let modules = ["deploy", "debian"].map(str::to_owned);
     let text = "vm_test!(\n    debian_a,\n    \"a, b\",\n    Debian,\n    [Kernel, Quick]\n);\n\
                 vm_test!(units_b, \"c\", Any, []);";
-    let tests = declared_in(text, &modules);
-    assert_eq!(tests[0].tags, ["Kernel", "Quick"]);
+    let tests = scenarios::declared_in(text, Path::new("deploy/debian")).expect("declarations");
     assert_eq!(misnamed(&tests).len(), 1);
     assert_eq!(witnesses("| A1 | it `is` | `debian_a`, unit: `b_c` |"), ["debian_a", "b_c"]);
     let code = [(PathBuf::from("src/closer.rs"), "fn b_c() {".to_owned())];

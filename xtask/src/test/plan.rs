@@ -2,16 +2,21 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
 use super::Arguments;
+use super::filter::Filter;
+use super::scenarios::{Declared, On};
 use crate::build::{self, Guest};
-use crate::run::booting;
-use crate::setup::{self, Need};
+use crate::debian::{self, Debian};
+use crate::fuzz::{self, CargoFuzz};
+use crate::image::Buildah;
+use crate::project::Project;
+use crate::prometheus::{self, Prometheus};
 use crate::steps::{self, PROGRAMS, Step, TOOLCHAIN, VM, download, ready, shown, work};
 use crate::summary::Outcome;
-use crate::vm::{Boot, Hierarchy};
-use crate::{bench, checks, clients, debian, fuzz, kernels, prometheus, soak, tidy};
+use crate::vm::{self, Boot, Hierarchy, booting};
+use crate::{bench, checks, clients, docs, kernels, soak, tidy};
 
 /// A boot of the test VM.
 #[derive(Debug, Clone, Copy)]
@@ -44,7 +49,7 @@ pub(super) const COMBINATIONS: [Combination<'_>; 5] = [
     },
 ];
 
-/// What `--quick` boots.
+/// The boot of `cargo xtask test --quick`.
 pub(super) const QUICK: Combination<'_> = Combination {
     kernel: kernels::NEWEST,
     hierarchy: Hierarchy::V2,
@@ -57,19 +62,18 @@ const SOURCES: &str = "get clients and languages";
 const SYSTEMS: &str = "get Debian and Prometheus";
 const CLIENTS: &str = "build clients and examples";
 
-/// All steps that these arguments ask for, in the order in which they are begun.
-pub(crate) fn steps(arguments: &Arguments) -> Vec<Step> {
+/// Returns all steps of these arguments, in the order in which they are begun.
+pub(super) fn steps(arguments: &Arguments, tests: &[Declared]) -> Vec<Step> {
     let mut steps = Vec::new();
-    let names = arguments.filter.as_deref();
-    let has_host = names.is_none();
+    let filter = arguments.filter.as_deref().map(Filter::new);
+    let has_host = filter.is_none();
     let is_whole = has_host && arguments.kernel.is_empty() && !arguments.quick && !arguments.only_host;
-    let only_debian = names.is_some_and(|names| names.split(',').all(|name| name.contains(debian::TESTS)));
 
     steps.push(steps::toolchain());
     if !arguments.only_host {
         let kernels = kernels_of(arguments);
         steps.push(steps::vm(kernels));
-        steps.push(download(SOURCES, &[], || ready(&setup::CLIENTS)));
+        steps.push(download(SOURCES, &[], || ready(&clients::NEEDS)));
         steps.push(steps::dependencies());
         steps.push(steps::programs());
         steps.push(work(CLIENTS, &[SOURCES], || {
@@ -81,20 +85,18 @@ pub(crate) fn steps(arguments: &Arguments) -> Vec<Step> {
         host_steps(arguments, &mut steps);
     }
     if is_whole {
-        steps.push(download(SYSTEMS, &[], || {
-            ready(&[Need::Debian, Need::Buildah, Need::Prometheus, Need::Project])
-        }));
-        steps.push(work("fuzz tool", &[], || ready(&[Need::Fuzz])));
+        steps.push(download(SYSTEMS, &[], || ready(&[&Debian, &Buildah, &Prometheus, &Project])));
+        steps.push(work("fuzz tool", &[], || ready(&[&CargoFuzz])));
     }
-    if only_debian {
-        debian_step(arguments, &mut steps);
-    } else if !arguments.only_host {
-        for combination in combinations(arguments) {
+    if !arguments.only_host {
+        for combination in boots(arguments, tests) {
             combination.steps(arguments, &mut steps);
         }
     }
-    // By name, on request: `--filter prometheus`.
-    if is_whole || names.is_some_and(|names| names.contains("prometheus")) {
+    if names_debian(filter.as_ref(), tests) {
+        debian_step(arguments, &mut steps);
+    }
+    if is_whole || filter.is_some_and(|filter| filter.has_prometheus()) {
         steps.push(shown("VM 6.12 Prometheus", &[PROGRAMS, VM, SYSTEMS], || {
             prometheus::scrape(&build::built_guest())
         }));
@@ -108,7 +110,54 @@ pub(crate) fn steps(arguments: &Arguments) -> Vec<Step> {
     steps
 }
 
-/// Checks and tests without a VM.
+/// Fails if a kernel is given twice, or if the filter has a word that names no test or
+/// leaves no test to run.
+pub(super) fn check(arguments: &Arguments, tests: &[Declared]) -> Result<()> {
+    let kernels = &arguments.kernel;
+    let twice = kernels.iter().enumerate().find(|(at, kernel)| kernels[..*at].contains(kernel));
+    ensure!(twice.is_none(), "a --kernel is given twice, of {}; leave one out", kernels.join(", "));
+    let Some(names) = &arguments.filter else { return Ok(()) };
+    let filter = Filter::new(names);
+    filter.check(tests)?;
+    if filter.has_prometheus() || names_debian(Some(&filter), tests) || !boots(arguments, tests).is_empty() {
+        return Ok(());
+    }
+    let wanted: Vec<_> = tests.iter().filter(|test| filter.wants(&test.name)).collect();
+    let Some(first) = wanted.first() else {
+        bail!("--filter {names} excludes every test that it names; leave out a word that begins with `-`");
+    };
+    let v1 = kernels::with_v1().collect::<Vec<_>>().join(", ");
+    bail!(
+        "--filter {names}: none of these kernels has a boot for {} ({:?}); leave out --kernel, or give one \
+         that has: {} with cgroup v1, {} with cgroup v2",
+        first.name,
+        first.on,
+        v1,
+        kernels::labels().collect::<Vec<_>>().join(", ")
+    );
+}
+
+/// Returns the boots that have a test to run, as far as tests are chosen by name.
+fn boots<'a>(arguments: &'a Arguments, tests: &[Declared]) -> Vec<Combination<'a>> {
+    let mut boots = combinations(arguments);
+    if let Some(filter) = arguments.filter.as_deref().map(Filter::new) {
+        let has_test = |boot: &Combination<'_>| {
+            tests.iter().any(|test| test.on.includes(boot.hierarchy) && filter.wants(&test.name))
+        };
+        boots.retain(has_test);
+    }
+    boots
+}
+
+/// True if a test that needs Debian is chosen by a part of its name.
+fn names_debian(filter: Option<&Filter<'_>>, tests: &[Declared]) -> bool {
+    filter.is_some_and(|filter| {
+        let is_named = |test: &Declared| filter.names(&test.name) && filter.wants(&test.name);
+        tests.iter().any(|test| test.on == On::Debian && is_named(test))
+    })
+}
+
+/// Adds the checks and tests that need no VM.
 fn host_steps(arguments: &Arguments, steps: &mut Vec<Step>) {
     steps.push(work("format", &[], checks::format));
     steps.push(work("tidy", &[], tidy::check));
@@ -121,11 +170,12 @@ fn host_steps(arguments: &Arguments, steps: &mut Vec<Step>) {
     if !arguments.quick {
         steps.push(work("lints, eBPF", &[TOOLCHAIN], checks::ebpf_lints));
         steps.push(work("dependencies", &[], checks::dependencies));
+        steps.push(work("documentation", &[], docs::build));
         steps.push(work("alert rules", &[SYSTEMS], prometheus::check_rules));
     }
 }
 
-/// The tests that need systemd, on the newest kernel unless one is asked for.
+/// Adds the tests that need systemd, on the newest kernel unless another is given.
 fn debian_step(arguments: &Arguments, steps: &mut Vec<Step>) {
     let kernel = arguments.kernel.first().map_or(kernels::NEWEST, String::as_str).to_owned();
     let names = arguments.filter.clone().unwrap_or_else(|| debian::TESTS.to_owned());
@@ -166,7 +216,7 @@ impl Combination<'_> {
         parts.join(" ").trim_end().to_owned()
     }
 
-    /// A step for each of its parts; a single one for tests that are asked for by name.
+    /// Adds a step for each of its parts; a single one for tests that are chosen by name.
     fn steps(&self, arguments: &Arguments, steps: &mut Vec<Step>) {
         let by_name = arguments.filter.is_some();
         let parts = if by_name { 1 } else { self.parts };
@@ -185,15 +235,15 @@ impl Combination<'_> {
             let (kernel, hierarchy, parameters) = (self.kernel.to_owned(), self.hierarchy, words.join(" "));
             let label = name.replace([' ', '/', '='], "-");
             steps.push(shown(&name, &[PROGRAMS, CLIENTS, VM], move || {
-                test(&kernel, hierarchy, &parameters, &label, by_name)
+                test(&kernel, hierarchy, &parameters, &label)
             }));
         }
     }
 }
 
-/// Boots, and runs the tests that the parameters ask for.
-fn test(kernel: &str, hierarchy: Hierarchy, parameters: &str, label: &str, by_name: bool) -> Result<Outcome> {
-    setup::ensure(&setup::vm(kernel))?;
+/// Boots, and runs the tests that the parameters choose.
+fn test(kernel: &str, hierarchy: Hierarchy, parameters: &str, label: &str) -> Result<Outcome> {
+    vm::ensure(kernel)?;
     let guest = Guest { more: clients::built()?, ..build::built_guest() };
     let kernel = kernels::get(kernel)?;
     println!("{}", booting(&kernel, hierarchy));
@@ -204,8 +254,7 @@ fn test(kernel: &str, hierarchy: Hierarchy, parameters: &str, label: &str, by_na
         ..Boot::new(&kernel, hierarchy, "test")
     };
     let report = boot.run(&guest, &mut |line| println!("{line}"))?;
-    // A name given by hand may be meant for another hierarchy.
-    ensure!(by_name || report.passed + report.failed > 0, "the guest ran no test");
+    ensure!(report.passed + report.failed > 0, "the guest ran no test; its log is in target/vm");
     Ok(Outcome::of(report, kernels::remark(&kernel).unwrap_or(kernel.release)))
 }
 
@@ -213,8 +262,27 @@ fn test(kernel: &str, hierarchy: Hierarchy, parameters: &str, label: &str, by_na
 mod tests {
     use super::*;
 
+    fn tests() -> Vec<Declared> {
+        let test =
+            |name: &str, on| Declared { name: name.to_owned(), on, tags: Vec::new(), modules: Vec::new() };
+        vec![
+            test("threshold_up", On::Any),
+            test("view_new", On::V2),
+            test("conformance_line", On::V1),
+            test("debian_units", On::Debian),
+        ]
+    }
+
     fn names(arguments: &Arguments) -> Vec<String> {
-        steps(arguments).into_iter().map(|step| step.name).collect()
+        steps(arguments, &tests()).into_iter().map(|step| step.name).collect()
+    }
+
+    fn filter(names: &str, kernels: &[&str]) -> Arguments {
+        Arguments {
+            filter: Some(names.to_owned()),
+            kernel: kernels.iter().map(ToString::to_string).collect(),
+            ..Arguments::default()
+        }
     }
 
     #[test]
@@ -233,16 +301,15 @@ mod tests {
 
     #[test]
     fn names_are_unique_and_each_step_comes_after_what_it_needs() {
-        let filter = |names: &str| Arguments { filter: Some(names.to_owned()), ..Arguments::default() };
         for arguments in [
             Arguments::default(),
             Arguments { quick: true, ..Arguments::default() },
             Arguments { only_host: true, ..Arguments::default() },
-            filter("threshold_"),
-            filter("debian_units"),
-            filter("prometheus"),
+            filter("threshold_", &[]),
+            filter("debian_units,view_", &[]),
+            filter("prometheus", &[]),
         ] {
-            let steps = steps(&arguments);
+            let steps = steps(&arguments, &tests());
             for (at, step) in steps.iter().enumerate() {
                 let same = steps.iter().filter(|other| other.name == step.name).count();
                 assert_eq!(same, 1, "{}", step.name);
@@ -257,9 +324,37 @@ mod tests {
 
     #[test]
     fn tests_asked_for_by_name_need_nothing_on_the_host() {
-        let arguments = Arguments { filter: Some("debian_".to_owned()), ..Arguments::default() };
-        let names = names(&arguments);
+        let names = names(&filter("debian_", &[]));
         assert!(names.iter().any(|name| name == "VM 7.2 Debian"), "{names:?}");
         assert!(!names.iter().any(|name| name == "lints" || name == "VM 7.2 v2"), "{names:?}");
+    }
+
+    #[test]
+    fn a_boot_without_a_wanted_test_is_left_out() {
+        let boots = |names: &str, kernels: &[&str]| {
+            let arguments = filter(names, kernels);
+            check(&arguments, &tests())?;
+            let names = self::names(&arguments).into_iter().filter(|name| name.starts_with("VM "));
+            Ok::<_, anyhow::Error>(names.collect::<Vec<_>>())
+        };
+        assert_eq!(boots("conformance_", &[]).expect("a boot"), ["VM 6.1 v1"]);
+        assert_eq!(boots("view_", &["6.1"]).expect("a boot"), ["VM 6.1 v2"]);
+        assert_eq!(boots("units", &["6.1"]).expect("a boot"), ["VM 6.1 Debian"]);
+        assert_eq!(boots("prometheus", &[]).expect("a boot"), ["VM 6.12 Prometheus"]);
+        let text = boots("view_", &["6.1", "6.1"]).expect_err("one kernel twice").to_string();
+        assert!(text.contains("given twice, of 6.1, 6.1"), "{text}");
+        let text = boots("conformance_", &["7.2"]).expect_err("7.2 has no v1").to_string();
+        assert!(text.contains("conformance_line (V1)") && text.contains("6.1 with cgroup v1"), "{text}");
+        let text = boots("view_,-view_", &[]).expect_err("nothing left").to_string();
+        assert!(text.contains("excludes every test"), "{text}");
+        let text = boots("veiw_", &[]).expect_err("no such test").to_string();
+        assert!(text.contains("no test has `veiw_`"), "{text}");
+    }
+
+    #[test]
+    fn each_boot_with_v1_is_of_a_kernel_that_has_it() {
+        for boot in COMBINATIONS.iter().filter(|boot| boot.hierarchy == Hierarchy::V1) {
+            assert_eq!(kernels::has_v1(boot.kernel), Some(true), "{}", boot.kernel);
+        }
     }
 }

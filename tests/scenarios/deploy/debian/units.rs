@@ -26,13 +26,13 @@ impl Drop for Reinstall<'_> {
 
 vm_test!(
     debian_documented,
-    "the commands in docs/deploy.md install, show, narrow and remove the service",
+    "the commands in docs/guide/deploy.md install, show, narrow and remove the service",
     Debian,
     []
 );
 fn debian_documented() -> Result<()> {
     let share = Path::new("/usr/share/memcg-monitor");
-    let text = fs::read_to_string(share.join("deploy.md")).context("cannot read docs/deploy.md")?;
+    let text = fs::read_to_string(share.join("deploy.md")).context("cannot read docs/guide/deploy.md")?;
     let blocks = blocks(&text, "Under systemd");
     let [install, remove, narrow] = blocks.as_slice() else { bail!("{} blocks of commands", blocks.len()) };
     // A clone, as far as the commands see it.
