@@ -161,7 +161,6 @@ impl World {
                 self.oom(parent, tally)?;
                 // Half a step, and what all of them need for themselves.
                 self.passed(&[LEAVES + parent], 1, &before, tally);
-                self.waits.iter_mut().for_each(|wait| wait.again += wait.spikes);
             }
         }
         for wait in &mut self.waits {
@@ -187,6 +186,7 @@ impl World {
             let now = before[wait.place];
             let passed = wait.thresholds.iter().filter(|at| (now..now + steps).contains(*at)).count() as u64;
             wait.spikes += 2 * passed;
+            wait.again += 2 * passed;
             tally.spikes += passed;
         }
     }
