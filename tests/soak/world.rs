@@ -72,8 +72,9 @@ struct Wait {
     expected: u64,
     /// What was crossed to and fro.
     spikes: u64,
-    /// What may have been crossed once more on the way: at a limit the kernel drains what its
-    /// CPUs have charged ahead (`drain_all_stock`), and charges again.
+    /// What may have been crossed once more on the way, in pairs: the kernel gives back what a
+    /// CPU has charged ahead, up to 63 pages, when that CPU charges another group (`drain_stock`)
+    /// or a limit is reached (`drain_all_stock`), and charges again.
     again: u64,
     gone: bool,
 }
@@ -160,7 +161,6 @@ impl World {
                 self.oom(parent, tally)?;
                 // Half a step, and what all of them need for themselves.
                 self.passed(&[LEAVES + parent], 1, &before, tally);
-                self.waits.iter_mut().for_each(|wait| wait.again = wait.spikes);
             }
         }
         for wait in &mut self.waits {
@@ -175,6 +175,7 @@ impl World {
             // At and a half: crossed where one is at or below it, the other above.
             let crossed = wait.thresholds.iter().filter(|at| (before <= **at) != (now <= **at)).count();
             wait.expected += crossed as u64;
+            wait.again += 2 * crossed as u64;
         }
         Ok(())
     }
@@ -185,6 +186,7 @@ impl World {
             let now = before[wait.place];
             let passed = wait.thresholds.iter().filter(|at| (now..now + steps).contains(*at)).count() as u64;
             wait.spikes += 2 * passed;
+            wait.again += 2 * passed;
             tally.spikes += passed;
         }
     }
@@ -261,11 +263,17 @@ impl World {
             tally.heard += heard;
             tally.lost += least.saturating_sub(heard);
             tally.spikes_missed += most.saturating_sub(heard.max(least)) / 2;
+            let again = heard.saturating_sub(most).min(wait.again);
             let most = most + wait.again;
             let more = heard.saturating_sub(most);
             *(if died { &mut tally.repeated } else { &mut tally.doubled }) += more;
+            if !died {
+                tally.stepped_back += again / 2;
+            }
+            // The last side is known: what is crossed once more is crossed back, too.
+            let is_even = heard % 2 == least % 2;
             ensure!(
-                heard >= least && (died || heard <= most),
+                heard >= least && (died || heard <= most && is_even),
                 "{heard} signals instead of {least} to {most} for {:?} and a half steps on place {}",
                 wait.thresholds,
                 wait.place
