@@ -127,7 +127,7 @@ fn each_fault_is_found() {
     let tests = scenarios::declared_in(text, Path::new("deploy/debian")).expect("declarations");
     assert_eq!(misnamed(&tests).len(), 1);
     assert_eq!(witnesses("| A1 | it `is` | `debian_a`, unit: `b_c` |"), ["debian_a", "b_c"]);
-    let code = [(PathBuf::from("src/closer.rs"), "fn b_c() {".to_owned())];
+    let code = [(PathBuf::from("src/deferred_close.rs"), "fn b_c() {".to_owned())];
     for (witness, is_there) in [
         ("debian_a", true),
         ("debian_b", false),
@@ -135,7 +135,7 @@ fn each_fault_is_found() {
         ("view_*", false),
         ("b_c", true),
         ("frontend::deferred_close", true),
-        ("door::opener", false),
+        ("frontend::opener", false),
         ("preempt=full", true),
     ] {
         assert_eq!(exists(witness, &tests, &code), is_there, "{witness}");
