@@ -1,6 +1,6 @@
-//! The one place that knows what kernels differ in: look at the facts, decide,
-//! tell the programs. Everything is asked of the running kernel (BTF), nothing
-//! is concluded from its version.
+//! The differences between kernels: this module reads the facts, decides, and configures the
+//! programs. Everything is read from the running kernel (BTF); nothing is concluded from its
+//! version.
 
 pub mod btf;
 mod hooks;
@@ -17,29 +17,29 @@ use crate::{
     kernel::btf::Btf,
 };
 
-/// Where the kernel keeps its own type information.
+/// The path of the kernel's own type information.
 pub const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
 
-/// What the kernel features.
+/// Facts about the running kernel.
 #[derive(Debug)]
 pub struct Facts {
-    /// `uname -r`.
+    /// The release, as in `uname -r`.
     pub release: String,
-    /// Its type information.
+    /// The kernel's type information.
     pub btf: Btf,
     /// RAM and swap, in pages.
     pub pages: u64,
-    /// Bytes in a page.
+    /// Bytes in one page.
     pub page_size: u64,
-    /// The memory controller is on a v1 hierarchy.
+    /// Whether the memory controller is on a v1 hierarchy.
     pub v1: bool,
 }
 
 impl Facts {
-    /// Asks the running kernel; `v1` says which hierarchy has the controller.
+    /// Reads the facts of the running kernel; `v1` says which hierarchy has the controller.
     ///
     /// # Errors
-    /// When the kernel has no readable BTF.
+    /// The kernel has no readable BTF.
     pub fn gather(v1: bool) -> Result<Self> {
         let bytes = fs::read(VMLINUX_BTF).map_err(|error| {
             Error::Kernel(format!(
@@ -57,41 +57,41 @@ impl Facts {
     }
 }
 
-/// What the programs are told about this kernel, by the name of their global.
+/// Settings of the programs for this kernel, by the name of their global.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// What to attach.
+    /// Programs to be attached, by name.
     pub hooks: Vec<&'static str>,
     /// The kernel functions of these, with their type ids.
     pub functions: Vec<(&'static str, u32)>,
-    /// 64-bit globals.
+    /// Values of 64-bit globals.
     pub offsets: Vec<(&'static str, u64)>,
-    /// 32-bit globals.
+    /// Values of 32-bit globals.
     pub numbers: Vec<(&'static str, u32)>,
-    /// Unit of the packed band.
+    /// The unit of the packed band.
     pub band_shift: u32,
-    /// What can be waited for beside memory and memory+swap.
+    /// Events that can be registered for beside memory and memory+swap.
     pub features: Features,
 }
 
-/// What this kernel can tell beside usage.
+/// Events that this kernel can report beside usage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Features {
     /// OOM by a group's limit.
     pub oom: bool,
     /// The kernel's own count of groups under OOM can be read.
     pub under_oom: bool,
-    /// Windows of reclaim.
+    /// Windows of reclaim with their pressure.
     pub pressure: bool,
     /// Groups that become empty of tasks.
     pub empty: bool,
 }
 
 impl Features {
-    /// What can be told by the programs that there are, and by the fields that the kernel has.
+    /// Features by the programs that there are, and by the fields that the kernel has.
     fn of(has: impl Fn(&str) -> bool, under_oom: bool, pressure: bool) -> Self {
         Self {
-            // v1's own notice, or the OOM itself.
+            // The notice of v1's code, or the OOM itself.
             oom: has("oom_notified") || has("oom_begun") && has("oom_ended"),
             under_oom,
             pressure: has("reclaim_window") && pressure,
@@ -99,14 +99,14 @@ impl Features {
         }
     }
 
-    /// As one word, for agents that find programs already at work.
+    /// Packs the features in one word, for agents that find programs already at work.
     #[must_use]
     pub fn bits(self) -> u64 {
         let all = [self.oom, self.under_oom, self.pressure, self.empty];
         (0..).zip(all).fold(0, |bits, (at, is)| bits | u64::from(is) << at)
     }
 
-    /// The same, back.
+    /// Unpacks the word that [`Features::bits`] returns.
     #[must_use]
     pub const fn from_bits(bits: u64) -> Self {
         Self { oom: bits & 1 != 0, under_oom: bits & 2 != 0, pressure: bits & 4 != 0, empty: bits & 8 != 0 }
@@ -114,10 +114,10 @@ impl Features {
 }
 
 impl Plan {
-    /// Decides, from the facts, and without the programs that the kernel has `refused`.
+    /// Decides from the facts, leaving out the programs that the kernel has `refused`.
     ///
     /// # Errors
-    /// Names the first thing that this kernel lacks.
+    /// The error names the first thing that this kernel lacks.
     pub fn decide(facts: &Facts, refused: &[&str]) -> Result<Self> {
         let (mut present, absent) = facts.hooks();
         let is_missed = |hook: &&Hook| hook.is_refused(refused) && hook.is_required_on(facts.v1);
@@ -223,14 +223,14 @@ impl Plan {
     }
 }
 
-/// `uname -r`.
+/// The release of the running kernel, as in `uname -r`.
 #[must_use]
 pub fn release() -> String {
     nix::sys::utsname::uname()
         .map_or_else(|_| "unknown".into(), |name| name.release().to_string_lossy().into_owned())
 }
 
-/// Whether an AIO context can be had: one of those that all users of the host share.
+/// Whether an AIO context can be made: one of those that all users of the host share.
 ///
 /// # Errors
 /// `ENOSYS` without `CONFIG_AIO`, `EAGAIN` where `fs.aio-max-nr` is used up (`ioctx_alloc`).
@@ -244,8 +244,8 @@ pub fn try_aio() -> Result<(), Errno> {
     Ok(())
 }
 
-/// `kernel.yama.ptrace_scope`, where the kernel has Yama. At 3 nobody attaches to anybody,
-/// whatever their capabilities (`yama_ptrace_access_check`), nor takes descriptors.
+/// `kernel.yama.ptrace_scope`, where the kernel has Yama. At 3 no process may attach to another,
+/// whatever its capabilities (`yama_ptrace_access_check`), nor take its descriptors.
 #[must_use]
 pub fn ptrace_scope() -> Option<String> {
     fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").ok().map(|text| text.trim().to_owned())
@@ -303,7 +303,7 @@ mod tests {
             assert_eq!(left_out(program), oom);
         }
         assert_eq!(left_out("limit_write_2"), limit);
-        // That a limit was written is still told.
+        // That a limit was written is still reported.
         assert_eq!(left_out("limit_write_1"), ["limit_twin_2", "limit_twin_1", "limit_write_1"]);
     }
 }

@@ -1,4 +1,5 @@
-//! The programs in the kernel: load, attach, ask. Nothing else names aya.
+//! The programs in the kernel: loads, attaches and queries them. This is the one module that uses
+//! aya.
 
 mod handles;
 mod identity;
@@ -49,7 +50,7 @@ use crate::{
     table::{SharedFileRefs, SharedScratch, SharedSlot, Table},
 };
 
-/// Sizes chosen at start.
+/// Sizes of tables, chosen at start.
 #[derive(Clone, Copy, Debug)]
 pub struct TableSizes {
     /// Groups that can be watched at once.
@@ -59,9 +60,9 @@ pub struct TableSizes {
 }
 
 impl TableSizes {
-    /// What a host with so many bytes of memory is given: a place in the table of groups for
-    /// each 64 KiB, rounded up to a power of two between 4,096 and 65,536. All of it is
-    /// allocated at the start, about 420 bytes each.
+    /// The sizes for a host with so many bytes of memory: a place in the table of groups for each
+    /// 64 KiB, rounded up to a power of two between 4,096 and 65,536. All of it is allocated at
+    /// the start, about 420 bytes each.
     #[must_use]
     pub const fn for_memory(bytes: u64) -> Self {
         let mut groups = 4096;
@@ -73,7 +74,7 @@ impl TableSizes {
 }
 
 impl Default for TableSizes {
-    /// A big host's.
+    /// The sizes for a big host.
     fn default() -> Self {
         Self::for_memory(u64::MAX)
     }
@@ -82,9 +83,9 @@ impl Default for TableSizes {
 /// `st_ino` of the root directory, in each hierarchy.
 const ROOT_ID: u64 = 1;
 
-/// The attached programs, and what the agent shares with them.
+/// The attached programs, and the maps that the agent shares with them.
 pub struct Programs {
-    /// `None` only while it is being pinned.
+    /// `None` only while they are being pinned.
     held: Option<Handles>,
     slots: Arc<Table<SharedSlot>>,
     scratch: Arc<Table<SharedScratch>>,
@@ -93,14 +94,14 @@ pub struct Programs {
     files: Table<SharedFileRefs>,
     band_shift: u32,
     features: Features,
-    /// What threads are in.
+    /// Marks of what threads are in, by thread.
     thread_marks: Table<AtomicU64>,
-    /// The descriptors of what is attached, by which the kernel tells its counts.
+    /// Descriptors of the attached programs, for the kernel's counts of them.
     attached: Vec<(&'static Hook, RawFd)>,
     pins: Option<Pins>,
-    /// What is to be pinned, once all groups are known.
+    /// Maps to be pinned, once all groups are known.
     unpinned: Vec<(&'static str, MapData)>,
-    /// What others have left, that are to go.
+    /// Tables of earlier programs that are to be replaced.
     before: Vec<Predecessor>,
 }
 
@@ -111,8 +112,8 @@ impl fmt::Debug for Programs {
 }
 
 impl Programs {
-    /// Asks about an eventfd of our own: proves that attached programs run and answer,
-    /// and that they read the kernel's count of references.
+    /// Queries an eventfd of the agent's own: proves that attached programs run and answer, and
+    /// that they read the kernel's count of references.
     fn try_eventfd(&self) -> Result<()> {
         use nix::sys::eventfd::{EfdFlags, EventFd};
         let eventfd =
@@ -126,27 +127,26 @@ impl Programs {
         }
     }
 
-    /// Whether all that is done at run time can be done: programs run, kernel memory read.
+    /// Whether all that is done at run time can be done: programs run, kernel memory is read.
     #[must_use]
     pub fn answers(&self) -> bool {
         self.end_epoch().is_ok() && self.try_eventfd().is_ok()
     }
 
-    /// The slot table.
+    /// The table of slots.
     #[must_use]
     pub fn slots(&self) -> &Table<SharedSlot> {
         &self.slots
     }
 
-    /// Who says what files and descriptors stand for, to the thread that has started the
-    /// programs.
+    /// The identity of files and descriptors, for the thread that has started the programs.
     #[must_use]
     pub const fn identity(&self) -> &Identity {
         &self.identity
     }
 
-    /// Runs of all charge programs, and nanoseconds spent in them: counted by
-    /// the kernel while `kernel.bpf_stats_enabled` is set.
+    /// Runs of all charge programs, and nanoseconds spent in them: counted by the kernel while
+    /// `kernel.bpf_stats_enabled` is set.
     #[must_use]
     pub fn runs(&self) -> (u64, u64) {
         let charge = self.attached.iter().filter(|(hook, _)| is_charge(hook));
@@ -169,7 +169,7 @@ impl Programs {
         self.scratch.get(ANSWERS as usize).ok_or_else(|| Error::Host("the answer cell is not mapped".into()))
     }
 
-    /// Asks for a number of a group; `None` when the group is gone.
+    /// Queries a number of a group; `None` when the group is gone.
     fn ask_of(&self, question: u64, group: GroupId) -> Result<Option<u64>> {
         match self.ask(question, u64::from(group.slot), group.generation)? {
             Query::OK => Ok(Some(self.answer_cell()?.value.load(Ordering::Acquire))),
@@ -199,7 +199,7 @@ impl Programs {
         }
     }
 
-    /// Asks one question; the program's verdict.
+    /// Runs one query; returns the program's verdict.
     fn ask(&self, question: u64, arg1: u64, arg2: u64) -> Result<u64> {
         /// Newer kernels skip a run while another is under way on the CPU.
         const ATTEMPTS: usize = 64;
@@ -335,7 +335,7 @@ impl Source for Programs {
     fn misses(&self) -> Misses {
         let mut misses = Misses::default();
         for (hook, fd) in &self.attached {
-            // Programs that are there are told of; one that is not counts nothing.
+            // Only attached programs are counted; one that is missing counts nothing.
             *misses.of(hook.program) += Stats::of(*fd).unwrap_or_default().misses;
         }
         misses
@@ -396,7 +396,7 @@ mod tests {
         const GIB: u64 = 1 << 30;
         let groups = |bytes| TableSizes::for_memory(bytes).groups;
         assert_eq!((groups(0), groups(GIB / 4), groups(GIB / 2)), (4096, 4096, 8192));
-        // What the kernel keeps for itself is missing in the sum.
+        // The memory that the kernel keeps for itself is missing in the sum.
         assert_eq!((groups(GIB), groups(GIB * 9 / 10)), (16_384, 16_384));
         assert_eq!((groups(4 * GIB * 9 / 10), groups(u64::MAX)), (65_536, 65_536));
     }

@@ -1,5 +1,5 @@
-//! Who waits for what. Pure: no kernel, no sockets, no descriptors; so its rules
-//! are tested as plain Rust.
+//! All registrations, by group and by eventfd. Pure: no kernel, no sockets, no descriptors; so
+//! the rules are tested as plain Rust.
 
 mod account;
 mod dense;
@@ -27,32 +27,32 @@ pub use account::{Account, AccountIndex};
 pub use group::Group;
 pub use thresholds::{BURST, Clock, Crossing, Cursor, Outcome, Side, ThresholdSet, first_side};
 
-/// One registration.
+/// One registration for an event of a group.
 #[derive(Clone, Copy, Debug)]
 pub struct Subscription {
     /// The control file that it is on.
     pub on: ControlFile,
-    /// What it waits for.
+    /// The trigger that fires it.
     pub trigger: Trigger,
-    /// Whose eventfd.
+    /// The eventfd to be signalled.
     pub file: FileId,
-    /// Who asked for it, whoever else is registered on that eventfd: whose quota it
-    /// counts against.
+    /// The account that requested it, whatever others are registered on that eventfd; it counts
+    /// against this account's quota.
     pub account: Account,
-    /// Its own, and where it is recorded.
+    /// The record id, under which it is recorded.
     pub ticket: RecordId,
-    /// The side of a threshold that an agent before has told; `None`: a new one.
+    /// The side of a threshold that an earlier agent has signalled; `None`: a new threshold.
     pub above: Option<bool>,
 }
 
-/// A registration, as those see it that signal it.
+/// A registration, as far as its signals need it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Subscriber {
-    /// Whose eventfd.
+    /// The eventfd to be signalled.
     pub file: FileId,
-    /// Which registration: no other has the same at a time.
+    /// The record id; no other registration has it at the same time.
     pub ticket: RecordId,
-    /// Who pays for it.
+    /// The account that pays for it.
     pub payer: AccountIndex,
 }
 
@@ -60,26 +60,26 @@ pub struct Subscriber {
 #[derive(Debug, Default)]
 pub struct Registry {
     groups: HashMap<u32, Group>,
-    /// Each eventfd, and whether it is the agent's own.
+    /// All eventfds, and whether each is the agent's own.
     files: HashMap<FileId, bool>,
-    /// How many registrations an account has on an eventfd.
+    /// The number of registrations that an account has on an eventfd.
     by_payer: BTreeMap<(AccountIndex, FileId), u32>,
-    /// How many registrations an eventfd has on a slot.
+    /// The number of registrations that an eventfd has on a slot.
     held: BTreeMap<(FileId, u32), u32>,
-    /// Slots on which somebody waits for OOM.
+    /// Slots with registrations for OOM.
     ooms: BTreeSet<u32>,
     /// Slots with a threshold in percent of a limit.
     percents: BTreeSet<u32>,
     accounts: Accounts,
     registrations: u64,
-    /// Of them, those that wait for OOM, pressure, emptiness, percentages, working sets, and
+    /// Numbers of registrations for OOM, pressure, emptiness, percentages, working sets, and
     /// memory+swap.
     kinds: [u64; 6],
 }
 
 impl Registry {
-    /// Adds one registration. The caller has looked at the group just now, so that
-    /// the quantity is `now` pages, and `limit` what percents are of.
+    /// Adds one registration. The caller has looked at the group just now, so that the quantity
+    /// is `now` pages, and percents are of `limit` pages.
     pub fn add(&mut self, id: GroupId, registration: Subscription, now: u64, limit: u64) {
         let Subscription { trigger, file, ticket, account, .. } = registration;
         let to = Subscriber { file, ticket, payer: self.accounts.charge(account) };
@@ -100,34 +100,34 @@ impl Registry {
         self.registrations += 1;
     }
 
-    /// The group in `slot`.
+    /// The watched group in `slot`.
     #[must_use]
     pub fn group(&self, slot: u32) -> Option<&Group> {
         self.groups.get(&slot)
     }
 
-    /// The group in `slot`.
+    /// The watched group in `slot`, for changes.
     pub fn group_mut(&mut self, slot: u32) -> Option<&mut Group> {
         self.groups.get_mut(&slot)
     }
 
-    /// Every watched group.
+    /// Returns every watched group.
     pub fn groups(&self) -> impl Iterator<Item = &Group> {
         self.groups.values()
     }
 
-    /// Slots on which somebody waits for OOM.
+    /// Slots with registrations for OOM.
     #[must_use]
     pub fn oom_slots(&self) -> Vec<u32> {
         self.ooms.iter().copied().collect()
     }
 
-    /// Those on which somebody waits for OOM.
+    /// Groups with registrations for OOM.
     pub fn oom_groups(&self) -> impl Iterator<Item = &Group> {
         self.ooms.iter().filter_map(|slot| self.groups.get(slot))
     }
 
-    /// Of those, the one with the lowest slot from `slot` on.
+    /// The group with registrations for OOM in the lowest slot from `slot` on.
     #[must_use]
     pub fn oom_group_from(&self, slot: u32) -> Option<&Group> {
         self.groups.get(self.ooms.range(slot..).next()?)
@@ -139,13 +139,13 @@ impl Registry {
         self.percents.iter().copied().collect()
     }
 
-    /// Every watched slot.
+    /// Returns every watched slot.
     #[must_use]
     pub fn slots(&self) -> Vec<u32> {
         self.groups.keys().copied().collect()
     }
 
-    /// Every registered eventfd.
+    /// Returns every registered eventfd.
     #[must_use]
     pub fn files(&self) -> Vec<FileId> {
         self.files.keys().copied().collect()
@@ -164,43 +164,43 @@ impl Registry {
         self.files.contains_key(&file)
     }
 
-    /// Number of registered eventfds.
+    /// The number of registered eventfds.
     #[must_use]
     pub fn file_count(&self) -> u64 {
         self.files.len() as u64
     }
 
-    /// Number of registrations.
+    /// The number of registrations in all.
     #[must_use]
     pub const fn len(&self) -> u64 {
         self.registrations
     }
 
-    /// Whether the agent itself waits on `file`.
+    /// Whether the agent itself registered `file`.
     #[must_use]
     pub fn is_own(&self, file: FileId) -> bool {
         self.files.get(&file) == Some(&true)
     }
 
-    /// Number of registrations that an account has.
+    /// The number of registrations that an account has.
     #[must_use]
     pub fn held_by(&self, account: Account) -> u64 {
         self.accounts.held_by(account)
     }
 
-    /// Who that is; `None` once it has no registration any more.
+    /// The account at an index; `None` once it has no registration any more.
     #[must_use]
     pub fn account(&self, payer: AccountIndex) -> Option<Account> {
         self.accounts.account(payer)
     }
 
-    /// Whether there are none.
+    /// Whether there are no registrations.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
         self.registrations == 0
     }
 
-    /// Number of registrations on a control file.
+    /// The number of registrations on a control file.
     #[must_use]
     pub const fn len_on(&self, on: ControlFile) -> u64 {
         let [oom, pressure, empty, _, working_set, sum] = self.kinds;
@@ -214,7 +214,7 @@ impl Registry {
         }
     }
 
-    /// What the programs have to count: bits of [`Subscriptions`].
+    /// The events that the programs have to count: bits of [`Subscriptions`].
     #[must_use]
     pub fn wanted(&self) -> u64 {
         let bits = [Subscriptions::OOM, Subscriptions::PRESSURE, Subscriptions::EMPTY, Subscriptions::LIMITS];
@@ -222,15 +222,15 @@ impl Registry {
         awaited.fold(0, |all, (bit, _)| all | bit)
     }
 
-    /// Whether anybody waits for a working set.
+    /// Whether any registration is on a working set.
     #[must_use]
     pub const fn has_working_sets(&self) -> bool {
         self.kinds[4] > 0
     }
 
-    /// A group went: forgets its registrations, returns them by eventfd, for each is
-    /// signalled once more. Costs what was registered there;
-    /// [`Registry::take_from_group`] does it in pieces.
+    /// Forgets the registrations of a group that went, and returns them by eventfd, for each is
+    /// signalled once more. Costs what was registered there; [`Registry::take_from_group`] does
+    /// it in pieces.
     pub fn remove_group(&mut self, slot: u32) -> Vec<(FileId, Vec<RecordId>)> {
         let mut tickets: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for to in self.take_from_group(slot, usize::MAX) {
@@ -248,8 +248,8 @@ impl Registry {
         taken
     }
 
-    /// An eventfd's last user went: forgets its registrations everywhere, returns the
-    /// slots they were on, and where they were recorded. Costs what was registered on it;
+    /// Forgets all registrations of an eventfd that its client closed, and returns the slots they
+    /// were on, and where they were recorded. Costs what was registered on it;
     /// [`Registry::take_from_file`] does it in pieces.
     pub fn remove_file(&mut self, file: FileId) -> (Vec<u32>, Vec<RecordId>) {
         let (mut slots, mut tickets) = (Vec::new(), Vec::new());
@@ -328,7 +328,7 @@ impl Registry {
     }
 }
 
-/// A table keeps the room that it once needed; when most have gone, gives it back.
+/// Gives back the room of a table most of whose entries have gone.
 pub(crate) fn give_back<K: Eq + Hash, V>(table: &mut HashMap<K, V>) {
     const FEW: usize = 64;
     if table.capacity() > FEW.max(8 * table.len()) {

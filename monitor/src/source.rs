@@ -1,4 +1,4 @@
-//! What the agent needs of a kernel, as a trait: the real one is
+//! The interface of the agent to a kernel, as traits: the real one is
 //! [`Programs`](crate::programs::Programs), and tests have a kernel of their own.
 
 mod misses;
@@ -14,22 +14,22 @@ use crate::{error::Result, kernel::Features, table::SharedSlot};
 /// A group: its slot, and the generation that tells it from the slot's others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct GroupId {
-    /// Index into the slot table.
+    /// The index into the slot table.
     pub slot: u32,
-    /// Generation of the slot.
+    /// The generation of the slot.
     pub generation: u64,
 }
 
-/// What the kernel said when asked whose usage file a descriptor is.
+/// The result of looking up the group of a usage file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Located {
-    /// This group's.
+    /// The file belongs to this group.
     Group(GroupId),
-    /// The hierarchy's root.
+    /// The file belongs to the hierarchy's root.
     Root,
-    /// A group that has no slot, because the table is full.
+    /// The file's group has no slot, because the table is full.
     TableFull,
-    /// Nobody's: the group is gone, or the file is not a usage file.
+    /// The file belongs to no group: the group is gone, or the file is not a usage file.
     Nobody,
 }
 
@@ -37,10 +37,10 @@ pub enum Located {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FileId(pub u64);
 
-/// The table of groups: memory shared with the programs, which any thread reads without
-/// asking anybody.
+/// The table of groups: memory shared with the programs, which any thread reads without a system
+/// call.
 pub trait Slots {
-    /// The slot at `index`; indices come from this table.
+    /// Returns the slot at `index`; indices come from this table.
     fn slot(&self, index: u32) -> Option<&SharedSlot>;
 
     /// The hierarchy's root: it has a slot without a counter.
@@ -58,57 +58,56 @@ pub trait Slots {
     }
 }
 
-/// What files and descriptors stand for, by the kernel's own word. The answers come from
-/// programs at what the asking thread reads: only the thread that started the programs
-/// is answered. To read may take as long as a client's file likes, so nobody asks with a
-/// lock held.
+/// The identity of files and descriptors, as the kernel has it. The answers come from programs
+/// that run at this thread's reads: only the thread that started the programs gets answers. To
+/// read may take as long as a client's file likes, so no lock may be held meanwhile.
 pub trait Identify: Slots {
-    /// Whose usage file `fd` is. `fd` is open for reading.
+    /// Finds the group of the usage file `fd`, which is open for reading.
     ///
     /// # Errors
-    /// The programs could not be asked.
+    /// The programs could not be queried.
     fn locate(&self, fd: BorrowedFd<'_>) -> Result<Located>;
 
-    /// Which file the eventfd `fd` is.
+    /// Returns the file that the eventfd `fd` refers to.
     ///
     /// # Errors
-    /// The programs could not be asked.
+    /// The programs could not be queried.
     fn file_of(&self, fd: BorrowedFd<'_>) -> Result<FileId>;
 }
 
-/// Questions to the kernel side.
+/// The kernel side, as the watcher uses it.
 pub trait Source: Slots {
-    /// Usage in pages, read from the kernel's own counter *now*; `None` when
-    /// the group's counter is gone.
+    /// Usage in pages, read from the kernel's own counter *now*; `None` when the group's counter
+    /// is gone.
     ///
     /// # Errors
-    /// The programs could not be asked.
+    /// The programs could not be queried.
     fn usage(&self, group: GroupId) -> Result<Option<u64>>;
 
     /// The highest usage so far, by the kernel's own mark, in pages; as
     /// [`Source::usage`].
     ///
     /// # Errors
-    /// As [`Source::usage`].
+    /// The programs could not be queried.
     fn peak(&self, group: GroupId) -> Result<Option<u64>>;
 
     /// Memory+swap in pages, as [`Source::usage`].
     ///
     /// # Errors
-    /// The programs could not be asked.
+    /// The programs could not be queried.
     fn sum(&self, group: GroupId) -> Result<Option<u64>>;
 
     /// The group's own limit in pages, as [`Source::usage`].
     ///
     /// # Errors
-    /// The programs could not be asked.
+    /// The programs could not be queried.
     fn limit(&self, group: GroupId) -> Result<Option<u64>>;
 
     /// The lowest limit of the group and of all above it but the root, in pages, whether
     /// those are in the table or not; as [`Source::usage`].
     ///
     /// # Errors
-    /// The programs could not be asked.
+    /// The programs could not be queried.
     fn lowest_limit(&self, group: GroupId) -> Result<Option<u64>>;
 
     /// The slot of the nearest group above that is in the table, or the root's, where the
@@ -116,11 +115,11 @@ pub trait Source: Slots {
     /// cannot be known, which is counted ([`LossKind::ParentUnknown`]).
     ///
     /// # Errors
-    /// The programs could not be asked.
+    /// The programs could not be queried.
     fn above(&self, group: GroupId) -> Result<Option<u32>>;
 
-    /// Whether there may be slots whose parent is unknown; asked once for each time that
-    /// it becomes so.
+    /// Whether there may be slots whose parent is unknown; true once for each time that it
+    /// becomes so.
     fn take_orphans(&self) -> bool;
     /// Reads usage, peak and limit of all live groups in `slots` into these: a few runs of a
     /// program, no system call for each group. See [`Slot::read_of`].
@@ -128,44 +127,45 @@ pub trait Source: Slots {
     /// [`Slot::read_of`]: monitor_common::slot::Slot::read_of
     ///
     /// # Errors
-    /// The programs could not be asked.
+    /// The programs could not be queried.
     fn read_groups(&self, slots: Range<u32>) -> Result<()>;
 
     /// Whether the group is under OOM now.
     ///
     /// # Errors
-    /// The programs could not be asked.
+    /// The programs could not be queried.
     fn is_under_oom(&self, group: GroupId) -> Result<bool>;
 
-    /// A band was published where none was: ends the
-    /// [`Epoch`](monitor_common::epoch::Epoch). A full barrier.
+    /// Ends the [`Epoch`](monitor_common::epoch::Epoch), after a band was published where none
+    /// was. A full barrier.
     ///
     /// # Errors
     /// The kernel did not do it: charges below that group may go unseen.
     fn end_epoch(&self) -> Result<()>;
 
-    /// What the programs are to count from now on: bits of
-    /// [`Subscriptions`](monitor_common::query::Wanted).
+    /// Sets what the programs count from now on: bits of
+    /// [`Subscriptions`](monitor_common::query::Subscriptions).
     fn want(&self, what: u64);
 
-    /// The bands of all that goes on from an agent before are published: takes over what
-    /// programs before had seen, which are let go, and counts what is `wanted` from here on.
-    /// No slot was looked at since the bands were published: what both have seen is one.
+    /// Takes over what earlier programs had seen, which are let go, and counts what is `wanted`
+    /// from here on; called once the bands of all that goes on from an earlier agent are
+    /// published. No slot was looked at since the bands were published: what both programs have
+    /// seen is one.
     fn take_over(&mut self, wanted: u64) {
         self.want(wanted);
     }
 
-    /// What this kernel can tell.
+    /// Events that this kernel can report.
     fn features(&self) -> Features;
 
-    /// References to each of `files`, in their order; 0 where they could not be counted.
-    /// Of a file to which the caller holds no reference it is any number.
+    /// Counts the references to each of `files`, in their order; 0 where they could not be
+    /// counted. For a file to which the caller holds no reference it is any number.
     ///
     /// # Errors
-    /// The programs could not be asked.
+    /// The programs could not be queried.
     fn file_refs(&self, files: &[FileId]) -> Result<Vec<u64>>;
 
-    /// Lets go of the slot of a group that is gone: it is given back, once no other below
+    /// Lets go of the slot of a group that is gone: it is given back once no other group below
     /// needs it.
     fn recycle(&mut self, slot: u32);
 
@@ -173,21 +173,20 @@ pub trait Source: Slots {
     /// for that; its last readings are in the slot. False when that was known already.
     ///
     /// # Errors
-    /// The programs could not be asked.
+    /// The programs could not be queried.
     fn depart(&mut self, group: GroupId) -> Result<bool>;
 
-    /// Gives back a slot that nobody needs; for those that an agent which was killed has
-    /// left.
+    /// Gives back a slot without use; for slots that a killed agent has left.
     fn tidy(&mut self, slot: u32);
 
-    /// A count of losses.
+    /// The count of one kind of loss.
     fn tally(&self, tally: LossKind) -> u64;
 
-    /// Calls that the kernel kept from our programs (`recursion_misses`), by what makes up
-    /// for them.
+    /// Calls that the kernel kept from the programs (`recursion_misses`), by what makes up for
+    /// them.
     fn misses(&self) -> Misses;
 
-    /// All of them.
+    /// The number of all such calls.
     fn skipped(&self) -> u64 {
         self.misses().total()
     }
@@ -198,30 +197,31 @@ pub trait Source: Slots {
     /// OOMs by the group's limit as the kernel has counted them, as [`Source::usage`].
     ///
     /// # Errors
-    /// The programs could not be asked, or this kernel's count is not known.
+    /// The programs could not be queried, or this kernel's count is not known.
     fn ooms(&self, group: GroupId) -> Result<Option<u64>>;
 
     /// Whether a task is in the group or below it, as [`Source::usage`].
     ///
     /// # Errors
-    /// The programs could not be asked, or it is not known of this kernel.
+    /// The programs could not be queried, or this kernel does not show it.
     fn is_populated(&self, group: GroupId) -> Result<Option<bool>>;
 
     /// Whether a limit was written since [`Source::take_limits`].
     fn limits_were_written(&self) -> bool;
 
-    /// What is written from here on rings anew.
+    /// Clears that a limit was written: the next write rings anew.
     fn take_limits(&self);
 
-    /// One record of what the OOM killer does has come out of the ring.
+    /// Notes that one record of the OOM killer's work has come out of the ring.
     fn take_victim(&self);
 
-    /// [`Mark`](monitor_common::oom::Mark)s of threads: words with any, each with its index.
+    /// Marks of threads ([`OomMark`](monitor_common::oom::OomMark)): words with any, each with
+    /// its index.
     fn thread_marks(&self) -> Vec<(u32, u64)>;
 
-    /// Takes marks of [`Source::thread_marks`] away.
+    /// Removes marks that [`Source::thread_marks`] returned.
     fn forget_thread_marks(&self, word: u32, bits: u64);
 
-    /// Unit of the packed band.
+    /// The unit of the packed band.
     fn band_shift(&self) -> u32;
 }

@@ -1,5 +1,5 @@
-//! From doorbell to signal: takes what the programs saw, lets the registry work
-//! out what was crossed, signals, and publishes the next band.
+//! The way from a doorbell to a signal: takes what the programs saw, lets the registry work out
+//! which thresholds were crossed, signals, and publishes the next band.
 
 mod ancestors;
 mod closed;
@@ -63,7 +63,7 @@ pub use restore::Restored;
 pub use sample::Sampled;
 pub use shared::{Guard, SharedWatcher};
 
-/// Counts of what the watcher did.
+/// Counters of the watcher's work since the agent started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Signals given, each an increment of an eventfd.
@@ -74,69 +74,71 @@ pub struct Counts {
     pub resyncs: u64,
 }
 
-/// What clients may do.
+/// Bounds on what clients may register.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Registrations that each account may have, but the privileged and the agent's own.
+    /// Registrations that each account may have, except [`Account::Privileged`] and the agent's
+    /// own.
     pub quota: u64,
-    /// Registrations that there may be in all, but for the agent's own, as
+    /// Registrations that there may be in all, the agent's own not counted, divided as
     /// [`share`](crate::registry::share) says.
     pub registrations: u64,
-    /// Eventfds that can be registered at once, shared likewise.
+    /// Eventfds that can be registered at once, divided likewise.
     pub eventfds: u64,
-    /// Milliseconds of rest for a threshold that was crossed [`BURST`] times
-    /// within that time; 0: none.
+    /// Milliseconds of hold-off for a threshold that was crossed [`BURST`] times within that
+    /// time; 0: none.
     ///
     /// [`BURST`]: crate::registry::BURST
     pub rest: u64,
 }
 
-/// The agent's heart: one kernel side, one registry, the eventfds.
+/// The agent's core: one kernel side, one registry, and the eventfds.
 pub struct Watcher<S> {
     source: S,
     host: Arc<dyn Host + Send + Sync>,
     registry: Registry,
     limits: Limits,
-    /// Until when thresholds rest, and on which slot.
+    /// Ends of hold-offs, by the host's clock, each with the slot of its threshold.
     rests: BTreeSet<(u64, u32)>,
     signaller: Signaller,
-    /// What outlives this agent, where somebody keeps it.
+    /// State that outlives this agent, where a descriptor store keeps it.
     persistence: Option<Persistence>,
-    /// For registrations that it does not record.
+    /// Record ids for registrations that are not recorded in `persistence`.
     unrecorded: Unrecorded,
-    /// Registrations taken over whose clients may not have had their answer.
+    /// Registrations taken over whose clients may not have received the reply.
     unsure: Vec<(RecordId, Record)>,
     unsure_until: u64,
     eventfds: HashMap<FileId, EventFd>,
-    /// The agent's own ([`Account::Agent`](crate::registry::Account)); no agent takes them over.
+    /// The agent's own eventfds ([`Account::Agent`](crate::registry::Account)), which no later
+    /// agent takes over.
     own: HashMap<FileId, EventFd>,
-    /// Each hears of its own registration.
+    /// Sinks of followers, by the registration that each follows.
     followers: HashMap<RecordId, EventSink>,
-    /// Who registered an eventfd first: who pays for what it is owed.
+    /// The account that registered an eventfd first, which pays for its undelivered signals.
     owners: Owners,
-    /// Who pays for a slot's work: whose registrations are there.
+    /// The accounts with registrations on a slot, which pay for its work.
     payers: HashMap<u32, Payers>,
-    /// What is to be done to slots; each of them is one task.
+    /// Pending work by slot; the work of one slot is one task.
     works: HashMap<u32, Work>,
     newcomers: Newcomers,
     climbs: AncestorWalks,
     turns: FairQueue<Task>,
-    /// When the turn that is under way is to end.
+    /// The time at which the present turn is to end.
     turn_ends: Instant,
     debts: UndeliveredSignals,
     sweep: Option<Sweep>,
-    /// Whether something was to be sampled when that was asked last.
+    /// Whether anything had to be sampled at the last call of [`Watcher::samples_anew`].
     sampling: bool,
-    /// Limits that were written, and who is yet to follow.
+    /// The state of following limits that were written.
     written: limits::Written,
-    /// What the recursion guard kept from the programs, and what is made up for it.
+    /// Calls that the recursion guard kept from the programs, and how far they are made up for.
     skips: recovery::SkippedRuns,
-    /// The latest sweep's, for closed eventfds, and whether that is in the line.
+    /// The latest search of a sweep for closed eventfds, and whether it is queued.
     search: ClosedSearch,
     search_queued: bool,
-    /// Not before then is one begun for want of room, by the host's clock.
+    /// The earliest time of the next search for want of room, by the host's clock.
     search_from: u64,
-    /// Where to go on with accounts whose eventfds are too many for one turn.
+    /// The eventfd to continue at, for accounts with too many eventfds for one turn.
     asked: HashMap<Account, FileId>,
     work: Arc<Notify>,
     counts: Counts,
@@ -156,7 +158,7 @@ impl<S: std::fmt::Debug> std::fmt::Debug for Watcher<S> {
 }
 
 impl<S: Source> Watcher<S> {
-    /// Nothing registered yet.
+    /// Makes a watcher without registrations.
     ///
     /// # Errors
     /// None at present.
@@ -204,33 +206,32 @@ impl<S: Source> Watcher<S> {
         })
     }
 
-    /// The kernel side.
+    /// The kernel side that this watcher reads.
     pub const fn source(&self) -> &S {
         &self.source
     }
 
-    /// The host's own numbers.
+    /// The host whose clock and files this watcher reads.
     pub fn host(&self) -> &(dyn Host + Send + Sync) {
         self.host.as_ref()
     }
 
-    /// The same, for what is read without the watcher.
+    /// Another reference to the host, for reads without the watcher.
     pub fn shared_host(&self) -> Arc<dyn Host + Send + Sync> {
         Arc::clone(&self.host)
     }
 
-    /// By which way eventfds are signalled.
+    /// The lane through which eventfds are signalled.
     pub const fn signaller(&self) -> &Signaller {
         &self.signaller
     }
 
-    /// Notified when a sweep or another look has become due otherwise than by a
-    /// doorbell.
+    /// The notification that a sweep or another look has become due without a doorbell.
     pub fn work(&self) -> Arc<Notify> {
         Arc::clone(&self.work)
     }
 
-    /// Has all that is watched looked at, and all rests ended, in turns.
+    /// Queues a look at all watched slots, and ends all hold-offs, in turns.
     pub fn look_at_all(&mut self) {
         for index in self.registry.slots() {
             self.ring(index, 0);
@@ -238,23 +239,22 @@ impl<S: Source> Watcher<S> {
         self.wake(true);
     }
 
-    /// Who waits for what.
+    /// The registrations that this watcher serves.
     pub const fn registry(&self) -> &Registry {
         &self.registry
     }
 
-    /// What clients may do.
+    /// The bounds on what clients may register.
     pub const fn limits(&self) -> &Limits {
         &self.limits
     }
 
-    /// What was done so far.
+    /// The counters of work done so far.
     pub const fn counts(&self) -> Counts {
         self.counts
     }
 
-    /// Memory, and memory+swap where somebody waits for it; `None` when the group
-    /// is gone.
+    /// Reads memory, and with `sum_too` memory+swap, in pages; `None` when the group is gone.
     fn measure(&self, id: GroupId, sum_too: bool) -> Result<Option<(u64, Option<u64>)>> {
         let Some(memory) = self.source.usage(id)? else {
             return Ok(None);
@@ -265,8 +265,8 @@ impl<S: Source> Watcher<S> {
         Ok(self.source.sum(id)?.map(|sum| (memory, Some(sum))))
     }
 
-    /// Publishes the bands around what was measured last: memory's, and that of
-    /// memory+swap. `None` when there is nothing to do here any more, or for now.
+    /// Publishes the bands of memory and of memory+swap around what was measured last. `None`
+    /// when the slot has nothing to do any more, or for now.
     fn publish(&self, index: u32) -> Option<(Band, Band)> {
         let (group, slot) = (self.registry.group(index)?, self.source.slot(index)?);
         let shift = self.source.band_shift();
@@ -283,7 +283,7 @@ impl<S: Source> Watcher<S> {
             first |= published.1;
         }
         if first && let Err(error) = self.source.end_epoch() {
-            // Charges further down would not come here: begin again.
+            // Charges further down would not reach this band: begin again.
             log::error!("{error}");
             [slot.memory(), slot.sum()].iter().for_each(Track::open);
             slot.pending.xchg(1);
@@ -292,7 +292,7 @@ impl<S: Source> Watcher<S> {
         Some((memory, sum))
     }
 
-    /// What was seen, but for what has been signalled, is to be looked at again.
+    /// Puts readings back into their slot for another look, without what has been signalled.
     fn give_back(&self, index: u32, seen: Seen) {
         if let Some(slot) = self.source.slot(index) {
             let Seen { memory, sum, late, .. } = seen;
@@ -300,14 +300,14 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// A reading that found no place in its slot came through the ring.
+    /// Adds a reading of memory that came through the ring because its slot had no place for it.
     pub fn add_reading(&self, index: u32, reading: u64) {
         if let Some(slot) = self.source.slot(index) {
             slot.memory().add(Outside::from_word(reading));
         }
     }
 
-    /// The same, of memory+swap.
+    /// Adds such a reading of memory+swap.
     pub fn add_sum_reading(&self, index: u32, reading: u64) {
         if let Some(slot) = self.source.slot(index) {
             slot.sum().add(Outside::from_word(reading));

@@ -1,10 +1,9 @@
 //! A minimal reader of BTF, the type information a kernel carries in
 //! `/sys/kernel/btf/vmlinux` (format: the kernel's `Documentation/bpf/btf.rst`).
 //!
-//! It answers the few questions we have about the running kernel: where a
-//! struct member lies, whether a function or struct exists, what an enum
-//! variant's value is. It reads a whole, little-endian BTF of version 1; not
-//! module BTF, whose ids continue those of vmlinux.
+//! It answers few questions about the running kernel: where a struct member lies, whether a
+//! function or struct exists, what an enum variant's value is. It reads a whole, little-endian
+//! BTF of version 1; not module BTF, whose ids continue those of vmlinux.
 //!
 //! The input is not trusted. Every read is bounds-checked, every walk over type
 //! references has a limit, and allocation follows the bytes really present.
@@ -45,9 +44,9 @@ pub enum BtfError {
     /// A type has a kind this reader does not know, so its size is unknown.
     #[error("BTF type {id} has unknown kind {kind}")]
     Kind {
-        /// Type id, from 1.
+        /// The type id, from 1.
         id: u32,
-        /// The kind found.
+        /// The kind that was found.
         kind: u32,
     },
     /// A reference names a type that does not exist.
@@ -101,8 +100,8 @@ pub enum BtfError {
     },
 }
 
-/// Parsed BTF. Holds the bytes it was given and 8 bytes per type (some 7 MB for
-/// a distribution's vmlinux), so drop it once the questions are answered.
+/// Parsed BTF. It holds the bytes it was given and 8 bytes per type (some 7 MB for a
+/// distribution's vmlinux), so drop it once the questions are answered.
 pub struct Btf {
     raw: raw::Raw,
 }
@@ -187,7 +186,7 @@ impl Btf {
         self.find(name, is_func).is_some()
     }
 
-    /// Type id of function `name`, by which the kernel knows what a program is for.
+    /// The type id of function `name`, by which the kernel identifies a program's function.
     #[must_use]
     pub fn func_id(&self, name: &str) -> Option<u32> {
         self.find(name, is_func).map(|func| func.id)
@@ -300,8 +299,7 @@ fn is_struct(ty: &Type) -> bool {
 }
 
 fn is_typedef(ty: &Type) -> bool {
-    // Of what modifies a type, only typedefs have names, and tags, which have
-    // none of ours.
+    // Of modifiers, only typedefs and tags have names, and no tag has a name that is looked up.
     ty.is_modifier()
 }
 

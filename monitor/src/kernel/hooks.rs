@@ -1,8 +1,8 @@
-//! Every place in the kernel that a program of ours is attached to.
+//! Hooks: every place in the kernel that a program is attached to.
 
 use crate::kernel::btf::Btf;
 
-/// How a program is attached.
+/// The way in which a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HookKind {
     /// At the function's entry.
@@ -32,12 +32,11 @@ pub struct Hook {
     pub program: &'static str,
     /// The kernel function, or tracepoint.
     pub function: &'static str,
-    /// Entry or return.
+    /// The way in which it is attached.
     pub kind: HookKind,
-    /// Without it the agent does not start; an optional hook exists on some
-    /// kernels only.
+    /// Whether the agent needs it to start; an optional hook exists on some kernels only.
     pub required: bool,
-    /// What it is for, in words for `check`.
+    /// The purpose in words, for `check`.
     pub purpose: &'static str,
 }
 
@@ -52,8 +51,8 @@ const fn hook(
 }
 
 impl Hook {
-    /// Whether it is to be left out where the kernel has refused these programs: them, and what
-    /// must not run without one of them, for what begins has to end.
+    /// Whether it is to be left out where the kernel has refused these programs: the hooks of
+    /// these, and those that must not run without one of them, for what begins has to end.
     #[must_use]
     pub fn is_refused(&self, refused: &[&str]) -> bool {
         const OOM: [&str; 4] = ["oom_begun", "oom_begun_twin", "oom_ended", "oom_ended_twin"];
@@ -68,7 +67,7 @@ impl Hook {
         refused.contains(&self.program) || needs.iter().any(|needed| refused.contains(needed))
     }
 
-    /// Whether there is no agent without it, where the controller is on a `v1` hierarchy or not.
+    /// Whether the agent needs it, on a `v1` hierarchy or not.
     #[must_use]
     pub fn is_required_on(&self, v1: bool) -> bool {
         self.required || v1 && self.program == "usage_read_v1"
@@ -84,8 +83,8 @@ impl Hook {
     }
 }
 
-/// Every attachment, in the order in which they are made: what frees a slot
-/// before what fills one, and the charge path last, onto a full table.
+/// All hooks, in the order in which they are attached: those that free a slot before those that
+/// fill one, and the charge path last, onto a full table.
 pub const HOOKS: &[Hook] = &[
     hook("css_free", "mem_cgroup_css_free", HookKind::Entry, true, "a group's memory is freed"),
     hook("css_offline", "mem_cgroup_css_offline", HookKind::Entry, true, "a group is removed"),
@@ -94,7 +93,7 @@ pub const HOOKS: &[Hook] = &[
     hook("usage_read", "memory_current_read", HookKind::Entry, true, "which group a v2 file belongs to"),
     hook("usage_read_v1", "mem_cgroup_read_u64", HookKind::Entry, false, "which group a v1 file belongs to"),
     hook("eventfd_fdinfo", "eventfd_show_fdinfo", HookKind::Entry, true, "which eventfd a descriptor is"),
-    // v1's own notice, where the kernel is built with v1; else the OOM itself.
+    // The notice of v1's code, where the kernel is built with v1; else the OOM itself.
     hook(
         "oom_notified",
         "mem_cgroup_oom_notify",
@@ -140,8 +139,8 @@ pub const HOOKS: &[Hook] = &[
 mod tests {
     use super::HOOKS;
 
-    /// What every fork, exec and exit runs for each descriptor costs all processes of the
-    /// host, most of which have no eventfd.
+    /// A hook that every fork, exec and exit runs for each descriptor would cost all processes of
+    /// the host, most of which have no eventfd.
     #[test]
     fn no_close_of_a_descriptor_is_hooked() {
         for function in ["filp_close", "filp_flush", "close_fd", "fput", "__fput", "eventfd_release"] {

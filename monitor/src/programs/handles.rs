@@ -1,5 +1,5 @@
-//! What is held of the programs while they are attached: the object and its links, or
-//! nothing but what their pins give when they are opened.
+//! Handles of the programs while they are attached: the object and its links, or only what their
+//! pins give when they are opened.
 
 use std::{
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
@@ -32,17 +32,17 @@ use crate::{
     table::{MappedLayout, SharedFileRefs, SharedScratch, SharedSlot, Table},
 };
 
-/// The attached programs.
+/// Handles of the attached programs.
 pub(super) enum Handles {
-    /// Detached when the links go.
+    /// Programs that are detached when the links go.
     Loaded { ebpf: Box<Ebpf>, links: Vec<(&'static str, FdLink)> },
-    /// Detached when their pins go and the agent ends: a pin that somebody takes away
+    /// Programs that are detached when their pins go and the agent ends: a pin that is removed
     /// meanwhile detaches nothing.
     Pinned { ask: Box<RawTracePoint>, attached: Vec<(&'static Hook, OwnedFd)>, _links: Vec<PinnedLink> },
 }
 
 impl Handles {
-    /// Attaches `hooks`, in their order; which one failed, if one did.
+    /// Attaches `hooks`, in their order; the error names the one that failed.
     pub(super) fn attach<'a>(&mut self, hooks: &[&'a Hook]) -> std::result::Result<(), (&'a Hook, Error)> {
         let Self::Loaded { ebpf, links } = self else { return Ok(()) };
         links.clear();
@@ -62,7 +62,7 @@ impl Handles {
             if ebpf.program(hook.program).is_some_and(|program| program.fd().is_ok()))
     }
 
-    /// Those that are pinned in `directory`.
+    /// Opens the programs that are pinned in `directory`.
     ///
     /// # Errors
     /// One is missing: a program without its link is attached no more.
@@ -80,7 +80,7 @@ impl Handles {
         let ask = Box::new(RawTracePoint::from_pin(at("ask")).map_err(no)?);
         let attached = HOOKS.iter().filter_map(|hook| {
             let path = at(hook.program);
-            // Those that this kernel does not have are not there.
+            // Programs that this kernel does not have are not pinned.
             path.exists().then(|| Ok((hook, open_program(hook, &path).map_err(no)?)))
         });
         let attached = attached.collect::<Result<_>>()?;
@@ -103,7 +103,7 @@ impl Handles {
         Ok(())
     }
 
-    /// The program that answers the agent.
+    /// The program that answers the agent's queries.
     pub(super) fn ask(&self) -> Result<&RawTracePoint> {
         match self {
             Self::Pinned { ask, .. } => Ok(ask),
@@ -115,7 +115,7 @@ impl Handles {
         }
     }
 
-    /// The programs' descriptors, by which the kernel tells its counts of them.
+    /// Descriptors of the programs, for the kernel's counts of them.
     pub(super) fn attached(&self) -> Vec<(&'static Hook, RawFd)> {
         match self {
             Self::Pinned { attached, .. } => {
@@ -128,7 +128,7 @@ impl Handles {
         }
     }
 
-    /// Id of a program that writes to the programs' log, where they are pinned.
+    /// The id of a program that writes to the programs' log, where they are pinned.
     pub(super) fn logging(directory: &Path) -> Option<u32> {
         Some(FEntry::from_pin(directory.join("prog-css_online")).ok()?.info().ok()?.id())
     }
@@ -144,7 +144,7 @@ fn open_program(hook: &Hook, path: &Path) -> std::result::Result<OwnedFd, Progra
     fd?.as_fd().try_clone_to_owned().map_err(ProgramError::IOError)
 }
 
-/// Whether it is one of those on the charge path.
+/// Whether the hook is one of those on the charge path.
 pub(super) fn is_charge(hook: &Hook) -> bool {
     hook.required && hook.function.starts_with("page_counter_")
 }
@@ -160,14 +160,14 @@ pub(super) struct Maps {
 }
 
 impl Maps {
-    /// Takes them out of a loaded object.
+    /// Takes the maps out of a loaded object.
     pub(super) fn of(ebpf: &mut Ebpf, sizes: TableSizes) -> Result<Self> {
         Self::get(sizes, |name| {
             ebpf.take_map(name).ok_or_else(|| Error::Host(format!("the object has no map {name}")))
         })
     }
 
-    /// Opens those that are pinned in `directory`.
+    /// Opens the maps that are pinned in `directory`.
     pub(super) fn open(directory: &Path, sizes: TableSizes) -> Result<Self> {
         Self::get(sizes, |name| open_map(directory, name))
     }
@@ -185,7 +185,7 @@ impl Maps {
     }
 }
 
-/// A pinned array of `entries` that is shared with programs before.
+/// Opens a pinned array of `entries` that is shared with earlier programs.
 pub(super) fn open_shared<T: MappedLayout>(
     directory: &Path,
     name: &'static str,

@@ -1,4 +1,4 @@
-//! What files and descriptors stand for: programs at what this thread reads say it.
+//! The identity of files and descriptors, as programs see it when this thread reads them.
 
 use std::{
     fmt, fs,
@@ -18,7 +18,7 @@ use crate::{
     table::{SharedScratch, SharedSlot, Table},
 };
 
-/// Asks the programs by reading. They answer one thread, that which started them.
+/// Queries the programs by reading. They answer one thread, the one that started them.
 #[derive(Clone)]
 pub struct Identity {
     slots: Arc<Table<SharedSlot>>,
@@ -46,11 +46,11 @@ impl Identity {
         cell.ok_or_else(|| Error::Host("the cell for readings is not mapped".into()))
     }
 
-    /// Does what a program of ours watches, until the program has answered; false
-    /// when it cannot be done, or is not watched.
+    /// Does what a program watches, until the program has answered; false when it cannot be done,
+    /// or is not watched.
     ///
-    /// The kernel skips the program where another task, preempted in it, is on the
-    /// same CPU: then that one has to go on first.
+    /// The kernel skips the program where another task, preempted in it, is on the same CPU: then
+    /// that one has to go on first.
     fn until_answered(&self, done: impl Fn() -> Result<bool>) -> Result<bool> {
         const ATTEMPTS: u32 = 200;
         let cell = self.cell()?;

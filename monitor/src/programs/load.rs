@@ -1,5 +1,5 @@
-//! Getting the programs into the kernel: the object with this kernel's offsets
-//! filled in, each program past the verifier, each in its place.
+//! Loading of the programs: the object with this kernel's offsets filled in, each program past
+//! the verifier, each in its place.
 
 use std::time::Duration;
 
@@ -20,16 +20,16 @@ use crate::{
 pub(super) static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/memcg-monitor-ebpf.o"));
 
-/// What one hook came to, for `check`.
+/// The result of loading one hook, for `check`.
 #[derive(Debug)]
 pub struct LoadCheck {
-    /// Which.
+    /// The hook that was tried.
     pub hook: Hook,
-    /// What it is once loaded; why it does not load otherwise.
+    /// The sizes once loaded; the reason why it does not load otherwise.
     pub outcome: std::result::Result<TableSize, String>,
 }
 
-/// How big a loaded program is. What a kernel does not tell is 0.
+/// Sizes of a loaded program. A size that a kernel does not report is 0.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct TableSize {
     /// Instructions that the verifier went through to accept it (5.16 and newer).
@@ -93,9 +93,9 @@ pub(super) fn load_hook(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> std::result:
     }
 }
 
-/// Types as aya looks functions up in: with nothing but those that are hooked, each at
-/// its id. To parse all that the kernel has and to search it for each would take several
-/// times as long as to load the programs.
+/// The types in which aya looks functions up: only the functions that are hooked, each at its id.
+/// To parse all that the kernel has and to search it for each would take several times as long as
+/// to load the programs.
 fn targets(plan: &Plan) -> Result<Btf> {
     const HEADER: u32 = 24;
     const RECORD: u32 = 12;
@@ -119,8 +119,8 @@ fn targets(plan: &Plan) -> Result<Btf> {
         .map_err(|error| failed("the hooks' types are not understood", &error))
 }
 
-/// Loads all of `hooks`, and the program that answers the agent. Says at which of them it
-/// failed, if at one.
+/// Loads all of `hooks`, and the program that answers the agent. The error names the hook at
+/// which it failed, if at one.
 pub(super) fn load_all<'a>(
     ebpf: &mut Ebpf,
     plan: &Plan,
@@ -143,7 +143,7 @@ pub(super) fn load_all<'a>(
     Ok(())
 }
 
-/// What the kernel made of a loaded program.
+/// The sizes of a loaded program.
 pub(super) fn size(ebpf: &Ebpf, hook: &Hook) -> TableSize {
     let info = ebpf.program(hook.program).and_then(|program| program.info().ok());
     let of = |number: fn(&ProgramInfo) -> Option<u32>| info.as_ref().and_then(number).unwrap_or(0);
@@ -207,11 +207,11 @@ pub fn try_all(facts: &Facts) -> Result<Vec<LoadCheck>> {
         .collect())
 }
 
-/// Between two looks at the programs' log. They write to it once in ten seconds, so one look
-/// takes a line or two.
+/// The time between two reads of the programs' log. They write to it once in ten seconds, so one
+/// read takes a line or two.
 const LOG_EVERY: Duration = Duration::from_secs(1);
 
-/// The programs' own log lines, to the agent's log.
+/// Copies the programs' own log lines to the agent's log.
 pub(super) fn follow_log(logger: aya_log::EbpfLogger<FromPrograms>) {
     if tokio::runtime::Handle::try_current().is_err() {
         return;
@@ -228,7 +228,7 @@ pub(super) fn follow_log(logger: aya_log::EbpfLogger<FromPrograms>) {
     });
 }
 
-/// The same, of programs that were at work before, one of which has this id.
+/// Copies the log lines of programs that were at work before, one of which has this id.
 pub(super) fn log_of(program: Option<u32>) {
     let logger = program.map(|id| aya_log::EbpfLogger::init_from_id_with_logger(id, FromPrograms));
     match logger {

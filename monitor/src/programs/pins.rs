@@ -1,11 +1,11 @@
-//! Programs, links and maps in the BPF file system, so that the kernel's side goes on
-//! while there is no agent: `DIR/SCHEMA/{map,prog,link}-NAME`. The answer cell is pinned
-//! last: a directory without it was not finished. `DIR/SCHEMA-new` and `DIR/SCHEMA-old` are
-//! there while one agent's programs replace another's.
+//! Programs, links and maps in the BPF file system, so that the kernel's side goes on while there
+//! is no agent: `DIR/SCHEMA/{map,prog,link}-NAME`. The answer cell is pinned last: a directory
+//! without it was not finished. `DIR/SCHEMA-new` and `DIR/SCHEMA-old` exist while one agent's
+//! programs replace another's.
 //!
-//! A BPF file system that systemd did not mount is everybody's to write to (mode 1777). So
-//! the directory has to be the agent's own, and is worked on by its descriptor: whatever its
-//! name leads to later. Only names that are ours are touched.
+//! Any user may write to a BPF file system that systemd did not mount (mode 1777). So the
+//! directory has to be the agent's own, and is used by its descriptor, wherever its name leads to
+//! later. Only names of the agent's pins are touched.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -32,22 +32,22 @@ use nix::{
 
 use crate::error::{Error, Result};
 
-/// Where pins are, unless told otherwise.
+/// The default directory for pins.
 pub const FOLDER: &str = "/sys/fs/bpf/memcg-monitor";
 
 /// The maps that an agent needs again, in the order in which they are pinned.
 pub(super) const MAPS: [&str; 7] =
     ["SLOTS", "TALLIES", "FREE", "FILES", "THREAD_MARKS", "DOORBELLS", "SCRATCH"];
-/// The last of them.
+/// The last of the pinned maps.
 const LAST: &str = "map-SCRATCH";
 
-/// How names in a schema's directory begin.
+/// Prefixes of names in a schema's directory.
 const KINDS: [&str; 3] = ["map-", "prog-", "link-"];
-/// Ends of a directory's name while one replaces another.
+/// Suffixes of a directory's name while one replaces another.
 const FRESH: &str = "-new";
 const REPLACED: &str = "-old";
 
-/// A directory is opened as itself, not as what it links to.
+/// Flags that open a directory itself, and not what it links to.
 const AS_DIRECTORY: OFlag =
     OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 /// Write permission for others than the owner.
@@ -61,21 +61,21 @@ pub struct Pins {
     directory: Flock<File>,
 }
 
-/// Programs that were pinned before those of the present, and are to go.
+/// Programs that were pinned before the present ones, and are to be removed.
 #[derive(Debug)]
 pub struct OlderPins {
-    /// Their layout.
+    /// The layout of their tables.
     pub schema: u32,
-    /// Where they are.
+    /// The directory of their pins.
     pub path: PathBuf,
 }
 
 impl Pins {
-    /// Makes the directory, if need be, and keeps others out of it.
+    /// Makes the directory, if need be, and locks it against other agents.
     ///
     /// # Errors
-    /// There is no BPF file system, or it is read-only or full; the directory, or one above
-    /// it, is somebody else's; or another agent has it.
+    /// There is no BPF file system, or it is read-only or full; the directory, or one above it,
+    /// belongs to another user; or another agent has it.
     pub fn open(path: &Path) -> Result<Self> {
         let named = |call: &str, errno| Error::syscall(format!("{call} {}", path.display()), errno);
         let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
@@ -95,7 +95,7 @@ impl Pins {
             Ok(directory) => File::from(directory),
             Err(Errno::ELOOP | Errno::ENOTDIR) => {
                 let whose = fstatat(&above, name, AtFlags::AT_SYMLINK_NOFOLLOW)
-                    .map_or_else(|_| "somebody".into(), |found| format!("user id {}", found.st_uid));
+                    .map_or_else(|_| "another user".into(), |found| format!("user id {}", found.st_uid));
                 return Err(Error::Host(format!(
                     "{} is no directory, and {whose}'s: remove it",
                     path.display()
@@ -108,7 +108,7 @@ impl Pins {
             return Err(no_bpffs(path));
         }
         ours_alone(path, &fstat(&directory).map_err(|errno| named("stat", errno))?)?;
-        // Who can open it can lock it. Versions before left that to the umask.
+        // A process that can open it can lock it. Earlier versions left the mode to the umask.
         let _ = fchmod(&directory, Mode::S_IRWXU);
         let directory =
             Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
@@ -123,10 +123,10 @@ impl Pins {
         Ok(pins)
     }
 
-    /// Whether pins can be made in `directory`, as far as can be told without making it.
+    /// Whether pins can be made in `directory`, as far as can be seen without making it.
     ///
     /// # Errors
-    /// As [`Pins::open`].
+    /// The errors of [`Pins::open`].
     pub fn possible(path: &Path) -> Result<String> {
         let name = path.display();
         let above = path.parent().unwrap_or(path);
@@ -154,7 +154,7 @@ impl Pins {
     }
 
     /// Whether programs or links are pinned in `directory`, as far as they can be seen: they stay
-    /// attached also where no agent opens them.
+    /// attached even if no agent opens them.
     #[must_use]
     pub fn hold_programs(path: &Path) -> bool {
         let names = |path: &Path| {
@@ -166,13 +166,13 @@ impl Pins {
         schemas.into_iter().any(|schema| names(&path.join(schema)).iter().any(is_attached))
     }
 
-    /// Where the present schema's pins are: by the directory's descriptor.
+    /// The path of the present schema's pins, by the directory's descriptor.
     #[must_use]
     pub fn present(&self) -> PathBuf {
         self.at(&SCHEMA.to_string())
     }
 
-    /// Whether those are all there.
+    /// Whether the present schema's pins are all there.
     #[must_use]
     pub fn are_complete(&self) -> bool {
         self.is_complete(&SCHEMA.to_string())
@@ -188,11 +188,11 @@ impl Pins {
             .collect()
     }
 
-    /// Pins by `pin`, which is given the directory, then makes that the present one. What was
-    /// there before stays beside it until [`Pins::remove_older`].
+    /// Pins by `pin`, which is given a new directory, then makes that the present one. The earlier
+    /// pins stay beside it until [`Pins::remove_older`].
     ///
     /// # Errors
-    /// Then nothing is pinned anew.
+    /// A directory cannot be made or renamed, or `pin` failed: nothing is pinned anew.
     pub fn replace(&self, pin: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let fresh = format!("{SCHEMA}{FRESH}");
         self.remove(&fresh);
@@ -202,8 +202,7 @@ impl Pins {
         self.make_present(&fresh).inspect_err(|_| self.remove(&fresh))
     }
 
-    /// Takes away all but the present pins: what is pinned nowhere else, and not open, is
-    /// detached.
+    /// Removes all but the present pins: what is pinned nowhere else, and not open, is detached.
     pub fn remove_older(&self) {
         let present = SCHEMA.to_string();
         for name in self.names() {
@@ -213,8 +212,8 @@ impl Pins {
         }
     }
 
-    /// Takes all pins away. Where everybody may make directories, the empty one stays, lest
-    /// somebody else makes it before the next agent.
+    /// Removes all pins. Where any user may make directories, the empty one stays, so that no other
+    /// user makes it before the next agent.
     pub fn clear(&self) {
         for name in self.names() {
             if schema_of(&name).is_some() {
@@ -231,7 +230,7 @@ impl Pins {
         }
     }
 
-    /// What an agent that was killed had begun: to replace, or to make.
+    /// Completes what a killed agent had begun: to replace pins, or to make them.
     fn finish(&self) {
         let fresh = format!("{SCHEMA}{FRESH}");
         if self.is_complete(&fresh)
@@ -252,7 +251,8 @@ impl Pins {
         let moved = |from: &str, to: &str| renameat(self.directory.as_fd(), from, self.directory.as_fd(), to);
         let replaced = format!("{SCHEMA}{REPLACED}");
         if self.is_complete(&present) {
-            // One that an agent did not come to remove: seen by two generations of programs.
+            // Left by an agent that could not remove it: two generations of programs have seen
+            // the same.
             self.remove(&replaced);
             moved(&present, &replaced).map_err(|errno| self.failed("rename", &present, errno))?;
         } else {
@@ -265,7 +265,7 @@ impl Pins {
         Error::syscall(format!("{call} {}/{name}", self.path.display()), errno)
     }
 
-    /// A path to `name` in the directory, however the directory is called by now.
+    /// A path to `name` in the directory, whatever the directory is called by now.
     fn at(&self, name: &str) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}/{name}", self.directory.as_raw_fd()))
     }
@@ -275,7 +275,7 @@ impl Pins {
         fstatat(self.directory.as_fd(), last.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
     }
 
-    /// Names in the directory that could be ours.
+    /// Names in the directory that could be the agent's.
     fn names(&self) -> Vec<String> {
         let directory = Dir::openat(self.directory.as_fd(), ".", AS_DIRECTORY, Mode::empty());
         directory
@@ -286,7 +286,7 @@ impl Pins {
             .collect()
     }
 
-    /// Best effort: what stays is named, and tried again by the next agent.
+    /// Removes what can be removed: the log names what stays, and the next agent tries again.
     fn remove(&self, name: &str) {
         let outcome = match Dir::openat(self.directory.as_fd(), name, AS_DIRECTORY, Mode::empty()) {
             Ok(opened) => {
@@ -305,7 +305,7 @@ impl Pins {
 fn schema_of(name: &str) -> Option<u32> {
     let number = name.strip_suffix(FRESH).or_else(|| name.strip_suffix(REPLACED)).unwrap_or(name);
     let schema = number.parse().ok()?;
-    // As we write it: no sign, no zeros in front.
+    // The form that the agent writes: no sign, no leading zeros.
     (u32::to_string(&schema) == number).then_some(schema)
 }
 
@@ -315,7 +315,7 @@ fn names_of(mut directory: Dir) -> Vec<OsString> {
     names.filter(|name| name != "." && name != "..").collect()
 }
 
-/// Takes our names out of a schema's directory.
+/// Removes the agent's names from a schema's directory.
 fn empty(directory: Dir) -> nix::Result<()> {
     let descriptor = directory.as_fd().try_clone_to_owned().map_err(|_| Errno::EMFILE)?;
     for name in names_of(directory) {
@@ -333,7 +333,7 @@ fn no_bpffs(path: &Path) -> Error {
     ))
 }
 
-/// Whether only this user, and root, can change what is in a directory.
+/// Checks that only this user, and root, can change what is in a directory.
 fn ours_alone(path: &Path, found: &FileStat) -> Result<()> {
     let (own, name) = (geteuid().as_raw(), path.display());
     if found.st_uid != own {
@@ -351,7 +351,7 @@ fn ours_alone(path: &Path, found: &FileStat) -> Result<()> {
     Ok(())
 }
 
-/// Whether nobody but this user and root can put another directory into the place of ours.
+/// Checks that only this user and root can put another directory in place of the agent's.
 fn nobody_elses_to_rename_in(path: &Path) -> Result<()> {
     let found = stat(path).map_err(|errno| Error::syscall(format!("stat {}", path.display()), errno))?;
     let own = [0, geteuid().as_raw()].contains(&found.st_uid);

@@ -1,5 +1,5 @@
-//! Programs that are replaced by others, and what they have seen: taken over from their
-//! tables, where the layout is known.
+//! Earlier programs that are replaced, and what they have seen: taken over from their tables,
+//! where the layout is known.
 
 use std::{
     path::Path,
@@ -18,11 +18,11 @@ use crate::{
     table::{SharedScratch, SharedSlot, Table},
 };
 
-/// Their tables.
+/// Tables of earlier programs, by layout.
 pub(super) enum Predecessor {
-    /// Of the present layout.
+    /// Tables of the present layout.
     Present { slots: Table<SharedSlot>, scratch: Table<SharedScratch> },
-    /// Of layout 4.
+    /// Tables of layout 4.
     Four { slots: Table<AtomicU64>, scratch: Table<AtomicU64> },
 }
 
@@ -50,7 +50,7 @@ mod four {
 }
 
 impl Predecessor {
-    /// Opens what is pinned in `directory`.
+    /// Opens the tables that are pinned in `directory`.
     ///
     /// # Errors
     /// A map is missing, or the layout is not known.
@@ -75,7 +75,7 @@ impl Predecessor {
         }
     }
 
-    /// They count OOMs, windows of reclaim and emptyings no longer.
+    /// Has them count OOMs, windows of reclaim and emptyings no longer.
     pub(super) fn stop_counting(&self) {
         match self {
             Self::Present { scratch, .. } => {
@@ -87,8 +87,8 @@ impl Predecessor {
         }
     }
 
-    /// Takes what each group's slot has for the agent, with the group's id; from now on
-    /// nothing is looked for there. A run of a program that had begun may leave some more.
+    /// Takes what each group's slot has for the agent, with the group's id; the slots are not
+    /// read again. A run of a program that had begun may leave some more.
     pub(super) fn take(&self, mut taken: impl FnMut(u64, &Seen)) {
         let mut found = |is_online, cgroup_id, seen: &Seen| {
             if is_online && *seen != Seen::NOTHING {
@@ -135,7 +135,7 @@ impl Predecessor {
     }
 }
 
-/// A word of a table that has it.
+/// A word at an index that the table has.
 fn word(table: &Table<AtomicU64>, at: usize) -> &AtomicU64 {
     static NOWHERE: AtomicU64 = AtomicU64::new(0);
     table.get(at).unwrap_or(&NOWHERE)

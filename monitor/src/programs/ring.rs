@@ -1,4 +1,4 @@
-//! The ring buffer's end in the agent.
+//! The agent's end of the ring buffer.
 
 use std::{
     fmt,
@@ -8,7 +8,7 @@ use std::{
 use aya::maps::{MapData, RingBuf};
 use monitor_common::ring::{Doorbell, Victim};
 
-/// The ring buffer: something to wait on, and to take doorbells from.
+/// The ring buffer: the agent waits on it, and takes doorbells from it.
 pub struct Doorbells(pub(super) RingBuf<MapData>);
 
 impl fmt::Debug for Doorbells {
@@ -17,12 +17,12 @@ impl fmt::Debug for Doorbells {
     }
 }
 
-/// What came through the ring buffer.
+/// One record of the ring buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RingRecord {
-    /// Something to look at.
+    /// A doorbell: a slot to look at.
     Bell(Doorbell),
-    /// An OOM's victim.
+    /// The victim of an OOM.
     Victim(Victim),
 }
 

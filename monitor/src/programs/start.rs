@@ -1,5 +1,5 @@
-//! How an agent gets its programs: those that are pinned, if they are the same; else new
-//! ones, which take over from them.
+//! The start of the programs: those that are pinned, if they are the same; else new ones, which
+//! take over from them.
 
 use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
@@ -30,22 +30,22 @@ use crate::{
     table::{SharedScratch, Table},
 };
 
-/// What is pinned.
+/// The state of the pins at start.
 enum Pinned {
     /// Nothing, or nothing of use.
     Nothing,
-    /// These very programs.
+    /// The programs of this build and these sizes.
     Same(Box<(Maps, Handles)>),
-    /// Others.
+    /// Programs of another build or size.
     Others,
 }
 
-/// Why an attempt to load and attach came to nothing.
+/// The reason why an attempt to load and attach failed.
 #[derive(Debug)]
 enum Failed {
-    /// At one program.
+    /// A failure at one program.
     At(Hook, Error),
-    /// At something that all need.
+    /// A failure at something that all programs need.
     Else(Error),
 }
 
@@ -55,10 +55,9 @@ impl From<Error> for Failed {
     }
 }
 
-/// Attempts, each without what those before failed at, until one succeeds: a hook that is
-/// not required may be in the kernel's types and yet not be there to attach to (inlined,
-/// renamed by the compiler, on a list of functions not to trace), or be refused by the
-/// verifier.
+/// Makes attempts, each without the programs that failed before, until one succeeds: a hook that
+/// is not required may be in the kernel's types and yet not be there to attach to (inlined,
+/// renamed by the compiler, on a list of functions not to trace), or be refused by the verifier.
 fn what_works<T>(mut attempt: impl FnMut(&[&'static str]) -> std::result::Result<T, Failed>) -> Result<T> {
     let mut refused = Vec::new();
     loop {
@@ -74,13 +73,13 @@ fn what_works<T>(mut attempt: impl FnMut(&[&'static str]) -> std::result::Result
 }
 
 impl Programs {
-    /// Goes on with the programs that are pinned, if they are of this build and of these
-    /// sizes; else loads and attaches them. When this returns, every change of every
-    /// counter is seen; groups that existed before still have to be called, their bands to be
-    /// published, and then [`Source::take_over`].
+    /// Goes on with the programs that are pinned, if they are of this build and of these sizes;
+    /// else loads and attaches new ones. When this returns, every change of every counter is
+    /// seen; groups that existed before still have to be enumerated, their bands to be published,
+    /// and then [`Source::take_over`] called.
     ///
     /// # Errors
-    /// Says what the host lacks and what to do.
+    /// The error says what the host lacks and what to do.
     pub fn start(v1: bool, sizes: TableSizes, pins: Option<Pins>) -> Result<(Self, Doorbells)> {
         let anew = |error: &Error| log::warn!("{error}; loading the programs anew");
         let present = pins.as_ref().filter(|pins| pins.are_complete()).map(Pins::present);
@@ -109,7 +108,7 @@ impl Programs {
             log_of(Handles::logging(&pins.present()));
         }
         let (programs, ring) = Self::new(sizes, maps, held);
-        // What the agent before took, and did not live to count.
+        // A record that the earlier agent took, and did not live to count.
         programs.answer_cell()?.victims.set(0);
         programs.ask(Query::WHO_AM_I, 0, 0)?;
         programs.try_eventfd()?;
@@ -148,7 +147,7 @@ impl Programs {
         let maps = Maps::of(&mut ebpf, sizes)?;
         prepare(&maps, sizes);
         describe(&maps.scratch, v1, sizes, plan);
-        // The answering program is loaded, not attached: so it answers before the rest.
+        // The answering program is loaded, not attached: so it answers before the others.
         let held = Handles::Loaded { ebpf: Box::new(ebpf), links: Vec::new() };
         let (mut programs, ring) = Self::new(sizes, maps, held);
         programs.ask(Query::WHO_AM_I, 0, 0)?;
@@ -180,20 +179,20 @@ impl Programs {
         (programs, Doorbells(ring))
     }
 
-    /// The groups are known, and their bands published: pins new programs, takes over what
-    /// those had seen that they replace, and lets those go. Killed before the last step, the
-    /// next agent takes over from both.
+    /// Pins new programs, takes over what the programs that they replace have seen, and lets
+    /// those go; to be called once the groups are known, and their bands published. If this agent
+    /// is killed before the last step, the next one takes over from both.
     pub(super) fn replace(&mut self, wanted: u64) {
         self.pin();
         let before = std::mem::take(&mut self.before);
-        // What is counted is counted here from now on, once.
+        // From now on these programs count, and the earlier ones no longer.
         before.iter().for_each(Predecessor::stop_counting);
         self.want(wanted);
         self.take_from(&before);
         if let Some(pins) = &self.pins {
             pins.remove_older();
         }
-        // What was running when their bands were taken away.
+        // Readings of runs that were under way when their bands were taken away.
         self.take_from(&before);
     }
 
@@ -208,7 +207,7 @@ impl Programs {
                 log::warn!("{error}; nothing is seen while there is no agent");
                 pins.clear();
                 self.pins = None;
-                // What was pinned already is gone with its pin.
+                // Programs pinned already have gone with their pins.
                 let hooks: Vec<_> = HOOKS.iter().filter(|hook| held.has(hook)).collect();
                 if let Err((_, error)) = held.attach(&hooks) {
                     log::error!("{error}");
@@ -219,7 +218,7 @@ impl Programs {
         self.held = Some(held);
     }
 
-    /// What is in the tables of programs before, to the groups' slots here.
+    /// Moves what the tables of earlier programs hold to the groups' slots here.
     fn take_from(&self, before: &[Predecessor]) {
         if before.is_empty() {
             return;
@@ -234,7 +233,7 @@ impl Programs {
         }
     }
 
-    /// Tells these maps from others.
+    /// The number that tells these maps from others.
     #[must_use]
     pub fn instance(&self) -> u64 {
         self.scratch.get(0).map_or(0, |cell| cell.instance.get())
@@ -248,7 +247,7 @@ impl Programs {
     }
 }
 
-/// The last slot is the root's; the programs take the others as they need them.
+/// Prepares the last slot, which is the root's; the programs take the others as they need them.
 fn prepare(maps: &Maps, sizes: TableSizes) {
     if let Some(root) = maps.slots.get(sizes.groups as usize) {
         root.recycle();
@@ -258,7 +257,7 @@ fn prepare(maps: &Maps, sizes: TableSizes) {
     }
 }
 
-/// Says in the answer cell what these programs are, for the next agent.
+/// Describes these programs in the answer cell, for the next agent.
 fn describe(scratch: &Table<SharedScratch>, v1: bool, sizes: TableSizes, plan: &Plan) {
     let Some(cell) = scratch.get(0) else { return };
     cell.build.set(build(v1));
@@ -268,7 +267,7 @@ fn describe(scratch: &Table<SharedScratch>, v1: bool, sizes: TableSizes, plan: &
     cell.plan.set(u64::from(plan.band_shift) | plan.features.bits() << 8);
 }
 
-/// Looks at what is pinned in `directory`, and opens it if it is the same.
+/// Reads what is pinned in `directory`, and opens it if it is the same.
 fn look_at(directory: &Path, v1: bool, sizes: TableSizes) -> Result<Pinned> {
     let scratch: Table<SharedScratch> = open_shared(directory, "SCRATCH", 1)?;
     let cell = scratch.get(0).ok_or_else(|| Error::Host("the pinned answer cell is empty".into()))?;
@@ -282,7 +281,7 @@ fn look_at(directory: &Path, v1: bool, sizes: TableSizes) -> Result<Pinned> {
     Ok(Pinned::Others)
 }
 
-/// Their tables, if they can be read.
+/// Opens the tables of older pins, if they can be read.
 fn opened(older: &OlderPins) -> Option<Predecessor> {
     let OlderPins { schema, path: directory } = older;
     let unread = |error: &Error| {
@@ -293,15 +292,15 @@ fn opened(older: &OlderPins) -> Option<Predecessor> {
     Predecessor::open(directory, *schema).inspect_err(unread).ok()
 }
 
-/// A hash of the object, and of what the agent decides for it beside the kernel's own
-/// types, which do not change before the next boot.
+/// A hash of the object, and of what the agent decides for it beside the kernel's own types,
+/// which do not change before the next boot.
 fn build(v1: bool) -> u64 {
     let mut hasher = DefaultHasher::new();
     (OBJECT, v1, env!("CARGO_PKG_VERSION")).hash(&mut hasher);
     hasher.finish()
 }
 
-/// Nanoseconds since boot.
+/// Nanoseconds since the boot.
 fn now() -> u64 {
     let time = clock_gettime(ClockId::CLOCK_BOOTTIME).map(std::time::Duration::from);
     time.map_or(1, |time| u64::try_from(time.as_nanos()).unwrap_or(1))
@@ -319,7 +318,7 @@ mod tests {
         *HOOKS.iter().find(|hook| hook.program == program).expect("a hook")
     }
 
-    /// A kernel that refuses these.
+    /// Returns an attempt at which the kernel refuses these programs.
     fn refuses(
         programs: &'static [&str],
     ) -> impl FnMut(&[&'static str]) -> Result<Vec<&'static str>, Failed> {

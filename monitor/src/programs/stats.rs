@@ -1,4 +1,4 @@
-//! What the kernel counts of a program: its runs, and the calls that it kept from it.
+//! The kernel's counts of a program: its runs, and the calls that it was skipped for.
 
 use std::os::fd::RawFd;
 
@@ -14,7 +14,7 @@ pub(super) struct Stats {
     pub(super) misses: u64,
 }
 
-/// `struct bpf_prog_info`, as far as the counts.
+/// `struct bpf_prog_info`, up to the counts.
 #[repr(C)]
 struct Info {
     before: [u64; 24],
@@ -32,11 +32,11 @@ struct Attributes {
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 
 impl Stats {
-    /// Those of the program that `fd` stands for: one system call, where `fdinfo` would be
-    /// three and a text.
+    /// Reads the counts of the program that `fd` stands for: one system call, where `fdinfo`
+    /// would be three and a text.
     ///
     /// # Errors
-    /// What `bpf` answers.
+    /// The errno of the `bpf` call.
     pub(super) fn of(fd: RawFd) -> nix::Result<Self> {
         let mut info = Info { before: [0; 24], stats: [0; 3] };
         let mut attributes = Attributes {

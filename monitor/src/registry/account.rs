@@ -1,4 +1,4 @@
-//! Who pays: whose quota a registration, a connection or a descriptor counts against.
+//! Accounts, whose quotas registrations, connections and descriptors count against.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -7,24 +7,24 @@ use std::{
 
 use crate::registry::give_back;
 
-/// Whose quota something counts against.
+/// The account whose quota something counts against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Account {
-    /// A user's (`uid_t`, as the agent's user namespace numbers it).
+    /// A user's account (`uid_t`, as the agent's user namespace numbers it).
     User(u32),
-    /// A memory cgroup's: `st_ino` of its directory, below 2^52.
+    /// A memory cgroup's account: `st_ino` of its directory, below 2^52.
     Group(u64),
-    /// That of processes with `CAP_SYS_RESOURCE` in the agent's own user namespace, once
+    /// The account of processes with `CAP_SYS_RESOURCE` in the agent's own user namespace, once
     /// their user or group is near its quota: it has none.
     Privileged,
-    /// That of all whose group cannot be told, where groups pay.
+    /// The account of all clients whose group is unknown, where groups pay.
     Unidentified,
-    /// The agent's own, which has no quota and is shown to nobody.
+    /// The agent's own account, which has no quota and is shown to no client.
     Agent,
 }
 
 impl Account {
-    /// Whether it may have as many as it likes.
+    /// Whether the account has no quota.
     #[must_use]
     pub const fn is_unlimited(self) -> bool {
         matches!(self, Self::Privileged | Self::Agent)
@@ -43,13 +43,13 @@ impl fmt::Display for Account {
     }
 }
 
-/// The place of an account in the registry; another account's once that one has no
-/// registration any more.
+/// The index of an account in the registry; another account's once that one has no registration
+/// any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AccountIndex(u32);
 
-/// How many registrations each account has. An account has a place as long as it has
-/// any, so that a registration names it by four bytes.
+/// The number of registrations of each account. An account has an index as long as it has any, so
+/// that a registration names it by four bytes.
 #[derive(Debug, Default)]
 pub(super) struct Accounts {
     places: HashMap<Account, AccountIndex>,
@@ -58,7 +58,7 @@ pub(super) struct Accounts {
 }
 
 impl Accounts {
-    /// One registration more.
+    /// Counts one registration more of an account.
     pub(super) fn charge(&mut self, account: Account) -> AccountIndex {
         let payer = match self.places.entry(account) {
             Entry::Occupied(known) => *known.get(),
@@ -75,7 +75,7 @@ impl Accounts {
         payer
     }
 
-    /// One less.
+    /// Counts one registration less of the account at an index.
     pub(super) fn release(&mut self, payer: AccountIndex) {
         let Some((account, held)) = self.held.get_mut(payer.0 as usize) else { return };
         *held -= 1;
@@ -90,18 +90,18 @@ impl Accounts {
         give_back(&mut self.places);
     }
 
-    /// Whose place it is.
+    /// The account at an index, if any.
     pub(super) fn account(&self, payer: AccountIndex) -> Option<Account> {
         let (account, held) = self.held.get(payer.0 as usize)?;
         (*held > 0).then_some(*account)
     }
 
-    /// The place of an account that has any.
+    /// The index of an account that has any registration.
     pub(super) fn place_of(&self, account: Account) -> Option<AccountIndex> {
         self.places.get(&account).copied()
     }
 
-    /// How many registrations an account has.
+    /// The number of registrations that an account has.
     pub(super) fn held_by(&self, account: Account) -> u64 {
         self.places.get(&account).map_or(0, |payer| self.held[payer.0 as usize].1)
     }

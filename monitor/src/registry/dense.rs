@@ -1,19 +1,19 @@
-//! A list that is indexed by eventfd: each end of an eventfd, and of a group, costs what
-//! ends there, however much else is in the list.
+//! A list that is indexed by eventfd: each end of an eventfd, and of a group, costs what ends
+//! there, however much else is in the list.
 
 use std::collections::BTreeSet;
 
 use crate::{registry::Subscriber, source::FileId};
 
-/// An entry's index. It changes when an entry before it goes.
+/// The index of an entry. It changes when an entry before it goes.
 pub(super) type Place = u32;
 
-/// Up to as many entries, an eventfd's are found by looking at each.
+/// The length up to which an eventfd's entries are found by looking at each entry.
 pub(super) const FEW: usize = 16;
 
-/// What belongs to a registration.
+/// An entry that belongs to a registration.
 pub(super) trait Subscribed {
-    /// Whose registration it is.
+    /// The registration of this entry.
     fn subscriber(&self) -> Subscriber;
 }
 
@@ -29,11 +29,11 @@ impl<T> Subscribed for (T, Subscriber) {
     }
 }
 
-/// The list. An entry that goes is replaced by the last one.
+/// The list of entries. An entry that goes is replaced by the last one.
 #[derive(Debug)]
 pub(super) struct Dense<T> {
     entries: Vec<T>,
-    /// By eventfd, once there are more than [`FEW`].
+    /// Places by eventfd, once there are more than [`FEW`].
     files: Option<BTreeSet<(FileId, Place)>>,
 }
 
@@ -83,7 +83,7 @@ impl<T: Subscribed> Dense<T> {
         self.entries.iter().inspect(|_| work::done(1))
     }
 
-    /// Where up to `most` of an eventfd's are, lowest first.
+    /// The places of up to `most` entries of an eventfd, lowest first.
     pub(super) fn places_of(&self, file: FileId, most: usize) -> Vec<Place> {
         match &self.files {
             Some(files) => {
@@ -97,7 +97,8 @@ impl<T: Subscribed> Dense<T> {
         }
     }
 
-    /// Takes one out; also says where the one was that is in its place now, if any is.
+    /// Takes one entry out; also returns the former place of the entry that takes its place, if
+    /// any does.
     pub(super) fn take(&mut self, place: Place) -> Option<(T, Option<Place>)> {
         work::done(1);
         if place as usize >= self.entries.len() {
@@ -120,25 +121,25 @@ impl<T: Subscribed> Dense<T> {
         Some((gone, moved))
     }
 
-    /// Takes out up to `most`, the last ones first.
+    /// Takes out up to `most` entries, the last ones first.
     pub(super) fn take_last(&mut self, most: usize) -> impl Iterator<Item = T> {
         let most = most.min(self.len());
         (0..most).map_while(|_| Some(self.take(place(self.len()).checked_sub(1)?)?.0))
     }
 
-    /// Takes out up to `most` of an eventfd's.
+    /// Takes out up to `most` entries of an eventfd.
     pub(super) fn take_file(&mut self, file: FileId, most: usize) -> impl Iterator<Item = T> {
-        // The highest first: what takes a place is none of those below.
+        // The highest first: the entry that takes a place is none of those below.
         self.places_of(file, most).into_iter().rev().filter_map(|place| Some(self.take(place)?.0))
     }
 }
 
-/// More than fit would need more memory than there is.
+/// Converts a length to a place: more than fit would need more memory than there is.
 fn place(at: usize) -> Place {
     Place::try_from(at).unwrap_or(Place::MAX)
 }
 
-/// How many entries were touched, for tests that show what grows with what.
+/// Counts the entries that were touched, for tests that show what grows with what.
 pub(super) mod work {
     #[cfg(test)]
     std::thread_local! {

@@ -1,4 +1,4 @@
-//! A group that somebody waits for: for what, and on which eventfds.
+//! A group with registrations: their triggers, and their eventfds.
 
 use monitor_common::{
     control_file::{ControlFile, Trigger},
@@ -10,15 +10,15 @@ use crate::{
     source::{FileId, GroupId},
 };
 
-/// All that is registered on one group.
+/// All registrations on one group.
 #[derive(Debug)]
 pub struct Group {
-    /// Which.
+    /// The group's slot and generation.
     pub id: GroupId,
     memory: ThresholdSet,
     sum: ThresholdSet,
     working_set: ThresholdSet,
-    /// None in most groups: who waits for something else than a threshold.
+    /// Registrations other than thresholds; none in most groups.
     others: Option<Box<Others>>,
 }
 
@@ -57,7 +57,7 @@ impl Group {
         }
     }
 
-    /// The same, to be changed.
+    /// The thresholds on a control file's quantity, for changes.
     pub const fn scale_mut(&mut self, file: ControlFile) -> &mut ThresholdSet {
         match file {
             ControlFile::Memsw => &mut self.sum,
@@ -78,7 +78,7 @@ impl Group {
         }
     }
 
-    /// Takes out up to `most` of an eventfd's. Costs what it takes.
+    /// Takes out up to `most` registrations of an eventfd. Costs what it takes.
     pub(super) fn take_file(&mut self, file: FileId, most: usize) -> Vec<Subscriber> {
         let mut taken = Vec::new();
         if let Some(others) = &mut self.others {
@@ -96,7 +96,7 @@ impl Group {
         taken
     }
 
-    /// Takes out up to `most`, whoever's. Costs what it takes.
+    /// Takes out up to `most` registrations of any eventfd. Costs what it takes.
     pub(super) fn take_last(&mut self, most: usize) -> Vec<Subscriber> {
         let mut taken = Vec::new();
         if let Some(others) = &mut self.others {
@@ -120,13 +120,13 @@ impl Group {
         }
     }
 
-    /// Whether nobody waits here any more.
+    /// Whether the group has no registrations any more.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.memory.is_empty() && self.sum.is_empty() && self.working_set.is_empty() && self.others.is_none()
     }
 
-    /// Number of registrations.
+    /// The number of registrations on the group.
     #[must_use]
     pub fn len(&self) -> u64 {
         (self.memory.len() + self.sum.len() + self.working_set.len() + self.others()) as u64
@@ -136,8 +136,8 @@ impl Group {
         self.others.as_ref().map_or(0, |others| others.len())
     }
 
-    /// How many wait for OOM, pressure, emptiness, a percentage, the working set, and
-    /// memory+swap.
+    /// The numbers of registrations for OOM, pressure, emptiness, a percentage, the working set,
+    /// and memory+swap.
     pub(super) fn kinds(&self) -> [usize; 6] {
         let percents = self.percents();
         let [oom, pressure, empty] = self
@@ -151,23 +151,23 @@ impl Group {
         self.memory.percents() + self.sum.percents() + self.working_set.percents()
     }
 
-    /// Who waits for OOM, once for each registration.
+    /// Registrations for OOM, each once.
     pub fn oom(&self) -> impl Iterator<Item = Subscriber> {
         self.others.iter().flat_map(|others| others.oom.iter()).copied()
     }
 
-    /// Who waits for reclaim pressure.
+    /// Registrations for reclaim pressure, each with its mode.
     pub fn pressure(&self) -> impl Iterator<Item = (Pressure, Subscriber)> {
         self.others.iter().flat_map(|others| others.pressure.iter()).copied()
     }
 
-    /// Who waits for the group to become empty.
+    /// Registrations for the group's becoming empty.
     pub fn empty(&self) -> impl Iterator<Item = Subscriber> {
         self.others.iter().flat_map(|others| others.empty.iter()).copied()
     }
 
-    /// Who hears of one window of reclaim on its way up, which is here now, and where each
-    /// registration is recorded.
+    /// Registrations that are signalled for one window of reclaim, which is at this group on its
+    /// way up.
     #[must_use]
     pub fn hearers(&self, window: Propagation, level: Level) -> Vec<Subscriber> {
         self.pressure().filter(|(listener, _)| window.deliver(*listener, level)).map(|(_, to)| to).collect()

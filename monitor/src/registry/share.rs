@@ -1,12 +1,12 @@
-//! How what all accounts share is shared, so that none of them uses it up for others.
+//! Division of the places that all accounts share, so that none of them uses them up for others.
 
 use crate::registry::Account;
 
 /// Places that each account may have, as long as there are any.
 pub const ENOUGH: u64 = 1024;
 
-/// The part of many places that is kept for the privileged: who has many user ids shuts
-/// out other users in the end, and not those who could put an end to it.
+/// The divisor for the part of the places that is kept for the privileged: a user with many user
+/// ids shuts out other users in the end, but not those who could put an end to it.
 const KEPT: u64 = 32;
 
 /// Whether `account`, which has `held` of `all` places, of which `used` are taken, may
@@ -22,7 +22,7 @@ pub fn has_room(account: Account, held: u64, used: u64, all: u64) -> bool {
 mod tests {
     use super::{Account, ENOUGH, has_room};
 
-    /// Fills up by these accounts, one after another; how many each got.
+    /// Fills up by these accounts, one after another; returns how many each got.
     fn filled(accounts: &[Account], all: u64) -> Vec<u64> {
         let mut used = 0;
         let mut fill = |account| {
@@ -48,7 +48,7 @@ mod tests {
     #[test]
     fn few_places_are_taken_as_they_come() {
         assert_eq!(filled(&[Account::User(1), Account::User(2), Account::Privileged], 100), [100, 0, 0]);
-        // Many user ids leave the rest to the privileged alone.
+        // Many user ids leave what is left to the privileged alone.
         let many: Vec<_> = (0..200).map(Account::User).chain([Account::Privileged]).collect();
         assert_eq!(filled(&many, 1 << 16).last(), Some(&(1 << 11)));
     }

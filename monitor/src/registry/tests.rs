@@ -1,4 +1,4 @@
-//! The registry's rules.
+//! Tests of the registry's rules.
 
 mod model;
 mod work;
@@ -22,14 +22,14 @@ const USAGE: ControlFile = ControlFile::Usage;
 const ENDLESS: u64 = u64::MAX;
 const NO_REST: Clock = Clock { now: 0, rest: 0 };
 
-/// One that nobody else has, on `file`.
+/// A registration with a record id of its own, on `file`.
 fn registration(on: ControlFile, trigger: Trigger, file: FileId, account: Account) -> Subscription {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let ticket = RecordId(NEXT.fetch_add(1, Ordering::Relaxed));
     Subscription { on, trigger, file, account, ticket, above: None }
 }
 
-/// What a crossing is to a test: whose, of what, which way.
+/// A crossing as a test sees it: the eventfd, the threshold, the direction.
 type Told = (FileId, u64, Direction);
 
 fn told(crossings: Vec<Crossing>) -> Vec<Told> {
@@ -201,7 +201,7 @@ fn a_window_is_heard_by_mode_and_level() {
     assert_eq!(hearers(window, Level::Critical), Some(vec![]));
 }
 
-/// So many crossings of 10, up first and last when their number is odd.
+/// The number of steps that cross 10 so often, up first, and last when it is odd.
 fn flapping(crossings: u64) -> impl Iterator<Item = u64> {
     (0..crossings).map(|n| if n % 2 == 0 { 12 } else { 3 })
 }
@@ -225,7 +225,7 @@ fn a_threshold_that_flaps_rests_and_is_told_where_it_ended() {
     assert_eq!(told(scale.wake(Clock { now: 105, rest: 100 }, false).crossings), vec![up(10, A)]);
     assert_eq!(scale.rests_until(), None);
     assert_eq!(scale.band(), Band { lo: 10, hi: 50 });
-    // Slow crossings never rest.
+    // Slow crossings never begin a hold-off.
     for (step, now) in flapping(BURST + 3).map(|now| 15 - now).enumerate() {
         let clock = Clock { now: 1000 + 200 * step as u64, rest: 100 };
         assert_eq!(scale.step(Excursion::NONE, now, clock).crossings.len(), 1);

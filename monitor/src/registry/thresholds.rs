@@ -18,45 +18,45 @@ use crate::{registry::Subscriber, source::FileId};
 /// One crossing to be signalled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Crossing {
-    /// Whose.
+    /// The registration to be signalled.
     pub to: Subscriber,
     /// The threshold, in pages.
     pub threshold: u64,
-    /// Which way.
+    /// The direction of the crossing.
     pub direction: Direction,
 }
 
-/// What became of the thresholds on a quantity.
+/// Results of a step for the thresholds on a quantity.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// To be signalled, in order.
+    /// Crossings to be signalled, in order.
     pub crossings: Vec<Crossing>,
-    /// Thresholds that are on another side now, told or not: to be recorded once that
-    /// is signalled.
+    /// Thresholds that are on another side now, signalled or not: to be recorded once that is
+    /// signalled.
     pub sides: Vec<Side>,
 }
 
-/// A threshold's new side.
+/// The new side of a threshold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Side {
-    /// Whose.
+    /// The registration of the threshold.
     pub to: Subscriber,
     /// Whether usage is at or above it.
     pub above: bool,
 }
 
-/// What time it is, and how long a threshold that flaps is given rest.
+/// The present time, and the hold-off of a threshold that flaps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Clock {
     /// Milliseconds since some start.
     pub now: u64,
-    /// Milliseconds; 0: never any rest.
+    /// Milliseconds of hold-off; 0: none.
     pub rest: u64,
 }
 
-/// Crossings of one threshold that are told at once, within the time of a rest.
-/// Counters move by batches of 64 pages for each CPU, so usage that stays near a
-/// threshold would cross it all the time; v1, looking every 129 events, did not.
+/// Crossings of one threshold that are signalled at once, within the time of a hold-off. Counters
+/// move by batches of 64 pages for each CPU, so usage that stays near a threshold would cross it
+/// all the time; v1, looking every 129 events, did not.
 pub const BURST: u64 = 16;
 
 /// A quantity, and the thresholds on it by where usage crosses them next.
@@ -69,9 +69,9 @@ pub struct ThresholdSet {
 }
 
 impl ThresholdSet {
-    /// Adds a threshold to a quantity that is `now` pages; `limit` is what percents
-    /// are of, `above` the side that an agent before has told. Not signalled at
-    /// registration (`__mem_cgroup_usage_register_event`).
+    /// Adds a threshold to a quantity that is `now` pages; percents are of `limit` pages, and
+    /// `above` is the side that an earlier agent has signalled. Not signalled at registration
+    /// (`__mem_cgroup_usage_register_event`).
     pub fn add(&mut self, now: u64, trigger: Threshold, limit: u64, to: Subscriber, above: Option<bool>) {
         let store = self.store.get_or_insert_with(|| {
             self.now = now;
@@ -92,13 +92,13 @@ impl ThresholdSet {
         self.now = now;
     }
 
-    /// When the first rest ends.
+    /// The end of the first hold-off, if there is one.
     #[must_use]
     pub fn rests_until(&self) -> Option<u64> {
         self.store.as_ref()?.rests_until()
     }
 
-    /// How many thresholds here are in percent of the limit.
+    /// The number of thresholds here in percent of the limit.
     #[must_use]
     pub fn percents(&self) -> usize {
         self.store.as_ref().map_or(0, |store| store.percents().len())
@@ -110,7 +110,7 @@ impl ThresholdSet {
         self.now
     }
 
-    /// What of `late` the look before has not told.
+    /// The part of `late` for which the look before has not signalled.
     #[must_use]
     pub fn untold(&self, late: Excursion) -> Excursion {
         let told = self.store.as_ref().map_or(Stretches::NONE, |store| store.told);
@@ -120,7 +120,7 @@ impl ThresholdSet {
         }
     }
 
-    /// How many thresholds there are.
+    /// The number of thresholds here.
     #[must_use]
     pub fn len(&self) -> usize {
         self.store.as_ref().map_or(0, |store| store.len())
@@ -143,17 +143,17 @@ impl ThresholdSet {
         self.store.as_ref().map_or((Vec::new(), None), |store| store.page(after, most))
     }
 
-    /// Thresholds in pages, each with whose it is.
+    /// Thresholds in pages, each with its registration.
     pub fn thresholds(&self) -> impl Iterator<Item = (u64, Subscriber)> + '_ {
         self.all().map(|entry| (entry.threshold, entry.to))
     }
 
-    /// Takes out up to `most` of an eventfd's. Costs what it takes.
+    /// Takes out up to `most` thresholds of an eventfd. Costs what it takes.
     pub fn take_file(&mut self, file: FileId, most: usize) -> Vec<Subscriber> {
         self.take(|store| store.take_file(file, most))
     }
 
-    /// Takes out up to `most`. Costs what it takes.
+    /// Takes out up to `most` thresholds. Costs what it takes.
     pub fn take_last(&mut self, most: usize) -> Vec<Subscriber> {
         self.take(|store| store.take_last(most))
     }
@@ -174,8 +174,7 @@ pub fn first_side(trigger: &Trigger, now: u64, limit: u64) -> bool {
     matches!(trigger, Trigger::Threshold(threshold) if pages(threshold.at, limit) <= now)
 }
 
-/// Where a threshold lies, in pages. In percent of no limit it lies where it never
-/// fires.
+/// The place of a threshold, in pages. In percent of no limit it lies where it never fires.
 fn pages(at: At, limit: u64) -> u64 {
     match at {
         At::Pages(pages) => pages.0,

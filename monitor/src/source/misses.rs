@@ -1,4 +1,4 @@
-//! What the kernel's recursion guard kept from our programs, by what makes up for it.
+//! Calls that the kernel's recursion guard kept from the programs, by what makes up for them.
 
 /// Calls that the kernel skipped (`recursion_misses`), because the same program was at work
 /// on the CPU, in a task that was preempted or interrupted.
@@ -8,26 +8,27 @@ pub struct Misses {
     pub charges: u64,
     /// OOMs that begin, of each twin: the kernel's own counts are compared.
     pub ooms: [u64; 2],
-    /// OOMs that end, of each twin: what they hold is released.
+    /// OOMs that end, of each twin: their holds are released.
     pub oom_ends: [u64; 2],
-    /// Limits that were written, of each twin: all thresholds in percent are looked at, and
-    /// marks of writers taken away.
+    /// Limits that were written, of each twin: all thresholds in percent are looked at, and marks
+    /// of writers taken away.
     pub limit_writes: [u64; 2],
-    /// The same on v1, which has no twin.
+    /// Limits that were written on v1, which has no twin.
     pub limits_set: u64,
     /// Groups that go: those that are watched are looked for.
     pub removals: u64,
-    /// Groups that become empty, or get a task again: the kernel is asked.
+    /// Groups that become empty, or get a task again: the kernel is queried.
     pub emptied: u64,
-    /// What is asked for again by itself: whose file is read, which eventfd is shown, a
-    /// group that comes.
+    /// Calls that are made again by themselves: the group of a file that is read, the file of an
+    /// eventfd that is shown, a group that is made.
     pub asked_again: u64,
-    /// What nothing makes up for; see [`LossKind::SkippedForGood`](monitor_common::ring::Tally).
+    /// Calls that nothing makes up for; see
+    /// [`LossKind::SkippedForGood`](monitor_common::ring::LossKind).
     pub for_good: u64,
 }
 
 impl Misses {
-    /// Where calls of `program`, by its name in the object, are counted.
+    /// The count for calls of `program`, by its name in the object.
     pub fn of(&mut self, program: &str) -> &mut u64 {
         match program {
             "oom_begun" => &mut self.ooms[0],
@@ -47,7 +48,7 @@ impl Misses {
         }
     }
 
-    /// All.
+    /// The number of all calls.
     #[must_use]
     pub const fn total(&self) -> u64 {
         let twins = sum(&self.ooms) + sum(&self.oom_ends) + sum(&self.limit_writes);
@@ -66,7 +67,7 @@ impl Misses {
         twins[0] > 0 && twins[1] > 0
     }
 
-    /// Those since `before`.
+    /// The calls since `before`.
     #[must_use]
     pub const fn since(&self, before: &Self) -> Self {
         Self {
@@ -96,7 +97,7 @@ mod tests {
     use super::Misses;
     use crate::kernel::HOOKS;
 
-    /// A program that is new has to be thought of here.
+    /// A new program has to be handled here.
     #[test]
     fn what_nothing_makes_up_for_is_known() {
         let for_good: Vec<_> = HOOKS

@@ -1,25 +1,24 @@
-//! Which groups an OOM reaches: those on which somebody waits, in the group in OOM or below
-//! it. What one climb finds out is remembered for the others, so that all of an OOM's cost
-//! about as much as there are groups, however deep they are.
+//! The groups that an OOM reaches: those with listeners for OOM, in the group in OOM or below it.
+//! The result of one walk to the root is remembered for the others, so that all walks of an OOM
+//! together cost about as much as there are groups, however deep they are.
 
 use crate::{
     source::{GroupId, Source},
     watcher::Watcher,
 };
 
-/// OOMs for which climbs are remembered: those that had a turn last. Each takes two bits for
-/// a slot.
+/// OOMs whose walks are remembered: those that had a turn last. Each takes two bits for a slot.
 const REMEMBERED: usize = 32;
 
-/// Levels that are climbed in one piece.
+/// Levels that one piece of a walk climbs.
 const LEVELS: usize = 8;
 
-/// A climb from a group on which somebody waits for OOM.
+/// A walk upwards from a group with listeners for OOM.
 #[derive(Debug)]
 pub(super) struct AncestorWalk {
     group: GroupId,
     at: u32,
-    /// What was found out, which is noted on the way up once more.
+    /// The result, which a second pass from the start notes for each slot on the way.
     is_in: Option<bool>,
 }
 
@@ -29,18 +28,18 @@ impl AncestorWalk {
     }
 }
 
-/// How a piece of a climb ends.
+/// The end of one piece of a walk.
 #[derive(Debug)]
 pub(super) enum WalkOutcome {
-    /// The group is in the one in OOM, or it is that one.
+    /// The group is the one in OOM, or below it.
     In(GroupId),
-    /// It is elsewhere.
+    /// The group is elsewhere in the hierarchy.
     Elsewhere,
     /// There is more to climb.
     On(AncestorWalk),
 }
 
-/// What is remembered.
+/// Results of walks, by the OOM that they were for.
 #[derive(Debug, Default)]
 pub(super) struct AncestorWalks {
     by_oom: Vec<KnownAncestors>,
@@ -48,23 +47,23 @@ pub(super) struct AncestorWalks {
     now: u64,
 }
 
-/// Of one OOM.
+/// Results of one OOM's walks.
 #[derive(Debug)]
 struct KnownAncestors {
     oom: u64,
     used: u64,
-    /// For each slot, whether it is known, and whether it is in.
+    /// Two bits for each slot: whether it is known, and whether it is in.
     bits: Vec<u64>,
 }
 
 impl AncestorWalks {
-    /// A number for one more OOM.
+    /// Returns a number for a further OOM.
     pub(super) const fn begin(&mut self) -> u64 {
         self.ooms += 1;
         self.ooms
     }
 
-    /// All of an OOM's groups were climbed from.
+    /// Forgets an OOM for which all walks are done.
     pub(super) fn end(&mut self, oom: u64) {
         self.by_oom.retain(|known| known.oom != oom);
     }
@@ -106,7 +105,7 @@ const fn place(slot: u32) -> (usize, u32) {
 }
 
 impl<S: Source> Watcher<S> {
-    /// A few levels of a climb, to the group at `index` or to what is known already.
+    /// Climbs a few levels, up to the group at `index` or to a known result.
     pub(super) fn climb_on(&mut self, mut climb: AncestorWalk, oom: u64, index: u32) -> WalkOutcome {
         for _ in 0..LEVELS {
             let at = climb.at;
@@ -114,7 +113,7 @@ impl<S: Source> Watcher<S> {
             let above = if known.is_none() { self.above(at) } else { None };
             match (climb.is_in, above) {
                 (None, Some(above)) => climb.at = above,
-                // Found, or there is nothing above: noted from the first on.
+                // The result is known, or the root is reached: note it from the start on.
                 (None, None) => {
                     climb.is_in = Some(known.unwrap_or(false));
                     climb.at = climb.group.slot;

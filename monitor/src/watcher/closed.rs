@@ -1,9 +1,9 @@
-//! Eventfds that clients have closed. Nothing in the kernel tells of a close; instead it is
-//! asked for the references of registered eventfds. Who has only ours left ends: there is
-//! nobody to signal.
+//! Eventfds that clients have closed. The programs do not see a close; instead the references of
+//! registered eventfds are counted. An eventfd that only the agent refers to ends: it has no
+//! client to signal.
 //!
-//! Asked are all in a sweep and before a list, in turns; and some at once, for a registration
-//! that would be refused for want of room.
+//! All eventfds are counted in a sweep and before a list, in turns; some are counted at once, for
+//! a registration that would be refused for want of room.
 
 use monitor_common::query::Query;
 use nix::errno::Errno;
@@ -18,12 +18,11 @@ use crate::{
 /// Eventfds that end in one turn: each costs a few system calls.
 const ENDED_IN_A_TURN: usize = 64;
 
-/// Eventfds that are asked about for one registration: a bound on what it costs to be
-/// refused.
+/// Eventfds that are counted for one registration: a bound on the cost of a refusal.
 const ASKED_FOR_ONE: usize = 4 * Query::FILES_AT_ONCE;
 
-/// Eventfds for each millisecond that goes by between two searches for want of room: at
-/// well under a microsecond each, a percent or two of the time.
+/// Eventfds counted for each millisecond between two searches for want of room: at well under a
+/// microsecond each, a percent or two of the time.
 const ASKED_IN_A_MILLISECOND: usize = 50;
 
 /// A search for closed eventfds among those that were registered when it began, in turns
@@ -31,12 +30,12 @@ const ASKED_IN_A_MILLISECOND: usize = 50;
 #[derive(Debug, Default)]
 pub struct ClosedSearch {
     unasked: Vec<FileId>,
-    /// Found, and not yet ended.
+    /// Eventfds found closed, and not yet ended.
     closed: Vec<FileId>,
 }
 
 impl ClosedSearch {
-    /// Whether there is nothing left to do.
+    /// Whether nothing is left to do.
     #[must_use]
     pub const fn is_done(&self) -> bool {
         self.unasked.is_empty() && self.closed.is_empty()
@@ -44,20 +43,20 @@ impl ClosedSearch {
 }
 
 impl<S: Source> Watcher<S> {
-    /// A search among all registered eventfds.
+    /// Begins a search among all registered eventfds.
     #[must_use]
     pub fn search_closed(&self) -> ClosedSearch {
         ClosedSearch { unasked: self.registry.files(), closed: Vec::new() }
     }
 
-    /// One turn of a search; true while there is more to do. A turn asks for at most
-    /// [`Ask::FILES_AT_ONCE`] eventfds, or ends at most 64.
+    /// Runs one turn of a search; true while there is more to do. A turn counts the references of
+    /// at most [`Query::FILES_AT_ONCE`] eventfds, or ends at most 64.
     pub fn search_on(&mut self, search: &mut ClosedSearch) -> bool {
         if search.closed.is_empty() {
             let some = last_of(&mut search.unasked, Query::FILES_AT_ONCE);
             search.closed = self.closed_among(some);
         } else {
-            // Asked again: an address may be another eventfd's by now.
+            // Counted again: the address may belong to another eventfd by now.
             let some = last_of(&mut search.closed, ENDED_IN_A_TURN);
             let closed = self.closed_among(some);
             self.forget_files(&closed);
@@ -65,20 +64,20 @@ impl<S: Source> Watcher<S> {
         !search.is_done()
     }
 
-    /// Ends all that are closed, in one turn.
+    /// Ends all closed eventfds in one turn.
     pub fn end_closed(&mut self) {
         let mut search = self.search_closed();
         while self.search_on(&mut search) {}
     }
 
-    /// One turn of the sweep's own search.
+    /// Runs one turn of the sweep's own search.
     pub(super) fn search_again(&mut self) {
         let mut search = std::mem::take(&mut self.search);
         self.search_on(&mut search);
         self.search = search;
     }
 
-    /// Has the sweep's own search go on in turns, until it is done.
+    /// Queues the sweep's own search, in turns, until it is done.
     pub(super) fn queue_search(&mut self) {
         if !self.search_queued && !self.search.is_done() {
             self.search_queued = true;
@@ -88,7 +87,7 @@ impl<S: Source> Watcher<S> {
     }
 
     /// Ends closed eventfds that an account has registrations on: of up to 8,192 all, of more
-    /// some, beginning where the last call ended; not more than 64 at once.
+    /// some, beginning where the last call ended; at most 64 at once.
     pub fn end_closed_of(&mut self, account: Account) {
         let first = self.asked.remove(&account).unwrap_or(FileId(0));
         let some: Vec<_> = self.registry.files_of(account, first).take(ASKED_FOR_ONE).collect();
@@ -99,7 +98,7 @@ impl<S: Source> Watcher<S> {
         self.forget_files(&closed[..closed.len().min(ENDED_IN_A_TURN)]);
     }
 
-    /// A place for one more registration of `account`, on an eventfd that `is_new` or not.
+    /// Makes room for one more registration of `account`, on an eventfd that `is_new` or not.
     /// Where there is none, closed eventfds give way.
     ///
     /// # Errors
@@ -134,14 +133,14 @@ impl<S: Source> Watcher<S> {
         !account.is_unlimited() && self.registry.held_by(account) >= self.limits.quota
     }
 
-    /// Whether there is no room for one more registration of an account's, or, for a new
-    /// eventfd, for one more of those.
+    /// Whether an account has no room for one more registration, or, for a new eventfd, for one
+    /// more of those.
     fn is_full(&self, account: Account, is_new: bool) -> bool {
         !self.has_room(account) || (is_new && !self.has_room_for_eventfd(account))
     }
 
-    /// Ends closed eventfds of anybody's, until there is room: of up to 8,192 all are asked
-    /// for; of more some, and the search for them goes on by itself.
+    /// Ends closed eventfds of any account until there is room: of up to 8,192 all are counted;
+    /// of more some, and the search among them continues in turns.
     fn end_some_closed(&mut self, account: Account, is_new: bool) {
         let few = self.registry.file_count() <= ASKED_FOR_ONE as u64;
         let mut search = if few {
@@ -173,7 +172,7 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// Those of `files` that nobody holds but us.
+    /// The eventfds of `files` to which only the agent has references.
     pub(super) fn closed_among(&self, files: Vec<FileId>) -> Vec<FileId> {
         if files.is_empty() {
             return files;
@@ -185,8 +184,8 @@ impl<S: Source> Watcher<S> {
                 return Vec::new();
             }
         };
-        // Few are let through here, so that a sweep looks few up. One that ended since it
-        // was noted down is no file any more, and what was counted there means nothing.
+        // This first filter lets few through, so that a sweep looks few up. One that ended since
+        // it was listed is no file any more, and its count means nothing.
         let most = 1 + if self.persistence.is_some() { persist::REFERENCES } else { 0 };
         let few = files.into_iter().zip(counted).filter(|(_, count)| *count <= most);
         let few = few.filter(|(file, _)| self.registry.has_file(*file));
@@ -200,13 +199,15 @@ impl<S: Source> Watcher<S> {
         .collect()
     }
 
-    /// Whether nobody but us holds an eventfd that we hold; false where that cannot be told.
+    /// Whether only the agent has references to an eventfd that it holds; false where they cannot
+    /// be counted.
     pub(super) fn is_closed(&self, file: FileId) -> bool {
         let counted = self.source.file_refs(&[file]).unwrap_or_default();
         counted.first().is_some_and(|count| (1..=self.own_references(file)).contains(count))
     }
 
-    /// Our own references to a registered eventfd: the agent's, and a client's stash's.
+    /// The agent's own references to a registered eventfd: one, and for a client's those of the
+    /// descriptor stash.
     fn own_references(&self, file: FileId) -> u64 {
         let stash = self.persistence.is_some() && !self.own.contains_key(&file);
         1 + if stash { persist::REFERENCES } else { 0 }

@@ -1,50 +1,49 @@
-//! What happened, for those who want to know more than that their eventfd was
-//! signalled.
+//! Events, for followers that want to know more than that their eventfd was signalled.
 
 use std::fmt;
 
 use monitor_common::{control_file::ControlFile, crossing::Direction, pressure::Level};
 
-/// Why an eventfd was signalled, or what became of it.
+/// The reason why an eventfd was signalled, or what became of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// A threshold was crossed.
     Crossed {
-        /// On which quantity.
+        /// The control file whose quantity crossed it.
         on: ControlFile,
-        /// In pages.
+        /// The threshold in pages.
         threshold: u64,
-        /// Which way.
+        /// The direction of the crossing.
         direction: Direction,
         /// The quantity in pages, after the crossing.
         usage: u64,
     },
-    /// Out of memory.
+    /// The group ran out of memory.
     Oom {
         /// `st_ino` of the group whose limit caused it.
         limit: u64,
     },
     /// The OOM killer chose a process. Follows an OOM, signals nothing by itself.
     OomKill {
-        /// As in [`Cause::Oom`].
+        /// `st_ino` of the group whose limit caused it.
         limit: u64,
         /// The process id, as the agent's host knows it.
         pid: u64,
-        /// Its name, cut by the kernel.
+        /// The process's name, cut by the kernel.
         comm: String,
-        /// `st_ino` of its group.
+        /// `st_ino` of the process's group.
         victim: u64,
     },
     /// The OOM killer kills a whole group (`memory.oom.group`). Signals nothing.
     GroupKill {
-        /// As in [`Cause::Oom`].
+        /// `st_ino` of the group whose limit caused it.
         limit: u64,
         /// `st_ino` of the group that is killed.
         victim: u64,
     },
     /// Reclaim worked hard for what it got.
     Pressure {
-        /// How hard.
+        /// The level of the pressure.
         level: Level,
         /// `st_ino` of the group that reclaim was for.
         origin: u64,
@@ -55,23 +54,23 @@ pub enum Cause {
     Removed,
 }
 
-/// A cause, and the group in which it happened.
+/// An event: a cause, and the group in which it happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     /// `st_ino` of the directory of the group that was registered on.
     pub cgroup_id: u64,
-    /// What happened.
+    /// The cause of the event.
     pub cause: Cause,
-    /// How much was added to the eventfd for it.
+    /// The number that was added to the eventfd for it.
     pub signals: u64,
 }
 
-/// What a following connection gets its events through. Answers `false` when it
-/// wants no more.
+/// The callback that delivers events to a follower's connection. It returns `false` when the
+/// connection wants no more.
 pub struct EventSink(Box<dyn FnMut(&Event) -> bool + Send>);
 
 impl EventSink {
-    /// Calls `tell` with each event.
+    /// Wraps the callback that is called with each event.
     pub fn new(tell: impl FnMut(&Event) -> bool + Send + 'static) -> Self {
         Self(Box::new(tell))
     }

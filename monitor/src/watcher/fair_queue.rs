@@ -1,6 +1,7 @@
-//! Whose turn it is: work is charged, by the time that it takes, to whoever it is for, and
-//! who has had least lately is next. So what one user makes the agent do delays another
-//! by the turn that is under way; what many do, by one turn of each that has had as little.
+//! A fair queue of work: each task is charged, by the time that it takes, to its payer, and the
+//! payer that has had least time lately is next. So the work that one user causes delays another
+//! by the turn that is under way; the work of many users, by one turn of each that has had as
+//! little.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -9,32 +10,31 @@ use std::{
 
 use crate::registry;
 
-/// Who work is charged to.
+/// The payer that work is charged to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Payer {
-    /// Whose registrations it is for.
+    /// The account whose registrations the work is for.
     Account(registry::Account),
-    /// Nobody's registrations are on that group, or very many users': all such that lie in or
-    /// below the group in this slot.
+    /// All groups in or below the one in this slot that have no registrations, or those of very
+    /// many users.
     Subtree(u32),
-    /// The agent's own: sweeps.
+    /// The agent itself: its sweeps.
     House,
 }
 
-/// How much earlier than others one that has been quiet may be: the work of a few turns.
+/// The head start over others of a payer that has been idle: the work of a few turns.
 const CREDIT: Duration = Duration::from_millis(1);
 
-/// Payers that are remembered though they have nothing to do, before those without a
-/// debt are forgotten.
+/// Idle payers that are remembered, before those without a debt are forgotten.
 const REMEMBERED: usize = 256;
 
-/// Tasks by payer.
+/// Tasks, in the order of their payers' time.
 #[derive(Debug)]
 pub(super) struct FairQueue<T> {
     accounts: HashMap<Payer, PayerQueue<T>>,
-    /// Those with tasks, by the time that they have had.
+    /// Payers with tasks, by the time that they have had.
     ready: BTreeSet<(Duration, Payer)>,
-    /// The time that one would have had who had always something to do.
+    /// The time that a payer would have had that was never idle.
     now: Duration,
 }
 
@@ -51,19 +51,19 @@ impl<T> Default for FairQueue<T> {
 }
 
 impl<T> FairQueue<T> {
-    /// One more task, after the payer's others.
+    /// Adds a task after the payer's others.
     pub(super) fn push(&mut self, payer: Payer, task: T) {
         let least = self.now.saturating_sub(CREDIT);
         let account = self.accounts.entry(payer).or_insert(PayerQueue { had: least, tasks: VecDeque::new() });
         if account.tasks.is_empty() {
-            // What was had long ago counts no more.
+            // Time that was had long ago counts no more.
             account.had = account.had.max(least);
             self.ready.insert((account.had, payer));
         }
         account.tasks.push_back(task);
     }
 
-    /// The next one, and whose it is.
+    /// Takes the next task, and returns its payer with it.
     pub(super) fn next(&mut self) -> Option<(Payer, T)> {
         let &(had, payer) = self.ready.first()?;
         self.now = self.now.max(had);
@@ -71,7 +71,7 @@ impl<T> FairQueue<T> {
         Some((payer, task))
     }
 
-    /// One more of the same payer's.
+    /// Takes one more task of the same payer.
     pub(super) fn pop(&mut self, payer: Payer) -> Option<T> {
         let account = self.accounts.get_mut(&payer)?;
         let task = account.tasks.pop_front()?;
@@ -81,7 +81,7 @@ impl<T> FairQueue<T> {
         Some(task)
     }
 
-    /// The payer has had so much time.
+    /// Charges a payer with the time that its task took.
     pub(super) fn charge(&mut self, payer: Payer, time: Duration) {
         self.now += time / u32::try_from(self.ready.len()).unwrap_or(u32::MAX).max(1);
         if let Some(account) = self.accounts.get_mut(&payer) {
@@ -97,7 +97,7 @@ impl<T> FairQueue<T> {
         }
     }
 
-    /// What a payer has had, counted no earlier than from when one that has nothing to do counts.
+    /// The time that a payer has had, counted at least from where an idle payer begins.
     pub(super) fn had(&self, payer: Payer) -> Duration {
         let least = self.now.saturating_sub(CREDIT);
         self.accounts.get(&payer).map_or(least, |account| account.had.max(least))
@@ -141,7 +141,7 @@ mod tests {
         }
         turns.push(of(99), 7);
         assert_eq!(served(&mut turns, false), (of(99), 7));
-        // Nor does it wait for all of theirs when it comes often.
+        // A payer that often has a task does not wait for all of the others' either.
         for _ in 0..50 {
             turns.push(of(99), 7);
             let until = (0..12).find(|_| served(&mut turns, true).0 == of(99));

@@ -1,5 +1,5 @@
-//! The table of groups as the agent keeps it: what is above a group, whose slot is to be
-//! kept for a look, whose parent is to be found, and what is too deep for a charge.
+//! The table of groups as the agent keeps it: the parent of each group, slots that are held for a
+//! look, parents still to be found, and groups too deep for a charge.
 
 use monitor_common::{
     control_file::ControlFile,
@@ -14,13 +14,13 @@ use crate::{
     watcher::Watcher,
 };
 
-/// Slots that one sweep looks through for those whose parent is unknown, and of how many
-/// it asks the kernel.
+/// Slots that one sweep searches for those whose parent is unknown; `PARENTS_IN_A_SWEEP` of these
+/// are queried in the kernel.
 const SLOTS_IN_A_SWEEP: u32 = 8192;
 const PARENTS_IN_A_SWEEP: u32 = 256;
 
-/// Groups above one that is gone, in which something is still to be told, and until when it
-/// waits for that.
+/// Groups above one that is gone, of which something is still to be delivered, and the time until
+/// which the removal waits for that.
 #[derive(Debug, Default)]
 pub(super) struct WatchedGroups {
     slots: Vec<u32>,
@@ -32,10 +32,10 @@ impl WatchedGroups {
     const AT_MOST: u64 = 10_000;
 }
 
-/// How far the sweeps have come.
+/// Progress of the sweeps over the table.
 #[derive(Debug)]
 pub(super) struct Rounds {
-    /// The slot from which on parents are still to be looked for, if any.
+    /// The slot from which on parents are still to be found, if any.
     orphans: Option<u32>,
     /// Charges that were too deep, up to the last sweep.
     deep: u64,
@@ -53,9 +53,9 @@ impl<S: Source> Watcher<S> {
         Some(GroupId { slot: index, generation })
     }
 
-    /// The slot above `index`: its parent's, or the root's; the nearest, where the parent
-    /// has none, on which then nobody waits. `None` for the root, and where it cannot be
-    /// known, which is counted.
+    /// The slot above `index`: its parent's; the nearest ancestor's, where the parent has no
+    /// slot, and so no registrations; or the root's. `None` for the root, and where the parent is
+    /// unknown, which is counted.
     pub(super) fn above(&self, index: u32) -> Option<u32> {
         let root = self.source.root().slot;
         match self.source.slot(index)?.parent.get() {
@@ -69,22 +69,22 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// `index` and all above it.
+    /// The slots of `index` and of all groups above it.
     pub(super) fn lineage(&self, index: u32) -> Vec<u32> {
         // No group is deeper than there are slots.
         let most = self.source.root().slot as usize + 1;
         std::iter::successors(Some(index), |index| self.above(*index)).take(most.max(2)).collect()
     }
 
-    /// Keeps a slot that nobody waits on from being given back while it is looked at. False
-    /// where it has been: nothing there is for us.
+    /// Holds a slot without registrations, so that it is not given back during a look. False
+    /// where it has been given back: the agent has nothing to do with it.
     pub(super) fn may_look_at(&self, index: u32, slot: &SharedSlot) -> bool {
         index == self.source.root().slot
             || self.registry.group(index).is_some()
             || slot.hold(slot.state().generation())
     }
 
-    /// What a group's quantity was when it went offline, in pages.
+    /// The quantity of a group when it went offline, in pages.
     pub(super) fn last_of(&self, group: GroupId, on: ControlFile) -> Option<u64> {
         let slot = self.source.slot(group.slot)?;
         let state = slot.state();
@@ -92,9 +92,9 @@ impl<S: Source> Watcher<S> {
         is_its.then(|| if on == ControlFile::Memsw { slot.sum_last.get() } else { slot.last.get() })
     }
 
-    /// Before the registrations of a group that is gone end: whether what is still to be told
-    /// to them of the groups above, such as an OOM, whose doorbell may have been lost, has
-    /// been. Not for ever, whatever goes on up there.
+    /// Whether what happened in the groups above one that is gone has been delivered, such as an
+    /// OOM whose doorbell may have been lost; then the registrations may end. True after
+    /// [`WatchedGroups::AT_MOST`] in any case.
     pub(super) fn have_told_above(&mut self, index: u32, awaited: &mut WatchedGroups) -> bool {
         let now = self.host.clock();
         if awaited.until.is_none() {
@@ -112,8 +112,9 @@ impl<S: Source> Watcher<S> {
         awaited.slots.is_empty() || now >= until
     }
 
-    /// After the roll call: parents of groups that were read by others, or made, before
-    /// theirs had a slot; and slots that an agent which was killed had no time to give back.
+    /// Completes the table after the enumeration: finds parents of groups that were read or made
+    /// before their parent had a slot, and gives back slots that an agent left behind when it was
+    /// killed.
     pub fn take_stock(&mut self) {
         let root = self.source.root().slot;
         self.source.take_orphans();
@@ -127,8 +128,8 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// One sweep's part of the search for parents, as long as there may be slots whose
-    /// parent is unknown: the table was full, or they came while the agent started.
+    /// Runs one sweep's part of the search for parents, as long as there may be slots whose
+    /// parent is unknown: the table was full, or the groups were made while the agent started.
     pub(super) fn find_parents(&mut self) {
         if self.table.orphans.is_none() && self.source.take_orphans() {
             self.table.orphans = Some(0);
@@ -143,7 +144,7 @@ impl<S: Source> Watcher<S> {
         self.table.orphans = (index < self.source.root().slot).then_some(index);
     }
 
-    /// Asks for a group's parent, where that is unknown.
+    /// Queries the kernel for a group's parent, where that is unknown.
     fn find_parent(&mut self, index: u32) -> bool {
         let Some(slot) = self.source.slot(index) else { return false };
         let state = slot.state();
@@ -151,14 +152,14 @@ impl<S: Source> Watcher<S> {
             return false;
         }
         self.above(index);
-        // Releases it.
+        // The look releases it.
         self.ring(index, 0);
         true
     }
 
-    /// Whether charges since the last sweep were below so many levels that their walk to the
-    /// root was cut short: then those that wait above where it ended are looked at. Only in the
-    /// timed sweep, since anybody may make such groups.
+    /// Whether charges since the last sweep were so deep that their walk to the root was cut
+    /// short: then groups above the end of the walk are looked at. Only in the timed sweep, since
+    /// any user may make such groups.
     pub(super) fn was_too_deep(&mut self) -> bool {
         let deep = self.source.tally(LossKind::TooDeep);
         std::mem::replace(&mut self.table.deep, deep) != deep

@@ -1,5 +1,4 @@
-//! Registrations end: with their group, or with the last reference to their
-//! eventfd.
+//! The end of registrations: with their group, or with the last reference to their eventfd.
 
 use monitor_common::{band::OPEN, slot::SlotState, word::Word as _};
 
@@ -14,9 +13,9 @@ use crate::{
 };
 
 impl<S: Source> Watcher<S> {
-    /// Registrations end with their group: takes out as many as there is room for; each is
-    /// owed one more signal, and its record goes when that was given. True once none is
-    /// left: then the slot is another's.
+    /// Ends registrations with their group, as many as there is room for. Each is owed one more
+    /// signal, and its record goes when that was given. True once none is left: then the slot may
+    /// be given to another group.
     pub(super) fn remove_group(&mut self, index: u32, rung: Option<u64>, room: &mut usize) -> bool {
         let event = Event { cgroup_id: self.id_of(index), cause: Cause::Removed, signals: 1 };
         let most = *room;
@@ -44,8 +43,8 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// Ends registrations on an eventfd that nobody holds any more, as many as there is
-    /// room for; what is left has another turn.
+    /// Ends registrations on an eventfd that its client has closed, as many as there is room for;
+    /// another turn does the rest.
     pub(super) fn forget_file(&mut self, file: FileId, room: &mut usize) {
         self.forgive(file);
         while *room > 0 {
@@ -66,8 +65,8 @@ impl<S: Source> Watcher<S> {
 
     pub(super) fn drop_file(&mut self, file: FileId) {
         self.own.remove(&file);
-        // Few: an agent before was killed between making these and answering. Its address may
-        // be another eventfd's next.
+        // Few: made by an agent that was killed before it replied. The eventfd's address may be
+        // the next one's.
         self.unsure.retain(|(_, record)| record.file != file);
         let owner = self.owners.remove(&file);
         if let Some(eventfd) = self.eventfds.remove(&file) {
@@ -79,7 +78,7 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// Registrations that are over: their records, tickets and followers go.
+    /// Removes the records, tickets and followers of registrations that have ended.
     pub(super) fn strike_out(&mut self, tickets: &[RecordId]) {
         for ticket in tickets {
             self.followers.remove(ticket);
@@ -92,7 +91,7 @@ impl<S: Source> Watcher<S> {
         give_back(&mut self.followers);
     }
 
-    /// After registrations went: a band for those that are left, or none.
+    /// Publishes a band for the registrations that are left, or releases the slot.
     pub(super) fn settle(&mut self, index: u32) {
         match self.registry.group(index) {
             Some(group) if !group.is_empty() => self.ring(index, 0),
@@ -103,9 +102,9 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// Nobody waits on this slot: it is the programs' to give back when its group goes, or,
-    /// if that went first, given back here. What is still pending in it is looked at by
-    /// its doorbell.
+    /// Releases a slot without registrations: the programs give it back when its group goes, or,
+    /// if the group went first, it is given back here. The doorbell of what is still pending in
+    /// it has it looked at.
     pub(super) fn release(&mut self, index: u32) {
         let Some(slot) = self.source.slot(index) else {
             return;

@@ -1,10 +1,10 @@
 //! Thresholds in percent follow the limits that they are percents of.
 //!
-//! Anybody who may write the `memory.max` of some group can do so in a loop. So the programs
-//! ring once until the agent has begun to look; it asks for the limits of groups with
-//! thresholds in percent a few in a turn, as a part of its own work, and rests between two
-//! rounds as long as it takes to need a twentieth of a CPU. Where a limit has moved, those
-//! who wait there pay for what that does to their thresholds.
+//! A user that may write the `memory.max` of some group can do so in a loop. So the programs ring
+//! once until the agent has begun to look; it reads the limits of groups with thresholds in
+//! percent, a few in a turn, as a part of its own work, and pauses so long between two rounds
+//! that they take a twentieth of a CPU. Where a limit has moved, the accounts with registrations
+//! there pay for moving their thresholds.
 
 use std::time::{Duration, Instant};
 
@@ -16,27 +16,28 @@ use crate::{
     watcher::{Watcher, fair_queue::Payer, turn::Task},
 };
 
-/// Groups whose limits are asked for in a turn, at most.
+/// Groups whose limits are read in one turn, at most.
 const AT_ONCE: usize = 64;
 
-/// Time between two rounds, at least.
+/// The shortest time between two rounds.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// How much longer the pause is than the round before it took.
+/// The length of a pause, as a multiple of the round before it.
 const PAUSE_PER_ROUND: u32 = 20;
 
-/// Limits were written: which groups are yet to be looked at, and when.
+/// Progress after a limit was written: the groups still to be read, and when.
 #[derive(Debug, Default)]
 pub(super) struct Written {
-    /// Groups of the round that is under way, and what it has taken so far.
+    /// Groups left in the present round, and what it has taken so far.
     left: Option<Vec<u32>>,
     took: Duration,
-    /// It rang during a round: another has to follow.
+    /// Whether the doorbell rang during a round: another has to follow.
     again: bool,
-    /// When the next round may begin, and when one is to; in milliseconds by the host's clock.
+    /// The earliest time of the next round, and the time at which one is due; milliseconds by the
+    /// host's clock.
     not_before: u64,
     due: Option<u64>,
-    /// Whether one is in the line.
+    /// Whether a round is queued.
     queued: bool,
 }
 
@@ -47,24 +48,24 @@ impl Written {
 }
 
 impl<S: Source> Watcher<S> {
-    /// The lowest limit from a group up to the root, in pages: what percents are
-    /// of. Of the root: the host's memory. `u64::MAX` when there is none.
+    /// The lowest limit from a group up to the root, in pages: what percents are of. For the
+    /// root: the host's memory. `u64::MAX` when there is none.
     pub(super) fn effective_limit(&self, slot: u32) -> Result<u64> {
         if slot == self.source.root().slot {
             return self.host.ram();
         }
         let generation = self.source.slot(slot).map_or(0, |slot| slot.state().generation());
         let limit = self.source.lowest_limit(GroupId { slot, generation })?.unwrap_or(u64::MAX);
-        // What the kernel writes for `max`.
+        // The number that the kernel stores for `max`.
         let endless = monitor_common::threshold::Pages::counter_max(crate::kernel::page_size()).0;
         Ok(if limit >= endless { u64::MAX } else { limit })
     }
 
-    /// Some limit was written: thresholds in percent move. Once for all writes within a
-    /// few milliseconds.
+    /// Begins a round of reading limits, after some limit was written. One round serves all
+    /// writes within a few milliseconds.
     pub fn limits_written(&mut self) {
         if self.registry.wanted() & Subscriptions::LIMITS == 0 {
-            // Whoever comes next is rung for.
+            // The next write rings again.
             self.source.take_limits();
             return;
         }
@@ -79,8 +80,8 @@ impl<S: Source> Watcher<S> {
         self.work.notify_one();
     }
 
-    /// Limits that were written, if any, are looked at now, and from the start: some that
-    /// were looked at before may have been written since.
+    /// Begins a round now, from the start, if limits were written: some that were read before may
+    /// have been written since.
     pub(super) fn follow_now(&mut self) {
         let written = &mut self.written;
         if written.queued || written.due.is_some() || self.source.limits_were_written() {
@@ -89,7 +90,7 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// Has a round begin whose time has come.
+    /// Begins a round that is due.
     pub(super) fn follow_if_due(&mut self) {
         let now = self.host.clock();
         if self.written.due.take_if(|due| *due <= now).is_some() {
@@ -98,12 +99,12 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// One turn's part of a round.
+    /// Runs one turn's part of a round.
     pub(super) fn follow_limits(&mut self, room: &mut usize) {
         *room = 0;
         let start = Instant::now();
         let mut left = self.written.left.take().unwrap_or_else(|| {
-            // Cleared before anything is read: what is written from here on rings anew.
+            // Cleared before anything is read: a later write rings again.
             self.source.take_limits();
             (self.written.again, self.written.took) = (false, Duration::ZERO);
             self.registry.percent_slots()
@@ -115,7 +116,7 @@ impl<S: Source> Watcher<S> {
                 Ok(_) => {}
                 Err(error) => log::warn!("{error}"),
             }
-            // In a deep hierarchy a question climbs far.
+            // In a deep hierarchy each query climbs far.
             if self.is_time_over() {
                 break;
             }

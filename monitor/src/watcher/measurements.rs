@@ -1,4 +1,4 @@
-//! What the watcher counts for metrics alone.
+//! Counters of the watcher that only the metrics use.
 
 use std::collections::BTreeMap;
 
@@ -18,12 +18,12 @@ use crate::{
 pub const CAUSES: [&str; 5] = ["crossed", "oom", "pressure", "empty", "removed"];
 
 impl Cause {
-    /// Of [`Cause::Crossed`].
+    /// The index of [`Cause::Crossed`] in [`CAUSES`].
     pub(super) const CROSSED: usize = 0;
-    /// Of [`Cause::Removed`].
+    /// The index of [`Cause::Removed`] in [`CAUSES`].
     pub(super) const REMOVED: usize = 4;
 
-    /// The place of what a registration for `trigger` is signalled for.
+    /// The index of the cause for which a registration with `trigger` is signalled.
     pub(super) const fn of(trigger: &Trigger) -> usize {
         match trigger {
             Trigger::Threshold(_) => Self::CROSSED,
@@ -33,7 +33,7 @@ impl Cause {
         }
     }
 
-    /// The place in [`CAUSES`] of what an eventfd is signalled for.
+    /// The index in [`CAUSES`] of this cause.
     pub(super) const fn label(&self) -> usize {
         match self {
             Self::Crossed { .. } => Self::CROSSED,
@@ -45,7 +45,7 @@ impl Cause {
     }
 }
 
-/// What an operator can do something about, and what.
+/// Losses that an operator can prevent, with the log's text on how.
 const SHORT: [(LossKind, &str); 4] = [
     (LossKind::SlotsExhausted, "groups are not watched, because the table is full; see --max-groups"),
     (LossKind::RingFull, "doorbells found the ring full, and all was read again; see --ring-bytes"),
@@ -63,14 +63,14 @@ pub struct Measurements {
     pub signals: [u64; CAUSES.len()],
     /// Registrations refused, by errno.
     pub refusals: BTreeMap<i32, u64>,
-    /// From doorbell to signal.
+    /// Latencies from doorbell to signal.
     pub latency: Histogram,
-    /// What the log has told of.
+    /// Losses that the log has reported already.
     told: [u64; SHORT.len()],
 }
 
 impl Measurements {
-    /// What programs that were at work before had counted is no news.
+    /// Starts from zero; losses that earlier programs have counted are not reported again.
     pub(super) fn new(source: &impl Source) -> Self {
         Self { told: SHORT.map(|(tally, _)| source.tally(tally)), ..Self::default() }
     }
@@ -79,7 +79,7 @@ impl Measurements {
         self.signals[cause] += count;
     }
 
-    /// An eventfd was signalled for a doorbell that rang at `rung`, by `CLOCK_MONOTONIC`.
+    /// Records the latency of a signal for a doorbell that rang at `rung`, by `CLOCK_MONOTONIC`.
     pub(super) fn took(&mut self, rung: Option<u64>) {
         if let Some(rung) = rung
             && let Some(now) = monotonic()
@@ -90,7 +90,7 @@ impl Measurements {
 }
 
 impl<S: Source> Watcher<S> {
-    /// Logs what ran out since the last time.
+    /// Logs the losses of [`SHORT`] since the last call.
     pub(super) fn tell_shortages(&mut self) {
         for (told, (tally, what)) in self.measures.told.iter_mut().zip(SHORT) {
             let count = self.source.tally(tally);
@@ -101,12 +101,12 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// A door has refused a registration.
+    /// Counts a registration that a frontend has refused.
     pub fn refused(&mut self, errno: Errno) {
         *self.measures.refusals.entry(errno as i32).or_default() += 1;
     }
 
-    /// What was counted.
+    /// The counters since the agent started.
     pub const fn measures(&self) -> &Measurements {
         &self.measures
     }

@@ -1,5 +1,5 @@
-//! Who pays for an eventfd: who registered it first, for as long as it is held, with
-//! registrations or only for what it is owed.
+//! Owners of eventfds: the account that registered one first owns it for as long as the agent
+//! holds it, with registrations or only for undelivered signals.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,7 @@ use crate::{
     source::FileId,
 };
 
-/// Eventfds' owners, and how many each has.
+/// The owner of each eventfd, and the number that each account owns.
 #[derive(Debug, Default)]
 pub(super) struct Owners {
     by_file: HashMap<FileId, Account>,
@@ -20,12 +20,12 @@ impl Owners {
         self.by_file.get(file)
     }
 
-    /// How many eventfds are `account`'s.
+    /// The number of eventfds that `account` owns.
     pub(super) fn held_by(&self, account: Account) -> u64 {
         self.held.get(&account).copied().unwrap_or(0)
     }
 
-    /// An eventfd is `account`'s, unless it is somebody's already.
+    /// Makes `account` the owner of an eventfd, unless it has one already.
     pub(super) fn insert(&mut self, file: FileId, account: Account) {
         self.by_file.entry(file).or_insert_with(|| {
             *self.held.entry(account).or_default() += 1;
@@ -33,7 +33,7 @@ impl Owners {
         });
     }
 
-    /// Nobody's any more: whose it was.
+    /// Removes an eventfd, and returns the account that owned it.
     pub(super) fn remove(&mut self, file: &FileId) -> Option<Account> {
         let account = self.by_file.remove(file)?;
         if let Some(held) = self.held.get_mut(&account) {

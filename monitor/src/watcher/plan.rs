@@ -1,4 +1,5 @@
-//! What is to be done to a slot is noted, and charged to whom it is for; a turn does it.
+//! Planning of work: what is to be done to a slot is noted, and charged to its payer; a turn does
+//! it.
 
 use monitor_common::{control_file::ControlFile, ring::LossKind};
 
@@ -13,30 +14,30 @@ use crate::{
     },
 };
 
-/// Victims of a group's OOMs that wait to be told to those who follow.
+/// Victims of a group's OOMs that wait for delivery to followers.
 const CAUSES: usize = 64;
-/// Accounts with registrations on one slot that are known each; what more there are pay as
-/// the subtree does.
+/// Accounts with registrations on one slot that are known one by one; further ones pay as the
+/// subtree does.
 const KNOWN: usize = 15;
-/// Levels that are climbed to find out whose subtree a group is in.
+/// Levels that are climbed to find the subtree of a group.
 const LEVELS: usize = 64;
 
-/// Whose registrations are on a slot.
+/// The accounts with registrations on a slot.
 #[derive(Debug)]
 pub(super) enum Payers {
     One(Account),
     Several {
         accounts: Vec<Account>,
-        /// There are others.
+        /// Whether there are further accounts.
         more: bool,
-        /// Two levels below the root.
+        /// The slot of the group two levels below the root.
         subtree: u32,
     },
 }
 
 impl<S: Source> Watcher<S> {
-    /// A slot is to be looked at, since a doorbell rang at `rung` (`bpf_ktime_get_ns`; 0:
-    /// not known), or a sweep came by. Costs the same however often it is called.
+    /// Notes that a slot is to be looked at, since a doorbell rang at `rung` (`bpf_ktime_get_ns`;
+    /// 0: not known), or a sweep found it. The cost does not grow with the number of calls.
     pub fn ring(&mut self, slot: u32, rung: u64) {
         self.plan(slot, |work| {
             work.look = true;
@@ -56,14 +57,14 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// An account has a registration on a slot from now on.
+    /// Notes that an account has a registration on a slot from now on.
     pub(super) fn shares(&mut self, slot: u32, account: Account) {
         match self.payers.get_mut(&slot) {
             None => drop(self.payers.insert(slot, Payers::One(account))),
             Some(Payers::One(other)) if *other == account => {}
             Some(Payers::One(other)) => {
                 let accounts = vec![*other, account];
-                // No more than once for a slot, so to the root however far that is.
+                // At most once for a slot, so up to the root, however far that is.
                 let subtree = self.subtree_of(slot, usize::MAX).unwrap_or(slot);
                 self.payers.insert(slot, Payers::Several { accounts, more: false, subtree });
             }
@@ -79,22 +80,22 @@ impl<S: Source> Watcher<S> {
         self.work.notify_one();
     }
 
-    /// Thresholds there are moved by a limit.
+    /// Plans to move the thresholds on a slot with their limit.
     pub(super) fn plan_follow(&mut self, slot: u32) {
         self.plan(slot, |work| work.follow = true);
     }
 
-    /// Thresholds there were taken over.
+    /// Plans a first look at thresholds that were taken over.
     pub(super) fn plan_settle(&mut self, slot: u32) {
         self.plan(slot, |work| work.settle = true);
     }
 
-    /// Rests there end, or all do.
+    /// Plans to end the hold-offs on a slot that are over, or all of them.
     pub(super) fn plan_wake(&mut self, slot: u32, all: bool) {
         self.plan(slot, |work| work.wake = Some(all || work.wake.unwrap_or(false)));
     }
 
-    /// A quantity of the group there was read.
+    /// Plans the step to a sampled quantity of the group in a slot.
     pub(super) fn plan_sample(&mut self, slot: u32, file: ControlFile, now: u64) {
         self.plan(slot, |work| {
             work.sampled.retain(|(of, _)| *of != file);
@@ -102,11 +103,11 @@ impl<S: Source> Watcher<S> {
         });
     }
 
-    /// Those who follow are to be told.
+    /// Plans to deliver an explanation to the followers of OOMs.
     pub(super) fn plan_telling(&mut self, slot: u32, cause: Cause) {
         let mut has_room = true;
         self.plan(slot, |work| {
-            // The OOM itself first: its doorbell came before.
+            // The OOM itself first: its doorbell rang before.
             work.look = true;
             has_room = work.causes.len() < CAUSES;
             if has_room {
@@ -118,10 +119,10 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// Who pays for a slot's work: whose registrations are there; of several, who has had
-    /// least lately, so that none of them has the others wait, nor has more by their number.
-    /// Where nobody waits, who shares the subtree two levels below the root, as a user's or a
-    /// service's is.
+    /// The payer of a slot's work: of the accounts with registrations there, the one that has had
+    /// least time lately, so that none delays the others, nor has more because they are several.
+    /// Without registrations, it is the subtree two levels below the root, such as a user's or a
+    /// service's.
     pub(super) fn payer_of_slot(&self, slot: u32) -> Payer {
         match self.payers.get(&slot) {
             Some(Payers::One(account)) => Payer::Account(*account),
@@ -134,8 +135,8 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// Who pays for a slot's sampling: by it the pace of all of a payer's samples goes, so that
-    /// what several have is not any one's.
+    /// The payer of a slot's sampling, which sets the pace of all samples of that payer; so what
+    /// several accounts registered is charged to none of them.
     pub(super) fn payer_of_samples(&self, slot: u32) -> Payer {
         match self.payers.get(&slot) {
             Some(Payers::One(account)) => Payer::Account(*account),
@@ -144,8 +145,8 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// The group two levels below the root that a group is in, or which it is; itself where it
-    /// is higher; `None` where the root is more than `levels` above.
+    /// The group two levels below the root that a group is in or is; the group itself where it is
+    /// higher; `None` where the root is more than `levels` above.
     fn subtree_of(&self, slot: u32, levels: usize) -> Option<u32> {
         let mut line = [slot; 3];
         for _ in 0..levels {

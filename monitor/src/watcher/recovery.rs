@@ -1,9 +1,9 @@
-//! Makes up for calls that the kernel's recursion guard kept from the programs, but for
-//! charges, whose counters the sweep reads again.
+//! Recovery from calls that the kernel's recursion guard kept from the programs, except charges,
+//! whose counters the sweep reads again.
 //!
-//! What a call may just be about to tell looks as if it was skipped. So what is found in one
-//! sweep is told in the next, if it still is so then. Each sweep looks at so many groups and
-//! no more; that a call is skipped is rare, whatever anybody does.
+//! A call that is about to be delivered looks as if it was skipped. So what one sweep finds is
+//! delivered in the next, if it still holds then. The groups that a sweep reads are bounded;
+//! skipped calls are rare, whatever users do.
 
 use std::collections::HashSet;
 
@@ -20,44 +20,44 @@ use crate::{
     watcher::{Watcher, sweep::Sweep},
 };
 
-/// Groups that are asked for in one sweep, of each kind.
+/// Groups that are queried in one sweep, of each kind.
 const IN_A_SWEEP: usize = 256;
 
-/// Groups that are looked for by their directories in one sweep: files have to be opened.
+/// Groups that are looked up by their directories in one sweep: files have to be opened.
 const LOOKED_FOR: usize = 32;
 
-/// What was skipped, and how far that is made up for.
+/// Skipped calls, and how far they are made up for.
 #[derive(Debug)]
 pub(super) struct SkippedRuns {
     known: Misses,
-    /// Slots from which on upwards the kernel's counts of OOMs are to be compared, and those
-    /// compared in this round; and what the kernel had counted beyond ours.
+    /// Slots whose counts of OOMs in the kernel are to be compared, from each upwards; below,
+    /// those compared in this round, and the OOMs that the kernel counted beyond the programs'
+    /// calls.
     ooms: RecoveryRound,
     compared: HashSet<u32>,
     missed_ooms: Vec<(GroupId, u64)>,
-    /// What was held when an end was skipped, as a sweep goes through the table, and then as
-    /// it was at the end of one.
+    /// Holds found when an end was skipped: `noted` while a sweep goes through the table, `holds`
+    /// once it has ended.
     noted: Vec<(u32, Hold)>,
     holds: Vec<(u32, Hold)>,
-    /// The same of a sweep that was late: it may have ended just before the next one.
+    /// Holds of a sweep that was late: it may have ended just before the next one.
     late: Vec<(u32, Hold)>,
-    /// How many OOMs had joined others in the sweep before the end was skipped, and in the
-    /// last.
+    /// OOMs that had joined others in the sweep before the end was skipped, and in the last.
     joined_before: u64,
     joined: u64,
     /// Whether ends were skipped before the last sweep.
     ended: bool,
-    /// What marks threads had then.
+    /// Marks of threads when an end or a write was skipped.
     marks: Vec<(u32, u64)>,
-    /// Slots that may have gone.
+    /// Slots whose groups may have gone.
     going: RecoveryRound,
-    /// Slots that may have become empty; and those that seem to have.
+    /// Slots whose groups may have become empty; and the groups that seem empty.
     emptying: RecoveryRound,
     emptied: Vec<GroupId>,
 }
 
 impl SkippedRuns {
-    /// What `known` counts is no news, nor that OOMs have `joined` others.
+    /// Starts from the `known` counts, and from OOMs that have `joined` others already.
     pub(super) fn new(known: Misses, joined: u64) -> Self {
         Self {
             known,
@@ -77,34 +77,34 @@ impl SkippedRuns {
         }
     }
 
-    /// A slot is held; noted in a sweep.
+    /// Notes during a sweep that a slot is held.
     pub(super) fn note(&mut self, index: u32, hold: Hold) {
         self.noted.push((index, hold));
     }
 
-    /// All that are held were noted: what is left of those before is among them.
+    /// Ends the noting of holds: all that are held were noted, those left from before among them.
     pub(super) fn have_noted(&mut self, is_late: bool) {
         let noted = std::mem::take(&mut self.noted);
         *(if is_late { &mut self.late } else { &mut self.holds }) = noted;
     }
 }
 
-/// Slots that one kind of skipped calls may have been for, a few in each sweep.
+/// Slots that one kind of skipped call may have been for, a few in each sweep.
 #[derive(Debug, Default)]
 struct RecoveryRound {
     left: Vec<u32>,
-    /// Some were skipped since these were listed. The next round begins when this one has
-    /// ended: who skips calls in each sweep keeps nobody from having a turn.
+    /// Whether some were skipped since these were listed. The next round begins when this one has
+    /// ended, so that calls skipped in each sweep do not keep any slot from its turn.
     again: bool,
 }
 
 impl RecoveryRound {
-    /// Whether a new one begins now.
+    /// Whether a new round begins now.
     fn begins(&mut self) -> bool {
         self.left.is_empty() && std::mem::take(&mut self.again)
     }
 
-    /// As many as one sweep takes; `all`: what a new round is of.
+    /// Takes as many slots as one sweep handles; a new round begins with those of `all`.
     fn some(&mut self, most: usize, all: impl FnOnce() -> Vec<u32>) -> Vec<u32> {
         if self.begins() {
             self.left = all();
@@ -114,11 +114,11 @@ impl RecoveryRound {
 }
 
 impl<S: Source> Watcher<S> {
-    /// One sweep's part; true where what is held is to be noted.
+    /// Runs one sweep's part of the recovery; true where holds are to be noted.
     pub(super) fn make_up(&mut self, misses: &Misses) -> bool {
         let new = misses.since(&self.skips.known);
         self.skips.known = *misses;
-        // What was found in the sweep before comes first.
+        // What the sweep before found comes first.
         self.tell_missed_ooms();
         self.release_holds();
         if !self.skips.late.is_empty() {
@@ -129,14 +129,14 @@ impl<S: Source> Watcher<S> {
 
         let (begin, end) = (Misses::both(new.ooms), Misses::both(new.oom_ends));
         let written = Misses::both(new.limit_writes);
-        // A thread that kept its mark of an OOM is not asked about the next one; nor in the
-        // time from here to the next sweep, which takes the mark away.
+        // No program runs at the next OOM of a thread that kept its mark of an OOM; nor from here
+        // to the next sweep, which takes the mark away.
         self.skips.ooms.again |= begin || end || self.skips.ended;
         self.skips.ended = end;
         let joined = self.source.tally(LossKind::OomJoined);
         let joined_before = std::mem::replace(&mut self.skips.joined, joined);
         if end && !self.sweep.as_ref().is_some_and(Sweep::notes_holds) {
-            // It may have been for a hold that was left over already.
+            // It may have joined a hold that was left over already.
             self.skips.joined_before = joined_before;
         }
         if end || written {
@@ -161,21 +161,21 @@ impl<S: Source> Watcher<S> {
         state.is_live().then_some(GroupId { slot, generation: state.generation() })
     }
 
-    /// How many OOMs of a group the kernel has counted beyond the programs' calls.
+    /// The number of OOMs of a group that the kernel has counted beyond the programs' calls.
     fn oom_surplus(&self, group: GroupId) -> u64 {
-        // With v1's code the kernel counts OOMs at which no program is called.
+        // With v1's code the kernel counts OOMs at which no program runs.
         if self.source.features().under_oom {
             return 0;
         }
         let Ok(Some(counted)) = self.source.ooms(group) else { return 0 };
         let calls = self.source.slot(group.slot).map_or(0, |slot| slot.oom_calls.get());
         let surplus = counted.wrapping_sub(calls & !BY_LIMIT_WRITE);
-        // A call that began before the group had its slot counts less than none.
+        // A call that began before the group had its slot makes this negative.
         if surplus >> 63 == 0 { surplus } else { 0 }
     }
 
-    /// By whose limits somebody hears of an OOM: groups with listeners, and all above them,
-    /// each once.
+    /// Compares the counts of groups whose limits may cause an OOM that has listeners: groups
+    /// with listeners, and all above them, each once.
     fn compare_ooms(&mut self) {
         let root = self.source.root().slot;
         if self.skips.ooms.begins() {
@@ -200,9 +200,9 @@ impl<S: Source> Watcher<S> {
         self.skips.ooms.left.extend(next);
     }
 
-    /// OOMs that the kernel had counted a sweep ago, and the programs have not been called
-    /// for since. Whether another held the group then nobody knows; where limits were written
-    /// below usage it was most likely one of those, which are told to nobody.
+    /// Delivers OOMs that the kernel had counted a sweep ago, and for which no program has run
+    /// since. Whether another OOM held the group then is not known; where limits were written
+    /// below usage it was most likely one of those, which are not signalled.
     fn tell_missed_ooms(&mut self) {
         for (group, before) in std::mem::take(&mut self.skips.missed_ooms) {
             if self.id_at(group.slot) != Some(group) {
@@ -221,15 +221,15 @@ impl<S: Source> Watcher<S> {
                     slot.ooms.add(missed);
                     slot.pending.xchg(1);
                 }
-                // Releases it.
+                // The look releases it.
                 self.ring(group.slot, 0);
             }
         }
     }
 
-    /// What is held since the sweep before is held by nobody; or by an OOM that takes long,
-    /// and then another may be told that the kernel would have been silent of. An OOM that
-    /// joined one of these may have been one of its own.
+    /// Releases holds that exist since the sweep before. A hold is left over, or of an OOM that
+    /// takes long; then a further OOM may be signalled that the kernel would have been silent
+    /// about. An OOM that joined one of these holds may have been one of its own.
     fn release_holds(&mut self) {
         let has_joined = self.source.tally(LossKind::OomJoined) != self.skips.joined_before;
         let left = self.skips.holds.len().saturating_sub(IN_A_SWEEP);
@@ -243,13 +243,13 @@ impl<S: Source> Watcher<S> {
                 slot.ooms.add(1);
                 slot.pending.xchg(1);
             }
-            // Releases it.
+            // The look releases it.
             self.ring(index, 0);
         }
     }
 
-    /// Marks that are there since the sweep before. A thread that writes limits all the time
-    /// may lose its mark, and an OOM by such a write then be told.
+    /// Removes marks that exist since the sweep before. A thread that writes limits all the time
+    /// may lose its mark, and an OOM by such a write then be signalled.
     fn forget_marks(&mut self) {
         let before = std::mem::take(&mut self.skips.marks);
         if before.is_empty() {
@@ -271,7 +271,7 @@ impl<S: Source> Watcher<S> {
             if self.id_at(index) != Some(group) || !self.host.is_gone(self.id_of(index)) {
                 continue;
             }
-            // What its quantities were last, as far as anybody has seen.
+            // The last quantities that the agent has seen.
             slot.last.set(known.scale(ControlFile::Usage).now());
             slot.sum_last.set(known.scale(ControlFile::Memsw).now());
             match self.source.depart(group) {
@@ -282,7 +282,7 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// From now on it is known whether a task is in the group, for whom a call is skipped.
+    /// Notes whether a task is in the group, for which a call may be skipped from now on.
     pub(super) fn note_populated(&self, group: GroupId) {
         let Some(slot) = self.source.slot(group.slot) else { return };
         slot.populated.set(POPULATED_UNKNOWN);
@@ -292,12 +292,12 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// Whether the kernel says that a group is empty, and the programs were not told.
+    /// Whether the kernel reports a group as empty that the programs saw populated.
     fn seems_empty(&mut self, group: GroupId) -> bool {
         let Some(slot) = self.source.slot(group.slot) else { return false };
         match (slot.populated.get(), self.source.is_populated(group)) {
             (POPULATED, Ok(Some(populated))) => !populated,
-            // It has a task again: what comes next is known.
+            // It has a task again: the programs see what comes next.
             (NOT_POPULATED, Ok(Some(true))) => {
                 slot.populated.cas(NOT_POPULATED, POPULATED);
                 false

@@ -1,4 +1,4 @@
-//! A registration begins.
+//! The begin of a registration.
 
 use std::time::Duration;
 
@@ -18,39 +18,40 @@ use crate::{
     watcher::{Cause, Event, EventSink, Sampled, Watcher},
 };
 
-/// What a registration tells at once is signalled within this time, or by a turn.
+/// Time for what a registration signals at once; a turn signals what is left.
 const AT_ONCE: Duration = Duration::from_micros(100);
 
-/// So many eventfds that are yet to be closed are not counted: what gives way makes room at
-/// once. They are a part of the 1,024 descriptors beside `--max-eventfds`.
+/// Eventfds yet to be closed that are not counted as held: an eventfd that gives way makes room
+/// at once. They are a part of the 1,024 descriptors beside `--max-eventfds`.
 const CLOSING: u64 = 256;
 
-/// A client's eventfd, as a door hands it over.
+/// A client's eventfd, as a frontend hands it over.
 #[derive(Debug)]
 pub struct ReceivedEventFd {
-    /// A duplicate; let go where the watcher holds one already.
+    /// A duplicate descriptor; closed where the watcher holds one already.
     pub eventfd: EventFd,
-    /// Which file it is.
+    /// The file that it refers to.
     pub file: FileId,
 }
 
-/// What a client asks for, once it is known for whom.
+/// A client's request, once its account is known.
 #[derive(Debug)]
 pub struct RegistrationRequest {
-    /// On which group.
+    /// The group that it is on.
     pub group: GroupId,
-    /// On which of its control files.
+    /// The control file of that group.
     pub on: ControlFile,
-    /// What for.
+    /// The trigger to register.
     pub trigger: Trigger,
-    /// To be signalled.
+    /// The eventfd to signal.
     pub eventfd: ReceivedEventFd,
-    /// Told why, from the first signal of this registration on, until it answers `false`.
+    /// The sink for this registration's events, from the first signal on, until it returns
+    /// `false`.
     pub follower: Option<EventSink>,
-    /// Who asks: whose quota it counts against.
+    /// The account whose quota it counts against.
     pub account: Account,
-    /// The quantity, where it is sampled: read before the watcher is locked. Absent, it is
-    /// read here.
+    /// The quantity, where it is sampled: read before the watcher is locked. Without it the
+    /// quantity is read here.
     pub sampled: Option<Sampled>,
 }
 
@@ -58,14 +59,14 @@ pub struct RegistrationRequest {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "to be confirmed when the client has its answer"]
 pub struct Receipt {
-    /// On which group.
+    /// The group that was registered on.
     pub group: GroupId,
     ticket: RecordId,
     file: FileId,
 }
 
 impl<S: Source> Watcher<S> {
-    /// The client has its answer.
+    /// Confirms that the client has received the reply.
     pub fn confirm(&self, receipt: Receipt) {
         if let Some(persistence) = self.persistence.as_ref().filter(|_| self.registry.has_file(receipt.file))
         {
@@ -73,8 +74,8 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// Whether it matters that who asks is privileged, and asks by [`Account::Privileged`]:
-    /// the account has half of its quota or more, or else finds no room.
+    /// Whether it matters that a requester is privileged, and uses [`Account::Privileged`]: its
+    /// account has half of its quota or more, or finds no room.
     pub fn is_near_bound(&self, account: Account) -> bool {
         let held = self.registry.held_by(account);
         let is_near = held.saturating_mul(2) >= self.limits.quota
@@ -83,15 +84,15 @@ impl<S: Source> Watcher<S> {
         !account.is_unlimited() && is_near
     }
 
-    /// Whether there is room for one more registration of an account's.
+    /// Whether an account has room for one more registration.
     pub fn has_room(&self, account: Account) -> bool {
         let used = self.registry.len() - self.registry.held_by(Account::Agent);
         let held = self.registry.held_by(account);
         account == Account::Agent || share::has_room(account, held, used, self.limits.registrations)
     }
 
-    /// The same for one more eventfd; an account has no more eventfds than registrations, but
-    /// for those that are owed something still, or are yet to be closed.
+    /// Whether an account has room for one more eventfd; it has no more eventfds than
+    /// registrations, except those with undelivered signals, or yet to be closed.
     pub(super) fn has_room_for_eventfd(&self, account: Account) -> bool {
         let (theirs, all) = self.signaller.closing(account);
         let owned = self.owners.held_by(account) + theirs.saturating_sub(CLOSING);
@@ -100,14 +101,14 @@ impl<S: Source> Watcher<S> {
         share::has_room(account, held, used, self.limits.eventfds)
     }
 
-    /// Registers a trigger.
+    /// Registers a trigger for a client.
     ///
     /// # Errors
-    /// `EINVAL` when the group is going or gone, as the kernel's
-    /// `css_tryget_online`; `EDQUOT` when the account has as many as one may have;
-    /// `ENOMEM` when there is no room for more ([`Watcher::has_room`]), or as many eventfds
-    /// as there may be; `ETOOMANYREFS` or `ENOBUFS` when it cannot be kept for the next
-    /// agent; `EOPNOTSUPP` when this kernel cannot tell that.
+    /// `EINVAL` when the group is going or gone, as the kernel's `css_tryget_online`; `EDQUOT`
+    /// when the account has as many as one may have; `ENOMEM` when there is no room for more
+    /// ([`Watcher::has_room`]), or as many eventfds as there may be; `ETOOMANYREFS` or `ENOBUFS`
+    /// when it cannot be kept for the next agent; `EOPNOTSUPP` when the programs cannot see that
+    /// event on this kernel.
     pub fn register(&mut self, request: RegistrationRequest) -> Result<Receipt, Errno> {
         let internal = |error: crate::Error| {
             log::error!("registration failed: {error}");
@@ -127,28 +128,28 @@ impl<S: Source> Watcher<S> {
         let file = eventfd.file;
         // Before the slot is held: a registration that gives way may be the last there.
         self.find_room(account, !self.registry.has_file(file))?;
-        // What is to be done to one that is going may wait for others.
+        // The pending work of a group that is going may wait for other groups.
         if !self.is_there(group) {
             return Err(Errno::EINVAL);
         }
-        // Nobody is added in the middle of what was begun there: a door has it end first.
-        // Before the slot is held, too: at its end it may be let go.
+        // No registration is added in the middle of begun work: a frontend ends that first.
+        // Before the slot is held, too: at the end of that work it may be released.
         while self.goes_on_with(group.slot) {}
         let slot = self.source.slot(group.slot).ok_or(Errno::EINVAL)?;
         if !slot.watch(group.generation) {
             return Err(Errno::EINVAL);
         }
         if self.registry.group(group.slot).is_none() {
-            // Nobody's: at most what a charge of the slot's group before left late.
+            // Left by late charges of the slot's group before, at most.
             slot.memory().take();
             slot.sum().take();
         }
-        // Groups above that found no place get one, if there is room by now.
+        // Groups above that found no slot get one, if there is room by now.
         let lineage = self.lineage(group.slot);
         if trigger == Trigger::Oom {
             self.look_above(&lineage);
         }
-        // Those already registered may hear something now, as in the kernel.
+        // Those already registered may be signalled now, as in the kernel.
         self.catch_up(group.slot);
         let known = self.registry.group(group.slot).map(|known| known.scale(on));
         let now = match known.filter(|scale| !scale.is_empty()) {
@@ -158,7 +159,7 @@ impl<S: Source> Watcher<S> {
                 None => self.quantity(group, on),
             },
         };
-        // Asked for where it matters: a question for each level.
+        // Queried only where it matters: one query for each level.
         let in_percent = matches!(trigger, Trigger::Threshold(Threshold { at: At::Percent(_), .. }));
         let limit = if in_percent { self.effective_limit(group.slot) } else { Ok(u64::MAX) };
         let (Some(now), limit) = (now.map_err(internal)?, limit.map_err(internal)?) else {
@@ -196,15 +197,15 @@ impl<S: Source> Watcher<S> {
         if trigger == Trigger::Empty {
             self.note_populated(group);
         }
-        // A limit that was written before that was wanted has rung for nobody.
+        // A limit that was written before the limits were wanted rang no doorbell.
         if in_percent && self.effective_limit(group.slot).is_ok_and(|now| now != limit) {
             self.plan_follow(group.slot);
         }
         if self.paces() != before {
             self.work.notify_one();
         }
-        // Publishes the new band, then reads usage again: a charge that still
-        // went by the old band is caught here.
+        // Publishes the new band, then reads usage again: that sees a charge that was still
+        // compared with the old band.
         let is_root = group.slot == self.source.root().slot;
         if is_root || self.publish(group.slot).is_none() || !self.is_quiet(group.slot) {
             self.ring(group.slot, 0);
@@ -223,7 +224,7 @@ impl<S: Source> Watcher<S> {
     fn admit(&mut self, record: &Record, eventfd: ReceivedEventFd) -> Result<RecordId, Errno> {
         let file = record.file;
         let is_own = record.account == Account::Agent;
-        // One that is held still may be owed something by registrations that ended.
+        // An eventfd that is still held may have undelivered signals of ended registrations.
         let is_new = !self.eventfds.contains_key(&file) && !self.own.contains_key(&file);
         if is_new {
             let ReceivedEventFd { eventfd, .. } = eventfd;
@@ -252,15 +253,15 @@ impl<S: Source> Watcher<S> {
         })
     }
 
-    /// Whether a group is where it was found, and not going.
+    /// Whether a group is still in its slot, and not going.
     pub(super) fn is_there(&self, group: GroupId) -> bool {
         let state = self.source.slot(group.slot).map(monitor_common::slot::Slot::state);
         group.slot == self.source.root().slot
             || state.is_some_and(|state| state.is_live() && state.generation() == group.generation)
     }
 
-    /// Has OOMs above, which have begun already, be told to those who are there by now; of
-    /// so many groups.
+    /// Looks at groups above with pending events, so that OOMs that have begun already go to the
+    /// registrations that existed then; a bounded number of groups.
     fn look_above(&mut self, lineage: &[u32]) {
         const GROUPS: usize = 16;
         let waits = |slot: &u32| {
@@ -273,16 +274,15 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// Looks at a group where there is something to see.
+    /// Looks at a group that has something pending, or is out of its bands.
     fn catch_up(&mut self, index: u32) {
         if self.registry.group(index).is_some() && !self.is_quiet(index) {
             self.look_now(index);
         }
     }
 
-    /// Whether a group's quantities, asked for now, are in the bands published last,
-    /// and no doorbell waits for an answer: then a look would tell nothing. What was
-    /// read counts as the last look's.
+    /// Whether a group's quantities, read now, are in the bands published last, and no doorbell
+    /// is unanswered: then a look would signal nothing. What was read counts as the last look's.
     fn is_quiet(&mut self, index: u32) -> bool {
         let root = self.source.root().slot;
         let Some((group, slot)) = self.registry.group(index).zip(self.source.slot(index)) else {
@@ -308,13 +308,13 @@ impl<S: Source> Watcher<S> {
         true
     }
 
-    /// What the agent's loop has to do by the clock: sweep, sample.
+    /// The periodic work of the agent's loop: whether to sweep, and whether to sample.
     fn paces(&self) -> (bool, bool) {
         (!self.registry.is_empty(), self.samples())
     }
 
-    /// Never the root: it has no limit, and no counter to ask about. An error does
-    /// not undo a registration that is made.
+    /// Whether a group is under OOM; false for the root, which has no limit, and no counter to
+    /// query. An error does not undo a registration that is made.
     fn is_under_oom(&self, group: GroupId) -> bool {
         group.slot != self.source.root().slot
             && self.source.is_under_oom(group).unwrap_or_else(|error| {
@@ -323,21 +323,22 @@ impl<S: Source> Watcher<S> {
             })
     }
 
-    /// What the programs are to tell: whom the OOM killer kills only while somebody follows.
+    /// The events that the programs are to report: victims of the OOM killer only while there are
+    /// followers.
     pub(super) fn wanted(&self) -> u64 {
         let victims = if self.followers.is_empty() { 0 } else { Subscriptions::VICTIMS };
         self.registry.wanted() | victims
     }
 
-    /// Tells the programs what to count, and the agent's loop that it may have to
-    /// sweep and sample.
+    /// Sets what the programs count, and wakes the agent's loop, which may have to sweep and
+    /// sample from now on.
     pub(super) fn registrations_changed(&self) {
         self.source.want(self.wanted());
         self.work.notify_one();
     }
 }
 
-/// Why something cannot be kept for the next agent, for the door's text; the rest is in the log.
+/// The errno for an eventfd that cannot be kept for the next agent; the log has the details.
 fn not_kept(error: &crate::Error) -> Errno {
     log::warn!("{error}");
     match error {

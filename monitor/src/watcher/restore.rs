@@ -1,4 +1,4 @@
-//! Takes over from an agent that went: its registrations, and what became of them
+//! Taking over from an earlier agent: its registrations, and what happened to their groups
 //! meanwhile.
 
 use std::collections::{HashMap, HashSet};
@@ -20,27 +20,27 @@ use crate::{
     watcher::{Cause, Event, Watcher},
 };
 
-/// What became of what an agent before had left.
+/// Results of taking over what an earlier agent left.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Restored {
     /// Registrations that go on.
     pub registrations: u64,
-    /// Those whose group went meanwhile: told now.
+    /// Registrations whose group went meanwhile: signalled now.
     pub removed: u64,
-    /// Records that could not be taken over: no eventfd, or no sense in them.
+    /// Records that could not be taken over: without an eventfd, or corrupt.
     pub lost: u64,
 }
 
-/// Milliseconds in which a client that lost its connection to an agent asks again.
+/// Milliseconds in which a client that lost its connection to an agent repeats its request.
 const UNSURE_FOR: u64 = 60_000;
 
 impl<S: Source> Watcher<S> {
-    /// Takes over what an agent before has `left`, and keeps what is registered from now
-    /// on in `persistence`. With `instance`, the maps are those that its slots are in; `identity`
-    /// says whose the eventfds are.
+    /// Takes over what an earlier agent has `left`, and keeps registrations from now on in
+    /// `persistence`. With `instance`, the maps are those that the slots of its records are in;
+    /// `identity` identifies the eventfds.
     ///
     /// # Errors
-    /// The programs could not be asked.
+    /// The programs could not be queried.
     pub fn restore(
         &mut self,
         persistence: Persistence,
@@ -83,7 +83,7 @@ impl<S: Source> Watcher<S> {
             let Record { file, cgroup_id, .. } = record;
             self.tell(ticket, &Event { cgroup_id, cause: Cause::Removed, signals: 1 });
             self.owners.insert(file, record.account);
-            // Worked out before the group went, and not given.
+            // Crossings worked out before the group went, and not signalled.
             if record.owed > 0 {
                 self.owes(file, ticket, record.owed, Cause::of(&record.trigger), None);
             }
@@ -112,20 +112,20 @@ impl<S: Source> Watcher<S> {
         Ok(restored)
     }
 
-    /// The end for good: nothing is kept for a next agent.
+    /// Removes the persistent state, since this agent ends for good.
     pub fn leave_nothing(&self) {
         if let Some(persistence) = &self.persistence {
             persistence.give_up_all();
         }
     }
 
-    /// How many agents took over from one before, with what it had.
+    /// The number of agents that took over from an earlier one, with its registrations.
     pub fn restarts(&self) -> u64 {
         self.persistence.as_ref().map_or(0, |persistence| persistence.state().restarts())
     }
 
-    /// A registration that an agent before has made and perhaps not answered: whoever asks
-    /// for it again means the same one.
+    /// The id of a registration that an earlier agent has made and perhaps not confirmed to the
+    /// client: a repeated request means the same registration.
     pub(super) fn answered_late(&mut self, request: &Record) -> Option<RecordId> {
         if self.unsure.is_empty() {
             return None;
@@ -138,13 +138,13 @@ impl<S: Source> Watcher<S> {
         self.registry.has_file(record.file).then_some(ticket)
     }
 
-    /// Registers what was registered, at the side that was told last.
+    /// Registers a recovered record, on the side that was signalled last.
     fn enter_again(&mut self, ticket: RecordId, record: &Record) -> Result<()> {
         let Record { on, trigger, file, account, group, above, .. } = *record;
         let known = self.registry.group(group.slot).map(|known| known.scale(on));
         let now = match known.filter(|scale| !scale.is_empty()) {
             Some(scale) => scale.now(),
-            // One that is gone: that it went is told by the look that follows.
+            // Its group is gone: the look that follows signals that.
             None => match self.quantity(group, on)? {
                 Some(now) => now,
                 None => self.last_of(group, on).unwrap_or(0),
@@ -162,14 +162,15 @@ impl<S: Source> Watcher<S> {
         if let Some(persistence) = &self.persistence {
             persistence.state().write(ticket, record);
         }
-        // Worked out by an agent before, and perhaps given: the one thing told twice.
+        // Worked out by an earlier agent, and perhaps signalled: the one thing that is signalled
+        // twice.
         if record.owed > 0 {
             self.owes(file, ticket, record.owed, Cause::of(&trigger), None);
         }
         Ok(())
     }
 
-    /// Takes in an eventfd out of a stash.
+    /// Takes in an eventfd out of a descriptor stash.
     fn take_in(&mut self, file: FileId, fd: std::os::fd::OwnedFd, identity: &dyn Identify) -> Result<()> {
         use std::os::fd::AsFd as _;
         let found = match EventFd::check(fd.as_fd()).map(|()| EventFd::known(fd)) {
@@ -187,8 +188,8 @@ impl<S: Source> Watcher<S> {
         Ok(())
     }
 
-    /// Whether the slot is still the group's: then it is ours, were the group on its way
-    /// out.
+    /// Whether the slot is still the group's: then the agent holds it, even if the group is on
+    /// its way out.
     fn take_hold(&self, group: GroupId) -> bool {
         self.source.slot(group.slot).is_some_and(|slot| {
             slot.watch(group.generation) || {
@@ -213,21 +214,21 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// Has what happened while there was no agent signalled, in turns.
+    /// Queues what happened while there was no agent, to be signalled in turns.
     fn catch_up_with_all(&mut self) {
         self.registrations_changed();
-        // One that was killed may have taken its doorbell, and not looked.
+        // An agent that was killed may have taken its doorbell, and not looked.
         self.limits_written();
-        // An agent that was killed may have published a first band, and no more: the looks
-        // below read what charges that went by the old epoch have done.
+        // An agent that was killed may have published a first band, and no more: the looks below
+        // read the results of charges that saw the old epoch.
         if let Err(error) = self.source.end_epoch() {
             log::error!("{error}");
         }
         for slot in self.registry.slots() {
             self.plan_settle(slot);
         }
-        // All slots: who waits for an OOM may wait below the slot that it is in, and
-        // what nobody waits on any more is given back.
+        // All slots: the listeners of an OOM may be below the slot that it is in, and slots
+        // without registrations are given back.
         let all = (0..).take_while(|index| self.source.slot(*index).is_some()).count();
         for index in 0..u32::try_from(all).unwrap_or(u32::MAX) {
             let state = self.source.slot(index).map(|slot| (slot.state(), slot.pending.get()));

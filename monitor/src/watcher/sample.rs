@@ -1,5 +1,5 @@
-//! What no doorbell tells: the root's usage and working sets are read now and
-//! then, while somebody waits for them; thresholds that flapped when they have rested.
+//! Quantities without a doorbell: the root's usage and working sets are sampled while there are
+//! registrations for them; thresholds that flapped are looked at when their hold-off is over.
 
 use monitor_common::control_file::ControlFile;
 
@@ -11,26 +11,26 @@ use crate::{
     watcher::{Watcher, fair_queue::Payer},
 };
 
-/// One quantity that no program tells of.
+/// One quantity that no program reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sampled {
-    /// Whose.
+    /// The group that has it.
     pub group: GroupId,
-    /// `st_ino` of its directory.
+    /// `st_ino` of the group's directory.
     pub cgroup_id: u64,
-    /// Which.
+    /// The control file of the quantity.
     pub on: ControlFile,
-    /// Whether it is the root's.
+    /// Whether the group is the root.
     pub is_root: bool,
-    /// Who pays for it.
+    /// The payer of the sample.
     pub payer: Payer,
-    /// What was read, in pages: inactive file pages for a group's working set, else the
-    /// quantity itself.
+    /// The number that was read, in pages: inactive file pages for a group's working set, else
+    /// the quantity itself.
     pub read: u64,
 }
 
 impl Sampled {
-    /// Reads it, which may take its time; `None` when the group is gone.
+    /// Reads the quantity, which may take long; `None` when the group is gone.
     ///
     /// # Errors
     /// The files could not be read.
@@ -49,7 +49,7 @@ impl Sampled {
 }
 
 impl<S: Source> Watcher<S> {
-    /// Whether anything registered has to be sampled.
+    /// Whether any registration has to be sampled.
     pub fn samples(&self) -> bool {
         let root = self.source.root().slot;
         self.registry.has_working_sets()
@@ -58,14 +58,14 @@ impl<S: Source> Watcher<S> {
             })
     }
 
-    /// Whether something has to be sampled now, and had not at the last call.
+    /// Whether anything has to be sampled now, and had not at the last call.
     pub fn samples_anew(&mut self) -> bool {
         let (before, now) = (self.sampling, self.samples());
         self.sampling = now;
         now && !before
     }
 
-    /// What is to be sampled, for a thread that may wait.
+    /// The quantities to be sampled, for a thread that may block.
     pub fn to_be_sampled(&self) -> Vec<Sampled> {
         let root = self.source.root().slot;
         let wanted = |slot: u32, on: ControlFile| {
@@ -89,8 +89,8 @@ impl<S: Source> Watcher<S> {
         all
     }
 
-    /// What was read; what was crossed since the last time is signalled in turns. What
-    /// came and went in between is not seen.
+    /// Takes in a sample: thresholds that were crossed since the last one are signalled in turns.
+    /// A change between two samples that was undone is not seen.
     pub fn sampled(&mut self, sampled: &Sampled) {
         let Sampled { group, on, read, is_root, .. } = *sampled;
         if self.registry.group(group.slot).is_none_or(|known| known.id != group) {
@@ -98,13 +98,13 @@ impl<S: Source> Watcher<S> {
         }
         match self.with_reading(group, on, is_root, read) {
             Ok(Some(now)) => self.plan_sample(group.slot, on, now),
-            // Gone: its removal is told by a doorbell.
+            // Gone: a doorbell has its removal signalled.
             Ok(None) => {}
             Err(error) => log::warn!("{error}"),
         }
     }
 
-    /// A quantity of which a part was read from a file.
+    /// A quantity with the part of it that was read from a file.
     pub(super) fn with_reading(
         &self,
         id: GroupId,
@@ -120,8 +120,8 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// Pages by which the root's usage may move before it crosses anything, at least;
-    /// `None` where nobody waits for it.
+    /// Pages by which the root's usage may move before it crosses anything, at least; `None`
+    /// where no registration is on it.
     pub fn root_distance(&self) -> Option<u64> {
         let group = self.registry.group(self.source.root().slot)?;
         let scales = [ControlFile::Usage, ControlFile::Memsw].map(|on| group.scale(on));
@@ -135,7 +135,7 @@ impl<S: Source> Watcher<S> {
         scales.into_iter().filter(|scale| !scale.is_empty()).map(distance).min()
     }
 
-    /// A quantity of a group now, in pages; `None` when it is gone.
+    /// The present quantity of a group, in pages; `None` when it is gone.
     pub(super) fn quantity(&self, id: GroupId, file: ControlFile) -> Result<Option<u64>> {
         let is_root = id.slot == self.source.root().slot;
         match file {
@@ -158,16 +158,16 @@ impl<S: Source> Watcher<S> {
         Clock { now: self.host.clock(), rest: self.limits.rest }
     }
 
-    /// Milliseconds until something is due by the clock: the end of a rest, or limits that
+    /// Milliseconds until something is due by the clock: the end of a hold-off, or limits that
     /// were written; `None` when nothing is.
     pub fn due_in(&self) -> Option<u64> {
         let (rest, now) = (self.rests.first().map(|(until, _)| *until), self.host.clock());
         rest.into_iter().chain(self.written.due()).min().map(|when| when.saturating_sub(now))
     }
 
-    /// Has what is due by the clock done in turns: ends the rest of thresholds that flapped
-    /// and whose time is up, or of all (those on the other side than was told last are
-    /// told now); and reads limits that were written.
+    /// Queues what is due by the clock: ends the hold-off of thresholds that flapped and whose
+    /// time is up, or of `all` (those on the other side than was signalled last are signalled
+    /// now); and reads limits that were written.
     pub fn wake(&mut self, all: bool) {
         let now = self.host.clock();
         while let Some(&(until, slot)) = self.rests.first()

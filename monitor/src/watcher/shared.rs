@@ -1,4 +1,4 @@
-//! The watcher, shared by the thread that signals and the doors.
+//! The watcher, shared by the thread that signals and the frontends.
 
 use std::{
     fmt,
@@ -13,10 +13,9 @@ use crate::{
     watcher::Watcher,
 };
 
-/// One watcher, and who may use it next: whoever asked first. So neither the doors,
-/// which ask again and again, nor the thread that signals can keep the other out for
-/// longer than one use. A use is a bounded piece of work, and reads no file of a
-/// client's.
+/// One watcher, which threads use in the order of their requests. So neither the frontends, which
+/// lock again and again, nor the thread that signals can keep the other out for longer than one
+/// use. A use is a bounded piece of work, and reads no file of a client's.
 pub struct SharedWatcher<S>(Arc<Inner<S>>);
 
 struct Inner<S> {
@@ -25,7 +24,7 @@ struct Inner<S> {
     moved: Condvar,
 }
 
-/// Those who wait, by number.
+/// Numbers of the line for the lock: the next to give out, and the one that is served.
 #[derive(Debug, Default)]
 struct Line {
     next: u64,
@@ -45,14 +44,14 @@ impl<S> fmt::Debug for SharedWatcher<S> {
 }
 
 impl<S> SharedWatcher<S> {
-    /// To be shared by clones.
+    /// Wraps a watcher, to be shared by clones.
     #[must_use]
     pub fn new(watcher: Watcher<S>) -> Self {
         Self(Arc::new(Inner { watcher: Mutex::new(watcher), line: Mutex::default(), moved: Condvar::new() }))
     }
 
-    /// The watcher, once all who asked before have done with it. Not to be held across
-    /// an `await`, nor asked for by a thread that has it.
+    /// Locks the watcher, after all that requested it before. Not to be held across an `await`,
+    /// nor requested by a thread that has it.
     #[must_use]
     pub fn lock(&self) -> Guard<'_, S> {
         let inner = &*self.0;
@@ -63,19 +62,19 @@ impl<S> SharedWatcher<S> {
             line = inner.moved.wait(line).unwrap_or_else(PoisonError::into_inner);
         }
         drop(line);
-        // Free, or about to be: the guard before lets go of it and then of its turn.
+        // Free, or about to be: the guard before releases the watcher and then its turn.
         let watcher = inner.watcher.lock().unwrap_or_else(PoisonError::into_inner);
         Guard { watcher, _turn: Turn(inner) }
     }
 }
 
 impl<S: Source> SharedWatcher<S> {
-    /// The watcher, once what was begun on a group's slot has ended, or the group is going: a
-    /// piece at a time, and between two of them the other clients of this thread have their
+    /// Locks the watcher once the work begun on a group's slot has ended, or the group is going:
+    /// a piece at a time, and between two of them the other clients of this thread have their
     /// turns.
     pub async fn settled(&self, group: GroupId) -> Guard<'_, S> {
-        /// Of so many registrations as there can be by default. Who comes again and again just
-        /// when something else was begun is served then: the watcher ends it.
+        /// Pieces for as many registrations as there can be by default. If other work was begun
+        /// each time, the request is served then: the watcher ends that work.
         const PIECES: u32 = 4096;
         for _ in 0..PIECES {
             {
@@ -92,12 +91,12 @@ impl<S: Source> SharedWatcher<S> {
 
 impl<S> Inner<S> {
     fn line(&self) -> MutexGuard<'_, Line> {
-        // Nothing in between is half done.
+        // The line is consistent between any two steps.
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The watcher, for as long as this is there.
+/// The locked watcher, which is unlocked when this is dropped.
 pub struct Guard<'a, S> {
     watcher: MutexGuard<'a, Watcher<S>>,
     _turn: Turn<'a, S>,
@@ -142,7 +141,7 @@ mod tests {
     use super::SharedWatcher;
     use crate::watcher::tests::watcher;
 
-    /// One that locks again and again does not keep another out, nor that one the first.
+    /// A thread that locks again and again does not keep another out, nor the other way round.
     #[test]
     fn whoever_asked_first_is_next() {
         let shared = SharedWatcher::new(watcher());

@@ -1,4 +1,4 @@
-//! Who is told what: what happened becomes what is owed, and followers hear of it.
+//! Delivery of events: what happened becomes signals to deliver, and followers receive it.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -22,20 +22,19 @@ use crate::{
     },
 };
 
-/// An event on its way to those who wait for it.
+/// An event on its way to the registrations for it.
 #[derive(Debug)]
 pub(super) struct Delivery {
     event: Event,
-    /// How many [`Newcomers`] there had been when it happened.
+    /// Value of [`Newcomers::count`] when it happened.
     after: u64,
-    /// Those of the group that it has come to who are still to be told.
+    /// Registrations of the present group that it is still to be delivered to.
     targets: Vec<Subscriber>,
     rest: Holdoff,
 }
 
-/// Registrations that were made, and eventfds that were taken in, while something was being
-/// told: what happened before them is not for them, though tickets and addresses are used
-/// again.
+/// Registrations and eventfds that were added while an event was being delivered: what happened
+/// before is not for them, though their record ids and addresses may be used again.
 #[derive(Debug, Default)]
 pub(super) struct Newcomers {
     count: u64,
@@ -44,7 +43,7 @@ pub(super) struct Newcomers {
 }
 
 impl Newcomers {
-    /// One more; `is_calm`: nothing is being told.
+    /// Notes a registration; `is_calm`: no event is being delivered.
     pub(super) fn enter(&mut self, ticket: RecordId, is_calm: bool) {
         self.calm_down(is_calm);
         self.count += 1;
@@ -53,7 +52,7 @@ impl Newcomers {
         }
     }
 
-    /// One more eventfd.
+    /// Notes an eventfd that was taken in.
     pub(super) fn enter_file(&mut self, file: FileId, is_calm: bool) {
         self.calm_down(is_calm);
         self.count += 1;
@@ -68,28 +67,28 @@ impl Newcomers {
         }
     }
 
-    /// Whether this is another registration, or another eventfd, than the one that was there
-    /// when so many had been made.
+    /// Whether the registration or its eventfd is another than the one that was there when
+    /// `count` had been made.
     fn is_after(&self, to: &Subscriber, count: u64) -> bool {
         let is_later = |number: Option<&u64>| number.is_some_and(|number| *number > count);
         is_later(self.tickets.get(&to.ticket)) || is_later(self.files.get(&to.file))
     }
 }
 
-/// Which groups come after.
+/// The groups that an event is still to be delivered in.
 #[derive(Debug)]
 enum Holdoff {
     Nothing,
-    /// Those in or below the group at `index` on which somebody waits for OOM, by slot; and
-    /// one of which that is yet to be found out.
+    /// Groups with listeners for OOM in or below the group at `index`, by slot; and the walk from
+    /// one for which that is not known yet.
     Below {
         index: u32,
         next: u32,
         climb: Option<AncestorWalk>,
-        /// Under which its climbs are remembered.
+        /// The number under which results of its walks are remembered.
         oom: Option<u64>,
     },
-    /// Those above.
+    /// The present group and those above it.
     Up {
         level: Level,
         next: Option<u32>,
@@ -98,7 +97,7 @@ enum Holdoff {
 }
 
 impl Delivery {
-    /// To all that wait for OOM in the group at `index` or below it.
+    /// Makes a delivery to the listeners for OOM in the group at `index` or below it.
     const fn below(event: Event, after: u64, index: u32) -> Self {
         let rest = Holdoff::Below { index, next: 0, climb: None, oom: None };
         Self { event, after, targets: Vec::new(), rest }
@@ -110,8 +109,8 @@ impl<S: Source> Watcher<S> {
         self.source.slot(index).map_or(0, |slot| slot.cgroup_id.get())
     }
 
-    /// What was crossed is owed, and then the sides are recorded: an agent that is killed
-    /// in between lets the next one owe some of it once more, and none not at all.
+    /// Owes a signal for each crossing, and then records the sides: an agent that is killed in
+    /// between has the next one deliver some of them once more, and none is lost.
     pub(super) fn owe_crossings(
         &mut self,
         cgroup_id: u64,
@@ -133,7 +132,7 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// What happened in a slot beside a change of usage, to be told to those who wait.
+    /// Events of a slot beside a change of usage, to be delivered to its registrations.
     pub(super) fn tellings(&self, index: u32, seen: &Seen) -> VecDeque<Delivery> {
         let mut tellings = VecDeque::new();
         let (id, after) = (self.id_of(index), self.newcomers.count);
@@ -163,7 +162,7 @@ impl<S: Source> Watcher<S> {
         tellings
     }
 
-    /// Goes on telling, as far as there is room; true at the end.
+    /// Goes on with a delivery, as far as there is room; true at the end.
     pub(super) fn tell_on(&mut self, telling: &mut Delivery, rung: Option<u64>, room: &mut usize) -> bool {
         loop {
             while let Some(to) = telling.targets.pop() {
@@ -172,7 +171,8 @@ impl<S: Source> Watcher<S> {
                     return false;
                 }
                 *room -= 1;
-                // Its registration may have ended since, and what it had be another's by now.
+                // The registration may have ended since, and its id or eventfd may be another's
+                // by now.
                 if self.newcomers.is_after(&to, telling.after) {
                     continue;
                 }
@@ -197,7 +197,7 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// Goes a few levels towards the next group whose listeners hear of it; false at the end.
+    /// Goes a few levels towards the next group whose listeners receive it; false at the end.
     fn next_targets(&mut self, telling: &mut Delivery) -> bool {
         let after = telling.after;
         match &mut telling.rest {
@@ -216,7 +216,7 @@ impl<S: Source> Watcher<S> {
                 };
                 match self.climb_on(begun, oom, *index) {
                     WalkOutcome::In(id) => {
-                        // Its slots stay as they are while somebody waits; else nobody does.
+                        // A group keeps its slot while it has registrations.
                         if let Some(group) = self.registry.group(id.slot).filter(|group| group.id == id) {
                             telling.event.cgroup_id = self.id_of(id.slot);
                             telling.targets = group.oom().collect();
@@ -241,15 +241,15 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// Whether one of these is there to hear: v1 forgot an eventfd as it was closed, so those
-    /// that are closed keep nothing from the groups above. Of very many some are asked for.
+    /// Whether the eventfd of one of these is open: v1 removed an eventfd as it was closed, so
+    /// closed ones keep nothing from the groups above. Of very many only some are counted.
     fn is_heard(&self, targets: &[Subscriber]) -> bool {
         let some: Vec<_> = targets.iter().take(Query::FILES_AT_ONCE).map(|to| to.file).collect();
         let asked = some.len();
         asked < targets.len() || self.closed_among(some).len() < asked
     }
 
-    /// The OOM killer has chosen a process: told, not signalled.
+    /// Delivers to followers, without a signal, that the OOM killer has chosen a process.
     pub fn victim(&mut self, victim: &Victim) {
         self.source.take_victim();
         if self.followers.is_empty() {
@@ -266,7 +266,7 @@ impl<S: Source> Watcher<S> {
         self.plan_telling(victim.bell.slot, cause);
     }
 
-    /// The OOM killer kills all of a group: told, not signalled.
+    /// Delivers to followers, without a signal, that the OOM killer kills a whole group.
     pub fn group_kill(&mut self, index: u32, victim: u64) {
         self.source.take_victim();
         if !self.followers.is_empty() {
@@ -275,14 +275,14 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// To be told to each follower of a registration that waits for OOM in the group at
-    /// `index` or below it; signals nothing.
+    /// Makes a delivery to each follower of a registration for OOM in the group at `index` or
+    /// below it; it signals nothing.
     pub(super) fn explanation(&self, index: u32, cause: Cause) -> Delivery {
         let event = Event { cgroup_id: self.id_of(index), cause, signals: 0 };
         Delivery::below(event, self.newcomers.count, index)
     }
 
-    /// Tells who follows a registration.
+    /// Passes an event to the follower of a registration, if it has one.
     pub(super) fn tell(&mut self, ticket: RecordId, event: &Event) {
         if let Some(follower) = self.followers.get_mut(&ticket)
             && !follower.tell(event)

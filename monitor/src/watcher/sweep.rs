@@ -1,5 +1,5 @@
-//! The safety net, in turns: what a lost doorbell or a skipped program left behind; and
-//! eventfds that their clients have closed.
+//! The sweep, in turns: finds what a lost doorbell or a skipped program left behind, and eventfds
+//! that their clients have closed.
 
 use std::collections::BTreeSet;
 
@@ -16,17 +16,17 @@ use crate::{
 
 /// Slots that a sweep looks at in a turn, and levels that it climbs.
 const SWEPT: u32 = 256;
-/// After so many it looks at the clock, which takes longer than a slot.
+/// Slots between two looks at the clock, which take longer than a slot.
 const UNCLOCKED: u32 = 16;
 
-/// What is looked for beside what is pending.
+/// Tasks of a sweep beside finding what is pending.
 #[derive(Clone, Copy, Debug, Default)]
 struct Aims {
-    /// All that is watched is looked at, for something was lost.
+    /// Whether all that is watched is looked at, for something was lost.
     all: bool,
-    /// What is above charges that were too deep is looked at.
+    /// Whether what is above charges that were too deep is looked at.
     deep: bool,
-    /// What is held is noted, since the end of an OOM was skipped.
+    /// Whether holds are noted, since the end of an OOM was skipped.
     holds: bool,
 }
 
@@ -40,37 +40,37 @@ impl Aims {
     }
 }
 
-/// A sweep on its way.
+/// A sweep that is under way.
 #[derive(Debug, Default)]
 pub(super) struct Sweep {
     /// The next slot, where the whole table is read.
     next: u32,
-    /// Those on which somebody waits, else: in most sweeps there is nothing to look for in
-    /// others, of which there may be very many.
+    /// The slots with registrations, else: most sweeps need none of the others, of which there
+    /// may be very many.
     watched: Vec<u32>,
     aims: Aims,
     /// Whether it had not begun when one was due, or not ended when the next was.
     is_late: bool,
-    /// Those of the next, which begins as soon as this one has ended: what this one has
-    /// passed may be what was lost.
+    /// Tasks of the next sweep, which begins as soon as this one has ended: this one may have
+    /// passed what was lost.
     after: Aims,
-    /// A slot where charges that were too deep have ended, which is held, and where the climb
-    /// from it has come.
+    /// A slot, held, where charges that were too deep have ended, and the slot that the walk up
+    /// from it has come to.
     climb: Option<(u32, u32)>,
-    /// That slot, others, and all above them; rung at the end.
+    /// That slot, others, and all above them; looked at in the end.
     above: BTreeSet<u32>,
     found_deep: bool,
 }
 
 impl Sweep {
-    /// Whether what is held is noted in this one, or the next.
+    /// Whether holds are noted in this sweep, or in the next.
     pub(super) const fn notes_holds(&self) -> bool {
         self.aims.or(self.after).holds
     }
 }
 
 impl<S: Source> Watcher<S> {
-    /// The safety net: finds what a lost doorbell or a skipped program left behind, and then
+    /// Begins a sweep: finds what a lost doorbell or a skipped program left behind, and then
     /// closed eventfds, in turns.
     pub fn sweep(&mut self) {
         let misses = self.source.misses();
@@ -85,8 +85,8 @@ impl<S: Source> Watcher<S> {
         self.find_parents();
     }
 
-    /// A sweep where doorbells were lost; one at a time, and the next only once that one
-    /// is over.
+    /// Begins a sweep where doorbells were lost; one at a time, and the next only once that one
+    /// has ended.
     pub fn sweep_after_loss(&mut self) {
         let lost = self.losses();
         if self.sweep.is_none() && lost != self.lost {
@@ -95,8 +95,8 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// One that is under way comes to its end first: in a crowd it may take longer than the
-    /// time between two.
+    /// Begins a sweep; one that is under way ends first: with very many groups it may take longer
+    /// than the time between two.
     fn begin_sweep(&mut self, aims: Aims) {
         if aims.all {
             log::debug!(
@@ -140,14 +140,14 @@ impl<S: Source> Watcher<S> {
         self.queue_sweep(sweep);
     }
 
-    /// One slot, or one level above one; false at the end.
+    /// Handles one slot, or one level above one; false at the end.
     fn sweep_step(&mut self, sweep: &mut Sweep) -> bool {
         if let Some((from, at)) = sweep.climb {
-            // All above one that is known are known.
+            // All groups above a known one are known.
             let above = if sweep.above.insert(at) { self.above(at) } else { None };
             sweep.climb = above.map(|above| (from, above));
             if above.is_none() {
-                // Releases it.
+                // The look releases it.
                 self.ring(from, 0);
             }
             return true;
@@ -161,7 +161,7 @@ impl<S: Source> Watcher<S> {
         }
         let index = sweep.next;
         let Some(slot) = self.source.slot(index) else {
-            // Only now: those whose mark was taken on the way have been above others then.
+            // Only now: charges whose mark was taken on the way have been above others by then.
             let above = sweep.above.pop_first();
             if let Some(index) = above.filter(|index| self.registry.group(*index).is_some()) {
                 self.ring(index, 0);
@@ -180,8 +180,8 @@ impl<S: Source> Watcher<S> {
             sweep.climb = slot.hold(slot.state().generation()).then_some((index, index));
             sweep.found_deep |= sweep.climb.is_some();
         }
-        // All slots after a loss: an OOM or a window of reclaim is told to others
-        // than the group in whose slot it is.
+        // All slots after a loss: an OOM or a window of reclaim is delivered in other groups than
+        // the one in whose slot it is.
         let (is_pending, is_watched) = (slot.pending.get() != 0, || self.registry.group(index).is_some());
         if (is_pending && all) || ((is_pending || all) && is_watched()) {
             self.ring(index, 0);

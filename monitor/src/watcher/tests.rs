@@ -1,4 +1,4 @@
-//! The watcher on a kernel of the tests' own: no root, no programs.
+//! Tests of the watcher on a kernel of their own: no root, no programs.
 
 mod closed;
 mod crowd;
@@ -37,12 +37,12 @@ const USAGE: ControlFile = ControlFile::Usage;
 const LIMITS: Limits = Limits { quota: 5, registrations: 200_000, eventfds: 200_000, rest: 0 };
 
 impl Watcher<FakeKernel> {
-    /// All that there is to do.
+    /// Runs turns until nothing is left to do.
     fn run(&mut self) {
         while self.turn() {}
     }
 
-    /// A doorbell rings, and is answered to the end.
+    /// Rings a doorbell, and answers it to the end.
     fn look(&mut self, slot: u32) {
         self.ring(slot, 0);
         self.run();
@@ -206,10 +206,10 @@ fn removal_signals_and_the_slot_comes_back_once() {
     assert_eq!(watcher.register(request(stale, USAGE, "1", &client)).err(), Some(Errno::EINVAL));
 }
 
-/// What a follower was told.
+/// Events that a follower received.
 type Heard = Arc<Mutex<Vec<super::Event>>>;
 
-/// A follower that writes down what it hears, and wants more.
+/// Makes a follower that records its events, and wants more.
 fn follower(heard: &Heard) -> EventSink {
     let sink = Arc::clone(heard);
     EventSink::new(move |event: &super::Event| {

@@ -1,8 +1,8 @@
-//! The turns of the thread that signals: bounded pieces of work, in the order in which
-//! [`FairQueue`](super::turns::Turns) has their payers.
+//! Turns of the thread that signals: bounded pieces of work, in the order in which
+//! [`FairQueue`](super::fair_queue::FairQueue) has their payers.
 //!
-//! A slot is one task however often it rings, and what is done to it is done one after
-//! another: what was begun is brought to its end before anything else there begins.
+//! A slot is one task however often it rings, and its work is done one after another: what was
+//! begun is brought to its end before anything else there begins.
 
 use std::{
     collections::VecDeque,
@@ -22,47 +22,47 @@ use crate::{
     watcher::{Watcher, event::Cause, groups::WatchedGroups, signal::Delivery},
 };
 
-/// How long a turn may take, but for what cannot be done in less.
+/// The duration of a turn, unless a single step takes longer.
 const TURN: Duration = Duration::from_micros(200);
-/// How many thresholds, listeners or eventfds a turn may touch.
+/// Thresholds, listeners or eventfds that a turn may touch.
 pub(super) const ROOM: usize = 256;
 
-/// What a turn that began then is charged. Tests count turns: the time of one includes what
-/// other processes had of the processor meanwhile.
+/// The cost that a turn is charged. Tests count turns: the time of one includes what other
+/// processes had of the processor meanwhile.
 fn cost_since(start: Instant) -> Duration {
     if cfg!(test) { TURN } else { start.elapsed() }
 }
 
-/// What waits for a turn.
+/// Work that waits for a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Task {
-    /// What is to be done to a slot.
+    /// The pending work of a slot.
     Slot(u32),
-    /// What an eventfd is owed.
+    /// The undelivered signals of an eventfd.
     File(FileId),
     /// One more piece of a sweep.
     Sweep,
     /// One more piece of the search for closed eventfds.
     Search,
-    /// What is left of the registrations on an eventfd that nobody holds.
+    /// The remaining registrations on an eventfd that its client has closed.
     Forget(FileId),
-    /// Limits were written.
+    /// Limits that were written, to be read.
     Limits,
 }
 
-/// What is to be done to a slot.
+/// The pending work of a slot.
 #[derive(Debug, Default)]
 pub(super) struct Work {
     pub(super) look: bool,
-    /// When the first doorbell of those rang that are to be answered.
+    /// The time of the first doorbell among those not yet answered.
     pub(super) rung: Option<u64>,
-    /// Where limits or time move thresholds.
+    /// Whether the limit has moved, and thresholds have to follow.
     pub(super) follow: bool,
     pub(super) settle: bool,
     pub(super) wake: Option<bool>,
-    /// What was sampled: the quantity itself.
+    /// Sampled quantities, in pages, by control file.
     pub(super) sampled: Vec<(ControlFile, u64)>,
-    /// To be told to those who follow.
+    /// Explanations to be delivered to followers.
     pub(super) causes: VecDeque<Cause>,
     begun: Option<Begun>,
 }
@@ -78,11 +78,11 @@ impl Work {
     }
 }
 
-/// What was taken out of a slot, as far as it has come.
+/// Readings taken out of a slot, and the progress of handling them.
 #[derive(Debug, Default)]
 struct Begun {
     taken: Option<Unfinished>,
-    /// Where it is recorded beside the journal.
+    /// Records of the taken readings beside the journal.
     lines: Vec<RecordId>,
     rung: Option<u64>,
     telling: VecDeque<Delivery>,
@@ -90,14 +90,14 @@ struct Begun {
     awaited: WatchedGroups,
 }
 
-/// What follows once all is worked out.
+/// The step that follows once all is worked out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Then {
     #[default]
     Nothing,
-    /// The group has gone, and its registrations go.
+    /// The group has gone, and its registrations end.
     Remove,
-    /// Nobody waits there.
+    /// The slot has no registrations.
     Release,
 }
 
@@ -107,8 +107,8 @@ impl<S: Source> Watcher<S> {
         self.turns.is_empty()
     }
 
-    /// One bounded piece of work, for whoever has had least lately; false where there is
-    /// none.
+    /// Runs one bounded piece of work, for the payer that has had least time lately; false where
+    /// there is none.
     pub fn turn(&mut self) -> bool {
         self.take_from_lane();
         let Some((payer, mut task)) = self.turns.next() else { return false };
@@ -126,7 +126,7 @@ impl<S: Source> Watcher<S> {
                     self.queue_search();
                     room = 0;
                 }
-                // Asked again: the address may be another eventfd's by now.
+                // Counted again: the address may be another eventfd's by now.
                 Task::Forget(file) if self.registry.has_file(file) && self.is_closed(file) => {
                     self.forget_file(file, &mut room);
                 }
@@ -144,19 +144,19 @@ impl<S: Source> Watcher<S> {
         true
     }
 
-    /// Whether what is being done had better be gone on with in another turn.
+    /// Whether the present work is better continued in another turn.
     pub(super) fn is_time_over(&self) -> bool {
         Instant::now() >= self.turn_ends
     }
 
-    /// Turns until nothing is left to do, or the time is over.
+    /// Runs turns until nothing is left to do, or the time is over.
     pub fn catch_up_within(&mut self, time: Duration) {
         let start = Instant::now();
         while start.elapsed() < time && self.turn() {}
     }
 
-    /// Whether something was begun on a slot that has to end before a registration there
-    /// can be told from those before; does a piece of it.
+    /// Runs a piece of work begun on a slot that has to end before a registration is added there,
+    /// so that the two stay apart; whether more of it is left.
     pub fn goes_on_with(&mut self, slot: u32) -> bool {
         let has_begun = |watcher: &Self| watcher.works.get(&slot).is_some_and(|work| work.begun.is_some());
         if !has_begun(self) {
@@ -169,7 +169,7 @@ impl<S: Source> Watcher<S> {
         has_begun(self)
     }
 
-    /// A look now, as far as one turn goes.
+    /// Looks at a slot now, as far as one turn goes.
     pub(super) fn look_now(&mut self, slot: u32) {
         self.ring(slot, 0);
         let mut room = ROOM;
@@ -179,7 +179,7 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// A task's worth of a slot's work; what is left is queued again.
+    /// Runs one task's worth of a slot's work; what is left is queued again.
     fn work_on(&mut self, slot: u32, room: &mut usize) {
         while *room > 0 && self.go_on(slot, room) && self.begin_next(slot, room) {
             *room = room.saturating_sub(1);
@@ -191,8 +191,8 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// Begins the next thing that is to be done to a slot; false where there is none, or
-    /// where it is better begun in another turn.
+    /// Begins the next work on a slot; false where there is none, or where another turn is
+    /// better.
     fn begin_next(&mut self, slot: u32, room: &mut usize) -> bool {
         let Some(work) = self.works.get_mut(&slot) else { return false };
         if work.settle {
@@ -258,9 +258,9 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// Takes what a slot has, publishes the bands around where it is now, and works out
-    /// what was crossed as far as there is room. False where usage is out of the new
-    /// bands already: then others come first.
+    /// Takes a slot's readings, publishes the bands around the present quantities, and works out
+    /// what was crossed as far as there is room. False where usage is out of the new bands
+    /// already: then others come first.
     fn begin_look(&mut self, index: u32, rung: Option<u64>, room: &mut usize) -> bool {
         let Some(slot) = self.source.slot(index).filter(|slot| self.may_look_at(index, slot)) else {
             return true;
@@ -274,7 +274,7 @@ impl<S: Source> Watcher<S> {
         let taken =
             (seen != Seen::NOTHING).then(|| Unfinished { cgroup_id: self.id_of(index), seen: seen.merged() });
         if let (Some(persistence), Some(taken)) = (&self.persistence, &taken) {
-            // Recorded until it is owed.
+            // Recorded until the signals are owed.
             persistence.state().begin(taken);
         }
         let telling = self.tellings(index, &seen);
@@ -284,14 +284,14 @@ impl<S: Source> Watcher<S> {
         self.go_on(index, room);
         self.end_journal(index);
         if !is_quiet {
-            // Still out of the band just published, so the last word is not said.
+            // Still out of the band just published: another look has to follow.
             self.ring(index, 0);
         }
         is_quiet
     }
 
-    /// Moves a group's quantities to where they are; false when they are out of the bands
-    /// published around that.
+    /// Moves a group's quantities to their present values; false when they are out of the bands
+    /// published around those.
     fn begin_quantities(&mut self, index: u32, state: SlotState, seen: Seen, begun: &mut Begun) -> bool {
         let Some(group) = self.registry.group(index) else {
             begun.then = Then::Release;
@@ -327,7 +327,7 @@ impl<S: Source> Watcher<S> {
             begun.then = Then::Remove;
             return true;
         }
-        // What was compared with the bands so far has been taken, but for what is late.
+        // What was compared with the bands so far has been taken, except what is late.
         if let Some(slot) = self.source.slot(index) {
             slot.next_version();
         }
@@ -335,7 +335,7 @@ impl<S: Source> Watcher<S> {
         let Some((memory, sum)) = self.publish(index) else {
             return true;
         };
-        // Second half of the band protocol: read after publishing.
+        // The second half of the band protocol: read after publishing.
         let (Ok(Some((now, now_sum))), Some(slot)) = (self.measure(id, sum_too), self.source.slot(index))
         else {
             return false;
@@ -345,7 +345,8 @@ impl<S: Source> Watcher<S> {
         !(leaves || sum_leaves)
     }
 
-    /// The journal is for one slot at a time: what takes more turns is recorded apart.
+    /// Closes the journal, which is for one slot at a time: readings that take more turns are
+    /// recorded apart.
     fn end_journal(&mut self, index: u32) {
         let Some(persistence) = &mut self.persistence else { return };
         let begun = self.works.get_mut(&index).and_then(|work| work.begun.as_mut());
@@ -363,7 +364,7 @@ impl<S: Source> Watcher<S> {
         persistence.state().end();
     }
 
-    /// Goes on with what was begun on a slot; true when it is at its end.
+    /// Goes on with the work begun on a slot; true at its end.
     fn go_on(&mut self, slot: u32, room: &mut usize) -> bool {
         let Some(mut begun) = self.works.get_mut(&slot).and_then(|work| work.begun.take()) else {
             return true;
@@ -379,7 +380,7 @@ impl<S: Source> Watcher<S> {
                 let waits =
                     self.registry.group(slot).is_some() && !self.have_told_above(slot, &mut begun.awaited);
                 if waits {
-                    // There is nothing to do here until others have had their turns.
+                    // What is left waits until others have had their turns.
                     *room = 0;
                 }
                 if waits
@@ -397,8 +398,8 @@ impl<S: Source> Watcher<S> {
         true
     }
 
-    /// Tells all that waits to be told to those who follow, before they are gone; false where
-    /// there is no room for it.
+    /// Delivers all explanations before their followers are gone; false where there is no room
+    /// for it.
     fn tell_causes(&mut self, slot: u32, begun: &mut Begun, room: &mut usize) -> bool {
         while self.tell_all(begun, room) {
             let causes = self.works.get_mut(&slot).map(|work| &mut work.causes);
@@ -410,7 +411,7 @@ impl<S: Source> Watcher<S> {
         false
     }
 
-    /// Tells all that is on its way; false where there is no room for it.
+    /// Completes all deliveries under way; false where there is no room for it.
     fn tell_all(&mut self, begun: &mut Begun, room: &mut usize) -> bool {
         while let Some(telling) = begun.telling.front_mut() {
             if *room == 0 || !self.tell_on(telling, begun.rung, room) {

@@ -1,6 +1,6 @@
-//! What is owed to clients: worked out and recorded, then signalled, then recorded as
-//! paid. An agent that is killed anywhere in between lets the next one signal what was not
-//! paid: the last signals may be told twice, and none not at all.
+//! Undelivered signals: worked out and recorded, then signalled, then struck off the record. If
+//! an agent is killed anywhere in between, the next one signals what was not struck off: the last
+//! signals may be given twice, and none is lost.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -15,27 +15,27 @@ use crate::{
     watcher::{Cause, Watcher, fair_queue::Payer, turn::Task},
 };
 
-/// Registrations that one turn pays.
+/// Registrations whose signals one turn gives.
 const BATCH: usize = 256;
 
-/// What an eventfd is owed.
+/// The undelivered signals of an eventfd.
 #[derive(Debug, Default)]
 pub(super) struct Undelivered {
     /// Signals, by registration and cause; removals come last of a registration's.
     by: BTreeMap<(RecordId, usize), u64>,
-    /// Whether it is in the line.
+    /// Whether it is in the queue of turns.
     queued: bool,
-    /// What the lane is about to give, by its serial number.
+    /// The serial number of a signal that the lane is about to give.
     sent: Option<u64>,
-    /// When the first doorbell rang that it is for.
+    /// The time of the first doorbell that these signals are for.
     rung: Option<u64>,
 }
 
-/// All that is owed.
+/// The undelivered signals of all eventfds.
 #[derive(Debug, Default)]
 pub(super) struct UndeliveredSignals {
     by_file: HashMap<FileId, Undelivered>,
-    /// What the lane is about to give, and to which eventfd.
+    /// Signals that the lane is about to give, by serial number, each with its eventfd.
     sent: HashMap<u64, FileId>,
     serial: u64,
 }
@@ -47,7 +47,7 @@ impl UndeliveredSignals {
 }
 
 impl<S: Source> Watcher<S> {
-    /// `signals` more for a registration, to be given in a turn of its own.
+    /// Owes `signals` more for a registration, to be given in a turn of their own.
     pub(super) fn owe(
         &mut self,
         file: FileId,
@@ -59,7 +59,7 @@ impl<S: Source> Watcher<S> {
         if signals == 0 || self.eventfd(file).is_none() {
             return;
         }
-        // A removal is recorded by the record itself, which goes when it is told.
+        // A removal is recorded by the record itself, which goes when it is signalled.
         if cause != Cause::REMOVED
             && let Some(persistence) = self.persistence.as_ref().filter(|_| ticket.is_recorded())
         {
@@ -68,7 +68,7 @@ impl<S: Source> Watcher<S> {
         self.owes(file, ticket, signals, cause, rung);
     }
 
-    /// The same for what is recorded already.
+    /// Owes signals that are recorded already.
     pub(super) fn owes(
         &mut self,
         file: FileId,
@@ -95,10 +95,11 @@ impl<S: Source> Watcher<S> {
         self.eventfds.get(&file).or_else(|| self.own.get(&file))
     }
 
-    /// Gives what an eventfd is owed, as much as one turn allows.
+    /// Gives the signals of an eventfd, as many as one turn allows.
     pub(super) fn deliver(&mut self, file: FileId, room: &mut usize, time: Duration) {
-        // Its groups have gone. v1 held no file: who closed the eventfd heard nothing more. While
-        // we hold it, it is still in the client's epoll set, by a number that is none any more.
+        // Its groups have gone. v1 held no file: an eventfd closed by its client was signalled no
+        // more. While the agent holds it, it is still in the client's epoll set, by a number that
+        // is none any more.
         if self.debts.has(file) && !self.registry.has_file(file) && self.is_closed(file) {
             self.forgive(file);
             self.drop_file(file);
@@ -134,10 +135,10 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// Whether the lane may have done something.
+    /// Takes the results of signals that the lane has given.
     pub(super) fn take_from_lane(&mut self) {
         for done in self.signaller.done() {
-            // Nobody's any more: its client has gone meanwhile.
+            // No eventfd is known for it any more: its client has gone meanwhile.
             let Some(file) = self.debts.sent.remove(&done.serial) else { continue };
             match self.debts.by_file.get_mut(&file) {
                 Some(owed) if owed.sent == Some(done.serial) => owed.sent = None,
@@ -170,7 +171,7 @@ impl<S: Source> Watcher<S> {
         self.after_payment(file);
     }
 
-    /// Takes `signals` off what is owed, and off the records.
+    /// Takes `signals` off the undelivered ones, and off the records.
     fn strike_off(&mut self, file: FileId, mut signals: u64, mut each: impl FnMut(&mut Self, usize, u64)) {
         while signals > 0 {
             let Some(owed) = self.debts.by_file.get_mut(&file) else { return };
@@ -194,7 +195,7 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// What is left is for another turn; an eventfd that nobody waits on is let go.
+    /// Queues what is left for another turn, or lets go of an eventfd without registrations.
     fn after_payment(&mut self, file: FileId) {
         let payer = self.payer_of_file(file);
         let Some(owed) = self.debts.by_file.get_mut(&file) else { return };
@@ -215,7 +216,7 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    /// Nobody is there to hear it.
+    /// Drops the undelivered signals of a closed eventfd.
     pub(super) fn forgive(&mut self, file: FileId) {
         let Some(owed) = self.debts.by_file.remove(&file) else { return };
         if let Some(serial) = owed.sent {

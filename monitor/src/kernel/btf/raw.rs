@@ -15,7 +15,7 @@ const RECORD: usize = 12;
 /// `name_off`, `type` and `offset`, 4 bytes each.
 const MEMBER: usize = 12;
 
-/// BTF_KIND_*; what we never ask for is [`Other`](Self::Other).
+/// A kind of type, `BTF_KIND_*`; kinds that are never looked up are [`Other`](Self::Other).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BtfKind {
     Int,
@@ -55,14 +55,14 @@ impl BtfKind {
     }
 }
 
-/// One type record.
+/// One record of the type section.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Type {
-    /// Id, from 1.
+    /// The type id, from 1.
     pub(super) id: u32,
     pub(super) kind: BtfKind,
     pub(super) name_off: u32,
-    /// Size in bytes or a type id, depending on the kind.
+    /// The size in bytes or a type id, depending on the kind.
     pub(super) size_or_type: u32,
     /// Meaning depends on the kind: bitfields present, or enum is signed.
     flag: bool,
@@ -98,9 +98,9 @@ pub(super) struct Member {
 pub(super) struct Raw {
     data: Vec<u8>,
     strings: Range<usize>,
-    /// Where the record of type id `i + 1` starts in `data`.
+    /// The start in `data` of the record of type id `i + 1`.
     records: Vec<u32>,
-    /// A fingerprint of its name, where it is of a kind that is looked up by name.
+    /// Fingerprints of names, for types of the kinds that are looked up by name.
     names: Vec<u32>,
 }
 
@@ -183,12 +183,12 @@ impl Raw {
         self.record(at, id)
     }
 
-    /// How many types there are.
+    /// The number of types.
     pub(super) fn len(&self) -> usize {
         self.records.len()
     }
 
-    /// No more members than this have room in the data.
+    /// The largest number of members that have room in the data.
     pub(super) fn most_members(&self) -> usize {
         self.data.len() / MEMBER
     }
@@ -210,7 +210,7 @@ impl Raw {
         (1..).map_while(|id| self.by_id(id))
     }
 
-    /// Members of a struct or union.
+    /// The members of a struct or union.
     pub(super) fn members(&self, ty: Type) -> impl Iterator<Item = Member> {
         self.elements(ty).map(move |&[name_off, type_id, offset]| {
             let offset = u32::from_le_bytes(offset);
@@ -275,7 +275,7 @@ impl Raw {
         usize::try_from(offset).ok().and_then(|offset| strings.get(offset..)).unwrap_or_default()
     }
 
-    /// What follows a record, as elements of `N` little-endian words.
+    /// The words after a record, little-endian, as elements of `N` words.
     fn elements<const N: usize>(&self, ty: Type) -> impl DoubleEndedIterator<Item = &[[u8; 4]; N]> {
         let (start, len) = ty.tail;
         let tail = self.data.get(start..start + len).unwrap_or_default();
@@ -283,7 +283,7 @@ impl Raw {
     }
 }
 
-/// In place of the fingerprint of a type that is not looked up by name. A name may have
+/// The value in place of the fingerprint of a type that is not looked up by name. A name may have
 /// it, too: it is only a first sieve.
 const NAMELESS: u32 = 0;
 

@@ -1,4 +1,4 @@
-//! Hand-built BTF, broken BTF, and the running kernel's if it shows one.
+//! Tests with hand-built BTF, broken BTF, and the running kernel's if it shows one.
 
 use std::time::Instant;
 
@@ -18,7 +18,7 @@ const CONST: u32 = 10;
 const FUNC: u32 = 12;
 const FUNC_PROTO: u32 = 13;
 const ENUM64: u32 = 19;
-/// kind_flag, beside the kind.
+/// kind_flag, a bit beside the kind.
 const FLAG: u32 = 0x80;
 
 /// Writes BTF: types in the order of the calls, ids from 1.
@@ -42,7 +42,7 @@ impl Builder {
         at
     }
 
-    /// Adds a type whose tail is `words`, `vlen` elements. Returns its id.
+    /// Adds a type with a tail of `words`, `vlen` elements. Returns its id.
     fn ty(&mut self, kind: u32, name: &str, size_or_type: u32, vlen: u32, words: &[u32]) -> u32 {
         let name = self.string(name);
         for word in [name, kind << 24 | vlen, size_or_type].iter().chain(words) {
@@ -56,7 +56,7 @@ impl Builder {
         self.ty(INT, name, size, 0, &[size * 8])
     }
 
-    /// Members are (name, type, offset in bits or with the width on top).
+    /// Adds a struct or union; members are (name, type, offset in bits or with the width on top).
     fn aggregate(&mut self, kind: u32, name: &str, members: &[(&str, u32, u32)]) -> u32 {
         let vlen = u32::try_from(members.len()).expect("small");
         let words: Vec<u32> =
@@ -81,7 +81,7 @@ impl Builder {
     }
 }
 
-/// A small kernel: the shapes of the structs we ask about.
+/// Builds a small kernel: the shapes of the structs that are looked up.
 fn kernel() -> Builder {
     let mut b = Builder::new();
     let long = b.int("long", 8);
@@ -213,7 +213,7 @@ fn loops_and_dangling_references_are_errors() {
     assert_eq!(btf.member_offset("nest", "x"), Err(BtfError::TooDeep(2)));
 }
 
-/// The bound on what waits is one for types that contain themselves only.
+/// The bound on pending types is one for types that contain themselves only.
 #[test]
 fn unnamed_types_may_be_shared() {
     let mut b = Builder::new();
@@ -297,7 +297,7 @@ fn the_running_kernels_btf_is_understood() {
     println!("asked in {:?}", start.elapsed());
 }
 
-/// Every question, whatever the answers.
+/// Asks every question, whatever the answers.
 fn ask_everything(bytes: Vec<u8>) {
     let Ok(btf) = Btf::parse(bytes) else {
         return;

@@ -1,4 +1,4 @@
-//! The registry against a plain list of registrations.
+//! Tests of the registry against a plain list of registrations.
 
 use std::collections::BTreeMap;
 
@@ -48,7 +48,7 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
-/// Takes out of the list what the registry says that it took; false where it had no such.
+/// Takes out of the list what the registry has taken; false where the list had no such entry.
 fn is_taken(list: &mut Vec<Plain>, tickets: impl IntoIterator<Item = RecordId>) -> bool {
     tickets.into_iter().all(|ticket| {
         let at = list.iter().position(|held| held.asked.ticket == ticket);
@@ -126,7 +126,7 @@ proptest! {
             let ooms: Vec<_> = registry.oom_groups().map(|group| group.id.slot).collect();
             let waits = |slot: &u32| list.iter().any(|held| held.slot == *slot && held.asked.trigger == Trigger::Oom);
             prop_assert_eq!(ooms, Vec::from_iter((0..4).filter(waits)));
-            // Each registration is its own requester's, whatever has moved meanwhile.
+            // Each registration keeps its own account, whatever has moved meanwhile.
             let groups = registry.groups().flat_map(|group| {
                 let others = group.oom().chain(group.empty()).chain(group.pressure().map(|(_, to)| to));
                 let scales = ControlFile::QUANTITIES.into_iter().flat_map(|on| group.scale(on).thresholds());

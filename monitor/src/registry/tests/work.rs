@@ -1,4 +1,4 @@
-//! What the registry's work grows with: counted, by the entries that it touches.
+//! Tests of what the registry's work grows with: counted, by the entries that it touches.
 
 use monitor_common::{
     band::Excursion,
@@ -11,11 +11,11 @@ use super::{Account, BURST, Clock, FileId, G, NO_REST, Registry, USAGE, flapping
 use crate::registry::dense::work;
 
 const MANY: u64 = 65_000;
-/// Entries that one registration may touch on its way out: it is found, it goes, and
-/// another one takes its place.
+/// Entries that one registration may touch on its way out: it is found, it goes, and another one
+/// takes its place.
 const EACH: u64 = 8;
 
-/// One registration of each kind for each eventfd.
+/// Returns a trigger of each kind, with its control file.
 fn all_kinds() -> [(ControlFile, Trigger); 5] {
     let percent = Threshold { at: At::Percent(5000), ..Threshold::plain(Pages(0)) };
     [
@@ -104,7 +104,7 @@ fn the_rest_of_many_costs_each_once() {
     scale.wake(clock(105), false);
     assert_eq!(scale.rests_until(), None);
     assert!(work::taken() <= EACH * MANY);
-    // And who rests costs no more to remove.
+    // A threshold in a hold-off costs no more to remove.
     for now in flapping(BURST + 1) {
         scale.step(Excursion::NONE, now, clock(1000));
     }

@@ -1,5 +1,5 @@
-//! Thresholds on one quantity, densely: by where they are crossed next, and by their
-//! eventfd. What a threshold costs in memory is decided here.
+//! An index of the thresholds on one quantity, densely: by where they are crossed next, and by
+//! their eventfd. It decides what a threshold costs in memory.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -24,19 +24,19 @@ pub(super) use crate::registry::dense::Place;
 #[derive(Debug)]
 pub(super) struct IndexEntry {
     pub(super) to: Subscriber,
-    /// Where it lies now, in pages.
+    /// The present place of the threshold, in pages.
     pub(super) threshold: u64,
-    /// When its present burst began, in milliseconds modulo 2^32, and the crossings in it.
+    /// The begin of its present burst, in milliseconds modulo 2^32, and the crossings in it.
     since: u32,
     burst: u8,
     above: bool,
     ways: Directions,
     rests: bool,
-    /// What v1 did not have: most do without.
+    /// Extensions that v1 did not have: most thresholds have none.
     more: Option<Box<Extensions>>,
 }
 
-/// Which directions are told.
+/// The directions that are signalled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Directions {
     Both,
@@ -47,7 +47,7 @@ enum Directions {
 #[derive(Debug)]
 struct Extensions {
     hysteresis: u64,
-    /// Where it is in percent of a limit.
+    /// The percentage, where it is in percent of a limit.
     percent: Option<At>,
 }
 
@@ -60,8 +60,8 @@ impl Subscribed for IndexEntry {
 }
 
 impl IndexEntry {
-    /// A threshold that lies at `pages`, while the quantity is `now`; `above` is its side
-    /// where that has been told.
+    /// Makes a threshold at `pages`, while the quantity is `now`; `above` is its side where that
+    /// has been signalled.
     pub(super) fn new(to: Subscriber, above: Option<bool>, trigger: Threshold, pages: u64, now: u64) -> Self {
         let Threshold { at, up, down, hysteresis } = trigger;
         let ways = match (up, down) {
@@ -85,12 +85,12 @@ impl IndexEntry {
         self.mark().key()
     }
 
-    /// What it is in percent of the limit, where it is.
+    /// The percentage of the limit, where it has one.
     pub(super) fn percent(&self) -> Option<At> {
         self.more.as_ref()?.percent
     }
 
-    /// Whether no charge rings for it at present.
+    /// Whether it is in a hold-off, and no charge rings for it.
     pub(super) const fn rests(&self) -> bool {
         self.rests
     }
@@ -102,7 +102,7 @@ impl IndexEntry {
         }
     }
 
-    /// Tells what a step crossed; until when it is to rest from now on, if it is.
+    /// Adds what a step crossed to `outcome`; returns the end of its hold-off, if one begins.
     pub(super) fn apply(&mut self, step: &Step, clock: Clock, outcome: &mut Outcome) -> Option<u64> {
         let mut mark = self.mark();
         let mut told = 0;
@@ -126,13 +126,13 @@ impl IndexEntry {
         rests.then(|| clock.now + clock.rest - if is_over { 0 } else { lasted })
     }
 
-    /// Its rest is over: whatever it does from now on is a new burst.
+    /// Ends its hold-off: later crossings are a new burst.
     pub(super) const fn wake(&mut self, clock: Clock) {
         (self.since, self.burst) = (clock.now as u32, 0);
     }
 }
 
-/// Thresholds that flapped, by time and by place.
+/// Thresholds in a hold-off, by time and by place.
 #[derive(Debug, Default)]
 struct Resting {
     by_time: BTreeSet<(u64, Place)>,
@@ -166,21 +166,22 @@ pub struct Cursor {
 #[derive(Debug, Default)]
 pub(super) struct ThresholdIndex {
     entries: Dense<IndexEntry>,
-    /// By key; those that rest are not in it.
+    /// Thresholds by key, without those in a hold-off.
     order: BTreeSet<(u64, Place)>,
-    /// None in most stores: a threshold has to flap for it.
+    /// None in most indexes: a threshold has to flap for it.
     resting: Option<Box<Resting>>,
-    /// Those in percent of a limit; and the limit, where it is the same for all.
+    /// Thresholds in percent of a limit; and the limit, where it is the same for all.
     percents: BTreeSet<Place>,
     limit: Option<u64>,
-    /// What is being done to many of them.
+    /// A walk over many of them that is under way.
     pub(super) walk: Option<Box<Walk>>,
-    /// What the last look has told ([`Look`](monitor_common::crossing::Look)); none at first.
+    /// The stretches that the last look has signalled ([`Look`](monitor_common::crossing::Look));
+    /// none at first.
     pub(super) told: Stretches,
 }
 
 impl ThresholdIndex {
-    /// Adds one; `limit` is what percents are of.
+    /// Adds a threshold; percents are of `limit` pages.
     pub(super) fn add(&mut self, entry: IndexEntry, limit: u64) {
         let (key, in_percent) = (entry.key(), entry.percent().is_some());
         let place = self.entries.push(entry);
@@ -198,7 +199,7 @@ impl ThresholdIndex {
         self.entries.len()
     }
 
-    /// Where those in percent are.
+    /// The places of thresholds in percent.
     pub(super) const fn percents(&self) -> &BTreeSet<Place> {
         &self.percents
     }
@@ -208,20 +209,20 @@ impl ThresholdIndex {
         !self.percents.is_empty() && self.limit != Some(limit)
     }
 
-    /// Those in percent are of this limit from now on; whether that is news.
+    /// Sets the limit of those in percent; returns whether it is another than before.
     pub(super) fn set_limit(&mut self, limit: u64) -> bool {
         let is_news = self.is_of_another(limit);
         self.limit = Some(limit);
         is_news
     }
 
-    /// All, by where they are crossed next; those that rest come last.
+    /// All thresholds, by where they are crossed next; those in a hold-off come last.
     pub(super) fn all(&self) -> impl Iterator<Item = &IndexEntry> {
         let resting = self.resting.iter().flat_map(|resting| &resting.by_time);
         self.order.iter().chain(resting).filter_map(|(_, place)| self.entries.get(*place))
     }
 
-    /// Up to `most` after a cursor, in the order of [`Store::all`], and where to go on.
+    /// Up to `most` after a cursor, in the order of [`ThresholdIndex::all`], and where to go on.
     pub(super) fn page(&self, after: Option<Cursor>, most: usize) -> (Vec<(u64, FileId)>, Option<Cursor>) {
         use std::ops::Bound::{Excluded, Unbounded};
         let mut found = Vec::new();
@@ -276,7 +277,7 @@ impl ThresholdIndex {
         }
     }
 
-    /// Lets one rest.
+    /// Begins the hold-off of a threshold.
     pub(super) fn rest(&mut self, place: Place, until: u64) {
         let Some(entry) = self.entries.get_mut(place) else { return };
         entry.rests = true;
@@ -284,7 +285,7 @@ impl ThresholdIndex {
         self.resting.get_or_insert_default().insert(place, until);
     }
 
-    /// One that rests until `now` at the latest.
+    /// The first threshold whose hold-off ends at `now` at the latest.
     pub(super) fn first_rested(&self, now: u64) -> Option<Place> {
         let resting = self.resting.iter().flat_map(|resting| resting.by_time.range(..=(now, Place::MAX)));
         resting.map(|(_, place)| *place).inspect(|_| work::done(1)).next()
@@ -310,14 +311,14 @@ impl ThresholdIndex {
         self.resting.as_ref()?.by_time.first().map(|(until, _)| *until)
     }
 
-    /// Takes out up to `most` of an eventfd's.
+    /// Takes out up to `most` thresholds of an eventfd.
     pub(super) fn take_file(&mut self, file: FileId, most: usize) -> Vec<Subscriber> {
-        // The highest first: what takes a place is none of those below.
+        // The highest first: the entry that takes a place is none of those below.
         let places = self.entries.places_of(file, most);
         places.into_iter().rev().filter_map(|place| self.take(place)).collect()
     }
 
-    /// Takes out up to `most`.
+    /// Takes out up to `most` thresholds, the last ones first.
     pub(super) fn take_last(&mut self, most: usize) -> Vec<Subscriber> {
         let end = self.entries.places().end;
         let first = end.saturating_sub(u32::try_from(most).unwrap_or(u32::MAX));

@@ -1,4 +1,4 @@
-//! The dense store against a plain list of thresholds.
+//! Tests of the dense store against a plain list of thresholds.
 
 use monitor_common::{
     band::Excursion,
@@ -16,7 +16,7 @@ use crate::{
 
 const REST: u64 = 100;
 
-/// Whose, of what, up or down.
+/// A crossing: the eventfd, the threshold, and whether it was up.
 type Told = (u64, u64, bool);
 
 /// A threshold as the specification puts it.
@@ -212,8 +212,8 @@ impl ThresholdSet {
 }
 
 proptest! {
-    /// Others come and go between two pieces: those that stay are told what the step did
-    /// to them, once; those that come, nothing.
+    /// Thresholds come and go between two pieces: those that stay are signalled for the step,
+    /// once; new ones are not.
     #[test]
     fn a_step_in_pieces_is_one_step(
         first in prop::collection::vec((threshold(), 0..6u64), 1..40),
@@ -274,7 +274,7 @@ fn unordered(mut all: Vec<(u64, FileId)>) -> Vec<(u64, FileId)> {
 }
 
 proptest! {
-    /// Pages show each threshold once, those that rest among them.
+    /// Pages show each threshold once, those in a hold-off among them.
     #[test]
     fn pages_show_all(acts in prop::collection::vec((act(), 0..40u64), 1..120), most in 1..7usize) {
         let mut scale = ThresholdSet::default();

@@ -1,4 +1,4 @@
-//! What is done to many thresholds, in pieces: others come and go in between.
+//! Walks over many thresholds, in pieces: others come and go in between.
 
 use std::collections::BTreeSet;
 
@@ -16,17 +16,17 @@ use super::{
 /// A walk over the thresholds of one quantity, as far as it has come.
 #[derive(Debug)]
 pub(super) enum Walk {
-    /// Over those that a look crossed, from below.
+    /// A walk over those that a look crossed, from below.
     Look(LookWalk),
-    /// Over those in percent, from the last, since their limit is so many pages now.
+    /// A walk over those in percent, from the last, since their limit is so many pages now.
     Follow(u64, Place),
-    /// Over all, from the last, that an agent before has left.
+    /// A walk over all that an earlier agent has left, from the last.
     Settle(Place),
-    /// Over those that rest: those whose time is up, or all.
+    /// A walk over those in a hold-off: those whose time is up, or all.
     Wake(bool),
 }
 
-/// The keys still to be looked at are those from `next` on that lie in a stretch.
+/// A walk over the keys from `next` on that lie in a stretch.
 #[derive(Debug)]
 pub(super) struct LookWalk {
     look: Look,
@@ -38,15 +38,15 @@ pub(super) struct LookWalk {
 }
 
 impl LookWalk {
-    /// `None` where nothing is crossed.
+    /// Begins a walk; `None` where nothing is crossed.
     fn new(look: Look, store: &ThresholdIndex) -> Option<Self> {
         let (done, late) = <(BTreeSet<_>, BTreeSet<_>)>::default();
         let walk = Self { look, next: (0, 0), done, late };
         walk.find(store).is_some().then_some(walk)
     }
 
-    /// Where keys are crossed, in order: what only late readings crossed, the step, and again
-    /// what only late readings crossed. Some are empty.
+    /// The stretches in which keys are crossed, in order: crossed only by late readings, by the
+    /// step, and again only by late readings. Some are empty.
     fn stretches(&self) -> impl Iterator<Item = (u64, u64)> {
         let [below, above] = self.look.beyond();
         below.into_iter().chain([self.look.step.range()]).chain(above)
@@ -57,7 +57,7 @@ impl LookWalk {
         (key, place) >= self.next && self.stretches().any(is_part)
     }
 
-    /// The first one from `next` on.
+    /// The first threshold from `next` on.
     fn find(&self, store: &ThresholdIndex) -> Option<(u64, Place)> {
         let from = |(lowest, highest): (u64, u64)| {
             let first = (lowest.saturating_add(1), 0).max(self.next);
@@ -66,24 +66,24 @@ impl LookWalk {
         self.stretches().find_map(from)
     }
 
-    /// What happened, as a threshold with this key sees it.
+    /// The step, as a threshold with this key sees it.
     fn step_for(&self, key: u64) -> Step {
         let (lowest, highest) = self.look.step.range();
         if lowest < key && key <= highest { self.look.step } else { self.look.late_step() }
     }
 
-    /// One that has come in between was not there when it was crossed.
+    /// Notes a threshold that has been added: it was not there when keys were crossed.
     pub(super) fn added(&mut self, place: Place) {
         self.done.insert(place);
     }
 
-    /// The one at `place` has gone.
+    /// Notes that the threshold at `place` has gone.
     pub(super) fn removed(&mut self, place: Place) {
         self.done.remove(&place);
         self.late.remove(&place);
     }
 
-    /// One with `key`, or at rest, has moved, always to a lower place.
+    /// Notes that a threshold with `key`, or in a hold-off, has moved; always to a lower place.
     pub(super) fn moved(&mut self, key: Option<u64>, before: Place, place: Place) {
         if self.done.remove(&before) {
             self.done.insert(place);
@@ -94,7 +94,7 @@ impl LookWalk {
         }
     }
 
-    /// The next one to be done; `None` at the end.
+    /// Takes the next threshold to be done; `None` at the end.
     fn take(&mut self, store: &ThresholdIndex, room: &mut usize) -> Option<Place> {
         if let Some(place) = self.late.pop_first() {
             return Some(place);
@@ -112,7 +112,7 @@ impl LookWalk {
 }
 
 impl Walk {
-    /// One more piece, of at most `room` thresholds; true at the end.
+    /// Runs one more piece, of at most `room` thresholds; true at the end.
     fn go_on(
         &mut self,
         store: &mut ThresholdIndex,
@@ -164,7 +164,7 @@ impl Walk {
             Self::Follow(limit, _) => store.change(place, |entry| {
                 let Some(at) = entry.percent() else { return };
                 let moved = std::mem::replace(&mut entry.threshold, pages(at, *limit));
-                // One that rests is told when it wakes.
+                // One in a hold-off is signalled when that ends.
                 if moved != entry.threshold && !entry.rests() {
                     entry.apply(still, clock, outcome);
                 }
@@ -184,20 +184,20 @@ impl Walk {
 }
 
 impl ThresholdSet {
-    /// Whether a walk has been begun and not ended. Nothing else is begun meanwhile.
+    /// Whether a walk has been begun and not ended. No other is begun meanwhile.
     #[must_use]
     pub fn is_walking(&self) -> bool {
         self.store.as_ref().is_some_and(|store| store.walk.is_some())
     }
 
-    /// Moves to `now`, which was read without a band: what was crossed on the way is worked
-    /// out by [`Scale::walk`].
+    /// Moves to `now`, which was read without a band: [`ThresholdSet::walk`] works out what was
+    /// crossed on the way.
     pub fn begin_step(&mut self, now: u64) {
         let step = Step { from: self.now, seen: Excursion::NONE, now };
         self.begin(Look { step, late: Excursion::NONE, told: Stretches::NONE });
     }
 
-    /// The same at a look, after which a band is published: `seen` are readings out of the
+    /// Moves to `now` at a look, after which a band is published: `seen` are readings out of the
     /// present band, `late` those that were compared with the band before.
     pub fn begin_look(&mut self, seen: Excursion, late: Excursion, now: u64) {
         let step = Step { from: self.now, seen, now };
@@ -218,8 +218,8 @@ impl ThresholdSet {
         }
     }
 
-    /// The limit is `limit` pages from now on: thresholds in percent move, and are
-    /// crossed where they pass the quantity. False where none moves, which costs nothing.
+    /// Sets the limit to `limit` pages: thresholds in percent move, and are crossed where they
+    /// pass the quantity. False where none moves, which costs nothing.
     pub fn begin_follow(&mut self, limit: u64) -> bool {
         let Some(store) = &mut self.store else { return false };
         let moves = store.set_limit(limit);
@@ -235,25 +235,25 @@ impl ThresholdSet {
         self.store.as_ref().is_some_and(|store| store.is_of_another(limit))
     }
 
-    /// After thresholds were taken over from an agent before: those on the other side
-    /// than was told last are told now.
+    /// Begins a walk over thresholds taken over from an earlier agent: those on the other side
+    /// than was signalled last are signalled now.
     pub fn begin_settle(&mut self) {
         if let Some(store) = &mut self.store {
             store.walk = Some(Box::new(Walk::Settle(store.places().end)));
         }
     }
 
-    /// Ends the rest of those whose time is up, or of all: they are crossed if they
-    /// are on the other side than was told last.
+    /// Ends the hold-off of those whose time is up, or of all: they are crossed if they are on
+    /// the other side than was signalled last.
     pub fn begin_wake(&mut self, all: bool) {
         if let Some(store) = self.store.as_mut().filter(|store| store.rests_until().is_some()) {
             store.walk = Some(Box::new(Walk::Wake(all)));
         }
     }
 
-    /// Goes on with what was begun, over at most `room` thresholds, which is less by
-    /// those. True when nothing is left to do. Thresholds may be added and removed
-    /// before it is called again: the former are no part of it.
+    /// Goes on with what was begun, over at most `room` thresholds, which is less by those. True
+    /// when nothing is left to do. Thresholds may be added and removed before it is called again:
+    /// the former are no part of it.
     pub fn walk(&mut self, clock: Clock, room: &mut usize, outcome: &mut Outcome) -> bool {
         let still = Step { from: self.now, seen: Excursion::NONE, now: self.now };
         let Some(store) = &mut self.store else { return true };

@@ -1,4 +1,4 @@
-//! Eventfds that nobody but the agent holds: when they are found, and at what cost.
+//! Tests of eventfds to which only the agent refers: when they are found, and at what cost.
 
 use monitor_common::{
     control_file::{ControlFile::Pressure, Trigger, parse},
@@ -31,7 +31,7 @@ fn ask(watcher: &mut Watcher<FakeKernel>, account: Account, client: &Client) -> 
     watcher.register(RegistrationRequest { account, ..request(group, USAGE, "10", client) }).map(drop)
 }
 
-/// So many eventfds of one user, none of which is open.
+/// Registers so many eventfds of one user, none of which is open.
 fn crowd(watcher: &mut Watcher<FakeKernel>, account: Account, count: u64) {
     let group = watcher.source.group(0);
     let trigger: Trigger = parse(USAGE, b"10", 1).expect("good arguments");
@@ -109,7 +109,7 @@ fn closing_makes_room_in_a_full_table_at_once() {
     assert_eq!(watcher.registry().file_count(), 2);
 }
 
-/// As where signals and closes of one user take long, and his groups go, or he closes.
+/// Covers a user with slow signals and closes, when his groups go, or he closes the eventfds.
 #[test]
 fn eventfds_without_registrations_count_as_long_as_they_are_held() {
     const MANY: u64 = 1500;
@@ -153,7 +153,7 @@ fn a_refusal_costs_a_bounded_number_of_questions() {
         assert_eq!(ask(&mut watcher, Account::User(1001), &late), Err(Errno::ENOMEM));
         assert!(watcher.source.asked_for.get() - before <= 4 * Query::FILES_AT_ONCE);
     }
-    // One among many is found by asking again.
+    // One among many is found by requesting again.
     watcher.search = super::super::ClosedSearch::default();
     watcher.source.references.borrow_mut().insert(FileId((MANY - 1) << 8), 1);
     let tries = (1..=4).find(|_| ask(&mut watcher, USER, &late) != Err(Errno::EDQUOT));
@@ -195,7 +195,7 @@ fn what_is_left_of_a_closed_eventfd_is_asked_for_again() {
     let file = watcher.source.file_of(client.as_fd()).expect("it has an id");
     watcher.forget_file(file, &mut 1);
     assert_eq!(watcher.registry().len(), 2, "as many as there was room for");
-    // Its address is another's by now.
+    // The address belongs to another eventfd by now.
     watcher.source.references.borrow_mut().insert(file, 5);
     watcher.run();
     assert_eq!(watcher.registry().len(), 2);

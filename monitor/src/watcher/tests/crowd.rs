@@ -1,4 +1,4 @@
-//! What one user has the agent do does not delay another: counted in turns, not in time.
+//! Tests that one user's work does not delay another's: counted in turns, not in time.
 
 use std::{cell::Cell, collections::BTreeSet, rc::Rc, thread, time::Duration};
 
@@ -68,7 +68,7 @@ fn a_step_over_all_of_a_users_thresholds_is_many_turns() {
     assert!(!watcher.is_idle(), "the step is not done in a turn");
     let turns = turns_until_told(&mut watcher, 4, &ours);
     assert!(turns <= 2, "{turns} turns");
-    // And so when it crosses all the time.
+    // The same holds when it crosses all the time.
     for usage in [3, 12, 3] {
         watcher.source.charge(3, usage);
         watcher.ring(3, 0);
@@ -166,8 +166,8 @@ fn a_sweep_comes_to_its_end_however_often_the_next_is_due() {
     assert_eq!(taken(&ours), 1, "its doorbell was lost");
 }
 
-/// However many groups somebody makes, and has two users wait in each; and whoever else waits
-/// where somebody has much to do.
+/// However many groups a user makes, with registrations of two users in each; and with further
+/// registrations on a busy group.
 #[test]
 fn what_several_wait_for_is_paid_by_who_has_had_least() {
     let mut watcher = crowded();
@@ -187,7 +187,7 @@ fn what_several_wait_for_is_paid_by_who_has_had_least() {
         watcher.turns.charge(payer, Duration::from_secs(1));
     }
     assert_eq!(paid, both.map(Payer::Account).into(), "each of the two, and no more");
-    // Very many may be there before: then it is the subtree's as well.
+    // Very many users may be there before: then the work is the subtree's as well.
     for user in 2000..2100 {
         wait(&mut watcher, Account::User(user), 5, USAGE, "10", &client);
         watcher.turns.push(Payer::Account(Account::User(user)), Task::Slot(5));
@@ -216,7 +216,8 @@ fn an_oom_far_from_a_deep_group_is_many_turns() {
     }
 }
 
-/// Whoever follows one registration, a kill is told of to all that wait where it happens.
+/// Whichever registration is followed, a kill is delivered for all registrations where it
+/// happens.
 #[test]
 fn a_kill_is_told_in_many_turns() {
     let limits = Limits { quota: 5000, ..LIMITS };
@@ -248,7 +249,7 @@ fn a_kill_is_told_in_many_turns() {
     }
 }
 
-/// Without asynchronous reads all is signalled by threads, and no less.
+/// Without asynchronous I/O all is signalled by threads, and no less.
 #[test]
 fn without_aio_all_is_told_a_little_later() {
     let (mut watcher, ours) = (crowded(), client());
@@ -292,7 +293,7 @@ fn who_comes_in_the_middle_of_a_step_is_not_told_of_it() {
     assert_eq!((taken(&theirs), taken(&ours)), (MANY, 1));
 }
 
-/// Nor of an OOM or a window that is being told, there or above.
+/// A registration gets no OOM or window that is being delivered, there or above.
 #[test]
 fn who_comes_in_the_middle_of_an_oom_is_not_told_of_it() {
     let mut watcher = crowded();
@@ -302,7 +303,7 @@ fn who_comes_in_the_middle_of_an_oom_is_not_told_of_it() {
         wait(&mut watcher, ATTACKER, 3, ControlFile::Oom, "", &theirs);
     }
     watcher.run();
-    // Nobody has looked yet: the registration does, as far as one turn goes.
+    // No look yet: the registration does it, as far as one turn goes.
     watcher.source.slots[3].ooms.add(1);
     watcher.source.slots[3].pending.xchg(1);
     wait(&mut watcher, BYSTANDER, 3, ControlFile::Oom, "", &at);
@@ -317,7 +318,7 @@ fn who_comes_in_the_middle_of_an_oom_is_not_told_of_it() {
     assert_eq!((taken(&theirs), taken(&at), taken(&below), taken(&later)), (3000, 1, 1, 0));
 }
 
-/// What ends there while somebody registers does not let the slot go.
+/// Work that ends while a registration is made does not release the slot.
 #[test]
 fn who_comes_in_the_middle_of_the_last_look_keeps_the_slot() {
     let mut watcher = crowded();
@@ -327,7 +328,7 @@ fn who_comes_in_the_middle_of_the_last_look_keeps_the_slot() {
         wait(&mut watcher, ATTACKER, 4, ControlFile::Oom, "", &theirs);
     }
     watcher.run();
-    // Nobody waits in 3: it is let go when all below have been told.
+    // No registration is on 3: it is released when all below have been signalled.
     watcher.source.slots[3].ooms.add(1);
     watcher.ring(3, 0);
     watcher.turn();
@@ -341,7 +342,7 @@ fn who_comes_in_the_middle_of_the_last_look_keeps_the_slot() {
     assert_eq!(taken(&ours), 1);
 }
 
-/// Nor where the one has registered on the other's group, and has much else to do.
+/// Registrations on another user's group do not delay it, even with much else to do.
 #[test]
 fn a_group_that_several_wait_on_is_nobodys_debt() {
     let mut watcher = crowded();

@@ -1,5 +1,5 @@
-//! What is no crossing of memory: memory+swap, OOM, pressure, emptiness, what is
-//! sampled, and quotas.
+//! Tests of events that are no crossing of memory: memory+swap, OOM, pressure, emptiness, sampled
+//! quantities, and quotas.
 
 use monitor_common::{
     band::OPEN,
@@ -77,7 +77,7 @@ fn windows_go_up_by_their_modes() {
     watcher.source.slots[0].windows[1].add(3);
     watcher.look(0);
     assert_eq!(heard(), ([3, 3, 3, 0], 3));
-    // From below, with nobody there: local does not hear.
+    // From below, with no registration there: local is not signalled.
     watcher.source.slots[1].windows[2].add(1);
     watcher.look(1);
     assert_eq!(heard(), ([1, 1, 0, 1], 1));
@@ -132,7 +132,7 @@ fn percents_are_of_the_lowest_limit_above() {
     watcher.source.limits.borrow_mut()[0] = 1000;
     watcher.source.limits.borrow_mut()[1] = u64::MAX;
     watcher.limits_written();
-    // Not so soon again, unless somebody asks for all.
+    // No second round so soon, unless a look at all is requested.
     watcher.wake(true);
     watcher.run();
     assert_eq!(taken(&client), 1, "85 of 1000");
@@ -141,7 +141,7 @@ fn percents_are_of_the_lowest_limit_above() {
     assert_eq!(taken(&client), 1);
 }
 
-/// One registration that `account` asks for, on an eventfd that may be anybody's.
+/// Makes one registration of `account`, on an eventfd that may be another account's.
 fn by(watcher: &mut Watcher<FakeKernel>, account: Account, client: &Client) -> Result<Receipt, Errno> {
     let group = watcher.source.group(0);
     watcher.register(RegistrationRequest { account, ..request(group, USAGE, "7", client) })
@@ -183,7 +183,7 @@ fn there_is_a_bound_for_all_together() {
     }
     assert!(watcher.is_near_bound(Account::User(9)), "it might be privileged");
     assert!(by(&mut watcher, Account::Agent, &self::client()).is_ok());
-    // And for eventfds: one more registration needs no further one.
+    // For eventfds, too: one more registration needs no further one.
     (watcher.limits.registrations, watcher.limits.eventfds) = (100, watcher.eventfds.len() as u64);
     assert_eq!(by(&mut watcher, Account::User(9), &self::client()), Err(Errno::ENOMEM));
     assert!(by(&mut watcher, Account::User(9), &client).is_ok());

@@ -1,5 +1,5 @@
-//! A kernel and a host of the tests' own: a top-level group in slot 0, one below
-//! it in slot 1, the root in slot 2.
+//! A kernel and a host for tests: a top-level group in slot 0, one below it in slot 1, the root
+//! in slot 2.
 
 use std::{
     cell::{Cell, RefCell},
@@ -28,16 +28,16 @@ use crate::{
     table::SharedSlot,
 };
 
-/// Slots with counters that tests move.
+/// A kernel with slots and counters that tests move.
 #[derive(Debug)]
 pub(crate) struct FakeKernel {
     pub(super) slots: Vec<SharedSlot>,
     pub(super) counters: Vec<Cell<Option<u64>>>,
     pub(super) references: RefCell<HashMap<FileId, u64>>,
-    /// Of files that `references` says nothing of.
+    /// The count for files that `references` lacks.
     pub(super) usual_references: u64,
     pub(super) recycled: Vec<u32>,
-    /// Files whose references were asked for.
+    /// Files whose references were counted.
     pub(super) asked_for: Cell<usize>,
     pub(super) broken: Cell<bool>,
     pub(super) restless: Cell<bool>,
@@ -50,20 +50,20 @@ pub(crate) struct FakeKernel {
     pub(super) parents: Vec<u64>,
     /// Slots whose groups found none.
     pub(super) slotless: RefCell<Vec<u32>>,
-    /// Somebody may have no parent's slot.
+    /// Whether there may be groups with a parent that has no slot.
     pub(super) orphans: Cell<bool>,
     pub(super) tidied: Vec<u32>,
     pub(super) deep: Cell<u64>,
-    /// What programs before have in slot 0's place.
+    /// Readings of earlier programs for the group in slot 0.
     pub(super) before: RefCell<Option<Seen>>,
     pub(super) epochs: Cell<u32>,
-    /// Questions to the programs about counters.
+    /// Queries of counters to the programs.
     pub(crate) reads: Cell<usize>,
     pub(super) tallies: RefCell<HashMap<u32, u64>>,
     pub(super) misses: Cell<Misses>,
-    /// Times that a lowest limit was asked for.
+    /// The number of queries for a lowest limit.
     pub(super) limit_reads: Cell<usize>,
-    /// How long each takes.
+    /// The time that each of them takes.
     pub(super) limit_takes: Cell<Duration>,
     pub(super) limits_rung: Cell<bool>,
     /// The kernel's own counts of OOMs.
@@ -72,7 +72,7 @@ pub(crate) struct FakeKernel {
     pub(super) thread_marks: RefCell<BTreeMap<u32, u64>>,
 }
 
-/// The slot of a group that is there.
+/// The slot of a group that is online.
 fn online() -> SharedSlot {
     let slot: SharedSlot = Slot::new(Into::into);
     slot.recycle();
@@ -120,7 +120,7 @@ impl FakeKernel {
         }
     }
 
-    /// So many beside the root.
+    /// A kernel with so many groups beside the root.
     pub(crate) fn with_groups(count: usize) -> Self {
         let mut kernel = Self::new();
         for _ in kernel.slots.len()..=count {
@@ -137,14 +137,14 @@ impl FakeKernel {
         GroupId { slot, generation: self.slots[slot as usize].state().generation() }
     }
 
-    /// Slots `first` and on are one below the other.
+    /// Makes a chain of the slots from `first` on, each below the one before.
     pub(super) fn chain(&self, first: usize) {
         for (above, slot) in (first as u64..).zip(&self.slots[first + 1..]) {
             slot.parent.set(above);
         }
     }
 
-    /// A charge: the counter moves, then the hook looks.
+    /// Charges a group: the counter moves, then the hook looks.
     pub(super) fn charge(&self, slot: usize, usage: u64) {
         self.counters[slot].set(Some(usage));
         observe(&self.slots[slot], || usage, 0);
@@ -153,7 +153,7 @@ impl FakeKernel {
 }
 
 impl FakeKernel {
-    /// Pages go to swap or come back: the hook looks at the sum.
+    /// Moves pages to swap or back: the hook looks at the sum.
     pub(super) fn swap_out(&self, slot: usize, pages: u64) {
         self.swap.set(pages);
         self.look_at_sum(slot);
@@ -358,19 +358,19 @@ impl Source for FakeKernel {
     }
 }
 
-/// Numbers that tests move.
+/// A host with numbers that tests move.
 #[derive(Debug, Default)]
 pub(super) struct FakeHost {
     pub(super) usage: AtomicU64,
     pub(super) inactive: AtomicU64,
     pub(super) clock: AtomicU64,
     pub(super) gone: AtomicBool,
-    /// By id the one group that is, if not 0.
+    /// The id of the one group that is gone, if not 0.
     pub(super) gone_one: AtomicU64,
 }
 
 impl FakeHost {
-    /// One for as long as the test runs.
+    /// A host for as long as the test runs.
     pub(super) fn forever() -> &'static Self {
         Box::leak(Box::default())
     }

@@ -1,5 +1,5 @@
-//! Groups that come and go: what is above them, and what is still to be told when they are
-//! gone.
+//! Tests of groups that come and go: what is above them, and what is still to be delivered when
+//! they are gone.
 
 use monitor_common::{
     band::{OPEN, Outside},

@@ -1,4 +1,4 @@
-//! What is told over many turns, while registrations end and others begin.
+//! Tests of deliveries over many turns, while registrations end and others begin.
 
 use monitor_common::{control_file::ControlFile::Oom, word::Word as _};
 use nix::errno::Errno;
@@ -22,7 +22,7 @@ fn wait(watcher: &mut Watcher<FakeKernel>, account: Account, slot: u32, client: 
     assert_eq!(watcher.register(request).map(drop), Ok::<(), Errno>(()));
 }
 
-/// An OOM in 3 that very many are told of, and one piece of that.
+/// Begins an OOM in 3 that is delivered to very many, and runs one piece of that.
 fn begin_oom(watcher: &mut Watcher<FakeKernel>, client: &Client) {
     for _ in 0..3000 {
         wait(watcher, FEW, 3, client);
@@ -34,7 +34,7 @@ fn begin_oom(watcher: &mut Watcher<FakeKernel>, client: &Client) {
     assert!(!watcher.is_idle());
 }
 
-/// Its removal waits for what is told above, for as long as that takes.
+/// The group's removal waits for deliveries above, for as long as they take.
 #[test]
 fn a_registration_on_a_group_that_is_going_is_refused_at_once() {
     let mut watcher = watcher(8);
@@ -95,7 +95,7 @@ fn an_oom_that_nobody_has_looked_at_is_not_for_who_comes_later() {
     assert_eq!((taken(&at), taken(&below)), (1, 0));
 }
 
-/// Each climb from a group so deep would be many turns.
+/// Each climb from a group so deep would take many turns.
 #[test]
 fn an_oom_costs_no_climb_for_each_of_very_many_deep_groups() {
     const DEPTH: usize = 500;

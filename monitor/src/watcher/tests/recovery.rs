@@ -1,4 +1,4 @@
-//! What the recursion guard kept from the programs is made up for, and limits are followed
+//! Tests that calls skipped by the recursion guard are made up for, and that limits are followed
 //! at a pace.
 
 use std::{sync::atomic::Ordering, time::Duration};
@@ -28,7 +28,7 @@ fn skipped(watcher: &Fake, change: impl FnOnce(&mut Misses)) {
 fn an_oom_that_was_skipped_is_told_once_in_the_next_sweep() {
     let (mut watcher, client) = (watcher(), client());
     assert_eq!(wait_for(&mut watcher, 1, Oom, "", &client), Ok(()));
-    // By the limit of the group above; one more is just being told.
+    // By the limit of the group above; one more is about to be delivered.
     watcher.source.ooms.borrow_mut()[0] = 3;
     skipped(&watcher, |misses| misses.ooms = [2, 3]);
     watcher.sweep_all();
@@ -39,14 +39,14 @@ fn an_oom_that_was_skipped_is_told_once_in_the_next_sweep() {
     watcher.sweep_all();
     watcher.sweep_all();
     assert_eq!(taken(&client), 0);
-    // Without a skip nobody compares.
+    // Without a skip nothing is compared.
     watcher.source.ooms.borrow_mut()[0] = 9;
     watcher.sweep_all();
     watcher.sweep_all();
     assert_eq!(taken(&client), 0);
 }
 
-/// Groups with a listener each, from slot 3 on, more than one sweep asks.
+/// Makes groups with a listener each, from slot 3 on, more than one sweep queries.
 fn with_many(on: ControlFile, args: &str, host: &'static FakeHost) -> (Fake, Vec<Client>) {
     let limits = Limits { quota: 5000, ..LIMITS };
     let mut watcher = Watcher::new(FakeKernel::with_groups(1000), Box::new(host), limits).expect("AIO");
@@ -88,8 +88,8 @@ fn while_removals_are_skipped_in_each_sweep_all_groups_are_looked_for() {
     }
 }
 
-/// A thread whose end of an OOM was skipped keeps its mark, and nobody is called for its
-/// next OOM until the mark is taken away.
+/// A thread whose end of an OOM was skipped keeps its mark, and no program runs for its next OOM
+/// until the mark is taken away.
 #[test]
 fn an_oom_before_the_mark_is_taken_away_is_told() {
     let (mut watcher, client) = (watcher(), client());
@@ -238,7 +238,7 @@ fn a_storm_of_written_limits_is_followed_at_a_pace() {
     watcher.wake(false);
     watcher.run();
     assert_eq!((taken(&client), watcher.due_in()), (1, None));
-    // Whoever asks for all need not wait; a doorbell that was lost is found by its word.
+    // A look at all need not wait; a lost doorbell is found by its word.
     watcher.source.limits.borrow_mut()[1] = 200;
     watcher.source.limits_rung.set(true);
     watcher.look_at_all();
@@ -267,7 +267,7 @@ fn limits_are_followed_a_few_groups_in_a_turn() {
     watcher.run();
     assert_eq!(reads(&watcher), clients.len());
     assert!(watcher.due_in().is_some_and(|later| later >= 5));
-    // Without a change nobody's thresholds are touched, and none rests.
+    // Without a change no thresholds are touched, and none is in a hold-off.
     watcher.wake(true);
     watcher.run();
     assert_eq!((reads(&watcher), watcher.due_in()), (2 * clients.len(), None));

@@ -1,4 +1,4 @@
-//! An agent dies, the next one takes over: the kernel's side, and what was kept, go on.
+//! Tests of an agent's death: the next one takes over, with the kernel's side, and what was kept.
 
 use std::os::fd::OwnedFd;
 
@@ -40,7 +40,7 @@ fn first() -> Watcher<FakeKernel> {
     next(FakeKernel::new(), Vec::new(), INSTANCE).0
 }
 
-/// Killed: what it held of its own is gone, the kernel and the fd_store go on.
+/// Kills an agent: what it held of its own is gone, the kernel and the descriptor store go on.
 fn killed(watcher: Watcher<FakeKernel>) -> (FakeKernel, StoredDescriptors) {
     let handed = watcher.persistence.as_ref().expect("kept").as_handed();
     let Watcher { source, .. } = watcher;
@@ -89,7 +89,7 @@ fn each_account_keeps_what_it_holds_and_owes() {
             assert_eq!(by(&mut watcher, *account, "11"), Err(Errno::EDQUOT));
         }
     }
-    // What is there is never dropped for a smaller bound.
+    // Registrations that exist are never dropped for a smaller bound.
     watcher.limits.registrations = 1;
     assert_eq!(by(&mut watcher, Account::User(3), "10"), Err(Errno::ENOMEM));
     let (source, handed) = killed(watcher);
@@ -183,7 +183,7 @@ fn groups_that_went_are_told_once() {
         wait_for(&mut watcher, slot, USAGE, "10", &client).expect("registered");
     }
     let (source, handed) = killed(watcher);
-    // One goes as the programs say it; the other has gone with its maps.
+    // One goes as the programs report it; the other has gone with its maps.
     source.slots[0].leave(0, 0);
     source.counters[0].set(None);
     let (watcher, _) = next(source, handed, INSTANCE);
@@ -307,8 +307,8 @@ fn bags_are_packed_and_cleared_out() {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
-    /// Killed between any two steps, the agent's clients hear what those of an agent that
-    /// lives hear.
+    /// However an agent is killed between two steps, its clients get the signals that those of a
+    /// living agent get.
     #[test]
     fn a_death_changes_nothing(
         acts in prop::collection::vec((0..6u8, 1..40u64, prop::bool::weighted(0.2)), 1..40),
