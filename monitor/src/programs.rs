@@ -86,7 +86,7 @@ const ROOT_ID: u64 = 1;
 /// The attached programs, and the maps that the agent shares with them.
 pub struct Programs {
     /// `None` only while they are being pinned.
-    held: Option<Handles>,
+    handles: Option<Handles>,
     slots: Arc<Table<SharedSlot>>,
     scratch: Arc<Table<SharedScratch>>,
     identity: Identity,
@@ -102,7 +102,7 @@ pub struct Programs {
     /// Maps to be pinned, once all groups are known.
     unpinned: Vec<(&'static str, MapData)>,
     /// Tables of earlier programs that are to be replaced.
-    before: Vec<Predecessor>,
+    predecessors: Vec<Predecessor>,
 }
 
 impl fmt::Debug for Programs {
@@ -161,8 +161,8 @@ impl Programs {
         LossKind::NAMES.iter().enumerate().map(|(at, name)| ((*name).to_owned(), count(at))).collect()
     }
 
-    fn held(&self) -> Result<&Handles> {
-        self.held.as_ref().ok_or_else(|| Error::Host("the programs are not attached".into()))
+    fn handles(&self) -> Result<&Handles> {
+        self.handles.as_ref().ok_or_else(|| Error::Host("the programs are not attached".into()))
     }
 
     fn answer_cell(&self) -> Result<&SharedScratch> {
@@ -170,8 +170,8 @@ impl Programs {
     }
 
     /// Queries a number of a group; `None` when the group is gone.
-    fn ask_of(&self, question: u64, group: GroupId) -> Result<Option<u64>> {
-        match self.ask(question, u64::from(group.slot), group.generation)? {
+    fn query_of(&self, query: u64, group: GroupId) -> Result<Option<u64>> {
+        match self.query(query, u64::from(group.slot), group.generation)? {
             Query::OK => Ok(Some(self.answer_cell()?.value.load(Ordering::Acquire))),
             Query::GONE => Ok(None),
             code => {
@@ -181,8 +181,8 @@ impl Programs {
     }
 
     /// Gives a slot back, and those above it that only waited for that.
-    fn give_back(&self, question: u64, slot: u32, generation: u64) {
-        let mut next = self.ask(question, u64::from(slot), generation);
+    fn give_back(&self, query: u64, slot: u32, generation: u64) {
+        let mut next = self.query(query, u64::from(slot), generation);
         loop {
             let above = match next {
                 Ok(Query::OK) => self.answer_cell().map_or(Query::NOWHERE, |cell| cell.value.get()),
@@ -195,20 +195,20 @@ impl Programs {
             if above == Query::NOWHERE {
                 return;
             }
-            next = self.ask(Query::TIDY, above, 0);
+            next = self.query(Query::TIDY, above, 0);
         }
     }
 
     /// Runs one query; returns the program's verdict.
-    fn ask(&self, question: u64, arg1: u64, arg2: u64) -> Result<u64> {
+    fn query(&self, query: u64, arg1: u64, arg2: u64) -> Result<u64> {
         /// Newer kernels skip a run while another is under way on the CPU.
         const ATTEMPTS: usize = 64;
-        let program = self.held()?.ask()?;
+        let program = self.handles()?.query_program()?;
         let cell = self.answer_cell()?;
         let before = cell.answers.get();
         for _ in 0..ATTEMPTS {
             let mut options = RawTracePointRunOptions::new();
-            options.args[..3].copy_from_slice(&[question, arg1, arg2]);
+            options.args[..3].copy_from_slice(&[query, arg1, arg2]);
             program.test_run(options).map_err(|error| failed("BPF_PROG_TEST_RUN", &error))?;
             if cell.answers.get() != before {
                 return Ok(cell.verdict.get());
@@ -230,27 +230,27 @@ impl Slots for Programs {
 
 impl Source for Programs {
     fn usage(&self, group: GroupId) -> Result<Option<u64>> {
-        self.ask_of(Query::USAGE, group)
+        self.query_of(Query::USAGE, group)
     }
 
     fn peak(&self, group: GroupId) -> Result<Option<u64>> {
-        self.ask_of(Query::PEAK, group)
+        self.query_of(Query::PEAK, group)
     }
 
     fn sum(&self, group: GroupId) -> Result<Option<u64>> {
-        self.ask_of(Query::SUM, group)
+        self.query_of(Query::SUM, group)
     }
 
     fn limit(&self, group: GroupId) -> Result<Option<u64>> {
-        self.ask_of(Query::LIMIT, group)
+        self.query_of(Query::LIMIT, group)
     }
 
     fn lowest_limit(&self, group: GroupId) -> Result<Option<u64>> {
-        self.ask_of(Query::LOWEST_LIMIT, group)
+        self.query_of(Query::LOWEST_LIMIT, group)
     }
 
     fn above(&self, group: GroupId) -> Result<Option<u32>> {
-        Ok(self.ask_of(Query::ABOVE, group)?.and_then(|slot| u32::try_from(slot).ok()))
+        Ok(self.query_of(Query::ABOVE, group)?.and_then(|slot| u32::try_from(slot).ok()))
     }
 
     fn take_orphans(&self) -> bool {
@@ -261,14 +261,14 @@ impl Source for Programs {
         let end = slots.end.min(u32::try_from(self.slots.len()).unwrap_or(u32::MAX));
         for from in (slots.start..end).step_by(Query::AT_ONCE as usize) {
             let count = (end - from).min(Query::AT_ONCE);
-            self.ask(Query::READ, from.into(), count.into())?;
+            self.query(Query::READ, from.into(), count.into())?;
         }
         Ok(())
     }
 
     fn is_under_oom(&self, group: GroupId) -> Result<bool> {
         if self.features.under_oom {
-            return Ok(self.ask_of(Query::UNDER_OOM, group)?.is_some_and(|count| count > 0));
+            return Ok(self.query_of(Query::UNDER_OOM, group)?.is_some_and(|count| count > 0));
         }
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(std::time::Duration::from);
         let now = now.map_err(|errno| Error::syscall("clock_gettime", errno))?;
@@ -277,7 +277,7 @@ impl Source for Programs {
     }
 
     fn end_epoch(&self) -> Result<()> {
-        self.ask(Query::NEW_EPOCH, 0, 0).map(drop)
+        self.query(Query::NEW_EPOCH, 0, 0).map(drop)
     }
 
     fn want(&self, what: u64) {
@@ -302,7 +302,7 @@ impl Source for Programs {
                 cell.address.set(file.0);
                 cell.references.set(0);
             }
-            match self.ask(Query::FILE_REFS, some.len() as u64, 0)? {
+            match self.query(Query::FILE_REFS, some.len() as u64, 0)? {
                 Query::OK => {}
                 code => {
                     let what = format!("the references of eventfds cannot be counted (ask: {code})");
@@ -321,7 +321,7 @@ impl Source for Programs {
     }
 
     fn depart(&mut self, group: GroupId) -> Result<bool> {
-        Ok(self.ask_of(Query::DEPART, group)?.is_some())
+        Ok(self.query_of(Query::DEPART, group)?.is_some())
     }
 
     fn tidy(&mut self, slot: u32) {
@@ -348,11 +348,11 @@ impl Source for Programs {
     }
 
     fn ooms(&self, group: GroupId) -> Result<Option<u64>> {
-        self.ask_of(Query::OOMS, group)
+        self.query_of(Query::OOMS, group)
     }
 
     fn is_populated(&self, group: GroupId) -> Result<Option<bool>> {
-        Ok(self.ask_of(Query::POPULATED, group)?.map(|populated| populated != 0))
+        Ok(self.query_of(Query::POPULATED, group)?.map(|populated| populated != 0))
     }
 
     fn limits_were_written(&self) -> bool {

@@ -99,7 +99,7 @@ pub struct Watcher<S> {
     registry: Registry,
     limits: Limits,
     /// Ends of hold-offs, by the host's clock, each with the slot of its threshold.
-    rests: BTreeSet<(u64, u32)>,
+    holdoffs: BTreeSet<(u64, u32)>,
     signaller: Signaller,
     /// State that outlives this agent, where a descriptor store keeps it.
     persistence: Option<Persistence>,
@@ -125,7 +125,7 @@ pub struct Watcher<S> {
     turns: FairQueue<Task>,
     /// The time at which the present turn is to end.
     turn_ends: Instant,
-    debts: UndeliveredSignals,
+    undelivered: UndeliveredSignals,
     sweep: Option<Sweep>,
     /// Whether anything had to be sampled at the last call of [`Watcher::samples_anew`].
     sampling: bool,
@@ -139,7 +139,7 @@ pub struct Watcher<S> {
     /// The earliest time of the next search for want of room, by the host's clock.
     search_from: u64,
     /// The eventfd to continue at, for accounts with too many eventfds for one turn.
-    asked: HashMap<Account, FileId>,
+    resume_at: HashMap<Account, FileId>,
     work: Arc<Notify>,
     counts: Counts,
     measures: Measurements,
@@ -172,7 +172,7 @@ impl<S: Source> Watcher<S> {
             host: Arc::from(host),
             registry: Registry::default(),
             limits,
-            rests: BTreeSet::new(),
+            holdoffs: BTreeSet::new(),
             signaller: Signaller::new(Arc::clone(&work)),
             persistence: None,
             unrecorded: Unrecorded::default(),
@@ -188,7 +188,7 @@ impl<S: Source> Watcher<S> {
             climbs: AncestorWalks::default(),
             turns: FairQueue::default(),
             turn_ends: Instant::now(),
-            debts: UndeliveredSignals::default(),
+            undelivered: UndeliveredSignals::default(),
             sweep: None,
             sampling: false,
             written: limits::Written::default(),
@@ -196,7 +196,7 @@ impl<S: Source> Watcher<S> {
             search: ClosedSearch::default(),
             search_queued: false,
             search_from: 0,
-            asked: HashMap::new(),
+            resume_at: HashMap::new(),
             work,
             counts: Counts::default(),
             measures,

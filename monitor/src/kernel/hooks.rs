@@ -99,7 +99,7 @@ pub const HOOKS: &[Hook] = &[
         "mem_cgroup_oom_notify",
         HookKind::Entry,
         false,
-        "a group is out of memory (as v1 told it)",
+        "a group is out of memory (the notice of v1's code)",
     ),
     hook("oom_ended_twin", "mem_cgroup_out_of_memory", HookKind::Exit, false, "an OOM ends (twin)"),
     hook(
@@ -114,7 +114,7 @@ pub const HOOKS: &[Hook] = &[
     // Under the kernel's `oom_lock`, so one at a time.
     hook("oom_scope", "out_of_memory", HookKind::Entry, false, "by whose limit the OOM killer is called"),
     hook("oom_kill", "__oom_kill_process", HookKind::Entry, false, "the OOM killer kills a process"),
-    hook("oom_victim", "mark_oom_victim", HookKind::Entry, false, "whom the OOM killer chose"),
+    hook("oom_victim", "mark_oom_victim", HookKind::Entry, false, "which process the OOM killer chose"),
     hook("oom_group", "mem_cgroup_print_oom_group", HookKind::Entry, false, "an OOM kills a whole group"),
     // A write below usage ends in the OOM killer, too: not an OOM of a charge.
     // The twin at the end is called after the other, so attached before it.

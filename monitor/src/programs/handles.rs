@@ -104,14 +104,14 @@ impl Handles {
     }
 
     /// The program that answers the agent's queries.
-    pub(super) fn ask(&self) -> Result<&RawTracePoint> {
+    pub(super) fn query_program(&self) -> Result<&RawTracePoint> {
         match self {
             Self::Pinned { ask, .. } => Ok(ask),
             Self::Loaded { ebpf, .. } => ebpf
                 .program("ask")
                 .ok_or_else(|| Error::Host("the program `ask` is not loaded".into()))?
                 .try_into()
-                .map_err(|error: ProgramError| failed("ask", &error)),
+                .map_err(|error: ProgramError| failed("cannot use the program `ask`", &error)),
         }
     }
 

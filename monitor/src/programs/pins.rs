@@ -84,7 +84,7 @@ impl Pins {
         fs::create_dir_all(above).map_err(|error| Error::file("make the directory", above, error))?;
         let above = above.canonicalize().map_err(|error| Error::file("look up", above, error))?;
         for path in above.ancestors() {
-            nobody_elses_to_rename_in(path)?;
+            check_parent(path)?;
         }
         let above = File::open(&above).map_err(|error| Error::file("open", &above, error))?;
         match mkdirat(&above, name, Mode::S_IRWXU) {
@@ -94,10 +94,10 @@ impl Pins {
         let directory = match openat(&above, name, AS_DIRECTORY, Mode::empty()) {
             Ok(directory) => File::from(directory),
             Err(Errno::ELOOP | Errno::ENOTDIR) => {
-                let whose = fstatat(&above, name, AtFlags::AT_SYMLINK_NOFOLLOW)
+                let owner = fstatat(&above, name, AtFlags::AT_SYMLINK_NOFOLLOW)
                     .map_or_else(|_| "another user".into(), |found| format!("user id {}", found.st_uid));
                 return Err(Error::Host(format!(
-                    "{} is no directory, and {whose}'s: remove it",
+                    "{} is not a directory, and belongs to {owner}: remove it",
                     path.display()
                 )));
             }
@@ -107,7 +107,7 @@ impl Pins {
         if kind != BPF_FS_MAGIC {
             return Err(no_bpffs(path));
         }
-        ours_alone(path, &fstat(&directory).map_err(|errno| named("stat", errno))?)?;
+        check_owner(path, &fstat(&directory).map_err(|errno| named("stat", errno))?)?;
         // A process that can open it can lock it. Earlier versions left the mode to the umask.
         let _ = fchmod(&directory, Mode::S_IRWXU);
         let directory =
@@ -138,13 +138,14 @@ impl Pins {
             return Err(no_bpffs(path));
         }
         for path in above.ancestors() {
-            nobody_elses_to_rename_in(path)?;
+            check_parent(path)?;
         }
         match lstat(path) {
-            Ok(found) if found.st_mode & libc::S_IFMT != libc::S_IFDIR => {
-                Err(Error::Host(format!("{name} is no directory, and user id {}'s: remove it", found.st_uid)))
-            }
-            Ok(found) => ours_alone(path, &found).map(|()| format!("in {name}")),
+            Ok(found) if found.st_mode & libc::S_IFMT != libc::S_IFDIR => Err(Error::Host(format!(
+                "{name} is not a directory, and belongs to user id {}: remove it",
+                found.st_uid
+            ))),
+            Ok(found) => check_owner(path, &found).map(|()| format!("in {name}")),
             Err(_) if found.st_mode & OTHERS_WRITE != 0 => Ok(format!(
                 "in {name}; but until an agent has been there any user may make that directory: chmod 0700 {}",
                 above.display()
@@ -334,11 +335,11 @@ fn no_bpffs(path: &Path) -> Error {
 }
 
 /// Checks that only this user, and root, can change what is in a directory.
-fn ours_alone(path: &Path, found: &FileStat) -> Result<()> {
+fn check_owner(path: &Path, found: &FileStat) -> Result<()> {
     let (own, name) = (geteuid().as_raw(), path.display());
     if found.st_uid != own {
         return Err(Error::Host(format!(
-            "{name} belongs to user id {}, the agent is {own}: who made it could take pins away. Remove it and chmod 0700 /sys/fs/bpf, or name another directory by --pins",
+            "{name} belongs to user id {}, the agent is {own}: that user could remove pins. Remove it and chmod 0700 /sys/fs/bpf, or name another directory by --pins",
             found.st_uid
         )));
     }
@@ -352,7 +353,7 @@ fn ours_alone(path: &Path, found: &FileStat) -> Result<()> {
 }
 
 /// Checks that only this user and root can put another directory in place of the agent's.
-fn nobody_elses_to_rename_in(path: &Path) -> Result<()> {
+fn check_parent(path: &Path) -> Result<()> {
     let found = stat(path).map_err(|errno| Error::syscall(format!("stat {}", path.display()), errno))?;
     let own = [0, geteuid().as_raw()].contains(&found.st_uid);
     if own && (found.st_mode & OTHERS_WRITE == 0 || found.st_mode & STICKY != 0) {

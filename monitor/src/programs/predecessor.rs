@@ -69,9 +69,9 @@ impl Predecessor {
                 let words = slots(sizes) * four::SLOT_WORDS;
                 Ok(Self::Four { slots: open_shared(directory, "SLOTS", words)?, scratch })
             }
-            other => {
-                Err(Error::Host(format!("their tables are of layout {other}, which this agent cannot read")))
-            }
+            other => Err(Error::Host(format!(
+                "the tables of the pinned programs are of layout {other}, which this agent cannot read"
+            ))),
         }
     }
 

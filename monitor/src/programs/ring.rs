@@ -40,7 +40,7 @@ impl Iterator for Doorbells {
             };
             match record {
                 Some(record) => return Some(record),
-                None => log::error!("a record in the ring is too short"),
+                None => log::error!("a record in the ring buffer is too short, and is ignored"),
             }
         }
     }

@@ -64,7 +64,10 @@ fn what_works<T>(mut attempt: impl FnMut(&[&'static str]) -> std::result::Result
         match attempt(&refused) {
             Ok(done) => return Ok(done),
             Err(Failed::At(hook, error)) if !hook.required && !refused.contains(&hook.program) => {
-                log::warn!("{error}; going on without it: not seen is that {}", hook.purpose);
+                log::warn!(
+                    "{error}; the agent continues without it, and does not see this: {}",
+                    hook.purpose
+                );
                 refused.push(hook.program);
             }
             Err(Failed::At(_, error) | Failed::Else(error)) => return Err(error),
@@ -90,27 +93,27 @@ impl Programs {
         if matches!(found, Pinned::Others) {
             before.extend(present.map(|path| OlderPins { schema: SCHEMA, path }));
         }
-        let before = before.into_iter().filter_map(|older| opened(&older)).collect();
+        let predecessors = before.into_iter().filter_map(|older| opened(&older)).collect();
         let (mut programs, ring) = match found {
             Pinned::Same(parts) => Self::adopt(sizes, *parts, pins.as_ref())?,
             _ => Self::load(v1, sizes, pins.is_some())?,
         };
-        (programs.pins, programs.before) = (pins, before);
+        (programs.pins, programs.predecessors) = (pins, predecessors);
         Ok((programs, ring))
     }
 
     fn adopt(
         sizes: TableSizes,
-        (maps, held): (Maps, Handles),
+        (maps, handles): (Maps, Handles),
         pins: Option<&Pins>,
     ) -> Result<(Self, Doorbells)> {
         if let Some(pins) = pins {
             log_of(Handles::logging(&pins.present()));
         }
-        let (programs, ring) = Self::new(sizes, maps, held);
+        let (programs, ring) = Self::new(sizes, maps, handles);
         // A record that the earlier agent took, and did not live to count.
         programs.answer_cell()?.victims.set(0);
-        programs.ask(Query::WHO_AM_I, 0, 0)?;
+        programs.query(Query::WHO_AM_I, 0, 0)?;
         programs.try_eventfd()?;
         log::debug!("going on with the programs that are pinned");
         Ok((programs, ring))
@@ -123,7 +126,7 @@ impl Programs {
             Self::attempt(&plan, v1, sizes, to_be_pinned)
         })?;
         programs.try_eventfd()?;
-        if let Some(Handles::Loaded { ebpf, .. }) = &mut programs.held
+        if let Some(Handles::Loaded { ebpf, .. }) = &mut programs.handles
             && let Err(error) = aya_log::EbpfLogger::init_with_logger(ebpf, FromPrograms).map(follow_log)
         {
             log::debug!("no log from the programs: {error}");
@@ -148,22 +151,22 @@ impl Programs {
         prepare(&maps, sizes);
         describe(&maps.scratch, v1, sizes, plan);
         // The answering program is loaded, not attached: so it answers before the others.
-        let held = Handles::Loaded { ebpf: Box::new(ebpf), links: Vec::new() };
-        let (mut programs, ring) = Self::new(sizes, maps, held);
-        programs.ask(Query::WHO_AM_I, 0, 0)?;
-        programs.ask(Query::NEW_EPOCH, now(), 0)?;
-        let attached = programs.held.as_mut().map_or(Ok(()), |held| held.attach(&hooks));
+        let handles = Handles::Loaded { ebpf: Box::new(ebpf), links: Vec::new() };
+        let (mut programs, ring) = Self::new(sizes, maps, handles);
+        programs.query(Query::WHO_AM_I, 0, 0)?;
+        programs.query(Query::NEW_EPOCH, now(), 0)?;
+        let attached = programs.handles.as_mut().map_or(Ok(()), |handles| handles.attach(&hooks));
         attached.map_err(|(hook, error)| Failed::At(*hook, error))?;
         programs.unpinned = unpinned;
         Ok((programs, ring))
     }
 
-    fn new(sizes: TableSizes, maps: Maps, held: Handles) -> (Self, Doorbells) {
+    fn new(sizes: TableSizes, maps: Maps, handles: Handles) -> (Self, Doorbells) {
         let Maps { slots, scratch, tallies, files, thread_marks, ring } = maps;
         let plan = scratch.get(0).map_or(0, |cell| cell.plan.get());
         let programs = Self {
-            attached: held.attached(),
-            held: Some(held),
+            attached: handles.attached(),
+            handles: Some(handles),
             identity: Identity::new(Arc::clone(&slots), Arc::clone(&scratch), sizes.groups),
             slots,
             scratch,
@@ -174,7 +177,7 @@ impl Programs {
             features: Features::from_bits(plan >> 8 & 0xff),
             pins: None,
             unpinned: Vec::new(),
-            before: Vec::new(),
+            predecessors: Vec::new(),
         };
         (programs, Doorbells(ring))
     }
@@ -184,47 +187,47 @@ impl Programs {
     /// is killed before the last step, the next one takes over from both.
     pub(super) fn replace(&mut self, wanted: u64) {
         self.pin();
-        let before = std::mem::take(&mut self.before);
+        let predecessors = std::mem::take(&mut self.predecessors);
         // From now on these programs count, and the earlier ones no longer.
-        before.iter().for_each(Predecessor::stop_counting);
+        predecessors.iter().for_each(Predecessor::stop_counting);
         self.want(wanted);
-        self.take_from(&before);
+        self.take_from(&predecessors);
         if let Some(pins) = &self.pins {
             pins.remove_older();
         }
         // Readings of runs that were under way when their bands were taken away.
-        self.take_from(&before);
+        self.take_from(&predecessors);
     }
 
     fn pin(&mut self) {
         let unpinned = std::mem::take(&mut self.unpinned);
         let (false, Some(pins)) = (unpinned.is_empty(), &self.pins) else { return };
-        let Some(mut held) = self.held.take() else { return };
-        let outcome = pins.replace(|directory| held.pin(directory, &unpinned));
+        let Some(mut handles) = self.handles.take() else { return };
+        let outcome = pins.replace(|directory| handles.pin(directory, &unpinned));
         match outcome.and_then(|()| Handles::open(&pins.present())) {
-            Ok(pinned) => held = pinned,
+            Ok(pinned) => handles = pinned,
             Err(error) => {
                 log::warn!("{error}; nothing is seen while there is no agent");
                 pins.clear();
                 self.pins = None;
                 // Programs pinned already have gone with their pins.
-                let hooks: Vec<_> = HOOKS.iter().filter(|hook| held.has(hook)).collect();
-                if let Err((_, error)) = held.attach(&hooks) {
+                let hooks: Vec<_> = HOOKS.iter().filter(|hook| handles.has(hook)).collect();
+                if let Err((_, error)) = handles.attach(&hooks) {
                     log::error!("{error}");
                 }
             }
         }
-        self.attached = held.attached();
-        self.held = Some(held);
+        self.attached = handles.attached();
+        self.handles = Some(handles);
     }
 
     /// Moves what the tables of earlier programs hold to the groups' slots here.
-    fn take_from(&self, before: &[Predecessor]) {
-        if before.is_empty() {
+    fn take_from(&self, predecessors: &[Predecessor]) {
+        if predecessors.is_empty() {
             return;
         }
         let here = self.groups_by_id();
-        for tables in before {
+        for tables in predecessors {
             tables.take(|cgroup_id, seen| {
                 if let Some(slot) = here.get(&cgroup_id).and_then(|group| self.slot(group.slot)) {
                     give_back(slot, seen);
@@ -286,7 +289,7 @@ fn opened(older: &OlderPins) -> Option<Predecessor> {
     let OlderPins { schema, path: directory } = older;
     let unread = |error: &Error| {
         log::warn!(
-            "{error}; what the programs of layout {schema} saw while there was no agent is lost, but for what still holds"
+            "{error}; crossings that the programs of layout {schema} saw while there was no agent are lost, except conditions that last"
         );
     };
     Predecessor::open(directory, *schema).inspect_err(unread).ok()

@@ -37,7 +37,7 @@ impl fmt::Display for Account {
             Self::User(uid) => write!(f, "uid {uid}"),
             Self::Group(id) => write!(f, "the cgroup whose directory is inode {id}"),
             Self::Privileged => f.write_str("the host's root"),
-            Self::Unidentified => f.write_str("the clients whose cgroup cannot be told"),
+            Self::Unidentified => f.write_str("the clients whose cgroup is unknown"),
             Self::Agent => f.write_str("the agent"),
         }
     }

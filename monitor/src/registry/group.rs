@@ -169,7 +169,7 @@ impl Group {
     /// Registrations that are signalled for one window of reclaim, which is at this group on its
     /// way up.
     #[must_use]
-    pub fn hearers(&self, window: Propagation, level: Level) -> Vec<Subscriber> {
+    pub fn pressure_targets(&self, window: Propagation, level: Level) -> Vec<Subscriber> {
         self.pressure().filter(|(listener, _)| window.deliver(*listener, level)).map(|(_, to)| to).collect()
     }
 }

@@ -20,7 +20,7 @@ const B: FileId = FileId(2);
 const G: GroupId = GroupId { slot: 7, generation: 1 };
 const USAGE: ControlFile = ControlFile::Usage;
 const ENDLESS: u64 = u64::MAX;
-const NO_REST: Clock = Clock { now: 0, rest: 0 };
+const NO_HOLDOFF: Clock = Clock { now: 0, holdoff: 0 };
 
 /// A registration with a record id of its own, on `file`.
 fn registration(on: ControlFile, trigger: Trigger, file: FileId, account: Account) -> Subscription {
@@ -30,9 +30,9 @@ fn registration(on: ControlFile, trigger: Trigger, file: FileId, account: Accoun
 }
 
 /// A crossing as a test sees it: the eventfd, the threshold, the direction.
-type Told = (FileId, u64, Direction);
+type Signal = (FileId, u64, Direction);
 
-fn told(crossings: Vec<Crossing>) -> Vec<Told> {
+fn signals_of(crossings: Vec<Crossing>) -> Vec<Signal> {
     crossings.into_iter().map(|one| (one.to.file, one.threshold, one.direction)).collect()
 }
 
@@ -41,23 +41,23 @@ fn add(registry: &mut Registry, id: GroupId, usage: u64, threshold: u64, file: F
     registry.add(id, registration(USAGE, trigger, file, Account::User(0)), usage, ENDLESS);
 }
 
-fn quiet(registry: &mut Registry, now: u64) -> Vec<Told> {
+fn quiet(registry: &mut Registry, now: u64) -> Vec<Signal> {
     let crossings = registry
         .group_mut(G.slot)
-        .map(|group| group.scale_mut(USAGE).step(Excursion::NONE, now, NO_REST).crossings)
+        .map(|group| group.scale_mut(USAGE).step(Excursion::NONE, now, NO_HOLDOFF).crossings)
         .unwrap_or_default();
-    told(crossings)
+    signals_of(crossings)
 }
 
 fn counts(tickets: Vec<(FileId, Vec<RecordId>)>) -> Vec<(FileId, usize)> {
     tickets.into_iter().map(|(file, tickets)| (file, tickets.len())).collect()
 }
 
-fn up(threshold: u64, file: FileId) -> Told {
+fn up(threshold: u64, file: FileId) -> Signal {
     (file, threshold, Up)
 }
 
-fn down(threshold: u64, file: FileId) -> Told {
+fn down(threshold: u64, file: FileId) -> Signal {
     (file, threshold, Down)
 }
 
@@ -107,7 +107,7 @@ fn removal_counts_every_registration_of_every_kind() {
         registry.add(G, registration(on, trigger, A, Account::User(5)), 0, ENDLESS);
     }
     let held = [0, 5].map(|user| registry.held_by(Account::User(user)));
-    assert_eq!(held, [3, 4], "who asked pays, whoever's the eventfd is");
+    assert_eq!(held, [3, 4], "the requester pays, whoever owns the eventfd");
     assert_eq!(counts(registry.remove_group(7)), vec![(A, 6), (B, 1)]);
     assert!(registry.is_empty());
     assert_eq!([0, 5].map(|user| registry.held_by(Account::User(user))), [0, 0]);
@@ -172,7 +172,7 @@ fn percents_follow_the_limit() {
     assert_eq!(quiet(&mut registry, 50), vec![]);
     let mut follow = |limit| {
         let group = registry.group_mut(7);
-        group.map(|group| told(group.scale_mut(USAGE).follow(limit, NO_REST).crossings))
+        group.map(|group| signals_of(group.scale_mut(USAGE).follow(limit, NO_HOLDOFF).crossings))
     };
     assert_eq!(follow(100), Some(vec![]));
     assert_eq!(follow(60), Some(vec![up(48, A)]));
@@ -191,14 +191,14 @@ fn a_window_is_heard_by_mode_and_level() {
     listen(Level::Low, PressureMode::Default, A);
     listen(Level::Critical, PressureMode::Local, B);
     let mut window = Propagation::new();
-    let hearers = |window, level| {
-        let hearers = registry.group(7).map(|group| group.hearers(window, level));
-        hearers.map(|hearers| Vec::from_iter(hearers.iter().map(|to| to.file)))
+    let pressure_targets = |window, level| {
+        let pressure_targets = registry.group(7).map(|group| group.pressure_targets(window, level));
+        pressure_targets.map(|pressure_targets| Vec::from_iter(pressure_targets.iter().map(|to| to.file)))
     };
-    assert_eq!(hearers(window, Level::Medium), Some(vec![A]));
-    assert_eq!(hearers(window, Level::Critical), Some(vec![A, B]));
+    assert_eq!(pressure_targets(window, Level::Medium), Some(vec![A]));
+    assert_eq!(pressure_targets(window, Level::Critical), Some(vec![A, B]));
     window.next_group(true);
-    assert_eq!(hearers(window, Level::Critical), Some(vec![]));
+    assert_eq!(pressure_targets(window, Level::Critical), Some(vec![]));
 }
 
 /// The number of steps that cross 10 so often, up first, and last when it is odd.
@@ -215,19 +215,19 @@ fn a_threshold_that_flaps_rests_and_is_told_where_it_ended() {
     let scale = group.scale_mut(USAGE);
     let mut count = 0;
     for now in flapping(BURST + 3) {
-        count += scale.step(Excursion::NONE, now, Clock { now: 5, rest: 100 }).crossings.len() as u64;
+        count += scale.step(Excursion::NONE, now, Clock { now: 5, holdoff: 100 }).crossings.len() as u64;
     }
-    assert_eq!(count, BURST, "the rest is silence");
+    assert_eq!(count, BURST, "later crossings are held off");
     assert_eq!(scale.band(), Band { lo: 0, hi: 50 }, "no charge rings for it");
-    assert_eq!(scale.rests_until(), Some(105));
+    assert_eq!(scale.first_holdoff_end(), Some(105));
     assert_eq!((scale.len(), scale.thresholds().count()), (2, 2), "it is still registered");
-    assert_eq!(told(scale.wake(Clock { now: 104, rest: 100 }, false).crossings), vec![]);
-    assert_eq!(told(scale.wake(Clock { now: 105, rest: 100 }, false).crossings), vec![up(10, A)]);
-    assert_eq!(scale.rests_until(), None);
+    assert_eq!(signals_of(scale.wake(Clock { now: 104, holdoff: 100 }, false).crossings), vec![]);
+    assert_eq!(signals_of(scale.wake(Clock { now: 105, holdoff: 100 }, false).crossings), vec![up(10, A)]);
+    assert_eq!(scale.first_holdoff_end(), None);
     assert_eq!(scale.band(), Band { lo: 10, hi: 50 });
     // Slow crossings never begin a hold-off.
     for (step, now) in flapping(BURST + 3).map(|now| 15 - now).enumerate() {
-        let clock = Clock { now: 1000 + 200 * step as u64, rest: 100 };
+        let clock = Clock { now: 1000 + 200 * step as u64, holdoff: 100 };
         assert_eq!(scale.step(Excursion::NONE, now, clock).crossings.len(), 1);
     }
 }

@@ -51,7 +51,7 @@ pub struct Clock {
     /// Milliseconds since some start.
     pub now: u64,
     /// Milliseconds of hold-off; 0: none.
-    pub rest: u64,
+    pub holdoff: u64,
 }
 
 /// Crossings of one threshold that are signalled at once, within the time of a hold-off. Counters
@@ -94,8 +94,8 @@ impl ThresholdSet {
 
     /// The end of the first hold-off, if there is one.
     #[must_use]
-    pub fn rests_until(&self) -> Option<u64> {
-        self.store.as_ref()?.rests_until()
+    pub fn first_holdoff_end(&self) -> Option<u64> {
+        self.store.as_ref()?.first_holdoff_end()
     }
 
     /// The number of thresholds here in percent of the limit.

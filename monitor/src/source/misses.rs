@@ -21,7 +21,7 @@ pub struct Misses {
     pub emptied: u64,
     /// Calls that are made again by themselves: the group of a file that is read, the file of an
     /// eventfd that is shown, a group that is made.
-    pub asked_again: u64,
+    pub repeated: u64,
     /// Calls that nothing makes up for; see
     /// [`LossKind::SkippedForGood`](monitor_common::ring::LossKind).
     pub for_good: u64,
@@ -39,10 +39,10 @@ impl Misses {
             "limit_twin_2" => &mut self.limit_writes[1],
             "limit_set" => &mut self.limits_set,
             // Both at once are counted where the write ends.
-            "limit_write_1" | "limit_twin_1" => &mut self.asked_again,
+            "limit_write_1" | "limit_twin_1" => &mut self.repeated,
             "css_offline" | "css_free" => &mut self.removals,
             "populated" => &mut self.emptied,
-            "css_online" | "usage_read" | "usage_read_v1" | "eventfd_fdinfo" => &mut self.asked_again,
+            "css_online" | "usage_read" | "usage_read_v1" | "eventfd_fdinfo" => &mut self.repeated,
             name if name.ends_with("charge_1") || name.ends_with("charge_2") => &mut self.charges,
             _ => &mut self.for_good,
         }
@@ -52,13 +52,7 @@ impl Misses {
     #[must_use]
     pub const fn total(&self) -> u64 {
         let twins = sum(&self.ooms) + sum(&self.oom_ends) + sum(&self.limit_writes);
-        twins
-            + self.charges
-            + self.limits_set
-            + self.removals
-            + self.emptied
-            + self.asked_again
-            + self.for_good
+        twins + self.charges + self.limits_set + self.removals + self.emptied + self.repeated + self.for_good
     }
 
     /// Whether a call may have been kept from both twins.
@@ -78,7 +72,7 @@ impl Misses {
             limits_set: self.limits_set.saturating_sub(before.limits_set),
             removals: self.removals.saturating_sub(before.removals),
             emptied: self.emptied.saturating_sub(before.emptied),
-            asked_again: self.asked_again.saturating_sub(before.asked_again),
+            repeated: self.repeated.saturating_sub(before.repeated),
             for_good: self.for_good.saturating_sub(before.for_good),
         }
     }

@@ -19,17 +19,17 @@ use crate::{
 const ENDED_IN_A_TURN: usize = 64;
 
 /// Eventfds that are counted for one registration: a bound on the cost of a refusal.
-const ASKED_FOR_ONE: usize = 4 * Query::FILES_AT_ONCE;
+const COUNTED_FOR_ONE: usize = 4 * Query::FILES_AT_ONCE;
 
 /// Eventfds counted for each millisecond between two searches for want of room: at well under a
 /// microsecond each, a percent or two of the time.
-const ASKED_IN_A_MILLISECOND: usize = 50;
+const COUNTED_IN_A_MILLISECOND: usize = 50;
 
 /// A search for closed eventfds among those that were registered when it began, in turns
 /// ([`Watcher::search_on`]).
 #[derive(Debug, Default)]
 pub struct ClosedSearch {
-    unasked: Vec<FileId>,
+    uncounted: Vec<FileId>,
     /// Eventfds found closed, and not yet ended.
     closed: Vec<FileId>,
 }
@@ -38,7 +38,7 @@ impl ClosedSearch {
     /// Whether nothing is left to do.
     #[must_use]
     pub const fn is_done(&self) -> bool {
-        self.unasked.is_empty() && self.closed.is_empty()
+        self.uncounted.is_empty() && self.closed.is_empty()
     }
 }
 
@@ -46,14 +46,14 @@ impl<S: Source> Watcher<S> {
     /// Begins a search among all registered eventfds.
     #[must_use]
     pub fn search_closed(&self) -> ClosedSearch {
-        ClosedSearch { unasked: self.registry.files(), closed: Vec::new() }
+        ClosedSearch { uncounted: self.registry.files(), closed: Vec::new() }
     }
 
     /// Runs one turn of a search; true while there is more to do. A turn counts the references of
     /// at most [`Query::FILES_AT_ONCE`] eventfds, or ends at most 64.
     pub fn search_on(&mut self, search: &mut ClosedSearch) -> bool {
         if search.closed.is_empty() {
-            let some = last_of(&mut search.unasked, Query::FILES_AT_ONCE);
+            let some = last_of(&mut search.uncounted, Query::FILES_AT_ONCE);
             search.closed = self.closed_among(some);
         } else {
             // Counted again: the address may belong to another eventfd by now.
@@ -89,10 +89,10 @@ impl<S: Source> Watcher<S> {
     /// Ends closed eventfds that an account has registrations on: of up to 8,192 all, of more
     /// some, beginning where the last call ended; at most 64 at once.
     pub fn end_closed_of(&mut self, account: Account) {
-        let first = self.asked.remove(&account).unwrap_or(FileId(0));
-        let some: Vec<_> = self.registry.files_of(account, first).take(ASKED_FOR_ONE).collect();
-        if let (ASKED_FOR_ONE, Some(FileId(last))) = (some.len(), some.last()) {
-            self.asked.insert(account, FileId(last.saturating_add(1)));
+        let first = self.resume_at.remove(&account).unwrap_or(FileId(0));
+        let some: Vec<_> = self.registry.files_of(account, first).take(COUNTED_FOR_ONE).collect();
+        if let (COUNTED_FOR_ONE, Some(FileId(last))) = (some.len(), some.last()) {
+            self.resume_at.insert(account, FileId(last.saturating_add(1)));
         }
         let closed = self.closed_among(some);
         self.forget_files(&closed[..closed.len().min(ENDED_IN_A_TURN)]);
@@ -111,7 +111,7 @@ impl<S: Source> Watcher<S> {
         if self.is_at_quota(account) {
             self.end_closed_of(account);
             if self.is_at_quota(account) {
-                if self.asked.contains_key(&account) {
+                if self.resume_at.contains_key(&account) {
                     self.search_for_room();
                 }
                 return Err(Errno::EDQUOT);
@@ -142,14 +142,14 @@ impl<S: Source> Watcher<S> {
     /// Ends closed eventfds of any account until there is room: of up to 8,192 all are counted;
     /// of more some, and the search among them continues in turns.
     fn end_some_closed(&mut self, account: Account, is_new: bool) {
-        let few = self.registry.file_count() <= ASKED_FOR_ONE as u64;
+        let few = self.registry.file_count() <= COUNTED_FOR_ONE as u64;
         let mut search = if few {
             self.search_closed()
         } else {
             self.search_for_room();
             std::mem::take(&mut self.search)
         };
-        for _ in 0..ASKED_FOR_ONE / Query::FILES_AT_ONCE {
+        for _ in 0..COUNTED_FOR_ONE / Query::FILES_AT_ONCE {
             if !self.is_full(account, is_new) || !self.search_on(&mut search) {
                 break;
             }
@@ -167,7 +167,7 @@ impl<S: Source> Watcher<S> {
         let now = self.host.clock();
         if self.search.is_done() && now >= self.search_from {
             self.search = self.search_closed();
-            self.search_from = now + (self.search.unasked.len() / ASKED_IN_A_MILLISECOND) as u64;
+            self.search_from = now + (self.search.uncounted.len() / COUNTED_IN_A_MILLISECOND) as u64;
             self.queue_search();
         }
     }

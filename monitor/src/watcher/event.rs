@@ -71,11 +71,11 @@ pub struct EventSink(Box<dyn FnMut(&Event) -> bool + Send>);
 
 impl EventSink {
     /// Wraps the callback that is called with each event.
-    pub fn new(tell: impl FnMut(&Event) -> bool + Send + 'static) -> Self {
-        Self(Box::new(tell))
+    pub fn new(deliver: impl FnMut(&Event) -> bool + Send + 'static) -> Self {
+        Self(Box::new(deliver))
     }
 
-    pub(super) fn tell(&mut self, event: &Event) -> bool {
+    pub(super) fn deliver(&mut self, event: &Event) -> bool {
         (self.0)(event)
     }
 }

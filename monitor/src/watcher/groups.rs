@@ -95,7 +95,7 @@ impl<S: Source> Watcher<S> {
     /// Whether what happened in the groups above one that is gone has been delivered, such as an
     /// OOM whose doorbell may have been lost; then the registrations may end. True after
     /// [`WatchedGroups::AT_MOST`] in any case.
-    pub(super) fn have_told_above(&mut self, index: u32, awaited: &mut WatchedGroups) -> bool {
+    pub(super) fn has_delivered_above(&mut self, index: u32, awaited: &mut WatchedGroups) -> bool {
         let now = self.host.clock();
         if awaited.until.is_none() {
             for above in self.lineage(index).into_iter().skip(1) {
@@ -136,9 +136,9 @@ impl<S: Source> Watcher<S> {
         }
         let Some(from) = self.table.orphans else { return };
         let end = from.saturating_add(SLOTS_IN_A_SWEEP).min(self.source.root().slot);
-        let (mut index, mut asked) = (from, 0);
-        while index < end && asked < PARENTS_IN_A_SWEEP {
-            asked += u32::from(self.find_parent(index));
+        let (mut index, mut queried) = (from, 0);
+        while index < end && queried < PARENTS_IN_A_SWEEP {
+            queried += u32::from(self.find_parent(index));
             index += 1;
         }
         self.table.orphans = (index < self.source.root().slot).then_some(index);

@@ -22,7 +22,7 @@ impl<S: Source> Watcher<S> {
         let taken = self.registry.take_from_group(index, most);
         *room -= taken.len();
         for to in &taken {
-            self.tell(to.ticket, &event);
+            self.notify_follower(to.ticket, &event);
             self.followers.remove(&to.ticket);
             self.owe(to.file, to.ticket, 1, Cause::REMOVED, rung);
         }

@@ -49,10 +49,10 @@ impl Cause {
 const SHORT: [(LossKind, &str); 4] = [
     (LossKind::SlotsExhausted, "groups are not watched, because the table is full; see --max-groups"),
     (LossKind::RingFull, "doorbells found the ring full, and all was read again; see --ring-bytes"),
-    (LossKind::VictimsDropped, "kills were not told to followers: too many at once; see --ring-bytes"),
+    (LossKind::VictimsDropped, "kills were not delivered to followers: too many at once; see --ring-bytes"),
     (
         LossKind::SkippedForGood,
-        "calls were kept from our programs by the kernel (recursion_misses), and nothing makes up for them: windows of reclaim, OOM notices of v1's code or victims may be missing",
+        "calls were kept from the programs by the kernel (recursion_misses), and nothing makes up for them: windows of reclaim, OOM notices of v1's code or victims may be missing",
     ),
 ];
 
@@ -66,13 +66,13 @@ pub struct Measurements {
     /// Latencies from doorbell to signal.
     pub latency: Histogram,
     /// Losses that the log has reported already.
-    told: [u64; SHORT.len()],
+    logged: [u64; SHORT.len()],
 }
 
 impl Measurements {
     /// Starts from zero; losses that earlier programs have counted are not reported again.
     pub(super) fn new(source: &impl Source) -> Self {
-        Self { told: SHORT.map(|(tally, _)| source.tally(tally)), ..Self::default() }
+        Self { logged: SHORT.map(|(tally, _)| source.tally(tally)), ..Self::default() }
     }
 
     pub(super) const fn signalled(&mut self, cause: usize, count: u64) {
@@ -91,12 +91,12 @@ impl Measurements {
 
 impl<S: Source> Watcher<S> {
     /// Logs the losses of [`SHORT`] since the last call.
-    pub(super) fn tell_shortages(&mut self) {
-        for (told, (tally, what)) in self.measures.told.iter_mut().zip(SHORT) {
+    pub(super) fn log_shortages(&mut self) {
+        for (logged, (tally, what)) in self.measures.logged.iter_mut().zip(SHORT) {
             let count = self.source.tally(tally);
-            if count > *told {
-                log::warn!(memcg_count = count - *told; "{} {what}", count - *told);
-                *told = count;
+            if count > *logged {
+                log::warn!(memcg_count = count - *logged; "{} {what}", count - *logged);
+                *logged = count;
             }
         }
     }

@@ -104,7 +104,7 @@ impl<S: Source> Watcher<S> {
     }
 
     /// Plans to deliver an explanation to the followers of OOMs.
-    pub(super) fn plan_telling(&mut self, slot: u32, cause: Cause) {
+    pub(super) fn plan_explanation(&mut self, slot: u32, cause: Cause) {
         let mut has_room = true;
         self.plan(slot, |work| {
             // The OOM itself first: its doorbell rang before.

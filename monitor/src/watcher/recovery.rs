@@ -119,13 +119,13 @@ impl<S: Source> Watcher<S> {
         let new = misses.since(&self.skips.known);
         self.skips.known = *misses;
         // What the sweep before found comes first.
-        self.tell_missed_ooms();
+        self.deliver_missed_ooms();
         self.release_holds();
         if !self.skips.late.is_empty() {
             self.skips.holds = std::mem::take(&mut self.skips.late);
         }
         self.forget_marks();
-        self.tell_emptied();
+        self.deliver_emptied();
 
         let (begin, end) = (Misses::both(new.ooms), Misses::both(new.oom_ends));
         let written = Misses::both(new.limit_writes);
@@ -203,7 +203,7 @@ impl<S: Source> Watcher<S> {
     /// Delivers OOMs that the kernel had counted a sweep ago, and for which no program has run
     /// since. Whether another OOM held the group then is not known; where limits were written
     /// below usage it was most likely one of those, which are not signalled.
-    fn tell_missed_ooms(&mut self) {
+    fn deliver_missed_ooms(&mut self) {
         for (group, before) in std::mem::take(&mut self.skips.missed_ooms) {
             if self.id_at(group.slot) != Some(group) {
                 continue;
@@ -217,7 +217,7 @@ impl<S: Source> Watcher<S> {
                 if slot.oom_calls.get() & BY_LIMIT_WRITE != 0 {
                     self.source.count(LossKind::SkippedForGood, missed);
                 } else {
-                    log::debug!(memcg_cgroup_id = self.id_of(group.slot); "{missed} OOMs were skipped: told now");
+                    log::debug!(memcg_cgroup_id = self.id_of(group.slot); "{missed} OOMs were skipped: signalled now");
                     slot.ooms.add(missed);
                     slot.pending.xchg(1);
                 }
@@ -324,7 +324,7 @@ impl<S: Source> Watcher<S> {
         }
     }
 
-    fn tell_emptied(&mut self) {
+    fn deliver_emptied(&mut self) {
         for group in std::mem::take(&mut self.skips.emptied) {
             if self.id_at(group.slot) == Some(group)
                 && self.seems_empty(group)

@@ -213,7 +213,7 @@ impl<S: Source> Watcher<S> {
         if trigger == Trigger::Oom && self.is_under_oom(group) {
             let id = self.id_of(group.slot);
             let event = Event { cgroup_id: id, cause: Cause::Oom { limit: id }, signals: 1 };
-            self.tell(ticket, &event);
+            self.notify_follower(ticket, &event);
             self.owe(file, ticket, 1, event.cause.label(), None);
             self.deliver(file, &mut 1, AT_ONCE);
         }

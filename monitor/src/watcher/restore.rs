@@ -64,7 +64,7 @@ impl<S: Source> Watcher<S> {
         let mut gone = Vec::new();
         for (ticket, record) in left.records {
             if !self.eventfds.contains_key(&record.file) {
-                log::error!("a registration of {} came without its eventfd", record.account);
+                log::error!("a registration of {} is lost: no eventfd was kept for it", record.account);
                 restored.lost += 1;
                 self.strike_out(&[ticket]);
                 continue;
@@ -81,7 +81,7 @@ impl<S: Source> Watcher<S> {
         }
         for (ticket, record) in gone {
             let Record { file, cgroup_id, .. } = record;
-            self.tell(ticket, &Event { cgroup_id, cause: Cause::Removed, signals: 1 });
+            self.notify_follower(ticket, &Event { cgroup_id, cause: Cause::Removed, signals: 1 });
             self.owners.insert(file, record.account);
             // Crossings worked out before the group went, and not signalled.
             if record.owed > 0 {
@@ -90,8 +90,8 @@ impl<S: Source> Watcher<S> {
             self.owes(file, ticket, 1, Cause::REMOVED, None);
             restored.removed += 1;
         }
-        let (registry, debts) = (&self.registry, &self.debts);
-        self.eventfds.retain(|file, _| registry.has_file(*file) || debts.has(*file));
+        let (registry, undelivered) = (&self.registry, &self.undelivered);
+        self.eventfds.retain(|file, _| registry.has_file(*file) || undelivered.has(*file));
         if let Some(persistence) = &self.persistence {
             persistence.state().set_instance(instance);
         }
@@ -176,12 +176,12 @@ impl<S: Source> Watcher<S> {
         let found = match EventFd::check(fd.as_fd()).map(|()| EventFd::known(fd)) {
             Ok(eventfd) => (identity.file_of(eventfd.as_fd())?, eventfd),
             Err(errno) => {
-                log::error!("what was kept for an eventfd is none: {errno}");
+                log::error!("a descriptor that was kept is no eventfd, and is closed: {errno}");
                 return Ok(());
             }
         };
         if found.0 != file {
-            log::error!("what was kept for one eventfd is another");
+            log::error!("an eventfd that was kept is another than recorded, and is closed");
             return Ok(());
         }
         self.eventfds.insert(file, found.1);

@@ -155,14 +155,14 @@ impl<S: Source> Watcher<S> {
     }
 
     pub(super) fn clock(&self) -> Clock {
-        Clock { now: self.host.clock(), rest: self.limits.rest }
+        Clock { now: self.host.clock(), holdoff: self.limits.rest }
     }
 
     /// Milliseconds until something is due by the clock: the end of a hold-off, or limits that
     /// were written; `None` when nothing is.
     pub fn due_in(&self) -> Option<u64> {
-        let (rest, now) = (self.rests.first().map(|(until, _)| *until), self.host.clock());
-        rest.into_iter().chain(self.written.due()).min().map(|when| when.saturating_sub(now))
+        let (holdoff_end, now) = (self.holdoffs.first().map(|(until, _)| *until), self.host.clock());
+        holdoff_end.into_iter().chain(self.written.due()).min().map(|when| when.saturating_sub(now))
     }
 
     /// Queues what is due by the clock: ends the hold-off of thresholds that flapped and whose
@@ -170,10 +170,10 @@ impl<S: Source> Watcher<S> {
     /// now); and reads limits that were written.
     pub fn wake(&mut self, all: bool) {
         let now = self.host.clock();
-        while let Some(&(until, slot)) = self.rests.first()
+        while let Some(&(until, slot)) = self.holdoffs.first()
             && (all || until <= now)
         {
-            self.rests.pop_first();
+            self.holdoffs.pop_first();
             self.plan_wake(slot, all);
         }
         if all {

@@ -30,7 +30,7 @@ pub(super) struct Delivery {
     after: u64,
     /// Registrations of the present group that it is still to be delivered to.
     targets: Vec<Subscriber>,
-    rest: Holdoff,
+    remaining: Remaining,
 }
 
 /// Registrations and eventfds that were added while an event was being delivered: what happened
@@ -43,26 +43,26 @@ pub(super) struct Newcomers {
 }
 
 impl Newcomers {
-    /// Notes a registration; `is_calm`: no event is being delivered.
-    pub(super) fn enter(&mut self, ticket: RecordId, is_calm: bool) {
-        self.calm_down(is_calm);
+    /// Notes a registration; `is_idle`: no event is being delivered.
+    pub(super) fn enter(&mut self, ticket: RecordId, is_idle: bool) {
+        self.forget_if_idle(is_idle);
         self.count += 1;
-        if !is_calm {
+        if !is_idle {
             self.tickets.insert(ticket, self.count);
         }
     }
 
     /// Notes an eventfd that was taken in.
-    pub(super) fn enter_file(&mut self, file: FileId, is_calm: bool) {
-        self.calm_down(is_calm);
+    pub(super) fn enter_file(&mut self, file: FileId, is_idle: bool) {
+        self.forget_if_idle(is_idle);
         self.count += 1;
-        if !is_calm {
+        if !is_idle {
             self.files.insert(file, self.count);
         }
     }
 
-    fn calm_down(&mut self, is_calm: bool) {
-        if is_calm && !(self.tickets.is_empty() && self.files.is_empty()) {
+    fn forget_if_idle(&mut self, is_idle: bool) {
+        if is_idle && !(self.tickets.is_empty() && self.files.is_empty()) {
             (self.tickets, self.files) = Default::default();
         }
     }
@@ -77,7 +77,7 @@ impl Newcomers {
 
 /// The groups that an event is still to be delivered in.
 #[derive(Debug)]
-enum Holdoff {
+enum Remaining {
     Nothing,
     /// Groups with listeners for OOM in or below the group at `index`, by slot; and the walk from
     /// one for which that is not known yet.
@@ -99,8 +99,8 @@ enum Holdoff {
 impl Delivery {
     /// Makes a delivery to the listeners for OOM in the group at `index` or below it.
     const fn below(event: Event, after: u64, index: u32) -> Self {
-        let rest = Holdoff::Below { index, next: 0, climb: None, oom: None };
-        Self { event, after, targets: Vec::new(), rest }
+        let remaining = Remaining::Below { index, next: 0, climb: None, oom: None };
+        Self { event, after, targets: Vec::new(), remaining }
     }
 }
 
@@ -122,7 +122,7 @@ impl<S: Source> Watcher<S> {
         let Outcome { crossings, sides } = outcome;
         for Crossing { to, threshold, direction } in crossings {
             let cause = Cause::Crossed { on, threshold, direction, usage };
-            self.tell(to.ticket, &Event { cgroup_id, cause, signals: 1 });
+            self.notify_follower(to.ticket, &Event { cgroup_id, cause, signals: 1 });
             self.owe(to.file, to.ticket, 1, Cause::CROSSED, rung);
         }
         if let Some(persistence) = &self.persistence {
@@ -133,12 +133,12 @@ impl<S: Source> Watcher<S> {
     }
 
     /// Events of a slot beside a change of usage, to be delivered to its registrations.
-    pub(super) fn tellings(&self, index: u32, seen: &Seen) -> VecDeque<Delivery> {
-        let mut tellings = VecDeque::new();
+    pub(super) fn deliveries(&self, index: u32, seen: &Seen) -> VecDeque<Delivery> {
+        let mut deliveries = VecDeque::new();
         let (id, after) = (self.id_of(index), self.newcomers.count);
         if seen.ooms > 0 {
             let event = Event { cgroup_id: id, cause: Cause::Oom { limit: id }, signals: seen.ooms };
-            tellings.push_back(Delivery::below(event, after, index));
+            deliveries.push_back(Delivery::below(event, after, index));
         }
         let own = seen.windows.map(|count| (count, Propagation::new()));
         let below = seen.windows_below.map(|count| (count, Propagation::from_below()));
@@ -148,8 +148,8 @@ impl<S: Source> Watcher<S> {
             if count > 0 {
                 let event =
                     Event { cgroup_id: id, cause: Cause::Pressure { level, origin: id }, signals: count };
-                let rest = Holdoff::Up { level, next: Some(index), window };
-                tellings.push_back(Delivery { event, after, targets: Vec::new(), rest });
+                let remaining = Remaining::Up { level, next: Some(index), window };
+                deliveries.push_back(Delivery { event, after, targets: Vec::new(), remaining });
             }
         }
         if seen.emptied > 0
@@ -157,28 +157,33 @@ impl<S: Source> Watcher<S> {
         {
             let event = Event { cgroup_id: id, cause: Cause::Empty, signals: seen.emptied };
             let targets = group.empty().collect();
-            tellings.push_back(Delivery { event, after, targets, rest: Holdoff::Nothing });
+            deliveries.push_back(Delivery { event, after, targets, remaining: Remaining::Nothing });
         }
-        tellings
+        deliveries
     }
 
     /// Goes on with a delivery, as far as there is room; true at the end.
-    pub(super) fn tell_on(&mut self, telling: &mut Delivery, rung: Option<u64>, room: &mut usize) -> bool {
+    pub(super) fn deliver_on(
+        &mut self,
+        delivery: &mut Delivery,
+        rung: Option<u64>,
+        room: &mut usize,
+    ) -> bool {
         loop {
-            while let Some(to) = telling.targets.pop() {
+            while let Some(to) = delivery.targets.pop() {
                 if *room == 0 {
-                    telling.targets.push(to);
+                    delivery.targets.push(to);
                     return false;
                 }
                 *room -= 1;
                 // The registration may have ended since, and its id or eventfd may be another's
                 // by now.
-                if self.newcomers.is_after(&to, telling.after) {
+                if self.newcomers.is_after(&to, delivery.after) {
                     continue;
                 }
-                let Event { cause, signals, .. } = &telling.event;
+                let Event { cause, signals, .. } = &delivery.event;
                 let (cause, signals) = (cause.label(), *signals);
-                self.tell(to.ticket, &telling.event);
+                self.notify_follower(to.ticket, &delivery.event);
                 self.owe(to.file, to.ticket, signals, cause, rung);
                 if self.is_time_over() {
                     *room = 0;
@@ -188,7 +193,7 @@ impl<S: Source> Watcher<S> {
                 return false;
             }
             *room -= 1;
-            if !self.next_targets(telling) {
+            if !self.next_targets(delivery) {
                 return true;
             }
             if self.is_time_over() {
@@ -198,11 +203,11 @@ impl<S: Source> Watcher<S> {
     }
 
     /// Goes a few levels towards the next group whose listeners receive it; false at the end.
-    fn next_targets(&mut self, telling: &mut Delivery) -> bool {
-        let after = telling.after;
-        match &mut telling.rest {
-            Holdoff::Nothing => false,
-            Holdoff::Below { index, next, climb, oom } => {
+    fn next_targets(&mut self, delivery: &mut Delivery) -> bool {
+        let after = delivery.after;
+        match &mut delivery.remaining {
+            Remaining::Nothing => false,
+            Remaining::Below { index, next, climb, oom } => {
                 // `mem_cgroup_oom_notify`: in the group and below it.
                 let oom = *oom.get_or_insert_with(|| self.climbs.begin());
                 let begun = climb.take().or_else(|| {
@@ -218,8 +223,8 @@ impl<S: Source> Watcher<S> {
                     WalkOutcome::In(id) => {
                         // A group keeps its slot while it has registrations.
                         if let Some(group) = self.registry.group(id.slot).filter(|group| group.id == id) {
-                            telling.event.cgroup_id = self.id_of(id.slot);
-                            telling.targets = group.oom().collect();
+                            delivery.event.cgroup_id = self.id_of(id.slot);
+                            delivery.targets = group.oom().collect();
                         }
                     }
                     WalkOutcome::Elsewhere => {}
@@ -227,14 +232,15 @@ impl<S: Source> Watcher<S> {
                 }
                 true
             }
-            Holdoff::Up { level, next, window } => {
+            Remaining::Up { level, next, window } => {
                 // Up to the root, as `vmpressure_work_fn` carries a window.
                 let Some(slot) = *next else { return false };
                 let group = self.registry.group(slot);
-                telling.targets = group.map(|group| group.hearers(*window, *level)).unwrap_or_default();
-                telling.targets.retain(|to| !self.newcomers.is_after(to, after));
-                telling.event.cgroup_id = self.id_of(slot);
-                window.next_group(self.is_heard(&telling.targets));
+                delivery.targets =
+                    group.map(|group| group.pressure_targets(*window, *level)).unwrap_or_default();
+                delivery.targets.retain(|to| !self.newcomers.is_after(to, after));
+                delivery.event.cgroup_id = self.id_of(slot);
+                window.next_group(self.has_listener(&delivery.targets));
                 *next = self.above(slot);
                 true
             }
@@ -243,10 +249,10 @@ impl<S: Source> Watcher<S> {
 
     /// Whether the eventfd of one of these is open: v1 removed an eventfd as it was closed, so
     /// closed ones keep nothing from the groups above. Of very many only some are counted.
-    fn is_heard(&self, targets: &[Subscriber]) -> bool {
+    fn has_listener(&self, targets: &[Subscriber]) -> bool {
         let some: Vec<_> = targets.iter().take(Query::FILES_AT_ONCE).map(|to| to.file).collect();
-        let asked = some.len();
-        asked < targets.len() || self.closed_among(some).len() < asked
+        let counted = some.len();
+        counted < targets.len() || self.closed_among(some).len() < counted
     }
 
     /// Delivers to followers, without a signal, that the OOM killer has chosen a process.
@@ -263,7 +269,7 @@ impl<S: Source> Watcher<S> {
             comm: String::from_utf8_lossy(comm).into_owned(),
             victim: victim.bell.value,
         };
-        self.plan_telling(victim.bell.slot, cause);
+        self.plan_explanation(victim.bell.slot, cause);
     }
 
     /// Delivers to followers, without a signal, that the OOM killer kills a whole group.
@@ -271,7 +277,7 @@ impl<S: Source> Watcher<S> {
         self.source.take_victim();
         if !self.followers.is_empty() {
             let limit = self.id_of(index);
-            self.plan_telling(index, Cause::GroupKill { limit, victim });
+            self.plan_explanation(index, Cause::GroupKill { limit, victim });
         }
     }
 
@@ -283,9 +289,9 @@ impl<S: Source> Watcher<S> {
     }
 
     /// Passes an event to the follower of a registration, if it has one.
-    pub(super) fn tell(&mut self, ticket: RecordId, event: &Event) {
+    pub(super) fn notify_follower(&mut self, ticket: RecordId, event: &Event) {
         if let Some(follower) = self.followers.get_mut(&ticket)
-            && !follower.tell(event)
+            && !follower.deliver(event)
         {
             self.followers.remove(&ticket);
         }

@@ -76,7 +76,7 @@ impl<S: Source> Watcher<S> {
         let misses = self.source.misses();
         let (skipped, lost) = (misses.charges, self.losses());
         self.signaller.try_again();
-        self.tell_shortages();
+        self.log_shortages();
         let all = skipped != self.skipped || lost != self.lost;
         (self.skipped, self.lost) = (skipped, lost);
         let holds = self.make_up(&misses);
@@ -193,7 +193,7 @@ impl<S: Source> Watcher<S> {
         self.limits_written();
         if self.search.is_done() {
             self.search = self.search_closed();
-            self.asked.clear();
+            self.resume_at.clear();
         }
         self.queue_search();
         if sweep.aims.holds {

@@ -189,7 +189,7 @@ fn a_group_that_never_rests_is_looked_at_again() {
     watcher.source.restless.set(false);
     watcher.source.counters[0].set(Some(12));
     watcher.run();
-    assert_eq!(taken(&client) % 2, 1, "it began below, and rests above");
+    assert_eq!(taken(&client) % 2, 1, "it began below, and ends above");
 }
 
 #[test]
@@ -207,11 +207,11 @@ fn removal_signals_and_the_slot_comes_back_once() {
 }
 
 /// Events that a follower received.
-type Heard = Arc<Mutex<Vec<super::Event>>>;
+type Received = Arc<Mutex<Vec<super::Event>>>;
 
 /// Makes a follower that records its events, and wants more.
-fn follower(heard: &Heard) -> EventSink {
-    let sink = Arc::clone(heard);
+fn follower(received: &Received) -> EventSink {
+    let sink = Arc::clone(received);
     EventSink::new(move |event: &super::Event| {
         sink.lock().expect("no panic").push(event.clone());
         true
@@ -222,13 +222,15 @@ fn follower(heard: &Heard) -> EventSink {
 fn a_follower_hears_of_its_own_registration_alone() {
     let (mut watcher, client) = (watcher(), client());
     watcher.source.slots[1].parent.set(monitor_common::slot::PARENT_ROOT);
-    let [mine, theirs] = [Heard::default(), Heard::default()];
+    let [mine, theirs] = [Received::default(), Received::default()];
     // One eventfd: a threshold and OOMs of one group, and the same of another's.
-    for (slot, heard) in [(0, &mine), (1, &theirs)] {
+    for (slot, received) in [(0, &mine), (1, &theirs)] {
         let group = watcher.source.group(slot);
         for (on, args) in [(USAGE, "10"), (ControlFile::Oom, "")] {
-            let request =
-                RegistrationRequest { follower: Some(follower(heard)), ..request(group, on, args, &client) };
+            let request = RegistrationRequest {
+                follower: Some(follower(received)),
+                ..request(group, on, args, &client)
+            };
             assert!(watcher.register(request).is_ok());
         }
     }
@@ -239,9 +241,9 @@ fn a_follower_hears_of_its_own_registration_alone() {
     watcher.group_kill(1, 4711);
     watcher.run();
     assert_eq!(taken(&client), 3);
-    assert!(mine.lock().expect("no panic").is_empty(), "told of another's: {:?}", mine.lock());
-    let signals = |heard: &Heard| -> Vec<u64> {
-        heard.lock().expect("no panic").drain(..).map(|event| event.signals).collect()
+    assert!(mine.lock().expect("no panic").is_empty(), "signalled of another's: {:?}", mine.lock());
+    let signals = |received: &Received| -> Vec<u64> {
+        received.lock().expect("no panic").drain(..).map(|event| event.signals).collect()
     };
     assert_eq!(signals(&theirs), [2, 1, 0], "OOMs, the crossing, and the kill");
     watcher.source.counters[1].set(None);
@@ -258,8 +260,8 @@ fn a_follower_hears_of_its_own_registration_alone() {
 #[test]
 fn followers_hear_causes_until_they_leave() {
     let (mut watcher, client) = (watcher(), client());
-    let heard = Arc::new(Mutex::new(Vec::new()));
-    let sink = Arc::clone(&heard);
+    let received = Arc::new(Mutex::new(Vec::new()));
+    let sink = Arc::clone(&received);
     let follower = EventSink::new(move |event: &super::Event| {
         sink.lock().expect("whole").push(event.cause.clone());
         false
@@ -272,7 +274,7 @@ fn followers_hear_causes_until_they_leave() {
     watcher.source.charge(0, 5);
     watcher.look(0);
     assert!(matches!(
-        heard.lock().expect("whole").as_slice(),
+        received.lock().expect("whole").as_slice(),
         [Cause::Crossed { threshold: 10, usage: 15, .. }]
     ));
     assert_eq!(taken(&client), 2);
@@ -280,13 +282,13 @@ fn followers_hear_causes_until_they_leave() {
 
 #[test]
 fn kills_are_told_while_somebody_follows_and_before_the_removal() {
-    let (mut watcher, client, heard) = (watcher(), client(), Heard::default());
+    let (mut watcher, client, received) = (watcher(), client(), Received::default());
     let is_wanted = |watcher: &Watcher<FakeKernel>| watcher.source.wanted.get() & Subscriptions::VICTIMS != 0;
     assert_eq!(wait_for(&mut watcher, 0, ControlFile::Oom, "", &client), Ok(()));
     assert!(!is_wanted(&watcher));
     let group = watcher.source.group(0);
     let request = RegistrationRequest {
-        follower: Some(follower(&heard)),
+        follower: Some(follower(&received)),
         ..request(group, ControlFile::Oom, "", &client)
     };
     assert!(watcher.register(request).is_ok() && is_wanted(&watcher));
@@ -295,8 +297,8 @@ fn kills_are_told_while_somebody_follows_and_before_the_removal() {
     }
     watcher.source.counters[0].set(None);
     watcher.run();
-    let heard: Vec<u64> = heard.lock().expect("no panic").iter().map(|event| event.signals).collect();
-    assert_eq!((heard.len(), heard.last()), (65, Some(&1)), "64 kills, and the removal last");
+    let received: Vec<u64> = received.lock().expect("no panic").iter().map(|event| event.signals).collect();
+    assert_eq!((received.len(), received.last()), (65, Some(&1)), "64 kills, and the removal last");
     assert_eq!(watcher.source.tally(LossKind::VictimsDropped), 1, "one too many at once");
     assert!(!is_wanted(&watcher));
 }

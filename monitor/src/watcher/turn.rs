@@ -85,7 +85,7 @@ struct Begun {
     /// Records of the taken readings beside the journal.
     lines: Vec<RecordId>,
     rung: Option<u64>,
-    telling: VecDeque<Delivery>,
+    deliveries: VecDeque<Delivery>,
     then: Then,
     awaited: WatchedGroups,
 }
@@ -247,8 +247,8 @@ impl<S: Source> Watcher<S> {
             && self.may_look_at(index, slot)
         {
             let then = if self.registry.group(index).is_none() { Then::Release } else { Then::Nothing };
-            let telling = VecDeque::from([self.explanation(index, cause)]);
-            self.begun(index, Begun { telling, then, ..Begun::default() });
+            let deliveries = VecDeque::from([self.explanation(index, cause)]);
+            self.begun(index, Begun { deliveries, then, ..Begun::default() });
         }
     }
 
@@ -277,8 +277,8 @@ impl<S: Source> Watcher<S> {
             // Recorded until the signals are owed.
             persistence.state().begin(taken);
         }
-        let telling = self.tellings(index, &seen);
-        let mut begun = Begun { taken, rung, telling, ..Begun::default() };
+        let deliveries = self.deliveries(index, &seen);
+        let mut begun = Begun { taken, rung, deliveries, ..Begun::default() };
         let is_quiet = self.begin_quantities(index, state, seen, &mut begun);
         self.begun(index, begun);
         self.go_on(index, room);
@@ -377,14 +377,14 @@ impl<S: Source> Watcher<S> {
         match begun.then {
             Then::Nothing => {}
             Then::Remove => {
-                let waits =
-                    self.registry.group(slot).is_some() && !self.have_told_above(slot, &mut begun.awaited);
+                let waits = self.registry.group(slot).is_some()
+                    && !self.has_delivered_above(slot, &mut begun.awaited);
                 if waits {
                     // What is left waits until others have had their turns.
                     *room = 0;
                 }
                 if waits
-                    || !self.tell_causes(slot, &mut begun, room)
+                    || !self.deliver_causes(slot, &mut begun, room)
                     || *room == 0
                     || !self.remove_group(slot, begun.rung, room)
                 {
@@ -400,30 +400,30 @@ impl<S: Source> Watcher<S> {
 
     /// Delivers all explanations before their followers are gone; false where there is no room
     /// for it.
-    fn tell_causes(&mut self, slot: u32, begun: &mut Begun, room: &mut usize) -> bool {
-        while self.tell_all(begun, room) {
+    fn deliver_causes(&mut self, slot: u32, begun: &mut Begun, room: &mut usize) -> bool {
+        while self.deliver_all(begun, room) {
             let causes = self.works.get_mut(&slot).map(|work| &mut work.causes);
             let Some(cause) = causes.and_then(VecDeque::pop_front) else { return true };
             if !self.followers.is_empty() {
-                begun.telling.push_back(self.explanation(slot, cause));
+                begun.deliveries.push_back(self.explanation(slot, cause));
             }
         }
         false
     }
 
     /// Completes all deliveries under way; false where there is no room for it.
-    fn tell_all(&mut self, begun: &mut Begun, room: &mut usize) -> bool {
-        while let Some(telling) = begun.telling.front_mut() {
-            if *room == 0 || !self.tell_on(telling, begun.rung, room) {
+    fn deliver_all(&mut self, begun: &mut Begun, room: &mut usize) -> bool {
+        while let Some(delivery) = begun.deliveries.front_mut() {
+            if *room == 0 || !self.deliver_on(delivery, begun.rung, room) {
                 return false;
             }
-            begun.telling.pop_front();
+            begun.deliveries.pop_front();
         }
         true
     }
 
     fn go_on_with(&mut self, slot: u32, begun: &mut Begun, room: &mut usize) -> bool {
-        if !self.tell_all(begun, room) {
+        if !self.deliver_all(begun, room) {
             return false;
         }
         let (clock, cgroup_id) = (self.clock(), self.id_of(slot));
@@ -435,8 +435,8 @@ impl<S: Source> Watcher<S> {
             }
             let mut outcome = Outcome::default();
             let is_done = scale.walk(clock, room, &mut outcome);
-            let (now, rest) = (scale.now(), scale.rests_until());
-            self.rests.extend(rest.map(|until| (until, slot)));
+            let (now, holdoff_end) = (scale.now(), scale.first_holdoff_end());
+            self.holdoffs.extend(holdoff_end.map(|until| (until, slot)));
             self.owe_crossings(cgroup_id, file, outcome, now, begun.rung);
             if !is_done {
                 return false;

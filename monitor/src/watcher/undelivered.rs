@@ -78,7 +78,7 @@ impl<S: Source> Watcher<S> {
         rung: Option<u64>,
     ) {
         let payer = self.payer_of_file(file);
-        let owed = self.debts.by_file.entry(file).or_default();
+        let owed = self.undelivered.by_file.entry(file).or_default();
         *owed.by.entry((ticket, cause)).or_default() += signals;
         owed.rung = owed.rung.or(rung);
         if !owed.queued && owed.sent.is_none() {
@@ -100,16 +100,16 @@ impl<S: Source> Watcher<S> {
         // Its groups have gone. v1 held no file: an eventfd closed by its client was signalled no
         // more. While the agent holds it, it is still in the client's epoll set, by a number that
         // is none any more.
-        if self.debts.has(file) && !self.registry.has_file(file) && self.is_closed(file) {
+        if self.undelivered.has(file) && !self.registry.has_file(file) && self.is_closed(file) {
             self.forgive(file);
             self.drop_file(file);
             return;
         }
         let account = self.owners.get(&file).copied().unwrap_or(Account::Agent);
-        let Some(owed) = self.debts.by_file.get_mut(&file) else { return };
+        let Some(owed) = self.undelivered.by_file.get_mut(&file) else { return };
         owed.queued = false;
         let Some(eventfd) = self.eventfds.get(&file).or_else(|| self.own.get(&file)) else {
-            self.debts.by_file.remove(&file);
+            self.undelivered.by_file.remove(&file);
             return;
         };
         if owed.sent.is_some() {
@@ -118,13 +118,13 @@ impl<S: Source> Watcher<S> {
         let some = BATCH.min(*room).max(1);
         let signals = owed.by.values().take(some).fold(0, |sum: u64, count| sum.saturating_add(*count));
         *room = room.saturating_sub(some.min(owed.by.len()));
-        self.debts.serial += 1;
-        let serial = self.debts.serial;
+        self.undelivered.serial += 1;
+        let serial = self.undelivered.serial;
         match self.signaller.signal(account, serial, eventfd, signals, time) {
             Ok(SignalOutcome::Now(given)) => self.paid(file, given),
             Ok(SignalOutcome::Later) => {
                 owed.sent = Some(serial);
-                self.debts.sent.insert(serial, file);
+                self.undelivered.sent.insert(serial, file);
             }
             Err(errno) => {
                 self.counts.failed_signals += signals;
@@ -139,8 +139,8 @@ impl<S: Source> Watcher<S> {
     pub(super) fn take_from_lane(&mut self) {
         for done in self.signaller.done() {
             // No eventfd is known for it any more: its client has gone meanwhile.
-            let Some(file) = self.debts.sent.remove(&done.serial) else { continue };
-            match self.debts.by_file.get_mut(&file) {
+            let Some(file) = self.undelivered.sent.remove(&done.serial) else { continue };
+            match self.undelivered.by_file.get_mut(&file) {
                 Some(owed) if owed.sent == Some(done.serial) => owed.sent = None,
                 _ => continue,
             }
@@ -158,7 +158,7 @@ impl<S: Source> Watcher<S> {
 
     fn paid(&mut self, file: FileId, signals: u64) {
         let is_own = self.registry.is_own(file);
-        let rung = self.debts.by_file.get_mut(&file).and_then(|owed| owed.rung.take());
+        let rung = self.undelivered.by_file.get_mut(&file).and_then(|owed| owed.rung.take());
         self.strike_off(file, signals, |watcher, cause, count| {
             if !is_own {
                 watcher.counts.signals += count;
@@ -174,7 +174,7 @@ impl<S: Source> Watcher<S> {
     /// Takes `signals` off the undelivered ones, and off the records.
     fn strike_off(&mut self, file: FileId, mut signals: u64, mut each: impl FnMut(&mut Self, usize, u64)) {
         while signals > 0 {
-            let Some(owed) = self.debts.by_file.get_mut(&file) else { return };
+            let Some(owed) = self.undelivered.by_file.get_mut(&file) else { return };
             let Some(mut first) = owed.by.first_entry() else { return };
             let (ticket, cause) = *first.key();
             let count = signals.min(*first.get());
@@ -198,7 +198,7 @@ impl<S: Source> Watcher<S> {
     /// Queues what is left for another turn, or lets go of an eventfd without registrations.
     fn after_payment(&mut self, file: FileId) {
         let payer = self.payer_of_file(file);
-        let Some(owed) = self.debts.by_file.get_mut(&file) else { return };
+        let Some(owed) = self.undelivered.by_file.get_mut(&file) else { return };
         if !owed.by.is_empty() {
             if !owed.queued && owed.sent.is_none() {
                 owed.queued = true;
@@ -209,8 +209,8 @@ impl<S: Source> Watcher<S> {
         if owed.sent.is_some() {
             return;
         }
-        self.debts.by_file.remove(&file);
-        give_back(&mut self.debts.by_file);
+        self.undelivered.by_file.remove(&file);
+        give_back(&mut self.undelivered.by_file);
         if !self.registry.has_file(file) {
             self.drop_file(file);
         }
@@ -218,9 +218,9 @@ impl<S: Source> Watcher<S> {
 
     /// Drops the undelivered signals of a closed eventfd.
     pub(super) fn forgive(&mut self, file: FileId) {
-        let Some(owed) = self.debts.by_file.remove(&file) else { return };
+        let Some(owed) = self.undelivered.by_file.remove(&file) else { return };
         if let Some(serial) = owed.sent {
-            self.debts.sent.remove(&serial);
+            self.undelivered.sent.remove(&serial);
         }
         let removed = owed.by.keys().filter(|(_, cause)| *cause == Cause::REMOVED);
         let tickets: Vec<RecordId> = removed.map(|(ticket, _)| *ticket).collect();

@@ -294,7 +294,7 @@ fn the_running_kernels_btf_is_understood() {
     let count = ["f_ref", "f_count"].map(|path| btf.member_offset("file", path));
     assert!(count.iter().any(Result::is_ok), "{count:?}");
     assert!(btf.enum_value("memcg_memory_event", "MEMCG_OOM").is_some());
-    println!("asked in {:?}", start.elapsed());
+    println!("queried in {:?}", start.elapsed());
 }
 
 /// Asks every question, whatever the answers.

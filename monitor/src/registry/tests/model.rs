@@ -23,12 +23,12 @@ enum Act {
 /// One registration, and its slot.
 struct Plain {
     slot: u32,
-    asked: Subscription,
+    registered: Subscription,
 }
 
 fn act() -> impl Strategy<Value = Act> {
     let threshold = |at| Trigger::Threshold(Threshold { at, ..Threshold::plain(Pages(0)) });
-    let asked = prop_oneof![
+    let registered = prop_oneof![
         3 => (5..10_u64).prop_map(move |at| (ControlFile::Usage, threshold(At::Pages(Pages(at))))),
         1 => Just((ControlFile::Memsw, threshold(At::Percent(50)))),
         1 => Just((ControlFile::WorkingSet, threshold(At::Pages(Pages(3))))),
@@ -38,7 +38,7 @@ fn act() -> impl Strategy<Value = Act> {
     ];
     let file = || (0..4_u64).prop_map(FileId);
     prop_oneof![
-        12 => (asked, file(), 0..3_u32).prop_map(|((on, trigger), file, user)| {
+        12 => (registered, file(), 0..3_u32).prop_map(|((on, trigger), file, user)| {
             Act::Add(registration(on, trigger, file, Account::User(user)))
         }),
         1 => Just(Act::RemoveGroup),
@@ -51,22 +51,22 @@ fn act() -> impl Strategy<Value = Act> {
 /// Takes out of the list what the registry has taken; false where the list had no such entry.
 fn is_taken(list: &mut Vec<Plain>, tickets: impl IntoIterator<Item = RecordId>) -> bool {
     tickets.into_iter().all(|ticket| {
-        let at = list.iter().position(|held| held.asked.ticket == ticket);
+        let at = list.iter().position(|held| held.registered.ticket == ticket);
         at.map(|at| list.swap_remove(at)).is_some()
     })
 }
 
 fn by_file<'a>(held: impl Iterator<Item = &'a Plain>) -> Vec<(FileId, usize)> {
     let mut counts = BTreeMap::new();
-    held.for_each(|held| *counts.entry(held.asked.file).or_insert(0) += 1);
+    held.for_each(|held| *counts.entry(held.registered.file).or_insert(0) += 1);
     counts.into_iter().collect()
 }
 
 fn remove(registry: &mut Registry, list: &mut Vec<Plain>, slot: u32, act: &Act) -> Result<(), TestCaseError> {
     match *act {
-        Act::Add(asked) => {
-            registry.add(GroupId { slot, generation: 1 }, asked, 0, u64::MAX);
-            list.push(Plain { slot, asked });
+        Act::Add(registered) => {
+            registry.add(GroupId { slot, generation: 1 }, registered, 0, u64::MAX);
+            list.push(Plain { slot, registered });
         }
         Act::RemoveGroup => {
             let expected = by_file(list.iter().filter(|held| held.slot == slot));
@@ -82,7 +82,7 @@ fn remove(registry: &mut Registry, list: &mut Vec<Plain>, slot: u32, act: &Act) 
             prop_assert_eq!(registry.group(slot).is_some(), there > most);
         }
         Act::RemoveFile(file) => {
-            let gone = list.iter().filter(|held| held.asked.file == file);
+            let gone = list.iter().filter(|held| held.registered.file == file);
             let mut slots: Vec<_> = gone.map(|held| held.slot).collect();
             slots.sort_unstable();
             slots.dedup();
@@ -90,12 +90,13 @@ fn remove(registry: &mut Registry, list: &mut Vec<Plain>, slot: u32, act: &Act) 
             prop_assert_eq!(&found, &slots);
             slots.into_iter().for_each(|slot| registry.forget_group(slot));
             prop_assert!(is_taken(list, tickets));
-            prop_assert!(list.iter().all(|held| held.asked.file != file));
+            prop_assert!(list.iter().all(|held| held.registered.file != file));
         }
         Act::TakeFromFile(file, most) => {
-            let slots = list.iter().filter(|held| held.asked.file == file).map(|held| held.slot);
+            let slots = list.iter().filter(|held| held.registered.file == file).map(|held| held.slot);
             let slot = slots.min();
-            let there = list.iter().filter(|held| held.asked.file == file && Some(held.slot) == slot).count();
+            let there =
+                list.iter().filter(|held| held.registered.file == file && Some(held.slot) == slot).count();
             let taken = registry.take_from_file(file, most);
             prop_assert_eq!(taken.as_ref().map(|(slot, _)| *slot), slot);
             let (slot, taken) = taken.unwrap_or_default();
@@ -118,13 +119,13 @@ proptest! {
             prop_assert_eq!(registry.file_count(), by_file(list.iter()).len() as u64);
             for number in 0..4 {
                 let file = FileId(number);
-                prop_assert_eq!(registry.has_file(file), list.iter().any(|held| held.asked.file == file));
+                prop_assert_eq!(registry.has_file(file), list.iter().any(|held| held.registered.file == file));
                 let account = Account::User(u32::try_from(number).expect("small"));
-                let held = list.iter().filter(|held| held.asked.account == account).count() as u64;
+                let held = list.iter().filter(|held| held.registered.account == account).count() as u64;
                 prop_assert_eq!(registry.held_by(account), held);
             }
             let ooms: Vec<_> = registry.oom_groups().map(|group| group.id.slot).collect();
-            let waits = |slot: &u32| list.iter().any(|held| held.slot == *slot && held.asked.trigger == Trigger::Oom);
+            let waits = |slot: &u32| list.iter().any(|held| held.slot == *slot && held.registered.trigger == Trigger::Oom);
             prop_assert_eq!(ooms, Vec::from_iter((0..4).filter(waits)));
             // Each registration keeps its own account, whatever has moved meanwhile.
             let groups = registry.groups().flat_map(|group| {
@@ -136,17 +137,17 @@ proptest! {
                 groups.map(|(slot, to)| (to.ticket, slot, to.file, registry.account(to.payer))).collect();
             let mut expected: Vec<_> = list
                 .iter()
-                .map(|held| (held.asked.ticket, held.slot, held.asked.file, Some(held.asked.account)))
+                .map(|held| (held.registered.ticket, held.slot, held.registered.file, Some(held.registered.account)))
                 .collect();
             held.sort_unstable();
             expected.sort_unstable();
             prop_assert_eq!(held, expected);
             for on in ControlFile::ALL {
-                let expected = list.iter().filter(|held| held.asked.on == on).count();
+                let expected = list.iter().filter(|held| held.registered.on == on).count();
                 prop_assert_eq!(registry.len_on(on), expected as u64);
             }
             prop_assert_eq!(registry.wanted() == 0, list.iter().all(|held| {
-                matches!(held.asked.trigger, Trigger::Threshold(Threshold { at: At::Pages(_), .. }))
+                matches!(held.registered.trigger, Trigger::Threshold(Threshold { at: At::Pages(_), .. }))
             }));
         }
     }

@@ -7,7 +7,7 @@ use monitor_common::{
     threshold::{At, Pages, Threshold},
 };
 
-use super::{Account, BURST, Clock, FileId, G, NO_REST, Registry, USAGE, flapping, registration};
+use super::{Account, BURST, Clock, FileId, G, NO_HOLDOFF, Registry, USAGE, flapping, registration};
 use crate::registry::dense::work;
 
 const MANY: u64 = 65_000;
@@ -92,24 +92,24 @@ fn the_rest_of_many_costs_each_once() {
     let mut registry = registry(&all_kinds()[3..4]);
     let group = registry.group_mut(G.slot).expect("just registered");
     let scale = group.scale_mut(USAGE);
-    let clock = |now| Clock { now, rest: 100 };
+    let clock = |now| Clock { now, holdoff: 100 };
     for now in flapping(BURST + 1) {
         scale.step(Excursion::NONE, now, clock(5));
     }
     work::taken();
-    assert_eq!(scale.rests_until(), Some(105));
+    assert_eq!(scale.first_holdoff_end(), Some(105));
     assert_eq!(work::taken(), 0, "the first to wake is known");
     scale.wake(clock(104), false);
-    assert_eq!(work::taken(), 0, "nobody's rest is over");
+    assert_eq!(work::taken(), 0, "no hold-off is over");
     scale.wake(clock(105), false);
-    assert_eq!(scale.rests_until(), None);
+    assert_eq!(scale.first_holdoff_end(), None);
     assert!(work::taken() <= EACH * MANY);
     // A threshold in a hold-off costs no more to remove.
     for now in flapping(BURST + 1) {
         scale.step(Excursion::NONE, now, clock(1000));
     }
     work::taken();
-    assert_eq!(scale.rests_until(), Some(1100));
+    assert_eq!(scale.first_holdoff_end(), Some(1100));
     for file in 0..MANY {
         scale.take_file(FileId(file), usize::MAX);
     }
@@ -122,6 +122,6 @@ fn a_limit_costs_its_percentages() {
     let percent = Trigger::Threshold(Threshold { at: At::Percent(5000), ..Threshold::plain(Pages(0)) });
     registry.add(G, registration(USAGE, percent, FileId(1), Account::User(1)), 0, u64::MAX);
     work::taken();
-    registry.group_mut(G.slot).expect("registered").scale_mut(USAGE).follow(100, NO_REST);
+    registry.group_mut(G.slot).expect("registered").scale_mut(USAGE).follow(100, NO_HOLDOFF);
     assert!(work::taken() <= EACH);
 }

@@ -31,7 +31,7 @@ pub(super) struct IndexEntry {
     burst: u8,
     above: bool,
     ways: Directions,
-    rests: bool,
+    is_held_off: bool,
     /// Extensions that v1 did not have: most thresholds have none.
     more: Option<Box<Extensions>>,
 }
@@ -73,7 +73,7 @@ impl IndexEntry {
         let is_plain = percent.is_none() && hysteresis.0 == 0;
         let more = (!is_plain).then(|| Box::new(Extensions { hysteresis: hysteresis.0, percent }));
         let above = above.unwrap_or(ThresholdState::new(pages, hysteresis.0, now).above);
-        Self { to, threshold: pages, since: 0, burst: 0, above, ways, rests: false, more }
+        Self { to, threshold: pages, since: 0, burst: 0, above, ways, is_held_off: false, more }
     }
 
     fn mark(&self) -> ThresholdState {
@@ -91,11 +91,11 @@ impl IndexEntry {
     }
 
     /// Whether it is in a hold-off, and no charge rings for it.
-    pub(super) const fn rests(&self) -> bool {
-        self.rests
+    pub(super) const fn is_held_off(&self) -> bool {
+        self.is_held_off
     }
 
-    const fn hears(&self, way: Direction) -> bool {
+    const fn signals_for(&self, way: Direction) -> bool {
         match way {
             Direction::Up => !matches!(self.ways, Directions::Down),
             Direction::Down => !matches!(self.ways, Directions::Up),
@@ -105,10 +105,10 @@ impl IndexEntry {
     /// Adds what a step crossed to `outcome`; returns the end of its hold-off, if one begins.
     pub(super) fn apply(&mut self, step: &Step, clock: Clock, outcome: &mut Outcome) -> Option<u64> {
         let mut mark = self.mark();
-        let mut told = 0;
-        for direction in mark.step(step).into_iter().flatten().filter(|way| self.hears(*way)) {
+        let mut signalled = 0;
+        for direction in mark.step(step).into_iter().flatten().filter(|way| self.signals_for(*way)) {
             outcome.crossings.push(Crossing { to: self.to, threshold: self.threshold, direction });
-            told += 1;
+            signalled += 1;
         }
         if self.above != mark.above {
             self.above = mark.above;
@@ -116,14 +116,14 @@ impl IndexEntry {
         }
         let now = clock.now as u32;
         let lasted = u64::from(now.wrapping_sub(self.since));
-        let is_over = self.burst == 0 || lasted >= clock.rest;
+        let is_over = self.burst == 0 || lasted >= clock.holdoff;
         if is_over {
-            (self.since, self.burst) = (now, told);
+            (self.since, self.burst) = (now, signalled);
         } else {
-            self.burst = self.burst.saturating_add(told);
+            self.burst = self.burst.saturating_add(signalled);
         }
-        let rests = clock.rest > 0 && u64::from(self.burst) >= BURST;
-        rests.then(|| clock.now + clock.rest - if is_over { 0 } else { lasted })
+        let is_held_off = clock.holdoff > 0 && u64::from(self.burst) >= BURST;
+        is_held_off.then(|| clock.now + clock.holdoff - if is_over { 0 } else { lasted })
     }
 
     /// Ends its hold-off: later crossings are a new burst.
@@ -134,12 +134,12 @@ impl IndexEntry {
 
 /// Thresholds in a hold-off, by time and by place.
 #[derive(Debug, Default)]
-struct Resting {
+struct HeldOff {
     by_time: BTreeSet<(u64, Place)>,
     until: HashMap<Place, u64>,
 }
 
-impl Resting {
+impl HeldOff {
     fn insert(&mut self, place: Place, until: u64) {
         work::done(1);
         self.until.insert(place, until);
@@ -158,7 +158,7 @@ impl Resting {
 /// A place in the order of all thresholds on a quantity.
 #[derive(Clone, Copy, Debug)]
 pub struct Cursor {
-    rests: bool,
+    is_held_off: bool,
     at: (u64, Place),
 }
 
@@ -169,7 +169,7 @@ pub(super) struct ThresholdIndex {
     /// Thresholds by key, without those in a hold-off.
     order: BTreeSet<(u64, Place)>,
     /// None in most indexes: a threshold has to flap for it.
-    resting: Option<Box<Resting>>,
+    held_off: Option<Box<HeldOff>>,
     /// Thresholds in percent of a limit; and the limit, where it is the same for all.
     percents: BTreeSet<Place>,
     limit: Option<u64>,
@@ -218,8 +218,8 @@ impl ThresholdIndex {
 
     /// All thresholds, by where they are crossed next; those in a hold-off come last.
     pub(super) fn all(&self) -> impl Iterator<Item = &IndexEntry> {
-        let resting = self.resting.iter().flat_map(|resting| &resting.by_time);
-        self.order.iter().chain(resting).filter_map(|(_, place)| self.entries.get(*place))
+        let held_off = self.held_off.iter().flat_map(|held_off| &held_off.by_time);
+        self.order.iter().chain(held_off).filter_map(|(_, place)| self.entries.get(*place))
     }
 
     /// Up to `most` after a cursor, in the order of [`ThresholdIndex::all`], and where to go on.
@@ -227,17 +227,17 @@ impl ThresholdIndex {
         use std::ops::Bound::{Excluded, Unbounded};
         let mut found = Vec::new();
         let mut last = None;
-        let resting = self.resting.as_ref().map(|resting| (true, &resting.by_time));
-        for (rests, set) in std::iter::once((false, &self.order)).chain(resting) {
+        let held_off = self.held_off.as_ref().map(|held_off| (true, &held_off.by_time));
+        for (is_held_off, set) in std::iter::once((false, &self.order)).chain(held_off) {
             let from = match after {
-                Some(Cursor { rests: true, .. }) if !rests => continue,
-                Some(cursor) if cursor.rests == rests => Excluded(cursor.at),
+                Some(Cursor { is_held_off: true, .. }) if !is_held_off => continue,
+                Some(cursor) if cursor.is_held_off == is_held_off => Excluded(cursor.at),
                 _ => Unbounded,
             };
             for at in set.range((from, Unbounded)).take(most - found.len()) {
                 let Some(entry) = self.entries.get(at.1) else { continue };
                 found.push((entry.threshold, entry.to.file));
-                last = Some(Cursor { rests, at: *at });
+                last = Some(Cursor { is_held_off, at: *at });
             }
         }
         let next = last.filter(|_| found.len() == most);
@@ -271,44 +271,44 @@ impl ThresholdIndex {
         let before = entry.key();
         change(entry);
         let after = entry.key();
-        if !entry.rests && before != after {
+        if !entry.is_held_off && before != after {
             self.order.remove(&(before, place));
             self.order.insert((after, place));
         }
     }
 
     /// Begins the hold-off of a threshold.
-    pub(super) fn rest(&mut self, place: Place, until: u64) {
+    pub(super) fn hold_off(&mut self, place: Place, until: u64) {
         let Some(entry) = self.entries.get_mut(place) else { return };
-        entry.rests = true;
+        entry.is_held_off = true;
         self.order.remove(&(entry.key(), place));
-        self.resting.get_or_insert_default().insert(place, until);
+        self.held_off.get_or_insert_default().insert(place, until);
     }
 
     /// The first threshold whose hold-off ends at `now` at the latest.
-    pub(super) fn first_rested(&self, now: u64) -> Option<Place> {
-        let resting = self.resting.iter().flat_map(|resting| resting.by_time.range(..=(now, Place::MAX)));
-        resting.map(|(_, place)| *place).inspect(|_| work::done(1)).next()
+    pub(super) fn first_held_off(&self, now: u64) -> Option<Place> {
+        let held_off = self.held_off.iter().flat_map(|held_off| held_off.by_time.range(..=(now, Place::MAX)));
+        held_off.map(|(_, place)| *place).inspect(|_| work::done(1)).next()
     }
 
-    pub(super) fn end_rest(&mut self, place: Place) {
-        self.forget_rest(place);
+    pub(super) fn end_holdoff(&mut self, place: Place) {
+        self.forget_holdoff(place);
         let Some(entry) = self.entries.get_mut(place) else { return };
-        entry.rests = false;
+        entry.is_held_off = false;
         self.order.insert((entry.key(), place));
     }
 
-    fn forget_rest(&mut self, place: Place) -> Option<u64> {
-        let resting = self.resting.as_mut()?;
-        let until = resting.remove(place);
-        if resting.until.is_empty() {
-            self.resting = None;
+    fn forget_holdoff(&mut self, place: Place) -> Option<u64> {
+        let held_off = self.held_off.as_mut()?;
+        let until = held_off.remove(place);
+        if held_off.until.is_empty() {
+            self.held_off = None;
         }
         until
     }
 
-    pub(super) fn rests_until(&self) -> Option<u64> {
-        self.resting.as_ref()?.by_time.first().map(|(until, _)| *until)
+    pub(super) fn first_holdoff_end(&self) -> Option<u64> {
+        self.held_off.as_ref()?.by_time.first().map(|(until, _)| *until)
     }
 
     /// Takes out up to `most` thresholds of an eventfd.
@@ -331,8 +331,8 @@ impl ThresholdIndex {
         if let Some(Walk::Look(walk)) = self.walk.as_deref_mut() {
             walk.removed(place);
         }
-        if gone.rests {
-            self.forget_rest(place);
+        if gone.is_held_off {
+            self.forget_holdoff(place);
         } else {
             self.order.remove(&(gone.key(), place));
         }
@@ -349,16 +349,16 @@ impl ThresholdIndex {
         }
         let Some(entry) = self.entries.get(place) else { return };
         if let Some(Walk::Look(walk)) = self.walk.as_deref_mut() {
-            walk.moved((!entry.rests).then(|| entry.key()), before, place);
+            walk.moved((!entry.is_held_off).then(|| entry.key()), before, place);
         }
-        if !entry.rests {
+        if !entry.is_held_off {
             let key = entry.key();
             self.order.remove(&(key, before));
             self.order.insert((key, place));
-        } else if let Some(resting) = &mut self.resting
-            && let Some(until) = resting.remove(before)
+        } else if let Some(held_off) = &mut self.held_off
+            && let Some(until) = held_off.remove(before)
         {
-            resting.insert(place, until);
+            held_off.insert(place, until);
         }
     }
 }

@@ -14,10 +14,10 @@ use crate::{
     source::FileId,
 };
 
-const REST: u64 = 100;
+const HOLDOFF: u64 = 100;
 
 /// A crossing: the eventfd, the threshold, and whether it was up.
-type Told = (u64, u64, bool);
+type Signal = (u64, u64, bool);
 
 /// A threshold as the specification puts it.
 struct Plain {
@@ -25,19 +25,19 @@ struct Plain {
     trigger: Threshold,
     mark: ThresholdState,
     burst: (u64, u64),
-    rests: Option<u64>,
+    holdoff_end: Option<u64>,
 }
 
 impl Plain {
-    fn apply(&mut self, step: &Step, now: u64, crossings: &mut Vec<Told>) {
+    fn apply(&mut self, step: &Step, now: u64, crossings: &mut Vec<Signal>) {
         let (file, threshold) = (self.file, self.mark.threshold);
         let before = crossings.len();
         let crossed = self.mark.step(step).into_iter().flatten().filter(|way| self.trigger.hears(*way));
         crossings.extend(crossed.map(|direction| (threshold, file.0, direction == Direction::Up)));
-        let told = (crossings.len() - before) as u64;
+        let signalled = (crossings.len() - before) as u64;
         let (since, count) = self.burst;
-        let is_over = count == 0 || now - since >= REST;
-        self.burst = if is_over { (now, told) } else { (since, count + told) };
+        let is_over = count == 0 || now - since >= HOLDOFF;
+        self.burst = if is_over { (now, signalled) } else { (since, count + signalled) };
     }
 }
 
@@ -83,7 +83,7 @@ fn act() -> impl Strategy<Value = Act> {
 
 impl Model {
     /// Crossings in any order, and how many went.
-    fn act(&mut self, act: &Act, clock: Clock, limit: &mut u64) -> (Vec<Told>, u64) {
+    fn act(&mut self, act: &Act, clock: Clock, limit: &mut u64) -> (Vec<Signal>, u64) {
         let mut crossings = Vec::new();
         let still = |now| Step { from: now, seen: Excursion::NONE, now };
         match *act {
@@ -92,23 +92,23 @@ impl Model {
                     self.now = 20;
                 }
                 let mark = ThresholdState::new(pages(trigger.at, *limit), trigger.hysteresis.0, self.now);
-                self.list.push(Plain { file: FileId(file), trigger, mark, burst: (0, 0), rests: None });
+                self.list.push(Plain { file: FileId(file), trigger, mark, burst: (0, 0), holdoff_end: None });
             }
             Act::Step(min, max, now) => {
                 let step = Step { from: self.now, seen: Excursion { min, max }, now };
                 self.now = now;
                 let (lowest, highest) = step.range();
-                for one in self.list.iter_mut().filter(|one| one.rests.is_none()) {
+                for one in self.list.iter_mut().filter(|one| one.holdoff_end.is_none()) {
                     if (lowest + 1..=highest).contains(&one.mark.key()) {
                         one.apply(&step, clock.now, &mut crossings);
-                        one.rests = (one.burst.1 >= BURST).then_some(one.burst.0 + REST);
+                        one.holdoff_end = (one.burst.1 >= BURST).then_some(one.burst.0 + HOLDOFF);
                     }
                 }
             }
             Act::Wake(all) => {
                 for one in &mut self.list {
-                    if one.rests.is_some_and(|until| all || until <= clock.now) {
-                        (one.rests, one.burst) = (None, (clock.now, 0));
+                    if one.holdoff_end.is_some_and(|until| all || until <= clock.now) {
+                        (one.holdoff_end, one.burst) = (None, (clock.now, 0));
                         one.apply(&still(self.now), clock.now, &mut crossings);
                     }
                 }
@@ -118,7 +118,7 @@ impl Model {
                 for one in &mut self.list {
                     let to = pages(one.trigger.at, to);
                     let moved = std::mem::replace(&mut one.mark.threshold, to) != to;
-                    if moved && one.rests.is_none() {
+                    if moved && one.holdoff_end.is_none() {
                         one.apply(&still(self.now), clock.now, &mut crossings);
                     }
                 }
@@ -133,14 +133,14 @@ impl Model {
     }
 }
 
-fn sorted(mut told: Vec<Told>) -> Vec<Told> {
-    told.sort_unstable();
-    told
+fn sorted(mut signals: Vec<Signal>) -> Vec<Signal> {
+    signals.sort_unstable();
+    signals
 }
 
-fn told(outcome: &Outcome) -> Vec<Told> {
-    let told = |one: &super::Crossing| (one.threshold, one.to.file.0, one.direction == Direction::Up);
-    outcome.crossings.iter().map(told).collect()
+fn signals_of(outcome: &Outcome) -> Vec<Signal> {
+    let signal = |one: &super::Crossing| (one.threshold, one.to.file.0, one.direction == Direction::Up);
+    outcome.crossings.iter().map(signal).collect()
 }
 
 proptest! {
@@ -148,34 +148,34 @@ proptest! {
     fn it_does_what_a_plain_list_does(acts in prop::collection::vec((act(), 0..40u64), 1..120)) {
         let (mut scale, mut model) = (ThresholdSet::default(), Model::default());
         let payer = Accounts::default().charge(Account::Agent);
-        let (mut clock, mut limit, mut its_limit) = (Clock { now: 1, rest: REST }, 50, 50);
+        let (mut clock, mut limit, mut its_limit) = (Clock { now: 1, holdoff: HOLDOFF }, 50, 50);
         for (act, pause) in acts {
             clock.now += pause;
-            let (heard, gone) = match act.clone() {
+            let (received, gone) = match act.clone() {
                 Act::Add(trigger, file) => {
                     let to = Subscriber { file: FileId(file), ticket: RecordId(0), payer };
                     scale.add(20, trigger, limit, to, None);
                     (Vec::new(), 0)
                 }
-                Act::Step(min, max, now) => (told(&scale.step(Excursion { min, max }, now, clock)), 0),
-                Act::Wake(all) => (told(&scale.wake(clock, all)), 0),
+                Act::Step(min, max, now) => (signals_of(&scale.step(Excursion { min, max }, now, clock)), 0),
+                Act::Wake(all) => (signals_of(&scale.wake(clock, all)), 0),
                 Act::Follow(to) => {
                     limit = to;
-                    (told(&scale.follow(to, clock)), 0)
+                    (signals_of(&scale.follow(to, clock)), 0)
                 }
                 Act::Remove(file) => (Vec::new(), scale.take_file(FileId(file), usize::MAX).len() as u64),
             };
             let (expected, went) = model.act(&act, clock, &mut its_limit);
-            prop_assert_eq!(sorted(heard), sorted(expected), "{:?}", act);
+            prop_assert_eq!(sorted(received), sorted(expected), "{:?}", act);
             prop_assert_eq!(gone, went);
             prop_assert_eq!(scale.len(), model.list.len());
-            let keys = || model.list.iter().filter(|one| one.rests.is_none()).map(|one| one.mark.key());
+            let keys = || model.list.iter().filter(|one| one.holdoff_end.is_none()).map(|one| one.mark.key());
             let band = band_around(
                 keys().filter(|key| *key <= scale.now()).max(),
                 keys().filter(|key| *key > scale.now()).min(),
             );
             prop_assert_eq!(scale.band(), band);
-            prop_assert_eq!(scale.rests_until(), model.list.iter().filter_map(|one| one.rests).min());
+            prop_assert_eq!(scale.first_holdoff_end(), model.list.iter().filter_map(|one| one.holdoff_end).min());
             let percents = model.list.iter().filter(|one| matches!(one.trigger.at, At::Percent(_))).count();
             prop_assert_eq!(scale.percents(), percents);
             let mut files: Vec<_> = scale.thresholds().map(|(_, to)| to.file).collect();
@@ -221,7 +221,7 @@ proptest! {
         (late_min, late_max, told_min, told_max) in (0..45u64, 0..45u64, 0..45u64, 0..45u64),
         between in prop::collection::vec((1..4usize, prop::option::of((threshold(), 0..6u64)), 0..8u64), 0..30),
     ) {
-        let clock = Clock { now: 1, rest: 0 };
+        let clock = Clock { now: 1, holdoff: 0 };
         let mut scale = ThresholdSet::default();
         let payer = Accounts::default().charge(Account::Agent);
         let add = |scale: &mut ThresholdSet, trigger, file, ticket| {
@@ -256,9 +256,9 @@ proptest! {
             let step = if look.is_beyond(mark.key()) { look.late_step() } else { look.step };
             let expected: Vec<_> = mark.step(&step).into_iter().flatten().filter(|way| trigger.hears(*way)).collect();
             let mine = outcome.crossings.iter().filter(|one| one.to.ticket == ticket);
-            let told: Vec<_> = mine.map(|one| one.direction).collect();
+            let signalled: Vec<_> = mine.map(|one| one.direction).collect();
             let is_gone = gone.contains(&ticket);
-            prop_assert!(told == expected || is_gone && told.is_empty(), "{:?}: {:?}", told, expected);
+            prop_assert!(signalled == expected || is_gone && signalled.is_empty(), "{:?}: {:?}", signalled, expected);
         }
         prop_assert!(outcome.crossings.iter().all(|one| one.to.ticket.0 < 1000));
         let (mut scale_marks, band) = (Vec::new(), scale.band());
@@ -279,7 +279,7 @@ proptest! {
     fn pages_show_all(acts in prop::collection::vec((act(), 0..40u64), 1..120), most in 1..7usize) {
         let mut scale = ThresholdSet::default();
         let payer = Accounts::default().charge(Account::Agent);
-        let mut clock = Clock { now: 1, rest: REST };
+        let mut clock = Clock { now: 1, holdoff: HOLDOFF };
         for (act, pause) in acts {
             clock.now += pause;
             match act {

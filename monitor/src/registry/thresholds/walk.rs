@@ -131,7 +131,7 @@ impl Walk {
                     *next = (*next).min(store.places().end);
                     next.checked_sub(1).inspect(|place| *next = *place)
                 }
-                Self::Wake(all) => store.first_rested(if *all { u64::MAX } else { clock.now }),
+                Self::Wake(all) => store.first_held_off(if *all { u64::MAX } else { clock.now }),
             };
             // Without room there may be more.
             let Some(place) = place else { return *room > 0 };
@@ -152,20 +152,20 @@ impl Walk {
         match self {
             Self::Look(walk) => {
                 let step = walk.step_for(store.key(place));
-                let mut rests = None;
-                store.change(place, |entry| rests = entry.apply(&step, clock, outcome));
+                let mut holdoff_end = None;
+                store.change(place, |entry| holdoff_end = entry.apply(&step, clock, outcome));
                 if walk.is_ahead(store.key(place), place) {
                     walk.done.insert(place);
                 }
-                if let Some(until) = rests {
-                    store.rest(place, until);
+                if let Some(until) = holdoff_end {
+                    store.hold_off(place, until);
                 }
             }
             Self::Follow(limit, _) => store.change(place, |entry| {
                 let Some(at) = entry.percent() else { return };
                 let moved = std::mem::replace(&mut entry.threshold, pages(at, *limit));
                 // One in a hold-off is signalled when that ends.
-                if moved != entry.threshold && !entry.rests() {
+                if moved != entry.threshold && !entry.is_held_off() {
                     entry.apply(still, clock, outcome);
                 }
             }),
@@ -177,7 +177,7 @@ impl Walk {
                     entry.wake(clock);
                     entry.apply(still, clock, outcome);
                 });
-                store.end_rest(place);
+                store.end_holdoff(place);
             }
         }
     }
@@ -246,7 +246,7 @@ impl ThresholdSet {
     /// Ends the hold-off of those whose time is up, or of all: they are crossed if they are on
     /// the other side than was signalled last.
     pub fn begin_wake(&mut self, all: bool) {
-        if let Some(store) = self.store.as_mut().filter(|store| store.rests_until().is_some()) {
+        if let Some(store) = self.store.as_mut().filter(|store| store.first_holdoff_end().is_some()) {
             store.walk = Some(Box::new(Walk::Wake(all)));
         }
     }

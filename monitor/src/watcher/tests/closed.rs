@@ -26,7 +26,7 @@ fn close(watcher: &Watcher<FakeKernel>, client: &Client) {
     watcher.source.references.borrow_mut().insert(file, 1);
 }
 
-fn ask(watcher: &mut Watcher<FakeKernel>, account: Account, client: &Client) -> Result<(), Errno> {
+fn register_for(watcher: &mut Watcher<FakeKernel>, account: Account, client: &Client) -> Result<(), Errno> {
     let group = watcher.source.group(0);
     watcher.register(RegistrationRequest { account, ..request(group, USAGE, "10", client) }).map(drop)
 }
@@ -72,14 +72,14 @@ fn closing_makes_room_at_the_quota_at_once() {
     let mut watcher = with_limits(FakeHost::forever(), Limits { quota: 2, eventfds: 8, ..LIMITS });
     let clients = [client(), client(), client()];
     assert_eq!(
-        clients.each_ref().map(|one| ask(&mut watcher, USER, one)),
+        clients.each_ref().map(|one| register_for(&mut watcher, USER, one)),
         [Ok(()), Ok(()), Err(Errno::EDQUOT)]
     );
-    assert_eq!(ask(&mut watcher, Account::User(1001), &clients[2]), Ok(()), "others do not notice");
+    assert_eq!(register_for(&mut watcher, Account::User(1001), &clients[2]), Ok(()), "others do not notice");
     close(&watcher, &clients[1]);
     let next = client();
-    assert_eq!(ask(&mut watcher, USER, &next), Ok(()));
-    assert_eq!(ask(&mut watcher, USER, &next), Err(Errno::EDQUOT));
+    assert_eq!(register_for(&mut watcher, USER, &next), Ok(()));
+    assert_eq!(register_for(&mut watcher, USER, &next), Err(Errno::EDQUOT));
     assert_eq!(watcher.registry().held_by(USER), 2);
 }
 
@@ -88,7 +88,7 @@ fn a_registration_that_gives_way_may_be_the_groups_last() {
     let mut watcher = with_limits(FakeHost::forever(), Limits { quota: 1, eventfds: 8, ..LIMITS });
     for _ in 0..3 {
         let client = client();
-        assert_eq!(ask(&mut watcher, USER, &client), Ok(()));
+        assert_eq!(register_for(&mut watcher, USER, &client), Ok(()));
         assert!(watcher.source.slots[0].state().has(SlotState::WATCHED));
         close(&watcher, &client);
     }
@@ -99,13 +99,13 @@ fn a_registration_that_gives_way_may_be_the_groups_last() {
 fn closing_makes_room_in_a_full_table_at_once() {
     let mut watcher = with_limits(FakeHost::forever(), Limits { quota: 5, eventfds: 2, ..LIMITS });
     let clients = [client(), client()];
-    assert_eq!(clients.each_ref().map(|one| ask(&mut watcher, USER, one)), [Ok(()), Ok(())]);
-    assert_eq!(ask(&mut watcher, USER, &client()), Err(Errno::ENOMEM));
-    assert_eq!(ask(&mut watcher, USER, &clients[0]), Ok(()), "no further eventfd");
+    assert_eq!(clients.each_ref().map(|one| register_for(&mut watcher, USER, one)), [Ok(()), Ok(())]);
+    assert_eq!(register_for(&mut watcher, USER, &client()), Err(Errno::ENOMEM));
+    assert_eq!(register_for(&mut watcher, USER, &clients[0]), Ok(()), "no further eventfd");
     close(&watcher, &clients[0]);
-    assert_eq!(ask(&mut watcher, USER, &client()), Ok(()), "the user's own gives way");
+    assert_eq!(register_for(&mut watcher, USER, &client()), Ok(()), "the user's own gives way");
     close(&watcher, &clients[1]);
-    assert_eq!(ask(&mut watcher, Account::User(0), &client()), Ok(()), "somebody else's");
+    assert_eq!(register_for(&mut watcher, Account::User(0), &client()), Ok(()), "another user's gives way");
     assert_eq!(watcher.registry().file_count(), 2);
 }
 
@@ -121,21 +121,25 @@ fn eventfds_without_registrations_count_as_long_as_they_are_held() {
         watcher.owners.insert(FileId(file << 8), USER);
     }
     assert_eq!(watcher.registry().held_by(USER), 0);
-    assert_eq!(ask(&mut watcher, USER, &late), Err(Errno::ENOMEM), "half is owed to this user already");
-    assert_eq!(ask(&mut watcher, Account::User(1001), &late), Ok(()));
+    assert_eq!(
+        register_for(&mut watcher, USER, &late),
+        Err(Errno::ENOMEM),
+        "half is owed to this user already"
+    );
+    assert_eq!(register_for(&mut watcher, Account::User(1001), &late), Ok(()));
     for file in 1..=MANY {
         watcher.drop_file(FileId(file << 8));
     }
     while watcher.signaller.closing(USER).0 > 256 {
         std::thread::yield_now();
     }
-    assert_eq!(ask(&mut watcher, USER, &client()), Ok(()));
+    assert_eq!(register_for(&mut watcher, USER, &client()), Ok(()));
 }
 
 #[test]
 fn a_full_table_refuses_and_leaves_nothing() {
     let mut watcher = with_limits(FakeHost::forever(), Limits { quota: 5, eventfds: 0, ..LIMITS });
-    assert_eq!(ask(&mut watcher, USER, &client()), Err(Errno::ENOMEM));
+    assert_eq!(register_for(&mut watcher, USER, &client()), Err(Errno::ENOMEM));
     assert!(!watcher.source.slots[0].state().has(SlotState::WATCHED));
 }
 
@@ -146,17 +150,17 @@ fn a_refusal_costs_a_bounded_number_of_questions() {
     crowd(&mut watcher, USER, MANY);
     let late = client();
     for _ in 0..3 {
-        let before = watcher.source.asked_for.get();
-        assert_eq!(ask(&mut watcher, USER, &late), Err(Errno::EDQUOT));
-        assert!(watcher.source.asked_for.get() - before <= 4 * Query::FILES_AT_ONCE);
-        let before = watcher.source.asked_for.get();
-        assert_eq!(ask(&mut watcher, Account::User(1001), &late), Err(Errno::ENOMEM));
-        assert!(watcher.source.asked_for.get() - before <= 4 * Query::FILES_AT_ONCE);
+        let before = watcher.source.counted_files.get();
+        assert_eq!(register_for(&mut watcher, USER, &late), Err(Errno::EDQUOT));
+        assert!(watcher.source.counted_files.get() - before <= 4 * Query::FILES_AT_ONCE);
+        let before = watcher.source.counted_files.get();
+        assert_eq!(register_for(&mut watcher, Account::User(1001), &late), Err(Errno::ENOMEM));
+        assert!(watcher.source.counted_files.get() - before <= 4 * Query::FILES_AT_ONCE);
     }
     // One among many is found by requesting again.
     watcher.search = super::super::ClosedSearch::default();
     watcher.source.references.borrow_mut().insert(FileId((MANY - 1) << 8), 1);
-    let tries = (1..=4).find(|_| ask(&mut watcher, USER, &late) != Err(Errno::EDQUOT));
+    let tries = (1..=4).find(|_| register_for(&mut watcher, USER, &late) != Err(Errno::EDQUOT));
     assert!(tries.is_some());
 }
 
@@ -208,10 +212,10 @@ fn what_is_closed_hides_no_window_from_those_above() {
     for (slot, client) in [(1, &below), (0, &above)] {
         assert_eq!(wait_for(&mut watcher, slot, Pressure, "low", client), Ok(()));
     }
-    for heard in [0, 1] {
+    for received in [0, 1] {
         watcher.source.slots[1].windows[0].add(1);
         watcher.look(1);
-        assert_eq!(taken(&above), heard);
+        assert_eq!(taken(&above), received);
         close(&watcher, &below);
     }
 }

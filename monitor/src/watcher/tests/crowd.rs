@@ -10,8 +10,8 @@ use tokio::{
 };
 
 use super::{
-    Client, FakeKernel, Heard, LIMITS, Limits, RegistrationRequest, USAGE, Watcher, client, fake::FakeHost,
-    follower, request, taken,
+    Client, FakeKernel, LIMITS, Limits, Received, RegistrationRequest, USAGE, Watcher, client,
+    fake::FakeHost, follower, request, taken,
 };
 use crate::{
     registry::Account,
@@ -43,14 +43,14 @@ fn wait(
 }
 
 /// Turns until the bystander, whose group crosses now, has its signal.
-fn turns_until_told(watcher: &mut Watcher<FakeKernel>, slot: u32, client: &Client) -> u32 {
+fn turns_until_signalled(watcher: &mut Watcher<FakeKernel>, slot: u32, client: &Client) -> u32 {
     watcher.source.charge(slot as usize, 12);
     watcher.ring(slot, 0);
-    let told = (1..100).find(|_| {
+    let signalled = (1..100).find(|_| {
         watcher.turn();
         taken(client) > 0
     });
-    told.expect("told within a hundred turns")
+    signalled.expect("signalled within a hundred turns")
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn a_step_over_all_of_a_users_thresholds_is_many_turns() {
     watcher.ring(3, 0);
     watcher.turn();
     assert!(!watcher.is_idle(), "the step is not done in a turn");
-    let turns = turns_until_told(&mut watcher, 4, &ours);
+    let turns = turns_until_signalled(&mut watcher, 4, &ours);
     assert!(turns <= 2, "{turns} turns");
     // The same holds when it crosses all the time.
     for usage in [3, 12, 3] {
@@ -78,12 +78,12 @@ fn a_step_over_all_of_a_users_thresholds_is_many_turns() {
             watcher.turn();
         }
         taken(&ours);
-        let turns = turns_until_told(&mut watcher, 4, &ours);
+        let turns = turns_until_signalled(&mut watcher, 4, &ours);
         assert!(turns <= 2, "{turns} turns");
     }
     watcher.run();
     let all = taken(&theirs);
-    assert!(all >= MANY && all.is_multiple_of(MANY), "{all}: each of those crossings was told to all");
+    assert!(all >= MANY && all.is_multiple_of(MANY), "{all}: each of those crossings was signalled to all");
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn an_oom_and_a_removal_with_many_listeners_are_many_turns() {
     watcher.ring(3, 0);
     watcher.turn();
     assert!(!watcher.is_idle());
-    assert!(turns_until_told(&mut watcher, 4, &ours) <= 2);
+    assert!(turns_until_signalled(&mut watcher, 4, &ours) <= 2);
     watcher.run();
     assert_eq!(taken(&theirs), MANY);
     watcher.source.charge(4, 3);
@@ -109,7 +109,7 @@ fn an_oom_and_a_removal_with_many_listeners_are_many_turns() {
     watcher.ring(3, 0);
     watcher.turn();
     assert!(!watcher.is_idle());
-    assert!(turns_until_told(&mut watcher, 4, &ours) <= 2);
+    assert!(turns_until_signalled(&mut watcher, 4, &ours) <= 2);
     watcher.run();
     assert_eq!(taken(&theirs), MANY);
     assert_eq!(watcher.source.recycled, [3]);
@@ -130,7 +130,7 @@ fn a_storm_of_groups_that_nobody_waits_on_is_another_payers() {
         watcher.turn();
     }
     // One of each of the three, at most.
-    assert!(turns_until_told(&mut watcher, 4, &ours) <= 4);
+    assert!(turns_until_signalled(&mut watcher, 4, &ours) <= 4);
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn a_sweep_is_many_turns_and_one_at_a_time() {
     watcher.sweep();
     watcher.turn();
     assert!(!watcher.is_idle());
-    assert!(turns_until_told(&mut watcher, 4, &ours) <= 2);
+    assert!(turns_until_signalled(&mut watcher, 4, &ours) <= 2);
     watcher.run();
     assert_eq!(watcher.counts().resyncs, 0);
 }
@@ -207,12 +207,12 @@ fn an_oom_far_from_a_deep_group_is_many_turns() {
     wait(&mut watcher, ATTACKER, 4990, ControlFile::Oom, "", &deep);
     wait(&mut watcher, BYSTANDER, 3, ControlFile::Oom, "", &near);
     watcher.run();
-    for (slot, heard) in [(3, (0, 1)), (5, (1, 0))] {
+    for (slot, received) in [(3, (0, 1)), (5, (1, 0))] {
         watcher.source.slots[slot].ooms.add(1);
         watcher.ring(slot as u32, 0);
         let turns = (1..).take_while(|_| watcher.turn()).count();
         assert!(turns > 4985 / 8 / 256, "{turns} turns: the climb to {slot} is bounded");
-        assert_eq!((taken(&deep), taken(&near)), heard);
+        assert_eq!((taken(&deep), taken(&near)), received);
     }
 }
 
@@ -223,13 +223,13 @@ fn a_kill_is_told_in_many_turns() {
     let limits = Limits { quota: 5000, ..LIMITS };
     let kernel = FakeKernel::with_groups(2000);
     let mut watcher = Watcher::new(kernel, Box::new(FakeHost::forever()), limits).expect("AIO");
-    let (client, heard) = (client(), Heard::default());
+    let (client, received) = (client(), Received::default());
     for slot in 3..2000 {
         wait(&mut watcher, ATTACKER, slot, ControlFile::Oom, "", &client);
     }
     let group = watcher.source.group(3);
     let request = RegistrationRequest {
-        follower: Some(follower(&heard)),
+        follower: Some(follower(&received)),
         ..request(group, ControlFile::Oom, "", &client)
     };
     assert!(watcher.register(request).is_ok());
@@ -243,9 +243,10 @@ fn a_kill_is_told_in_many_turns() {
         }
         let turns = (1..).take_while(|_| watcher.turn()).count();
         assert!(turns > 10 * 1997 / 256, "{turns} turns");
-        let heard: Vec<u64> = heard.lock().expect("no panic").drain(..).map(|event| event.signals).collect();
-        assert_eq!(heard.len(), 10 + usize::from(gone));
-        assert_eq!(heard[..10], [0; 10], "nothing is signalled for a kill");
+        let received: Vec<u64> =
+            received.lock().expect("no panic").drain(..).map(|event| event.signals).collect();
+        assert_eq!(received.len(), 10 + usize::from(gone));
+        assert_eq!(received[..10], [0; 10], "nothing is signalled for a kill");
     }
 }
 
@@ -259,13 +260,13 @@ fn without_aio_all_is_told_a_little_later() {
     }
     watcher.source.charge(4, 12);
     watcher.look(4);
-    let mut told = 0;
-    while told < 1000 {
-        told += taken(&ours);
+    let mut signalled = 0;
+    while signalled < 1000 {
+        signalled += taken(&ours);
         watcher.run();
         thread::sleep(Duration::from_millis(1));
     }
-    assert_eq!(told, 1000);
+    assert_eq!(signalled, 1000);
     while watcher.counts().signals < 1000 {
         watcher.run();
         thread::yield_now();
@@ -364,7 +365,7 @@ fn a_group_that_several_wait_on_is_nobodys_debt() {
     for _ in 0..20 {
         watcher.turn();
     }
-    let turns = turns_until_told(&mut watcher, 4, &ours);
+    let turns = turns_until_signalled(&mut watcher, 4, &ours);
     assert!(turns <= 4, "{turns} turns");
 }
 

@@ -34,7 +34,7 @@ fn memory_and_swap_count_together() {
     watcher.source.references.borrow_mut().insert(file, 1);
     watcher.end_closed();
     watcher.run();
-    assert_eq!(watcher.source.slots[0].sum_band.get(), OPEN, "nobody waits, charges do not look");
+    assert_eq!(watcher.source.slots[0].sum_band.get(), OPEN, "no registration, charges do not look");
 }
 
 #[test]
@@ -73,19 +73,19 @@ fn windows_go_up_by_their_modes() {
     });
     let root = client();
     assert_eq!(wait_for(&mut watcher, 2, Pressure, "low,hierarchy", &root), Ok(()));
-    let heard = || (listeners.each_ref().map(taken), taken(&root));
+    let received = || (listeners.each_ref().map(taken), taken(&root));
     watcher.source.slots[0].windows[1].add(3);
     watcher.look(0);
-    assert_eq!(heard(), ([3, 3, 3, 0], 3));
+    assert_eq!(received(), ([3, 3, 3, 0], 3));
     // From below, with no registration there: local is not signalled.
     watcher.source.slots[1].windows[2].add(1);
     watcher.look(1);
-    assert_eq!(heard(), ([1, 1, 0, 1], 1));
+    assert_eq!(received(), ([1, 1, 0, 1], 1));
     let below = client();
     assert_eq!(wait_for(&mut watcher, 1, Pressure, "low", &below), Ok(()));
     watcher.source.slots[1].windows[2].add(1);
     watcher.look(1);
-    assert_eq!(heard(), ([0, 1, 0, 0], 1));
+    assert_eq!(received(), ([0, 1, 0, 0], 1));
     assert_eq!(taken(&below), 1);
 }
 

@@ -38,7 +38,7 @@ pub(crate) struct FakeKernel {
     pub(super) usual_references: u64,
     pub(super) recycled: Vec<u32>,
     /// Files whose references were counted.
-    pub(super) asked_for: Cell<usize>,
+    pub(super) counted_files: Cell<usize>,
     pub(super) broken: Cell<bool>,
     pub(super) restless: Cell<bool>,
     pub(super) swap: Cell<u64>,
@@ -93,7 +93,7 @@ impl FakeKernel {
             references: RefCell::default(),
             usual_references: 2,
             recycled: Vec::new(),
-            asked_for: Cell::new(0),
+            counted_files: Cell::new(0),
             broken: Cell::new(false),
             restless: Cell::new(false),
             before: RefCell::default(),
@@ -291,7 +291,7 @@ impl Source for FakeKernel {
     }
 
     fn file_refs(&self, files: &[FileId]) -> Result<Vec<u64>> {
-        self.asked_for.set(self.asked_for.get() + files.len());
+        self.counted_files.set(self.counted_files.get() + files.len());
         let references = self.references.borrow();
         Ok(files.iter().map(|file| references.get(file).copied().unwrap_or(self.usual_references)).collect())
     }

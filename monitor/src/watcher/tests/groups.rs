@@ -70,7 +70,7 @@ fn sweeps_find_parents_when_there_is_room_again() {
     watcher.run();
     assert_eq!(watcher.source.slots[1].parent.get(), PARENT_UNKNOWN);
     assert!(!watcher.source.slots[1].state().has(SlotState::WATCHED), "let go after the look");
-    assert!(watcher.source.orphans.get(), "to be asked again");
+    assert!(watcher.source.orphans.get(), "to be queried again");
     watcher.source.slotless.borrow_mut().clear();
     watcher.sweep();
     watcher.run();
@@ -99,7 +99,7 @@ fn what_is_pending_in_a_group_that_is_gone_is_told() {
     let slot = &watcher.source.slots[1];
     slot.windows[0].add(1);
     slot.pending.xchg(1);
-    assert!(slot.leave(0, 0), "nobody waits there, and yet somebody has to come by");
+    assert!(slot.leave(0, 0), "no registration, and yet a look is due");
     assert!(!slot.retire());
     watcher.look(1);
     assert_eq!(taken(&root), 1);

@@ -78,7 +78,7 @@ fn an_eventfd_that_has_anothers_address_is_not_told_in_its_place() {
     assert_eq!((taken(&theirs), taken(&closed), taken(&ours)), (3000, 0, 0));
     watcher.source.charge(5, 12);
     watcher.look(5);
-    assert_eq!(taken(&ours), 1, "what is its own is told");
+    assert_eq!(taken(&ours), 1, "its own event is signalled");
 }
 
 #[test]
@@ -113,12 +113,12 @@ fn an_oom_costs_no_climb_for_each_of_very_many_deep_groups() {
     watcher.source.slots[last as usize].parent.set(3);
     wait(&mut watcher, OTHER, last, &near);
     watcher.run();
-    for (slot, heard) in [(3, (0, 1)), (5, (LEAVES as u64, 0))] {
+    for (slot, received) in [(3, (0, 1)), (5, (LEAVES as u64, 0))] {
         watcher.source.slots[slot].ooms.add(1);
         watcher.ring(slot as u32, 0);
         let turns = (1..).take_while(|_| watcher.turn()).count();
         // In pieces of eight levels, 256 to a turn: 122 where each climbs all the way.
         assert!(turns < 40, "{turns} turns");
-        assert_eq!((taken(&theirs), taken(&near)), heard, "in {slot}");
+        assert_eq!((taken(&theirs), taken(&near)), received, "in {slot}");
     }
 }

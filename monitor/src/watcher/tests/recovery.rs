@@ -69,8 +69,8 @@ fn while_calls_are_skipped_in_each_sweep_all_groups_have_their_turn() {
         skipped(&watcher, |misses| misses.ooms = misses.ooms.map(|count| count + 1));
         watcher.sweep_all();
     }
-    let told: u64 = clients.iter().map(taken).sum();
-    assert_eq!(told, 997, "each once");
+    let signalled: u64 = clients.iter().map(taken).sum();
+    assert_eq!(signalled, 997, "each once");
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn a_hold_whose_end_was_skipped_is_released() {
         watcher.sweep_all();
         assert_eq!(hold_of(&watcher.source.slots[1]), Hold::NONE);
         assert_eq!(watcher.source.slots[0].oom_below.get(), 0);
-        assert_eq!(taken(&client), joined, "what was silent for it is told");
+        assert_eq!(taken(&client), joined, "what was silent for it is signalled");
     }
 }
 
@@ -178,7 +178,7 @@ fn a_removal_that_was_skipped_is_told() {
     assert_eq!(taken(&client), 0, "it is there");
     host.gone.store(true, Ordering::Relaxed);
     watcher.sweep_all();
-    assert_eq!(taken(&client), 0, "nobody looks without a skip");
+    assert_eq!(taken(&client), 0, "no look without a skip");
     skipped(&watcher, |misses| misses.removals += 1);
     watcher.sweep_all();
     assert_eq!(taken(&client), 1);

@@ -238,25 +238,25 @@ fn other_maps_are_found_their_groups_by_id() {
     watcher.source.charge(1, 0);
     watcher.look(1);
     assert_eq!(taken(&client), 1);
-    assert!(watcher.source.epochs.get() > 0, "calm groups look up again");
+    assert!(watcher.source.epochs.get() > 0, "groups without a watcher above look up again");
 }
 
 #[test]
 fn an_answer_that_was_lost_is_asked_for_again() {
     let (mut watcher, client) = (first(), client());
-    let ask = |watcher: &mut Watcher<FakeKernel>| {
+    let register_again = |watcher: &mut Watcher<FakeKernel>| {
         let group = watcher.source.group(0);
         watcher.register(request(group, USAGE, "10", &client)).expect("registered")
     };
-    let answered = ask(&mut watcher);
+    let answered = register_again(&mut watcher);
     watcher.confirm(answered);
-    let _ = ask(&mut watcher);
+    let _ = register_again(&mut watcher);
     let mut watcher = killed_and_next(watcher);
-    let again = ask(&mut watcher);
+    let again = register_again(&mut watcher);
     watcher.confirm(again);
     assert_eq!(watcher.registry().len(), 2, "the answered one, and the other one once");
     let mut watcher = killed_and_next(watcher);
-    let more = ask(&mut watcher);
+    let more = register_again(&mut watcher);
     watcher.confirm(more);
     assert_eq!(watcher.registry().len(), 3, "a duplicate is a duplicate");
     watcher.source.charge(0, 10);
