@@ -15,6 +15,7 @@ pub mod agent;
 pub mod ancillary;
 pub mod async_fd;
 pub mod cgroup;
+#[path = "../../monitor-client/src/admin.rs"]
 pub mod client;
 pub mod error;
 pub mod eventfd;
