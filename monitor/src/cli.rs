@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, error::ErrorKind};
-use memcg_monitor::{client, frontend::metrics_http::Address, in_flight, metrics::Pattern, programs};
+use memcg_monitor::{frontend::metrics_http::Address, in_flight, metrics::Pattern, programs};
 use monitor_common::control_file::ControlFile;
 
 /// cgroup v1's memory notifications on stock cgroup v2 kernels.
@@ -87,10 +87,10 @@ pub enum QuotaBy {
 #[derive(Args, Debug)]
 pub struct Agent {
     /// Registration socket: one packet is one line, as v1 clients write it
-    #[arg(long, value_name = "PATH", default_value = client::SOCKET)]
+    #[arg(long, value_name = "PATH", default_value = monitor_client::SOCKET)]
     pub socket: PathBuf,
     /// Operator's socket, for `list`, `status` and `listen -o json`
-    #[arg(long, value_name = "PATH", default_value = client::CONTROL_SOCKET)]
+    #[arg(long, value_name = "PATH", default_value = monitor_client::CONTROL_SOCKET)]
     pub control_socket: PathBuf,
     /// Permission bits of the registration socket, octal: 0666 lets every user register,
     /// each on what that user may read
@@ -242,10 +242,10 @@ pub struct Listen {
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub output: Output,
     /// Registration socket of the agent
-    #[arg(long, value_name = "PATH", default_value = client::SOCKET)]
+    #[arg(long, value_name = "PATH", default_value = monitor_client::SOCKET)]
     pub socket: PathBuf,
     /// Operator's socket of the agent (used by -o json)
-    #[arg(long, value_name = "PATH", default_value = client::CONTROL_SOCKET)]
+    #[arg(long, value_name = "PATH", default_value = monitor_client::CONTROL_SOCKET)]
     pub control_socket: PathBuf,
 }
 
@@ -256,7 +256,7 @@ pub struct List {
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub output: Output,
     /// Operator's socket of the agent
-    #[arg(long, value_name = "PATH", default_value = client::CONTROL_SOCKET)]
+    #[arg(long, value_name = "PATH", default_value = monitor_client::CONTROL_SOCKET)]
     pub control_socket: PathBuf,
 }
 
@@ -270,7 +270,7 @@ pub struct Status {
     #[arg(long, value_name = "SECS", default_value = "5", value_parser = seconds)]
     pub timeout: std::time::Duration,
     /// Operator's socket of the agent
-    #[arg(long, value_name = "PATH", default_value = client::CONTROL_SOCKET)]
+    #[arg(long, value_name = "PATH", default_value = monitor_client::CONTROL_SOCKET)]
     pub control_socket: PathBuf,
 }
 

@@ -42,17 +42,9 @@ pub enum Error {
     /// The host's cgroup set-up does not fit.
     #[error("{0}")]
     Host(String),
-    /// The agent answered something this version does not understand.
-    #[error("the agent answered {0:?}")]
-    Answer(String),
-    /// The agent refused a request.
-    #[error("{message}")]
-    Refused {
-        /// The kernel's errno for this failure.
-        errno: i32,
-        /// The agent's explanation.
-        message: String,
-    },
+    /// A call of the client library failed, or the agent refused it.
+    #[error(transparent)]
+    Client(#[from] monitor_client::Error),
     /// Another agent holds the lock.
     #[error("{0}")]
     Busy(String),

@@ -5,7 +5,7 @@
 //! [`programs`]; the [`watcher`] works out which thresholds were crossed, looks
 //! up who waits in its [`registry`], and adds to their [`eventfd`]s. Clients come
 //! in by the [`frontend`]s, one of which is the [`view`], the cgroup tree as v1 showed it;
-//! [`client`] is a door's other end. What has to outlive an agent is in its [`persist`],
+//! their side of the sockets is [`monitor_client`]. What has to outlive an agent is in its [`persist`],
 //! which a [`fd_store`] holds.
 //!
 //! [`kernel`] is the one place that knows what kernels differ in; only
@@ -15,7 +15,6 @@ pub mod agent;
 pub mod ancillary;
 pub mod async_fd;
 pub mod cgroup;
-pub mod client;
 pub mod error;
 pub mod eventfd;
 pub mod fd_store;

@@ -13,9 +13,8 @@ pub mod text;
 
 use std::collections::BTreeMap;
 
+use monitor_client::wire::AgentStatus;
 use nix::errno::Errno;
-
-use crate::frontend::admin_socket::AgentStatus;
 
 pub use histogram::Histogram;
 pub use selection::{Candidate, Chosen, LeftOut, Pattern, Selection};

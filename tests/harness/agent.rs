@@ -9,8 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use memcg_monitor::client::{self, AdminConnection};
-use memcg_monitor::frontend::admin_socket::{AgentStatus, GroupRow};
+use monitor_client::AdminConnection;
+use monitor_client::wire::{AgentStatus, GroupRow};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{
@@ -47,7 +47,7 @@ impl Agent {
     /// Starts it as [`Agent::start`], with a registration socket that listens already, as a
     /// socket unit's would (`LISTEN_FDS`).
     pub(crate) fn start_with_socket(options: &[&str]) -> Result<Self> {
-        let path = Path::new(client::SOCKET);
+        let path = Path::new(monitor_client::SOCKET);
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory)?;
         }
@@ -70,7 +70,7 @@ impl Agent {
         process::kill_with_parent(&mut command);
         prepare(&mut command)?;
         let child = command.spawn().with_context(|| format!("cannot start {BINARY}"))?;
-        let mut agent = Self { child, control: client::CONTROL_SOCKET.into(), manager };
+        let mut agent = Self { child, control: monitor_client::CONTROL_SOCKET.into(), manager };
         agent.ready()?;
         Ok(agent)
     }
@@ -208,7 +208,7 @@ impl Drop for Agent {
 /// What an agent tells of itself, once it has done what it was about.
 pub(crate) fn list(control: &Path) -> Result<(Vec<GroupRow>, AgentStatus)> {
     let control = AdminConnection::connect(control)?;
-    control.set_timeout(i64::try_from(PATIENCE.as_millis())?)?;
+    control.set_timeout(Some(PATIENCE))?;
     Ok(control.list()?)
 }
 

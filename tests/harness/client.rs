@@ -7,9 +7,9 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use memcg_monitor::Error;
 use memcg_monitor::cgroup::Version;
-use memcg_monitor::client::{self, SOCKET};
+use monitor_client::Error;
+use monitor_client::SOCKET;
 use monitor_common::control_file::ControlFile;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -125,7 +125,7 @@ pub(crate) fn open_control(group: &Group, file: ControlFile, args: &str) -> Resu
 
 /// Sends one line to the agent, numbers only.
 pub(crate) fn ask_agent(line: &[u8]) -> std::result::Result<(), Error> {
-    client::register(Path::new(SOCKET), line, None)
+    monitor_client::register(Path::new(SOCKET), line, None)
 }
 
 /// The agent's errno for a line; 0 when it registers.

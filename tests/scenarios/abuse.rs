@@ -13,9 +13,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use memcg_monitor::Error;
-use memcg_monitor::client::{self, SOCKET};
-use memcg_monitor::frontend::seqpacket::connect;
+use monitor_client::{Error, SOCKET, connect};
 use nix::mount::{MsFlags, mount, umount};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, recv, send, sendmsg};
@@ -131,7 +129,7 @@ fn abuse_unreadable_file() -> Result<()> {
             let line = format!("{} {} 1M", waiter.0.as_raw_fd(), control.as_raw_fd());
             // Sent along: an ordinary process's descriptors are looked at the same way.
             let fds = [waiter.0.as_fd(), control.as_fd()];
-            let errno = errno_of(client::register(Path::new(SOCKET), line.as_bytes(), Some(fds)))?;
+            let errno = errno_of(monitor_client::register(Path::new(SOCKET), line.as_bytes(), Some(fds)))?;
             ensure!(errno == expected, "mode {mode:o}: errno {errno} instead of {expected}");
             Ok(())
         })

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
-use memcg_monitor::frontend::admin_socket::{Answer, EventRow};
+use monitor_client::wire::{Answer, EventRow};
 
 use crate::harness::MIB;
 use crate::harness::agent::{Agent, BINARY};

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use memcg_monitor::cgroup::Version;
-use memcg_monitor::client::Builder;
+use monitor_client::Builder;
 
 use crate::harness::MIB;
 use crate::harness::agent::{Agent, until};

@@ -12,8 +12,7 @@ use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use memcg_monitor::client::SOCKET;
-use memcg_monitor::frontend::seqpacket::connect;
+use monitor_client::{SOCKET, connect};
 use nix::errno::Errno;
 use nix::libc::{RLIMIT_NOFILE, prlimit, rlimit};
 use nix::mount::{MsFlags, mount};

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use memcg_monitor::client::{self, SOCKET};
+use monitor_client::SOCKET;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{dup, pause};
@@ -223,7 +223,11 @@ fn lifetime_leaves_no_descriptors() -> Result<()> {
                 waiters[n].register(group, threshold)?;
                 let control = File::open(group.usage_file())?;
                 let fds = [waiters[49 - n].0.as_fd(), control.as_fd()];
-                client::register(Path::new(SOCKET), format!("0 0 {threshold}").as_bytes(), Some(fds))?;
+                monitor_client::register(
+                    Path::new(SOCKET),
+                    format!("0 0 {threshold}").as_bytes(),
+                    Some(fds),
+                )?;
             }
         }
         ensure!(registrations(&agent)? == 200, "200 are registered");

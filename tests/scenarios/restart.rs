@@ -5,10 +5,10 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use memcg_monitor::client::CONTROL_SOCKET;
 use memcg_monitor::fd_store::StoredDescriptors;
 use memcg_monitor::programs::FOLDER;
 use memcg_monitor::supervisor::{Mailbox, start};
+use monitor_client::CONTROL_SOCKET;
 use monitor_common::control_file::ControlFile;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;

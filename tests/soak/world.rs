@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::AsRawFd as _;
 
 use anyhow::{Context, Result, ensure};
-use memcg_monitor::Error;
+use monitor_client::Error;
 use monitor_common::control_file::ControlFile;
 
 use crate::harness::MIB;

@@ -6,10 +6,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use memcg_monitor::{
-    client::AdminConnection,
-    frontend::admin_socket::{AgentStatus, Answer, GroupRow, RegistrationRow},
-    printable::printable,
+use memcg_monitor::printable::printable;
+use monitor_client::{
+    AdminConnection,
+    wire::{AgentStatus, Answer, GroupRow, RegistrationRow},
 };
 use monitor_common::control_file::ControlFile;
 

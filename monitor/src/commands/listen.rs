@@ -9,11 +9,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use memcg_monitor::{
-    Error,
-    client::{AdminConnection, RemovalCheck, Target, register},
-    frontend::admin_socket::{AdminRequest, Answer, EventRow},
-    printable::printable,
+use memcg_monitor::printable::printable;
+use monitor_client::{
+    AdminConnection, RemovalCheck, Target, register,
+    wire::{AdminRequest, Answer, EventRow},
 };
 use nix::{
     errno::Errno,
@@ -106,7 +105,8 @@ fn print_json(options: &Listen, control: &AdminConnection, deadline: Option<Inst
         match left(deadline) {
             Some(0) => return Ok(ExitCode::from(TIMED_OUT)),
             Some(milliseconds) => {
-                control.set_timeout(i64::try_from(milliseconds).unwrap_or(i64::MAX))?;
+                let milliseconds = u64::try_from(milliseconds).unwrap_or(u64::MAX);
+                control.set_timeout(Some(Duration::from_millis(milliseconds)))?;
             }
             None => {}
         }
@@ -114,7 +114,7 @@ fn print_json(options: &Listen, control: &AdminConnection, deadline: Option<Inst
             Ok(Some(Answer::Event(event))) => event,
             Ok(Some(_)) => continue,
             Ok(None) => bail!("the agent ended; register again once it is back"),
-            Err(Error::Syscall { errno: Errno::EAGAIN, .. }) => continue,
+            Err(error) if error.is_timeout() => continue,
             Err(error) => return Err(error.into()),
         };
         serde_json::to_writer(&mut out, &event).context("cannot write")?;

@@ -7,8 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use memcg_monitor::{Error, client::AdminConnection, frontend::admin_socket};
-use nix::errno::Errno;
+use monitor_client::{AdminConnection, wire::AgentStatus};
 
 use crate::cli::{Output, Status};
 
@@ -20,7 +19,7 @@ pub fn run(options: &Status) -> Result<ExitCode> {
         .and_then(|control| control.status());
     let status = match status {
         Ok(status) => status,
-        Err(Error::Syscall { errno: Errno::EAGAIN, .. }) => {
+        Err(error) if error.is_timeout() => {
             eprintln!("memcg-monitor: the agent has not answered within {} s", options.timeout.as_secs_f64());
             return Ok(ExitCode::from(TIMED_OUT));
         }
@@ -38,7 +37,7 @@ pub fn run(options: &Status) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn print(out: &mut impl io::Write, status: &admin_socket::AgentStatus) -> io::Result<()> {
+fn print(out: &mut impl io::Write, status: &AgentStatus) -> io::Result<()> {
     let mut line = |what: &str, count: u64| writeln!(out, "{what:<34} {count:>12}");
     line("registrations", status.registrations)?;
     line("signals given", status.signals)?;

@@ -1,8 +1,7 @@
-//! The operator's socket: what `list` shows, and registrations that are told the
-//! cause behind each signal. JSON, one object per packet.
+//! The admin socket: what `list` shows, and registrations that report the cause behind each
+//! signal. JSON, one value per packet: [`monitor_client::wire`].
 
 use std::{
-    collections::BTreeMap,
     rc::Rc,
     sync::{
         Arc,
@@ -11,8 +10,8 @@ use std::{
     time::Duration,
 };
 
+use monitor_client::wire::{AdminRequest, AgentStatus, Answer, GroupRow, MAX_REQUEST};
 use nix::errno::Errno;
-use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{Semaphore, mpsc},
     time::timeout,
@@ -34,130 +33,8 @@ use crate::{
     watcher::{self, Event, EventSink, Watcher},
 };
 
-/// Longest request, in bytes.
-pub const MAX_REQUEST: usize = 4096;
-
 /// Events that wait for a slow follower; further ones are counted instead.
 const BACKLOG: usize = 1024;
-
-/// What can be asked.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AdminRequest {
-    /// All groups: an [`Answer::Group`] each, or several where a packet would not
-    /// hold all of a group's registrations; then [`Answer::Status`].
-    List,
-    /// How the agent fares: [`Answer::Status`]. Costs the same however many groups and
-    /// registrations there are.
-    Status,
-    /// One registration line, as on the registration socket, with its two
-    /// descriptors: [`Answer::Listening`], then an [`Answer::Event`] for each
-    /// signal, from the first on.
-    Listen(String),
-}
-
-/// What comes back.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
-pub enum Answer {
-    /// One group.
-    Group(GroupRow),
-    /// The agent's own state; ends a list.
-    Status(AgentStatus),
-    /// Registered.
-    Listening,
-    /// A signal's cause.
-    Event(EventRow),
-    /// The request failed.
-    Error {
-        /// Positive errno.
-        errno: i32,
-        /// One line.
-        why: String,
-    },
-}
-
-/// One group of a list.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct GroupRow {
-    /// Directory, or `#` and the id when it has none any more, or one longer than 1,024 bytes.
-    pub cgroup: String,
-    /// `st_ino` of the directory.
-    pub id: u64,
-    /// Bytes charged now.
-    pub usage: u64,
-    /// Most bytes charged at once.
-    pub peak: u64,
-    /// OOMs by its limit, processes and groups killed, by the kernel's counts; for
-    /// groups on which somebody waits for OOM.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub oom: Option<OomRow>,
-    /// What is waited for here.
-    pub registrations: Vec<RegistrationRow>,
-}
-
-/// What became of a group for lack of memory. Counts that this kernel does not keep
-/// are left out.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct OomRow {
-    /// Charges that found no memory within the group's own limit.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub oom: Option<u64>,
-    /// Processes killed, in the group and below (v1: in the group).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub oom_kill: Option<u64>,
-    /// Groups killed as a whole.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub oom_group_kill: Option<u64>,
-}
-
-/// Registrations for the same on one group.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RegistrationRow {
-    /// The control file's name.
-    pub on: String,
-    /// Threshold in bytes, where it is one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub threshold: Option<u64>,
-    /// Level and mode, where it is reclaim pressure: `low,hierarchy`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pressure: Option<String>,
-    /// How many registrations.
-    pub count: u64,
-}
-
-/// The agent's own state.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AgentStatus {
-    /// Registrations in all.
-    pub registrations: u64,
-    /// Signals given so far.
-    pub signals: u64,
-    /// Signals that could not be given.
-    pub failed_signals: u64,
-    /// Times that everything watched was read again after a loss.
-    pub resyncs: u64,
-    /// How often an agent has taken over from another, without loss.
-    #[serde(default)]
-    pub restarts: u64,
-    /// Calls that the kernel kept from a program (`recursion_misses`).
-    pub skipped: u64,
-    /// Losses by name, counted where they happen.
-    pub losses: BTreeMap<String, u64>,
-    /// Runs of the charge programs (while `kernel.bpf_stats_enabled` is set).
-    pub runs: u64,
-    /// Nanoseconds spent in them.
-    pub run_ns: u64,
-    /// Whether the kernel has no asynchronous reads for the agent (`fs.aio-max-nr`), so
-    /// that threads signal by `write`.
-    #[serde(default)]
-    pub without_aio: bool,
-    /// Users whose eventfds take so long to signal that a thread apart does.
-    #[serde(default)]
-    pub slow_users: u64,
-}
-
-pub use event_row::EventRow;
 
 type SharedPrograms = watcher::SharedWatcher<Programs>;
 
@@ -360,7 +237,7 @@ async fn follow(
             return Ok(());
         };
         let lost = stream.lost.swap(0, Ordering::Relaxed);
-        let row = EventRow::new(time, &event, lost, |id| {
+        let row = event_row::row(time, &event, lost, |id| {
             if id == stream.group { name.clone() } else { name_of(places, id) }
         });
         answer(connection, &Answer::Event(row)).await?;

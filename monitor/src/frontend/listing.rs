@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use monitor_client::wire::{OomRow, RegistrationRow};
 use monitor_common::{control_file::ControlFile, query::Query};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -20,10 +21,7 @@ use tokio::{
 };
 
 use crate::{
-    frontend::{
-        admin_socket::{OomRow, RegistrationRow},
-        group_stats::{self, Reading},
-    },
+    frontend::group_stats::{self, Reading},
     kernel::page_size,
     metrics::files,
     registry::{Cursor, Group, Registry},

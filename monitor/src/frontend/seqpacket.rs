@@ -12,7 +12,6 @@ use std::{
     },
     path::{Path, PathBuf},
     rc::Rc,
-    time::Duration,
 };
 
 use bytes::BytesMut;
@@ -22,9 +21,8 @@ use nix::{
     sys::socket::{
         AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, getsockname,
         getsockopt, listen, recvmsg, send, setsockopt, socket,
-        sockopt::{PassCred, PeerCredentials, ReceiveTimeout, SendTimeout},
+        sockopt::{PassCred, PeerCredentials},
     },
-    sys::time::TimeVal,
     unistd::{Gid, chown},
 };
 use tokio::io::unix::AsyncFd;
@@ -397,52 +395,6 @@ fn receive(fd: RawFd, limit: usize, from: &Connection) -> nix::Result<Packet> {
         sender: sender.map(|credentials| Sender::with(credentials, process)),
         account: from.account,
     })
-}
-
-/// Connects to a socket of this kind, blocking.
-///
-/// # Errors
-/// Says which socket, and what to do.
-pub fn connect(path: &Path) -> Result<OwnedFd> {
-    connect_within(path, None)
-}
-
-/// The same. With a `limit`, neither connecting nor any later call on the connection
-/// waits longer than that: then the errno is `EAGAIN`.
-///
-/// # Errors
-/// As [`connect`].
-pub fn connect_within(path: &Path, limit: Option<Duration>) -> Result<OwnedFd> {
-    let failed = |call: &str, errno| Error::syscall(format!("{call} {}", path.display()), errno);
-    let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None)
-        .map_err(|errno| failed("socket", errno))?;
-    if let Some(limit) = limit {
-        let limit = TimeVal::from(libc::timeval {
-            tv_sec: limit.as_secs().try_into().unwrap_or(libc::time_t::MAX),
-            // Never nothing at all, which means no limit.
-            tv_usec: limit.subsec_micros().max(1).into(),
-        });
-        setsockopt(&fd, SendTimeout, &limit)
-            .and_then(|()| setsockopt(&fd, ReceiveTimeout, &limit))
-            .map_err(|errno| failed("setsockopt SO_SNDTIMEO", errno))?;
-    }
-    let address = UnixAddr::new(path).map_err(|errno| failed("sockaddr_un", errno))?;
-    nix::sys::socket::connect(fd.as_raw_fd(), &address).map_err(|errno| match errno {
-        Errno::ENOENT | Errno::ECONNREFUSED => {
-            Error::syscall(format!("connect {} (is `memcg-monitor agent` running?)", path.display()), errno)
-        }
-        Errno::EACCES => Error::syscall(
-            format!(
-                "connect {} (the agent's options --socket-mode and --socket-group say who may register, \
-                 --control-mode and --control-group who is an operator; under systemd, SocketMode= and \
-                 SocketGroup= of the socket units)",
-                path.display()
-            ),
-            errno,
-        ),
-        _ => failed("connect", errno),
-    })?;
-    Ok(fd)
 }
 
 #[cfg(test)]

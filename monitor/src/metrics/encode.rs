@@ -170,10 +170,9 @@ fn encode(metric: &mut MetricEncoder<'_>, kind: MetricKind, number: Number) -> f
 mod tests {
     use std::collections::BTreeMap;
 
-    use crate::{
-        frontend::admin_socket::AgentStatus,
-        metrics::{AgentNumbers, GroupNumbers, Histogram, LeftOut, Snapshot, families, text},
-    };
+    use monitor_client::wire::AgentStatus;
+
+    use crate::metrics::{AgentNumbers, GroupNumbers, Histogram, LeftOut, Snapshot, families, text};
 
     fn snapshot() -> Snapshot {
         let mut latency = Histogram::default();

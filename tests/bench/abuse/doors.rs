@@ -6,8 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use memcg_monitor::Error;
-use memcg_monitor::client::{AdminConnection, CONTROL_SOCKET};
+use monitor_client::{AdminConnection, CONTROL_SOCKET, Error};
 
 /// Where metrics are told.
 pub(super) const METRICS: &str = "127.0.0.1:9101";
@@ -25,7 +24,7 @@ impl Doors {
     pub(super) fn list(&self) -> Result<Option<Duration>> {
         let start = Instant::now();
         let answer = AdminConnection::connect(Path::new(CONTROL_SOCKET)).and_then(|control| {
-            control.set_timeout(i64::try_from(self.limit.as_millis()).unwrap_or(i64::MAX))?;
+            control.set_timeout(Some(self.limit))?;
             control.list()
         });
         match answer {
@@ -70,5 +69,5 @@ impl Doors {
 }
 
 fn is_late(error: &Error) -> bool {
-    matches!(error, Error::Syscall { errno: nix::Error::EAGAIN, .. })
+    error.is_timeout()
 }

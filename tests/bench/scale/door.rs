@@ -8,9 +8,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use memcg_monitor::client::{Builder, Registration, SOCKET};
-use memcg_monitor::frontend::seqpacket::connect;
 use memcg_monitor::view::POINT;
+use monitor_client::{Builder, Registration, SOCKET, connect};
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, recv, sendmsg};
 use nix::unistd::write;
 

@@ -13,11 +13,14 @@ use std::{
 use memcg_monitor::{
     async_fd::wait_on,
     frontend::{
-        admin_socket::{AdminRequest, MAX_REQUEST},
         registration_socket,
-        seqpacket::{Access, Connection, Listener, connect},
+        seqpacket::{Access, Connection, Listener},
     },
     watcher::EventSink,
+};
+use monitor_client::{
+    connect,
+    wire::{AdminRequest, MAX_REQUEST},
 };
 use nix::{
     errno::Errno,

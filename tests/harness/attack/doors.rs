@@ -6,8 +6,7 @@ use std::thread::{self, sleep};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use memcg_monitor::client::{AdminConnection, CONTROL_SOCKET, SOCKET};
-use memcg_monitor::frontend::seqpacket::connect;
+use monitor_client::{AdminConnection, CONTROL_SOCKET, SOCKET, connect};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, send};

@@ -7,9 +7,8 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use memcg_monitor::client::SOCKET;
-use memcg_monitor::frontend::seqpacket::connect;
 use memcg_monitor::view::POINT;
+use monitor_client::{SOCKET, connect};
 use nix::sys::socket::{MsgFlags, recv, send};
 
 /// Before an agent that is away is asked again.

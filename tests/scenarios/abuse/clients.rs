@@ -7,9 +7,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail, ensure};
-use memcg_monitor::client::SOCKET;
-use memcg_monitor::frontend::seqpacket::connect;
 use memcg_monitor::view::POINT;
+use monitor_client::{SOCKET, connect};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;

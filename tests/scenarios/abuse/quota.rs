@@ -7,11 +7,9 @@ use std::os::unix::fs::chown;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use memcg_monitor::Error;
-use memcg_monitor::client::{AdminConnection, CONTROL_SOCKET, SOCKET};
-use memcg_monitor::frontend::admin_socket::{AdminRequest, Answer};
-use memcg_monitor::frontend::seqpacket::connect;
 use memcg_monitor::view::POINT;
+use monitor_client::wire::{AdminRequest, Answer};
+use monitor_client::{AdminConnection, CONTROL_SOCKET, Error, SOCKET, connect};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, recv, send, sendmsg};
 use nix::unistd::{Uid, setfsuid, setresuid};
@@ -223,7 +221,7 @@ fn groups_pay() -> Result<()> {
     run_in_group(&other, USER, || {
         // Sent along; and the sender may be gone by the time that it is looked at.
         let fds = [held.0.as_fd(), control.as_fd()];
-        let outcome = memcg_monitor::client::register(Path::new(SOCKET), b"0 0 1M", Some(fds));
+        let outcome = monitor_client::register(Path::new(SOCKET), b"0 0 1M", Some(fds));
         ensure!(matches!(outcome, Err(Error::Refused { errno: FULL, .. })), "{outcome:?}");
         Ok(())
     })?;
@@ -288,7 +286,7 @@ fn abuse_shared_eventfd_followed() -> Result<()> {
     let waiter = Waiter::new()?;
     let follow = |group: &Group| -> Result<AdminConnection> {
         let control = AdminConnection::connect(Path::new(CONTROL_SOCKET))?;
-        control.set_timeout(i64::try_from(PATIENCE.as_millis())?)?;
+        control.set_timeout(Some(PATIENCE))?;
         let file = File::open(group.usage_file())?;
         control.ask(&AdminRequest::Listen("0 0 4M".into()), &[waiter.0.as_fd(), file.as_fd()])?;
         let answer = control.next()?;

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use memcg_monitor::client::{AdminConnection, CONTROL_SOCKET};
-use memcg_monitor::frontend::admin_socket::{AdminRequest, Answer, EventRow};
+use monitor_client::wire::{AdminRequest, Answer, EventRow};
+use monitor_client::{AdminConnection, CONTROL_SOCKET};
 use monitor_common::control_file::ControlFile;
 
 use super::{Heard, MIB, expect};
@@ -113,7 +113,7 @@ pub(crate) fn follow(group: &Group) -> Result<(AdminConnection, Waiter)> {
     let (control, args) = open_control(group, ControlFile::Oom, "")?;
     let line = format!("{} {} {args}", waiter.0.as_raw_fd(), control.as_raw_fd());
     let connection = AdminConnection::connect(Path::new(CONTROL_SOCKET))?;
-    connection.set_timeout(i64::try_from(PATIENCE.as_millis())?)?;
+    connection.set_timeout(Some(PATIENCE))?;
     connection.ask(&AdminRequest::Listen(line), &[waiter.0.as_fd(), control.as_fd()])?;
     match connection.next()? {
         Some(Answer::Listening) => Ok((connection, waiter)),

@@ -8,10 +8,9 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use memcg_monitor::client::SOCKET;
-use memcg_monitor::frontend::seqpacket::connect;
 use memcg_monitor::programs::FOLDER;
 use memcg_monitor::sandbox::capabilities;
+use monitor_client::{SOCKET, connect};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};

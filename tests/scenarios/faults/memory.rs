@@ -6,8 +6,7 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use memcg_monitor::client::SOCKET;
-use memcg_monitor::frontend::seqpacket::connect;
+use monitor_client::{SOCKET, connect};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};

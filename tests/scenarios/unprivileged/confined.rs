@@ -6,9 +6,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use memcg_monitor::client::SOCKET;
 use memcg_monitor::sandbox::{self, Sandbox, seccomp};
 use memcg_monitor::view::POINT;
+use monitor_client::SOCKET;
 use monitor_common::control_file::ControlFile;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;

@@ -8,11 +8,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
-use memcg_monitor::Error;
-use memcg_monitor::client::{self, AdminConnection, CONTROL_SOCKET, SOCKET};
-use memcg_monitor::frontend::seqpacket::connect;
 use memcg_monitor::view::POINT;
-use nix::errno::Errno;
+use monitor_client::{AdminConnection, CONTROL_SOCKET, Error, SOCKET, connect};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use super::{OPEN, answer_on, at_number, is_errno, nothing_moved};
@@ -23,7 +20,11 @@ use crate::harness::process::{self, USER};
 use crate::harness::test::vm_test;
 
 fn by_socket(line: &str, waiter: &Waiter, control: &File) -> Result<i32> {
-    match client::register(Path::new(SOCKET), line.as_bytes(), Some([waiter.0.as_fd(), control.as_fd()])) {
+    match monitor_client::register(
+        Path::new(SOCKET),
+        line.as_bytes(),
+        Some([waiter.0.as_fd(), control.as_fd()]),
+    ) {
         Ok(()) => Ok(0),
         Err(Error::Refused { errno, .. }) => Ok(errno),
         Err(error) => Err(error.into()),
@@ -102,7 +103,7 @@ fn unprivileged_operators_socket() -> Result<()> {
         let errno = by_socket(&line, &waiter, &control)?;
         ensure!(errno == 0, "the registration socket: errno {errno}");
         match AdminConnection::connect(Path::new(CONTROL_SOCKET)) {
-            Err(Error::Syscall { errno: Errno::EACCES, .. }) => Ok(()),
+            Err(Error::Syscall { errno: libc::EACCES, .. }) => Ok(()),
             Err(error) => Err(error).context("another error than EACCES"),
             Ok(_) => bail!("an ordinary user may list all groups"),
         }
@@ -129,7 +130,7 @@ fn unprivileged_operators_group() -> Result<()> {
     let list = || AdminConnection::connect(Path::new(CONTROL_SOCKET))?.list();
     process::run_as(USER, || list().map(drop).context("a member"))?;
     process::run_as(OTHER, || match list() {
-        Err(Error::Syscall { errno: Errno::EACCES, .. }) => Ok(()),
+        Err(Error::Syscall { errno: libc::EACCES, .. }) => Ok(()),
         Err(error) => Err(error).context("another error than EACCES"),
         Ok(_) => bail!("who is no member may list all groups"),
     })

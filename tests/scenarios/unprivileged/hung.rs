@@ -8,8 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use memcg_monitor::client::SOCKET;
-use memcg_monitor::frontend::seqpacket::connect;
+use monitor_client::{SOCKET, connect};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};

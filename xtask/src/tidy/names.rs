@@ -12,7 +12,11 @@ pub(super) const NOT_YET: NotYet = NotYet {
 };
 
 /// The crates whose types are looked at together.
-const LIBRARIES: [&str; 3] = ["monitor/src/", "monitor-common/src/", "monitor-ebpf/src/"];
+const LIBRARIES: [&str; 4] =
+    ["monitor/src/", "monitor-client/src/", "monitor-common/src/", "monitor-ebpf/src/"];
+
+/// The names that each library crate may give to a type of its own.
+const OF_EACH: [&str; 2] = ["Error", "Result"];
 
 /// Finds the public type names that are defined more than once.
 pub(super) fn faults(sources: &[Source]) -> Vec<Fault> {
@@ -20,7 +24,7 @@ pub(super) fn faults(sources: &[Source]) -> Vec<Fault> {
     let is_of_library = |source: &&Source| LIBRARIES.iter().any(|path| source.path.starts_with(path));
     for source in without_test_modules(sources).filter(is_of_library) {
         for (at, line) in source.without_tests().lines().enumerate() {
-            if let Some(name) = defined(line) {
+            if let Some(name) = defined(line).filter(|name| !OF_EACH.contains(name)) {
                 places.entry(name).or_default().push((source, at + 1));
             }
         }

@@ -2,6 +2,7 @@
 
 use std::{io::IoSlice, os::fd::AsRawFd as _, rc::Rc};
 
+use monitor_client::connect;
 use nix::{
     sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg},
     unistd::pipe,
@@ -11,7 +12,7 @@ use tokio::{
     task::{LocalSet, yield_now},
 };
 
-use super::{Access, DeferredClose, Listener, MAX_DESCRIPTORS, connect};
+use super::{Access, DeferredClose, Listener, MAX_DESCRIPTORS};
 
 /// Idle connections have passed the look at the room before the first one's packet comes.
 #[test]

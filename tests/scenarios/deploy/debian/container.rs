@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use memcg_monitor::cgroup::Version;
-use memcg_monitor::client::{AdminConnection, CONTROL_SOCKET, SOCKET};
+use monitor_client::{AdminConnection, CONTROL_SOCKET, SOCKET};
 use serde_json::Value;
 
 use crate::harness::agent::{PATIENCE, until};
@@ -125,7 +125,7 @@ fn debian_container() -> Result<()> {
 fn hears_of_itself(agent: &Container, name: &'static str, users: Option<u32>) -> Result<()> {
     let client = Container::start(name, "sidecar", users)?;
     let control = AdminConnection::connect(&agent.operators())?;
-    control.set_timeout(i64::try_from(PATIENCE.as_millis())?)?;
+    control.set_timeout(Some(PATIENCE))?;
     let group = client.group().path.display().to_string();
     until("the client has registered", || {
         ensure!(!client.has_stopped()?, "the client ended: {}; {}", client.said(), agent.said());

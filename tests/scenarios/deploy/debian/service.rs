@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use memcg_monitor::client::{AdminConnection, CONTROL_SOCKET, SOCKET};
+use monitor_client::{AdminConnection, CONTROL_SOCKET, SOCKET};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -166,7 +166,7 @@ fn debian_watchdog() -> Result<()> {
     let second = fed()?;
     until("the watchdog is fed again", || Ok(fed()? != second))?;
     let control = AdminConnection::connect(Path::new(CONTROL_SOCKET))?;
-    control.set_timeout(i64::try_from(PATIENCE.as_millis())?)?;
+    control.set_timeout(Some(PATIENCE))?;
     let (groups, status) = control.list()?;
     ensure!((status.registrations, status.signals) == (0, 0), "its own are counted: {status:?}");
     ensure!(groups.iter().all(|group| group.registrations.is_empty()), "its own registrations are shown");

@@ -1,4 +1,4 @@
-//! A control file as a client names it.
+//! A control file as a client names it, and the check that its group is still there.
 
 use std::{
     fs::File,
@@ -12,27 +12,35 @@ use std::{
 
 use monitor_common::control_file::ControlFile;
 
-use crate::{
-    cgroup::Version,
-    error::{Error, Result},
-};
+use crate::error::{Error, Result};
+
+/// A group's usage file on cgroup v2.
+const USAGE_FILE: &str = "memory.current";
 
 /// An open control file, or the directory of a group that has no such file: v2 has
 /// no `memory.oom_control`. Then the arguments begin with the file's name.
+///
+/// ```no_run
+/// use monitor_client::Target;
+///
+/// let target = Target::open("/sys/fs/cgroup/a/memory.oom_control".as_ref())?;
+/// assert_eq!(target.args(""), "memory.oom_control ");
+/// # Ok::<_, monitor_client::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Target {
     file: File,
     prefix: String,
-    /// What is gone once the group is, or its controller is off.
+    /// A file that is gone once the group is, or its controller is off.
     mark: RemovalCheck,
 }
 
 impl Target {
-    /// Opens `path`. `memory.usage_in_bytes` under a v2 directory stands for
-    /// `memory.current`.
+    /// Opens the control file at `path`, or its directory if that has no such file.
+    /// `memory.usage_in_bytes` under a v2 directory stands for `memory.current`.
     ///
     /// # Errors
-    /// There is neither such a file, nor a directory of which it could be one.
+    /// [`Error::File`] if there is neither such a file, nor a directory of which it could be one.
     pub fn open(path: &Path) -> Result<Self> {
         let missing = match File::open(path) {
             Ok(file) => {
@@ -46,7 +54,7 @@ impl Target {
             return Err(Error::file("open", path, missing));
         };
         // The root has no usage file: cgroup.procs is always there.
-        let usage = directory.join(Version::V2.usage_file());
+        let usage = directory.join(USAGE_FILE);
         let (found, mark_path) = match File::open(&usage) {
             Ok(current) if name == ControlFile::Usage => {
                 let mark = RemovalCheck::of(&usage, &current)?;
@@ -66,27 +74,28 @@ impl Target {
         Ok(Self { file, prefix: format!("{} ", name.name()), mark })
     }
 
-    /// The arguments to send.
+    /// Returns the arguments to send: `args`, behind the file's name if a directory is open.
     #[must_use]
     pub fn args(&self, args: &str) -> String {
         format!("{}{args}", self.prefix)
     }
 
-    /// Whether the group is still there; lets the descriptor go.
+    /// Closes the descriptor, and leaves the check whether the group is still there.
     #[must_use]
     pub fn into_mark(self) -> RemovalCheck {
         self.mark
     }
 }
 
+/// Gives the open control file or directory, to send it to the agent.
 impl AsFd for Target {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
 }
 
-/// A file by name and identity: a group made anew under the same name is another
-/// one.
+/// A check whether a group is still there, by the name and identity of a file of it: a group
+/// made anew under the same name is another one.
 #[derive(Debug)]
 pub struct RemovalCheck {
     path: PathBuf,
@@ -100,10 +109,11 @@ impl RemovalCheck {
         Ok(Self { path: path.into(), device: found.dev(), inode: found.ino() })
     }
 
-    /// Whether it is still there.
+    /// Returns whether the file is still there: `false` once the group is removed, or the
+    /// controller of the file is turned off.
     ///
     /// # Errors
-    /// It cannot be looked at.
+    /// [`Error::File`] if it cannot be looked at.
     pub fn is_there(&self) -> Result<bool> {
         match self.path.metadata() {
             Ok(found) => Ok(found.dev() == self.device && found.ino() == self.inode),

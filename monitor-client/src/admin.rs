@@ -1,0 +1,139 @@
+//! The admin socket: lists, the agent's state, and registrations that report the cause of
+//! each signal.
+
+use std::{
+    os::fd::{BorrowedFd, OwnedFd},
+    path::Path,
+    time::Duration,
+};
+
+use crate::{
+    error::{Error, Result},
+    seqpacket::{connect, connect_within, receive, send_with, set_receive_limit},
+    wire::{AdminRequest, AgentStatus, Answer, GroupRow},
+};
+
+/// Longest answer of the admin socket, in bytes.
+pub(crate) const LARGEST_ANSWER: usize = 256 * 1024;
+
+/// A connection to the admin socket, which is root's alone unless the agent's options admit
+/// others.
+///
+/// ```no_run
+/// use monitor_client::{AdminConnection, CONTROL_SOCKET};
+///
+/// let connection = AdminConnection::connect(CONTROL_SOCKET.as_ref())?;
+/// let (groups, status) = connection.list()?;
+/// for group in groups {
+///     println!("{}: {} bytes, {} at most", group.cgroup, group.usage, group.peak);
+/// }
+/// println!("{} signals given", status.signals);
+/// # Ok::<_, monitor_client::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct AdminConnection(OwnedFd);
+
+impl AdminConnection {
+    /// Connects to the admin socket, without a limit of time.
+    ///
+    /// # Errors
+    /// [`Error::Syscall`] names the socket, and what to do.
+    pub fn connect(socket: &Path) -> Result<Self> {
+        connect(socket).map(Self)
+    }
+
+    /// Connects with a limit: neither connecting nor any later request or answer takes
+    /// longer than `limit`, rounded down to microseconds, at least one.
+    ///
+    /// # Errors
+    /// [`Error::Syscall`], as for [`AdminConnection::connect`]; [`Error::is_timeout`] when the
+    /// limit is over.
+    pub fn connect_within(socket: &Path, limit: Duration) -> Result<Self> {
+        connect_within(socket, Some(limit)).map(Self)
+    }
+
+    /// Sends one request without waiting for an answer. A [`AdminRequest::Listen`] takes two
+    /// `descriptors`: the eventfd, and the control file or directory.
+    ///
+    /// # Errors
+    /// [`Error::Syscall`] for `sendmsg`.
+    pub fn ask(&self, request: &AdminRequest, descriptors: &[BorrowedFd<'_>]) -> Result<()> {
+        let bytes = serde_json::to_vec(request).map_err(|error| Error::Answer(error.to_string()))?;
+        send_with(&self.0, &bytes, descriptors)
+    }
+
+    /// Waits for the next answer; `None` when the agent ended the connection.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] for an [`Answer::Error`], [`Error::Answer`] for one that is not
+    /// understood, [`Error::Syscall`] for `recvmsg`; [`Error::is_timeout`] when a limit is over.
+    pub fn next(&self) -> Result<Option<Answer>> {
+        let bytes = receive(&self.0, LARGEST_ANSWER)
+            .map_err(|errno| Error::syscall("recvmsg from the agent", errno))?;
+        answer_of(&bytes)
+    }
+
+    /// Lists every group, and the agent's own state. All that was crossed before this call
+    /// has been signalled when it returns.
+    ///
+    /// # Errors
+    /// [`Error::Ended`] when the agent ended meanwhile, and the errors of
+    /// [`AdminConnection::ask`] and [`AdminConnection::next`].
+    pub fn list(&self) -> Result<(Vec<GroupRow>, AgentStatus)> {
+        self.ask(&AdminRequest::List, &[])?;
+        let mut rows: Vec<GroupRow> = Vec::new();
+        loop {
+            match self.next()? {
+                // A group with many registrations is sent in parts.
+                Some(Answer::Group(part)) => match rows.last_mut() {
+                    Some(row) if row.id == part.id => row.registrations.extend(part.registrations),
+                    _ => rows.push(part),
+                },
+                Some(Answer::Status(status)) => return Ok((rows, status)),
+                Some(other) => return Err(Error::Answer(format!("{other:?}"))),
+                None => return Err(Error::Ended("the agent ended in the middle of the list")),
+            }
+        }
+    }
+
+    /// Asks for the agent's own state, which costs the agent the same however many groups and
+    /// registrations there are.
+    ///
+    /// # Errors
+    /// [`Error::Ended`] when the agent ended meanwhile, and the errors of
+    /// [`AdminConnection::ask`] and [`AdminConnection::next`].
+    pub fn status(&self) -> Result<AgentStatus> {
+        self.ask(&AdminRequest::Status, &[])?;
+        match self.next()? {
+            Some(Answer::Status(status)) => Ok(status),
+            Some(other) => Err(Error::Answer(format!("{other:?}"))),
+            None => Err(Error::Ended("the agent ended before it answered")),
+        }
+    }
+
+    /// Bounds each later wait for an answer, to `limit` rounded down to microseconds, at least
+    /// one; `None` removes the bound.
+    ///
+    /// # Errors
+    /// [`Error::Syscall`] for `setsockopt`.
+    pub fn set_timeout(&self, limit: Option<Duration>) -> Result<()> {
+        set_receive_limit(&self.0, limit)
+    }
+
+    #[cfg(feature = "tokio")]
+    pub(crate) fn into_fd(self) -> OwnedFd {
+        self.0
+    }
+}
+
+/// Reads an answer of the admin socket; `None` when the agent ended the connection.
+pub(crate) fn answer_of(bytes: &[u8]) -> Result<Option<Answer>> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    match serde_json::from_slice(bytes) {
+        Ok(Answer::Error { errno, why }) => Err(Error::Refused { errno, message: why }),
+        Ok(answer) => Ok(Some(answer)),
+        Err(_) => Err(Error::Answer(String::from_utf8_lossy(bytes).into_owned())),
+    }
+}

@@ -1,0 +1,107 @@
+//! The error of the client library: the call that failed, with its errno.
+
+use std::{io, path::PathBuf};
+
+use nix::errno::Errno;
+
+/// A result with the client library's [`enum@Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A failure of a client's call, or a refusal by the agent.
+///
+/// Each error is one line of text, complete in itself: it has no [`source`](std::error::Error::source).
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A system call has failed.
+    #[error("{call}: {cause} ({cause:?})", cause = Errno::from_raw(*.errno))]
+    #[non_exhaustive]
+    Syscall {
+        /// Name of the call, with its argument and a remedy where that helps.
+        call: String,
+        /// Positive errno of the call.
+        errno: i32,
+    },
+    /// A file cannot be opened or looked at.
+    #[error("{call} {path}: {error}")]
+    #[non_exhaustive]
+    File {
+        /// Verb for what was tried: `open` or `look at`.
+        call: &'static str,
+        /// Path of that file or directory.
+        path: PathBuf,
+        /// Failure that the operating system reported.
+        error: io::Error,
+    },
+    /// The agent's answer is none that this version understands.
+    #[error("the agent answered {0:?}")]
+    Answer(String),
+    /// The agent has refused the request.
+    #[error("{message}")]
+    #[non_exhaustive]
+    Refused {
+        /// Positive errno: that of cgroup v1 for a line that v1 refuses, too.
+        errno: i32,
+        /// Explanation by the agent, in one line.
+        message: String,
+    },
+    /// The agent has ended, and with it the connection.
+    #[error("{0}")]
+    Ended(&'static str),
+}
+
+impl Error {
+    pub(crate) fn syscall(call: impl Into<String>, errno: Errno) -> Self {
+        Self::Syscall { call: call.into(), errno: errno as i32 }
+    }
+
+    pub(crate) fn file(call: &'static str, path: impl Into<PathBuf>, error: io::Error) -> Self {
+        Self::File { call, path: path.into(), error }
+    }
+
+    /// A failed call of the standard library or of tokio.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn io(call: &str, error: &io::Error) -> Self {
+        Self::syscall(call, Errno::from_raw(error.raw_os_error().unwrap_or(0)))
+    }
+
+    pub(crate) const fn agent_ended() -> Self {
+        Self::Ended("the agent ended; register again once it is back")
+    }
+
+    /// The positive errno of this error, if it has one: that of the system call, of the file's
+    /// operation, or of the agent's refusal.
+    #[must_use]
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Syscall { errno, .. } | Self::Refused { errno, .. } => Some(*errno),
+            Self::File { error, .. } => error.raw_os_error(),
+            Self::Answer(_) | Self::Ended(_) => None,
+        }
+    }
+
+    /// True for a call that took longer than the limit set for its connection
+    /// ([`AdminConnection::connect_within`](crate::AdminConnection::connect_within),
+    /// [`AdminConnection::set_timeout`](crate::AdminConnection::set_timeout)).
+    #[must_use]
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, Self::Syscall { errno, .. } if *errno == Errno::EAGAIN as i32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_one_line_with_its_errno() {
+        let error = Error::syscall("connect /run/x", Errno::ENOENT);
+        assert_eq!(error.to_string(), "connect /run/x: ENOENT: No such file or directory (ENOENT)");
+        assert_eq!((error.errno(), error.is_timeout()), (Some(2), false));
+        assert!(Error::syscall("recvmsg from the agent", Errno::EAGAIN).is_timeout());
+        let error = Error::file("open", "/a/b", io::Error::from_raw_os_error(13));
+        assert_eq!(error.to_string(), "open /a/b: Permission denied (os error 13)");
+        assert_eq!(error.errno(), Some(13));
+        assert_eq!(Error::Answer("?".into()).errno(), None);
+    }
+}
