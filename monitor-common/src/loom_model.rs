@@ -21,9 +21,9 @@ use loom::{
 
 use crate::{
     band::{Band, Excursion, OPEN, Verdict, compare},
-    calm::Epoch,
+    epoch::Epoch,
     crossing::{Direction, Look, Step, Stretches, band_around},
-    slot::{Slot, State},
+    slot::{Slot, SlotState},
     usage::{UNKNOWN, keep},
     word::Word,
 };
@@ -126,7 +126,7 @@ impl<W: Modelled> Group<W> {
             ring: AtomicU64::new(0),
             epoch: W::new(0),
         };
-        group.slot.state.set(State::online(0).0);
+        group.slot.state.set(SlotState::online(0).0);
         group.publish(usage, thresholds);
         group
     }

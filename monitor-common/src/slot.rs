@@ -45,7 +45,7 @@ pub struct Slot<W> {
     /// Kernel address of the memcg's `memory` page counter; 0 once it is offline: from
     /// then on no charge, and no question, comes here.
     pub counter: W,
-    /// [`State`]: generation and flags.
+    /// [`SlotState`]: generation and flags.
     pub state: W,
     /// `st_ino` of the group's directory (`cgroup_id()` in the kernel).
     pub cgroup_id: W,

@@ -5,7 +5,7 @@ use loom::{sync::Arc, thread};
 
 use crate::{
     band::{raise_hand, take},
-    slot::{Slot, State},
+    slot::{Slot, SlotState},
     word::Word,
 };
 
@@ -17,7 +17,7 @@ const NEXT: u64 = 0x2000;
 fn online() -> Arc<Slot<Fenced>> {
     let slot = Slot::new(Fenced::new);
     slot.counter.set(GROUP);
-    slot.state.set(State::online(0).0);
+    slot.state.set(SlotState::online(0).0);
     Arc::new(slot)
 }
 
@@ -60,7 +60,7 @@ fn a_going_group_has_one_owner() {
         } else {
             assert!(given, "nobody gives it back");
         }
-        assert_eq!(slot.state(), State(1 << 8));
+        assert_eq!(slot.state(), SlotState(1 << 8));
     });
 }
 
@@ -93,7 +93,7 @@ fn what_is_pending_is_told_before_the_slot_goes() {
         assert_eq!(told + told_then, 1, "told once");
         let owners = [given, by_kernel, given_then].into_iter().filter(|given| *given).count();
         assert_eq!(owners, 1, "{given} {by_kernel} {given_then}");
-        assert_eq!(slot.state(), State(1 << 8));
+        assert_eq!(slot.state(), SlotState(1 << 8));
     });
 }
 
@@ -113,14 +113,14 @@ fn a_slot_that_was_given_away_is_left_alone() {
             take(&slot);
             assert!(slot.let_go(0) && given_back(&slot));
             slot.counter.set(NEXT);
-            slot.state.xchg(State::online(1).0);
+            slot.state.xchg(SlotState::online(1).0);
             used = true;
         }
         let (rang, given) = kernel.join().unwrap_or_default();
         assert!(rang && !given);
         if used {
             assert_eq!(slot.counter.get(), NEXT, "the next group is blinded");
-            assert_eq!(slot.state(), State::online(1));
+            assert_eq!(slot.state(), SlotState::online(1));
             assert_eq!(slot.pending.get(), 0);
         }
     });
@@ -143,7 +143,7 @@ fn what_is_above_is_given_back_by_the_last_below() {
         };
         let by_kernel = kernel.join().unwrap_or_default();
         assert!(by_agent != by_kernel, "given back by {}", if by_agent { "both" } else { "nobody" });
-        assert_eq!((above.state(), below.state()), (State(1 << 8), State(1 << 8)));
+        assert_eq!((above.state(), below.state()), (SlotState(1 << 8), SlotState(1 << 8)));
     });
 }
 
