@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 
 use proptest::{collection::vec, prelude::*};
 
-use crate::{
+use crate::protocol::{
     band::{Band, Excursion, Outside, Verdict, observe, shift_for, take},
     crossing::{Direction, Step, band_around},
     slot::{Slot, SlotState},

@@ -19,10 +19,10 @@ use loom::{
     thread,
 };
 
-use crate::{
+use crate::protocol::{
     band::{Band, Excursion, OPEN, Verdict, compare},
-    epoch::Epoch,
     crossing::{Direction, Look, Step, Stretches, band_around},
+    epoch::Epoch,
     slot::{Slot, SlotState},
     usage::{UNKNOWN, keep},
     word::Word,

@@ -2,7 +2,7 @@
 //! its ancestors.
 
 use aya_ebpf::{helpers::bpf_get_smp_processor_id, programs::FExitContext};
-use monitor_common::{
+use monitor_common::protocol::{
     band::{OPEN, Outside, compare},
     ring::{Doorbell, LossKind},
     slot::{PARENT_ROOT, PARENT_UNKNOWN, REACH, Slot},

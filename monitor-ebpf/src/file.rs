@@ -1,7 +1,7 @@
 //! Registered eventfds: which file a descriptor is, and how many references files have.
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use monitor_common::{query::Query, word::Word as _};
+use monitor_common::protocol::{query::Query, word::Word as _};
 
 use crate::{maps, memcg};
 

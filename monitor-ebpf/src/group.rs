@@ -1,12 +1,12 @@
 //! Groups come, are called up, and go: who has which slot. What a slot's life is, and why
-//! it has one owner: `monitor_common::life`.
+//! it has one owner: `monitor_common::protocol::life`.
 
 use aya_ebpf::{
     EbpfContext,
     helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns},
 };
 use aya_log_ebpf::warn;
-use monitor_common::{
+use monitor_common::protocol::{
     band::OPEN,
     oom::{hold_of, release},
     query::{Enumeration, Query, Subscriptions},

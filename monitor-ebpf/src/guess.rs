@@ -1,6 +1,6 @@
 //! Guesses at the slot of a counter: what `COUNTERS` said last, for a few instructions.
 
-use monitor_common::{slot::Slot, word::Word as _};
+use monitor_common::protocol::{slot::Slot, word::Word as _};
 
 use crate::{maps, memcg, word::BpfWord};
 

@@ -8,7 +8,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, LruHashMap, Queue, RingBuf},
 };
-use monitor_common::{
+use monitor_common::protocol::{
     band::{Verdict, raise_hand},
     epoch::Epoch,
     oom::OomMark,

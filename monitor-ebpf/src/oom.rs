@@ -9,7 +9,7 @@
 //! whichever runs first does the work; what holds the `oom_lock` meanwhile needs no twin.
 
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
-use monitor_common::{
+use monitor_common::protocol::{
     oom::{self, BY_LIMIT_WRITE, OomMark},
     query::Subscriptions,
     ring::{Doorbell, LossKind, Victim},

@@ -2,7 +2,7 @@
 //! `BPF_PROG_TEST_RUN`, attached nowhere.
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use monitor_common::{
+use monitor_common::protocol::{
     query::Query,
     ring::LossKind,
     slot::{REACH, Slot, SlotState},
@@ -126,7 +126,7 @@ extern "C" fn read_some(first: u32, count: u32) -> u64 {
 }
 
 /// The same of one; usage only where it is not kept. By the protocol of
-/// [`usage`](monitor_common::usage), since somebody may begin to follow the group; of which
+/// [`usage`](monitor_common::protocol::usage), since somebody may begin to follow the group; of which
 /// group it was is written last, and only if that is still there.
 #[inline(never)]
 #[unsafe(no_mangle)]

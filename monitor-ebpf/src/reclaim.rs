@@ -1,7 +1,7 @@
 //! Reclaim: one window of it has been scanned. What it means for whom is the
 //! agent's to work out.
 
-use monitor_common::{
+use monitor_common::protocol::{
     pressure::{Level, level_of},
     query::Subscriptions,
     word::Word as _,

@@ -7,7 +7,7 @@ pub use misses::Misses;
 
 use std::{collections::HashMap, ops::Range, os::fd::BorrowedFd};
 
-use monitor_common::{ring::LossKind, word::Word as _};
+use monitor_common::protocol::{ring::LossKind, word::Word as _};
 
 use crate::{error::Result, kernel::Features, table::SharedSlot};
 
@@ -125,7 +125,7 @@ pub trait Source: Slots {
     /// Reads usage, peak and limit of all live groups in `slots` into these: a few runs of a
     /// program, no system call for each group. See [`Slot::read_of`].
     ///
-    /// [`Slot::read_of`]: monitor_common::slot::Slot::read_of
+    /// [`Slot::read_of`]: monitor_common::protocol::slot::Slot::read_of
     ///
     /// # Errors
     /// The programs could not be asked.
@@ -138,14 +138,14 @@ pub trait Source: Slots {
     fn is_under_oom(&self, group: GroupId) -> Result<bool>;
 
     /// A band was published where none was: ends the
-    /// [`Epoch`](monitor_common::epoch::Epoch). A full barrier.
+    /// [`Epoch`](monitor_common::protocol::epoch::Epoch). A full barrier.
     ///
     /// # Errors
     /// The kernel did not do it: charges below that group may go unseen.
     fn end_epoch(&self) -> Result<()>;
 
     /// What the programs are to count from now on: bits of
-    /// [`Subscriptions`](monitor_common::query::Wanted).
+    /// [`Subscriptions`](monitor_common::protocol::query::Wanted).
     fn want(&self, what: u64);
 
     /// The bands of all that goes on from an agent before are published: takes over what
@@ -216,7 +216,7 @@ pub trait Source: Slots {
     /// One record of what the OOM killer does has come out of the ring.
     fn take_victim(&self);
 
-    /// [`Mark`](monitor_common::oom::Mark)s of threads: words with any, each with its index.
+    /// [`Mark`](monitor_common::protocol::oom::Mark)s of threads: words with any, each with its index.
     fn thread_marks(&self) -> Vec<(u32, u64)>;
 
     /// Takes marks of [`Source::thread_marks`] away.

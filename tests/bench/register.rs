@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use memcg_monitor::client::SOCKET;
 use memcg_monitor::frontend::seqpacket::connect;
-use monitor_common::control_file::ControlFile;
+use monitor_common::grammar::control_file::ControlFile;
 use nix::sys::socket::{MsgFlags, recv, send};
 
 use crate::harness::client::{Waiter, open_control};

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use memcg_monitor::Error;
 use memcg_monitor::cgroup::Version;
 use memcg_monitor::client::{self, SOCKET};
-use monitor_common::control_file::ControlFile;
+use monitor_common::grammar::control_file::ControlFile;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};

@@ -7,7 +7,7 @@ mod pressure;
 mod swap;
 
 use anyhow::{Result, ensure};
-use monitor_common::control_file::ControlFile;
+use monitor_common::grammar::control_file::ControlFile;
 
 use crate::harness::MIB;
 use crate::harness::agent::until;

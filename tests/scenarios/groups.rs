@@ -10,7 +10,7 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use memcg_monitor::cgroup::Version;
-use monitor_common::control_file::ControlFile::{Oom, Pressure};
+use monitor_common::grammar::control_file::ControlFile::{Oom, Pressure};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;

@@ -9,7 +9,7 @@ use memcg_monitor::client::CONTROL_SOCKET;
 use memcg_monitor::fd_store::StoredDescriptors;
 use memcg_monitor::programs::FOLDER;
 use memcg_monitor::supervisor::{Mailbox, start};
-use monitor_common::control_file::ControlFile;
+use monitor_common::grammar::control_file::ControlFile;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, dup, dup2_stderr};

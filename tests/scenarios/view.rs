@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use memcg_monitor::cgroup::{Hierarchy, Version};
 use memcg_monitor::view::POINT;
-use monitor_common::line::MAX_LINE;
+use monitor_common::grammar::line::MAX_LINE;
 
 use crate::harness::MIB;
 use crate::harness::agent::Agent;

@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd as _;
 
 use anyhow::{Context, Result, ensure};
 use memcg_monitor::Error;
-use monitor_common::control_file::ControlFile;
+use monitor_common::grammar::control_file::ControlFile;
 
 use crate::harness::MIB;
 use crate::harness::charger::{Charger, Kind};

@@ -3,7 +3,7 @@
 
 use loom::{sync::Arc, thread};
 
-use crate::{
+use crate::protocol::{
     band::{raise_hand, take},
     slot::{Slot, SlotState},
     word::Word,

@@ -8,7 +8,7 @@ use loom::{
     thread,
 };
 
-use crate::{
+use crate::protocol::{
     band::raise_hand,
     oom::{Hold, begin, end, hold_of},
     slot::{PARENT_ROOT, Slot},

@@ -11,7 +11,7 @@ use memcg_monitor::{
     frontend::admin_socket::{AgentStatus, Answer, GroupRow, RegistrationRow},
     printable::printable,
 };
-use monitor_common::control_file::ControlFile;
+use monitor_common::grammar::control_file::ControlFile;
 
 use crate::cli::{List, Output};
 

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use monitor_common::{control_file::ControlFile, query::Query};
+use monitor_common::{grammar::control_file::ControlFile, protocol::query::Query};
 use tokio::{
     sync::{mpsc, oneshot},
     task::{spawn_blocking, yield_now},

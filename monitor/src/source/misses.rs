@@ -22,7 +22,7 @@ pub struct Misses {
     /// What is asked for again by itself: whose file is read, which eventfd is shown, a
     /// group that comes.
     pub asked_again: u64,
-    /// What nothing makes up for; see [`LossKind::SkippedForGood`](monitor_common::ring::Tally).
+    /// What nothing makes up for; see [`LossKind::SkippedForGood`](monitor_common::protocol::ring::Tally).
     pub for_good: u64,
 }
 

@@ -1,6 +1,6 @@
 //! What is to be done to a slot is noted, and charged to whom it is for; a turn does it.
 
-use monitor_common::{control_file::ControlFile, ring::LossKind};
+use monitor_common::{grammar::control_file::ControlFile, protocol::ring::LossKind};
 
 use crate::{
     registry::Account,

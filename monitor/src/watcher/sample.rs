@@ -1,7 +1,7 @@
 //! What no doorbell tells: the root's usage and working sets are read now and
 //! then, while somebody waits for them; thresholds that flapped when they have rested.
 
-use monitor_common::control_file::ControlFile;
+use monitor_common::grammar::control_file::ControlFile;
 
 use crate::{
     cgroup::host::Host,

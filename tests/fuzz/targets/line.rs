@@ -8,7 +8,7 @@
 
 use fuzzing::heap;
 use libfuzzer_sys::fuzz_target;
-use monitor_common::{
+use monitor_common::grammar::{
     control_file::{self, ArgsError, ControlFile, Trigger, split_directory_args},
     line::{self, LineError, MAX_LINE},
     pressure::{self, Pressure, PressureError},

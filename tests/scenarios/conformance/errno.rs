@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use memcg_monitor::cgroup::Version;
-use monitor_common::line::MAX_LINE;
-use monitor_common::threshold::{ACCEPTED, REFUSED};
+use monitor_common::grammar::line::MAX_LINE;
+use monitor_common::grammar::threshold::{ACCEPTED, REFUSED};
 use nix::errno::Errno;
 use nix::sys::eventfd::EventFd;
 use nix::unistd::pipe;

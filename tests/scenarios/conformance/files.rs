@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use memcg_monitor::view::POINT;
-use monitor_common::{pressure, threshold};
+use monitor_common::grammar::{pressure, threshold};
 
 use super::book::Book;
 use super::errno::named;

@@ -9,9 +9,9 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 
 use anyhow::{Context, Result, ensure};
-use monitor_common::control_file::{self, ControlFile, Trigger};
-use monitor_common::line::{self, LineError};
-use monitor_common::threshold;
+use monitor_common::grammar::control_file::{self, ControlFile, Trigger};
+use monitor_common::grammar::line::{self, LineError};
+use monitor_common::grammar::threshold;
 use nix::errno::Errno;
 use nix::sys::eventfd::EventFd;
 use nix::unistd::dup2;

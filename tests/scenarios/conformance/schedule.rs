@@ -5,7 +5,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use monitor_common::control_file::ControlFile::{self, Memsw, Oom, Pressure, Usage};
+use monitor_common::grammar::control_file::ControlFile::{self, Memsw, Oom, Pressure, Usage};
 
 use super::book::{Both, agree};
 use super::shrink::smallest;

@@ -4,7 +4,7 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use monitor_common::control_file::ControlFile::{self, Procs, Usage, WorkingSet};
+use monitor_common::grammar::control_file::ControlFile::{self, Procs, Usage, WorkingSet};
 
 use super::{Heard, MIB};
 use crate::harness::agent::{Agent, until};

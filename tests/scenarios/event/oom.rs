@@ -9,7 +9,7 @@ use std::thread;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use memcg_monitor::client::{AdminConnection, CONTROL_SOCKET};
 use memcg_monitor::frontend::admin_socket::{AdminRequest, Answer, EventRow};
-use monitor_common::control_file::ControlFile;
+use monitor_common::grammar::control_file::ControlFile;
 
 use super::{Heard, MIB, expect};
 use crate::harness::agent::{Agent, PATIENCE};

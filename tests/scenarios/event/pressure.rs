@@ -1,7 +1,7 @@
 //! Reclaim pressure: levels and modes.
 
 use anyhow::{Result, ensure};
-use monitor_common::control_file::ControlFile::Pressure;
+use monitor_common::grammar::control_file::ControlFile::Pressure;
 
 use super::{Heard, MIB};
 use crate::harness::agent::{Agent, until};

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use memcg_monitor::client::SOCKET;
 use memcg_monitor::sandbox::{self, Sandbox, seccomp};
 use memcg_monitor::view::POINT;
-use monitor_common::control_file::ControlFile;
+use monitor_common::grammar::control_file::ControlFile;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;

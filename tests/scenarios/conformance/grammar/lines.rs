@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-use monitor_common::control_file::ControlFile;
-use monitor_common::line::MAX_LINE;
-use monitor_common::pressure;
-use monitor_common::threshold::{ACCEPTED, EXTENDED, EXTENDED_REFUSED, REFUSED};
+use monitor_common::grammar::control_file::ControlFile;
+use monitor_common::grammar::line::MAX_LINE;
+use monitor_common::grammar::pressure;
+use monitor_common::grammar::threshold::{ACCEPTED, EXTENDED, EXTENDED_REFUSED, REFUSED};
 
 use super::Kind;
 use crate::harness::random::Random;

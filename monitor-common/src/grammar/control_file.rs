@@ -5,7 +5,7 @@
 
 use core::{error, fmt};
 
-use crate::{
+use crate::grammar::{
     line::until_nul,
     pressure::{self, Pressure, PressureError},
     threshold::{self, Threshold, ThresholdError},
@@ -134,7 +134,7 @@ impl error::Error for ArgsError {}
 
 /// Parses the arguments of a registration on `file`.
 ///
-/// `args` is [`Line::args`](crate::line::Line::args), or what
+/// `args` is [`Line::args`](crate::grammar::line::Line::args), or what
 /// [`split_directory_args`] leaves of it; a NUL ends it. Sizes are rounded down
 /// to pages of `page_size` bytes. `memory.oom_control` ignores its arguments, as
 /// `mem_cgroup_oom_register_event` does.

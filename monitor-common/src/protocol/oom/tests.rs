@@ -5,7 +5,7 @@ use core::sync::atomic::AtomicU64;
 use proptest::{collection::vec, prelude::*};
 
 use super::{Hold, begin, end, hold_of, is_under, release};
-use crate::{
+use crate::protocol::{
     slot::{PARENT_ROOT, PARENT_UNKNOWN, Slot},
     word::Word,
 };

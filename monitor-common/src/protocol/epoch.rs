@@ -12,7 +12,7 @@
 //! the counter after it; if the new one, it walks, and sees the band. A walk that was
 //! under way keeps an epoch that is over.
 
-use crate::{band::OPEN, slot::Slot, word::Word};
+use crate::protocol::{band::OPEN, slot::Slot, word::Word};
 
 /// Value of [`Slot::calm`] that no epoch ever has.
 pub const NEVER: u64 = 0;

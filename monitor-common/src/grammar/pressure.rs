@@ -1,35 +1,12 @@
-//! `memory.pressure_level`: its arguments, how hard reclaim worked, and who
-//! hears of it. The rules of the kernel's `vmpressure.c`, 5.15 to 7.2.
+//! `memory.pressure_level`: its arguments, and who hears of it. The rules of the kernel's
+//! `vmpressure.c`, 5.15 to 7.2.
 
 use core::{error, fmt};
 
-use crate::{line::until_nul, threshold::split_comma};
-
-/// How hard reclaim worked for what it got. Higher is worse.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Level {
-    /// Every window of reclaim is at least this.
-    Low,
-    /// 60 % or more of what was scanned was not reclaimed.
-    Medium,
-    /// 95 % or more of what was scanned was not reclaimed.
-    Critical,
-}
-
-impl Level {
-    /// All, from low to critical.
-    pub const ALL: [Self; 3] = [Self::Low, Self::Medium, Self::Critical];
-
-    /// As the kernel spells it.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Low => "low",
-            Self::Medium => "medium",
-            Self::Critical => "critical",
-        }
-    }
-}
+use crate::{
+    grammar::{line::until_nul, threshold::split_comma},
+    protocol::pressure::Level,
+};
 
 /// Which groups' pressure a listener hears.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -155,7 +132,7 @@ impl error::Error for PressureError {}
 
 /// Parses `LEVEL[,MODE[,IGNORED]]`, as `vmpressure_register_event` does.
 ///
-/// `args` is [`Line::args`](crate::line::Line::args); a NUL ends it.
+/// `args` is [`Line::args`](crate::grammar::line::Line::args); a NUL ends it.
 ///
 /// # Errors
 ///
@@ -175,30 +152,6 @@ pub fn parse(args: &[u8]) -> Result<Pressure, PressureError> {
         }
     };
     Ok(Pressure { level, mode })
-}
-
-/// The level of one window, `vmpressure_calc_level`: pages that reclaim looked
-/// at, and pages that it got. Wraps as `unsigned long` does, and never panics:
-/// where the kernel would divide by 0, the answer is low.
-#[inline(always)]
-#[must_use]
-pub const fn level_of(scanned: u64, reclaimed: u64) -> Level {
-    if reclaimed >= scanned {
-        return Level::Low;
-    }
-    let scale = scanned.wrapping_add(reclaimed);
-    if scanned == 0 || scale == 0 {
-        return Level::Low;
-    }
-    let pressure = scale.wrapping_sub(reclaimed.wrapping_mul(scale) / scanned);
-    let percent = pressure.wrapping_mul(100) / scale;
-    if percent >= 95 {
-        Level::Critical
-    } else if percent >= 60 {
-        Level::Medium
-    } else {
-        Level::Low
-    }
 }
 
 /// Who hears of one window, as `vmpressure_work_fn` and `vmpressure_event`

@@ -5,11 +5,11 @@ use proptest::prelude::*;
 
 use super::{PAGE, likely, naive};
 use crate::{
-    crossing::Direction,
-    threshold::{
+    grammar::threshold::{
         ACCEPTED, At, EXTENDED, EXTENDED_REFUSED, HUNDRED_PERCENT, Pages, REFUSED, Threshold, ThresholdError,
         parse, parse_threshold, percent_of,
     },
+    protocol::crossing::Direction,
 };
 
 #[test]

@@ -7,10 +7,12 @@ use proptest::{collection::vec, prelude::*};
 
 use super::*;
 use crate::{
-    band::{compare, take},
     kernel_model::empty_slot,
-    slot::Slot,
-    word::Word as _,
+    protocol::{
+        band::{compare, take},
+        slot::Slot,
+        word::Word as _,
+    },
 };
 
 /// One CPU's next step, and what it has in hand.

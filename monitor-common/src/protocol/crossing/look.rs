@@ -1,7 +1,7 @@
 //! One look at a quantity, and what it leaves to the next: which thresholds it has told.
 
 use super::{Direction, Step};
-use crate::band::Excursion;
+use crate::protocol::band::Excursion;
 
 /// One look at a quantity: a step, and readings that were compared with the band before
 /// the present one. They may tell of what the look before has told: so they count only

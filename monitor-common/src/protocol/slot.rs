@@ -3,7 +3,7 @@
 //! Everything that both sides share is made of 64-bit words without padding, so
 //! that the layout is the same for the BPF target and the host.
 
-use crate::{band, epoch, usage, word::Word};
+use crate::protocol::{band, epoch, usage, word::Word};
 
 /// Version of all that both sides share. Bump on any change of layout or meaning.
 pub const SCHEMA: u32 = 5;
@@ -12,7 +12,7 @@ pub const SCHEMA: u32 = 5;
 pub const MAX_DEPTH: usize = 64;
 
 /// Levels up to which a charge is followed to the root. Where a hierarchy is deeper,
-/// charges are counted in [`LossKind::TooDeep`](crate::ring::Tally::TooDeep) and leave
+/// charges are counted in [`LossKind::TooDeep`](crate::protocol::ring::Tally::TooDeep) and leave
 /// [`Slot::deep`] where their walk ended; a sweep reads what is above that.
 pub const REACH: usize = 512;
 
@@ -49,7 +49,7 @@ pub struct Slot<W> {
     pub state: W,
     /// `st_ino` of the group's directory (`cgroup_id()` in the kernel).
     pub cgroup_id: W,
-    /// The [`Epoch`](crate::epoch::Epoch) in which nobody waits above this group, mixed
+    /// The [`Epoch`](crate::protocol::epoch::Epoch) in which nobody waits above this group, mixed
     /// with its counter's address.
     pub calm: W,
     /// Slots whose `parent` is this one: as long as there are any it is not given back.
@@ -69,14 +69,14 @@ pub struct Slot<W> {
     pub pending: W,
     /// OOMs by this group's limit since the agent last looked.
     pub ooms: W,
-    /// The OOM that holds this group, as a [`Hold`](crate::oom::Hold); 0: none.
+    /// The OOM that holds this group, as a [`Hold`](crate::protocol::oom::Hold); 0: none.
     pub oom_holder: W,
     /// OOMs that hold groups below this one.
     pub oom_below: W,
-    /// When the latest of those began, as [`Hold::since`](crate::oom::Hold::since).
+    /// When the latest of those began, as [`Hold::since`](crate::protocol::oom::Hold::since).
     pub oom_below_since: W,
     /// Windows of reclaim since the agent last looked, by
-    /// [`Level`](crate::pressure::Level).
+    /// [`Level`](crate::protocol::pressure::Level).
     pub windows: [W; 3],
 
     /// Times that the group and all below it became empty of tasks since the
@@ -95,7 +95,7 @@ pub struct Slot<W> {
     pub deep: W,
 
     /// Pages charged, kept by each charge while the group is followed; see
-    /// [`usage`](crate::usage).
+    /// [`usage`](crate::protocol::usage).
     pub usage: W,
     /// The kernel's own high-water mark (`page_counter.watermark`) in pages, kept likewise.
     pub peak: W,
@@ -109,7 +109,7 @@ pub struct Slot<W> {
     pub oom_levels: W,
     /// OOMs by this group's limit that the programs were called for, told or not; begins
     /// at what the kernel had counted (`memory.events.local`). With
-    /// [`BY_LIMIT_WRITE`](crate::oom::BY_LIMIT_WRITE).
+    /// [`BY_LIMIT_WRITE`](crate::protocol::oom::BY_LIMIT_WRITE).
     pub oom_calls: W,
     /// Unused; keeps a slot at five cache lines.
     pub tail: W,
@@ -126,7 +126,7 @@ impl SlotState {
     /// The group is online: charges are seen, registrations are accepted.
     pub const ONLINE: u64 = 1;
     /// `mem_cgroup_css_offline` has run: removed, or its controller turned off. The slot
-    /// is no longer the group's; see [`life`](crate::life).
+    /// is no longer the group's; see [`life`](crate::protocol::life).
     pub const OFFLINE: u64 = 2;
     /// The agent has something to do here: somebody waits, or it is looking. The slot is
     /// not given back meanwhile, and going offline rings.

@@ -10,7 +10,7 @@
 //! Each condition is made true by a full barrier, or before one, and looked at after one:
 //! of two that come true at once, the later one to try sees both.
 
-use crate::{
+use crate::protocol::{
     slot::{ATTEMPTS, Slot, SlotState},
     word::Word,
 };

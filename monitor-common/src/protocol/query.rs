@@ -120,7 +120,7 @@ impl Query {
     /// Read the kernel's own high-water mark of slot `arg1` of generation `arg2`, in
     /// pages.
     pub const PEAK: u64 = 7;
-    /// Begin a new [`Epoch`](crate::epoch::Epoch); with `arg1`, before anything is
+    /// Begin a new [`Epoch`](crate::protocol::epoch::Epoch); with `arg1`, before anything is
     /// attached, the one after `arg1`, which no programs before have had.
     pub const NEW_EPOCH: u64 = 8;
     /// Let go of slot `arg1` of generation `arg2`, whose group is offline, and give it

@@ -7,7 +7,7 @@
 
 mod look;
 
-use crate::band::{Band, Excursion};
+use crate::protocol::band::{Band, Excursion};
 
 pub use look::{Look, Stretches};
 
@@ -78,7 +78,7 @@ impl Step {
 /// is what keeps a usage that flaps in it quiet.
 ///
 /// A threshold of 0 pages never fires, and neither does one that usage cannot
-/// reach ([`Pages::counter_max`](crate::threshold::Pages::counter_max), `u64::MAX`).
+/// reach ([`Pages::counter_max`](crate::grammar::threshold::Pages::counter_max), `u64::MAX`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ThresholdState {
     /// Where it is crossed up, in pages.

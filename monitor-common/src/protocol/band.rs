@@ -17,10 +17,10 @@
 //! A reading with the present version was made after the look before had read the counter:
 //! what it says is new. One with the version before may have been made before that: the
 //! agent drops of it what that look has told already
-//! ([`Look`](crate::crossing::Look)). One that is older came from a charge that was still
+//! ([`Look`](crate::protocol::crossing::Look)). One that is older came from a charge that was still
 //! under way when a later look read the counter, which has seen what was left of it.
 
-use crate::{
+use crate::protocol::{
     slot::{ATTEMPTS, Slot},
     word::Word,
 };
@@ -288,7 +288,7 @@ impl<W: Word> Track<'_, W> {
     }
 
     /// The agent's part, second half; true when there was no band before: then the
-    /// [`Epoch`](crate::epoch::Epoch) has to end. After that the counter must be read
+    /// [`Epoch`](crate::protocol::epoch::Epoch) has to end. After that the counter must be read
     /// again ([`leaves`](Self::leaves)): a usage outside the band means that a charge still
     /// went by the old one.
     #[must_use]

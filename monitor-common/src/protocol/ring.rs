@@ -10,7 +10,7 @@ pub struct Doorbell {
     /// The slot that it is about; not with `LIMITS`.
     pub slot: u32,
     /// When it rang, by `CLOCK_MONOTONIC` in nanoseconds (`SLOT`); an
-    /// [`Outside`](crate::band::Outside) (`READING`, `SUM_READING`).
+    /// [`Outside`](crate::protocol::band::Outside) (`READING`, `SUM_READING`).
     pub value: u64,
 }
 
@@ -22,7 +22,7 @@ impl Doorbell {
     /// As `READING`, of memory+swap.
     pub const SUM_READING: u32 = 4;
     /// Some group's `memory.max` was written: rung once, until the agent has cleared
-    /// [`QueryMailbox::limits`](crate::query::Scratch::limits).
+    /// [`QueryMailbox::limits`](crate::protocol::query::Scratch::limits).
     pub const LIMITS: u32 = 5;
     /// A [`Victim`] follows in the same record.
     pub const VICTIM: u32 = 6;
@@ -79,9 +79,9 @@ pub enum LossKind {
     RingFull = 0,
     /// A group that found no free slot, and is not watched: counted once for each group.
     SlotsExhausted = 1,
-    /// A charge below more than [`REACH`](crate::slot::REACH) levels.
+    /// A charge below more than [`REACH`](crate::protocol::slot::REACH) levels.
     TooDeep = 2,
-    /// More than [`ATTEMPTS`](crate::slot::ATTEMPTS) CPUs raced for a slot's excursion, so the reading
+    /// More than [`ATTEMPTS`](crate::protocol::slot::ATTEMPTS) CPUs raced for a slot's excursion, so the reading
     /// went through the ring. Nothing is lost by that alone.
     Contended = 3,
     /// A charge that only the second program saw: the first was skipped by the

@@ -11,7 +11,7 @@
 //! makes up for changes by charges that still saw no band, and, in a sweep, for charges that
 //! the kernel kept from the programs.
 
-use crate::{
+use crate::protocol::{
     slot::{ATTEMPTS, Slot},
     word::Word,
 };

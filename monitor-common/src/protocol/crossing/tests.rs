@@ -4,9 +4,9 @@ use proptest::{collection::vec, prelude::*};
 
 use super::*;
 use crate::{
-    band::{Excursion, Verdict, observe, take},
+    grammar::threshold::Pages,
     kernel_model::empty_slot,
-    threshold::Pages,
+    protocol::band::{Excursion, Verdict, observe, take},
 };
 
 use Direction::{Down, Up};

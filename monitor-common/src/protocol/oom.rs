@@ -10,7 +10,7 @@
 //! Every hold belongs to an OOM that was told: so an OOM that is silent because of one
 //! is told with it. Two that begin at the very same time may both be told.
 
-use crate::{
+use crate::protocol::{
     slot::{MAX_DEPTH, PARENT_ROOT, PARENT_UNKNOWN, Slot},
     word::Word,
 };

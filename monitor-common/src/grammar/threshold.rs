@@ -38,7 +38,7 @@
 
 use core::{error, fmt};
 
-use crate::{crossing::Direction, line::until_nul};
+use crate::{grammar::line::until_nul, protocol::crossing::Direction};
 use memparse::memparse;
 pub use table::{ACCEPTED, EXTENDED, EXTENDED_REFUSED, REFUSED};
 
@@ -197,7 +197,7 @@ impl error::Error for ThresholdError {}
 /// Parses a threshold given in bytes into pages of `page_size` bytes: what the
 /// kernel accepts, and nothing else.
 ///
-/// `args` is [`Line::args`](crate::line::Line::args); a NUL ends it, as it ends
+/// `args` is [`Line::args`](crate::grammar::line::Line::args); a NUL ends it, as it ends
 /// the kernel's string. The result is within 0..=[`Pages::counter_max`]. A
 /// threshold of 0 pages or of `counter_max` is legal and never fires.
 ///
@@ -219,7 +219,7 @@ pub fn parse_threshold(args: &[u8], page_size: u64) -> Result<Pages, ThresholdEr
 /// Parses `LEVEL[,OPTION]...`: all that [`parse_threshold`] accepts, meaning the
 /// same, and what is ours.
 ///
-/// `args` is [`Line::args`](crate::line::Line::args); a NUL ends it. Sizes are
+/// `args` is [`Line::args`](crate::grammar::line::Line::args); a NUL ends it. Sizes are
 /// rounded down to pages of `page_size` bytes.
 ///
 /// # Errors

@@ -4,8 +4,11 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    pressure::{Level, PressureMode},
-    threshold::{At, Pages},
+    grammar::{
+        pressure::PressureMode,
+        threshold::{At, Pages},
+    },
+    protocol::pressure::Level,
 };
 
 const PAGE: u64 = 4096;
@@ -123,7 +126,7 @@ fn spellings(cell: &str) -> impl Iterator<Item = &str> {
 /// The document's accepted and refused arguments are that.
 #[test]
 fn the_documents_examples_hold() {
-    let text = include_str!("../../../docs/guide/registration.md");
+    let text = include_str!("../../../../docs/guide/registration.md");
     let (mut files, mut examples, mut counts) = (Vec::new(), false, [0, 0]);
     for line in text.lines() {
         if let Some(names) = line.strip_prefix("Control files: ") {
