@@ -1,5 +1,5 @@
-//! What the eBPF programs, the agent and the tests share: the words both sides
-//! speak. Nothing here allocates, panics or calls the kernel.
+//! Code that the eBPF programs, the agent and the tests share. Nothing here allocates, panics
+//! or calls the kernel.
 //!
 //! [`protocol`] is what passes between the programs and the agent, [`grammar`] what clients
 //! write (in prose in `docs/guide/registration.md`).

@@ -2,9 +2,9 @@
 //! slots and the ring.
 //!
 //! In the order of the data's path: [`word`] and [`slot`] (the table), [`band`]
-//! (what a charge does), [`life`] (how slots come and go), [`usage`] (what a charge keeps),
+//! (what a charge does), [`life`] (how slots are used and freed), [`usage`] (what is kept),
 //! [`epoch`] (which charges need not look up), [`oom`] (which OOMs are one), [`ring`] (how
-//! the agent is rung), [`query`] (what it asks), [`crossing`] and [`pressure`] (what it makes
+//! the agent is rung), [`query`] (what it queries), [`crossing`] and [`pressure`] (what it makes
 //! of it).
 
 pub mod band;

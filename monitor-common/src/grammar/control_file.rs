@@ -1,4 +1,4 @@
-//! Which file a client registers on, and what it then waits for.
+//! The file that a client registers on, and the trigger of that registration.
 //!
 //! The first, second, fourth and fifth file are those of the kernel's
 //! `memcg_write_event_control`. The others are ours; v1 refuses them with EINVAL.
@@ -11,7 +11,7 @@ use crate::grammar::{
     threshold::{self, Threshold, ThresholdError},
 };
 
-/// A control file that one can register on.
+/// A control file that a client can register on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ControlFile {
     /// `memory.usage_in_bytes`, v2's `memory.current`: memory.
@@ -29,7 +29,7 @@ pub enum ControlFile {
 }
 
 impl ControlFile {
-    /// All of them.
+    /// All the control files.
     pub const ALL: [Self; 6] =
         [Self::Usage, Self::Memsw, Self::WorkingSet, Self::Oom, Self::Pressure, Self::Procs];
 
@@ -60,10 +60,10 @@ impl ControlFile {
     }
 }
 
-/// What a registration waits for.
+/// An event for which a registration is signalled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Trigger {
-    /// A counter crosses a threshold; which counter is the control file's word.
+    /// A counter crosses a threshold; the control file says which counter.
     Threshold(Threshold),
     /// The group is out of memory.
     Oom,
@@ -80,9 +80,9 @@ const EINVAL: i32 = 22;
 /// Why the arguments were refused. Offsets count bytes from their start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ArgsError {
-    /// Not a threshold.
+    /// The arguments are not a threshold.
     Threshold(ThresholdError),
-    /// Not a level of pressure.
+    /// The arguments are not a level of pressure.
     Pressure(PressureError),
     /// `cgroup.procs` takes no arguments.
     Unexpected {
@@ -160,7 +160,7 @@ pub fn parse(file: ControlFile, args: &[u8], page_size: u64) -> Result<Trigger, 
 /// *directory*: a control file's name, then the end or one space, then that
 /// file's arguments, untouched. `None`: no control file's name.
 ///
-/// v2 has no `memory.pressure_level` to open, so this is how one names it. The
+/// v2 has no `memory.pressure_level` to open, so clients name it this way. The
 /// kernel refuses every directory with EINVAL.
 #[must_use]
 pub fn split_directory_args(args: &[u8]) -> Option<(ControlFile, &[u8])> {

@@ -1,6 +1,6 @@
 //! The grammar of one registration line, `<event_fd> <control_fd> <args>`.
 //!
-//! Every front door parses with this module, so that all of them accept and
+//! Every frontend parses with this module, so that all of them accept and
 //! refuse the same bytes as cgroup v1's `cgroup.event_control`. The rules are
 //! those of `memcg_write_event_control` and the helpers it calls (`strstrip`,
 //! `simple_strtoul`), identical in Linux 5.15 to 7.2:
@@ -44,7 +44,7 @@ pub struct Line<'a> {
     pub event_fd: u32,
     /// Descriptor number of the control file, 0..=`u32::MAX`.
     pub control_fd: u32,
-    /// What follows the control fd; never contains NUL, never ends in white
+    /// The text that follows the control fd; never contains NUL, never ends in white
     /// space. Its meaning depends on the control file.
     pub args: &'a [u8],
 }
@@ -67,7 +67,7 @@ pub enum LineError {
     EventFd {
         /// Offset of the first wrong byte.
         at: usize,
-        /// That byte.
+        /// The wrong byte itself.
         found: u8,
     },
     /// The line ends right after `event_fd`.
@@ -79,7 +79,7 @@ pub enum LineError {
     ControlFd {
         /// Offset of the first wrong byte.
         at: usize,
-        /// That byte.
+        /// The wrong byte itself.
         found: u8,
     },
 }
@@ -88,7 +88,7 @@ impl LineError {
     /// The errno (positive, Linux value) the kernel gives: E2BIG for
     /// [`TooLong`](Self::TooLong), else EINVAL.
     ///
-    /// [`Empty`](Self::Empty) is EINVAL too, for a door that cannot answer "0
+    /// [`Empty`](Self::Empty) is EINVAL too, for a frontend that cannot answer "0
     /// bytes written"; the others check for it first.
     #[must_use]
     pub const fn errno(self) -> i32 {

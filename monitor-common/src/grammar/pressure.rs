@@ -1,5 +1,5 @@
-//! `memory.pressure_level`: its arguments, and who hears of it. The rules of the kernel's
-//! `vmpressure.c`, 5.15 to 7.2.
+//! `memory.pressure_level`: its arguments, and which listeners are signalled. The rules of the
+//! kernel's `vmpressure.c`, 5.15 to 7.2.
 
 use core::{error, fmt};
 
@@ -8,23 +8,24 @@ use crate::{
     protocol::pressure::Level,
 };
 
-/// Which groups' pressure a listener hears.
+/// Groups of whose pressure a listener is notified.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum PressureMode {
-    /// Its own group's, and that of groups below which nobody nearer heard of.
+    /// The listener's own group, and groups below whose pressure signalled no listener nearer to
+    /// them.
     #[default]
     Default,
-    /// Its own group's, and that of every group below.
+    /// The listener's own group, and every group below.
     Hierarchy,
-    /// Its own group's only.
+    /// The listener's own group only.
     Local,
 }
 
 impl PressureMode {
-    /// All, in the kernel's order.
+    /// All modes, in the kernel's order.
     pub const ALL: [Self; 3] = [Self::Default, Self::Hierarchy, Self::Local];
 
-    /// As the kernel spells it.
+    /// The mode as the kernel spells it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -35,12 +36,12 @@ impl PressureMode {
     }
 }
 
-/// What a listener on `memory.pressure_level` waits for.
+/// The arguments of a listener on `memory.pressure_level`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Pressure {
-    /// The lowest level it hears.
+    /// The lowest level of which it is notified.
     pub level: Level,
-    /// Whose pressure it hears.
+    /// The groups of whose pressure it is notified.
     pub mode: PressureMode,
 }
 
@@ -98,9 +99,9 @@ const EINVAL: i32 = 22;
 pub enum PressureError {
     /// They do not begin with a level.
     Level,
-    /// What follows the first comma is not a mode.
+    /// The text after the first comma is not a mode.
     Mode {
-        /// Offset of what follows.
+        /// Offset of the text after the comma.
         at: usize,
     },
 }
@@ -154,12 +155,12 @@ pub fn parse(args: &[u8]) -> Result<Pressure, PressureError> {
     Ok(Pressure { level, mode })
 }
 
-/// Who hears of one window, as `vmpressure_work_fn` and `vmpressure_event`
-/// decide it on the way from reclaim's target group up to the root.
+/// Decides which listeners one window signals, as `vmpressure_work_fn` and
+/// `vmpressure_event` do on the way from reclaim's target group up to the root.
 ///
-/// For each group: ask [`deliver`](Self::deliver) for each of its listeners,
-/// then call [`next_group`](Self::next_group). So all default listeners of one
-/// group hear together.
+/// For each group: call [`deliver`](Self::deliver) for each of its listeners,
+/// then [`next_group`](Self::next_group). So all default listeners of one
+/// group are signalled together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Propagation {
     signalled: bool,
@@ -167,19 +168,19 @@ pub struct Propagation {
 }
 
 impl Propagation {
-    /// At reclaim's target group; nobody has heard yet.
+    /// Begins at reclaim's target group; no listener was signalled yet.
     #[must_use]
     pub const fn new() -> Self {
         Self { signalled: false, ancestor: false }
     }
 
-    /// Above reclaim's target group, where nobody below could hear.
+    /// Begins above reclaim's target group, where no listener below could be signalled.
     #[must_use]
     pub const fn from_below() -> Self {
         Self { signalled: false, ancestor: true }
     }
 
-    /// Whether `listener`, of the group that we are at, hears of `level`.
+    /// Whether `listener`, of the present group, is notified of `level`.
     #[must_use]
     pub fn deliver(&self, listener: Pressure, level: Level) -> bool {
         match listener.mode {
@@ -189,8 +190,8 @@ impl Propagation {
         }
     }
 
-    /// Goes on to the parent. `hit`: a listener of the group that we leave
-    /// heard, of whatever mode.
+    /// Goes on to the parent. `hit`: a listener of the group below it was
+    /// signalled, of whatever mode.
     pub fn next_group(&mut self, hit: bool) {
         self.signalled |= hit;
         self.ancestor = true;

@@ -1,7 +1,7 @@
 //! Arguments of `memory.usage_in_bytes`, `memory.memsw.usage_in_bytes` and
 //! `memory.working_set_bytes`: one threshold, `LEVEL[,OPTION]...`.
 //!
-//! LEVEL in bytes follows `page_counter_memparse(args, "-1")`, which stands on
+//! LEVEL in bytes follows `page_counter_memparse(args, "-1")`, which calls
 //! `memparse` and `simple_strtoull` base 0 (identical in Linux 5.15 to 7.2):
 //!
 //! - Exactly `-1` is the highest threshold there is. It never fires.
@@ -27,14 +27,14 @@
 //!
 //! - LEVEL may be `N%`, `N.D%` or `N.DD%` of the limit, 0 to 100, in decimal and
 //!   without needless leading zeros (in bytes, `010` would be octal).
-//! - `up`, `down`: hear this direction only; both or none means both.
+//! - `up`, `down`: signal this direction only; both or none means both.
 //! - `hysteresis=SIZE`: having come up to the level, count as below it only when
 //!   usage falls by SIZE below it. SIZE is in bytes as above, but begins with a
 //!   digit, so it is neither `-1` nor empty. It is rounded down to pages.
 //! - Each option at most once, in any order, in lower case.
 //!
 //! [`ACCEPTED`], [`REFUSED`], [`EXTENDED`] and [`EXTENDED_REFUSED`] hold the same
-//! for the tests of every door.
+//! for the tests of every frontend.
 
 use core::{error, fmt};
 
@@ -74,17 +74,17 @@ pub enum At {
     Percent(u32),
 }
 
-/// 100 % in the unit of [`At::Percent`].
+/// A whole, 100 %, in the unit of [`At::Percent`].
 pub const HUNDRED_PERCENT: u32 = 10_000;
 
-/// One threshold as it was asked for.
+/// One threshold as a client requested it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Threshold {
-    /// Where it lies.
+    /// The level at which it lies.
     pub at: At,
-    /// Whether to tell that usage came to it or above.
+    /// Whether to signal that usage came to it or above.
     pub up: bool,
-    /// Whether to tell that usage fell below. `up` or `down` is always set.
+    /// Whether to signal that usage fell below. `up` or `down` is always set.
     pub down: bool,
     /// By how much usage must fall below it to count as below again;
     /// 0..=[`Pages::counter_max`], 0 as the kernel does it.
@@ -98,7 +98,7 @@ impl Threshold {
         Self { at: At::Pages(pages), up: true, down: true, hysteresis: Pages(0) }
     }
 
-    /// Whether a crossing in `direction` is to be told.
+    /// Whether a crossing in `direction` is to be signalled.
     #[must_use]
     pub const fn hears(&self, direction: Direction) -> bool {
         match direction {
@@ -128,7 +128,7 @@ pub enum ThresholdError {
     Trailing {
         /// Offset of that byte.
         at: usize,
-        /// That byte.
+        /// The wrong byte itself.
         found: u8,
     },
     /// The level holds a `%` and is not 0 to 100 with at most two decimals.
@@ -147,7 +147,7 @@ pub enum ThresholdError {
         /// Offset of the second one.
         at: usize,
     },
-    /// What follows `hysteresis=` is not a size in bytes.
+    /// The text after `hysteresis=` is not a size in bytes.
     Size {
         /// Offset of the first byte that does not fit, or of the end.
         at: usize,
@@ -263,10 +263,10 @@ pub fn parse(args: &[u8], page_size: u64) -> Result<Threshold, ThresholdError> {
     Ok(Threshold { at, up: up || both, down: down || both, hysteresis: hysteresis.unwrap_or_default() })
 }
 
-/// The option with a value.
+/// The one option that has a value.
 const HYSTERESIS: &[u8] = b"hysteresis=";
 
-/// What comes before the first comma, and what after it, if there is one.
+/// Splits at the first comma: the text before it, and after it if there is one.
 pub(crate) fn split_comma(text: &[u8]) -> (&[u8], Option<&[u8]>) {
     let mut parts = text.splitn(2, |&byte| byte == b',');
     (parts.next().unwrap_or_default(), parts.next())

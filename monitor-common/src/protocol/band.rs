@@ -5,7 +5,7 @@
 //! back what it added without one, the program adds one), reads the band, then the counter,
 //! and compares. The agent publishes a band (a full barrier) and reads the counter.
 //! Whichever comes second sees the other: either the charge sees the new band, or the
-//! agent sees the new usage. The band is one word, so nobody sees half of an old and half
+//! agent sees the new usage. The band is one word, so no reader sees half of an old and half
 //! of a new one.
 //!
 //! Out of band, the charge first widens the excursion, then sets `pending`; the
@@ -16,9 +16,9 @@
 //! the agent takes what there is, reads the counter, and publishes bands of the next version.
 //! A reading with the present version was made after the look before had read the counter:
 //! what it says is new. One with the version before may have been made before that: the
-//! agent drops of it what that look has told already
-//! ([`Look`](crate::protocol::crossing::Look)). One that is older came from a charge that was still
-//! under way when a later look read the counter, which has seen what was left of it.
+//! agent drops of it what that look has signalled already
+//! ([`Look`](crate::protocol::crossing::Look)). One that is older is of a charge that was
+//! still under way when a later look read the counter, which has seen what was left of it.
 
 use crate::protocol::{
     slot::{ATTEMPTS, Slot},
@@ -35,12 +35,12 @@ pub struct Band {
 }
 
 impl Band {
-    /// No thresholds: every charge is in band.
+    /// The band without thresholds: every charge is in it.
     pub const EVERYTHING: Self = Self { lo: 0, hi: u64::MAX };
 
-    /// Both ends in one word, each in units of `1 << shift` pages, rounded
+    /// Packs both ends into one word, each in units of `1 << shift` pages, rounded
     /// inwards: a packed band never holds a usage that the band does not. The upper
-    /// end as its complement, and no band at all without a version: that is 0.
+    /// end is stored as its complement. No band at all has no version: it is 0.
     #[must_use]
     pub const fn pack(self, shift: u32, version: u64) -> u64 {
         let unit = (1u64 << shift) - 1;
@@ -61,7 +61,7 @@ impl Band {
         self.lo <= usage && usage < self.hi
     }
 
-    /// Whether a packed band holds `usage` pages: what every charge asks.
+    /// Whether a packed band holds `usage` pages: the check of every charge.
     #[inline(always)]
     #[must_use]
     pub const fn unpack_contains(packed: u64, usage: u64, shift: u32) -> bool {
@@ -76,7 +76,7 @@ pub const OPEN: u64 = 0;
 /// The upper end of a packed band without one; 1 TiB of 4 KiB pages at shift 0.
 const MAX_UNITS: u64 = (1 << 28) - 1;
 
-/// Where the ends lie in a packed band; below them its version.
+/// Lowest bits of the two ends in a packed band; below them is its version.
 const LO_BIT: u32 = 36;
 const HI_BIT: u32 = 8;
 
@@ -94,7 +94,7 @@ pub const fn shift_for(pages: u64) -> u32 {
     shift
 }
 
-/// What a charge has to do after it was looked at.
+/// The outcome of a charge's comparison: how the agent is notified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// In band, or the agent already knows that it has to look.
@@ -108,9 +108,9 @@ pub enum Verdict {
 /// A usage out of band.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outside {
-    /// Pages; below 2^55.
+    /// Usage in pages; below 2^55.
     pub usage: u64,
-    /// At or above the band's upper end; else below its lower end.
+    /// True: at or above the band's upper end; false: below its lower end.
     pub is_above: bool,
     /// The version of that band, of which the low 8 bits count.
     pub version: u64,
@@ -120,21 +120,21 @@ pub struct Outside {
 const BELOW: u64 = 1 << 63;
 
 impl Outside {
-    /// All in one word, for the ring.
+    /// Packs the reading into one word, for the ring.
     #[inline(always)]
     #[must_use]
     pub const fn to_word(self) -> u64 {
         self.tagged() & !BELOW | if self.is_above { 0 } else { BELOW }
     }
 
-    /// From that word.
+    /// Unpacks the word that [`to_word`](Self::to_word) made.
     #[must_use]
     pub const fn from_word(word: u64) -> Self {
         let tagged = word & !BELOW;
         Self { usage: tagged >> HI_BIT, is_above: word & BELOW == 0, version: tagged & VERSION }
     }
 
-    /// As excursions hold it: ordered by usage.
+    /// The word that excursions hold, ordered by usage.
     #[inline(always)]
     const fn tagged(self) -> u64 {
         self.usage << HI_BIT | self.version & VERSION
@@ -151,48 +151,49 @@ const fn age(tagged: u64, version: u64) -> u64 {
 /// what was seen out of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Track<'a, W> {
-    /// The packed band.
+    /// The packed band of the quantity.
     pub band: &'a W,
     /// The version of the next bands to be published.
     pub version: &'a W,
-    /// Highest readings above it, by the version's lowest bit; 0: none.
+    /// Highest readings above the band, by the version's lowest bit; 0: none.
     pub max: &'a [W; 2],
-    /// Lowest readings below it, likewise; `u64::MAX`: none.
+    /// Lowest readings below the band, likewise; `u64::MAX`: none.
     pub min: &'a [W; 2],
-    /// The slot's `pending`.
+    /// The `pending` word of the slot.
     pub pending: &'a W,
 }
 
 impl<W: Word> Slot<W> {
-    /// The memory counter.
+    /// The track of the memory counter.
     #[inline(always)]
     pub fn memory(&self) -> Track<'_, W> {
         let Self { band, version, max_seen: max, min_seen: min, pending, .. } = self;
         Track { band, version, max, min, pending }
     }
 
-    /// Memory+swap.
+    /// The track of memory+swap.
     #[inline(always)]
     pub fn sum(&self) -> Track<'_, W> {
         let Self { sum_band: band, version, sum_max_seen: max, sum_min_seen: min, pending, .. } = self;
         Track { band, version, max, min, pending }
     }
 
-    /// The agent's part, between a look and the bands that follow from it: these are of
-    /// another version.
+    /// Begins another version: the agent's part, between a look and the bands that follow from
+    /// it.
     pub fn next_version(&self) {
         self.version.set(self.version.get().wrapping_add(1));
     }
 }
 
-/// A charge's part. `usage` reads the kernel's counter, which was changed before.
+/// Compares usage with the band: a charge's part. `usage` reads the kernel's counter, which
+/// was changed before.
 #[inline(always)]
 pub fn observe<W: Word>(slot: &Slot<W>, usage: impl FnOnce() -> u64, shift: u32) -> Verdict {
     slot.memory().observe(usage, shift)
 }
 
 impl<W: Word> Track<'_, W> {
-    /// As [`observe`].
+    /// Compares usage with this band, as [`observe`] does.
     #[inline(always)]
     pub fn observe(&self, usage: impl FnOnce() -> u64, shift: u32) -> Verdict {
         let band = self.band.get();
@@ -202,8 +203,7 @@ impl<W: Word> Track<'_, W> {
         compare(band, usage(), shift).map_or(Verdict::Quiet, |outside| self.flag(outside))
     }
 
-    /// The second part, out of band: widen the excursion, then make sure that the
-    /// agent looks.
+    /// Widens the excursion, then makes sure that the agent looks: the second part, out of band.
     #[inline(always)]
     pub fn flag(&self, outside: Outside) -> Verdict {
         if !self.widen(outside) {
@@ -212,7 +212,7 @@ impl<W: Word> Track<'_, W> {
         if raise_hand(self.pending) { Verdict::Ring } else { Verdict::Quiet }
     }
 
-    /// False when others kept racing for the word.
+    /// Widens the excursion; false when others kept racing for the word.
     #[inline(always)]
     fn widen(&self, outside: Outside) -> bool {
         let (tagged, set) = (outside.tagged(), (outside.version & 1) as usize);
@@ -239,7 +239,7 @@ impl<W: Word> Track<'_, W> {
         false
     }
 
-    /// The agent's part when a reading came by the ring instead of the table. It is not
+    /// Adds a reading that is in the ring instead of the table: the agent's part. It is not
     /// dropped for its age: the ring may have been read late.
     pub fn add(&self, outside: Outside) {
         let version = self.version.get();
@@ -248,9 +248,9 @@ impl<W: Word> Track<'_, W> {
         while !self.widen(outside) {}
     }
 
-    /// The agent's part, last: whether `usage`, read after `band` was published, is out of
-    /// it, and another look is due. Then it counts as a reading: a charge that went by an
-    /// older band may leave what it saw to this one, and the next look may be too late for it.
+    /// Whether `usage`, read after `band` was published, is out of it, and another look is due:
+    /// the agent's last part. Then it counts as a reading: a charge that went by an older band
+    /// may leave what it saw to this one, and the next look may be too late for it.
     pub fn leaves(&self, band: Band, usage: u64) -> bool {
         let is_out = !band.holds(usage);
         if is_out {
@@ -282,14 +282,14 @@ impl<W: Word> Track<'_, W> {
         }
     }
 
-    /// Takes the band away.
+    /// Takes the band away, which leaves [`OPEN`].
     pub fn open(&self) {
         self.band.xchg(OPEN);
     }
 
-    /// The agent's part, second half; true when there was no band before: then the
-    /// [`Epoch`](crate::protocol::epoch::Epoch) has to end. After that the counter must be read
-    /// again ([`leaves`](Self::leaves)): a usage outside the band means that a charge still
+    /// Publishes a band: the agent's part, second half. True when there was no band before: then
+    /// the [`Epoch`](crate::protocol::epoch::Epoch) has to end. After that the counter must be
+    /// read again ([`leaves`](Self::leaves)): a usage outside the band means that a charge still
     /// went by the old one.
     #[must_use]
     pub fn publish(&self, band: Band, shift: u32) -> bool {
@@ -300,8 +300,8 @@ impl<W: Word> Track<'_, W> {
 
 /// Compares with a packed `band` a usage that was read after it: where it lies out of it.
 ///
-/// In this order, both are newer than the charge, and usage is newer than the band: who
-/// has seen an old band leaves its usage to the agent, who reads after publishing.
+/// In this order, both are newer than the charge, and usage is newer than the band: a charge
+/// that has seen an old band leaves its usage to the agent, which reads after publishing.
 #[inline(always)]
 #[must_use]
 pub const fn compare(band: u64, usage: u64, shift: u32) -> Option<Outside> {
@@ -311,7 +311,7 @@ pub const fn compare(band: u64, usage: u64, shift: u32) -> Option<Outside> {
     Some(Outside { usage, is_above: usage >> shift >= band >> LO_BIT, version: band & VERSION })
 }
 
-/// Sets `pending`; true for the one that set it, who rings.
+/// Sets `pending`; true for the caller that set it, which rings.
 #[inline(always)]
 pub fn raise_hand<W: Word>(pending: &W) -> bool {
     pending.get() == 0 && pending.xchg(1) == 0
@@ -327,10 +327,10 @@ pub struct Excursion {
 }
 
 impl Excursion {
-    /// Nothing out of band was seen.
+    /// The excursion without any reading out of band.
     pub const NONE: Self = Self { min: u64::MAX, max: 0 };
 
-    /// From the words of a slot, of those readings that count.
+    /// Makes it from the words of a slot, of those readings that count.
     fn of(max: u64, min: u64, counts: impl Fn(u64) -> bool) -> Self {
         Self {
             max: if max != 0 && counts(max) { max >> HI_BIT } else { 0 },
@@ -338,34 +338,34 @@ impl Excursion {
         }
     }
 
-    /// Both of them.
+    /// Both excursions as one.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self { min: self.min.min(other.min), max: self.max.max(other.max) }
     }
 }
 
-/// All that a slot has for the agent.
+/// Everything that a slot holds for the agent since it last looked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// Of the memory counter.
+    /// Readings of the memory counter.
     pub memory: Excursion,
-    /// Of memory+swap.
+    /// Readings of memory and swap together.
     pub sum: Excursion,
-    /// Of both, what was compared with the bands before the present ones.
+    /// Readings of both that were compared with the bands before the present ones.
     pub late: [Excursion; 2],
     /// OOMs by this group's limit.
     pub ooms: u64,
-    /// Windows of reclaim, by level.
+    /// Windows of reclaim, by level of pressure.
     pub windows: [u64; 3],
-    /// The same, of groups below without a slot of their own.
+    /// Windows of groups below without a slot of their own, by level.
     pub windows_below: [u64; 3],
     /// Times that it became empty of tasks.
     pub emptied: u64,
 }
 
 impl Seen {
-    /// Nothing happened.
+    /// The record in which nothing happened.
     pub const NOTHING: Self = Self {
         memory: Excursion::NONE,
         sum: Excursion::NONE,
@@ -376,7 +376,7 @@ impl Seen {
         emptied: 0,
     };
 
-    /// All of it as if it were new.
+    /// Late readings merged into the others, as if all were new.
     #[must_use]
     pub fn merged(self) -> Self {
         let [memory, sum] = self.late;
@@ -385,8 +385,8 @@ impl Seen {
     }
 }
 
-/// The agent's part, first half: take what was seen. `pending` is cleared
-/// *before* the rest is taken, so that what comes later rings again.
+/// Takes what was seen: the agent's part, first half. `pending` is cleared
+/// *before* the rest is taken, so that what happens later rings again.
 pub fn take<W: Word>(slot: &Slot<W>) -> Seen {
     slot.pending.xchg(0);
     let ((memory, late), (sum, sum_late)) = (slot.memory().take(), slot.sum().take());
@@ -401,7 +401,7 @@ pub fn take<W: Word>(slot: &Slot<W>) -> Seen {
     }
 }
 
-/// Undoes [`take`] when the agent could not go on: to be looked at again.
+/// Undoes [`take`] when the agent could not go on, so that it looks again.
 pub fn give_back<W: Word>(slot: &Slot<W>, seen: &Seen) {
     let version = slot.version.get();
     let tracks = [(slot.memory(), seen.memory), (slot.sum(), seen.sum)];

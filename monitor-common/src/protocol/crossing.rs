@@ -21,7 +21,7 @@ pub enum Direction {
 }
 
 impl Direction {
-    /// `up` or `down`.
+    /// The direction's word in the grammar: `up` or `down`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -31,12 +31,12 @@ impl Direction {
     }
 }
 
-/// What happened between two looks at a group.
+/// Usage between two looks at a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
     /// Usage at the look before, in pages.
     pub from: u64,
-    /// What charges saw out of band in between.
+    /// Readings of charges out of band in between.
     pub seen: Excursion,
     /// Usage now, in pages.
     pub now: u64,
@@ -71,7 +71,7 @@ impl Step {
     }
 }
 
-/// A threshold with its memory: which side it was last told to be on.
+/// A threshold with its memory: on which side of it usage was last signalled to be.
 ///
 /// With hysteresis there is a stretch, from [`low`](Self::low) to below the
 /// threshold, in which the side depends on where usage came from. A stored side
@@ -81,23 +81,23 @@ impl Step {
 /// reach ([`Pages::counter_max`](crate::grammar::threshold::Pages::counter_max), `u64::MAX`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ThresholdState {
-    /// Where it is crossed up, in pages.
+    /// The usage at which it is crossed up, in pages.
     pub threshold: u64,
     /// How far below `threshold` usage must fall to cross it down, in pages.
     pub hysteresis: u64,
-    /// The side it was last told to be on.
+    /// Whether usage was last signalled to be at or above it.
     pub above: bool,
 }
 
 impl ThresholdState {
-    /// The mark at registration: above iff `threshold <= usage` (pages). As in
+    /// The state at registration: above iff `threshold <= usage` (pages). As in
     /// `__mem_cgroup_usage_register_event`, nothing is signalled for that.
     #[must_use]
     pub const fn new(threshold: u64, hysteresis: u64, usage: u64) -> Self {
         Self { threshold, hysteresis, above: threshold <= usage }
     }
 
-    /// Where it is crossed down, in pages: when usage is less than this.
+    /// The usage below which it is crossed down, in pages.
     ///
     /// `threshold - hysteresis`, but at least 1: so a hysteresis of the whole
     /// threshold or more still ends, when the group holds no page at all. 0 for
@@ -108,7 +108,7 @@ impl ThresholdState {
         if low == 0 && self.threshold > 0 { 1 } else { low }
     }
 
-    /// Where the next crossing lies, in pages: what the band is made of. While
+    /// The usage at which the next crossing lies, in pages: the band is made of these. While
     /// below, a usage of at least the key crosses it up; while above, a usage
     /// less than the key crosses it down.
     #[must_use]
@@ -120,13 +120,13 @@ impl ThresholdState {
     /// most one in each direction. `above` is the new side.
     ///
     /// After it, [`key`](Self::key) is at most `now` if above, and more than
-    /// `now` if below: [`band_around`] over all marks holds `now`.
+    /// `now` if below: [`band_around`] over all thresholds holds `now`.
     ///
-    /// A step does not say which came first, its lowest or its highest usage. If
-    /// it passed both ends and usage is in between now, the only crossing told
+    /// A step does not say which was first, its lowest or its highest usage. If
+    /// it passed both ends and usage is in between now, the only crossing returned
     /// is the one away from the stored side: that one is sure to have happened.
     ///
-    /// A mark whose threshold was moved past usage is crossed by the next step.
+    /// A threshold that was moved past usage is crossed by the next step.
     pub fn step(&mut self, step: &Step) -> [Option<Direction>; 2] {
         use Direction::{Down, Up};
 
@@ -152,7 +152,7 @@ impl ThresholdState {
 }
 
 /// The band around `usage`, given its nearest thresholds: the highest that is
-/// at or below it, and the lowest above. Marks count with their keys.
+/// at or below it, and the lowest above. Thresholds count with their keys.
 #[must_use]
 pub fn band_around(at_or_below: Option<u64>, above: Option<u64>) -> Band {
     Band { lo: at_or_below.unwrap_or(0), hi: above.unwrap_or(u64::MAX) }

@@ -1,10 +1,10 @@
-//! How a charge knows, without going there, that nobody waits above its group.
+//! How a charge knows, without going there, that no group above its own is watched.
 //!
 //! There is one [epoch](Epoch). A charge whose walk to the root met no band walks once
 //! more and keeps the epoch from before that walk in its group's slot; as long as the
 //! epoch stands, the next charge there looks at its own group only, however deep that
 //! lies. (Once more, because beginning an epoch writes a word that all CPUs share: charges
-//! below a group that somebody waits for never get there.)
+//! below a watched group never get there.)
 //!
 //! The agent that gives a band to a group that had none publishes it, then moves the
 //! epoch, then reads the counter, each a full barrier. A charge changes the counter (a
@@ -22,36 +22,36 @@ pub const NEVER: u64 = 0;
 pub struct Epoch<'a, W>(pub &'a W);
 
 impl<W: Word> Epoch<'_, W> {
-    /// A charge's part: whether nobody waits above `slot`'s group.
+    /// Whether no group above `slot`'s is watched: a charge's part.
     #[inline(always)]
     pub fn is_calm_above(&self, slot: &Slot<W>) -> bool {
         slot.calm.get() == self.0.get().wrapping_add(1) ^ slot.counter.get()
     }
 
-    /// Before a walk: what to keep if it meets nobody. A full barrier, so that the bands
+    /// The epoch to keep if the walk that begins meets no band. A full barrier, so that the bands
     /// are read after it.
     #[inline(always)]
     pub fn begin(&self) -> u64 {
         self.0.or(0).wrapping_add(1)
     }
 
-    /// The agent's part, after a band was published where none was. Only one thread
-    /// moves the epoch.
+    /// Ends the epoch: the agent's part, after a band was published where none was. Only one
+    /// thread moves the epoch.
     pub fn end(&self) {
         self.0.xchg(self.0.get().wrapping_add(1));
     }
 }
 
 impl<W: Word> Slot<W> {
-    /// Whether somebody waits for this group's memory, or memory+swap.
+    /// Whether this group's memory, or memory+swap, is watched: it has a band.
     #[inline(always)]
     pub fn is_awaited(&self) -> bool {
         self.band.get() | self.sum_band.get() != OPEN
     }
 
-    /// Keeps what a walk that began with `epoch` has found, for the group whose counter
-    /// was at `address` before the walk: should the slot be another's by now, it does not
-    /// take this for its own.
+    /// Keeps the `epoch` with which a walk began that met no band, for the group whose counter
+    /// was at `address` before the walk: should the slot be another group's by now, it does not
+    /// count for that one.
     #[inline(always)]
     pub fn set_calm(&self, epoch: u64, address: u64) {
         self.calm.set(epoch ^ address);

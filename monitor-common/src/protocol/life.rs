@@ -1,11 +1,11 @@
-//! A slot's life: a group comes, goes offline, and its slot is given back.
+//! A slot's life: a group is created, goes offline, and its slot is given back.
 //!
 //! `mem_cgroup_css_offline` takes the slot away from its group ([`Slot::leave`]): from
 //! there on no program finds it by the group's counter, however long the kernel keeps
-//! that. It is given back ([`Slot::retire`]) as soon as nobody needs it any more: the
-//! agent does not watch it, nothing in it is still to be told, and no slot names it as
-//! its parent, for whoever tells an event needs to know what is above. Whoever makes the
-//! last of these come true tries, and one of those that try succeeds.
+//! that. It is given back ([`Slot::retire`]) as soon as it is not needed any more: the
+//! agent does not watch it, nothing in it is still to be signalled, and no slot names it as
+//! its parent, for an event's signals depend on what is above. Whichever side makes the
+//! last of these true tries, and one of those that try succeeds.
 //!
 //! Each condition is made true by a full barrier, or before one, and looked at after one:
 //! of two that come true at once, the later one to try sees both.
@@ -16,8 +16,8 @@ use crate::protocol::{
 };
 
 impl<W: Word> Slot<W> {
-    /// Agent: begins to watch `generation` of this slot. False when that group is no
-    /// longer online. That it goes offline will ring.
+    /// Begins to watch `generation` of this slot: the agent's part. False when that group is no
+    /// longer online. Its going offline rings from then on.
     pub fn watch(&self, generation: u64) -> bool {
         let mut held = self.state();
         loop {
@@ -32,7 +32,7 @@ impl<W: Word> Slot<W> {
         }
     }
 
-    /// Agent: keeps the slot from being given back while it looks at it, also if its
+    /// Keeps the slot from being given back while the agent looks at it, also if its
     /// group is offline already. False when it has been given back.
     pub fn hold(&self, generation: u64) -> bool {
         let mut held = self.state();
@@ -48,8 +48,8 @@ impl<W: Word> Slot<W> {
         }
     }
 
-    /// Agent: has nothing more to do with `generation` of this slot. False when the group
-    /// went first: then it is for the agent to give back ([`Slot::let_go`]).
+    /// Ends the agent's watch of `generation` of this slot. False when the group went offline
+    /// first: then the slot is the agent's to give back ([`Slot::let_go`]).
     pub fn unwatch(&self, generation: u64) -> bool {
         let mut held = self.state();
         loop {
@@ -64,9 +64,9 @@ impl<W: Word> Slot<W> {
         }
     }
 
-    /// The group goes offline; `usage` and `sum` are its last readings. True when the
-    /// agent has to come by, and is to be rung for. Nothing is written here afterwards:
-    /// the slot may be another group's by then.
+    /// Takes the slot from its group, which goes offline; `usage` and `sum` are its last readings.
+    /// True when the agent has to look, and a doorbell is due. Nothing is written here
+    /// afterwards: the slot may be another group's by then.
     #[inline(always)]
     pub fn leave(&self, usage: u64, sum: u64) -> bool {
         self.last.set(usage);
@@ -80,8 +80,8 @@ impl<W: Word> Slot<W> {
         before.has(SlotState::WATCHED) || self.pending.get() != 0
     }
 
-    /// One more slot names this one as its parent. False when it is no longer that of the
-    /// group whose counter is at `address`: then [`Slot::unname`] it, and try to retire it.
+    /// Counts one more slot that names this one as its parent. False when it is no longer that of
+    /// the group whose counter is at `address`: then [`Slot::unname`] it, and try to retire it.
     #[inline(always)]
     pub fn name(&self, address: u64) -> bool {
         self.below.add(1);
@@ -89,13 +89,13 @@ impl<W: Word> Slot<W> {
         SlotState(self.state.or(0)).is_live() && self.counter.get() == address
     }
 
-    /// One slot fewer names this one.
+    /// Counts one slot fewer that names this one.
     #[inline(always)]
     pub fn unname(&self) {
         self.below.add(u64::MAX);
     }
 
-    /// The agent lets go of `generation` of this slot, whose group is offline.
+    /// Ends the agent's hold on `generation` of this slot, whose group is offline.
     #[inline(always)]
     pub fn let_go(&self, generation: u64) -> bool {
         for _ in 0..ATTEMPTS {
@@ -110,7 +110,7 @@ impl<W: Word> Slot<W> {
         false
     }
 
-    /// Takes the slot out of use, if its group is offline and nobody needs it. True for
+    /// Takes the slot out of use, if its group is offline and it is not needed. True for
     /// the one that has done it: the slot is the caller's, to [`clear`](Slot::clear) and
     /// to put on the free list, and there is one slot fewer below the one above.
     #[inline(always)]

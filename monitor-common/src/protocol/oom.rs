@@ -3,26 +3,26 @@
 //!
 //! v1 notifies for the OOM that wins the lock on a group and all below it. One
 //! that begins while another holds the same group, one above or one below, is
-//! silent. Here the OOM that is told leaves a [`Hold`] in its group's slot, and is
+//! silent. Here the OOM that is signalled leaves a [`Hold`] in its group's slot, and is
 //! counted in the slots above. No table is needed, and what a thread leaves in one
 //! slot is found by its end in the same slot.
 //!
-//! Every hold belongs to an OOM that was told: so an OOM that is silent because of one
-//! is told with it. Two that begin at the very same time may both be told.
+//! Every hold belongs to an OOM that was signalled: so an OOM that is silent because of one
+//! is signalled with it. Two that begin at the very same time may both be signalled.
 
 use crate::protocol::{
     slot::{MAX_DEPTH, PARENT_ROOT, PARENT_UNKNOWN, Slot},
     word::Word,
 };
 
-/// What each thread may be in, as far as the programs have to know: a bit of its own for
-/// each, so that nobody takes another's place.
+/// States of a thread that the programs have to know. Each thread has bits of its own, so that
+/// none takes another's place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum OomMark {
-    /// A write of `memory.max`.
+    /// The thread writes a group's `memory.max`.
     WritesLimit = 0,
-    /// `mem_cgroup_out_of_memory`.
+    /// The thread is in `mem_cgroup_out_of_memory`.
     InOom = 1,
 }
 
@@ -30,10 +30,10 @@ impl OomMark {
     /// Words that hold the marks of all threads: their ids are below `PID_MAX_LIMIT`, four
     /// million.
     pub const WORDS: usize = 4 * 1024 * 1024 / Self::THREADS as usize;
-    /// Threads in a word.
+    /// Threads whose marks share a word.
     const THREADS: u32 = 32;
 
-    /// Where the mark of `thread` is: the word's index, and its bit.
+    /// The place of the mark of `thread`: the word's index, and its bit.
     #[must_use]
     #[inline(always)]
     pub const fn place(self, thread: u32) -> (u32, u64) {
@@ -49,7 +49,7 @@ pub const BY_LIMIT_WRITE: u64 = 1 << 63;
 pub struct Hold(u64);
 
 impl Hold {
-    /// Nobody holds the group.
+    /// The word of a group that is not held.
     pub const NONE: Self = Self(0);
 
     /// Nanoseconds of one unit of time, as a power of two: 67 ms. 32 bits are nine years.
@@ -67,20 +67,20 @@ impl Hold {
         Self((thread as u64) << 32 | Self::time(now))
     }
 
-    /// A time, in units.
+    /// Converts nanoseconds to units of time.
     #[inline(always)]
     const fn time(now: u64) -> u64 {
         (now >> Self::UNIT_BITS) & 0xffff_ffff
     }
 
-    /// The thread whose OOM it is; 0: nobody's.
+    /// The thread whose OOM it is; 0: not held.
     #[must_use]
     #[inline(always)]
     pub const fn thread(self) -> u32 {
         (self.0 >> 32) as u32
     }
 
-    /// When it began, in units.
+    /// The time at which it began, in units.
     #[must_use]
     #[inline(always)]
     pub const fn since(self) -> u64 {
@@ -125,11 +125,11 @@ fn climb<'a, W: Word + 'a>(
     Some(MAX_DEPTH as u64)
 }
 
-/// As far up as it goes.
+/// All levels, as far up as there are any.
 const ALL: u64 = u64::MAX;
 
-/// `thread` begins an OOM by the limit of the group at `index`, at `now` (nanoseconds by
-/// the clock of `bpf_ktime_get_ns`). True when it is to be told: then it holds the group
+/// Begins an OOM of `thread` by the limit of the group at `index`, at `now` (nanoseconds by
+/// the clock of `bpf_ktime_get_ns`). True when it is to be signalled: then it holds the group
 /// until [`end`].
 #[inline(always)]
 pub fn begin<'a, W: Word + 'a>(
@@ -140,7 +140,7 @@ pub fn begin<'a, W: Word + 'a>(
 ) -> bool {
     let Some(slot) = slot_at(index) else { return false };
     let below = slot.oom_below.get();
-    // Below 0 while a count is late: then nobody holds one below.
+    // Below 0 while a count is late: then no group below is held.
     if below as i64 > 0 && is_fresh(slot.oom_below_since.get(), now) {
         return false;
     }
@@ -155,12 +155,12 @@ pub fn begin<'a, W: Word + 'a>(
     let hold = Hold::new(thread, now);
     let mut before = slot.oom_holder.cas(held.0, hold.0);
     if before != held.0 && before == Hold::NONE.0 {
-        // What was left over was released in between: nobody is told for that.
+        // What was left over was released in between: no signal is due for that.
         held = Hold::NONE;
         before = slot.oom_holder.cas(held.0, hold.0);
     }
     if before != held.0 {
-        // Another was first, and is told.
+        // Another OOM was first, and is signalled.
         return false;
     }
     // One that was left over is counted above already.
@@ -178,7 +178,7 @@ pub fn begin<'a, W: Word + 'a>(
     true
 }
 
-/// `thread` has ended its OOM by the limit of the group at `index`.
+/// Ends the OOM of `thread` by the limit of the group at `index`.
 #[inline(always)]
 pub fn end<'a, W: Word + 'a>(slot_at: impl Fn(u32) -> Option<&'a Slot<W>>, index: u32, thread: u32) {
     if let Some(slot) = slot_at(index) {
@@ -195,7 +195,7 @@ pub fn release<'a, W: Word + 'a>(slot_at: impl Fn(u32) -> Option<&'a Slot<W>>, i
     let Some(slot) = slot_at(index) else { return };
     // Read first: the next holder writes its own.
     let levels = slot.oom_levels.get();
-    // Once for each hold: so a count above is what holds there are below, whoever ends them.
+    // Once for each hold: so a count above is what holds there are below, whichever side ends them.
     if held != Hold::NONE && slot.oom_holder.cas(held.0, 0) == held.0 {
         climb(slot_at, index, levels, |above| {
             above.oom_below.add(u64::MAX);

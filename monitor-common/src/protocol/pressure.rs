@@ -12,10 +12,10 @@ pub enum Level {
 }
 
 impl Level {
-    /// All, from low to critical.
+    /// All levels, from low to critical.
     pub const ALL: [Self; 3] = [Self::Low, Self::Medium, Self::Critical];
 
-    /// As the kernel spells it.
+    /// The level as the kernel spells it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -82,7 +82,7 @@ mod tests {
     }
 
     proptest! {
-        /// Where nothing wraps, the level is that of the kernel's formula with
+        /// Unless something wraps, the level is that of the kernel's formula with
         /// arbitrarily wide integers.
         #[test]
         fn levels_follow_the_formula(scanned in 0u64..1 << 31, reclaimed in 0u64..1 << 31) {

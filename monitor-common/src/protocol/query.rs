@@ -4,39 +4,39 @@
 /// need to know of it. One writer at a time: the `ask` program answers in
 /// [`ANSWERS`], on behalf of whichever of the agent's threads runs it, and those run it
 /// one at a time; programs at what the agent reads answer in [`READINGS`], and only for
-/// the one thread that has said that it asks so.
+/// the one thread that is registered for it ([`Query::WHO_AM_I`]).
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct QueryMailbox<W> {
-    /// `bpf_get_current_pid_tgid()` of the thread that asks by reading files, as the
+    /// `bpf_get_current_pid_tgid()` of the thread that queries by reading files, as the
     /// kernel sees it ([`READINGS`] only).
     pub agent: W,
     /// Moves with every answer, so that a skipped program is noticed.
     pub answers: W,
-    /// Roll call: slot index, or one of [`Enumeration`]'s words.
+    /// Slot index, or one of [`Enumeration`]'s words: the answer when groups are enumerated.
     pub slot: W,
-    /// Roll call: the slot's generation.
+    /// Generation of that slot: the answer when groups are enumerated.
     pub generation: W,
-    /// The answer: usage in pages, say.
+    /// The answer to a query: usage in pages, say.
     pub value: W,
     /// Address of the `struct file` whose fdinfo was read.
     pub file: W,
-    /// How the last question was answered: [`Ask::OK`] or why not.
+    /// How the last query was answered: [`Query::OK`] or why not.
     pub verdict: W,
-    /// What somebody waits for, anywhere: [`Subscriptions`]'s bits. The rest is not
-    /// even counted.
+    /// Kinds of events that have registrations in any group: [`Subscriptions`]'s bits. The rest is
+    /// not even counted.
     pub wanted: W,
     /// Which programs these are: a hash of the object. With the rest below, what a
     /// later agent has to know of those that it finds pinned.
     pub build: W,
-    /// When these maps were made, in nanoseconds since boot: tells them from others
+    /// When these maps were made, in nanoseconds since boot: they differ in it from others
     /// of the same build.
     pub instance: W,
-    /// Slots without the root's.
+    /// Number of slots without the root's.
     pub sizes: W,
-    /// Bytes of the ring buffer.
+    /// Size of the ring buffer in bytes.
     pub ring: W,
-    /// What the agent's plan for this kernel came to, in its own encoding.
+    /// The agent's plan for this kernel, in its own encoding.
     pub plan: W,
     /// 1 while there may be slots whose parent is unknown.
     pub orphans: W,
@@ -52,10 +52,10 @@ const _: () = assert!(size_of::<QueryMailbox<u64>>() == 128);
 pub const ANSWERS: u32 = 0;
 /// The cell of the programs at what the agent reads: whose usage file, which eventfd.
 pub const READINGS: u32 = 1;
-/// How many cells there are.
+/// Number of cells there are.
 pub const CELLS: u32 = 2;
-/// A registered eventfd's `struct file`, with its reference count: a question of
-/// [`Ask::FILE_REFS`], and its answer.
+/// A registered eventfd's `struct file`, with its reference count: a query of
+/// [`Query::FILE_REFS`], and its answer.
 #[derive(Debug)]
 #[repr(C)]
 pub struct FileRefs<W> {
@@ -68,24 +68,24 @@ pub struct FileRefs<W> {
 
 const _: () = assert!(size_of::<FileRefs<u64>>() == 16);
 
-/// Bits of [`QueryMailbox::wanted`].
+/// Bits of [`QueryMailbox::wanted`], one for each kind of event.
 #[derive(Debug)]
 pub struct Subscriptions;
 
 impl Subscriptions {
-    /// OOMs.
+    /// OOMs by groups' limits.
     pub const OOM: u64 = 1;
-    /// Windows of reclaim.
+    /// Windows of reclaim, for pressure.
     pub const PRESSURE: u64 = 2;
     /// Groups that become empty.
     pub const EMPTY: u64 = 4;
     /// Limits that are written.
     pub const LIMITS: u64 = 8;
-    /// Whom the OOM killer kills.
+    /// Processes that the OOM killer kills.
     pub const VICTIMS: u64 = 16;
 }
 
-/// What a roll call says in place of a slot index.
+/// Answers in place of a slot index when groups are enumerated.
 #[derive(Debug)]
 pub struct Enumeration;
 
@@ -94,21 +94,21 @@ impl Enumeration {
     pub const ROOT: u64 = u64::MAX;
     /// The slot table is full.
     pub const FULL: u64 = u64::MAX - 1;
-    /// No answer came.
+    /// There was no answer.
     pub const SILENT: u64 = u64::MAX - 2;
 }
 
-/// What the agent asks the `ask` program, as its first argument.
+/// Queries to the `ask` program, as its first argument.
 #[derive(Debug)]
 pub struct Query;
 
 impl Query {
-    /// Remember the calling thread as the one that asks by reading files.
+    /// Remember the calling thread as the one that queries by reading files.
     pub const WHO_AM_I: u64 = 1;
     /// Read the counter of slot `arg1` of generation `arg2`.
     pub const USAGE: u64 = 2;
     /// Count the references of the first `arg1` files of the table of [`FileRefs`], at
-    /// most [`Ask::FILES_AT_ONCE`].
+    /// most [`Query::FILES_AT_ONCE`].
     pub const FILE_REFS: u64 = 3;
     /// Read memory+swap of slot `arg1` of generation `arg2`, in pages.
     pub const SUM: u64 = 4;
@@ -125,10 +125,10 @@ impl Query {
     pub const NEW_EPOCH: u64 = 8;
     /// Let go of slot `arg1` of generation `arg2`, whose group is offline, and give it
     /// back, and those above it that only waited for it: in one step, so that an agent
-    /// that is killed loses none. Answers where to go on ([`Ask::TIDY`]), or
-    /// [`Ask::NOWHERE`].
+    /// that is killed loses none. Answers where to go on ([`Query::TIDY`]), or
+    /// [`Query::NOWHERE`].
     pub const RECYCLE: u64 = 9;
-    /// Give back slot `arg1` if nobody needs it, and so on, as [`Ask::RECYCLE`].
+    /// Give back slot `arg1` if it is not needed, and so on, as [`Query::RECYCLE`].
     pub const TIDY: u64 = 10;
     /// The slot of the nearest group above slot `arg1` of generation `arg2` that has one,
     /// by the kernel's own pointers; the parent is given one, if there is room.
@@ -143,10 +143,10 @@ impl Query {
     /// 0 or 1 (`cgroup_is_populated`).
     pub const POPULATED: u64 = 14;
     /// Take slot `arg1` of generation `arg2`, which the agent watches, away from its group,
-    /// for whose going no program was called. Its last readings are in the slot.
+    /// for whose removal no program was called. Its last readings are in the slot.
     pub const DEPART: u64 = 15;
 
-    /// No slot.
+    /// Answer in place of a slot: there is none.
     pub const NOWHERE: u64 = u64::MAX;
 
     /// Files whose references one run counts.
@@ -155,10 +155,10 @@ impl Query {
     /// them, into the slots: at most [`AT_ONCE`](Self::AT_ONCE).
     pub const READ: u64 = 16;
 
-    /// Slots of one [`READ`](Self::READ).
+    /// Most slots of one [`READ`](Self::READ).
     pub const AT_ONCE: u32 = 1024;
 
-    /// Answered.
+    /// The query was answered.
     pub const OK: u64 = 0;
     /// The slot's group is gone.
     pub const GONE: u64 = 1;

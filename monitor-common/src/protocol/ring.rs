@@ -1,5 +1,5 @@
-//! What goes through the ring buffer: the [`Doorbell`], and the [`Victim`] of an
-//! OOM; and the counts of what was lost on the way.
+//! Records of the ring buffer: the [`Doorbell`], and the [`Victim`] of an OOM; and the counts
+//! of what was lost on the way.
 
 /// A ring buffer record. It only says where to look: the state is in the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -7,7 +7,7 @@
 pub struct Doorbell {
     /// One of this type's constants.
     pub kind: u32,
-    /// The slot that it is about; not with `LIMITS`.
+    /// Index of the slot that it is about; not with `LIMITS`.
     pub slot: u32,
     /// When it rang, by `CLOCK_MONOTONIC` in nanoseconds (`SLOT`); an
     /// [`Outside`](crate::protocol::band::Outside) (`READING`, `SUM_READING`).
@@ -19,10 +19,10 @@ impl Doorbell {
     pub const SLOT: u32 = 1;
     /// An out-of-band reading that found no place in its slot.
     pub const READING: u32 = 3;
-    /// As `READING`, of memory+swap.
+    /// An out-of-band reading of memory+swap, as `READING` is.
     pub const SUM_READING: u32 = 4;
     /// Some group's `memory.max` was written: rung once, until the agent has cleared
-    /// [`QueryMailbox::limits`](crate::protocol::query::Scratch::limits).
+    /// [`QueryMailbox::limits`](crate::protocol::query::QueryMailbox::limits).
     pub const LIMITS: u32 = 5;
     /// A [`Victim`] follows in the same record.
     pub const VICTIM: u32 = 6;
@@ -44,16 +44,16 @@ impl Doorbell {
 
 const _: () = assert!(size_of::<Doorbell>() == 16);
 
-/// A process that the OOM killer has chosen. Only tells people more: what clients
+/// A process that the OOM killer has chosen. Only for what is shown to people: what clients
 /// are signalled for is counted in the slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Victim {
-    /// `VICTIM`, the slot whose limit caused it, and the id of the victim's group.
+    /// A doorbell: `VICTIM`, the slot whose limit caused it, and the id of the victim's group.
     pub bell: Doorbell,
     /// Process id, in the kernel's first pid namespace.
     pub pid: u64,
-    /// Its name, cut by the kernel; NUL at the end.
+    /// The process's name, cut by the kernel; NUL at the end.
     pub comm: [u8; 16],
 }
 
@@ -71,7 +71,7 @@ impl Victim {
 
 const _: () = assert!(size_of::<Victim>() == 40);
 
-/// Where losses and oddities are counted, at the place where they happen.
+/// Kinds of losses and oddities, each counted where it happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum LossKind {
@@ -81,8 +81,8 @@ pub enum LossKind {
     SlotsExhausted = 1,
     /// A charge below more than [`REACH`](crate::protocol::slot::REACH) levels.
     TooDeep = 2,
-    /// More than [`ATTEMPTS`](crate::protocol::slot::ATTEMPTS) CPUs raced for a slot's excursion, so the reading
-    /// went through the ring. Nothing is lost by that alone.
+    /// More than [`ATTEMPTS`](crate::protocol::slot::ATTEMPTS) CPUs raced for a slot's excursion,
+    /// so the reading went through the ring. Nothing is lost by that alone.
     Contended = 3,
     /// A charge that only the second program saw: the first was skipped by the
     /// kernel's recursion guard.
@@ -91,11 +91,11 @@ pub enum LossKind {
     /// below: one signal for both, as the kernel's `mem_cgroup_oom_trylock`.
     OomJoined = 5,
     /// A process or group killed for lack of memory whose record was not sent, because too
-    /// many were on their way: followers are not told of it. No signal is lost by that.
+    /// many were on their way: followers do not see it. No signal is lost by that.
     VictimsDropped = 6,
-    /// An OOM by the limit of a group that has no slot: nobody below was told.
+    /// An OOM by the limit of a group that has no slot: no group below was signalled.
     OomUnplaced = 7,
-    /// Something was to be told above a group, and what is above it is not known.
+    /// An event was to be signalled above a group, and what is above it is not known.
     ParentUnknown = 8,
     /// Calls that the kernel's recursion guard kept from programs for which nothing makes up:
     /// windows of reclaim, v1's OOM notices, victims, beginnings of limit writes.
@@ -111,9 +111,9 @@ pub const fn victims_at_once(ring: u64) -> u64 {
 }
 
 impl LossKind {
-    /// How many there are.
+    /// Number of kinds there are.
     pub const COUNT: usize = 10;
-    /// Their names, in order, as shown to people and in metrics.
+    /// Names of the kinds, in order, as shown to people and in metrics.
     pub const NAMES: [&str; Self::COUNT] = [
         "ring_full",
         "slots_exhausted",

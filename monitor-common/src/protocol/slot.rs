@@ -12,8 +12,8 @@ pub const SCHEMA: u32 = 5;
 pub const MAX_DEPTH: usize = 64;
 
 /// Levels up to which a charge is followed to the root. Where a hierarchy is deeper,
-/// charges are counted in [`LossKind::TooDeep`](crate::protocol::ring::Tally::TooDeep) and leave
-/// [`Slot::deep`] where their walk ended; a sweep reads what is above that.
+/// charges are counted in [`LossKind::TooDeep`](crate::protocol::ring::LossKind::TooDeep) and
+/// leave [`Slot::deep`] where their walk ended; a sweep reads what is above that.
 pub const REACH: usize = 512;
 
 /// `parent` of a slot right below the root: the walk ends there.
@@ -26,7 +26,7 @@ pub const PARENT_UNKNOWN: u64 = u64::MAX - 1;
 pub const NOT_POPULATED: u64 = 0;
 /// `populated` of a slot: some task is there.
 pub const POPULATED: u64 = 1;
-/// `populated` of a slot: nobody has asked.
+/// `populated` of a slot: not queried yet.
 pub const POPULATED_UNKNOWN: u64 = 2;
 
 /// One memory cgroup, by cache lines: what each charge reads; what was seen out of band;
@@ -37,20 +37,20 @@ pub const POPULATED_UNKNOWN: u64 = 2;
 pub struct Slot<W> {
     /// The packed [`Band`](band::Band) in which a charge needs no attention.
     pub band: W,
-    /// The packed band of the group's memory+swap; [`band::OPEN`] while nobody
-    /// waits for that, and then a charge does not look at it.
+    /// The packed band of the group's memory+swap; [`band::OPEN`] while no registration is on
+    /// that, and then a charge does not look at it.
     pub sum_band: W,
     /// Index of the parent's slot, [`PARENT_ROOT`] or [`PARENT_UNKNOWN`].
     pub parent: W,
     /// Kernel address of the memcg's `memory` page counter; 0 once it is offline: from
-    /// then on no charge, and no question, comes here.
+    /// then on no charge, and no query, finds this slot.
     pub counter: W,
-    /// [`SlotState`]: generation and flags.
+    /// [`SlotState`] of the slot: generation and flags.
     pub state: W,
     /// `st_ino` of the group's directory (`cgroup_id()` in the kernel).
     pub cgroup_id: W,
-    /// The [`Epoch`](crate::protocol::epoch::Epoch) in which nobody waits above this group, mixed
-    /// with its counter's address.
+    /// The [`Epoch`](crate::protocol::epoch::Epoch) in which no group above this one is watched,
+    /// mixed with its counter's address.
     pub calm: W,
     /// Slots whose `parent` is this one: as long as there are any it is not given back.
     pub below: W,
@@ -60,9 +60,9 @@ pub struct Slot<W> {
     pub max_seen: [W; 2],
     /// Lowest out-of-band readings, likewise; `u64::MAX`: none.
     pub min_seen: [W; 2],
-    /// As `max_seen`, of memory+swap.
+    /// Highest out-of-band readings of memory+swap, as `max_seen`.
     pub sum_max_seen: [W; 2],
-    /// As `min_seen`, of memory+swap.
+    /// Lowest out-of-band readings of memory+swap, as `min_seen`.
     pub sum_min_seen: [W; 2],
 
     /// 1 while the agent has something to do here.
@@ -73,7 +73,8 @@ pub struct Slot<W> {
     pub oom_holder: W,
     /// OOMs that hold groups below this one.
     pub oom_below: W,
-    /// When the latest of those began, as [`Hold::since`](crate::protocol::oom::Hold::since).
+    /// The time at which the latest of those began, as
+    /// [`Hold::since`](crate::protocol::oom::Hold::since).
     pub oom_below_since: W,
     /// Windows of reclaim since the agent last looked, by
     /// [`Level`](crate::protocol::pressure::Level).
@@ -83,13 +84,13 @@ pub struct Slot<W> {
     /// agent last looked.
     pub emptied: W,
     /// Whether a task is in the group or below it: [`NOT_POPULATED`], [`POPULATED`] or
-    /// [`POPULATED_UNKNOWN`]. Kept while the group is watched and somebody waits for that.
+    /// [`POPULATED_UNKNOWN`]. Kept while the group is watched and a registration is on that.
     pub populated: W,
-    /// As `windows`, of groups below this one that have no slot of their own.
+    /// Windows of groups below this one that have no slot of their own, as `windows`.
     pub windows_below: [W; 3],
     /// Usage when the group went offline, in pages.
     pub last: W,
-    /// As `last`, of memory+swap.
+    /// Memory+swap when the group went offline, in pages.
     pub sum_last: W,
     /// 1: charges further down end their walk here, [`REACH`] levels up.
     pub deep: W,
@@ -99,15 +100,15 @@ pub struct Slot<W> {
     pub usage: W,
     /// The kernel's own high-water mark (`page_counter.watermark`) in pages, kept likewise.
     pub peak: W,
-    /// The group's own limit (`page_counter.max`) in pages, when it was last asked for.
+    /// The group's own limit (`page_counter.max`) in pages, when it was last queried.
     pub limit: W,
-    /// The generation of which the three were last asked for, plus one; 0: of none.
+    /// The generation of which the three were last queried, plus one; 0: of none.
     pub read_of: W,
     /// The version of the next bands to be published; the agent's.
     pub version: W,
     /// Groups above this one that count its holder in their `oom_below`.
     pub oom_levels: W,
-    /// OOMs by this group's limit that the programs were called for, told or not; begins
+    /// OOMs by this group's limit that the programs were called for, signalled or not; begins
     /// at what the kernel had counted (`memory.events.local`). With
     /// [`BY_LIMIT_WRITE`](crate::protocol::oom::BY_LIMIT_WRITE).
     pub oom_calls: W,
@@ -128,8 +129,8 @@ impl SlotState {
     /// `mem_cgroup_css_offline` has run: removed, or its controller turned off. The slot
     /// is no longer the group's; see [`life`](crate::protocol::life).
     pub const OFFLINE: u64 = 2;
-    /// The agent has something to do here: somebody waits, or it is looking. The slot is
-    /// not given back meanwhile, and going offline rings.
+    /// The agent has something to do here: a registration is on the group, or the agent is
+    /// looking. The slot is not given back meanwhile, and going offline rings.
     pub const WATCHED: u64 = 8;
 
     const FLAGS: u64 = 0xff;
@@ -152,7 +153,7 @@ impl SlotState {
         self.0 & flag != 0
     }
 
-    /// Online, and not on its way out.
+    /// Whether the group is online, and not on its way out.
     #[must_use]
     pub const fn is_live(self) -> bool {
         self.0 & (Self::ONLINE | Self::OFFLINE) == Self::ONLINE
@@ -211,7 +212,7 @@ impl<W> Slot<W> {
 }
 
 impl<W: Word> Slot<W> {
-    /// The state word.
+    /// Reads the state word.
     pub fn state(&self) -> SlotState {
         SlotState(self.state.get())
     }
@@ -221,7 +222,7 @@ impl<W: Word> Slot<W> {
         SlotState(self.state.or(flag))
     }
 
-    /// Nothing has happened here yet.
+    /// Resets everything that was seen or counted here.
     pub fn forget(&self) {
         self.sum_band.set(band::OPEN);
         // Each by itself: of a chain of iterators the verifier would have to be convinced.
@@ -240,8 +241,8 @@ impl<W: Word> Slot<W> {
         self.windows.iter().chain(&self.windows_below).for_each(|count| count.set(0));
     }
 
-    /// As if there had been no group. The caller owns the slot. Not `below`, which whoever
-    /// names the slot late takes back himself.
+    /// Resets the slot as if there had been no group. The caller owns the slot. `below` stays: a
+    /// slot that names this one late takes its count back.
     pub fn clear(&self) {
         self.counter.set(0);
         self.band.set(band::OPEN);

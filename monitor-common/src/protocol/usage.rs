@@ -1,11 +1,11 @@
 //! Usage and peak of the groups that are followed, kept in their slots: exact whenever
 //! nothing moves, whatever raced before.
 //!
-//! Who has changed a counter reads it, writes what it read into the slot (a full barrier),
-//! and reads the counter again: where that differs, it writes again. So the value of the
-//! last to write was the counter's at a moment after that; and whoever changed the
-//! counter later would have written later. After a few attempts it leaves [`UNKNOWN`]:
-//! ask the kernel.
+//! A charge that has changed a counter reads it, writes what it read into the slot (a full
+//! barrier), and reads the counter again: where that differs, it writes again. So the value of
+//! the last to write was the counter's at a moment after that; and a charge that changed the
+//! counter later would have written later. After a few attempts it leaves [`UNKNOWN`]: the
+//! kernel has to be queried.
 //!
 //! The agent does the same, by a program, after it published a group's first band: that
 //! makes up for changes by charges that still saw no band, and, in a sweep, for charges that
@@ -16,12 +16,12 @@ use crate::protocol::{
     word::Word,
 };
 
-/// In place of a number of pages: not known, ask the kernel.
+/// In place of a number of pages: not known, query the kernel.
 pub const UNKNOWN: u64 = u64::MAX;
 
 impl<W: Word> Slot<W> {
-    /// The agent's part, before it publishes bands: what was kept when the group was followed
-    /// last may have changed since.
+    /// Forgets usage and peak: the agent's part, before it publishes bands. What was kept when the
+    /// group was followed last may have changed since.
     pub fn forget_kept(&self) {
         if !self.is_awaited() {
             self.usage.xchg(UNKNOWN);
@@ -30,7 +30,7 @@ impl<W: Word> Slot<W> {
     }
 
     /// Pages charged, as the programs keep them; `None` where they do not, or did not
-    /// manage to: then the kernel has to be asked. Exact at rest.
+    /// manage to: then the kernel has to be queried. Exact at rest.
     #[must_use]
     pub fn kept_usage(&self) -> Option<u64> {
         Some(self.usage.get()).filter(|pages| self.is_awaited() && *pages != UNKNOWN)

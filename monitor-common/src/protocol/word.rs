@@ -9,9 +9,9 @@
 /// not write orders nothing, and neither do `get` and `set`. So what is to be read behind a
 /// barrier is read by `or(0)`, which always writes.
 pub trait Word {
-    /// Reads the word.
+    /// Reads the word; orders nothing.
     fn get(&self) -> u64;
-    /// Writes the word.
+    /// Writes the word; orders nothing.
     fn set(&self, value: u64);
     /// Writes the word, returns what it held; full barrier.
     fn xchg(&self, value: u64) -> u64;

@@ -1,4 +1,4 @@
-//! Names, and what each file takes.
+//! Names of control files, and the arguments that each takes.
 
 use proptest::prelude::*;
 
@@ -114,7 +114,7 @@ proptest! {
     }
 }
 
-/// What a table cell of the document holds in backticks; the bare word "empty"
+/// The texts that a table cell of the document holds in backticks; the bare word "empty"
 /// stands for empty arguments.
 fn spellings(cell: &str) -> impl Iterator<Item = &str> {
     cell.split('`').enumerate().filter_map(|(i, part)| match i % 2 {

@@ -109,7 +109,7 @@ fn messages_name_the_part_and_the_place() {
     assert!(message(&[b'1'; 5000]).contains("5000 bytes"));
 }
 
-/// The same prose read a second time: index by index, with exact arithmetic.
+/// A second reading of the same prose: index by index, with exact arithmetic.
 /// `None` is EINVAL.
 fn naive(line: &[u8]) -> Option<(u32, u32, Vec<u8>)> {
     let white = [0x20, 0x09, 0x0a, 0x0b, 0x0c, 0x0d, 0xa0];

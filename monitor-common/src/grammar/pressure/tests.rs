@@ -1,4 +1,4 @@
-//! Arguments and who hears of a level, each against a second reading of the
+//! Arguments, and which listeners a level signals, each against a second reading of the
 //! kernel's rules.
 
 use proptest::{collection::vec, prelude::*};
@@ -44,24 +44,24 @@ fn at(level: Level, mode: PressureMode) -> Pressure {
     Pressure { level, mode }
 }
 
-/// Who hears, group by group from the target up.
+/// Lists which listeners are signalled, group by group from the target up.
 fn ours(groups: &[Vec<Pressure>], level: Level) -> Vec<Vec<bool>> {
     let mut walk = Propagation::new();
-    let mut heard = Vec::new();
+    let mut signalled = Vec::new();
     for listeners in groups {
         let hits: Vec<bool> = listeners.iter().map(|l| walk.deliver(*l, level)).collect();
         walk.next_group(hits.contains(&true));
-        heard.push(hits);
+        signalled.push(hits);
     }
-    heard
+    signalled
 }
 
 /// The rule without a walk: each listener looks at what lies below it.
 fn naive(groups: &[Vec<Pressure>], level: Level) -> Vec<Vec<bool>> {
-    let mut heard: Vec<Vec<bool>> = Vec::new();
+    let mut signalled: Vec<Vec<bool>> = Vec::new();
     for (depth, listeners) in groups.iter().enumerate() {
-        let nearer = heard.iter().flatten().any(|hit| *hit);
-        let hears = |l: &Pressure| {
+        let nearer = signalled.iter().flatten().any(|hit| *hit);
+        let is_signalled = |l: &Pressure| {
             l.level <= level
                 && match l.mode {
                     PressureMode::Hierarchy => true,
@@ -69,23 +69,23 @@ fn naive(groups: &[Vec<Pressure>], level: Level) -> Vec<Vec<bool>> {
                     PressureMode::Default => !nearer,
                 }
         };
-        heard.push(listeners.iter().map(hears).collect());
+        signalled.push(listeners.iter().map(is_signalled).collect());
     }
-    heard
+    signalled
 }
 
 #[test]
 fn default_listeners_of_one_group_hear_together_and_hide_from_those_above() {
     let low = at(Level::Low, PressureMode::Default);
     assert_eq!(ours(&[vec![low, low], vec![low]], Level::Low), [vec![true, true], vec![false]]);
-    // One that waits for more does not hide.
+    // A listener on a higher level does not hide.
     let medium = at(Level::Medium, PressureMode::Default);
     assert_eq!(ours(&[vec![medium], vec![low]], Level::Low), [vec![false], vec![true]]);
     // Any mode hides.
     for mode in PressureMode::ALL {
         assert_eq!(ours(&[vec![at(Level::Low, mode)], vec![low]], Level::Low), [vec![true], vec![false]]);
     }
-    // What stays above is heard by hierarchy listeners only.
+    // What was signalled below is signalled above to hierarchy listeners only.
     let above = vec![low, at(Level::Low, PressureMode::Hierarchy), at(Level::Low, PressureMode::Local)];
     assert_eq!(ours(&[vec![low], above], Level::Critical)[1], [false, true, false]);
 }

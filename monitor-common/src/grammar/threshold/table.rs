@@ -1,4 +1,4 @@
-//! Spellings, and what becomes of each: one table for the tests of every door.
+//! Spellings, and what becomes of each: one table for the tests of every frontend.
 
 use super::{At, Pages, Threshold};
 

@@ -6,7 +6,7 @@ use super::*;
 
 const PAGE: u64 = 4096;
 
-/// LONG_MAX / 4096.
+/// The kernel's LONG_MAX / 4096.
 const MAX: u64 = 2_251_799_813_685_247;
 
 #[test]
@@ -67,7 +67,7 @@ fn a_page_size_of_zero_is_refused() {
     assert_eq!(Pages::counter_max(0), Pages::counter_max(1));
 }
 
-/// The same prose read a second time: index by index, with exact arithmetic.
+/// A second reading of the same prose: index by index, with exact arithmetic.
 /// `None` is EINVAL.
 fn naive(args: &[u8], page_size: u64) -> Option<u64> {
     const WRAP: u128 = 1 << 64;

@@ -1,23 +1,23 @@
-//! One look at a quantity, and what it leaves to the next: which thresholds it has told.
+//! One look at a quantity, and what it leaves to the next: which thresholds it has signalled.
 
 use super::{Direction, Step};
 use crate::protocol::band::Excursion;
 
 /// One look at a quantity: a step, and readings that were compared with the band before
-/// the present one. They may tell of what the look before has told: so they count only
-/// where that has told nothing.
+/// the present one. They may be of a crossing that the look before has signalled: so they
+/// count only where that has signalled nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Look {
-    /// What happened since the look before.
+    /// The step since the look before.
     pub step: Step,
-    /// Late readings.
+    /// Readings that are late: compared with the band before.
     pub late: Excursion,
-    /// What the look before has told.
+    /// Thresholds that the look before has signalled.
     pub told: Stretches,
 }
 
 impl Look {
-    /// What late readings alone crossed: below the step, and above it.
+    /// Stretches that late readings alone crossed: below the step, and above it.
     #[must_use]
     pub fn beyond(&self) -> [Pieces; 2] {
         let (lowest, highest) = self.step.range();
@@ -36,7 +36,7 @@ impl Look {
         Step { seen: self.step.seen.and(self.late), ..self.step }
     }
 
-    /// What this look tells, for the next.
+    /// Thresholds that this look signals, for the next.
     #[must_use]
     pub fn tells(&self) -> Stretches {
         let [below, above] = self.beyond();
@@ -64,16 +64,16 @@ const MOST: usize = 4;
 /// A stretch without those of a [`Stretches`], from below; empty ones among them.
 pub type Pieces = [(u64, u64); MOST + 1];
 
-/// Thresholds that a look has told: those in `(lowest, highest]` of any of a few stretches.
-/// Where they are more, some are left out: rather told twice than not at all.
+/// Thresholds that a look has signalled: those in `(lowest, highest]` of any of a few
+/// stretches. Where they are more, some are left out: rather signalled twice than not at all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stretches([(u64, u64); MOST]);
 
 impl Stretches {
-    /// None of them.
+    /// The set without any stretch.
     pub const NONE: Self = Self([(0, 0); MOST]);
 
-    /// Adds one.
+    /// Adds one stretch to these.
     pub fn add(&mut self, (lowest, highest): (u64, u64)) {
         if lowest >= highest {
             return;
@@ -91,7 +91,7 @@ impl Stretches {
         }
     }
 
-    /// What these leave of a stretch.
+    /// Pieces of a stretch that these do not cover.
     #[must_use]
     pub fn leave_of(&self, (lowest, highest): (u64, u64)) -> Pieces {
         let mut held = self.0;

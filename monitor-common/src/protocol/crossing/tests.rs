@@ -1,4 +1,4 @@
-//! Marks against a naive model that sees every value of usage.
+//! Thresholds against a naive model that sees every value of usage.
 
 use proptest::{collection::vec, prelude::*};
 
@@ -11,18 +11,18 @@ use crate::{
 
 use Direction::{Down, Up};
 
-/// Sees every value. Written from the prose: up at the threshold, down when
+/// A model that sees every value. Written from the prose: up at the threshold, down when
 /// usage falls by the hysteresis below it, or to nothing.
 struct Naive {
     threshold: u64,
     hysteresis: u64,
     above: bool,
-    told: Vec<Direction>,
+    signalled: Vec<Direction>,
 }
 
 impl Naive {
     fn new(threshold: u64, hysteresis: u64, usage: u64) -> Self {
-        Self { threshold, hysteresis, above: usage >= threshold, told: Vec::new() }
+        Self { threshold, hysteresis, above: usage >= threshold, signalled: Vec::new() }
     }
 
     fn see(&mut self, usage: u64) {
@@ -31,16 +31,16 @@ impl Naive {
         }
         if !self.above && usage >= self.threshold {
             self.above = true;
-            self.told.push(Up);
+            self.signalled.push(Up);
         }
         if self.above && (usage == 0 || usage + self.hysteresis < self.threshold) {
             self.above = false;
-            self.told.push(Down);
+            self.signalled.push(Down);
         }
     }
 
     fn count(&self, direction: Direction) -> usize {
-        self.told.iter().filter(|told| **told == direction).count()
+        self.signalled.iter().filter(|signalled| **signalled == direction).count()
     }
 }
 
@@ -147,7 +147,7 @@ proptest! {
         prop_assert_eq!(mark.above, threshold <= step.now);
     }
 
-    /// After any step, consistent with the mark or not, it is on its side of
+    /// After any step, consistent with its state or not, a threshold is on its side of
     /// `now`, and the band around all keys holds `now`.
     #[test]
     fn after_a_step_the_keys_enclose_usage(
@@ -170,8 +170,8 @@ proptest! {
         prop_assert!(band.lo <= step.now && step.now < band.hi);
     }
 
-    /// With the agent looking after every change that rang: all that the naive
-    /// model tells, in its order, and nothing else. What did not ring told
+    /// With the agent looking after every change that rang: all crossings of the naive
+    /// model, in its order, and nothing else. A change that did not ring crossed
     /// nothing.
     #[test]
     fn looking_at_every_change_equals_the_naive_model(
@@ -182,7 +182,7 @@ proptest! {
     ) {
         let mut naive: Vec<Naive> = marks.iter().map(|(t, h)| Naive::new(*t, *h, start)).collect();
         let mut ours: Vec<ThresholdState> = marks.iter().map(|(t, h)| ThresholdState::new(*t, *h, start)).collect();
-        let mut told = vec![Vec::new(); ours.len()];
+        let mut signalled = vec![Vec::new(); ours.len()];
         let slot = empty_slot();
         let _ = slot.memory().publish(band_of(&ours, start), shift);
         let mut from = start;
@@ -190,20 +190,20 @@ proptest! {
             naive.iter_mut().for_each(|mark| mark.see(now));
             if observe(&slot, || now, shift) != Verdict::Quiet {
                 let step = Step { from, seen: take(&slot).memory, now };
-                for (mark, told) in ours.iter_mut().zip(&mut told) {
-                    told.extend(mark.step(&step).into_iter().flatten());
+                for (mark, signalled) in ours.iter_mut().zip(&mut signalled) {
+                    signalled.extend(mark.step(&step).into_iter().flatten());
                 }
                 let _ = slot.memory().publish(band_of(&ours, now), shift);
                 from = now;
             }
-            for ((mark, told), naive) in ours.iter().zip(&told).zip(&naive) {
-                prop_assert_eq!(told, &naive.told);
+            for ((mark, signalled), naive) in ours.iter().zip(&signalled).zip(&naive) {
+                prop_assert_eq!(signalled, &naive.signalled);
                 prop_assert!(naive.threshold == 0 || mark.above == naive.above);
             }
         }
     }
 
-    /// With the agent looking now and then: each mark's directions alternate; as
+    /// With the agent looking now and then: each threshold's directions alternate; as
     /// many of each as a model has that sees only those moments, and no more
     /// than one that sees every value; and the side fits the usage.
     #[test]
@@ -215,7 +215,7 @@ proptest! {
         let all = || marks.iter().map(|(t, h)| Naive::new(*t, *h, start)).collect::<Vec<_>>();
         let (mut exact, mut sampled) = (all(), all());
         let mut ours: Vec<ThresholdState> = marks.iter().map(|(t, h)| ThresholdState::new(*t, *h, start)).collect();
-        let mut told = vec![Vec::new(); ours.len()];
+        let mut signalled = vec![Vec::new(); ours.len()];
         let slot = empty_slot();
         let _ = slot.memory().publish(band_of(&ours, start), 0);
         let (mut from, mut rang) = (start, false);
@@ -228,21 +228,21 @@ proptest! {
             }
             sampled.iter_mut().for_each(|mark| mark.see(now));
             let step = Step { from, seen: take(&slot).memory, now };
-            for (mark, told) in ours.iter_mut().zip(&mut told) {
+            for (mark, signalled) in ours.iter_mut().zip(&mut signalled) {
                 let crossings = mark.step(&step);
                 prop_assert!(rang || crossings == [None, None]);
-                told.extend(crossings.into_iter().flatten());
+                signalled.extend(crossings.into_iter().flatten());
                 prop_assert!(now < mark.threshold || mark.above);
                 prop_assert!(now >= mark.low() || !mark.above);
             }
             let _ = slot.memory().publish(band_of(&ours, now), 0);
             (from, rang) = (now, false);
-            for ((told, exact), sampled) in told.iter().zip(&exact).zip(&sampled) {
-                prop_assert!(told.windows(2).all(|pair| pair[0] != pair[1]), "{told:?}");
+            for ((signalled, exact), sampled) in signalled.iter().zip(&exact).zip(&sampled) {
+                prop_assert!(signalled.windows(2).all(|pair| pair[0] != pair[1]), "{signalled:?}");
                 for direction in [Up, Down] {
-                    let count = told.iter().filter(|told| **told == direction).count();
-                    prop_assert!(count >= sampled.count(direction), "{told:?} < {:?}", sampled.told);
-                    prop_assert!(count <= exact.count(direction), "{told:?} > {:?}", exact.told);
+                    let count = signalled.iter().filter(|signalled| **signalled == direction).count();
+                    prop_assert!(count >= sampled.count(direction), "{signalled:?} < {:?}", sampled.signalled);
+                    prop_assert!(count <= exact.count(direction), "{signalled:?} > {:?}", exact.signalled);
                 }
             }
         }

@@ -1,5 +1,5 @@
-//! Told once, and not never: charges and the agent in any order, step by step, against the
-//! counter's own trace.
+//! Each crossing is signalled once: charges and the agent in any order, step by step, against
+//! the counter's own trace.
 
 use std::sync::atomic::AtomicU64;
 
@@ -39,11 +39,11 @@ struct World {
     usage: u64,
     from: u64,
     told: Stretches,
-    /// Of each threshold: what happened, and what was told.
+    /// Crossings of each threshold: those that happened, and those that were signalled.
     happened: Vec<[usize; 2]>,
     signals: Vec<[usize; 2]>,
     agent: Agent,
-    /// Whether readings are told whatever band they were compared with, as they once were.
+    /// Whether readings are signalled whatever band they were compared with, as they once were.
     forgets_versions: bool,
 }
 
@@ -131,7 +131,7 @@ impl World {
         false
     }
 
-    /// Everybody ends what is under way, and what was rung for is answered.
+    /// Ends all charges and looks under way, and answers what was rung for.
     fn rest(&mut self, cpus: &mut [Option<Charge>]) {
         for cpu in cpus {
             while let Some(charge) = *cpu {
@@ -167,8 +167,8 @@ fn thresholds() -> impl Strategy<Value = Vec<u64>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4096))]
 
-    /// Nothing is told more often than it happened, and each threshold's last word is the
-    /// truth, however many processors race.
+    /// No crossing is signalled more often than it happened, and each threshold's last signal is
+    /// the truth, however many processors race.
     #[test]
     fn nothing_is_told_twice(start in 0u64..12, thresholds in thresholds(), path in path()) {
         let mut world = World::new(thresholds, start, false);
@@ -182,8 +182,8 @@ proptest! {
         }
     }
 
-    /// A charge that goes over a threshold and returns there, before others go back: it is
-    /// told of, whatever was under way.
+    /// A charge that goes over a threshold and returns there, before others go back, is
+    /// signalled, whatever was under way.
     #[test]
     fn no_spike_is_dropped(start in 0u64..6, path in path(), looks in 0usize..9) {
         let mut world = World::new(vec![8], start, false);
@@ -212,7 +212,8 @@ proptest! {
     }
 }
 
-/// What a look told beyond a stretch of the look before is told by that, and not by the next.
+/// A crossing that a look signalled beyond a stretch of the look before is not signalled by the
+/// next.
 #[test]
 fn what_was_told_in_pieces_is_told_once() {
     const PATH: [(usize, i64); 20] = [
@@ -244,7 +245,7 @@ fn what_was_told_in_pieces_is_told_once() {
     assert_eq!((world.signals, world.happened), (vec![[1, 1]], vec![[1, 1]]));
 }
 
-/// Two have seen a spike, and one tells of it only when the agent has told of all of it.
+/// Two charges have seen a spike, and one records it only when the agent has signalled all of it.
 #[test]
 fn without_versions_it_is_told_twice() {
     for (forgets_versions, times) in [(true, 2), (false, 1)] {

@@ -15,7 +15,7 @@ const STALE: u64 = (Hold::STALE as u64) << Hold::UNIT_BITS;
 
 type Tree = Vec<Slot<AtomicU64>>;
 
-/// Slots with these parents.
+/// Makes slots with these parents.
 fn tree(parents: impl IntoIterator<Item = u64>) -> Tree {
     let slot = |parent| {
         let slot = Slot::new(AtomicU64::new);
@@ -78,7 +78,7 @@ fn a_thread_is_in_one_oom_at_a_time() {
     let tree = family();
     let at = |index: u32| tree.get(index as usize);
     assert!(begin(at, 1, 7, SECOND));
-    assert!(begin(at, 3, 7, 2 * SECOND), "its end was missed, so what it left above keeps nobody silent");
+    assert!(begin(at, 3, 7, 2 * SECOND), "its end was missed, so what it left above silences no other");
     end(at, 3, 7);
     assert!(begin(at, 1, 7, 3 * SECOND), "nor in the same group");
     end(at, 1, 7);
@@ -163,7 +163,7 @@ impl Kernel {
 
 proptest! {
     /// Whatever the tree and the order, with as many OOMs under way at once as there are
-    /// threads: told are those for which the kernel would notify.
+    /// threads, those are signalled for which the kernel would notify.
     #[test]
     fn told_is_what_the_kernel_notifies_for(
         parents in vec(any::<prop::sample::Index>(), 1..12),
@@ -206,7 +206,7 @@ proptest! {
         prop_assert!(is_calm(&tree));
     }
 
-    /// Where ends are missed, what is left over is released by the holds alone: then
+    /// After missed ends, what is left over is released by the holds alone: then
     /// nothing is held, and nothing counted.
     #[test]
     fn what_missed_ends_leave_can_be_released(

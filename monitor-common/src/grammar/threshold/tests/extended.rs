@@ -1,4 +1,4 @@
-//! What is ours in the grammar: the tables, a second parser to compare with, and
+//! The project's own part of the grammar: the tables, a second parser to compare with, and
 //! that nothing the kernel accepts changed its meaning.
 
 use proptest::prelude::*;
@@ -90,14 +90,14 @@ fn a_page_size_of_zero_is_refused_for_every_spelling() {
 
 #[test]
 fn directions_are_heard_as_asked() {
-    let hears = |text: &str| {
+    let directions = |text: &str| {
         let threshold = parse(text.as_bytes(), PAGE).expect(text);
         (threshold.hears(Direction::Up), threshold.hears(Direction::Down))
     };
-    assert_eq!(hears("1M"), (true, true));
-    assert_eq!(hears("1M,up"), (true, false));
-    assert_eq!(hears("1M,down"), (false, true));
-    assert_eq!(hears("1M,down,up"), (true, true));
+    assert_eq!(directions("1M"), (true, true));
+    assert_eq!(directions("1M,up"), (true, false));
+    assert_eq!(directions("1M,down"), (false, true));
+    assert_eq!(directions("1M,down,up"), (true, true));
 }
 
 #[test]
@@ -194,7 +194,7 @@ proptest! {
         prop_assert_eq!(parse(&args, page_size).ok(), naive_extended(&args, page_size));
     }
 
-    /// What the kernel accepts holds neither `,` nor `%`, and means the same;
+    /// Text that the kernel accepts holds neither `,` nor `%`, and means the same;
     /// where the two disagree, the text holds one of them.
     #[test]
     fn nothing_the_kernel_accepts_changed_its_meaning(
