@@ -1,4 +1,4 @@
-//! The doors of an operator: how soon they answer.
+//! The frontends of an operator: how soon they answer.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use memcg_monitor::Error;
 use memcg_monitor::client::{AdminConnection, CONTROL_SOCKET};
 
-/// Where metrics are told.
+/// Address at which metrics are served.
 pub(super) const METRICS: &str = "127.0.0.1:9101";
 
 pub(super) struct Doors {
