@@ -64,7 +64,7 @@ extern "C" fn track(css: u64) -> u64 {
         maps::push_free(index);
         return maps::slot_of(address).map_or(Enumeration::FULL, u64::from);
     }
-    // After the entry, which those who remember that there is none look for.
+    // After the entry, which CPUs that remember that there is none look for.
     guess::remember(address.wrapping_sub(guess::base()), index);
     find_parent(index, parent);
     u64::from(index)

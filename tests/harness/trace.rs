@@ -312,7 +312,7 @@ impl Trace {
         Ok(())
     }
 
-    /// The innermost call of `function` by `who` returned.
+    /// Ends the innermost call of `function` by `who`, which returned.
     fn end(&mut self, who: &str, function: &str, refused: bool) {
         let running = self.running.entry(who.to_owned()).or_default();
         // None: it began before the trace did, or was missed.

@@ -16,10 +16,10 @@ use crate::harness::group::Group;
 use crate::harness::program::Program;
 use crate::harness::test::vm_test;
 
-/// Where the agent shows groups as v1 did.
+/// Directory in which the agent shows groups as v1 did.
 const VIEW: &str = "/run/memcg-monitor/cgroup";
 
-/// What `cgroup_event_listener` says last.
+/// The last line of `cgroup_event_listener`.
 const REMOVED: &str = "The cgroup seems to have removed.";
 
 vm_test!(
@@ -102,7 +102,7 @@ fn clients_view_cgroups_rs() -> Result<()> {
     cgroups_rs(Side::View)
 }
 
-/// What can be registered.
+/// Kinds of registrations that a client can make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Notice {
     Usage,
@@ -137,7 +137,7 @@ impl Notice {
     }
 }
 
-/// Whose files a client is given.
+/// Sources of the files that a client is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
     Kernel,
@@ -210,7 +210,7 @@ pub(crate) fn up_and_down<'a>(
     charger.end()
 }
 
-/// One program for each notice hears what is its own, and nothing else.
+/// One program for each notice is signalled for its own, and for nothing else.
 pub(crate) fn each_its_own(place: &Place, text: &str, programs: &mut [(Notice, Program)]) -> Result<()> {
     let thresholds = programs.iter_mut().filter(|(notice, _)| notice.is_threshold());
     up_and_down(&place.group, text, thresholds.map(|(_, program)| program))?;
@@ -295,7 +295,7 @@ fn kubelet(side: Side) -> Result<()> {
 
     let heard = program.count("event")?;
     place.group.remove()?;
-    // It cannot tell a removal apart, until it registers anew.
+    // It cannot distinguish a removal, until it registers anew.
     program.says_more("event", heard)?;
     program.tell("")?;
     let (code, last) = program.end()?;

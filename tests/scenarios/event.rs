@@ -1,4 +1,4 @@
-//! What is no crossing of memory, on cgroup v2. The kernel has no such
+//! Events other than crossings of memory, on cgroup v2. The kernel has no such
 //! notifications there: its counters and files are the witnesses.
 
 mod extensions;
@@ -14,7 +14,7 @@ use crate::harness::agent::until;
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
 
-/// One who waits, and the signals so far.
+/// A client that waits, and its signals so far.
 struct Heard {
     name: String,
     waiter: Waiter,
@@ -48,7 +48,7 @@ impl Heard {
     }
 }
 
-/// Those of `names` hear `count` in all, the others nothing.
+/// Those of `names` receive `count` signals in all, the others none.
 fn expect(all: &mut [Heard], names: &[&str], count: u64) -> Result<()> {
     for heard in all.iter_mut().filter(|heard| names.contains(&heard.name.as_str())) {
         heard.await_total(count)?;

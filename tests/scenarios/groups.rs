@@ -1,6 +1,6 @@
-//! Groups come and go: what is removed costs nothing, whoever's it was, and what happens
-//! in groups is told to those above and below, whatever the order in which they are made,
-//! read, watched and removed.
+//! Groups that are created and removed: what is removed costs nothing, whichever user's it was,
+//! and what happens in groups is signalled to those above and below, whatever the order in
+//! which they are made, read, watched and removed.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, chown};
@@ -27,7 +27,7 @@ use crate::harness::report::say;
 use crate::harness::test::vm_test;
 use crate::scenarios::restart::Supervised;
 
-/// A tmpfs of anybody's, as long as it is held.
+/// A tmpfs of any user's, as long as it is held.
 struct Files(PathBuf);
 
 impl Files {

@@ -1,4 +1,4 @@
-//! How long a registration lives: as long as somebody holds the eventfd, and
+//! The lifetime of a registration: as long as some process holds the eventfd, and
 //! the group is there; no longer, and whatever the connection does.
 
 use std::fs::{self, File};
@@ -31,7 +31,7 @@ vm_test!(
 );
 fn lifetime_ends_with_the_last_reference() -> Result<()> {
     let group = Group::new("refs")?;
-    // A sweep so slow that only the list, which asks before it answers, can be what ends it.
+    // A sweep so slow that only the list, which looks before it answers, can be what ends it.
     let agent = Agent::start(&["--sweep-ms", "3600000"])?;
     let waiter = Waiter::on(&group, "8M")?;
     waiter.register(&group, "16M")?;
@@ -62,7 +62,7 @@ fn lifetime_ends_with_a_sweep() -> Result<()> {
     let before = agent.descriptors()?.len();
     let stays = Waiter::on(&group, "4M")?;
     let waiters = (0..MANY).map(|_| Waiter::on(&group, "8M")).collect::<Result<Vec<_>>>()?;
-    // More than are asked about in one run of the program, each of them alive.
+    // More than are queried in one run of the program, each of them alive.
     let held = || Ok::<_, anyhow::Error>(agent.descriptors()?.len());
     ensure!(held()? > MANY, "the agent has a duplicate of each");
     drop(waiters);
@@ -107,10 +107,10 @@ fn lifetime_closing_makes_room() -> Result<()> {
             Ok(())
         })
     };
-    // Two users at once, who fill the table between them.
+    // Two users at once, which fill the table between them.
     let users = [user(USER)?, user(USER - 1)?];
     users.into_iter().try_for_each(Process::end)?;
-    // All of theirs are closed, and root, who has no quota, gets their places.
+    // All of theirs are closed, and root, which has no quota, gets their places.
     let mine = (0..16).map(|_| Waiter::new()).collect::<Result<Vec<_>>>()?;
     for (at, waiter) in mine.iter().enumerate() {
         let errno = errno(waiter)?;

@@ -34,7 +34,7 @@ impl Supervised {
 
     /// Kills it; what `meanwhile` does happens while there is none.
     pub(crate) fn killed_while(&mut self, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
-        // A signal that it has given, and not noted yet, would be told once more.
+        // A signal that it has given, and not noted yet, would be given once more.
         self.0.settle()?;
         let pid = self.0.supervised()?;
         self.0.signal(Signal::SIGSTOP)?;
@@ -51,7 +51,7 @@ impl Supervised {
     }
 }
 
-/// Dead, were it that nobody has asked yet of what.
+/// Whether a process is dead, reaped or not.
 pub(crate) fn is_dead(process: Pid) -> bool {
     let status = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
     status.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('Z'))
@@ -237,7 +237,7 @@ impl Drop for Manager {
     }
 }
 
-/// What is started meanwhile logs to a file.
+/// Does `work`; processes that it starts log to a file.
 fn logging_to(path: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
     let (ours, file) = (dup(std::io::stderr())?, fs::File::create(path)?);
     dup2_stderr(&file)?;
@@ -260,7 +260,7 @@ fn restart_other_sizes() -> Result<()> {
     let crossed = Waiter::on(&group, "4M")?;
     let spike = Waiter::on(&group, "30M")?;
     for groups in ["128", "32", "32"] {
-        // A signal that it has given, and not noted yet, would be told once more.
+        // A signal that it has given, and not noted yet, would be given once more.
         list(Path::new(CONTROL_SOCKET))?;
         manager.end(Signal::SIGKILL)?;
         charger.grow(Kind::Anonymous, 6 * MIB)?;

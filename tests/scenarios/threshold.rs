@@ -76,7 +76,7 @@ vm_test!(
     Any,
     [Oracle, Kernel, Preempt]
 );
-/// Charges look up only while somebody waits above: each first threshold on an
+/// Charges look up only while a group above is watched: each first threshold on an
 /// ancestor has to be noticed by a group that has found itself alone before.
 fn threshold_first_above_a_calm_group() -> Result<()> {
     let top = Group::new("calm")?;

@@ -28,7 +28,7 @@ use crate::scenarios::conformance::errno::{DESCRIPTORS, Fixture, GRAMMAR, NOBODY
 const EVENT_CONTROL: &str = "cgroup.event_control";
 const USAGE: &str = "memory.usage_in_bytes";
 
-/// Where the view shows a directory.
+/// The path at which the view shows a directory.
 pub(crate) fn shown(directory: &Path) -> Result<PathBuf> {
     let root = Hierarchy::find(None)?.root;
     Ok(Path::new(POINT).join(directory.strip_prefix(root)?))
@@ -218,7 +218,7 @@ fn view_other_groups() -> Result<()> {
     // The root is a group as any other, here as on v1.
     let errno = register_in(Path::new(POINT), USAGE, &waiter, "1M")?;
     ensure!(errno == 0, "the root's usage: errno {errno}");
-    // The socket takes the view's files, too, and waits for nobody to close them.
+    // The socket takes the view's files, too, and closing them waits for no process.
     for (control, expected) in [(EVENT_CONTROL, libc::EINVAL), (USAGE, 0)] {
         let file = File::open(directory.join(control))?;
         let line = format!("{} {} 1M", waiter.0.as_raw_fd(), file.as_raw_fd());

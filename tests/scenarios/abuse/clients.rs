@@ -83,7 +83,7 @@ fn abuse_closed_meanwhile() -> Result<()> {
     Ok(())
 }
 
-/// What several processes did, added up.
+/// A count of what several processes did, added up.
 struct Count(AtomicU64);
 
 // SAFETY: an atomic, for which zeros are a value.
@@ -225,7 +225,7 @@ fn abuse_churn() -> Result<()> {
             }
         }
     }
-    // Each that was taken is told of its group's end, exactly once.
+    // Each that was accepted is signalled for its group's end, exactly once.
     let mut told = 0;
     until("every registration on a removed group has heard of it", || {
         told += waiter.take()?;

@@ -1,4 +1,4 @@
-//! OOMs while others make all the noise they can: each is told, and none that was not.
+//! OOMs while others make all the noise they can: each is signalled, and none that was not.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
@@ -90,8 +90,8 @@ fn abuse_limit_writes_hide_no_oom() -> Result<()> {
     let (noisy, victim) = (users_group("noisy")?, Group::new("victim")?);
     victim.set_limit(8 * MIB)?;
     let agent = Agent::start(&[])?;
-    // Pages of a file in memory stay with the group that nobody is in any more: so a write
-    // finds nobody to kill, and takes long.
+    // Pages of a file in memory stay with the group that no task is in any more: so a write
+    // finds no task to kill, and takes long.
     let mut charger = Charger::start(&noisy)?;
     charger.grow(Kind::File, 4 * MIB)?;
     Group::root()?.add(charger.pid())?;
@@ -186,7 +186,7 @@ fn abuse_fork_bomb() -> Result<()> {
             || group.field("memory.events.local", "oom")? >= 20)
     })?;
     hears_its_ooms(&victim, &other)?;
-    // In the midst of it somebody comes: it is under OOM, or not.
+    // In the midst of it a client registers: the group is under OOM, or not.
     let during = Waiter::at(&group, ControlFile::Oom, "")?;
     group.write("cgroup.kill", "1")?;
     until("the bomb is gone", || Ok(fs::read_to_string(group.path.join("cgroup.procs"))?.is_empty()))?;
@@ -255,7 +255,7 @@ fn abuse_oom_once_killed_is_one_line() -> Result<()> {
     let (ooms, killed) =
         (group.field("memory.events.local", "oom")?, group.field("memory.events", "oom_kill")?);
     group.remove()?;
-    // The removal is told last.
+    // The removal is signalled last.
     let (mut signals, mut pids) = (0, Vec::new());
     loop {
         let row = event(&connection)?;
@@ -272,7 +272,7 @@ fn abuse_oom_once_killed_is_one_line() -> Result<()> {
     pids.sort_unstable();
     pids.dedup();
     ensure!(pids.len() == lines, "a process was killed twice");
-    // Followers are told first.
+    // Followers are sent it first.
     let mut heard = 0;
     until("its eventfd is signalled for each, and for the removal", || {
         heard += waiter.take()?;

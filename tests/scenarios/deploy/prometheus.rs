@@ -17,7 +17,7 @@ use crate::harness::process;
 use crate::harness::report::{say, text};
 use crate::scenarios::metrics::older_text;
 
-/// Where the host packs it.
+/// Path at which the host packs it.
 const PROMETHEUS: &str = "/prometheus/prometheus";
 const CONFIGURATION: &str = "/prometheus/prometheus.yml";
 const ADDRESS: &str = "127.0.0.1:9090";
@@ -84,7 +84,7 @@ impl Prometheus {
         Ok(self.value(query)? == Some(number))
     }
 
-    /// What a query answers, if that is one sample.
+    /// The answer to a query, if that is one sample.
     fn value(&self, query: &str) -> Result<Option<f64>> {
         let query: String = query.bytes().map(|byte| format!("%{byte:02x}")).collect();
         let mut stream = TcpStream::connect(ADDRESS)?;

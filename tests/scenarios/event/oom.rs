@@ -1,4 +1,4 @@
-//! Out of memory: who hears of it, how often, and what `listen -o json` tells.
+//! Out of memory: which groups are signalled, how often, and what `listen -o json` writes.
 
 use std::fs;
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -42,7 +42,7 @@ fn event_oom_goes_down() -> Result<()> {
         expect(&mut all, &["group", "child"], counted)?;
     }
     let above = family.group.field("memory.events.local", "oom")?;
-    // Of the child's own limit the group hears nothing.
+    // The child's own limit signals nothing to the group.
     family.child.set_limit(8 * MIB)?;
     Charger::start(&family.child)?.grow_to_death(64 * MIB)?;
     agent.settle()?;
@@ -107,7 +107,7 @@ fn event_oom_of_a_group_read_early() -> Result<()> {
     expect(&mut all, &["parent", "group", "child", "sibling"], counted)
 }
 
-/// A connection that is told the causes, and its eventfd.
+/// A connection that is sent the causes, and its eventfd.
 pub(crate) fn follow(group: &Group) -> Result<(AdminConnection, Waiter)> {
     let waiter = Waiter::new()?;
     let (control, args) = open_control(group, ControlFile::Oom, "")?;

@@ -10,7 +10,7 @@ use crate::harness::charger::{Charger, Kind};
 use crate::harness::group::Family;
 use crate::harness::test::vm_test;
 
-/// Waits until two have heard the same, more than `before`, and rest there.
+/// Waits until two have received the same, more than `before`, and rest there.
 fn agree(all: &mut [Heard], one: &str, other: &str, before: u64) -> Result<u64> {
     let mut seen = 0;
     until(&format!("{one} and {other} agree"), || {
@@ -64,7 +64,7 @@ fn event_pressure_modes() -> Result<()> {
             Ok(heard == expected)
         })?;
     }
-    // With nobody nearer, the default of the parent hears all. The charger has
+    // With no listener nearer, the parent's default one is signalled for all. The charger has
     // copies of the eventfds.
     charger.end()?;
     all = vec![

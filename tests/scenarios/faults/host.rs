@@ -1,5 +1,6 @@
-//! What a host has once for all: descriptors in flight, AIO contexts, a directory for pins. What
-//! others do with it costs nobody a signal, and what the agent does costs nobody else.
+//! Resources that a host has once for all: descriptors in flight, AIO contexts, a directory for
+//! pins. What others do with them costs no client a signal, and what the agent does costs no
+//! other process.
 
 use std::fs::{self, File, Permissions};
 use std::io::{IoSlice, Read as _, Write as _};
@@ -128,7 +129,7 @@ fn faults_in_flight() -> Result<()> {
     charger.end()
 }
 
-/// A BPF file system that everybody may write to, as `mount -t bpf` makes it.
+/// A BPF file system that every user may write to, as `mount -t bpf` makes it.
 fn everybodys_bpffs() -> Result<()> {
     let _ = fs::remove_dir_all(FOLDER);
     own_mounts()?;

@@ -34,7 +34,7 @@ fn hog(group: &Group) -> Result<Pid> {
         let block = NonZeroUsize::new(16 << 20).context("not 0")?;
         let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_POPULATE;
         loop {
-            // SAFETY: new memory, which nobody knows of.
+            // SAFETY: new memory, to which there is no other reference.
             unsafe { mmap_anonymous(None, block, ProtFlags::PROT_WRITE, flags) }?;
         }
     })

@@ -120,12 +120,12 @@ fn faults_clock() -> Result<()> {
     Ok(())
 }
 
-/// A client that hears by `heard` and passes it on to `told`.
-fn client(heard: &EventFd, told: &EventFd) -> Result<Pid> {
+/// A client that reads signals from `from` and passes them on to `to`.
+fn client(from: &EventFd, to: &EventFd) -> Result<Pid> {
     process::spawn(|| {
         let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
-        while let Ok(count) = heard.read() {
-            let _ = told.write(count);
+        while let Ok(count) = from.read() {
+            let _ = to.write(count);
         }
         Ok(())
     })
@@ -164,7 +164,7 @@ fn faults_stopped_clients() -> Result<()> {
             Ok(status.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')))
         })?;
     }
-    // One that asks on and on and reads no answer.
+    // A client that sends requests on and on and reads no answer.
     let deaf = connect(Path::new(SOCKET))?;
     while send(deaf.as_raw_fd(), b" ", MsgFlags::MSG_DONTWAIT).is_ok() {}
 

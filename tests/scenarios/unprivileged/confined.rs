@@ -1,4 +1,4 @@
-//! What the agent has given up by the time that it is ready.
+//! Rights that the agent has given up by the time that it is ready.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::process::CommandExt;
@@ -237,7 +237,7 @@ fn unprivileged_own_user() -> Result<()> {
     fs::create_dir_all(directory)?;
     // What killed agents left there, too.
     for path in fs::read_dir(directory)?.flatten().map(|entry| entry.path()).chain([directory.to_owned()]) {
-        // Where an agent was killed with its unmounter, nobody answers there.
+        // Where an agent was killed with its unmounter, no process answers there.
         let _ = nix::mount::umount2(&path, nix::mount::MntFlags::MNT_DETACH);
         std::os::unix::fs::chown(path, Some(AGENTS_USER), Some(AGENTS_USER))?;
     }

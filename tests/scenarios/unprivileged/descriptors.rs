@@ -1,4 +1,4 @@
-//! Whose descriptors a line may name, and what may be registered on.
+//! Descriptors that a line may name, by owner, and what may be registered on.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::Read as _;
@@ -214,7 +214,7 @@ fn unprivileged_setuid_helper() -> Result<()> {
     let group = Group::new("helper")?;
     let agent = Agent::start(&OPEN)?;
     let bystander = Waiter::on(&group, "64M")?;
-    // Our own program, set-user-ID root: it writes what it is told to its output.
+    // Our own program, set-user-ID root: it writes its argument to its output.
     fs::copy("/proc/self/exe", HELPER)?;
     fs::set_permissions(HELPER, Permissions::from_mode(0o4755))?;
     let (waiter, control) = (Waiter::new()?, File::open(group.usage_file())?);
@@ -254,7 +254,7 @@ fn unprivileged_setuid_helper() -> Result<()> {
     Ok(())
 }
 
-/// What the set-user-ID program does: one write, whose errno is the exit code once its
+/// The set-user-ID program's work: one write, whose errno is the exit code once its
 /// input ends.
 pub(crate) fn say(line: &str) -> ! {
     let code = nix::unistd::write(std::io::stdout(), line.as_bytes()).err().map_or(0, |errno| errno as i32);

@@ -1,5 +1,5 @@
-//! Descriptors on a file system that never answers: who closes one waits, as long as
-//! the one who serves it likes.
+//! Descriptors on a file system that never answers: closing one waits, as long as the server
+//! of that file system likes.
 
 use std::fs::File;
 use std::io::{IoSlice, Read as _, Write as _};
@@ -59,7 +59,7 @@ impl Drop for Hung {
     }
 }
 
-/// `enum fuse_opcode`
+/// Numbers of the kernel's `enum fuse_opcode`.
 const GETATTR: u32 = 3;
 const OPEN_FILE: u32 = 14;
 const RELEASE: u32 = 18;
@@ -84,7 +84,7 @@ fn serve(mut device: &File) -> Result<()> {
                 (0, body)
             }
             GETATTR => {
-                // struct fuse_attr_out: node 1, a regular file that everybody reads.
+                // struct fuse_attr_out: node 1, a regular file that every user may read.
                 let mut body = vec![0; 104];
                 body[16] = 1;
                 body[76..80].copy_from_slice(&0o100_644_u32.to_ne_bytes());
@@ -116,7 +116,7 @@ fn is_answered(connection: &OwnedFd) -> Result<bool> {
     Ok(poll(&mut [PollFd::new(connection.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO)? == 1)
 }
 
-/// Everybody else is served, and hears.
+/// All other clients are served, and signalled.
 fn others_are_served(agent: &Agent, group: &Group) -> Result<()> {
     let mut charger = Charger::start(group)?;
     let ours = Waiter::on(group, "4M")?;
@@ -159,7 +159,7 @@ fn unprivileged_container_root_that_hangs() -> Result<()> {
 /// Connections beyond the 256 that one may have.
 const CROWD: usize = 400;
 
-/// One who `becomes` somebody sends descriptors that never close.
+/// A process that changes its user by `becomes` sends descriptors that never close.
 fn hold_up(becomes: impl FnOnce() -> Result<()>) -> Result<()> {
     let group = Group::new("hung")?;
     let agent = Agent::start(&OPEN)?;

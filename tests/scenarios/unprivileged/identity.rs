@@ -1,4 +1,5 @@
-//! Who a sender is: numbers that are used again, namespaces, and what it says of itself.
+//! The identity of a sender: numbers that are used again, namespaces, and what it says of
+//! itself.
 
 use std::fs::File;
 use std::io::IoSlice;

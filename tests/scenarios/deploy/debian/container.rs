@@ -22,7 +22,7 @@ use crate::scenarios::deploy::debian::output;
 /// Groups of the containers lie here.
 const GROUP: &str = "memcg-containers";
 
-/// As the manifest's probes say it.
+/// The admin socket, as the manifest's probes name it.
 const OPERATORS: &str = "--control-socket=/run/memcg-monitor-operator/control.sock";
 
 /// A container; ended and deleted with the value.

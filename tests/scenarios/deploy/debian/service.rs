@@ -27,7 +27,7 @@ const VIEW: &str = "/run/memcg-monitor/cgroup";
 /// Whether registrations live through a restart of the agent.
 const SURVIVES: bool = true;
 
-/// Up and down across a threshold, heard; a word of the operator's socket in between.
+/// Crosses a threshold up and down, and checks that both are signalled.
 pub(super) fn hears(name: &str) -> Result<()> {
     let group = Group::new(name)?;
     let mut charger = Charger::start(&group)?;
@@ -36,7 +36,7 @@ pub(super) fn hears(name: &str) -> Result<()> {
     charger.end()
 }
 
-/// The same by a write to the view's `cgroup.event_control`.
+/// Checks it for a registration by a write to the view's `cgroup.event_control`.
 fn hears_by_view(name: &str) -> Result<()> {
     let group = Group::new(name)?;
     let mut charger = Charger::start(&group)?;
@@ -143,7 +143,7 @@ fn debian_restarts() -> Result<()> {
         before = main_process()?;
         if SURVIVES {
             crossings(&waiter, &mut charger).with_context(|| format!("registered before {how}"))?;
-            // What an agent signals just before it is killed may be told once more (A7): not
+            // What an agent signals just before it is killed may be signalled once more (A7): not
             // this waiter's, by now.
             hears("noted")?;
         }
