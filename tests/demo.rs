@@ -108,7 +108,7 @@ fn out_of_memory(group: &Group, listeners: &mut [Listener]) -> Result<()> {
     let _ = charger.grow(Kind::Anonymous, 64 * MIB);
     drop(charger);
     let said = |listener: &Listener, word: &str| listener.lines.iter().any(|line| line.contains(word));
-    hear(listeners, "OOM, the kill, pressure and emptiness are told", |listeners| {
+    hear(listeners, "OOM, the kill, pressure and emptiness are signalled", |listeners| {
         let [oom, pressure, empty] = listeners else { return false };
         said(oom, "\"event\":\"oom\"")
             && said(oom, "\"event\":\"oom_kill\"")

@@ -145,7 +145,7 @@ impl Program {
                 Ok(0) | Err(Errno::EIO) => self.ended = true,
                 Ok(length) => self.partial.extend(&bytes[..length]),
                 Err(Errno::EAGAIN) => break,
-                Err(errno) => return Err(errno).with_context(|| format!("cannot hear {}", self.words)),
+                Err(errno) => return Err(errno).with_context(|| format!("cannot read from {}", self.words)),
             }
         }
         while let Some(end) = self.partial.iter().position(|&byte| byte == b'\n') {

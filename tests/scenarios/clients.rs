@@ -24,7 +24,7 @@ const REMOVED: &str = "The cgroup seems to have removed.";
 
 vm_test!(
     clients_kernel_listener,
-    "the kernel's sample hears every kind, and the removal, from the kernel",
+    "the kernel's sample receives every kind, and the removal, from the kernel",
     V1,
     [Oracle]
 );
@@ -34,7 +34,7 @@ fn clients_kernel_listener() -> Result<()> {
 
 vm_test!(
     clients_kernel_containerd,
-    "containerd's library hears every kind, and the removal, from the kernel",
+    "containerd's library receives every kind, and the removal, from the kernel",
     V1,
     [Oracle]
 );
@@ -44,7 +44,7 @@ fn clients_kernel_containerd() -> Result<()> {
 
 vm_test!(
     clients_kernel_kubelet,
-    "kubelet's notifier hears crossings from the kernel, and registers anew",
+    "kubelet's notifier receives crossings from the kernel, and registers anew",
     V1,
     [Oracle]
 );
@@ -54,7 +54,7 @@ fn clients_kernel_kubelet() -> Result<()> {
 
 vm_test!(
     clients_kernel_cgroups_rs,
-    "the crate cgroups-rs hears OOM and pressure from the kernel",
+    "the crate cgroups-rs receives OOM and pressure from the kernel",
     V1,
     [Oracle]
 );
@@ -64,7 +64,7 @@ fn clients_kernel_cgroups_rs() -> Result<()> {
 
 vm_test!(
     clients_view_listener,
-    "the kernel's sample hears from the view what it hears from v1",
+    "the kernel's sample receives from the view what it receives from v1",
     Any,
     [Kernel]
 );
@@ -74,7 +74,7 @@ fn clients_view_listener() -> Result<()> {
 
 vm_test!(
     clients_view_containerd,
-    "containerd's library hears from the view what it hears from v1",
+    "containerd's library receives from the view what it receives from v1",
     Any,
     [Kernel, Preempt]
 );
@@ -84,7 +84,7 @@ fn clients_view_containerd() -> Result<()> {
 
 vm_test!(
     clients_view_kubelet,
-    "kubelet's notifier hears from the view, and leaves nothing registered",
+    "kubelet's notifier receives from the view, and leaves nothing registered",
     Any,
     [Kernel]
 );
@@ -94,7 +94,7 @@ fn clients_view_kubelet() -> Result<()> {
 
 vm_test!(
     clients_view_cgroups_rs,
-    "the crate cgroups-rs hears from the view what it hears from v1",
+    "the crate cgroups-rs receives from the view what it receives from v1",
     Any,
     [Kernel]
 );
@@ -319,7 +319,7 @@ fn cgroups_rs(side: Side) -> Result<()> {
 
 vm_test!(
     clients_library,
-    "our library's registrations are signalled, told the cause, and end with the group",
+    "our library's registrations are signalled, receive the cause, and end with the group",
     Any,
     []
 );

@@ -40,9 +40,9 @@ impl Heard {
     /// Waits for the signals to come to `count`; never may there be more.
     fn await_total(&mut self, count: u64) -> Result<()> {
         let name = self.name.clone();
-        until(&format!("{name} has heard {count}"), || {
+        until(&format!("{name} has received {count}"), || {
             let total = self.total()?;
-            ensure!(total <= count, "{name} has heard {total} instead of {count}");
+            ensure!(total <= count, "{name} has received {total} instead of {count}");
             Ok(total == count)
         })
     }

@@ -136,7 +136,7 @@ fn faults_file_max() -> Result<()> {
 
 vm_test!(
     faults_controller,
-    "a controller turned off, and on again, while there is no agent: told as a removal",
+    "a controller turned off, and on again, while there is no agent: signalled as a removal",
     V2,
     [Newest]
 );
@@ -168,6 +168,9 @@ fn faults_controller() -> Result<()> {
     charger.grow(Kind::Anonymous, 6 * MIB)?;
     ensure!(fourth.wait()? == 1 && above.wait()? == 1, "the fourth is watched, and so is its parent");
     agent.0.settle()?;
-    ensure!(before.take()? + after.take()? + third.take()? == 0, "who was told of the end hears no more");
+    ensure!(
+        before.take()? + after.take()? + third.take()? == 0,
+        "a client that was signalled at the end receives no more"
+    );
     charger.end()
 }

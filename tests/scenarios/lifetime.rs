@@ -49,7 +49,7 @@ fn lifetime_ends_with_the_last_reference() -> Result<()> {
 
 vm_test!(
     lifetime_ends_with_a_sweep,
-    "eventfds that are closed end with the next sweep, however many: nobody has to ask",
+    "eventfds that are closed end with the next sweep, however many, without any request",
     Any,
     [Kernel]
 );
@@ -69,7 +69,7 @@ fn lifetime_ends_with_a_sweep() -> Result<()> {
     until("the agent holds what it held", || Ok(held()? <= before + 1))?;
     let mut charger = Charger::start(&group)?;
     charger.grow(Kind::Anonymous, 6 * MIB)?;
-    ensure!(stays.wait()? == 1, "the one that is open hears");
+    ensure!(stays.wait()? == 1, "the one that is open is signalled");
     ensure!(registrations(&agent)? == 1, "and is the only one left");
     charger.end()
 }
@@ -146,7 +146,7 @@ fn lifetime_outlives_fork_and_kill() -> Result<()> {
     nix::unistd::read(&copy, &mut count)?;
     ensure!(u64::from_ne_bytes(count) == 1, "signalled while only copies are left");
     drop(copy);
-    ensure!(registrations(&agent)? == 1, "the child holds the eventfd, nobody else does");
+    ensure!(registrations(&agent)? == 1, "the child alone holds the eventfd");
     kill(child, Signal::SIGKILL)?;
     waitpid(child, None)?;
     until("SIGKILL of the last holder ends it", || Ok(registrations(&agent)? == 0))
@@ -173,7 +173,7 @@ fn lifetime_removal_signals_each_registration() -> Result<()> {
     // The five are given one by one: a reader may wake between them.
     agent.settle()?;
     several.hears(5, "five registrations, five signals")?;
-    ensure!(on_parent.take()? == 0, "the parent heard of its child's removal");
+    ensure!(on_parent.take()? == 0, "the parent was signalled for its child's removal");
     ensure!(registrations(&agent)? == 1, "the parent's registration is left");
     let (rows, _) = agent.list()?;
     ensure!(rows.iter().all(|row| !row.cgroup.contains("gone")), "the group is still in the list");

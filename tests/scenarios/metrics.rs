@@ -207,7 +207,7 @@ fn metrics_bounds() -> Result<()> {
 
 vm_test!(
     metrics_hostile,
-    "absurd requests are refused, slow and many ones dropped, and nobody else notices",
+    "absurd requests are refused, slow and many ones dropped, and no other client is affected",
     Any,
     [Newest]
 );

@@ -59,7 +59,7 @@ pub(crate) fn is_dead(process: Pid) -> bool {
 
 vm_test!(
     restart_keeps_registrations,
-    "kill -9: registered is registered, once; what happened meanwhile is told",
+    "kill -9: registered is registered, once; what happened meanwhile is signalled",
     Any,
     [Kernel, Quick]
 );
@@ -84,7 +84,7 @@ fn restart_keeps_registrations() -> Result<()> {
     agent.0.settle()?;
     let heard = [&crossed, &spike, &quiet, &removed].map(Waiter::take);
     let heard: Vec<u64> = heard.into_iter().collect::<Result<_>>()?;
-    ensure!(heard == [2, 2, 0, 1], "heard {heard:?}");
+    ensure!(heard == [2, 2, 0, 1], "received {heard:?}");
     ensure!(agent.registrations()? == 4, "the closed one and the removed one are gone");
     charger.shrink(Kind::Anonymous)?;
     crossed.hears(2, "both go on, once each")?;
@@ -99,7 +99,7 @@ fn restart_keeps_registrations() -> Result<()> {
 
 vm_test!(
     restart_again_and_again,
-    "25 deaths amid crossings and removals: each told, no descriptor and no slot leaks",
+    "25 deaths amid crossings and removals: each is signalled, no descriptor and no slot leaks",
     Any,
     [Newest]
 );
@@ -280,7 +280,7 @@ fn restart_other_sizes() -> Result<()> {
 
 vm_test!(
     restart_from_another_layout,
-    "programs of the layout before are pinned: what they saw is told; of an unknown one it is said to be lost",
+    "programs of the layout before are pinned: what they saw is signalled; of an unknown one it is said to be lost",
     Any,
     []
 );
@@ -318,7 +318,7 @@ fn restart_from_another_layout() -> Result<()> {
     pinned::array(&unknown.join("map-SCRATCH"), 16, 1, &[])?;
     logging_to(LOG, || manager.start(&[]))?;
     charger.shrink(Kind::Anonymous)?;
-    ensure!(spike.wait()? == 1 && !unknown.exists(), "those of a layout that nobody knows go");
+    ensure!(spike.wait()? == 1 && !unknown.exists(), "those of an unknown layout are removed");
     manager.end(Signal::SIGTERM)?;
     let said = fs::read_to_string(LOG)?;
     ensure!(said.contains("layout 99") && said.contains("lost"), "it is not said: {said}");

@@ -95,7 +95,7 @@ fn view_wakes_both_ways() -> Result<()> {
 
 vm_test!(
     view_removal,
-    "a removed group's files are gone, then each registration hears exactly one",
+    "a removed group's files are gone, then each registration is signalled exactly once",
     Any,
     [Oracle, Kernel]
 );

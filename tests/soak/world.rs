@@ -235,13 +235,13 @@ impl World {
         charger.grow_to_death(3 * MIB)?;
         drop(charger);
         let mut heard = 0;
-        crate::harness::agent::until("the OOM is told", || {
+        crate::harness::agent::until("the OOM is signalled", || {
             heard += waiter.take()?;
             Ok(heard > 0)
         })?;
         group.remove()?;
         let before = heard;
-        crate::harness::agent::until("the removal is told", || {
+        crate::harness::agent::until("the removal is signalled", || {
             heard += waiter.take()?;
             Ok(heard > before)
         })?;

@@ -240,7 +240,7 @@ fn check(kernel: &File, mut asked: HashMap<u64, Request>) {
         };
         last = last.max(unique);
         if request.opcode == READ && error == 0 && !wild {
-            assert!(length - OUT_HEADER <= request.size as usize, "more than was asked for");
+            assert!(length - OUT_HEADER <= request.size as usize, "more than was requested");
         }
     }
     // Whoever came before one that was answered was looked at, too. Writes are

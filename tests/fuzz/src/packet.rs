@@ -91,7 +91,7 @@ impl Doors {
         let mut input = Input(data);
         let by_json = input.byte() & 1 == 1;
         let path = if by_json { &self.operator.0 } else { &self.registration };
-        let client = connect(path).expect("the door is open");
+        let client = connect(path).expect("the socket is open");
         self.send(&client, &mut input);
         shutdown(client.as_raw_fd(), Shutdown::Write).expect("it is connected");
         let ((), taken) = heap::watch(|| {

@@ -81,7 +81,7 @@ fn writers(
 
 vm_test!(
     abuse_limit_writes_hide_no_oom,
-    "1,200 threads of a user write memory.max below what cannot be reclaimed: another's OOMs are all told, and of theirs no more than the kernel kept from the programs",
+    "1,200 threads of a user write memory.max below what cannot be reclaimed: another's OOMs are all signalled, and of theirs no more than the kernel kept from the programs",
     V2,
     [Kernel]
 );
@@ -109,7 +109,7 @@ fn abuse_limit_writes_hide_no_oom() -> Result<()> {
     // One whose beginning the kernel kept from both programs looks like a charge's.
     ensure!(
         told <= status.skipped,
-        "a written limit is no OOM: {told} of {} writes are told, {status:?}",
+        "a written limit is no OOM: {told} of {} writes are signalled, {status:?}",
         writes.get()
     );
     // An OOM of a charge in that group is one again.
@@ -118,7 +118,7 @@ fn abuse_limit_writes_hide_no_oom() -> Result<()> {
     Charger::start(&noisy)?.grow_to_death(64 * MIB)?;
     let counted = noisy.field("memory.events.local", "oom")? - before;
     let mut heard = 0;
-    until("an OOM of a charge is told again", || {
+    until("an OOM of a charge is signalled again", || {
         heard += own.take()?;
         ensure!(heard <= counted, "{heard} signals of {counted} OOMs");
         Ok(heard == counted)
@@ -133,7 +133,7 @@ fn hears_its_ooms(group: &Group, listener: &Waiter) -> Result<()> {
         Charger::start(group)?.grow_to_death(32 * MIB)?;
         let counted = group.field("memory.events.local", "oom")?;
         ensure!(counted >= round, "the kernel counts {counted} in round {round}");
-        until(&format!("OOM {counted} of the other group is told"), || {
+        until(&format!("OOM {counted} of the other group is signalled"), || {
             heard += listener.take()?;
             ensure!(heard <= counted, "{heard} signals of {counted} OOMs");
             Ok(heard == counted)
@@ -162,7 +162,7 @@ fn bomb(forks: &Count) -> Result<()> {
 
 vm_test!(
     abuse_fork_bomb,
-    "a user's fork bomb that OOMs all the time: another's OOMs are all told, and afterwards nobody hears of one that is over",
+    "a user's fork bomb that OOMs all the time: another's OOMs are all signalled, and afterwards none that is over is signalled",
     V2,
     [Kernel, Preempt]
 );
@@ -194,7 +194,7 @@ fn abuse_fork_bomb() -> Result<()> {
     agent.settle()?;
     let (counted, told) = (group.field("memory.events.local", "oom")?, own.take()?);
     ensure!(told > 0 && told <= counted, "{told} signals of {counted} OOMs");
-    ensure!(during.take()? <= told + 1, "one who came later heard more");
+    ensure!(during.take()? <= told + 1, "one that registered later received more");
     // By the second sweep after, where the kernel has skipped beginnings or ends.
     until("nothing is under OOM any more", || {
         let after = Waiter::at(&group, ControlFile::Oom, "")?;

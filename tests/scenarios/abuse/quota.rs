@@ -62,7 +62,7 @@ fn expect(who: &str, found: &[i32], expected: &[i32]) -> Result<()> {
 
 vm_test!(
     abuse_one_eventfd_of_two_users,
-    "users who share an eventfd have a quota each, by either door, and keep what they owe over a restart",
+    "users who share an eventfd have a quota each, by either frontend, and keep what they owe over a restart",
     Any,
     [Kernel]
 );
@@ -262,7 +262,7 @@ fn abuse_quota_by_cgroup() -> Result<()> {
 
 vm_test!(
     abuse_quota_by_cgroup_from_within,
-    "an agent in a cgroup namespace of its own, as in a container, tells clients' groups",
+    "an agent in a cgroup namespace of its own, as in a container, identifies clients' groups",
     Any,
     []
 );
@@ -278,7 +278,7 @@ fn abuse_quota_by_cgroup_from_within() -> Result<()> {
 
 vm_test!(
     abuse_shared_eventfd_followed,
-    "who follows a registration hears of that one alone, whatever else is on the same eventfd",
+    "a follower of a registration receives that one's events alone, whatever else is on the same eventfd",
     Any,
     []
 );
@@ -306,7 +306,7 @@ fn abuse_shared_eventfd_followed() -> Result<()> {
     for (control, group) in [(&mine, &groups[0]), (&theirs, &groups[1])] {
         match control.next()? {
             Some(Answer::Event(row)) => {
-                ensure!(Path::new(&row.cgroup) == group.path, "told of another's group: {row:?}");
+                ensure!(Path::new(&row.cgroup) == group.path, "sent of another's group: {row:?}");
             }
             other => anyhow::bail!("{other:?} instead of its own crossing"),
         }

@@ -297,7 +297,7 @@ fn agree_after(both: &mut Both, before: (u64, u64), each: u64) -> Result<()> {
         return Ok(());
     }
     // Each side beyond what it had signalled before: of crossings that need not be the same.
-    until("the removal is told", || {
+    until("the removal is signalled", || {
         let total = both.total()?;
         Ok(total.0 >= before.0 + each && total.1 >= before.1 + each)
     })
@@ -306,7 +306,7 @@ fn agree_after(both: &mut Both, before: (u64, u64), each: u64) -> Result<()> {
     // A last look of the kernel's may signal a crossing, too.
     let more = (total.0 - before.0, total.1 - before.1);
     if more.0 < each || more.1 < each || more.1 % 2 != each % 2 {
-        bail!("{each} registrations, the kernel told {}, we {}", more.0, more.1);
+        bail!("{each} registrations, the kernel signalled {}, we {}", more.0, more.1);
     }
     Ok(())
 }

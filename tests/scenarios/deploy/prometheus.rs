@@ -47,7 +47,7 @@ pub(crate) fn run() -> Result<()> {
     until("the alert fires", || prometheus.is(alert, 1.0)).with_context(log)?;
     say!("Prometheus: MemcgMonitorGroupsNotWatched fires");
     drop(agent);
-    until("and it hears that the agent has gone", || prometheus.is("up{job=\"memcg-monitor\"}", 0.0))
+    until("and it notices that the agent has ended", || prometheus.is("up{job=\"memcg-monitor\"}", 0.0))
         .with_context(log)
 }
 

@@ -24,7 +24,7 @@ fn listeners(family: &Family) -> Result<Vec<Heard>> {
 
 vm_test!(
     event_oom_goes_down,
-    "an OOM is told once to the group at its limit and to those below, to nobody else",
+    "an OOM is signalled once to the group at its limit and to those below, to no other",
     V2,
     [Kernel, Preempt, Quick]
 );
@@ -57,7 +57,12 @@ fn event_oom_goes_down() -> Result<()> {
     Ok(())
 }
 
-vm_test!(event_oom_by_a_written_limit, "a limit written below usage signals nobody", V2, [Kernel, Preempt]);
+vm_test!(
+    event_oom_by_a_written_limit,
+    "a limit written below usage signals no client",
+    V2,
+    [Kernel, Preempt]
+);
 fn event_oom_by_a_written_limit() -> Result<()> {
     let family = Family::new("written")?;
     let agent = Agent::start(&[])?;
@@ -65,7 +70,7 @@ fn event_oom_by_a_written_limit() -> Result<()> {
     let mut charger = Charger::start(&family.child)?;
     charger.grow(Kind::Anonymous, 24 * MIB)?;
     family.group.set_limit(8 * MIB)?;
-    ensure!(charger.grow(Kind::Anonymous, MIB).is_err(), "the write killed nobody");
+    ensure!(charger.grow(Kind::Anonymous, MIB).is_err(), "the write killed no task");
     let counted = family.group.field("memory.events.local", "oom")?;
     ensure!(counted > 0, "the kernel saw no OOM: nothing was shown");
     agent.settle()?;
@@ -134,7 +139,7 @@ fn name(group: &Group) -> String {
 
 vm_test!(
     event_oom_json,
-    "listen -o json tells the OOM with its origin, then the victim",
+    "listen -o json writes the OOM with its origin, then the victim",
     V2,
     [Kernel, Preempt]
 );
@@ -175,7 +180,7 @@ fn event_oom_json() -> Result<()> {
 
 vm_test!(
     event_oom_group_json,
-    "memory.oom.group: the group that is killed is told, too",
+    "memory.oom.group: the group that is killed is named, too",
     V2,
     [Kernel, Preempt]
 );

@@ -121,7 +121,7 @@ fn faults_in_flight() -> Result<()> {
     crosses(&mut charger, &waiter)?;
     late.hears(2, "registered in the storm")?;
     agent.killed_while(|| charger.grow(Kind::Anonymous, 6 * MIB))?;
-    ensure!(waiter.wait()? == 1 && late.wait()? == 1, "what happened meanwhile is told");
+    ensure!(waiter.wait()? == 1 && late.wait()? == 1, "what happened meanwhile is signalled");
     let later = Waiter::on(&group, "4M").context("by the next agent")?;
     charger.shrink(Kind::Anonymous)?;
     ensure!(later.wait()? == 1, "down");
@@ -176,7 +176,7 @@ fn faults_pins_of_somebody_else() -> Result<()> {
         ensure!(waiter.wait()? == 1, "{how}: and on");
         ensure!(agent.0.end(Signal::SIGTERM)? == 0, "{how}: the agent ends well");
         ensure!(keep.exists(), "{how}: what a link leads to was removed");
-        ensure!(fs::symlink_metadata(FOLDER)?.uid() == USER, "{how}: what is somebody else's stays");
+        ensure!(fs::symlink_metadata(FOLDER)?.uid() == USER, "{how}: what is another user's stays");
         process::run_as(USER, || {
             match how {
                 "directory" => fs::remove_dir_all(FOLDER)?,
@@ -190,7 +190,7 @@ fn faults_pins_of_somebody_else() -> Result<()> {
 
 vm_test!(
     faults_pins_among_others,
-    "where everybody may make directories, nobody takes the agent's away, nor its place once it has ended",
+    "where every user may make directories, none takes the agent's away, nor its place once it has ended",
     Any,
     [Newest]
 );
@@ -224,7 +224,7 @@ fn faults_pins_among_others() -> Result<()> {
     }
     crosses(&mut charger, &waiter)?;
     agent.killed_while(|| charger.grow(Kind::Anonymous, 6 * MIB))?;
-    ensure!(waiter.wait()? == 1, "what holds is told");
+    ensure!(waiter.wait()? == 1, "what holds is signalled");
     ensure!(Agent::log().contains("link of"), "it is said which pin is missing: {}", Agent::log());
     charger.shrink(Kind::Anonymous)?;
     ensure!(waiter.wait()? == 1, "and on");

@@ -72,7 +72,7 @@ fn faults_host_out_of_memory() -> Result<()> {
     ensure!(is_dead(first), "the agent was not killed first");
     agent.0.ready()?;
     let mut told = 0;
-    until("up and down were told", || {
+    until("up and down were signalled", || {
         told += heard.take()?;
         Ok(told == 2)
     })

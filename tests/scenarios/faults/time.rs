@@ -133,7 +133,7 @@ fn client(from: &EventFd, to: &EventFd) -> Result<Pid> {
 
 vm_test!(
     faults_stopped_clients,
-    "all clients stand still in a storm: the agent waits for none, each hears all of it later",
+    "all clients stand still in a storm: the agent waits for none, each is signalled for all of it later",
     Any,
     [Newest]
 );
@@ -178,18 +178,18 @@ fn faults_stopped_clients() -> Result<()> {
     ensure!(Waiter::on(&group, "64M").is_ok(), "others are served");
     agent.settle()?;
     total += oracle.take()?;
-    ensure!(total >= 2 * STORM, "each crossing is told to who listens, {total} of {}", 2 * STORM);
-    ensure!(told.take()? == 0, "who stands still hears nothing");
+    ensure!(total >= 2 * STORM, "each crossing is signalled to those that read, {total} of {}", 2 * STORM);
+    ensure!(told.take()? == 0, "a stopped client receives nothing");
     for pid in stopped {
         kill(pid, Signal::SIGCONT)?;
     }
     let mut late = 0;
-    until("the client hears all of it", || {
+    until("the client receives all of it", || {
         late += told.take()?;
         Ok(late == total)
     })
     .with_context(|| format!("{late} of {total}"))?;
-    until("the follower tells all of it", || {
+    until("the follower writes all of it", || {
         let text = fs::read_to_string(FOLLOWER)?;
         Ok(text.lines().filter(|line| line.contains("crossed")).count() as u64 == total)
     })?;

@@ -168,7 +168,7 @@ fn unprivileged_calls_measured() -> Result<()> {
     })?;
     let number = child.pid();
     child.end()?;
-    until("the kernel tells of a call that is not on a list", || {
+    until("the kernel logs a call that is not on a list", || {
         Ok(told_by_the_kernel()?.iter().any(|line| line.contains(&format!("pid={number} "))))
     })
     .with_context(|| format!("{:?}", told_by_the_kernel()))?;
@@ -198,14 +198,14 @@ fn unprivileged_calls_measured() -> Result<()> {
         Ok(())
     })?;
     charger.grow(Kind::Anonymous, 8 * MIB)?;
-    ensure!(heard.wait()? == 1, "it hears");
+    ensure!(heard.wait()? == 1, "it is signalled");
     let _ = crate::scenarios::abuse::fails(&["list"], |_| {})?;
     let _ = crate::scenarios::abuse::fails(&["listen", "-o", "json", "/nowhere", "1M"], |_| {})?;
     agent.settle()?;
     drop(sampled);
     charger.end()?;
     group.remove()?;
-    ensure!(heard.wait()? == 1, "and hears of the end");
+    ensure!(heard.wait()? == 1, "and is signalled at the end");
     let pid = agent.pid();
     ensure!(agent.end(Signal::SIGTERM)? == 0, "it ends as any other");
     let told: Vec<_> =
@@ -263,7 +263,7 @@ fn unprivileged_own_user() -> Result<()> {
     let file = Path::new(POINT).join("own/memory.stat");
     fs::read(&file).with_context(|| format!("{} cannot be read: {}", file.display(), said()))?;
     charger.grow(Kind::Anonymous, 8 * MIB)?;
-    ensure!(waiter.wait()? == 1, "it hears");
+    ensure!(waiter.wait()? == 1, "it is signalled");
     let pid = nix::unistd::Pid::from_raw(i32::try_from(own.0.id())?);
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     ensure!(u64::from_str_radix(&field(&status, "CapEff"), 16)? == LOOP, "its rights: {status}");

@@ -37,7 +37,7 @@ fn by_view(directory: &Path, line: &str) -> Result<i32> {
 
 vm_test!(
     unprivileged_unreadable_group,
-    "no door registers a user on a group that the user may not read",
+    "no frontend registers a user on a group that the user may not read",
     Any,
     [Newest]
 );
@@ -114,7 +114,7 @@ fn unprivileged_operators_socket() -> Result<()> {
 
 vm_test!(
     unprivileged_operators_group,
-    "--control-mode and --control-group let a group's members list, and nobody else",
+    "--control-mode and --control-group let a group's members list, and no other user",
     Any,
     [Newest]
 );
@@ -172,7 +172,7 @@ fn unprivileged_guessed_descriptors() -> Result<()> {
 
 vm_test!(
     unprivileged_another_users_eventfd,
-    "another user's eventfd is registered by whoever was given it, and by nobody else",
+    "another user's eventfd is registered by a process that was given it, and by no other",
     Any,
     [Newest]
 );

@@ -130,7 +130,7 @@ fn others_are_served(agent: &Agent, group: &Group) -> Result<()> {
         is_errno(&answer_on(&connection)?, libc::EINVAL)
     })?;
     charger.grow(Kind::Anonymous, 8 * MIB)?;
-    ensure!(ours.wait()? == 1, "a waiter hears");
+    ensure!(ours.wait()? == 1, "a waiter is signalled");
     charger.end()?;
     ours.wait()?;
     agent.settle()
@@ -138,7 +138,7 @@ fn others_are_served(agent: &Agent, group: &Group) -> Result<()> {
 
 vm_test!(
     unprivileged_descriptors_that_hang,
-    "a user's descriptors that never close hold up that user, nobody else, nor the agent's end",
+    "a user's descriptors that never close hold up that user, no other, nor the agent's end",
     Any,
     []
 );

@@ -132,7 +132,7 @@ fn unprivileged_pid_namespace() -> Result<()> {
 
 vm_test!(
     unprivileged_forged_sender,
-    "nobody sends as another process or user, a container's root neither",
+    "no process sends as another process or user, a container's root neither",
     Any,
     [Newest]
 );

@@ -188,7 +188,7 @@ fn view_modes_and_owners() -> Result<()> {
     drop(agent);
 
     let _agent = Agent::start(&["--event-control-mode", "0222"])?;
-    ensure!(mode(&our_directory, EVENT_CONTROL)? == 0o222, "the mode asked for");
+    ensure!(mode(&our_directory, EVENT_CONTROL)? == 0o222, "the mode requested");
     let found = check_as_user(|| {
         let errno = register_in(&our_directory, USAGE, &Waiter::new()?, "1M")?;
         ensure!(errno == 0, "errno {errno} where all may write");

@@ -88,7 +88,7 @@ impl Drop for Container {
 
 vm_test!(
     debian_container,
-    "the image as an unprivileged agent; an unprivileged container hears of its own memory",
+    "the image as an unprivileged agent; an unprivileged container is signalled for its own memory",
     Debian,
     []
 );
@@ -143,7 +143,7 @@ fn hears_of_itself(agent: &Container, name: &'static str, users: Option<u32>) ->
 
     let mut charger = Charger::start(&client.group())?;
     charger.grow(Kind::Anonymous, 24 << 20)?;
-    until("the client heard it and ended", || client.has_stopped())?;
+    until("the client was signalled and ended", || client.has_stopped())?;
     ensure!(client.said().contains("memory.current 16M: crossed"), "the client said {:?}", client.said());
     charger.end()
 }

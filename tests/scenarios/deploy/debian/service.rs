@@ -86,7 +86,7 @@ fn debian_service() -> Result<()> {
     let before = attached()?;
     let _units = Units::install(&[])?;
     start_sockets()?;
-    ensure!(property("ActiveState")? == "inactive", "nobody has come yet");
+    ensure!(property("ActiveState")? == "inactive", "no client has connected yet");
     hears("activation")?;
     ensure!(property("ActiveState")? == "active", "it is {}", property("ActiveState")?);
     let status = property("StatusText")?;
@@ -196,7 +196,7 @@ fn debian_no_view() -> Result<()> {
 
 vm_test!(
     debian_metrics,
-    "with the drop-in for metrics, Prometheus is told by loopback, and the rest goes on",
+    "with the drop-in for metrics, Prometheus scrapes by loopback, and the rest goes on",
     Debian,
     []
 );
@@ -204,7 +204,7 @@ fn debian_metrics() -> Result<()> {
     let text = Units::drop_in("metrics.conf")?;
     let _units = Units::install(&[("20-metrics.conf", &text)])?;
     systemctl(&["start", SERVICE])?;
-    let mut stream = TcpStream::connect("127.0.0.1:9101").context("nobody listens")?;
+    let mut stream = TcpStream::connect("127.0.0.1:9101").context("no process listens")?;
     stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
     let mut told = String::new();
     stream.read_to_string(&mut told)?;
