@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: what memcg-monitor costs, and how soon it tells. Each
+//! `cargo xtask bench`: what memcg-monitor costs, and how soon it signals. Each
 //! benchmark is a module with a `run`; what it prints becomes tables and plots.
 
 mod abuse;
@@ -26,7 +26,7 @@ use crate::harness::report::{self, say};
 /// How much is to be measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scope {
-    /// What the documents quote.
+    /// The rounds that the documents quote.
     Full,
     /// The shortest round that goes through everything: that it works.
     Once,

@@ -1,6 +1,6 @@
-//! What `cargo xtask run` shows: a group grows past thresholds and back, runs out of
-//! memory, becomes empty, and is removed; with a listener for each. Fails if
-//! anything was not heard.
+//! The demonstration of `cargo xtask run`: a group grows past thresholds and back, runs out
+//! of memory, becomes empty, and is removed; with a listener for each. Fails if any event
+//! was not signalled.
 
 mod listener;
 
@@ -21,7 +21,7 @@ use listener::{Listener, hear};
 /// since the kernel charges up to 64 pages per CPU in advance.
 const STEP: u64 = 5 * MIB;
 const STEPS: usize = 5;
-/// What the first listeners wait for, in MiB.
+/// Thresholds of the first listeners, in MiB.
 const THRESHOLDS: [u64; 3] = [8, 16, 24];
 /// Right end of the bar, in MiB.
 const SCALE: u64 = 30;
@@ -65,7 +65,7 @@ pub(crate) fn run() -> Result<()> {
 
 /// Usage goes up and down past three thresholds: two of memory, one of memory+swap.
 fn thresholds(agent: &Agent, group: &Group, file: &impl Fn(&str) -> String) -> Result<Vec<Listener>> {
-    // Started first: it forks, and it is idle until told.
+    // Started first: it forks, and it is idle until it gets an order.
     let mut charger = Charger::start(group)?;
     let names = ["memory.usage_in_bytes", group.version.usage_file(), "memory.memsw.usage_in_bytes"];
     let mut listeners = Vec::new();
@@ -108,7 +108,7 @@ fn out_of_memory(group: &Group, listeners: &mut [Listener]) -> Result<()> {
     let _ = charger.grow(Kind::Anonymous, 64 * MIB);
     drop(charger);
     let said = |listener: &Listener, word: &str| listener.lines.iter().any(|line| line.contains(word));
-    hear(listeners, "OOM, the kill, pressure and emptiness are told", |listeners| {
+    hear(listeners, "OOM, the kill, pressure and emptiness are signalled", |listeners| {
         let [oom, pressure, empty] = listeners else { return false };
         said(oom, "\"event\":\"oom\"")
             && said(oom, "\"event\":\"oom_kill\"")

@@ -1,4 +1,4 @@
-//! What tests, benchmarks and the soak stand on: the machine, the agent under test, and
+//! The ground of tests, benchmarks and the soak: the machine, the agent under test, and
 //! the processes that charge memory and wait for signals.
 
 pub(crate) mod agent;

@@ -123,7 +123,7 @@ fn list(boot: &[&str]) -> Result<Vec<Test>> {
 }
 
 impl Request {
-    /// The tests that are for this machine and are asked for.
+    /// The tests that are for this machine and are selected.
     fn tests(&self) -> Vec<Test> {
         let is_for_here = |test: &Test| match self.mode.as_str() {
             "debian" => test.on == On::Debian,

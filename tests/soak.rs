@@ -34,12 +34,12 @@ const OPTIONS: [&str; 9] = [
 const ATTACKED: usize = 12;
 const PROGRESS: Duration = Duration::from_secs(20);
 
-/// What the soak came to.
+/// Results of the soak, by count.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) acts: u64,
     pub(crate) registered: u64,
-    /// Signals that the model asked for.
+    /// Signals that the model expected.
     pub(crate) expected: u64,
     pub(crate) heard: u64,
     pub(crate) spikes: u64,
@@ -133,7 +133,7 @@ fn choose(random: &mut Random) -> Attack {
     attacks[random.below(attacks.len())]
 }
 
-/// One act, with what goes wrong amid it; then everybody's eventfd is compared, while an
+/// One act, with what goes wrong amid it; then each client's eventfd is compared, while an
 /// attack goes on.
 fn step(
     agent: &mut Agent,
@@ -165,14 +165,14 @@ fn step(
     settled.with_context(|| format!("{registered} instead of {expected}: {}", log_end()))
 }
 
-/// What the agents said last.
+/// The last lines that the agents logged.
 fn log_end() -> String {
     let log = Agent::log();
     let lines: Vec<&str> = log.lines().collect();
     lines[lines.len().saturating_sub(12)..].join(" | ")
 }
 
-/// What the agent, and its supervisor, hold.
+/// Memory and descriptors that the agent and its supervisor hold.
 #[derive(Debug)]
 struct Held {
     descriptors: (usize, usize),

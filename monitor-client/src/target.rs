@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use monitor_common::control_file::ControlFile;
+use monitor_common::grammar::control_file::ControlFile;
 
 use crate::error::{Error, Result};
 

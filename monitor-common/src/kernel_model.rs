@@ -1,4 +1,4 @@
-//! Property tests: our rules against an independent model of the kernel's own
+//! Property tests of our rules against an independent model of the kernel's own
 //! algorithm, written from its description (an array sorted by threshold, a
 //! current index, a walk down and a walk up at each check).
 
@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 
 use proptest::{collection::vec, prelude::*};
 
-use crate::{
+use crate::protocol::{
     band::{Band, Excursion, Outside, Verdict, observe, shift_for, take},
     crossing::{Direction, Step, band_around},
     slot::{Slot, SlotState},
@@ -246,7 +246,7 @@ fn a_slot_used_again_is_told_apart() {
     assert!(slot.hold(generation), "and may look at it");
     assert!(!slot.retire(), "held");
     assert!(slot.let_go(generation));
-    assert!(!slot.retire(), "something is to be told");
+    assert!(!slot.retire(), "something is to be signalled");
     take(&slot);
     assert!(slot.retire());
     slot.clear();
@@ -257,7 +257,7 @@ fn a_slot_used_again_is_told_apart() {
     assert!(!slot.watch(generation));
     assert!(slot.watch(generation + 1));
     assert!(slot.unwatch(generation + 1));
-    assert!(!slot.leave(0, 0), "nobody waits");
+    assert!(!slot.leave(0, 0), "no registration is left");
     assert!(slot.retire());
 }
 

@@ -19,11 +19,11 @@ use loom::{
     thread,
 };
 
-use crate::{
+use crate::protocol::{
     band::{Band, Excursion, OPEN, Verdict, compare},
-    calm::Epoch,
     crossing::{Direction, Look, Step, Stretches, band_around},
-    slot::{Slot, State},
+    epoch::Epoch,
+    slot::{Slot, SlotState},
     usage::{UNKNOWN, keep},
     word::Word,
 };
@@ -37,7 +37,7 @@ struct Fenced(AtomicU64);
 #[derive(Debug)]
 struct Unfenced(AtomicU64);
 
-/// What the words of the model have beside [`Word`].
+/// A word of the model: what it has beside [`Word`].
 trait Modelled: Word + Send + Sync + 'static {
     fn new(value: u64) -> Self;
 }
@@ -99,12 +99,12 @@ struct Group<W> {
     epoch: W,
 }
 
-/// What the agent remembers of a group, and what it has signalled.
+/// The agent's memory of a group, and the signals that it has given.
 struct Agent {
     from: u64,
     told: Stretches,
     signals: Vec<(u64, Direction)>,
-    /// Whether readings are told whatever band they were compared with.
+    /// Whether readings are signalled whatever band they were compared with.
     forgets_versions: bool,
 }
 
@@ -126,7 +126,7 @@ impl<W: Modelled> Group<W> {
             ring: AtomicU64::new(0),
             epoch: W::new(0),
         };
-        group.slot.state.set(State::online(0).0);
+        group.slot.state.set(SlotState::online(0).0);
         group.publish(usage, thresholds);
         group
     }
@@ -153,7 +153,7 @@ impl<W: Modelled> Group<W> {
         self.counter.load(Ordering::Relaxed)
     }
 
-    /// A charge in a group below this one, whose slot is `child`: it comes up here
+    /// A charge in a group below this one, whose slot is `child`: it looks at this one
     /// only if it has to.
     fn charge_below(&self, child: &Slot<W>, pages: i64, begin: fn(&Epoch<'_, W>) -> u64) {
         self.move_counter(pages);
@@ -205,7 +205,7 @@ impl<W: Modelled> Group<W> {
         self.ring_for(self.look(), false);
     }
 
-    /// What the agent does when it looks: the loop of `monitor::watcher`.
+    /// The agent's look: the loop of `monitor::watcher`.
     fn drain(&self, agent: &mut Agent, thresholds: &[u64]) {
         loop {
             // `band::take`, of the words that a charge writes: the others would
@@ -229,7 +229,7 @@ impl<W: Modelled> Group<W> {
         }
     }
 
-    /// The same once more, if it was rung for.
+    /// Looks once more, if a doorbell was rung.
     fn drain_again(&self, agent: &mut Agent, thresholds: &[u64]) {
         if self.slot.pending.get() != 0 {
             self.drain(agent, thresholds);
@@ -243,8 +243,8 @@ fn is_above(start: u64, threshold: u64, agent: &Agent) -> bool {
     i64::from(threshold <= start) + ups - downs == 1
 }
 
-/// What takes hours unbounded: with so many preemptions, seconds. The other cases are
-/// exhaustive.
+/// Checks with so many preemptions, in seconds, what takes hours unbounded. The other cases
+/// are exhaustive.
 fn bounded(preemptions: usize, check: impl Fn() + Send + Sync + 'static) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(preemptions);

@@ -2,7 +2,7 @@
 //! its ancestors.
 
 use aya_ebpf::{helpers::bpf_get_smp_processor_id, programs::FExitContext};
-use monitor_common::{
+use monitor_common::protocol::{
     band::{OPEN, Outside, compare},
     ring::{Doorbell, LossKind},
     slot::{PARENT_ROOT, PARENT_UNKNOWN, REACH, Slot},
@@ -17,8 +17,8 @@ use crate::{
     word::{BpfWord, full_barrier},
 };
 
-/// Looks at `counter`, and at its ancestors where somebody waits for one of them:
-/// compare with the band, if there is one.
+/// Compares `counter` with its band, if it has one, and its ancestors where one of them is
+/// watched.
 ///
 /// Runs for failed charges too: they have moved the counters up and down again,
 /// and another CPU's look may have caught the passing value. Only where the counter
@@ -50,7 +50,7 @@ fn look_at(index: u32, slot: &Slot<BpfWord>, band: u64, kept: u64, usage: u64, p
     if usage != kept {
         keep_usage(index);
     }
-    // Whoever moved the mark is behind that barrier, too: so it is read no older than his.
+    // A charge that moved the mark is behind that barrier, too: its mark or a later one is read.
     if peak.is_some_and(|peak| slot.peak.get() != peak) {
         keep_peak(index);
     }
@@ -111,7 +111,7 @@ pub extern "C" fn keep_usage(index: u32) -> u64 {
     0
 }
 
-/// Keeps its peak.
+/// Keeps a group's peak in its slot.
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn keep_peak(index: u32) -> u64 {
@@ -124,12 +124,12 @@ pub extern "C" fn keep_peak(index: u32) -> u64 {
 /// Levels that are climbed at once: few, for the verifier's sake, which goes through
 /// each; and enough for most hierarchies.
 const LEVELS: usize = 8;
-/// Times that so many are; further up, where few hierarchies are, it is [`FAR`].
+/// Repetitions of that; further up, where few hierarchies are, it is [`FAR`] at once.
 const TURNS: usize = 8;
-/// Levels that are climbed at once there.
+/// Levels that are climbed at once further up.
 const FAR: usize = LEVELS * TURNS;
 
-/// Set beside the index: somebody waits, or not all groups on the way have a slot.
+/// Set beside the index: a group on the way is watched, or has no slot.
 const MET: u64 = 1 << 32;
 
 /// Whether this is an address, and no index: the kernel's have the upper half.
@@ -138,8 +138,8 @@ const fn is_address(at: u64) -> bool {
     at >> 63 != 0
 }
 
-/// Looks at all above a slot or, where there is none, a counter. Where nobody waits there,
-/// goes up once more, in a known epoch, and keeps that.
+/// Looks at all above a slot or, where there is none, a counter. Where no group there is
+/// watched, goes up once more, in a known epoch, and keeps that.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn look_above(from: u64) -> u64 {
@@ -147,7 +147,7 @@ extern "C" fn look_above(from: u64) -> u64 {
         go_up(from);
         return 0;
     }
-    // Whose slot it is before the walk.
+    // The counter of the slot's group before the walk.
     let group = maps::slot(from as u32).map_or(0, |slot| slot.counter.get());
     if go_up(from) {
         let epoch = maps::epoch().begin();
@@ -160,7 +160,7 @@ extern "C" fn look_above(from: u64) -> u64 {
     0
 }
 
-/// True when nobody waits above `from`, all the way to the root.
+/// Looks at all above `from`; true when none is watched, all the way to the root.
 #[inline(always)]
 fn go_up(from: u64) -> bool {
     let mut at = from;
@@ -219,7 +219,7 @@ extern "C" fn climb(at: u64) -> u64 {
     u64::from(index) | met
 }
 
-/// The same of the next [`FAR`].
+/// Looks at the next [`FAR`] ancestors of slot `at`, as [`climb`] does.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn climb_far(at: u64) -> u64 {
@@ -233,7 +233,7 @@ extern "C" fn climb_far(at: u64) -> u64 {
     at
 }
 
-/// The same of the counter at `address`, up to the first that has a slot.
+/// Looks above the counter at `address`, up to the first that has a slot.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn climb_counters(address: u64) -> u64 {
@@ -246,7 +246,7 @@ extern "C" fn climb_counters(address: u64) -> u64 {
     if maps::epoch().is_calm_above(slot) { TOP | MET } else { found | MET }
 }
 
-/// What [`out_of_band`] is about.
+/// The quantity that [`out_of_band`] is called for.
 const MEMORY: u64 = 0;
 const SUM: u64 = 1;
 
@@ -266,7 +266,7 @@ extern "C" fn out_of_band(index: u32, reading: u64, what: u64) -> u64 {
     0
 }
 
-/// Looks at a group's memory+swap, for which somebody waits.
+/// Compares a group's memory+swap with its band.
 ///
 /// Whichever of the two counters was changed last, its look sees both changes:
 /// each changes its own with a full barrier before it reads the other.
@@ -300,7 +300,7 @@ pub fn first(context: u64, counter: Counter, rises: bool) {
 
 /// Before either program of a pair at `page_counter_try_charge`: where a counter's own limit
 /// stood in the way, the kernel takes back what it added by `atomic_long_sub` (5.12 to 7.2),
-/// which orders nothing; and the look has to come after that.
+/// which orders nothing; and the look has to be after that.
 #[inline(always)]
 pub fn tried(ctx: &FExitContext) {
     // The fourth is what it returned, a `bool`: the rest of the register is anything.

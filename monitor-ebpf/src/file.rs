@@ -1,11 +1,11 @@
 //! Registered eventfds: which file a descriptor is, and how many references files have.
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use monitor_common::{query::Query, word::Word as _};
+use monitor_common::protocol::{query::Query, word::Word as _};
 
 use crate::{maps, memcg};
 
-/// `eventfd_show_fdinfo`: the agent asks which file one of its descriptors is.
+/// Runs at `eventfd_show_fdinfo`: the agent queries which file one of its descriptors is.
 #[inline(always)]
 pub fn shown(file: u64) {
     let Some(scratch) = maps::readings() else {
@@ -21,7 +21,7 @@ pub fn shown(file: u64) {
 /// Files that one call of [`count_some`] counts the references of.
 const IN_A_CALL: usize = 32;
 
-/// Counts the references of the first `files` files that the agent asks about.
+/// Counts the references of the first `files` files that the agent queries.
 #[inline(always)]
 pub fn count_references(files: u64) {
     for call in 0..maps::rolled(Query::FILES_AT_ONCE / IN_A_CALL) {

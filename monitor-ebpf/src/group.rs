@@ -1,12 +1,12 @@
-//! Groups come, are called up, and go: who has which slot. What a slot's life is, and why
-//! it has one owner: `monitor_common::life`.
+//! Groups are created, enumerated and removed: which group has which slot. On a slot's life,
+//! and why it has one owner: `monitor_common::protocol::life`.
 
 use aya_ebpf::{
     EbpfContext,
     helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns},
 };
 use aya_log_ebpf::warn;
-use monitor_common::{
+use monitor_common::protocol::{
     band::OPEN,
     oom::{hold_of, release},
     query::{Enumeration, Query, Subscriptions},
@@ -64,14 +64,14 @@ extern "C" fn track(css: u64) -> u64 {
         maps::push_free(index);
         return maps::slot_of(address).map_or(Enumeration::FULL, u64::from);
     }
-    // After the entry, which those who remember that there is none look for.
+    // After the entry, which CPUs that remember that there is none look for.
     guess::remember(address.wrapping_sub(guess::base()), index);
     find_parent(index, parent);
     u64::from(index)
 }
 
 /// Names the parent of slot `index`, whose counter is at `parent`, if it has a slot. Where
-/// not, its children's charges go by the kernel's own pointers, and the agent is told
+/// not, its children's charges go by the kernel's own pointers, and the agent is notified
 /// that there is such a slot: groups are read by others, and made, while the agent
 /// starts, and the table may be full.
 #[inline(never)]
@@ -105,7 +105,7 @@ fn name(slot: &Slot<BpfWord>, up: u32, address: u64) {
 /// Levels that are climbed in one call; see `charge`.
 const LEVELS: usize = 8;
 
-/// In place of a slot's index: there is none up to the root.
+/// In place of a slot's index: no group up to the root has a slot.
 pub const TOP: u64 = u32::MAX as u64;
 
 /// The slot of the group whose memory, or swap, counter is at `address`; [`TOP`] if it has
@@ -114,7 +114,7 @@ pub const TOP: u64 = u32::MAX as u64;
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn place(address: u64, distance: u64) -> u64 {
-    // On v1 each charge comes here once more, for memory+swap.
+    // On v1 each charge is looked up here once more, for memory+swap.
     let (of_swap, swap_distance) = (memcg::memory_of_swap(address), memcg::memory_of_swap(distance));
     if let Some((index, _)) = guess::slot_of(swap_distance, of_swap) {
         return index.into();
@@ -204,7 +204,7 @@ pub extern "C" fn above(index: u32, generation: u64) -> u64 {
     if known == PARENT_UNKNOWN { nearest(address) } else { known }
 }
 
-/// `mem_cgroup_css_online`: a new group, before its first charge.
+/// Runs at `mem_cgroup_css_online`: a new group, before its first charge.
 #[inline(always)]
 pub fn online<C: EbpfContext>(ctx: &C, css: u64) {
     if track(memcg::scalar(css)) == Enumeration::FULL && is_time_to_say() {
@@ -212,7 +212,7 @@ pub fn online<C: EbpfContext>(ctx: &C, css: u64) {
     }
 }
 
-/// Whether ten seconds have gone by since this was true: what anybody can bring about
+/// Whether ten seconds have gone by since this was true: what any user can bring about
 /// does not fill the log.
 #[inline(always)]
 fn is_time_to_say() -> bool {
@@ -223,7 +223,7 @@ fn is_time_to_say() -> bool {
     now.wrapping_sub(last) >= PAUSE && maps::last_said().cas(last, now) == last
 }
 
-/// `mem_cgroup_css_offline`: removed, or the controller was turned off. The counter lives
+/// Runs at `mem_cgroup_css_offline`: removed, or the controller was turned off. The counter lives
 /// on, perhaps for long, and still moves its ancestors', which are found by the kernel's
 /// own pointers; the slot is given back, or left to the agent.
 #[inline(always)]
@@ -231,8 +231,8 @@ pub fn offline(css: u64) {
     depart(memcg::counter_of_css(memcg::scalar(css)));
 }
 
-/// `mem_cgroup_css_free`: the counter's memory is about to be given back. There is nothing
-/// left to do, unless the kernel has skipped the program at `mem_cgroup_css_offline`.
+/// Runs at `mem_cgroup_css_free`: the counter's memory is about to be given back. There is
+/// nothing left to do, unless the kernel has skipped the program at `mem_cgroup_css_offline`.
 #[inline(always)]
 pub fn freed(css: u64) {
     depart(memcg::counter_of_css(memcg::scalar(css)));
@@ -245,7 +245,7 @@ extern "C" fn depart(address: u64) -> u64 {
     maps::forget_counter(address);
     let Some(slot) = maps::slot(index) else { return 0 };
     if slot.parent.get() == PARENT_UNKNOWN {
-        // Whoever tells what is left here has to know what is above: now or never.
+        // To signal what is left here, the agent has to know what is above: now or never.
         let up = nearest(address);
         if up == u64::from(maps::root_slot()) {
             slot.parent.cas(PARENT_UNKNOWN, PARENT_ROOT);
@@ -264,9 +264,9 @@ extern "C" fn depart(address: u64) -> u64 {
     0
 }
 
-/// As [`offline`], for a group whose going the kernel has kept from the programs. The agent
-/// watches the slot, so it is given back by no other; the counter may be gone, and is not
-/// read.
+/// Does what [`offline`] does for a group whose removal the kernel has kept from the programs.
+/// The agent watches the slot, so it is given back by no other; the counter may be gone, and
+/// is not read.
 #[inline(always)]
 pub fn depart_unseen(index: u32, generation: u64) -> Option<u64> {
     let slot = maps::slot(index)?;
@@ -291,8 +291,8 @@ extern "C" fn free_from_oom(index: u32) -> u64 {
     0
 }
 
-/// Gives slot `index` back if nobody needs it. The slot above it then, which may have
-/// waited for that, or [`Ask::NOWHERE`].
+/// Gives slot `index` back if it is not needed. Returns the slot above it, which may have
+/// waited for that, or [`Query::NOWHERE`].
 #[inline(never)]
 #[unsafe(no_mangle)]
 pub extern "C" fn give_back(index: u32) -> u64 {
@@ -314,7 +314,7 @@ pub extern "C" fn give_back(index: u32) -> u64 {
 }
 
 /// The slot of the group of `css`, whose limit was reached: if it has none, now is the
-/// time for it, since those below are to be told.
+/// time for it, since those below are to be signalled.
 #[inline(always)]
 pub fn place_of_oom(css: u64) -> Option<u32> {
     let css = memcg::scalar(css);
@@ -331,8 +331,8 @@ pub fn place_of_oom(css: u64) -> Option<u32> {
     }
 }
 
-/// `cgroup_notify_populated`: whether any task is in a group or below it has
-/// changed. Told to groups that have the controller and a watcher.
+/// Runs at `cgroup_notify_populated`: whether any task is in a group or below it has
+/// changed. Recorded for groups that have the controller and are watched.
 #[inline(always)]
 pub fn populated(cgroup: u64, populated: u64) {
     if !maps::is_wanted(Subscriptions::EMPTY) {
@@ -352,8 +352,8 @@ pub fn populated(cgroup: u64, populated: u64) {
     }
 }
 
-/// A usage file is read. Whoever reads it, its group gets a slot; if it is the
-/// agent who calls the roll, it also learns which: the kernel's own word on
+/// Runs when a usage file is read. Whichever process reads it, its group gets a slot; if the
+/// agent reads it to enumerate groups, it is also answered which: the kernel's own word on
 /// which group a descriptor belongs to, whatever name it was opened by.
 #[inline(always)]
 pub fn called(css: u64) {

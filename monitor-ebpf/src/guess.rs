@@ -1,19 +1,19 @@
 //! Guesses at the slot of a counter: what `COUNTERS` said last, for a few instructions.
 
-use monitor_common::{slot::Slot, word::Word as _};
+use monitor_common::protocol::{slot::Slot, word::Word as _};
 
 use crate::{maps, memcg, word::BpfWord};
 
 /// Cells of `GUESSES`, as a power of two.
 const GUESS_BITS: u32 = 12;
 
-/// What `COUNTERS` said last, by a hash of the address: the slot's index. Only a
+/// The last answers of `COUNTERS`, by a hash of the address: the slot's index. Only a
 /// guess, which the slot itself confirms, so two counters may share a cell. Or the address
 /// itself: of a counter without a slot.
 static GUESSES: [BpfWord; 1 << GUESS_BITS] = [const { BpfWord::zero() }; 1 << GUESS_BITS];
 
-/// What a counter's address, a typed pointer, is hashed by. The verifier lets nobody
-/// multiply a pointer, nor tell a plain number from one, but subtract two.
+/// The number by which a counter's address, a typed pointer, is hashed. The verifier lets no
+/// program multiply a pointer, or turn one into a plain number, but subtract two.
 #[inline(always)]
 pub fn distance(address: u64) -> u64 {
     address.wrapping_sub((&raw const GUESSES) as u64)
@@ -35,13 +35,13 @@ pub fn slot_of(distance: u64, address: u64) -> Option<(u32, &'static Slot<BpfWor
     if slot.counter.get() == address { Some((index, slot)) } else { None }
 }
 
-/// Makes the next guess right.
+/// Stores a counter's slot, which makes the next guess right.
 #[inline(always)]
 pub fn remember(distance: u64, index: u32) {
     cell(distance).set(u64::from(index));
 }
 
-/// What [`distance`] counts from, as a plain number: for addresses that are, too.
+/// The address that [`distance`] counts from, as a plain number: for addresses that are, too.
 pub fn base() -> u64 {
     memcg::scalar((&raw const GUESSES) as u64)
 }
@@ -53,8 +53,8 @@ pub fn is_slotless(distance: u64, address: u64) -> bool {
 }
 
 /// Remembers that the counter at `address` has no slot: unless it has got one meanwhile,
-/// which is to be asked after this (a full barrier). Who gives it one enters that in
-/// `COUNTERS`, and then here.
+/// which is to be looked up after this (a full barrier). The CPU that gives it one enters that
+/// in `COUNTERS`, and then here.
 #[inline(always)]
 pub fn remember_none(distance: u64, address: u64) {
     cell(distance).xchg(address);

@@ -8,7 +8,7 @@ use aya_ebpf::{
     macros::map,
     maps::{Array, HashMap, LruHashMap, Queue, RingBuf},
 };
-use monitor_common::{
+use monitor_common::protocol::{
     band::{Verdict, raise_hand},
     epoch::Epoch,
     oom::OomMark,
@@ -39,15 +39,16 @@ static FREE: Queue<u32> = Queue::with_max_entries(16, 0);
 #[map]
 static REFUSED: LruHashMap<u64, u32> = LruHashMap::with_max_entries(4096, 0);
 
-/// Doorbells to the agent.
+/// Doorbells for the agent, a ring buffer.
 #[map]
 static DOORBELLS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
 
-/// Files whose references the agent asks for; the agent maps it.
+/// Files whose references the agent queries; the agent maps it.
 #[map]
 static FILES: Array<FileRefs<BpfWord>> = Array::with_max_entries(Query::FILES_AT_ONCE as u32, BPF_F_MMAPABLE);
 
-/// A place for each thread id's [`Mark`]s, so that nobody can take one away; the agent maps it.
+/// A place for each thread id's [`OomMark`]s, so that no thread can take another's away; the
+/// agent maps it.
 #[map]
 static THREAD_MARKS: Array<BpfWord> = Array::with_max_entries(OomMark::WORDS as u32, BPF_F_MMAPABLE);
 
@@ -63,20 +64,21 @@ static SCRATCH: Array<QueryMailbox<BpfWord>> = Array::with_max_entries(CELLS, BP
 /// second look but never hides a charge.
 const SEEN_CPUS: usize = 1024;
 
-/// Which call the first program of a pair has seen on a CPU; see `charge`.
+/// The call that the first program of a pair has seen on a CPU; see `charge`.
 /// A global, not a map: no look-up to get at it.
 static SEEN: [BpfWord; SEEN_CPUS] = [const { BpfWord::zero() }; SEEN_CPUS];
 
 /// Slots from this on were never used.
 static FRESH: BpfWord = BpfWord::zero();
 
-/// When the log was last told that the table is full.
+/// Time at which it was last logged that the table is full.
 static LAST_SAID: BpfWord = BpfWord::zero();
 
-/// See [`Epoch`].
+/// The number behind [`Epoch`].
 static EPOCH: BpfWord = BpfWord::zero();
 
-/// What the OOM killer is doing; see `oom`. One word, as it does one thing at a time.
+/// The cause of what the OOM killer is doing; see `oom`. One word, as it does one thing at a
+/// time.
 static CAUSE: BpfWord = BpfWord::zero();
 
 macro_rules! globals {
@@ -98,55 +100,55 @@ macro_rules! globals {
 }
 
 globals! {
-    /// `page_counter.usage`.
+    /// Byte offset of `page_counter.usage`.
     OFF_COUNTER_USAGE: u64 => off_counter_usage;
-    /// `page_counter.parent`.
+    /// Byte offset of `page_counter.parent`.
     OFF_COUNTER_PARENT: u64 => off_counter_parent;
-    /// `page_counter.watermark`.
+    /// Byte offset of `page_counter.watermark`.
     OFF_COUNTER_WATERMARK: u64 => off_counter_watermark;
-    /// `mem_cgroup.memory`.
+    /// Byte offset of `mem_cgroup.memory`.
     OFF_MEMCG_MEMORY: u64 => off_memcg_memory;
-    /// `cgroup_subsys_state.cgroup`.
+    /// Byte offset of `cgroup_subsys_state.cgroup`.
     OFF_CSS_CGROUP: u64 => off_css_cgroup;
-    /// `page_counter.max`.
+    /// Byte offset of `page_counter.max`.
     OFF_COUNTER_MAX: u64 => off_counter_max;
-    /// `mem_cgroup.swap`; on v1 the same place is `mem_cgroup.memsw`.
+    /// Byte offset of `mem_cgroup.swap`; on v1 the same place is `mem_cgroup.memsw`.
     OFF_MEMCG_SWAP: u64 => off_memcg_swap;
     /// Whether that counter is memory+swap, as on v1.
     SWAP_IS_SUM: u32 => swap_is_sum;
-    /// `mem_cgroup.vmpressure`.
+    /// Byte offset of `mem_cgroup.vmpressure`.
     OFF_MEMCG_VMPRESSURE: u64 => off_memcg_vmpressure;
-    /// `mem_cgroup.under_oom` (kernels with v1 only).
+    /// Byte offset of `mem_cgroup.under_oom` (kernels with v1 only).
     OFF_MEMCG_UNDER_OOM: u64 => off_memcg_under_oom;
-    /// `vmpressure.work`.
+    /// Byte offset of `vmpressure.work`.
     OFF_VMPRESSURE_WORK: u64 => off_vmpressure_work;
-    /// `vmpressure.tree_scanned`.
+    /// Byte offset of `vmpressure.tree_scanned`.
     OFF_VMPRESSURE_SCANNED: u64 => off_vmpressure_scanned;
-    /// `vmpressure.tree_reclaimed`.
+    /// Byte offset of `vmpressure.tree_reclaimed`.
     OFF_VMPRESSURE_RECLAIMED: u64 => off_vmpressure_reclaimed;
-    /// `cgroup.subsys[memory_cgrp_id]`.
+    /// Byte offset of `cgroup.subsys[memory_cgrp_id]`.
     OFF_CGROUP_MEMORY_CSS: u64 => off_cgroup_memory_css;
-    /// `css_set.subsys[memory_cgrp_id]`.
+    /// Byte offset of `css_set.subsys[memory_cgrp_id]`.
     OFF_CSS_SET_MEMORY_CSS: u64 => off_css_set_memory_css;
-    /// `task_struct.cgroups`.
+    /// Byte offset of `task_struct.cgroups`.
     OFF_TASK_CGROUPS: u64 => off_task_cgroups;
-    /// `task_struct.tgid`.
+    /// Byte offset of `task_struct.tgid`.
     OFF_TASK_TGID: u64 => off_task_tgid;
-    /// `task_struct.comm`.
+    /// Byte offset of `task_struct.comm`.
     OFF_TASK_COMM: u64 => off_task_comm;
-    /// `task_struct.signal`; 0 where the next one is not known.
+    /// Byte offset of `task_struct.signal`; 0 where the next one is not known.
     OFF_TASK_SIGNAL: u64 => off_task_signal;
-    /// `signal_struct.oom_mm`.
+    /// Byte offset of `signal_struct.oom_mm`.
     OFF_SIGNAL_OOM_MM: u64 => off_signal_oom_mm;
-    /// `oom_control.memcg`.
+    /// Byte offset of `oom_control.memcg`.
     OFF_OOM_MEMCG: u64 => off_oom_memcg;
-    /// `mem_cgroup.memory_events_local[MEMCG_OOM]`; 0: not known.
+    /// Byte offset of `mem_cgroup.memory_events_local[MEMCG_OOM]`; 0: not known.
     OFF_MEMCG_OOMS: u64 => off_memcg_ooms;
-    /// `cgroup.nr_populated_csets`; 0 where one of the three is not known.
+    /// Byte offset of `cgroup.nr_populated_csets`; 0 where one of the three is not known.
     OFF_CGROUP_CSETS: u64 => off_cgroup_csets;
-    /// `cgroup.nr_populated_domain_children`.
+    /// Byte offset of `cgroup.nr_populated_domain_children`.
     OFF_CGROUP_DOMAINS: u64 => off_cgroup_domains;
-    /// `cgroup.nr_populated_threaded_children`.
+    /// Byte offset of `cgroup.nr_populated_threaded_children`.
     OFF_CGROUP_THREADED: u64 => off_cgroup_threaded;
     /// Whether `__oom_kill_process` is attached to: then nothing else kills.
     HAS_OOM_KILL: u32 => has_oom_kill;
@@ -156,15 +158,15 @@ globals! {
     HAS_OOM_NOTIFY: u32 => has_oom_notify;
     /// The root group's slot, behind all others.
     ROOT_SLOT: u32 => root_slot;
-    /// `cgroup.kn`.
+    /// Byte offset of `cgroup.kn`.
     OFF_CGROUP_KN: u64 => off_cgroup_kn;
-    /// `kernfs_node.id`.
+    /// Byte offset of `kernfs_node.id`.
     OFF_KN_ID: u64 => off_kn_id;
-    /// `file.f_count`, or `file.f_ref` (6.13 and newer).
+    /// Byte offset of `file.f_count`, or `file.f_ref` (6.13 and newer).
     OFF_FILE_REFS: u64 => off_file_refs;
-    /// What to add to that word to get the number of references.
+    /// The number to add to that word to get the number of references.
     FILE_REFS_BIAS: u64 => file_refs_bias;
-    /// Unit of the packed band.
+    /// Unit of the packed band, as a shift.
     BAND_SHIFT: u32 => band_shift;
     /// Stays 0; see [`rolled`].
     NOTHING: u64 => nothing;
@@ -177,7 +179,7 @@ pub fn rolled(turns: usize) -> usize {
     turns + nothing() as usize
 }
 
-/// The slot at `index`.
+/// Finds the slot at `index`.
 #[inline(always)]
 pub fn slot(index: u32) -> Option<&'static Slot<BpfWord>> {
     SLOTS.get(index)
@@ -197,12 +199,12 @@ pub fn enter_counter(address: u64, index: u32) -> bool {
     COUNTERS.insert(address, index, NOEXIST).is_ok()
 }
 
-/// Forgets a counter.
+/// Removes the entry of a counter.
 pub fn forget_counter(address: u64) {
     let _ = COUNTERS.remove(address);
 }
 
-/// A free slot's index.
+/// Takes a free slot's index.
 pub fn pop_free() -> Option<u32> {
     if FRESH.get() < u64::from(root_slot()) {
         let index = FRESH.take_number();
@@ -220,7 +222,7 @@ pub fn is_refused_anew(cgroup_id: u64) -> bool {
     REFUSED.insert(cgroup_id, 0, NOEXIST).is_ok()
 }
 
-/// There may be slots whose parent is unknown.
+/// Notes that there may be slots whose parent is unknown.
 pub fn raise_orphans() {
     if let Some(scratch) = scratch()
         && scratch.orphans.get() == 0
@@ -234,13 +236,13 @@ pub fn push_free(index: u32) {
     let _ = FREE.push(index, 0);
 }
 
-/// A file whose references the agent asks for.
+/// A file whose references the agent queries.
 #[inline(always)]
 pub fn file(index: u32) -> Option<&'static FileRefs<BpfWord>> {
     FILES.get(index)
 }
 
-/// The answer cell.
+/// The cell for answers of the `ask` program.
 #[inline(always)]
 pub fn scratch() -> Option<&'static QueryMailbox<BpfWord>> {
     SCRATCH.get(ANSWERS)
@@ -258,18 +260,18 @@ pub fn seen(cpu: u32) -> &'static BpfWord {
     &SEEN[cpu as usize % SEEN_CPUS]
 }
 
-/// When the log was last told that the table is full, in nanoseconds.
+/// Time at which it was last logged that the table is full, in nanoseconds.
 pub fn last_said() -> &'static BpfWord {
     &LAST_SAID
 }
 
-/// The present epoch.
+/// The present [`Epoch`] of the hierarchy.
 #[inline(always)]
 pub fn epoch() -> Epoch<'static, BpfWord> {
     Epoch(&EPOCH)
 }
 
-/// Counts a loss.
+/// Counts one loss of a kind.
 pub fn count(tally: LossKind) {
     if let Some(word) = TALLIES.get(tally as u32) {
         word.add(1);
@@ -285,7 +287,7 @@ pub fn ring(doorbell: Doorbell) {
     }
 }
 
-/// By `CLOCK_MONOTONIC`.
+/// The time by `CLOCK_MONOTONIC`, in nanoseconds.
 #[inline(always)]
 fn now() -> u64 {
     // SAFETY: reads a clock.
@@ -330,7 +332,7 @@ fn may_send_victim() -> bool {
     false
 }
 
-/// Tells the agent what the OOM killer does.
+/// Sends the agent a record of what the OOM killer does.
 #[inline(always)]
 pub fn send_victim<T: 'static>(record: T) {
     if may_send_victim() && DOORBELLS.output::<T>(record, 0).is_err() {
@@ -372,13 +374,13 @@ pub fn has_mark(mark: OomMark, thread: u32) -> bool {
     THREAD_MARKS.get(word).is_some_and(|word| word.get() & bit != 0)
 }
 
-/// See `oom`.
+/// The word of `CAUSE`; see `oom`.
 #[inline(always)]
 pub fn cause() -> &'static BpfWord {
     &CAUSE
 }
 
-/// Whether somebody waits for `what`, one of `Subscriptions`'s bits.
+/// Whether any registration is on `what`, one of `Subscriptions`'s bits.
 #[inline(always)]
 pub fn is_wanted(what: u64) -> bool {
     scratch().is_some_and(|scratch| scratch.wanted.get() & what != 0)

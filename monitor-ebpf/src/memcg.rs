@@ -18,13 +18,13 @@ impl Counter {
         Self(pointer)
     }
 
-    /// Its address: what the slot table knows it by.
+    /// The counter's address, by which the slot table knows it.
     #[inline(always)]
     pub fn address(self) -> u64 {
         self.0 as u64
     }
 
-    /// Pages charged now.
+    /// Number of pages charged now.
     #[inline(always)]
     pub fn usage(self) -> u64 {
         // SAFETY: a typed pointer and an offset from BTF, checked at load.
@@ -58,7 +58,7 @@ pub fn read(address: u64) -> Option<u64> {
     unsafe { bpf_probe_read_kernel(address as *const u64) }.ok()
 }
 
-/// The same address as a plain number, which global functions take.
+/// Turns an address into a plain number, which global functions take.
 #[inline(always)]
 pub fn scalar(address: u64) -> u64 {
     read((&raw const address) as u64).unwrap_or(0)
@@ -114,7 +114,7 @@ pub fn memory_of_swap(address: u64) -> u64 {
 ///
 /// A task that is preempted between two readings may come back to another world:
 /// so memory has to be the same before and after, in this order on every processor. Where
-/// it never is, somebody else changes it, and looks for himself.
+/// it never is, another charge changes it, and looks itself.
 #[inline(always)]
 pub fn sum_at(address: u64) -> Option<(u64, bool)> {
     const ATTEMPTS: usize = 4;
@@ -223,7 +223,7 @@ pub fn is_populated_at(address: u64) -> Option<u64> {
     Some(u64::from((sets | domains | threaded) as u32 != 0))
 }
 
-/// `task->comm`.
+/// Name of a task (`task->comm`).
 pub fn name_of_task(task: u64) -> Option<[u8; 16]> {
     // SAFETY: the helper checks the address and fails on a bad one.
     unsafe { bpf_probe_read_kernel((task + maps::off_task_comm()) as *const [u8; 16]) }.ok()

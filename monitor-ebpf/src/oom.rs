@@ -1,6 +1,6 @@
 //! OOM by a group's limit: when it begins and ends, and whom it kills.
 //!
-//! Nothing here is kept in a table by thread, which somebody could fill: an OOM is known by
+//! Nothing here is kept in a table by thread, which a user could fill: an OOM is known by
 //! its slot, the OOM killer's work by one word, and what a thread is in by bits that each
 //! thread has.
 //!
@@ -9,7 +9,7 @@
 //! whichever runs first does the work; what holds the `oom_lock` meanwhile needs no twin.
 
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
-use monitor_common::{
+use monitor_common::protocol::{
     oom::{self, BY_LIMIT_WRITE, OomMark},
     query::Subscriptions,
     ring::{Doorbell, LossKind, Victim},
@@ -18,14 +18,14 @@ use monitor_common::{
 
 use crate::{group, maps, memcg};
 
-/// The current thread's id.
+/// The id of the current thread.
 #[inline(always)]
 fn thread() -> u32 {
     bpf_get_current_pid_tgid() as u32
 }
 
-/// `mem_cgroup_out_of_memory`: a charge found no memory. It may yet find some
-/// without a kill, as in v1, where listeners were told before that, too.
+/// Runs at `mem_cgroup_out_of_memory`: a charge found no memory. It may yet find some
+/// without a kill, as in v1, where listeners were signalled before that, too.
 #[inline(always)]
 pub fn begun(css: u64) {
     let thread = thread();
@@ -48,13 +48,13 @@ pub fn begun(css: u64) {
     // SAFETY: takes nothing, returns a number.
     let now = unsafe { bpf_ktime_get_ns() };
     if oom::begin(maps::slot, index, thread, now) {
-        tell(index);
+        record(index);
     } else {
         maps::count(LossKind::OomJoined);
     }
 }
 
-/// ... and returns.
+/// Runs when `mem_cgroup_out_of_memory` returns.
 #[inline(always)]
 pub fn ended(css: u64) {
     let thread = thread();
@@ -66,42 +66,42 @@ pub fn ended(css: u64) {
     }
 }
 
-/// `mem_cgroup_oom_notify`, where the kernel has it: v1's own notice, given by the
+/// Runs at `mem_cgroup_oom_notify`, where the kernel has it: v1's own notice, given by the
 /// one OOM that holds the lock.
 #[inline(always)]
 pub fn notified(css: u64) {
     if maps::is_wanted(Subscriptions::OOM)
         && let Some(index) = group::place_of_oom(css)
     {
-        tell(index);
+        record(index);
     }
 }
 
 #[inline(always)]
-fn tell(index: u32) {
+fn record(index: u32) {
     if let Some(slot) = maps::slot(index) {
         slot.ooms.add(1);
         maps::ring_slot(slot, index);
     }
 }
 
-/// `memory_max_write` begins.
+/// Runs when `memory_max_write` begins.
 #[inline(always)]
 pub fn limit_write_begun() {
     maps::mark_thread(OomMark::WritesLimit, thread());
 }
 
-/// ... and returns: for the program that is called before its twin.
+/// Runs when `memory_max_write` returns: for the program that is called before its twin.
 #[inline(always)]
 pub fn limit_write_ended() {
     if !maps::unmark_thread(OomMark::WritesLimit, thread()) && maps::has_limit_marks() != 0 {
-        // Neither of the two at its beginning was called: an OOM in it was told.
+        // Neither of the two at its beginning was called: an OOM in it was signalled.
         maps::count(LossKind::SkippedForGood);
     }
     limit_written();
 }
 
-/// The same for the twin.
+/// Runs when `memory_max_write` returns: for the twin.
 #[inline(always)]
 pub fn limit_write_ended_twin() {
     if maps::unmark_thread(OomMark::WritesLimit, thread()) {
@@ -109,7 +109,7 @@ pub fn limit_write_ended_twin() {
     }
 }
 
-/// Some group's limit has moved.
+/// Rings because some group's limit has moved.
 #[inline(always)]
 pub fn limit_written() {
     if maps::is_wanted(Subscriptions::LIMITS) {
@@ -120,10 +120,10 @@ pub fn limit_written() {
 // What the OOM killer is doing: the thread in the upper half, the slot by whose limit, and
 // this bit while a process is being killed. Whatever calls `out_of_memory` holds the
 // kernel's `oom_lock`, so one word is enough; and as it names the thread, what is left of a
-// call whose program was skipped is nobody's cause.
+// call whose program was skipped is no other thread's cause.
 const KILLS: u64 = 1 << 31;
 
-/// `out_of_memory`: the OOM killer is called, by a group's limit or the host's.
+/// Runs at `out_of_memory`: the OOM killer is called, by a group's limit or the host's.
 #[inline(always)]
 pub fn killer_called(control: u64) {
     let thread = thread();
@@ -149,7 +149,7 @@ const fn slot_of(cause: u64) -> u32 {
     (cause & (KILLS - 1)) as u32
 }
 
-/// `__oom_kill_process`: what is marked as a victim next is killed.
+/// Runs at `__oom_kill_process`: what is marked as a victim next is killed.
 #[inline(always)]
 pub fn kills() {
     if let Some(cause) = cause() {
@@ -157,7 +157,7 @@ pub fn kills() {
     }
 }
 
-/// `mark_oom_victim`: the process of `task` may use the reserves, and dies.
+/// Runs at `mark_oom_victim`: the process of `task` may use the reserves, and dies.
 ///
 /// That is also called for one that dies anyway (`task_will_free_mem`), which the kernel
 /// does not count as killed, and from 6.16 on again for one that was killed before.
@@ -177,7 +177,7 @@ pub fn victim(task: u64) {
     });
 }
 
-/// `mem_cgroup_print_oom_group`: all of the group of `css` are to die.
+/// Runs at `mem_cgroup_print_oom_group`: all of the group of `css` are to die.
 #[inline(always)]
 pub fn group_kill(css: u64) {
     if let Some(cause) = cause()

@@ -1,8 +1,8 @@
-//! The agent's questions, answered from the kernel's own memory. Run by
+//! The agent's queries, answered from the kernel's own memory. Run by
 //! `BPF_PROG_TEST_RUN`, attached nowhere.
 
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use monitor_common::{
+use monitor_common::protocol::{
     query::Query,
     ring::LossKind,
     slot::{REACH, Slot, SlotState},
@@ -16,12 +16,12 @@ use crate::{
     maps, memcg,
 };
 
-/// Answers `question`, through the scratch cell: a raw tracepoint's own return
+/// Answers `query`, through the scratch cell: a raw tracepoint's own return
 /// value goes nowhere.
 #[inline(always)]
-pub fn ask(question: u64, arg1: u64, arg2: u64) {
+pub fn ask(query: u64, arg1: u64, arg2: u64) {
     let Some(scratch) = maps::scratch() else { return };
-    let answer = match question {
+    let answer = match query {
         Query::WHO_AM_I => {
             if let Some(readings) = maps::readings() {
                 readings.agent.set(bpf_get_current_pid_tgid());
@@ -44,7 +44,7 @@ pub fn ask(question: u64, arg1: u64, arg2: u64) {
             Ok(0)
         }
         Query::USAGE | Query::SUM | Query::LIMIT | Query::PEAK | Query::UNDER_OOM => {
-            counter(arg1 as u32, arg2, |at| match question {
+            counter(arg1 as u32, arg2, |at| match query {
                 Query::USAGE => {
                     keep_if_followed(arg1 as u32);
                     memcg::usage_at(at)
@@ -74,7 +74,7 @@ pub fn ask(question: u64, arg1: u64, arg2: u64) {
     scratch.answers.set(scratch.answers.get() + 1);
 }
 
-/// The slot is the agent's, so nobody else gives it back; unless an agent that was
+/// Gives back a slot that is the agent's. No other gives it back, unless an agent that was
 /// killed has done so already.
 #[inline(always)]
 fn recycle(index: u32, generation: u64) -> Result<u64, u64> {
@@ -112,7 +112,7 @@ fn read_all(first: u32, count: u32) {
     }
 }
 
-/// The same of at most [`TURNS`].
+/// Reads at most [`TURNS`] slots, from `first` on.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn read_some(first: u32, count: u32) -> u64 {
@@ -125,9 +125,9 @@ extern "C" fn read_some(first: u32, count: u32) -> u64 {
     0
 }
 
-/// The same of one; usage only where it is not kept. By the protocol of
-/// [`usage`](monitor_common::usage), since somebody may begin to follow the group; of which
-/// group it was is written last, and only if that is still there.
+/// Reads one slot; usage only where it is not kept. By the protocol of
+/// [`usage`](monitor_common::protocol::usage), since the agent may begin to follow the group;
+/// of which group it was is written last, and only if that is still there.
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn read_one(index: u32) -> u64 {
@@ -164,7 +164,7 @@ fn give_back_from(index: u32) -> u64 {
     next
 }
 
-/// What is above a group that has no parent's slot to go by. The agent holds the slot, so
+/// Finds what is above a group that has no parent's slot to go by. The agent holds the slot, so
 /// that it stays this group's; and the programs run in one RCU section, in which a memcg
 /// that was online at its beginning is there to its end.
 #[inline(always)]

@@ -1,7 +1,7 @@
-//! Reclaim: one window of it has been scanned. What it means for whom is the
-//! agent's to work out.
+//! Windows of reclaim, counted by level when the kernel has scanned one. The agent decides
+//! which listeners that signals.
 
-use monitor_common::{
+use monitor_common::protocol::{
     pressure::{Level, level_of},
     query::Subscriptions,
     word::Word as _,
@@ -9,8 +9,8 @@ use monitor_common::{
 
 use crate::{group, maps, memcg};
 
-/// `vmpressure_work_fn`: the kernel itself evaluates a window, on v2 for nobody.
-/// Read before the kernel takes the sums under its lock; a window that is added
+/// Runs at `vmpressure_work_fn`: the kernel itself evaluates a window, on v2 without any
+/// listener. Read before the kernel takes the sums under its lock; a window that is added
 /// to in between shows in both.
 #[inline(always)]
 pub fn window(work: u64) {

@@ -6,7 +6,7 @@ use core::{
 };
 
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
-use monitor_common::word::Word;
+use monitor_common::protocol::word::Word;
 
 /// A word in a map that other CPUs and the agent write too.
 #[repr(transparent)]

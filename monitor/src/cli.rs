@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, error::ErrorKind};
 use memcg_monitor::{frontend::metrics_http::Address, in_flight, metrics::Pattern, programs};
-use monitor_common::control_file::ControlFile;
+use monitor_common::grammar::control_file::ControlFile;
 
 /// cgroup v1's memory notifications on stock cgroup v2 kernels.
 ///

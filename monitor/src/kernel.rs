@@ -9,7 +9,7 @@ pub use hooks::{HOOKS, Hook, HookKind};
 
 use std::{fs, path::Path};
 
-use monitor_common::band;
+use monitor_common::protocol::band;
 use nix::{errno::Errno, libc};
 
 use crate::{

@@ -29,7 +29,7 @@ use aya::{
     maps::MapData,
     programs::{RawTracePointRunOptions, TestRun as _},
 };
-use monitor_common::{
+use monitor_common::protocol::{
     oom,
     query::{ANSWERS, Query},
     ring::LossKind,

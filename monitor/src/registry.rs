@@ -13,8 +13,8 @@ use std::{
 };
 
 use monitor_common::{
-    control_file::{ControlFile, Trigger},
-    query::Subscriptions,
+    grammar::control_file::{ControlFile, Trigger},
+    protocol::query::Subscriptions,
 };
 
 use self::account::Accounts;

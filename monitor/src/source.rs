@@ -7,7 +7,7 @@ pub use misses::Misses;
 
 use std::{collections::HashMap, ops::Range, os::fd::BorrowedFd};
 
-use monitor_common::{ring::LossKind, word::Word as _};
+use monitor_common::protocol::{ring::LossKind, word::Word as _};
 
 use crate::{error::Result, kernel::Features, table::SharedSlot};
 
@@ -124,7 +124,7 @@ pub trait Source: Slots {
     /// Reads usage, peak and limit of all live groups in `slots` into these: a few runs of a
     /// program, no system call for each group. See [`Slot::read_of`].
     ///
-    /// [`Slot::read_of`]: monitor_common::slot::Slot::read_of
+    /// [`Slot::read_of`]: monitor_common::protocol::slot::Slot::read_of
     ///
     /// # Errors
     /// The programs could not be queried.
@@ -136,7 +136,7 @@ pub trait Source: Slots {
     /// The programs could not be queried.
     fn is_under_oom(&self, group: GroupId) -> Result<bool>;
 
-    /// Ends the [`Epoch`](monitor_common::epoch::Epoch), after a band was published where none
+    /// Ends the [`Epoch`](monitor_common::protocol::epoch::Epoch), after a band was published where none
     /// was. A full barrier.
     ///
     /// # Errors
@@ -144,7 +144,7 @@ pub trait Source: Slots {
     fn end_epoch(&self) -> Result<()>;
 
     /// Sets what the programs count from now on: bits of
-    /// [`Subscriptions`](monitor_common::query::Subscriptions).
+    /// [`Subscriptions`](monitor_common::protocol::query::Subscriptions).
     fn want(&self, what: u64);
 
     /// Takes over what earlier programs had seen, which are let go, and counts what is `wanted`
@@ -215,7 +215,7 @@ pub trait Source: Slots {
     /// Notes that one record of the OOM killer's work has come out of the ring.
     fn take_victim(&self);
 
-    /// Marks of threads ([`OomMark`](monitor_common::oom::OomMark)): words with any, each with
+    /// Marks of threads ([`OomMark`](monitor_common::protocol::oom::OomMark)): words with any, each with
     /// its index.
     fn thread_marks(&self) -> Vec<(u32, u64)>;
 

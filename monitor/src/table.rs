@@ -3,7 +3,7 @@
 
 use std::{marker::PhantomData, num::NonZeroUsize, os::fd::AsFd, ptr::NonNull, sync::atomic::AtomicU64};
 
-use monitor_common::{
+use monitor_common::protocol::{
     query::{FileRefs, QueryMailbox},
     ring::LossKind,
     slot::Slot,

@@ -28,10 +28,12 @@ use std::{
 };
 
 use monitor_common::{
-    band::{Band, OPEN, Outside, Seen, Track, give_back},
-    control_file::ControlFile,
-    ring::LossKind,
-    word::Word as _,
+    grammar::control_file::ControlFile,
+    protocol::{
+        band::{Band, OPEN, Outside, Seen, Track, give_back},
+        ring::LossKind,
+        word::Word as _,
+    },
 };
 use tokio::sync::Notify;
 

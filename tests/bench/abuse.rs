@@ -1,9 +1,9 @@
 //! `cargo xtask bench abuse`: what one user's worst costs another. Beside each attack a
-//! bystander's latency from crossing to signal, how soon the doors answer, and the
+//! bystander's latency from crossing to signal, how soon the frontends answer, and the
 //! agent's processor time and memory; each beside the same agent's idle round.
 //!
-//! On a single counted processor an attacker takes his share of it from everybody: now and
-//! then the agent, or who waits, comes to run at the end of a slice only. So the first row
+//! On a single counted processor an attacker takes his share of it from all others: now and
+//! then the agent, or a waiting client, runs at the end of a slice only. So the first row
 //! is of two threads that compute and do nothing else, and each is set beside that, too.
 
 mod bystander;
@@ -24,8 +24,8 @@ use crate::harness::attack::{Attack, Size};
 use crate::harness::init::Hierarchy;
 use crate::harness::report::{bars, rounded, row, say};
 
-/// What the project aims at: the 99th percentile beside the idle one, and seconds until a
-/// door answers.
+/// The project's aims: the 99th percentile beside the idle one, and seconds until a frontend
+/// answers.
 const AIM: f64 = 2.0;
 const AIM_DOORS: Duration = Duration::from_secs(1);
 /// A bar that is higher is cut off.
@@ -37,23 +37,23 @@ const AFTERWARDS: Duration = Duration::from_secs(10);
 #[derive(Clone, Copy, Debug)]
 struct Course {
     crossings: u64,
-    /// For all of them.
+    /// Time for all crossings of the round.
     time: Duration,
     questions: u64,
-    /// After which it is said that there was no answer.
+    /// Time after which a frontend counts as not answering.
     limit: Duration,
     size: Size,
 }
 
-/// What a round found: in nanoseconds, sorted; what did not come in time is the highest
-/// number.
+/// Measurements of a round: in nanoseconds, sorted; an answer that was not given in time is the
+/// highest number.
 #[derive(Clone, Debug)]
 struct Round {
     crossings: Crossings,
     list: Vec<u64>,
     registration: Vec<u64>,
     scrape: Vec<u64>,
-    /// Of one processor.
+    /// Share of one processor that the agent took.
     agent: f64,
     /// Most resident memory, in KiB.
     resident: u64,
@@ -95,7 +95,7 @@ pub(crate) fn run(scope: Scope, hierarchy: Hierarchy) -> Result<()> {
         let after = resident(&here.agent, "VmRSS:")?;
         let computing = *computing.get_or_insert_with(|| at(&attacked.crossings.latencies, 0.99));
         ratios.push((name, report(name, course, [&idle, &attacked], computing, calm, after)));
-        // One that does not answer any more is not asked any further.
+        // A frontend that does not answer any more is not queried any further.
         stage = calm.is_some().then_some(here);
     }
     let heights: Vec<_> = ratios.iter().map(|(name, ratio)| (*name, ratio.min(HIGHEST))).collect();
@@ -104,7 +104,7 @@ pub(crate) fn run(scope: Scope, hierarchy: Hierarchy) -> Result<()> {
     crowd::run(scope)
 }
 
-/// An agent, and who uses it.
+/// An agent, and the clients that use it.
 struct Stage {
     agent: Agent,
     bystander: Bystander,
@@ -231,7 +231,7 @@ fn shown(nanoseconds: u64, unit: f64, decimals: i32, limit: Duration) -> Value {
     }
 }
 
-/// What did not come in time counts as if it had come then.
+/// Divides two times; an answer that was not given in time counts as if it had been given then.
 fn times(idle: u64, attacked: u64, limit: Duration) -> f64 {
     let limit = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
     attacked.min(limit) as f64 / idle.clamp(1, limit) as f64

@@ -1,5 +1,5 @@
-//! `cargo xtask bench accuracy`: of a random trace of excursions above a threshold,
-//! how many crossings are not told, or told more than 100 ms late: by us, by the
+//! `cargo xtask bench accuracy`: of a random trace of excursions above a threshold, how
+//! many crossings are not signalled, or signalled more than 100 ms late: by us, by the
 //! kernel's own `event_control` (v1), and by pollers. A poller is a function of the
 //! trace, so it is reckoned, over all phases of its period.
 //!
@@ -26,11 +26,11 @@ use crate::harness::trace::{Trace, most_crossings};
 
 /// Between the group's usage at rest and the threshold.
 const CLIMB: u64 = 2 << 20;
-/// Nanoseconds after which a crossing is told late.
+/// Nanoseconds after which a crossing is signalled late.
 const LATE: u64 = 100_000_000;
 /// Excursions that the process makes by itself, without waiting for us.
 const SERIES: u64 = 8;
-/// Any seed will do; the same each time, so that each is told of the same trace.
+/// Any seed will do; the same each time, so that each client sees the same trace.
 const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
 /// Upper ends of the classes of durations, in nanoseconds.
 const CLASSES: [(u64, &str); 6] = [
@@ -43,10 +43,10 @@ const CLASSES: [(u64, &str); 6] = [
 ];
 const TABLE: &str = "of a million crossings: not told + told late, by how long usage was above";
 
-/// Crossings of each class: all, not told, told late. Reckoned ones come in parts.
+/// Crossings of each class: all, not signalled, signalled late. Reckoned ones are fractions.
 type Score = [[f64; 3]; CLASSES.len()];
 
-/// What one client heard: when, and how much at once.
+/// Signals that one client received: when, and how many at once.
 type Heard = Vec<(u64, u64)>;
 
 pub(crate) fn run(scope: Scope, hierarchy: Hierarchy) -> Result<()> {
@@ -81,7 +81,7 @@ pub(crate) fn run(scope: Scope, hierarchy: Hierarchy) -> Result<()> {
     Ok(())
 }
 
-/// Who heard what of which excursions.
+/// Excursions, and the signals of each client for them.
 struct Round {
     excursions: Vec<Ascended>,
     ours: Heard,
@@ -107,7 +107,7 @@ impl Round {
                     allocator.begin(random.ascent(threshold, wide))?;
                 }
             }
-            // The next excursion ends; until then, whoever hears something says so.
+            // The next excursion ends; until then, each client's signals are read.
             loop {
                 let silent = kernel.as_ref().unwrap_or(&ours);
                 let mut fds = [allocator.pipe.as_fd(), ours.0.as_fd(), silent.0.as_fd()]
@@ -123,7 +123,7 @@ impl Round {
             round.excursions.push(allocator.finish()?);
         }
         alarm::cancel();
-        // What was told at once has been read; this takes the rest.
+        // Signals that were given at once have been read; this takes the rest.
         std::thread::sleep(std::time::Duration::from_millis(300));
         take(&ours, &mut round.ours)?;
         kernel.as_ref().map_or(Ok(()), |kernel| take(kernel, &mut theirs))?;
@@ -136,8 +136,8 @@ impl Round {
         Ok(round)
     }
 
-    /// `told` says when the first (up) and the second crossing (down) of an excursion
-    /// were told.
+    /// Counts crossings by class; `told` says when the first (up) and the second crossing (down)
+    /// of an excursion were signalled.
     fn score(&self, told: impl Fn(usize, usize) -> Option<u64>) -> Score {
         let mut score = Score::default();
         for (at, one) in self.excursions.iter().enumerate().filter(|(_, one)| one.exact) {
@@ -154,8 +154,8 @@ impl Round {
         score
     }
 
-    /// What a poller with this period would tell, over all its phases: it hears of
-    /// an excursion if it looks meanwhile.
+    /// The score of a poller with this period, over all its phases: it notices an excursion if
+    /// it looks meanwhile.
     fn polled(&self, period: u64) -> Score {
         let mut score = Score::default();
         let (period, late) = (period as f64, LATE as f64);
@@ -236,7 +236,7 @@ fn witness(count: u64) -> Result<()> {
     group.remove()
 }
 
-/// Marsaglia's xorshift.
+/// Random numbers by Marsaglia's xorshift.
 struct Random(u64);
 
 impl Random {

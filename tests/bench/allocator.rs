@@ -26,7 +26,7 @@ use crate::harness::group::Group;
 use crate::harness::process;
 use crate::harness::shared::{Atomics, Shared};
 
-/// `MEMCG_CHARGE_BATCH`
+/// The kernel's `MEMCG_CHARGE_BATCH`, in pages.
 pub(crate) const BATCH: u64 = 64;
 /// Pages under one table of the lowest level. The first of each stays, so that
 /// the table does, which is charged, too.
@@ -57,7 +57,7 @@ pub(crate) struct Ascent {
     pub(crate) tell: bool,
 }
 
-/// What became of it. Times are the monotonic clock's.
+/// Result of an ascent. Times are the monotonic clock's.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ascended {
     /// Just before the touch that crosses.
@@ -76,7 +76,7 @@ pub(crate) struct Ascended {
 const ORDER: usize = 7;
 const ANSWER: usize = 6;
 
-/// What both processes see.
+/// Memory that both processes see.
 struct Course {
     touching: AtomicU64,
     stop: AtomicU64,
@@ -85,18 +85,18 @@ struct Course {
 // SAFETY: atomics only, for which zeros are values.
 unsafe impl Atomics for Course {}
 
-/// The process.
+/// The process that allocates.
 #[derive(Debug)]
 pub(crate) struct Allocator {
     pid: Pid,
     pub(crate) pipe: UnixStream,
-    /// What it writes to itself.
+    /// The eventfd that it writes to itself.
     pub(crate) direct: EventFd,
     course: Shared<Course>,
 }
 
 impl Allocator {
-    /// Starts it in `group`; idle until told.
+    /// Starts it in `group`, idle until it gets an order.
     pub(crate) fn start(group: &Group) -> Result<Self> {
         let course = Shared::<Course>::new()?;
         let usage = File::open(group.usage_file()).context("cannot open the usage file")?;
@@ -110,7 +110,7 @@ impl Allocator {
         Ok(allocator)
     }
 
-    /// Tells it to ascend; more than one at a time are done one after the other.
+    /// Orders it to ascend; more than one at a time are done one after the other.
     pub(crate) fn begin(&mut self, ascent: Ascent) -> Result<()> {
         let Ascent { rest, threshold, run_up, pace, beyond, hold, tell } = ascent;
         ensure!(run_up > BATCH, "a run-up of {run_up} pages");
@@ -223,7 +223,7 @@ impl<'a> Memory<'a> {
         Ok(Self { pages, page: page(), usage, direct, held: 0, times: vec![1; 1 << 16] })
     }
 
-    /// Where the page lies that is the `at`th to be touched.
+    /// The place of the page that is the `at`th to be touched.
     const fn place(at: u64) -> u64 {
         at / (TABLE - 1) * TABLE + at % (TABLE - 1) + 1
     }

@@ -25,10 +25,10 @@ const APART: u64 = 64 << 10;
 const MANY: u64 = 10_000;
 /// Groups of a host where each is watched.
 const GROUPS: u64 = 200;
-/// What the project aims at, in percent.
+/// The project's aim, in percent.
 const AIM: f64 = 0.1;
 
-/// Of zlib, without its four largest files: an emulated build has to end. Small files
+/// Files of zlib, without its four largest: an emulated build has to end. Small files
 /// make page faults a larger part of a build, which is against us.
 const FILES: [&str; 11] = [
     "compress.o",
@@ -47,14 +47,14 @@ const FILES: [&str; 11] = [
 const WITHOUT: &str = "without agent";
 const AGAIN: &str = "without agent again";
 
-/// Where is built.
+/// A group in which is built, and its rows.
 struct Place {
     title: &'static str,
     builder: Builder,
     rows: Vec<Row>,
 }
 
-/// One condition.
+/// One condition of the measurement.
 struct Row {
     name: &'static str,
     cost: Cost,
@@ -132,7 +132,7 @@ fn small_pages() -> Result<()> {
     fs::write(switch, "never").with_context(|| format!("cannot write {switch}"))
 }
 
-/// The agent holds an eventfd until it has seen that nobody else does.
+/// Closes an eventfd and waits until the agent has seen that no other process holds it.
 fn let_go(waiter: Waiter, agent: &Agent) -> Result<()> {
     drop(waiter);
     until("the agent has let go of the eventfd", || Ok(agent.status()?.registrations == 0))
@@ -176,7 +176,7 @@ impl Place {
         self.rows.iter().filter_map(|row| row.runs.as_ref()).map(|runs| runs.count).sum()
     }
 
-    /// What a row adds is measured against the mean of the first and the last.
+    /// Reports each row; what it adds is measured against the mean of the first and the last.
     fn report(&self, scope: Scope) {
         let of = |row: Option<&Row>| row.map_or(0.0, |row| row.cost.instructions as f64);
         let (first, last) = (of(self.rows.first()), of(self.rows.last()));

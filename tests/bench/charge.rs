@@ -2,8 +2,8 @@
 //! instructions: the host boots us with QEMU's icount and one CPU, so that an
 //! instruction is a nanosecond of guest time.
 //!
-//! What such a count cannot tell: an instruction that misses a cache counts as much as
-//! one that does not.
+//! Such a count does not show caches: an instruction that misses one counts as much as one
+//! that does not.
 
 use std::fs;
 use std::ops::Range;
@@ -23,7 +23,7 @@ use crate::harness::report::{bars, line, rounded, row, say};
 /// Thresholds lie above all that the measured process reaches, this far apart.
 const OUT_OF_REACH: u64 = 1 << 30;
 const APART: u64 = 64 << 10;
-/// What the project aims at, in percent of a fault three levels deep.
+/// The project's aim, in percent of a fault three levels deep.
 const AIM: f64 = 0.5;
 
 /// One kind of work, so deep in the hierarchy.
@@ -165,8 +165,8 @@ impl Runs {
     }
 }
 
-/// What a stage adds is measured against the mean of the first and the last one;
-/// the last row shows how far these two lie apart.
+/// Reports each stage; what it adds is measured against the mean of the first and the last
+/// one. The last row shows how far these two lie apart.
 fn report(stages: &[Stage], runs: &[Runs]) {
     for (at, task) in TASKS.iter().enumerate() {
         let (first, last) = (stages[0].costs[at], stages[stages.len() - 1].costs[at]);

@@ -30,7 +30,7 @@ const CLIMB: u64 = 2 << 20;
 const BETWEEN: Duration = Duration::from_millis(150);
 /// Seconds after which a signal will not come.
 const LIMIT: u32 = 120;
-/// What a poller's period is divided into.
+/// Parts into which a poller's period is divided.
 const PHASES: u64 = 100;
 
 /// How fast is allocated.
@@ -50,12 +50,12 @@ impl Pace {
     }
 }
 
-/// One crossing, as the client heard of it.
+/// One crossing, as it was signalled to the client.
 #[derive(Clone, Copy, Debug)]
 struct Sample {
-    /// Nanoseconds.
+    /// Nanoseconds until the client's `read` returned.
     latency: u64,
-    /// Bytes.
+    /// Bytes allocated until then.
     beyond: u64,
     /// Bytes in a second.
     rate: f64,
@@ -91,7 +91,7 @@ pub(crate) fn run(scope: Scope, hierarchy: Hierarchy) -> Result<()> {
     Ok(())
 }
 
-/// What crosses which threshold of whom.
+/// A way to be notified, and the group, threshold and process of the crossings.
 struct Course<'a> {
     way: Way,
     hierarchy: Hierarchy,
@@ -215,7 +215,7 @@ fn computed(pace: Pace) {
     );
 }
 
-/// Reads eight bytes or more of what tells, and waits for them.
+/// Reads eight bytes or more of the client's descriptor, and waits for them.
 fn read(fd: impl std::os::fd::AsFd) -> Result<()> {
     nix::unistd::read(fd, &mut [0; 4096]).map(drop).context("read failed")
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::harness::agent::BINARY;
 use crate::harness::report::row;
 
-/// What `check -o json` says of each, and their sum.
+/// Reports what `check -o json` says of each program, and their sum.
 pub(crate) fn report() -> Result<()> {
     const COLUMNS: [(&str, &str); 3] = [
         ("verifier steps", "verifier_steps"),

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use monitor_client::{SOCKET, connect};
-use monitor_common::control_file::ControlFile;
+use monitor_common::grammar::control_file::ControlFile;
 use nix::sys::socket::{MsgFlags, recv, send};
 
 use crate::harness::client::{Waiter, open_control};

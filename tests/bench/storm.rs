@@ -1,7 +1,7 @@
 //! `cargo xtask bench storm`: every CPU crosses thresholds as fast as it can. What
 //! a charge costs then, beside the same work with the thresholds out of reach; what
-//! the agent takes of a CPU; how many crossings are told; and whether each client
-//! has been told the side that usage ended on.
+//! the agent takes of a CPU; how many crossings are signalled; and whether each client's
+//! signals end on the side that usage ended on.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -31,11 +31,11 @@ const THRESHOLDS: u64 = 8;
 const APART: u64 = 6;
 /// Above all that is reached, in bytes.
 const OUT_OF_REACH: u64 = 1 << 30;
-/// What the project aims at, in percent: of a charge, and of a CPU.
+/// The project's aims, in percent: of a charge, and of a CPU.
 const AIM: f64 = 5.0;
 const AIM_AGENT: f64 = 5.0;
 
-/// What the process is told: one of these, and how many rounds.
+/// Orders to the process: one of these, and how many rounds.
 const WORK: u64 = 1;
 const STAY: u64 = 2;
 
@@ -84,7 +84,7 @@ pub(crate) fn run(scope: Scope, _hierarchy: Hierarchy) -> Result<()> {
 const CONDITIONS: [(&str, &[&str]); 3] =
     [("thresholds out of reach", &[]), ("storm", &[]), ("storm, --holdoff-ms 0", &["--holdoff-ms", "0"])];
 
-/// Of one pass.
+/// Measurements of one pass.
 #[derive(Clone, Copy, Debug, Default)]
 struct Cost {
     /// Nanoseconds of a fault and its way back: the process's own CPU time, and all.
@@ -159,7 +159,7 @@ struct Storm {
 
 struct Client {
     waiter: Waiter,
-    /// Of the leaf, by number, or of the top.
+    /// The leaf, by number, that it waits on, or none: the top.
     leaf: Option<usize>,
     threshold: u64,
     heard: std::cell::Cell<u64>,
@@ -181,8 +181,8 @@ impl Storm {
         Ok(Self { clients })
     }
 
-    /// Each client has heard of an odd number of crossings if usage has ended above,
-    /// where it was not when it registered, else of an even number.
+    /// Each client has received an odd number of signals if usage has ended above, where it was
+    /// not when it registered, else an even number.
     fn check(&self, agent: &Agent, top: &Group, leaves: &[Group]) -> Result<()> {
         agent.settle()?;
         for client in &self.clients {

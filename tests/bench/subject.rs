@@ -21,7 +21,7 @@ use crate::harness::process;
 
 /// Units of work in a round.
 const UNITS: u32 = 4096;
-/// Of forks, each of which is a thousand times the work.
+/// Number of forks in a round, each of which is a thousand times the work.
 const FORKS: u32 = 64;
 /// Pages of a mapping: few enough to come from and go back to the CPU's own list
 /// of free pages. The allocator behind it works the harder the more scattered
@@ -32,7 +32,7 @@ const CHUNK: usize = 256;
 const ROUNDS: usize = 5;
 const WARM_UP: usize = 2;
 
-/// What the process does in a round.
+/// Kinds of work that the process does in a round.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Work {
@@ -61,7 +61,7 @@ impl Work {
     }
 }
 
-/// The process.
+/// The process that works.
 #[derive(Debug)]
 pub(crate) struct Subject {
     pid: Pid,
@@ -72,7 +72,7 @@ const WORD: usize = size_of::<u64>();
 const ANSWER: usize = ROUNDS * WORD;
 
 impl Subject {
-    /// Starts it in `group`; idle until told.
+    /// Starts it in `group`, idle until it gets an order.
     pub(crate) fn start(group: &Group) -> Result<Self> {
         let (pid, pipe) = process::spawn_with_socket(serve)?;
         let subject = Self { pid, pipe };

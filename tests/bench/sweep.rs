@@ -1,5 +1,5 @@
 //! `cargo xtask bench sweep`: what a sweep and a list cost while many eventfds are
-//! registered, of which each is asked for its references. The host boots us with one CPU
+//! registered, of which the references are counted. The host boots us with one CPU
 //! and icount: a nanosecond is an instruction.
 
 use std::thread::sleep;
@@ -51,7 +51,7 @@ pub(crate) fn run(scope: Scope, _hierarchy: Hierarchy) -> Result<()> {
     Ok(())
 }
 
-/// What the agent does in a second, in which there is one sweep.
+/// Measures what the agent does in a second, in which there is one sweep.
 fn sweeps(agent: &Agent, seconds: u64) -> Result<f64> {
     // What it has begun is to end first.
     sleep(Duration::from_secs(2));

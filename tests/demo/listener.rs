@@ -14,7 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::tell;
 use crate::harness::agent::{Agent, BINARY, PATIENCE, until};
 
-/// What a listener prints once its group is gone.
+/// Lines that a listener prints once its group is gone.
 const REMOVED: [&str; 2] = ["The cgroup seems to have removed.", "\"event\":\"removed\""];
 
 /// A listener, and what it has said.

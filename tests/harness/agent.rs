@@ -24,13 +24,13 @@ use crate::harness::stopwatch;
 /// The program under test.
 pub(crate) const BINARY: &str = "/bin/memcg-monitor";
 
-/// What it logs to.
+/// The file that it logs to.
 const LOG: &str = "/run/agent.log";
 
 /// Longer than anything takes under emulation on a busy host.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A running agent.
+/// A running agent under test.
 #[derive(Debug)]
 pub(crate) struct Agent {
     child: Child,
@@ -102,12 +102,12 @@ impl Agent {
         found.map(Pid::from_raw).context("no agent")
     }
 
-    /// What it has logged.
+    /// Lines that the agent has logged.
     pub(crate) fn log() -> String {
         fs::read_to_string(LOG).unwrap_or_default()
     }
 
-    /// What follows is of another agent.
+    /// Empties the log, since what follows is of another agent.
     pub(crate) fn forget_log() {
         let _ = fs::remove_file(LOG);
     }
@@ -205,14 +205,14 @@ impl Drop for Agent {
     }
 }
 
-/// What an agent tells of itself, once it has done what it was about.
+/// Groups and status that an agent lists, once it has done what was under way.
 pub(crate) fn list(control: &Path) -> Result<(Vec<GroupRow>, AgentStatus)> {
     let control = AdminConnection::connect(control)?;
     control.set_timeout(Some(PATIENCE))?;
     Ok(control.list()?)
 }
 
-/// Hears what a service manager would hear.
+/// Receives the notifications that a service manager would receive.
 #[derive(Debug)]
 struct ServiceManager(OwnedFd);
 

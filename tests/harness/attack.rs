@@ -1,9 +1,9 @@
-//! What an ordinary user can do at his worst: each attack runs in processes of that user,
+//! Attacks, the worst that an ordinary user can do: each runs in processes of that user,
 //! in a group that was delegated to him, from [`Attack::start`] until its value is
 //! stopped. Benchmarks and the soak do their work beside it.
 //!
-//! Attackers put up with whatever becomes of the agent: what is refused is asked again,
-//! and who has lost it connects anew.
+//! Attackers put up with whatever becomes of the agent: what is refused is requested again,
+//! and a client that has lost it connects anew.
 
 mod doors;
 mod estate;
@@ -16,22 +16,22 @@ use anyhow::{Context, Result};
 use self::estate::Estate;
 use crate::harness::process::USER;
 
-/// Whose attack it is.
+/// User id of the attacker.
 const ATTACKER: u32 = USER;
-/// Somebody whom it needs, too: who has registered what makes it costly.
+/// Another user that it needs, whose registrations make it costly.
 const OTHER: u32 = 1002;
 
 /// The agent's options for the attack that needs a table of groups which is full.
 const FEW_GROUPS: [&str; 2] = ["--max-groups", "64"];
 
-/// An attack.
+/// An attack on the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Attack {
     /// Two threads that compute: none, but what the processor's time costs by itself.
     Compute,
     /// Two threads `dup2` over a registered eventfd: each closes a duplicate.
     Dup2,
-    /// `memory.max` of an own group is written in a loop; somebody else waits for a
+    /// `memory.max` of an own group is written in a loop; another user is registered on a
     /// percentage.
     Limits,
     /// Two threads read `memory.current` of groups for which the table has no room.
@@ -45,7 +45,7 @@ pub(crate) enum Attack {
     Epoll,
     /// Groups that are made, used, registered on and removed; each leaves a page behind.
     Churn,
-    /// A group seventy levels deep that allocates, while somebody else waits on many.
+    /// A group seventy levels deep that allocates, while another user is registered on many.
     Deep,
     /// Connections that send registrations and read no answer.
     Deaf,
@@ -53,7 +53,7 @@ pub(crate) enum Attack {
     Writers,
     /// An OOM ten times a second, with listeners by the thousand.
     Ooms,
-    /// Root asks for the list in a loop, while a user has groups by the thousand.
+    /// Root reads the list in a loop, while a user has groups by the thousand.
     Lists,
 }
 
@@ -68,14 +68,14 @@ pub(crate) struct Size {
     pub(crate) fill: usize,
     /// Removed groups that are kept from being freed.
     pub(crate) dying: usize,
-    /// Groups that somebody else waits on.
+    /// Groups that another user is registered on.
     pub(crate) watched: usize,
     pub(crate) connections: usize,
     pub(crate) writers: usize,
 }
 
 impl Size {
-    /// What a user can do within his quotas.
+    /// The size of what a user can do within his quotas.
     pub(crate) const FULL: Self = Self {
         thresholds: 65_000,
         listeners: 4_000,
@@ -99,7 +99,7 @@ impl Size {
         connections: 64,
         writers: 50,
     };
-    /// What leaves room in small tables for those who are not to notice.
+    /// The size that leaves room in small tables for those who are not to notice.
     pub(crate) const SMALL: Self =
         Self { listeners: 300, groups: 150, fill: 0, dying: 30, watched: 40, ..Self::BRIEF };
 }
@@ -139,7 +139,7 @@ impl Attack {
         }
     }
 
-    /// What the agent is started with, for the attack to be one.
+    /// Options that the agent is started with, for the attack to be one.
     pub(crate) const fn options(self) -> &'static [&'static str] {
         match self {
             Self::Untracked => &FEW_GROUPS,

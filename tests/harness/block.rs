@@ -55,7 +55,7 @@ impl Drop for Swap {
 }
 
 /// Makes [`DISK`], with nothing of it in memory. What is read of it stays there as
-/// long as anybody has it open.
+/// long as any process has it open.
 pub(crate) fn disk() -> Result<File> {
     if !Path::new("/sys/block/zram1").exists() {
         let path = "/sys/class/zram-control/hot_add";

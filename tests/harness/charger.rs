@@ -15,7 +15,7 @@ use crate::harness::block::DISK;
 use crate::harness::group::Group;
 use crate::harness::process;
 
-/// What memory is charged.
+/// Kinds of memory that is charged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Kind {
@@ -38,7 +38,7 @@ const SPIKE: u8 = 0x40;
 const READ: u8 = 0x50;
 const MAP: u8 = 0x60;
 
-/// The process.
+/// The process that charges.
 #[derive(Debug)]
 pub(crate) struct Charger {
     pid: Pid,
@@ -46,10 +46,10 @@ pub(crate) struct Charger {
 }
 
 impl Charger {
-    /// Starts one in `group`; idle until told.
+    /// Starts one in `group`, idle until it gets an order.
     pub(crate) fn start(group: &Group) -> Result<Self> {
         let (pid, pipe) = process::spawn_with_socket(|pipe| {
-            // Nor anybody's eventfd: the test's own references are to be the last.
+            // Nor any client's eventfd: the test's own references are to be the last.
             process::close_all_but(pipe.as_raw_fd());
             serve(pipe)
         })?;
@@ -74,12 +74,12 @@ impl Charger {
         self.finish()
     }
 
-    /// As `grow`, `shrink` and `spike`, but does not wait.
+    /// Begins a spike, and does not wait for its end.
     pub(crate) fn begin_spike(&mut self, kind: Kind, bytes: u64, times: u8) -> Result<()> {
         self.begin(SPIKE | kind as u8, bytes << 8 | u64::from(times))
     }
 
-    /// As `grow`, but does not wait.
+    /// Begins to grow, and does not wait.
     pub(crate) fn begin_grow(&mut self, kind: Kind, bytes: u64) -> Result<()> {
         self.begin(GROW | kind as u8, bytes)
     }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use memcg_monitor::cgroup::Version;
 use monitor_client::Error;
 use monitor_client::SOCKET;
-use monitor_common::control_file::ControlFile;
+use monitor_common::grammar::control_file::ControlFile;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -93,7 +93,7 @@ impl Waiter {
     pub(crate) fn crosses(&self, what: &str) -> Result<()> {
         let mut heard = 0;
         while heard % 2 == 0 {
-            heard += self.wait().with_context(|| format!("{what}: heard {heard}"))?;
+            heard += self.wait().with_context(|| format!("{what}: received {heard}"))?;
         }
         Ok(())
     }
@@ -103,9 +103,9 @@ impl Waiter {
     pub(crate) fn hears(&self, count: u64, what: &str) -> Result<()> {
         let mut heard = 0;
         while heard < count {
-            heard += self.wait().with_context(|| format!("{what}: heard {heard}, not {count}"))?;
+            heard += self.wait().with_context(|| format!("{what}: received {heard}, not {count}"))?;
         }
-        anyhow::ensure!(heard == count, "{what}: heard {heard}, not {count}");
+        anyhow::ensure!(heard == count, "{what}: received {heard}, not {count}");
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! What an init has to do: mounts, devices, network, and going off.
+//! The duties of an init: mounts, devices, network, and going off.
 
 use std::fs;
 use std::io;
@@ -19,7 +19,7 @@ pub(crate) enum Hierarchy {
     V2,
 }
 
-/// Where the memory controller's root group is.
+/// Places of the memory controller's root group.
 impl Hierarchy {
     pub(crate) fn root(self) -> &'static Path {
         Path::new(match self {
@@ -139,7 +139,7 @@ fn write(path: &str, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("cannot write {text} to {path}"))
 }
 
-/// What `ip link set lo up` does.
+/// Brings the loopback up, as `ip link set lo up` does.
 fn loopback_up() -> io::Result<()> {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
     // SAFETY: an ifreq is plain data, for which all zeros is a valid value.

@@ -25,7 +25,7 @@ use nix::unistd::{ForkResult, Gid, Pid, Uid, close, fork, setgid, setgroups, set
 use crate::harness::report::chain;
 use crate::harness::shared::{Atomics, Shared};
 
-/// An ordinary user.
+/// User id of an ordinary user.
 pub(crate) const USER: u32 = 65_534;
 
 /// Runs `work` in a child, which then ends: with code 0, or 1 where the work failed. The

@@ -1,5 +1,5 @@
-//! A program that somebody else wrote, on a terminal of its own, so that it
-//! says each line when it has it.
+//! A third-party program, on a terminal of its own, so that it writes each line when it has
+//! it.
 
 use std::fs;
 use std::io::Write;
@@ -141,11 +141,11 @@ impl Program {
         let mut bytes = [0; 4096];
         while !self.ended {
             match nix::unistd::read(&self.screen, &mut bytes) {
-                // A terminal that nobody writes to any more.
+                // A terminal that no process writes to any more.
                 Ok(0) | Err(Errno::EIO) => self.ended = true,
                 Ok(length) => self.partial.extend(&bytes[..length]),
                 Err(Errno::EAGAIN) => break,
-                Err(errno) => return Err(errno).with_context(|| format!("cannot hear {}", self.words)),
+                Err(errno) => return Err(errno).with_context(|| format!("cannot read from {}", self.words)),
             }
         }
         while let Some(end) = self.partial.iter().position(|&byte| byte == b'\n') {

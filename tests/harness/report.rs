@@ -1,4 +1,4 @@
-//! What the guest tells the host: lines on the second serial line.
+//! The guest's report to the host: lines on the second serial line.
 
 use std::fs::OpenOptions;
 use std::os::fd::AsRawFd;
@@ -20,7 +20,7 @@ pub(crate) fn open() {
         return; // Then the console has to do, as when booted by hand.
     };
     for target in [libc::STDOUT_FILENO, libc::STDERR_FILENO] {
-        // SAFETY: both are open descriptors, and nobody in this process owns 1 or 2.
+        // SAFETY: both are open descriptors, and no value in this process owns 1 or 2.
         unsafe { libc::dup2(line.as_raw_fd(), target) };
     }
 }

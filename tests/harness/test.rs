@@ -51,7 +51,7 @@ pub(crate) use vm_test;
 /// The machine that a test makes sense on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum On {
-    /// Either cgroup hierarchy.
+    /// Either of the cgroup hierarchies.
     Any,
     V1,
     V2,

@@ -55,7 +55,7 @@ struct Call {
     end: usize,
 }
 
-/// What a counter must be if the trace has every change of it.
+/// A counter's value by the trace, if that has every change of it.
 #[derive(Debug, Default)]
 struct Ledger {
     value: Option<i64>,
@@ -195,7 +195,7 @@ impl Trace {
         })
     }
 
-    /// The counter of a group: reading the group's usage tells.
+    /// The counter of a group, found by reading the group's usage.
     pub(crate) fn counter_of(&mut self, group: &Group) -> Result<Counter> {
         self.read()?;
         self.css.clear();
@@ -259,7 +259,7 @@ impl Trace {
         let mut words = rest.split_whitespace();
         let flags = words.next().context("no flags")?;
         let event = words.nth(1).context("no event")?.trim_end_matches(':');
-        // Idle processors share process 0; the third flag tells interrupts from
+        // Idle processors share process 0; the third flag distinguishes interrupts from
         // the process that they interrupt.
         let context = flags.get(2..3).context("no third flag")?;
         let who = format!("{pid}{context}{}", if pid == "0" { cpu } else { "" });
@@ -312,7 +312,7 @@ impl Trace {
         Ok(())
     }
 
-    /// The innermost call of `function` by `who` returned.
+    /// Ends the innermost call of `function` by `who`, which returned.
     fn end(&mut self, who: &str, function: &str, refused: bool) {
         let running = self.running.entry(who.to_owned()).or_default();
         // None: it began before the trace did, or was missed.

@@ -89,7 +89,7 @@ fn abuse_packets() -> Result<()> {
         .with_context(|| format!("before: {before:?}; after: {:?}", agent.descriptors()))
 }
 
-vm_test!(abuse_sender_dies, "a sender that dies in the middle harms nobody", Any, []);
+vm_test!(abuse_sender_dies, "a sender that dies in the middle harms no other", Any, []);
 fn abuse_sender_dies() -> Result<()> {
     let group = Group::new("dies")?;
     let agent = Agent::start(&[])?;
@@ -273,6 +273,6 @@ fn abuse_full_tables() -> Result<()> {
     }
     ensure!(full, "the table of eventfds is never full");
     groups[0].remove()?;
-    ensure!(outcomes[0].1.wait()? == 1, "an earlier registration still hears");
+    ensure!(outcomes[0].1.wait()? == 1, "an earlier registration is still signalled");
     Ok(())
 }

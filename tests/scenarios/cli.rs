@@ -75,7 +75,7 @@ fn cli_listen_prints_what_the_sample_prints() -> Result<()> {
 
 vm_test!(
     cli_listen_json,
-    "listen -o json tells time, group, threshold, direction, usage and removal",
+    "listen -o json writes time, group, threshold, direction, usage and removal",
     Any,
     [Kernel, Quick]
 );

@@ -16,15 +16,15 @@ use crate::harness::group::Group;
 use crate::harness::program::Program;
 use crate::harness::test::vm_test;
 
-/// Where the agent shows groups as v1 did.
+/// Directory in which the agent shows groups as v1 did.
 const VIEW: &str = "/run/memcg-monitor/cgroup";
 
-/// What `cgroup_event_listener` says last.
+/// The last line of `cgroup_event_listener`.
 const REMOVED: &str = "The cgroup seems to have removed.";
 
 vm_test!(
     clients_kernel_listener,
-    "the kernel's sample hears every kind, and the removal, from the kernel",
+    "the kernel's sample receives every kind, and the removal, from the kernel",
     V1,
     [Oracle]
 );
@@ -34,7 +34,7 @@ fn clients_kernel_listener() -> Result<()> {
 
 vm_test!(
     clients_kernel_containerd,
-    "containerd's library hears every kind, and the removal, from the kernel",
+    "containerd's library receives every kind, and the removal, from the kernel",
     V1,
     [Oracle]
 );
@@ -44,7 +44,7 @@ fn clients_kernel_containerd() -> Result<()> {
 
 vm_test!(
     clients_kernel_kubelet,
-    "kubelet's notifier hears crossings from the kernel, and registers anew",
+    "kubelet's notifier receives crossings from the kernel, and registers anew",
     V1,
     [Oracle]
 );
@@ -54,7 +54,7 @@ fn clients_kernel_kubelet() -> Result<()> {
 
 vm_test!(
     clients_kernel_cgroups_rs,
-    "the crate cgroups-rs hears OOM and pressure from the kernel",
+    "the crate cgroups-rs receives OOM and pressure from the kernel",
     V1,
     [Oracle]
 );
@@ -64,7 +64,7 @@ fn clients_kernel_cgroups_rs() -> Result<()> {
 
 vm_test!(
     clients_view_listener,
-    "the kernel's sample hears from the view what it hears from v1",
+    "the kernel's sample receives from the view what it receives from v1",
     Any,
     [Kernel]
 );
@@ -74,7 +74,7 @@ fn clients_view_listener() -> Result<()> {
 
 vm_test!(
     clients_view_containerd,
-    "containerd's library hears from the view what it hears from v1",
+    "containerd's library receives from the view what it receives from v1",
     Any,
     [Kernel, Preempt]
 );
@@ -84,7 +84,7 @@ fn clients_view_containerd() -> Result<()> {
 
 vm_test!(
     clients_view_kubelet,
-    "kubelet's notifier hears from the view, and leaves nothing registered",
+    "kubelet's notifier receives from the view, and leaves nothing registered",
     Any,
     [Kernel]
 );
@@ -94,7 +94,7 @@ fn clients_view_kubelet() -> Result<()> {
 
 vm_test!(
     clients_view_cgroups_rs,
-    "the crate cgroups-rs hears from the view what it hears from v1",
+    "the crate cgroups-rs receives from the view what it receives from v1",
     Any,
     [Kernel]
 );
@@ -102,7 +102,7 @@ fn clients_view_cgroups_rs() -> Result<()> {
     cgroups_rs(Side::View)
 }
 
-/// What can be registered.
+/// Kinds of registrations that a client can make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Notice {
     Usage,
@@ -137,7 +137,7 @@ impl Notice {
     }
 }
 
-/// Whose files a client is given.
+/// Sources of the files that a client is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
     Kernel,
@@ -210,7 +210,7 @@ pub(crate) fn up_and_down<'a>(
     charger.end()
 }
 
-/// One program for each notice hears what is its own, and nothing else.
+/// One program for each notice is signalled for its own, and for nothing else.
 pub(crate) fn each_its_own(place: &Place, text: &str, programs: &mut [(Notice, Program)]) -> Result<()> {
     let thresholds = programs.iter_mut().filter(|(notice, _)| notice.is_threshold());
     up_and_down(&place.group, text, thresholds.map(|(_, program)| program))?;
@@ -295,7 +295,7 @@ fn kubelet(side: Side) -> Result<()> {
 
     let heard = program.count("event")?;
     place.group.remove()?;
-    // It cannot tell a removal apart, until it registers anew.
+    // It cannot distinguish a removal, until it registers anew.
     program.says_more("event", heard)?;
     program.tell("")?;
     let (code, last) = program.end()?;
@@ -319,7 +319,7 @@ fn cgroups_rs(side: Side) -> Result<()> {
 
 vm_test!(
     clients_library,
-    "our library's registrations are signalled, told the cause, and end with the group",
+    "our library's registrations are signalled, receive the cause, and end with the group",
     Any,
     []
 );

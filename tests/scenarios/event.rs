@@ -1,4 +1,4 @@
-//! What is no crossing of memory, on cgroup v2. The kernel has no such
+//! Events other than crossings of memory, on cgroup v2. The kernel has no such
 //! notifications there: its counters and files are the witnesses.
 
 mod extensions;
@@ -7,14 +7,14 @@ mod pressure;
 mod swap;
 
 use anyhow::{Result, ensure};
-use monitor_common::control_file::ControlFile;
+use monitor_common::grammar::control_file::ControlFile;
 
 use crate::harness::MIB;
 use crate::harness::agent::until;
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
 
-/// One who waits, and the signals so far.
+/// A client that waits, and its signals so far.
 struct Heard {
     name: String,
     waiter: Waiter,
@@ -40,15 +40,15 @@ impl Heard {
     /// Waits for the signals to come to `count`; never may there be more.
     fn await_total(&mut self, count: u64) -> Result<()> {
         let name = self.name.clone();
-        until(&format!("{name} has heard {count}"), || {
+        until(&format!("{name} has received {count}"), || {
             let total = self.total()?;
-            ensure!(total <= count, "{name} has heard {total} instead of {count}");
+            ensure!(total <= count, "{name} has received {total} instead of {count}");
             Ok(total == count)
         })
     }
 }
 
-/// Those of `names` hear `count` in all, the others nothing.
+/// Those of `names` receive `count` signals in all, the others none.
 fn expect(all: &mut [Heard], names: &[&str], count: u64) -> Result<()> {
     for heard in all.iter_mut().filter(|heard| names.contains(&heard.name.as_str())) {
         heard.await_total(count)?;

@@ -29,7 +29,7 @@ use crate::harness::test::vm_test;
 use crate::scenarios::abuse::answer;
 use crate::scenarios::restart::Supervised;
 
-/// What this test mounts and unmounts goes with it.
+/// Gives this test mounts of its own, which end with it.
 fn own_mounts() -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS).context("cannot unshare the mounts")?;
     let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
@@ -44,7 +44,7 @@ fn read_only(point: &str, on: bool) -> Result<()> {
         .with_context(|| format!("cannot remount {point}"))
 }
 
-/// Up and down across a threshold of 4M: both are told, once.
+/// Crosses a threshold of 4M up and down: both are signalled, once.
 fn crosses(charger: &mut Charger, waiter: &Waiter) -> Result<()> {
     charger.grow(Kind::Anonymous, 6 * MIB)?;
     waiter.hears(1, "up, once")?;
@@ -87,7 +87,7 @@ fn faults_descriptors() -> Result<()> {
         ensure!(said.starts_with("-12 ENOMEM: ") && said.contains("LimitNOFILE"), "{said:?}");
     }
     crosses(&mut charger, &waiter)?;
-    // Those who wait to come in do so when others leave.
+    // Connections that wait to be accepted are, when others end.
     let mut waiting = hoard.into_iter();
     waiting.by_ref().take(MANY - 1).for_each(drop);
     let last = waiting.next().context("one is left")?;
@@ -118,7 +118,7 @@ fn faults_file_max() -> Result<()> {
     let used = fs::read_to_string("/proc/sys/fs/file-nr").context("cannot read fs.file-nr")?;
     let used: u64 = used.split_whitespace().next().context("fs.file-nr is empty")?.parse()?;
     // Not for us, who have CAP_SYS_ADMIN; the agent has given that up. Not lower: twice as many
-    // unix sockets there may be, for anybody.
+    // unix sockets there may be, for any user.
     fs::write(MOST, (used / 2).to_string()).context("cannot set fs.file-max")?;
     let late = connect(Path::new(SOCKET))?;
     until("the host is out of files", || Ok(Agent::log().contains("accept: Too many open files in system")))?;
@@ -135,7 +135,7 @@ fn faults_file_max() -> Result<()> {
 
 vm_test!(
     faults_controller,
-    "a controller turned off, and on again, while there is no agent: told as a removal",
+    "a controller turned off, and on again, while there is no agent: signalled as a removal",
     V2,
     [Newest]
 );
@@ -167,6 +167,9 @@ fn faults_controller() -> Result<()> {
     charger.grow(Kind::Anonymous, 6 * MIB)?;
     ensure!(fourth.wait()? == 1 && above.wait()? == 1, "the fourth is watched, and so is its parent");
     agent.0.settle()?;
-    ensure!(before.take()? + after.take()? + third.take()? == 0, "who was told of the end hears no more");
+    ensure!(
+        before.take()? + after.take()? + third.take()? == 0,
+        "a client that was signalled at the end receives no more"
+    );
     charger.end()
 }

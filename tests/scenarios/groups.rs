@@ -1,6 +1,6 @@
-//! Groups come and go: what is removed costs nothing, whoever's it was, and what happens
-//! in groups is told to those above and below, whatever the order in which they are made,
-//! read, watched and removed.
+//! Groups that are created and removed: what is removed costs nothing, whichever user's it was,
+//! and what happens in groups is signalled to those above and below, whatever the order in
+//! which they are made, read, watched and removed.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, chown};
@@ -10,7 +10,7 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use memcg_monitor::cgroup::Version;
-use monitor_common::control_file::ControlFile::{Oom, Pressure};
+use monitor_common::grammar::control_file::ControlFile::{Oom, Pressure};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
@@ -27,7 +27,7 @@ use crate::harness::report::say;
 use crate::harness::test::vm_test;
 use crate::scenarios::restart::Supervised;
 
-/// A tmpfs of anybody's, as long as it is held.
+/// A tmpfs of any user's, as long as it is held.
 struct Files(PathBuf);
 
 impl Files {
@@ -126,7 +126,7 @@ fn groups_dying_cost_nothing() -> Result<()> {
 
 vm_test!(
     groups_dying_still_move_those_above,
-    "what a removed group gives back is told above it, also after its place is another's",
+    "what a removed group gives back is signalled above it, also after its place is another's",
     Any,
     [Kernel, Preempt]
 );
@@ -159,7 +159,7 @@ fn groups_dying_still_move_those_above() -> Result<()> {
 
 vm_test!(
     groups_that_found_no_place,
-    "when there is room again: the group is watched, its parent known, an OOM above told",
+    "when there is room again: the group is watched, its parent known, an OOM above signalled",
     V2,
     [Kernel]
 );
@@ -184,7 +184,7 @@ fn groups_that_found_no_place() -> Result<()> {
     let counted = family.parent.field("memory.events.local", "oom")?;
     ensure!(counted > 0, "the kernel saw no OOM: nothing was shown");
     let mut total = 0;
-    until("the OOM of the group two levels up is told", || {
+    until("the OOM of the group two levels up is signalled", || {
         total += waiter.take()?;
         Ok(total == counted)
     })?;
@@ -195,7 +195,7 @@ fn groups_that_found_no_place() -> Result<()> {
 
 vm_test!(
     groups_made_while_the_agent_starts,
-    "groups that are made while it starts, again and again, hear an OOM by a limit above",
+    "groups that are made while it starts, again and again, are signalled for an OOM by a limit above",
     V2,
     [Kernel]
 );
@@ -240,14 +240,14 @@ fn groups_made_while_the_agent_starts() -> Result<()> {
     ensure!(counted > 0, "the kernel saw no OOM: nothing was shown");
     for (waiter, group) in waiters.iter().zip(&groups) {
         let heard = waiter.take()?;
-        ensure!(heard == counted, "{} heard {heard} of {counted}", group.path.display());
+        ensure!(heard == counted, "{} received {heard} of {counted}", group.path.display());
     }
     Ok(())
 }
 
 vm_test!(
     groups_gone_while_there_was_no_agent,
-    "an OOM by the limit of a group, told below it although all of them went with no agent there",
+    "an OOM by the limit of a group, signalled below it although all of them were removed with no agent there",
     V2,
     [Kernel]
 );
@@ -277,7 +277,7 @@ fn groups_gone_while_there_was_no_agent() -> Result<()> {
 
 vm_test!(
     groups_gone_before_the_agent_looks,
-    "pressure in a group that nobody watches, removed and freed before the agent looks, is told above",
+    "pressure in a group that is not watched, removed and freed before the agent looks, is signalled above",
     V2,
     [Kernel]
 );

@@ -1,4 +1,4 @@
-//! How long a registration lives: as long as somebody holds the eventfd, and
+//! The lifetime of a registration: as long as some process holds the eventfd, and
 //! the group is there; no longer, and whatever the connection does.
 
 use std::fs::{self, File};
@@ -31,7 +31,7 @@ vm_test!(
 );
 fn lifetime_ends_with_the_last_reference() -> Result<()> {
     let group = Group::new("refs")?;
-    // A sweep so slow that only the list, which asks before it answers, can be what ends it.
+    // A sweep so slow that only the list, which looks before it answers, can be what ends it.
     let agent = Agent::start(&["--sweep-ms", "3600000"])?;
     let waiter = Waiter::on(&group, "8M")?;
     waiter.register(&group, "16M")?;
@@ -49,7 +49,7 @@ fn lifetime_ends_with_the_last_reference() -> Result<()> {
 
 vm_test!(
     lifetime_ends_with_a_sweep,
-    "eventfds that are closed end with the next sweep, however many: nobody has to ask",
+    "eventfds that are closed end with the next sweep, however many, without any request",
     Any,
     [Kernel]
 );
@@ -62,14 +62,14 @@ fn lifetime_ends_with_a_sweep() -> Result<()> {
     let before = agent.descriptors()?.len();
     let stays = Waiter::on(&group, "4M")?;
     let waiters = (0..MANY).map(|_| Waiter::on(&group, "8M")).collect::<Result<Vec<_>>>()?;
-    // More than are asked about in one run of the program, each of them alive.
+    // More than are queried in one run of the program, each of them alive.
     let held = || Ok::<_, anyhow::Error>(agent.descriptors()?.len());
     ensure!(held()? > MANY, "the agent has a duplicate of each");
     drop(waiters);
     until("the agent holds what it held", || Ok(held()? <= before + 1))?;
     let mut charger = Charger::start(&group)?;
     charger.grow(Kind::Anonymous, 6 * MIB)?;
-    ensure!(stays.wait()? == 1, "the one that is open hears");
+    ensure!(stays.wait()? == 1, "the one that is open is signalled");
     ensure!(registrations(&agent)? == 1, "and is the only one left");
     charger.end()
 }
@@ -107,10 +107,10 @@ fn lifetime_closing_makes_room() -> Result<()> {
             Ok(())
         })
     };
-    // Two users at once, who fill the table between them.
+    // Two users at once, which fill the table between them.
     let users = [user(USER)?, user(USER - 1)?];
     users.into_iter().try_for_each(Process::end)?;
-    // All of theirs are closed, and root, who has no quota, gets their places.
+    // All of theirs are closed, and root, which has no quota, gets their places.
     let mine = (0..16).map(|_| Waiter::new()).collect::<Result<Vec<_>>>()?;
     for (at, waiter) in mine.iter().enumerate() {
         let errno = errno(waiter)?;
@@ -146,7 +146,7 @@ fn lifetime_outlives_fork_and_kill() -> Result<()> {
     nix::unistd::read(&copy, &mut count)?;
     ensure!(u64::from_ne_bytes(count) == 1, "signalled while only copies are left");
     drop(copy);
-    ensure!(registrations(&agent)? == 1, "the child holds the eventfd, nobody else does");
+    ensure!(registrations(&agent)? == 1, "the child alone holds the eventfd");
     kill(child, Signal::SIGKILL)?;
     waitpid(child, None)?;
     until("SIGKILL of the last holder ends it", || Ok(registrations(&agent)? == 0))
@@ -173,7 +173,7 @@ fn lifetime_removal_signals_each_registration() -> Result<()> {
     // The five are given one by one: a reader may wake between them.
     agent.settle()?;
     several.hears(5, "five registrations, five signals")?;
-    ensure!(on_parent.take()? == 0, "the parent heard of its child's removal");
+    ensure!(on_parent.take()? == 0, "the parent was signalled for its child's removal");
     ensure!(registrations(&agent)? == 1, "the parent's registration is left");
     let (rows, _) = agent.list()?;
     ensure!(rows.iter().all(|row| !row.cgroup.contains("gone")), "the group is still in the list");

@@ -1,4 +1,4 @@
-//! What may be lost on the way, and that nothing is: doorbells, skipped
+//! Losses on the way, and that no signal is lost by them: doorbells, skipped
 //! programs, deep hierarchies, slots that are used again.
 
 use std::io::{Read, Write};
@@ -27,7 +27,7 @@ vm_test!(
     [Kernel, Preempt]
 );
 fn loss_full_ring() -> Result<()> {
-    // 4096 bytes hold 170 doorbells of 24 bytes; 300 groups ring while nobody reads.
+    // 4096 bytes hold 170 doorbells of 24 bytes; 300 groups ring while the agent does not read.
     let agent = Agent::start(&["--ring-bytes", "4096"])?;
     let groups: Vec<_> = (0..300).map(|n| Group::new(&format!("ring{n}"))).collect::<Result<_>>()?;
     let waiters: Vec<_> = groups.iter().map(|group| Waiter::on(group, "64K")).collect::<Result<_>>()?;
@@ -219,8 +219,8 @@ fn loss_slots_are_used_again() -> Result<()> {
         for waiter in &waiters {
             ensure!(waiter.wait()? == 1, "round {round}: removal");
         }
-        // Those that nobody watches give their slots back as they go, the others when the
-        // removal is told.
+        // Those that are not watched give their slots back as they are removed, the others when the
+        // removal is signalled.
         let probe = Group::new("probe")?;
         let watched = Waiter::on(&probe, "1M");
         ensure!(watched.is_ok(), "round {round}: the slots are not back: {watched:?}");

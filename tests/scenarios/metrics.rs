@@ -1,4 +1,4 @@
-//! Metrics: what a scraper reads, and that no scraper harms anybody.
+//! Metrics: what a scraper reads, and that no scraper harms any client.
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
@@ -23,9 +23,9 @@ const SOCKET: &str = "/run/memcg-monitor/metrics.sock";
 const UNIX: &str = "unix:/run/memcg-monitor/metrics.sock";
 const TCP: &str = "127.0.0.1:9101";
 
-/// Says `request` and hears all of the answer.
+/// Sends `request` and reads all of the answer.
 fn ask(mut stream: impl Read + Write, request: &[u8]) -> Result<String> {
-    // Refused while it still talks, a client may hear of that only.
+    // Refused while it still sends, a client may get that error only.
     let _ = stream.write_all(request);
     let mut answer = Vec::new();
     match stream.read_to_end(&mut answer) {
@@ -135,7 +135,7 @@ vm_test!(
 );
 /// Two processes charge at once, in groups below one whose threshold they never
 /// come near: no doorbell rings, the agent looks at nothing, and a scrape reads what is kept.
-/// What the agent gathered is told again for a second, which each scrape here waits out.
+/// What the agent has collected is shown for a second, which each scrape here waits out.
 fn metrics_usage_is_kept() -> Result<()> {
     const TOLD_AGAIN: Duration = Duration::from_millis(1100);
     let agent = Agent::start(&["--metrics", TCP])?;
@@ -207,7 +207,7 @@ fn metrics_bounds() -> Result<()> {
 
 vm_test!(
     metrics_hostile,
-    "absurd requests are refused, slow and many ones dropped, and nobody else notices",
+    "absurd requests are refused, slow and many ones dropped, and no other client is affected",
     Any,
     [Newest]
 );
@@ -221,7 +221,7 @@ fn metrics_hostile() -> Result<()> {
     let refused = |request: &[u8], code: &str| {
         let answer = ask(tcp()?, request)?;
         let shown = String::from_utf8_lossy(&request[..request.len().min(40)]).into_owned();
-        // Where it is refused before it was heard out, the answer may be lost.
+        // Where it is refused before its request was read, the answer may be lost.
         let lost = answer.is_empty() && request.len() > 8192;
         ensure!(lost || answer.starts_with(&format!("HTTP/1.1 {code} ")), "{shown:?}: {answer:?}");
         anyhow::Ok(())
@@ -245,7 +245,7 @@ fn metrics_hostile() -> Result<()> {
             1 => b"GET /metr",
             _ => b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
         };
-        // One that was dropped meanwhile hears an error.
+        // One that was dropped meanwhile gets an error.
         let _ = stream.write_all(words);
         silent.push(stream);
     }
@@ -284,7 +284,7 @@ fn metrics_address() -> Result<()> {
     Ok(())
 }
 
-/// What `promtool` is to look at.
+/// A scrape's text in the older format, which `promtool` is to look at.
 pub(crate) fn older_text() -> Result<String> {
     Ok(scrape(tcp()?, "text/plain")?.1)
 }

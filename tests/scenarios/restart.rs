@@ -9,7 +9,7 @@ use memcg_monitor::fd_store::StoredDescriptors;
 use memcg_monitor::programs::FOLDER;
 use memcg_monitor::supervisor::{Mailbox, start};
 use monitor_client::CONTROL_SOCKET;
-use monitor_common::control_file::ControlFile;
+use monitor_common::grammar::control_file::ControlFile;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, dup, dup2_stderr};
@@ -34,7 +34,7 @@ impl Supervised {
 
     /// Kills it; what `meanwhile` does happens while there is none.
     pub(crate) fn killed_while(&mut self, meanwhile: impl FnOnce() -> Result<()>) -> Result<()> {
-        // A signal that it has given, and not noted yet, would be told once more.
+        // A signal that it has given, and not noted yet, would be given once more.
         self.0.settle()?;
         let pid = self.0.supervised()?;
         self.0.signal(Signal::SIGSTOP)?;
@@ -51,7 +51,7 @@ impl Supervised {
     }
 }
 
-/// Dead, were it that nobody has asked yet of what.
+/// Whether a process is dead, reaped or not.
 pub(crate) fn is_dead(process: Pid) -> bool {
     let status = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
     status.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('Z'))
@@ -59,7 +59,7 @@ pub(crate) fn is_dead(process: Pid) -> bool {
 
 vm_test!(
     restart_keeps_registrations,
-    "kill -9: registered is registered, once; what happened meanwhile is told",
+    "kill -9: registered is registered, once; what happened meanwhile is signalled",
     Any,
     [Kernel, Quick]
 );
@@ -84,7 +84,7 @@ fn restart_keeps_registrations() -> Result<()> {
     agent.0.settle()?;
     let heard = [&crossed, &spike, &quiet, &removed].map(Waiter::take);
     let heard: Vec<u64> = heard.into_iter().collect::<Result<_>>()?;
-    ensure!(heard == [2, 2, 0, 1], "heard {heard:?}");
+    ensure!(heard == [2, 2, 0, 1], "received {heard:?}");
     ensure!(agent.registrations()? == 4, "the closed one and the removed one are gone");
     charger.shrink(Kind::Anonymous)?;
     crossed.hears(2, "both go on, once each")?;
@@ -99,7 +99,7 @@ fn restart_keeps_registrations() -> Result<()> {
 
 vm_test!(
     restart_again_and_again,
-    "25 deaths amid crossings and removals: each told, no descriptor and no slot leaks",
+    "25 deaths amid crossings and removals: each is signalled, no descriptor and no slot leaks",
     Any,
     [Newest]
 );
@@ -237,7 +237,7 @@ impl Drop for Manager {
     }
 }
 
-/// What is started meanwhile logs to a file.
+/// Does `work`; processes that it starts log to a file.
 fn logging_to(path: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
     let (ours, file) = (dup(std::io::stderr())?, fs::File::create(path)?);
     dup2_stderr(&file)?;
@@ -260,7 +260,7 @@ fn restart_other_sizes() -> Result<()> {
     let crossed = Waiter::on(&group, "4M")?;
     let spike = Waiter::on(&group, "30M")?;
     for groups in ["128", "32", "32"] {
-        // A signal that it has given, and not noted yet, would be told once more.
+        // A signal that it has given, and not noted yet, would be given once more.
         list(Path::new(CONTROL_SOCKET))?;
         manager.end(Signal::SIGKILL)?;
         charger.grow(Kind::Anonymous, 6 * MIB)?;
@@ -280,7 +280,7 @@ fn restart_other_sizes() -> Result<()> {
 
 vm_test!(
     restart_from_another_layout,
-    "programs of the layout before are pinned: what they saw is told; of an unknown one it is said to be lost",
+    "programs of the layout before are pinned: what they saw is signalled; of an unknown one it is said to be lost",
     Any,
     []
 );
@@ -318,7 +318,7 @@ fn restart_from_another_layout() -> Result<()> {
     pinned::array(&unknown.join("map-SCRATCH"), 16, 1, &[])?;
     logging_to(LOG, || manager.start(&[]))?;
     charger.shrink(Kind::Anonymous)?;
-    ensure!(spike.wait()? == 1 && !unknown.exists(), "those of a layout that nobody knows go");
+    ensure!(spike.wait()? == 1 && !unknown.exists(), "those of an unknown layout are removed");
     manager.end(Signal::SIGTERM)?;
     let said = fs::read_to_string(LOG)?;
     ensure!(said.contains("layout 99") && said.contains("lost"), "it is not said: {said}");

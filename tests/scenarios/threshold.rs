@@ -64,7 +64,7 @@ fn threshold_each_ancestor() -> Result<()> {
             ensure!(signals == 1, "{name}, {direction}: {signals} signals");
         }
         agent.settle()?;
-        ensure!(on_sibling.take()? == 0, "the sibling heard something");
+        ensure!(on_sibling.take()? == 0, "the sibling was signalled");
     }
     charger.end()?;
     Ok(())
@@ -72,11 +72,11 @@ fn threshold_each_ancestor() -> Result<()> {
 
 vm_test!(
     threshold_first_above_a_calm_group,
-    "a group that charged while nobody waited above is seen once somebody does",
+    "a group that charged while no group above was watched is seen once one is",
     Any,
     [Oracle, Kernel, Preempt]
 );
-/// Charges look up only while somebody waits above: each first threshold on an
+/// Charges look up only while a group above is watched: each first threshold on an
 /// ancestor has to be noticed by a group that has found itself alone before.
 fn threshold_first_above_a_calm_group() -> Result<()> {
     let top = Group::new("calm")?;
@@ -128,7 +128,7 @@ fn crosses(waiter: &Waiter, agent: &Agent) -> Result<()> {
     let first = waiter.wait()?;
     agent.settle()?;
     let heard = first + waiter.take()?;
-    ensure!(heard % 2 == 1, "heard {heard}, an even number");
+    ensure!(heard % 2 == 1, "received {heard}, an even number");
     Ok(())
 }
 

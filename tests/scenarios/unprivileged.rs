@@ -1,4 +1,4 @@
-//! Attempts from outside, each by an ordinary user: refused with the right errno, told
+//! Attempts from outside, each by an ordinary user: refused with the right errno, shown
 //! to the operator, and nothing else moves.
 
 mod confined;
@@ -17,7 +17,7 @@ use nix::sys::socket::{MsgFlags, recv};
 use crate::harness::agent::Agent;
 use crate::harness::client::Waiter;
 
-/// Lets everybody come to both doors.
+/// Options that open both frontends to every user.
 const OPEN: [&str; 4] = ["--socket-mode", "0666", "--event-control-mode", "0222"];
 
 /// The agent's next answer on a connection.
@@ -34,7 +34,7 @@ fn is_errno(answer: &str, errno: i32) -> Result<()> {
     Ok(())
 }
 
-/// Only `bystander` is registered, and it has heard nothing; the refusals were told.
+/// Only `bystander` is registered, and it has received nothing; the refusals were logged.
 fn nothing_moved(agent: &Agent, bystander: &Waiter) -> Result<()> {
     let registrations = agent.status()?.registrations;
     ensure!(registrations == 1, "{registrations} registrations instead of the bystander's");

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use memcg_monitor::cgroup::{Hierarchy, Version};
 use memcg_monitor::view::POINT;
-use monitor_common::line::MAX_LINE;
+use monitor_common::grammar::line::MAX_LINE;
 
 use crate::harness::MIB;
 use crate::harness::agent::Agent;
@@ -28,7 +28,7 @@ use crate::scenarios::conformance::errno::{DESCRIPTORS, Fixture, GRAMMAR, NOBODY
 const EVENT_CONTROL: &str = "cgroup.event_control";
 const USAGE: &str = "memory.usage_in_bytes";
 
-/// Where the view shows a directory.
+/// The path at which the view shows a directory.
 pub(crate) fn shown(directory: &Path) -> Result<PathBuf> {
     let root = Hierarchy::find(None)?.root;
     Ok(Path::new(POINT).join(directory.strip_prefix(root)?))
@@ -95,7 +95,7 @@ fn view_wakes_both_ways() -> Result<()> {
 
 vm_test!(
     view_removal,
-    "a removed group's files are gone, then each registration hears exactly one",
+    "a removed group's files are gone, then each registration is signalled exactly once",
     Any,
     [Oracle, Kernel]
 );
@@ -218,7 +218,7 @@ fn view_other_groups() -> Result<()> {
     // The root is a group as any other, here as on v1.
     let errno = register_in(Path::new(POINT), USAGE, &waiter, "1M")?;
     ensure!(errno == 0, "the root's usage: errno {errno}");
-    // The socket takes the view's files, too, and waits for nobody to close them.
+    // The socket takes the view's files, too, and closing them waits for no process.
     for (control, expected) in [(EVENT_CONTROL, libc::EINVAL), (USAGE, 0)] {
         let file = File::open(directory.join(control))?;
         let line = format!("{} {} 1M", waiter.0.as_raw_fd(), file.as_raw_fd());

@@ -1,4 +1,4 @@
-//! What goes wrong with the agent while something happens.
+//! Faults that befall the agent while something happens.
 
 use std::time::{Duration, Instant};
 

@@ -1,11 +1,11 @@
-//! Groups, what they hold and who waits: the model beside the real ones.
+//! Groups, what they hold and which clients wait: the model beside the real ones.
 
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
 
 use anyhow::{Context, Result, ensure};
 use monitor_client::Error;
-use monitor_common::control_file::ControlFile;
+use monitor_common::grammar::control_file::ControlFile;
 
 use crate::harness::MIB;
 use crate::harness::charger::{Charger, Kind};
@@ -68,13 +68,13 @@ struct Wait {
     waiter: Waiter,
     place: usize,
     thresholds: Vec<usize>,
-    /// What is to be heard since the last comparison.
+    /// Signals that are due since the last comparison.
     expected: u64,
-    /// What was crossed to and fro.
+    /// Crossings to and fro, in spikes.
     spikes: u64,
-    /// What may have been crossed once more on the way, in pairs: the kernel gives back what a
-    /// CPU has charged ahead, up to 63 pages, when that CPU charges another group (`drain_stock`)
-    /// or a limit is reached (`drain_all_stock`), and charges again.
+    /// Crossings that may have happened once more on the way, in pairs: the kernel gives back
+    /// what a CPU has charged ahead, up to 63 pages, when that CPU charges another group
+    /// (`drain_stock`) or a limit is reached (`drain_all_stock`), and charges again.
     again: u64,
     gone: bool,
 }
@@ -235,13 +235,13 @@ impl World {
         charger.grow_to_death(3 * MIB)?;
         drop(charger);
         let mut heard = 0;
-        crate::harness::agent::until("the OOM is told", || {
+        crate::harness::agent::until("the OOM is signalled", || {
             heard += waiter.take()?;
             Ok(heard > 0)
         })?;
         group.remove()?;
         let before = heard;
-        crate::harness::agent::until("the removal is told", || {
+        crate::harness::agent::until("the removal is signalled", || {
             heard += waiter.take()?;
             Ok(heard > before)
         })?;
@@ -250,7 +250,7 @@ impl World {
         Ok(())
     }
 
-    /// Everybody has heard what is to be heard.
+    /// Checks that each client has received the signals that are due.
     pub(super) fn compare(&mut self, died: bool, tally: &mut Tally) -> Result<()> {
         for wait in &mut self.waits {
             let mut heard = wait.waiter.take()?;
@@ -289,7 +289,7 @@ impl World {
     }
 }
 
-/// Registers, were it that the agent dies meanwhile: a client that has had no answer asks
+/// Registers, also if the agent dies meanwhile: a client that has had no answer requests
 /// again.
 fn insist(line: &str) -> Result<()> {
     loop {

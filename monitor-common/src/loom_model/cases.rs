@@ -4,7 +4,7 @@
 use super::*;
 
 /// Two CPUs charge while the agent looks. At rest, with every rung doorbell
-/// answered, each threshold's signals tell where usage is.
+/// answered, each threshold's signals say where usage is.
 #[test]
 fn what_holds_at_rest_was_signalled() {
     bounded(2, || {
@@ -53,7 +53,7 @@ fn spike<W: Modelled>() {
     let signals = &agent.signals;
     assert!(!is_above(3, 4, &agent), "usage is below, signals say above: {signals:?}");
     assert!(!signals.is_empty(), "the charge returned with the threshold crossed");
-    assert!(agent.count(4, Direction::Up) == 1, "told twice: {signals:?}");
+    assert!(agent.count(4, Direction::Up) == 1, "signalled twice: {signals:?}");
 }
 
 #[test]
@@ -61,8 +61,8 @@ fn a_spike_is_told_whole() {
     bounded(4, spike::<Fenced>);
 }
 
-/// Two CPUs are over a threshold at once, and both tell of it, one of them late: after the
-/// agent told of the spike, and of its end. Once each.
+/// Two CPUs are over a threshold at once, and both record it, one of them late: after the
+/// agent signalled the spike, and its end. Each is signalled once.
 #[test]
 fn what_two_have_seen_is_told_once() {
     bounded(2, || {
@@ -87,12 +87,12 @@ fn what_two_have_seen_is_told_once() {
         assert!(!is_above(3, 4, &agent), "{signals:?}");
         assert!(!signals.is_empty(), "both returned with the threshold crossed");
         // There were two spikes at most, one after the other.
-        assert!(agent.count(4, Direction::Up) <= 2, "told twice: {signals:?}");
+        assert!(agent.count(4, Direction::Up) <= 2, "signalled twice: {signals:?}");
     });
 }
 
-/// One excursion that two charges have seen, of which one may tell after the agent has told
-/// of all of it: whatever else happens, once.
+/// One excursion that two charges have seen, of which one may record it after the agent has
+/// signalled all of it: whatever else happens, it is signalled once.
 fn late(forgets_versions: bool) {
     const THRESHOLDS: [u64; 1] = [4];
     let group = Arc::new(Group::<Fenced>::new(3, &THRESHOLDS));
@@ -118,7 +118,7 @@ fn late(forgets_versions: bool) {
     group.drain_again(&mut agent, &THRESHOLDS);
     group.drain_again(&mut agent, &THRESHOLDS);
     let (ups, downs) = (agent.count(4, Direction::Up), agent.count(4, Direction::Down));
-    assert!(ups == downs && ups <= 1, "told twice: {:?}", agent.signals);
+    assert!(ups == downs && ups <= 1, "signalled twice: {:?}", agent.signals);
 }
 
 #[test]
@@ -147,8 +147,8 @@ fn a_failed_charge_leaves_no_passing_value() {
     loom::model(|| failed_charge(true));
 }
 
-/// A first threshold comes while a group below charges, whose slot says that nobody
-/// waits above: the charge comes up, or the agent sees it.
+/// A first threshold is registered while a group below charges, whose slot says that no group
+/// above is watched: the charge looks above, or the agent sees it.
 fn calm_group(calm: bool, begin: fn(&Epoch<'_, Fenced>) -> u64) {
     const THRESHOLDS: [u64; 1] = [5];
     let group = Arc::new(Group::<Fenced>::new(3, &[]));
@@ -207,8 +207,8 @@ fn what_is_kept_is_exact_at_rest() {
     loom::model(|| kept(keep_usage));
 }
 
-/// Somebody begins to follow a group that charges: a charge that still sees no band keeps
-/// nothing, and then the agent, who keeps it after publishing, sees the charge.
+/// The agent begins to follow a group that charges: a charge that still sees no band keeps
+/// nothing, and then the agent, which keeps usage after publishing, sees the charge.
 #[test]
 fn what_is_kept_from_the_first_band_on_is_exact() {
     loom::model(|| {
@@ -258,7 +258,7 @@ mod before {
     }
 
     #[test]
-    #[should_panic(expected = "told twice")]
+    #[should_panic(expected = "signalled twice")]
     fn readings_without_versions() {
         bounded(2, || late(true));
     }

@@ -1,11 +1,11 @@
 //! Model check of a slot's life: every interleaving of the programs, which see groups
-//! come and go, and of the agent.
+//! created and removed, and of the agent.
 
 use loom::{sync::Arc, thread};
 
-use crate::{
+use crate::protocol::{
     band::{raise_hand, take},
-    slot::{Slot, State},
+    slot::{Slot, SlotState},
     word::Word,
 };
 
@@ -17,11 +17,11 @@ const NEXT: u64 = 0x2000;
 fn online() -> Arc<Slot<Fenced>> {
     let slot = Slot::new(Fenced::new);
     slot.counter.set(GROUP);
-    slot.state.set(State::online(0).0);
+    slot.state.set(SlotState::online(0).0);
     Arc::new(slot)
 }
 
-/// What `mem_cgroup_css_offline`'s program does: true when it has given the slot back.
+/// The program of `mem_cgroup_css_offline`: true when it has given the slot back.
 fn goes(slot: &Slot<Fenced>) -> (bool, bool) {
     let rang = slot.leave(5, 5);
     (rang, !rang && given_back(slot))
@@ -40,8 +40,8 @@ fn released(slot: &Slot<Fenced>) -> bool {
     !slot.unwatch(0) && slot.let_go(0) && given_back(slot)
 }
 
-/// A group goes while the agent begins to watch it: either the agent is refused, or the
-/// going rings; one of the two gives the slot back.
+/// A group goes offline while the agent begins to watch it: either the agent is refused, or
+/// the group's end rings; one of the two gives the slot back.
 #[test]
 fn a_going_group_has_one_owner() {
     loom::model(|| {
@@ -52,20 +52,20 @@ fn a_going_group_has_one_owner() {
         };
         let watched = slot.watch(0);
         let (rang, given) = kernel.join().unwrap_or_default();
-        assert_eq!(watched, rang, "watched without a ring, or a ring for nobody");
+        assert_eq!(watched, rang, "watched without a ring, or a ring without a watch");
         if watched {
             take(&slot);
             assert!(!slot.unwatch(0), "it went first");
             assert!(slot.let_go(0) && given_back(&slot));
         } else {
-            assert!(given, "nobody gives it back");
+            assert!(given, "neither side gives it back");
         }
-        assert_eq!(slot.state(), State(1 << 8));
+        assert_eq!(slot.state(), SlotState(1 << 8));
     });
 }
 
-/// What was counted in a group that nobody watches is told, though it goes at once, and
-/// the slot is given back once.
+/// Events counted in a group that is not watched are signalled, though it goes offline at
+/// once, and the slot is given back once.
 #[test]
 fn what_is_pending_is_told_before_the_slot_goes() {
     loom::model(|| {
@@ -86,14 +86,14 @@ fn what_is_pending_is_told_before_the_slot_goes() {
             (take(slot).windows[0], released(slot))
         };
         // By chance, and then by the doorbell.
-        let (told, given) = look(&slot);
+        let (signalled, given) = look(&slot);
         let (rang, by_kernel) = kernel.join().unwrap_or_default();
         assert!(rang);
-        let (told_then, given_then) = look(&slot);
-        assert_eq!(told + told_then, 1, "told once");
+        let (signalled_then, given_then) = look(&slot);
+        assert_eq!(signalled + signalled_then, 1, "signalled once");
         let owners = [given, by_kernel, given_then].into_iter().filter(|given| *given).count();
         assert_eq!(owners, 1, "{given} {by_kernel} {given_then}");
-        assert_eq!(slot.state(), State(1 << 8));
+        assert_eq!(slot.state(), SlotState(1 << 8));
     });
 }
 
@@ -113,14 +113,14 @@ fn a_slot_that_was_given_away_is_left_alone() {
             take(&slot);
             assert!(slot.let_go(0) && given_back(&slot));
             slot.counter.set(NEXT);
-            slot.state.xchg(State::online(1).0);
+            slot.state.xchg(SlotState::online(1).0);
             used = true;
         }
         let (rang, given) = kernel.join().unwrap_or_default();
         assert!(rang && !given);
         if used {
             assert_eq!(slot.counter.get(), NEXT, "the next group is blinded");
-            assert_eq!(slot.state(), State::online(1));
+            assert_eq!(slot.state(), SlotState::online(1));
             assert_eq!(slot.pending.get(), 0);
         }
     });
@@ -142,8 +142,8 @@ fn what_is_above_is_given_back_by_the_last_below() {
             given_back(&above)
         };
         let by_kernel = kernel.join().unwrap_or_default();
-        assert!(by_agent != by_kernel, "given back by {}", if by_agent { "both" } else { "nobody" });
-        assert_eq!((above.state(), below.state()), (State(1 << 8), State(1 << 8)));
+        assert!(by_agent != by_kernel, "given back by {}", if by_agent { "both" } else { "neither" });
+        assert_eq!((above.state(), below.state()), (SlotState(1 << 8), SlotState(1 << 8)));
     });
 }
 
@@ -167,7 +167,7 @@ fn a_parent_that_goes_is_named_or_given_back() {
             above.unname();
             assert!(given_back(&above));
         } else {
-            assert!(by_namer != by_kernel, "given back by {}", if by_namer { "both" } else { "nobody" });
+            assert!(by_namer != by_kernel, "given back by {}", if by_namer { "both" } else { "neither" });
         }
         assert_eq!(above.below.get(), 0);
     });

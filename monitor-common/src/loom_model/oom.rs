@@ -8,7 +8,7 @@ use loom::{
     thread,
 };
 
-use crate::{
+use crate::protocol::{
     band::raise_hand,
     oom::{Hold, begin, end, hold_of},
     slot::{PARENT_ROOT, Slot},
@@ -17,7 +17,7 @@ use crate::{
 
 use super::{Fenced, Modelled as _};
 
-/// 1 is below 0.
+/// Makes two slots; 1 is below 0.
 fn pair() -> Arc<Vec<Slot<Fenced>>> {
     let slot = |parent: u64| {
         let slot = Slot::new(Fenced::new);
@@ -28,7 +28,7 @@ fn pair() -> Arc<Vec<Slot<Fenced>>> {
 }
 
 /// Two OOMs of the same group, or of related ones, begin and end at the same time: one is
-/// told, or both; and when they are over nothing is held, so that the next one is told.
+/// signalled, or both; and when they are over nothing is held, so that the next one is, too.
 #[test]
 fn two_ooms_at_once_leave_nothing_behind() {
     for groups in [[1, 1], [0, 1]] {
@@ -37,9 +37,9 @@ fn two_ooms_at_once_leave_nothing_behind() {
             let run = move |tree: &Vec<Slot<Fenced>>, thread: u32| {
                 let at = |index: u32| tree.get(index as usize);
                 let group = groups[thread as usize - 1];
-                let told = begin(at, group, thread, 5);
+                let signalled = begin(at, group, thread, 5);
                 end(at, group, thread);
-                told
+                signalled
             };
             let other = {
                 let tree = Arc::clone(&tree);
@@ -47,7 +47,7 @@ fn two_ooms_at_once_leave_nothing_behind() {
             };
             let here = run(&tree, 2);
             let there = other.join().unwrap_or_default();
-            assert!(here || there, "neither is told");
+            assert!(here || there, "neither is signalled");
             for slot in tree.iter() {
                 assert!(hold_of(slot) == Hold::NONE && slot.oom_below.get() == 0, "something is held");
             }
@@ -99,6 +99,6 @@ fn a_written_limit_is_read_whoever_rang() {
             assert!(rung > 0, "pending without a doorbell");
             seen = look(&shared);
         }
-        assert_eq!(seen, [2, 2], "a limit was written, and nobody has looked");
+        assert_eq!(seen, [2, 2], "a limit was written, and the agent has not looked");
     });
 }

@@ -159,7 +159,7 @@ fn far(pages: u64) -> Duration {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use monitor_common::control_file::ControlFile;
+    use monitor_common::grammar::control_file::ControlFile;
 
     use super::{MOST, Paces, Payer, Sampled};
     use crate::{kernel::page_size, registry::Account, source::GroupId};

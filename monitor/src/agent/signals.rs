@@ -4,7 +4,7 @@
 
 use std::{io, thread, time::Duration};
 
-use monitor_common::ring::Doorbell;
+use monitor_common::protocol::ring::Doorbell;
 use tokio::{
     runtime::{Builder, Runtime},
     sync::oneshot,

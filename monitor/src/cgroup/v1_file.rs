@@ -1,6 +1,6 @@
 //! The files of a directory as cgroup v1's memory hierarchy had them.
 
-use monitor_common::control_file::ControlFile;
+use monitor_common::grammar::control_file::ControlFile;
 
 /// One of them. The number is its place in an inode's number, so it stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -11,7 +11,7 @@ use monitor_client::{
     AdminConnection,
     wire::{AgentStatus, Answer, GroupRow, RegistrationRow},
 };
-use monitor_common::control_file::ControlFile;
+use monitor_common::grammar::control_file::ControlFile;
 
 use crate::cli::{List, Output};
 

@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use monitor_common::{control_file::ControlFile, slot::SCHEMA};
+use monitor_common::{grammar::control_file::ControlFile, protocol::slot::SCHEMA};
 use tokio::{
     sync::{mpsc, oneshot},
     task::spawn_blocking,

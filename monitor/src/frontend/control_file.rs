@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use monitor_common::control_file::{ControlFile, split_directory_args};
+use monitor_common::grammar::control_file::{ControlFile, split_directory_args};
 use nix::errno::Errno;
 
 use crate::{

@@ -2,7 +2,10 @@
 
 use std::{ops::Range, sync::atomic::Ordering};
 
-use monitor_common::{control_file::ControlFile, usage::UNKNOWN, word::Word as _};
+use monitor_common::{
+    grammar::control_file::ControlFile,
+    protocol::{usage::UNKNOWN, word::Word as _},
+};
 
 use crate::{
     error::Result,

@@ -14,7 +14,7 @@ use std::{
 };
 
 use monitor_client::wire::{OomRow, RegistrationRow};
-use monitor_common::{control_file::ControlFile, query::Query};
+use monitor_common::{grammar::control_file::ControlFile, protocol::query::Query};
 use tokio::{
     sync::{mpsc, oneshot},
     task::{spawn_blocking, yield_now},

@@ -1,7 +1,7 @@
 //! One registration, through the checks of the kernel's
 //! `memcg_write_event_control` (5.15 to 7.2): same order, same errno.
 
-use monitor_common::{
+use monitor_common::grammar::{
     control_file::{self, ControlFile, Trigger},
     line,
 };

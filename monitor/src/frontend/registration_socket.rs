@@ -6,7 +6,7 @@
 
 use std::rc::Rc;
 
-use monitor_common::line::MAX_LINE;
+use monitor_common::grammar::line::MAX_LINE;
 use nix::errno::Errno;
 
 use crate::{

@@ -1,10 +1,10 @@
 //! What the doors' thread reads for a scrape: counters, 1,024 slots in a use of the watcher,
 //! so that others use it in between.
 
-use monitor_common::slot::SlotState;
+use monitor_common::protocol::slot::SlotState;
 use tokio::task::yield_now;
 
-use monitor_common::query::Query;
+use monitor_common::protocol::query::Query;
 
 use crate::{
     frontend::group_stats,

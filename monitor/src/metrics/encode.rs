@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use monitor_common::ring::LossKind;
+use monitor_common::protocol::ring::LossKind;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text},

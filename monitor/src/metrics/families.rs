@@ -1,6 +1,6 @@
 //! Every metric there is. `docs/reference/metrics.md` says the same, which a test sees to.
 
-use monitor_common::ring::LossKind;
+use monitor_common::protocol::ring::LossKind;
 use prometheus_client::registry::Unit;
 
 /// What kind of numbers a family has.
@@ -204,7 +204,7 @@ pub const TALLIES: [Family; LossKind::COUNT] = [
 mod tests {
     use std::{collections::BTreeSet, fmt::Write as _};
 
-    use monitor_common::ring::LossKind;
+    use monitor_common::protocol::ring::LossKind;
 
     use super::{EVENTS, MetricKind, TALLIES, all};
 

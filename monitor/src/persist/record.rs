@@ -4,9 +4,12 @@
 //! version: so every word is checked as if a stranger had written it.
 
 use monitor_common::{
-    control_file::{ControlFile, Trigger},
-    pressure::{Level, Pressure, PressureMode},
-    threshold::{At, HUNDRED_PERCENT, Pages, Threshold},
+    grammar::{
+        control_file::{ControlFile, Trigger},
+        pressure::{Pressure, PressureMode},
+        threshold::{At, HUNDRED_PERCENT, Pages, Threshold},
+    },
+    protocol::pressure::Level,
 };
 
 use crate::{
@@ -234,7 +237,7 @@ fn one<T: Copy>(all: &[T], at: u64, what: &'static str) -> Result<T, CorruptReco
 
 #[cfg(test)]
 mod tests {
-    use monitor_common::control_file::{self, ControlFile};
+    use monitor_common::grammar::control_file::{self, ControlFile};
     use proptest::prelude::*;
 
     use super::{FREE, Record, made_sure, with_side};

@@ -8,7 +8,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use monitor_common::band::{Excursion, Seen};
+use monitor_common::protocol::band::{Excursion, Seen};
 use nix::{
     sys::{
         memfd::{MFdFlags, memfd_create},

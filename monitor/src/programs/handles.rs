@@ -15,7 +15,7 @@ use aya::{
         links::{FdLink, PinnedLink},
     },
 };
-use monitor_common::{
+use monitor_common::protocol::{
     oom::OomMark,
     query::{CELLS, Query},
     ring::LossKind,

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use monitor_common::{
+use monitor_common::protocol::{
     query::{Enumeration, READINGS},
     word::Word as _,
 };

@@ -17,7 +17,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use monitor_common::slot::SCHEMA;
+use monitor_common::protocol::slot::SCHEMA;
 use nix::{
     dir::Dir,
     errno::Errno,

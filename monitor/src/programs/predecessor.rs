@@ -6,7 +6,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use monitor_common::{
+use monitor_common::protocol::{
     band::{self, Excursion, Seen},
     slot::{SCHEMA, SlotState},
     word::Word as _,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use aya::maps::{MapData, RingBuf};
-use monitor_common::ring::{Doorbell, Victim};
+use monitor_common::protocol::ring::{Doorbell, Victim};
 
 /// The ring buffer: the agent waits on it, and takes doorbells from it.
 pub struct Doorbells(pub(super) RingBuf<MapData>);

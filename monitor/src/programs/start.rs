@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use monitor_common::{
+use monitor_common::protocol::{
     band::give_back,
     query::Query,
     slot::{SCHEMA, SlotState},
@@ -254,7 +254,7 @@ impl Programs {
 fn prepare(maps: &Maps, sizes: TableSizes) {
     if let Some(root) = maps.slots.get(sizes.groups as usize) {
         root.recycle();
-        root.parent.set(monitor_common::slot::PARENT_ROOT);
+        root.parent.set(monitor_common::protocol::slot::PARENT_ROOT);
         root.cgroup_id.set(ROOT_ID);
         root.mark(SlotState::ONLINE);
     }

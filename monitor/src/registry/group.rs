@@ -1,8 +1,11 @@
 //! A group with registrations: their triggers, and their eventfds.
 
 use monitor_common::{
-    control_file::{ControlFile, Trigger},
-    pressure::{Level, Pressure, Propagation},
+    grammar::{
+        control_file::{ControlFile, Trigger},
+        pressure::{Pressure, Propagation},
+    },
+    protocol::pressure::Level,
 };
 
 use crate::{

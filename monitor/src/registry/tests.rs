@@ -6,11 +6,16 @@ mod work;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use monitor_common::{
-    band::{Band, Excursion},
-    control_file::{ControlFile, Trigger},
-    crossing::Direction::{self, Down, Up},
-    pressure::{Level, Pressure, PressureMode, Propagation},
-    threshold::{At, Pages, Threshold},
+    grammar::{
+        control_file::{ControlFile, Trigger},
+        pressure::{Pressure, PressureMode, Propagation},
+        threshold::{At, Pages, Threshold},
+    },
+    protocol::{
+        band::{Band, Excursion},
+        crossing::Direction::{self, Down, Up},
+        pressure::Level,
+    },
 };
 
 use super::{Account, BURST, Clock, Crossing, FileId, GroupId, RecordId, Registry, Subscription};

@@ -4,11 +4,15 @@ mod index;
 mod walk;
 
 use monitor_common::{
-    band::Band,
-    band::Excursion,
-    control_file::Trigger,
-    crossing::{Direction, Stretches, band_around},
-    threshold::{At, Threshold, percent_of},
+    grammar::{
+        control_file::Trigger,
+        threshold::{At, Threshold, percent_of},
+    },
+    protocol::{
+        band::Band,
+        band::Excursion,
+        crossing::{Direction, Stretches, band_around},
+    },
 };
 
 pub use self::index::Cursor;

@@ -23,7 +23,7 @@ pub struct Misses {
     /// eventfd that is shown, a group that is made.
     pub repeated: u64,
     /// Calls that nothing makes up for; see
-    /// [`LossKind::SkippedForGood`](monitor_common::ring::LossKind).
+    /// [`LossKind::SkippedForGood`](monitor_common::protocol::ring::LossKind).
     pub for_good: u64,
 }
 

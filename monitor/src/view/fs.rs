@@ -19,7 +19,7 @@ use fuser::{
     ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyOpen, ReplyWrite, Request, TimeOrNow,
     WriteFlags,
 };
-use monitor_common::line::MAX_LINE;
+use monitor_common::grammar::line::MAX_LINE;
 use nix::errno::Errno as Code;
 use tokio::sync::mpsc;
 

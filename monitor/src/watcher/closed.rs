@@ -5,7 +5,7 @@
 //! All eventfds are counted in a sweep and before a list, in turns; some are counted at once, for
 //! a registration that would be refused for want of room.
 
-use monitor_common::query::Query;
+use monitor_common::protocol::query::Query;
 use nix::errno::Errno;
 
 use crate::{

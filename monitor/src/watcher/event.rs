@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use monitor_common::{control_file::ControlFile, crossing::Direction, pressure::Level};
+use monitor_common::{
+    grammar::control_file::ControlFile,
+    protocol::{crossing::Direction, pressure::Level},
+};
 
 /// The reason why an eventfd was signalled, or what became of it.
 #[derive(Clone, Debug, PartialEq, Eq)]

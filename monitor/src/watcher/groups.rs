@@ -2,10 +2,12 @@
 //! look, parents still to be found, and groups too deep for a charge.
 
 use monitor_common::{
-    control_file::ControlFile,
-    ring::LossKind,
-    slot::{PARENT_ROOT, PARENT_UNKNOWN, SlotState},
-    word::Word as _,
+    grammar::control_file::ControlFile,
+    protocol::{
+        ring::LossKind,
+        slot::{PARENT_ROOT, PARENT_UNKNOWN, SlotState},
+        word::Word as _,
+    },
 };
 
 use crate::{

@@ -1,6 +1,6 @@
 //! The end of registrations: with their group, or with the last reference to their eventfd.
 
-use monitor_common::{band::OPEN, slot::SlotState, word::Word as _};
+use monitor_common::protocol::{band::OPEN, slot::SlotState, word::Word as _};
 
 use crate::{
     persist::RecordId,

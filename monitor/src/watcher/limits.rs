@@ -8,7 +8,7 @@
 
 use std::time::{Duration, Instant};
 
-use monitor_common::{control_file::ControlFile, query::Subscriptions};
+use monitor_common::{grammar::control_file::ControlFile, protocol::query::Subscriptions};
 
 use crate::{
     error::Result,
@@ -57,7 +57,7 @@ impl<S: Source> Watcher<S> {
         let generation = self.source.slot(slot).map_or(0, |slot| slot.state().generation());
         let limit = self.source.lowest_limit(GroupId { slot, generation })?.unwrap_or(u64::MAX);
         // The number that the kernel stores for `max`.
-        let endless = monitor_common::threshold::Pages::counter_max(crate::kernel::page_size()).0;
+        let endless = monitor_common::grammar::threshold::Pages::counter_max(crate::kernel::page_size()).0;
         Ok(if limit >= endless { u64::MAX } else { limit })
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use monitor_common::{control_file::Trigger, ring::LossKind};
+use monitor_common::{grammar::control_file::Trigger, protocol::ring::LossKind};
 use nix::{
     errno::Errno,
     time::{ClockId, clock_gettime},

@@ -1,7 +1,7 @@
 //! Planning of work: what is to be done to a slot is noted, and charged to its payer; a turn does
 //! it.
 
-use monitor_common::{control_file::ControlFile, ring::LossKind};
+use monitor_common::{grammar::control_file::ControlFile, protocol::ring::LossKind};
 
 use crate::{
     registry::Account,

@@ -8,11 +8,13 @@
 use std::collections::HashSet;
 
 use monitor_common::{
-    control_file::ControlFile,
-    oom::{self, BY_LIMIT_WRITE, Hold, hold_of},
-    ring::LossKind,
-    slot::{NOT_POPULATED, POPULATED, POPULATED_UNKNOWN},
-    word::Word as _,
+    grammar::control_file::ControlFile,
+    protocol::{
+        oom::{self, BY_LIMIT_WRITE, Hold, hold_of},
+        ring::LossKind,
+        slot::{NOT_POPULATED, POPULATED, POPULATED_UNKNOWN},
+        word::Word as _,
+    },
 };
 
 use crate::{

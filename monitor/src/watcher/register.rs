@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use monitor_common::{
-    control_file::{ControlFile, Trigger},
-    query::Subscriptions,
-    threshold::{At, Threshold},
-    word::Word as _,
+    grammar::{
+        control_file::{ControlFile, Trigger},
+        threshold::{At, Threshold},
+    },
+    protocol::{query::Subscriptions, word::Word as _},
 };
 use nix::errno::Errno;
 
@@ -255,7 +256,7 @@ impl<S: Source> Watcher<S> {
 
     /// Whether a group is still in its slot, and not going.
     pub(super) fn is_there(&self, group: GroupId) -> bool {
-        let state = self.source.slot(group.slot).map(monitor_common::slot::Slot::state);
+        let state = self.source.slot(group.slot).map(monitor_common::protocol::slot::Slot::state);
         group.slot == self.source.root().slot
             || state.is_some_and(|state| state.is_live() && state.generation() == group.generation)
     }

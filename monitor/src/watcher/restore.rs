@@ -4,11 +4,11 @@
 use std::collections::{HashMap, HashSet};
 
 use monitor_common::{
-    band::give_back,
-    control_file::Trigger,
-    slot::SlotState,
-    threshold::{At, Threshold},
-    word::Word as _,
+    grammar::{
+        control_file::Trigger,
+        threshold::{At, Threshold},
+    },
+    protocol::{band::give_back, slot::SlotState, word::Word as _},
 };
 
 use crate::{

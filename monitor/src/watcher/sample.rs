@@ -1,7 +1,7 @@
 //! Quantities without a doorbell: the root's usage and working sets are sampled while there are
 //! registrations for them; thresholds that flapped are looked at when their hold-off is over.
 
-use monitor_common::control_file::ControlFile;
+use monitor_common::grammar::control_file::ControlFile;
 
 use crate::{
     cgroup::host::Host,

@@ -3,12 +3,8 @@
 use std::collections::{HashMap, VecDeque};
 
 use monitor_common::{
-    band::Seen,
-    control_file::ControlFile,
-    pressure::{Level, Propagation},
-    query::Query,
-    ring::Victim,
-    word::Word as _,
+    grammar::{control_file::ControlFile, pressure::Propagation},
+    protocol::{band::Seen, pressure::Level, query::Query, ring::Victim, word::Word as _},
 };
 
 use crate::{

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use monitor_common::{
+use monitor_common::protocol::{
     oom::{Hold, hold_of},
     ring::LossKind,
     word::Word as _,

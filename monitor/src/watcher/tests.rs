@@ -15,10 +15,8 @@ use std::{
 };
 
 use monitor_common::{
-    control_file::{self, ControlFile},
-    query::Subscriptions,
-    ring::LossKind,
-    word::Word as _,
+    grammar::control_file::{self, ControlFile},
+    protocol::{query::Subscriptions, ring::LossKind, word::Word as _},
 };
 use nix::{
     errno::Errno,
@@ -221,7 +219,7 @@ fn follower(received: &Received) -> EventSink {
 #[test]
 fn a_follower_hears_of_its_own_registration_alone() {
     let (mut watcher, client) = (watcher(), client());
-    watcher.source.slots[1].parent.set(monitor_common::slot::PARENT_ROOT);
+    watcher.source.slots[1].parent.set(monitor_common::protocol::slot::PARENT_ROOT);
     let [mine, theirs] = [Received::default(), Received::default()];
     // One eventfd: a threshold and OOMs of one group, and the same of another's.
     for (slot, received) in [(0, &mine), (1, &theirs)] {

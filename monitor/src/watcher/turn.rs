@@ -10,9 +10,11 @@ use std::{
 };
 
 use monitor_common::{
-    band::{Seen, take},
-    control_file::ControlFile,
-    slot::SlotState,
+    grammar::control_file::ControlFile,
+    protocol::{
+        band::{Seen, take},
+        slot::SlotState,
+    },
 };
 
 use crate::{

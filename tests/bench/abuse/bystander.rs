@@ -1,4 +1,4 @@
-//! Somebody who waits on his own group, and has done nothing: how soon he hears.
+//! A user who waits on his own group, and has done nothing: how soon he is signalled.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -23,7 +23,7 @@ use crate::harness::group::Group;
 use crate::harness::process;
 use crate::harness::report::say;
 
-/// Neither the attacker nor whom he needs.
+/// User id of the bystander: neither the attacker nor a user that the attacker needs.
 const BYSTANDER: u32 = 1001;
 /// Between the group's usage at rest and the threshold.
 const CLIMB: u64 = 2 << 20;
@@ -33,14 +33,14 @@ const BETWEEN: Duration = Duration::from_millis(25);
 /// How long usage stays above.
 const HOLD: Duration = Duration::from_millis(2);
 
-/// What became of a round of crossings.
+/// Results of a round of crossings.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Crossings {
-    /// Nanoseconds until each was heard of, sorted, where it is known when it happened; the
-    /// highest number for one that was not told in time.
+    /// Nanoseconds until each was signalled, sorted, where it is known when it happened; the
+    /// highest number for one that was not signalled in time.
     pub(super) latencies: Vec<u64>,
     pub(super) tried: u64,
-    /// Those that were told in time, both ways.
+    /// Crossings that were signalled in time, both ways.
     pub(super) told: u64,
 }
 
@@ -65,7 +65,7 @@ impl Bystander {
         Ok(Self { waiter, allocator, clerk, threshold, limit, _group: group })
     }
 
-    /// Crosses so many times, or as often as it can in the time, or until one was not told
+    /// Crosses so many times, or as often as it can in the time, or until one was not signalled
     /// within the limit.
     pub(super) fn crossings(&mut self, count: u64, time: Duration) -> Result<Crossings> {
         let mut found = Crossings::default();

@@ -1,4 +1,4 @@
-//! The doors of an operator: how soon they answer.
+//! The frontends of an operator: how soon they answer.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use monitor_client::{AdminConnection, CONTROL_SOCKET, Error};
 
-/// Where metrics are told.
+/// Address at which metrics are served.
 pub(super) const METRICS: &str = "127.0.0.1:9101";
 
 pub(super) struct Doors {

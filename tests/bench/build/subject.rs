@@ -17,12 +17,12 @@ use nix::unistd::Pid;
 use crate::harness::group::Group;
 use crate::harness::process;
 
-/// Where the host put the project, and where a build of it is: a tmpfs.
+/// Directories where the host put the project, and where a build of it is: a tmpfs.
 const SOURCES: &str = "/usr/src/project";
 const BUILD: &str = "/tmp/build";
 const LOG: &str = "/run/make.log";
 
-/// What a build took.
+/// Cost of one build.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cost {
     /// Nanoseconds of guest time, that is instructions.
@@ -30,7 +30,7 @@ pub(crate) struct Cost {
     pub(crate) faults: u64,
 }
 
-/// The process.
+/// The process that builds.
 #[derive(Debug)]
 pub(crate) struct Builder {
     pid: Pid,
@@ -39,7 +39,7 @@ pub(crate) struct Builder {
 }
 
 impl Builder {
-    /// Starts it in `group`; idle until told. It makes `goals`.
+    /// Starts it in `group`, idle until it gets an order. It makes `goals`.
     pub(crate) fn start(group: Option<&Group>, goals: &[&str]) -> Result<Self> {
         let (pid, pipe) = process::spawn_with_socket(|pipe| serve(pipe, goals))?;
         let builder = Self { pid, pipe, files: u8::try_from(goals.len())? };
@@ -49,7 +49,7 @@ impl Builder {
         Ok(builder)
     }
 
-    /// Builds everything anew.
+    /// Builds all goals anew.
     pub(crate) fn build(&mut self) -> Result<Cost> {
         self.build_some(self.files)
     }

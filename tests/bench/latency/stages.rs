@@ -1,6 +1,6 @@
-//! Where the time between a charge and the client's `read` goes, by the kernel's own
-//! trace of who is woken and who runs. Tracing costs, too: the sum is more than what
-//! is measured without.
+//! Stages of the time between a charge and the client's `read`, by the kernel's own trace of
+//! which task is woken and which runs. Tracing costs, too: the sum is more than what is
+//! measured without.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -46,7 +46,7 @@ struct Event {
 }
 
 impl Stages {
-    /// Traces what the agent does, and who runs.
+    /// Traces what the agent does, and which task runs.
     pub(super) fn start(agent: Pid) -> Result<Self> {
         if !Path::new(DIRECTORY).exists() {
             fs::create_dir(DIRECTORY).with_context(|| format!("cannot make {DIRECTORY}"))?;
@@ -59,7 +59,7 @@ impl Stages {
         Ok(stages)
     }
 
-    /// Empties the trace.
+    /// Empties the trace for the next trial.
     pub(super) fn begin(&mut self) -> Result<()> {
         set("trace", "")?;
         self.began = clocks()?;

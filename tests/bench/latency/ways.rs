@@ -1,4 +1,4 @@
-//! Ways to hear that a group's usage has crossed a threshold.
+//! Ways to be notified that a group's usage has crossed a threshold.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd};
@@ -22,10 +22,10 @@ use crate::harness::init::Hierarchy;
 const PERIOD: Duration = Duration::from_millis(100);
 /// Least that the kernel takes: any stall at all within half a second.
 const PRESSURE: &[u8] = b"some 1 500000\0";
-/// By then, pressure would have been told four times.
+/// By then, pressure would have been signalled four times.
 const PATIENCE: u16 = 2_000;
 
-/// Who tells, and how.
+/// Sources of the notification, and how it is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
     /// The kernel's own `cgroup.event_control` (v1).
@@ -34,8 +34,8 @@ pub(super) enum Way {
     Socket,
     /// Ours, registered by the view's `cgroup.event_control`.
     View,
-    /// The process that crosses writes to the eventfd itself: nobody could tell
-    /// sooner, and what it takes is the scheduler's.
+    /// The process that crosses writes to the eventfd itself: no way is sooner, and what it
+    /// takes is the scheduler's.
     Direct,
     /// Reading the usage again and again.
     Poll,
@@ -43,7 +43,7 @@ pub(super) enum Way {
     High,
     /// A trigger of `memory.pressure`.
     Pressure,
-    /// The same, with `memory.high` at the threshold.
+    /// A trigger of `memory.pressure`, with `memory.high` at the threshold.
     PressureHigh,
 }
 
@@ -146,7 +146,7 @@ impl Way {
     }
 }
 
-/// What the client waits on.
+/// The descriptor that the client waits on.
 #[derive(Debug)]
 enum On {
     EventFd(EventFd),
@@ -155,18 +155,18 @@ enum On {
     Pressure(File),
 }
 
-/// A client that waits, and what tells it.
+/// A client that waits, and what notifies it.
 #[derive(Debug)]
 pub(super) struct Waiting<'a> {
     group: &'a Group,
     agent: Option<Agent>,
     on: On,
-    /// `memory.high`, where it is what tells.
+    /// The file `memory.high`, where the notification depends on it.
     high: Option<u64>,
 }
 
 impl Waiting<'_> {
-    /// Waits until it is told; false when that will not happen.
+    /// Waits until it is notified; false when that will not happen.
     pub(super) fn wait(&mut self) -> Result<bool> {
         match &self.on {
             On::EventFd(eventfd) => super::read(eventfd)?,
@@ -191,7 +191,7 @@ impl Waiting<'_> {
         self.agent.as_ref().map(Agent::pid)
     }
 
-    /// Takes what was told late, and of the way down.
+    /// Takes late notifications, and those of the way down.
     pub(super) fn drain(&mut self) -> Result<()> {
         if let Some(agent) = &self.agent {
             agent.settle()?;
@@ -203,7 +203,7 @@ impl Waiting<'_> {
             On::Usage(..) => return Ok(()),
         };
         while poll(&mut [PollFd::new(fd, event)], PollTimeout::ZERO)? > 0 {
-            // Being asked is what takes a trigger's word away.
+            // A poll takes a trigger's notification away.
             if !matches!(self.on, On::Pressure(_)) {
                 super::read(fd)?;
             }

@@ -1,4 +1,4 @@
-//! What something costs by the kernel's own accounts, and what the agent holds.
+//! Cost of one operation by the kernel's own accounts, and what the agent holds.
 //! The host boots us with one CPU and icount: a nanosecond is an instruction.
 
 use std::fs;
@@ -14,8 +14,8 @@ use crate::harness::agent::Agent;
 
 const SHORT: Duration = Duration::from_millis(1);
 
-/// Instructions of one of many like it, by who ran them; and time until it was done,
-/// in which nobody may have run.
+/// Instructions of one of many like it, by which process ran them; and time until it was done,
+/// in which none may have run.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Cost {
     pub(super) client: f64,
@@ -25,7 +25,7 @@ pub(super) struct Cost {
 }
 
 impl Cost {
-    /// Of each of `count`, which `work` does.
+    /// Measures each of `count` operations, which `work` does.
     pub(super) fn of(agent: Option<&Agent>, count: u64, work: impl FnOnce() -> Result<()>) -> Result<Self> {
         let agent = || agent.map_or(Ok(0), |agent| run_time(agent.pid()));
         // The kernel books a task's time when another one gets the CPU.
@@ -65,7 +65,7 @@ fn processor() -> Result<u64> {
     field.with_context(|| format!("/proc/schedstat says {line:?}"))
 }
 
-/// What the agent holds and did.
+/// Memory that the agent holds, and time that it ran.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Held {
     /// Bytes resident, the mapped tables included.

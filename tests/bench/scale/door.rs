@@ -1,4 +1,4 @@
-//! The ways to register: the kernel's own file, and each of the agent's doors. The
+//! The ways to register: the kernel's own file, and each of the agent's frontends. The
 //! client's part is as small as it can be, and the same for all.
 
 use std::cell::RefCell;
@@ -48,14 +48,14 @@ impl Door {
     }
 }
 
-/// Registers through one door, again and again.
+/// Registers through one frontend, again and again.
 pub(super) struct Client {
     door: Door,
     connection: Option<OwnedFd>,
     kept: RefCell<Vec<Registration>>,
 }
 
-/// A group, opened as a client of a door opens it.
+/// A group, opened as a client of a frontend opens it.
 pub(super) struct Opened {
     path: PathBuf,
     control: File,

@@ -124,7 +124,7 @@ pub(super) fn start(what: &str) -> Result<(Held, Agent)> {
     Ok((held, agent))
 }
 
-/// What the agent does while nothing happens.
+/// Measures what the agent does while nothing happens.
 fn idle(what: &str, agent: &Agent) -> Result<()> {
     // What it has begun is to end first.
     sleep(Duration::from_secs(2));

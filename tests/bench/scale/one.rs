@@ -1,4 +1,4 @@
-//! One registration at a time, by each door and by the kernel itself.
+//! One registration at a time, by each frontend and by the kernel itself.
 
 use anyhow::{Context, Result};
 

@@ -1,5 +1,5 @@
 //! Requests to the view, as bytes on the FUSE device. The view, its session and the
-//! door behind a `cgroup.event_control` are the real ones.
+//! frontend behind a `cgroup.event_control` are the real ones.
 
 use std::{
     cell::OnceCell,
@@ -41,9 +41,9 @@ const SETXATTR: u32 = 21;
 const IOCTL: u32 = 39;
 /// Stands for a request that comes as it is, header and all.
 const RAW: u32 = 0xff;
-/// `struct fuse_in_header`
+/// Size of `struct fuse_in_header`, in bytes.
 const IN_HEADER: usize = 40;
-/// `struct fuse_out_header`
+/// Size of `struct fuse_out_header`, in bytes.
 const OUT_HEADER: usize = 16;
 /// A text, its answer, names: nothing of the view's own is larger.
 const LARGEST: usize = 1 << 16;
@@ -193,7 +193,7 @@ fn true_size(request: &mut [u8]) {
 #[derive(Debug)]
 struct Request {
     opcode: u32,
-    /// Of a `READ`: the most that may come back.
+    /// Most bytes that a `READ` may be answered with.
     size: u32,
     bytes: Vec<u8>,
 }
@@ -208,7 +208,7 @@ fn greeting() -> Vec<u8> {
 }
 
 /// At most one answer to each request, and one to each that was looked at; the length
-/// is right; an error is an errno; no more data than was asked for.
+/// is right; an error is an errno; no more data than was requested.
 fn check(kernel: &File, mut asked: HashMap<u64, Request>) {
     // All has been answered: what is not there now is not to come.
     let none = nix::sys::time::TimeVal::new(0, 1);
@@ -240,7 +240,7 @@ fn check(kernel: &File, mut asked: HashMap<u64, Request>) {
         };
         last = last.max(unique);
         if request.opcode == READ && error == 0 && !wild {
-            assert!(length - OUT_HEADER <= request.size as usize, "more than was asked for");
+            assert!(length - OUT_HEADER <= request.size as usize, "more than was requested");
         }
     }
     // Whoever came before one that was answered was looked at, too. Writes are

@@ -1,4 +1,4 @@
-//! What the code under test takes from the heap, so that a target can hold it to
+//! Counts what the code under test takes from the heap, so that a target can hold it to
 //! "nothing that the other side sizes".
 
 use std::{
@@ -14,7 +14,7 @@ static ALLOCATOR: Counted = Counted;
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 static LARGEST: AtomicUsize = AtomicUsize::new(0);
 
-/// What fuser reads requests into: whatever comes, it is this long.
+/// Length of the buffer that fuser reads requests into, whatever is read.
 const FUSER_BUFFER: usize = (16 << 20) + 4096;
 
 fn count(bytes: usize) {
@@ -28,7 +28,7 @@ fn count(bytes: usize) {
 unsafe impl GlobalAlloc for Counted {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size());
-        // SAFETY: the caller's promise is the one that is asked for.
+        // SAFETY: the caller's promise is the one that is required.
         unsafe { System.alloc(layout) }
     }
 
@@ -50,10 +50,10 @@ unsafe impl GlobalAlloc for Counted {
     }
 }
 
-/// What was taken in all threads meanwhile.
+/// Memory that was taken in all threads meanwhile.
 #[derive(Clone, Copy, Debug)]
 pub struct Taken {
-    /// How often.
+    /// Number of times that memory was taken.
     pub count: usize,
     /// The most at once, in bytes.
     pub largest: usize,

@@ -1,4 +1,4 @@
-//! What the fuzz targets share: a heap that is counted, a hierarchy, a kernel and an
+//! Code that the fuzz targets share: a heap that is counted, a hierarchy, a kernel and an
 //! agent of their own, and the two targets that need all of that.
 
 pub mod fuse;
@@ -28,7 +28,7 @@ impl<'a> Input<'a> {
         u32::from_le_bytes(word)
     }
 
-    /// As many as there are.
+    /// Takes up to `most` bytes, as many as there are.
     fn bytes(&mut self, most: usize) -> &'a [u8] {
         let (bytes, rest) = self.0.split_at(most.min(self.0.len()));
         self.0 = rest;

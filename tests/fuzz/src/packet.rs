@@ -1,5 +1,5 @@
-//! Packets at the registration socket and at the operator's: bytes, descriptors of all
-//! kinds up to the kernel's most, in one message or several parts, and who sent them.
+//! Packets at the registration socket and at the admin socket: bytes, descriptors of all
+//! kinds up to the kernel's most, in one message or several parts, and their senders.
 
 use std::{
     cell::OnceCell,
@@ -42,7 +42,7 @@ use crate::{
     stage::{Stage, descriptors, none_leaked},
 };
 
-/// The kernel's `SCM_MAX_FD`.
+/// Most descriptors of a message: the kernel's `SCM_MAX_FD`.
 const MOST: usize = 253;
 /// Packets of one client.
 const PACKETS: usize = 4;
@@ -62,7 +62,7 @@ thread_local! {
     static DOORS: OnceCell<&'static Doors> = const { OnceCell::new() };
 }
 
-/// A client comes, sends its packets, hears the answers, and goes.
+/// Connects as a client, sends its packets, reads the answers, and disconnects.
 pub fn run(data: &[u8]) {
     DOORS.with(|doors| doors.get_or_init(|| Box::leak(Box::new(Doors::open()))).serve(data));
 }
@@ -94,7 +94,7 @@ impl Doors {
         let mut input = Input(data);
         let by_json = input.byte() & 1 == 1;
         let path = if by_json { &self.operator.0 } else { &self.registration };
-        let client = connect(path).expect("the door is open");
+        let client = connect(path).expect("the socket is open");
         self.send(&client, &mut input);
         shutdown(client.as_raw_fd(), Shutdown::Write).expect("it is connected");
         let ((), taken) = heap::watch(|| {
@@ -162,7 +162,7 @@ impl Doors {
         let _ = sendmsg::<UnixAddr>(client.as_raw_fd(), &slices, &control, flags, None);
     }
 
-    /// The operator's door, as far as it does not need the real programs.
+    /// The admin socket, as far as it does not need the real programs.
     async fn operate(&self, connection: &Connection) {
         while let Ok(Some(packet)) = connection.receive(MAX_REQUEST).await {
             let Ok(AdminRequest::Listen(line)) = serde_json::from_slice(&packet.bytes) else { continue };

@@ -1,4 +1,4 @@
-//! The agent's part that the doors lead to: a hierarchy of plain files, the unit
+//! The agent's part behind the frontends: a hierarchy of plain files, the unit
 //! tests' kernel, and the real watcher.
 
 use std::{
@@ -32,7 +32,7 @@ use nix::{
 
 use crate::fake::{FakeHost, FakeKernel};
 
-/// What each group has, on the newest kernels.
+/// Files that each group has, on the newest kernels, with their contents.
 const FILES: [(&str, &str); 16] = [
     ("cgroup.procs", "1\n"),
     ("cgroup.threads", "1\n"),
@@ -65,7 +65,7 @@ pub(crate) struct Stage {
     /// Inode numbers of the groups: the root, one, one below it, one without the
     /// controller.
     pub(crate) groups: [u64; 4],
-    /// Its directory, for sockets.
+    /// Directory of the stage, for sockets.
     pub(crate) directory: PathBuf,
     /// One of each kind.
     pub(crate) kinds: Vec<OwnedFd>,
@@ -73,8 +73,8 @@ pub(crate) struct Stage {
 
 impl Stage {
     pub(crate) fn new(view: bool) -> Self {
-        // The process ends without running destructors: whoever starts it says by
-        // TMPDIR where this may be left.
+        // The process ends without running destructors: TMPDIR says where this may be
+        // left.
         let directory = tempfile::tempdir().expect("TMPDIR can be written to").keep();
         let root = directory.join("hierarchy");
         let group = |path: &Path, files: &[(&str, &str)]| {

@@ -1,7 +1,7 @@
 //! The kernel's type information, of arbitrary bytes.
 //!
 //! Held: no panic, no endless walk, no allocation that the input is too short for,
-//! whatever is asked: all that the agent asks, and names that the corpus has.
+//! whatever is looked up: all that the agent looks up, and names that the corpus has.
 
 #![no_main]
 
@@ -18,7 +18,7 @@ const FLAT: usize = 1 << 14;
 
 #[derive(Debug, Arbitrary)]
 enum Input<'a> {
-    /// As it comes.
+    /// Bytes as they are in the input.
     Raw(&'a [u8]),
     /// Under a header that fits, so that the sections are looked at.
     Framed { types: &'a [u8], strings: &'a [u8] },

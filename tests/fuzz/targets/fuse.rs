@@ -1,4 +1,4 @@
-//! What comes from the FUSE device.
+//! Fuzzes the requests from the FUSE device.
 //!
 //! Held: no panic; each request is answered once, as the protocol has it; nothing is
 //! taken from the heap that the request sizes; every descriptor is closed.

@@ -1,4 +1,4 @@
-//! What a client writes: the line, and the arguments for each control file.
+//! Fuzzes what a client writes: the line, and the arguments for each control file.
 //!
 //! Held: no panic; nothing taken from the heap; an error has the errno that it says and
 //! an offset within the text; what was understood, written out again, is understood
@@ -8,7 +8,7 @@
 
 use fuzzing::heap;
 use libfuzzer_sys::fuzz_target;
-use monitor_common::{
+use monitor_common::grammar::{
     control_file::{self, ArgsError, ControlFile, Trigger, split_directory_args},
     line::{self, LineError, MAX_LINE},
     pressure::{self, Pressure, PressureError},
@@ -77,8 +77,8 @@ fn arguments(args: &[u8]) {
     }
 }
 
-/// What the kernel would take, ours takes for the same, and refuses with it unless
-/// the text is one of ours.
+/// Checks that text which the kernel would take means the same here, and that text which it
+/// refuses is refused unless it is one of ours.
 fn as_the_kernel(args: &[u8], page: u64) {
     let kernel = threshold::parse_threshold(args, page);
     let ours = threshold::parse(args, page);

@@ -1,4 +1,4 @@
-//! What comes to the two sockets, with descriptors.
+//! Fuzzes packets at the two sockets, with descriptors.
 //!
 //! Held: no panic; each packet is answered; nothing is taken from the heap that the
 //! client sizes; every descriptor is closed; a registration goes with its eventfd.

@@ -1,4 +1,4 @@
-//! What an agent finds of the one before: the state record, of arbitrary words.
+//! Fuzzes what an agent finds of the one before: the state record, of arbitrary words.
 //!
 //! Held: no panic; nothing is taken for a registration that is none; what is believed is
 //! written as it was read; memory by the words that are there; and the record goes on

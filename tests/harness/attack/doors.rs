@@ -1,4 +1,4 @@
-//! Attacks on the agent's doors.
+//! Attacks on the agent's frontends.
 
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::Path;
@@ -21,7 +21,7 @@ use crate::harness::group::Group;
 /// Packets for one connection before the next has its turn.
 const AT_ONCE: usize = 64;
 const PAUSE: Duration = Duration::from_millis(2);
-/// Of a thread that does nothing but write.
+/// Stack size of a thread that does nothing but write.
 const STACK: usize = 64 << 10;
 
 pub(super) fn deaf(estate: &mut Estate, size: Size) -> Result<()> {
@@ -45,7 +45,7 @@ pub(super) fn deaf(estate: &mut Estate, size: Size) -> Result<()> {
             }
             let mut open: Vec<_> =
                 connections.iter().flatten().map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLOUT)).collect();
-            // Or the agent is away: then it is asked for again.
+            // Or the agent is away: then it is requested again.
             poll(&mut open, PollTimeout::from(100u8)).context("poll failed")?;
         }
     })

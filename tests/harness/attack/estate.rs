@@ -1,4 +1,4 @@
-//! What an attacker has: a group that was delegated to him, as systemd does for a user,
+//! The means of an attacker: a group that was delegated to him, as systemd does for a user,
 //! and processes.
 
 use std::fs;
@@ -35,7 +35,7 @@ pub(super) struct Estate {
     cleared: bool,
 }
 
-/// What a process of an attack is given.
+/// Groups that a process of an attack is given, and how it starts others.
 #[derive(Debug)]
 pub(super) struct Ground {
     /// The delegated group; processes are not in itself, but in `home`.
@@ -64,14 +64,14 @@ impl Estate {
         Ok(())
     }
 
-    /// The same of somebody else's, who does no harm.
+    /// Starts a process of another user's, which does no harm.
     pub(super) fn other(&mut self, work: impl FnOnce(&Ground) -> Result<()>) -> Result<()> {
         let process = start(OTHER, &self.others, work)?;
         self.processes.push(process);
         Ok(())
     }
 
-    /// The same of root's.
+    /// Starts a process of root's.
     pub(super) fn root(&mut self, work: impl FnOnce(&Ground) -> Result<()>) -> Result<()> {
         let process = start(0, &self.others, work)?;
         self.processes.push(process);
@@ -113,7 +113,7 @@ impl Ground {
         let _ = (&self.starter).write_all(&[1]);
     }
 
-    /// Makes a group.
+    /// Makes a group below the delegated one.
     pub(super) fn group(&self, name: &str) -> Result<PathBuf> {
         let path = self.top.join(name);
         make(&path)?;
@@ -166,7 +166,7 @@ fn start(user: u32, top: &Path, work: impl FnOnce(&Ground) -> Result<()>) -> Res
         setrlimit(Resource::RLIMIT_NOFILE, DESCRIPTORS, DESCRIPTORS).context("setrlimit failed")?;
         enter(&home)?;
         become_user(user)?;
-        // After that: who changes his user is no longer killed with his parent.
+        // After that: a process that changes its user is no longer killed with its parent.
         set_pdeathsig(Signal::SIGKILL)?;
         work(&Ground { top: top.to_owned(), home: home.clone(), starter: theirs })
     })?;

@@ -11,7 +11,7 @@ use memcg_monitor::view::POINT;
 use monitor_client::{SOCKET, connect};
 use nix::sys::socket::{MsgFlags, recv, send};
 
-/// Before an agent that is away is asked again.
+/// Pause before an agent that is away is queried again.
 const PAUSE: Duration = Duration::from_millis(2);
 
 /// A connection to the registration socket.
@@ -52,7 +52,7 @@ pub(super) fn usage_file(group: &Path) -> Result<File> {
     File::open(&path).with_context(|| format!("cannot open {}", path.display()))
 }
 
-/// A group's directory.
+/// Opens a group's directory.
 pub(super) fn directory(group: &Path) -> Result<File> {
     File::open(group).with_context(|| format!("cannot open {}", group.display()))
 }

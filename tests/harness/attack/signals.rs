@@ -8,7 +8,7 @@ use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use monitor_common::control_file::ControlFile;
+use monitor_common::grammar::control_file::ControlFile;
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::wait::waitpid;
@@ -24,10 +24,10 @@ use crate::harness::process;
 
 /// Threads of those attacks that have several.
 const THREADS: usize = 2;
-/// What a crossing takes: so far above usage at rest, and beyond that.
+/// Bytes that a crossing takes: so far above usage at rest, and beyond that.
 const LEVEL: u64 = 256 << 10;
 const REACH: usize = 1 << 20;
-/// Out of reach.
+/// A threshold out of reach.
 const HIGH: &str = "1G";
 /// From one OOM to the next.
 const BETWEEN_OOMS: Duration = Duration::from_millis(100);
@@ -56,7 +56,7 @@ pub(super) fn dup2(estate: &mut Estate, _size: Size) -> Result<()> {
         in_threads(|at| {
             let spare = spares[at].as_raw_fd();
             loop {
-                // SAFETY: both are open, and the spare one is nobody else's.
+                // SAFETY: both are open, and the spare one is used nowhere else.
                 unsafe { libc::dup2(event, spare) };
             }
         });

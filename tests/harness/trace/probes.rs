@@ -10,7 +10,7 @@ use memcg_monitor::cgroup::{Hierarchy, Version};
 
 const PROBES: &str = "/sys/kernel/tracing/kprobe_events";
 const PROFILE: &str = "/sys/kernel/tracing/kprobe_profile";
-/// A trace buffer of our own: our clock and options are nobody else's.
+/// A trace buffer of our own, whose clock and options no other tracer sets.
 const DIRECTORY: &str = "/sys/kernel/tracing/instances/conformance";
 /// The group of our probes, and so a directory of `events`.
 const GROUP: &str = "conformance";
@@ -63,14 +63,14 @@ impl Drop for Probes {
     }
 }
 
-/// What the probes wrote; reading takes it away and never waits.
+/// Opens what the probes wrote; reading takes it away and never waits.
 pub(super) fn pipe() -> Result<File> {
     let path = format!("{DIRECTORY}/trace_pipe");
     let pipe = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path);
     pipe.with_context(|| format!("cannot open {path}"))
 }
 
-/// What to fetch of a counter and those above it.
+/// The arguments to fetch of a counter and those above it.
 fn fetch(parent: u64, usage: u64) -> String {
     let mut text = String::new();
     let mut at = "$arg1".to_owned();

@@ -27,7 +27,7 @@ use crate::harness::test::vm_test;
 
 vm_test!(
     abuse_full_eventfd,
-    "an eventfd that is full and blocks costs its owner the signals, nobody else anything",
+    "an eventfd that is full and blocks costs its owner the signals, and no other client any",
     Any,
     []
 );
@@ -41,14 +41,14 @@ fn abuse_full_eventfd() -> Result<()> {
     full.register(&group, "4M")?;
     let other = Waiter::on(&group, "4M")?;
     charger.grow(Kind::Anonymous, 8 * MIB)?;
-    ensure!(other.wait()? == 1, "the other one hears");
+    ensure!(other.wait()? == 1, "the other one is signalled");
     charger.shrink(Kind::Anonymous)?;
-    ensure!(other.wait()? == 1, "and hears again");
+    ensure!(other.wait()? == 1, "and is signalled again");
     agent.settle()?;
     // As the kernel's own signals: up to 2^64 - 1, and no further.
     ensure!(full.take()? == u64::MAX, "the full one took what it could");
     charger.grow(Kind::Anonymous, 8 * MIB)?;
-    ensure!(full.wait()? == 1, "emptied, it hears as any other");
+    ensure!(full.wait()? == 1, "emptied, it is signalled as any other");
     Ok(())
 }
 
@@ -82,7 +82,7 @@ fn abuse_closed_meanwhile() -> Result<()> {
     Ok(())
 }
 
-/// What several processes did, added up.
+/// A count of what several processes did, added up.
 struct Count(AtomicU64);
 
 // SAFETY: an atomic, for which zeros are a value.
@@ -115,13 +115,13 @@ fn abuse_quota() -> Result<()> {
     ensure!(wrong.is_none(), "{wrong:?}");
     let mut charger = Charger::start(&group)?;
     charger.grow(Kind::Anonymous, 8 * MIB)?;
-    ensure!(mine.wait()? == 1, "root hears, and has no quota");
+    ensure!(mine.wait()? == 1, "root is signalled, and has no quota");
     until("what the greedy one held has gone with it", || Ok(agent.status()?.registrations == 1))
 }
 
 vm_test!(
     abuse_closing_in_a_loop,
-    "a user who closes copies of a registered eventfd without end costs nobody a signal",
+    "a user who closes copies of a registered eventfd without end costs no other client a signal",
     Any,
     [Kernel]
 );
@@ -224,9 +224,9 @@ fn abuse_churn() -> Result<()> {
             }
         }
     }
-    // Each that was taken is told of its group's end, exactly once.
+    // Each that was accepted is signalled for its group's end, exactly once.
     let mut told = 0;
-    until("every registration on a removed group has heard of it", || {
+    until("every registration on a removed group was signalled for it", || {
         told += waiter.take()?;
         Ok(agent.status()?.registrations == 1)
     })?;
@@ -262,13 +262,13 @@ fn abuse_strict_seccomp() -> Result<()> {
     client.end().context("the client")?;
     ensure!(agent.status()?.registrations == 1, "it is registered");
     charger.grow(Kind::Anonymous, 8 * MIB)?;
-    ensure!(waiter.wait()? == 1, "and hears");
+    ensure!(waiter.wait()? == 1, "and is signalled");
     Ok(())
 }
 
 vm_test!(
     abuse_thresholds_of_another,
-    "a user who crosses thousands of thresholds all the time delays nobody else's signal",
+    "a user who crosses thousands of thresholds all the time delays no other user's signal",
     Any,
     [Kernel, Preempt]
 );

@@ -1,4 +1,4 @@
-//! OOMs while others make all the noise they can: each is told, and none that was not.
+//! OOMs while others make all the noise they can: each is signalled, and none that was not.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use monitor_common::control_file::ControlFile;
+use monitor_common::grammar::control_file::ControlFile;
 use nix::unistd::{ForkResult, fork};
 
 use crate::harness::MIB;
@@ -81,7 +81,7 @@ fn writers(
 
 vm_test!(
     abuse_limit_writes_hide_no_oom,
-    "1,200 threads of a user write memory.max below what cannot be reclaimed: another's OOMs are all told, and of theirs no more than the kernel kept from the programs",
+    "1,200 threads of a user write memory.max below what cannot be reclaimed: another's OOMs are all signalled, and of theirs no more than the kernel kept from the programs",
     V2,
     [Kernel]
 );
@@ -90,8 +90,8 @@ fn abuse_limit_writes_hide_no_oom() -> Result<()> {
     let (noisy, victim) = (users_group("noisy")?, Group::new("victim")?);
     victim.set_limit(8 * MIB)?;
     let agent = Agent::start(&[])?;
-    // Pages of a file in memory stay with the group that nobody is in any more: so a write
-    // finds nobody to kill, and takes long.
+    // Pages of a file in memory stay with the group that no task is in any more: so a write
+    // finds no task to kill, and takes long.
     let mut charger = Charger::start(&noisy)?;
     charger.grow(Kind::File, 4 * MIB)?;
     Group::root()?.add(charger.pid())?;
@@ -109,7 +109,7 @@ fn abuse_limit_writes_hide_no_oom() -> Result<()> {
     // One whose beginning the kernel kept from both programs looks like a charge's.
     ensure!(
         told <= status.skipped,
-        "a written limit is no OOM: {told} of {} writes are told, {status:?}",
+        "a written limit is no OOM: {told} of {} writes are signalled, {status:?}",
         writes.get()
     );
     // An OOM of a charge in that group is one again.
@@ -118,7 +118,7 @@ fn abuse_limit_writes_hide_no_oom() -> Result<()> {
     Charger::start(&noisy)?.grow_to_death(64 * MIB)?;
     let counted = noisy.field("memory.events.local", "oom")? - before;
     let mut heard = 0;
-    until("an OOM of a charge is told again", || {
+    until("an OOM of a charge is signalled again", || {
         heard += own.take()?;
         ensure!(heard <= counted, "{heard} signals of {counted} OOMs");
         Ok(heard == counted)
@@ -133,7 +133,7 @@ fn hears_its_ooms(group: &Group, listener: &Waiter) -> Result<()> {
         Charger::start(group)?.grow_to_death(32 * MIB)?;
         let counted = group.field("memory.events.local", "oom")?;
         ensure!(counted >= round, "the kernel counts {counted} in round {round}");
-        until(&format!("OOM {counted} of the other group is told"), || {
+        until(&format!("OOM {counted} of the other group is signalled"), || {
             heard += listener.take()?;
             ensure!(heard <= counted, "{heard} signals of {counted} OOMs");
             Ok(heard == counted)
@@ -162,7 +162,7 @@ fn bomb(forks: &Count) -> Result<()> {
 
 vm_test!(
     abuse_fork_bomb,
-    "a user's fork bomb that OOMs all the time: another's OOMs are all told, and afterwards nobody hears of one that is over",
+    "a user's fork bomb that OOMs all the time: another's OOMs are all signalled, and afterwards none that is over is signalled",
     V2,
     [Kernel, Preempt]
 );
@@ -186,7 +186,7 @@ fn abuse_fork_bomb() -> Result<()> {
             || group.field("memory.events.local", "oom")? >= 20)
     })?;
     hears_its_ooms(&victim, &other)?;
-    // In the midst of it somebody comes: it is under OOM, or not.
+    // In the midst of it a client registers: the group is under OOM, or not.
     let during = Waiter::at(&group, ControlFile::Oom, "")?;
     group.write("cgroup.kill", "1")?;
     until("the bomb is gone", || Ok(fs::read_to_string(group.path.join("cgroup.procs"))?.is_empty()))?;
@@ -194,7 +194,7 @@ fn abuse_fork_bomb() -> Result<()> {
     agent.settle()?;
     let (counted, told) = (group.field("memory.events.local", "oom")?, own.take()?);
     ensure!(told > 0 && told <= counted, "{told} signals of {counted} OOMs");
-    ensure!(during.take()? <= told + 1, "one who came later heard more");
+    ensure!(during.take()? <= told + 1, "one that registered later received more");
     // By the second sweep after, where the kernel has skipped beginnings or ends.
     until("nothing is under OOM any more", || {
         let after = Waiter::at(&group, ControlFile::Oom, "")?;
@@ -255,7 +255,7 @@ fn abuse_oom_once_killed_is_one_line() -> Result<()> {
     let (ooms, killed) =
         (group.field("memory.events.local", "oom")?, group.field("memory.events", "oom_kill")?);
     group.remove()?;
-    // The removal is told last.
+    // The removal is signalled last.
     let (mut signals, mut pids) = (0, Vec::new());
     loop {
         let row = event(&connection)?;
@@ -272,7 +272,7 @@ fn abuse_oom_once_killed_is_one_line() -> Result<()> {
     pids.sort_unstable();
     pids.dedup();
     ensure!(pids.len() == lines, "a process was killed twice");
-    // Followers are told first.
+    // Followers are sent it first.
     let mut heard = 0;
     until("its eventfd is signalled for each, and for the removal", || {
         heard += waiter.take()?;

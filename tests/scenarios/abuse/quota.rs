@@ -1,4 +1,4 @@
-//! Quotas: whose each registration is, who has none, and what bounds them all.
+//! Quotas: to which user each registration counts, who has none, and what bounds them all.
 
 use std::fs::{File, OpenOptions};
 use std::io::IoSlice;
@@ -23,7 +23,7 @@ use crate::harness::process::{self, Process, USER, become_container_root};
 use crate::harness::test::vm_test;
 use crate::scenarios::restart::Supervised;
 
-/// Both doors are everybody's, and each may have three.
+/// Both frontends are open to every user, and each user may have three.
 const OPTIONS: [&str; 6] = ["--socket-mode", "0666", "--event-control-mode", "0222", "--max-per-user", "3"];
 const FULL: i32 = libc::EDQUOT;
 
@@ -60,7 +60,7 @@ fn expect(who: &str, found: &[i32], expected: &[i32]) -> Result<()> {
 
 vm_test!(
     abuse_one_eventfd_of_two_users,
-    "users who share an eventfd have a quota each, by either door, and keep what they owe over a restart",
+    "users who share an eventfd have a quota each, by either frontend, and keep what they owe over a restart",
     Any,
     [Kernel]
 );
@@ -92,12 +92,12 @@ fn abuse_one_eventfd_of_two_users() -> Result<()> {
     process::run_as(USER, again)
 }
 
-/// Connects to the operator's socket as user id 0 of a container, or with that one's rights
-/// to files under another id, and asks as another.
+/// Connects to the admin socket as user id 0 of a container, or with that one's rights
+/// to files under another id, and sends a request as another.
 fn lists_as_another(is_opened_as_another: bool) -> Result<()> {
     let (root, user) = (Uid::from_raw(0), Uid::from_raw(USER));
     if is_opened_as_another {
-        // SO_PEERCRED tells the effective id; files are opened by the file system's.
+        // SO_PEERCRED gives the effective id; files are opened by the file system's.
         setresuid(root, user, root)?;
         setfsuid(root);
     }
@@ -199,7 +199,7 @@ fn run_in_group(group: &Group, user: u32, work: impl FnOnce() -> Result<()>) -> 
 fn groups_pay() -> Result<()> {
     let on = Group::new("on")?;
     let (one, other) = (Group::new("one")?, Group::new("other")?);
-    // A user's own, who makes groups in it.
+    // A user's own group, in which he makes groups.
     let own = Group::new("own")?;
     let below = [own.child("a")?, own.child("b")?];
     chown(&own.path, Some(USER), Some(USER))?;
@@ -260,7 +260,7 @@ fn abuse_quota_by_cgroup() -> Result<()> {
 
 vm_test!(
     abuse_quota_by_cgroup_from_within,
-    "an agent in a cgroup namespace of its own, as in a container, tells clients' groups",
+    "an agent in a cgroup namespace of its own, as in a container, identifies clients' groups",
     Any,
     []
 );
@@ -276,7 +276,7 @@ fn abuse_quota_by_cgroup_from_within() -> Result<()> {
 
 vm_test!(
     abuse_shared_eventfd_followed,
-    "who follows a registration hears of that one alone, whatever else is on the same eventfd",
+    "a follower of a registration receives that one's events alone, whatever else is on the same eventfd",
     Any,
     []
 );
@@ -295,7 +295,7 @@ fn abuse_shared_eventfd_followed() -> Result<()> {
     };
     let [mine, theirs] = [follow(&groups[0])?, follow(&groups[1])?];
     let mut chargers = [Charger::start(&groups[0])?, Charger::start(&groups[1])?];
-    // Theirs first: what is told of it to the wrong one comes before what is mine.
+    // Theirs first: what is sent of it to the wrong one is before what is mine.
     for charger in chargers.iter_mut().rev() {
         charger.grow(Kind::Anonymous, 8 * MIB)?;
         waiter.hears(1, "each crossing is signalled")?;
@@ -304,7 +304,7 @@ fn abuse_shared_eventfd_followed() -> Result<()> {
     for (control, group) in [(&mine, &groups[0]), (&theirs, &groups[1])] {
         match control.next()? {
             Some(Answer::Event(row)) => {
-                ensure!(Path::new(&row.cgroup) == group.path, "told of another's group: {row:?}");
+                ensure!(Path::new(&row.cgroup) == group.path, "sent of another's group: {row:?}");
             }
             other => anyhow::bail!("{other:?} instead of its own crossing"),
         }

@@ -1,4 +1,4 @@
-//! What the kernel did and what we did, row by row.
+//! A comparison, row by row, of what the kernel did and what we did.
 
 use std::borrow::BorrowMut;
 use std::fs::File;
@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use monitor_common::control_file::ControlFile;
+use monitor_common::grammar::control_file::ControlFile;
 use serde_json::Value;
 
 use crate::harness::agent::until;
@@ -34,12 +34,12 @@ impl Book {
         report::row(section, check, &columns.map(|(name, text)| (name, Value::from(text))));
     }
 
-    /// The same of counts.
+    /// Compares counts, which have to be equal.
     pub(crate) fn counts(&mut self, rule: &str, (kernel, ours): (u64, u64)) {
         self.row(rule, &kernel.to_string(), &ours.to_string(), None);
     }
 
-    /// Counts that have to be equal, but are others in each run: told is only
+    /// Compares counts that have to be equal, but are others in each run: written is only
     /// whether there were any.
     pub(crate) fn equal(&mut self, rule: &str, (kernel, ours): (u64, u64)) {
         let shown = |count: u64| if count == 0 { "none" } else { "some" };
@@ -50,7 +50,7 @@ impl Book {
         }
     }
 
-    /// The side of a threshold that was told last, which began below; how often is
+    /// Compares the side of a threshold that was signalled last, which began below; how often is
     /// by chance where the counter goes to and fro between the kernel's looks.
     pub(crate) fn side(&mut self, rule: &str, (kernel, ours): (u64, u64), registrations: u64) {
         let shown = |count: u64| match count {
@@ -69,7 +69,7 @@ impl Book {
     }
 }
 
-/// The same registrations with the kernel and with us, and the signals so far.
+/// Equal registrations with the kernel and with us, and the signals so far.
 #[derive(Debug)]
 pub(crate) struct Both {
     pub(crate) kernel: Waiter,

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use memcg_monitor::cgroup::Version;
-use monitor_common::line::MAX_LINE;
-use monitor_common::threshold::{ACCEPTED, REFUSED};
+use monitor_common::grammar::line::MAX_LINE;
+use monitor_common::grammar::threshold::{ACCEPTED, REFUSED};
 use nix::errno::Errno;
 use nix::sys::eventfd::EventFd;
 use nix::unistd::pipe;
@@ -29,7 +29,7 @@ const EBADF: i32 = libc::EBADF;
 const EACCES: i32 = libc::EACCES;
 const EINVAL: i32 = libc::EINVAL;
 
-/// What it is, the line with names of descriptors in it, and the errno.
+/// A case: its title, the line with names of descriptors in it, and the errno.
 pub(crate) type Row = (&'static str, &'static str, i32);
 
 /// `{e}` and `{c}` are as they should be; the others are made in `Fixture::new`.
@@ -97,7 +97,7 @@ pub(crate) const DESCRIPTORS: &[Row] = &[
     ("wrong control file before arguments", "{e} {null} x", EINVAL),
 ];
 
-/// As a user without rights; descriptors were opened by root.
+/// Cases of a user without rights; descriptors were opened by root.
 pub(crate) const NOBODY: &[Row] = &[
     ("may read the control file", "{e} {c} 1M", OK),
     ("may read it, though it was opened for writing only", "{e} {write-only} 1M", OK),
@@ -244,7 +244,7 @@ impl Fixture {
         Ok(bytes)
     }
 
-    /// What is wrong with the answers to a line, if anything.
+    /// Says what is wrong with the answers to a line, if anything.
     fn compare(&self, what: &str, line: &[u8], expected: i32) -> Result<Option<String>> {
         let shown = || line.escape_ascii().to_string().chars().take(60).collect::<String>();
         let ours = agent_errno(line).with_context(|| format!("{what}: no answer to {}", shown()))?;

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use memcg_monitor::view::POINT;
-use monitor_common::{pressure, threshold};
+use monitor_common::grammar::{pressure, threshold};
 
 use super::book::Book;
 use super::errno::named;
@@ -24,7 +24,7 @@ const PRESSURE: &str = "memory.pressure_level";
 /// Errnos of one line, from the kernel and from the socket.
 fn both(group: &Group, name: &str, args: &str) -> Result<(String, String)> {
     let path = group.path.join(name);
-    // Opened in any way that is possible: only who may read counts.
+    // Opened in any way that is possible: only the right to read counts.
     let control = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
     let waiter = Waiter::new()?;
     let line = format!("{} {} {args}", waiter.0.as_raw_fd(), control.as_raw_fd());

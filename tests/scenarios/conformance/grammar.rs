@@ -9,9 +9,9 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 
 use anyhow::{Context, Result, ensure};
-use monitor_common::control_file::{self, ControlFile, Trigger};
-use monitor_common::line::{self, LineError};
-use monitor_common::threshold;
+use monitor_common::grammar::control_file::{self, ControlFile, Trigger};
+use monitor_common::grammar::line::{self, LineError};
+use monitor_common::grammar::threshold;
 use nix::errno::Errno;
 use nix::sys::eventfd::EventFd;
 use nix::unistd::dup2;
@@ -25,7 +25,7 @@ use lines::Lines;
 
 /// Enough for each form and each mutation many times over.
 const SHORT: u64 = 20_000;
-/// A word to whoever waits.
+/// Lines between two words of progress.
 const PROGRESS: u64 = 50_000;
 /// Registrations on one eventfd before it is closed: each one more costs the kernel a
 /// longer table.
@@ -41,7 +41,7 @@ fn conformance_grammar_differential() -> Result<()> {
     super::seeded(|seed| run(SHORT, seed))
 }
 
-/// What a descriptor is to the kernel's checks, in their order.
+/// Kinds of descriptors by the kernel's checks, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Eventfd,
@@ -170,7 +170,7 @@ impl Bench {
         }
     }
 
-    /// The kernel's errno.
+    /// The kernel's errno for a line.
     fn kernel(&mut self, line: &[u8]) -> Result<i32> {
         match nix::unistd::write(&self.event_control, line) {
             Ok(written) => {

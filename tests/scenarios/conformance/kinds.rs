@@ -1,7 +1,7 @@
 //! Memory+swap, OOM and pressure: the kernel's signals beside ours.
 
 use anyhow::{Result, ensure};
-use monitor_common::control_file::ControlFile::{Memsw, Oom, Pressure, Usage};
+use monitor_common::grammar::control_file::ControlFile::{Memsw, Oom, Pressure, Usage};
 
 use super::book::{Book, Both, agree};
 use super::semantics::look;

@@ -9,7 +9,7 @@ use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use memcg_monitor::view::POINT;
-use monitor_common::control_file::ControlFile::{self, Memsw, Oom, Pressure, Usage};
+use monitor_common::grammar::control_file::ControlFile::{self, Memsw, Oom, Pressure, Usage};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{

@@ -20,7 +20,7 @@ pub(crate) const STEP: u64 = 3 << 20;
 /// in batches of 64: this near to a threshold it may still be in the dark.
 const NEAR: u64 = 192;
 
-/// How usage moves in a leg, and so what can be asked of the two sides.
+/// How usage moves in a leg, and so what can be expected of the two sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Shape {
     /// One way, by one process: we give no fewer signals than the kernel.
@@ -28,9 +28,9 @@ pub(crate) enum Shape {
     /// To and fro, by one process. We signal a threshold once in each direction
     /// for each wake-up: where the kernel gives any, we do.
     Teeth,
-    /// As `Teeth`, while the agent is stopped: all of it is one wake-up.
+    /// Moves as `Teeth`, while the agent is stopped: all of it is one wake-up.
     Asleep,
-    /// As `Teeth`, by several processes. The kernel looks without a lock, so two
+    /// Moves as `Teeth`, by several processes. The kernel looks without a lock, so two
     /// of its looks may signal the same crossing: the parity of its count means
     /// nothing.
     Burst,
@@ -40,13 +40,13 @@ pub(crate) enum Shape {
 #[derive(Debug)]
 struct Watch {
     group: usize,
-    /// Pages.
+    /// The threshold in pages.
     threshold: u64,
     kernel: Option<Waiter>,
     ours: Waiter,
     /// Usage was at or above it when the last leg ended; `None`: too near.
     above: Option<bool>,
-    /// The same by our signals alone.
+    /// Whether usage is above, by our signals alone.
     told_above: bool,
     total: Count,
 }
@@ -71,7 +71,7 @@ pub(crate) struct Rig {
     legs: u32,
     /// Comparisons with the kernel left out because usage was near.
     near: u32,
-    /// Children first.
+    /// The groups, children first.
     groups: Vec<Group>,
 }
 
@@ -215,7 +215,7 @@ impl Watch {
         self.above = (usage.abs_diff(self.threshold) > NEAR).then_some(usage >= self.threshold);
         self.told_above ^= leg.ours % 2 == 1;
 
-        // The kernel may tell one crossing twice where two processors race. We do not.
+        // The kernel may signal one crossing twice where two processors race. We do not.
         ensure!(
             self.total.ours <= self.total.trace,
             "we signalled more often than the trace of the counter has crossings"

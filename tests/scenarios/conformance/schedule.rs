@@ -5,7 +5,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use monitor_common::control_file::ControlFile::{self, Memsw, Oom, Pressure, Usage};
+use monitor_common::grammar::control_file::ControlFile::{self, Memsw, Oom, Pressure, Usage};
 
 use super::book::{Both, agree};
 use super::shrink::smallest;
@@ -24,12 +24,12 @@ const LIMIT: u64 = 16 * MIB;
 /// Pages: nearer to a threshold than this the kernel may still be in the dark.
 const NEAR: u64 = 256;
 const LEGS: usize = 64;
-/// Of them, at the start, registrations.
+/// Registrations among them, at the start.
 const FIRST: usize = 12;
 /// For making a failing schedule smaller; a test has 120 seconds.
 const TIME: Duration = Duration::from_secs(85);
 
-/// What can be registered on; the group is another number.
+/// Control files and arguments to register; the group is another number.
 const WISHES: [(ControlFile, &str); 13] = [
     (Usage, "6M"),
     (Usage, "10M"),
@@ -124,7 +124,7 @@ struct Pair {
     both: Both,
 }
 
-/// Dropped in order: nobody is left in a group that goes.
+/// Dropped in order: no process is left in a group that is removed.
 struct World {
     chargers: [Charger; 2],
     held: [usize; 2],
@@ -239,7 +239,7 @@ impl World {
         self.restart()
     }
 
-    /// Makes the kernel look, and waits until both sides have told all.
+    /// Makes the kernel look, and waits until both sides have signalled all.
     fn rest(&mut self, agent: &Agent) -> Result<()> {
         self.chargers.iter_mut().try_for_each(|charger| charger.spike(Kind::Anonymous, page(), 160))?;
         agent.settle()?;
@@ -285,28 +285,28 @@ impl Pair {
 
     /// Whether the counts differ by one window's level, as in `kinds`: pages that another CPU
     /// adds after the program's look can lift or lower it. Then those that wait for a level
-    /// hear it or not, and so do those who hear only what nobody below has heard.
+    /// are signalled or not, and so are those in default mode, by what was signalled below.
     fn is_a_window_apart(&self, kernel: u64, ours: u64) -> bool {
         kernel.abs_diff(ours) <= self.by_level && kernel.min(ours) > self.by_level
     }
 }
 
-/// Waits until a removal has been told to both, once for each registration.
+/// Waits until a removal has been signalled to both, once for each registration.
 fn agree_after(both: &mut Both, before: (u64, u64), each: u64) -> Result<()> {
     if each == 0 {
         return Ok(());
     }
-    // Each side beyond what it had told before: of crossings that need not be the same.
-    until("the removal is told", || {
+    // Each side beyond what it had signalled before: of crossings that need not be the same.
+    until("the removal is signalled", || {
         let total = both.total()?;
         Ok(total.0 >= before.0 + each && total.1 >= before.1 + each)
     })
     .with_context(|| format!("before it the kernel had signalled {}, we {}", before.0, before.1))?;
     let total = both.total()?;
-    // A last look of the kernel's may tell a crossing, too.
+    // A last look of the kernel's may signal a crossing, too.
     let more = (total.0 - before.0, total.1 - before.1);
     if more.0 < each || more.1 < each || more.1 % 2 != each % 2 {
-        bail!("{each} registrations, the kernel told {}, we {}", more.0, more.1);
+        bail!("{each} registrations, the kernel signalled {}, we {}", more.0, more.1);
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What a client may count on, to the signal, on both sides alike. The numbers
+//! Semantics that a client may rely on, to the signal, on both sides alike. The numbers
 //! are those of the kernel.
 
 use std::os::fd::AsRawFd as _;
@@ -13,7 +13,7 @@ use crate::harness::client::{Waiter, page, write_event_control};
 use crate::harness::group::Group;
 use crate::harness::test::vm_test;
 
-/// The same registrations with the kernel and with us.
+/// Equal registrations with the kernel and with us.
 struct Both {
     kernel: Waiter,
     ours: Waiter,

@@ -18,10 +18,10 @@ use nix::unistd::{chdir, chroot, execv};
 use crate::harness::test::Test;
 use crate::harness::{modules, report, runner, stopwatch};
 
-/// Where Debian's disk is mounted before it is the root.
+/// Mount point of Debian's disk before it is the root.
 const DEBIAN: &str = "/debian";
 
-/// What the host packed to be copied over Debian's files.
+/// Files that the host packed, to be copied over Debian's.
 const PAYLOAD: &str = "/payload";
 
 /// Leaves the machine to Debian. Returns only if that fails.
@@ -35,7 +35,7 @@ pub(crate) fn switch() -> Result<()> {
     let programs = Path::new(DEBIAN).join("usr/local/bin");
     copy(Path::new("/bin/memcg-monitor"), &programs.join("memcg-monitor"), 0o755)?;
     copy(Path::new("/init"), &programs.join("guest"), 0o755)?;
-    // Any will do, but systemd would ask who we are.
+    // Any will do, but without one systemd would ask for it.
     fs::write(Path::new(DEBIAN).join("etc/machine-id"), format!("{:032x}\n", 1))?;
     chdir(DEBIAN).context("cannot enter Debian")?;
     mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).context("cannot move Debian to /")?;
@@ -97,7 +97,7 @@ pub(crate) const SERVICE: &str = "memcg-monitor.service";
 pub(crate) struct Units;
 
 impl Units {
-    /// Where `systemctl link` would, for this boot only.
+    /// Directory of units that are linked, as by `systemctl link`, for this boot only.
     const DIRECTORY: &str = "/run/systemd/system";
 
     /// Installs them, with drop-ins for the service.
@@ -146,7 +146,7 @@ pub(crate) fn property(name: &str) -> Result<String> {
     Ok(systemctl(&["show", "-P", name, SERVICE])?.trim().to_owned())
 }
 
-/// What a program says; an error if it fails.
+/// Runs a program and returns its output; an error if it fails.
 pub(crate) fn output(program: &str, words: &[&str]) -> Result<String> {
     let output = Command::new(program)
         .args(words)

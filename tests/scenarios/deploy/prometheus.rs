@@ -17,7 +17,7 @@ use crate::harness::process;
 use crate::harness::report::{say, text};
 use crate::scenarios::metrics::older_text;
 
-/// Where the host packs it.
+/// Path at which the host packs it.
 const PROMETHEUS: &str = "/prometheus/prometheus";
 const CONFIGURATION: &str = "/prometheus/prometheus.yml";
 const ADDRESS: &str = "127.0.0.1:9090";
@@ -47,7 +47,7 @@ pub(crate) fn run() -> Result<()> {
     until("the alert fires", || prometheus.is(alert, 1.0)).with_context(log)?;
     say!("Prometheus: MemcgMonitorGroupsNotWatched fires");
     drop(agent);
-    until("and it hears that the agent has gone", || prometheus.is("up{job=\"memcg-monitor\"}", 0.0))
+    until("and it notices that the agent has ended", || prometheus.is("up{job=\"memcg-monitor\"}", 0.0))
         .with_context(log)
 }
 
@@ -84,7 +84,7 @@ impl Prometheus {
         Ok(self.value(query)? == Some(number))
     }
 
-    /// What a query answers, if that is one sample.
+    /// The answer to a query, if that is one sample.
     fn value(&self, query: &str) -> Result<Option<f64>> {
         let query: String = query.bytes().map(|byte| format!("%{byte:02x}")).collect();
         let mut stream = TcpStream::connect(ADDRESS)?;

@@ -4,7 +4,7 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use monitor_common::control_file::ControlFile::{self, Procs, Usage, WorkingSet};
+use monitor_common::grammar::control_file::ControlFile::{self, Procs, Usage, WorkingSet};
 
 use super::{Heard, MIB};
 use crate::harness::agent::{Agent, until};
@@ -103,7 +103,12 @@ fn event_percent() -> Result<()> {
     half.await_total(6).context("and back")
 }
 
-vm_test!(event_directions, "up, down and hysteresis are heard as asked for", V2, [Kernel, Preempt, Quick]);
+vm_test!(
+    event_directions,
+    "up, down and hysteresis are signalled as requested",
+    V2,
+    [Kernel, Preempt, Quick]
+);
 fn event_directions() -> Result<()> {
     let group = Group::new("directions")?;
     let agent = Agent::start(&[])?;

@@ -1,4 +1,4 @@
-//! Out of memory: who hears of it, how often, and what `listen -o json` tells.
+//! Out of memory: which groups are signalled, how often, and what `listen -o json` writes.
 
 use std::fs;
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -9,7 +9,7 @@ use std::thread;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use monitor_client::wire::{AdminRequest, Answer, EventRow};
 use monitor_client::{AdminConnection, CONTROL_SOCKET};
-use monitor_common::control_file::ControlFile;
+use monitor_common::grammar::control_file::ControlFile;
 
 use super::{Heard, MIB, expect};
 use crate::harness::agent::{Agent, PATIENCE};
@@ -24,7 +24,7 @@ fn listeners(family: &Family) -> Result<Vec<Heard>> {
 
 vm_test!(
     event_oom_goes_down,
-    "an OOM is told once to the group at its limit and to those below, to nobody else",
+    "an OOM is signalled once to the group at its limit and to those below, to no other",
     V2,
     [Kernel, Preempt, Quick]
 );
@@ -42,7 +42,7 @@ fn event_oom_goes_down() -> Result<()> {
         expect(&mut all, &["group", "child"], counted)?;
     }
     let above = family.group.field("memory.events.local", "oom")?;
-    // Of the child's own limit the group hears nothing.
+    // The child's own limit signals nothing to the group.
     family.child.set_limit(8 * MIB)?;
     Charger::start(&family.child)?.grow_to_death(64 * MIB)?;
     agent.settle()?;
@@ -57,7 +57,12 @@ fn event_oom_goes_down() -> Result<()> {
     Ok(())
 }
 
-vm_test!(event_oom_by_a_written_limit, "a limit written below usage signals nobody", V2, [Kernel, Preempt]);
+vm_test!(
+    event_oom_by_a_written_limit,
+    "a limit written below usage signals no client",
+    V2,
+    [Kernel, Preempt]
+);
 fn event_oom_by_a_written_limit() -> Result<()> {
     let family = Family::new("written")?;
     let agent = Agent::start(&[])?;
@@ -65,7 +70,7 @@ fn event_oom_by_a_written_limit() -> Result<()> {
     let mut charger = Charger::start(&family.child)?;
     charger.grow(Kind::Anonymous, 24 * MIB)?;
     family.group.set_limit(8 * MIB)?;
-    ensure!(charger.grow(Kind::Anonymous, MIB).is_err(), "the write killed nobody");
+    ensure!(charger.grow(Kind::Anonymous, MIB).is_err(), "the write killed no task");
     let counted = family.group.field("memory.events.local", "oom")?;
     ensure!(counted > 0, "the kernel saw no OOM: nothing was shown");
     agent.settle()?;
@@ -107,7 +112,7 @@ fn event_oom_of_a_group_read_early() -> Result<()> {
     expect(&mut all, &["parent", "group", "child", "sibling"], counted)
 }
 
-/// A connection that is told the causes, and its eventfd.
+/// A connection that is sent the causes, and its eventfd.
 pub(crate) fn follow(group: &Group) -> Result<(AdminConnection, Waiter)> {
     let waiter = Waiter::new()?;
     let (control, args) = open_control(group, ControlFile::Oom, "")?;
@@ -134,7 +139,7 @@ fn name(group: &Group) -> String {
 
 vm_test!(
     event_oom_json,
-    "listen -o json tells the OOM with its origin, then the victim",
+    "listen -o json writes the OOM with its origin, then the victim",
     V2,
     [Kernel, Preempt]
 );
@@ -175,7 +180,7 @@ fn event_oom_json() -> Result<()> {
 
 vm_test!(
     event_oom_group_json,
-    "memory.oom.group: the group that is killed is told, too",
+    "memory.oom.group: the group that is killed is named, too",
     V2,
     [Kernel, Preempt]
 );

@@ -1,7 +1,7 @@
 //! Reclaim pressure: levels and modes.
 
 use anyhow::{Result, ensure};
-use monitor_common::control_file::ControlFile::Pressure;
+use monitor_common::grammar::control_file::ControlFile::Pressure;
 
 use super::{Heard, MIB};
 use crate::harness::agent::{Agent, until};
@@ -10,7 +10,7 @@ use crate::harness::charger::{Charger, Kind};
 use crate::harness::group::Family;
 use crate::harness::test::vm_test;
 
-/// Waits until two have heard the same, more than `before`, and rest there.
+/// Waits until two have received the same, more than `before`, and rest there.
 fn agree(all: &mut [Heard], one: &str, other: &str, before: u64) -> Result<u64> {
     let mut seen = 0;
     until(&format!("{one} and {other} agree"), || {
@@ -26,7 +26,12 @@ fn total(all: &mut [Heard], name: &str) -> Result<u64> {
     all.iter_mut().filter(|heard| heard.name == name).try_fold(0, |sum, heard| Ok(sum + heard.total()?))
 }
 
-vm_test!(event_pressure_modes, "default, hierarchy and local hear what v1's would", V2, [Kernel, Preempt]);
+vm_test!(
+    event_pressure_modes,
+    "default, hierarchy and local are signalled as v1's would be",
+    V2,
+    [Kernel, Preempt]
+);
 fn event_pressure_modes() -> Result<()> {
     let _disk = block::disk()?;
     let family = Family::new("modes")?;
@@ -58,13 +63,13 @@ fn event_pressure_modes() -> Result<()> {
         ("sibling default", 0),
     ] {
         // Each has its signals in a turn of its own.
-        until(&format!("{name} has heard {expected} of {windows} windows"), || {
+        until(&format!("{name} has received {expected} of {windows} windows"), || {
             let heard = total(&mut all, name)?;
-            ensure!(heard <= expected, "{name} heard {heard} of {windows} windows, not {expected}");
+            ensure!(heard <= expected, "{name} received {heard} of {windows} windows, not {expected}");
             Ok(heard == expected)
         })?;
     }
-    // With nobody nearer, the default of the parent hears all. The charger has
+    // With no listener nearer, the parent's default one is signalled for all. The charger has
     // copies of the eventfds.
     charger.end()?;
     all = vec![
@@ -79,7 +84,7 @@ fn event_pressure_modes() -> Result<()> {
 
 vm_test!(
     event_pressure_levels,
-    "an OOM is critical; each level hears of those above it",
+    "an OOM is critical; each level is signalled for those above it",
     V2,
     [Kernel, Preempt]
 );

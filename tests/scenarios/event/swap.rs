@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use monitor_common::control_file::ControlFile::{Memsw, Usage};
+use monitor_common::grammar::control_file::ControlFile::{Memsw, Usage};
 
 use super::{Heard, MIB};
 use crate::harness::agent::{Agent, until};

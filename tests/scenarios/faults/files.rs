@@ -74,7 +74,7 @@ fn faults_run() -> Result<()> {
     charger.grow(Kind::Anonymous, 6 * MIB)?;
     read_only(RUN, false)?;
     agent.0.ready()?;
-    ensure!(waiter.wait()? == 1, "what happened meanwhile is told");
+    ensure!(waiter.wait()? == 1, "what happened meanwhile is signalled");
     ensure!(agent.registrations()? == 2 && late.take()? == 0, "all are kept");
     charger.end()
 }
@@ -101,9 +101,9 @@ fn faults_bpffs() -> Result<()> {
         charger.spike(Kind::Anonymous, 32 * MIB, 1)?;
         charger.grow(Kind::Anonymous, 6 * MIB)
     })?;
-    ensure!(waiter.wait()? == 1, "what lasts is told");
+    ensure!(waiter.wait()? == 1, "what lasts is signalled");
     agent.0.settle()?;
-    ensure!(spike.take()? == 0, "a spike that nobody saw is not");
+    ensure!(spike.take()? == 0, "a spike that no program saw is not");
     charger.shrink(Kind::Anonymous)?;
     ensure!(waiter.wait()? == 1 && agent.registrations()? == 2, "nothing is lost");
     ensure!(agent.0.end(Signal::SIGTERM)? == 0, "the agent ends well");
@@ -174,7 +174,7 @@ fn faults_cgroupfs() -> Result<()> {
     let beside = waiter_at(&second.join("first/memory.current"), "4M")?;
     crosses(&mut chargers[0], &beside)?;
     agent.settle()?;
-    waiter.hears(2, "both are told")?;
+    waiter.hears(2, "both are signalled")?;
     drop(beside);
 
     umount2(CGROUP, MntFlags::MNT_DETACH)?;
@@ -196,6 +196,6 @@ fn faults_cgroupfs() -> Result<()> {
     ensure!(!is_dead(agent.pid()), "the agent lives");
     drop(chargers);
     groups[0].remove()?;
-    ensure!(waiter.wait()? == 1, "its removal is told");
+    ensure!(waiter.wait()? == 1, "its removal is signalled");
     Ok(())
 }

@@ -1,5 +1,6 @@
-//! What a host has once for all: descriptors in flight, AIO contexts, a directory for pins. What
-//! others do with it costs nobody a signal, and what the agent does costs nobody else.
+//! Resources that a host has once for all: descriptors in flight, AIO contexts, a directory for
+//! pins. What others do with them costs no client a signal, and what the agent does costs no
+//! other process.
 
 use std::fs::{self, File, Permissions};
 use std::io::{IoSlice, Read as _, Write as _};
@@ -119,7 +120,7 @@ fn faults_in_flight() -> Result<()> {
     crosses(&mut charger, &waiter)?;
     late.hears(2, "registered in the storm")?;
     agent.killed_while(|| charger.grow(Kind::Anonymous, 6 * MIB))?;
-    ensure!(waiter.wait()? == 1 && late.wait()? == 1, "what happened meanwhile is told");
+    ensure!(waiter.wait()? == 1 && late.wait()? == 1, "what happened meanwhile is signalled");
     let later = Waiter::on(&group, "4M").context("by the next agent")?;
     charger.shrink(Kind::Anonymous)?;
     ensure!(later.wait()? == 1, "down");
@@ -127,7 +128,7 @@ fn faults_in_flight() -> Result<()> {
     charger.end()
 }
 
-/// A BPF file system that everybody may write to, as `mount -t bpf` makes it.
+/// A BPF file system that every user may write to, as `mount -t bpf` makes it.
 fn everybodys_bpffs() -> Result<()> {
     let _ = fs::remove_dir_all(FOLDER);
     own_mounts()?;
@@ -174,7 +175,7 @@ fn faults_pins_of_somebody_else() -> Result<()> {
         ensure!(waiter.wait()? == 1, "{how}: and on");
         ensure!(agent.0.end(Signal::SIGTERM)? == 0, "{how}: the agent ends well");
         ensure!(keep.exists(), "{how}: what a link leads to was removed");
-        ensure!(fs::symlink_metadata(FOLDER)?.uid() == USER, "{how}: what is somebody else's stays");
+        ensure!(fs::symlink_metadata(FOLDER)?.uid() == USER, "{how}: what is another user's stays");
         process::run_as(USER, || {
             match how {
                 "directory" => fs::remove_dir_all(FOLDER)?,
@@ -188,7 +189,7 @@ fn faults_pins_of_somebody_else() -> Result<()> {
 
 vm_test!(
     faults_pins_among_others,
-    "where everybody may make directories, nobody takes the agent's away, nor its place once it has ended",
+    "where every user may make directories, none takes the agent's away, nor its place once it has ended",
     Any,
     [Newest]
 );
@@ -222,7 +223,7 @@ fn faults_pins_among_others() -> Result<()> {
     }
     crosses(&mut charger, &waiter)?;
     agent.killed_while(|| charger.grow(Kind::Anonymous, 6 * MIB))?;
-    ensure!(waiter.wait()? == 1, "what holds is told");
+    ensure!(waiter.wait()? == 1, "what holds is signalled");
     ensure!(Agent::log().contains("link of"), "it is said which pin is missing: {}", Agent::log());
     charger.shrink(Kind::Anonymous)?;
     ensure!(waiter.wait()? == 1, "and on");

@@ -33,7 +33,7 @@ fn hog(group: &Group) -> Result<Pid> {
         let block = NonZeroUsize::new(16 << 20).context("not 0")?;
         let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_POPULATE;
         loop {
-            // SAFETY: new memory, which nobody knows of.
+            // SAFETY: new memory, to which there is no other reference.
             unsafe { mmap_anonymous(None, block, ProtFlags::PROT_WRITE, flags) }?;
         }
     })
@@ -71,7 +71,7 @@ fn faults_host_out_of_memory() -> Result<()> {
     ensure!(is_dead(first), "the agent was not killed first");
     agent.0.ready()?;
     let mut told = 0;
-    until("up and down were told", || {
+    until("up and down were signalled", || {
         told += heard.take()?;
         Ok(told == 2)
     })

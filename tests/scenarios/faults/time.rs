@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use monitor_client::{SOCKET, connect};
-use monitor_common::control_file::ControlFile;
+use monitor_common::grammar::control_file::ControlFile;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{MsgFlags, send};
@@ -119,12 +119,12 @@ fn faults_clock() -> Result<()> {
     Ok(())
 }
 
-/// A client that hears by `heard` and passes it on to `told`.
-fn client(heard: &EventFd, told: &EventFd) -> Result<Pid> {
+/// A client that reads signals from `from` and passes them on to `to`.
+fn client(from: &EventFd, to: &EventFd) -> Result<Pid> {
     process::spawn(|| {
         let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
-        while let Ok(count) = heard.read() {
-            let _ = told.write(count);
+        while let Ok(count) = from.read() {
+            let _ = to.write(count);
         }
         Ok(())
     })
@@ -132,7 +132,7 @@ fn client(heard: &EventFd, told: &EventFd) -> Result<Pid> {
 
 vm_test!(
     faults_stopped_clients,
-    "all clients stand still in a storm: the agent waits for none, each hears all of it later",
+    "all clients stand still in a storm: the agent waits for none, each is signalled for all of it later",
     Any,
     [Newest]
 );
@@ -163,7 +163,7 @@ fn faults_stopped_clients() -> Result<()> {
             Ok(status.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')))
         })?;
     }
-    // One that asks on and on and reads no answer.
+    // A client that sends requests on and on and reads no answer.
     let deaf = connect(Path::new(SOCKET))?;
     while send(deaf.as_raw_fd(), b" ", MsgFlags::MSG_DONTWAIT).is_ok() {}
 
@@ -177,18 +177,18 @@ fn faults_stopped_clients() -> Result<()> {
     ensure!(Waiter::on(&group, "64M").is_ok(), "others are served");
     agent.settle()?;
     total += oracle.take()?;
-    ensure!(total >= 2 * STORM, "each crossing is told to who listens, {total} of {}", 2 * STORM);
-    ensure!(told.take()? == 0, "who stands still hears nothing");
+    ensure!(total >= 2 * STORM, "each crossing is signalled to those that read, {total} of {}", 2 * STORM);
+    ensure!(told.take()? == 0, "a stopped client receives nothing");
     for pid in stopped {
         kill(pid, Signal::SIGCONT)?;
     }
     let mut late = 0;
-    until("the client hears all of it", || {
+    until("the client receives all of it", || {
         late += told.take()?;
         Ok(late == total)
     })
     .with_context(|| format!("{late} of {total}"))?;
-    until("the follower tells all of it", || {
+    until("the follower writes all of it", || {
         let text = fs::read_to_string(FOLLOWER)?;
         Ok(text.lines().filter(|line| line.contains("crossed")).count() as u64 == total)
     })?;

@@ -1,4 +1,4 @@
-//! What the agent has given up by the time that it is ready.
+//! Rights that the agent has given up by the time that it is ready.
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::process::CommandExt;
@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use memcg_monitor::sandbox::{self, Sandbox, seccomp};
 use memcg_monitor::view::POINT;
 use monitor_client::SOCKET;
-use monitor_common::control_file::ControlFile;
+use monitor_common::grammar::control_file::ControlFile;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
@@ -168,7 +168,7 @@ fn unprivileged_calls_measured() -> Result<()> {
     })?;
     let number = child.pid();
     child.end()?;
-    until("the kernel tells of a call that is not on a list", || {
+    until("the kernel logs a call that is not on a list", || {
         Ok(told_by_the_kernel()?.iter().any(|line| line.contains(&format!("pid={number} "))))
     })
     .with_context(|| format!("{:?}", told_by_the_kernel()))?;
@@ -198,14 +198,14 @@ fn unprivileged_calls_measured() -> Result<()> {
         Ok(())
     })?;
     charger.grow(Kind::Anonymous, 8 * MIB)?;
-    ensure!(heard.wait()? == 1, "it hears");
+    ensure!(heard.wait()? == 1, "it is signalled");
     let _ = crate::scenarios::abuse::fails(&["list"], |_| {})?;
     let _ = crate::scenarios::abuse::fails(&["listen", "-o", "json", "/nowhere", "1M"], |_| {})?;
     agent.settle()?;
     drop(sampled);
     charger.end()?;
     group.remove()?;
-    ensure!(heard.wait()? == 1, "and hears of the end");
+    ensure!(heard.wait()? == 1, "and is signalled at the end");
     let pid = agent.pid();
     ensure!(agent.end(Signal::SIGTERM)? == 0, "it ends as any other");
     let told: Vec<_> =
@@ -237,7 +237,7 @@ fn unprivileged_own_user() -> Result<()> {
     fs::create_dir_all(directory)?;
     // What killed agents left there, too.
     for path in fs::read_dir(directory)?.flatten().map(|entry| entry.path()).chain([directory.to_owned()]) {
-        // Where an agent was killed with its unmounter, nobody answers there.
+        // Where an agent was killed with its unmounter, no process answers there.
         let _ = nix::mount::umount2(&path, nix::mount::MntFlags::MNT_DETACH);
         std::os::unix::fs::chown(path, Some(AGENTS_USER), Some(AGENTS_USER))?;
     }
@@ -263,7 +263,7 @@ fn unprivileged_own_user() -> Result<()> {
     let file = Path::new(POINT).join("own/memory.stat");
     fs::read(&file).with_context(|| format!("{} cannot be read: {}", file.display(), said()))?;
     charger.grow(Kind::Anonymous, 8 * MIB)?;
-    ensure!(waiter.wait()? == 1, "it hears");
+    ensure!(waiter.wait()? == 1, "it is signalled");
     let pid = nix::unistd::Pid::from_raw(i32::try_from(own.0.id())?);
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     ensure!(u64::from_str_radix(&field(&status, "CapEff"), 16)? == LOOP, "its rights: {status}");

@@ -1,4 +1,4 @@
-//! Whose descriptors a line may name, and what may be registered on.
+//! Descriptors that a line may name, by owner, and what may be registered on.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::Read as _;
@@ -38,7 +38,7 @@ fn by_view(directory: &Path, line: &str) -> Result<i32> {
 
 vm_test!(
     unprivileged_unreadable_group,
-    "no door registers a user on a group that the user may not read",
+    "no frontend registers a user on a group that the user may not read",
     Any,
     [Newest]
 );
@@ -115,7 +115,7 @@ fn unprivileged_operators_socket() -> Result<()> {
 
 vm_test!(
     unprivileged_operators_group,
-    "--control-mode and --control-group let a group's members list, and nobody else",
+    "--control-mode and --control-group let a group's members list, and no other user",
     Any,
     [Newest]
 );
@@ -173,7 +173,7 @@ fn unprivileged_guessed_descriptors() -> Result<()> {
 
 vm_test!(
     unprivileged_another_users_eventfd,
-    "another user's eventfd is registered by whoever was given it, and by nobody else",
+    "another user's eventfd is registered by a process that was given it, and by no other",
     Any,
     [Newest]
 );
@@ -215,7 +215,7 @@ fn unprivileged_setuid_helper() -> Result<()> {
     let group = Group::new("helper")?;
     let agent = Agent::start(&OPEN)?;
     let bystander = Waiter::on(&group, "64M")?;
-    // Our own program, set-user-ID root: it writes what it is told to its output.
+    // Our own program, set-user-ID root: it writes its argument to its output.
     fs::copy("/proc/self/exe", HELPER)?;
     fs::set_permissions(HELPER, Permissions::from_mode(0o4755))?;
     let (waiter, control) = (Waiter::new()?, File::open(group.usage_file())?);
@@ -255,7 +255,7 @@ fn unprivileged_setuid_helper() -> Result<()> {
     Ok(())
 }
 
-/// What the set-user-ID program does: one write, whose errno is the exit code once its
+/// The set-user-ID program's work: one write, whose errno is the exit code once its
 /// input ends.
 pub(crate) fn say(line: &str) -> ! {
     let code = nix::unistd::write(std::io::stdout(), line.as_bytes()).err().map_or(0, |errno| errno as i32);

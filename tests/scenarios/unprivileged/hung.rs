@@ -1,5 +1,5 @@
-//! Descriptors on a file system that never answers: who closes one waits, as long as
-//! the one who serves it likes.
+//! Descriptors on a file system that never answers: closing one waits, as long as the server
+//! of that file system likes.
 
 use std::fs::File;
 use std::io::{IoSlice, Read as _, Write as _};
@@ -58,7 +58,7 @@ impl Drop for Hung {
     }
 }
 
-/// `enum fuse_opcode`
+/// Numbers of the kernel's `enum fuse_opcode`.
 const GETATTR: u32 = 3;
 const OPEN_FILE: u32 = 14;
 const RELEASE: u32 = 18;
@@ -83,7 +83,7 @@ fn serve(mut device: &File) -> Result<()> {
                 (0, body)
             }
             GETATTR => {
-                // struct fuse_attr_out: node 1, a regular file that everybody reads.
+                // struct fuse_attr_out: node 1, a regular file that every user may read.
                 let mut body = vec![0; 104];
                 body[16] = 1;
                 body[76..80].copy_from_slice(&0o100_644_u32.to_ne_bytes());
@@ -115,7 +115,7 @@ fn is_answered(connection: &OwnedFd) -> Result<bool> {
     Ok(poll(&mut [PollFd::new(connection.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO)? == 1)
 }
 
-/// Everybody else is served, and hears.
+/// All other clients are served, and signalled.
 fn others_are_served(agent: &Agent, group: &Group) -> Result<()> {
     let mut charger = Charger::start(group)?;
     let ours = Waiter::on(group, "4M")?;
@@ -129,7 +129,7 @@ fn others_are_served(agent: &Agent, group: &Group) -> Result<()> {
         is_errno(&answer_on(&connection)?, libc::EINVAL)
     })?;
     charger.grow(Kind::Anonymous, 8 * MIB)?;
-    ensure!(ours.wait()? == 1, "a waiter hears");
+    ensure!(ours.wait()? == 1, "a waiter is signalled");
     charger.end()?;
     ours.wait()?;
     agent.settle()
@@ -137,7 +137,7 @@ fn others_are_served(agent: &Agent, group: &Group) -> Result<()> {
 
 vm_test!(
     unprivileged_descriptors_that_hang,
-    "a user's descriptors that never close hold up that user, nobody else, nor the agent's end",
+    "a user's descriptors that never close hold up that user, no other, nor the agent's end",
     Any,
     []
 );
@@ -158,7 +158,7 @@ fn unprivileged_container_root_that_hangs() -> Result<()> {
 /// Connections beyond the 256 that one may have.
 const CROWD: usize = 400;
 
-/// One who `becomes` somebody sends descriptors that never close.
+/// A process that changes its user by `becomes` sends descriptors that never close.
 fn hold_up(becomes: impl FnOnce() -> Result<()>) -> Result<()> {
     let group = Group::new("hung")?;
     let agent = Agent::start(&OPEN)?;

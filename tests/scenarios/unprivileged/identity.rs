@@ -1,4 +1,5 @@
-//! Who a sender is: numbers that are used again, namespaces, and what it says of itself.
+//! The identity of a sender: numbers that are used again, namespaces, and what it says of
+//! itself.
 
 use std::fs::File;
 use std::io::IoSlice;
@@ -130,7 +131,7 @@ fn unprivileged_pid_namespace() -> Result<()> {
 
 vm_test!(
     unprivileged_forged_sender,
-    "nobody sends as another process or user, a container's root neither",
+    "no process sends as another process or user, a container's root neither",
     Any,
     [Newest]
 );

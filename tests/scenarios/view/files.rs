@@ -1,4 +1,4 @@
-//! What the view's files say, whose they are, and how they can be opened.
+//! Contents of the view's files, their owners, and how they can be opened.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{Read, Write};
@@ -84,7 +84,7 @@ fn view_values() -> Result<()> {
     charger.end()
 }
 
-/// What a file should say, from the files of v2 (or v1, for what v1 had not).
+/// The expected contents of a file, from the files of v2 (or v1, for what v1 had not).
 fn expected(group: &Group, name: &str) -> Result<String> {
     let number = |name: &str| read_number(&group.path.join(name));
     let events = || read(&group.path.join("memory.events.local"));
@@ -188,7 +188,7 @@ fn view_modes_and_owners() -> Result<()> {
     drop(agent);
 
     let _agent = Agent::start(&["--event-control-mode", "0222"])?;
-    ensure!(mode(&our_directory, EVENT_CONTROL)? == 0o222, "the mode asked for");
+    ensure!(mode(&our_directory, EVENT_CONTROL)? == 0o222, "the mode requested");
     let found = check_as_user(|| {
         let errno = register_in(&our_directory, USAGE, &Waiter::new()?, "1M")?;
         ensure!(errno == 0, "errno {errno} where all may write");
@@ -369,7 +369,7 @@ fn view_sendfile() -> Result<()> {
     Ok(())
 }
 
-/// What `sendfile`, or `splice`, gives of a file from its start on.
+/// Reads a file from its start on by `sendfile`, or `splice`.
 fn sent(file: &File, is_splice: bool) -> Result<String> {
     let (mut reader, writer) = std::io::pipe().context("cannot make a pipe")?;
     let (from, to) = (file.as_raw_fd(), writer.as_raw_fd());

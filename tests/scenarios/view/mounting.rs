@@ -52,7 +52,7 @@ fn view_goes_with_the_agent() -> Result<()> {
     // A directory that was there before stays.
     fs::create_dir_all("/run/own/view")?;
     let agent = Agent::start(&["--mount", "/run/own/view"])?;
-    ensure!(Path::new("/run/own/view").join(EVENT_CONTROL).exists(), "mounted where it was asked for");
+    ensure!(Path::new("/run/own/view").join(EVENT_CONTROL).exists(), "mounted where it was requested");
     ensure!(agent.end(Signal::SIGTERM)? == 0 && Path::new("/run/own/view").is_dir(), "the directory went");
     let agent = Agent::start(&["--no-mount"])?;
     ensure!(views()? == 0, "mounted with --no-mount");

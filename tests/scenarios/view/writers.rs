@@ -1,4 +1,4 @@
-//! Who writes to the view: any thread, any namespace, at any moment.
+//! Writers to the view: any thread, any namespace, at any moment.
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
@@ -106,7 +106,7 @@ fn view_own_descriptors() -> Result<()> {
             unshare(CloneFlags::CLONE_FILES)?;
             let own = Waiter::new()?;
             let number = others.0.as_raw_fd();
-            // SAFETY: in this thread's own table the number is nobody else's.
+            // SAFETY: in this thread's own table no other value owns the number.
             ensure!(unsafe { libc::dup2(own.0.as_raw_fd(), number) } == number, "dup2 failed");
             // SAFETY: takes two numbers, returns a new descriptor or -1.
             let can = unsafe { libc::syscall(libc::SYS_pidfd_open, id, libc::O_EXCL) } >= 0;
@@ -114,7 +114,7 @@ fn view_own_descriptors() -> Result<()> {
             let errno = register_in(&directory, USAGE, &others, "1M")?;
             let expected = if can { 0 } else { libc::EBADF };
             ensure!(errno == expected, "errno {errno} instead of {expected} (pidfds of threads: {can})");
-            // Goes with this thread's table; elsewhere its number is somebody else's.
+            // Goes with this thread's table; elsewhere its number is another file's.
             std::mem::forget(own);
             Ok(())
         });
@@ -153,7 +153,7 @@ fn view_interrupted_writers() -> Result<()> {
     let usage = File::open(directory.join(USAGE))?;
     let control = OpenOptions::new().write(true).open(directory.join(EVENT_CONTROL))?;
     let line = format!("{} {} 1M", waiter.0.as_raw_fd(), usage.as_raw_fd());
-    // SAFETY: the value is valid, and no old one is asked for.
+    // SAFETY: the value is valid, and no old one is requested.
     unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const often, std::ptr::null_mut()) };
     let mut taken = 0;
     for _ in 0..TIMES {

@@ -3,8 +3,8 @@
 use std::os::fd::AsFd as _;
 
 use monitor_common::{
-    band::{Excursion, Seen},
-    control_file::{ControlFile, Trigger},
+    grammar::control_file::{ControlFile, Trigger},
+    protocol::band::{Excursion, Seen},
 };
 
 use super::{RecordId, StateFile, Unfinished};

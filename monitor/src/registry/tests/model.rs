@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 
 use monitor_common::{
-    control_file::{ControlFile, Trigger},
-    pressure::{Level, Pressure, PressureMode},
-    threshold::{At, Pages, Threshold},
+    grammar::{
+        control_file::{ControlFile, Trigger},
+        pressure::{Pressure, PressureMode},
+        threshold::{At, Pages, Threshold},
+    },
+    protocol::pressure::Level,
 };
 use proptest::prelude::*;
 

@@ -1,10 +1,12 @@
 //! Tests of what the registry's work grows with: counted, by the entries that it touches.
 
 use monitor_common::{
-    band::Excursion,
-    control_file::{ControlFile, Trigger},
-    pressure::{Level, Pressure, PressureMode},
-    threshold::{At, Pages, Threshold},
+    grammar::{
+        control_file::{ControlFile, Trigger},
+        pressure::{Pressure, PressureMode},
+        threshold::{At, Pages, Threshold},
+    },
+    protocol::{band::Excursion, pressure::Level},
 };
 
 use super::{Account, BURST, Clock, FileId, G, NO_HOLDOFF, Registry, USAGE, flapping, registration};

@@ -4,8 +4,8 @@
 use std::collections::{BTreeSet, HashMap};
 
 use monitor_common::{
-    crossing::{Direction, Step, Stretches, ThresholdState},
-    threshold::{At, Threshold},
+    grammar::threshold::{At, Threshold},
+    protocol::crossing::{Direction, Step, Stretches, ThresholdState},
 };
 
 use super::{BURST, Clock, Crossing, Outcome, Side, walk::Walk};
@@ -175,7 +175,7 @@ pub(super) struct ThresholdIndex {
     limit: Option<u64>,
     /// A walk over many of them that is under way.
     pub(super) walk: Option<Box<Walk>>,
-    /// The stretches that the last look has signalled ([`Look`](monitor_common::crossing::Look));
+    /// The stretches that the last look has signalled ([`Look`](monitor_common::protocol::crossing::Look));
     /// none at first.
     pub(super) told: Stretches,
 }

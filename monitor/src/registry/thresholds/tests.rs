@@ -1,9 +1,11 @@
 //! Tests of the dense store against a plain list of thresholds.
 
 use monitor_common::{
-    band::Excursion,
-    crossing::{Direction, Look, Step, Stretches, ThresholdState, band_around},
-    threshold::{At, Pages, Threshold},
+    grammar::threshold::{At, Pages, Threshold},
+    protocol::{
+        band::Excursion,
+        crossing::{Direction, Look, Step, Stretches, ThresholdState, band_around},
+    },
 };
 use proptest::prelude::*;
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use monitor_common::{
+use monitor_common::protocol::{
     band::Excursion,
     crossing::{Look, Step, Stretches},
 };

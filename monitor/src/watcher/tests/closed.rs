@@ -1,10 +1,8 @@
 //! Tests of eventfds to which only the agent refers: when they are found, and at what cost.
 
 use monitor_common::{
-    control_file::{ControlFile::Pressure, Trigger, parse},
-    query::Query,
-    slot::SlotState,
-    word::Word as _,
+    grammar::control_file::{ControlFile::Pressure, Trigger, parse},
+    protocol::{query::Query, slot::SlotState, word::Word as _},
 };
 use nix::{errno::Errno, sys::eventfd::EventFd as Client};
 

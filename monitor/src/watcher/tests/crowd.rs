@@ -2,7 +2,10 @@
 
 use std::{cell::Cell, collections::BTreeSet, rc::Rc, thread, time::Duration};
 
-use monitor_common::{control_file::ControlFile, slot::SlotState, word::Word as _};
+use monitor_common::{
+    grammar::control_file::ControlFile,
+    protocol::{slot::SlotState, word::Word as _},
+};
 use nix::errno::Errno;
 use tokio::{
     runtime::Builder,

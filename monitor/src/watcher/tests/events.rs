@@ -2,10 +2,8 @@
 //! quantities, and quotas.
 
 use monitor_common::{
-    band::OPEN,
-    control_file::ControlFile::{self, Memsw, Oom, Pressure, Procs, WorkingSet},
-    query::Subscriptions,
-    word::Word as _,
+    grammar::control_file::ControlFile::{self, Memsw, Oom, Pressure, Procs, WorkingSet},
+    protocol::{band::OPEN, query::Subscriptions, word::Word as _},
 };
 use nix::errno::Errno;
 

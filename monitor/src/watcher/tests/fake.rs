@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use monitor_common::{
+use monitor_common::protocol::{
     band::{Seen, give_back, observe},
     ring::LossKind,
     slot::{PARENT_ROOT, Slot, SlotState},

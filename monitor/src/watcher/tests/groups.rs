@@ -2,13 +2,15 @@
 //! they are gone.
 
 use monitor_common::{
-    band::{OPEN, Outside},
-    control_file::{
+    grammar::control_file::{
         self,
         ControlFile::{Oom, Pressure},
     },
-    slot::{PARENT_UNKNOWN, SlotState},
-    word::Word as _,
+    protocol::{
+        band::{OPEN, Outside},
+        slot::{PARENT_UNKNOWN, SlotState},
+        word::Word as _,
+    },
 };
 
 use super::{

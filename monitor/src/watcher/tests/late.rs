@@ -1,6 +1,6 @@
 //! Tests of deliveries over many turns, while registrations end and others begin.
 
-use monitor_common::{control_file::ControlFile::Oom, word::Word as _};
+use monitor_common::{grammar::control_file::ControlFile::Oom, protocol::word::Word as _};
 use nix::errno::Errno;
 
 use super::{
@@ -54,7 +54,7 @@ fn a_registration_on_a_group_that_is_going_is_refused_at_once() {
     let file = request(gone, Oom, "", &ours).eventfd.file;
     watcher.forget_files(&[file]);
     assert_eq!(watcher.source.recycled, [4]);
-    watcher.source.slots[4].mark(monitor_common::slot::SlotState::ONLINE);
+    watcher.source.slots[4].mark(monitor_common::protocol::slot::SlotState::ONLINE);
     watcher.source.counters[4].set(Some(0));
     wait(&mut watcher, OTHER, 4, &next);
     watcher.run();

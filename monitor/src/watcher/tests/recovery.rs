@@ -4,10 +4,12 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use monitor_common::{
-    control_file::ControlFile::{self, Oom, Procs},
-    oom::{BY_LIMIT_WRITE, Hold, begin, hold_of},
-    ring::LossKind,
-    word::Word as _,
+    grammar::control_file::ControlFile::{self, Oom, Procs},
+    protocol::{
+        oom::{BY_LIMIT_WRITE, Hold, begin, hold_of},
+        ring::LossKind,
+        word::Word as _,
+    },
 };
 
 use super::{

@@ -3,10 +3,12 @@
 use std::os::fd::OwnedFd;
 
 use monitor_common::{
-    band::{Excursion, Seen},
-    control_file::ControlFile,
-    slot::SlotState,
-    word::Word as _,
+    grammar::control_file::ControlFile,
+    protocol::{
+        band::{Excursion, Seen},
+        slot::SlotState,
+        word::Word as _,
+    },
 };
 use nix::errno::Errno;
 use proptest::prelude::*;

@@ -2,15 +2,15 @@
 
 use std::collections::HashMap;
 
-use monitor_common::control_file::ControlFile;
-use monitor_common::line::MAX_LINE;
-use monitor_common::pressure;
-use monitor_common::threshold::{ACCEPTED, EXTENDED, EXTENDED_REFUSED, REFUSED};
+use monitor_common::grammar::control_file::ControlFile;
+use monitor_common::grammar::line::MAX_LINE;
+use monitor_common::grammar::pressure;
+use monitor_common::grammar::threshold::{ACCEPTED, EXTENDED, EXTENDED_REFUSED, REFUSED};
 
 use super::Kind;
 use crate::harness::random::Random;
 
-/// What the grammar has words for, and what lies beside them.
+/// Bytes that the grammar has words for, and some beside them.
 const BYTES: &[u8] = b"0123456789 \t\n\x0b\x0c\r\xa0\0-+,.%xXkKmMgGtTpPeEaAfFlowmediu\x01\x7f\x80\x85\xff";
 const SPACE: &[u8] = b" \t\n\x0b\x0c\r\xa0";
 

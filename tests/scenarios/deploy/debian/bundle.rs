@@ -1,4 +1,4 @@
-//! What a kubelet and its runtime make of a manifest and an image: an OCI bundle.
+//! An OCI bundle, made of a manifest and an image as a kubelet and its runtime would.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::scenarios::deploy::debian::output;
 
-/// What the host packed.
+/// Directory of what the host packed.
 const SHARE: &str = "/usr/share/memcg-monitor";
 
 /// A directory that runc starts.
@@ -17,14 +17,14 @@ pub(super) struct Bundle {
     pub(super) directory: PathBuf,
 }
 
-/// What an image says of itself.
+/// The configuration of an image.
 struct Image {
     entrypoint: Vec<Value>,
     env: Value,
 }
 
 impl Bundle {
-    /// Where a volume of its own lies on the host.
+    /// Path on the host of a volume of the pod's own.
     pub(super) fn volume(&self, name: &str) -> PathBuf {
         self.directory.join("volumes").join(name)
     }
@@ -50,7 +50,7 @@ impl Bundle {
     }
 }
 
-/// As `hostUsers: false` does.
+/// Maps user ids as `hostUsers: false` does.
 fn map_users(config: &mut Value, first: u32) {
     let map = json!([{ "containerID": 0, "hostID": first, "size": 65536 }]);
     let linux = &mut config["linux"];
@@ -83,7 +83,7 @@ fn unpack(root: &Path) -> Result<Image> {
     Ok(Image { entrypoint, env: config["config"]["Env"].clone() })
 }
 
-/// As the runtime's own defaults for a pod, and what the manifest says.
+/// The runtime's own defaults for a pod, and what the manifest says.
 fn config(directory: &Path, manifest: &Value, image: &Image, cgroup: &str) -> Result<Value> {
     let template = &manifest["spec"]["template"]["spec"];
     let pod = if template.is_null() { &manifest["spec"] } else { template };
@@ -132,8 +132,8 @@ fn config(directory: &Path, manifest: &Value, image: &Image, cgroup: &str) -> Re
     }))
 }
 
-/// Where a volume of the pod's own (`emptyDir`) lies on the host.
-fn empty_folder(bundle: &Path, volume: &Value) -> Result<PathBuf> {
+/// Makes a volume of the pod's own (`emptyDir`), and returns its path on the host.
+fn empty_directory(bundle: &Path, volume: &Value) -> Result<PathBuf> {
     let name = volume.as_str().context("a volume without a name")?;
     Ok(Bundle { directory: bundle.to_owned() }.volume(name))
 }
@@ -155,7 +155,7 @@ fn mounts(directory: &Path, pod: &Value, container: &Value) -> Result<Vec<Value>
         let own = source["emptyDir"].is_object();
         let path = match host["path"].as_str() {
             Some(path) => PathBuf::from(path),
-            None if own => empty_folder(directory, &source["name"])?,
+            None if own => empty_directory(directory, &source["name"])?,
             None => bail!("the volume {} is of another kind", volume["name"]),
         };
         if own || host["type"] == "DirectoryOrCreate" {
@@ -171,7 +171,7 @@ fn mounts(directory: &Path, pod: &Value, container: &Value) -> Result<Vec<Value>
     Ok(mounts)
 }
 
-/// `64Mi`
+/// Number of bytes of a text such as `64Mi`.
 fn mebibytes(text: &str) -> Result<u64> {
     let number = text.strip_suffix("Mi").and_then(|number| number.parse().ok());
     number.with_context(|| format!("{text:?} is not a number of Mi"))

@@ -22,7 +22,7 @@ use crate::scenarios::deploy::debian::output;
 /// Groups of the containers lie here.
 const GROUP: &str = "memcg-containers";
 
-/// As the manifest's probes say it.
+/// The admin socket, as the manifest's probes name it.
 const OPERATORS: &str = "--control-socket=/run/memcg-monitor-operator/control.sock";
 
 /// A container; ended and deleted with the value.
@@ -88,7 +88,7 @@ impl Drop for Container {
 
 vm_test!(
     debian_container,
-    "the image as an unprivileged agent; an unprivileged container hears of its own memory",
+    "the image as an unprivileged agent; an unprivileged container is signalled for its own memory",
     Debian,
     []
 );
@@ -143,7 +143,7 @@ fn hears_of_itself(agent: &Container, name: &'static str, users: Option<u32>) ->
 
     let mut charger = Charger::start(&client.group())?;
     charger.grow(Kind::Anonymous, 24 << 20)?;
-    until("the client heard it and ended", || client.has_stopped())?;
+    until("the client was signalled and ended", || client.has_stopped())?;
     ensure!(client.said().contains("memory.current 16M: crossed"), "the client said {:?}", client.said());
     charger.end()
 }

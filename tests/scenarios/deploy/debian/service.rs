@@ -27,7 +27,7 @@ const VIEW: &str = "/run/memcg-monitor/cgroup";
 /// Whether registrations live through a restart of the agent.
 const SURVIVES: bool = true;
 
-/// Up and down across a threshold, heard; a word of the operator's socket in between.
+/// Crosses a threshold up and down, and checks that both are signalled.
 pub(super) fn hears(name: &str) -> Result<()> {
     let group = Group::new(name)?;
     let mut charger = Charger::start(&group)?;
@@ -36,7 +36,7 @@ pub(super) fn hears(name: &str) -> Result<()> {
     charger.end()
 }
 
-/// The same by a write to the view's `cgroup.event_control`.
+/// Checks it for a registration by a write to the view's `cgroup.event_control`.
 fn hears_by_view(name: &str) -> Result<()> {
     let group = Group::new(name)?;
     let mut charger = Charger::start(&group)?;
@@ -86,7 +86,7 @@ fn debian_service() -> Result<()> {
     let before = attached()?;
     let _units = Units::install(&[])?;
     start_sockets()?;
-    ensure!(property("ActiveState")? == "inactive", "nobody has come yet");
+    ensure!(property("ActiveState")? == "inactive", "no client has connected yet");
     hears("activation")?;
     ensure!(property("ActiveState")? == "active", "it is {}", property("ActiveState")?);
     let status = property("StatusText")?;
@@ -143,7 +143,7 @@ fn debian_restarts() -> Result<()> {
         before = main_process()?;
         if SURVIVES {
             crossings(&waiter, &mut charger).with_context(|| format!("registered before {how}"))?;
-            // What an agent signals just before it is killed may be told once more (A7): not
+            // What an agent signals just before it is killed may be signalled once more (A7): not
             // this waiter's, by now.
             hears("noted")?;
         }
@@ -196,7 +196,7 @@ fn debian_no_view() -> Result<()> {
 
 vm_test!(
     debian_metrics,
-    "with the drop-in for metrics, Prometheus is told by loopback, and the rest goes on",
+    "with the drop-in for metrics, Prometheus scrapes by loopback, and the rest goes on",
     Debian,
     []
 );
@@ -204,7 +204,7 @@ fn debian_metrics() -> Result<()> {
     let text = Units::drop_in("metrics.conf")?;
     let _units = Units::install(&[("20-metrics.conf", &text)])?;
     systemctl(&["start", SERVICE])?;
-    let mut stream = TcpStream::connect("127.0.0.1:9101").context("nobody listens")?;
+    let mut stream = TcpStream::connect("127.0.0.1:9101").context("no process listens")?;
     stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
     let mut told = String::new();
     stream.read_to_string(&mut told)?;

@@ -9,7 +9,7 @@ use crate::harness::report::say;
 use crate::harness::test::vm_test;
 use crate::scenarios::deploy::debian::{BINARY, SERVICE, copy, output};
 
-/// What is between the fences of one section, but for what needs a clone.
+/// Texts between the fences of one section, but for what needs a clone.
 fn blocks(text: &str, section: &str) -> Vec<String> {
     let body = text.split("\n## ").find(|part| part.starts_with(section)).unwrap_or_default();
     body.split("```").skip(1).step_by(2).map(|block| block.replace("cargo xtask build\n", "")).collect()
