@@ -1,4 +1,4 @@
-//! `memcg-monitor unmount`: what the agent starts to have its view unmounted.
+//! The command `memcg-monitor unmount`, which the agent starts to have its view unmounted.
 
 use std::process::ExitCode;
 
