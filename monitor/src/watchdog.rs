@@ -91,7 +91,7 @@ async fn pace(every: Duration, mut test: impl AsyncFnMut() -> Result<()>, mut we
         match timeout(every, test()).await {
             Ok(Ok(())) => went_well(),
             Ok(Err(error)) => log::error!("the watchdog's test failed: {error}"),
-            Err(_) => log::error!("the watchdog's test got no signal for {} ms", every.as_millis()),
+            Err(_) => log::error!("the watchdog's test did not end within {} ms", every.as_millis()),
         }
     }
 }
