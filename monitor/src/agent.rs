@@ -304,7 +304,7 @@ fn show(
         Ok(view) => Ok(Some(view)),
         Err(Failure::Unavailable(error)) if wanted.point.is_none() => {
             log::warn!(
-                "{error}; going on without {}, clients need the socket (--no-mount says so)",
+                "{error}; going on without the view on {}: clients need the socket (--no-mount silences this line)",
                 view::POINT
             );
             Ok(None)

@@ -204,7 +204,10 @@ impl Persistence {
         while let Some(stash) = old.pop_front() {
             if let Err(error) = self.pack_all_of(&stash, all) {
                 self.retry.begin();
-                log::warn!("{error}; what is kept stays in {} descriptors more", old.len() + 1);
+                log::warn!(
+                    "{error}; the kept eventfds stay in {} further descriptors for now",
+                    old.len() + 1
+                );
                 old.push_front(stash);
                 old.append(&mut self.stashes);
                 self.stashes = old;

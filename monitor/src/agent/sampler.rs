@@ -91,7 +91,10 @@ fn sample(watcher: &SharedWatcher<Programs>, paces: &mut Paces) -> Option<Durati
             let read: Vec<Sampled> = batch
                 .iter()
                 .filter_map(|one| {
-                    one.read(host.as_ref()).inspect_err(|error| log::warn!("{error}")).ok().flatten()
+                    one.read(host.as_ref())
+                        .inspect_err(|error| log::warn!("a sample is missing: {error}"))
+                        .ok()
+                        .flatten()
                 })
                 .collect();
             let mut watcher = watcher.lock();

@@ -40,7 +40,9 @@ pub fn run(options: &cli::Agent) -> Result<ExitCode> {
     }
     malloc::be_small();
     count_apart(options);
-    let memory = host::memory().inspect_err(|error| log::warn!("{error}")).unwrap_or(0);
+    let memory = host::memory()
+        .inspect_err(|error| log::warn!("{error}; defaults that depend on it are at their least"))
+        .unwrap_or(0);
     let by_host = TableSizes::for_memory(memory);
     let sizes = TableSizes { groups: options.max_groups.unwrap_or(by_host.groups), ring: options.ring_bytes };
     let eventfds = room_for_descriptors(options.max_eventfds.unwrap_or(2 * by_host.groups));
@@ -135,7 +137,7 @@ fn room_for_descriptors(eventfds: u32) -> u32 {
         return eventfds;
     }
     if let Err(errno) = setrlimit(Resource::RLIMIT_NOFILE, hard.min(wanted), hard) {
-        log::warn!("setrlimit RLIMIT_NOFILE: {errno}");
+        log::warn!("setrlimit RLIMIT_NOFILE: {errno}; the limit of {soft} descriptors stays (LimitNOFILE=)");
     }
     if hard >= wanted {
         return eventfds;

@@ -299,7 +299,7 @@ fn group_of(
         )),
         Ok(Located::Nobody) => Err(gone(which)),
         Err(error) => {
-            log::error!("{error}");
+            log::error!("registration failed: {error}");
             Err(Refusal::new(Errno::EIO, "the agent's query to the kernel failed; see its log"))
         }
     }

@@ -145,7 +145,7 @@ async fn catch_up<S: Source>(watcher: &SharedWatcher<S>) {
     for read in spawn_blocking(read).await.unwrap_or_default() {
         match read {
             Ok(read) => read.iter().for_each(|read| watcher.lock().sampled(read)),
-            Err(error) => log::warn!("{error}"),
+            Err(error) => log::warn!("the list shows an older sample of the root: {error}"),
         }
     }
     watcher.lock().look_at_all();
@@ -164,7 +164,7 @@ async fn read_groups<S: Source>(watcher: &SharedWatcher<S>) -> Vec<Listed> {
             let watcher = watcher.lock();
             let end = index + SLOTS_IN_A_TURN;
             if let Err(error) = group_stats::refresh(&watcher, index..end) {
-                log::error!("{error}");
+                log::error!("the list is cut short: {error}");
                 return listed;
             }
             while index < end {

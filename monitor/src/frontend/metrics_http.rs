@@ -146,7 +146,7 @@ impl MetricsServer {
             }
             Address::Tcp(at) => {
                 let failed = |call: &str, error: &io::Error| {
-                    Error::Host(format!("{call} {at}: {error}; another --metrics address would do"))
+                    Error::Host(format!("{call} {at}: {error}; give the agent another --metrics address"))
                 };
                 let listener = std::net::TcpListener::bind(*at).map_err(|error| failed("bind", &error))?;
                 listener.set_nonblocking(true).map_err(|error| failed("fcntl", &error))?;
@@ -270,7 +270,10 @@ async fn answer(request: &Request<Incoming>, page: &Page) -> Response<Full<Bytes
 fn bind_unix(path: &Path, access: &Access) -> Result<(UnixListener, SocketFile)> {
     match fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
-            return Err(Error::Host(format!("{} exists and is not a socket", path.display())));
+            return Err(Error::Host(format!(
+                "{} exists and is not a socket; remove it, or give the agent another --metrics address",
+                path.display()
+            )));
         }
         Ok(_) if UnixStream::connect(path).is_ok() => {
             return Err(Error::Busy(format!(

@@ -33,7 +33,7 @@ pub(super) async fn candidates<S: Source>(watcher: &SharedWatcher<S>) -> (Vec<Ca
             let watcher = watcher.lock();
             let end = index + SLOTS_IN_A_TURN;
             if let Err(error) = group_stats::refresh(&watcher, index..end) {
-                log::error!("{error}");
+                log::error!("the scrape lacks groups: {error}");
                 return (candidates, occupied);
             }
             while index < end {

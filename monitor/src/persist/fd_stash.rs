@@ -62,7 +62,7 @@ impl FdStash {
         self.end.as_fd()
     }
 
-    /// Puts in up to [`IN_A_MESSAGE`] descriptors, each with its number: all or none.
+    /// Puts in up to `IN_A_MESSAGE` descriptors, each with its number: all or none.
     ///
     /// # Errors
     /// `EAGAIN` when it is full, or was taken over; `ETOOMANYREFS` when the user that they are

@@ -102,17 +102,19 @@ impl StateFile {
     /// # Errors
     /// The descriptor is no state file, or one of another version.
     pub fn adopt(file: OwnedFd) -> Result<Adopted> {
-        let bytes = fstat(&file).map_err(|errno| Error::syscall("fstat of the state record", errno))?.st_size;
+        let bytes = fstat(&file).map_err(|errno| Error::syscall("fstat of the state file", errno))?.st_size;
         let lines = usize::try_from(bytes).unwrap_or(0) / size_of::<StateLine>();
         if !(RECORDS..=RECORDS + u32::MAX as usize).contains(&lines) {
-            return Err(Error::Host(format!("the state record has {bytes} bytes: it is none")));
+            return Err(Error::Host(format!(
+                "the state file of an earlier agent has {bytes} bytes, which is no valid length"
+            )));
         }
-        let lines = Table::map(&file, lines, "state record")?;
+        let lines = Table::map(&file, lines, "state file")?;
         let mut state = Self { file, lines, free: Vec::new(), used: 0, unfinished: Vec::new() };
         let head = |at| state.word(HEAD, at).load(Ordering::Acquire);
         if head(AT_MAGIC) != MAGIC || ![FORMAT, BEFORE].contains(&head(AT_FORMAT)) {
             return Err(Error::Host(format!(
-                "the state record is of format {} (magic {:#x}), this agent's is {FORMAT}",
+                "the state file of an earlier agent is of format {} (magic {:#x}), this agent's is {FORMAT}",
                 head(AT_FORMAT),
                 head(AT_MAGIC)
             )));
@@ -133,7 +135,7 @@ impl StateFile {
                 }
                 Ok(None) => {}
                 Err(flaw) => {
-                    log::error!("record {at} of the state is no registration: {flaw}");
+                    log::error!("record {at} of the state file is corrupt: {flaw}; its registration is lost");
                     flaws += 1;
                     state.used = at + 1;
                     state.word(RECORDS + at as usize, 0).store(FREE, Ordering::Release);
@@ -403,8 +405,8 @@ impl StateFile {
 /// Makes the file `lines` long, and maps it.
 fn map(file: &OwnedFd, lines: usize) -> Result<Table<StateLine>> {
     let bytes = i64::try_from(lines * size_of::<StateLine>()).unwrap_or(i64::MAX);
-    ftruncate(file, bytes).map_err(|errno| Error::syscall("ftruncate of the state record", errno))?;
-    Table::map(file, lines, "state record")
+    ftruncate(file, bytes).map_err(|errno| Error::syscall("ftruncate of the state file", errno))?;
+    Table::map(file, lines, "state file")
 }
 
 #[cfg(test)]
