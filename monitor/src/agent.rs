@@ -1,5 +1,5 @@
-//! The agent: two threads, one that signals and one for all the doors; how both begin,
-//! and the end.
+//! The agent: its start, its end, and its two threads, one that signals and one for all
+//! frontends.
 
 mod sampler;
 mod signals;
@@ -43,58 +43,58 @@ use crate::{
     watcher::{Limits, Restored, SharedWatcher, Watcher},
 };
 
-/// For how long an agent tells what happened before it came, before it is ready and goes on
-/// with that beside all else.
+/// The longest time before READY in which the agent signals what happened before its start;
+/// the rest is signalled after READY, beside all else.
 const CATCH_UP: Duration = Duration::from_secs(5);
 
-/// How the agent is to run.
+/// The options that the agent runs with.
 #[derive(Clone, Debug)]
 pub struct AgentOptions {
-    /// Mount point of the hierarchy; found by itself when absent.
+    /// Mount point of the hierarchy; found in `/proc/self/mountinfo` when absent.
     pub cgroup_root: Option<PathBuf>,
-    /// The registration socket.
+    /// Path of the registration socket.
     pub socket: PathBuf,
-    /// The operator's socket.
+    /// Path of the admin socket.
     pub control_socket: PathBuf,
-    /// Who may use the registration socket.
+    /// Mode and group of the registration socket.
     pub access: Access,
-    /// Who may use the operator's.
+    /// Mode and group of the admin socket.
     pub operators: Access,
-    /// Table sizes.
+    /// Sizes of the tables shared with the programs.
     pub sizes: TableSizes,
-    /// Time between two sweeps for what was lost.
+    /// Time between two sweeps for lost records.
     pub sweep: Duration,
-    /// Time between two readings of what can only be sampled.
+    /// Time between two readings of quantities that can only be sampled.
     pub sample: Duration,
-    /// What clients may do.
+    /// Limits on what clients may register.
     pub limits: Limits,
-    /// Whether a client's cgroup pays for what it asks; else its user does.
+    /// Whether a client's registrations count against its cgroup; else against its user.
     pub by_group: bool,
     /// The tree as cgroup v1 showed it; not mounted when absent.
     pub view: Option<view::MountOptions>,
-    /// Where to tell metrics; not told when absent.
+    /// Address and selection of the metrics; not served when absent.
     pub metrics: Option<frontend::metrics_http::MetricsOptions>,
-    /// Where programs and maps are pinned, while somebody keeps the descriptors.
+    /// Directory in which programs and maps are pinned while a descriptor store is there.
     pub pins: PathBuf,
-    /// The service manager keeps descriptors, even if it does not say so.
+    /// Whether the service manager keeps descriptors although it does not say so.
     pub keeps: bool,
-    /// Which rights are given up before it is ready.
+    /// The rights that are given up before READY.
     pub sandbox: sandbox::Sandbox,
-    /// After which time without a sign of life the service manager gives up on us;
-    /// never when absent.
+    /// Time without a sign of life after which the service manager ends the agent; never when
+    /// absent.
     pub watchdog: Option<Duration>,
 }
 
-/// How the agent is to end.
+/// The two ways in which the agent ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shutdown {
-    /// For good: everything is detached.
+    /// Ends for good: every program is detached.
     ForGood,
-    /// For another: what is pinned and kept stays.
+    /// Ends for a next agent: pins and kept descriptors stay.
     ForNext,
 }
 
-/// Held while the agent runs, so that there is one for each socket.
+/// A lock held while the agent runs, so that each socket has one agent.
 #[derive(Debug)]
 struct Lock {
     _file: Flock<File>,
@@ -109,8 +109,8 @@ impl Lock {
         name.push(".lock");
         let path = PathBuf::from(name);
         loop {
-            // Made, and then held for reading: a file that is open for writing would keep
-            // its file system from being made read-only.
+            // Made, and then opened for reading: a file that is open for writing would keep
+            // its file system from being remounted read-only.
             let made = File::options().create(true).append(true).open(&path);
             let file =
                 made.and_then(|_| File::open(&path)).map_err(|error| Error::file("open", &path, error))?;
@@ -127,7 +127,7 @@ impl Lock {
                 }
                 Err((_, errno)) => return Err(Error::syscall(format!("flock {}", path.display()), errno)),
             };
-            // An agent that ends removes the file: a lock on that one is no lock.
+            // An agent that ends removes the file: a lock on a removed file locks nothing.
             let ours = file.metadata().map_err(|error| Error::file("stat", &path, error))?.ino();
             if fs::metadata(&path).is_ok_and(|found| found.ino() == ours) {
                 fs::write(&path, format!("{}\n", std::process::id()))
@@ -148,7 +148,7 @@ impl Drop for Lock {
 /// is attached, every group is known, and both sockets are open.
 ///
 /// # Errors
-/// Says what the host lacks and what to do.
+/// The error names what the host lacks and what to do.
 pub async fn run(
     options: &AgentOptions,
     mut handed: StoredDescriptors,
@@ -157,8 +157,9 @@ pub async fn run(
 ) -> Result<()> {
     let _locks = [Lock::take(&options.socket)?, Lock::take(&options.control_socket)?];
     let metrics = options.metrics.as_ref();
-    let metrics =
-        metrics.map(|wanted| frontend::metrics_http::Door::open(wanted, &options.access)).transpose()?;
+    let metrics = metrics
+        .map(|wanted| frontend::metrics_http::MetricsServer::open(wanted, &options.access))
+        .transpose()?;
     let hierarchy = Hierarchy::find(options.cgroup_root.as_deref())?;
     let v1 = hierarchy.version == Version::V1;
     let given = socket_activation::listener(&mut handed, socket_activation::REGISTER)?;
@@ -175,7 +176,7 @@ pub async fn run(
     }
     let runtime = signals::RuntimeGuard::new()?;
     let (programs, ring) = Programs::start(v1, options.sizes, pins)?;
-    let asks = sandbox::capabilities::needed_for(&sandbox::ASK, || programs.answers());
+    let needed = sandbox::capabilities::needed_for(&sandbox::QUERY, || programs.answers());
     let groups = hierarchy.enumerate_groups()?;
     let instance = programs.instance();
     let host = Box::new(Files::new(&hierarchy)?);
@@ -183,7 +184,7 @@ pub async fn run(
     let mut watcher = Watcher::new(programs, host, options.limits)?;
     if let Some((persistence, left)) = persistence {
         let restored = watcher.restore(persistence, left, instance, &identity)?;
-        // Every band stands before anybody is told that the agent is ready.
+        // Every band is set before the agent reports READY.
         watcher.catch_up_within(CATCH_UP);
         if restored != Restored::default() {
             let Restored { registrations, removed, lost } = restored;
@@ -202,56 +203,61 @@ pub async fn run(
     } else {
         Accounting::ByUser
     };
-    let door = Listener::open(given, &options.socket, &options.access, &deferred_close)?;
-    let door = Rc::new(door.counted(&accounting));
+    let listener = Listener::open(given, &options.socket, &options.access, &deferred_close)?;
+    let listener = Rc::new(listener.counted(&accounting));
     let operator = Listener::open(operators, &options.control_socket, &options.operators, &deferred_close)?;
     let operator = Rc::new(operator.counted(&accounting));
     let mode = options.view.as_ref().map_or(view::EVENT_CONTROL_MODE, |wanted| wanted.event_control_mode);
     let tree = Arc::new(Tree::new(Directories::new(&hierarchy)?, mode));
-    // Dropped before the tasks end: nobody comes in any more, then those that did
-    // are answered.
+    // Dropped before the tasks end: first no client is admitted any more, then those
+    // admitted are answered.
     let shown = match &options.view {
         Some(wanted) => show(wanted, &tree, &hierarchy.root, options.sandbox)?,
         None => None,
     };
     let device = shown.as_ref().map(|(shown, _)| shown.device());
-    let mut places = FrontendContext::new(Arc::clone(&tree), device, deferred_close, Box::new(identity));
-    places.accounting = accounting;
-    let places = Rc::new(places);
+    let mut context = FrontendContext::new(Arc::clone(&tree), device, deferred_close, Box::new(identity));
+    context.accounting = accounting;
+    let context = Rc::new(context);
     let (listing, listed) = listing::start(watcher.clone(), Arc::clone(&tree));
     let mut tasks = vec![
         tokio::task::spawn_local(listed),
-        tokio::task::spawn_local(registration_socket::serve(door, watcher.clone(), Rc::clone(&places))),
-        tokio::task::spawn_local(admin_socket::serve(operator, watcher.clone(), Rc::clone(&places), listing)),
+        tokio::task::spawn_local(registration_socket::serve(listener, watcher.clone(), Rc::clone(&context))),
+        tokio::task::spawn_local(admin_socket::serve(
+            operator,
+            watcher.clone(),
+            Rc::clone(&context),
+            listing,
+        )),
     ];
     if let Some(time) = options.watchdog {
-        let (watcher, places) = (watcher.clone(), Rc::clone(&places));
-        tasks.push(tokio::task::spawn_local(watchdog::serve(time, watcher, places, hierarchy.clone())));
+        let (watcher, context) = (watcher.clone(), Rc::clone(&context));
+        tasks.push(tokio::task::spawn_local(watchdog::serve(time, watcher, context, hierarchy.clone())));
     }
-    let mut doors = options.socket.display().to_string();
+    let mut addresses = options.socket.display().to_string();
     let shown = shown.map(|(shown, writes)| {
-        doors = format!("{doors} and {}", shown.point().display());
+        addresses = format!("{addresses} and {}", shown.point().display());
         tasks.push(tokio::task::spawn_local(frontend::event_control_write::serve(
             writes,
             watcher.clone(),
-            places,
+            context,
         )));
         shown
     });
-    if let Some(door) = metrics {
+    if let Some(server) = metrics {
         let collector =
             frontend::metrics_http::Collector::new(&watcher, tree, &hierarchy, options.limits.eventfds);
-        doors = format!("{doors}; metrics at {}", door.address());
-        tasks.push(tokio::task::spawn_local(door.serve(collector)));
+        addresses = format!("{addresses}; metrics at {}", server.address());
+        tasks.push(tokio::task::spawn_local(server.serve(collector)));
     }
-    // What it took to get here, the kernel's types above all, is needed no more.
+    // Memory of the start, most of it the kernel's types (BTF), is free by now.
     malloc::trim();
-    sandbox::agent(options.sandbox, asks);
+    sandbox::agent(options.sandbox, needed);
     let sampler = Sampler::start(watcher.clone(), options.sample)
         .map_err(|error| Error::file("start", "the thread that samples", error))?;
     let mut signals = Signals::start(runtime, ring, watcher.clone(), options.sweep, sampler.wake())
         .map_err(|error| Error::file("start", "the thread that signals", error))?;
-    ready(&format!("watching {groups} groups below {}; register at {doors}", hierarchy.root.display()));
+    ready(&format!("watching {groups} groups below {}; register at {addresses}", hierarchy.root.display()));
 
     let outcome = tokio::select! {
         outcome = signals.ended() => outcome,
@@ -267,13 +273,14 @@ pub async fn run(
     drop(shown);
     for task in tasks {
         task.abort();
-        // The listener, and with it the socket's file, goes with its task.
+        // The listener, and with it the socket's file, is dropped with its task.
         let _ = task.await;
     }
     outcome
 }
 
-/// Without pins the agent goes on: what holds when it comes back is still told.
+/// Opens the pins. Without them the agent goes on: what holds at its next start is still
+/// signalled then.
 fn open_pins(directory: &Path) -> Option<Pins> {
     if !socket_activation::may_reopen_programs() {
         log::info!("without CAP_SYS_ADMIN no program is pinned; nothing is seen while there is no agent");
@@ -285,8 +292,8 @@ fn open_pins(directory: &Path) -> Option<Pins> {
 
 type View = (Shown, mpsc::Receiver<Written>);
 
-/// Mounts the view. An agent that was not told where does without it on a host
-/// that has no FUSE.
+/// Mounts the view. Without `--mount` the agent does without it on a host that has no
+/// FUSE.
 fn show(
     wanted: &view::MountOptions,
     tree: &Arc<Tree>,
@@ -297,7 +304,7 @@ fn show(
         Ok(view) => Ok(Some(view)),
         Err(Failure::Unavailable(error)) if wanted.point.is_none() => {
             log::warn!(
-                "{error}; going on without {}, clients need the socket (--no-mount says so)",
+                "{error}; going on without the view on {}: clients need the socket (--no-mount silences this line)",
                 view::POINT
             );
             Ok(None)

@@ -1,5 +1,5 @@
-//! The host's memory cgroup hierarchy as files: where it is mounted, which
-//! directory has which id, and the roll call at start.
+//! The host's memory cgroup hierarchy as files: its mount point, its directories by id, and
+//! the enumeration at start.
 
 pub mod handle;
 pub mod host;
@@ -20,17 +20,17 @@ use crate::{
     mounts::{self, Mount},
 };
 
-/// Which interface the memory controller is on.
+/// The interface that the memory controller is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
-    /// cgroup v1 memory hierarchy.
+    /// The memory hierarchy of cgroup v1.
     V1,
-    /// cgroup v2.
+    /// The unified hierarchy of cgroup v2.
     V2,
 }
 
 impl Version {
-    /// The file that says a group's usage.
+    /// Name of the file with a group's usage.
     #[must_use]
     pub const fn usage_file(self) -> &'static str {
         match self {
@@ -59,17 +59,17 @@ impl Version {
 /// The mounted hierarchy with the memory controller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hierarchy {
-    /// v1 or v2.
+    /// Version of the hierarchy, v1 or v2.
     pub version: Version,
-    /// Mount point.
+    /// Mount point of the hierarchy.
     pub root: PathBuf,
 }
 
 impl Hierarchy {
-    /// Looks at this process's mounts; `root` names the mount point instead.
+    /// Finds the hierarchy among this process's mounts; `root` names the mount point instead.
     ///
     /// # Errors
-    /// No memory controller is mounted: says what to do.
+    /// No memory controller is mounted; the error names what to do.
     pub fn find(root: Option<&Path>) -> Result<Self> {
         let found = find_among(mounts::all()?, root, |mount| {
             fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default()
@@ -82,24 +82,24 @@ impl Hierarchy {
         })
     }
 
-    /// Reads every group's usage file, from the root down. The programs give a
-    /// slot to each group whose file is read. Returns how many there were.
+    /// Reads every group's usage file, from the root down. The programs give a slot to each
+    /// group whose file is read. Returns the number of files read.
     ///
     /// # Errors
     /// The root cannot be opened, by its name or by its id.
     pub fn enumerate_groups(&self) -> Result<usize> {
-        let mut called = 0;
+        let mut read = 0;
         self.walk(|directory, _, _| {
-            // Groups without the controller have no such file; groups that go
-            // meanwhile were called, or never had a slot.
+            // Groups without the controller have no such file; groups removed meanwhile
+            // were read before, or never had a slot.
             if let Ok(file) = directory.file(self.version.usage_file()) {
-                called += usize::from(File::from(file).read(&mut [0; 32]).is_ok());
+                read += usize::from(File::from(file).read(&mut [0; 32]).is_ok());
             }
         })?;
-        Ok(called)
+        Ok(read)
     }
 
-    /// Every directory by its id.
+    /// The paths of all directories, by id.
     #[must_use]
     pub fn paths(&self) -> HashMap<u64, String> {
         let mut paths = HashMap::new();
@@ -107,14 +107,14 @@ impl Hierarchy {
             paths.insert(id, path.to_string_lossy().into_owned());
         });
         if let Err(error) = walked {
-            log::debug!("groups are told without names: {error}");
+            log::debug!("groups are reported without names: {error}");
         }
         paths
     }
 
-    /// All directories, parents before children. Each is opened by its id: what else is
-    /// mounted on it, be it another hierarchy whose ids are these groups', too, or this one
-    /// once more, is not seen.
+    /// Visits all directories, parents before children. Each is opened by its id, so that other
+    /// mounts on it are skipped: another hierarchy, whose ids may be equal to these groups', or
+    /// this one once more.
     fn walk(&self, mut visit: impl FnMut(&Directory, u64, &Path)) -> Result<()> {
         let directories = Directories::new(self)?;
         let mut waiting = VecDeque::from([(directories.root_id(), self.root.clone())]);
@@ -128,8 +128,8 @@ impl Hierarchy {
     }
 }
 
-/// The hierarchy among `mounts`. v1 comes first: where both are mounted and v1
-/// has the controller, v2 does not.
+/// Finds the hierarchy among `mounts`. v1 has priority: where both are mounted and v1 has the
+/// controller, v2 does not.
 fn find_among(
     mounts: Vec<Mount>,
     only: Option<&Path>,

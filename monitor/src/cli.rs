@@ -1,4 +1,4 @@
-//! The command line: definitions only.
+//! The definitions of the command line.
 
 use std::path::PathBuf;
 
@@ -14,15 +14,15 @@ use monitor_common::grammar::control_file::ControlFile;
 #[derive(Debug, Parser)]
 #[command(version, about, long_about, propagate_version = true)]
 pub struct Cli {
-    /// Say more: -v debug, -vv trace (RUST_LOG overrides)
+    /// Log more: -v debug, -vv trace (RUST_LOG overrides)
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
     pub verbose: u8,
-    /// What to do
+    /// The command to run
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// The verbs.
+/// Commands of the command line.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Watch this host's memory cgroups and serve registrations
@@ -31,34 +31,34 @@ pub enum Command {
     Listen(Listen),
     /// Show groups with usage, peak and the registrations on each
     List(List),
-    /// Say how the agent fares, without its groups: for probes
+    /// Show the agent's own state, without its groups; meant for probes
     Status(Status),
-    /// Say what this host features, and what would be used
+    /// Show what this host offers, what the agent would use, and whether it can run
     Check(Check),
-    /// Wait for the agent's end, then unmount its view; the agent starts this itself
+    /// Wait until the agent ends, then unmount its view; the agent starts this itself
     #[command(hide = true)]
     Unmount(Unmount),
 }
 
-/// Options of `unmount`.
+/// Options of the command `unmount`.
 #[derive(Args, Debug)]
 pub struct Unmount {
-    /// Where the view is
+    /// Mount point of the view
     pub point: PathBuf,
-    /// As the agent's
+    /// The agent's own --sandbox mode
     #[arg(long, value_enum, default_value_t = SandboxMode::On)]
     pub sandbox: SandboxMode,
 }
 
-/// Which rights the agent gives up.
+/// The rights that the agent gives up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SandboxMode {
-    /// None
+    /// Gives up no rights
     Off,
-    /// Capabilities and files; system calls that are not expected are made, and named
-    /// in the kernel's log
+    /// Gives up capabilities and files; unexpected system calls are allowed, and named in the
+    /// kernel's log
     Warn,
-    /// All that it does not need once it is ready
+    /// Gives up all rights that it does not need once it is ready
     On,
 }
 
@@ -72,24 +72,24 @@ impl From<SandboxMode> for memcg_monitor::sandbox::Sandbox {
     }
 }
 
-/// Who has a quota.
+/// The owner of a quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum QuotaBy {
-    /// Each user id
+    /// Each user id has its own
     User,
-    /// Each memory cgroup: the client's own, or where other users than root may make
-    /// groups, the highest above it in which they may. What a tenant is in Kubernetes.
-    /// Clients whose cgroup cannot be told have one quota together
+    /// Each memory cgroup has its own: the client's cgroup, or where other users than root may
+    /// make groups, the highest above it in which they may (a tenant in Kubernetes). Clients
+    /// whose cgroup cannot be determined share one quota
     Cgroup,
 }
 
-/// Options of `agent`.
+/// Options of the command `agent`.
 #[derive(Args, Debug)]
 pub struct Agent {
     /// Registration socket: one packet is one line, as v1 clients write it
     #[arg(long, value_name = "PATH", default_value = monitor_client::SOCKET)]
     pub socket: PathBuf,
-    /// Operator's socket, for `list`, `status` and `listen -o json`
+    /// Admin socket, for `list`, `status` and `listen -o json`
     #[arg(long, value_name = "PATH", default_value = monitor_client::CONTROL_SOCKET)]
     pub control_socket: PathBuf,
     /// Permission bits of the registration socket, octal: 0666 lets every user register,
@@ -99,13 +99,13 @@ pub struct Agent {
     /// Group of the registration socket, by name or number [default: the agent's own]
     #[arg(long, value_name = "GROUP")]
     pub socket_group: Option<String>,
-    /// Permission bits of the operator's socket, octal, whatever --socket-mode says: who
-    /// may write to it sees all groups, and what everybody waits for. User id 0, or who
-    /// is let in by a capability, needs CAP_SYS_ADMIN in the agent's user namespace, or
-    /// CAP_SYS_PTRACE there and in its pid namespace, else each question is EPERM
+    /// Permission bits of the admin socket, octal, whatever --socket-mode says: a user who may
+    /// write to it sees all groups and all registrations. User id 0, and a process that a
+    /// capability admits, needs CAP_SYS_ADMIN in the agent's user namespace, or CAP_SYS_PTRACE
+    /// there and in its pid namespace, else each request is refused with EPERM
     #[arg(long, value_name = "MODE", default_value = "0600", value_parser = mode)]
     pub control_mode: u32,
-    /// Group of the operator's socket, by name or number; counts with --control-mode 0660
+    /// Group of the admin socket, by name or number; takes effect with --control-mode 0660
     /// [default: the agent's own]
     #[arg(long, value_name = "GROUP")]
     pub control_group: Option<String>,
@@ -113,7 +113,8 @@ pub struct Agent {
     #[arg(long, value_name = "DIR")]
     pub cgroup_root: Option<PathBuf>,
     /// Groups that can be watched at once: about 420 bytes of kernel memory each, taken at
-    /// the start, and counted against the agent's own limit (MemoryMax=). Removed groups count until those that wait on them are told, no longer
+    /// the start, and counted against the agent's own limit (MemoryMax=). A removed group
+    /// counts until its registrations are signalled, no longer
     /// [default: one for each 64 KiB of the host's memory, rounded up to a power of two,
     /// 4096 to 65536 (27 MiB)]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..=1_048_576))]
@@ -122,46 +123,45 @@ pub struct Agent {
     /// [default: twice the default of --max-groups, 8192 to 131072]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(16..=4_194_304))]
     pub max_eventfds: Option<u32>,
-    /// Bytes of the ring buffer: a power of two. A full ring loses no crossing,
-    /// it costs a sweep
+    /// Bytes of the ring buffer, a power of two from 4096 to 268435456. A full ring loses no
+    /// crossing, it costs a sweep
     #[arg(long, value_name = "BYTES", default_value_t = 262_144, value_parser = ring)]
     pub ring_bytes: u32,
-    /// Milliseconds between two sweeps for what doorbells may have missed and for eventfds
-    /// that were closed, while anything is registered
+    /// Milliseconds between two sweeps for lost records and for closed eventfds, while
+    /// anything is registered
     #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     pub sweep_ms: u64,
-    /// Milliseconds at least between two readings of what can only be sampled (the root
-    /// group's usage, working sets), while anybody waits for it; up to 2000 for the root
-    /// while it is far from every threshold
+    /// Least milliseconds between two readings of quantities that can only be sampled (the
+    /// root group's usage, working sets), while there are registrations on them; up to 2000
+    /// for the root while it is far from every threshold
     #[arg(long, value_name = "MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     pub sample_ms: u64,
-    /// Milliseconds of rest for a threshold that usage crossed sixteen times within
-    /// that time; then it is told if it is on the other side. 0: no rest
+    /// Milliseconds of hold-off for a threshold that usage crossed sixteen times within that
+    /// time; after it, the threshold is signalled if usage is on the other side. 0: no hold-off
     #[arg(long, value_name = "MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(0..=60_000))]
     pub holdoff_ms: u64,
     /// Registrations that each user may have (with --quota-by cgroup each memory cgroup); one
-    /// more is refused with EDQUOT. Processes
-    /// with CAP_SYS_RESOURCE in the agent's user namespace may have any number: user id 0
-    /// of a container without it is a user like others
+    /// more is refused with EDQUOT. Processes with CAP_SYS_RESOURCE in the agent's user
+    /// namespace may have any number: user id 0 of a container without it is a user like others
     #[arg(long, value_name = "N", default_value_t = 65_536)]
     pub max_per_user: u64,
-    /// Registrations that there may be in all, whoever asks; one more is refused with
-    /// ENOMEM. Beyond 1024 nobody may have more than are left to others, and from 32768 on
-    /// one in 32 is kept for processes with CAP_SYS_RESOURCE; so with --max-eventfds. Each
-    /// takes up to 200 bytes of the agent [default: what a tenth of the host's
-    /// memory holds, 65536 to 1048576]
+    /// Registrations that there may be in all; one more is refused with ENOMEM. Beyond 1024 no
+    /// user may have more than are left to others, and from 32768 on one in 32 is kept for
+    /// processes with CAP_SYS_RESOURCE; likewise with --max-eventfds. Each takes up to 200
+    /// bytes of the agent [default: as many as fit into a tenth of the host's memory, 65536 to
+    /// 1048576]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub max_registrations: Option<u64>,
-    /// Whom registrations, connections and sent descriptors count against
+    /// Owner of the quota that registrations, connections and sent descriptors count against
     #[arg(long, value_enum, default_value_t = QuotaBy::User)]
     pub quota_by: QuotaBy,
-    /// Where to show the cgroup tree as cgroup v1's memory hierarchy, with a
-    /// cgroup.event_control in each directory. Made if it is not there. Without
-    /// this option, a host that has no FUSE is served by the socket alone
+    /// Directory on which to mount the view: the cgroup tree as cgroup v1's memory hierarchy,
+    /// with a cgroup.event_control in each directory. Made if it is not there. Without this
+    /// option, a host that has no FUSE is served by the socket alone
     /// [default: /run/memcg-monitor/cgroup]
     #[arg(long, value_name = "DIR")]
     pub mount: Option<PathBuf>,
-    /// Do not show the tree; clients need the socket
+    /// Do not mount the view; clients need the socket
     #[arg(long, conflicts_with_all = ["mount", "event_control_mode"])]
     pub no_mount: bool,
     /// Keep registrations in a small parent process, which starts the agent again when
@@ -172,53 +172,52 @@ pub struct Agent {
     /// not say that it has one (systemd before 254; FileDescriptorStoreMax=64 or more)
     #[arg(long)]
     pub fd_store: bool,
-    /// User id that nobody else has: clients' eventfds that are kept for the next agent are
-    /// descriptors in flight, which the kernel counts against a user (ETOOMANYREFS). Needs
+    /// User id that no other process has: clients' eventfds that are kept for the next agent
+    /// are descriptors in flight, which the kernel counts against a user (ETOOMANYREFS). Needs
     /// CAP_SETUID at start; without, they count against the agent's own user
     #[arg(long, value_name = "UID", default_value_t = in_flight::UID, value_parser = apart)]
     pub in_flight_uid: u32,
-    /// Folder on a BPF file system in which programs and maps are pinned, so that they
-    /// go on while the agent is away; used where registrations are kept
+    /// Directory on a BPF file system in which programs and maps are pinned, so that they
+    /// stay attached while the agent is away; used where registrations are kept
     #[arg(long, value_name = "DIR", default_value = programs::FOLDER)]
     pub pins: PathBuf,
-    /// Permission bits of each cgroup.event_control, octal: 0200 lets the owner of
-    /// the group's directory register, as the newest kernels do, 0222 everybody,
-    /// as older ones did
+    /// Permission bits of each cgroup.event_control, octal: 0200 lets the owner of the group's
+    /// directory register, as the newest kernels do, 0222 every user, as older ones did
     #[arg(long, value_name = "MODE", default_value = "0200", value_parser = write_mode)]
     pub event_control_mode: u32,
     /// Rights to give up before READY: capabilities, system calls (seccomp), files
     /// (Landlock). A refused system call is named in the kernel's log
     #[arg(long, value_enum, default_value_t = SandboxMode::On)]
     pub sandbox: SandboxMode,
-    /// Tell metrics to Prometheus at unix:/PATH, 127.0.0.1:PORT or [::1]:PORT, as
+    /// Serve metrics to Prometheus at unix:/PATH, 127.0.0.1:PORT or [::1]:PORT, as
     /// GET /metrics. There is no password, so no other addresses; a unix socket has
-    /// --socket-mode and --socket-group [default: not told]
+    /// --socket-mode and --socket-group [default: not served]
     #[arg(long, value_name = "ADDR")]
     pub metrics: Option<Address>,
-    /// Only of groups whose path below the hierarchy's root matches: * and ? stay
-    /// within one name, ** is any number of names (/system.slice/*, /kubepods/**). May
-    /// be repeated [default: all]
+    /// Metrics only of groups whose path below the hierarchy's root matches: * and ? stay
+    /// within one name, ** is any number of names (/system.slice/*, /kubepods/**). May be
+    /// repeated [default: all]
     #[arg(long, value_name = "GLOB", requires = "metrics")]
     pub metrics_allow: Vec<Pattern>,
-    /// Not of groups whose path matches, whatever --metrics-allow says. May be repeated
+    /// No metrics of groups whose path matches, whatever --metrics-allow says. May be repeated
     #[arg(long, value_name = "GLOB", requires = "metrics")]
     pub metrics_deny: Vec<Pattern>,
-    /// Only of so many groups, those with the highest usage; the others are counted in
-    /// memcg_monitor_groups_left_out
+    /// Metrics of so many groups at most, 0 to 10000, those with the highest usage; the others
+    /// are counted in memcg_monitor_groups_left_out
     #[arg(long, value_name = "N", default_value_t = 500, value_parser = top, requires = "metrics")]
     pub metrics_top: usize,
 }
 
-/// How to print.
+/// Forms of a command's output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Output {
-    /// For people
+    /// Lines for people to read
     Text,
     /// One JSON object per line
     Json,
 }
 
-/// Options of `listen`.
+/// Options of the command `listen`.
 #[derive(Args, Debug)]
 pub struct Listen {
     /// Control file of a group: memory.usage_in_bytes (or memory.current),
@@ -226,58 +225,58 @@ pub struct Listen {
     /// memory.pressure_level, or cgroup.procs. The names stand for themselves
     /// where v2 has no such file
     pub control_file: PathBuf,
-    /// What for. Bytes: a threshold with K, M, G, T, P or E, rounded down to
-    /// pages, or N% of the lowest memory.max from the group up; then ,up or ,down
-    /// for one direction, ,hysteresis=SIZE. memory.pressure_level: low, medium or
-    /// critical, then ,default ,hierarchy or ,local. Else nothing
+    /// The event to wait for. Usage, memory+swap and working set: a threshold in bytes with K,
+    /// M, G, T, P or E, rounded down to pages, or N% of the lowest memory.max from the group
+    /// up; then ,up or ,down for one direction, ,hysteresis=SIZE. memory.pressure_level: low,
+    /// medium or critical, then ,default ,hierarchy or ,local. Other files take none
     #[arg(allow_hyphen_values = true)]
     pub args: Option<String>,
     /// End after N signals
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
-    /// End with exit code 3 when this long has gone by
+    /// End with exit code 3 after this time, in seconds
     #[arg(long, value_name = "SECS", value_parser = seconds)]
     pub timeout: Option<std::time::Duration>,
-    /// How to print
+    /// Form of the output
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub output: Output,
     /// Registration socket of the agent
     #[arg(long, value_name = "PATH", default_value = monitor_client::SOCKET)]
     pub socket: PathBuf,
-    /// Operator's socket of the agent (used by -o json)
+    /// Admin socket of the agent (used by -o json)
     #[arg(long, value_name = "PATH", default_value = monitor_client::CONTROL_SOCKET)]
     pub control_socket: PathBuf,
 }
 
-/// Options of `list`.
+/// Options of the command `list`.
 #[derive(Args, Debug)]
 pub struct List {
-    /// How to print
+    /// Form of the output
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub output: Output,
-    /// Operator's socket of the agent
+    /// Admin socket of the agent
     #[arg(long, value_name = "PATH", default_value = monitor_client::CONTROL_SOCKET)]
     pub control_socket: PathBuf,
 }
 
-/// Options of `status`.
+/// Options of the command `status`.
 #[derive(Args, Debug)]
 pub struct Status {
-    /// How to print
+    /// Form of the output
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub output: Output,
     /// End with exit code 3 when the agent has not answered within this time, in seconds
     #[arg(long, value_name = "SECS", default_value = "5", value_parser = seconds)]
     pub timeout: std::time::Duration,
-    /// Operator's socket of the agent
+    /// Admin socket of the agent
     #[arg(long, value_name = "PATH", default_value = monitor_client::CONTROL_SOCKET)]
     pub control_socket: PathBuf,
 }
 
-/// Options of `check`.
+/// Options of the command `check`.
 #[derive(Args, Debug)]
 pub struct Check {
-    /// How to print
+    /// Form of the output
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub output: Output,
     /// Mount point of the cgroup hierarchy [default: found in /proc/self/mountinfo]
@@ -286,8 +285,8 @@ pub struct Check {
 }
 
 impl Listen {
-    /// The arguments: none where the control file takes none. Ends the program where
-    /// it takes some.
+    /// The arguments; empty where they are left out and the control file takes none. Ends the
+    /// program where they are left out and the control file takes some.
     pub fn args(&self) -> &str {
         if let Some(args) = &self.args {
             return args;
@@ -298,7 +297,7 @@ impl Listen {
             _ => Cli::command()
                 .error(
                     ErrorKind::MissingRequiredArgument,
-                    "say what for: a threshold in bytes, or a level of pressure",
+                    "add the event to wait for: a threshold in bytes, or a level of pressure",
                 )
                 .exit(),
         }
@@ -336,7 +335,7 @@ fn top(text: &str) -> Result<usize, String> {
 fn apart(text: &str) -> Result<u32, String> {
     match text.parse() {
         Ok(uid) if in_flight::is_apart(uid) => Ok(uid),
-        _ => Err("a user id that nobody else has: not 0, 65534 or 4294967295".into()),
+        _ => Err("a user id that no other process has: not 0, 65534 or 4294967295".into()),
     }
 }
 

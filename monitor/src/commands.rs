@@ -1,4 +1,4 @@
-//! One file for each verb of the command line.
+//! The commands of the command line, one file for each.
 
 pub mod agent;
 pub mod check;

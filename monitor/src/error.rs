@@ -7,25 +7,25 @@ use nix::errno::Errno;
 /// A result with the library's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What can go wrong below the command line.
+/// Failures of the library, below the command line.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A system call failed.
-    #[error("{call}: {errno} ({errno:?})")]
+    #[error("{call}: {errno}")]
     Syscall {
-        /// The call, with its argument where that helps.
+        /// The system call, with its argument where that helps.
         call: String,
-        /// Its errno.
+        /// The errno of the call.
         errno: Errno,
     },
     /// A file could not be read or made.
-    #[error("{call} {path}: {error}")]
+    #[error("{call} {path}: {}", named(error))]
     File {
-        /// What was tried.
+        /// The operation that failed.
         call: &'static str,
-        /// On which file.
+        /// Path of the file.
         path: PathBuf,
-        /// How it failed.
+        /// The error of the operation.
         error: io::Error,
     },
     /// The kernel lacks something the programs need.
@@ -34,9 +34,9 @@ pub enum Error {
     /// Loading or attaching the programs failed.
     #[error("{what}: {why}")]
     Programs {
-        /// Which step, and what to do about it.
+        /// The step that failed, and what to do about it.
         what: String,
-        /// The loader's own words, with the verifier's log where there is one.
+        /// The loader's own text, with the verifier's log where there is one.
         why: String,
     },
     /// The host's cgroup set-up does not fit.
@@ -59,5 +59,36 @@ impl Error {
     /// A failed operation on a file.
     pub fn file(call: &'static str, path: impl Into<PathBuf>, error: io::Error) -> Self {
         Self::File { call, path: path.into(), error }
+    }
+}
+
+/// The text of an I/O error, with the errno's name where there is one.
+fn named(error: &io::Error) -> String {
+    match error.raw_os_error().map(Errno::from_raw) {
+        None | Some(Errno::UnknownErrno) => error.to_string(),
+        Some(errno) => errno.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use nix::errno::Errno;
+
+    use super::Error;
+
+    #[test]
+    fn an_errno_is_named_once() {
+        let text = "call: EPERM: Operation not permitted";
+        assert_eq!(Error::syscall("call", Errno::EPERM).to_string(), text);
+        let file = |error| Error::file("open", "/a", error).to_string();
+        let text = "open /a: EPERM: Operation not permitted";
+        assert_eq!(file(io::Error::from_raw_os_error(1)), text);
+        assert_eq!(file(io::Error::other("no number")), "open /a: no number");
+        assert_eq!(
+            file(io::Error::from_raw_os_error(99_999)),
+            "open /a: Unknown error 99999 (os error 99999)"
+        );
     }
 }

@@ -1,6 +1,6 @@
-//! A client's eventfd: checked when it is taken in, signalled without ever
-//! waiting, by the kernel's own asynchronous reads ([`aio`]), or where those cannot be had,
-//! or the client has made signalling slow, by threads apart ([`lane`]).
+//! A client's eventfd: checked when it is registered, signalled without ever waiting, by
+//! the kernel's asynchronous reads ([`aio`]), or by separate threads ([`lane`]) where there
+//! are none, or the client has made signalling slow.
 
 pub mod aio;
 pub mod lane;
@@ -19,7 +19,7 @@ use nix::{
     fcntl::{FcntlArg, OFlag, fcntl},
 };
 
-/// What `/proc` says an eventfd's descriptor leads to.
+/// The link of an eventfd's descriptor in `/proc/PID/fd`.
 pub const EVENTFD: &str = "anon_inode:[eventfd]";
 
 /// A descriptor known to be an eventfd. Clones are the same descriptor, so that they
@@ -28,7 +28,7 @@ pub const EVENTFD: &str = "anon_inode:[eventfd]";
 pub struct EventFd(Arc<OwnedFd>);
 
 impl EventFd {
-    /// Whether `fd` is one, without a word to the file system that it may lie on.
+    /// Checks that `fd` is an eventfd, without a request to the file system that it may lie on.
     ///
     /// # Errors
     /// The kernel's: `EBADF` for an `O_PATH` descriptor, `EINVAL` for anything
@@ -44,7 +44,7 @@ impl EventFd {
         Ok(())
     }
 
-    /// Takes in what [`EventFd::check`] or the kernel has said is an eventfd.
+    /// Wraps a descriptor that [`EventFd::check`] or the kernel has identified as an eventfd.
     #[must_use]
     pub fn known(fd: OwnedFd) -> Self {
         Self(Arc::new(fd))

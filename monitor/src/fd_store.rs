@@ -1,5 +1,5 @@
-//! Who holds descriptors while there is no agent: a service manager's descriptor store
-//! (`FDSTORE=1`, systemd), or [`supervisor`](crate::supervisor), which speaks the same.
+//! The descriptor store, which holds descriptors while no agent runs: a service manager's
+//! (`FDSTORE=1`, systemd), or [`supervisor`](crate::supervisor), which speaks the same protocol.
 
 use std::{
     env,
@@ -14,12 +14,12 @@ use crate::{
     in_flight,
 };
 
-/// By this name the store keeps the state record.
+/// Name of the state file in the store.
 pub const STATE: &str = "state";
-/// Names of stashes begin so.
+/// Prefix of the stashes' names in the store.
 pub const STASH: &str = "bag-";
 
-/// Descriptors that came with the process, each with its name.
+/// Descriptors that the process was started with, each with its name.
 pub type StoredDescriptors = Vec<(String, OwnedFd)>;
 
 /// Takes the descriptors that a service manager has handed over (`LISTEN_FDS`). To be
@@ -28,52 +28,54 @@ pub type StoredDescriptors = Vec<(String, OwnedFd)>;
 pub fn handed() -> StoredDescriptors {
     match sd_notify::listen_fds_with_names() {
         Ok(named) => named
-            // SAFETY: the manager's protocol says that these are open, and ours; this is
-            // the only place that takes them.
+            // SAFETY: by the manager's protocol these are open, and this process's own; no
+            // other place takes them.
             .map(|(fd, name)| (name, unsafe { OwnedFd::from_raw_fd(fd) }))
             .collect(),
         Err(error) => {
-            log::warn!("what the service manager hands over cannot be read (LISTEN_FDS): {error}");
+            log::warn!(
+                "the service manager's descriptors cannot be read (LISTEN_FDS): {error}; its sockets and kept registrations are not used"
+            );
             Vec::new()
         }
     }
 }
 
-/// A store of descriptors.
+/// The descriptor store of this process's manager.
 #[derive(Debug)]
 pub struct FdStore(());
 
 impl FdStore {
-    /// The service manager, where it says that it keeps descriptors (`FDSTORE`, systemd
-    /// 254 and newer, and our own supervisor), or `trusted` says so.
+    /// Finds the service manager's store, where `FDSTORE` announces one (systemd 254 and newer,
+    /// and the agent's own supervisor), or where it is `trusted` to be there.
     #[must_use]
     pub fn found(trusted: bool) -> Option<Self> {
         let room = env::var("FDSTORE").ok().and_then(|room| room.parse::<u32>().ok());
-        let speaks = env::var_os("NOTIFY_SOCKET").is_some();
-        (speaks && (trusted || room.is_some_and(|room| room > 0))).then_some(Self(()))
+        let has_manager = env::var_os("NOTIFY_SOCKET").is_some();
+        (has_manager && (trusted || room.is_some_and(|room| room > 0))).then_some(Self(()))
     }
 
-    /// One that tests stand in for: without `NOTIFY_SOCKET`, nothing is sent.
+    /// A store for tests: without `NOTIFY_SOCKET`, nothing is sent.
     #[cfg(test)]
     pub(crate) const fn of_tests() -> Self {
         Self(())
     }
 
-    /// Gives it a descriptor to keep.
+    /// Gives the store a descriptor to keep.
     ///
     /// # Errors
     /// `sendmsg` to the notification socket failed.
     pub fn store(&self, name: &str, fd: BorrowedFd<'_>) -> Result<()> {
-        // Not polled: a stash whose mouth is closed would count as gone.
+        // Not polled: a stash whose other end is closed would count as gone.
         let states = [NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")];
         in_flight::apart(|| sd_notify::notify_with_fds(&states, &[fd]))
             .map_err(|error| failed("FDSTORE", &error))
     }
 
-    /// Lets it forget all of that name.
+    /// Removes all descriptors of that name from the store.
     ///
     /// # Errors
-    /// As [`FdStore::store`].
+    /// The same errors as of [`FdStore::store`].
     pub fn forget(&self, name: &str) -> Result<()> {
         let states = [NotifyState::FdStoreRemove, NotifyState::FdName(name)];
         sd_notify::notify(&states).map_err(|error| failed("FDSTOREREMOVE", &error))

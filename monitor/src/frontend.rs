@@ -1,5 +1,5 @@
-//! The front doors, and the one way in that they share: [`request`] takes the
-//! line and the descriptors through the kernel's checks, in its order.
+//! The frontends, and the part that they share: [`register`] takes the line and the
+//! descriptors through the kernel's checks, in its order.
 
 pub mod accounting;
 pub mod admin_socket;

@@ -1,17 +1,17 @@
 //! The user that the agent's descriptors in flight are counted against.
 //!
 //! A descriptor that was sent and not received yet (`SCM_RIGHTS`) counts against the *real*
-//! user id of the task that sent it (`user_struct::unix_inflight`). Who has more of them than
-//! its `RLIMIT_NOFILE` may send none, without `CAP_SYS_RESOURCE` or `CAP_SYS_ADMIN`:
-//! `ETOOMANYREFS` (`too_many_unix_fds`, Linux 4.5 and newer). What the agent keeps for the next
-//! one is in flight for days. Counted against root it would take descriptor passing away from
-//! root's other processes, and theirs could take it away from the agent.
+//! user id of the task that sent it (`user_struct::unix_inflight`). A user with more of them
+//! than its `RLIMIT_NOFILE` may send none, without `CAP_SYS_RESOURCE` or `CAP_SYS_ADMIN`:
+//! `ETOOMANYREFS` (`too_many_unix_fds`, Linux 4.5 and newer). The eventfds kept for the next
+//! agent are in flight for days. Counted against root they would take descriptor passing away
+//! from root's other processes, and theirs could take it away from the agent.
 //!
-//! So the agent sends with a real user id that nobody else has. Credentials are a thread's own:
-//! [`count_against`] makes that id the thread's *saved* one, for which `CAP_SETUID` is asked, and
-//! threads that start later have it, too. [`apart`] swaps saved and real for one call, for
-//! which no capability is asked. The effective id, capabilities and dumpability stay as they
-//! are, and whoever may signal the agent still may.
+//! So the agent sends with a real user id that no other process has. Credentials are a thread's
+//! own: [`count_against`] makes that id the thread's *saved* one, which needs `CAP_SETUID`, and
+//! threads that start later have it, too. [`apart`] swaps saved and real for one call, which
+//! needs no capability. The effective id, capabilities and dumpability stay as they are, and
+//! processes that may signal the agent still may.
 
 use std::sync::OnceLock;
 
@@ -21,16 +21,16 @@ use nix::{
     unistd::getresuid,
 };
 
-/// The user id, unless told otherwise: in a range that no distribution, no container runtime
-/// and no `/etc/subuid` gives out, since half of all programs take it for a negative number
-/// (systemd's `UIDS-GIDS.md`: 2147483648 to 4294967294 are to be avoided). Not the last two:
-/// -1 is no user id, and -2 is some systems' nobody.
+/// The default user id, in a range that no distribution, no container runtime and no
+/// `/etc/subuid` assigns, since half of all programs read it as a negative number (systemd's
+/// `UIDS-GIDS.md`: 2147483648 to 4294967294 are to be avoided). Not the last two: -1 is no
+/// user id, and -2 is some systems' nobody.
 pub const UID: u32 = 4_294_967_292;
 
-/// The kernel's `overflowuid`: what a user without a number looks like, and Debian's nobody.
+/// The kernel's `overflowuid`, shown for users without a number, and Debian's nobody.
 const OVERFLOW: u32 = 65_534;
 
-/// "Leave it as it is", for setresuid.
+/// The argument of setresuid that leaves an id unchanged.
 const SAME: uid_t = uid_t::MAX;
 
 #[derive(Clone, Copy, Debug)]
@@ -41,17 +41,17 @@ struct Users {
 
 static USERS: OnceLock<Users> = OnceLock::new();
 
-/// Whether nobody else can be expected to have this user id.
+/// Whether no other process can be expected to have this user id.
 #[must_use]
 pub const fn is_apart(uid: u32) -> bool {
     !matches!(uid, 0 | OVERFLOW | SAME)
 }
 
-/// What this thread, and those that it starts, send by [`apart`] is counted against `uid` from
-/// now on. To be called once, before other threads start.
+/// Counts descriptors that this thread, and threads that it starts, send by [`apart`] against
+/// `uid` from now on. To be called once, before other threads start.
 ///
 /// # Errors
-/// `EPERM` without `CAP_SETUID`: then it counts against the agent's own user.
+/// `EPERM` without `CAP_SETUID`: then they count against the agent's own user.
 pub fn count_against(uid: u32) -> Result<(), Errno> {
     let own = getresuid()?.real.as_raw();
     if own == uid {
@@ -62,16 +62,16 @@ pub fn count_against(uid: u32) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Does `send` as the user that [`count_against`] has named; as the agent's own where it could
-/// not.
+/// Calls `send` as the user that [`count_against`] has set; as the agent's own where that
+/// failed.
 pub fn apart<T>(send: impl FnOnce() -> T) -> T {
     let Some(Users { own, counted }) = USERS.get().copied() else { return send() };
-    // A thread that is older than count_against may not, and the kernel may be out of memory.
+    // A thread older than count_against may not, and the kernel may be out of memory.
     let _back = set(counted, own).is_ok().then_some(Back { own, counted });
     send()
 }
 
-/// The thread's own ids again, whatever happens meanwhile.
+/// Restores the thread's own ids on drop, whatever happens meanwhile.
 struct Back {
     own: uid_t,
     counted: uid_t,
@@ -80,13 +80,14 @@ struct Back {
 impl Drop for Back {
     fn drop(&mut self) {
         if let Err(errno) = set(self.own, self.counted) {
-            // Only the accounting is another until the next call puts it right.
+            // Only the accounting is off until the next call corrects it.
             log::warn!("setresuid back to the real user id {}: {errno}", self.own);
         }
     }
 }
 
-/// Real and saved id of the calling thread alone; libc's function would change all threads.
+/// Sets the real and saved id of the calling thread alone; libc's function would change all
+/// threads.
 fn set(real: uid_t, saved: uid_t) -> Result<(), Errno> {
     // SAFETY: takes numbers.
     let done = unsafe { libc::syscall(libc::SYS_setresuid, real, SAME, saved) };

@@ -1,15 +1,15 @@
 //! cgroup v1's memory notifications on stock cgroup v2 kernels.
 //!
 //! The modules follow the data: a charge runs a program in the kernel
-//! (`monitor-ebpf`), which keeps the [`table`] and rings the agent through
-//! [`programs`]; the [`watcher`] works out which thresholds were crossed, looks
-//! up who waits in its [`registry`], and adds to their [`eventfd`]s. Clients come
-//! in by the [`frontend`]s, one of which is the [`view`], the cgroup tree as v1 showed it;
-//! their side of the sockets is [`monitor_client`]. What has to outlive an agent is in its [`persist`],
-//! which a [`fd_store`] holds.
+//! (`monitor-ebpf`), which keeps the [`table`] and sends records to the agent through
+//! [`programs`]; the [`watcher`] works out which thresholds were crossed, looks up their
+//! registrations in its [`registry`], and adds to the [`eventfd`]s. Clients register at the
+//! [`frontend`]s, one of which is the [`view`], the cgroup tree as v1 showed it; [`monitor_client`]
+//! is a client's side of them. [`persist`] holds the state that outlives an agent, in the
+//! descriptor store ([`fd_store`]).
 //!
-//! [`kernel`] is the one place that knows what kernels differ in; only
-//! [`programs`] names aya; [`registry`] knows neither kernel nor sockets.
+//! [`kernel`] is the one place with the differences between kernels; only [`programs`]
+//! uses aya; [`registry`] uses neither the kernel nor sockets.
 
 pub mod agent;
 pub mod ancillary;

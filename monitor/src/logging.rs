@@ -1,8 +1,8 @@
-//! The log: lines for people on stderr, structured records where journald listens, and
-//! neither of them without bound.
+//! The log: lines for people on stderr, structured records where stderr is connected to
+//! journald, and neither without bound.
 //!
 //! Fields of records are the `log` crate's key-values; journald has them in capitals
-//! (`MEMCG_ERRNO`). Nothing is logged for each event: followers and metrics tell those.
+//! (`MEMCG_ERRNO`). Events are not logged one by one: followers and metrics report them.
 
 mod pace;
 
@@ -20,10 +20,10 @@ use crate::{
     printable::printable,
 };
 
-/// The target of what the programs in the kernel log.
+/// Log target of the programs in the kernel.
 pub const PROGRAMS: &str = "memcg_monitor::ebpf";
 
-/// Sets the log up: to say this, unless `RUST_LOG` says otherwise.
+/// Sets the log up with this filter, unless `RUST_LOG` has another.
 pub fn init(level: &str) {
     let text = env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level)).build();
     let journal = if connected_to_journal() { JournalLog::empty().ok() } else { None };
@@ -36,7 +36,7 @@ pub fn init(level: &str) {
 }
 
 struct Logger {
-    /// Also decides what is logged at all.
+    /// The logger of text, which also filters for both.
     text: env_logger::Logger,
     journal: Option<JournalLog>,
     pace: Mutex<Pace>,
@@ -61,11 +61,11 @@ impl Log for Logger {
         if !self.text.matches(record) {
             return;
         }
-        // Names that others chose, and what clients sent, may be in it.
+        // The text may hold names that other users chose, and clients' input.
         let text = record.args().to_string();
         let text = printable(&text);
         let write = |args: fmt::Arguments<'_>| self.write(&record.to_builder().args(args).build());
-        // Who asked for more wants it all.
+        // Debug messages were requested, and are all shown.
         if record.level() >= Level::Debug {
             return write(format_args!("{text}"));
         }
@@ -85,7 +85,7 @@ impl Log for Logger {
         }
     }
 
-    /// Tells how many lines were left out.
+    /// Logs how many lines were left out.
     fn flush(&self) {
         for (site, more) in self.pace.lock().unwrap_or_else(PoisonError::into_inner).drain() {
             let Site { module, line, level, user } = site;
@@ -101,8 +101,8 @@ impl Log for Logger {
     }
 }
 
-/// Where the programs' own lines go: to our log, at debug level. What they say is
-/// counted, too, and told by its count.
+/// Receives the programs' own lines, and logs them at debug level. What they report is counted
+/// as well, and the agent logs the counts.
 #[derive(Clone, Copy, Debug)]
 pub struct FromPrograms;
 

@@ -12,7 +12,7 @@ use crate::cli::{Cli, Command};
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let level = match cli.verbose {
-        // What there is to say of FUSE we say ourselves.
+        // The agent logs FUSE's failures itself.
         0 => "info,fuser=off",
         1 => "info,fuser=off,memcg_monitor=debug",
         _ => "debug,memcg_monitor=trace",
@@ -29,7 +29,7 @@ fn main() -> ExitCode {
     log::logger().flush();
     match outcome {
         Ok(code) => code,
-        // Whoever read our output has seen enough.
+        // The reader of the output has closed it.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("memcg-monitor: {error:#}");

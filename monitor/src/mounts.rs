@@ -8,14 +8,14 @@ use std::{
 
 use crate::error::{Error, Result};
 
-/// One line of it.
+/// A mount: one line of mountinfo.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
-    /// Mount point, as this process sees it.
+    /// Mount point, in this process's view of the tree.
     pub point: PathBuf,
     /// Type of the file system.
     pub kind: String,
-    /// What is mounted; a name that the file system chose.
+    /// Source of the mount; a name that the file system chose.
     pub source: String,
     /// Options of the file system, with commas between them.
     pub options: String,
@@ -27,7 +27,7 @@ pub struct Mount {
 /// `/proc` is not mounted.
 pub fn all() -> Result<Vec<Mount>> {
     let path = "/proc/self/mountinfo";
-    // Names are bytes: one that is no text must not hide the others.
+    // Names are bytes: a name that is not UTF-8 must not hide the others.
     let text = std::fs::read(path).map_err(|error| Error::file("read", path, error))?;
     Ok(parse(&text))
 }
@@ -40,13 +40,13 @@ pub fn on(point: &Path) -> Result<Option<Mount>> {
     Ok(all()?.into_iter().rev().find(|mount| mount.point == point))
 }
 
-/// The mounts of this text; lines that are none are left out.
+/// Parses the mounts of this text; malformed lines are left out.
 #[must_use]
 pub fn parse(text: &[u8]) -> Vec<Mount> {
     text.split(|&byte| byte == b'\n').filter_map(parse_line).collect()
 }
 
-/// `ID PARENT MAJOR:MINOR ROOT POINT OPTIONS [TAG...] - KIND SOURCE OPTIONS`
+/// Parses `ID PARENT MAJOR:MINOR ROOT POINT OPTIONS [TAG...] - KIND SOURCE OPTIONS`.
 fn parse_line(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|&byte| byte == b' ');
     let point = fields.nth(4)?;
@@ -56,7 +56,7 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     Some(Mount { point: OsString::from_vec(unescape(point)).into(), kind, source, options })
 }
 
-/// mountinfo writes space, tab, newline and backslash in octal.
+/// Decodes octal escapes: mountinfo has them for space, tab, newline and backslash.
 fn unescape(text: &[u8]) -> Vec<u8> {
     let mut plain = Vec::with_capacity(text.len());
     let mut rest = text;

@@ -1,10 +1,10 @@
-//! What outlives an agent, in the hands of a [`FdStore`]: who waits for what (the
-//! [`State`]), and the clients' eventfds (in [`FdStash`]s).
+//! The state that outlives an agent, in the descriptor store ([`FdStore`]): the registrations
+//! (in the [`StateFile`]), and the clients' eventfds (in [`FdStash`]s).
 //!
-//! Order is all: an eventfd is in a stash before a registration names it, a registration
-//! is recorded before its client has the answer, what happened is recorded as owed before
-//! it is forgotten where it was taken from, and as paid after it was signalled. So an
-//! agent may be killed anywhere: the next one may repeat its last signals, but misses none.
+//! The order matters: an eventfd is in a stash before a registration names it; a registration
+//! is recorded before its client has the answer; an event is recorded as owed before it is
+//! cleared at its source, and as paid after it was signalled. So an agent may be killed
+//! anywhere: the next one may repeat its last signals, but misses none.
 
 mod fd_stash;
 mod record;
@@ -32,32 +32,32 @@ use crate::{
     source::FileId,
 };
 
-/// References of its own to an eventfd, beside the agent's one.
+/// References that the stashes have to an eventfd, beside the agent's own.
 pub const REFERENCES: u64 = 1;
 
-/// Eventfds that may lie in stashes without anybody waiting, before they are cleared out.
+/// Eventfds without a registration that may lie in stashes before they are cleared out.
 const WASTE: usize = 256;
 
-/// The state, the stashes, and who keeps them.
+/// The state file, the stashes, and the store that keeps them.
 #[derive(Debug)]
 pub struct Persistence {
     fd_store: FdStore,
     state: StateFile,
-    /// Many to a message, the oldest first; what is packed anew goes into the last one.
+    /// Stashes with many descriptors to a message, the oldest first; repacking fills the last.
     stashes: VecDeque<FdStash>,
-    /// Filled one by one; packed when it is full.
+    /// The stash that is filled one by one, and repacked when it is full.
     latest: Option<FdStash>,
-    /// What lies in any.
+    /// Eventfds that lie in any stash.
     held: HashSet<FileId>,
-    /// Of those, what nobody waits on any more.
+    /// Eventfds among those that have no registration any more.
     waste: HashSet<FileId>,
-    /// Of those, what lies in two: an agent was killed while it packed.
+    /// Eventfds among those that lie in two stashes: an agent was killed while it repacked.
     twice: HashSet<FileId>,
     named: u64,
-    rest: RetryPause,
+    retry: RetryPause,
 }
 
-/// How long nothing is packed anew after that has failed.
+/// The pause after a failed repacking, which doubles with each failure.
 #[derive(Debug, Default)]
 struct RetryPause {
     pause: Duration,
@@ -77,27 +77,27 @@ impl RetryPause {
     }
 }
 
-/// What an agent before has left.
+/// State recovered from an earlier agent.
 #[derive(Debug, Default)]
 pub struct Recovered {
-    /// Its registrations.
+    /// Registrations of the earlier agent.
     pub records: Vec<(RecordId, Record)>,
-    /// Its eventfds.
+    /// Eventfds of the earlier agent.
     pub files: Vec<(FileId, OwnedFd)>,
-    /// What it had taken out of slots.
+    /// Events that it had taken out of slots.
     pub unfinished: Vec<Unfinished>,
-    /// Which maps its slots are in; 0: none.
+    /// Instance of the maps with its slots; 0: none.
     pub instance: u64,
-    /// Records that made no sense.
+    /// Number of corrupt records.
     pub flaws: u64,
 }
 
 impl Persistence {
-    /// Takes over what an agent before has left among `socket_activation`, or begins anew. The
-    /// stashes are as they were until [`Persistence::repack`].
+    /// Takes over the state of an earlier agent from the descriptors `handed` over, or begins
+    /// anew. The stashes stay as they were until [`Persistence::repack`].
     ///
     /// # Errors
-    /// A new state cannot be made, or not be given to the fd_store.
+    /// A new state file cannot be made, or not be stored in the descriptor store.
     pub fn open(fd_store: FdStore, handed: StoredDescriptors) -> Result<(Self, Recovered)> {
         let (mut states, mut stashes) = (Vec::new(), Vec::new());
         for (name, fd) in handed {
@@ -120,7 +120,7 @@ impl Persistence {
             }
             None => {
                 if found > 0 {
-                    // The next agent is not to find it beside the new one.
+                    // So that the next agent does not find it beside the new one.
                     fd_store.forget(STATE)?;
                 }
                 let state = StateFile::new()?;
@@ -142,26 +142,26 @@ impl Persistence {
                 }
             }
         }
-        let (waste, rest) = (HashSet::new(), RetryPause::default());
-        Ok((Self { fd_store, state, stashes, latest: None, held, waste, twice, named, rest }, left))
+        let (waste, retry) = (HashSet::new(), RetryPause::default());
+        Ok((Self { fd_store, state, stashes, latest: None, held, waste, twice, named, retry }, left))
     }
 
-    /// The record of registrations.
+    /// The file with the records of registrations.
     #[must_use]
     pub const fn state(&self) -> &StateFile {
         &self.state
     }
 
-    /// The same, to be changed.
+    /// The file with the records of registrations, to be changed.
     pub const fn state_mut(&mut self) -> &mut StateFile {
         &mut self.state
     }
 
-    /// Keeps a client's eventfd, before a registration on it is recorded. `all` are
-    /// those that the agent has.
+    /// Keeps a client's eventfd, before a registration on it is recorded. `all` are the agent's
+    /// eventfds.
     ///
     /// # Errors
-    /// It cannot be kept.
+    /// The eventfd cannot be sent into a stash.
     pub fn keep(&mut self, file: FileId, fd: &EventFd, all: &HashMap<FileId, EventFd>) -> Result<()> {
         if self.held.contains(&file) {
             self.waste.remove(&file);
@@ -178,33 +178,36 @@ impl Persistence {
         Ok(())
     }
 
-    /// Nobody waits on it any more. While there is much of that, each call packs one message
-    /// anew, so that no one call has all the work.
+    /// Notes that an eventfd has no registration any more. While there are many such, each call
+    /// repacks one message, so that no one call has all the work.
     pub fn let_go(&mut self, file: FileId, all: &HashMap<FileId, EventFd>) {
         if self.held.contains(&file) {
             self.waste.insert(file);
         }
-        if self.waste.len() <= WASTE.max(self.held.len() / 2) || !self.rest.is_over() {
+        if self.waste.len() <= WASTE.max(self.held.len() / 2) || !self.retry.is_over() {
             return;
         }
         match self.pack_some(all) {
-            Ok(()) => self.rest = RetryPause::default(),
+            Ok(()) => self.retry = RetryPause::default(),
             Err(error) => {
-                self.rest.begin();
-                log::warn!("{error}; tried again in {} s", self.rest.pause.as_secs());
+                self.retry.begin();
+                log::warn!("{error}; tried again in {} s", self.retry.pause.as_secs());
             }
         }
     }
 
-    /// Puts all eventfds into new stashes, and gives up the old ones, message by message: so
+    /// Moves all eventfds into new stashes, and gives up the old ones, message by message: so
     /// hardly more are in flight than before. Where that fails, the rest stays where it is.
     pub fn repack(&mut self, all: &HashMap<FileId, EventFd>) {
         let mut old = std::mem::take(&mut self.stashes);
         old.extend(self.latest.take());
         while let Some(stash) = old.pop_front() {
             if let Err(error) = self.pack_all_of(&stash, all) {
-                self.rest.begin();
-                log::warn!("{error}; what is kept stays in {} descriptors more", old.len() + 1);
+                self.retry.begin();
+                log::warn!(
+                    "{error}; the kept eventfds stay in {} further descriptors for now",
+                    old.len() + 1
+                );
                 old.push_front(stash);
                 old.append(&mut self.stashes);
                 self.stashes = old;
@@ -212,14 +215,14 @@ impl Persistence {
             }
             self.give_up(&stash);
         }
-        // At hand, and with the fd_store, before the first client comes.
-        match self.new_bag() {
+        // Made, and in the descriptor store, before the first client registers.
+        match self.new_stash() {
             Ok(stash) => self.latest = Some(stash),
             Err(error) => log::warn!("{error}; tried again when a client comes"),
         }
     }
 
-    /// Lets the fd_store forget everything: there is to be no next agent.
+    /// Removes everything from the descriptor store: there is to be no next agent.
     pub fn give_up_all(&self) {
         let names = self.stashes.iter().chain(&self.latest).map(|stash| stash.name.as_str());
         for name in names.chain([STATE]) {
@@ -229,7 +232,7 @@ impl Persistence {
         }
     }
 
-    /// What the next agent would be handed.
+    /// The descriptors that the next agent would be handed.
     #[cfg(test)]
     pub(crate) fn as_handed(&self) -> StoredDescriptors {
         let duplicate = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().expect("dup");
@@ -238,7 +241,7 @@ impl Persistence {
         std::iter::once((STATE.to_owned(), duplicate(self.state.file()))).chain(stashes).collect()
     }
 
-    /// What was put in one by one, and then some of the oldest stash.
+    /// Repacks the descriptors put in one by one, and then some of the oldest stash.
     fn pack_some(&mut self, all: &HashMap<FileId, EventFd>) -> Result<()> {
         self.pack_latest(all)?;
         let Some(oldest) = self.stashes.pop_front() else { return Ok(()) };
@@ -251,7 +254,7 @@ impl Persistence {
         outcome.map(drop)
     }
 
-    /// What was put in one by one, many to a message: there is room again.
+    /// Repacks the descriptors put in one by one, many to a message, which makes room.
     fn pack_latest(&mut self, all: &HashMap<FileId, EventFd>) -> Result<()> {
         let Some(latest) = self.latest.take() else { return Ok(()) };
         let outcome = self.pack_all_of(&latest, all);
@@ -264,8 +267,8 @@ impl Persistence {
         Ok(())
     }
 
-    /// Moves what lies in front of `stash`, which is none of `stashes`, into the last of those, and
-    /// lets go what nobody waits on. False where there was nothing.
+    /// Moves the descriptors in front of `stash`, which is none of `stashes`, into the last of
+    /// those, and drops those without a registration. False where there were none.
     fn pack_front_of(&mut self, stash: &FdStash, all: &HashMap<FileId, EventFd>) -> Result<bool> {
         let failed = |errno| Error::syscall(format!("recvmsg from {}", stash.name), errno);
         let (messages, numbers) = stash.front(IN_A_MESSAGE).map_err(failed)?;
@@ -278,7 +281,7 @@ impl Persistence {
         if !moved.is_empty() {
             let mut outcome = self.put_many(&moved);
             if outcome == Err(Errno::EAGAIN) {
-                let fresh = self.new_bag()?;
+                let fresh = self.new_stash()?;
                 self.stashes.push_back(fresh);
                 outcome = self.put_many(&moved);
             }
@@ -300,17 +303,17 @@ impl Persistence {
     fn put_one(&mut self, one: &[(u64, BorrowedFd<'_>)]) -> Result<nix::Result<()>> {
         let stash = match self.latest.take() {
             Some(stash) => stash,
-            None => self.new_bag()?,
+            None => self.new_stash()?,
         };
         Ok(self.latest.insert(stash).put(one))
     }
 
-    /// `EAGAIN`, too, where there is no stash yet.
+    /// Puts descriptors into the last stash; `EAGAIN`, too, where there is no stash yet.
     fn put_many(&self, some: &[(u64, BorrowedFd<'_>)]) -> nix::Result<()> {
         self.stashes.back().map_or(Err(Errno::EAGAIN), |stash| stash.put(some))
     }
 
-    fn new_bag(&mut self) -> Result<FdStash> {
+    fn new_stash(&mut self) -> Result<FdStash> {
         self.named += 1;
         let stash = FdStash::new(format!("{STASH}{}", self.named))
             .map_err(|errno| Error::syscall("socketpair for a stash of eventfds", errno))?;
@@ -318,7 +321,7 @@ impl Persistence {
         Ok(stash)
     }
 
-    /// It is empty by now. The fd_store takes its time.
+    /// Removes an empty stash from the descriptor store, which does that later.
     fn give_up(&self, stash: &FdStash) {
         if let Err(error) = self.fd_store.forget(&stash.name) {
             log::warn!("{error}");
@@ -326,7 +329,7 @@ impl Persistence {
     }
 }
 
-/// A record of registrations that is not understood.
+/// Logs a state file that is not understood.
 fn unread(error: &Error) {
     log::error!("{error}; its registrations are lost, clients have to register anew");
 }
@@ -372,7 +375,7 @@ mod tests {
         (1..=count).map(|file| (FileId(file), fresh())).collect()
     }
 
-    /// What each of the next agent's stashes holds.
+    /// The contents of each of the next agent's stashes.
     fn next(persistence: &Persistence) -> Vec<Vec<u64>> {
         let stashes =
             persistence.stashes.iter().chain(&persistence.latest).map(|stash| stash.look().expect("look"));
@@ -383,7 +386,7 @@ mod tests {
     #[test]
     fn what_a_killed_agent_was_packing_lies_in_one_bag_again() -> Result<()> {
         let all = some(4);
-        // 3 and 4 were moved, and the stash that they came from was not told.
+        // 3 and 4 were moved, and not yet removed from the stash that they were in.
         let handed: StoredDescriptors = vec![stash(10, &[3, 4], &all), stash(9, &[1, 2, 3, 4], &all)];
         let (mut persistence, left) = Persistence::open(FdStore::of_tests(), handed)?;
         assert_eq!(left.files.len(), 4);

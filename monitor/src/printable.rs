@@ -1,21 +1,21 @@
-//! Text that others chose, made safe for a terminal and for a log.
+//! Makes text that other users chose safe for a terminal and for a log.
 //!
-//! The kernel keeps nothing but `/`, NUL and newline out of a cgroup's name, and nothing
-//! at all out of a process's: escape sequences would drive the terminal of whoever lists
-//! groups, and newlines would forge lines of the log.
+//! The kernel excludes only `/`, NUL and newline from a cgroup's name, and nothing from a
+//! process's: escape sequences would drive the terminal of a user who lists groups, and
+//! newlines would forge lines of the log.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// Whether a character does something else than to be seen: control characters (C0, DEL,
-/// C1), line and paragraph separators, and those that turn the direction of writing.
+/// Whether a character has an effect beside being shown: control characters (C0, DEL, C1),
+/// line and paragraph separators, and those that change the direction of writing.
 fn is_active(character: char) -> bool {
     character.is_control()
         || matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// The text with each active character as an escape: `\n`, `\x1b`, `\u{202e}`. A backslash
-/// stays what it is.
+/// Returns the text with each active character as an escape: `\n`, `\x1b`, `\u{202e}`. A
+/// backslash stays as it is.
 #[must_use]
 pub fn printable(text: &str) -> Cow<'_, str> {
     if !text.contains(is_active) {

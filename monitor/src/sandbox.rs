@@ -1,9 +1,9 @@
-//! What the agent gives up once everything is loaded, attached, mounted and bound.
+//! The rights that the agent gives up once everything is loaded, attached, mounted and bound.
 //!
-//! [`rights`] are the capabilities, [`calls`] the system calls, [`files`] what may be
-//! opened. Capabilities and Landlock are a thread's own: the view's threads and those
-//! that close descriptors take on theirs before they begin. The filter of system calls
-//! comes last, and for all threads at once.
+//! They are [`capabilities`], system calls ([`seccomp`]) and files ([`landlock`]). Capabilities
+//! and Landlock are a thread's own: the view's threads and those that close descriptors restrict
+//! themselves before they begin. The filter of system calls is installed last, and for all
+//! threads at once.
 
 pub mod capabilities;
 pub mod landlock;
@@ -13,21 +13,21 @@ use std::path::Path;
 
 use caps::Capability;
 
-/// How much is given up.
+/// The extent to which rights are given up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Sandbox {
-    /// Nothing.
+    /// All rights are kept.
     Off,
-    /// Capabilities and files; of the system calls the kernel's log tells which would
-    /// have been refused.
+    /// Capabilities and files are given up; system calls that would be refused are allowed, and
+    /// named in the kernel's log.
     Warn,
-    /// All that is not needed.
+    /// All rights that are not needed are given up.
     #[default]
     On,
 }
 
 impl Sandbox {
-    /// As it is written on the command line.
+    /// The mode's word on the command line.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -38,23 +38,23 @@ impl Sandbox {
     }
 }
 
-/// Duplicates of clients' descriptors, and what `/proc` says of clients.
+/// Needed for duplicates of clients' descriptors, and for clients' `/proc`.
 const LOOK_AT_CLIENTS: Capability = Capability::CAP_SYS_PTRACE;
-/// Directories by id (`open_by_handle_at`), and files of groups that are handed over
-/// to other users.
+/// Needed for directories by id (`open_by_handle_at`), and for files of groups that are
+/// delegated to other users.
 const OPEN_BY_ID: Capability = Capability::CAP_DAC_READ_SEARCH;
-/// Any question to the programs, on kernels that ask for it
-/// ([`rights::needed_for`]).
-pub const ASK: [Capability; 3] = [Capability::CAP_BPF, Capability::CAP_PERFMON, Capability::CAP_SYS_ADMIN];
+/// Needed for queries to the programs, on kernels that require it
+/// ([`capabilities::needed_for`]).
+pub const QUERY: [Capability; 3] = [Capability::CAP_BPF, Capability::CAP_PERFMON, Capability::CAP_SYS_ADMIN];
 
-/// The doors' thread and those that it starts, and with the filter of system calls every thread. `asks` says
-/// whether the programs can only be asked with `CAP_BPF`.
-pub fn agent(mode: Sandbox, asks: bool) {
+/// Restricts the frontends' thread and threads that it starts, and with the filter of system
+/// calls every thread. `needs_bpf`: whether queries to the programs need `CAP_BPF`.
+pub fn agent(mode: Sandbox, needs_bpf: bool) {
     if mode == Sandbox::Off {
         return log::warn!("the agent keeps every right that it was started with (--sandbox off)");
     }
     let mut kept = vec![LOOK_AT_CLIENTS, OPEN_BY_ID];
-    kept.extend(asks.then_some(Capability::CAP_BPF));
+    kept.extend(needs_bpf.then_some(Capability::CAP_BPF));
     keep(&kept);
     match seccomp::restrict(&seccomp::Set::agent(), mode) {
         Ok(()) => log::debug!("{} system calls are allowed", seccomp::Set::agent().len()),
@@ -62,7 +62,7 @@ pub fn agent(mode: Sandbox, asks: bool) {
     }
 }
 
-/// A thread that answers for the view, or starts those that do. They read groups'
+/// Restricts a thread that answers for the view, or starts threads that do. They read groups'
 /// files and `/proc/meminfo`.
 pub fn view(mode: Sandbox, hierarchy: &Path) {
     if mode == Sandbox::Off {
@@ -75,14 +75,14 @@ pub fn view(mode: Sandbox, hierarchy: &Path) {
     keep(&[OPEN_BY_ID]);
 }
 
-/// A thread that closes what clients sent.
+/// Restricts a thread that closes clients' descriptors.
 pub fn deferred_close(mode: Sandbox) {
     if mode != Sandbox::Off {
         keep(&[]);
     }
 }
 
-/// The process that unmounts the view at the agent's end.
+/// Restricts the process that unmounts the view at the agent's end.
 pub fn unmounter(mode: Sandbox) {
     if mode == Sandbox::Off {
         return;

@@ -1,5 +1,5 @@
-//! Listening sockets among what the service manager hands over, by the names that the
-//! socket units give them (`FileDescriptorName=`). Looked at first: names are
+//! Listening sockets among the descriptors that the service manager hands over, by the names
+//! that the socket units give them (`FileDescriptorName=`). Each is checked, since names are
 //! configuration.
 
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
@@ -13,15 +13,16 @@ use crate::{
     fd_store::StoredDescriptors,
 };
 
-/// The registration socket's name.
+/// Name of the registration socket.
 pub const REGISTER: &str = "register";
-/// The operator's socket's name.
+/// Name of the admin socket.
 pub const OPERATOR: &str = "operator";
 
-/// Takes the socket of that name, which listens for packets, out of what was handed over.
+/// Takes the socket of that name, which listens for packets, out of the descriptors handed
+/// over.
 ///
 /// # Errors
-/// It is something else, or there are two of that name.
+/// The descriptor is something else, or there are two of that name.
 pub fn listener(handed: &mut StoredDescriptors, name: &str) -> Result<Option<OwnedFd>> {
     let mut named: Vec<_> = handed.extract_if(.., |(found, _)| found == name).collect();
     let Some((_, fd)) = named.pop() else { return Ok(None) };
@@ -36,8 +37,8 @@ pub fn listener(handed: &mut StoredDescriptors, name: &str) -> Result<Option<Own
     )))
 }
 
-/// Whether programs that are pinned can be opened again: the kernel gives their types out
-/// (`BPF_BTF_GET_FD_BY_ID`) to `CAP_SYS_ADMIN` alone. Where that cannot be told, they may.
+/// Whether programs that are pinned can be opened again: the kernel returns their types
+/// (`BPF_BTF_GET_FD_BY_ID`) to `CAP_SYS_ADMIN` alone. True where that is unknown.
 #[must_use]
 pub fn may_reopen_programs() -> bool {
     const SYS_ADMIN: u64 = 1 << 21;
@@ -67,7 +68,7 @@ mod tests {
 
     fn listening(kind: SockType) -> Result<OwnedFd, nix::Error> {
         let fd = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None)?;
-        // An address of the kernel's choice.
+        // Binds an address of the kernel's choice.
         bind(fd.as_raw_fd(), &UnixAddr::new_unnamed())?;
         listen(&fd, Backlog::new(1)?)?;
         Ok(fd)

@@ -1,5 +1,5 @@
-//! `agent --supervised`: a small parent that holds what has to outlive the agent, and
-//! starts the agent again when it dies. It speaks a service manager's part of
+//! The parent process of `agent --supervised`, which holds the state that outlives the agent,
+//! and starts the agent again when it dies. It handles a service manager's part of
 //! `sd_notify(3)`: `FDSTORE=1`, `FDSTOREREMOVE=1`, `FDNAME=`; the rest it passes on.
 
 mod child;
@@ -32,22 +32,22 @@ use crate::{
     fd_store::StoredDescriptors,
 };
 
-/// Descriptors that are kept at most, as `FileDescriptorStoreMax=`.
+/// Most descriptors that are kept, like `FileDescriptorStoreMax=`.
 const ROOM: usize = 256;
 /// The longest time between two attempts to start an agent that dies at once.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// Who lived that long did not die at once.
+/// Time after which an agent that dies did not die at once.
 const LONG_ENOUGH: Duration = Duration::from_secs(10);
 
-/// Why the loop ended.
+/// Reasons for the end of the loop.
 enum WorkerEnd {
-    /// Told to: with the agent's exit code.
+    /// Ended by a signal, with the agent's exit code.
     Stopped(u8),
-    /// Told to begin anew, as another version perhaps.
+    /// Restarted by a signal, perhaps as another version.
     Again,
 }
 
-/// The parent.
+/// State of the parent process.
 struct Supervisor {
     program: PathBuf,
     arguments: Vec<OsString>,
@@ -55,18 +55,19 @@ struct Supervisor {
     signals: SignalFd,
     kept: StoredDescriptors,
     worker: Option<Worker>,
-    /// When the next one is to be started.
+    /// Time at which the next agent is to be started.
     due: Instant,
     pause: Duration,
     was_ready: bool,
-    /// The present agent was ready.
+    /// Whether the present agent was ready.
     came_up: bool,
     stopping: Option<Signal>,
 }
 
-/// Runs `program` with `arguments` as the agent, again and again, until told to stop by
-/// SIGTERM or SIGINT: its exit code. It is told of at `mailbox`. SIGHUP ends the agent, leaving what it has to the
-/// next, and begins with the program as it is then. `kept` is what came with the process.
+/// Runs `program` with `arguments` as the agent, again and again, until SIGTERM or SIGINT, and
+/// returns its exit code. The agent sends its notifications to `mailbox`. SIGHUP ends the agent,
+/// which leaves its state to the next, and begins with the program as it is then. `kept` are
+/// the descriptors that this process was started with.
 ///
 /// # Errors
 /// The parent's own sockets cannot be made, or the first agent does not start.
@@ -112,7 +113,7 @@ impl Supervisor {
                         log::debug!("the agent is process {}", worker.pid);
                         self.worker = Some(worker);
                     }
-                    // What is kept is worth another attempt: out of memory, or of processes.
+                    // Tried again for the sake of the state kept: out of memory, or of processes.
                     Err(error) if self.was_ready => {
                         log::warn!("cannot start the agent: {error}");
                         self.wait_longer();
@@ -123,7 +124,7 @@ impl Supervisor {
             self.wait()?;
             self.take_all();
             while let Ok(Some(signal)) = self.signals.read_signal() {
-                if let Some(end) = self.hear(Signal::try_from(signal.ssi_signo.cast_signed()))? {
+                if let Some(end) = self.handle(Signal::try_from(signal.ssi_signo.cast_signed()))? {
                     return Ok(end);
                 }
             }
@@ -175,7 +176,7 @@ impl Supervisor {
         if !rest.is_empty()
             && let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Custom(&rest)])
         {
-            log::warn!("cannot tell the service manager: {error}");
+            log::warn!("cannot notify the service manager (NOTIFY_SOCKET): {error}");
         }
     }
 
@@ -189,7 +190,7 @@ impl Supervisor {
         }
     }
 
-    fn hear(&mut self, signal: nix::Result<Signal>) -> Result<Option<WorkerEnd>> {
+    fn handle(&mut self, signal: nix::Result<Signal>) -> Result<Option<WorkerEnd>> {
         match signal {
             Ok(Signal::SIGCHLD) => self.bury(),
             Ok(signal) => {
@@ -218,7 +219,7 @@ impl Supervisor {
             Ok(_) | Err(Errno::ECHILD) => return Ok(None),
             Err(errno) => return Err(Error::syscall("waitpid", errno)),
         };
-        // What it said last counts, too.
+        // Its last messages count, too.
         self.take_all();
         let Some(worker) = self.worker.take() else { return Ok(None) };
         match self.stopping.take() {
@@ -231,7 +232,7 @@ impl Supervisor {
             lived if lived >= LONG_ENOUGH => Duration::ZERO,
             _ => self.next_pause(),
         };
-        // One that had come up is started again at once.
+        // An agent that was ready is started again at once.
         if std::mem::take(&mut self.came_up) {
             self.pause = Duration::ZERO;
         }

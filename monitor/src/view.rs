@@ -1,9 +1,9 @@
 //! The view: the host's cgroup tree as cgroup v1's memory hierarchy showed it,
 //! mounted by FUSE, so that clients of v1 work as they are.
 //!
-//! [`tree`] says what is there, [`fs`] answers the kernel, [`mount`] comes and
-//! goes. A registration is a write to `cgroup.event_control`; it is handed over as
-//! [`Written`] to the agent's loop, which answers it
+//! [`tree`] finds files and their attributes, [`fs`] answers the kernel's requests, [`mount`]
+//! mounts and unmounts. A registration is a write to `cgroup.event_control`; it is handed over
+//! as [`Written`] to the agent's loop, which answers it
 //! ([`frontend::event_control_write`](crate::frontend::event_control_write)).
 
 pub mod contents;
@@ -36,42 +36,42 @@ use crate::{
     },
 };
 
-/// Where the view is unless told otherwise.
+/// Default mount point of the view.
 pub const POINT: &str = "/run/memcg-monitor/cgroup";
-/// Permission bits of each `cgroup.event_control` unless told otherwise.
+/// Default permission bits of each `cgroup.event_control`.
 pub const EVENT_CONTROL_MODE: u32 = 0o200;
 
-/// Threads that answer the kernel.
+/// Threads that answer the kernel's requests.
 const THREADS: usize = 4;
 
-/// Registrations that wait for the doors' thread, of all users together; each is a client's
-/// blocked thread. Those beyond a user's [`share`] are refused.
+/// Registrations that wait for the frontends' thread, of all users together; each is a
+/// client's blocked thread. Those beyond a user's [`share`] are refused.
 const WAITING: usize = 1024;
 
-/// How the view is to be.
+/// Options of the view.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountOptions {
-    /// Where, if not at [`POINT`]. An agent that was told a place fails without
-    /// FUSE; one that was not goes on without a view.
+    /// Mount point, if not [`POINT`]. With one given, the agent fails without FUSE; else it
+    /// goes on without a view.
     pub point: Option<PathBuf>,
-    /// Permission bits of `cgroup.event_control`.
+    /// Permission bits of each `cgroup.event_control`.
     pub event_control_mode: u32,
 }
 
-/// One write to a `cgroup.event_control`. Its writer waits, in the kernel.
+/// One write to a `cgroup.event_control`. Its writer waits in the kernel.
 #[derive(Debug)]
 pub struct Written {
-    /// What was written.
+    /// The bytes that were written.
     pub line: Vec<u8>,
-    /// The thread that wrote; 0 when it is outside the agent's pid namespace.
+    /// Thread id of the writer; 0 when it is outside the agent's pid namespace.
     pub pid: i32,
-    /// Its file-system user id.
+    /// File-system user id of the writer.
     pub uid: u32,
-    /// Its file-system group id.
+    /// File-system group id of the writer.
     pub gid: u32,
     /// Id of the directory of the `cgroup.event_control`.
     pub group: u64,
-    /// The writer's answer.
+    /// Handle that answers the writer.
     pub reply: WrittenReply,
 }
 
@@ -88,14 +88,14 @@ impl WrittenReply {
         Self { reply: Some(reply), length, _place: place }
     }
 
-    /// All was taken.
+    /// Answers that all bytes were written.
     pub fn accept(mut self) {
         if let Some(reply) = self.reply.take() {
             reply.written(self.length.try_into().unwrap_or(u32::MAX));
         }
     }
 
-    /// Nothing was.
+    /// Answers with an error.
     pub fn refuse(mut self, errno: Errno) {
         self.answer(errno);
     }
@@ -109,12 +109,12 @@ impl WrittenReply {
 
 impl Drop for WrittenReply {
     fn drop(&mut self) {
-        // The agent ends: what a later write would hear.
+        // The agent ends: the errno that a later write would get.
         self.answer(Errno::ENOTCONN);
     }
 }
 
-/// A view that is mounted; unmounted with its value.
+/// A mounted view, which is unmounted when it is dropped.
 #[derive(Debug)]
 pub struct Shown {
     mounted: Mounted,
@@ -122,23 +122,23 @@ pub struct Shown {
 }
 
 impl Shown {
-    /// Where.
+    /// Mount point of the view.
     #[must_use]
     pub fn point(&self) -> &Path {
         self.mounted.point()
     }
 
-    /// `st_dev` of everything in it.
+    /// `st_dev` of all files in the view.
     #[must_use]
     pub const fn device(&self) -> u64 {
         self.device
     }
 }
 
-/// Mounts the view of `tree`; what is written comes out of the receiver.
+/// Mounts the view of `tree`; the receiver yields the writes to it.
 ///
 /// # Errors
-/// [`Failure`] tells a host without FUSE from other trouble.
+/// [`Failure`] distinguishes a host without FUSE from other failures.
 pub fn show(
     point: Option<&Path>,
     tree: Arc<Tree>,
@@ -151,11 +151,11 @@ pub fn show(
     let mut config = Config::default();
     config.n_threads = Some(THREADS);
     // All threads read one descriptor. With one each (FUSE_DEV_IOC_CLONE) an
-    // interrupt may come out of another than its request, and finds no match.
+    // interrupt may be read from another than its request, and finds no match.
     let session = Session::from_fd(View::new(tree, writes), device, SessionACL::All, config)
         .map_err(|error| failed("greet the kernel's FUSE for", error))?;
-    // Its threads end when the kernel lets go of the mount, or with the process. They
-    // have the rights of the one that starts them.
+    // Its threads end when the kernel releases the mount, or with the process. They have
+    // the rights of the thread that starts them.
     let started = std::thread::scope(|scope| {
         let start = || {
             sandbox::view(mode, hierarchy);

@@ -1,8 +1,7 @@
-//! The service manager's watchdog is fed only while the whole path works: a group, the
-//! agent's own, is registered on; a charge crosses the threshold; the kernel's program
-//! rings; the thread that signals answers; the eventfd is signalled; and, once it is closed,
-//! the kernel's count of its references ends it all. None of it happens where no watchdog is
-//! asked for.
+//! Notifies the service manager's watchdog while the whole path works: the agent registers on
+//! its own group; a charge crosses the threshold; the kernel's program sends a record; the
+//! thread that signals answers; the eventfd is signalled; and, once it is closed, the kernel's
+//! count of its references ends the registration. None of it happens without a watchdog.
 
 use std::{
     fs::{self, File},
@@ -46,27 +45,28 @@ use crate::{
     watcher::{ReceivedEventFd, SharedWatcher},
 };
 
-/// Tests in the time after which the service manager gives up on us: one that fails, of
-/// a doorbell that was lost, say, is not the end.
+/// Tests in the time after which the service manager ends the agent: one test that fails, for
+/// a lost record for example, is not the end.
 const TESTS: u32 = 3;
 
-/// What the kernel charges at once for a CPU's next pages, and keeps for it when as many
-/// are given back (`MEMCG_CHARGE_BATCH`): pages, whatever their size.
+/// Pages, of whatever size, that the kernel charges at once for a CPU's next pages, and keeps
+/// for it when as many are given back (`MEMCG_CHARGE_BATCH`).
 const BATCH: u64 = 64;
 
 /// Pages charged by a test, and given back: so many that a CPU's stock cannot serve them.
 const CHARGE: u64 = 4 * BATCH;
 
-/// Pages above usage at which the threshold lies: half of the charge, and more than what
-/// the stocks of the CPU that begins and of the one that ends may hide.
+/// Pages above usage at which the threshold lies: half of the charge, and more than the stocks
+/// of the CPU that begins and of the one that ends may hide.
 const ABOVE: u64 = 2 * BATCH;
 
 const _: () = assert!(ABOVE + BATCH < CHARGE);
 
-/// Between two questions whether the eventfd is closed.
+/// Time between two checks whether the eventfd is closed.
 const LOOK: Duration = Duration::from_millis(1);
 
-/// Feeds the watchdog, which gives up after `time`, until the task is dropped.
+/// Notifies the watchdog, which ends the agent after `time` without that, until the task is
+/// dropped.
 pub async fn serve<S: Source>(
     time: Duration,
     watcher: SharedWatcher<S>,
@@ -76,13 +76,13 @@ pub async fn serve<S: Source>(
     let test = async || test(&watcher, &places, &hierarchy).await;
     pace(time / TESTS, test, || {
         if let Err(error) = sd_notify::notify(&[NotifyState::Watchdog]) {
-            log::warn!("cannot tell the service manager: {error}");
+            log::warn!("cannot notify the service manager (NOTIFY_SOCKET): {error}");
         }
     })
     .await;
 }
 
-/// Tests `every` so often, with as much time for it, and says so when it went well.
+/// Tests once in each period `every`, with as much time for it, and reports each success.
 async fn pace(every: Duration, mut test: impl AsyncFnMut() -> Result<()>, mut went_well: impl FnMut()) {
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -91,12 +91,12 @@ async fn pace(every: Duration, mut test: impl AsyncFnMut() -> Result<()>, mut we
         match timeout(every, test()).await {
             Ok(Ok(())) => went_well(),
             Ok(Err(error)) => log::error!("the watchdog's test failed: {error}"),
-            Err(_) => log::error!("the watchdog's test heard nothing for {} ms", every.as_millis()),
+            Err(_) => log::error!("the watchdog's test did not end within {} ms", every.as_millis()),
         }
     }
 }
 
-/// One registration of our own from begin to end.
+/// Tests one registration of the agent's own from begin to end.
 async fn test<S: Source>(
     watcher: &SharedWatcher<S>,
     places: &FrontendContext,
@@ -110,9 +110,9 @@ async fn test<S: Source>(
     let text =
         fs::read("/proc/self/cgroup").map_err(|error| Error::file("read", "/proc/self/cgroup", error))?;
     let group = own_group(&text, hierarchy)
-        .ok_or_else(|| Error::Host("/proc/self/cgroup does not tell this process's memory cgroup".into()))?;
+        .ok_or_else(|| Error::Host("/proc/self/cgroup does not name this process's memory cgroup".into()))?;
     if group == hierarchy.root {
-        // Nothing charges the root's counter: what is left to test is the close.
+        // The root's counter is never charged: only the close can be tested.
         let line = format!("0 0 memory.usage_in_bytes {}", u64::MAX);
         ask(watcher, places, theirs, &group, &line).await?;
     } else {
@@ -138,8 +138,8 @@ async fn test<S: Source>(
     Ok(())
 }
 
-/// Registers as a client does whose descriptors come along. False where clients have
-/// filled the tables: they need the agent as it is, and it did answer.
+/// Registers like a client whose descriptors come along. False where clients have filled the
+/// tables: they need the agent as it is, and it did answer.
 async fn ask<S: Source>(
     watcher: &SharedWatcher<S>,
     places: &FrontendContext,
@@ -164,7 +164,7 @@ async fn ask<S: Source>(
     }
 }
 
-/// The agent as its own client: counted and shown to nobody.
+/// The agent as its own client, neither counted nor shown.
 #[derive(Debug)]
 struct OwnRequest(SentDescriptors);
 
@@ -190,7 +190,7 @@ impl Requester for OwnRequest {
     }
 }
 
-/// Pages charged to this process's group; given back with the value.
+/// Pages charged to this process's group, given back on drop.
 struct Charge(NonNull<libc::c_void>, NonZeroUsize);
 
 impl Charge {
@@ -199,7 +199,7 @@ impl Charge {
         let length = length.ok_or_else(|| Error::Host("the page size is out of range".into()))?;
         let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_POPULATE;
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: new pages at an address of the kernel's choice; nobody else knows it.
+        // SAFETY: new pages at an address of the kernel's choice, with no other reference.
         let made = unsafe { mmap_anonymous(None, length, access, flags) };
         made.map(|at| Self(at, length)).map_err(|errno: Errno| Error::syscall("mmap", errno))
     }

@@ -1,6 +1,6 @@
-//! The thread that reads what no program tells: the root's usage, and of working sets what
-//! is inactive. Files are read here, where nobody waits for it, and only as often as it
-//! matters: never more than a twentieth of a processor, shared by those it is for.
+//! The thread that samples what no program reports: the root's usage, and the inactive file
+//! pages of working sets. Files are read here, where no other thread waits for it, and only
+//! as often as it matters: never more than a twentieth of a processor, shared by the payers.
 
 use std::{
     collections::HashMap,
@@ -16,20 +16,19 @@ use crate::{
     watcher::{Payer, Sampled, SharedWatcher},
 };
 
-/// Of its time the thread rests so many parts for one that it reads.
+/// Parts of its time that the thread sleeps for one part that it reads.
 const REST: u32 = 19;
-/// Between two readings of the root, however far it is from all thresholds.
+/// Longest time between two readings of the root, however far it is from all thresholds.
 const MOST: Duration = Duration::from_secs(2);
-/// A host's memory is not filled or freed by more bytes than this in a second.
+/// Bytes per second by which a host's memory is filled or freed at most.
 const GROWTH: u64 = 4 << 30;
-/// Readings that are handed over at once.
+/// Readings that are handed to the watcher at once.
 const BATCH: usize = 64;
 
 /// Wakes the thread, which sleeps while there is nothing to read.
 pub(super) type Wake = mpsc::SyncSender<()>;
 
-/// The thread, once it runs. Dropped, it is told to end, and waited for: no [`Wake`] may be
-/// left by then.
+/// The running thread. Drop ends it and waits for that: no [`Wake`] may be left by then.
 #[derive(Debug)]
 pub(super) struct Sampler {
     wake: Option<Wake>,
@@ -37,10 +36,10 @@ pub(super) struct Sampler {
 }
 
 impl Sampler {
-    /// Starts it, with the rights of the thread that calls; it reads every `pace` at most.
+    /// Starts the thread, with the rights of the calling thread; it reads every `pace` at most.
     ///
     /// # Errors
-    /// There is no thread to be had.
+    /// The kernel has no thread left.
     pub(super) fn start(watcher: SharedWatcher<Programs>, pace: Duration) -> io::Result<Self> {
         let (wake, woken) = mpsc::sync_channel(1);
         let work = move || {
@@ -61,7 +60,7 @@ impl Sampler {
         Ok(Self { wake: Some(wake), thread: Some(thread) })
     }
 
-    /// To wake it by.
+    /// The sender that wakes the thread.
     pub(super) fn wake(&self) -> Option<Wake> {
         self.wake.clone()
     }
@@ -76,7 +75,7 @@ impl Drop for Sampler {
     }
 }
 
-/// Reads what is due; when to come again, if there is anything.
+/// Reads what is due, and returns when to read again, if there is anything.
 fn sample(watcher: &SharedWatcher<Programs>, paces: &mut Paces) -> Option<Duration> {
     let (all, host, distance) = {
         let watcher = watcher.lock();
@@ -92,7 +91,10 @@ fn sample(watcher: &SharedWatcher<Programs>, paces: &mut Paces) -> Option<Durati
             let read: Vec<Sampled> = batch
                 .iter()
                 .filter_map(|one| {
-                    one.read(host.as_ref()).inspect_err(|error| log::warn!("{error}")).ok().flatten()
+                    one.read(host.as_ref())
+                        .inspect_err(|error| log::warn!("a sample is missing: {error}"))
+                        .ok()
+                        .flatten()
                 })
                 .collect();
             let mut watcher = watcher.lock();
@@ -103,10 +105,10 @@ fn sample(watcher: &SharedWatcher<Programs>, paces: &mut Paces) -> Option<Durati
     Some(paces.pause(Instant::now()))
 }
 
-/// Whose readings they are: the root's are for all.
+/// The payer of readings; `None` for the root's, which are for all.
 type Whose = Option<Payer>;
 
-/// When each payer's are due next.
+/// When each payer's readings are due next.
 #[derive(Debug)]
 struct Paces {
     pace: Duration,
@@ -118,7 +120,7 @@ impl Paces {
         Self { pace, next: HashMap::new() }
     }
 
-    /// What is due, by payer.
+    /// The readings that are due, by payer.
     fn due(&mut self, all: Vec<Sampled>, now: Instant) -> HashMap<Whose, Vec<Sampled>> {
         let mut due: HashMap<Whose, Vec<Sampled>> = HashMap::new();
         for one in all {
@@ -132,7 +134,7 @@ impl Paces {
         due
     }
 
-    /// A payer's were read, which took `time`: the more of them there are, the longer each
+    /// Notes that a payer's readings took `time`: the more of them there are, the longer each
     /// waits. `distance`: pages by which the root is from its nearest threshold.
     fn spent(&mut self, payer: Whose, time: Duration, distance: Option<u64>) {
         let payers = u32::try_from(self.next.len()).unwrap_or(u32::MAX).max(1);
@@ -145,12 +147,12 @@ impl Paces {
 
     fn pause(&self, now: Instant) -> Duration {
         let next = self.next.values().min().map_or(self.pace, |next| next.saturating_duration_since(now));
-        // New registrations are found as soon as this.
+        // New registrations are found within `pace`.
         next.min(self.pace)
     }
 }
 
-/// The time in which the root's usage can come as far, at the soonest.
+/// The shortest time in which the root's usage can change by so many pages.
 fn far(pages: u64) -> Duration {
     Duration::from_millis(pages.saturating_mul(page_size()).saturating_mul(1000) / GROWTH)
 }

@@ -1,6 +1,6 @@
-//! The thread that signals: from the ring to the eventfds, apart from whatever clients,
-//! the operator or a scraper ask. It takes records out of the ring, which only queue what
-//! is to be done, and does that in the watcher's bounded turns; sweeps, too.
+//! The thread that signals: from the ring to the eventfds, apart from the requests of
+//! clients, operators and scrapers. It takes records out of the ring, which only queue
+//! work, and does the work and the sweeps in the watcher's bounded turns.
 
 use std::{io, thread, time::Duration};
 
@@ -20,7 +20,7 @@ use crate::{
     watcher::{SharedWatcher, Watcher},
 };
 
-/// The thread's own runtime: made before rights are given up, since it needs an epoll
+/// The thread's own runtime, made before rights are given up, since it needs an epoll
 /// descriptor.
 #[derive(Debug)]
 pub(super) struct RuntimeGuard(Option<Runtime>);
@@ -39,14 +39,14 @@ impl RuntimeGuard {
 
 impl Drop for RuntimeGuard {
     fn drop(&mut self) {
-        // A start that failed drops it among the doors' tasks, where none may wait.
+        // A failed start drops it among the frontends' tasks, which may not block.
         if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
         }
     }
 }
 
-/// The thread, once it runs. Dropped, it is told to end, and waited for.
+/// The running thread. Drop ends it and waits for that.
 #[derive(Debug)]
 pub(super) struct Signals {
     stop: Option<oneshot::Sender<()>>,
@@ -55,11 +55,11 @@ pub(super) struct Signals {
 }
 
 impl Signals {
-    /// Starts it, with the rights of the thread that calls; `sweep` is the time between two
-    /// sweeps for what was lost.
+    /// Starts the thread, with the rights of the calling thread; `sweep` is the time between
+    /// two sweeps for lost records.
     ///
     /// # Errors
-    /// There is no thread to be had.
+    /// The kernel has no thread left.
     pub(super) fn start(
         runtime: RuntimeGuard,
         ring: Doorbells,
@@ -75,13 +75,13 @@ impl Signals {
             }
         };
         let thread = thread::Builder::new().name("signals".into()).spawn(move || {
-            // Without a receiver the agent is at its end.
+            // Without a receiver the agent is ending.
             runtime.run(work).map(|outcome| sender.send(outcome));
         })?;
         Ok(Self { stop: Some(stop), outcome, thread: Some(thread) })
     }
 
-    /// Waits for it to end by itself, which it does only for an error.
+    /// Waits for the thread to end by itself, which it does only after an error.
     pub(super) async fn ended(&mut self) -> Result<()> {
         let panicked = || Error::Host("the thread that signals has panicked; see the log".into());
         (&mut self.outcome).await.unwrap_or_else(|_| Err(panicked()))
@@ -97,8 +97,7 @@ impl Drop for Signals {
     }
 }
 
-/// Records that are taken out of the ring between two turns. Each only queues what is to
-/// be done.
+/// Records that are taken out of the ring between two turns. Each only queues work.
 const RECORDS: usize = 256;
 
 struct Loop {
@@ -122,14 +121,14 @@ async fn answer_doorbells(
     let mut this = Loop { shared, next_sweep: now + pace, pace, trim, sampler };
     loop {
         if this.once(ring.get_mut()) {
-            // Whoever waits for the watcher has it in between; and the end is heard of.
+            // Others that wait for the watcher get it in between; and the end is noticed.
             tokio::task::yield_now().await;
             continue;
         }
         let until = this.due();
         tokio::select! {
             ready = ring.readable_mut() => {
-                // Cleared before the records are taken: one that comes after wakes anew.
+                // Cleared before the records are taken: a later record wakes anew.
                 ready.map_err(|error| Error::file("epoll", "the ring buffer", error))?.clear_ready();
             }
             () = work.notified() => {}
@@ -139,13 +138,13 @@ async fn answer_doorbells(
 }
 
 impl Loop {
-    /// Takes what is in the ring, up to [`RECORDS`], and does one turn of what is to be
-    /// done; false when all is done.
+    /// Takes records from the ring, up to [`RECORDS`], and does one turn of work; false when
+    /// all is done.
     fn once(&mut self, ring: &mut Doorbells) -> bool {
         let watcher = &mut *self.shared.lock();
         let mut taken = 0;
         for record in ring.take(RECORDS) {
-            hear(watcher, record);
+            queue(watcher, record);
             taken += 1;
         }
         let now = Instant::now();
@@ -154,30 +153,30 @@ impl Loop {
         watcher.wake(false);
         if now >= self.next_sweep {
             self.next_sweep = now + self.pace;
-            // Nothing registered: nothing to lose.
+            // Without registrations there is nothing to lose.
             if !watcher.registry().is_empty() {
                 watcher.sweep();
             }
         }
         let is_busy = watcher.turn() || taken == RECORDS;
         if watcher.samples_anew() {
-            // One that is awake comes by anyhow.
+            // A thread that is awake reads anyhow.
             self.sampler.as_ref().map(|wake| wake.try_send(()));
         }
         is_busy
     }
 
-    /// When there is something to do by the clock; never wakes while nothing is registered.
+    /// The next time at which work is due by the clock; none while nothing is registered.
     fn due(&self) -> Option<Instant> {
         let watcher = self.shared.lock();
-        let rest = watcher.due_in().map(|time| Instant::now() + Duration::from_millis(time));
+        let work = watcher.due_in().map(|time| Instant::now() + Duration::from_millis(time));
         let sweep = (!watcher.registry().is_empty()).then_some(self.next_sweep);
-        [rest, sweep].into_iter().flatten().min()
+        [work, sweep].into_iter().flatten().min()
     }
 }
 
-/// Queues what a record is about.
-fn hear(watcher: &mut Watcher<Programs>, record: RingRecord) {
+/// Queues the work that a record announces.
+fn queue(watcher: &mut Watcher<Programs>, record: RingRecord) {
     let doorbell = match record {
         RingRecord::Bell(doorbell) => doorbell,
         RingRecord::Victim(victim) => return watcher.victim(&victim),
@@ -195,6 +194,8 @@ fn hear(watcher: &mut Watcher<Programs>, record: RingRecord) {
         }
         Doorbell::LIMITS => watcher.limits_written(),
         Doorbell::GROUP_KILL => watcher.group_kill(slot, value),
-        kind => log::error!("a doorbell of unknown kind {kind}"),
+        kind => log::error!(
+            "a record of unknown kind {kind} in the ring is left out: programs and agent differ in version"
+        ),
     }
 }

@@ -1,4 +1,4 @@
-//! The host's own numbers, and those of its groups that only files tell.
+//! The host's own numbers, and those of its groups that only files have.
 
 use std::{fs::File, io::Read as _, os::unix::fs::FileExt as _, time::Instant};
 
@@ -10,9 +10,9 @@ use crate::{
     kernel::page_size,
 };
 
-/// Where the watcher reads what no program can see.
+/// Source of the numbers that the watcher needs and no program can read.
 pub trait Host {
-    /// Milliseconds since some start.
+    /// Milliseconds since an arbitrary start.
     fn clock(&self) -> u64;
 
     /// The root group's usage in pages, as v1 counted it: file and anonymous pages
@@ -22,33 +22,33 @@ pub trait Host {
     /// The files could not be read.
     fn usage(&self) -> Result<u64>;
 
-    /// The same with the swap in use.
+    /// The root group's usage and the swap in use together, in pages.
     ///
     /// # Errors
     /// The files could not be read.
     fn sum(&self) -> Result<u64>;
 
-    /// RAM in pages.
+    /// The host's memory in pages.
     ///
     /// # Errors
     /// The file could not be read.
     fn ram(&self) -> Result<u64>;
 
-    /// Inactive file pages of a group and all below it; `None` when it is gone.
+    /// Inactive file pages of a group and all below it; `None` when it is removed.
     ///
     /// # Errors
     /// The file could not be read.
     fn inactive_file(&self, cgroup_id: u64) -> Result<Option<u64>>;
 
-    /// Whether a group is surely gone, or its memory controller turned off.
+    /// Whether a group is certainly removed, or its memory controller turned off.
     fn is_gone(&self, cgroup_id: u64) -> bool;
 
-    /// What became of a group for lack of memory.
+    /// Counts of OOMs and kills in a group.
     fn oom_counts(&self, cgroup_id: u64) -> OomCounts;
 }
 
-/// What became of a group for lack of memory, by the kernel's own counts. `None`
-/// where the kernel does not count that.
+/// Counts of OOMs and kills in a group, by the kernel. `None` where the kernel does not
+/// count that.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct OomCounts {
     /// Charges of the group, by its own limit, that found no memory.
@@ -60,26 +60,26 @@ pub struct OomCounts {
     pub oom_group_kill: Option<u64>,
 }
 
-/// The running host.
+/// The running host, read from its files.
 #[derive(Debug)]
 pub struct Files {
     directories: Directories,
-    /// `/proc/meminfo`: read ten times a second while somebody waits for the root.
+    /// `/proc/meminfo`, read ten times a second while there are registrations on the root.
     meminfo: File,
     start: Instant,
 }
 
 impl Files {
-    /// Groups are those of `hierarchy`.
+    /// Reads the host's files, and those of groups in `hierarchy`.
     ///
     /// # Errors
-    /// As [`Directories::new`], or `/proc/meminfo` cannot be opened.
+    /// Those of [`Directories::new`], or `/proc/meminfo` cannot be opened.
     pub fn new(hierarchy: &Hierarchy) -> Result<Self> {
         let meminfo = File::open(MEMINFO).map_err(|error| Error::file("open", MEMINFO, error))?;
         Ok(Self { directories: Directories::new(hierarchy)?, meminfo, start: Instant::now() })
     }
 
-    /// From its start, in one read: more than it ever says fits.
+    /// Reads `/proc/meminfo` from its start, in one read with more room than it ever needs.
     fn meminfo(&self) -> Result<String> {
         let mut text = vec![0; 8192];
         let length =
@@ -115,12 +115,12 @@ impl Host for Files {
     }
 
     fn inactive_file(&self, cgroup_id: u64) -> Result<Option<u64>> {
-        // v2 counts all below a group in its own file; v1 tells the two apart.
+        // v2 counts all below a group in its own line; v1 has separate lines.
         let name = match self.directories.version() {
             Version::V1 => "total_inactive_file",
             Version::V2 => "inactive_file",
         };
-        // Else gone in the meantime, or its controller was turned off.
+        // Otherwise the group was removed meanwhile, or its controller turned off.
         let text = self.file(cgroup_id, "memory.stat");
         Ok(text.and_then(|text| field(&text, name)).map(|bytes| bytes / page_size()))
     }
@@ -153,7 +153,7 @@ const MEMINFO: &str = "/proc/meminfo";
 /// three parts (`meminfo_proc_show`).
 ///
 /// # Errors
-/// Names what is missing.
+/// The error names the missing line.
 pub fn root_usage(meminfo: &str) -> Result<u64> {
     ["Cached:", "Buffers:", "SwapCached:", "AnonPages:"].into_iter().try_fold(0, |sum, name| {
         let kib = field(meminfo, name).ok_or_else(|| Error::Host(format!("{MEMINFO} has no {name}")))?;
@@ -164,7 +164,7 @@ pub fn root_usage(meminfo: &str) -> Result<u64> {
 /// Bytes of the host's memory.
 ///
 /// # Errors
-/// `/proc/meminfo` does not tell.
+/// `/proc/meminfo` cannot be read, or has no `MemTotal`.
 pub fn memory() -> Result<u64> {
     let text = std::fs::read_to_string(MEMINFO).map_err(|error| Error::file("read", MEMINFO, error))?;
     total(&text)

@@ -1,20 +1,20 @@
-//! The files of a directory as cgroup v1's memory hierarchy had them.
+//! The files that a directory had in cgroup v1's memory hierarchy.
 
 use monitor_common::grammar::control_file::ControlFile;
 
-/// One of them. The number is its place in an inode's number, so it stays.
+/// A file of v1. Its number is a part of the inode's number, so it never changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum V1File {
-    /// Where a registration is written to.
+    /// `cgroup.event_control`: registrations are written to it.
     EventControl = 1,
-    /// Bytes charged. Notifies.
+    /// Bytes charged now; notifies on thresholds.
     Usage = 2,
-    /// Bytes charged, with swap. Notifies.
+    /// Bytes charged now, with swap; notifies on thresholds.
     MemswUsage = 3,
-    /// Whether the group is out of memory, and how often that killed. Notifies.
+    /// Whether the group is out of memory, and how often that killed; notifies on OOM.
     OomControl = 4,
-    /// Nothing to read. Notifies.
+    /// Notifies on reclaim pressure; has nothing to read.
     PressureLevel = 5,
     /// Bytes that reclaim could not free easily: usage less `inactive_file`.
     /// cgroup v1 had no such file.
@@ -23,22 +23,22 @@ pub enum V1File {
     MaxUsage = 7,
     /// Most bytes that may be charged.
     Limit = 8,
-    /// The same, with swap.
+    /// Most bytes that may be charged, with swap.
     MemswLimit = 9,
-    /// How often the limit was hit.
+    /// Number of times that the limit was hit.
     FailCount = 10,
-    /// What the memory is used for.
+    /// Statistics of the memory's use.
     Stat = 11,
-    /// Processes.
+    /// Ids of the group's processes.
     Procs = 12,
-    /// Threads.
+    /// Ids of the group's threads.
     Tasks = 13,
-    /// Always 0 on v2.
+    /// `notify_on_release`, always 0 on v2.
     NotifyOnRelease = 14,
 }
 
 impl V1File {
-    /// All, in the order in which a directory shows them.
+    /// All files, in the order in which a directory lists them.
     pub const ALL: [Self; 14] = [
         Self::EventControl,
         Self::Usage,
@@ -56,7 +56,7 @@ impl V1File {
         Self::NotifyOnRelease,
     ];
 
-    /// Its name.
+    /// Name of the file.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -77,26 +77,26 @@ impl V1File {
         }
     }
 
-    /// The one of this name.
+    /// The file with this name.
     #[must_use]
     pub fn named(name: &[u8]) -> Option<Self> {
         Self::ALL.into_iter().find(|file| file.name().as_bytes() == name)
     }
 
-    /// The one of this number.
+    /// The file with this number.
     #[must_use]
     pub fn numbered(number: u64) -> Option<Self> {
         Self::ALL.into_iter().find(|file| file.number() == number)
     }
 
-    /// Its number, from 1 on.
+    /// Number of the file, from 1 on.
     #[must_use]
     pub const fn number(self) -> u64 {
         self as u64
     }
 
-    /// Permission bits as on the newest kernels with cgroup v1. What v1 let be
-    /// written beside `memory.oom_control` is read-only here.
+    /// Permission bits as on the newest kernels with cgroup v1. Other files that v1 let be
+    /// written, beside `memory.oom_control`, are read-only here.
     #[must_use]
     pub const fn mode(self) -> u32 {
         match self {
@@ -106,7 +106,7 @@ impl V1File {
         }
     }
 
-    /// What one registers on it for, if anything.
+    /// The control file that it is for registrations, if any.
     #[must_use]
     pub const fn control(self) -> Option<ControlFile> {
         match self {
@@ -120,8 +120,8 @@ impl V1File {
         }
     }
 
-    /// Whether it has something to read. The others answer `EINVAL`, as the
-    /// kernel's `cgroup_seqfile_show`.
+    /// Whether it can be read. The others answer `EINVAL`, like the kernel's
+    /// `cgroup_seqfile_show`.
     #[must_use]
     pub const fn readable(self) -> bool {
         !matches!(self, Self::EventControl | Self::PressureLevel)

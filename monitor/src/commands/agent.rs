@@ -1,4 +1,4 @@
-//! `memcg-monitor agent`.
+//! The command `memcg-monitor agent`: runs the agent, supervised or not.
 
 use std::{fs, process::ExitCode, time::Duration};
 
@@ -23,13 +23,14 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli;
 
-/// Where a group's number is looked up (`group(5)`).
+/// The file in which a group's number is looked up (`group(5)`).
 const GROUPS: &str = "/etc/group";
 
 pub fn run(options: &cli::Agent) -> Result<ExitCode> {
     let handed = fd_store::handed();
     if options.supervised {
-        let program = std::env::current_exe().context("cannot find out where this program is")?;
+        let program =
+            std::env::current_exe().context("cannot find the path of this program (/proc/self/exe)")?;
         let arguments = std::env::args_os().skip(1).filter(|argument| argument != "--supervised");
         let mut mailbox = options.socket.clone().into_os_string();
         mailbox.push(".notify");
@@ -39,7 +40,9 @@ pub fn run(options: &cli::Agent) -> Result<ExitCode> {
     }
     malloc::be_small();
     count_apart(options);
-    let memory = host::memory().inspect_err(|error| log::warn!("{error}")).unwrap_or(0);
+    let memory = host::memory()
+        .inspect_err(|error| log::warn!("{error}; defaults that depend on it are at their least"))
+        .unwrap_or(0);
     let by_host = TableSizes::for_memory(memory);
     let sizes = TableSizes { groups: options.max_groups.unwrap_or(by_host.groups), ring: options.ring_bytes };
     let eventfds = room_for_descriptors(options.max_eventfds.unwrap_or(2 * by_host.groups));
@@ -104,14 +107,14 @@ pub fn run(options: &cli::Agent) -> Result<ExitCode> {
 fn ready(status: &str) {
     log::info!("ready: {status}");
     if let Err(error) = sd_notify::notify(&[NotifyState::Ready, NotifyState::Status(status)]) {
-        log::warn!("cannot tell the service manager: {error}");
+        log::warn!("cannot notify the service manager (NOTIFY_SOCKET): {error}");
     }
 }
 
-/// What is kept for the next agent counts against a user of its own.
+/// Has the eventfds kept for the next agent count against a user id of their own.
 fn count_apart(options: &cli::Agent) {
     let Err(errno) = in_flight::count_against(options.in_flight_uid) else { return };
-    // A user of the agent's own is as good; and where nothing is kept, nothing counts.
+    // A dedicated user of the agent is as good; and where nothing is kept, nothing counts.
     let level = match FdStore::found(options.fd_store) {
         Some(_) if nix::unistd::getuid().is_root() => log::Level::Warn,
         _ => log::Level::Debug,
@@ -123,8 +126,9 @@ fn count_apart(options: &cli::Agent) {
     );
 }
 
-/// Each registered eventfd is a descriptor, and a few are needed beside them. How many
-/// eventfds the limit allows, `eventfds` at most; one more is refused with ENOMEM.
+/// Raises `RLIMIT_NOFILE` for `eventfds`, and returns how many of them it allows. Each
+/// registered eventfd is a descriptor, and a few are needed beside them; one eventfd more
+/// than the limit is refused with ENOMEM.
 fn room_for_descriptors(eventfds: u32) -> u32 {
     const BESIDE: u64 = 1024;
     let wanted = u64::from(eventfds) + BESIDE;
@@ -133,7 +137,7 @@ fn room_for_descriptors(eventfds: u32) -> u32 {
         return eventfds;
     }
     if let Err(errno) = setrlimit(Resource::RLIMIT_NOFILE, hard.min(wanted), hard) {
-        log::warn!("setrlimit RLIMIT_NOFILE: {errno}");
+        log::warn!("setrlimit RLIMIT_NOFILE: {errno}; the limit of {soft} descriptors stays (LimitNOFILE=)");
     }
     if hard >= wanted {
         return eventfds;
@@ -146,10 +150,10 @@ fn room_for_descriptors(eventfds: u32) -> u32 {
     fewer
 }
 
-/// As many registrations as fit into a tenth of the host's memory, within bounds that suit
-/// hosts of every size.
+/// The number of registrations that fit into a tenth of the host's memory, within bounds
+/// that suit hosts of every size.
 fn registrations(memory: u64) -> u64 {
-    /// Bytes of the agent for each, at most (SPECIFICATION.md, P5).
+    /// Bytes of the agent for each registration, at most (SPECIFICATION.md, P5).
     const EACH: u64 = 200;
     (memory / 10 / EACH).clamp(65_536, 1_048_576)
 }
@@ -158,7 +162,7 @@ fn group_id(name: &str, option: &str) -> Result<Gid> {
     if let Ok(number) = name.parse() {
         return Ok(Gid::from_raw(number));
     }
-    // Not by getgrnam: a static program has no modules of the name service, and crashes in them.
+    // Not by getgrnam: a static program lacks the name service's modules, and crashes in them.
     let groups =
         fs::read(GROUPS).with_context(|| format!("cannot look up the group {name:?} in {GROUPS}"))?;
     match gid_in(&groups, name) {

@@ -1,4 +1,4 @@
-//! `memcg-monitor check`: facts about this host, and the verdict.
+//! The command `memcg-monitor check`: facts about this host, and the verdict.
 
 use std::{fs, path::Path, process::ExitCode};
 
@@ -19,28 +19,78 @@ use crate::cli::{Check, Output};
 struct Finding {
     what: String,
     ok: bool,
-    /// A missing optional part is shown, and does no harm.
+    /// Whether the agent needs it; a missing optional part is shown, and does no harm.
     needed: bool,
     detail: String,
-    /// Of a program that loads.
+    /// Why a program does not load, without its name.
+    #[serde(skip)]
+    refusal: Option<String>,
+    /// Size of a program that loads.
     #[serde(flatten)]
     size: Option<TableSize>,
 }
 
 impl Finding {
-    fn of(trial: LoadCheck, v1: bool) -> Self {
-        let LoadCheck { hook, outcome } = trial;
+    fn of(loaded: LoadCheck, v1: bool) -> Self {
+        let LoadCheck { hook, outcome } = loaded;
         let needed = hook.is_required_on(v1);
+        let nameless = |why: &String| {
+            let why = why.strip_prefix(hook.function).unwrap_or(why);
+            why.trim_start_matches([':', ' ']).to_owned()
+        };
+        let refusal = outcome.as_ref().err().map(nameless);
         let (ok, size, detail) = match outcome {
             Ok(size) => (true, Some(size), hook.purpose.into()),
             Err(why) if needed => (false, None, why),
             Err(why) => {
-                (false, None, format!("{why}; the agent does without, not seen is that {}", hook.purpose))
+                (false, None, format!("{why}; the agent runs without it and does not see: {}", hook.purpose))
             }
         };
         let what = format!("{} {}", hook.kind.as_str(), hook.function);
-        Self { what, ok, needed, detail, size }
+        Self { what, ok, needed, detail, refusal, size }
     }
+
+    fn line(&self) -> String {
+        line(self.ok, self.needed, &self.what, &self.detail)
+    }
+}
+
+fn line(ok: bool, needed: bool, what: &str, detail: &str) -> String {
+    let mark = match (ok, needed) {
+        (true, _) => "ok",
+        (false, true) => "NO",
+        (false, false) => "-",
+    };
+    format!("{mark:>2}  {what:32} {detail}")
+}
+
+/// The report's lines. Programs that the kernel refuses for the same reason share one line.
+fn lines(findings: &[Finding]) -> Vec<String> {
+    let mut shown: Vec<(&str, bool)> = Vec::new();
+    let mut lines = Vec::new();
+    for finding in findings {
+        let Some(why) = finding.refusal.as_deref() else {
+            lines.push(finding.line());
+            continue;
+        };
+        if shown.contains(&(why, finding.needed)) {
+            continue;
+        }
+        shown.push((why, finding.needed));
+        let same = findings.iter().filter(|other| {
+            (other.refusal.as_deref(), other.needed) == (finding.refusal.as_deref(), finding.needed)
+        });
+        let names: Vec<_> = same.map(|other| other.what.as_str()).collect();
+        lines.push(match names[..] {
+            [_] => finding.line(),
+            _ => {
+                let without = if finding.needed { "" } else { "; the agent runs without them" };
+                let what = format!("{} programs", names.len());
+                line(false, finding.needed, &what, &format!("{why}{without}: {}", names.join(", ")))
+            }
+        });
+    }
+    lines
 }
 
 pub fn run(options: &Check) -> ExitCode {
@@ -50,7 +100,7 @@ pub fn run(options: &Check) -> ExitCode {
             Ok(detail) => (true, detail),
             Err(detail) => (false, detail),
         };
-        findings.push(Finding { what: what.into(), ok, needed, detail, size: None });
+        findings.push(Finding { what: what.into(), ok, needed, detail, refusal: None, size: None });
         ok
     };
 
@@ -97,7 +147,11 @@ pub fn run(options: &Check) -> ExitCode {
         Ok(facts) => {
             found("BTF", true, Ok(kernel::VMLINUX_BTF.into()));
             for hook in facts.hooks().1.into_iter().filter(|hook| !hook.required) {
-                found(hook.function, false, Err(format!("not in this kernel; would tell {}", hook.purpose)));
+                found(
+                    hook.function,
+                    false,
+                    Err(format!("not in this kernel; it would show: {}", hook.purpose)),
+                );
             }
             let plan = Plan::decide(&facts, &[]).map_err(|error| error.to_string());
             if found(
@@ -109,8 +163,8 @@ pub fn run(options: &Check) -> ExitCode {
                     Err(error) => {
                         found("bpf", true, Err(error.to_string()));
                     }
-                    Ok(trials) => {
-                        findings.extend(trials.into_iter().map(|trial| Finding::of(trial, v1)));
+                    Ok(loaded) => {
+                        findings.extend(loaded.into_iter().map(|one| Finding::of(one, v1)));
                     }
                 }
             }
@@ -124,13 +178,8 @@ pub fn run(options: &Check) -> ExitCode {
             println!("{report}");
         }
         Output::Text => {
-            for finding in &findings {
-                let mark = match (finding.ok, finding.needed) {
-                    (true, _) => "ok",
-                    (false, true) => "NO",
-                    (false, false) => "-",
-                };
-                println!("{mark:>2}  {:32} {}", finding.what, finding.detail);
+            for line in lines(&findings) {
+                println!("{line}");
             }
             println!(
                 "{}",
@@ -145,7 +194,7 @@ pub fn run(options: &Check) -> ExitCode {
     if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Whether eventfds can be signalled by AIO.
+/// Checks whether eventfds can be signalled by asynchronous I/O.
 fn aio() -> Result<String, String> {
     let number =
         |name| fs::read_to_string(format!("/proc/sys/fs/{name}")).unwrap_or_default().trim().to_owned();
@@ -154,24 +203,55 @@ fn aio() -> Result<String, String> {
         Ok(()) => Ok(format!("signals never wait for clients ({used})")),
         Err(Errno::ENOSYS) => Err("not in this kernel (CONFIG_AIO); threads write to eventfds".into()),
         Err(errno) => {
-            Err(format!("io_setup: {errno} ({used}); threads write to eventfds until it can be had"))
+            Err(format!("io_setup: {errno} ({used}); threads write to eventfds until a context is free"))
         }
     }
 }
 
-/// Whether clients' descriptors can be had by their numbers, as lines and the view name them.
+/// Checks whether the agent can take clients' descriptors by their numbers, as lines and the
+/// view name them.
 fn descriptors_by_number() -> Result<String, String> {
     match kernel::ptrace_scope().as_deref() {
-        // Not even by CAP_SYS_PTRACE, and until the next boot.
+        // Even with CAP_SYS_PTRACE, and until the next boot.
         Some("3") => Err("kernel.yama.ptrace_scope is 3: pidfd_getfd is EPERM, so the view and lines with numbers are refused; clients that send their descriptors along are served".into()),
-        _ => Ok("can be had by their numbers (pidfd_getfd)".into()),
+        _ => Ok("can be taken by their numbers (pidfd_getfd)".into()),
     }
 }
 
-/// Whether what is kept for the next agent can be counted against a user of its own.
+/// Checks whether the eventfds kept for the next agent can count against a user id of their own.
 fn in_flight() -> Result<String, String> {
     match caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_SETUID) {
         Ok(true) => Ok(format!("of kept eventfds count against user id {}", in_flight::UID)),
         _ => Err("without CAP_SETUID those of kept eventfds count against the agent's own user".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Finding, lines};
+
+    #[test]
+    fn equal_refusals_share_a_line() {
+        let finding = |what: &str, needed, refusal: Option<&str>| Finding {
+            what: what.into(),
+            ok: refusal.is_none(),
+            needed,
+            detail: format!("{what}'s own"),
+            refusal: refusal.map(ToOwned::to_owned),
+            size: None,
+        };
+        let findings = [
+            finding("kernel", true, None),
+            finding("fentry a", true, Some("EPERM")),
+            finding("fexit b", false, Some("EPERM")),
+            finding("fentry c", true, Some("EPERM")),
+            finding("fentry d", true, Some("E2BIG")),
+        ];
+        let lines = lines(&findings);
+        assert_eq!(lines.len(), 4, "{lines:?}");
+        assert!(lines[0].starts_with("ok  kernel "), "{lines:?}");
+        assert!(lines[1].starts_with("NO  2 programs ") && lines[1].ends_with(" EPERM: fentry a, fentry c"));
+        assert!(lines[2].starts_with(" -  fexit b ") && lines[2].ends_with("fexit b's own"));
+        assert!(lines[3].starts_with("NO  fentry d ") && lines[3].ends_with("fentry d's own"));
     }
 }

@@ -1,4 +1,4 @@
-//! `memcg-monitor list`.
+//! The command `memcg-monitor list`: all groups, and their registrations.
 
 use std::{
     io::{self, Write as _},
@@ -32,8 +32,8 @@ pub fn run(options: &List) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Columns that a name may take before it pushes its own line's numbers to the right, and
-/// no other's.
+/// Columns that a name may take; a longer one pushes the numbers of its own line alone to
+/// the right.
 const WIDEST: usize = 100;
 
 fn print_table(out: &mut impl io::Write, rows: &[GroupRow], status: &AgentStatus) -> io::Result<()> {
@@ -41,9 +41,14 @@ fn print_table(out: &mut impl io::Write, rows: &[GroupRow], status: &AgentStatus
     let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
     let width = width.clamp("CGROUP".len(), WIDEST);
     writeln!(out, "{:width$} {:>9} {:>9}  REGISTRATIONS", "CGROUP", "USAGE", "PEAK")?;
+    let mut is_reached = false;
     for (row, name) in rows.iter().zip(names) {
         let thresholds = summary(&row.registrations, row.usage);
+        is_reached |= thresholds.contains(REACHED);
         writeln!(out, "{name:width$} {:>9} {:>9}  {thresholds}", human(row.usage), human(row.peak))?;
+    }
+    if is_reached {
+        writeln!(out, "{REACHED}: usage has reached this threshold")?;
     }
     writeln!(out)?;
     let losses: Vec<_> =
@@ -65,14 +70,17 @@ fn print_table(out: &mut impl io::Write, rows: &[GroupRow], status: &AgentStatus
     if status.slow_users > 0 {
         writeln!(
             out,
-            "users whose eventfds are slow to signal, and are signalled apart: {}",
+            "users whose eventfds are slow to signal, so that threads of their own signal them: {}",
             status.slow_users
         )?;
     }
     Ok(())
 }
 
-/// The first few registrations, `^` where usage has reached a threshold on it.
+/// The mark of a threshold on usage that usage has reached.
+const REACHED: char = '^';
+
+/// The first few registrations, with [`REACHED`] behind each threshold that usage has reached.
 fn summary(registrations: &[RegistrationRow], usage: u64) -> String {
     const SHOWN: usize = 6;
     let mut parts: Vec<String> = registrations
@@ -94,7 +102,7 @@ fn trigger(row: &RegistrationRow, usage: u64) -> String {
     let threshold = row.threshold.map(human).unwrap_or_default();
     match file {
         Some(ControlFile::Usage) if row.threshold.is_some_and(|bytes| bytes <= usage) => {
-            format!("{threshold}^")
+            format!("{threshold}{REACHED}")
         }
         Some(ControlFile::Usage) | None => threshold,
         Some(ControlFile::Memsw) => format!("memory+swap {threshold}"),
@@ -105,7 +113,7 @@ fn trigger(row: &RegistrationRow, usage: u64) -> String {
     }
 }
 
-/// Bytes with a binary suffix, as thresholds are written.
+/// Writes bytes with a binary suffix, as thresholds are written.
 fn human(bytes: u64) -> String {
     const SUFFIXES: [&str; 7] = ["", "K", "M", "G", "T", "P", "E"];
     let mut step = 0;
@@ -161,5 +169,19 @@ mod tests {
         ];
         assert_eq!(summary(&rows, 1 << 20), "1M^, 2M x3, oom x2");
         assert_eq!(summary(&[], 5), "-");
+        let legend = |usage| {
+            let row = GroupRow {
+                cgroup: "/a".into(),
+                id: 1,
+                usage,
+                peak: usage,
+                oom: None,
+                registrations: vec![row("memory.usage_in_bytes", Some(1 << 20), 1)],
+            };
+            let mut out = Vec::new();
+            print_table(&mut out, &[row], &AgentStatus::default()).expect("memory");
+            String::from_utf8(out).expect("text").contains("^: usage has reached this threshold\n\n")
+        };
+        assert!(legend(1 << 20) && !legend((1 << 20) - 1));
     }
 }

@@ -1,33 +1,41 @@
-//! `memcg-monitor listen`: what the kernel's sample `cgroup_event_listener`
-//! does, through the agent.
+//! The command `memcg-monitor listen`: does through the agent what the kernel's sample
+//! `cgroup_event_listener` does.
 
 use std::{
     io::{self, Write as _},
-    os::fd::{AsFd as _, AsRawFd as _},
+    os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
+    path::Path,
     process::ExitCode,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use memcg_monitor::printable::printable;
 use monitor_client::{
-    AdminConnection, RemovalCheck, Target, register,
+    AdminConnection, Error, RemovalCheck, Target, connect, register,
     wire::{AdminRequest, Answer, EventRow},
 };
 use nix::{
     errno::Errno,
+    libc,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::eventfd::{EfdFlags, EventFd},
+    sys::{
+        eventfd::{EfdFlags, EventFd},
+        socket::{getsockopt, sockopt::PeerCredentials},
+    },
 };
 
 use crate::cli::{Listen, Output};
 
-/// Exit code of `--timeout`.
+/// The exit code after `--timeout`.
 const TIMED_OUT: u8 = 3;
+
+const AGENT_ENDED: &str = "the agent ended; signals go on once an agent that keeps registrations \
+    (--supervised, or a descriptor store) is back; after any other, end this and register again";
 
 pub fn run(options: &Listen) -> Result<ExitCode> {
     let path = &options.control_file;
-    let control = Target::open(path)?;
+    let control = Target::open(path).map_err(explained)?;
     let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("eventfd2 failed")?;
     let args = control.args(options.args());
     let line = format!("{} {} {args}", eventfd.as_raw_fd(), control.as_fd().as_raw_fd());
@@ -37,8 +45,9 @@ pub fn run(options: &Listen) -> Result<ExitCode> {
     let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
     match options.output {
         Output::Text => {
+            let agent = agent_at(&options.socket);
             register(&options.socket, line.as_bytes(), Some(descriptors)).with_context(refused)?;
-            print_lines(options, &control.into_mark(), &eventfd, deadline)
+            print_lines(options, &control.into_mark(), &eventfd, agent, deadline)
         }
         Output::Json => {
             let connection = AdminConnection::connect(&options.control_socket)?;
@@ -53,6 +62,27 @@ pub fn run(options: &Listen) -> Result<ExitCode> {
     }
 }
 
+/// Adds what to do to the error of a control file that is not there.
+fn explained(error: Error) -> anyhow::Error {
+    match &error {
+        Error::File { error: cause, .. } if cause.kind() == io::ErrorKind::NotFound => anyhow!(
+            "{error}; name a control file in a group's directory (`memcg-monitor list` shows the groups)"
+        ),
+        _ => error.into(),
+    }
+}
+
+/// A descriptor of the process that serves `socket`, readable once that process has ended: the
+/// eventfd itself does not report that. `None` where the process is not visible.
+fn agent_at(socket: &Path) -> Option<OwnedFd> {
+    let connection = connect(socket).ok()?;
+    let pid = getsockopt(&connection, PeerCredentials).ok()?.pid();
+    // SAFETY: takes numbers.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) }).ok()?;
+    // SAFETY: the kernel has just made this descriptor.
+    Some(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).ok()?) })
+}
+
 /// Time left in milliseconds; `None`: no deadline.
 fn left(deadline: Option<Instant>) -> Option<u128> {
     // Rounded up, so as not to wake just before the deadline.
@@ -63,6 +93,7 @@ fn print_lines(
     options: &Listen,
     mark: &RemovalCheck,
     eventfd: &EventFd,
+    mut agent: Option<OwnedFd>,
     deadline: Option<Instant>,
 ) -> Result<ExitCode> {
     let mut out = io::stdout().lock();
@@ -72,15 +103,27 @@ fn print_lines(
             None => PollTimeout::NONE,
             Some(milliseconds) => PollTimeout::try_from(milliseconds).unwrap_or(PollTimeout::MAX),
         };
-        match poll(&mut [PollFd::new(eventfd.as_fd(), PollFlags::POLLIN)], timeout) {
+        let watched = [Some(eventfd.as_fd()), agent.as_ref().map(OwnedFd::as_fd)];
+        let watched = watched.into_iter().flatten().map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        let mut watched: Vec<_> = watched.collect();
+        match poll(&mut watched, timeout) {
             Ok(0) if left(deadline) == Some(0) => return Ok(ExitCode::from(TIMED_OUT)),
             Ok(0) | Err(Errno::EINTR) => continue,
             Ok(_) => {}
             Err(errno) => bail!("poll: {errno}"),
         }
+        let is_ready = |at: usize| watched.get(at).and_then(PollFd::any).unwrap_or(false);
+        let (is_signalled, has_ended) = (is_ready(0), is_ready(1));
+        if has_ended {
+            agent = None;
+            eprintln!("memcg-monitor: {AGENT_ENDED}");
+        }
+        if !is_signalled {
+            continue;
+        }
         let signals = eventfd.read().context("read of the eventfd failed")?;
-        // As the kernel's sample does: a wake-up with the file gone is the
-        // removal. On v2 a file also goes when its controller is turned off.
+        // Like the kernel's sample: a wake-up after which the file is gone is the removal.
+        // On v2 a file also goes when its controller is turned off.
         if !mark.is_there()? {
             writeln!(out, "The cgroup seems to have removed.")?;
             out.flush()?;
@@ -124,5 +167,21 @@ fn print_json(options: &Listen, control: &AdminConnection, deadline: Option<Inst
         if event.event == "removed" || options.count == Some(printed) {
             return Ok(ExitCode::SUCCESS);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::explained;
+    use monitor_client::Target;
+
+    #[test]
+    fn a_missing_control_file_is_named_with_errno_and_advice() {
+        let error = Target::open("/nonexistent/memory.current".as_ref()).expect_err("no such file");
+        let text = explained(error).to_string();
+        assert!(
+            text.starts_with("open /nonexistent/memory.current: ENOENT: No such file or directory; name "),
+            "{text}"
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! `memcg-monitor status`: the answer that a probe needs, which costs the agent the same
-//! however many groups and registrations there are.
+//! The command `memcg-monitor status`: the agent's own state, for probes. It costs the agent
+//! the same however many groups and registrations there are.
 
 use std::{
     io::{self, Write as _},
@@ -11,7 +11,7 @@ use monitor_client::{AdminConnection, wire::AgentStatus};
 
 use crate::cli::{Output, Status};
 
-/// Exit code of `--timeout`.
+/// The exit code after `--timeout`.
 const TIMED_OUT: u8 = 3;
 
 pub fn run(options: &Status) -> Result<ExitCode> {

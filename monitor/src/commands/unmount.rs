@@ -1,4 +1,4 @@
-//! `memcg-monitor unmount`: what the agent starts to have its view unmounted.
+//! The command `memcg-monitor unmount`, which the agent starts to have its view unmounted.
 
 use std::process::ExitCode;
 
@@ -8,6 +8,7 @@ use memcg_monitor::view::unmounter;
 use crate::cli;
 
 pub fn run(options: &cli::Unmount) -> Result<ExitCode> {
-    unmounter::serve(&options.point, options.sandbox.into()).context("the view may be mounted still")?;
+    unmounter::serve(&options.point, options.sandbox.into())
+        .with_context(|| format!("the view may still be mounted; umount -l {}", options.point.display()))?;
     Ok(ExitCode::SUCCESS)
 }

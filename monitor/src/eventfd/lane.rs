@@ -1,12 +1,12 @@
-//! Threads that add to eventfds by `write`, and may wait for a moment. A user who makes signalling
-//! slow (100,000 duplicates of an eventfd in an epoll set, say, which the kernel walks with
-//! interrupts off for each signal) is signalled here; and so is everybody while the
-//! kernel has no asynchronous reads for us.
+//! Threads that add to eventfds by `write`, and may wait for a moment. They signal a user who
+//! makes signalling slow (for example by 100,000 duplicates of an eventfd in an epoll set, which
+//! the kernel walks with interrupts off for each signal); and every user while the kernel grants
+//! no asynchronous reads.
 //!
-//! Each user's are given one after another, by one thread at most, and he has a tenth of a
-//! processor at most. Many signals for an eventfd are one `write`. One that waits, for a client
-//! that fills its counter just then, is interrupted, and its user has to wait in turn: so no
-//! number of such users keeps all threads.
+//! A user's signals are given one after another, by one thread at most, in a tenth of a
+//! processor's time at most. Many signals for an eventfd are one `write`. A `write` that waits,
+//! for a client that fills its counter just then, is interrupted, and its user has to wait in
+//! turn: so no number of such users keeps all threads.
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
@@ -26,33 +26,33 @@ use tokio::sync::Notify;
 
 use crate::{eventfd::EventFd, registry::Account};
 
-/// Threads at most.
+/// Most threads at once.
 const THREADS: usize = 16;
-/// They call little.
+/// Bytes of stack of each thread, whose calls are shallow.
 const STACK: usize = 64 << 10;
-/// A thread without work ends after this.
+/// Time without work after which a thread ends.
 const IDLE: Duration = Duration::from_secs(10);
-/// A signal that took less is no burden to anybody.
+/// Processor time of a signal up to which its user need not pause.
 const FREE: Duration = Duration::from_micros(50);
-/// After one that took longer, its user waits for this many times as long.
+/// Factor of the pause after a longer signal: its user waits for this many times as long.
 const PAUSE: u32 = 9;
-/// A `write` that waits for its client is interrupted after this time, or twice that.
+/// Time after which a `write` that waits for its client is interrupted, or twice that.
 const WAIT: Duration = Duration::from_millis(10);
-/// What interrupts it: ignored by whoever has no handler.
+/// The signal that interrupts a `write`; a process without a handler ignores it.
 const INTERRUPT: Signal = Signal::SIGURG;
-/// A counter beyond this is as good as full: adding to it could wait for the client.
+/// Value beyond which a counter counts as full: adding to it could wait for the client.
 const FULL: u64 = 1 << 62;
 
-/// Signals that were given, or could not be.
+/// Signals that were given, or that failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Done {
-    /// As in [`Lane::add`].
+    /// The serial passed to [`Lane::add`].
     pub serial: u64,
-    /// How many.
+    /// The number of signals.
     pub count: u64,
-    /// The kernel's error, where it was one.
+    /// The kernel's error, if there was one.
     pub outcome: Result<(), Errno>,
-    /// Processor time that it took.
+    /// Processor time of the addition.
     pub cost: Duration,
 }
 
@@ -63,25 +63,25 @@ enum Job {
         eventfd: EventFd,
         count: u64,
     },
-    /// The last reference may have as much to walk.
+    /// Closes an eventfd: for the last reference the kernel may walk as much as for a signal.
     Close(EventFd),
 }
 
 #[derive(Debug, Default)]
 struct Users {
-    /// Of those who have something to do, or a thread at it.
+    /// Jobs of the users that have some, or a thread at work on one.
     jobs: HashMap<Account, VecDeque<Job>>,
-    /// Those with something to do and no thread at it, by when they may go on.
+    /// Users with jobs and no thread at work, by the time at which they may go on.
     ready: BTreeSet<(Instant, Account)>,
     done: Vec<Done>,
-    /// How many of each user's are yet to be closed.
+    /// Number of each user's eventfds that are yet to be closed.
     closing: HashMap<Account, u64>,
     all_closing: u64,
     threads: usize,
     idle: usize,
-    /// Whether the last thread that was wanted could not be had.
+    /// Whether the last attempt to start a thread failed.
     is_short: bool,
-    /// Threads in a `write`, and since when.
+    /// Threads in a `write`, each with its start.
     writing: HashMap<libc::pthread_t, Instant>,
     guard: Guard,
 }
@@ -91,7 +91,7 @@ struct Users {
 enum Guard {
     #[default]
     None,
-    /// Until somebody writes.
+    /// Sleeps until a thread writes.
     Rests,
     Watches,
 }
@@ -111,42 +111,43 @@ impl Users {
 struct LaneState {
     users: Mutex<Users>,
     work: Condvar,
-    /// The guard's: somebody writes.
+    /// Wakes the guard: a thread writes.
     writes: Condvar,
-    /// Told when something is done.
-    told: Arc<Notify>,
+    /// Notified when a job is done.
+    finished: Arc<Notify>,
 }
 
-/// The threads, as the one that signals sees them.
+/// The threads, from the side of the thread that signals.
 #[derive(Debug)]
 pub struct Lane(Arc<LaneState>);
 
 impl Lane {
-    /// No thread yet: they come as they are needed, with the rights of whoever asks then.
+    /// Starts no thread yet: each is started when it is needed, with the rights of the thread
+    /// that needs it. `finished` is notified when a job is done.
     #[must_use]
-    pub fn new(told: Arc<Notify>) -> Self {
+    pub fn new(finished: Arc<Notify>) -> Self {
         let (work, writes) = (Condvar::new(), Condvar::new());
-        Self(Arc::new(LaneState { users: Mutex::default(), work, writes, told }))
+        Self(Arc::new(LaneState { users: Mutex::default(), work, writes, finished }))
     }
 
-    /// Adds `count` to a user's `eventfd` some time; [`Lane::done`] says when.
+    /// Adds `count` to a user's `eventfd` later; [`Lane::done`] reports it.
     pub fn add(&self, user: Account, serial: u64, eventfd: &EventFd, count: u64) {
         self.push(user, Job::Signal { serial, eventfd: eventfd.clone(), count });
     }
 
-    /// Lets go of a user's eventfd some time.
+    /// Closes a user's eventfd later.
     pub fn close(&self, user: Account, eventfd: EventFd) {
         self.push(user, Job::Close(eventfd));
     }
 
-    /// How many eventfds are yet to be closed: the user's, and all.
+    /// The numbers of eventfds yet to be closed: the user's, and all.
     #[must_use]
     pub fn closing(&self, user: Account) -> (u64, u64) {
         let users = self.0.users();
         (users.closing.get(&user).copied().unwrap_or(0), users.all_closing)
     }
 
-    /// What was done since the last time.
+    /// The signals that were given or failed since the last call.
     #[must_use]
     pub fn done(&self) -> Vec<Done> {
         std::mem::take(&mut self.0.users().done)
@@ -167,13 +168,13 @@ impl Lane {
         self.have_threads(&mut users);
     }
 
-    /// Has another thread come where one could not when it was needed.
+    /// Starts a thread where one was needed and could not be started.
     pub fn try_again(&self) {
         self.have_threads(&mut self.0.users());
     }
 
     fn have_threads(&self, users: &mut Users) {
-        // One that is idle may have been woken for somebody else already.
+        // An idle thread may have been woken for another user already.
         let now = Instant::now();
         let due = users.ready.iter().take_while(|(when, _)| *when <= now).take(users.idle + 1).count();
         if due <= users.idle || users.threads >= THREADS {
@@ -187,19 +188,21 @@ impl Lane {
             }
             Err(error) => {
                 if users.threads == 0 && !users.is_short {
-                    log::error!("no thread for slow signals (clone): {error}; trying again with the next");
+                    log::error!(
+                        "cannot start a thread for slow signals (clone): {error}; trying again with the next signal"
+                    );
                 }
                 users.is_short = true;
             }
         }
     }
 
-    /// Before anybody writes.
+    /// Starts the guard, before any thread writes.
     fn have_guard(&self, users: &mut Users) -> io::Result<()> {
         if users.guard == Guard::None {
-            // Without `SA_RESTART`: what waits ends with `EINTR`.
+            // Without `SA_RESTART`: a call that waits ends with `EINTR`.
             let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
-            // SAFETY: the handler does nothing, and nobody else has one for this signal.
+            // SAFETY: the handler does nothing, and the process has no other for this signal.
             unsafe { sigaction(INTERRUPT, &action) }?;
             self.spawn("slow-guard", LaneState::guard)?;
             users.guard = Guard::Watches;
@@ -215,12 +218,12 @@ impl Lane {
 
 impl LaneState {
     fn users(&self) -> MutexGuard<'_, Users> {
-        // Nothing in between is half done.
+        // No change under the lock can be left half done.
         self.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Interrupts those whose `write` waits. `O_NONBLOCK` would be the client's, too, and an
-    /// eventfd takes no `RWF_NOWAIT` to write (`eventfd_fops` has no `write_iter`).
+    /// Interrupts threads whose `write` waits. `O_NONBLOCK` would change the client's descriptor,
+    /// too, and a write to an eventfd takes no `RWF_NOWAIT` (`eventfd_fops` has no `write_iter`).
     fn guard(&self) {
         let mut users = self.users();
         loop {
@@ -244,9 +247,9 @@ impl LaneState {
     }
 
     fn run(&self) {
-        // Whoever started this thread may have blocked it.
+        // The thread that started this one may have blocked it.
         let _ = SigSet::from(INTERRUPT).thread_unblock();
-        // SAFETY: asks for a number, and cannot fail.
+        // SAFETY: returns a number, and cannot fail.
         let this = unsafe { libc::pthread_self() };
         let mut users = self.users();
         loop {
@@ -279,7 +282,7 @@ impl LaneState {
             }
             drop(users);
             let before = busy();
-            // Here it may wait; and a last reference goes here, too.
+            // The call that may wait; a last reference is dropped here, too.
             let given = match job {
                 Job::Signal { serial, eventfd, count } => Some((serial, count, add(&eventfd, count))),
                 Job::Close(eventfd) => {
@@ -302,13 +305,13 @@ impl LaneState {
                     burden = begun.elapsed();
                 }
                 users.done.push(Done { serial, count, outcome, cost });
-                self.told.notify_one();
+                self.finished.notify_one();
             }
             let pause = if burden > FREE { burden * PAUSE } else { Duration::ZERO };
             if pause.is_zero() && users.jobs.get(&user).is_some_and(VecDeque::is_empty) {
                 users.jobs.remove(&user);
             } else {
-                // A pause is kept even where there is nothing to do.
+                // A pause is kept even without further jobs.
                 users.ready.insert((Instant::now() + pause, user));
             }
         }
@@ -317,10 +320,10 @@ impl LaneState {
 
 extern "C" fn nothing(_: libc::c_int) {}
 
-/// Adds as `count` signals would. Where the client fills its counter meanwhile, waits to be
-/// interrupted: `EINTR`.
+/// Adds to the counter as `count` signals would. Where the client fills it meanwhile, waits
+/// until it is interrupted: `EINTR`.
 fn add(eventfd: &EventFd, count: u64) -> Result<(), Errno> {
-    // v1's signals stayed at the highest number, and told nobody.
+    // v1's counter stayed at the highest value then, without an error.
     if held(eventfd).is_ok_and(|held| held >= FULL) {
         return Ok(());
     }
@@ -331,7 +334,7 @@ fn add(eventfd: &EventFd, count: u64) -> Result<(), Errno> {
     }
 }
 
-/// What is in its counter.
+/// Reads the counter of an eventfd.
 fn held(eventfd: &EventFd) -> io::Result<u64> {
     let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", eventfd.as_fd().as_raw_fd()))?;
     let count = text.lines().find_map(|line| line.strip_prefix("eventfd-count:"));
@@ -381,7 +384,7 @@ mod tests {
         assert_eq!((done.count, done.outcome, client.read()), (65_536, Ok(()), Ok(65_536)));
     }
 
-    /// Nothing says when a full one is read: so it is not written to.
+    /// A full counter is not written to, since no event reports its being read.
     #[test]
     fn a_full_counter_holds_up_nobody() {
         let lane = Lane::new(Arc::new(Notify::new()));
@@ -392,7 +395,7 @@ mod tests {
         assert_eq!(full.read(), Ok(FULL));
     }
 
-    /// A pipe that is full, since for an eventfd the client would have to be quick.
+    /// A full pipe stands in for the eventfd, for which the client would have to be quick.
     #[test]
     fn clients_that_have_a_write_wait_hold_up_themselves() {
         let lane = Lane::new(Arc::new(Notify::new()));
@@ -415,7 +418,7 @@ mod tests {
         assert_eq!(client.read(), Ok(1));
     }
 
-    /// An idle thread that is woken for one of them may be long about it.
+    /// An idle thread that is woken for one of them may be slow to run.
     #[test]
     fn two_users_at_once_have_two_threads() {
         let lane = Lane::new(Arc::new(Notify::new()));
@@ -434,7 +437,7 @@ mod tests {
         }
     }
 
-    /// As where a process may have no more of them.
+    /// Stands in for a process that may have no more threads.
     #[test]
     fn a_thread_that_could_not_be_had_is_tried_again() {
         let lane = Lane::new(Arc::new(Notify::new()));

@@ -1,4 +1,4 @@
-//! By which way an eventfd is signalled.
+//! The way by which each eventfd is signalled: asynchronous reads, or the lane.
 
 use std::{
     collections::HashMap,
@@ -18,34 +18,33 @@ use crate::{
     registry::Account,
 };
 
-/// A signal that takes longer is slow: usual is less than a microsecond.
+/// Time above which a signal is slow: usual is less than a microsecond.
 const SLOW: Duration = Duration::from_millis(1);
-/// A user has slow signals when they took so much of the processor's time, and one before
-/// was slow by the clock. Less proves little: where a hypervisor has more guests than
-/// processors, a thread that was kept waiting looks busy.
+/// Processor time of slow signals that proves a user slow, after one signal that was slow by
+/// the clock. Less proves little: where a hypervisor has more guests than processors, a
+/// thread that was kept waiting looks busy.
 const PROOF: Duration = Duration::from_millis(20);
-/// A suspicion, however strong, is forgotten after this time without a slow signal, little by
-/// little.
+/// Time without a slow signal in which a suspicion, however strong, fades to nothing.
 const FADES: Duration = Duration::from_secs(10);
-/// For how long all of a user's eventfds are signalled by the lane after a slow one.
+/// Time after a slow signal during which all of its user's eventfds are signalled by the lane.
 const REMEMBERED: Duration = Duration::from_secs(60);
 
-/// What became of signals.
+/// Outcome of a request to signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SignalOutcome {
-    /// So many are given.
+    /// This number of signals was given.
     Now(u64),
-    /// All will be; [`Signaller::done`] says when.
+    /// All will be given later; [`Signaller::done`] reports them.
     Later,
 }
 
-/// Adds to eventfds without waiting for anybody.
+/// Adds to eventfds without waiting for any client.
 #[derive(Debug)]
 pub struct Signaller {
-    /// `None` where the kernel has none for us, for now.
+    /// Asynchronous reads; `None` while the kernel grants none.
     aio: Option<Aio>,
     lane: Lane,
-    /// Users whose signals take long, and until when that is remembered.
+    /// Users whose signals take long, each with the time at which that is forgotten.
     slow: HashMap<Account, Instant>,
     suspects: SuspectAccounts,
 }
@@ -58,7 +57,7 @@ struct SuspectAccounts(HashMap<Account, Suspicion>);
 struct Suspicion {
     /// Processor time of slow signals, less what has faded.
     took: Duration,
-    /// When the last one was.
+    /// Time of the last slow signal.
     at: Instant,
 }
 
@@ -67,9 +66,9 @@ impl SuspectAccounts {
         self.0.contains_key(&user)
     }
 
-    /// After a signal to `user`, which `took` so long: by the processor's time where the user
-    /// was a suspect before, else by the clock, which proves nothing yet. Whether that is
-    /// enough. A fast one changes nothing, for it may be to another eventfd.
+    /// Notes that a signal to `user` `took` so long: in processor time where the user was a
+    /// suspect before, else by the clock, which proves nothing yet. Returns whether the user is
+    /// proved slow. A fast signal changes nothing, for it may be to another eventfd.
     fn note(&mut self, user: Account, took: Duration, now: Instant) -> bool {
         if took <= SLOW {
             return false;
@@ -88,38 +87,38 @@ impl SuspectAccounts {
         is_enough
     }
 
-    /// Forgets those of whom nothing was noted for long.
+    /// Forgets users without a slow signal for [`FADES`].
     fn fade(&mut self, now: Instant) {
         self.0.retain(|_, known| now.saturating_duration_since(known.at) < FADES);
     }
 }
 
 impl Signaller {
-    /// By asynchronous reads, or where there are none by the lane. `told` is notified when
-    /// the lane has done something.
+    /// Signals by asynchronous reads, or where there are none by the lane. `finished` is notified
+    /// when the lane has done a job.
     #[must_use]
-    pub fn new(told: Arc<Notify>) -> Self {
+    pub fn new(finished: Arc<Notify>) -> Self {
         let aio = Aio::new()
             .inspect_err(|error| {
-                log::warn!("{error}; signalling by threads until it can be had, a little later than usual");
+                log::warn!("{error}; signalling by threads until the kernel grants asynchronous reads, a little later than usual");
             })
             .ok();
-        Self { aio, lane: Lane::new(told), slow: HashMap::new(), suspects: SuspectAccounts::default() }
+        Self { aio, lane: Lane::new(finished), slow: HashMap::new(), suspects: SuspectAccounts::default() }
     }
 
-    /// Whether the lane signals everybody, for want of asynchronous reads.
+    /// Whether the lane signals every user, for want of asynchronous reads.
     #[must_use]
     pub const fn is_without_aio(&self) -> bool {
         self.aio.is_none()
     }
 
-    /// How many users are signalled by the lane, since their signals take long.
+    /// The number of users that the lane signals because their signals take long.
     #[must_use]
     pub fn slow_users(&self) -> u64 {
         self.slow.len() as u64
     }
 
-    /// What should be tried now and then: what the kernel refused before.
+    /// Retries what the kernel refused before; to be called now and then.
     pub fn try_again(&mut self) {
         let now = Instant::now();
         self.slow.retain(|_, until| *until > now);
@@ -128,7 +127,7 @@ impl Signaller {
         if self.aio.is_none()
             && let Ok(aio) = Aio::new()
         {
-            log::info!("io_setup: asynchronous reads can be had, and signal from now on");
+            log::info!("io_setup: the kernel grants asynchronous reads, which signal from now on");
             self.aio = Some(aio);
         }
     }
@@ -139,8 +138,8 @@ impl Signaller {
         self.aio = None;
     }
 
-    /// Adds up to `count` to a user's `eventfd`, as so many signals of the kernel would,
-    /// in about `time`; or all of it, later.
+    /// Adds up to `count` to a user's `eventfd`, as so many signals of the kernel would, in about
+    /// `time`; or all of it later.
     ///
     /// # Errors
     /// `io_submit` or `io_getevents` failed.
@@ -156,7 +155,7 @@ impl Signaller {
             self.lane.add(user, serial, eventfd, count);
             return Ok(SignalOutcome::Later);
         };
-        // The processor's time is asked for only where it may matter.
+        // Processor time is read only where it may matter.
         let is_suspect = self.suspects.has(user);
         let (start, before) = (Instant::now(), if is_suspect { busy() } else { Duration::ZERO });
         let given = aio.signal(eventfd, count, time)?;
@@ -165,26 +164,26 @@ impl Signaller {
         if self.suspects.note(user, each, Instant::now()) {
             self.slow.insert(user, start + REMEMBERED);
             log::info!(
-                "a signal to {user} took {} us: those of {user} are given by a thread apart",
+                "a signal to {user} took {} us: a separate thread gives those of {user} for now",
                 each.as_micros()
             );
         }
         Ok(SignalOutcome::Now(given))
     }
 
-    /// Lets go of a user's eventfd some time: the last reference may have as much to walk as
+    /// Closes a user's eventfd later: for the last reference the kernel may walk as much as for
     /// a signal.
     pub fn close(&self, user: Account, eventfd: EventFd) {
         self.lane.close(user, eventfd);
     }
 
-    /// How many eventfds are yet to be closed: the user's, and all.
+    /// The numbers of eventfds yet to be closed: the user's, and all.
     #[must_use]
     pub fn closing(&self, user: Account) -> (u64, u64) {
         self.lane.closing(user)
     }
 
-    /// What the lane has done since the last time.
+    /// The jobs that the lane has done since the last call.
     #[must_use]
     pub fn done(&self) -> Vec<Done> {
         self.lane.done()
@@ -209,7 +208,7 @@ mod tests {
     const USER: Account = Account::User(1);
     const FAST: Duration = Duration::from_micros(1);
 
-    /// After how many signals, with so much time between them, it is enough.
+    /// The number of signals, with so much time between them, that proves the user slow.
     fn enough_after(signals: &[Duration], between: Duration) -> Option<usize> {
         let (mut suspects, mut now) = (SuspectAccounts::default(), Instant::now());
         signals.iter().position(|took| {
@@ -226,7 +225,7 @@ mod tests {
         let mixed: Vec<_> = [slow, FAST, FAST].repeat(9);
         assert_eq!(enough_after(&mixed, FAST), Some(5 * 3));
         assert_eq!(enough_after(&mixed, FADES / 1000), Some(5 * 3));
-        // The clock's alone is no proof; then one that is very slow is.
+        // The clock alone proves nothing; a very slow signal after it does.
         assert_eq!(enough_after(&[PROOF, FAST, PROOF], FAST), Some(2));
     }
 
@@ -241,7 +240,7 @@ mod tests {
         assert_eq!(enough_after(&[SLOW; 1000], FAST), None);
     }
 
-    /// The kernel walks all sets for each signal.
+    /// For each signal the kernel walks all sets.
     #[test]
     fn one_slow_eventfd_among_fast_ones_makes_its_user_slow() {
         const DUPLICATES: usize = 350;

@@ -1,4 +1,5 @@
-//! Who pays for what a client asks: its user, or its cgroup; and who is privileged.
+//! Accounting: a client's registrations count against its user, or its cgroup, or nothing
+//! where it is privileged.
 
 use std::{
     fs,
@@ -22,13 +23,13 @@ use crate::{
     registry::Account,
 };
 
-/// Whose quota clients' registrations, connections and descriptors count against.
+/// Owner of the quota that clients' registrations, connections and descriptors count against.
 #[derive(Clone, Debug, Default)]
 pub enum Accounting {
-    /// Their user's: a packet's or a write's user id.
+    /// Each user's quota, by the user id of a packet or a write.
     #[default]
     ByUser,
-    /// Their memory cgroup's.
+    /// Each memory cgroup's quota.
     ByGroup(Arc<Groups>),
 }
 
@@ -41,7 +42,7 @@ impl Accounting {
         }
     }
 
-    /// The account of a sender, whether it can be looked at or not.
+    /// The account of a sender, whether its `/proc` can be read or not.
     pub(super) fn of_sender(&self, sender: &Sender) -> Account {
         match self {
             Self::ByUser => Account::User(sender.uid()),
@@ -51,15 +52,15 @@ impl Accounting {
         }
     }
 
-    /// The account of a packet's sender. One who was gone before it could be looked at is
-    /// taken for one of the connection's opener's, lest it has a second quota, all others' who
-    /// cannot be told.
+    /// The account of a packet's sender. One that ended before its `/proc` could be read counts
+    /// against the connection's opener, lest it has a second quota, the one shared by all
+    /// unidentified senders.
     pub(super) fn of_packet(&self, sender: &Sender, opener: Account) -> Account {
-        told_by(self.of_sender(sender), opener)
+        identified_by(self.of_sender(sender), opener)
     }
 
-    /// The account of whoever opened a connection. Whether that is a privileged process is
-    /// asked of root, and where `is_full` says that the account has as many as it may have.
+    /// The account of the process that opened a connection. Whether it is privileged is looked
+    /// up for root, and where by `is_full` the account has as many connections as it may have.
     pub(super) fn of_connection(&self, peer: &Sender, is_full: impl Fn(Account) -> bool) -> Account {
         let account = self.of_sender(peer);
         let is_privileged = || credentials_of(peer).is_ok_and(|credentials| credentials.is_privileged());
@@ -67,23 +68,23 @@ impl Accounting {
     }
 }
 
-/// The opener's account, which has a quota, where the sender's cannot be told.
-const fn told_by(sender: Account, opener: Account) -> Account {
+/// The opener's account, if it has a quota, in place of an unidentified sender's.
+const fn identified_by(sender: Account, opener: Account) -> Account {
     match (sender, opener) {
         (Account::Unidentified, Account::User(_) | Account::Group(_)) => opener,
         _ => sender,
     }
 }
 
-/// As whom a sender asks.
+/// The credentials of a sender.
 ///
 /// # Errors
-/// `ESRCH` when it cannot be looked at: another pid namespace, or gone already.
+/// `ESRCH` when its `/proc` cannot be read: another pid namespace, or ended already.
 pub(super) fn credentials_of(sender: &Sender) -> Result<Credentials, Refusal> {
     credentials_in(&directory_of(sender)?, sender)
 }
 
-/// The same, from the sender's directory in `/proc`.
+/// The credentials of a sender, from its directory in `/proc`.
 pub(super) fn credentials_in(directory: &OwnedFd, sender: &Sender) -> Result<Credentials, Refusal> {
     let status = status(directory).map_err(|errno| Refusal::new(errno, "the sender is gone"))?;
     Ok(Credentials::from_status(&status, sender.credentials(), is_in_our_user_namespace(directory)))
@@ -95,8 +96,8 @@ pub(super) fn is_in_our_user_namespace(directory: &OwnedFd) -> bool {
     is_in_our(directory, "ns/user")
 }
 
-/// Whether the process of this directory in `/proc` is in the agent's pid namespace, so that
-/// it sees the agent.
+/// Whether the process of this directory in `/proc` is in the agent's pid namespace, where
+/// the agent is visible to it.
 pub(super) fn is_in_our_pid_namespace(directory: &OwnedFd) -> bool {
     is_in_our(directory, "ns/pid")
 }
@@ -106,27 +107,27 @@ fn is_in_our(directory: &OwnedFd, namespace: &str) -> bool {
     ours.is_some_and(|ours| readlinkat(directory, namespace).ok() == Some(ours.into_os_string()))
 }
 
-/// The groups of processes, by the texts of `/proc/PID/cgroup`.
+/// Finds the groups of processes, by the texts of `/proc/PID/cgroup`.
 #[derive(Debug)]
 pub struct Groups {
     directories: Directories,
-    /// Where, below the hierarchy's root, the root of the agent's cgroup namespace is:
-    /// what those texts are counted from.
+    /// Path, below the hierarchy's root, of the root of the agent's cgroup namespace, from
+    /// which those texts are counted.
     base: PathBuf,
 }
 
 impl Groups {
-    /// Those of this hierarchy.
+    /// Finds groups in this hierarchy.
     ///
     /// # Errors
-    /// The agent cannot find its own group there, so it could not find others'.
+    /// The agent's own group is not found there, so clients' would not be.
     pub fn new(hierarchy: &Hierarchy) -> Result<Self> {
         let own = Path::new("/proc/self/cgroup");
         let text = fs::read(own).map_err(|error| Error::file("read", own, error))?;
         let base = hierarchy.version.group_of(&text).and_then(|path| base(hierarchy, path));
         let base = base.ok_or_else(|| {
             Error::Host(format!(
-                "the agent's own group, as {} names it, is not below {}, so clients' groups cannot be told; \
+                "the agent's own group, as {} names it, is not below {}, so clients' groups cannot be found; \
                  mount the host's hierarchy there, or let users pay (--quota-by user)",
                 own.display(),
                 hierarchy.root.display()
@@ -142,8 +143,8 @@ impl Groups {
         id.filter(|id| id >> ID_BITS == 0).map_or(Account::Unidentified, Account::Group)
     }
 
-    /// The group that pays for what is in the group at `place`: the first on the way down
-    /// in which other users than root may make groups, else that one itself. Else whoever
+    /// The group that pays for processes in the group at `place`: the first on the way down in
+    /// which other users than root may make groups, else that one itself. Otherwise a user who
     /// makes groups would make quotas.
     fn payer(&self, place: &Path) -> Option<u64> {
         let mut payer = self.directories.root_id();
@@ -166,7 +167,7 @@ impl Groups {
 /// Bits of a group's id in an account. The kernel counts groups and their files from 1.
 const ID_BITS: u32 = 52;
 
-/// Whether somebody else than root may make groups in this one.
+/// Whether other users than root may make groups in this one.
 const fn is_delegated(group: &FileStat) -> bool {
     group.st_uid != 0 || group.st_mode & 0o002 != 0 || (group.st_gid != 0 && group.st_mode & 0o020 != 0)
 }
@@ -186,7 +187,7 @@ fn resolved(base: &Path, path: &Path) -> Option<PathBuf> {
     Some(place)
 }
 
-/// Where, below the hierarchy's root, the root of the agent's cgroup namespace is, if the
+/// Path, below the hierarchy's root, of the root of the agent's cgroup namespace, if the
 /// agent itself is in `own`, counted from there.
 fn base(hierarchy: &Hierarchy, own: &Path) -> Option<PathBuf> {
     let own = own.strip_prefix("/").ok()?;
@@ -209,17 +210,17 @@ fn base(hierarchy: &Hierarchy, own: &Path) -> Option<PathBuf> {
 mod tests {
     use std::path::{Path, PathBuf};
 
-    use super::{resolved, told_by};
+    use super::{identified_by, resolved};
     use crate::registry::Account;
 
     #[test]
     fn who_has_gone_is_taken_for_the_connections_opener() {
         let (mine, other) = (Account::Group(7), Account::Group(8));
-        assert_eq!(told_by(mine, other), mine);
-        assert_eq!(told_by(Account::Unidentified, other), other);
-        // Nobody is rid of all quotas so.
-        assert_eq!(told_by(Account::Unidentified, Account::Privileged), Account::Unidentified);
-        assert_eq!(told_by(Account::Unidentified, Account::Unidentified), Account::Unidentified);
+        assert_eq!(identified_by(mine, other), mine);
+        assert_eq!(identified_by(Account::Unidentified, other), other);
+        // That frees no client of all quotas.
+        assert_eq!(identified_by(Account::Unidentified, Account::Privileged), Account::Unidentified);
+        assert_eq!(identified_by(Account::Unidentified, Account::Unidentified), Account::Unidentified);
     }
 
     #[test]

@@ -1,7 +1,6 @@
-//! Groups and control files that clients asked for before. An id is never used
-//! again, and a group is told from the slot's others by its generation: so what was
-//! true once is true as long as the group is online. Whether a client may read a file
-//! is not remembered.
+//! Cache of the groups and control files that clients registered on before. An id is never
+//! used again, and its generation distinguishes a group from the slot's others: so an entry
+//! holds as long as the group is online. Whether a client may read a file is not cached.
 
 use std::cell::Cell;
 
@@ -10,13 +9,13 @@ use crate::{
     source::{GroupId, Slots},
 };
 
-/// Places in each table; one that is taken makes room.
+/// Places in each table; a new entry replaces the one in its place.
 const PLACES: usize = 4096;
 
-/// By id (`st_ino`), in the place that it hashes to.
+/// Entries by id (`st_ino`), each in the place that its id hashes to.
 type Table<T> = Box<[Cell<Option<(u64, T)>>]>;
 
-/// What is known.
+/// Known groups and control files, by id.
 #[derive(Debug)]
 pub struct GroupCache {
     groups: Table<GroupId>,
@@ -35,17 +34,17 @@ impl GroupCache {
         get(&self.groups, id).filter(|group| is_online(slots, *group))
     }
 
-    /// Remembers it.
+    /// Remembers the group of this id.
     pub fn remember_group(&self, id: u64, group: GroupId) {
         set(&self.groups, id, group);
     }
 
-    /// What the file of the hierarchy with this id is, while its group is online.
+    /// The control file with this id in the hierarchy, while its group is online.
     pub fn control(&self, slots: &dyn Slots, id: u64) -> Option<ResolvedControlFile> {
         get(&self.controls, id).filter(|control| is_online(slots, control.group))
     }
 
-    /// Remembers it.
+    /// Remembers the control file of this id.
     pub fn remember_control(&self, id: u64, control: ResolvedControlFile) {
         set(&self.controls, id, control);
     }

@@ -1,8 +1,9 @@
-//! Gathers what a scrape tells, so that no scraper delays the doors.
+//! Collects the numbers of a scrape, so that no scraper delays the frontends.
 //!
-//! The doors' thread reads counters, a few groups in a turn ([`turns`]). Paths, the groups' files
-//! and the text are the business of a thread that may wait. One gathering at a time, and none
-//! within [`FRESH`] of the last: however many ask, and whether they stay or leave.
+//! The frontends' thread reads counters, a few groups in a turn ([`scrape`]). A thread that may
+//! wait reads paths and the groups' files, and writes the text. There is one collection at a
+//! time, and none within [`FRESH`] of the last, however many scrapers there are, and whether
+//! they stay or leave.
 
 use std::{
     path::Path,
@@ -28,25 +29,25 @@ use crate::{
     watcher::{CAUSES, SharedWatcher},
 };
 
-/// For how long what was gathered is told again.
+/// Time for which a collection is served again.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// Scrapers that wait for the same gathering; the door lets in fewer.
+/// Scrapers that wait for the same collection; the frontend admits fewer.
 const WAITING: usize = 64;
 
-/// What is told, in both formats.
+/// The text of a scrape, in both formats.
 #[derive(Clone, Debug)]
 pub(super) struct Texts {
     pub(super) open_metrics: Bytes,
     pub(super) prometheus: Bytes,
 }
 
-/// Where to ask for it.
+/// The page that scrapers read: requests its texts from the collector.
 #[derive(Debug)]
 pub(super) struct Page(mpsc::Sender<oneshot::Sender<Texts>>);
 
 impl Page {
-    /// As it is now, or was a moment ago.
+    /// Returns the texts as of now, or of a moment ago.
     pub(super) async fn get(&self) -> Option<Texts> {
         let (sender, texts) = oneshot::channel();
         self.0.send(sender).await.ok()?;
@@ -54,7 +55,7 @@ impl Page {
     }
 }
 
-/// What the numbers come from.
+/// Collects the numbers from their sources.
 pub struct Collector {
     watcher: SharedWatcher<Programs>,
     tree: Arc<Tree>,
@@ -65,12 +66,12 @@ pub struct Collector {
 
 impl std::fmt::Debug for Collector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Gatherer").field("hierarchy", &self.hierarchy).finish_non_exhaustive()
+        f.debug_struct("Collector").field("hierarchy", &self.hierarchy).finish_non_exhaustive()
     }
 }
 
 impl Collector {
-    /// Of this agent, which starts now.
+    /// Collects the numbers of this agent, which starts now.
     pub fn new(
         watcher: &SharedWatcher<Programs>,
         tree: Arc<Tree>,
@@ -87,26 +88,26 @@ impl Collector {
         }
     }
 
-    /// Where to ask, and what answers as long as it is run.
+    /// Returns the page, and the future that answers its requests as long as it is run.
     pub(super) fn start(self, selection: Selection) -> (Page, impl Future<Output = ()>) {
-        let (sender, asked) = mpsc::channel(WAITING);
-        (Page(sender), self.run(Arc::new(selection), asked))
+        let (sender, requests) = mpsc::channel(WAITING);
+        (Page(sender), self.run(Arc::new(selection), requests))
     }
 
-    async fn run(self, selection: Arc<Selection>, mut asked: mpsc::Receiver<oneshot::Sender<Texts>>) {
+    async fn run(self, selection: Arc<Selection>, mut requests: mpsc::Receiver<oneshot::Sender<Texts>>) {
         let mut last: Option<(Instant, Texts)> = None;
-        while let Some(first) = asked.recv().await {
+        while let Some(first) = requests.recv().await {
             last = match last {
                 Some((when, texts)) if when.elapsed() < FRESH => Some((when, texts)),
                 _ => self.gather(&selection).await.map(|texts| (Instant::now(), texts)),
             };
             let mut next = Some(first);
             while let Some(sender) = next {
-                // Without an answer the requester hears that there is none.
+                // A requester whose channel is dropped gets no text.
                 if let Some((_, texts)) = &last {
                     let _ = sender.send(texts.clone());
                 }
-                next = asked.try_recv().ok();
+                next = requests.try_recv().ok();
             }
         }
     }
@@ -154,11 +155,12 @@ fn path_below(root: &Path, tree: &Tree, id: u64) -> Option<String> {
     Some(format!("/{}", path.strip_prefix(root).ok()?.to_string_lossy()))
 }
 
-/// Adds what the groups' files tell, and writes it all out. Runs beside the doors' thread.
+/// Adds the numbers from the groups' files, and writes the texts. Runs beside the frontends'
+/// thread.
 fn render(tree: &Tree, agent: AgentNumbers, mut groups: Vec<GroupNumbers>, left_out: LeftOut) -> Texts {
     let directories = tree.directories();
     for group in &mut groups {
-        // One that goes meanwhile is told without.
+        // A group that is removed meanwhile is written without them.
         if let Ok(directory) = directories.open(group.cgroup_id) {
             group.events = files::events(&directory, directories.version());
             group.stalls = files::stalls(&directory);

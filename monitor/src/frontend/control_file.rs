@@ -1,4 +1,4 @@
-//! What a line's control fd stands for: which control file, of which group.
+//! Resolves a line's control descriptor: which control file it is, of which group.
 
 use std::{
     fs,
@@ -31,18 +31,19 @@ use crate::{
     view::tree::{Node, Tree},
 };
 
-/// Where control files lie: in the hierarchy itself, and in the view of it.
+/// State that all frontends share: where control files lie, in the hierarchy itself and in
+/// the view of it, and how clients are accounted.
 pub struct FrontendContext {
     /// The tree that the view shows.
     pub tree: Arc<Tree>,
     /// `st_dev` of the view, while it is mounted.
     view: Option<u64>,
     known: GroupCache,
-    /// For what clients sent.
+    /// Closes the descriptors that clients sent.
     pub deferred_close: DeferredClose,
-    /// Who pays.
+    /// Owner of the quota that each client counts against.
     pub accounting: Accounting,
-    /// Whose turn it is.
+    /// Turns of the users at the frontends.
     pub fair: Rc<Fair>,
     identity: Box<dyn Identify>,
 }
@@ -54,7 +55,7 @@ impl std::fmt::Debug for FrontendContext {
 }
 
 impl FrontendContext {
-    /// Nothing asked for yet.
+    /// Begins with an empty cache.
     #[must_use]
     pub fn new(
         tree: Arc<Tree>,
@@ -67,7 +68,7 @@ impl FrontendContext {
         Self { tree, view, known: GroupCache::default(), deferred_close, accounting, fair, identity }
     }
 
-    /// Who says what a client's files and descriptors stand for.
+    /// Identifies clients' files and descriptors.
     pub(super) fn identity(&self) -> &dyn Identify {
         self.identity.as_ref()
     }
@@ -81,21 +82,21 @@ impl FrontendContext {
     }
 }
 
-/// A control file of a group.
+/// A control file of one group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ResolvedControlFile {
-    /// Which group.
+    /// The group of the file.
     pub group: GroupId,
-    /// `st_ino` of its directory.
+    /// `st_ino` of the group's directory.
     pub cgroup_id: u64,
-    /// Which of its files.
+    /// Kind of the control file.
     pub file: ControlFile,
 }
 
-/// What a client's control descriptor stands for, and the arguments for it. Checks in
-/// the kernel's order: may the client read it, is it a cgroup file, of a kind that
-/// notifies, of an online group. The file system that it lies on is not asked:
-/// it may be our own view, or a daemon's that never answers.
+/// Resolves a client's control descriptor, and the arguments for it. Checks in the kernel's
+/// order: may the client read it, is it a cgroup file, of a kind that notifies, of an online
+/// group. No request goes to the file system that it lies on: it may be the agent's own view,
+/// or that of a daemon that never answers.
 ///
 /// # Errors
 /// `EACCES` and `EINVAL` as the kernel; `ENOMEM` when the table of groups is full.
@@ -156,7 +157,7 @@ pub fn resolve<'a>(
     }
 }
 
-/// The same for a file or directory of the view.
+/// Resolves a file or directory of the view.
 fn in_view<'a>(
     places: &FrontendContext,
     (inode, which): (Inode, DescriptorRole),
@@ -164,7 +165,7 @@ fn in_view<'a>(
     args: &'a [u8],
 ) -> Result<(ResolvedControlFile, &'a [u8]), Refusal> {
     let node = Node::numbered(inode.number, places.directories().root_id()).ok_or_else(|| gone(which))?;
-    // What the view says of it now; the kernel may remember an older answer.
+    // The view's attributes of now; the kernel may remember an older answer.
     let found = places.tree.attributes(node).map_err(|_| gone(which))?;
     let found = Inode { mode: found.mode, uid: found.uid, gid: found.gid, ..inode };
     found.must_be_readable(which, client)?;
@@ -194,9 +195,9 @@ fn named(args: &[u8], which: DescriptorRole) -> Result<(ControlFile, &[u8]), Ref
     })
 }
 
-/// A client that names a control file by its directory needs the permission that opening
-/// the file would have needed, on a real directory and on the view's alike. Where this
-/// host has no such file (no swap, no PSI), the usage file's permission counts.
+/// Checks a client that names a control file by its directory: it needs the permission that
+/// opening the file would have needed, on a real directory and on the view's alike. Where
+/// this host has no such file (no swap, no PSI), the usage file's permission counts.
 fn named_must_be_readable(
     places: &FrontendContext,
     directory: &Directory,
@@ -219,7 +220,7 @@ fn mute(which: DescriptorRole, name: &str) -> Refusal {
     Refusal::new(Errno::EINVAL, format!("{which} is {name}, on which there are no notifications"))
 }
 
-/// Why a directory or a file of it could not be opened: as a rule, it is gone.
+/// The refusal for a directory or file that could not be opened: as a rule, it is gone.
 fn not_opened(which: DescriptorRole, errno: Errno) -> Refusal {
     match errno {
         Errno::EMFILE | Errno::ENFILE => Refusal::new(Errno::ENOMEM, OUT_OF_DESCRIPTORS),
@@ -255,14 +256,14 @@ fn stand_in_for(places: &FrontendContext, file: ControlFile) -> &'static str {
     }
 }
 
-/// The last part of the link is the file's own name in every mount namespace;
-/// the rest of it is not looked at.
+/// The file's own name: the last part of the link is that in every mount namespace; the rest
+/// of it is not read.
 fn name_of(fd: BorrowedFd<'_>) -> Vec<u8> {
     let link = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap_or_default();
     link.file_name().map(|name| name.as_bytes().to_vec()).unwrap_or_default()
 }
 
-/// The group of the directory with this id, by the kernel's own word, today or before.
+/// The group of the directory with this id, as the kernel reports it now or did before.
 fn group_of(
     places: &FrontendContext,
     directory: Option<&Directory>,
@@ -298,8 +299,8 @@ fn group_of(
         )),
         Ok(Located::Nobody) => Err(gone(which)),
         Err(error) => {
-            log::error!("{error}");
-            Err(Refusal::new(Errno::EIO, "the agent could not ask the kernel; see its log"))
+            log::error!("registration failed: {error}");
+            Err(Refusal::new(Errno::EIO, "the agent's query to the kernel failed; see its log"))
         }
     }
 }

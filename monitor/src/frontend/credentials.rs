@@ -1,29 +1,28 @@
-//! As whom a client asks, and what that user may read.
+//! The credentials of a client, and what they permit.
 
 use nix::sys::socket::UnixCredentials;
 
-/// As whom a client asks.
+/// The credentials that a client registers with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Credentials {
-    /// File-system user id.
+    /// User id for file access (fsuid).
     pub uid: u32,
-    /// File-system group id.
+    /// Group id for file access (fsgid).
     pub gid: u32,
-    /// Supplementary groups.
+    /// Ids of the supplementary groups.
     pub groups: Vec<u32>,
-    /// `CAP_DAC_OVERRIDE` or `CAP_DAC_READ_SEARCH` in the agent's user namespace.
+    /// Whether it has `CAP_DAC_OVERRIDE` or `CAP_DAC_READ_SEARCH` in the agent's user namespace.
     pub reads_all: bool,
-    /// `CAP_SYS_RESOURCE` in the agent's user namespace, which overrides the kernel's own
-    /// quotas.
+    /// Whether it has `CAP_SYS_RESOURCE` in the agent's user namespace, which overrides the
+    /// kernel's own quotas.
     pub overrides_quotas: bool,
-    /// `CAP_SYS_ADMIN` in the agent's user namespace.
+    /// Whether it has `CAP_SYS_ADMIN` in the agent's user namespace.
     pub administers: bool,
-    /// `CAP_SYS_PTRACE` in the agent's user namespace: of use against the agent where it is
-    /// seen, in its own pid namespace.
+    /// Whether it has `CAP_SYS_PTRACE` in the agent's user namespace: of use against the agent
+    /// where the agent is visible, in its own pid namespace.
     pub traces: bool,
-    /// The real user and group. Where they differ from the others, a program does more
-    /// than its user may (set-user-ID), perhaps on that user's word: then both must be
-    /// allowed.
+    /// The real user and group. Where they differ from the others, a program does more than its
+    /// user may (set-user-ID), perhaps at that user's request: then both must be allowed.
     pub real: (u32, u32),
 }
 
@@ -34,23 +33,23 @@ const CAP_SYS_ADMIN: u64 = 1 << 21;
 const CAP_SYS_RESOURCE: u64 = 1 << 24;
 
 impl Credentials {
-    /// Of a sender of whom no more is known than the kernel said.
+    /// Credentials of a sender of which only the kernel's `SCM_CREDENTIALS` are known.
     #[must_use]
     pub fn stranger(sender: &UnixCredentials) -> Self {
         let (uid, gid) = (sender.uid(), sender.gid());
         Self { uid, gid, real: (uid, gid), ..Self::default() }
     }
 
-    /// The kernel's `file_permission(MAY_READ)` for files without ACLs: the
-    /// inode's mode counts, not how the descriptor was opened.
+    /// Whether they permit reading, by the kernel's `file_permission(MAY_READ)` for files without
+    /// ACLs: the inode's mode counts, not how the descriptor was opened.
     #[must_use]
     pub fn may_read(&self, mode: u32, owner: u32, group: u32) -> bool {
         let (uid, _) = self.real;
         (self.reads_all && uid == self.uid) || self.is_allowed(4, mode, owner, group)
     }
 
-    /// The same for `MAY_WRITE`, and by no capability: `CAP_DAC_OVERRIDE` is among those
-    /// that root in a container has.
+    /// Whether they permit writing (`MAY_WRITE`), without any capability: `CAP_DAC_OVERRIDE` is
+    /// among those that root in a container has.
     #[must_use]
     pub fn may_write(&self, mode: u32, owner: u32, group: u32) -> bool {
         self.is_allowed(2, mode, owner, group)
@@ -71,14 +70,14 @@ impl Credentials {
         allowed(self.uid, self.gid) && allowed(uid, gid)
     }
 
-    /// Whether no quota holds for it: not by its user id, which is 0 in many a container,
-    /// and not where it may speak for another user (set-user-ID).
+    /// Whether no quota applies: not by the user id, which is 0 in many a container, and not
+    /// where the process may act for another user (set-user-ID).
     #[must_use]
     pub const fn is_privileged(&self) -> bool {
         self.overrides_quotas && self.real.0 == self.uid
     }
 
-    /// Whether it may do to the host, or to the agent, more than an operator asks for, as
+    /// Whether it may do more to the host, or to the agent, than an operator's request does, as
     /// root in a container may not: not with `CAP_SYS_PTRACE` over processes of its own pid
     /// namespace alone.
     #[must_use]
@@ -86,8 +85,9 @@ impl Credentials {
         (self.administers || (self.traces && is_in_our_pid_namespace)) && self.real.0 == self.uid
     }
 
-    /// From the text of `/proc/PID/status`. `sender` is the kernel's word on who sent;
-    /// capabilities count only where the process is in the agent's own user namespace.
+    /// Reads the text of `/proc/PID/status`. `sender` is the sender by the kernel's
+    /// `SCM_CREDENTIALS`; capabilities count only where the process is in the agent's own user
+    /// namespace.
     pub(super) fn from_status(status: &str, sender: &UnixCredentials, same_user_namespace: bool) -> Self {
         let caps = field(status, "CapEff:").and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
         let caps = caps.filter(|_| same_user_namespace).unwrap_or(0);
@@ -103,7 +103,7 @@ impl Credentials {
         }
     }
 
-    /// Of a writer, of whom the kernel has said as whom it writes.
+    /// Credentials of a writer, whose user and group the kernel has reported.
     pub(super) fn of_writer(status: &str, writer: &UnixCredentials, same_user_namespace: bool) -> Self {
         let (uid, gid) = (writer.uid(), writer.gid());
         let id = |name, other| numbers(status, name).first().copied().unwrap_or(other);
@@ -151,7 +151,7 @@ mod tests {
         let helper = Credentials { reads_all: true, real: (1, 1), ..user(0, 0, &[]) };
         assert!(!helper.may_read(0o600, 0, 0));
         assert!(helper.may_read(0o604, 0, 7));
-        // Nor what the user may, and the program that it is now may not.
+        // Nor is a right of the user alone enough, which the set-user-ID program lacks.
         assert!(!Credentials { real: (0, 0), ..user(1, 1, &[]) }.may_read(0o600, 0, 0));
     }
 
@@ -178,7 +178,7 @@ mod tests {
             let sender = libc::ucred { pid: 1, uid: 0, gid: 0 }.into();
             Credentials::from_status(&status, &sender, same).is_administrator(same_pids)
         };
-        // As docker, containerd and CRI-O leave root in a container.
+        // The capabilities that docker, containerd and CRI-O leave to root in a container.
         const CONTAINER: u64 = 0xa804_25fb;
         assert!(!read(CONTAINER, true, true), "a container's root");
         assert!(!read(u64::MAX, false, true), "of a user namespace of its own");

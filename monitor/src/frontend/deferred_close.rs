@@ -1,9 +1,9 @@
-//! Closes what clients sent. A descriptor may lie on a file system whose daemon never
-//! answers (FUSE asks it at each close), or linger over unsent data: then the one that
-//! closes it waits, and that is not the agent's loop.
+//! Closes clients' descriptors in threads of its own. A descriptor may lie on a file system
+//! whose daemon never answers (FUSE sends it a request at each close), or linger over unsent
+//! data: then the thread that closes it waits, and not the agent's loop.
 //!
-//! Each account's are closed one after another, so one holds up one thread at most; and
-//! nothing more is taken from an account of which a message's worth waits.
+//! An account's descriptors are closed one after another, so an account holds up one thread at
+//! most; and no more is taken from an account of which a message's worth waits.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -23,9 +23,9 @@ use crate::{
 };
 
 /// Threads that close. When accounts hold up all of them, others' descriptors wait, too;
-/// eventfds and control files do not come here.
+/// eventfds and control files are not closed here.
 const THREADS: usize = 4;
-/// They call little.
+/// Bytes of stack of each thread, whose calls are shallow.
 const STACK: usize = 64 << 10;
 
 /// Descriptors of one account that wait, the one that is being closed among them.
@@ -38,7 +38,7 @@ struct Waiting {
 #[derive(Debug, Default)]
 struct CloseQueues {
     by_id: HashMap<Account, Waiting>,
-    /// Those with something to close, and no thread at it.
+    /// Accounts with descriptors to close, and no thread at work.
     ready: VecDeque<Account>,
 }
 
@@ -47,17 +47,17 @@ struct CloseQueue {
     users: Mutex<CloseQueues>,
     work: Condvar,
     room: Notify,
-    /// File systems that take no time to close a file.
+    /// Devices of the file systems that close a file at once.
     quick: OnceLock<Vec<u64>>,
 }
 
 impl CloseQueue {
     fn users(&self) -> MutexGuard<'_, CloseQueues> {
-        // Nothing in between is half done.
+        // No change under the lock can be left half done.
         self.users.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the next descriptor to close. That it waits no longer makes room, however long
+    /// Takes the next descriptor to close. That makes room in its account's queue, however long
     /// closing it then takes.
     fn take(&self, users: &mut CloseQueues) -> Option<(Account, OwnedFd)> {
         let id = users.ready.pop_front()?;
@@ -78,7 +78,7 @@ impl CloseQueue {
                 continue;
             };
             drop(users);
-            // Here it waits.
+            // The call that may wait.
             drop(fd);
             users = self.users();
             if let Some(user) = users.by_id.get_mut(&id) {
@@ -93,16 +93,16 @@ impl CloseQueue {
     }
 }
 
-/// The threads that close, as the doors see them.
+/// The threads that close, from the frontends' side.
 #[derive(Clone, Debug)]
 pub struct DeferredClose(Arc<CloseQueue>);
 
 impl DeferredClose {
-    /// Starts them; they need no rights, and have given them up when this returns: the
-    /// filter for the whole process, which comes later, lets nobody do that any more.
+    /// Starts the threads; they need no rights, and have given them up when this returns: the
+    /// later filter for the whole process permits no thread to do that any more.
     ///
     /// # Errors
-    /// A thread could not be started.
+    /// The error of a thread that could not be started.
     pub fn start(mode: sandbox::Sandbox) -> io::Result<Self> {
         let shared = Arc::<CloseQueue>::default();
         let confined = Arc::new(Barrier::new(THREADS + 1));
@@ -119,9 +119,10 @@ impl DeferredClose {
         Ok(Self(shared))
     }
 
-    /// What is on these (`st_dev`), the hierarchy and our own view, is closed at once.
+    /// Has files on these devices (`st_dev`), the hierarchy and the agent's own view, closed at
+    /// once.
     pub fn trust(&self, devices: impl IntoIterator<Item = u64>) {
-        // The first word counts.
+        // The first call counts.
         let _ = self.0.quick.set(devices.into_iter().collect());
     }
 
@@ -130,7 +131,7 @@ impl DeferredClose {
         trusted.is_some_and(|trusted| Inode::of(fd).is_ok_and(|inode| trusted.contains(&inode.device)))
     }
 
-    /// Closes an account's descriptor, some time.
+    /// Closes an account's descriptor later.
     pub fn close(&self, account: Account, fd: OwnedFd) {
         let mut users = self.0.users();
         let entry = users.by_id.entry(account).or_default();
@@ -141,15 +142,15 @@ impl DeferredClose {
         }
     }
 
-    /// Whether less than a message's worth of this account's waits.
+    /// Whether less than a message's worth of this account's descriptors waits.
     pub(super) fn has_room(&self, account: Account) -> bool {
         let users = self.0.users();
         users.by_id.get(&account).is_none_or(|user| user.waiting.len() < MAX_DESCRIPTORS)
     }
 
-    /// Whom one more descriptor counts against: the account, or, where that one has no room,
-    /// the privileged, whose own it may be. A container's root has the host's root's user id,
-    /// and so its account, until then. `None` where there is no room.
+    /// The account that one more descriptor counts against: its own, or, where that one has no
+    /// room, the privileged account where the process is privileged. A container's root has the
+    /// host's root's user id, and so its account, until then. `None` where there is no room.
     pub(super) fn payer(&self, account: Account, is_privileged: impl FnOnce() -> bool) -> Option<Account> {
         if self.has_room(account) {
             return Some(account);
@@ -157,11 +158,11 @@ impl DeferredClose {
         Some(Account::Privileged).filter(|account| self.has_room(*account) && is_privileged())
     }
 
-    /// Waits until less than a message's worth of this account's is to be closed.
+    /// Waits until less than a message's worth of this account's descriptors is to be closed.
     pub async fn room(&self, account: Account) {
         loop {
             let mut freed = pin!(self.0.room.notified());
-            // From here on no word of it is lost.
+            // From here on no notification is lost.
             freed.as_mut().enable();
             if self.has_room(account) {
                 return;
@@ -170,7 +171,7 @@ impl DeferredClose {
         }
     }
 
-    /// Without threads: all waits.
+    /// A queue without threads, in which all descriptors wait.
     #[cfg(test)]
     pub(super) fn idle() -> Self {
         Self(Arc::default())
@@ -182,41 +183,41 @@ impl DeferredClose {
         self.0.users().by_id.values().map(|user| user.waiting.len()).sum()
     }
 
-    /// A client's descriptor, whatever it may be.
+    /// Wraps a client's descriptor, whatever it may be.
     #[must_use]
     pub fn untrusted(&self, account: Account, fd: OwnedFd) -> UntrustedFd {
         UntrustedFd { fd: Some(fd), account, deferred_close: Some(self.clone()) }
     }
 }
 
-/// A descriptor that may not be closed just anywhere. It is not, when it is dropped.
+/// A client's descriptor that may be slow to close: dropping it leaves that to the threads.
 #[derive(Debug)]
 pub struct UntrustedFd {
-    /// There until it is known, or dropped.
+    /// The descriptor, until it is known or dropped.
     fd: Option<OwnedFd>,
     account: Account,
     deferred_close: Option<DeferredClose>,
 }
 
 impl UntrustedFd {
-    /// One that takes no time to close.
+    /// Wraps a descriptor that closes at once.
     #[must_use]
     pub const fn harmless(fd: OwnedFd) -> Self {
         Self { fd: Some(fd), account: Account::Agent, deferred_close: None }
     }
 
-    /// It turned out to take no time to close.
+    /// Unwraps a descriptor that turned out to close at once.
     ///
     /// # Errors
-    /// Never: it is there until now.
+    /// None in practice: the descriptor is there until now.
     pub fn into_inner(mut self) -> Result<OwnedFd, nix::errno::Errno> {
         self.fd.take().ok_or(nix::errno::Errno::EBADF)
     }
 
-    /// To be looked at.
+    /// Borrows the descriptor, to inspect it.
     ///
     /// # Errors
-    /// Never: as [`UntrustedFd::known`].
+    /// None in practice, for the reason given at [`UntrustedFd::into_inner`].
     pub fn descriptor(&self) -> Result<BorrowedFd<'_>, nix::errno::Errno> {
         self.fd.as_ref().map(AsFd::as_fd).ok_or(nix::errno::Errno::EBADF)
     }
@@ -291,7 +292,7 @@ mod tests {
     fn a_privileged_process_has_room_where_its_user_id_has_none() {
         let deferred_close = DeferredClose::idle();
         let root = Account::User(0);
-        assert_eq!(deferred_close.payer(root, || panic!("not asked for nothing")), Some(root));
+        assert_eq!(deferred_close.payer(root, || panic!("looked up without need")), Some(root));
         let fill = |account| {
             for _ in 0..MAX_DESCRIPTORS {
                 drop(deferred_close.untrusted(account, UnixStream::pair().expect("a pair").0.into()));

@@ -1,4 +1,4 @@
-//! The second front door: a line written to a `cgroup.event_control` of the
+//! The second frontend: a line written to a `cgroup.event_control` of the
 //! [`view`](crate::view), by an unmodified client of cgroup v1.
 //!
 //! The writer waits in the kernel meanwhile, so its thread and its descriptors
@@ -22,8 +22,8 @@ use crate::{
     watcher::{Receipt, SharedWatcher},
 };
 
-/// Answers writes until the view has gone. One that has to wait for what was begun on its
-/// group holds up no other; the queue's places bound how many do.
+/// Answers writes until the view is unmounted. A write that has to wait for earlier work on
+/// its group holds up no other; the queue's places bound how many wait.
 pub async fn serve<S: Source + 'static>(
     mut writes: mpsc::Receiver<Written>,
     watcher: SharedWatcher<S>,

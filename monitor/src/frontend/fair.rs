@@ -1,5 +1,5 @@
-//! A door's time, fair by user: one packet of each user's, then the next user's, however
-//! many connections one has.
+//! A frontend's time, shared fairly by user: one packet of a user's, then the next user's,
+//! however many connections one has.
 
 use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc};
 
@@ -7,27 +7,27 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::registry::Account;
 
-/// Whose turn it is.
+/// Turns at the frontend, by user.
 #[derive(Debug, Default)]
 pub struct Fair(RefCell<HashMap<Account, Arc<Mutex<()>>>>);
 
-/// A user's turn, for as long as this is there. Not to be held while a client is waited
-/// for.
+/// A user's turn, which lasts as long as this value. Not to be held while waiting for a
+/// client.
 #[derive(Debug)]
 pub struct Turn {
     _held: OwnedMutexGuard<()>,
 }
 
 impl Turn {
-    /// Ends it once all others have had theirs who are ready.
+    /// Ends the turn once all other users that are ready have had theirs.
     pub async fn end(self) {
         tokio::task::yield_now().await;
     }
 }
 
 impl Fair {
-    /// Waits until no other connection of the user's has its turn; those who came before
-    /// are first.
+    /// Waits until no other connection of the user's has its turn; those that waited before are
+    /// first.
     pub async fn turn(self: &Rc<Self>, user: Account) -> Turn {
         let line = Arc::clone(self.0.borrow_mut().entry(user).or_default());
         let turn = Turn { _held: line.lock_owned().await };

@@ -1,4 +1,4 @@
-//! What a group is read as, for all that show groups: the operator's list, metrics.
+//! Reads a group's numbers, for both that show groups: the operator's list and metrics.
 
 use std::{ops::Range, sync::atomic::Ordering};
 
@@ -13,31 +13,31 @@ use crate::{
     watcher::Watcher,
 };
 
-/// A live group.
+/// Numbers of a live group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Reading {
     pub(super) group: GroupId,
-    /// `st_ino` of its directory.
+    /// `st_ino` of the group's directory.
     pub(super) cgroup_id: u64,
-    /// In pages.
+    /// Memory charged now, in pages.
     pub(super) usage: u64,
-    /// The most that it had, in pages; of the root, as much as now.
+    /// Most memory charged at once, in pages; for the root, the same as now.
     pub(super) peak: u64,
-    /// Its own limit in pages, as the kernel writes it; none of the root's.
+    /// The group's own limit in pages, as the kernel stores it; none for the root.
     pub(super) limit: Option<u64>,
 }
 
-/// Before [`read`]: has the numbers of all groups in `slots` brought into the table.
+/// Refreshes the numbers of all groups in `slots` in the table, for [`read`].
 ///
 /// # Errors
-/// The programs could not be asked.
+/// The programs could not be queried.
 pub(super) fn refresh<S: Source>(watcher: &Watcher<S>, slots: Range<u32>) -> Result<()> {
     watcher.source().read_groups(slots)
 }
 
-/// The group in slot `index`, if there is one, as the table has it: where usage is kept, as
-/// it is now; else as it was at the last [`refresh`]. The root has no counter of its own:
-/// it is read as what was sampled for those who wait for it.
+/// Reads the group in slot `index`, if there is one, from the table: where usage is kept, as
+/// it is now; else as it was at the last [`refresh`]. The root has no counter of its own: its
+/// usage is the last sample taken for registrations on it.
 pub(super) fn read<S: Source>(watcher: &Watcher<S>, index: u32) -> Option<Reading> {
     let source = watcher.source();
     let slot = source.slot(index).filter(|slot| slot.state().is_live())?;
@@ -51,7 +51,7 @@ pub(super) fn read<S: Source>(watcher: &Watcher<S>, index: u32) -> Option<Readin
         return None;
     }
     let known = |pages: u64| Some(pages).filter(|pages| *pages != UNKNOWN);
-    // Not known where several processors kept changing it: asked for by itself.
+    // Unknown where several processors kept changing it: queried by itself.
     let usage = known(slot.usage.get()).or_else(|| source.usage(group).ok()?)?;
     let peak = known(slot.peak.get()).or_else(|| source.peak(group).ok()?)?;
     Some(Reading { group, cgroup_id, usage, peak: peak.max(usage), limit: Some(slot.limit.get()) })

@@ -1,10 +1,10 @@
-//! What the operator's `list` shows. It is gathered once for all who ask meanwhile, in
-//! turns of a few groups, so that however many ask, and however slowly they read, neither
+//! Gathers the operator's `list`: once for all requests made meanwhile, in turns of a few
+//! groups, so that however many requests there are, and however slowly they are read, neither
 //! the thread that signals nor any other client waits for it.
 //!
 //! Names and the groups' files are read by a thread that may wait. A group's registrations
-//! are many, and belong to whoever made them: they are read when they are sent, a page at a
-//! time, and kept nowhere.
+//! may be many, at its clients' choice: they are read when they are sent, a page at a time,
+//! and kept nowhere.
 
 use std::{
     collections::BTreeMap,
@@ -33,10 +33,10 @@ use crate::{
 /// Slots that are read in one turn: one run of a program.
 const SLOTS_IN_A_TURN: u32 = Query::AT_ONCE;
 
-/// How long a list waits for all that it shows to be signalled.
+/// Longest time that a list waits until all that it shows is signalled.
 const LOOKING: Duration = Duration::from_millis(250);
 
-/// Askers that wait for the same gathering; more wait at their own end.
+/// Requests that wait for the same snapshot; more wait on their connections.
 const WAITING: usize = 64;
 
 /// Registrations in a page: as many as one packet holds.
@@ -45,35 +45,35 @@ const IN_A_PAGE: usize = 500;
 /// Groups that are looked up in one use of the watcher.
 pub(super) const IN_A_LOOK: usize = 1024;
 
-/// Longest path that is shown, in bytes: whoever makes groups chooses their names, and a
+/// Longest path that is shown, in bytes: users who make groups choose the names, and a
 /// snapshot holds them all.
 const LONGEST_PATH: usize = 1024;
 
-/// A group, without what is waited for on it.
+/// A group, without its registrations.
 #[derive(Debug)]
 pub(super) struct Listed {
     pub(super) group: GroupId,
     pub(super) id: u64,
     /// Directory, or `#` and the id when it has none any more, or a path beyond [`LONGEST_PATH`].
     pub(super) cgroup: String,
-    /// In bytes.
+    /// Memory charged now, in bytes.
     pub(super) usage: u64,
-    /// In bytes.
+    /// Most memory charged at once, in bytes.
     pub(super) peak: u64,
     pub(super) oom: Option<OomRow>,
-    hears_oom: bool,
+    has_oom: bool,
 }
 
-/// All groups, by name.
+/// All groups, sorted by name.
 pub(super) type Snapshot = Arc<Vec<Listed>>;
 
-/// Where to ask for a snapshot.
+/// Handle that requests snapshots.
 #[derive(Clone, Debug)]
 pub struct Listing(mpsc::Sender<oneshot::Sender<Snapshot>>);
 
 impl Listing {
-    /// What there is now: gathered after this call, and after all that had been crossed
-    /// before it was signalled.
+    /// Returns the groups as of now: gathered after this call, and after everything crossed
+    /// before the call was signalled.
     pub(super) async fn get(&self) -> Option<Snapshot> {
         let (sender, snapshot) = oneshot::channel();
         self.0.send(sender).await.ok()?;
@@ -81,26 +81,26 @@ impl Listing {
     }
 }
 
-/// Where to ask for snapshots of this watcher's groups, and what gathers them as long as it
-/// is run.
+/// Returns a handle for snapshots of this watcher's groups, and the future that gathers them
+/// as long as it is run.
 pub fn start<S: Source + 'static>(
     watcher: SharedWatcher<S>,
     tree: Arc<Tree>,
 ) -> (Listing, impl Future<Output = ()>) {
-    let (sender, asked) = mpsc::channel(WAITING);
-    (Listing(sender), run(watcher, tree, asked))
+    let (sender, requests) = mpsc::channel(WAITING);
+    (Listing(sender), run(watcher, tree, requests))
 }
 
 async fn run<S: Source>(
     watcher: SharedWatcher<S>,
     tree: Arc<Tree>,
-    mut asked: mpsc::Receiver<oneshot::Sender<Snapshot>>,
+    mut requests: mpsc::Receiver<oneshot::Sender<Snapshot>>,
 ) {
-    while let Some(first) = asked.recv().await {
-        // Who asks while this is gathered is told what is gathered next.
+    while let Some(first) = requests.recv().await {
+        // Requests made while this is gathered get the next snapshot.
         let mut requesters = vec![first];
-        requesters.extend(std::iter::from_fn(|| asked.try_recv().ok()));
-        // Those that left need no answer.
+        requesters.extend(std::iter::from_fn(|| requests.try_recv().ok()));
+        // Requesters that left need no answer.
         requesters.retain(|requester| !requester.is_closed());
         if requesters.is_empty() {
             continue;
@@ -113,8 +113,8 @@ async fn run<S: Source>(
 }
 
 async fn gather<S: Source>(watcher: &SharedWatcher<S>, tree: &Arc<Tree>) -> Option<Snapshot> {
-    // Whoever reads the list finds no registration whose eventfd was closed before, and has
-    // been told of all that it shows.
+    // The list has no registration whose eventfd was closed before the request, and all
+    // crossings that it shows are signalled.
     let mut search = watcher.lock().search_closed();
     while watcher.lock().search_on(&mut search) {
         yield_now().await;
@@ -123,11 +123,14 @@ async fn gather<S: Source>(watcher: &SharedWatcher<S>, tree: &Arc<Tree>) -> Opti
     let listed = read_groups(watcher).await;
     let tree = Arc::clone(tree);
     let named = spawn_blocking(move || name(&tree, listed)).await;
-    named.inspect_err(|error| log::error!("the list could not be made: {error}")).ok().map(Arc::new)
+    named
+        .inspect_err(|error| log::error!("the list could not be made, its thread failed: {error}"))
+        .ok()
+        .map(Arc::new)
 }
 
-/// Has all that is watched looked at and signalled, but for what others have to be told
-/// first that takes longer than [`LOOKING`].
+/// Reads all that is watched and signals what was crossed, for [`LOOKING`] at most: beyond it
+/// earlier signals are still being given.
 async fn catch_up<S: Source>(watcher: &SharedWatcher<S>) {
     let (sampled, host) = {
         let watcher = watcher.lock();
@@ -140,7 +143,7 @@ async fn catch_up<S: Source>(watcher: &SharedWatcher<S>) {
     for read in spawn_blocking(read).await.unwrap_or_default() {
         match read {
             Ok(read) => read.iter().for_each(|read| watcher.lock().sampled(read)),
-            Err(error) => log::warn!("{error}"),
+            Err(error) => log::warn!("the list shows an older sample of the root: {error}"),
         }
     }
     watcher.lock().look_at_all();
@@ -151,7 +154,7 @@ async fn catch_up<S: Source>(watcher: &SharedWatcher<S>) {
     }
 }
 
-/// Counters of all groups, a few in a turn.
+/// Reads the counters of all groups, a few in a turn.
 async fn read_groups<S: Source>(watcher: &SharedWatcher<S>) -> Vec<Listed> {
     let (mut listed, mut index, page) = (Vec::new(), 0, page_size());
     loop {
@@ -159,7 +162,7 @@ async fn read_groups<S: Source>(watcher: &SharedWatcher<S>) -> Vec<Listed> {
             let watcher = watcher.lock();
             let end = index + SLOTS_IN_A_TURN;
             if let Err(error) = group_stats::refresh(&watcher, index..end) {
-                log::error!("{error}");
+                log::error!("the list is cut short: {error}");
                 return listed;
             }
             while index < end {
@@ -169,7 +172,7 @@ async fn read_groups<S: Source>(watcher: &SharedWatcher<S>) -> Vec<Listed> {
                 if let Some(Reading { group, cgroup_id: id, usage, peak, .. }) =
                     group_stats::read(&watcher, index)
                 {
-                    let hears_oom = watcher
+                    let has_oom = watcher
                         .registry()
                         .group(index)
                         .is_some_and(|found| found.id == group && found.oom().next().is_some());
@@ -180,7 +183,7 @@ async fn read_groups<S: Source>(watcher: &SharedWatcher<S>) -> Vec<Listed> {
                         usage: usage * page,
                         peak: peak * page,
                         oom: None,
-                        hears_oom,
+                        has_oom,
                     });
                 }
                 index += 1;
@@ -190,13 +193,13 @@ async fn read_groups<S: Source>(watcher: &SharedWatcher<S>) -> Vec<Listed> {
     }
 }
 
-/// Adds names, and what the groups' files tell; sorts by name.
+/// Adds names, and counts from the groups' files; sorts by name.
 fn name(tree: &Tree, mut listed: Vec<Listed>) -> Vec<Listed> {
     let directories = tree.directories();
     for row in &mut listed {
         let path = directories.path_of(row.id);
         row.cgroup = shown(path.as_deref(), row.id);
-        if row.hears_oom {
+        if row.has_oom {
             let events = directories.open(row.id).map(|found| files::events(&found, directories.version()));
             let [.., oom, oom_kill, oom_group_kill] = events.unwrap_or_default();
             row.oom = Some(OomRow { oom, oom_kill, oom_group_kill });
@@ -211,8 +214,8 @@ fn shown(path: Option<&Path>, id: u64) -> String {
     path.map_or_else(|| format!("#{id}"), |path| path.to_string_lossy().into_owned())
 }
 
-/// How far a group's registrations have been read: on which of
-/// [`ControlFile::QUANTITIES`], and after which threshold. What is no threshold comes last.
+/// Position in a group's registrations: the index in [`ControlFile::QUANTITIES`], and the last
+/// threshold read. Registrations without a threshold come last.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct At {
     quantity: usize,
@@ -237,8 +240,8 @@ pub(super) fn page<S: Source>(
     (rows, Some(At { quantity, after }))
 }
 
-/// Whether groups have registrations, at most [`IN_A_LOOK`] of them: most have none, and no
-/// page needs to be asked for.
+/// Finds which of these groups, at most [`IN_A_LOOK`], have registrations: most have none, and
+/// need no page.
 pub(super) fn are_waited_for<S: Source>(watcher: &SharedWatcher<S>, groups: &[Listed]) -> Vec<bool> {
     let watcher = watcher.lock();
     let found = |group: GroupId| watcher.registry().group(group.slot).filter(|found| found.id == group);
@@ -253,7 +256,7 @@ fn thresholds(
 ) -> (Vec<RegistrationRow>, Option<Cursor>) {
     let (found, next) = group.scale(on).page(after, IN_A_PAGE);
     let mut rows: Vec<RegistrationRow> = Vec::new();
-    // The agent's own are thresholds.
+    // The agent's own registrations are thresholds.
     for (threshold, _) in found.into_iter().filter(|(_, file)| !registry.is_own(*file)) {
         let threshold = Some(threshold.saturating_mul(page_size()));
         match rows.last_mut() {

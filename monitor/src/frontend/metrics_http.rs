@@ -1,5 +1,5 @@
-//! A front door for scrapers: `GET /metrics` over HTTP/1.1, on a unix socket or on a
-//! loopback address. It only tells; nothing that comes in changes anything.
+//! The frontend for scrapers: `GET /metrics` over HTTP/1.1, on a unix socket or on a loopback
+//! address. It is read only; no request changes anything.
 
 use std::{
     cell::RefCell,
@@ -47,33 +47,33 @@ use crate::{
     metrics::{Selection, text},
 };
 
-/// Connections at once. One more, and the oldest is dropped: it has had its time.
+/// Most connections at once. For one more, the oldest is dropped: it has had its time.
 const CONNECTIONS: usize = 16;
 
-/// From connecting to the last byte of the answer.
+/// Longest time from connecting to the last byte of the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Until the request's head is there.
+/// Longest time until the request's head is there.
 const HEAD_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Bytes and lines of the longest head: hyper's least, which is more than scrapers send.
 const HEAD: (usize, usize) = (8192, 64);
 
-/// What is told, and where.
+/// Options of the metrics: the address, and the groups shown.
 #[derive(Clone, Debug)]
 pub struct MetricsOptions {
-    /// Where.
+    /// Address that metrics are served at.
     pub address: Address,
-    /// Of which groups.
+    /// Choice of the groups shown.
     pub selection: Selection,
 }
 
-/// Where the door is.
+/// An address that metrics are served at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
-    /// A unix socket; mode and group as the others'.
+    /// A unix socket, with the mode and group of the registration socket.
     Unix(PathBuf),
-    /// A loopback address: there is no password.
+    /// A loopback address; others are refused, since there is no password.
     Tcp(SocketAddr),
 }
 
@@ -114,7 +114,7 @@ enum Listener {
     Tcp(TcpListener),
 }
 
-/// Goes with its value.
+/// The file of a unix socket, removed with this value.
 #[derive(Debug)]
 struct SocketFile(PathBuf);
 
@@ -124,19 +124,19 @@ impl Drop for SocketFile {
     }
 }
 
-/// The open door.
+/// The bound listener, ready to serve.
 #[derive(Debug)]
-pub struct Door {
+pub struct MetricsServer {
     listener: Listener,
     address: Address,
     selection: Selection,
 }
 
-impl Door {
-    /// Opens it.
+impl MetricsServer {
+    /// Binds the address and listens.
     ///
     /// # Errors
-    /// Names the call and the address.
+    /// The error names the call and the address.
     pub fn open(options: &MetricsOptions, access: &Access) -> Result<Self> {
         let MetricsOptions { mut address, selection } = options.clone();
         let listener = match &mut address {
@@ -146,7 +146,7 @@ impl Door {
             }
             Address::Tcp(at) => {
                 let failed = |call: &str, error: &io::Error| {
-                    Error::Host(format!("{call} {at}: {error}; another --metrics address would do"))
+                    Error::Host(format!("{call} {at}: {error}; give the agent another --metrics address"))
                 };
                 let listener = std::net::TcpListener::bind(*at).map_err(|error| failed("bind", &error))?;
                 listener.set_nonblocking(true).map_err(|error| failed("fcntl", &error))?;
@@ -160,13 +160,13 @@ impl Door {
         Ok(Self { listener, address, selection })
     }
 
-    /// Where it is.
+    /// The address that is served, with the port that was bound.
     #[must_use]
     pub const fn address(&self) -> &Address {
         &self.address
     }
 
-    /// Serves scrapers until the task is dropped, and then none of them is left.
+    /// Serves scrapers until the task is dropped, which ends their connections, too.
     pub async fn serve(self, collector: Collector) {
         let (page, gathering) = collector.start(self.selection);
         let page = Rc::new(page);
@@ -195,11 +195,11 @@ async fn accept(listener: &Listener, page: &Rc<Page>) {
     }
 }
 
-/// Those that are being served; they end with this.
+/// Connections that are being served; they end with this value.
 #[derive(Debug, Default)]
 struct Connections {
     tasks: JoinSet<()>,
-    /// Oldest first.
+    /// Handles of the tasks, oldest first.
     handles: std::collections::VecDeque<AbortHandle>,
 }
 
@@ -217,7 +217,7 @@ impl Connections {
     }
 }
 
-/// One request and its answer.
+/// Serves one request with its answer.
 async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, page: Rc<Page>) {
     let service = service_fn(move |request| {
         let page = Rc::clone(&page);
@@ -265,11 +265,15 @@ async fn answer(request: &Request<Incoming>, page: &Page) -> Response<Full<Bytes
     response
 }
 
-/// A socket that nobody answers on was left by an agent that died.
+/// Binds a unix socket. One without a listener was left by an agent that died, and is
+/// replaced.
 fn bind_unix(path: &Path, access: &Access) -> Result<(UnixListener, SocketFile)> {
     match fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
-            return Err(Error::Host(format!("{} exists and is not a socket", path.display())));
+            return Err(Error::Host(format!(
+                "{} exists and is not a socket; remove it, or give the agent another --metrics address",
+                path.display()
+            )));
         }
         Ok(_) if UnixStream::connect(path).is_ok() => {
             return Err(Error::Busy(format!(
@@ -291,7 +295,7 @@ fn bind_unix(path: &Path, access: &Access) -> Result<(UnixListener, SocketFile)>
     let address = UnixAddr::new(path).map_err(|errno| failed("sockaddr_un", errno))?;
     bind(fd.as_raw_fd(), &address).map_err(|errno| failed("bind", errno))?;
     let file = SocketFile(path.into());
-    // Before anybody can connect.
+    // Before any client can connect.
     chown(path, None, access.group).map_err(|errno| failed("chown", errno))?;
     fs::set_permissions(path, fs::Permissions::from_mode(access.mode))
         .map_err(|error| Error::file("chmod", path, error))?;

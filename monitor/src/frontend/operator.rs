@@ -1,9 +1,9 @@
-//! Who is an operator.
+//! The check whether a client is an operator.
 //!
-//! The kernel has let in whoever opened the connection, by the socket's mode; but roots of
-//! containers have user id 0 and `CAP_DAC_OVERRIDE`, by which any mode lets them in, and
-//! `CAP_SETUID`, by which they ask as anybody afterwards. So the opener and each packet's
-//! sender are looked at, both.
+//! The kernel has admitted the process that opened the connection, by the socket's mode; but
+//! roots of containers have user id 0 and `CAP_DAC_OVERRIDE`, by which any mode admits them,
+//! and `CAP_SETUID`, by which they send requests as any user afterwards. So both the opener
+//! and each packet's sender are checked.
 
 use std::path::{Path, PathBuf};
 
@@ -16,13 +16,13 @@ use crate::frontend::{
     sender::Sender,
 };
 
-/// Why somebody is none, and what to do.
-pub(super) const NO_OPERATOR: &str = "who asks, or who opened the connection, is no operator: that is who has CAP_SYS_ADMIN in the \
+/// The refusal of a client that is no operator, with what to do.
+pub(super) const NO_OPERATOR: &str = "the sender, or the opener of the connection, is no operator: an operator has CAP_SYS_ADMIN in the \
      agent's user namespace, or CAP_SYS_PTRACE there and in the agent's pid namespace (root in a container has \
-     neither), and a user other than root whom the socket's owner, group and mode let in by themselves: ask \
-     as the host's root, or as a user that --control-mode and --control-group let in";
+     neither), or is a user other than root that the socket's owner, group and mode themselves admit; run this as the \
+     host's root, or as a user that --control-mode and --control-group admit";
 
-/// What a connection's packets have to pass: nobody's do where its opener was no operator.
+/// The check on a connection's packets: all fail where its opener was no operator.
 #[derive(Debug)]
 pub(super) struct OperatorCheck {
     is_open: bool,
@@ -30,33 +30,34 @@ pub(super) struct OperatorCheck {
 }
 
 impl OperatorCheck {
-    /// For what comes by a connection of this opener to the operator's socket at `socket`.
+    /// The check for packets on this opener's connection to the admin socket at `socket`.
     pub(super) fn of(opener: &Sender, socket: Option<&Path>) -> Self {
         Self { is_open: is_operator(opener, socket), socket: socket.map(Path::to_owned) }
     }
 
-    /// Whether this sender of a packet may ask.
+    /// Whether this sender of a packet may send requests.
     pub(super) fn lets(&self, sender: &Sender) -> bool {
         self.is_open && is_operator(sender, self.socket.as_deref())
     }
 }
 
-/// Whether whoever sent a packet, or opened a connection, may ask at the operator's socket.
-/// Who is outside the agent's pid namespace cannot be looked at, and has the kernel's leave.
+/// Whether the process that sent a packet, or opened a connection, may send requests to the
+/// admin socket. One outside the agent's pid namespace has no entry in `/proc`; the kernel has
+/// admitted it, and that counts.
 fn is_operator(sender: &Sender, socket: Option<&Path>) -> bool {
     if sender.pid() == 0 {
         return true;
     }
     let directory = directory_of(sender).ok();
     let known = directory.as_ref().and_then(|directory| credentials_in(directory, sender).ok());
-    // One that has gone already is whom the kernel says, with no rights.
+    // A process that has ended already has the kernel's ids, and no rights.
     let credentials = known.unwrap_or_else(|| Credentials::stranger(sender.credentials()));
     let sees_us = directory.as_ref().is_some_and(is_in_our_pid_namespace);
     let socket = socket.and_then(|path| stat(path).ok());
     credentials.is_administrator(sees_us) || is_let_in(&credentials, socket.as_ref())
 }
 
-/// Whether the socket's owner, group and mode let in a user other than root.
+/// Whether the socket's owner, group and mode admit a user other than root.
 fn is_let_in(credentials: &Credentials, socket: Option<&FileStat>) -> bool {
     let is_root = credentials.uid == 0 || credentials.real.0 == 0;
     let may_write = |socket: &FileStat| credentials.may_write(socket.st_mode, socket.st_uid, socket.st_gid);
@@ -96,7 +97,7 @@ mod tests {
         assert!(!is_let_in(&user(1000), None), "a socket that is not to be seen");
     }
 
-    /// Both have gone, so each is whom the kernel said, without rights.
+    /// Both processes have ended, so each has the kernel's ids, without rights.
     #[test]
     fn the_opener_is_looked_at_beside_the_sender() {
         let directory = tempfile::tempdir().expect("a directory");

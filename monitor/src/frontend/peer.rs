@@ -1,4 +1,4 @@
-//! The client behind a message: who it is, and its descriptors.
+//! The client behind a message: its identity, and its descriptors.
 
 use std::{
     cell::RefCell,
@@ -33,21 +33,21 @@ use crate::{
     watcher::ReceivedEventFd,
 };
 
-/// A client's process, or its thread, held by its directory in `/proc`: whatever is
-/// looked up in there is that one's, or fails, even when its number is used again.
+/// A client's process, or its thread, held by its directory in `/proc`: a lookup in there
+/// reads that one, or fails, even when its number is used again.
 #[derive(Debug)]
 pub struct Peer {
     directory: RefCell<OwnedFd>,
     sender: Sender,
     deferred_close: DeferredClose,
-    /// Whom what is taken of it counts against, until it is closed.
+    /// The account that descriptors taken from it count against, until they are closed.
     account: Account,
     /// Whether `sender.pid` is a thread that need not be its process's first.
     is_thread: bool,
 }
 
 impl Peer {
-    /// The process that sent a message; what is taken of it counts against `account`.
+    /// The process that sent a message; descriptors taken from it count against `account`.
     ///
     /// # Errors
     /// `ESRCH` when it has died since, or is outside the agent's pid namespace.
@@ -62,7 +62,7 @@ impl Peer {
         Ok(Self { directory, sender, deferred_close: deferred_close.clone(), account, is_thread: false })
     }
 
-    /// The same process, for the next message that it sent; another number is another
+    /// Keeps the process for the next message, if it sent that one; another number is another
     /// process.
     #[must_use]
     pub fn again(self, sender: &Sender) -> Option<Self> {
@@ -93,8 +93,8 @@ impl Peer {
         })
     }
 
-    /// What is looked up in the process's directory; in a fresh one where the number is
-    /// another process's than when it was opened.
+    /// Looks something up in the process's directory; in a fresh one where the number is another
+    /// process's than when it was opened.
     fn look<T>(&self, look: impl Fn(&OwnedFd) -> Result<T, Errno>) -> Result<T, Errno> {
         let found = look(&self.directory.borrow());
         match found {
@@ -110,13 +110,13 @@ impl Peer {
     /// Whether a descriptor is open for neither reading nor writing (`O_PATH`).
     fn is_path_only(&self, number: u32) -> Result<bool, Errno> {
         const READ_OR_WRITE: u32 = 0o600;
-        // The link's own mode says so, without a word to the file that it leads to.
+        // The link's own mode shows that, without a request to the file that it leads to.
         let link = self
             .look(|directory| Inode::at(directory.as_fd(), &path("fd", number), libc::AT_SYMLINK_NOFOLLOW))?;
         Ok(link.mode & READ_OR_WRITE == 0)
     }
 
-    /// What the link to a descriptor says.
+    /// The target of the link to a descriptor.
     fn target(&self, number: u32) -> Result<OsString, Errno> {
         readlinkat(&*self.directory.borrow(), path("fd", number).as_c_str())
     }
@@ -130,10 +130,10 @@ impl Peer {
         }
     }
 
-    /// A duplicate of a descriptor, whatever it is by now.
+    /// Duplicates a descriptor, whatever it is by now.
     fn take(&self, number: u32) -> Result<UntrustedFd, Errno> {
         let number = i32::try_from(number).map_err(|_| Errno::EBADF)?;
-        // It may be one that never closes: as many as a message can bring, and no more.
+        // It may be one whose close never returns: as many as a message can bring, and no more.
         let is_privileged = || self.credentials().is_ok_and(|credentials| credentials.is_privileged());
         let account = self.deferred_close.payer(self.account, is_privileged).ok_or(Errno::ENOMEM)?;
         let pid = self.sender.pid();
@@ -145,7 +145,7 @@ impl Peer {
                 &opened
             }
             None => {
-                // Of the thread itself where the kernel can (6.9): it may share no
+                // For the thread itself where the kernel can (6.9): it may share no
                 // descriptors with its process, or outlive the first thread.
                 opened = pidfd_open(pid, PIDFD_THREAD).or_else(|_| {
                     let process = thread_group(&status(&self.directory.borrow())?).ok_or(Errno::ESRCH)?;
@@ -167,16 +167,18 @@ impl Peer {
     }
 }
 
-/// What `/proc` says of a sender, and not of another process that got its number.
+/// The directory in `/proc` of a sender, and not of another process that got its number.
 pub(super) fn directory_of(sender: &Sender) -> Result<OwnedFd, Refusal> {
     let directory = directory(sender.pid())?;
-    // Asked after the directory was opened: a number is used again only after its end.
+    // Checked after the directory was opened: a number is used again only after its end.
     let is_it = match sender.is_there() {
         Ok(Some(there)) => there,
-        // Kernels before 6.5. What is left is a process of the same user.
+        // Kernels before 6.5: at the least it is a process of the same user.
         Ok(None) => status(&directory).is_ok_and(|status| Credentials::may_send_as(&status, sender.uid())),
         Err(Errno::EMFILE) => return Err(Refusal::new(Errno::ENOMEM, OUT_OF_DESCRIPTORS)),
-        Err(errno) => return Err(Refusal::new(errno, "the agent cannot tell whether the sender lives")),
+        Err(errno) => {
+            return Err(Refusal::new(errno, "the agent cannot check whether the sender still runs"));
+        }
     };
     if is_it {
         return Ok(directory);
@@ -185,12 +187,11 @@ pub(super) fn directory_of(sender: &Sender) -> Result<OwnedFd, Refusal> {
 }
 
 impl Requester for Peer {
-    /// Whoever it is may have put anything in its place by the time that it is looked at:
-    /// so it is taken first. To ask what a file is (its fdinfo), or to close it, may take
-    /// for ever.
+    /// The client may have replaced the descriptor by the time that it is identified: so it is
+    /// duplicated first. To read a file's fdinfo, or to close it, may take for ever.
     fn event(&self, number: u32, identity: &dyn Identify) -> Result<ReceivedEventFd, Refusal> {
         let which = DescriptorRole::Event(number);
-        // What is not one by now is not even taken.
+        // A descriptor that is no eventfd by now is not even duplicated.
         let target = self.look(|_| self.target(number)).map_err(|errno| self.refusal(which, errno))?;
         if self.is_path_only(number).map_err(|errno| self.refusal(which, errno))? {
             return Err(path_only(which, "use"));
@@ -214,7 +215,7 @@ impl Requester for Peer {
         if self.is_path_only(number).map_err(|errno| self.refusal(which, errno))? {
             return Err(path_only(which, "reading"));
         }
-        // Made through /proc, an O_PATH descriptor asks nothing of the file system
+        // Made through /proc, an O_PATH descriptor sends no request to the file system
         // that it lies on, neither now nor when it is closed.
         let (flags, path) = (OFlag::O_PATH | OFlag::O_CLOEXEC, path("fd", number));
         openat(&*self.directory.borrow(), path.as_c_str(), flags, Mode::empty())
@@ -236,17 +237,17 @@ impl Requester for Peer {
     }
 }
 
-/// Takes in a duplicate, if it is an eventfd.
+/// Accepts a duplicate, if it is an eventfd.
 pub(super) fn hand_over(
     fd: UntrustedFd,
     which: DescriptorRole,
     identity: &dyn Identify,
 ) -> Result<ReceivedEventFd, Refusal> {
-    // Before it is asked anything.
+    // Before anything is read from it.
     let eventfd = adopt(fd, which)?;
     let file = identity.file_of(eventfd.as_fd()).map_err(|error| {
         log::error!("registration failed: {error}");
-        Refusal::new(Errno::EIO, "the agent could not ask the kernel; see its log")
+        Refusal::new(Errno::EIO, "the agent's query to the kernel failed; see its log")
     })?;
     Ok(ReceivedEventFd { eventfd, file })
 }

@@ -1,4 +1,4 @@
-//! What lies in the queue of a connection that is refused.
+//! The queue of a connection that is refused: whether descriptors lie in it.
 
 use std::{
     io::IoSliceMut,
@@ -16,10 +16,10 @@ use nix::{
 use crate::frontend::seqpacket::set_pass_pidfd;
 
 /// Whether descriptors lie in the queue of a connection that is refused: then it may take any
-/// time to close. Nothing more can be sent to it, and packets without are taken out of it.
+/// time to close. Shuts the connection down, and takes packets without descriptors out of it.
 pub(super) async fn brings_descriptors(fd: &OwnedFd) -> bool {
-    /// Packets that are taken out in one turn. What the sender's `SO_SNDBUF` holds, some
-    /// hundred as a rule, is all that there is.
+    /// Packets that are taken out in one turn. There are no more than the sender's `SO_SNDBUF`
+    /// holds, some hundred as a rule.
     const IN_A_TURN: usize = 64;
     let without_pidfds = || match set_pass_pidfd(fd, false) {
         Err(Errno::ENOPROTOOPT) => Ok(()),
@@ -32,7 +32,7 @@ pub(super) async fn brings_descriptors(fd: &OwnedFd) -> bool {
         return true;
     }
     let has_packet = |flags| {
-        // Room for the sender, whom each packet brings and the end does not, and nothing else.
+        // Room for the credentials, which each packet has and the end lacks, and nothing else.
         let (mut byte, mut room) = ([0], cmsg_space!(UnixCredentials));
         let mut slices = [IoSliceMut::new(&mut byte)];
         let flags = flags | MsgFlags::MSG_DONTWAIT;
@@ -46,7 +46,7 @@ pub(super) async fn brings_descriptors(fd: &OwnedFd) -> bool {
         for _ in 0..IN_A_TURN {
             match has_packet(MsgFlags::MSG_PEEK) {
                 Ok(false) => return false,
-                // The same one: nobody else reads here.
+                // The packet that was peeked at: no other code reads here.
                 Ok(true) if has_packet(MsgFlags::empty()).is_ok() => {}
                 _ => return true,
             }

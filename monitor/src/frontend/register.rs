@@ -22,17 +22,17 @@ use crate::{
     watcher::{self, EventSink, Payer, Receipt, ReceivedEventFd, Sampled, SharedWatcher},
 };
 
-/// Why a registration was refused: the kernel's errno, and what to tell a person.
+/// Refusal of a registration: the kernel's errno, and the reason for a person.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// As the kernel's `write` would have set it.
+    /// The errno that the kernel's `write` would have set.
     pub errno: Errno,
-    /// One line.
+    /// The reason, in one line.
     pub why: String,
 }
 
 impl Refusal {
-    /// A refusal.
+    /// A refusal with this errno and reason.
     pub fn new(errno: Errno, why: impl Into<String>) -> Self {
         Self { errno, why: why.into() }
     }
@@ -44,7 +44,7 @@ impl std::fmt::Display for Refusal {
     }
 }
 
-/// Tells the operator of a refusal: each door does, here.
+/// Logs a refusal for the operator, for all frontends.
 pub fn told(refusal: &Refusal, uid: u32, pid: i32) {
     log::info!(
         memcg_errno = refusal.errno as i32, memcg_uid = uid, memcg_pid = pid;
@@ -52,12 +52,12 @@ pub fn told(refusal: &Refusal, uid: u32, pid: i32) {
     );
 }
 
-/// Which descriptor of the line.
+/// A descriptor of the line, by its role.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DescriptorRole {
-    /// The first number.
+    /// The first number, the eventfd.
     Event(u32),
-    /// The second.
+    /// The second number, the control file.
     Control(u32),
 }
 
@@ -70,44 +70,45 @@ impl std::fmt::Display for DescriptorRole {
     }
 }
 
-/// A client: its descriptors, which come from its process or its message, and as
-/// whom it asks. Each question is asked when the kernel would.
+/// A client: its descriptors, which come from its process or its message, and its
+/// credentials. Each is looked up when the kernel would check it.
 pub trait Requester {
-    /// The client's eventfd.
+    /// Obtains the client's eventfd.
     ///
     /// # Errors
     /// `EBADF` when it is not open, `EINVAL` when it is no eventfd.
     fn event(&self, number: u32, identity: &dyn Identify) -> Result<ReceivedEventFd, Refusal>;
 
-    /// What the client's control descriptor leads to, where that is told at a glance;
-    /// [`Requester::control`] tells the rest, and why not.
+    /// The inode of the client's control descriptor, where that is read at once;
+    /// [`Requester::control`] finds the others, and reports failures.
     fn peek(&self, number: u32) -> Option<Inode>;
 
-    /// Something that leads to the client's control file, were it only by path.
+    /// A descriptor of the client's control file, were it only by path (`O_PATH`).
     ///
     /// # Errors
     /// `EBADF` when it is not open, or an `O_PATH` descriptor of the client's.
     fn control(&self, number: u32) -> Result<UntrustedFd, Refusal>;
 
-    /// As whom it asks now. Costs something; most control files are everybody's.
+    /// The client's credentials of now. The lookup has a cost, and most control files are
+    /// readable by every user.
     ///
     /// # Errors
     /// `ESRCH` when the client has died since.
     fn credentials(&self) -> Result<Credentials, Refusal>;
 
-    /// Whose quota the registration counts against, unless it is privileged
+    /// The account that the registration counts against, unless the client is privileged
     /// ([`Credentials::is_privileged`]).
     fn account(&self, accounting: &Accounting) -> Account;
 }
 
-/// What a client sent, and the client.
+/// A client and its request.
 #[derive(Debug)]
 pub struct Client<'a, A> {
     /// The line, as a v1 client writes it.
     pub line: &'a [u8],
-    /// Who sent it.
+    /// The sender of the line.
     pub requester: &'a A,
-    /// Told the cause of each signal.
+    /// Receives the cause of each signal.
     pub follower: Option<EventSink>,
     /// `st_ino` of the group whose `cgroup.event_control` was written to, where
     /// that was done: the control file has to be the same group's.
@@ -117,7 +118,7 @@ pub struct Client<'a, A> {
 /// Registers one line for a client.
 ///
 /// # Errors
-/// The kernel's errno for each failure, and one line that says what was wrong.
+/// The kernel's errno for each failure, and one line with the reason.
 pub async fn register<S: Source>(
     watcher: &SharedWatcher<S>,
     places: &FrontendContext,
@@ -145,8 +146,8 @@ pub async fn register<S: Source>(
     locked.register(request).map_err(|errno| refusal(errno, account, on, !locked.has_room(account)))
 }
 
-/// Who pays for one more registration of the client's. Whether it is privileged is asked
-/// only where that may matter: it costs as much as all the other checks.
+/// The account that pays for one more registration of the client's. Whether it is privileged is
+/// looked up only where that may matter: it costs as much as all the other checks.
 fn payer<S: Source>(
     watcher: &SharedWatcher<S>,
     places: &FrontendContext,
@@ -158,7 +159,7 @@ fn payer<S: Source>(
     if is_near_bound && is_privileged() { Account::Privileged } else { account }
 }
 
-/// Takes a client's descriptor for what it is to be.
+/// Accepts a client's descriptor as an eventfd.
 ///
 /// # Errors
 /// The kernel's: `EBADF` for `O_PATH`, `EINVAL` for anything but an eventfd.
@@ -170,7 +171,7 @@ pub fn adopt(fd: UntrustedFd, which: DescriptorRole) -> Result<EventFd, Refusal>
     })
 }
 
-/// Reads what only files tell of the quantity that is registered on, before the watcher is
+/// Samples the quantity that is registered on, where only files have it, before the watcher is
 /// locked.
 fn sampled<S: Source>(
     watcher: &SharedWatcher<S>,
@@ -194,7 +195,7 @@ fn sampled<S: Source>(
     }
 }
 
-/// Why the watcher did not register what `account` asked for on a control file.
+/// The refusal for an errno of the watcher, for a registration by `account` on a control file.
 fn refusal(errno: Errno, account: Account, on: ControlFile, are_all_taken: bool) -> Refusal {
     match errno {
         Errno::EINVAL => Refusal::new(errno, "the group is being removed"),
@@ -211,7 +212,7 @@ fn refusal(errno: Errno, account: Account, on: ControlFile, are_all_taken: bool)
         Errno::ENOMEM => {
             Refusal::new(errno, "the agent's table of eventfds has no room; see its option --max-eventfds")
         }
-        // v1 knew nothing of the kind: for the client it is memory that is short.
+        // v1 had no such errno: to the client it is reported as a lack of memory.
         Errno::ETOOMANYREFS => Refusal::new(
             Errno::ENOMEM,
             "too many descriptors are in flight for the agent to keep another eventfd; see its option --in-flight-uid and its LimitNOFILE",
@@ -222,8 +223,8 @@ fn refusal(errno: Errno, account: Account, on: ControlFile, are_all_taken: bool)
         ),
         Errno::EOPNOTSUPP => Refusal::new(
             errno,
-            format!("this kernel has no place to see that for {}; see `memcg-monitor check`", on.name()),
+            format!("this kernel has no hook for {}; see `memcg-monitor check`", on.name()),
         ),
-        _ => Refusal::new(errno, "the agent could not ask the kernel; see its log"),
+        _ => Refusal::new(errno, "the agent's query to the kernel failed; see its log"),
     }
 }

@@ -1,5 +1,5 @@
-//! The first front door: a unix `SOCK_SEQPACKET` socket on which a packet is
-//! what a v1 client would have written to `cgroup.event_control`.
+//! The first frontend: a unix `SOCK_SEQPACKET` socket on which a packet is the line that a
+//! v1 client would have written to `cgroup.event_control`.
 //!
 //! The answer is `0`, or `-ERRNO NAME: why`. The numbers of the line name the
 //! sender's own descriptors, unless exactly two descriptors come along.
@@ -49,7 +49,7 @@ async fn converse<S: Source>(connection: Connection, watcher: SharedWatcher<S>, 
             log::debug!("epoll: {error}");
             return;
         }
-        // Before anything is taken in: what waits for a turn, waits in the kernel.
+        // Before anything is received: packets wait for their turn in the kernel.
         let turn = places.fair.turn(connection.account()).await;
         let packet = match connection.receive_now(MAX_LINE) {
             Ok(Some(Some(packet))) => packet,
@@ -72,7 +72,7 @@ async fn converse<S: Source>(connection: Connection, watcher: SharedWatcher<S>, 
             }
         };
         // A client that left meanwhile is registered all the same, as after a
-        // write whose return value nobody looks at.
+        // write whose return value is ignored.
         if let Err(error) = connection.send(answer.as_bytes()).await {
             log::debug!("send: {error}");
             return;
@@ -83,7 +83,7 @@ async fn converse<S: Source>(connection: Connection, watcher: SharedWatcher<S>, 
     }
 }
 
-/// One packet, start to end.
+/// Handles one packet, from start to end.
 ///
 /// # Errors
 /// The kernel's errno for each failure.
@@ -102,9 +102,9 @@ async fn handle<S: Source>(
     outcome.inspect_err(|refusal| watcher.lock().refused(refusal.errno))
 }
 
-/// Registers `line` for the sender of `packet`: with the descriptors that came
-/// along, or else with the sender's own. `last` is who sent the packet before, and
-/// then who sent this one.
+/// Registers `line` for the sender of `packet`: with the descriptors that came along, or else
+/// with the sender's own. `last` is the sender of the packet before, and is set to that of
+/// this one.
 ///
 /// # Errors
 /// The kernel's errno for each failure.
@@ -117,7 +117,7 @@ pub async fn from_packet<S: Source>(
     follower: Option<EventSink>,
 ) -> Result<Receipt, Refusal> {
     if packet.descriptors_cut {
-        // There is room for all that a message can carry: it is the agent that has none.
+        // There is room for all that a message can carry: the agent is out of descriptors.
         return Err(Refusal::new(Errno::ENOMEM, OUT_OF_DESCRIPTORS));
     }
     let Some(sender) = packet.sender else {

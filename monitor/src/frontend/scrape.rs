@@ -1,5 +1,5 @@
-//! What the doors' thread reads for a scrape: counters, 1,024 slots in a use of the watcher,
-//! so that others use it in between.
+//! Reads the counters for a scrape, in the frontends' thread: 1,024 slots in a use of the
+//! watcher, so that others use it in between.
 
 use monitor_common::protocol::slot::SlotState;
 use tokio::task::yield_now;
@@ -21,11 +21,11 @@ const IN_A_TURN: usize = 256;
 /// Slots that are read in one turn: one run of a program.
 const SLOTS_IN_A_TURN: u32 = Query::AT_ONCE;
 
-/// From where a limit is none, in bytes: v1 and v2 write "no limit" as big numbers.
+/// Bytes from which a limit counts as none: v1 and v2 write "no limit" as big numbers.
 const NO_LIMIT: u64 = 1 << 50;
 
-/// All groups that are watched, with their usage; and how many places of the table are
-/// taken, by those and by groups that are gone.
+/// All groups that are watched, with their usage; and the number of places of the table that
+/// are taken, by those and by removed groups.
 pub(super) async fn candidates<S: Source>(watcher: &SharedWatcher<S>) -> (Vec<Candidate>, u64) {
     let (mut candidates, mut occupied, mut index) = (Vec::new(), 0, 0);
     loop {
@@ -33,7 +33,7 @@ pub(super) async fn candidates<S: Source>(watcher: &SharedWatcher<S>) -> (Vec<Ca
             let watcher = watcher.lock();
             let end = index + SLOTS_IN_A_TURN;
             if let Err(error) = group_stats::refresh(&watcher, index..end) {
-                log::error!("{error}");
+                log::error!("the scrape lacks groups: {error}");
                 return (candidates, occupied);
             }
             while index < end {
@@ -56,7 +56,7 @@ pub(super) async fn candidates<S: Source>(watcher: &SharedWatcher<S>) -> (Vec<Ca
     }
 }
 
-/// What the programs tell of those that were chosen and are still there.
+/// The programs' numbers of the chosen groups that are still there.
 pub(super) async fn numbers<S: Source>(watcher: &SharedWatcher<S>, chosen: &[Chosen]) -> Vec<GroupNumbers> {
     let mut groups = Vec::with_capacity(chosen.len());
     for some in chosen.chunks(IN_A_TURN) {
@@ -69,7 +69,7 @@ pub(super) async fn numbers<S: Source>(watcher: &SharedWatcher<S>, chosen: &[Cho
     groups
 }
 
-/// What the programs tell of a group; `None` once it has gone.
+/// The programs' numbers of a group; `None` once it is removed.
 fn numbers_of<S: Source>(watcher: &Watcher<S>, chosen: &Chosen) -> Option<GroupNumbers> {
     let Candidate { slot, generation, usage, .. } = chosen.group;
     let (group, page) = (GroupId { slot, generation }, page_size());
@@ -102,28 +102,28 @@ mod tests {
         watcher::{Limits, tests::fake::FakeKernel},
     };
 
-    /// Nobody may ask it anything: its answers come from files.
-    struct Unasked;
+    /// A host of which nothing may be read, since reading it means reading files.
+    struct Unread;
 
-    impl Host for Unasked {
+    impl Host for Unread {
         fn clock(&self) -> u64 {
             0
         }
 
         fn usage(&self) -> Result<u64> {
-            panic!("asked for usage")
+            panic!("a read of usage")
         }
 
         fn sum(&self) -> Result<u64> {
-            panic!("asked for the sum")
+            panic!("a read of the sum")
         }
 
         fn ram(&self) -> Result<u64> {
-            panic!("asked for the memory")
+            panic!("a read of the memory")
         }
 
         fn inactive_file(&self, _: u64) -> Result<Option<u64>> {
-            panic!("asked for inactive files")
+            panic!("a read of inactive files")
         }
 
         fn is_gone(&self, _: u64) -> bool {
@@ -131,7 +131,7 @@ mod tests {
         }
 
         fn oom_counts(&self, _: u64) -> OomCounts {
-            panic!("asked for OOMs")
+            panic!("a read of OOMs")
         }
     }
 
@@ -140,11 +140,11 @@ mod tests {
         const GROUPS: usize = 3000;
         let kernel = FakeKernel::with_groups(GROUPS);
         let limits = Limits { quota: 5, registrations: 1000, eventfds: 8, rest: 0 };
-        let watcher = Watcher::new(kernel, Box::new(Unasked), limits).expect("AIO");
+        let watcher = Watcher::new(kernel, Box::new(Unread), limits).expect("AIO");
         let watcher = SharedWatcher::new(watcher);
         let most = Rc::new(std::cell::Cell::new(0));
         let (beside, highest) = (watcher.clone(), Rc::clone(&most));
-        // What else the thread has to do gets its turn after each of ours.
+        // Other work of the thread gets a turn after each turn here.
         let others = async move {
             let mut last = 0;
             loop {
@@ -157,7 +157,7 @@ mod tests {
         let scrape = async {
             let (candidates, occupied) = candidates(&watcher).await;
             assert_eq!(occupied, GROUPS as u64);
-            // A thread chooses.
+            // Another thread chooses meanwhile.
             yield_now().await;
             let chosen: Vec<_> =
                 candidates.into_iter().map(|group| Chosen { group, id: String::new() }).collect();
@@ -172,7 +172,7 @@ mod tests {
         let shown = set.block_on(&runtime, scrape);
         assert_eq!(shown, GROUPS);
         assert_eq!(most.get(), 1);
-        // A thousand slots at once, and nothing more of those that were chosen.
+        // A thousand slots at once, and no further reads of those that were chosen.
         assert_eq!(watcher.lock().source().reads.get(), GROUPS.div_ceil(SLOTS_IN_A_TURN as usize));
     }
 }

@@ -1,4 +1,4 @@
-//! Who sent a packet, by the kernel's word.
+//! The sender of a packet, as the kernel reports it.
 
 use std::{
     os::fd::{AsFd as _, OwnedFd},
@@ -11,33 +11,33 @@ use nix::{
     sys::socket::UnixCredentials,
 };
 
-/// A packet's sender.
+/// The sender of a packet.
 #[derive(Clone, Debug)]
 pub struct Sender {
     credentials: UnixCredentials,
     process: Process,
 }
 
-/// What is known of the process besides its number, which may be another's by now.
+/// Identity of the process besides its number, which may be another's by now.
 #[derive(Clone, Debug)]
 enum Process {
-    /// Kernels before 6.5 do not tell.
+    /// Not reported by the kernel, before 6.5.
     Unknown,
-    /// This one.
+    /// The process of this pidfd.
     Held(Arc<OwnedFd>),
-    /// The kernel gave no pidfd: `ESRCH` when the process was gone before the packet was
-    /// taken in, and the agent's own lack otherwise (`EMFILE`, `ENFILE`, `ENOMEM`).
+    /// The kernel gave no pidfd: `ESRCH` when the process had ended before the packet was
+    /// received, and the agent's own shortage otherwise (`EMFILE`, `ENFILE`, `ENOMEM`).
     NotHeld(Errno),
 }
 
 impl Sender {
-    /// From the credentials alone.
+    /// A sender known from the credentials alone.
     #[must_use]
     pub const fn new(credentials: UnixCredentials) -> Self {
         Self { credentials, process: Process::Unknown }
     }
 
-    /// With what the kernel said besides.
+    /// A sender with the pidfd that the kernel gave, if any.
     pub(super) fn with(credentials: UnixCredentials, held: Option<Result<OwnedFd, Errno>>) -> Self {
         let process = match held {
             None => Process::Unknown,
@@ -47,30 +47,29 @@ impl Sender {
         Self { credentials, process }
     }
 
-    /// Process, user and group.
+    /// Ids of its process, user and group.
     #[must_use]
     pub const fn credentials(&self) -> &UnixCredentials {
         &self.credentials
     }
 
-    /// Its number, 0 when it is outside the agent's pid namespace.
+    /// Process id, 0 when it is outside the agent's pid namespace.
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.credentials.pid()
     }
 
-    /// The user as whom it sent: its real one, unless it named another that it may be.
+    /// User id that it sent with: its real one, unless it named another that it may use.
     #[must_use]
     pub fn uid(&self) -> u32 {
         self.credentials.uid()
     }
 
-    /// Whether the number is still the sender's; `None` where the kernel did not say
-    /// which process that was. What was looked up by the number before this was said is
-    /// the sender's.
+    /// Whether the number is still the sender's; `None` where the kernel did not report which
+    /// process that was. After `true`, lookups by the number before this call were the sender's.
     ///
     /// # Errors
-    /// It cannot be told: the agent has no descriptor or no memory left.
+    /// That is unknown: the agent has no descriptor or no memory left.
     pub fn is_there(&self) -> Result<Option<bool>, Errno> {
         match &self.process {
             Process::Unknown => Ok(None),
@@ -82,7 +81,7 @@ impl Sender {
         }
     }
 
-    /// The process itself.
+    /// The pidfd of the process.
     #[must_use]
     pub fn pidfd(&self) -> Option<&OwnedFd> {
         match &self.process {
@@ -97,7 +96,7 @@ fn is_alive(pidfd: &OwnedFd) -> Result<bool, Errno> {
     let mut ended = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
     loop {
         match poll(&mut ended, PollTimeout::ZERO) {
-            // A signal that waits ends also a poll that does not wait (`do_poll`).
+            // A pending signal ends also a poll that does not wait (`do_poll`).
             Err(Errno::EINTR) => {}
             polled => return polled.map(|ready| ready == 0),
         }

@@ -29,7 +29,7 @@ pub struct SentDescriptors {
 }
 
 impl SentDescriptors {
-    /// Takes exactly two; `opener` is whom the connection counts against that they came by.
+    /// Accepts exactly two; `opener` is the account of the connection that they came by.
     ///
     /// # Errors
     /// `EINVAL` for any other number.
@@ -71,8 +71,8 @@ impl Requester for SentDescriptors {
         Ok(fd)
     }
 
-    /// A sender that the agent cannot look at (another pid namespace, or gone
-    /// already) still asks as the user that the kernel says it is.
+    /// A sender whose `/proc` cannot be read (another pid namespace, or ended already) has the
+    /// user and group that the kernel reports.
     fn credentials(&self) -> Result<Credentials, Refusal> {
         Ok(credentials_of(&self.sender).unwrap_or_else(|_| Credentials::stranger(self.sender.credentials())))
     }

@@ -1,20 +1,20 @@
-//! How often one place in the code may say something.
+//! The rate at which one place in the code may log.
 
 use std::{collections::HashMap, time::Duration};
 
 use log::Level;
 
-/// Lines that a place may say at once.
+/// Lines that a place may log at once.
 const BURST: u32 = 10;
 
-/// Then one for each such time.
+/// Time for each further line.
 const EVERY: Duration = Duration::from_secs(5);
 
-/// Buckets that are kept. Places are few; users, whom somebody else may make up, are not.
+/// Most buckets that are kept. Places are few; users, whose number clients control, are not.
 const MOST: usize = 4096;
 
-/// A place in the code, and the user that it speaks of: what one user provokes hides
-/// nothing that is said of another.
+/// A place in the code, and the user that its line names: lines that one user provokes hide
+/// no line about another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Site {
     pub(super) module: &'static str,
@@ -27,26 +27,26 @@ pub(super) struct Site {
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     sites: HashMap<Site, Bucket>,
-    /// When the table was last found full, and cleared of what is idle.
+    /// Time at which the table was last found full, and cleared of idle buckets.
     cleared: Option<Duration>,
 }
 
 #[derive(Debug)]
 struct Bucket {
     tokens: u32,
-    /// When the last token was given.
+    /// Time at which the last token was added.
     filled: Duration,
     left_out: u64,
 }
 
 impl Pace {
-    /// Whether `site` may say a line; then, how many were left out before it.
+    /// Whether `site` may log a line; if so, how many were left out before it.
     pub(super) fn admit(&mut self, mut site: Site, now: Duration) -> Option<u64> {
         if self.sites.len() >= MOST && !self.sites.contains_key(&site) {
-            // Not for each line: this looks at every bucket.
+            // Not for each line: this visits every bucket.
             if self.cleared.is_none_or(|last| now.saturating_sub(last) >= EVERY) {
                 self.cleared = Some(now);
-                // A bucket that is full by now, with nothing left to tell, is as good as none.
+                // A bucket that is full by now, with nothing left to report, is as good as none.
                 let full = EVERY.saturating_mul(BURST);
                 self.sites.retain(|_, held| held.left_out > 0 || now.saturating_sub(held.filled) < full);
             }
@@ -67,7 +67,7 @@ impl Pace {
         Some(std::mem::take(&mut bucket.left_out))
     }
 
-    /// What was left out and not told yet; told with this.
+    /// The lines left out and not reported yet; they count as reported after this.
     pub(super) fn drain(&mut self) -> Vec<(Site, u64)> {
         let left_out =
             self.sites.iter_mut().map(|(site, bucket)| (*site, std::mem::take(&mut bucket.left_out)));
@@ -102,7 +102,7 @@ mod tests {
             let _ = pace.admit(of(user), Duration::ZERO);
         }
         assert!(pace.sites.len() <= MOST + 1, "{}", pace.sites.len());
-        // Those that had their say long ago make room.
+        // Sites that logged long ago make room.
         assert_eq!(pace.admit(of(200_000), Duration::from_secs(3600)), Some(0));
         assert!(pace.sites.len() < MOST, "{}", pace.sites.len());
     }

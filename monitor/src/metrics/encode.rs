@@ -1,4 +1,4 @@
-//! A [`Snapshot`] as OpenMetrics text.
+//! Encodes a [`Snapshot`] as OpenMetrics text.
 
 use std::fmt;
 
@@ -16,13 +16,13 @@ use crate::metrics::{
 };
 
 impl Snapshot {
-    /// The text, with its end mark.
+    /// Encodes the text, with its end mark.
     #[must_use]
     pub fn open_metrics(self) -> String {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(self));
         let mut text = String::new();
-        // Writing to a String cannot fail, and nothing else is asked of it.
+        // Writing to a String cannot fail, and nothing else can.
         let _ = text::encode(&mut text, &registry);
         text
     }
@@ -130,12 +130,12 @@ impl Out<'_, '_> {
         self.0.encode_descriptor(family.base, family.help, family.unit.as_ref(), kind)
     }
 
-    /// A family without labels.
+    /// Adds a family without labels.
     fn one(&mut self, family: &Family, number: impl Into<Number>) -> fmt::Result {
         encode(&mut self.begin(family)?, family.kind, number.into())
     }
 
-    /// A family with one label. One without a sample is not told at all.
+    /// Adds a family with one label. A family without a sample is left out.
     fn each<L, N>(&mut self, family: &Family, samples: impl IntoIterator<Item = (L, N)>) -> fmt::Result
     where
         L: AsRef<str>,

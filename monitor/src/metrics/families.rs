@@ -1,23 +1,23 @@
-//! Every metric there is. `docs/reference/metrics.md` says the same, which a test sees to.
+//! Every metric there is. `docs/reference/metrics.md` has the same table, which a test checks.
 
 use monitor_common::protocol::ring::LossKind;
 use prometheus_client::registry::Unit;
 
-/// What kind of numbers a family has.
+/// The kind of a family's numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MetricKind {
-    /// Goes up and down.
+    /// A number that goes up and down.
     Gauge,
-    /// Only goes up, from 0 when the agent starts, or the group is made.
+    /// A number that only goes up, from 0 when the agent starts, or the group is made.
     Counter,
-    /// Counts of durations.
+    /// Counts of durations, by bucket.
     Histogram,
-    /// Always 1; the labels say it.
+    /// A number that is always 1; the labels hold the information.
     Info,
 }
 
 impl MetricKind {
-    /// Its name in both formats' `TYPE` lines; the older one has no `info`.
+    /// The kind's name in both formats' `TYPE` lines; the older one has no `info`.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -29,18 +29,18 @@ impl MetricKind {
     }
 }
 
-/// Metrics of one name.
+/// All metrics of one name.
 #[derive(Clone, Debug)]
 pub struct Family {
-    /// Without unit and suffix.
+    /// Name without unit and suffix.
     pub base: &'static str,
-    /// Ends the name, before a suffix.
+    /// Unit at the name's end, before a suffix.
     pub unit: Option<Unit>,
-    /// What kind.
+    /// Kind of the numbers.
     pub kind: MetricKind,
-    /// Names of its labels.
+    /// Names of the labels.
     pub labels: &'static [&'static str],
-    /// One line, without a stop.
+    /// Help text in one line, without a full stop.
     pub help: &'static str,
 }
 
@@ -75,7 +75,7 @@ macro_rules! families {
                 Family { base: $base, unit: $unit, kind: MetricKind::$kind, labels: &[$($label),*], help: $help };
         )*
 
-        /// All of them, in the order in which they are told.
+        /// All families, in the order in which they are written.
         #[must_use]
         pub fn all() -> Vec<Family> {
             let mut all = vec![$($const),*];
@@ -96,7 +96,7 @@ families! {
     GROUPS = Gauge "memcg_monitor_groups" NONE []
         "Groups that are watched";
     GROUPS_OCCUPIED = Gauge "memcg_monitor_groups_occupied" NONE []
-        "Places taken in the table of groups: those that are watched, and removed ones of which something is still to be told";
+        "Places taken in the table of groups: those that are watched, and removed ones that still have signals to give";
     GROUPS_LIMIT = Gauge "memcg_monitor_groups_limit" NONE []
         "Places in the table of groups (--max-groups)";
     LEFT_OUT = Gauge "memcg_monitor_groups_left_out" NONE ["reason"]
@@ -116,7 +116,7 @@ families! {
     FAILED_SIGNALS = Counter "memcg_monitor_failed_signals" NONE []
         "Signals that could not be given; the agent's log says why";
     LATENCY = Histogram "memcg_monitor_signal_latency" SECONDS []
-        "From the doorbell that a program rang in the kernel to the signal, where one led to the other";
+        "Time from the record that a program sent in the kernel to the signal, where one led to the other";
     RESYNCS = Counter "memcg_monitor_resyncs" NONE []
         "Times that everything watched was read again after a loss";
     SKIPPED = Counter "memcg_monitor_recursion_misses" NONE []
@@ -145,7 +145,7 @@ const fn event(base: &'static str, help: &'static str) -> Family {
     Family { base, unit: NONE, kind: MetricKind::Counter, labels: &["id"], help }
 }
 
-/// In the order of [`files::EVENTS`](super::files::EVENTS).
+/// Families of a group's events, in the order of [`files::EVENTS`](super::files::EVENTS).
 pub const EVENTS: [Family; super::files::EVENTS.len()] = [
     event("container_memory_events_low", "Reclaim although the group was within memory.low"),
     event("container_memory_events_high", "Tasks throttled for being over memory.high"),
@@ -159,11 +159,11 @@ const fn tally(base: &'static str, help: &'static str) -> Family {
     Family { base, unit: NONE, kind: MetricKind::Counter, labels: &[], help }
 }
 
-/// In the order of [`LossKind::NAMES`].
+/// Families of losses, in the order of [`LossKind::NAMES`].
 pub const TALLIES: [Family; LossKind::COUNT] = [
     tally(
         "memcg_monitor_ring_full",
-        "Doorbells that found no room in the ring; the sweep finds what they rang for (--ring-bytes)",
+        "Records that found no room in the ring; the sweep finds the crossings that they announced (--ring-bytes)",
     ),
     tally(
         "memcg_monitor_slots_exhausted",
@@ -184,15 +184,15 @@ pub const TALLIES: [Family; LossKind::COUNT] = [
     ),
     tally(
         "memcg_monitor_victims_dropped",
-        "Kills by the OOM killer that followers were not told of, because too many were on their way at once; no signal is lost by that",
+        "Kills by the OOM killer that followers did not receive, because too many were on their way at once; no signal is lost by that",
     ),
     tally(
         "memcg_monitor_oom_unplaced",
-        "OOMs by the limit of a group that is not watched because the table was full (--max-groups): those below it were not told",
+        "OOMs by the limit of a group that is not watched because the table was full (--max-groups): those below it were not signalled",
     ),
     tally(
         "memcg_monitor_parent_unknown",
-        "Times that the groups above one could not be found, so that what happened in it was not told above",
+        "Times that the groups above one could not be found, so that its events were not signalled above",
     ),
     tally(
         "memcg_monitor_skipped_for_good",

@@ -1,13 +1,13 @@
-//! What only the groups' own files tell.
+//! Numbers that only the groups' own files have.
 
 use std::{fs::File, io::Read as _};
 
 use crate::cgroup::{Version, handle::Directory};
 
-/// Lines of `memory.events`.
+/// Names of the lines of `memory.events`.
 pub const EVENTS: [&str; 6] = ["low", "high", "max", "oom", "oom_kill", "oom_group_kill"];
 
-/// Where on v1 the nearest is told: the file, and its line, if it has several.
+/// The nearest counts on v1: the index in [`EVENTS`], the file, and its line, if it has several.
 const V1: [(usize, &str, Option<&str>); 2] =
     [(2, "memory.failcnt", None), (4, "memory.oom_control", Some("oom_kill"))];
 
@@ -37,14 +37,15 @@ pub fn stalls(directory: &Directory) -> [Option<f64>; 2] {
     ["some", "full"].map(|kind| stall(&text, kind))
 }
 
-/// `some avg10=0.00 avg60=0.00 avg300=0.00 total=12345`, in microseconds.
+/// The seconds of a line `some avg10=0.00 avg60=0.00 avg300=0.00 total=12345`, whose total is
+/// in microseconds.
 fn stall(text: &str, kind: &str) -> Option<f64> {
     let line = text.lines().find(|line| line.split(' ').next() == Some(kind))?;
     let total: u64 = line.rsplit_once("total=")?.1.trim().parse().ok()?;
     Some(total as f64 / 1e6)
 }
 
-/// A line of a name and a number.
+/// The number of the line with this name.
 fn line(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }

@@ -1,4 +1,4 @@
-//! Which groups are shown: whatever is made on the host, a bounded number of series.
+//! The choice of groups shown: a bounded number of series, whatever is made on the host.
 
 use std::{collections::HashSet, str::FromStr};
 
@@ -36,47 +36,47 @@ impl Pattern {
     }
 }
 
-/// What the operator wants to see.
+/// The operator's choice of groups.
 #[derive(Clone, Debug)]
 pub struct Selection {
     /// Only groups that match one of these; empty: all.
     pub allow: Vec<Pattern>,
-    /// Of them, none that match one of these.
+    /// No groups that match one of these.
     pub deny: Vec<Pattern>,
-    /// Of the rest, so many, those with the highest usage.
+    /// Most groups shown of the rest, those with the highest usage.
     pub top: usize,
 }
 
 /// A group that could be shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate {
-    /// Its slot.
+    /// Slot of the group.
     pub slot: u32,
-    /// The slot's generation.
+    /// Generation of the slot.
     pub generation: u64,
-    /// `st_ino` of its directory.
+    /// `st_ino` of the group's directory.
     pub cgroup_id: u64,
-    /// Bytes charged.
+    /// Bytes that are charged now.
     pub usage: u64,
 }
 
-/// A group that is shown, and as what.
+/// A group that is shown, with its path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chosen {
-    /// Which.
+    /// The group that is shown.
     pub group: Candidate,
-    /// Its path below the root.
+    /// Path of the group below the root.
     pub id: String,
 }
 
-/// Groups that are not shown.
+/// Counts of the groups not shown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LeftOut {
-    /// By the patterns.
+    /// Left out by the patterns.
     pub pattern: u64,
-    /// Below the top ones.
+    /// Left out for lower usage than the top ones.
     pub top: u64,
-    /// For a path that is too long, or reads as another group's where bytes that are
+    /// Left out for a path that is too long, or reads as another group's where bytes that are
     /// not UTF-8 were replaced.
     pub name: u64,
 }
@@ -87,8 +87,8 @@ impl Selection {
         (self.allow.is_empty() || any(&self.allow)) && !any(&self.deny)
     }
 
-    /// Chooses among `groups`; `path_of` says where one is, `None` once it has gone.
-    /// With patterns every path is asked for, else only those of groups that are shown.
+    /// Chooses among `groups`; `path_of` returns a group's path, `None` once it is removed. With
+    /// patterns every path is looked up, else only those of groups that are shown.
     pub fn choose(
         &self,
         mut groups: Vec<Candidate>,
@@ -129,7 +129,7 @@ mod tests {
     }
 
     fn choose(selection: &Selection, paths: &[&str]) -> (Vec<String>, LeftOut) {
-        // The first is the biggest.
+        // The first has the highest usage.
         let groups = (0..paths.len() as u32).map(|slot| Candidate {
             slot,
             generation: 0,

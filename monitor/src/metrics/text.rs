@@ -1,10 +1,10 @@
-//! The two texts that scrapers read: OpenMetrics, and what came before it.
+//! The two formats that scrapers read: OpenMetrics, and Prometheus' older text.
 
 use std::collections::HashMap;
 
 use crate::metrics::families::{self, MetricKind};
 
-/// A scraper that reads OpenMetrics says so.
+/// Media type in the `Accept` header of a scraper that reads OpenMetrics.
 pub const OPEN_METRICS: &str = "application/openmetrics-text";
 
 /// The `Content-Type` of OpenMetrics.
@@ -13,8 +13,8 @@ pub const OPEN_METRICS_TYPE: &str = "application/openmetrics-text; version=1.0.0
 /// The `Content-Type` of the older text.
 pub const PROMETHEUS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// OpenMetrics in Prometheus' own older text format: a family's lines have the name of
-/// its samples, and there are no units, infos and end mark.
+/// Converts OpenMetrics into Prometheus' own older text format: a family's lines have the
+/// name of its samples, and there are no units, infos and end mark.
 #[must_use]
 pub fn prometheus(open_metrics: &str) -> String {
     let renamed: HashMap<_, _> = families::all()

@@ -1,5 +1,5 @@
-//! Descriptors in flight: a socket pair on whose way lie the clients' eventfds, so that
-//! the fd_store holds one descriptor for thousands, and an exact number of references.
+//! Descriptors in flight: a socket pair in whose queue lie the clients' eventfds, so that the
+//! descriptor store holds one descriptor for thousands, with an exact number of references.
 
 use std::{
     io::{IoSlice, IoSliceMut},
@@ -22,15 +22,15 @@ use crate::{
 /// Descriptors that one message can carry, by the kernel's `SCM_MAX_FD`.
 pub const IN_A_MESSAGE: usize = 253;
 
-/// One socket pair. What was sent into it stays in it, as long as its end is open
+/// A socket pair with descriptors in its queue, which stay there as long as its end is open
 /// anywhere.
 #[derive(Debug)]
 pub struct FdStash {
-    /// By which the fd_store knows it.
+    /// Name of the stash in the descriptor store.
     pub name: String,
-    /// Where things are put in; not handed on, a stash that was taken over is not filled
-    /// any more.
-    mouth: Option<OwnedFd>,
+    /// The end that is sent into. It is not handed on: a stash that was taken over is not
+    /// filled any more.
+    sender: Option<OwnedFd>,
     end: OwnedFd,
 }
 
@@ -38,59 +38,59 @@ pub struct FdStash {
 pub type StashedFd = (u64, OwnedFd);
 
 impl FdStash {
-    /// An empty stash.
+    /// Makes an empty stash.
     ///
     /// # Errors
     /// `socketpair` failed.
     pub fn new(name: String) -> nix::Result<Self> {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let (mouth, end) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
-        // As much as the host lets everybody have.
-        setsockopt(&mouth, sockopt::SndBuf, &(1 << 24))?;
-        Ok(Self { name, mouth: Some(mouth), end })
+        let (sender, end) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
+        // As much as the host permits every user.
+        setsockopt(&sender, sockopt::SndBuf, &(1 << 24))?;
+        Ok(Self { name, sender: Some(sender), end })
     }
 
-    /// One that an agent before has filled.
+    /// Takes over a stash that an earlier agent has filled.
     #[must_use]
     pub const fn adopt(name: String, end: OwnedFd) -> Self {
-        Self { name, mouth: None, end }
+        Self { name, sender: None, end }
     }
 
-    /// What the fd_store holds.
+    /// The end that the descriptor store holds.
     #[must_use]
     pub fn end(&self) -> BorrowedFd<'_> {
         self.end.as_fd()
     }
 
-    /// Puts in up to [`IN_A_MESSAGE`] descriptors, each with its number: all or none.
+    /// Puts in up to `IN_A_MESSAGE` descriptors, each with its number: all or none.
     ///
     /// # Errors
-    /// `EAGAIN` when it is full, or takes nothing any more; `ETOOMANYREFS` when the user that
-    /// they are counted against ([`in_flight`]) has too many in flight; others as `sendmsg`.
+    /// `EAGAIN` when it is full, or was taken over; `ETOOMANYREFS` when the user that they are
+    /// counted against ([`in_flight`]) has too many in flight; others as `sendmsg`.
     pub fn put(&self, held: &[(u64, BorrowedFd<'_>)]) -> nix::Result<()> {
-        let mouth = self.mouth.as_ref().ok_or(Errno::EAGAIN)?;
+        let sender = self.sender.as_ref().ok_or(Errno::EAGAIN)?;
         let bytes: Vec<u8> = held.iter().flat_map(|(number, _)| number.to_le_bytes()).collect();
         let fds: Vec<RawFd> = held.iter().map(|(_, fd)| fd.as_raw_fd()).collect();
         let control = [ControlMessage::ScmRights(&fds)];
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        let send = || sendmsg::<()>(mouth.as_raw_fd(), &[IoSlice::new(&bytes)], &control, flags, None);
+        let send = || sendmsg::<()>(sender.as_raw_fd(), &[IoSlice::new(&bytes)], &control, flags, None);
         in_flight::apart(send).map(drop)
     }
 
-    /// Duplicates of all that is in it, which stays there.
+    /// Duplicates all descriptors in it, which stay there.
     ///
     /// # Errors
     /// `recvmsg` failed; `EMFILE` when the agent may not have that many descriptors.
     pub fn look(&self) -> nix::Result<Vec<StashedFd>> {
-        // Each message that is looked at moves the place where the next look begins.
+        // Each message that is peeked at moves the place where the next peek begins.
         look_from(&self.end, 0)?;
         let found = self.look_on();
         look_from(&self.end, -1)?;
         found
     }
 
-    /// What lies in front: how many messages have up to `most` descriptors together, at least
-    /// one where there is any, and the numbers of these. No descriptor is made for it.
+    /// Reads the front of the queue: how many messages have up to `most` descriptors together, at
+    /// least one where there is any, and the numbers of these. No descriptor is made for it.
     ///
     /// # Errors
     /// `recvmsg` failed.
@@ -112,7 +112,7 @@ impl FdStash {
         outcome.map(|()| found)
     }
 
-    /// Lets so many messages in front go, and what lies in them.
+    /// Drops so many messages in front, with their descriptors.
     ///
     /// # Errors
     /// `recvmsg` failed.
@@ -120,7 +120,7 @@ impl FdStash {
         (0..messages).try_for_each(|_| self.next(MsgFlags::empty()).map(drop))
     }
 
-    /// The numbers of one message; none at the end. Without room for descriptors the kernel
+    /// Reads the numbers of one message; none at the end. Without room for descriptors the kernel
     /// hands none over.
     fn next(&self, how: MsgFlags) -> nix::Result<Vec<u64>> {
         let mut bytes = [0; IN_A_MESSAGE * size_of::<u64>()];
@@ -151,7 +151,7 @@ impl FdStash {
                 return Err(Errno::EMFILE);
             }
             if length == 0 {
-                // The mouth is closed, and all has been seen.
+                // The sending end is closed, and all messages were read.
                 return Ok(found);
             }
             found.extend(numbers(&bytes[..length]).zip(fds));
@@ -163,7 +163,7 @@ fn numbers(bytes: &[u8]) -> impl Iterator<Item = u64> {
     bytes.chunks_exact(size_of::<u64>()).map(|word| u64::from_le_bytes(word.try_into().unwrap_or_default()))
 }
 
-/// Where a look without taking begins (`SO_PEEK_OFF`); -1: no looking on.
+/// Sets the place where the next peek begins (`SO_PEEK_OFF`); -1: always at the front.
 fn look_from(fd: &OwnedFd, offset: i32) -> nix::Result<()> {
     let (length, word) = (size_of::<i32>() as libc::socklen_t, (&raw const offset).cast());
     // SAFETY: one word, which outlives the call.

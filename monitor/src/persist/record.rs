@@ -1,7 +1,7 @@
-//! One registration, as it outlives an agent: eight words of shared memory.
+//! The record of one registration, which outlives the agent: eight words of shared memory.
 //!
-//! The record is written by one agent and read by the next, perhaps of another
-//! version: so every word is checked as if a stranger had written it.
+//! The record is written by one agent and read by the next, perhaps of another version: so
+//! every word is checked like input that is not trusted.
 
 use monitor_common::{
     grammar::{
@@ -17,68 +17,69 @@ use crate::{
     source::{FileId, GroupId},
 };
 
-/// Words of a record.
+/// Number of words in a record.
 pub const WORDS: usize = 8;
 
-/// A registration, and how far it has come.
+/// A registration, with its present state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record {
     /// The control file that it is on.
     pub on: ControlFile,
-    /// What it waits for.
+    /// Event that it waits for.
     pub trigger: Trigger,
-    /// Whose eventfd: its `struct file` stays where it is, for the stash holds it.
+    /// Identity of its eventfd, the address of the `struct file`, which the stash keeps alive.
     pub file: FileId,
-    /// Who asked for it: whose quota it counts against.
+    /// Account that it counts against.
     pub account: Account,
-    /// The group's slot, in the maps that were in use.
+    /// Slot of its group, in the maps that were in use.
     pub group: GroupId,
     /// `st_ino` of the group's directory.
     pub cgroup_id: u64,
-    /// Threshold: the side that was told last.
+    /// Side of the threshold that was signalled last.
     pub above: bool,
-    /// The client has its answer.
+    /// Whether the client has received the answer.
     pub sure: bool,
-    /// Signals that were worked out, and not given yet.
+    /// Signals that are due, and not given yet.
     pub owed: u64,
 }
 
-/// Why eight words are no record.
+/// The reason why eight words are no record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what} is {value:#x}")]
 pub struct CorruptRecord {
-    /// Which part.
+    /// Part of the record that is wrong.
     pub what: &'static str,
-    /// What it holds.
+    /// Value of that part.
     pub value: u64,
 }
 
-/// Nothing here.
+/// First byte of a free record.
 pub const FREE: u64 = 0;
 const UNSURE: u64 = 1;
 const SURE: u64 = 2;
-/// No registration, but the excursions that were taken out of a slot.
+/// First byte of a line with excursions that were taken out of a slot, in place of a
+/// registration.
 pub const RANGES: u64 = 3;
-/// The same for what is counted there.
+/// First byte of a line with counts that were taken out of a slot.
 pub const COUNTS: u64 = 4;
-/// The same for windows of reclaim in groups below that have gone.
+/// First byte of a line with windows of reclaim in removed groups below.
 pub const BELOW: u64 = 5;
 
-/// The word of what is owed.
+/// Index of the word with the owed signals.
 pub const AT_OWED: usize = 7;
 
-/// Where the parts of the first word are.
+/// Bit positions of the parts of the first word.
 const ON: u32 = 8;
 const KIND: u32 = 16;
 const LEVEL: u32 = 24;
 const MODE: u32 = 32;
 const WAYS: u32 = 40;
 const ABOVE: u32 = 48;
-/// Three bits: what kind of account pays.
+/// Position of three bits: the kind of account that pays.
 const PAYER: u32 = 49;
-/// Twelve bits: the middle of a group's id.
+/// Position of twelve bits: the middle of a group's id.
 const PAYER_MIDDLE: u32 = 52;
-/// Above the group's generation: the highest eight bits of a group's id.
+/// Position above the group's generation: the highest eight bits of a group's id.
 const PAYER_HIGH: u32 = 56;
 
 const UP: u64 = 1;
@@ -106,7 +107,7 @@ const fn packed(account: Account) -> (u64, u64) {
 }
 
 impl Record {
-    /// The words of it. The first one is stored last.
+    /// Encodes the record as words. The first one is stored last.
     #[must_use]
     pub fn words(&self) -> [u64; WORDS] {
         let (kind, level, mode, ways, at, hysteresis) = match self.trigger {
@@ -138,10 +139,10 @@ impl Record {
         [first, self.file.0, self.cgroup_id, generation, slot, at, hysteresis, self.owed]
     }
 
-    /// What the words say; `None` where there is nothing.
+    /// Decodes a record from its words; `None` where it is free.
     ///
     /// # Errors
-    /// The first part that is none of what it may be.
+    /// The first part with a value that it may not have.
     pub fn from_words(words: [u64; WORDS]) -> Result<Option<Self>, CorruptRecord> {
         let [first, file, cgroup_id, generation, slot, at, hysteresis, owed] = words;
         let part = |from: u32| first >> from & 0xff;
@@ -204,9 +205,9 @@ impl Record {
         }))
     }
 
-    /// Whether a client that asks for this once more, after an answer that may have
-    /// been lost, means `other`: then it is the same client. (Near its quota, a
-    /// privileged one has another account than before.)
+    /// Whether a client that requests this once more, after an answer that may have been lost,
+    /// means `other`: then it is the same client. (Near its quota, a privileged one has another
+    /// account than before.)
     #[must_use]
     pub fn is_same_request(&self, other: &Self) -> bool {
         let key = |record: &Self| (record.on, record.trigger, record.file, record.group);
@@ -215,13 +216,13 @@ impl Record {
     }
 }
 
-/// The first word of a record, with the other side.
+/// The first word of a record, with this side of the threshold.
 #[must_use]
 pub const fn with_side(first: u64, above: bool) -> u64 {
     first & !(1 << ABOVE) | (above as u64) << ABOVE
 }
 
-/// The first word of a record, of which the client has its answer.
+/// The first word of a record, with the mark that the client has its answer.
 #[must_use]
 pub const fn made_sure(first: u64) -> u64 {
     if first & 0xff == UNSURE { first & !0xff | SURE } else { first }

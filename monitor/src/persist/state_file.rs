@@ -1,6 +1,6 @@
-//! The state record: a memory file with a [`Record`] for each registration, which the
-//! fd_store holds while there is no agent. Written by plain stores, so that an agent may
-//! be killed between any two instructions.
+//! The state file: a memory file with a [`Record`] for each registration, which the descriptor
+//! store holds while no agent runs. Written by plain stores, so that an agent may be killed
+//! between any two instructions.
 
 use std::{
     ffi::CStr,
@@ -23,24 +23,23 @@ use crate::{
     table::{MappedLayout, Table},
 };
 
-/// Where a registration is in the record, and which registration it is: each has one of
-/// its own.
+/// Place of a registration's record in the file, which also identifies the registration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RecordId(pub u32);
 
-/// A cache line of it.
+/// A cache line of the file.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct StateLine([AtomicU64; WORDS]);
 
 impl MappedLayout for StateLine {}
 
-/// `memcgmon`
+/// The bytes `memcgmon` at the file's start.
 const MAGIC: u64 = u64::from_le_bytes(*b"memcgmon");
-/// Bump on any change of layout or meaning.
+/// Number of the format, to be raised on any change of layout or meaning.
 const FORMAT: u64 = 2;
-/// A format whose records are records of this one, too: only users paid for them, nothing
-/// was owed, and nothing but the journal was unfinished: 0 in all of these places.
+/// The format before, whose records are valid in this one: only users paid for them, no signal
+/// was owed, and nothing but the journal was unfinished, with 0 in all of these places.
 const BEFORE: u64 = 1;
 
 /// Lines before the first record: the head, and the journal.
@@ -48,7 +47,7 @@ const HEAD: usize = 0;
 const JOURNAL: usize = 1;
 const RECORDS: usize = 8;
 
-/// The head's words.
+/// Indices of the head's words.
 const AT_MAGIC: usize = 0;
 const AT_FORMAT: usize = 1;
 const AT_INSTANCE: usize = 2;
@@ -57,7 +56,7 @@ const AT_RESTARTS: usize = 3;
 /// Records by which the file grows at least.
 const GROW: usize = 64;
 
-/// The record, mapped.
+/// The state file, mapped into memory.
 #[derive(Debug)]
 pub struct StateFile {
     file: OwnedFd,
@@ -65,24 +64,24 @@ pub struct StateFile {
     free: Vec<u32>,
     /// Records that were ever used: all further ones are free.
     used: u32,
-    /// Where an agent before has left what it had not finished.
+    /// Lines with work that an earlier agent had not finished.
     unfinished: Vec<RecordId>,
 }
 
-/// What was taken out of a slot, and has not been signalled in full.
+/// Events that were taken out of a slot, and have not been signalled in full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unfinished {
     /// `st_ino` of the group's directory.
     pub cgroup_id: u64,
-    /// What charges had left there.
+    /// Events that charges had left in the slot.
     pub seen: Seen,
 }
 
-/// The state, its records, and how many were none.
+/// The file, its records, and the number of corrupt ones.
 type Adopted = (StateFile, Vec<(RecordId, Record)>, u64);
 
 impl StateFile {
-    /// An empty record.
+    /// Makes an empty file.
     ///
     /// # Errors
     /// `memfd_create`, `ftruncate` or `mmap` failed.
@@ -97,23 +96,25 @@ impl StateFile {
         Ok(state)
     }
 
-    /// The record of an agent before, what it says, and how many records were none: those
-    /// are logged, not believed.
+    /// Maps the file of an earlier agent, and returns it with its records and the number of corrupt
+    /// ones, which are logged and left out.
     ///
     /// # Errors
-    /// It is none, or of another version.
+    /// The descriptor is no state file, or one of another version.
     pub fn adopt(file: OwnedFd) -> Result<Adopted> {
-        let bytes = fstat(&file).map_err(|errno| Error::syscall("fstat of the state record", errno))?.st_size;
+        let bytes = fstat(&file).map_err(|errno| Error::syscall("fstat of the state file", errno))?.st_size;
         let lines = usize::try_from(bytes).unwrap_or(0) / size_of::<StateLine>();
         if !(RECORDS..=RECORDS + u32::MAX as usize).contains(&lines) {
-            return Err(Error::Host(format!("the state record has {bytes} bytes: it is none")));
+            return Err(Error::Host(format!(
+                "the state file of an earlier agent has {bytes} bytes, which is no valid length"
+            )));
         }
-        let lines = Table::map(&file, lines, "state record")?;
+        let lines = Table::map(&file, lines, "state file")?;
         let mut state = Self { file, lines, free: Vec::new(), used: 0, unfinished: Vec::new() };
         let head = |at| state.word(HEAD, at).load(Ordering::Acquire);
         if head(AT_MAGIC) != MAGIC || ![FORMAT, BEFORE].contains(&head(AT_FORMAT)) {
             return Err(Error::Host(format!(
-                "the state record is of format {} (magic {:#x}), this agent's is {FORMAT}",
+                "the state file of an earlier agent is of format {} (magic {:#x}), this agent's is {FORMAT}",
                 head(AT_FORMAT),
                 head(AT_MAGIC)
             )));
@@ -134,7 +135,7 @@ impl StateFile {
                 }
                 Ok(None) => {}
                 Err(flaw) => {
-                    log::error!("record {at} of the state is no registration: {flaw}");
+                    log::error!("record {at} of the state file is corrupt: {flaw}; its registration is lost");
                     flaws += 1;
                     state.used = at + 1;
                     state.word(RECORDS + at as usize, 0).store(FREE, Ordering::Release);
@@ -149,30 +150,30 @@ impl StateFile {
         Ok((state, records, flaws))
     }
 
-    /// The memory file.
+    /// The memory file's descriptor.
     #[must_use]
     pub fn file(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
 
-    /// Which maps the records' slots are in; 0: none yet.
+    /// Instance of the maps with the records' slots; 0: none yet.
     #[must_use]
     pub fn instance(&self) -> u64 {
         self.word(HEAD, AT_INSTANCE).load(Ordering::Relaxed)
     }
 
-    /// Says so.
+    /// Sets the instance of the maps with the records' slots.
     pub fn set_instance(&self, instance: u64) {
         self.word(HEAD, AT_INSTANCE).store(instance, Ordering::Relaxed);
     }
 
-    /// How many agents took the record over.
+    /// The number of agents that took the file over.
     #[must_use]
     pub fn restarts(&self) -> u64 {
         self.word(HEAD, AT_RESTARTS).load(Ordering::Relaxed)
     }
 
-    /// Enters a registration.
+    /// Enters a registration's record.
     ///
     /// # Errors
     /// The file cannot grow.
@@ -182,7 +183,7 @@ impl StateFile {
         Ok(ticket)
     }
 
-    /// A line that is free.
+    /// Finds a free line.
     fn place(&mut self) -> Result<RecordId> {
         let at = match self.free.pop() {
             Some(at) => at,
@@ -208,11 +209,11 @@ impl StateFile {
         for (word, value) in line.iter().zip(words).skip(1) {
             word.store(value, Ordering::Relaxed);
         }
-        // Last: who is killed before has entered nothing.
+        // Stored last: an agent killed before that has entered nothing.
         line[0].store(words[0], Ordering::Release);
     }
 
-    /// Strikes a registration out.
+    /// Removes a registration's record.
     pub fn leave(&mut self, ticket: RecordId) {
         if ticket.0 >= self.used {
             return;
@@ -231,14 +232,14 @@ impl StateFile {
         }
     }
 
-    /// So many more signals are owed to it.
+    /// Adds to the signals owed to a registration.
     pub fn owe(&self, ticket: RecordId, signals: u64) {
         if let Some(word) = self.owed(ticket) {
             word.fetch_add(signals, Ordering::Release);
         }
     }
 
-    /// So many of them were given.
+    /// Takes the signals that were given from those owed.
     pub fn pay(&self, ticket: RecordId, signals: u64) {
         if let Some(word) = self.owed(ticket) {
             let owed = word.load(Ordering::Relaxed);
@@ -250,12 +251,12 @@ impl StateFile {
         self.lines.get(RECORDS + ticket.0 as usize).map(|StateLine(line)| &line[AT_OWED])
     }
 
-    /// The side of a threshold that was told, or is owed.
+    /// Sets the side of a threshold that was signalled, or is owed.
     pub fn set_above(&self, ticket: RecordId, above: bool) {
         self.change(ticket, |first| with_side(first, above));
     }
 
-    /// The client has its answer.
+    /// Notes that the client has its answer.
     pub fn confirm(&self, ticket: RecordId) {
         self.change(ticket, made_sure);
     }
@@ -267,7 +268,7 @@ impl StateFile {
         }
     }
 
-    /// Before it is signalled: what was taken out of a slot.
+    /// Notes events taken out of a slot, before they are signalled.
     pub fn begin(&self, taken: &Unfinished) {
         let Unfinished { cgroup_id, seen } = taken;
         let words = [
@@ -290,13 +291,13 @@ impl StateFile {
         self.word(JOURNAL, 0).store(*cgroup_id, Ordering::Release);
     }
 
-    /// All of it is owed, or stands in [`State::keep_on`]'s lines.
+    /// Notes that all of them are owed, or are in [`StateFile::keep_on`]'s lines.
     pub fn end(&self) {
         self.word(JOURNAL, 0).store(0, Ordering::Release);
     }
 
-    /// Before [`State::end`], where what was taken out of a slot needs more than one
-    /// turn: until these lines are left, the next agent has it all once more.
+    /// Keeps events taken out of a slot that need more than one turn, before [`StateFile::end`]:
+    /// until these lines are removed, the next agent handles them all once more.
     ///
     /// # Errors
     /// The file cannot grow.
@@ -321,11 +322,11 @@ impl StateFile {
         lines.into_iter().map(keep).collect()
     }
 
-    /// What an agent that was killed had begun.
+    /// The events that a killed agent had begun to signal.
     #[must_use]
     pub fn unfinished(&self) -> Vec<Unfinished> {
         let mut all: Vec<Unfinished> = self.unfinished.iter().map(|ticket| self.kept_on(*ticket)).collect();
-        // Killed between the two, it left the same twice.
+        // Killed between the two, it left the same line twice.
         all.extend(self.journal().filter(|journal| {
             let again = |kept: &Unfinished| {
                 let of = |seen: &Seen| (seen.memory, seen.sum);
@@ -341,7 +342,7 @@ impl StateFile {
         all
     }
 
-    /// What was left unfinished is in the slots again.
+    /// Notes that all unfinished events are in the slots again.
     pub fn end_all(&mut self) {
         for ticket in std::mem::take(&mut self.unfinished) {
             self.leave(ticket);
@@ -394,7 +395,7 @@ impl StateFile {
         std::array::from_fn(|at| self.word(line, at).load(Ordering::Acquire))
     }
 
-    /// A word, counted from the start of `line`. The file has all that is asked for.
+    /// A word, counted from the start of `line`, which lies within the file.
     fn word(&self, line: usize, at: usize) -> &AtomicU64 {
         static NOWHERE: AtomicU64 = AtomicU64::new(0);
         self.lines.get(line + at / WORDS).map_or(&NOWHERE, |StateLine(words)| &words[at % WORDS])
@@ -404,8 +405,8 @@ impl StateFile {
 /// Makes the file `lines` long, and maps it.
 fn map(file: &OwnedFd, lines: usize) -> Result<Table<StateLine>> {
     let bytes = i64::try_from(lines * size_of::<StateLine>()).unwrap_or(i64::MAX);
-    ftruncate(file, bytes).map_err(|errno| Error::syscall("ftruncate of the state record", errno))?;
-    Table::map(file, lines, "state record")
+    ftruncate(file, bytes).map_err(|errno| Error::syscall("ftruncate of the state file", errno))?;
+    Table::map(file, lines, "state file")
 }
 
 #[cfg(test)]

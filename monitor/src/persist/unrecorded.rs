@@ -1,20 +1,20 @@
-//! Tickets of registrations that are recorded nowhere.
+//! Ids of registrations that are recorded nowhere.
 
 use crate::persist::RecordId;
 
-/// The first of them; no record has room for so many registrations.
+/// The first of these ids; no state file has room for so many registrations.
 const FIRST: u32 = 1 << 31;
 
 impl RecordId {
-    /// Whether its registration outlives the agent.
+    /// Whether the registration outlives the agent.
     #[must_use]
     pub const fn is_recorded(self) -> bool {
         self.0 < FIRST
     }
 }
 
-/// Gives out tickets to registrations that nobody would keep a record of: all where
-/// nobody keeps any, and the agent's own. Each is one registration's at a time.
+/// Assigns ids to registrations without a record: all where there is no descriptor store,
+/// and the agent's own. Each id is one registration's at a time.
 #[derive(Debug, Default)]
 pub struct Unrecorded {
     free: Vec<RecordId>,
@@ -22,7 +22,7 @@ pub struct Unrecorded {
 }
 
 impl Unrecorded {
-    /// A ticket that no registration has.
+    /// Assigns an id that no registration has.
     pub fn enter(&mut self) -> RecordId {
         self.free.pop().unwrap_or_else(|| {
             self.used += 1;
@@ -30,7 +30,7 @@ impl Unrecorded {
         })
     }
 
-    /// Its registration is over.
+    /// Frees the id of a registration that ended.
     pub fn leave(&mut self, ticket: RecordId) {
         self.free.push(ticket);
         if self.free.len() == self.used as usize {

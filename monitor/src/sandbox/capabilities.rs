@@ -1,4 +1,4 @@
-//! Capabilities of the calling thread.
+//! Gives up capabilities of the calling thread.
 
 use std::collections::HashSet;
 
@@ -11,8 +11,8 @@ fn failed(call: &str) -> impl FnOnce(CapsError) -> Error {
     move |error| Error::Host(format!("{call}: {error}"))
 }
 
-/// Keeps these of what the thread has, and nothing else in any set, nor what it could
-/// get by running a program.
+/// Keeps these of the thread's capabilities, and no others in any set, nor those that it
+/// could get by running a program.
 ///
 /// # Errors
 /// `prctl` or `capset` failed.
@@ -20,14 +20,14 @@ pub fn keep(kept: &[Capability]) -> Result<()> {
     prctl::set_no_new_privs().map_err(|errno| Error::syscall("prctl PR_SET_NO_NEW_PRIVS", errno))?;
     caps::clear(None, CapSet::Ambient).map_err(failed("prctl PR_CAP_AMBIENT"))?;
     for capability in caps::runtime::thread_all_supported() {
-        // Without CAP_SETPCAP it stays, and no_new_privs makes it worth nothing.
+        // Without CAP_SETPCAP it stays, and no_new_privs makes it useless.
         if caps::drop(None, CapSet::Bounding, capability).is_err() {
             break;
         }
     }
     let has = caps::read(None, CapSet::Permitted).map_err(failed("capget"))?;
     let kept: HashSet<_> = kept.iter().copied().filter(|capability| has.contains(capability)).collect();
-    // In this order each step is a subset of what is allowed.
+    // In this order each step is a subset of the sets before.
     for (set, capabilities) in
         [(CapSet::Inheritable, &HashSet::new()), (CapSet::Effective, &kept), (CapSet::Permitted, &kept)]
     {
@@ -36,8 +36,8 @@ pub fn keep(kept: &[Capability]) -> Result<()> {
     Ok(())
 }
 
-/// Whether `work` fails without these capabilities, and only then. Kernels differ in
-/// what they are asked for, so the running one is.
+/// Whether `work` fails without these capabilities, and only then. Kernels differ in what
+/// they require, so it is tried on the running one.
 pub fn needed_for(capabilities: &[Capability], mut work: impl FnMut() -> bool) -> bool {
     let Ok(before) = caps::read(None, CapSet::Effective) else { return true };
     let without: HashSet<_> = before.iter().copied().filter(|one| !capabilities.contains(one)).collect();
@@ -69,8 +69,8 @@ mod tests {
     #[test]
     fn a_trial_leaves_everything_as_it_was() {
         let before = caps::read(None, caps::CapSet::Effective).expect("capget");
-        assert!(!needed_for(&super::super::ASK, || true));
-        assert!(needed_for(&super::super::ASK, || false));
+        assert!(!needed_for(&super::super::QUERY, || true));
+        assert!(needed_for(&super::super::QUERY, || false));
         assert_eq!(caps::read(None, caps::CapSet::Effective).expect("capget"), before);
     }
 }

@@ -1,8 +1,8 @@
-//! Which files the calling thread may open (Landlock).
+//! Restricts the files that the calling thread may open (Landlock).
 //!
-//! Not for the doors' thread: a thread under Landlock may look at no process outside
-//! (`hook_ptrace_access_check`), and to look at clients is what that one does. There,
-//! the filter of system calls lets files be opened for reading only.
+//! The frontends' thread is not under Landlock: a thread under it may not inspect processes
+//! outside (`hook_ptrace_access_check`), and that thread has to inspect clients. There, the
+//! filter of system calls allows files to be opened for reading only.
 
 use std::path::Path;
 
@@ -14,14 +14,14 @@ use nix::errno::Errno;
 
 use crate::error::{Error, Result};
 
-/// What is asked for; older kernels do what they can of it.
+/// The ABI that is requested; older kernels do what they can of it.
 const WANTED: ABI = ABI::V5;
 
-/// Lets this thread, and those that it starts, read below `directories`, and open nothing
-/// else, neither files nor ports. Says how far the kernel went along.
+/// Allows this thread, and threads that it starts, to read below `directories`, and to open
+/// nothing else, neither files nor ports. Returns how far the kernel enforces that.
 ///
 /// # Errors
-/// The kernel has Landlock, and refused.
+/// The kernel has Landlock, and refused the rules.
 pub fn read_only<'a>(directories: impl IntoIterator<Item = &'a Path>) -> Result<&'static str> {
     let failed = |error: &dyn std::fmt::Display| Error::Host(format!("Landlock: {error}"));
     let status = Ruleset::default()
@@ -40,14 +40,14 @@ pub fn read_only<'a>(directories: impl IntoIterator<Item = &'a Path>) -> Result<
     })
 }
 
-/// What this kernel has of it.
+/// The Landlock ABI of this kernel, in words.
 ///
 /// # Errors
-/// Nothing: says why.
+/// The reason why there is no Landlock.
 pub fn available() -> Result<String, &'static str> {
     const VERSION: u32 = 1;
     let nothing = std::ptr::null::<libc::c_void>();
-    // SAFETY: with this flag the kernel reads nothing, and answers a number.
+    // SAFETY: with this flag the kernel reads nothing, and returns a number.
     let abi = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, nothing, 0, VERSION) };
     match Errno::result(abi) {
         Ok(abi) => Ok(format!("ABI {abi}")),

@@ -1,8 +1,8 @@
-//! Which system calls may be made (seccomp).
+//! Restricts the system calls that may be made (seccomp).
 //!
-//! What is not on the list fails with `EPERM`, and the kernel's log names it: one call
-//! too few on a host that we do not know costs one operation, not everybody's
-//! notifications. What no agent ever calls, and only a captured one would, ends it.
+//! A call that is not on the list fails with `EPERM`, and the kernel's log names it: one call
+//! too few on an unknown host costs one operation, not all clients' notifications. Calls that
+//! no agent ever makes, and only a captured one would, end the process.
 
 use std::collections::BTreeMap;
 
@@ -18,11 +18,11 @@ use crate::{
     sandbox::Sandbox,
 };
 
-/// Calls that are allowed.
+/// A set of calls that are allowed.
 #[derive(Debug, Default)]
 pub struct Set(BTreeMap<c_long, Vec<SeccompRule>>);
 
-/// What every process of ours does: memory, threads, time, its log, its end.
+/// Calls of every process of the agent's: memory, threads, time, its log, its end.
 const ALL: &[c_long] = &[
     libc::SYS_read,
     libc::SYS_write,
@@ -55,7 +55,7 @@ const ALL: &[c_long] = &[
     libc::SYS_exit_group,
 ];
 
-/// What the agent does besides.
+/// Further calls of the agent.
 const AGENT: &[c_long] = &[
     // Waiting.
     libc::SYS_epoll_ctl,
@@ -72,7 +72,7 @@ const AGENT: &[c_long] = &[
     libc::SYS_set_robust_list,
     libc::SYS_rseq,
     libc::SYS_membarrier,
-    // Files: to look at, and those of its own to remove at its end.
+    // Files: to inspect, and those of its own to remove at its end.
     libc::SYS_statx,
     libc::SYS_lseek,
     libc::SYS_pread64,
@@ -93,8 +93,8 @@ const AGENT: &[c_long] = &[
     libc::SYS_unlink,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_rmdir,
-    // Clients, scrapers, and what outlives the agent: the state record, descriptors in the
-    // service manager's hands.
+    // Clients, scrapers, and state that outlives the agent: the state file, descriptors in
+    // the descriptor store.
     libc::SYS_accept4,
     libc::SYS_connect,
     libc::SYS_sendto,
@@ -112,17 +112,18 @@ const AGENT: &[c_long] = &[
     libc::SYS_memfd_create,
     libc::SYS_ftruncate,
     libc::SYS_pwrite64,
-    // Signals.
+    // Signals to eventfds.
     libc::SYS_io_setup,
     libc::SYS_io_submit,
     libc::SYS_io_getevents,
     libc::SYS_io_destroy,
 ];
 
-/// Answered `ENOSYS`, so that glibc goes on to `clone`, whose flags can be looked at.
+/// Answered with `ENOSYS`, so that glibc goes on to `clone`, whose flags can be checked.
 const UNKNOWN: &[c_long] = &[libc::SYS_clone3];
 
-/// End the process: a program, another's memory, another's place, another kernel.
+/// Calls that end the process: to run a program, to access another process's memory, to
+/// change the mounts or the root, to load another kernel.
 const NEVER: &[c_long] = &[
     libc::SYS_execve,
     libc::SYS_execveat,
@@ -139,16 +140,16 @@ const NEVER: &[c_long] = &[
     libc::SYS_reboot,
 ];
 
-/// Ways to open a file other than for reading.
+/// Flags that open a file other than for reading.
 const TO_WRITE: i32 =
     libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC | libc::O_APPEND | (libc::O_TMPFILE & !libc::O_DIRECTORY);
 
-/// Commands of `bpf` on maps and programs that are there already: look up, update,
-/// delete, the next key, run, what is counted of one, look up and delete.
+/// Commands of `bpf` on maps and programs that are there already: look up, update, delete,
+/// the next key, run, a program's statistics, look up and delete.
 const BPF_USE: [i32; 7] = [1, 2, 3, 4, 10, 15, 21];
 
 impl Set {
-    /// Of the agent, once it is ready.
+    /// The calls of the agent once it is ready.
     #[must_use]
     pub fn agent() -> Self {
         let mut set = Self::of(&[ALL, AGENT]);
@@ -162,16 +163,16 @@ impl Set {
         set.only(libc::SYS_bpf, 0, &SeccompCmpOp::Eq, BPF_USE);
         let thread = libc::CLONE_THREAD;
         set.only(libc::SYS_clone, 0, &SeccompCmpOp::MaskedEq(bits(thread)), [thread]);
-        // FIONBIO; and FUSE's threads ask for nothing else.
+        // FIONBIO; FUSE's threads need no other.
         set.only(libc::SYS_ioctl, 1, &SeccompCmpOp::Eq, [0x5421]);
-        // Real and saved user id swapped, to send what is kept (`in_flight`): the effective one
-        // stays, and without CAP_SETUID no other can be had.
+        // Swaps real and saved user id, to send kept eventfds (`in_flight`): the effective one
+        // stays, and without CAP_SETUID no other is possible.
         set.only(libc::SYS_setresuid, 1, &SeccompCmpOp::Eq, [-1]);
         set.only(libc::SYS_prctl, 0, &SeccompCmpOp::Eq, [libc::PR_SET_NAME, libc::PR_SET_VMA]);
         set
     }
 
-    /// Of the process that waits to unmount.
+    /// The calls of the process that waits to unmount.
     #[must_use]
     pub fn unmounter() -> Self {
         let mut set = Self::of(&[ALL, &[libc::SYS_umount2, libc::SYS_unlinkat]]);
@@ -181,13 +182,13 @@ impl Set {
         set
     }
 
-    /// How many.
+    /// The number of calls in the set.
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether nothing may be called.
+    /// Whether the set allows no call.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -195,7 +196,7 @@ impl Set {
 
     fn of(calls: &[&[c_long]]) -> Self {
         let mut set = Self(calls.iter().copied().flatten().map(|call| (*call, Vec::new())).collect());
-        // No memory that can be run.
+        // No memory that is executable.
         for call in [libc::SYS_mmap, libc::SYS_mprotect] {
             set.only(call, 2, &SeccompCmpOp::MaskedEq(bits(libc::PROT_EXEC)), [0]);
         }
@@ -219,12 +220,12 @@ impl Set {
 }
 
 const fn bits(number: i32) -> u64 {
-    // The upper half is not looked at.
+    // The upper half is not compared.
     number as u32 as u64
 }
 
-/// From now on, and for all threads, only these calls may be made. With
-/// [`Mode::Warn`] others are made, and the kernel's log names them.
+/// Allows only these calls from now on, for all threads. With [`Sandbox::Warn`] others are
+/// allowed, too, and the kernel's log names them.
 ///
 /// # Errors
 /// The kernel has no seccomp, or a thread has a filter of its own.
@@ -243,8 +244,8 @@ pub fn restrict(set: &Set, mode: Sandbox) -> Result<()> {
     }
     // The list last: it allows what installs the others.
     let mut allowed = set.0.clone();
-    // Answered above, and of two that refuse, the later one's errno would count. With
-    // `Mode::Warn` it is made, and expected: threads are started by it.
+    // Answered above, and of two filters that refuse, the later one's errno would count.
+    // With `Sandbox::Warn` it is made, and expected: threads are started by it.
     allowed.extend(each(UNKNOWN));
     filters.push((allowed, refused, SeccompAction::Allow));
     for (rules, otherwise, listed) in filters {
@@ -268,14 +269,14 @@ fn compile(
     filter.try_into().map_err(|error: seccompiler::BackendError| failed(&error))
 }
 
-/// With a word in the kernel's log for each call that is refused, which the crate
-/// cannot ask for.
+/// Installs a filter with the flag, missing in the crate, by which the kernel logs each
+/// refused call.
 fn install(program: &BpfProgram) -> Result<()> {
     const FLAGS: libc::c_ulong = libc::SECCOMP_FILTER_FLAG_TSYNC | libc::SECCOMP_FILTER_FLAG_LOG;
     let length = u16::try_from(program.len()).map_err(|_| Error::Host("seccomp: too many rules".into()))?;
-    // The crate's instructions are laid out as the kernel's.
+    // The crate's instructions have the kernel's layout.
     let program = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut().cast() };
-    // SAFETY: as many instructions as it says, which outlive the call; the kernel
+    // SAFETY: as many instructions as its length, which outlive the call; the kernel
     // copies them.
     let result =
         unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, FLAGS, &raw const program) };
@@ -286,10 +287,10 @@ fn install(program: &BpfProgram) -> Result<()> {
     }
 }
 
-/// Whether this kernel filters system calls.
+/// Checks that this kernel filters system calls.
 ///
 /// # Errors
-/// It does not.
+/// The errno of a kernel that does not.
 pub fn available() -> Result<(), Errno> {
     let action = libc::SECCOMP_RET_ERRNO;
     // SAFETY: the kernel reads one word.

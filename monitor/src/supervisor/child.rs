@@ -1,5 +1,5 @@
-//! The agent as a child: started with the descriptors that are kept for it, as a service
-//! manager would (`LISTEN_FDS`).
+//! The agent as a child process, started with the descriptors that are kept for it, like by a
+//! service manager (`LISTEN_FDS`).
 
 use std::{
     ffi::{CString, OsStr, OsString},
@@ -30,16 +30,16 @@ use crate::{
 /// The first descriptor that is handed over (`SD_LISTEN_FDS_START`).
 const FIRST: RawFd = 3;
 
-/// A running agent.
+/// A running agent's process.
 #[derive(Debug)]
 pub struct Worker {
-    /// Its process.
+    /// Process id of the agent.
     pub pid: Pid,
-    /// When it was started.
+    /// Time of its start.
     pub began: Instant,
 }
 
-/// Starts one, which is told to keep up to `room` descriptors by messages to `notify`. The
+/// Starts an agent, which may have up to `room` descriptors kept by messages to `notify`. The
 /// caller has a single thread.
 ///
 /// # Errors
@@ -54,11 +54,11 @@ pub fn start(
     let began = Instant::now();
     let room = room.to_string();
     let more = [("NOTIFY_SOCKET", notify.as_os_str()), ("FDSTORE", OsStr::new(&room))];
-    // SAFETY: this process has one thread, so the child may do what it likes.
+    // SAFETY: this process has one thread, so the child may call any function.
     match unsafe { fork() }.map_err(|errno| Error::syscall("fork", errno))? {
         ForkResult::Parent { child } => Ok(Worker { pid: child, began }),
         ForkResult::Child => {
-            // A parent that is killed takes what it keeps along: then nothing is to stay.
+            // With a killed parent the kept descriptors are lost: then the agent is to end, too.
             let _ = prctl::set_pdeathsig(Signal::SIGTERM);
             let errno = become_with(program, arguments, kept, &more);
             eprintln!("memcg-monitor: execve {}: {errno}", program.display());
@@ -67,7 +67,7 @@ pub fn start(
     }
 }
 
-/// Becomes the program that is there now, with what is kept. Returns only if that fails.
+/// Executes the program as it is now, with the kept descriptors. Returns only on failure.
 pub(super) fn begin_again(program: &Path, kept: &StoredDescriptors) -> Error {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     let errno = become_with(program, &arguments, kept, &[]);
@@ -94,7 +94,7 @@ fn replace(
 ) -> nix::Result<std::convert::Infallible> {
     let names: Vec<&str> = kept.iter().map(|(name, _)| name.as_str()).collect();
     let (names, count, pid) = (names.join(":"), kept.len().to_string(), getpid().to_string());
-    // With nothing to hand over there would be a name too many: the empty one.
+    // Without descriptors there would be a name too many: the empty one.
     let named = (!kept.is_empty()).then_some(("LISTEN_FDNAMES", OsStr::new(&names)));
     let ours: Vec<(&str, &OsStr)> = [("LISTEN_PID", OsStr::new(&pid)), ("LISTEN_FDS", OsStr::new(&count))]
         .into_iter()
@@ -113,14 +113,14 @@ fn replace(
     execve(&program, &arguments, &environment)
 }
 
-/// Puts the descriptors where they are expected, open for the program to come.
+/// Moves the descriptors to the expected numbers, open across `exec`.
 fn hand_over(kept: &StoredDescriptors) -> nix::Result<()> {
     let end = FIRST + RawFd::try_from(kept.len()).unwrap_or(0);
-    // Out of the way first: one's place may be where another is now.
+    // Moved out of the way first: one's number may be another's now.
     let moved: Vec<RawFd> =
         kept.iter().map(|(_, fd)| fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(end))).collect::<nix::Result<_>>()?;
     for (place, from) in (FIRST..end).zip(moved) {
-        // SAFETY: two numbers; what was at `place` is of no use to the program to come.
+        // SAFETY: two numbers; the descriptor at `place` is of no use to the next program.
         Errno::result(unsafe { libc::dup2(from.as_raw_fd(), place) })?;
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! What the agent tells its parent, as it would tell systemd.
+//! The agent's messages to its parent, in the protocol of systemd's `sd_notify(3)`.
 
 use std::{
     fs,
@@ -20,23 +20,23 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Descriptors in a message at most.
+/// Most descriptors in a message.
 const FEW: usize = 16;
 
-/// One datagram.
+/// One datagram of the agent.
 #[derive(Debug, Default)]
 pub struct Message {
-    /// Keep the descriptors.
+    /// The descriptors are to be kept.
     pub store: bool,
-    /// Keep those of this name no longer.
+    /// Descriptors of this name are no longer to be kept.
     pub forget: bool,
-    /// By which they are known.
+    /// Name of the descriptors.
     pub name: Option<String>,
-    /// The agent serves.
+    /// The agent is ready.
     pub ready: bool,
-    /// Lines that are for the service manager.
+    /// Lines that are passed on to the service manager.
     pub rest: String,
-    /// What came along.
+    /// Descriptors sent along with the datagram.
     pub descriptors: Vec<OwnedFd>,
 }
 
@@ -48,7 +48,7 @@ impl Message {
                 Some(("FDSTORE", value)) => message.store = value == "1",
                 Some(("FDSTOREREMOVE", value)) => message.forget = value == "1",
                 Some(("FDNAME", name)) => message.name = Some(name.to_owned()),
-                // Nothing that is kept here is polled; and the process is ours to name.
+                // No kept descriptor is polled here; and this process is the main one.
                 Some(("FDPOLL" | "MAINPID" | "BARRIER", _)) => {}
                 _ => {
                     message.ready |= line == "READY=1";
@@ -61,7 +61,7 @@ impl Message {
     }
 }
 
-/// Where those arrive; only the agent is listened to.
+/// The socket that messages arrive at; only the agent's are read.
 #[derive(Debug)]
 pub struct Mailbox {
     socket: UnixDatagram,
@@ -69,10 +69,10 @@ pub struct Mailbox {
 }
 
 impl Mailbox {
-    /// At `path`, where one that was killed may have left its own.
+    /// Binds the socket at `path`, where a killed supervisor may have left its own.
     ///
     /// # Errors
-    /// Names the call and the path.
+    /// The error names the call and the path.
     pub fn new(path: PathBuf) -> Result<Self> {
         let failed = |error: io::Error| Error::file("bind", &path, error);
         if let Some(directory) = path.parent() {
@@ -91,13 +91,13 @@ impl Mailbox {
         Ok(Self { socket, path })
     }
 
-    /// For `NOTIFY_SOCKET`.
+    /// Path of the socket, for `NOTIFY_SOCKET`.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The next message of process `from`; what others send is thrown away.
+    /// Receives the next message of process `from`; messages of others are dropped.
     pub fn receive(&self, from: Option<Pid>) -> Option<Message> {
         loop {
             let mut bytes = [0; 4096];

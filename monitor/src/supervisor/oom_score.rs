@@ -1,16 +1,16 @@
-//! Whom the kernel kills for lack of memory: the agent rather than its parent, since
-//! only the agent comes back.
+//! The parent's OOM score: the kernel is to kill the agent rather than its parent, since only
+//! the agent is started again.
 
 use std::{fs, sync::OnceLock};
 
 const FILE: &str = "/proc/self/oom_score_adj";
-/// `OOM_SCORE_ADJ_MIN`: never.
+/// The kernel's `OOM_SCORE_ADJ_MIN`, by which a process is never killed.
 const NEVER: &str = "-1000";
 
-/// What the administrator had chosen, for the agent.
+/// The administrator's value, for the agent.
 static CHOSEN: OnceLock<String> = OnceLock::new();
 
-/// Takes this process out of the choice, where it may (`CAP_SYS_RESOURCE`).
+/// Excludes this process from the OOM killer's choice, where it may (`CAP_SYS_RESOURCE`).
 pub(super) fn take_out() {
     let Ok(chosen) = fs::read_to_string(FILE) else { return };
     match fs::write(FILE, NEVER) {
@@ -19,7 +19,7 @@ pub(super) fn take_out() {
     }
 }
 
-/// Puts it back, for the program to come.
+/// Restores the administrator's value, for the next program.
 pub(super) fn put_back() {
     if let Some(chosen) = CHOSEN.get()
         && let Err(error) = fs::write(FILE, chosen)

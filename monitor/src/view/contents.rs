@@ -1,4 +1,4 @@
-//! What a file of the view says: read from the real files at that moment.
+//! The contents of the view's files, read from the real files at that moment.
 
 use std::{
     fs::File,
@@ -17,11 +17,11 @@ use crate::{
     view::values,
 };
 
-/// The text of `file` of the group `id`, whose directory is `directory`.
+/// Reads the text of `file` of the group `id`, whose directory is `directory`.
 ///
 /// # Errors
-/// `EINVAL` where there is nothing to read; `ENODEV` when the group has gone, as
-/// on a kernel's file that is still open.
+/// `EINVAL` where there is nothing to read; `ENODEV` when the group is removed, like on a
+/// kernel's file that is still open.
 pub fn read(
     directories: &Directories,
     id: u64,
@@ -65,7 +65,7 @@ impl Group<'_> {
                 let inactive = values::keyed(&self.text("memory.stat")?, "inactive_file");
                 values::line(values::working_set(self.usage()?, inactive))
             }
-            // The root keeps no record, nor did kernels before 5.19.
+            // The root has no peak, nor had kernels before 5.19.
             V1File::MaxUsage => match self.optional("memory.peak")? {
                 Some(peak) if !self.is_root => peak,
                 _ => values::line(self.usage()?),
@@ -139,8 +139,8 @@ impl Group<'_> {
     fn optional(&self, name: &str) -> Result<Option<String>, Errno> {
         match self.text(name) {
             Ok(text) => Ok(Some(text)),
-            // Either this kernel has no such file, or the group has gone: then
-            // the next file that is read says so.
+            // Either this kernel has no such file, or the group is removed: then
+            // the next file that is read fails.
             Err(Errno::ENODEV) => Ok(None),
             Err(errno) => Err(errno),
         }
@@ -150,7 +150,7 @@ impl Group<'_> {
 /// The text of a real file.
 ///
 /// # Errors
-/// `ENODEV` when there is none, or none any more.
+/// `ENODEV` when the file is not there, or no longer.
 pub fn text(directory: &Directory, name: &str) -> Result<String, Errno> {
     read_file(directory, name).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
 }

@@ -1,7 +1,7 @@
-//! The tree as a FUSE file system: which request gets which answer.
+//! The tree as a FUSE file system: the answer to each request.
 //!
-//! Runs on threads of its own, which wait for nobody: the agent's loop may close
-//! or look at a descriptor that lies on the view, and needs an answer from here.
+//! Runs on threads of its own, which never wait for the agent's loop: that may close or inspect
+//! a descriptor that lies on the view, and needs an answer from here.
 
 use std::{
     ffi::OsStr,
@@ -33,7 +33,7 @@ use crate::{
     },
 };
 
-/// The kernel asks each time, so that what has gone is gone at once.
+/// Time for which the kernel may cache answers: none, so that a removed group is gone at once.
 const TTL: Duration = Duration::ZERO;
 
 /// Longest write that arrives whole. It is more than a line, so a longer one is
@@ -43,7 +43,7 @@ const LARGEST_WRITE: u32 = 1 << 20;
 /// Bytes of text kept for readers in small pieces.
 const SNAPSHOTS: usize = 8 << 20;
 
-/// What the FUSE threads share.
+/// State that the FUSE threads share.
 #[derive(Debug)]
 pub struct View {
     tree: std::sync::Arc<Tree>,
@@ -54,7 +54,7 @@ pub struct View {
 }
 
 impl View {
-    /// Shows `tree`; what is written to a `cgroup.event_control` goes to `writes`.
+    /// Shows `tree`; writes to a `cgroup.event_control` are sent to `writes`.
     #[must_use]
     pub fn new(tree: std::sync::Arc<Tree>, writes: mpsc::Sender<Written>) -> Self {
         Self {
@@ -84,17 +84,17 @@ impl View {
     }
 
     fn snapshots(&self) -> MutexGuard<'_, Snapshots> {
-        // Whatever a thread left undone, the texts are whole.
+        // The texts are whole even if a thread panicked under the lock.
         self.snapshots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What `read` gives: anew at the start, and then what was given there.
+    /// The bytes for `read`: from a new text at offset 0, and from that text after it.
     fn text(&self, number: INodeNo, handle: u64, offset: u64, size: u32) -> Result<Vec<u8>, Code> {
         let (group, file) = self.file(number)?;
         if offset > 0 {
             let mut snapshots = self.snapshots();
             if let Some(text) = snapshots.get(handle) {
-                // A group that has gone answers ENODEV in the middle, too.
+                // A removed group answers ENODEV in the middle, too.
                 let piece = part(text, offset, size).to_vec();
                 if piece.is_empty() {
                     snapshots.forget(handle);
@@ -117,8 +117,8 @@ impl View {
         Ok(piece)
     }
 
-    /// Checks of a write that come before the line is looked at
-    /// (`kernfs_fop_write_iter`, `cgroup_file_write`).
+    /// Checks of a write that are made before the line is parsed (`kernfs_fop_write_iter`,
+    /// `cgroup_file_write`).
     fn admit(&self, number: INodeNo, data: &[u8]) -> Result<u64, Code> {
         let (group, file) = self.file(number)?;
         if data.len() > MAX_LINE {
@@ -127,7 +127,7 @@ impl View {
         self.tree.open(group).map_err(|_| Code::ENODEV)?;
         match file {
             V1File::EventControl => Ok(group),
-            // Nothing else can be written to: it only watches.
+            // No other file can be written to: the view is for watching.
             _ => Err(Code::EINVAL),
         }
     }
@@ -162,7 +162,7 @@ fn file_attr(found: &Attributes, root: u64) -> FileAttr {
 
 impl Filesystem for View {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        // A kernel that takes less says so, and takes that.
+        // A kernel with a lower limit reports it, and applies that.
         let _ = config.set_max_write(LARGEST_WRITE);
         Ok(())
     }
@@ -185,7 +185,7 @@ impl Filesystem for View {
         }
     }
 
-    /// `O_TRUNC` arrives here, and changes nothing. Owner and mode are the real
+    /// Accepts `O_TRUNC`, which arrives here, and changes nothing. Owner and mode are the real
     /// directory's.
     fn setattr(
         &self,
@@ -243,7 +243,7 @@ impl Filesystem for View {
         }
     }
 
-    /// The offset is ignored: one write is one line, as in the kernel.
+    /// Takes one write as one line, as in the kernel; the offset is ignored.
     fn write(
         &self,
         request: &Request,
@@ -261,7 +261,10 @@ impl Filesystem for View {
             Err(code) => return reply.error(errno(code)),
         };
         let Some(place) = self.shares.take(request.uid()) else {
-            log::warn!("a registration of uid {} was refused: too many of that user's wait", request.uid());
+            log::warn!(
+                "a registration of uid {} was refused: too many of that user's are waiting",
+                request.uid()
+            );
             return reply.error(errno(Code::ENOMEM));
         };
         let written = Written {
@@ -275,7 +278,7 @@ impl Filesystem for View {
         match self.writes.try_send(written) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Full(written)) => {
-                log::warn!("a registration was refused: too many wait to be looked at");
+                log::warn!("a registration was refused: too many are waiting to be handled");
                 written.reply.refuse(Code::ENOMEM);
             }
             // The agent ends; dropped, it answers ENOTCONN.
@@ -308,7 +311,7 @@ impl Filesystem for View {
         let names = self.node(number).and_then(|node| self.tree.list(node.group, offset));
         let names = match names {
             Ok(names) => names,
-            // An open directory that has gone is empty, as in the kernel.
+            // An open directory that is removed is empty, as in the kernel.
             Err(Code::ENOENT) => return reply.ok(),
             Err(code) => return reply.error(errno(code)),
         };
@@ -321,7 +324,7 @@ impl Filesystem for View {
         reply.ok();
     }
 
-    // What a cgroup directory does not have, with the errno that it gives.
+    // Operations that a cgroup directory does not have, with the errno that it gives.
 
     fn create(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
         reply.error(Errno::EACCES);

@@ -1,4 +1,4 @@
-//! Mounts the view, and leaves nothing behind.
+//! Mounts the view, and unmounts it without traces.
 
 use std::{
     fs,
@@ -21,16 +21,16 @@ use crate::{
     view::unmounter::Unmounter,
 };
 
-/// The kernel's end of FUSE.
+/// Device file of FUSE.
 const DEVICE: &str = "/dev/fuse";
 
-/// By which a mount is known as an agent's.
+/// Source and subtype of a mount, by which it is recognized as an agent's.
 const NAME: &str = "memcg-monitor";
 
-/// How long a view that is there already may take to say that it lives.
+/// Longest time that a view that is there already may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The mounted view; unmounted with its value.
+/// The mounted view, which is unmounted when it is dropped.
 #[derive(Debug)]
 pub struct Mounted {
     point: PathBuf,
@@ -38,17 +38,17 @@ pub struct Mounted {
     unmounter: Unmounter,
 }
 
-/// Why there is no view.
+/// Reasons why there is no view.
 #[derive(Debug)]
 pub enum Failure {
     /// This host, or this agent's privilege, has no FUSE.
     Unavailable(Error),
-    /// Anything else.
+    /// Failed for any other reason.
     Other(Error),
 }
 
 impl Failure {
-    /// The error in it.
+    /// The error of the failure.
     #[must_use]
     pub fn into_error(self) -> Error {
         let (Self::Unavailable(error) | Self::Other(error)) = self;
@@ -62,11 +62,11 @@ impl From<Error> for Failure {
     }
 }
 
-/// Mounts on `point`, which is made if it is not there, and with `remove` goes
-/// with the mount. What an agent that was killed left there is cleared away.
+/// Mounts on `point`, which is made if it is not there, and with `remove` is removed after the
+/// mount. The mount of an agent that was killed is cleared away first.
 ///
 /// # Errors
-/// Something else is there, another agent's view among it; or there is no FUSE.
+/// There is another mount, perhaps another agent's view; or there is no FUSE.
 pub fn on(point: &Path, remove: bool, mode: sandbox::Sandbox) -> Result<(OwnedFd, Mounted), Failure> {
     let device = open_device().map_err(Failure::Unavailable)?;
     clear(point)?;
@@ -84,10 +84,10 @@ pub fn on(point: &Path, remove: bool, mode: sandbox::Sandbox) -> Result<(OwnedFd
     Ok((device, Mounted { point, remove: remove || made, unmounter }))
 }
 
-/// Whether this host has FUSE.
+/// Checks that this host has FUSE.
 ///
 /// # Errors
-/// Its device cannot be opened.
+/// The device file cannot be opened.
 pub fn available() -> Result<()> {
     open_device().map(drop)
 }
@@ -108,7 +108,7 @@ fn mount_on(point: &Path, device: &OwnedFd) -> Result<(), Failure> {
         );
         return Err(Error::Host(why).into());
     }
-    // Mode and owner of the root are asked for before they are used.
+    // Mode and owner of the root are requested before they are used.
     let options = format!(
         "fd={},rootmode=40755,user_id=0,group_id=0,default_permissions,allow_other",
         device.as_raw_fd()
@@ -124,9 +124,9 @@ fn mount_on(point: &Path, device: &OwnedFd) -> Result<(), Failure> {
     })
 }
 
-/// Unmounts what killed agents left.
+/// Unmounts the views that killed agents left.
 fn clear(point: &Path) -> Result<()> {
-    // The last part of a dead mount's name cannot be looked at.
+    // The last part of a dead mount's path cannot be inspected.
     let directory = point.parent().and_then(|directory| directory.canonicalize().ok());
     let real = match (directory, point.file_name()) {
         (Some(directory), Some(name)) => directory.join(name),
@@ -148,7 +148,7 @@ fn clear(point: &Path) -> Result<()> {
         }
         log::info!("clearing away what an agent that was killed left on {}", real.display());
         match umount2(&real, MntFlags::MNT_DETACH) {
-            // Its own process was quicker.
+            // The agent's own unmounting process was quicker.
             Ok(()) | Err(Errno::EINVAL) => {}
             Err(errno) => return Err(Error::syscall(format!("umount2 {}", real.display()), errno)),
         }
@@ -156,20 +156,21 @@ fn clear(point: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Asked for by a thread of its own: an agent that is stopped never answers.
+/// Whether the agent of a mount is dead. A thread of its own tries it, since an agent that is
+/// stopped never answers.
 fn is_dead(point: &Path) -> bool {
     let (sender, answer) = mpsc::channel();
     let point = point.to_owned();
-    let asked = std::thread::Builder::new().spawn(move || {
+    let tried = std::thread::Builder::new().spawn(move || {
         let dead = fs::metadata(&point)
             .is_err_and(|error| matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED)));
         let _ = sender.send(dead);
     });
-    asked.is_ok() && answer.recv_timeout(PATIENCE).unwrap_or(false)
+    tried.is_ok() && answer.recv_timeout(PATIENCE).unwrap_or(false)
 }
 
 impl Mounted {
-    /// Where.
+    /// Mount point of the view.
     #[must_use]
     pub fn point(&self) -> &Path {
         &self.point

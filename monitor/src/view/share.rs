@@ -1,13 +1,13 @@
-//! Places in the queue of writes: as long as a user has fewer than are free, he gets one
-//! more. So one who takes all that he can leaves half of them, two leave a third, and
-//! there is always a place for who comes next.
+//! Places in the queue of writes: as long as a user has fewer than are free, that user gets one
+//! more. So one user who takes as many as possible leaves half of them, two leave a third, and
+//! there is always a place for the next.
 
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-/// How many places each user has.
+/// The number of places that each user has.
 #[derive(Clone, Debug)]
 pub struct Shares(Arc<Mutex<HeldPlaces>>);
 
@@ -17,7 +17,7 @@ struct HeldPlaces {
     by_user: HashMap<u32, usize>,
 }
 
-/// A place, until it is dropped.
+/// A place in the queue, until it is dropped.
 #[derive(Debug)]
 pub struct QueuePlace {
     user: u32,
@@ -25,13 +25,13 @@ pub struct QueuePlace {
 }
 
 impl Shares {
-    /// So many for all.
+    /// A queue with so many places for all users.
     #[must_use]
     pub fn new(places: usize) -> Self {
         Self(Arc::new(Mutex::new(HeldPlaces { free: places, by_user: HashMap::new() })))
     }
 
-    /// One for `user`; `None` when he has as many as are free.
+    /// Takes a place for `user`; `None` when that user has as many as are free.
     #[must_use]
     pub fn take(&self, user: u32) -> Option<QueuePlace> {
         let mut held = self.held();
@@ -46,7 +46,7 @@ impl Shares {
     }
 
     fn held(&self) -> MutexGuard<'_, HeldPlaces> {
-        // Nothing in between is half done.
+        // No change under the lock can be left half done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,10 +1,10 @@
-//! Texts that somebody reads in small pieces. A shell's `read` asks for one byte
-//! at a time; were each answered anew, digits of two numbers would mix.
+//! Texts that are read in small pieces. A shell's `read` reads one byte at a time; were each
+//! answered anew, digits of two numbers would mix.
 
 use std::collections::{HashMap, VecDeque};
 
-/// Texts by the number of the open file, the oldest dropped when there are too
-/// many: then a slow reader gets a mixture, and nobody can fill the agent.
+/// Texts by the number of the open file. The oldest is dropped when there are too many: then a
+/// slow reader gets a mixture, and no user can fill the agent's memory.
 #[derive(Debug)]
 pub struct Snapshots {
     texts: HashMap<u64, Vec<u8>>,
@@ -14,7 +14,7 @@ pub struct Snapshots {
 }
 
 impl Snapshots {
-    /// Room for `most` bytes.
+    /// A store with room for `most` bytes.
     #[must_use]
     pub fn new(most: usize) -> Self {
         Self { texts: HashMap::new(), order: VecDeque::new(), bytes: 0, most }
@@ -32,13 +32,13 @@ impl Snapshots {
         }
     }
 
-    /// What was kept for it.
+    /// The text kept for the open file.
     #[must_use]
     pub fn get(&self, handle: u64) -> Option<&[u8]> {
         self.texts.get(&handle).map(Vec::as_slice)
     }
 
-    /// The file was closed, or read to its end.
+    /// Drops the text of a file that was closed, or read to its end.
     pub fn forget(&mut self, handle: u64) {
         if let Some(text) = self.texts.remove(&handle) {
             self.bytes -= text.len();

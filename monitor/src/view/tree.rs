@@ -1,5 +1,5 @@
-//! The view's tree, worked out anew for each question: what is there, whose it
-//! is, what it says. Nothing is remembered, so nothing is ever out of date.
+//! The view's tree, worked out anew for each request: names, attributes and contents. Nothing
+//! is cached, so nothing is ever out of date.
 
 use std::{ffi::OsStr, ffi::OsString};
 
@@ -30,7 +30,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// Its inode number in the view; `root` is the root group's id.
+    /// The node's inode number in the view; `root` is the root group's id.
     #[must_use]
     pub fn number(self, root: u64) -> u64 {
         match self.file {
@@ -40,7 +40,7 @@ impl Node {
         }
     }
 
-    /// What has this inode number.
+    /// The node with this inode number.
     #[must_use]
     pub fn numbered(number: u64, root: u64) -> Option<Self> {
         if number == ROOT {
@@ -55,20 +55,20 @@ impl Node {
     }
 }
 
-/// What `stat` says of a node.
+/// Attributes of a node, as `stat` shows them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attributes {
-    /// Of what.
+    /// Node that these belong to.
     pub node: Node,
-    /// Permission bits.
+    /// Permission bits of the node.
     pub mode: u32,
-    /// Owner.
+    /// User id of the owner.
     pub uid: u32,
-    /// Its group.
+    /// Group id of the owner.
     pub gid: u32,
-    /// Links: of a directory, two more than there are directories in it.
+    /// Number of links; for a directory, two more than there are directories in it.
     pub links: u32,
-    /// When the real directory changed last: seconds since 1970 and nanoseconds.
+    /// Time of the real directory's last change: seconds since 1970 and nanoseconds.
     pub modified: (i64, i64),
 }
 
@@ -78,7 +78,7 @@ struct Permissions {
     owner: Option<(u32, u32)>,
 }
 
-/// The tree.
+/// The tree that the view shows.
 #[derive(Debug)]
 pub struct Tree {
     directories: Directories,
@@ -86,22 +86,22 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// Of this hierarchy.
+    /// The tree of this hierarchy.
     #[must_use]
     pub const fn new(directories: Directories, event_control_mode: u32) -> Self {
         Self { directories, event_control_mode }
     }
 
-    /// The real directories.
+    /// The real directories of the groups.
     #[must_use]
     pub const fn directories(&self) -> &Directories {
         &self.directories
     }
 
-    /// The real directory of a group that is in the view.
+    /// Opens the real directory of a group that is in the view.
     ///
     /// # Errors
-    /// `ENOENT` when it has gone, or has no memory controller (any more).
+    /// `ENOENT` when it is removed, or has no memory controller (any more).
     pub fn open(&self, group: u64) -> Result<Directory, Errno> {
         self.admit(self.directories.open(group)?, group)
     }
@@ -113,7 +113,7 @@ impl Tree {
         Ok(directory)
     }
 
-    /// The node of this name in a directory.
+    /// Looks up the node of this name in a directory.
     ///
     /// # Errors
     /// `ENOENT` when there is none.
@@ -127,10 +127,10 @@ impl Tree {
         self.attributes_of(&self.admit(child, group)?, Node { group, file: None })
     }
 
-    /// What `stat` says.
+    /// Reads the attributes of a node.
     ///
     /// # Errors
-    /// `ENOENT` when it has gone.
+    /// `ENOENT` when the group is removed.
     pub fn attributes(&self, node: Node) -> Result<Attributes, Errno> {
         self.attributes_of(&self.open(node.group)?, node)
     }
@@ -149,10 +149,9 @@ impl Tree {
         Ok(Attributes { node, mode, uid, gid, links, modified: (stat.st_mtime, stat.st_mtime_nsec) })
     }
 
-    /// Permissions of a file: nobody may read here what is kept from them in the real
-    /// directory.
+    /// Permissions of a file: a user may read no more here than in the real directory.
     fn permissions(&self, directory: &Directory, file: V1File) -> Result<Permissions, Errno> {
-        /// Whoever asks, one of these bits is the one that counts.
+        /// Read permission bits: for each user, one of them counts.
         const READABLE: u32 = 0o444;
         let version = self.directories.version();
         let of_directory = |mode| Permissions { mode, owner: None };
@@ -165,24 +164,24 @@ impl Tree {
         match directory.stat_file(source) {
             Ok(stat) => {
                 let mode = file.mode() & (stat.st_mode | 0o222);
-                // Bits that shut somebody out mean the real file's owner, who need not be
-                // the directory's.
+                // Bits that exclude some users refer to the real file's owner, which need not
+                // be the directory's.
                 let shuts = stat.st_mode & READABLE != READABLE;
                 Ok(Permissions { mode, owner: shuts.then_some((stat.st_uid, stat.st_gid)) })
             }
-            // The root has few files of v2, and what it lacks is no secret; v1's
+            // The root has few files of v2, and contents of the others are no secret; v1's
             // files are there or not, here as there.
             Err(Errno::ENOENT) if version == Version::V2 => Ok(of_directory(file.mode())),
             Err(errno) => Err(gone(errno)),
         }
     }
 
-    /// Names in a directory after the place `offset`, each with the place to go
-    /// on from. Directories come in the order of their ids: whatever comes and
-    /// goes meanwhile, the others are listed exactly once.
+    /// Lists the names in a directory after the place `offset`, each with the place to go on from.
+    /// Directories are in the order of their ids: whatever is made and removed meanwhile, the
+    /// others are listed exactly once.
     ///
     /// # Errors
-    /// `ENOENT` when it has gone.
+    /// `ENOENT` when the group is removed.
     pub fn list(&self, group: u64, offset: u64) -> Result<Vec<(u64, Node, OsString)>, Errno> {
         /// Places before the first directory's.
         const FILES: u64 = NUMBERS;
@@ -220,10 +219,10 @@ impl Tree {
                 .is_ok_and(|text| text.split_whitespace().any(|controller| controller == "memory"))
     }
 
-    /// The text of a file, as of now.
+    /// Reads the text of a file, as of now.
     ///
     /// # Errors
-    /// `ENODEV` when the group has gone, `EINVAL` where there is nothing to read.
+    /// `ENODEV` when the group is removed, `EINVAL` where there is nothing to read.
     pub fn read(&self, group: u64, file: V1File) -> Result<Vec<u8>, Errno> {
         let directory = self.open(group).map_err(|errno| match errno {
             Errno::ENOENT => Errno::ENODEV,
@@ -233,7 +232,7 @@ impl Tree {
     }
 }
 
-/// A directory that goes while it is looked at.
+/// Maps the errnos of a directory that is removed meanwhile to `ENOENT`.
 fn gone(errno: Errno) -> Errno {
     match errno {
         Errno::ENODEV | Errno::ESTALE => Errno::ENOENT,

@@ -1,5 +1,5 @@
-//! A process of its own that unmounts the view when the agent ends, however that
-//! comes about. So the agent itself needs no right to mount.
+//! A separate process that unmounts the view when the agent ends, in whatever way. So the
+//! agent itself needs no right to mount.
 
 use std::{
     fs::File,
@@ -27,12 +27,12 @@ use crate::{
     sandbox,
 };
 
-/// The verb of our own program that [`serve`]s.
+/// The command of this program that calls [`serve`].
 pub const VERB: &str = "unmount";
-/// Says that the process holds the mount.
+/// The byte by which the process reports that it holds the mount.
 const HELD: u8 = b'.';
 
-/// That process, seen from the agent.
+/// The unmounting process, from the agent's side.
 #[derive(Debug)]
 pub struct Unmounter {
     child: Child,
@@ -40,10 +40,10 @@ pub struct Unmounter {
 }
 
 impl Unmounter {
-    /// Starts it for what was just mounted on `point`.
+    /// Starts the process for the view just mounted on `point`.
     ///
     /// # Errors
-    /// Our own program could not be started, or could not look at `point`.
+    /// This program could not be started, or could not open `point`.
     pub fn start(point: &Path, mode: sandbox::Sandbox) -> Result<Self> {
         let failed = |error| Error::file("start the process that unmounts", point, error);
         let (mut pipe, theirs) = UnixStream::pair().map_err(failed)?;
@@ -61,7 +61,7 @@ impl Unmounter {
         Ok(Self { child, pipe })
     }
 
-    /// Has it unmount, and waits for that.
+    /// Makes the process unmount, and waits for that.
     pub fn end(&mut self) {
         let _ = self.pipe.shutdown(std::net::Shutdown::Both);
         if let Err(error) = self.child.wait() {
@@ -70,18 +70,18 @@ impl Unmounter {
     }
 }
 
-/// Waits for the end of the agent, whose end of a socket is our standard input, then
-/// unmounts what is on `point` now.
+/// Waits for the end of the agent, which has the other end of the socket at standard input,
+/// then unmounts the view that is on `point` at the call.
 ///
 /// # Errors
 /// `umount2` failed.
 pub fn serve(point: &Path, mode: sandbox::Sandbox) -> Result<()> {
-    // They go to all processes of a service or a terminal, and the agent ends by them.
+    // These signals reach all processes of a service or a terminal, and end the agent.
     for ends in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
-        // SAFETY: to ignore a signal runs no code.
+        // SAFETY: an ignored signal runs no code.
         unsafe { signal(ends, SigHandler::SigIgn) }.map_err(|errno| Error::syscall("sigaction", errno))?;
     }
-    // This very mount, whatever is mounted there later.
+    // Holds this very mount, whatever is mounted there later.
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let mount = open(point, flags, Mode::empty())
         .map_err(|errno| Error::syscall(format!("open {}", point.display()), errno))?;
@@ -90,11 +90,11 @@ pub fn serve(point: &Path, mode: sandbox::Sandbox) -> Result<()> {
     let mut socket = File::from(socket);
     sandbox::unmounter(mode);
     socket.write_all(&[HELD]).map_err(failed)?;
-    // Nothing comes but the end.
+    // The agent sends nothing: this returns at its end.
     let _ = socket.read(&mut [0]);
     // Detached: clients may hold files open on it.
     match umount2(format!("/proc/self/fd/{}", mount.as_raw_fd()).as_str(), MntFlags::MNT_DETACH) {
-        // Somebody else has.
+        // EINVAL: it is unmounted already.
         Ok(()) | Err(Errno::EINVAL) => Ok(()),
         Err(errno) => Err(Error::syscall(format!("umount2 {}", point.display()), errno)),
     }

@@ -1,17 +1,17 @@
-//! cgroup v1's file contents from cgroup v2's. Pure: texts in, texts out.
+//! Converts cgroup v2's file contents to cgroup v1's. Pure: texts in, texts out.
 
 use std::fmt::Write as _;
 
 use crate::cgroup::host::field;
 pub use crate::cgroup::host::{root_usage, swap_used};
 
-/// What v1 shows for "no limit": the kernel's `PAGE_COUNTER_MAX` pages in bytes.
+/// The number that v1 shows for "no limit": the kernel's `PAGE_COUNTER_MAX` pages in bytes.
 #[must_use]
 pub const fn unlimited(page: u64) -> u64 {
     i64::MAX as u64 / page * page
 }
 
-/// A limit of v2 in bytes: a number, or `max`.
+/// Parses a limit of v2 in bytes: a number, or `max`.
 #[must_use]
 pub fn limit(text: &str, page: u64) -> Option<u64> {
     match text.trim() {
@@ -20,7 +20,7 @@ pub fn limit(text: &str, page: u64) -> Option<u64> {
     }
 }
 
-/// v1 limits memory and swap together, v2 each by itself.
+/// The limit of memory and swap together, as in v1, from v2's separate limits.
 #[must_use]
 pub fn limit_with_swap(memory: u64, swap: u64, page: u64) -> u64 {
     memory.saturating_add(swap).min(unlimited(page))
@@ -32,27 +32,27 @@ pub fn keyed(text: &str, key: &str) -> u64 {
     field(text, key).unwrap_or(0)
 }
 
-/// One number and a newline.
+/// A line of one number and a newline.
 #[must_use]
 pub fn line(number: u64) -> String {
     format!("{number}\n")
 }
 
-/// `memory.oom_control` from `memory.events.local`. v2 cannot turn the killer
-/// off, so nobody stays under OOM.
+/// The text of `memory.oom_control` from `memory.events.local`. v2 cannot turn the OOM killer
+/// off, so no group stays under OOM.
 #[must_use]
 pub fn oom_control(events_local: &str) -> String {
     format!("oom_kill_disable 0\nunder_oom 0\noom_kill {}\n", keyed(events_local, "oom_kill"))
 }
 
-/// Usage less what reclaim could free easily.
+/// The working set: usage less inactive file pages, which reclaim could free easily.
 #[must_use]
 pub const fn working_set(usage: u64, inactive_file: u64) -> u64 {
     usage.saturating_sub(inactive_file)
 }
 
-/// v1's names in `memory.stat`, each with v2's, in v1's order
-/// (`memcg1_stat_format`). Swap is not in v2's.
+/// Names in v1's `memory.stat`, each with v2's, in v1's order (`memcg1_stat_format`). Swap is
+/// not in v2's.
 const STAT: [(&str, &str); 20] = [
     ("cache", "file"),
     ("rss", "anon"),
@@ -76,9 +76,8 @@ const STAT: [(&str, &str); 20] = [
     ("unevictable", "unevictable"),
 ];
 
-/// `memory.stat` from v2's, bytes of swap, and the lowest limits on the way to
-/// the root. v2 counts subtrees only: the plain lines and the `total_` lines say
-/// the same.
+/// The text of v1's `memory.stat` from v2's, bytes of swap, and the lowest limits on the way
+/// to the root. v2 counts subtrees only: the plain lines and the `total_` lines are equal.
 #[must_use]
 pub fn stat(v2: &str, swap: u64, limit: u64, limit_with_swap: u64) -> String {
     let mut text = String::new();

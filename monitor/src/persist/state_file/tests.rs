@@ -1,4 +1,4 @@
-//! What one agent leaves, the next one reads.
+//! Tests that the next agent reads all that an agent left.
 
 use std::os::fd::AsFd as _;
 
@@ -48,7 +48,7 @@ fn the_next_agent_reads_what_was_entered() -> Result<()> {
     assert_eq!((records.len(), flaws, state.instance(), state.restarts()), (500, 0, 77, 1));
     assert_eq!(records[0], (tickets[1], Record { sure: true, ..record(1) }));
     assert!(records[1..].iter().all(|(_, record)| !record.sure));
-    // Places that were left are used again, and none twice.
+    // Places that are free again are reused, and none twice.
     for file in 0..500 {
         let ticket = state.enter(&record(file))?;
         assert_eq!(ticket.0 % 2, 0);
@@ -111,7 +111,7 @@ fn what_is_owed_is_owed_until_it_is_paid() -> Result<()> {
     let (state, records, _) = next(state)?;
     assert_eq!(records[0].1, Record { owed: 3, above: true, ..record(1) });
     state.pay(ticket, 3);
-    // An agent before wrote nothing there.
+    // An earlier agent wrote nothing there.
     state.word(0, 1).store(1, std::sync::atomic::Ordering::Relaxed);
     let (state, records, _) = next(state)?;
     assert_eq!(records[0].1.owed, 0);
