@@ -96,7 +96,7 @@ pub struct Slot<W> {
     pub deep: W,
 
     /// Pages charged, kept by each charge while the group is followed; see
-    /// [`usage`](crate::protocol::usage).
+    /// [`usage`].
     pub usage: W,
     /// The kernel's own high-water mark (`page_counter.watermark`) in pages, kept likewise.
     pub peak: W,
