@@ -14,7 +14,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// A system call has failed.
-    #[error("{call}: {cause} ({cause:?})", cause = Errno::from_raw(*.errno))]
+    #[error("{call}: {}", Errno::from_raw(*.errno))]
     #[non_exhaustive]
     Syscall {
         /// Name of the call, with its argument and a remedy where that helps.
@@ -23,7 +23,7 @@ pub enum Error {
         errno: i32,
     },
     /// A file cannot be opened or looked at.
-    #[error("{call} {path}: {error}")]
+    #[error("{call} {path}: {}", named(error))]
     #[non_exhaustive]
     File {
         /// Verb for what was tried: `open` or `look at`.
@@ -89,6 +89,14 @@ impl Error {
     }
 }
 
+/// The text of a failed operation, with the errno's name where there is one.
+fn named(error: &io::Error) -> String {
+    match error.raw_os_error().map(Errno::from_raw) {
+        None | Some(Errno::UnknownErrno) => error.to_string(),
+        Some(errno) => errno.to_string(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,11 +104,11 @@ mod tests {
     #[test]
     fn an_error_is_one_line_with_its_errno() {
         let error = Error::syscall("connect /run/x", Errno::ENOENT);
-        assert_eq!(error.to_string(), "connect /run/x: ENOENT: No such file or directory (ENOENT)");
+        assert_eq!(error.to_string(), "connect /run/x: ENOENT: No such file or directory");
         assert_eq!((error.errno(), error.is_timeout()), (Some(2), false));
         assert!(Error::syscall("recvmsg from the agent", Errno::EAGAIN).is_timeout());
         let error = Error::file("open", "/a/b", io::Error::from_raw_os_error(13));
-        assert_eq!(error.to_string(), "open /a/b: Permission denied (os error 13)");
+        assert_eq!(error.to_string(), "open /a/b: EACCES: Permission denied");
         assert_eq!(error.errno(), Some(13));
         assert_eq!(Error::Answer("?".into()).errno(), None);
     }
