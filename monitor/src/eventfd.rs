@@ -2,6 +2,7 @@
 //! waiting, by the kernel's own asynchronous reads ([`aio`]), or where those cannot be had,
 //! or the client has made signalling slow, by threads apart ([`lane`]).
 
+#[path = "../../monitor-sys/src/aio.rs"]
 pub mod aio;
 pub mod lane;
 mod signaller;

@@ -12,6 +12,7 @@
 //! [`programs`] names aya; [`registry`] knows neither kernel nor sockets.
 
 pub mod agent;
+#[path = "../../monitor-sys/src/message.rs"]
 pub mod ancillary;
 pub mod async_fd;
 pub mod cgroup;
@@ -34,6 +35,7 @@ pub mod sandbox;
 pub mod socket_activation;
 pub mod source;
 pub mod supervisor;
+#[path = "../../monitor-sys/src/table.rs"]
 pub mod table;
 pub mod view;
 pub mod watchdog;

@@ -7,6 +7,7 @@ mod pins;
 mod predecessor;
 mod ring;
 mod start;
+#[path = "../../monitor-sys/src/program_stats.rs"]
 mod stats;
 
 pub use identity::Identity;
