@@ -1,9 +1,7 @@
 //! A client's eventfd: checked when it is taken in, signalled without ever
-//! waiting, by the kernel's own asynchronous reads ([`aio`]), or where those cannot be had,
+//! waiting, by the kernel's own asynchronous reads ([`aio`](monitor_sys::aio)), or where those cannot be had,
 //! or the client has made signalling slow, by threads apart ([`lane`]).
 
-#[path = "../../monitor-sys/src/aio.rs"]
-pub mod aio;
 pub mod lane;
 mod signaller;
 

@@ -1,19 +1,19 @@
 //! cgroup v1's memory notifications on stock cgroup v2 kernels.
 //!
 //! The modules follow the data: a charge runs a program in the kernel
-//! (`monitor-ebpf`), which keeps the [`table`] and rings the agent through
+//! (`monitor-ebpf`), which keeps the [`table`](monitor_sys::table) and rings the agent through
 //! [`programs`]; the [`watcher`] works out which thresholds were crossed, looks
 //! up who waits in its [`registry`], and adds to their [`eventfd`]s. Clients come
 //! in by the [`frontend`]s, one of which is the [`view`], the cgroup tree as v1 showed it;
 //! [`client`] is a door's other end. What has to outlive an agent is in its [`persist`],
 //! which a [`fd_store`] holds.
 //!
+//! System calls that need `unsafe` code are in [`monitor_sys`].
+//!
 //! [`kernel`] is the one place that knows what kernels differ in; only
 //! [`programs`] names aya; [`registry`] knows neither kernel nor sockets.
 
 pub mod agent;
-#[path = "../../monitor-sys/src/message.rs"]
-pub mod ancillary;
 pub mod async_fd;
 pub mod cgroup;
 pub mod client;
@@ -35,8 +35,6 @@ pub mod sandbox;
 pub mod socket_activation;
 pub mod source;
 pub mod supervisor;
-#[path = "../../monitor-sys/src/table.rs"]
-pub mod table;
 pub mod view;
 pub mod watchdog;
 pub mod watcher;

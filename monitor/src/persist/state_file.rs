@@ -9,6 +9,7 @@ use std::{
 };
 
 use monitor_common::band::{Excursion, Seen};
+use monitor_sys::table::Table;
 use nix::{
     sys::{
         memfd::{MFdFlags, memfd_create},
@@ -20,7 +21,6 @@ use nix::{
 use crate::{
     error::{Error, Result},
     persist::record::{AT_OWED, BELOW, COUNTS, FREE, RANGES, Record, WORDS, made_sure, with_side},
-    table::{MappedLayout, Table},
 };
 
 /// Where a registration is in the record, and which registration it is: each has one of
@@ -28,12 +28,8 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RecordId(pub u32);
 
-/// A cache line of it.
-#[derive(Debug)]
-#[repr(C, align(64))]
-pub struct StateLine([AtomicU64; WORDS]);
-
-impl MappedLayout for StateLine {}
+/// A cache line of the state record, which begins at a page's start.
+pub type StateLine = [AtomicU64; WORDS];
 
 /// `memcgmon`
 const MAGIC: u64 = u64::from_le_bytes(*b"memcgmon");
@@ -108,7 +104,7 @@ impl StateFile {
         if !(RECORDS..=RECORDS + u32::MAX as usize).contains(&lines) {
             return Err(Error::Host(format!("the state record has {bytes} bytes: it is none")));
         }
-        let lines = Table::map(&file, lines, "state record")?;
+        let lines = map_lines(&file, lines)?;
         let mut state = Self { file, lines, free: Vec::new(), used: 0, unfinished: Vec::new() };
         let head = |at| state.word(HEAD, at).load(Ordering::Acquire);
         if head(AT_MAGIC) != MAGIC || ![FORMAT, BEFORE].contains(&head(AT_FORMAT)) {
@@ -204,7 +200,7 @@ impl StateFile {
     }
 
     fn fill(&self, ticket: RecordId, words: [u64; WORDS]) {
-        let Some(StateLine(line)) = self.lines.get(RECORDS + ticket.0 as usize) else { return };
+        let Some(line) = self.lines.get(RECORDS + ticket.0 as usize) else { return };
         for (word, value) in line.iter().zip(words).skip(1) {
             word.store(value, Ordering::Relaxed);
         }
@@ -247,7 +243,7 @@ impl StateFile {
     }
 
     fn owed(&self, ticket: RecordId) -> Option<&AtomicU64> {
-        self.lines.get(RECORDS + ticket.0 as usize).map(|StateLine(line)| &line[AT_OWED])
+        self.lines.get(RECORDS + ticket.0 as usize).map(|line| &line[AT_OWED])
     }
 
     /// The side of a threshold that was told, or is owed.
@@ -261,7 +257,7 @@ impl StateFile {
     }
 
     fn change(&self, ticket: RecordId, change: impl FnOnce(u64) -> u64) {
-        if let Some(StateLine(line)) = self.lines.get(RECORDS + ticket.0 as usize) {
+        if let Some(line) = self.lines.get(RECORDS + ticket.0 as usize) {
             let first = line[0].load(Ordering::Relaxed);
             line[0].store(change(first), Ordering::Release);
         }
@@ -397,7 +393,7 @@ impl StateFile {
     /// A word, counted from the start of `line`. The file has all that is asked for.
     fn word(&self, line: usize, at: usize) -> &AtomicU64 {
         static NOWHERE: AtomicU64 = AtomicU64::new(0);
-        self.lines.get(line + at / WORDS).map_or(&NOWHERE, |StateLine(words)| &words[at % WORDS])
+        self.lines.get(line + at / WORDS).map_or(&NOWHERE, |words| &words[at % WORDS])
     }
 }
 
@@ -405,7 +401,11 @@ impl StateFile {
 fn map(file: &OwnedFd, lines: usize) -> Result<Table<StateLine>> {
     let bytes = i64::try_from(lines * size_of::<StateLine>()).unwrap_or(i64::MAX);
     ftruncate(file, bytes).map_err(|errno| Error::syscall("ftruncate of the state record", errno))?;
-    Table::map(file, lines, "state record")
+    map_lines(file, lines)
+}
+
+fn map_lines(file: &OwnedFd, lines: usize) -> Result<Table<StateLine>> {
+    Table::map(file, lines).map_err(|errno| Error::syscall("mmap of the state record", errno))
 }
 
 #[cfg(test)]

@@ -7,10 +7,10 @@ use monitor_common::{
     slot::{PARENT_ROOT, PARENT_UNKNOWN, SlotState},
     word::Word as _,
 };
+use monitor_sys::table::SharedSlot;
 
 use crate::{
     source::{GroupId, Source},
-    table::SharedSlot,
     watcher::Watcher,
 };
 
