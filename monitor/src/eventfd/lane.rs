@@ -17,9 +17,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use monitor_sys::signals::{self, Thread};
 use nix::{
     errno::Errno,
-    sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
     time::{ClockId, clock_gettime},
 };
 use tokio::sync::Notify;
@@ -38,8 +38,6 @@ const FREE: Duration = Duration::from_micros(50);
 const PAUSE: u32 = 9;
 /// A `write` that waits for its client is interrupted after this time, or twice that.
 const WAIT: Duration = Duration::from_millis(10);
-/// What interrupts it: ignored by whoever has no handler.
-const INTERRUPT: Signal = Signal::SIGURG;
 /// A counter beyond this is as good as full: adding to it could wait for the client.
 const FULL: u64 = 1 << 62;
 
@@ -82,7 +80,7 @@ struct Users {
     /// Whether the last thread that was wanted could not be had.
     is_short: bool,
     /// Threads in a `write`, and since when.
-    writing: HashMap<libc::pthread_t, Instant>,
+    writing: HashMap<Thread, Instant>,
     guard: Guard,
 }
 
@@ -197,10 +195,8 @@ impl Lane {
     /// Before anybody writes.
     fn have_guard(&self, users: &mut Users) -> io::Result<()> {
         if users.guard == Guard::None {
-            // Without `SA_RESTART`: what waits ends with `EINTR`.
-            let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
-            // SAFETY: the handler does nothing, and nobody else has one for this signal.
-            unsafe { sigaction(INTERRUPT, &action) }?;
+            // Nobody else has a handler for this signal.
+            signals::handle_interrupts()?;
             self.spawn("slow-guard", LaneState::guard)?;
             users.guard = Guard::Watches;
         }
@@ -237,17 +233,14 @@ impl LaneState {
             }
             users = self.writes.wait_timeout(users, WAIT).unwrap_or_else(PoisonError::into_inner).0;
             for (thread, _) in users.writing.iter().filter(|(_, since)| since.elapsed() >= WAIT) {
-                // SAFETY: a thread that writes has not ended, for it would have to lock first.
-                unsafe { libc::pthread_kill(*thread, INTERRUPT as libc::c_int) };
+                // A thread that writes has not ended, for it would have to lock first.
+                let _ = thread.interrupt();
             }
         }
     }
 
     fn run(&self) {
-        // Whoever started this thread may have blocked it.
-        let _ = SigSet::from(INTERRUPT).thread_unblock();
-        // SAFETY: asks for a number, and cannot fail.
-        let this = unsafe { libc::pthread_self() };
+        let this = Thread::interruptible();
         let mut users = self.users();
         loop {
             let now = Instant::now();
@@ -314,8 +307,6 @@ impl LaneState {
         }
     }
 }
-
-extern "C" fn nothing(_: libc::c_int) {}
 
 /// Adds as `count` signals would. Where the client fills its counter meanwhile, waits to be
 /// interrupted: `EINTR`.
