@@ -2,7 +2,7 @@
 //! the operator or a scraper ask. It takes records out of the ring, which only queue what
 //! is to be done, and does that in the watcher's bounded turns; sweeps, too.
 
-use std::{io, thread, time::Duration};
+use std::{io, os::fd::AsFd as _, thread, time::Duration};
 
 use monitor_common::ring::Doorbell;
 use tokio::{
@@ -110,27 +110,28 @@ struct Loop {
 }
 
 async fn answer_doorbells(
-    ring: Doorbells,
+    mut ring: Doorbells,
     shared: SharedWatcher<Programs>,
     pace: Duration,
     sampler: Option<Wake>,
 ) -> Result<()> {
-    let mut ring = wait_on(ring).map_err(|error| Error::file("epoll", "the ring buffer", error))?;
+    let failed = |error| Error::file("epoll", "the ring buffer", error);
+    let readiness = ring.as_fd().try_clone_to_owned().and_then(wait_on).map_err(failed)?;
     let work = shared.lock().work();
     let now = Instant::now();
     let trim = Trim::default();
     let mut this = Loop { shared, next_sweep: now + pace, pace, trim, sampler };
     loop {
-        if this.once(ring.get_mut()) {
+        if this.once(&mut ring) {
             // Whoever waits for the watcher has it in between; and the end is heard of.
             tokio::task::yield_now().await;
             continue;
         }
         let until = this.due();
         tokio::select! {
-            ready = ring.readable_mut() => {
+            ready = readiness.readable() => {
                 // Cleared before the records are taken: one that comes after wakes anew.
-                ready.map_err(|error| Error::file("epoll", "the ring buffer", error))?.clear_ready();
+                ready.map_err(failed)?.clear_ready();
             }
             () = work.notified() => {}
             () = sleep_until(until.unwrap_or_else(|| Instant::now() + this.pace)), if until.is_some() => {}
