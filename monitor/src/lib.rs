@@ -13,6 +13,8 @@
 //! [`kernel`] is the one place that knows what kernels differ in; only
 //! [`programs`] names aya; [`registry`] knows neither kernel nor sockets.
 
+#![forbid(unsafe_code)]
+
 pub mod agent;
 pub mod async_fd;
 pub mod cgroup;

@@ -12,7 +12,7 @@ pub(super) const NOT_YET: NotYet = NotYet {
 };
 
 /// The crates whose types are looked at together.
-const LIBRARIES: [&str; 3] = ["monitor/src/", "monitor-common/src/", "monitor-ebpf/src/"];
+const LIBRARIES: [&str; 4] = ["monitor/src/", "monitor-common/src/", "monitor-ebpf/src/", "monitor-sys/src/"];
 
 /// Finds the public type names that are defined more than once.
 pub(super) fn faults(sources: &[Source]) -> Vec<Fault> {
