@@ -2,18 +2,36 @@
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd},
+    os::fd::{AsRawFd, OwnedFd},
 };
 
+use nix::sys::eventfd::EventFd;
 use tokio::io::unix::AsyncFd;
 
-/// Registers `inner` with the event loop. `AsFd` vouches that it owns an open
-/// descriptor.
+/// Types that own one descriptor and stand for that one as long as they are there. No other
+/// crate can add to them.
+pub trait OwnsDescriptor: AsRawFd + private::Listed {}
+
+mod private {
+    /// Keeps the list of types in this file.
+    pub trait Listed {}
+}
+
+impl private::Listed for OwnedFd {}
+impl OwnsDescriptor for OwnedFd {}
+
+impl private::Listed for EventFd {}
+impl OwnsDescriptor for EventFd {}
+
+/// Registers a descriptor with the event loop, which has it until the value is dropped.
 ///
 /// # Errors
-/// `epoll_ctl` failed.
-pub fn wait_on<T: AsFd + AsRawFd>(inner: T) -> io::Result<AsyncFd<T>> {
-    // SAFETY: our types (an owned descriptor, the ring buffer, the log) return
-    // the same descriptor each time and keep it open until they are dropped.
-    unsafe { AsyncFd::register(inner) }.map_err(Into::into)
+/// `epoll_ctl` failed: `ENOSPC` where `fs.epoll.max_user_watches` is used up, `EPERM` for a
+/// file that cannot be waited for, `EEXIST` for one that is registered already.
+///
+/// # Panics
+/// Outside a runtime with I/O.
+#[expect(deprecated, reason = "its contract holds for the types above; the other form is an unsafe function")]
+pub fn wait_on<T: OwnsDescriptor>(inner: T) -> io::Result<AsyncFd<T>> {
+    AsyncFd::new(inner)
 }

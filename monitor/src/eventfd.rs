@@ -1,8 +1,7 @@
 //! A client's eventfd: checked when it is registered, signalled without ever waiting, by
-//! the kernel's asynchronous reads ([`aio`]), or by separate threads ([`lane`]) where there
+//! the kernel's asynchronous reads ([`aio`](monitor_sys::aio)), or by separate threads ([`lane`]) where there
 //! are none, or the client has made signalling slow.
 
-pub mod aio;
 pub mod lane;
 mod signaller;
 

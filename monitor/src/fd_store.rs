@@ -3,9 +3,10 @@
 
 use std::{
     env,
-    os::fd::{BorrowedFd, FromRawFd, OwnedFd},
+    os::fd::{BorrowedFd, OwnedFd},
 };
 
+use monitor_sys::inherited::listen_fds;
 use nix::errno::Errno;
 use sd_notify::NotifyState;
 
@@ -22,16 +23,12 @@ pub const STASH: &str = "bag-";
 /// Descriptors that the process was started with, each with its name.
 pub type StoredDescriptors = Vec<(String, OwnedFd)>;
 
-/// Takes the descriptors that a service manager has handed over (`LISTEN_FDS`). To be
-/// called once.
+/// Takes the descriptors that a service manager has handed over (`LISTEN_FDS`): none the
+/// second time.
 #[must_use]
 pub fn handed() -> StoredDescriptors {
-    match sd_notify::listen_fds_with_names() {
-        Ok(named) => named
-            // SAFETY: by the manager's protocol these are open, and this process's own; no
-            // other place takes them.
-            .map(|(fd, name)| (name, unsafe { OwnedFd::from_raw_fd(fd) }))
-            .collect(),
+    match listen_fds() {
+        Ok(named) => named,
         Err(error) => {
             log::warn!(
                 "the service manager's descriptors cannot be read (LISTEN_FDS): {error}; its sockets and kept registrations are not used"

@@ -15,11 +15,8 @@
 
 use std::sync::OnceLock;
 
-use nix::{
-    errno::Errno,
-    libc::{self, uid_t},
-    unistd::getresuid,
-};
+use monitor_sys::user_id::{UNCHANGED, set_real_and_saved};
+use nix::{errno::Errno, unistd::getresuid};
 
 /// The default user id, in a range that no distribution, no container runtime and no
 /// `/etc/subuid` assigns, since half of all programs read it as a negative number (systemd's
@@ -30,13 +27,10 @@ pub const UID: u32 = 4_294_967_292;
 /// The kernel's `overflowuid`, shown for users without a number, and Debian's nobody.
 const OVERFLOW: u32 = 65_534;
 
-/// The argument of setresuid that leaves an id unchanged.
-const SAME: uid_t = uid_t::MAX;
-
 #[derive(Clone, Copy, Debug)]
 struct Users {
-    own: uid_t,
-    counted: uid_t,
+    own: u32,
+    counted: u32,
 }
 
 static USERS: OnceLock<Users> = OnceLock::new();
@@ -44,7 +38,7 @@ static USERS: OnceLock<Users> = OnceLock::new();
 /// Whether no other process can be expected to have this user id.
 #[must_use]
 pub const fn is_apart(uid: u32) -> bool {
-    !matches!(uid, 0 | OVERFLOW | SAME)
+    !matches!(uid, 0 | OVERFLOW | UNCHANGED)
 }
 
 /// Counts descriptors that this thread, and threads that it starts, send by [`apart`] against
@@ -57,7 +51,7 @@ pub fn count_against(uid: u32) -> Result<(), Errno> {
     if own == uid {
         return Ok(());
     }
-    set(SAME, uid)?;
+    set_real_and_saved(UNCHANGED, uid)?;
     let _ = USERS.set(Users { own, counted: uid });
     Ok(())
 }
@@ -67,38 +61,31 @@ pub fn count_against(uid: u32) -> Result<(), Errno> {
 pub fn apart<T>(send: impl FnOnce() -> T) -> T {
     let Some(Users { own, counted }) = USERS.get().copied() else { return send() };
     // A thread older than count_against may not, and the kernel may be out of memory.
-    let _back = set(counted, own).is_ok().then_some(Back { own, counted });
+    let _back = set_real_and_saved(counted, own).is_ok().then_some(Back { own, counted });
     send()
 }
 
 /// Restores the thread's own ids on drop, whatever happens meanwhile.
 struct Back {
-    own: uid_t,
-    counted: uid_t,
+    own: u32,
+    counted: u32,
 }
 
 impl Drop for Back {
     fn drop(&mut self) {
-        if let Err(errno) = set(self.own, self.counted) {
+        if let Err(errno) = set_real_and_saved(self.own, self.counted) {
             // Only the accounting is off until the next call corrects it.
             log::warn!("setresuid back to the real user id {}: {errno}", self.own);
         }
     }
 }
 
-/// Sets the real and saved id of the calling thread alone; libc's function would change all
-/// threads.
-fn set(real: uid_t, saved: uid_t) -> Result<(), Errno> {
-    // SAFETY: takes numbers.
-    let done = unsafe { libc::syscall(libc::SYS_setresuid, real, SAME, saved) };
-    Errno::result(done).map(drop)
-}
-
 #[cfg(test)]
 mod tests {
+    use monitor_sys::user_id::{UNCHANGED, set_real_and_saved};
     use nix::unistd::{geteuid, getresuid};
 
-    use super::{Back, UID, is_apart, set};
+    use super::{Back, UID, is_apart};
 
     #[test]
     fn ids_that_others_have_are_refused() {
@@ -115,9 +102,9 @@ mod tests {
             || getresuid().map(|ids| [ids.real, ids.effective, ids.saved].map(nix::unistd::Uid::as_raw));
         let own = ids().expect("getresuid")[0];
         let swapped = std::thread::spawn(move || {
-            set(u32::MAX, UID).expect("root may");
+            set_real_and_saved(UNCHANGED, UID).expect("root may");
             let before = ids();
-            set(UID, own).expect("either is one of its own");
+            set_real_and_saved(UID, own).expect("either is one of its own");
             let within = ids();
             drop(Back { own, counted: UID });
             (before, within, ids())

@@ -10,7 +10,6 @@ pub use hooks::{HOOKS, Hook, HookKind};
 use std::{fs, path::Path};
 
 use monitor_common::protocol::band;
-use nix::{errno::Errno, libc};
 
 use crate::{
     error::{Error, Result},
@@ -228,20 +227,6 @@ impl Plan {
 pub fn release() -> String {
     nix::sys::utsname::uname()
         .map_or_else(|_| "unknown".into(), |name| name.release().to_string_lossy().into_owned())
-}
-
-/// Whether an AIO context can be made: one of those that all users of the host share.
-///
-/// # Errors
-/// `ENOSYS` without `CONFIG_AIO`, `EAGAIN` where `fs.aio-max-nr` is used up (`ioctx_alloc`).
-pub fn try_aio() -> Result<(), Errno> {
-    let mut context = 0_u64;
-    // SAFETY: the kernel writes one word.
-    let made = unsafe { libc::syscall(libc::SYS_io_setup, 1, &raw mut context) };
-    Errno::result(made)?;
-    // SAFETY: just made, and nothing is under way.
-    unsafe { libc::syscall(libc::SYS_io_destroy, context) };
-    Ok(())
 }
 
 /// `kernel.yama.ptrace_scope`, where the kernel has Yama. At 3 no process may attach to another,

@@ -1,5 +1,7 @@
 //! The command `memcg-monitor`: parse, run, exit code.
 
+#![forbid(unsafe_code)]
+
 mod cli;
 mod commands;
 

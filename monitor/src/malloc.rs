@@ -1,6 +1,9 @@
 //! What the kernel and glibc's allocator are told, so that an agent is as big as what it
 //! holds.
 
+pub use monitor_sys::memory::trim;
+use monitor_sys::memory::use_one_arena;
+
 /// To be called before there is a second thread.
 pub fn be_small() {
     // A huge page for each corner of the heap that is touched: 2 MiB for a few hundred
@@ -9,19 +12,8 @@ pub fn be_small() {
         log::debug!("prctl PR_SET_THP_DISABLE: {errno}");
     }
     // Else each of FUSE's threads gets a heap of its own.
-    #[cfg(target_env = "gnu")]
-    // SAFETY: takes two numbers; there is no other thread yet.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
-    }
-}
-
-/// Gives free memory back to the kernel.
-pub fn trim() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: takes a number; the allocator locks itself.
-    unsafe {
-        libc::malloc_trim(0);
+    if let Err(errno) = use_one_arena() {
+        log::debug!("mallopt M_ARENA_MAX: {errno}");
     }
 }
 

@@ -8,7 +8,6 @@ mod pins;
 mod predecessor;
 mod ring;
 mod start;
-mod stats;
 
 pub use identity::Identity;
 pub use load::{LoadCheck, TableSize, try_all};
@@ -35,6 +34,10 @@ use monitor_common::protocol::{
     ring::LossKind,
     word::Word as _,
 };
+use monitor_sys::{
+    program_stats::ProgramStats,
+    table::{SharedFileRefs, SharedScratch, SharedSlot, Table},
+};
 use nix::time::{ClockId, clock_gettime};
 
 use crate::{
@@ -44,10 +47,8 @@ use crate::{
         handles::{Handles, is_charge},
         load::failed,
         predecessor::Predecessor,
-        stats::Stats,
     },
     source::{FileId, GroupId, Identify as _, Misses, Slots, Source},
-    table::{SharedFileRefs, SharedScratch, SharedSlot, Table},
 };
 
 /// Sizes of tables, chosen at start.
@@ -150,7 +151,7 @@ impl Programs {
     #[must_use]
     pub fn runs(&self) -> (u64, u64) {
         let charge = self.attached.iter().filter(|(hook, _)| is_charge(hook));
-        let stats = charge.map(|(_, fd)| Stats::of(*fd).unwrap_or_default());
+        let stats = charge.map(|(_, fd)| ProgramStats::of(*fd).unwrap_or_default());
         stats.fold((0, 0), |(runs, time), one| (runs + one.runs, time + one.nanoseconds))
     }
 
@@ -336,7 +337,7 @@ impl Source for Programs {
         let mut misses = Misses::default();
         for (hook, fd) in &self.attached {
             // Only attached programs are counted; one that is missing counts nothing.
-            *misses.of(hook.program) += Stats::of(*fd).unwrap_or_default().misses;
+            *misses.of(hook.program) += ProgramStats::of(*fd).unwrap_or_default().misses;
         }
         misses
     }

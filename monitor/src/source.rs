@@ -8,8 +8,9 @@ pub use misses::Misses;
 use std::{collections::HashMap, ops::Range, os::fd::BorrowedFd};
 
 use monitor_common::protocol::{ring::LossKind, word::Word as _};
+use monitor_sys::table::SharedSlot;
 
-use crate::{error::Result, kernel::Features, table::SharedSlot};
+use crate::{error::Result, kernel::Features};
 
 /// A group: its slot, and the generation that tells it from the slot's others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -9,16 +9,15 @@ use std::{
     num::NonZeroUsize,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    ptr::NonNull,
     rc::Rc,
     time::Duration,
 };
 
+use monitor_sys::memory::ChargedPages;
 use nix::{
     errno::Errno,
     sys::{
         eventfd::{EfdFlags, EventFd},
-        mman::{MapFlags, ProtFlags, mmap_anonymous, munmap},
         socket::UnixCredentials,
     },
 };
@@ -122,7 +121,7 @@ async fn test<S: Source>(
         if !ask(watcher, places, theirs, &file, &format!("0 0 {}", usage + ABOVE * page_size())).await? {
             return Ok(());
         }
-        let charge = Charge::new()?;
+        let charge = charge()?;
         drop(eventfd.readable().await.map_err(|error| failed("epoll", error))?);
         drop(charge);
     }
@@ -190,26 +189,11 @@ impl Requester for OwnRequest {
     }
 }
 
-/// Pages charged to this process's group, given back on drop.
-struct Charge(NonNull<libc::c_void>, NonZeroUsize);
-
-impl Charge {
-    fn new() -> Result<Self> {
-        let length = usize::try_from(CHARGE * page_size()).ok().and_then(NonZeroUsize::new);
-        let length = length.ok_or_else(|| Error::Host("the page size is out of range".into()))?;
-        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_POPULATE;
-        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: new pages at an address of the kernel's choice, with no other reference.
-        let made = unsafe { mmap_anonymous(None, length, access, flags) };
-        made.map(|at| Self(at, length)).map_err(|errno: Errno| Error::syscall("mmap", errno))
-    }
-}
-
-impl Drop for Charge {
-    fn drop(&mut self) {
-        // SAFETY: made with this length, and no reference into it was ever made.
-        let _ = unsafe { munmap(self.0, self.1.get()) };
-    }
+/// Charges pages to this process's group, given back on drop.
+fn charge() -> Result<ChargedPages> {
+    let length = usize::try_from(CHARGE * page_size()).ok().and_then(NonZeroUsize::new);
+    let length = length.ok_or_else(|| Error::Host("the page size is out of range".into()))?;
+    ChargedPages::new(length).map_err(|errno| Error::syscall("mmap", errno))
 }
 
 /// The directory of this process's group, from the text of `/proc/self/cgroup`.

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result};
-use memcg_monitor::table::Table;
+use monitor_sys::table::Table;
 use nix::errno::Errno;
 
 const BPF_MAP_CREATE: libc::c_int = 0;
@@ -23,7 +23,7 @@ pub(crate) fn array(path: &Path, element: usize, entries: usize, words: &[(usize
     let fd = bpf(BPF_MAP_CREATE, &create).context("cannot make a map")?;
     // SAFETY: the kernel just made it, for us.
     let map = unsafe { OwnedFd::from_raw_fd(fd) };
-    let table: Table<AtomicU64> = Table::map(&map, element * entries, "a test's")?;
+    let table: Table<AtomicU64> = Table::map(&map, element * entries).context("cannot map it")?;
     for (at, value) in words {
         table.get(*at).context("no such word")?.store(*value, Ordering::SeqCst);
     }

@@ -2,7 +2,7 @@
 //! clients, operators and scrapers. It takes records out of the ring, which only queue
 //! work, and does the work and the sweeps in the watcher's bounded turns.
 
-use std::{io, thread, time::Duration};
+use std::{io, os::fd::AsFd as _, thread, time::Duration};
 
 use monitor_common::protocol::ring::Doorbell;
 use tokio::{
@@ -109,27 +109,28 @@ struct Loop {
 }
 
 async fn answer_doorbells(
-    ring: Doorbells,
+    mut ring: Doorbells,
     shared: SharedWatcher<Programs>,
     pace: Duration,
     sampler: Option<Wake>,
 ) -> Result<()> {
-    let mut ring = wait_on(ring).map_err(|error| Error::file("epoll", "the ring buffer", error))?;
+    let failed = |error| Error::file("epoll", "the ring buffer", error);
+    let readiness = ring.as_fd().try_clone_to_owned().and_then(wait_on).map_err(failed)?;
     let work = shared.lock().work();
     let now = Instant::now();
     let trim = Trim::default();
     let mut this = Loop { shared, next_sweep: now + pace, pace, trim, sampler };
     loop {
-        if this.once(ring.get_mut()) {
+        if this.once(&mut ring) {
             // Others that wait for the watcher get it in between; and the end is noticed.
             tokio::task::yield_now().await;
             continue;
         }
         let until = this.due();
         tokio::select! {
-            ready = ring.readable_mut() => {
+            ready = readiness.readable() => {
                 // Cleared before the records are taken: a later record wakes anew.
-                ready.map_err(|error| Error::file("epoll", "the ring buffer", error))?.clear_ready();
+                ready.map_err(failed)?.clear_ready();
             }
             () = work.notified() => {}
             () = sleep_until(until.unwrap_or_else(|| Instant::now() + this.pace)), if until.is_some() => {}

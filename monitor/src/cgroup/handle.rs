@@ -4,11 +4,13 @@
 use std::{
     ffi::OsStr,
     fs,
-    mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
+#[cfg(not(fuzzing))]
+use monitor_sys::file_handle::open_by_id;
+use monitor_sys::stat::statx;
 use nix::{
     errno::Errno,
     fcntl::{AtFlags, OFlag, open, openat},
@@ -19,20 +21,6 @@ use crate::{
     cgroup::{Hierarchy, Version},
     error::{Error, Result},
 };
-
-/// A `struct file_handle` with what kernfs puts into it (`kernfs_encode_fh`).
-#[cfg(not(fuzzing))]
-#[repr(C)]
-struct Handle {
-    /// Of what follows the type.
-    bytes: u32,
-    kind: i32,
-    id: u64,
-}
-
-/// `FILEID_KERNFS`
-#[cfg(not(fuzzing))]
-const KERNFS: i32 = 0xfe;
 
 /// Opens the directories of a hierarchy by their ids.
 #[derive(Debug)]
@@ -137,7 +125,7 @@ impl Directories {
 
     fn open_any(&self, id: u64, more: i32) -> nix::Result<OwnedFd> {
         let flags = libc::O_PATH | libc::O_CLOEXEC | more;
-        by_handle(&self.root, id, flags).map_err(|errno| match errno {
+        open_by_id(&self.root, id, flags).map_err(|errno| match errno {
             // Removed; or the id of a file.
             Errno::ESTALE | Errno::ENOTDIR => Errno::ENOENT,
             other => other,
@@ -160,21 +148,10 @@ impl Directories {
     }
 }
 
-#[cfg(not(fuzzing))]
-fn by_handle(root: &OwnedFd, id: u64, flags: i32) -> nix::Result<OwnedFd> {
-    let mut handle = Handle { bytes: 8, kind: KERNFS, id };
-    // SAFETY: the handle is laid out as the kernel's, says its own length, and
-    // outlives the call, which only reads it.
-    let fd = unsafe { libc::open_by_handle_at(root.as_raw_fd(), (&raw mut handle).cast(), flags) };
-    let fd = Errno::result(fd)?;
-    // SAFETY: the kernel just made this descriptor for us.
-    Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) })
-}
-
 /// The hierarchy of the fuzz targets is a directory of files, whose file system has
 /// other handles: there the inode is looked for.
 #[cfg(fuzzing)]
-fn by_handle(root: &OwnedFd, id: u64, flags: i32) -> nix::Result<OwnedFd> {
+fn open_by_id(root: &OwnedFd, id: u64, flags: i32) -> nix::Result<OwnedFd> {
     use std::os::unix::fs::{DirEntryExt as _, MetadataExt as _};
     let path = PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd()));
     if fs::metadata(&path).is_ok_and(|metadata| metadata.ino() == id) {
@@ -217,14 +194,8 @@ impl Directory {
     /// Whether it is the root of a mount. Not asked of the file system, which may be any
     /// (`AT_STATX_DONT_SYNC`).
     fn is_mount(&self) -> nix::Result<bool> {
-        let mut stat = MaybeUninit::<libc::statx>::zeroed();
         let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
-        // SAFETY: the descriptor is open, the path is a C string, and the kernel writes no
-        // more than one statx.
-        let result = unsafe { libc::statx(self.fd.as_raw_fd(), c"".as_ptr(), flags, 0, stat.as_mut_ptr()) };
-        Errno::result(result)?;
-        // SAFETY: all zeros is a valid statx, and the call filled in more.
-        let attributes = unsafe { stat.assume_init() }.stx_attributes;
+        let attributes = statx(&self.fd, c"", flags, 0)?.stx_attributes;
         Ok(attributes & libc::STATX_ATTR_MOUNT_ROOT as u64 != 0)
     }
 

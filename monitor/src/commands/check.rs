@@ -9,6 +9,7 @@ use memcg_monitor::{
     programs::{self, LoadCheck, Pins, TableSize},
     sandbox, view,
 };
+use monitor_sys::{aio, seccomp};
 use nix::errno::Errno;
 use serde::Serialize;
 
@@ -125,7 +126,7 @@ pub fn run(options: &Check) -> ExitCode {
     found(
         "seccomp",
         false,
-        sandbox::seccomp::available()
+        seccomp::available()
             .map(|()| "the agent's system calls can be filtered".into())
             .map_err(|errno| format!("{errno}; any system call may be made")),
     );
@@ -199,7 +200,7 @@ fn aio() -> Result<String, String> {
     let number =
         |name| fs::read_to_string(format!("/proc/sys/fs/{name}")).unwrap_or_default().trim().to_owned();
     let used = format!("fs.aio-nr {} of fs.aio-max-nr {}", number("aio-nr"), number("aio-max-nr"));
-    match kernel::try_aio() {
+    match aio::try_setup() {
         Ok(()) => Ok(format!("signals never wait for clients ({used})")),
         Err(Errno::ENOSYS) => Err("not in this kernel (CONFIG_AIO); threads write to eventfds".into()),
         Err(errno) => {

@@ -3,7 +3,7 @@
 
 use std::{
     io::{self, Write as _},
-    os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     path::Path,
     process::ExitCode,
     time::{Duration, Instant},
@@ -15,9 +15,9 @@ use monitor_client::{
     AdminConnection, Error, RemovalCheck, Target, connect, register,
     wire::{AdminRequest, Answer, EventRow},
 };
+use monitor_sys::{pidfd, socket};
 use nix::{
     errno::Errno,
-    libc,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         eventfd::{EfdFlags, EventFd},
@@ -73,14 +73,17 @@ fn explained(error: Error) -> anyhow::Error {
 }
 
 /// A descriptor of the process that serves `socket`, readable once that process has ended: the
-/// eventfd itself does not report that. `None` where the process is not visible.
+/// eventfd itself does not report that. `None` where the process is not visible. Before Linux 6.5
+/// the kernel gives its number alone.
 fn agent_at(socket: &Path) -> Option<OwnedFd> {
     let connection = connect(socket).ok()?;
-    let pid = getsockopt(&connection, PeerCredentials).ok()?.pid();
-    // SAFETY: takes numbers.
-    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) }).ok()?;
-    // SAFETY: the kernel has just made this descriptor.
-    Some(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).ok()?) })
+    match socket::peer_pidfd(&connection) {
+        Err(Errno::ENOPROTOOPT) => {
+            let peer = getsockopt(&connection, PeerCredentials).ok()?;
+            pidfd::open(peer.pid(), 0).ok()
+        }
+        held => held.ok(),
+    }
 }
 
 /// Time left in milliseconds; `None`: no deadline.

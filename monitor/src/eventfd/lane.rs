@@ -17,9 +17,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use monitor_sys::signals::{self, Thread};
 use nix::{
     errno::Errno,
-    sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
     time::{ClockId, clock_gettime},
 };
 use tokio::sync::Notify;
@@ -38,8 +38,6 @@ const FREE: Duration = Duration::from_micros(50);
 const PAUSE: u32 = 9;
 /// Time after which a `write` that waits for its client is interrupted, or twice that.
 const WAIT: Duration = Duration::from_millis(10);
-/// The signal that interrupts a `write`; a process without a handler ignores it.
-const INTERRUPT: Signal = Signal::SIGURG;
 /// Value beyond which a counter counts as full: adding to it could wait for the client.
 const FULL: u64 = 1 << 62;
 
@@ -82,7 +80,7 @@ struct Users {
     /// Whether the last attempt to start a thread failed.
     is_short: bool,
     /// Threads in a `write`, each with its start.
-    writing: HashMap<libc::pthread_t, Instant>,
+    writing: HashMap<Thread, Instant>,
     guard: Guard,
 }
 
@@ -200,10 +198,8 @@ impl Lane {
     /// Starts the guard, before any thread writes.
     fn have_guard(&self, users: &mut Users) -> io::Result<()> {
         if users.guard == Guard::None {
-            // Without `SA_RESTART`: a call that waits ends with `EINTR`.
-            let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
-            // SAFETY: the handler does nothing, and the process has no other for this signal.
-            unsafe { sigaction(INTERRUPT, &action) }?;
+            // The process has no other handler for this signal.
+            signals::handle_interrupts()?;
             self.spawn("slow-guard", LaneState::guard)?;
             users.guard = Guard::Watches;
         }
@@ -240,17 +236,14 @@ impl LaneState {
             }
             users = self.writes.wait_timeout(users, WAIT).unwrap_or_else(PoisonError::into_inner).0;
             for (thread, _) in users.writing.iter().filter(|(_, since)| since.elapsed() >= WAIT) {
-                // SAFETY: a thread that writes has not ended, for it would have to lock first.
-                unsafe { libc::pthread_kill(*thread, INTERRUPT as libc::c_int) };
+                // A thread that writes has not ended, for it would have to lock first.
+                let _ = thread.interrupt();
             }
         }
     }
 
     fn run(&self) {
-        // The thread that started this one may have blocked it.
-        let _ = SigSet::from(INTERRUPT).thread_unblock();
-        // SAFETY: returns a number, and cannot fail.
-        let this = unsafe { libc::pthread_self() };
+        let this = Thread::interruptible();
         let mut users = self.users();
         loop {
             let now = Instant::now();
@@ -317,8 +310,6 @@ impl LaneState {
         }
     }
 }
-
-extern "C" fn nothing(_: libc::c_int) {}
 
 /// Adds to the counter as `count` signals would. Where the client fills it meanwhile, waits
 /// until it is interrupted: `EINTR`.

@@ -2,17 +2,19 @@
 
 use std::{
     collections::HashMap,
+    fs::File,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use monitor_sys::aio::Aio;
 use nix::errno::Errno;
 use tokio::sync::Notify;
 
 use crate::{
+    error::{Error, Result},
     eventfd::{
         EventFd,
-        aio::Aio,
         lane::{Done, Lane, busy},
     },
     registry::Account,
@@ -98,7 +100,7 @@ impl Signaller {
     /// when the lane has done a job.
     #[must_use]
     pub fn new(finished: Arc<Notify>) -> Self {
-        let aio = Aio::new()
+        let aio = open_aio()
             .inspect_err(|error| {
                 log::warn!("{error}; signalling by threads until the kernel grants asynchronous reads, a little later than usual");
             })
@@ -125,7 +127,7 @@ impl Signaller {
         self.suspects.fade(now);
         self.lane.try_again();
         if self.aio.is_none()
-            && let Ok(aio) = Aio::new()
+            && let Ok(aio) = open_aio()
         {
             log::info!("io_setup: the kernel grants asynchronous reads, which signal from now on");
             self.aio = Some(aio);
@@ -188,6 +190,15 @@ impl Signaller {
     pub fn done(&self) -> Vec<Done> {
         self.lane.done()
     }
+}
+
+/// Makes the kernel's side of asynchronous reads, which read of `/dev/null`.
+fn open_aio() -> Result<Aio> {
+    let nothing = File::open("/dev/null").map_err(|error| Error::file("open", "/dev/null", error))?;
+    Aio::new(nothing.into()).map_err(|errno| {
+        let hint = "io_setup (AIO is how eventfds are signalled: is CONFIG_AIO on, and sysctl fs.aio-max-nr large enough?)";
+        Error::syscall(hint, errno)
+    })
 }
 
 #[cfg(test)]

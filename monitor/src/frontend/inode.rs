@@ -1,11 +1,8 @@
 //! What a descriptor leads to, without a word to the file system that it is on.
 
-use std::{
-    ffi::CStr,
-    mem::MaybeUninit,
-    os::fd::{AsRawFd as _, BorrowedFd},
-};
+use std::{ffi::CStr, os::fd::BorrowedFd};
 
+use monitor_sys::stat::statx;
 use nix::errno::Errno;
 
 use crate::frontend::register::{DescriptorRole, Refusal, Requester};
@@ -40,15 +37,7 @@ impl Inode {
     /// # Errors
     /// `statx` failed.
     pub fn at(directory: BorrowedFd<'_>, path: &CStr, flags: i32) -> Result<Self, Errno> {
-        let mut stat = MaybeUninit::<libc::statx>::zeroed();
-        let (fd, flags) = (directory.as_raw_fd(), flags | libc::AT_STATX_DONT_SYNC);
-        // SAFETY: the descriptor is open, the path is a C string, and the kernel
-        // writes no more than one statx.
-        let result =
-            unsafe { libc::statx(fd, path.as_ptr(), flags, libc::STATX_BASIC_STATS, stat.as_mut_ptr()) };
-        Errno::result(result)?;
-        // SAFETY: all zeros is a valid statx, and the call filled in more.
-        let stat = unsafe { stat.assume_init() };
+        let stat = statx(directory, path, flags | libc::AT_STATX_DONT_SYNC, libc::STATX_BASIC_STATS)?;
         Ok(Self {
             device: libc::makedev(stat.stx_dev_major, stat.stx_dev_minor),
             number: stat.stx_ino,

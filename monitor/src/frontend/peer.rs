@@ -6,6 +6,7 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
 };
 
+use monitor_sys::pidfd;
 use nix::{
     errno::Errno,
     fcntl::{OFlag, openat, readlinkat},
@@ -21,10 +22,7 @@ use crate::{
         control_file::FrontendContext,
         deferred_close::{DeferredClose, UntrustedFd},
         inode::Inode,
-        process::{
-            OUT_OF_DESCRIPTORS, PIDFD_THREAD, directory, path, pidfd_getfd, pidfd_open, shares_descriptors,
-            status, thread_group,
-        },
+        process::{OUT_OF_DESCRIPTORS, directory, path, status, thread_group},
         register::{DescriptorRole, Refusal, Requester, adopt},
         sender::Sender,
     },
@@ -141,20 +139,24 @@ impl Peer {
         let pidfd = match self.sender.pidfd() {
             Some(pidfd) => pidfd,
             None if !self.is_thread => {
-                opened = pidfd_open(pid, 0)?;
+                opened = pidfd::open(pid, 0)?;
                 &opened
             }
             None => {
                 // For the thread itself where the kernel can (6.9): it may share no
                 // descriptors with its process, or outlive the first thread.
-                opened = pidfd_open(pid, PIDFD_THREAD).or_else(|_| {
+                opened = pidfd::open(pid, pidfd::PIDFD_THREAD).or_else(|_| {
                     let process = thread_group(&status(&self.directory.borrow())?).ok_or(Errno::ESRCH)?;
-                    if shares_descriptors(pid, process)? { pidfd_open(process, 0) } else { Err(Errno::EBADF) }
+                    if pidfd::shares_descriptors(pid, process)? {
+                        pidfd::open(process, 0)
+                    } else {
+                        Err(Errno::EBADF)
+                    }
                 })?;
                 &opened
             }
         };
-        Ok(self.deferred_close.untrusted(account, pidfd_getfd(pidfd, number)?))
+        Ok(self.deferred_close.untrusted(account, pidfd::duplicate(pidfd, number)?))
     }
 
     fn not_taken(&self, which: DescriptorRole, errno: Errno) -> Refusal {

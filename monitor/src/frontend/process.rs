@@ -1,17 +1,10 @@
-//! A process, seen from outside: what `/proc` says of it, and duplicates of its
-//! descriptors.
+//! A process, seen from outside: what `/proc` says of it.
 
-use std::{
-    ffi::CString,
-    fs::File,
-    io::Read as _,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
-};
+use std::{ffi::CString, fs::File, io::Read as _, os::fd::OwnedFd};
 
 use nix::{
     errno::Errno,
     fcntl::{OFlag, open, openat},
-    libc,
     sys::stat::Mode,
 };
 
@@ -54,40 +47,6 @@ pub(super) fn thread_group(status: &str) -> Option<i32> {
 }
 
 pub(super) const OUT_OF_DESCRIPTORS: &str = "the agent is out of descriptors; raise its LimitNOFILE";
-
-/// A pidfd of a thread that need not be its process's first.
-pub(super) const PIDFD_THREAD: i32 = libc::O_EXCL;
-
-pub(super) fn pidfd_open(pid: i32, flags: i32) -> Result<OwnedFd, Errno> {
-    // SAFETY: takes two numbers and returns a new descriptor or -1.
-    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, flags) })?;
-    own(fd)
-}
-
-pub(super) fn pidfd_getfd(pidfd: &OwnedFd, number: i32) -> Result<OwnedFd, Errno> {
-    // SAFETY: takes three numbers and returns a new descriptor or -1.
-    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), number, 0) })?;
-    own(fd)
-}
-
-/// Whether a thread has the descriptors of its process (`CLONE_FILES`).
-pub(super) fn shares_descriptors(thread: i32, process: i32) -> Result<bool, Errno> {
-    /// `KCMP_FILES`
-    const FILES: i32 = 2;
-    // SAFETY: takes five numbers, of which it looks at three.
-    let order = Errno::result(unsafe { libc::syscall(libc::SYS_kcmp, thread, process, FILES, 0, 0) });
-    // A kernel without kcmp (CONFIG_KCMP): then only where the thread is the process.
-    order.map(|order| order == 0).or_else(|errno| match errno {
-        Errno::ENOSYS => Ok(thread == process),
-        errno => Err(errno),
-    })
-}
-
-pub(super) fn own(fd: libc::c_long) -> Result<OwnedFd, Errno> {
-    let fd = i32::try_from(fd).map_err(|_| Errno::EOVERFLOW)?;
-    // SAFETY: the kernel just made this descriptor for us, close-on-exec.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
 
 #[cfg(test)]
 mod tests {

@@ -5,6 +5,7 @@ use std::{
     os::fd::{AsRawFd as _, OwnedFd},
 };
 
+use monitor_sys::socket::set_pass_pidfd;
 use nix::{
     cmsg_space,
     errno::Errno,
@@ -12,8 +13,6 @@ use nix::{
         MsgFlags, Shutdown, UnixAddr, UnixCredentials, recvmsg, setsockopt, shutdown, sockopt::PassCred,
     },
 };
-
-use crate::frontend::seqpacket::set_pass_pidfd;
 
 /// Whether descriptors lie in the queue of a connection that is refused: then it may take any
 /// time to close. Shuts the connection down, and takes packets without descriptors out of it.

@@ -111,16 +111,13 @@ mod tests {
         thread,
     };
 
-    use nix::{
-        libc,
-        sys::{
-            pthread::{pthread_kill, pthread_self},
-            signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction},
-        },
+    use monitor_sys::{
+        pidfd,
+        signals::{self, Thread},
     };
+    use nix::libc;
 
     use super::*;
-    use crate::frontend::process::pidfd_open;
 
     fn credentials() -> UnixCredentials {
         libc::ucred { pid: 1, uid: 0, gid: 0 }.into()
@@ -139,17 +136,14 @@ mod tests {
 
     #[test]
     fn a_living_sender_is_there_while_signals_come() -> io::Result<()> {
-        extern "C" fn nothing(_: libc::c_int) {}
-        let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::SA_RESTART, SigSet::empty());
-        // SAFETY: the handler does nothing.
-        unsafe { sigaction(Signal::SIGURG, &action) }?;
+        signals::handle_interrupts()?;
         let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
-        let sender = Sender::with(credentials(), Some(pidfd_open(child.id().cast_signed(), 0)));
+        let sender = Sender::with(credentials(), Some(pidfd::open(child.id().cast_signed(), 0)));
         // One poll of a thousand is interrupted, or fewer where the processors are busy.
-        let asks = pthread_self();
+        let asks = Thread::interruptible();
         let always = thread::scope(|scope| {
             let ringer = scope.spawn(move || {
-                (0..200_000).try_for_each(|_| pthread_kill(asks, Signal::SIGURG)).expect("it asks meanwhile");
+                (0..200_000).try_for_each(|_| asks.interrupt()).expect("it asks meanwhile");
             });
             let mut always = true;
             while !ringer.is_finished() {

@@ -5,9 +5,8 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     fs, io,
-    io::IoSliceMut,
     os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+        fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd},
         unix::fs::PermissionsExt,
     },
     path::{Path, PathBuf},
@@ -15,12 +14,14 @@ use std::{
 };
 
 use bytes::BytesMut;
+pub use monitor_sys::message::MAX_DESCRIPTORS;
+use monitor_sys::{message, socket as unix_socket};
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, OFlag, fcntl},
     sys::socket::{
-        AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, getsockname,
-        getsockopt, listen, recvmsg, send, setsockopt, socket,
+        AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, bind, getsockname, getsockopt,
+        listen, send, setsockopt, socket,
         sockopt::{PassCred, PeerCredentials},
     },
     unistd::{Gid, chown},
@@ -28,22 +29,16 @@ use nix::{
 use tokio::io::unix::AsyncFd;
 
 use crate::{
-    ancillary::{self, Ancillary},
     async_fd::wait_on,
     error::{Error, Result},
     frontend::{
         accounting::Accounting,
         deferred_close::{DeferredClose, UntrustedFd},
-        process,
         refused::brings_descriptors,
         sender::Sender,
     },
     registry::Account,
 };
-
-/// Descriptors that one message can carry, by the kernel's `SCM_MAX_FD`. Room
-/// for all of them, so that none is ever cut off unseen.
-pub const MAX_DESCRIPTORS: usize = 253;
 
 /// Connections that an account but the privileged may have open at once, at each socket.
 const MAX_CONNECTIONS: usize = 256;
@@ -187,15 +182,8 @@ impl Listener {
 
     /// The next one; `None` for one that has as many as it may have.
     async fn admit(&self) -> io::Result<Option<(Connection, Sender)>> {
-        let raw = self
-            .fd
-            .async_io(tokio::io::Interest::READABLE, |fd| {
-                accept4(fd.as_raw_fd(), SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)
-                    .map_err(io::Error::from)
-            })
-            .await?;
-        // SAFETY: accept4 just made this descriptor for us.
-        let fd = unsafe { OwnedFd::from_raw_fd(raw) };
+        let accept = |fd: &OwnedFd| unix_socket::accept(fd).map_err(io::Error::from);
+        let fd = self.fd.async_io(tokio::io::Interest::READABLE, accept).await?;
         let peer = Sender::with(getsockopt(&fd, PeerCredentials)?, peer_pidfd(&fd));
         let open = |account| self.open.borrow().get(&account).copied().unwrap_or(0);
         let account = self.accounting.of_connection(&peer, |account| open(account) >= MAX_CONNECTIONS);
@@ -305,7 +293,7 @@ impl Connection {
             return Ok(None);
         }
         let received = self.fd()?.try_io(tokio::io::Interest::READABLE, |fd| {
-            let packet = receive(fd.as_raw_fd(), limit, self)?;
+            let packet = receive(fd.as_fd(), limit, self)?;
             // A packet brings its sender, were it empty otherwise: the end has none.
             self.over.set(packet.sender.is_none());
             Ok(Some(packet).filter(|packet| !packet.bytes.is_empty() || !packet.descriptors.is_empty()))
@@ -347,52 +335,33 @@ impl Connection {
 
 /// From Linux 6.5 on the kernel tells which process opened a connection; `None` before.
 fn peer_pidfd(socket: &OwnedFd) -> Option<nix::Result<OwnedFd>> {
-    let mut pidfd: libc::c_int = -1;
-    let mut length = libc::socklen_t::try_from(size_of_val(&pidfd)).unwrap_or(4);
-    let (fd, level, option) = (socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEERPIDFD);
-    // SAFETY: the kernel writes one int and its length, which outlive the call.
-    let got = unsafe { libc::getsockopt(fd, level, option, (&raw mut pidfd).cast(), &raw mut length) };
-    match Errno::result(got) {
+    match unix_socket::peer_pidfd(socket) {
         Err(Errno::ENOPROTOOPT) => None,
-        Err(errno) => Some(Err(errno)),
-        Ok(_) => Some(process::own(pidfd.into())),
+        pidfd => Some(pidfd),
     }
 }
 
 /// Asks for the pidfd of each packet's sender, which the kernel gives from Linux 6.5 on.
 /// Of a listener: what is accepted has the flag from the start (`unix_sock_inherit_flags`).
 fn pass_pidfd(socket: &OwnedFd) {
-    if let Err(errno) = set_pass_pidfd(socket, true) {
+    if let Err(errno) = unix_socket::set_pass_pidfd(socket, true) {
         log::debug!("setsockopt SO_PASSPIDFD: {errno}; senders are known by their number");
     }
 }
 
-pub(super) fn set_pass_pidfd(socket: &OwnedFd, on: bool) -> nix::Result<()> {
-    let on = libc::c_int::from(on);
-    let length = libc::socklen_t::try_from(size_of_val(&on)).unwrap_or(4);
-    let (fd, level, option) = (socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PASSPIDFD);
-    // SAFETY: the kernel reads one int, which outlives the call.
-    let set = unsafe { libc::setsockopt(fd, level, option, (&raw const on).cast(), length) };
-    Errno::result(set).map(drop)
-}
-
-fn receive(fd: RawFd, limit: usize, from: &Connection) -> nix::Result<Packet> {
+/// Receives a packet with room for all that one message can bring, so that no descriptor is ever
+/// cut off unseen.
+fn receive(fd: BorrowedFd<'_>, limit: usize, from: &Connection) -> nix::Result<Packet> {
     let mut bytes = BytesMut::zeroed(limit);
-    let mut room = ancillary::room(MAX_DESCRIPTORS);
-    let mut slices = [IoSliceMut::new(&mut bytes)];
-    let message = recvmsg::<UnixAddr>(fd, &mut slices, Some(&mut room), MsgFlags::MSG_CMSG_CLOEXEC)?;
-    let (length, flags) = (message.bytes, message.flags);
-    let Ancillary { descriptors, sender, process } = Ancillary::take(&room);
-    bytes.truncate(length);
+    let message = message::receive(fd, &mut bytes, MAX_DESCRIPTORS, MsgFlags::empty())?;
+    bytes.truncate(message.length);
+    let (pidfd, untrusted) = (message.pidfd, |fd| from.deferred_close.untrusted(from.account, fd));
     Ok(Packet {
         bytes,
-        truncated: flags.contains(MsgFlags::MSG_TRUNC),
-        descriptors: descriptors
-            .into_iter()
-            .map(|fd| from.deferred_close.untrusted(from.account, fd))
-            .collect(),
-        descriptors_cut: flags.contains(MsgFlags::MSG_CTRUNC),
-        sender: sender.map(|credentials| Sender::with(credentials, process)),
+        truncated: message.is_truncated,
+        descriptors: message.descriptors.into_iter().map(untrusted).collect(),
+        descriptors_cut: message.is_ancillary_truncated,
+        sender: message.sender.map(|credentials| Sender::with(credentials, pidfd)),
         account: from.account,
     })
 }

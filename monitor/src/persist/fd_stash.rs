@@ -14,13 +14,15 @@ use nix::{
     },
 };
 
-use crate::{
-    ancillary::{self, Ancillary},
-    in_flight,
+use monitor_sys::{
+    message::{self, MAX_DESCRIPTORS},
+    socket::set_peek_offset,
 };
 
-/// Descriptors that one message can carry, by the kernel's `SCM_MAX_FD`.
-pub const IN_A_MESSAGE: usize = 253;
+use crate::in_flight;
+
+/// Descriptors that one message can carry at most.
+pub const IN_A_MESSAGE: usize = MAX_DESCRIPTORS;
 
 /// A socket pair with descriptors in its queue, which stay there as long as its end is open
 /// anywhere.
@@ -83,9 +85,9 @@ impl FdStash {
     /// `recvmsg` failed; `EMFILE` when the agent may not have that many descriptors.
     pub fn look(&self) -> nix::Result<Vec<StashedFd>> {
         // Each message that is peeked at moves the place where the next peek begins.
-        look_from(&self.end, 0)?;
+        set_peek_offset(&self.end, 0)?;
         let found = self.look_on();
-        look_from(&self.end, -1)?;
+        set_peek_offset(&self.end, -1)?;
         found
     }
 
@@ -95,7 +97,7 @@ impl FdStash {
     /// # Errors
     /// `recvmsg` failed.
     pub fn front(&self, most: usize) -> nix::Result<(usize, Vec<u64>)> {
-        look_from(&self.end, 0)?;
+        set_peek_offset(&self.end, 0)?;
         let mut found = (0, Vec::new());
         let outcome = loop {
             match self.next(MsgFlags::MSG_PEEK) {
@@ -108,7 +110,7 @@ impl FdStash {
                 Err(errno) => break Err(errno),
             }
         };
-        look_from(&self.end, -1)?;
+        set_peek_offset(&self.end, -1)?;
         outcome.map(|()| found)
     }
 
@@ -137,38 +139,26 @@ impl FdStash {
         let mut found = Vec::new();
         loop {
             let mut bytes = [0; IN_A_MESSAGE * size_of::<u64>()];
-            let mut room = ancillary::room(IN_A_MESSAGE);
-            let mut slices = [IoSliceMut::new(&mut bytes)];
-            let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
-            let message = match recvmsg::<()>(self.end.as_raw_fd(), &mut slices, Some(&mut room), flags) {
+            let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+            let message = match message::receive(self.end.as_fd(), &mut bytes, IN_A_MESSAGE, flags) {
                 Ok(message) => message,
                 Err(Errno::EAGAIN) => return Ok(found),
                 Err(errno) => return Err(errno),
             };
-            let (length, cut) = (message.bytes, message.flags.contains(MsgFlags::MSG_CTRUNC));
-            let fds = Ancillary::take(&room).descriptors;
-            if cut {
+            if message.is_ancillary_truncated {
                 return Err(Errno::EMFILE);
             }
-            if length == 0 {
+            if message.length == 0 {
                 // The sending end is closed, and all messages were read.
                 return Ok(found);
             }
-            found.extend(numbers(&bytes[..length]).zip(fds));
+            found.extend(numbers(&bytes[..message.length]).zip(message.descriptors));
         }
     }
 }
 
 fn numbers(bytes: &[u8]) -> impl Iterator<Item = u64> {
     bytes.chunks_exact(size_of::<u64>()).map(|word| u64::from_le_bytes(word.try_into().unwrap_or_default()))
-}
-
-/// Sets the place where the next peek begins (`SO_PEEK_OFF`); -1: always at the front.
-fn look_from(fd: &OwnedFd, offset: i32) -> nix::Result<()> {
-    let (length, word) = (size_of::<i32>() as libc::socklen_t, (&raw const offset).cast());
-    // SAFETY: one word, which outlives the call.
-    let set = unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_PEEK_OFF, word, length) };
-    Errno::result(set).map(drop)
 }
 
 #[cfg(test)]

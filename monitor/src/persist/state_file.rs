@@ -9,6 +9,7 @@ use std::{
 };
 
 use monitor_common::protocol::band::{Excursion, Seen};
+use monitor_sys::table::Table;
 use nix::{
     sys::{
         memfd::{MFdFlags, memfd_create},
@@ -20,19 +21,14 @@ use nix::{
 use crate::{
     error::{Error, Result},
     persist::record::{AT_OWED, BELOW, COUNTS, FREE, RANGES, Record, WORDS, made_sure, with_side},
-    table::{MappedLayout, Table},
 };
 
 /// Place of a registration's record in the file, which also identifies the registration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RecordId(pub u32);
 
-/// A cache line of the file.
-#[derive(Debug)]
-#[repr(C, align(64))]
-pub struct StateLine([AtomicU64; WORDS]);
-
-impl MappedLayout for StateLine {}
+/// A cache line of the state file, which begins at a page's start.
+pub type StateLine = [AtomicU64; WORDS];
 
 /// The bytes `memcgmon` at the file's start.
 const MAGIC: u64 = u64::from_le_bytes(*b"memcgmon");
@@ -109,7 +105,7 @@ impl StateFile {
                 "the state file of an earlier agent has {bytes} bytes, which is no valid length"
             )));
         }
-        let lines = Table::map(&file, lines, "state file")?;
+        let lines = map_lines(&file, lines)?;
         let mut state = Self { file, lines, free: Vec::new(), used: 0, unfinished: Vec::new() };
         let head = |at| state.word(HEAD, at).load(Ordering::Acquire);
         if head(AT_MAGIC) != MAGIC || ![FORMAT, BEFORE].contains(&head(AT_FORMAT)) {
@@ -205,7 +201,7 @@ impl StateFile {
     }
 
     fn fill(&self, ticket: RecordId, words: [u64; WORDS]) {
-        let Some(StateLine(line)) = self.lines.get(RECORDS + ticket.0 as usize) else { return };
+        let Some(line) = self.lines.get(RECORDS + ticket.0 as usize) else { return };
         for (word, value) in line.iter().zip(words).skip(1) {
             word.store(value, Ordering::Relaxed);
         }
@@ -248,7 +244,7 @@ impl StateFile {
     }
 
     fn owed(&self, ticket: RecordId) -> Option<&AtomicU64> {
-        self.lines.get(RECORDS + ticket.0 as usize).map(|StateLine(line)| &line[AT_OWED])
+        self.lines.get(RECORDS + ticket.0 as usize).map(|line| &line[AT_OWED])
     }
 
     /// Sets the side of a threshold that was signalled, or is owed.
@@ -262,7 +258,7 @@ impl StateFile {
     }
 
     fn change(&self, ticket: RecordId, change: impl FnOnce(u64) -> u64) {
-        if let Some(StateLine(line)) = self.lines.get(RECORDS + ticket.0 as usize) {
+        if let Some(line) = self.lines.get(RECORDS + ticket.0 as usize) {
             let first = line[0].load(Ordering::Relaxed);
             line[0].store(change(first), Ordering::Release);
         }
@@ -398,7 +394,7 @@ impl StateFile {
     /// A word, counted from the start of `line`, which lies within the file.
     fn word(&self, line: usize, at: usize) -> &AtomicU64 {
         static NOWHERE: AtomicU64 = AtomicU64::new(0);
-        self.lines.get(line + at / WORDS).map_or(&NOWHERE, |StateLine(words)| &words[at % WORDS])
+        self.lines.get(line + at / WORDS).map_or(&NOWHERE, |words| &words[at % WORDS])
     }
 }
 
@@ -406,7 +402,11 @@ impl StateFile {
 fn map(file: &OwnedFd, lines: usize) -> Result<Table<StateLine>> {
     let bytes = i64::try_from(lines * size_of::<StateLine>()).unwrap_or(i64::MAX);
     ftruncate(file, bytes).map_err(|errno| Error::syscall("ftruncate of the state file", errno))?;
-    Table::map(file, lines, "state file")
+    map_lines(file, lines)
+}
+
+fn map_lines(file: &OwnedFd, lines: usize) -> Result<Table<StateLine>> {
+    Table::map(file, lines).map_err(|errno| Error::syscall("mmap of the state file", errno))
 }
 
 #[cfg(test)]

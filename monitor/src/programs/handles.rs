@@ -20,6 +20,7 @@ use monitor_common::protocol::{
     query::{CELLS, Query},
     ring::LossKind,
 };
+use monitor_sys::table::{MappedLayout, SharedFileRefs, SharedScratch, SharedSlot, Table};
 
 use crate::{
     error::{Error, Result},
@@ -29,7 +30,6 @@ use crate::{
         load::{attach_hook, failed},
         pins::MAPS,
     },
-    table::{MappedLayout, SharedFileRefs, SharedScratch, SharedSlot, Table},
 };
 
 /// Handles of the attached programs.
@@ -175,11 +175,11 @@ impl Maps {
     fn get(sizes: TableSizes, mut map: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
         let no = |error: aya::maps::MapError| failed("a map is of another type", &error);
         Ok(Self {
-            slots: Table::map(array(&map("SLOTS")?)?, sizes.groups as usize + 1, "SLOTS")?.into(),
-            scratch: Table::map(array(&map("SCRATCH")?)?, CELLS as usize, "SCRATCH")?.into(),
-            tallies: Table::map(array(&map("TALLIES")?)?, LossKind::COUNT, "TALLIES")?,
-            thread_marks: Table::map(array(&map("THREAD_MARKS")?)?, OomMark::WORDS, "THREAD_MARKS")?,
-            files: Table::map(array(&map("FILES")?)?, Query::FILES_AT_ONCE, "FILES")?,
+            slots: map_array(&map("SLOTS")?, sizes.groups as usize + 1, "SLOTS")?.into(),
+            scratch: map_array(&map("SCRATCH")?, CELLS as usize, "SCRATCH")?.into(),
+            tallies: map_array(&map("TALLIES")?, LossKind::COUNT, "TALLIES")?,
+            thread_marks: map_array(&map("THREAD_MARKS")?, OomMark::WORDS, "THREAD_MARKS")?,
+            files: map_array(&map("FILES")?, Query::FILES_AT_ONCE, "FILES")?,
             ring: map("DOORBELLS")?.try_into().map_err(no)?,
         })
     }
@@ -191,7 +191,11 @@ pub(super) fn open_shared<T: MappedLayout>(
     name: &'static str,
     entries: usize,
 ) -> Result<Table<T>> {
-    Table::map(array(&open_map(directory, name)?)?, entries, name)
+    map_array(&open_map(directory, name)?, entries, name)
+}
+
+fn map_array<T: MappedLayout>(map: &Map, entries: usize, name: &str) -> Result<Table<T>> {
+    Table::map(array(map)?, entries).map_err(|errno| Error::syscall(format!("mmap of the map {name}"), errno))
 }
 
 fn open_map(directory: &Path, name: &str) -> Result<Map> {

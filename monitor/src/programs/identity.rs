@@ -10,12 +10,12 @@ use monitor_common::protocol::{
     query::{Enumeration, READINGS},
     word::Word as _,
 };
+use monitor_sys::table::{SharedScratch, SharedSlot, Table};
 use nix::sys::uio::pread;
 
 use crate::{
     error::{Error, Result},
     source::{FileId, GroupId, Identify, Located, Slots},
-    table::{SharedScratch, SharedSlot, Table},
 };
 
 /// Queries the programs by reading. They answer one thread, the one that started them.

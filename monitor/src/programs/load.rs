@@ -1,7 +1,7 @@
 //! Loading of the programs: the object with this kernel's offsets filled in, each program past
 //! the verifier, each in its place.
 
-use std::time::Duration;
+use std::{os::fd::AsFd as _, time::Duration};
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
@@ -212,17 +212,17 @@ pub fn try_all(facts: &Facts) -> Result<Vec<LoadCheck>> {
 const LOG_EVERY: Duration = Duration::from_secs(1);
 
 /// Copies the programs' own log lines to the agent's log.
-pub(super) fn follow_log(logger: aya_log::EbpfLogger<FromPrograms>) {
+pub(super) fn follow_log(mut logger: aya_log::EbpfLogger<FromPrograms>) {
     if tokio::runtime::Handle::try_current().is_err() {
         return;
     }
-    let Ok(mut logger) = wait_on(logger) else {
+    let Ok(readiness) = logger.as_fd().try_clone_to_owned().and_then(wait_on) else {
         return;
     };
     tokio::task::spawn_local(async move {
-        while let Ok(mut ready) = logger.readable_mut().await {
+        while let Ok(mut ready) = readiness.readable().await {
             ready.clear_ready();
-            ready.get_inner_mut().flush();
+            logger.flush();
             tokio::time::sleep(LOG_EVERY).await;
         }
     });

@@ -11,11 +11,11 @@ use monitor_common::protocol::{
     slot::{SCHEMA, SlotState},
     word::Word as _,
 };
+use monitor_sys::table::{SharedScratch, SharedSlot, Table};
 
 use crate::{
     error::{Error, Result},
     programs::handles::open_shared,
-    table::{SharedScratch, SharedSlot, Table},
 };
 
 /// Tables of earlier programs, by layout.

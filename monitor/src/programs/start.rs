@@ -13,6 +13,7 @@ use monitor_common::protocol::{
     slot::{SCHEMA, SlotState},
     word::Word as _,
 };
+use monitor_sys::table::{SharedScratch, Table};
 use nix::time::{ClockId, clock_gettime};
 
 use crate::{
@@ -27,7 +28,6 @@ use crate::{
         predecessor::Predecessor,
     },
     source::{Slots as _, Source},
-    table::{SharedScratch, Table},
 };
 
 /// The state of the pins at start.

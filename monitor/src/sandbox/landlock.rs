@@ -45,11 +45,7 @@ pub fn read_only<'a>(directories: impl IntoIterator<Item = &'a Path>) -> Result<
 /// # Errors
 /// The reason why there is no Landlock.
 pub fn available() -> Result<String, &'static str> {
-    const VERSION: u32 = 1;
-    let nothing = std::ptr::null::<libc::c_void>();
-    // SAFETY: with this flag the kernel reads nothing, and returns a number.
-    let abi = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, nothing, 0, VERSION) };
-    match Errno::result(abi) {
+    match monitor_sys::landlock::version() {
         Ok(abi) => Ok(format!("ABI {abi}")),
         Err(Errno::EOPNOTSUPP) => Err("off; the kernel's lsm= does not name it"),
         Err(_) => Err("not in this kernel"),

@@ -7,7 +7,8 @@
 use std::collections::BTreeMap;
 
 use libc::c_long;
-use nix::{errno::Errno, sys::prctl};
+use monitor_sys::seccomp::NotInstalled;
+use nix::sys::prctl;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen::Dword, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, TargetArch,
@@ -272,31 +273,17 @@ fn compile(
 /// Installs a filter with the flag, missing in the crate, by which the kernel logs each
 /// refused call.
 fn install(program: &BpfProgram) -> Result<()> {
-    const FLAGS: libc::c_ulong = libc::SECCOMP_FILTER_FLAG_TSYNC | libc::SECCOMP_FILTER_FLAG_LOG;
-    let length = u16::try_from(program.len()).map_err(|_| Error::Host("seccomp: too many rules".into()))?;
-    // The crate's instructions have the kernel's layout.
-    let program = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut().cast() };
-    // SAFETY: as many instructions as its length, which outlive the call; the kernel
-    // copies them.
-    let result =
-        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, FLAGS, &raw const program) };
-    match Errno::result(result) {
-        Ok(0) => Ok(()),
-        Ok(thread) => Err(Error::Host(format!("seccomp: thread {thread} has a filter of its own"))),
-        Err(errno) => Err(Error::syscall("seccomp SECCOMP_SET_MODE_FILTER", errno)),
-    }
-}
-
-/// Checks that this kernel filters system calls.
-///
-/// # Errors
-/// The errno of a kernel that does not.
-pub fn available() -> Result<(), Errno> {
-    let action = libc::SECCOMP_RET_ERRNO;
-    // SAFETY: the kernel reads one word.
-    let known =
-        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_GET_ACTION_AVAIL, 0, &raw const action) };
-    Errno::result(known).map(drop)
+    let instruction = |from: &seccompiler::sock_filter| {
+        let seccompiler::sock_filter { code, jt, jf, k } = *from;
+        libc::sock_filter { code, jt, jf, k }
+    };
+    let filter: Vec<_> = program.iter().map(instruction).collect();
+    monitor_sys::seccomp::install(&filter).map_err(|why| match why {
+        NotInstalled::OtherFilter(thread) => {
+            Error::Host(format!("seccomp: thread {thread} has a filter of its own"))
+        }
+        NotInstalled::Syscall(errno) => Error::syscall("seccomp SECCOMP_SET_MODE_FILTER", errno),
+    })
 }
 
 #[cfg(test)]

@@ -4,21 +4,21 @@
 use std::{
     ffi::{CString, OsStr, OsString},
     os::{
-        fd::{AsRawFd as _, RawFd},
+        fd::AsFd as _,
         unix::ffi::{OsStrExt as _, OsStringExt as _},
     },
     path::Path,
     time::Instant,
 };
 
+use monitor_sys::process;
 use nix::{
     errno::Errno,
-    fcntl::{FcntlArg, fcntl},
     sys::{
         prctl,
         signal::{SigSet, Signal},
     },
-    unistd::{ForkResult, Pid, execve, fork, getpid},
+    unistd::{ForkResult, Pid, getpid},
 };
 
 use crate::{
@@ -26,9 +26,6 @@ use crate::{
     fd_store::StoredDescriptors,
     supervisor::oom_score,
 };
-
-/// The first descriptor that is handed over (`SD_LISTEN_FDS_START`).
-const FIRST: RawFd = 3;
 
 /// A running agent's process.
 #[derive(Debug)]
@@ -43,7 +40,7 @@ pub struct Worker {
 /// caller has a single thread.
 ///
 /// # Errors
-/// `fork` failed.
+/// `fork` failed: `EBUSY` where there is a second thread.
 pub fn start(
     program: &Path,
     arguments: &[OsString],
@@ -54,8 +51,7 @@ pub fn start(
     let began = Instant::now();
     let room = room.to_string();
     let more = [("NOTIFY_SOCKET", notify.as_os_str()), ("FDSTORE", OsStr::new(&room))];
-    // SAFETY: this process has one thread, so the child may call any function.
-    match unsafe { fork() }.map_err(|errno| Error::syscall("fork", errno))? {
+    match process::fork().map_err(|errno| Error::syscall("fork", errno))? {
         ForkResult::Parent { child } => Ok(Worker { pid: child, began }),
         ForkResult::Child => {
             // With a killed parent the kept descriptors are lost: then the agent is to end, too.
@@ -80,18 +76,6 @@ fn become_with(
     kept: &StoredDescriptors,
     more: &[(&str, &OsStr)],
 ) -> Errno {
-    match replace(program, arguments, kept, more) {
-        Ok(never) => match never {},
-        Err(errno) => errno,
-    }
-}
-
-fn replace(
-    program: &Path,
-    arguments: &[OsString],
-    kept: &StoredDescriptors,
-    more: &[(&str, &OsStr)],
-) -> nix::Result<std::convert::Infallible> {
     let names: Vec<&str> = kept.iter().map(|(name, _)| name.as_str()).collect();
     let (names, count, pid) = (names.join(":"), kept.len().to_string(), getpid().to_string());
     // Without descriptors there would be a name too many: the empty one.
@@ -108,22 +92,12 @@ fn replace(
     let arguments: Vec<CString> =
         std::iter::once(program.clone()).chain(arguments.iter().cloned().map(text)).collect();
     oom_score::put_back();
-    hand_over(kept)?;
-    SigSet::all().thread_unblock()?;
-    execve(&program, &arguments, &environment)
-}
-
-/// Moves the descriptors to the expected numbers, open across `exec`.
-fn hand_over(kept: &StoredDescriptors) -> nix::Result<()> {
-    let end = FIRST + RawFd::try_from(kept.len()).unwrap_or(0);
-    // Moved out of the way first: one's number may be another's now.
-    let moved: Vec<RawFd> =
-        kept.iter().map(|(_, fd)| fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(end))).collect::<nix::Result<_>>()?;
-    for (place, from) in (FIRST..end).zip(moved) {
-        // SAFETY: two numbers; the descriptor at `place` is of no use to the next program.
-        Errno::result(unsafe { libc::dup2(from.as_raw_fd(), place) })?;
+    if let Err(errno) = SigSet::all().thread_unblock() {
+        return errno;
     }
-    Ok(())
+    // Where they are expected, open for the program to come.
+    let descriptors: Vec<_> = kept.iter().map(|(_, fd)| fd.as_fd()).collect();
+    process::execute(&program, &arguments, &environment, &descriptors)
 }
 
 fn pair(name: &OsStr, value: &OsStr) -> CString {

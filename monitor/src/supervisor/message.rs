@@ -1,24 +1,21 @@
 //! The agent's messages to its parent, in the protocol of systemd's `sd_notify(3)`.
 
 use std::{
-    fs,
-    io::{self, IoSliceMut},
+    fs, io,
     os::{
-        fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::{fs::PermissionsExt as _, net::UnixDatagram},
     },
     path::{Path, PathBuf},
 };
 
+use monitor_sys::message;
 use nix::{
-    sys::socket::{MsgFlags, UnixAddr, recvmsg, setsockopt, sockopt::PassCred},
+    sys::socket::{MsgFlags, setsockopt, sockopt::PassCred},
     unistd::Pid,
 };
 
-use crate::{
-    ancillary::{self, Ancillary},
-    error::{Error, Result},
-};
+use crate::error::{Error, Result};
 
 /// Most descriptors in a message.
 const FEW: usize = 16;
@@ -101,20 +98,15 @@ impl Mailbox {
     pub fn receive(&self, from: Option<Pid>) -> Option<Message> {
         loop {
             let mut bytes = [0; 4096];
-            let mut room = ancillary::room(FEW);
-            let mut slices = [IoSliceMut::new(&mut bytes)];
-            let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
             let received =
-                recvmsg::<UnixAddr>(self.socket.as_raw_fd(), &mut slices, Some(&mut room), flags).ok()?;
-            let length = received.bytes;
-            let Ancillary { descriptors, sender, .. } = Ancillary::take(&room);
-            let sender = sender.map(|sender| sender.pid());
+                message::receive(self.socket.as_fd(), &mut bytes, FEW, MsgFlags::MSG_DONTWAIT).ok()?;
+            let sender = received.sender.map(|sender| sender.pid());
             if sender.is_none() || sender != from.map(Pid::as_raw) {
                 log::debug!("a notification of process {sender:?}, which is not the agent");
                 continue;
             }
-            let text = String::from_utf8_lossy(&bytes[..length]);
-            return Some(Message { descriptors, ..Message::parse(&text) });
+            let text = String::from_utf8_lossy(&bytes[..received.length]);
+            return Some(Message { descriptors: received.descriptors, ..Message::parse(&text) });
         }
     }
 }

@@ -12,14 +12,12 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use monitor_sys::signals;
 use nix::{
     errno::Errno,
     fcntl::{OFlag, open},
     mount::{MntFlags, umount2},
-    sys::{
-        signal::{SigHandler, Signal, signal},
-        stat::Mode,
-    },
+    sys::{signal::Signal, stat::Mode},
 };
 
 use crate::{
@@ -78,8 +76,7 @@ impl Unmounter {
 pub fn serve(point: &Path, mode: sandbox::Sandbox) -> Result<()> {
     // These signals reach all processes of a service or a terminal, and end the agent.
     for ends in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
-        // SAFETY: an ignored signal runs no code.
-        unsafe { signal(ends, SigHandler::SigIgn) }.map_err(|errno| Error::syscall("sigaction", errno))?;
+        signals::ignore(ends).map_err(|errno| Error::syscall("sigaction", errno))?;
     }
     // Holds this very mount, whatever is mounted there later.
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;

@@ -9,10 +9,10 @@ use monitor_common::{
         word::Word as _,
     },
 };
+use monitor_sys::table::SharedSlot;
 
 use crate::{
     source::{GroupId, Source},
-    table::SharedSlot,
     watcher::Watcher,
 };
 

@@ -101,7 +101,7 @@ fn a_test_is_named_after_its_module() {
 #[test]
 fn what_holds_a_promise_exists() {
     let tests = declared();
-    let code: Vec<_> = ["monitor", "monitor-client", "monitor-common", "xtask"]
+    let code: Vec<_> = ["monitor", "monitor-client", "monitor-common", "monitor-sys", "xtask"]
         .iter()
         .flat_map(|directory| sources(directory))
         .map(|path| (path.clone(), read(&path)))

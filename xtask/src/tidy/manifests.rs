@@ -10,7 +10,7 @@ use crate::workspace::root;
 const INHERITED: [&str; 4] = ["version", "edition", "rust-version", "publish"];
 
 /// The packages with the metadata of published ones.
-const PUBLISHED: [&str; 4] = ["monitor", "monitor-client", "monitor-common", "monitor-ebpf"];
+const PUBLISHED: [&str; 5] = ["monitor", "monitor-client", "monitor-common", "monitor-ebpf", "monitor-sys"];
 
 /// Keys that those inherit beside.
 const DESCRIBED: [&str; 3] = ["keywords", "categories", "readme"];

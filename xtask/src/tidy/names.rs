@@ -12,8 +12,8 @@ pub(super) const NOT_YET: NotYet = NotYet {
 };
 
 /// The crates whose types are looked at together.
-const LIBRARIES: [&str; 4] =
-    ["monitor/src/", "monitor-client/src/", "monitor-common/src/", "monitor-ebpf/src/"];
+const LIBRARIES: [&str; 5] =
+    ["monitor/src/", "monitor-client/src/", "monitor-common/src/", "monitor-ebpf/src/", "monitor-sys/src/"];
 
 /// The names that each library crate may give to a type of its own.
 const OF_EACH: [&str; 2] = ["Error", "Result"];

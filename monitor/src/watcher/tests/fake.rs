@@ -18,6 +18,7 @@ use monitor_common::protocol::{
     usage::UNKNOWN,
     word::Word as _,
 };
+use monitor_sys::table::SharedSlot;
 
 use crate::{
     Error,
@@ -25,7 +26,6 @@ use crate::{
     error::Result,
     kernel::Features,
     source::{FileId, GroupId, Identify, Located, Misses, Slots, Source},
-    table::SharedSlot,
 };
 
 /// A kernel with slots and counters that tests move.
