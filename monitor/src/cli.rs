@@ -179,7 +179,7 @@ pub struct Agent {
     pub in_flight_uid: u32,
     /// Directory on a BPF file system in which programs and maps are pinned, so that they
     /// stay attached while the agent is away; used where registrations are kept
-    #[arg(long, value_name = "DIR", default_value = programs::FOLDER)]
+    #[arg(long, value_name = "DIR", default_value = programs::PINS_DIRECTORY)]
     pub pins: PathBuf,
     /// Permission bits of each cgroup.event_control, octal: 0200 lets the owner of the group's
     /// directory register, as the newest kernels do, 0222 every user, as older ones did

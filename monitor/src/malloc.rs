@@ -1,5 +1,4 @@
-//! What the kernel and glibc's allocator are told, so that an agent is as big as what it
-//! holds.
+//! Settings of the kernel's and glibc's allocators, so that an agent is as big as what it holds.
 
 pub use monitor_sys::memory::trim;
 use monitor_sys::memory::use_one_arena;

@@ -11,7 +11,7 @@ mod start;
 
 pub use identity::Identity;
 pub use load::{LoadCheck, TableSize, try_all};
-pub use pins::{FOLDER, Pins};
+pub use pins::{PINS_DIRECTORY, Pins};
 pub use ring::{Doorbells, RingRecord};
 
 use std::{

@@ -99,7 +99,7 @@ fn logs_journal() -> Result<()> {
         }
     };
     is(&refusal, "PRIORITY", "5")?;
-    is(&refusal, "TARGET", "memcg_monitor::frontend::register")?;
+    is(&refusal, "TARGET", "memcg_monitor::frontend::refusal")?;
     is(&refusal, "MEMCG_UID", "0")?;
     kill(Pid::from_raw(child.id().try_into()?), Signal::SIGTERM)?;
     ensure!(child.wait()?.success(), "the agent ends");

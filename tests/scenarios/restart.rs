@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use memcg_monitor::fd_store::StoredDescriptors;
-use memcg_monitor::programs::FOLDER;
+use memcg_monitor::programs::PINS_DIRECTORY;
 use memcg_monitor::supervisor::{Mailbox, start};
 use monitor_client::CONTROL_SOCKET;
 use monitor_common::grammar::control_file::ControlFile;
@@ -179,7 +179,7 @@ fn restart_for_another_version() -> Result<()> {
     agent.0.signal(Signal::SIGHUP)?;
     agent.0.ready()?;
     ensure!(agent.0.supervised()? != first, "the agent is another process");
-    ensure!(Path::new(FOLDER).exists(), "the pins stay");
+    ensure!(Path::new(PINS_DIRECTORY).exists(), "the pins stay");
     charger.grow(Kind::Anonymous, 6 * MIB)?;
     ensure!(waiter.wait()? == 1, "still registered");
     let code = agent.0.end(Signal::SIGTERM)?;
@@ -274,7 +274,7 @@ fn restart_other_sizes() -> Result<()> {
         ensure!(heard == 1, "down: {heard}, with {groups} groups");
     }
     manager.end(Signal::SIGTERM)?;
-    ensure!(!Path::new(FOLDER).exists(), "the pins of all sizes are gone");
+    ensure!(!Path::new(PINS_DIRECTORY).exists(), "the pins of all sizes are gone");
     charger.end()
 }
 
@@ -296,8 +296,8 @@ fn restart_from_another_layout() -> Result<()> {
     let oom = Waiter::at(&group, ControlFile::Oom, "")?;
     list(Path::new(CONTROL_SOCKET))?;
     manager.end(Signal::SIGKILL)?;
-    fs::remove_dir_all(FOLDER)?;
-    let before = Path::new(FOLDER).join("4");
+    fs::remove_dir_all(PINS_DIRECTORY)?;
+    let before = Path::new(PINS_DIRECTORY).join("4");
     fs::create_dir_all(&before)?;
     let id = fs::metadata(&group.path)?.ino();
     let seen = [(4, 1), (5, id), (8, 40 * MIB / 4096), (9, u64::MAX), (10, 1), (12, u64::MAX), (13, 3)];
@@ -313,7 +313,7 @@ fn restart_from_another_layout() -> Result<()> {
 
     list(Path::new(CONTROL_SOCKET))?;
     manager.end(Signal::SIGKILL)?;
-    let unknown = Path::new(FOLDER).join("99");
+    let unknown = Path::new(PINS_DIRECTORY).join("99");
     fs::create_dir(&unknown)?;
     pinned::array(&unknown.join("map-SCRATCH"), 16, 1, &[])?;
     logging_to(LOG, || manager.start(&[]))?;
@@ -328,7 +328,7 @@ fn restart_from_another_layout() -> Result<()> {
 vm_test!(restart_without_a_supervisor, "a supervisor that is killed takes everything along", Any, [Newest]);
 fn restart_without_a_supervisor() -> Result<()> {
     let agent = Supervised::start(&[])?;
-    ensure!(Path::new(FOLDER).exists(), "pinned");
+    ensure!(Path::new(PINS_DIRECTORY).exists(), "pinned");
     agent.0.signal(Signal::SIGKILL)?;
     nothing_is_left()
 }
@@ -341,6 +341,6 @@ pub(crate) fn nothing_is_left() -> Result<()> {
         // A supervisor that was killed could not remove its own.
         let names = fs::read_dir("/run/memcg-monitor")?.flatten().map(|entry| entry.file_name());
         let left = names.filter(|name| name != "event_control.sock.notify").count();
-        Ok(!Path::new(FOLDER).exists() && left == 0)
+        Ok(!Path::new(PINS_DIRECTORY).exists() && left == 0)
     })
 }

@@ -26,7 +26,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Directories {
     root: OwnedFd,
-    /// Where the root was mounted; its mount may be gone since.
+    /// Mount point of the root at the start; the mount may be gone since.
     point: PathBuf,
     root_id: u64,
     device: u64,
@@ -34,7 +34,7 @@ pub struct Directories {
 }
 
 impl Directories {
-    /// Of this hierarchy.
+    /// Opens the root of a hierarchy.
     ///
     /// # Errors
     /// The root cannot be opened by its id: says which privilege is missing.
@@ -70,7 +70,7 @@ impl Directories {
         self.device
     }
 
-    /// v1 or v2.
+    /// Version of the hierarchy: v1 or v2.
     #[must_use]
     pub const fn version(&self) -> Version {
         self.version
@@ -115,7 +115,7 @@ impl Directories {
         if (found.st_dev, found.st_ino) == (self.device, id) { Ok(home) } else { Err(Errno::ENOENT) }
     }
 
-    /// What is at this path below the root.
+    /// Opens the file or directory at a path below the root.
     ///
     /// # Errors
     /// `ENOENT` when there is nothing.
@@ -132,14 +132,14 @@ impl Directories {
         })
     }
 
-    /// Where the directory with this id is below the hierarchy's mount point.
+    /// Returns the path of the directory with this id, below the hierarchy's mount point.
     #[must_use]
     pub fn path_of(&self, id: u64) -> Option<PathBuf> {
         let path = self.below_root(&self.open(id).ok()?.fd)?;
         Some(if path.as_os_str().is_empty() { self.point.clone() } else { self.point.join(path) })
     }
 
-    /// Where it is in our own mount, counted from that one's root: so it does not matter
+    /// Returns its path in the agent's own mount, counted from that one's root: so it does not matter
     /// whether that was unmounted, or another mounted over it.
     fn below_root(&self, fd: &OwnedFd) -> Option<PathBuf> {
         let link = |fd: &OwnedFd| fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
@@ -215,7 +215,7 @@ impl Directory {
         openat(&self.fd, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
     }
 
-    /// Its attributes.
+    /// Returns the attributes of the directory.
     ///
     /// # Errors
     /// `fstat` failed.

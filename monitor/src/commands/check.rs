@@ -139,7 +139,11 @@ pub fn run(options: &Check) -> ExitCode {
     );
     found("AIO", false, aio());
     found("descriptors of clients", false, descriptors_by_number());
-    found("pins", false, Pins::possible(Path::new(programs::FOLDER)).map_err(|error| error.to_string()));
+    found(
+        "pins",
+        false,
+        Pins::possible(Path::new(programs::PINS_DIRECTORY)).map_err(|error| error.to_string()),
+    );
     found("descriptors in flight", false, in_flight());
     match Facts::gather(v1) {
         Err(error) => {

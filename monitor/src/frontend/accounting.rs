@@ -17,7 +17,7 @@ use crate::{
         credentials::Credentials,
         peer::directory_of,
         process::{read_all, status},
-        register::Refusal,
+        refusal::Refusal,
         sender::Sender,
     },
     registry::Account,

@@ -23,7 +23,7 @@ use crate::{
         event_row,
         listing::{self, At, Listed, Listing},
         operator::{NO_OPERATOR, OperatorCheck},
-        register::{Refusal, told},
+        refusal::{Refusal, log_refusal},
         registration_socket::from_packet,
         seqpacket::{Connection, Listener, Packet},
     },
@@ -156,7 +156,7 @@ async fn converse(
         };
         if let Err(refusal) = outcome {
             let (uid, pid) = who.unwrap_or((connection.user(), 0));
-            told(&refusal, uid, pid);
+            log_refusal(&refusal, uid, pid);
             answer(connection, &Answer::Error { errno: refusal.errno as i32, why: refusal.to_string() })
                 .await?;
         }

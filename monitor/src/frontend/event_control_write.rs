@@ -15,7 +15,8 @@ use crate::{
     frontend::{
         control_file::FrontendContext,
         peer::Peer,
-        register::{Client, Refusal, register, told},
+        refusal::{Refusal, log_refusal},
+        register::{Client, register},
     },
     source::Source,
     view::Written,
@@ -46,7 +47,7 @@ async fn answer<S: Source>(written: Written, watcher: SharedWatcher<S>, places: 
         }
         Err(refusal) => {
             watcher.lock().refused(refusal.errno);
-            told(&refusal, written.uid, written.pid);
+            log_refusal(&refusal, written.uid, written.pid);
             written.reply.refuse(refusal.errno);
         }
     }

@@ -1,29 +1,32 @@
-//! What a descriptor leads to, without a word to the file system that it is on.
+//! Identity and permissions of a descriptor's file, read without a call to its file system.
 
 use std::{ffi::CStr, os::fd::BorrowedFd};
 
 use monitor_sys::stat::statx;
 use nix::errno::Errno;
 
-use crate::frontend::register::{DescriptorRole, Refusal, Requester};
+use crate::frontend::{
+    refusal::{DescriptorRole, Refusal},
+    requester::Requester,
+};
 
 /// An inode, as its file system last described it to the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inode {
-    /// `st_dev`
+    /// Device of its file system (`st_dev`).
     pub device: u64,
-    /// `st_ino`
+    /// Number on that file system (`st_ino`).
     pub number: u64,
     /// Permission bits and kind.
     pub mode: u32,
-    /// Owner.
+    /// User id of the owner.
     pub uid: u32,
-    /// Its group.
+    /// Group id of the file.
     pub gid: u32,
 }
 
 impl Inode {
-    /// Of an open descriptor. A FUSE file system whose daemon does not answer, or
+    /// Reads the inode of an open descriptor. A FUSE file system whose daemon does not answer, or
     /// is this very process, is not asked (`AT_STATX_DONT_SYNC`).
     ///
     /// # Errors
@@ -32,7 +35,7 @@ impl Inode {
         Self::at(fd, c"", libc::AT_EMPTY_PATH)
     }
 
-    /// Of what is at `path` below a directory, with flags of `statx`.
+    /// Reads the inode of the file at `path` below a directory, with flags of `statx`.
     ///
     /// # Errors
     /// `statx` failed.

@@ -8,9 +8,9 @@ use nix::{
     sys::stat::Mode,
 };
 
-use crate::frontend::register::Refusal;
+use crate::frontend::refusal::Refusal;
 
-/// What `/proc` says of a process.
+/// Opens the directory of a process in `/proc`.
 pub(super) fn directory(pid: i32) -> Result<OwnedFd, Refusal> {
     let path = format!("/proc/{pid}");
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;

@@ -8,98 +8,16 @@ use monitor_common::grammar::{
 use nix::errno::Errno;
 
 use crate::{
-    eventfd::EventFd,
     frontend::{
-        accounting::Accounting,
         control_file::{FrontendContext, ResolvedControlFile, resolve},
-        deferred_close::UntrustedFd,
-        inode::Inode,
-        peer::Credentials,
+        refusal::{DescriptorRole, Refusal},
+        requester::Requester,
     },
     kernel::page_size,
     registry::Account,
-    source::{Identify, Source},
-    watcher::{self, EventSink, Payer, Receipt, ReceivedEventFd, Sampled, SharedWatcher},
+    source::Source,
+    watcher::{self, EventSink, Payer, Receipt, Sampled, SharedWatcher},
 };
-
-/// Refusal of a registration: the kernel's errno, and the reason for a person.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// The errno that the kernel's `write` would have set.
-    pub errno: Errno,
-    /// The reason, in one line.
-    pub why: String,
-}
-
-impl Refusal {
-    /// A refusal with this errno and reason.
-    pub fn new(errno: Errno, why: impl Into<String>) -> Self {
-        Self { errno, why: why.into() }
-    }
-}
-
-impl std::fmt::Display for Refusal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{:?}: {}", self.errno, self.why)
-    }
-}
-
-/// Logs a refusal for the operator, for all frontends.
-pub fn told(refusal: &Refusal, uid: u32, pid: i32) {
-    log::info!(
-        memcg_errno = refusal.errno as i32, memcg_uid = uid, memcg_pid = pid;
-        "refused uid {uid}, process {pid}: {refusal}"
-    );
-}
-
-/// A descriptor of the line, by its role.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DescriptorRole {
-    /// The first number, the eventfd.
-    Event(u32),
-    /// The second number, the control file.
-    Control(u32),
-}
-
-impl std::fmt::Display for DescriptorRole {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Event(number) => write!(f, "event_fd {number}"),
-            Self::Control(number) => write!(f, "control_fd {number}"),
-        }
-    }
-}
-
-/// A client: its descriptors, which come from its process or its message, and its
-/// credentials. Each is looked up when the kernel would check it.
-pub trait Requester {
-    /// Obtains the client's eventfd.
-    ///
-    /// # Errors
-    /// `EBADF` when it is not open, `EINVAL` when it is no eventfd.
-    fn event(&self, number: u32, identity: &dyn Identify) -> Result<ReceivedEventFd, Refusal>;
-
-    /// The inode of the client's control descriptor, where that is read at once;
-    /// [`Requester::control`] finds the others, and reports failures.
-    fn peek(&self, number: u32) -> Option<Inode>;
-
-    /// A descriptor of the client's control file, were it only by path (`O_PATH`).
-    ///
-    /// # Errors
-    /// `EBADF` when it is not open, or an `O_PATH` descriptor of the client's.
-    fn control(&self, number: u32) -> Result<UntrustedFd, Refusal>;
-
-    /// The client's credentials of now. The lookup has a cost, and most control files are
-    /// readable by every user.
-    ///
-    /// # Errors
-    /// `ESRCH` when the client has died since.
-    fn credentials(&self) -> Result<Credentials, Refusal>;
-
-    /// The account that the registration counts against, unless the client is privileged
-    /// ([`Credentials::is_privileged`]).
-    fn account(&self, accounting: &Accounting) -> Account;
-}
 
 /// A client and its request.
 #[derive(Debug)]
@@ -157,18 +75,6 @@ fn payer<S: Source>(
     let is_privileged = || requester.credentials().is_ok_and(|credentials| credentials.is_privileged());
     let is_near_bound = watcher.lock().is_near_bound(account);
     if is_near_bound && is_privileged() { Account::Privileged } else { account }
-}
-
-/// Accepts a client's descriptor as an eventfd.
-///
-/// # Errors
-/// The kernel's: `EBADF` for `O_PATH`, `EINVAL` for anything but an eventfd.
-pub fn adopt(fd: UntrustedFd, which: DescriptorRole) -> Result<EventFd, Refusal> {
-    let adopted = fd.descriptor().and_then(EventFd::check).and_then(|()| fd.into_inner()).map(EventFd::known);
-    adopted.map_err(|errno| match errno {
-        Errno::EBADF => Refusal::new(errno, format!("{which} is an O_PATH descriptor; open it for use")),
-        _ => Refusal::new(errno, format!("{which} is not an eventfd")),
-    })
 }
 
 /// Samples the quantity that is registered on, where only files have it, before the watcher is

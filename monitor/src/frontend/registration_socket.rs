@@ -14,7 +14,8 @@ use crate::{
         control_file::FrontendContext,
         peer::Peer,
         process::OUT_OF_DESCRIPTORS,
-        register::{Client, Refusal, register, told},
+        refusal::{Refusal, log_refusal},
+        register::{Client, register},
         sent_descriptors::SentDescriptors,
         seqpacket::{Connection, Listener, Packet},
     },
@@ -67,7 +68,7 @@ async fn converse<S: Source>(connection: Connection, watcher: SharedWatcher<S>, 
             Ok(_) => "0".to_owned(),
             Err(refusal) => {
                 let (uid, pid) = who.unwrap_or((connection.user(), 0));
-                told(refusal, uid, pid);
+                log_refusal(refusal, uid, pid);
                 format!("-{} {refusal}", refusal.errno as i32)
             }
         };

@@ -43,12 +43,12 @@ use crate::{
 /// Connections that an account but the privileged may have open at once, at each socket.
 const MAX_CONNECTIONS: usize = 256;
 
-/// Who may come in.
+/// Permissions of a listening socket.
 #[derive(Clone, Debug)]
 pub struct Access {
     /// Permission bits of the socket.
     pub mode: u32,
-    /// Its group; the agent's own when absent.
+    /// Group of the socket; the agent's own when absent.
     pub group: Option<Gid>,
 }
 
@@ -57,7 +57,7 @@ pub struct Access {
 pub struct Listener {
     fd: AsyncFd<OwnedFd>,
     bound: Option<PathBuf>,
-    /// Where it is, as long as it has a path.
+    /// Path of the socket, if it has one.
     path: Option<PathBuf>,
     deferred_close: DeferredClose,
     accounting: Accounting,
@@ -152,13 +152,13 @@ impl Listener {
         self
     }
 
-    /// Where its file is, by the mode of which the kernel lets clients in.
+    /// Returns the path of its file, whose mode says which clients the kernel lets in.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         self.path.as_deref()
     }
 
-    /// The next client.
+    /// Accepts the connection of the next client.
     ///
     /// # Errors
     /// `accept4` failed.
@@ -166,7 +166,7 @@ impl Listener {
         self.accept_from().await.map(|(connection, _)| connection)
     }
 
-    /// The same, and who opened the connection.
+    /// Accepts the next connection, and returns the process that opened it, too.
     ///
     /// # Errors
     /// As [`Listener::accept`].
@@ -213,10 +213,10 @@ impl Drop for Listener {
     }
 }
 
-/// One packet.
+/// A packet, with its sender and its descriptors.
 #[derive(Debug)]
 pub struct Packet {
-    /// Its bytes.
+    /// Bytes of the packet.
     pub bytes: BytesMut,
     /// Whether it was longer than there was room for.
     pub truncated: bool,
@@ -230,7 +230,7 @@ pub struct Packet {
     pub account: Account,
 }
 
-/// A client's connection.
+/// A connection of a client.
 #[derive(Debug)]
 pub struct Connection {
     /// There until it is dropped.
@@ -283,7 +283,7 @@ impl Connection {
         self.fd()?.readable().await.map(drop)
     }
 
-    /// What [`Connection::receive`] gives, without waiting. `None` where there is nothing yet,
+    /// Returns what [`Connection::receive`] does, without waiting. `None` where there is nothing yet,
     /// or, once more, no room: all the account's connections may have waited for one packet's.
     ///
     /// # Errors
@@ -320,7 +320,7 @@ impl Connection {
         self.fd.as_ref().ok_or_else(|| Errno::EBADF.into())
     }
 
-    /// Sends one packet.
+    /// Sends the bytes as one packet.
     ///
     /// # Errors
     /// `send` failed.
@@ -342,7 +342,7 @@ fn peer_pidfd(socket: &OwnedFd) -> Option<nix::Result<OwnedFd>> {
 }
 
 /// Asks for the pidfd of each packet's sender, which the kernel gives from Linux 6.5 on.
-/// Of a listener: what is accepted has the flag from the start (`unix_sock_inherit_flags`).
+/// Set on a listener: an accepted connection has the flag from the start (`unix_sock_inherit_flags`).
 fn pass_pidfd(socket: &OwnedFd) {
     if let Err(errno) = unix_socket::set_pass_pidfd(socket, true) {
         log::debug!("setsockopt SO_PASSPIDFD: {errno}; senders are known by their number");

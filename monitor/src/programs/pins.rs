@@ -33,7 +33,7 @@ use nix::{
 use crate::error::{Error, Result};
 
 /// The default directory for pins.
-pub const FOLDER: &str = "/sys/fs/bpf/memcg-monitor";
+pub const PINS_DIRECTORY: &str = "/sys/fs/bpf/memcg-monitor";
 
 /// The maps that an agent needs again, in the order in which they are pinned.
 pub(super) const MAPS: [&str; 7] =

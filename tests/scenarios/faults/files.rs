@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use memcg_monitor::programs::FOLDER;
+use memcg_monitor::programs::PINS_DIRECTORY;
 use memcg_monitor::view::POINT;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
@@ -88,7 +88,7 @@ vm_test!(
 fn faults_bpffs() -> Result<()> {
     const ALONE: &str = "nothing is seen while there is no agent";
     // What killed agents have pinned would stay attached, out of sight.
-    let _ = fs::remove_dir_all(FOLDER);
+    let _ = fs::remove_dir_all(PINS_DIRECTORY);
     own_mounts()?;
     let group = Group::new("bpffs")?;
     let mut charger = Charger::start(&group)?;

@@ -9,7 +9,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
-use memcg_monitor::programs::FOLDER;
+use memcg_monitor::programs::PINS_DIRECTORY;
 use memcg_monitor::sandbox::capabilities;
 use monitor_client::{SOCKET, connect};
 use nix::errno::Errno;
@@ -130,7 +130,7 @@ fn faults_in_flight() -> Result<()> {
 
 /// A BPF file system that every user may write to, as `mount -t bpf` makes it.
 fn everybodys_bpffs() -> Result<()> {
-    let _ = fs::remove_dir_all(FOLDER);
+    let _ = fs::remove_dir_all(PINS_DIRECTORY);
     own_mounts()?;
     umount2(BPF, MntFlags::MNT_DETACH)?;
     mount(Some("bpf"), BPF, Some("bpf"), MsFlags::empty(), None::<&str>)?;
@@ -157,17 +157,17 @@ fn faults_pins_of_somebody_else() -> Result<()> {
         Agent::forget_log();
         process::run_as(USER, || {
             if how == "directory" {
-                fs::create_dir(FOLDER)?;
-                fs::set_permissions(FOLDER, Permissions::from_mode(0o777))?;
-                fs::create_dir(Path::new(FOLDER).join("5"))?;
+                fs::create_dir(PINS_DIRECTORY)?;
+                fs::set_permissions(PINS_DIRECTORY, Permissions::from_mode(0o777))?;
+                fs::create_dir(Path::new(PINS_DIRECTORY).join("5"))?;
             } else {
-                symlink("/run/precious", FOLDER)?;
+                symlink("/run/precious", PINS_DIRECTORY)?;
             }
             Ok(())
         })?;
         let mut agent = Supervised::start(&[])?;
         let log = Agent::log();
-        ensure!(log.contains(FOLDER) && log.contains(&format!("user id {USER}")), "{how}: {log}");
+        ensure!(log.contains(PINS_DIRECTORY) && log.contains(&format!("user id {USER}")), "{how}: {log}");
         let waiter = Waiter::on(&group, "4M")?;
         agent.killed_while(|| charger.grow(Kind::Anonymous, 6 * MIB))?;
         ensure!(waiter.wait()? == 1, "{how}: registered is registered");
@@ -175,11 +175,11 @@ fn faults_pins_of_somebody_else() -> Result<()> {
         ensure!(waiter.wait()? == 1, "{how}: and on");
         ensure!(agent.0.end(Signal::SIGTERM)? == 0, "{how}: the agent ends well");
         ensure!(keep.exists(), "{how}: what a link leads to was removed");
-        ensure!(fs::symlink_metadata(FOLDER)?.uid() == USER, "{how}: what is another user's stays");
+        ensure!(fs::symlink_metadata(PINS_DIRECTORY)?.uid() == USER, "{how}: what is another user's stays");
         process::run_as(USER, || {
             match how {
-                "directory" => fs::remove_dir_all(FOLDER)?,
-                _ => fs::remove_file(FOLDER)?,
+                "directory" => fs::remove_dir_all(PINS_DIRECTORY)?,
+                _ => fs::remove_file(PINS_DIRECTORY)?,
             }
             Ok(())
         })?;
@@ -202,10 +202,10 @@ fn faults_pins_among_others() -> Result<()> {
     let tries = || {
         process::run_as(USER, || {
             let elsewhere = Path::new(BPF).join("elsewhere");
-            ensure!(fs::rename(FOLDER, &elsewhere).is_err(), "renamed");
-            ensure!(fs::remove_dir(FOLDER).is_err(), "removed");
-            ensure!(fs::create_dir(FOLDER).is_err(), "made");
-            ensure!(fs::read_dir(FOLDER).is_err(), "read");
+            ensure!(fs::rename(PINS_DIRECTORY, &elsewhere).is_err(), "renamed");
+            ensure!(fs::remove_dir(PINS_DIRECTORY).is_err(), "removed");
+            ensure!(fs::create_dir(PINS_DIRECTORY).is_err(), "made");
+            ensure!(fs::read_dir(PINS_DIRECTORY).is_err(), "read");
             Ok(())
         })
     };
@@ -215,7 +215,7 @@ fn faults_pins_among_others() -> Result<()> {
     waiter.hears(2, "what is pinned goes on")?;
 
     // Pins that go by mistake detach nothing; the next agent has all but what came and went.
-    let programs = fs::read_dir(FOLDER)?.next().context("nothing is pinned")??.path();
+    let programs = fs::read_dir(PINS_DIRECTORY)?.next().context("nothing is pinned")??.path();
     for pin in fs::read_dir(&programs)?.flatten() {
         if pin.file_name().to_string_lossy().starts_with("link-") {
             fs::remove_file(pin.path())?;
@@ -229,9 +229,9 @@ fn faults_pins_among_others() -> Result<()> {
     ensure!(waiter.wait()? == 1, "and on");
 
     ensure!(agent.0.end(Signal::SIGTERM)? == 0, "the agent ends well");
-    ensure!(fs::read_dir(FOLDER)?.next().is_none(), "a pin is left");
+    ensure!(fs::read_dir(PINS_DIRECTORY)?.next().is_none(), "a pin is left");
     tries().context("after the agent has ended")?;
-    fs::remove_dir(FOLDER)?;
+    fs::remove_dir(PINS_DIRECTORY)?;
     charger.end()
 }
 
@@ -283,14 +283,14 @@ fn faults_check() -> Result<()> {
         aio.starts_with("ok") && pins.contains("chmod 0700") && in_flight.starts_with("ok"),
         "{aio} {pins}"
     );
-    process::run_as(USER, || fs::create_dir(FOLDER).context("cannot make the directory"))?;
+    process::run_as(USER, || fs::create_dir(PINS_DIRECTORY).context("cannot make the directory"))?;
     with_aio_bound("0", || {
         let [aio, pins, _] = check()?;
         ensure!(aio.starts_with(" -") && aio.contains("EAGAIN") && aio.contains("fs.aio-max-nr 0"), "{aio}");
         ensure!(pins.starts_with(" -") && pins.contains(&format!("user id {USER}")), "{pins}");
         Ok(())
     })?;
-    fs::remove_dir(FOLDER).context("cannot remove a user's directory")
+    fs::remove_dir(PINS_DIRECTORY).context("cannot remove a user's directory")
 }
 
 vm_test!(

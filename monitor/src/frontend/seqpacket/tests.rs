@@ -1,4 +1,4 @@
-//! What connections bring in, and when.
+//! Packets of many connections, and the order in which they are received.
 
 use std::{io::IoSlice, os::fd::AsRawFd as _, rc::Rc};
 
