@@ -15,8 +15,7 @@ use crate::{
     error::{Error, Result},
     frontend::{
         credentials::Credentials,
-        peer::directory_of,
-        process::{read_all, status},
+        process::{directory_of, read_all, status},
         refusal::Refusal,
         sender::Sender,
     },

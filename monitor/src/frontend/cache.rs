@@ -4,10 +4,20 @@
 
 use std::cell::Cell;
 
-use crate::{
-    frontend::control_file::ResolvedControlFile,
-    source::{GroupId, Slots},
-};
+use monitor_common::grammar::control_file::ControlFile;
+
+use crate::source::{GroupId, Slots};
+
+/// A control file of one group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResolvedControlFile {
+    /// The group of the file.
+    pub group: GroupId,
+    /// `st_ino` of the group's directory.
+    pub cgroup_id: u64,
+    /// Kind of the control file.
+    pub file: ControlFile,
+}
 
 /// Places in each table; a new entry replaces the one in its place.
 const PLACES: usize = 4096;

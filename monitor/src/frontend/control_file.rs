@@ -20,13 +20,13 @@ use crate::{
     },
     frontend::{
         accounting::Accounting,
-        cache::GroupCache,
+        cache::{GroupCache, ResolvedControlFile},
         deferred_close::DeferredClose,
         fair::Fair,
         inode::Inode,
         process::OUT_OF_DESCRIPTORS,
         refusal::{DescriptorRole, Refusal},
-        requester::Requester,
+        requester::{Requester, must_be_readable},
     },
     source::{GroupId, Identify, Located, Slots},
     view::tree::{Node, Tree},
@@ -83,17 +83,6 @@ impl FrontendContext {
     }
 }
 
-/// A control file of one group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ResolvedControlFile {
-    /// The group of the file.
-    pub group: GroupId,
-    /// `st_ino` of the group's directory.
-    pub cgroup_id: u64,
-    /// Kind of the control file.
-    pub file: ControlFile,
-}
-
 /// Resolves a client's control descriptor, and the arguments for it. Checks in the kernel's
 /// order: may the client read it, is it a cgroup file, of a kind that notifies, of an online
 /// group. No request goes to the file system that it lies on: it may be the agent's own view,
@@ -115,7 +104,7 @@ pub fn resolve<'a>(
         if inode.device == places.directories().device()
             && let Some(control) = places.known.control(places.slots(), inode.number)
         {
-            inode.must_be_readable(which, client)?;
+            must_be_readable(&inode, which, client)?;
             return Ok((control, args));
         }
     }
@@ -125,7 +114,7 @@ pub fn resolve<'a>(
     if Some(inode.device) == places.view {
         return in_view(places, (inode, which), client, args);
     }
-    inode.must_be_readable(which, client)?;
+    must_be_readable(&inode, which, client)?;
     if inode.device != places.directories().device() {
         return Err(Refusal::new(
             Errno::EINVAL,
@@ -169,7 +158,7 @@ fn in_view<'a>(
     // The view's attributes of now; the kernel may remember an older answer.
     let found = places.tree.attributes(node).map_err(|_| gone(which))?;
     let found = Inode { mode: found.mode, uid: found.uid, gid: found.gid, ..inode };
-    found.must_be_readable(which, client)?;
+    must_be_readable(&found, which, client)?;
     let (file, args) = match node.file {
         None => {
             let (file, args) = named(args, which)?;
@@ -208,7 +197,7 @@ fn named_must_be_readable(
 ) -> Result<(), Refusal> {
     for name in [stand_in_for(places, file), places.directories().version().usage_file()] {
         match directory.stat_file(name) {
-            Ok(stat) => return Inode::from(stat).must_be_readable(which, client),
+            Ok(stat) => return must_be_readable(&Inode::from(stat), which, client),
             Err(Errno::ENOENT) => {}
             Err(errno) => return Err(not_opened(which, errno)),
         }

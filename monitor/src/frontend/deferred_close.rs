@@ -14,13 +14,10 @@ use std::{
     thread,
 };
 
+use monitor_sys::message::MAX_DESCRIPTORS;
 use tokio::sync::Notify;
 
-use crate::{
-    frontend::{inode::Inode, seqpacket::MAX_DESCRIPTORS},
-    registry::Account,
-    sandbox,
-};
+use crate::{frontend::inode::Inode, registry::Account, sandbox};
 
 /// Threads that close. When accounts hold up all of them, others' descriptors wait, too;
 /// eventfds and control files are not closed here.

@@ -5,11 +5,6 @@ use std::{ffi::CStr, os::fd::BorrowedFd};
 use monitor_sys::stat::statx;
 use nix::errno::Errno;
 
-use crate::frontend::{
-    refusal::{DescriptorRole, Refusal},
-    requester::Requester,
-};
-
 /// An inode, as its file system last described it to the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inode {
@@ -48,30 +43,6 @@ impl Inode {
             uid: stat.stx_uid,
             gid: stat.stx_gid,
         })
-    }
-
-    /// The kernel's `file_permission(MAY_READ)`.
-    ///
-    /// # Errors
-    /// `EACCES`, or as [`Requester::credentials`].
-    pub fn must_be_readable(&self, which: DescriptorRole, requester: &impl Requester) -> Result<(), Refusal> {
-        // Whoever asks, one of these bits is the one that counts.
-        const ALL: u32 = 0o444;
-        if self.mode & ALL == ALL {
-            return Ok(());
-        }
-        let client = requester.credentials()?;
-        if client.may_read(self.mode, self.uid, self.gid) {
-            return Ok(());
-        }
-        Err(Refusal::new(
-            Errno::EACCES,
-            format!(
-                "uid {} may not read the file behind {which} (mode {:03o})",
-                client.uid,
-                self.mode & 0o777
-            ),
-        ))
     }
 }
 

@@ -12,7 +12,7 @@ use nix::sys::stat::{FileStat, stat};
 use crate::frontend::{
     accounting::{credentials_in, is_in_our_pid_namespace},
     credentials::Credentials,
-    peer::directory_of,
+    process::directory_of,
     sender::Sender,
 };
 

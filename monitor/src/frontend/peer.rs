@@ -22,7 +22,7 @@ use crate::{
         control_file::FrontendContext,
         deferred_close::{DeferredClose, UntrustedFd},
         inode::Inode,
-        process::{OUT_OF_DESCRIPTORS, directory, path, status, thread_group},
+        process::{OUT_OF_DESCRIPTORS, directory, directory_of, path, status, thread_group},
         refusal::{DescriptorRole, Refusal},
         requester::{Requester, adopt},
         sender::Sender,
@@ -168,25 +168,6 @@ impl Peer {
             _ => Refusal::new(errno, format!("pidfd_getfd of {which} failed")),
         }
     }
-}
-
-/// The directory in `/proc` of a sender, and not of another process that got its number.
-pub(super) fn directory_of(sender: &Sender) -> Result<OwnedFd, Refusal> {
-    let directory = directory(sender.pid())?;
-    // Checked after the directory was opened: a number is used again only after its end.
-    let is_it = match sender.is_there() {
-        Ok(Some(there)) => there,
-        // Kernels before 6.5: at the least it is a process of the same user.
-        Ok(None) => status(&directory).is_ok_and(|status| Credentials::may_send_as(&status, sender.uid())),
-        Err(Errno::EMFILE) => return Err(Refusal::new(Errno::ENOMEM, OUT_OF_DESCRIPTORS)),
-        Err(errno) => {
-            return Err(Refusal::new(errno, "the agent cannot check whether the sender still runs"));
-        }
-    };
-    if is_it {
-        return Ok(directory);
-    }
-    Err(Refusal::new(Errno::ESRCH, format!("process {} is gone", sender.pid())))
 }
 
 impl Requester for Peer {

@@ -8,7 +8,7 @@ use nix::{
     sys::stat::Mode,
 };
 
-use crate::frontend::refusal::Refusal;
+use crate::frontend::{credentials::Credentials, refusal::Refusal, sender::Sender};
 
 /// Opens the directory of a process in `/proc`.
 pub(super) fn directory(pid: i32) -> Result<OwnedFd, Refusal> {
@@ -19,6 +19,25 @@ pub(super) fn directory(pid: i32) -> Result<OwnedFd, Refusal> {
         Errno::EMFILE | Errno::ENFILE => Refusal::new(Errno::ENOMEM, OUT_OF_DESCRIPTORS),
         _ => Refusal::new(errno, format!("{path} cannot be opened")),
     })
+}
+
+/// The directory in `/proc` of a sender, and not of another process that got its number.
+pub(super) fn directory_of(sender: &Sender) -> Result<OwnedFd, Refusal> {
+    let directory = directory(sender.pid())?;
+    // Checked after the directory was opened: a number is used again only after its end.
+    let is_it = match sender.is_there() {
+        Ok(Some(there)) => there,
+        // Kernels before 6.5: at the least it is a process of the same user.
+        Ok(None) => status(&directory).is_ok_and(|status| Credentials::may_send_as(&status, sender.uid())),
+        Err(Errno::EMFILE) => return Err(Refusal::new(Errno::ENOMEM, OUT_OF_DESCRIPTORS)),
+        Err(errno) => {
+            return Err(Refusal::new(errno, "the agent cannot check whether the sender still runs"));
+        }
+    };
+    if is_it {
+        return Ok(directory);
+    }
+    Err(Refusal::new(Errno::ESRCH, format!("process {} is gone", sender.pid())))
 }
 
 pub(super) fn path(directory: &str, number: u32) -> CString {

@@ -9,7 +9,8 @@ use nix::errno::Errno;
 
 use crate::{
     frontend::{
-        control_file::{FrontendContext, ResolvedControlFile, resolve},
+        cache::ResolvedControlFile,
+        control_file::{FrontendContext, resolve},
         refusal::{DescriptorRole, Refusal},
         requester::Requester,
     },

@@ -58,3 +58,27 @@ pub fn adopt(fd: UntrustedFd, which: DescriptorRole) -> Result<EventFd, Refusal>
         _ => Refusal::new(errno, format!("{which} is not an eventfd")),
     })
 }
+
+/// Checks that the client may read a file, as the kernel's `file_permission(MAY_READ)` does.
+///
+/// # Errors
+/// `EACCES`, or as [`Requester::credentials`].
+pub fn must_be_readable(
+    inode: &Inode,
+    which: DescriptorRole,
+    requester: &impl Requester,
+) -> Result<(), Refusal> {
+    // Whoever asks, one of these bits is the one that counts.
+    const ALL: u32 = 0o444;
+    if inode.mode & ALL == ALL {
+        return Ok(());
+    }
+    let client = requester.credentials()?;
+    if client.may_read(inode.mode, inode.uid, inode.gid) {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        Errno::EACCES,
+        format!("uid {} may not read the file behind {which} (mode {:03o})", client.uid, inode.mode & 0o777),
+    ))
+}
