@@ -143,4 +143,19 @@ mod tests {
         assert!(pages.len() > ROOT_PAGES.len(), "{} pages", pages.len());
         assert_eq!(faults(&pages), Vec::<String>::new());
     }
+
+    #[test]
+    fn each_function_that_a_page_names_by_its_file_is_there() {
+        let mut named = 0;
+        for (page, text) in pages().expect("pages") {
+            for code in text.split('`').skip(1).step_by(2) {
+                let Some((file, function)) = code.split_once(".rs:") else { continue };
+                let source = fs::read_to_string(root().join(format!("{file}.rs")));
+                let source = source.unwrap_or_else(|error| panic!("{page}: {code}: {error}"));
+                assert!(source.contains(&format!("fn {function}")), "{page}: {code}: no such function");
+                named += 1;
+            }
+        }
+        assert!(named > 4, "{named} functions are named");
+    }
 }
