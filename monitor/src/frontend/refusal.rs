@@ -99,7 +99,7 @@ pub enum RefusalReason {
     /// The descriptor is open, but is no eventfd.
     #[error("{0} is not an eventfd")]
     NotEventFd(DescriptorRole),
-    /// The agent lacks the right to duplicate the client's descriptors.
+    /// The agent lacks the right to look up or duplicate the client's descriptors.
     #[error(
         "the agent may not take descriptors from this process (CAP_SYS_PTRACE); send them with the line (SCM_RIGHTS)"
     )]
@@ -119,7 +119,7 @@ pub enum RefusalReason {
     /// The client has no permission to read the control file.
     #[error("uid {uid} may not read the file behind {role} (mode {mode:03o})")]
     NotReadable {
-        /// The client's user, by which permission was checked.
+        /// The client's user id at the check.
         uid: u32,
         /// The descriptor of the control file or its directory.
         role: DescriptorRole,
