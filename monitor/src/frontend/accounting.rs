@@ -16,7 +16,7 @@ use crate::{
     frontend::{
         credentials::Credentials,
         process::{directory_of, read_all, status},
-        refusal::Refusal,
+        refusal::{Refusal, RefusalReason},
         sender::Sender,
     },
     registry::Account,
@@ -85,7 +85,7 @@ pub(super) fn credentials_of(sender: &Sender) -> Result<Credentials, Refusal> {
 
 /// The credentials of a sender, from its directory in `/proc`.
 pub(super) fn credentials_in(directory: &OwnedFd, sender: &Sender) -> Result<Credentials, Refusal> {
-    let status = status(directory).map_err(|errno| Refusal::new(errno, "the sender is gone"))?;
+    let status = status(directory).map_err(|errno| Refusal::new(errno, RefusalReason::SenderGone))?;
     Ok(Credentials::from_status(&status, sender.credentials(), is_in_our_user_namespace(directory)))
 }
 

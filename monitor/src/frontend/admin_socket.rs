@@ -22,8 +22,8 @@ use crate::{
         control_file::FrontendContext,
         event_row,
         listing::{self, At, Listed, Listing},
-        operator::{NO_OPERATOR, OperatorCheck},
-        refusal::{Refusal, log_refusal},
+        operator::OperatorCheck,
+        refusal::{Refusal, RefusalReason, log_refusal},
         registration_socket::from_packet,
         seqpacket::{Connection, Listener, Packet},
     },
@@ -120,9 +120,9 @@ async fn converse(
         let who = packet.sender.as_ref().map(|sender| (sender.uid(), sender.pid()));
         let is_operator = packet.sender.as_ref().is_some_and(|sender| gate.lets(sender));
         let request = match serde_json::from_slice(&packet.bytes) {
-            _ if !is_operator => Err(Refusal::new(Errno::EPERM, NO_OPERATOR)),
-            _ if packet.truncated => Err(Refusal::new(Errno::E2BIG, "the request is too long")),
-            Err(error) => Err(Refusal::new(Errno::EINVAL, format!("not a request: {error}"))),
+            _ if !is_operator => Err(Refusal::new(Errno::EPERM, RefusalReason::NotOperator)),
+            _ if packet.truncated => Err(Refusal::new(Errno::E2BIG, RefusalReason::RequestTooLong)),
+            Err(error) => Err(Refusal::new(Errno::EINVAL, RefusalReason::NotARequest(error))),
             Ok(request) => Ok(request),
         };
         let outcome = match request {
@@ -143,7 +143,7 @@ async fn converse(
                             timeout(WHOLE, list(connection, watcher, &snapshot)).await??;
                             Ok(())
                         } else {
-                            Err(Refusal::new(Errno::EIO, "the list could not be made; see the agent's log"))
+                            Err(Refusal::new(Errno::EIO, RefusalReason::NoList))
                         }
                     }
                     Ok(_) => {

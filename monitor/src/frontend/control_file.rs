@@ -24,8 +24,7 @@ use crate::{
         deferred_close::DeferredClose,
         fair::Fair,
         inode::Inode,
-        process::OUT_OF_DESCRIPTORS,
-        refusal::{DescriptorRole, Refusal},
+        refusal::{DescriptorRole, Refusal, RefusalReason},
         requester::{Requester, must_be_readable},
     },
     source::{GroupId, Identify, Located, Slots},
@@ -109,17 +108,14 @@ pub fn resolve<'a>(
         }
     }
     let held = client.control(number)?;
-    let fd = held.descriptor().map_err(|errno| Refusal::new(errno, format!("{which} is closed")))?;
-    let inode = Inode::of(fd).map_err(|errno| Refusal::new(errno, format!("statx of {which} failed")))?;
+    let fd = held.descriptor().map_err(|errno| Refusal::new(errno, RefusalReason::Closed(which)))?;
+    let inode = Inode::of(fd).map_err(|errno| Refusal::new(errno, RefusalReason::NoInode(which)))?;
     if Some(inode.device) == places.view {
         return in_view(places, (inode, which), client, args);
     }
     must_be_readable(&inode, which, client)?;
     if inode.device != places.directories().device() {
-        return Err(Refusal::new(
-            Errno::EINVAL,
-            format!("{which} is not a file of the hierarchy that has the memory controller"),
-        ));
+        return Err(Refusal::new(Errno::EINVAL, RefusalReason::OtherHierarchy(which)));
     }
     match inode.mode & libc::S_IFMT {
         libc::S_IFDIR => {
@@ -133,7 +129,7 @@ pub fn resolve<'a>(
         libc::S_IFREG => {
             let name = name_of(fd);
             let Some(file) = ControlFile::from_name(&name).filter(|file| is_real(places, *file)) else {
-                return Err(mute(which, &String::from_utf8_lossy(&name)));
+                return Err(mute(which, String::from_utf8_lossy(&name).into_owned()));
             };
             let home =
                 places.directories().home_of(inode.number).map_err(|errno| not_opened(which, errno))?;
@@ -143,7 +139,7 @@ pub fn resolve<'a>(
             places.known.remember_control(inode.number, control);
             Ok((control, args))
         }
-        _ => Err(Refusal::new(Errno::EINVAL, format!("{which} is not a regular file"))),
+        _ => Err(Refusal::new(Errno::EINVAL, RefusalReason::NotRegularFile(which))),
     }
 }
 
@@ -167,7 +163,7 @@ fn in_view<'a>(
             (file, args)
         }
         Some(file) => {
-            let control = file.control().ok_or_else(|| mute(which, file.name()))?;
+            let control = file.control().ok_or_else(|| mute(which, file.name().to_owned()))?;
             (control, args)
         }
     };
@@ -177,12 +173,7 @@ fn in_view<'a>(
 
 /// The control file that the arguments for a directory begin with.
 fn named(args: &[u8], which: DescriptorRole) -> Result<(ControlFile, &[u8]), Refusal> {
-    split_directory_args(args).ok_or_else(|| {
-        Refusal::new(
-            Errno::EINVAL,
-            format!("{which} is a directory; then the arguments begin with the name of a control file"),
-        )
-    })
+    split_directory_args(args).ok_or_else(|| Refusal::new(Errno::EINVAL, RefusalReason::NoFileName(which)))
 }
 
 /// Checks a client that names a control file by its directory: it needs the permission that
@@ -206,21 +197,21 @@ fn named_must_be_readable(
     Ok(())
 }
 
-fn mute(which: DescriptorRole, name: &str) -> Refusal {
-    Refusal::new(Errno::EINVAL, format!("{which} is {name}, on which there are no notifications"))
+const fn mute(role: DescriptorRole, name: String) -> Refusal {
+    Refusal::new(Errno::EINVAL, RefusalReason::NoNotifications { role, name })
 }
 
 /// The refusal for a directory or file that could not be opened: as a rule, it is gone.
-fn not_opened(which: DescriptorRole, errno: Errno) -> Refusal {
+const fn not_opened(which: DescriptorRole, errno: Errno) -> Refusal {
     match errno {
-        Errno::EMFILE | Errno::ENFILE => Refusal::new(Errno::ENOMEM, OUT_OF_DESCRIPTORS),
-        Errno::ENOMEM => Refusal::new(errno, "the agent is out of memory; raise its own group's memory.max"),
+        Errno::EMFILE | Errno::ENFILE => Refusal::new(Errno::ENOMEM, RefusalReason::OutOfDescriptors),
+        Errno::ENOMEM => Refusal::new(errno, RefusalReason::OutOfMemory),
         _ => gone(which),
     }
 }
 
-fn gone(which: DescriptorRole) -> Refusal {
-    Refusal::new(Errno::EINVAL, format!("{which}: the group is gone"))
+const fn gone(which: DescriptorRole) -> Refusal {
+    Refusal::new(Errno::EINVAL, RefusalReason::GroupGone(which))
 }
 
 /// Whether this hierarchy has that control file as a file of its own.
@@ -283,14 +274,11 @@ fn group_of(
             Ok(group)
         }
         Ok(Located::Root) => Ok(places.identity().root()),
-        Ok(Located::TableFull) => Err(Refusal::new(
-            Errno::ENOMEM,
-            "the agent's table of groups is full; start it with a larger --max-groups",
-        )),
+        Ok(Located::TableFull) => Err(Refusal::new(Errno::ENOMEM, RefusalReason::GroupsFull)),
         Ok(Located::Nobody) => Err(gone(which)),
         Err(error) => {
             log::error!("registration failed: {error}");
-            Err(Refusal::new(Errno::EIO, "the agent's query to the kernel failed; see its log"))
+            Err(Refusal::new(Errno::EIO, RefusalReason::QueryFailed))
         }
     }
 }

@@ -16,12 +16,6 @@ use crate::frontend::{
     sender::Sender,
 };
 
-/// The refusal of a client that is no operator, with what to do.
-pub(super) const NO_OPERATOR: &str = "the sender, or the opener of the connection, is no operator: an operator has CAP_SYS_ADMIN in the \
-     agent's user namespace, or CAP_SYS_PTRACE there and in the agent's pid namespace (root in a container has \
-     neither), or is a user other than root that the socket's owner, group and mode themselves admit; run this as the \
-     host's root, or as a user that --control-mode and --control-group admit";
-
 /// The check on a connection's packets: all fail where its opener was no operator.
 #[derive(Debug)]
 pub(super) struct OperatorCheck {

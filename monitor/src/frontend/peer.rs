@@ -22,8 +22,8 @@ use crate::{
         control_file::FrontendContext,
         deferred_close::{DeferredClose, UntrustedFd},
         inode::Inode,
-        process::{OUT_OF_DESCRIPTORS, directory, directory_of, path, status, thread_group},
-        refusal::{DescriptorRole, Refusal},
+        process::{directory, directory_of, path, status, thread_group},
+        refusal::{DescriptorRole, Refusal, RefusalReason},
         requester::{Requester, adopt},
         sender::Sender,
     },
@@ -52,10 +52,7 @@ impl Peer {
     /// `ESRCH` when it has died since, or is outside the agent's pid namespace.
     pub fn of(sender: Sender, account: Account, deferred_close: &DeferredClose) -> Result<Self, Refusal> {
         if sender.pid() <= 0 {
-            return Err(Refusal::new(
-                Errno::ESRCH,
-                "the sender is outside the agent's pid namespace; send the two descriptors with the line (SCM_RIGHTS)",
-            ));
+            return Err(Refusal::new(Errno::ESRCH, RefusalReason::SenderOutsidePidNamespace));
         }
         let directory = directory_of(&sender)?.into();
         Ok(Self { directory, sender, deferred_close: deferred_close.clone(), account, is_thread: false })
@@ -75,10 +72,7 @@ impl Peer {
     /// `ESRCH` when it is outside the agent's pid namespace.
     pub fn writer(pid: i32, uid: u32, gid: u32, places: &FrontendContext) -> Result<Self, Refusal> {
         if pid <= 0 {
-            return Err(Refusal::new(
-                Errno::ESRCH,
-                "the writer is outside the agent's pid namespace; run the agent in the host's, or register at its socket with the two descriptors sent along (SCM_RIGHTS)",
-            ));
+            return Err(Refusal::new(Errno::ESRCH, RefusalReason::WriterOutsidePidNamespace));
         }
         let sender = Sender::new(libc::ucred { pid, uid, gid }.into());
         let directory = directory(pid)?;
@@ -121,11 +115,14 @@ impl Peer {
     }
 
     fn refusal(&self, which: DescriptorRole, errno: Errno) -> Refusal {
+        let pid = self.sender.pid();
         match errno {
-            Errno::EPERM | Errno::EACCES => Refusal::new(errno, NO_PTRACE),
-            Errno::ESRCH => Refusal::new(errno, format!("process {} is gone", self.sender.pid())),
-            Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM => Refusal::new(Errno::ENOMEM, OUT_OF_DESCRIPTORS),
-            _ => Refusal::new(Errno::EBADF, format!("{which} is not open in process {}", self.sender.pid())),
+            Errno::EPERM | Errno::EACCES => Refusal::new(errno, RefusalReason::MayNotDuplicate),
+            Errno::ESRCH => Refusal::new(errno, RefusalReason::ProcessGone { pid }),
+            Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM => {
+                Refusal::new(Errno::ENOMEM, RefusalReason::OutOfDescriptors)
+            }
+            _ => Refusal::new(Errno::EBADF, RefusalReason::NotOpen { role: which, pid }),
         }
     }
 
@@ -162,10 +159,10 @@ impl Peer {
 
     fn not_taken(&self, which: DescriptorRole, errno: Errno) -> Refusal {
         match errno {
-            Errno::EMFILE | Errno::ENFILE => Refusal::new(Errno::ENOMEM, OUT_OF_DESCRIPTORS),
+            Errno::EMFILE | Errno::ENFILE => Refusal::new(Errno::ENOMEM, RefusalReason::OutOfDescriptors),
             Errno::EBADF | Errno::EPERM | Errno::EACCES | Errno::ESRCH => self.refusal(which, errno),
-            Errno::ENOMEM => Refusal::new(errno, "too many of your descriptors are waiting to be closed"),
-            _ => Refusal::new(errno, format!("pidfd_getfd of {which} failed")),
+            Errno::ENOMEM => Refusal::new(errno, RefusalReason::TooManyToClose),
+            _ => Refusal::new(errno, RefusalReason::NotDuplicated(which)),
         }
     }
 }
@@ -178,10 +175,10 @@ impl Requester for Peer {
         // A descriptor that is no eventfd by now is not even duplicated.
         let target = self.look(|_| self.target(number)).map_err(|errno| self.refusal(which, errno))?;
         if self.is_path_only(number).map_err(|errno| self.refusal(which, errno))? {
-            return Err(path_only(which, "use"));
+            return Err(path_only(which));
         }
         if target != EVENTFD {
-            return Err(Refusal::new(Errno::EINVAL, format!("{which} is not an eventfd")));
+            return Err(Refusal::new(Errno::EINVAL, RefusalReason::NotEventFd(which)));
         }
         let fd = self.take(number).map_err(|errno| self.not_taken(which, errno))?;
         hand_over(fd, which, identity)
@@ -197,7 +194,7 @@ impl Requester for Peer {
     fn control(&self, number: u32) -> Result<UntrustedFd, Refusal> {
         let which = DescriptorRole::Control(number);
         if self.is_path_only(number).map_err(|errno| self.refusal(which, errno))? {
-            return Err(path_only(which, "reading"));
+            return Err(path_only(which));
         }
         // Made through /proc, an O_PATH descriptor sends no request to the file system
         // that it lies on, neither now nor when it is closed.
@@ -209,7 +206,8 @@ impl Requester for Peer {
 
     fn credentials(&self) -> Result<Credentials, Refusal> {
         let directory = self.directory.borrow();
-        let gone = |_| Refusal::new(Errno::ESRCH, format!("process {} is gone", self.sender.pid()));
+        let pid = self.sender.pid();
+        let gone = |_| Refusal::new(Errno::ESRCH, RefusalReason::ProcessGone { pid });
         let status = status(&directory).map_err(gone)?;
         let sender = self.sender.credentials();
         let known = if self.is_thread { Credentials::of_writer } else { Credentials::from_status };
@@ -231,13 +229,11 @@ pub(super) fn hand_over(
     let eventfd = adopt(fd, which)?;
     let file = identity.file_of(eventfd.as_fd()).map_err(|error| {
         log::error!("registration failed: {error}");
-        Refusal::new(Errno::EIO, "the agent's query to the kernel failed; see its log")
+        Refusal::new(Errno::EIO, RefusalReason::QueryFailed)
     })?;
     Ok(ReceivedEventFd { eventfd, file })
 }
 
-pub(super) fn path_only(which: DescriptorRole, what: &str) -> Refusal {
-    Refusal::new(Errno::EBADF, format!("{which} is an O_PATH descriptor; open it for {what}"))
+pub(super) const fn path_only(which: DescriptorRole) -> Refusal {
+    Refusal::new(Errno::EBADF, RefusalReason::PathOnly(which))
 }
-
-const NO_PTRACE: &str = "the agent may not take descriptors from this process (CAP_SYS_PTRACE); send them with the line (SCM_RIGHTS)";

@@ -8,16 +8,20 @@ use nix::{
     sys::stat::Mode,
 };
 
-use crate::frontend::{credentials::Credentials, refusal::Refusal, sender::Sender};
+use crate::frontend::{
+    credentials::Credentials,
+    refusal::{Refusal, RefusalReason},
+    sender::Sender,
+};
 
 /// Opens the directory of a process in `/proc`.
 pub(super) fn directory(pid: i32) -> Result<OwnedFd, Refusal> {
     let path = format!("/proc/{pid}");
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     open(path.as_str(), flags, Mode::empty()).map_err(|errno| match errno {
-        Errno::ENOENT | Errno::ESRCH => Refusal::new(Errno::ESRCH, format!("process {pid} is gone")),
-        Errno::EMFILE | Errno::ENFILE => Refusal::new(Errno::ENOMEM, OUT_OF_DESCRIPTORS),
-        _ => Refusal::new(errno, format!("{path} cannot be opened")),
+        Errno::ENOENT | Errno::ESRCH => Refusal::new(Errno::ESRCH, RefusalReason::ProcessGone { pid }),
+        Errno::EMFILE | Errno::ENFILE => Refusal::new(Errno::ENOMEM, RefusalReason::OutOfDescriptors),
+        _ => Refusal::new(errno, RefusalReason::ProcessNotOpened { pid }),
     })
 }
 
@@ -29,15 +33,13 @@ pub(super) fn directory_of(sender: &Sender) -> Result<OwnedFd, Refusal> {
         Ok(Some(there)) => there,
         // Kernels before 6.5: at the least it is a process of the same user.
         Ok(None) => status(&directory).is_ok_and(|status| Credentials::may_send_as(&status, sender.uid())),
-        Err(Errno::EMFILE) => return Err(Refusal::new(Errno::ENOMEM, OUT_OF_DESCRIPTORS)),
-        Err(errno) => {
-            return Err(Refusal::new(errno, "the agent cannot check whether the sender still runs"));
-        }
+        Err(Errno::EMFILE) => return Err(Refusal::new(Errno::ENOMEM, RefusalReason::OutOfDescriptors)),
+        Err(errno) => return Err(Refusal::new(errno, RefusalReason::SenderNotChecked)),
     };
     if is_it {
         return Ok(directory);
     }
-    Err(Refusal::new(Errno::ESRCH, format!("process {} is gone", sender.pid())))
+    Err(Refusal::new(Errno::ESRCH, RefusalReason::ProcessGone { pid: sender.pid() }))
 }
 
 pub(super) fn path(directory: &str, number: u32) -> CString {
@@ -65,11 +67,20 @@ pub(super) fn thread_group(status: &str) -> Option<i32> {
     status.lines().find_map(|line| line.strip_prefix("Tgid:")?.trim().parse().ok())
 }
 
-pub(super) const OUT_OF_DESCRIPTORS: &str = "the agent is out of descriptors; raise its LimitNOFILE";
-
 #[cfg(test)]
 mod tests {
-    use super::thread_group;
+    use nix::errno::Errno;
+
+    use super::{directory, thread_group};
+    use crate::frontend::refusal::RefusalReason;
+
+    #[test]
+    fn a_number_without_a_process_is_one_that_is_gone() {
+        // Beyond the kernel's largest pid, 2^22.
+        let refusal = directory(i32::MAX).expect_err("no process");
+        assert_eq!(refusal.errno, Errno::ESRCH);
+        assert!(matches!(refusal.reason, RefusalReason::ProcessGone { pid: i32::MAX }), "{refusal}");
+    }
 
     #[test]
     fn a_thread_names_its_process() {

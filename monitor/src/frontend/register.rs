@@ -11,7 +11,7 @@ use crate::{
     frontend::{
         cache::ResolvedControlFile,
         control_file::{FrontendContext, resolve},
-        refusal::{DescriptorRole, Refusal},
+        refusal::{DescriptorRole, Refusal, RefusalReason},
         requester::Requester,
     },
     kernel::page_size,
@@ -45,18 +45,15 @@ pub async fn register<S: Source>(
 ) -> Result<Receipt, Refusal> {
     let Client { line, requester, follower, own } = client;
     let line =
-        line::parse(line).map_err(|error| Refusal::new(Errno::from_raw(error.errno()), error.to_string()))?;
+        line::parse(line).map_err(|error| Refusal::new(Errno::from_raw(error.errno()), error.into()))?;
     let eventfd = requester.event(line.event_fd, places.identity())?;
     let which = DescriptorRole::Control(line.control_fd);
     let (control, args) = resolve(places, line.control_fd, requester, line.args)?;
     if own.is_some_and(|own| own != control.cgroup_id) {
-        return Err(Refusal::new(
-            Errno::EINVAL,
-            format!("{which} belongs to another group than this cgroup.event_control"),
-        ));
+        return Err(Refusal::new(Errno::EINVAL, RefusalReason::OtherGroup(which)));
     }
     let trigger = control_file::parse(control.file, args, page_size())
-        .map_err(|error| Refusal::new(Errno::from_raw(error.errno()), error.to_string()))?;
+        .map_err(|error| Refusal::new(Errno::from_raw(error.errno()), error.into()))?;
     let sampled = sampled(watcher, places, &control, &trigger)?;
     let ResolvedControlFile { group, file: on, .. } = control;
     let account = payer(watcher, places, requester);
@@ -94,44 +91,64 @@ fn sampled<S: Source>(
     let host = watcher.lock().shared_host();
     match (Sampled { group, cgroup_id, on, is_root, payer: Payer::House, read: 0 }).read(host.as_ref()) {
         Ok(Some(sampled)) => Ok(Some(sampled)),
-        Ok(None) => Err(Refusal::new(Errno::EINVAL, "the group is being removed")),
+        Ok(None) => Err(Refusal::new(Errno::EINVAL, RefusalReason::GroupBeingRemoved)),
         Err(error) => {
             log::error!("registration failed: {error}");
-            Err(Refusal::new(Errno::EIO, "the agent could not read the group's files; see its log"))
+            Err(Refusal::new(Errno::EIO, RefusalReason::GroupNotRead))
         }
     }
 }
 
 /// The refusal for an errno of the watcher, for a registration by `account` on a control file.
-fn refusal(errno: Errno, account: Account, on: ControlFile, are_all_taken: bool) -> Refusal {
+const fn refusal(errno: Errno, account: Account, on: ControlFile, are_all_taken: bool) -> Refusal {
     match errno {
-        Errno::EINVAL => Refusal::new(errno, "the group is being removed"),
-        Errno::EDQUOT => Refusal::new(
-            errno,
-            format!("{account} has as many registrations as one may have; see the agent's --max-per-user"),
-        ),
-        Errno::ENOMEM if are_all_taken => Refusal::new(
-            errno,
-            format!(
-                "there is no room for more registrations of {account}; see the agent's --max-registrations"
-            ),
-        ),
-        Errno::ENOMEM => {
-            Refusal::new(errno, "the agent's table of eventfds has no room; see its option --max-eventfds")
-        }
+        Errno::EINVAL => Refusal::new(errno, RefusalReason::GroupBeingRemoved),
+        Errno::EDQUOT => Refusal::new(errno, RefusalReason::QuotaReached(account)),
+        Errno::ENOMEM if are_all_taken => Refusal::new(errno, RefusalReason::RegistrationsFull(account)),
+        Errno::ENOMEM => Refusal::new(errno, RefusalReason::EventFdsFull),
         // v1 had no such errno: to the client it is reported as a lack of memory.
-        Errno::ETOOMANYREFS => Refusal::new(
-            Errno::ENOMEM,
-            "too many descriptors are in flight for the agent to keep another eventfd; see its option --in-flight-uid and its LimitNOFILE",
-        ),
-        Errno::ENOBUFS => Refusal::new(
-            Errno::ENOMEM,
-            "the registration cannot be kept for the agent's successor; the agent's log says why",
-        ),
-        Errno::EOPNOTSUPP => Refusal::new(
-            errno,
-            format!("this kernel has no hook for {}; see `memcg-monitor check`", on.name()),
-        ),
-        _ => Refusal::new(errno, "the agent's query to the kernel failed; see its log"),
+        Errno::ETOOMANYREFS => Refusal::new(Errno::ENOMEM, RefusalReason::TooManyInFlight),
+        Errno::ENOBUFS => Refusal::new(Errno::ENOMEM, RefusalReason::NotPersisted),
+        Errno::EOPNOTSUPP => Refusal::new(errno, RefusalReason::NoHook(on)),
+        _ => Refusal::new(errno, RefusalReason::QueryFailed),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use monitor_common::grammar::control_file::ControlFile;
+    use nix::errno::Errno;
+
+    use super::refusal;
+    use crate::{frontend::refusal::RefusalReason, registry::Account};
+
+    #[test]
+    fn an_errno_of_the_watcher_is_a_reason_and_the_kernels_errno() {
+        let account = Account::User(1000);
+        let refused = |errno| refusal(errno, account, ControlFile::Oom, false);
+        let quota = refused(Errno::EDQUOT);
+        assert_eq!(quota.errno, Errno::EDQUOT);
+        assert!(matches!(quota.reason, RefusalReason::QuotaReached(Account::User(1000))), "{quota}");
+        let hook = refused(Errno::EOPNOTSUPP);
+        assert_eq!(hook.errno, Errno::EOPNOTSUPP);
+        assert!(matches!(hook.reason, RefusalReason::NoHook(ControlFile::Oom)), "{hook}");
+        let eventfds = refused(Errno::ENOMEM);
+        assert!(matches!(eventfds.reason, RefusalReason::EventFdsFull), "{eventfds}");
+        let registrations = refusal(Errno::ENOMEM, account, ControlFile::Oom, true);
+        assert!(
+            matches!(registrations.reason, RefusalReason::RegistrationsFull(Account::User(1000))),
+            "{registrations}"
+        );
+        for (errno, reason) in [
+            (Errno::ETOOMANYREFS, RefusalReason::TooManyInFlight),
+            (Errno::ENOBUFS, RefusalReason::NotPersisted),
+        ] {
+            let refusal = refused(errno);
+            assert_eq!(refusal.errno, Errno::ENOMEM, "v1 had no {errno}");
+            assert_eq!(refusal.reason.to_string(), reason.to_string());
+        }
+        let other = refused(Errno::ENXIO);
+        assert_eq!(other.errno, Errno::ENXIO);
+        assert!(matches!(other.reason, RefusalReason::QueryFailed), "{other}");
     }
 }

@@ -13,8 +13,7 @@ use crate::{
     frontend::{
         control_file::FrontendContext,
         peer::Peer,
-        process::OUT_OF_DESCRIPTORS,
-        refusal::{Refusal, log_refusal},
+        refusal::{Refusal, RefusalReason, log_refusal},
         register::{Client, register},
         sent_descriptors::SentDescriptors,
         seqpacket::{Connection, Listener, Packet},
@@ -96,7 +95,7 @@ async fn handle<S: Source>(
 ) -> Result<Receipt, Refusal> {
     let line = packet.bytes.clone();
     let outcome = if packet.truncated {
-        Err(Refusal::new(Errno::E2BIG, format!("the line is longer than {MAX_LINE} bytes")))
+        Err(Refusal::new(Errno::E2BIG, RefusalReason::LineTooLong))
     } else {
         from_packet(packet, &line, last, watcher, places, None).await
     };
@@ -119,10 +118,10 @@ pub async fn from_packet<S: Source>(
 ) -> Result<Receipt, Refusal> {
     if packet.descriptors_cut {
         // There is room for all that a message can carry: the agent is out of descriptors.
-        return Err(Refusal::new(Errno::ENOMEM, OUT_OF_DESCRIPTORS));
+        return Err(Refusal::new(Errno::ENOMEM, RefusalReason::OutOfDescriptors));
     }
     let Some(sender) = packet.sender else {
-        return Err(Refusal::new(Errno::EINVAL, "the sender is unknown (SCM_CREDENTIALS)"));
+        return Err(Refusal::new(Errno::EINVAL, RefusalReason::SenderUnknown));
     };
     if packet.descriptors.is_empty() {
         let again = last.take().and_then(|peer| peer.again(&sender));

@@ -9,7 +9,7 @@ use crate::{
         credentials::Credentials,
         deferred_close::UntrustedFd,
         inode::Inode,
-        refusal::{DescriptorRole, Refusal},
+        refusal::{DescriptorRole, Refusal, RefusalReason},
     },
     registry::Account,
     source::Identify,
@@ -54,8 +54,8 @@ pub trait Requester {
 pub fn adopt(fd: UntrustedFd, which: DescriptorRole) -> Result<EventFd, Refusal> {
     let adopted = fd.descriptor().and_then(EventFd::check).and_then(|()| fd.into_inner()).map(EventFd::known);
     adopted.map_err(|errno| match errno {
-        Errno::EBADF => Refusal::new(errno, format!("{which} is an O_PATH descriptor; open it for use")),
-        _ => Refusal::new(errno, format!("{which} is not an eventfd")),
+        Errno::EBADF => Refusal::new(errno, RefusalReason::PathOnly(which)),
+        _ => Refusal::new(errno, RefusalReason::NotEventFd(which)),
     })
 }
 
@@ -77,8 +77,6 @@ pub fn must_be_readable(
     if client.may_read(inode.mode, inode.uid, inode.gid) {
         return Ok(());
     }
-    Err(Refusal::new(
-        Errno::EACCES,
-        format!("uid {} may not read the file behind {which} (mode {:03o})", client.uid, inode.mode & 0o777),
-    ))
+    let reason = RefusalReason::NotReadable { uid: client.uid, role: which, mode: inode.mode & 0o777 };
+    Err(Refusal::new(Errno::EACCES, reason))
 }

@@ -11,7 +11,7 @@ use crate::{
         deferred_close::UntrustedFd,
         inode::Inode,
         peer::{Credentials, hand_over, path_only},
-        refusal::{DescriptorRole, Refusal},
+        refusal::{DescriptorRole, Refusal, RefusalReason},
         requester::Requester,
         sender::Sender,
     },
@@ -37,16 +37,13 @@ impl SentDescriptors {
     pub fn new(fds: Vec<UntrustedFd>, sender: Sender, opener: Account) -> Result<Self, Refusal> {
         let [event, control] = <[UntrustedFd; 2]>::try_from(fds).map_err(|fds| {
             let count = fds.len();
-            Refusal::new(
-                Errno::EINVAL,
-                format!("{count} descriptors came along; send event_fd and control_fd, or none"),
-            )
+            Refusal::new(Errno::EINVAL, RefusalReason::DescriptorCount { count })
         })?;
         Ok(Self { event: Some(event).into(), control: Some(control).into(), sender, opener })
     }
 
-    fn missing(which: DescriptorRole) -> Refusal {
-        Refusal::new(Errno::EBADF, format!("{which} did not come along"))
+    const fn missing(which: DescriptorRole) -> Refusal {
+        Refusal::new(Errno::EBADF, RefusalReason::NotSent(which))
     }
 }
 
@@ -67,7 +64,7 @@ impl Requester for SentDescriptors {
         let which = DescriptorRole::Control(number);
         let fd = self.control.take().ok_or_else(|| Self::missing(which))?;
         if fd.descriptor().and_then(eventfd::is_path_only).unwrap_or(true) {
-            return Err(path_only(which, "reading"));
+            return Err(path_only(which));
         }
         Ok(fd)
     }
@@ -80,5 +77,24 @@ impl Requester for SentDescriptors {
 
     fn account(&self, accounting: &Accounting) -> Account {
         accounting.of_packet(&self.sender, self.opener)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::{errno::Errno, sys::socket::UnixCredentials};
+
+    use super::SentDescriptors;
+    use crate::{
+        frontend::{refusal::RefusalReason, sender::Sender},
+        registry::Account,
+    };
+
+    #[test]
+    fn a_message_brings_two_descriptors() {
+        let sender = Sender::new(UnixCredentials::new());
+        let refusal = SentDescriptors::new(Vec::new(), sender, Account::Agent).expect_err("none came");
+        assert_eq!(refusal.errno, Errno::EINVAL);
+        assert!(matches!(refusal.reason, RefusalReason::DescriptorCount { count: 0 }), "{refusal}");
     }
 }

@@ -180,7 +180,7 @@ impl Doors {
             )
             .await;
             if let Err(refusal) = answer {
-                assert!(!refusal.why.is_empty());
+                assert!(!refusal.reason.to_string().is_empty());
             }
         }
     }
