@@ -31,6 +31,7 @@ use crate::{
         admin_socket,
         control_file::FrontendContext,
         deferred_close::DeferredClose,
+        error::SocketError,
         listing, registration_socket,
         seqpacket::{Access, Listener},
     },
@@ -119,11 +120,8 @@ impl Lock {
                 Err((mut file, Errno::EWOULDBLOCK)) => {
                     let mut holder = String::new();
                     let _ = file.read_to_string(&mut holder);
-                    return Err(Error::Busy(format!(
-                        "another agent (process {}) serves {}; stop it, or give this one other sockets",
-                        holder.trim(),
-                        socket.display()
-                    )));
+                    let holder = holder.trim().to_owned();
+                    return Err(SocketError::InUse { holder, path: socket.into() }.into());
                 }
                 Err((_, errno)) => return Err(Error::syscall(format!("flock {}", path.display()), errno)),
             };
@@ -197,7 +195,7 @@ pub async fn run(
     let watcher = SharedWatcher::new(watcher);
 
     let deferred_close =
-        DeferredClose::start(options.sandbox).map_err(|error| Error::file("start", "threads", error))?;
+        DeferredClose::start(options.sandbox).map_err(|error| Error::start("threads", error))?;
     let accounting = if options.by_group {
         Accounting::ByGroup(Arc::new(Groups::new(&hierarchy)?))
     } else {
@@ -254,9 +252,9 @@ pub async fn run(
     malloc::trim();
     sandbox::agent(options.sandbox, needed);
     let sampler = Sampler::start(watcher.clone(), options.sample)
-        .map_err(|error| Error::file("start", "the thread that samples", error))?;
+        .map_err(|error| Error::start("the thread that samples", error))?;
     let mut signals = Signals::start(runtime, ring, watcher.clone(), options.sweep, sampler.wake())
-        .map_err(|error| Error::file("start", "the thread that signals", error))?;
+        .map_err(|error| Error::start("the thread that signals", error))?;
     ready(&format!("watching {groups} groups below {}; register at {addresses}", hierarchy.root.display()));
 
     let outcome = tokio::select! {

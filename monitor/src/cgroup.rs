@@ -1,6 +1,7 @@
 //! The host's memory cgroup hierarchy as files: its mount point, its directories by id, and
 //! the enumeration at start.
 
+pub mod error;
 pub mod handle;
 pub mod host;
 pub mod v1_file;
@@ -15,8 +16,11 @@ use std::{
 };
 
 use crate::{
-    cgroup::handle::{Directories, Directory},
-    error::{Error, Result},
+    cgroup::{
+        error::HierarchyError,
+        handle::{Directories, Directory},
+    },
+    error::Result,
     mounts::{self, Mount},
 };
 
@@ -74,12 +78,10 @@ impl Hierarchy {
         let found = find_among(mounts::all()?, root, |mount| {
             fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default()
         });
-        found.ok_or_else(|| {
-            Error::Host(match root {
-                Some(root) => format!("{} is not a mounted cgroup hierarchy with the memory controller", root.display()),
-                None => "no cgroup hierarchy with the memory controller is mounted; boot with cgroup_enable=memory, or mount -t cgroup2 none /sys/fs/cgroup, or name one with --cgroup-root".into(),
-            })
-        })
+        Ok(found.ok_or_else(|| match root {
+            Some(root) => HierarchyError::NotMountedAt { root: root.into() },
+            None => HierarchyError::NotMounted,
+        })?)
     }
 
     /// Reads every group's usage file, from the root down. The programs give a slot to each

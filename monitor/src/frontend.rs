@@ -8,6 +8,7 @@ mod collector;
 pub mod control_file;
 mod credentials;
 pub mod deferred_close;
+pub mod error;
 pub mod event_control_write;
 pub mod event_row;
 pub mod fair;

@@ -3,6 +3,7 @@
 //! version.
 
 pub mod btf;
+pub mod error;
 mod hooks;
 
 pub use hooks::{HOOKS, Hook, HookKind};
@@ -13,7 +14,7 @@ use monitor_common::protocol::band;
 
 use crate::{
     error::{Error, Result},
-    kernel::btf::Btf,
+    kernel::{btf::Btf, error::KernelError},
 };
 
 /// The path of the kernel's own type information.
@@ -40,12 +41,9 @@ impl Facts {
     /// # Errors
     /// The kernel has no readable BTF.
     pub fn gather(v1: bool) -> Result<Self> {
-        let bytes = fs::read(VMLINUX_BTF).map_err(|error| {
-            Error::Kernel(format!(
-                "{VMLINUX_BTF}: {error}; it must be built with CONFIG_DEBUG_INFO_BTF=y (Debian's, Ubuntu's, Fedora's and RHEL's are)"
-            ))
-        })?;
-        let btf = Btf::parse(bytes).map_err(|error| Error::Kernel(format!("{VMLINUX_BTF}: {error}")))?;
+        let path = VMLINUX_BTF;
+        let bytes = fs::read(path).map_err(|error| KernelError::NoBtf { path, error })?;
+        let btf = Btf::parse(bytes).map_err(|error| KernelError::MalformedBtf { path, error })?;
         Ok(Self { release: release(), btf, pages: host_pages(), page_size: page_size(), v1 })
     }
 
@@ -119,26 +117,23 @@ impl Plan {
     /// The error names the first thing that this kernel lacks.
     pub fn decide(facts: &Facts, refused: &[&str]) -> Result<Self> {
         let (mut present, absent) = facts.hooks();
+        let release = || facts.release.clone();
         let is_missed = |hook: &&Hook| hook.is_refused(refused) && hook.is_required_on(facts.v1);
         if let Some(hook) = present.iter().find(is_missed) {
-            return Err(Error::Kernel(format!(
-                "{} cannot be watched ({}); needed to see when {}",
-                hook.function, facts.release, hook.purpose
-            )));
+            let Hook { function, purpose, .. } = *hook;
+            return Err(KernelError::Refused { function, release: release(), purpose }.into());
         }
         present.retain(|hook| !hook.is_refused(refused));
         if let Some(hook) = absent.iter().find(|hook| hook.required) {
-            return Err(Error::Kernel(format!(
-                "the function {} is not in its BTF ({}); needed to see when {}. Is CONFIG_MEMCG=y?",
-                hook.function, facts.release, hook.purpose
-            )));
+            let Hook { function, purpose, .. } = *hook;
+            return Err(KernelError::NoFunction { function, release: release(), purpose }.into());
         }
         let offset = |name: &str, path: &str| {
             facts
                 .btf
                 .member_offset(name, path)
                 .map(u64::from)
-                .map_err(|error| Error::Kernel(format!("{error} ({})", facts.release)))
+                .map_err(|error| Error::from(KernelError::Offset { error, release: release() }))
         };
         let has = |program: &str| present.iter().any(|hook| hook.program == program);
         // `file_ref_t` (6.13 and newer) counts from zero for one reference.
@@ -154,7 +149,7 @@ impl Plan {
             .btf
             .enum_value("cgroup_subsys_id", "memory_cgrp_id")
             .and_then(|id| u64::try_from(id).ok())
-            .ok_or_else(|| Error::Kernel(format!("no memory controller in its BTF ({})", facts.release)))?;
+            .ok_or_else(|| KernelError::NoController { release: release() })?;
         let css = |name: &str| Ok::<_, Error>(offset(name, "subsys")? + memory * size_of::<u64>() as u64);
         let optional = |at: Result<u64>| at.unwrap_or(0);
         let pressure = offset("vmpressure", "tree_scanned");

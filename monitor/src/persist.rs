@@ -6,6 +6,7 @@
 //! cleared at its source, and as paid after it was signalled. So an agent may be killed
 //! anywhere: the next one may repeat its last signals, but misses none.
 
+pub mod error;
 mod fd_stash;
 mod record;
 mod state_file;

@@ -1,6 +1,7 @@
 //! The programs in the kernel: loads, attaches and queries them. This is the one module that uses
 //! aya.
 
+pub mod error;
 mod handles;
 mod identity;
 mod load;
@@ -42,8 +43,9 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::{
     error::{Error, Result},
-    kernel::{Features, Hook},
+    kernel::{Features, Hook, error::KernelError},
     programs::{
+        error::QueryError,
         handles::{Handles, is_charge},
         load::failed,
         predecessor::Predecessor,
@@ -122,9 +124,7 @@ impl Programs {
         let file = self.identity.file_of(eventfd.as_fd())?;
         match self.file_refs(&[file])?[..] {
             [1] => Ok(()),
-            ref refs => {
-                Err(Error::Kernel(format!("a fresh eventfd seems to have {refs:?} references, not one")))
-            }
+            ref refs => Err(KernelError::References(refs.to_vec()).into()),
         }
     }
 
@@ -163,11 +163,11 @@ impl Programs {
     }
 
     fn handles(&self) -> Result<&Handles> {
-        self.handles.as_ref().ok_or_else(|| Error::Host("the programs are not attached".into()))
+        Ok(self.handles.as_ref().ok_or(QueryError::NotAttached)?)
     }
 
     fn answer_cell(&self) -> Result<&SharedScratch> {
-        self.scratch.get(ANSWERS as usize).ok_or_else(|| Error::Host("the answer cell is not mapped".into()))
+        Ok(self.scratch.get(ANSWERS as usize).ok_or(QueryError::NoAnswerCell)?)
     }
 
     /// Queries a number of a group; `None` when the group is gone.
@@ -175,9 +175,7 @@ impl Programs {
         match self.query(query, u64::from(group.slot), group.generation)? {
             Query::OK => Ok(Some(self.answer_cell()?.value.load(Ordering::Acquire))),
             Query::GONE => Ok(None),
-            code => {
-                Err(Error::Host(format!("the counter of slot {} cannot be read (ask: {code})", group.slot)))
-            }
+            code => Err(QueryError::Counter { slot: group.slot, code }.into()),
         }
     }
 
@@ -215,7 +213,7 @@ impl Programs {
                 return Ok(cell.verdict.get());
             }
         }
-        Err(Error::Host("the program `ask` does not run (BPF_PROG_TEST_RUN)".into()))
+        Err(QueryError::DoesNotRun.into())
     }
 }
 
@@ -305,10 +303,7 @@ impl Source for Programs {
             }
             match self.query(Query::FILE_REFS, some.len() as u64, 0)? {
                 Query::OK => {}
-                code => {
-                    let what = format!("the references of eventfds cannot be counted (ask: {code})");
-                    return Err(Error::Host(what));
-                }
+                code => return Err(QueryError::References { code }.into()),
             }
             let cells = (0..some.len()).filter_map(|at| self.files.get(at));
             references.extend(cells.map(|cell| cell.references.load(Ordering::Acquire)));

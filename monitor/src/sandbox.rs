@@ -6,6 +6,7 @@
 //! threads at once.
 
 pub mod capabilities;
+pub mod error;
 pub mod landlock;
 pub mod seccomp;
 

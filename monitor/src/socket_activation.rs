@@ -2,16 +2,15 @@
 //! that the socket units give them (`FileDescriptorName=`). Each is checked, since names are
 //! configuration.
 
+pub mod error;
+
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use nix::sys::socket::{
     AddressFamily, SockType, SockaddrLike as _, SockaddrStorage, getsockname, getsockopt, sockopt,
 };
 
-use crate::{
-    error::{Error, Result},
-    fd_store::StoredDescriptors,
-};
+use crate::{error::Result, fd_store::StoredDescriptors, socket_activation::error::SocketActivationError};
 
 /// Name of the registration socket.
 pub const REGISTER: &str = "register";
@@ -26,15 +25,12 @@ pub const OPERATOR: &str = "operator";
 pub fn listener(handed: &mut StoredDescriptors, name: &str) -> Result<Option<OwnedFd>> {
     let mut named: Vec<_> = handed.extract_if(.., |(found, _)| found == name).collect();
     let Some((_, fd)) = named.pop() else { return Ok(None) };
-    let what = match named.len() {
-        0 if is_listener(fd.as_fd()) => return Ok(Some(fd)),
-        0 => "is not a listening SOCK_SEQPACKET socket",
-        _ => "is there more than once",
-    };
-    Err(Error::Host(format!(
-        "the descriptor {name:?} from the service manager {what}; one ListenSequentialPacket= of a \
-         socket unit with FileDescriptorName={name} makes the right one"
-    )))
+    let name = name.to_owned();
+    match named.len() {
+        0 if is_listener(fd.as_fd()) => Ok(Some(fd)),
+        0 => Err(SocketActivationError::NotAListener { name }.into()),
+        _ => Err(SocketActivationError::Repeated { name }.into()),
+    }
 }
 
 /// Whether programs that are pinned can be opened again: the kernel returns their types

@@ -7,6 +7,7 @@
 //! ([`frontend::event_control_write`](crate::frontend::event_control_write)).
 
 pub mod contents;
+pub mod error;
 pub mod fs;
 pub mod mount;
 mod share;

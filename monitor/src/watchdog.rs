@@ -3,9 +3,10 @@
 //! thread that signals answers; the eventfd is signalled; and, once it is closed, the kernel's
 //! count of its references ends the registration. None of it happens without a watchdog.
 
+pub mod error;
+
 use std::{
     fs::{self, File},
-    io,
     num::NonZeroUsize,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -43,6 +44,7 @@ use crate::{
     kernel::page_size,
     registry::Account,
     source::{Identify, Source},
+    watchdog::error::WatchdogError,
     watcher::{ReceivedEventFd, SharedWatcher},
 };
 
@@ -103,15 +105,14 @@ async fn test<S: Source>(
     places: &FrontendContext,
     hierarchy: &Hierarchy,
 ) -> Result<()> {
-    let failed = |what: &'static str, error: io::Error| Error::file(what, "the watchdog's eventfd", error);
+    let failed = |error| Error::epoll("the watchdog's eventfd", error);
     let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
         .map_err(|errno| Error::syscall("eventfd2", errno))?;
     let theirs = nix::unistd::dup(&eventfd).map_err(|errno| Error::syscall("dup", errno))?;
-    let eventfd = wait_on(OwnedFd::from(eventfd)).map_err(|error| failed("epoll", error))?;
+    let eventfd = wait_on(OwnedFd::from(eventfd)).map_err(failed)?;
     let text =
         fs::read("/proc/self/cgroup").map_err(|error| Error::file("read", "/proc/self/cgroup", error))?;
-    let group = own_group(&text, hierarchy)
-        .ok_or_else(|| Error::Host("/proc/self/cgroup does not name this process's memory cgroup".into()))?;
+    let group = own_group(&text, hierarchy).ok_or(WatchdogError::NoOwnGroup)?;
     if group == hierarchy.root {
         // The root's counter is never charged: only the close can be tested.
         let line = format!("0 0 memory.usage_in_bytes {}", u64::MAX);
@@ -124,7 +125,7 @@ async fn test<S: Source>(
             return Ok(());
         }
         let charge = charge()?;
-        drop(eventfd.readable().await.map_err(|error| failed("epoll", error))?);
+        drop(eventfd.readable().await.map_err(failed)?);
         drop(charge);
     }
     drop(eventfd);
@@ -149,7 +150,8 @@ async fn ask<S: Source>(
     line: &str,
 ) -> Result<bool> {
     let control = File::open(control).map_err(|error| Error::file("open", control, error))?;
-    let refused = |refusal: Refusal| Error::Host(format!("the agent refused {line:?} of its own: {refusal}"));
+    let refused =
+        |refusal: Refusal| WatchdogError::Refused { line: line.into(), refusal: refusal.to_string() };
     let fds = [eventfd, control.into()].map(UntrustedFd::harmless);
     let sent = SentDescriptors::new(fds.into(), Sender::new(UnixCredentials::new()), Account::Agent)
         .map_err(refused)?;
@@ -161,7 +163,7 @@ async fn ask<S: Source>(
             Ok(true)
         }
         Err(refusal) if refusal.errno == Errno::ENOMEM => Ok(false),
-        Err(refusal) => Err(refused(refusal)),
+        Err(refusal) => Err(refused(refusal).into()),
     }
 }
 
@@ -194,7 +196,7 @@ impl Requester for OwnRequest {
 /// Charges pages to this process's group, given back on drop.
 fn charge() -> Result<ChargedPages> {
     let length = usize::try_from(CHARGE * page_size()).ok().and_then(NonZeroUsize::new);
-    let length = length.ok_or_else(|| Error::Host("the page size is out of range".into()))?;
+    let length = length.ok_or(WatchdogError::PageSize)?;
     ChargedPages::new(length).map_err(|errno| Error::syscall("mmap", errno))
 }
 
@@ -211,7 +213,7 @@ mod tests {
     use super::{own_group, pace};
     use crate::{
         cgroup::{Hierarchy, Version},
-        error::Error,
+        watchdog::error::WatchdogError,
     };
 
     #[test]
@@ -234,7 +236,7 @@ mod tests {
         let test = async || {
             tests.set(tests.get() + 1);
             match tests.get() {
-                1 => Err(Error::Host("no".into())),
+                1 => Err(WatchdogError::NoOwnGroup.into()),
                 2 => std::future::pending().await,
                 _ => Ok(()),
             }

@@ -29,7 +29,7 @@ impl RuntimeGuard {
     pub(super) fn new() -> Result<Self> {
         let made = Builder::new_current_thread().enable_io().enable_time().build();
         made.map(|runtime| Self(Some(runtime)))
-            .map_err(|error| Error::file("start", "the runtime of the thread that signals", error))
+            .map_err(|error| Error::start("the runtime of the thread that signals", error))
     }
 
     fn run<T>(&self, work: impl Future<Output = T>) -> Option<T> {
@@ -83,7 +83,7 @@ impl Signals {
 
     /// Waits for the thread to end by itself, which it does only after an error.
     pub(super) async fn ended(&mut self) -> Result<()> {
-        let panicked = || Error::Host("the thread that signals has panicked; see the log".into());
+        let panicked = || Error::Panicked { thread: "the thread that signals" };
         (&mut self.outcome).await.unwrap_or_else(|_| Err(panicked()))
     }
 }
@@ -114,7 +114,7 @@ async fn answer_doorbells(
     pace: Duration,
     sampler: Option<Wake>,
 ) -> Result<()> {
-    let failed = |error| Error::file("epoll", "the ring buffer", error);
+    let failed = |error| Error::epoll("the ring buffer", error);
     let readiness = ring.as_fd().try_clone_to_owned().and_then(wait_on).map_err(failed)?;
     let work = shared.lock().work();
     let now = Instant::now();

@@ -5,7 +5,7 @@ use std::{fs::File, io::Read as _, os::unix::fs::FileExt as _, time::Instant};
 use nix::errno::Errno;
 
 use crate::{
-    cgroup::{Hierarchy, Version, handle::Directories},
+    cgroup::{Hierarchy, Version, error::MeminfoError, handle::Directories},
     error::{Error, Result},
     kernel::page_size,
 };
@@ -85,7 +85,7 @@ impl Files {
         let length =
             self.meminfo.read_at(&mut text, 0).map_err(|error| Error::file("read", MEMINFO, error))?;
         text.truncate(length);
-        String::from_utf8(text).map_err(|_| Error::Host(format!("{MEMINFO} is no text")))
+        Ok(String::from_utf8(text).map_err(|_| MeminfoError::NotText)?)
     }
 
     fn file(&self, cgroup_id: u64, name: &str) -> Option<String> {
@@ -156,7 +156,7 @@ const MEMINFO: &str = "/proc/meminfo";
 /// The error names the missing line.
 pub fn root_usage(meminfo: &str) -> Result<u64> {
     ["Cached:", "Buffers:", "SwapCached:", "AnonPages:"].into_iter().try_fold(0, |sum, name| {
-        let kib = field(meminfo, name).ok_or_else(|| Error::Host(format!("{MEMINFO} has no {name}")))?;
+        let kib = field(meminfo, name).ok_or(MeminfoError::NoLine(name))?;
         Ok(sum + kib * 1024)
     })
 }
@@ -171,8 +171,8 @@ pub fn memory() -> Result<u64> {
 }
 
 fn total(meminfo: &str) -> Result<u64> {
-    let kib = field(meminfo, "MemTotal:");
-    kib.map(|kib| kib * 1024).ok_or_else(|| Error::Host(format!("{MEMINFO} has no MemTotal")))
+    let kib = field(meminfo, "MemTotal:").ok_or(MeminfoError::NoLine("MemTotal"))?;
+    Ok(kib * 1024)
 }
 
 /// Bytes of swap in use, from `/proc/meminfo`.

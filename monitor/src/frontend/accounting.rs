@@ -15,6 +15,7 @@ use crate::{
     error::{Error, Result},
     frontend::{
         credentials::Credentials,
+        error::AccountingError,
         process::{directory_of, read_all, status},
         refusal::{Refusal, RefusalReason},
         sender::Sender,
@@ -124,14 +125,7 @@ impl Groups {
         let own = Path::new("/proc/self/cgroup");
         let text = fs::read(own).map_err(|error| Error::file("read", own, error))?;
         let base = hierarchy.version.group_of(&text).and_then(|path| base(hierarchy, path));
-        let base = base.ok_or_else(|| {
-            Error::Host(format!(
-                "the agent's own group, as {} names it, is not below {}, so clients' groups cannot be found; \
-                 mount the host's hierarchy there, or let users pay (--quota-by user)",
-                own.display(),
-                hierarchy.root.display()
-            ))
-        })?;
+        let base = base.ok_or_else(|| AccountingError::NoOwnGroup { root: hierarchy.root.clone() })?;
         Ok(Self { directories: Directories::new(hierarchy)?, base })
     }
 

@@ -43,7 +43,7 @@ use tokio::{
 pub use crate::frontend::collector::Collector;
 use crate::{
     error::{Error, Result},
-    frontend::{collector::Page, seqpacket::Access},
+    frontend::{collector::Page, error::MetricsError, seqpacket::Access},
     metrics::{Selection, text},
 };
 
@@ -145,15 +145,13 @@ impl MetricsServer {
                 Listener::Unix { listener, _file: file }
             }
             Address::Tcp(at) => {
-                let failed = |call: &str, error: &io::Error| {
-                    Error::Host(format!("{call} {at}: {error}; give the agent another --metrics address"))
-                };
-                let listener = std::net::TcpListener::bind(*at).map_err(|error| failed("bind", &error))?;
-                listener.set_nonblocking(true).map_err(|error| failed("fcntl", &error))?;
+                let address = *at;
+                let failed = |call| move |error| MetricsError::Address { call, address, error };
+                let listener = std::net::TcpListener::bind(address).map_err(failed("bind"))?;
+                listener.set_nonblocking(true).map_err(failed("fcntl"))?;
                 // Port 0 is a port of the kernel's choice.
-                *at = listener.local_addr().map_err(|error| failed("getsockname", &error))?;
-                let listener =
-                    TcpListener::from_std(listener).map_err(|error| Error::file("epoll", "TCP", error))?;
+                *at = listener.local_addr().map_err(failed("getsockname"))?;
+                let listener = TcpListener::from_std(listener).map_err(|error| Error::epoll("TCP", error))?;
                 Listener::Tcp(listener)
             }
         };
@@ -270,16 +268,10 @@ async fn answer(request: &Request<Incoming>, page: &Page) -> Response<Full<Bytes
 fn bind_unix(path: &Path, access: &Access) -> Result<(UnixListener, SocketFile)> {
     match fs::symlink_metadata(path) {
         Ok(found) if !found.file_type().is_socket() => {
-            return Err(Error::Host(format!(
-                "{} exists and is not a socket; remove it, or give the agent another --metrics address",
-                path.display()
-            )));
+            return Err(MetricsError::NotASocket { path: path.into() }.into());
         }
         Ok(_) if UnixStream::connect(path).is_ok() => {
-            return Err(Error::Busy(format!(
-                "another program serves {}; give this agent another --metrics address",
-                path.display()
-            )));
+            return Err(MetricsError::InUse { path: path.into() }.into());
         }
         Ok(_) => fs::remove_file(path).map_err(|error| Error::file("remove", path, error))?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -300,7 +292,8 @@ fn bind_unix(path: &Path, access: &Access) -> Result<(UnixListener, SocketFile)>
     fs::set_permissions(path, fs::Permissions::from_mode(access.mode))
         .map_err(|error| Error::file("chmod", path, error))?;
     listen(&fd, Backlog::MAXCONN).map_err(|errno| failed("listen", errno))?;
-    let listener = UnixListener::from_std(fd.into()).map_err(|error| Error::file("epoll", path, error))?;
+    let listener =
+        UnixListener::from_std(fd.into()).map_err(|error| Error::epoll(path.display().to_string(), error))?;
     Ok((listener, file))
 }
 

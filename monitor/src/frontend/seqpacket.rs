@@ -34,6 +34,7 @@ use crate::{
     frontend::{
         accounting::Accounting,
         deferred_close::{DeferredClose, UntrustedFd},
+        error::SocketError,
         refused::brings_descriptors,
         sender::Sender,
     },
@@ -76,7 +77,7 @@ impl Listener {
             Ok(found) => {
                 use std::os::unix::fs::FileTypeExt;
                 if !found.file_type().is_socket() {
-                    return Err(Error::Host(format!("{} exists and is not a socket", path.display())));
+                    return Err(SocketError::NotASocket { path: path.into() }.into());
                 }
                 fs::remove_file(path).map_err(|error| Error::file("remove", path, error))?;
             }
@@ -89,7 +90,7 @@ impl Listener {
         let address = UnixAddr::new(path).map_err(|errno| failed("sockaddr_un", errno))?;
         bind(fd.as_raw_fd(), &address).map_err(|errno| failed("bind", errno))?;
         let bound = Self {
-            fd: wait_on(fd).map_err(|error| Error::file("epoll", path, error))?,
+            fd: wait_on(fd).map_err(|error| Error::epoll(path.display().to_string(), error))?,
             bound: Some(path.into()),
             path: Some(path.into()),
             deferred_close: deferred_close.clone(),
@@ -140,7 +141,7 @@ impl Listener {
         pass_pidfd(&fd);
         let address: UnixAddr = getsockname(fd.as_raw_fd()).map_err(|errno| failed("getsockname", errno))?;
         let path = address.path().map(Path::to_owned);
-        let fd = wait_on(fd).map_err(|error| Error::file("epoll", "a listener handed over", error))?;
+        let fd = wait_on(fd).map_err(|error| Error::epoll("a listener handed over", error))?;
         let (deferred_close, accounting) = (deferred_close.clone(), Accounting::default());
         Ok(Self { fd, bound: None, path, deferred_close, accounting, open: Rc::default() })
     }

@@ -20,7 +20,10 @@ use nix::{
 
 use crate::{
     error::{Error, Result},
-    persist::record::{AT_OWED, BELOW, COUNTS, FREE, RANGES, Record, WORDS, made_sure, with_side},
+    persist::{
+        error::StateFileError,
+        record::{AT_OWED, BELOW, COUNTS, FREE, RANGES, Record, WORDS, made_sure, with_side},
+    },
 };
 
 /// Place of a registration's record in the file, which also identifies the registration.
@@ -101,19 +104,14 @@ impl StateFile {
         let bytes = fstat(&file).map_err(|errno| Error::syscall("fstat of the state file", errno))?.st_size;
         let lines = usize::try_from(bytes).unwrap_or(0) / size_of::<StateLine>();
         if !(RECORDS..=RECORDS + u32::MAX as usize).contains(&lines) {
-            return Err(Error::Host(format!(
-                "the state file of an earlier agent has {bytes} bytes, which is no valid length"
-            )));
+            return Err(StateFileError::Length { bytes }.into());
         }
         let lines = map_lines(&file, lines)?;
         let mut state = Self { file, lines, free: Vec::new(), used: 0, unfinished: Vec::new() };
         let head = |at| state.word(HEAD, at).load(Ordering::Acquire);
-        if head(AT_MAGIC) != MAGIC || ![FORMAT, BEFORE].contains(&head(AT_FORMAT)) {
-            return Err(Error::Host(format!(
-                "the state file of an earlier agent is of format {} (magic {:#x}), this agent's is {FORMAT}",
-                head(AT_FORMAT),
-                head(AT_MAGIC)
-            )));
+        let (magic, format) = (head(AT_MAGIC), head(AT_FORMAT));
+        if magic != MAGIC || ![FORMAT, BEFORE].contains(&format) {
+            return Err(StateFileError::Format { format, magic, own: FORMAT }.into());
         }
         state.word(HEAD, AT_FORMAT).store(FORMAT, Ordering::Relaxed);
         let (mut records, mut unfinished, mut flaws) = (Vec::new(), Vec::new(), 0);

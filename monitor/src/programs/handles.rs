@@ -27,6 +27,7 @@ use crate::{
     kernel::{HOOKS, Hook, HookKind},
     programs::{
         TableSizes,
+        error::{ObjectError, QueryError},
         load::{attach_hook, failed},
         pins::MAPS,
     },
@@ -109,7 +110,7 @@ impl Handles {
             Self::Pinned { ask, .. } => Ok(ask),
             Self::Loaded { ebpf, .. } => ebpf
                 .program("ask")
-                .ok_or_else(|| Error::Host("the program `ask` is not loaded".into()))?
+                .ok_or(QueryError::NotLoaded)?
                 .try_into()
                 .map_err(|error: ProgramError| failed("cannot use the program `ask`", &error)),
         }
@@ -162,9 +163,7 @@ pub(super) struct Maps {
 impl Maps {
     /// Takes the maps out of a loaded object.
     pub(super) fn of(ebpf: &mut Ebpf, sizes: TableSizes) -> Result<Self> {
-        Self::get(sizes, |name| {
-            ebpf.take_map(name).ok_or_else(|| Error::Host(format!("the object has no map {name}")))
-        })
+        Self::get(sizes, |name| Ok(ebpf.take_map(name).ok_or_else(|| ObjectError::NoMap(name.to_owned()))?))
     }
 
     /// Opens the maps that are pinned in `directory`.
@@ -208,9 +207,9 @@ fn open_map(directory: &Path, name: &str) -> Result<Map> {
 /// Duplicates of the maps' descriptors, to pin them by.
 pub(super) fn for_pinning(ebpf: &Ebpf) -> Result<Vec<(&'static str, MapData)>> {
     let duplicate = |name| {
-        let map = ebpf.map(name).ok_or_else(|| Error::Host(format!("the object has no map {name}")))?;
+        let map = ebpf.map(name).ok_or_else(|| ObjectError::NoMap(name.to_owned()))?;
         let (Map::Array(data) | Map::HashMap(data) | Map::Queue(data) | Map::RingBuf(data)) = map else {
-            return Err(Error::Host(format!("the map {name} is of another type")));
+            return Err(ObjectError::WrongType(name).into());
         };
         let fd = data.fd().as_fd().try_clone_to_owned().map_err(|error| failed("dup", &error))?;
         Ok((name, MapData::from_fd(fd).map_err(|error| failed(name, &error))?))
@@ -221,6 +220,6 @@ pub(super) fn for_pinning(ebpf: &Ebpf) -> Result<Vec<(&'static str, MapData)>> {
 fn array(map: &Map) -> Result<BorrowedFd<'_>> {
     match map {
         Map::Array(data) => Ok(data.fd().as_fd()),
-        _ => Err(Error::Host("a shared map is not an array".into())),
+        _ => Err(ObjectError::NotAnArray.into()),
     }
 }

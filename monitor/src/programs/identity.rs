@@ -15,6 +15,7 @@ use nix::sys::uio::pread;
 
 use crate::{
     error::{Error, Result},
+    programs::error::QueryError,
     source::{FileId, GroupId, Identify, Located, Slots},
 };
 
@@ -43,7 +44,7 @@ impl Identity {
 
     fn cell(&self) -> Result<&SharedScratch> {
         let cell = self.scratch.get(READINGS as usize);
-        cell.ok_or_else(|| Error::Host("the cell for readings is not mapped".into()))
+        Ok(cell.ok_or(QueryError::NoReadingsCell)?)
     }
 
     /// Does what a program watches, until the program has answered; false when it cannot be done,
@@ -112,6 +113,6 @@ impl Identify for Identity {
         if self.until_answered(read)? {
             return Ok(FileId(self.cell()?.file.load(Ordering::Acquire)));
         }
-        Err(Error::Host("the kernel did not say which eventfd this is (eventfd_show_fdinfo)".into()))
+        Err(QueryError::UnknownEventfd.into())
     }
 }

@@ -14,7 +14,7 @@ use crate::{
     error::{Error, Result},
     kernel::{Facts, HOOKS, Hook, HookKind, Plan},
     logging::FromPrograms,
-    programs::TableSizes,
+    programs::{TableSizes, error::ObjectError},
 };
 
 pub(super) static OBJECT: &[u8] =
@@ -181,7 +181,7 @@ pub(super) fn load_ask(ebpf: &mut Ebpf) -> Result<()> {
     let step = "cannot load the program `ask` (bpf BPF_PROG_LOAD)";
     let program: &mut RawTracePoint = ebpf
         .program_mut("ask")
-        .ok_or_else(|| Error::Host("the object has no program `ask`".into()))?
+        .ok_or(ObjectError::NoProgram("ask"))?
         .try_into()
         .map_err(|error: ProgramError| failed(step, &error))?;
     program.load().map_err(|error| failed(step, &error))

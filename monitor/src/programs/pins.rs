@@ -30,7 +30,10 @@ use nix::{
     unistd::{UnlinkatFlags, geteuid, unlinkat},
 };
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    programs::error::PinsError,
+};
 
 /// The default directory for pins.
 pub const PINS_DIRECTORY: &str = "/sys/fs/bpf/memcg-monitor";
@@ -53,6 +56,8 @@ const AS_DIRECTORY: OFlag =
 /// Write permission for others than the owner.
 const OTHERS_WRITE: u32 = 0o022;
 const STICKY: u32 = 0o1000;
+/// Permission bits of a mode.
+const PERMISSIONS: u32 = 0o7777;
 
 /// The directory with the pins of all schemas, held by one agent.
 #[derive(Debug)]
@@ -79,7 +84,7 @@ impl Pins {
     pub fn open(path: &Path) -> Result<Self> {
         let named = |call: &str, errno| Error::syscall(format!("{call} {}", path.display()), errno);
         let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
-            return Err(Error::Host(format!("--pins {}: name a directory", path.display())));
+            return Err(PinsError::NoName { path: path.into() }.into());
         };
         fs::create_dir_all(above).map_err(|error| Error::file("make the directory", above, error))?;
         let above = above.canonicalize().map_err(|error| Error::file("look up", above, error))?;
@@ -94,28 +99,22 @@ impl Pins {
         let directory = match openat(&above, name, AS_DIRECTORY, Mode::empty()) {
             Ok(directory) => File::from(directory),
             Err(Errno::ELOOP | Errno::ENOTDIR) => {
-                let owner = fstatat(&above, name, AtFlags::AT_SYMLINK_NOFOLLOW)
-                    .map_or_else(|_| "another user".into(), |found| format!("user id {}", found.st_uid));
-                return Err(Error::Host(format!(
-                    "{} is not a directory, and belongs to {owner}: remove it",
-                    path.display()
-                )));
+                let found = fstatat(&above, name, AtFlags::AT_SYMLINK_NOFOLLOW);
+                let owner = found.ok().map(|found| found.st_uid);
+                return Err(PinsError::NotADirectory { path: path.into(), owner }.into());
             }
             Err(errno) => return Err(named("open", errno)),
         };
         let kind = fstatfs(&directory).map_err(|errno| named("statfs", errno))?.filesystem_type();
         if kind != BPF_FS_MAGIC {
-            return Err(no_bpffs(path));
+            return Err(PinsError::NotOnBpffs { path: path.into() }.into());
         }
         check_owner(path, &fstat(&directory).map_err(|errno| named("stat", errno))?)?;
         // A process that can open it can lock it. Earlier versions left the mode to the umask.
         let _ = fchmod(&directory, Mode::S_IRWXU);
         let directory =
             Flock::lock(directory, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-                Errno::EWOULDBLOCK => Error::Busy(format!(
-                    "another agent uses {}; give this one another directory with --pins",
-                    path.display()
-                )),
+                Errno::EWOULDBLOCK => PinsError::InUse { path: path.into() }.into(),
                 _ => named("flock", errno),
             })?;
         let pins = Self { path: path.into(), directory };
@@ -135,17 +134,19 @@ impl Pins {
         let kind =
             statfs(above).map_err(|errno| Error::syscall(format!("statfs {}", above.display()), errno))?;
         if kind.filesystem_type() != BPF_FS_MAGIC {
-            return Err(no_bpffs(path));
+            return Err(PinsError::NotOnBpffs { path: path.into() }.into());
         }
         for path in above.ancestors() {
             check_parent(path)?;
         }
         match lstat(path) {
-            Ok(found) if found.st_mode & libc::S_IFMT != libc::S_IFDIR => Err(Error::Host(format!(
-                "{name} is not a directory, and belongs to user id {}: remove it",
-                found.st_uid
-            ))),
-            Ok(found) => check_owner(path, &found).map(|()| format!("in {name}")),
+            Ok(found) if found.st_mode & libc::S_IFMT != libc::S_IFDIR => {
+                Err(PinsError::NotADirectory { path: path.into(), owner: Some(found.st_uid) }.into())
+            }
+            Ok(found) => {
+                check_owner(path, &found)?;
+                Ok(format!("in {name}"))
+            }
             Err(_) if found.st_mode & OTHERS_WRITE != 0 => Ok(format!(
                 "in {name}; but until an agent has been there any user may make that directory: chmod 0700 {}",
                 above.display()
@@ -327,27 +328,14 @@ fn empty(directory: Dir) -> nix::Result<()> {
     Ok(())
 }
 
-fn no_bpffs(path: &Path) -> Error {
-    Error::Host(format!(
-        "{} is not on a BPF file system (mount -t bpf -o mode=0700 bpf /sys/fs/bpf)",
-        path.display()
-    ))
-}
-
 /// Checks that only this user, and root, can change what is in a directory.
-fn check_owner(path: &Path, found: &FileStat) -> Result<()> {
-    let (own, name) = (geteuid().as_raw(), path.display());
+fn check_owner(path: &Path, found: &FileStat) -> Result<(), PinsError> {
+    let own = geteuid().as_raw();
     if found.st_uid != own {
-        return Err(Error::Host(format!(
-            "{name} belongs to user id {}, the agent is {own}: that user could remove pins. Remove it and chmod 0700 /sys/fs/bpf, or name another directory by --pins",
-            found.st_uid
-        )));
+        return Err(PinsError::OtherOwner { path: path.into(), owner: found.st_uid, own });
     }
     if found.st_mode & OTHERS_WRITE != 0 {
-        return Err(Error::Host(format!(
-            "{name} may be written to by others (mode {:o}): chmod 0700 {name}",
-            found.st_mode & 0o7777
-        )));
+        return Err(PinsError::WritableByOthers { path: path.into(), mode: found.st_mode & PERMISSIONS });
     }
     Ok(())
 }
@@ -359,19 +347,56 @@ fn check_parent(path: &Path) -> Result<()> {
     if own && (found.st_mode & OTHERS_WRITE == 0 || found.st_mode & STICKY != 0) {
         return Ok(());
     }
-    Err(Error::Host(format!(
-        "{}, above the directory for pins, can be changed by others (owner {}, mode {:o}): name another directory by --pins",
-        path.display(),
-        found.st_uid,
-        found.st_mode & 0o7777
-    )))
+    let mode = found.st_mode & PERMISSIONS;
+    Err(PinsError::AboveChangeable { path: path.into(), owner: found.st_uid, mode }.into())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{
+        fs,
+        os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+        path::Path,
+    };
 
-    use super::{Pins, schema_of};
+    use nix::sys::stat::stat;
+
+    use super::{Pins, check_owner, schema_of};
+    use crate::{error::Error, programs::error::PinsError};
+
+    #[test]
+    fn each_reason_against_a_directory_can_be_matched() {
+        let unnamed = Pins::open(Path::new("/")).expect_err("no name");
+        assert!(matches!(&unnamed, Error::Pins(PinsError::NoName { path }) if path == Path::new("/")));
+        assert_eq!(unnamed.to_string(), "--pins /: name a directory");
+
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path();
+        let elsewhere = Pins::possible(&path.join("pins")).expect_err("an ordinary file system");
+        assert!(matches!(elsewhere, Error::Pins(PinsError::NotOnBpffs { .. })));
+        assert!(
+            elsewhere
+                .to_string()
+                .ends_with("/pins is not on a BPF file system (mount -t bpf -o mode=0700 bpf /sys/fs/bpf)")
+        );
+
+        let checked = || check_owner(path, &stat(path).expect("it is there"));
+        assert!(checked().is_ok());
+        fs::set_permissions(path, fs::Permissions::from_mode(0o770)).expect("the owner");
+        let open = checked().expect_err("the group may write");
+        assert!(matches!(open, PinsError::WritableByOthers { mode: 0o770, .. }));
+        let name = path.display();
+        assert_eq!(
+            open.to_string(),
+            format!("{name} may be written to by others (mode 770): chmod 0700 {name}")
+        );
+        let mut found = stat(path).expect("it is there");
+        found.st_uid = found.st_uid.wrapping_add(1);
+        let own = fs::metadata(path).expect("it is there").uid();
+        let others = check_owner(path, &found).expect_err("another user's");
+        assert!(matches!(others, PinsError::OtherOwner { owner, own: agent, .. }
+            if owner == found.st_uid && agent == own));
+    }
 
     #[test]
     fn programs_that_are_left_are_seen() {

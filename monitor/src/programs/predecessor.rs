@@ -14,8 +14,8 @@ use monitor_common::protocol::{
 use monitor_sys::table::{SharedScratch, SharedSlot, Table};
 
 use crate::{
-    error::{Error, Result},
-    programs::handles::open_shared,
+    error::Result,
+    programs::{error::PredecessorError, handles::open_shared},
 };
 
 /// Tables of earlier programs, by layout.
@@ -69,9 +69,7 @@ impl Predecessor {
                 let words = slots(sizes) * four::SLOT_WORDS;
                 Ok(Self::Four { slots: open_shared(directory, "SLOTS", words)?, scratch })
             }
-            other => Err(Error::Host(format!(
-                "the tables of the pinned programs are of layout {other}, which this agent cannot read"
-            ))),
+            schema => Err(PredecessorError::UnknownLayout { schema }.into()),
         }
     }
 

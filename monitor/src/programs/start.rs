@@ -22,6 +22,7 @@ use crate::{
     logging::FromPrograms,
     programs::{
         Doorbells, Identity, Programs, ROOT_ID, TableSizes,
+        error::PredecessorError,
         handles::{Handles, Maps, for_pinning, open_shared},
         load::{OBJECT, follow_log, load_all, load_object, log_of},
         pins::{OlderPins, Pins},
@@ -44,7 +45,7 @@ enum Pinned {
 #[derive(Debug)]
 enum Failed {
     /// A failure at one program.
-    At(Hook, Error),
+    At(&'static Hook, Error),
     /// A failure at something that all programs need.
     Else(Error),
 }
@@ -143,7 +144,7 @@ impl Programs {
         let mut ebpf = load_object(plan, sizes)?;
         let hooks: Vec<&Hook> = HOOKS.iter().filter(|hook| plan.hooks.contains(&hook.program)).collect();
         load_all(&mut ebpf, plan, &hooks).map_err(|(hook, error)| match hook {
-            Some(hook) => Failed::At(*hook, error),
+            Some(hook) => Failed::At(hook, error),
             None => Failed::Else(error),
         })?;
         let unpinned = if to_be_pinned { for_pinning(&ebpf)? } else { Vec::new() };
@@ -156,7 +157,7 @@ impl Programs {
         programs.query(Query::WHO_AM_I, 0, 0)?;
         programs.query(Query::NEW_EPOCH, now(), 0)?;
         let attached = programs.handles.as_mut().map_or(Ok(()), |handles| handles.attach(&hooks));
-        attached.map_err(|(hook, error)| Failed::At(*hook, error))?;
+        attached.map_err(|(hook, error)| Failed::At(hook, error))?;
         programs.unpinned = unpinned;
         Ok((programs, ring))
     }
@@ -273,7 +274,7 @@ fn describe(scratch: &Table<SharedScratch>, v1: bool, sizes: TableSizes, plan: &
 /// Reads what is pinned in `directory`, and opens it if it is the same.
 fn look_at(directory: &Path, v1: bool, sizes: TableSizes) -> Result<Pinned> {
     let scratch: Table<SharedScratch> = open_shared(directory, "SCRATCH", 1)?;
-    let cell = scratch.get(0).ok_or_else(|| Error::Host("the pinned answer cell is empty".into()))?;
+    let cell = scratch.get(0).ok_or(PredecessorError::NoAnswerCell)?;
     let are_these = cell.build.get() == build(v1)
         && cell.sizes.get() == u64::from(sizes.groups)
         && cell.ring.get() == u64::from(sizes.ring);
@@ -315,10 +316,15 @@ mod tests {
     use crate::{
         error::Error,
         kernel::{HOOKS, Hook},
+        programs::error::ObjectError,
     };
 
-    fn hook(program: &str) -> Hook {
-        *HOOKS.iter().find(|hook| hook.program == program).expect("a hook")
+    fn refusal() -> Error {
+        ObjectError::NoProgram("refused").into()
+    }
+
+    fn hook(program: &str) -> &'static Hook {
+        HOOKS.iter().find(|hook| hook.program == program).expect("a hook")
     }
 
     /// Returns an attempt at which the kernel refuses these programs.
@@ -328,7 +334,7 @@ mod tests {
         move |refused| {
             let tried = HOOKS.iter().filter(|hook| !refused.contains(&hook.program));
             match tried.clone().find(|hook| programs.contains(&hook.program)) {
-                Some(hook) => Err(Failed::At(*hook, Error::Kernel("refused".into()))),
+                Some(hook) => Err(Failed::At(hook, refusal())),
                 None => Ok(tried.map(|hook| hook.program).collect()),
             }
         }
@@ -345,8 +351,7 @@ mod tests {
 
     #[test]
     fn what_fails_although_it_is_left_out_ends_it() {
-        let stubborn =
-            what_works(|_| Err::<(), _>(Failed::At(hook("populated"), Error::Kernel("no".into()))));
+        let stubborn = what_works(|_| Err::<(), _>(Failed::At(hook("populated"), refusal())));
         assert!(stubborn.is_err());
     }
 }

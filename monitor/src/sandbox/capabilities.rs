@@ -5,10 +5,13 @@ use std::collections::HashSet;
 use caps::{CapSet, Capability, errors::CapsError};
 use nix::sys::prctl;
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    sandbox::error::SandboxError,
+};
 
-fn failed(call: &str) -> impl FnOnce(CapsError) -> Error {
-    move |error| Error::Host(format!("{call}: {error}"))
+fn failed(call: &'static str) -> impl FnOnce(CapsError) -> SandboxError {
+    move |error| SandboxError::Capabilities { call, error }
 }
 
 /// Keeps these of the thread's capabilities, and no others in any set, nor those that it

@@ -12,7 +12,7 @@ use landlock::{
 };
 use nix::errno::Errno;
 
-use crate::error::{Error, Result};
+use crate::{error::Result, sandbox::error::SandboxError};
 
 /// The ABI that is requested; older kernels do what they can of it.
 const WANTED: ABI = ABI::V5;
@@ -23,16 +23,15 @@ const WANTED: ABI = ABI::V5;
 /// # Errors
 /// The kernel has Landlock, and refused the rules.
 pub fn read_only<'a>(directories: impl IntoIterator<Item = &'a Path>) -> Result<&'static str> {
-    let failed = |error: &dyn std::fmt::Display| Error::Host(format!("Landlock: {error}"));
     let status = Ruleset::default()
         .handle_access(AccessFs::from_all(WANTED))
         .and_then(|rules| rules.handle_access(AccessNet::from_all(WANTED)))
         .and_then(Ruleset::create)
-        .map_err(|error| failed(&error))?
+        .map_err(SandboxError::Landlock)?
         .add_rules(path_beneath_rules(directories, AccessFs::from_read(WANTED)))
-        .map_err(|error| failed(&error))?
+        .map_err(SandboxError::Landlock)?
         .restrict_self()
-        .map_err(|error| failed(&error))?;
+        .map_err(SandboxError::Landlock)?;
     Ok(match status.ruleset {
         RulesetStatus::FullyEnforced => "is on",
         RulesetStatus::PartiallyEnforced => "is on, as far as this kernel has it",

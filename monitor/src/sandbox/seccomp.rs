@@ -16,7 +16,7 @@ use seccompiler::{
 
 use crate::{
     error::{Error, Result},
-    sandbox::Sandbox,
+    sandbox::{Sandbox, error::SandboxError},
 };
 
 /// A set of calls that are allowed.
@@ -264,10 +264,9 @@ fn compile(
     otherwise: SeccompAction,
     listed: SeccompAction,
 ) -> Result<BpfProgram> {
-    let failed = |error: &dyn std::fmt::Display| Error::Host(format!("seccomp: {error}"));
-    let machine = TargetArch::try_from(std::env::consts::ARCH).map_err(|error| failed(&error))?;
-    let filter = SeccompFilter::new(rules, otherwise, listed, machine).map_err(|error| failed(&error))?;
-    filter.try_into().map_err(|error: seccompiler::BackendError| failed(&error))
+    let machine = TargetArch::try_from(std::env::consts::ARCH).map_err(SandboxError::Seccomp)?;
+    let filter = SeccompFilter::new(rules, otherwise, listed, machine).map_err(SandboxError::Seccomp)?;
+    Ok(filter.try_into().map_err(SandboxError::Seccomp)?)
 }
 
 /// Installs a filter with the flag, missing in the crate, by which the kernel logs each
@@ -279,9 +278,7 @@ fn install(program: &BpfProgram) -> Result<()> {
     };
     let filter: Vec<_> = program.iter().map(instruction).collect();
     monitor_sys::seccomp::install(&filter).map_err(|why| match why {
-        NotInstalled::OtherFilter(thread) => {
-            Error::Host(format!("seccomp: thread {thread} has a filter of its own"))
-        }
+        NotInstalled::OtherFilter(thread) => SandboxError::OtherFilter(thread).into(),
         NotInstalled::Syscall(errno) => Error::syscall("seccomp SECCOMP_SET_MODE_FILTER", errno),
     })
 }

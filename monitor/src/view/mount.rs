@@ -18,7 +18,7 @@ use nix::{
 use crate::{
     error::{Error, Result},
     mounts, sandbox,
-    view::unmounter::Unmounter,
+    view::{error::ViewError, unmounter::Unmounter},
 };
 
 /// Device file of FUSE.
@@ -102,11 +102,7 @@ fn open_device() -> Result<OwnedFd> {
 fn mount_on(point: &Path, device: &OwnedFd) -> Result<(), Failure> {
     let mut entries = fs::read_dir(point).map_err(|error| Error::file("read", point, error))?;
     if entries.next().is_some() {
-        let why = format!(
-            "{} is not empty; give the view another directory with --mount, or none with --no-mount",
-            point.display()
-        );
-        return Err(Error::Host(why).into());
+        return Err(Error::from(ViewError::NotEmpty { point: point.into() }).into());
     }
     // Mode and owner of the root are requested before they are used.
     let options = format!(
@@ -134,17 +130,10 @@ fn clear(point: &Path) -> Result<()> {
     };
     while let Some(found) = mounts::on(&real)? {
         if found.kind != "fuse" || found.source != NAME {
-            return Err(Error::Host(format!(
-                "{} is mounted on {}; give the view another directory with --mount",
-                found.kind,
-                real.display()
-            )));
+            return Err(ViewError::OtherMount { kind: found.kind, point: real }.into());
         }
         if !is_dead(&real) {
-            return Err(Error::Busy(format!(
-                "another agent shows its view on {}; stop it, or give this one another --mount",
-                real.display()
-            )));
+            return Err(ViewError::InUse { point: real }.into());
         }
         log::info!("clearing away what an agent that was killed left on {}", real.display());
         match umount2(&real, MntFlags::MNT_DETACH) {

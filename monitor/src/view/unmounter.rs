@@ -43,7 +43,7 @@ impl Unmounter {
     /// # Errors
     /// This program could not be started, or could not open `point`.
     pub fn start(point: &Path, mode: sandbox::Sandbox) -> Result<Self> {
-        let failed = |error| Error::file("start the process that unmounts", point, error);
+        let failed = |error| Error::start(format!("the process that unmounts {}", point.display()), error);
         let (mut pipe, theirs) = UnixStream::pair().map_err(failed)?;
         let child = Command::new("/proc/self/exe")
             .arg0("memcg-monitor")

@@ -4,7 +4,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, HashMap},
-    fs,
+    fs, io,
     ops::Range,
     os::fd::{AsRawFd as _, BorrowedFd},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -183,14 +183,14 @@ impl Identify for FakeKernel {
     fn file_of(&self, fd: BorrowedFd<'_>) -> Result<FileId> {
         let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap_or_default();
         let id = text.lines().find_map(|line| line.strip_prefix("eventfd-id:")?.trim().parse().ok());
-        id.map(FileId).ok_or_else(|| Error::Host("no eventfd-id".into()))
+        id.map(FileId).ok_or_else(|| broken("eventfd-id"))
     }
 }
 
 impl Source for FakeKernel {
     fn usage(&self, group: GroupId) -> Result<Option<u64>> {
         if self.broken.get() {
-            return Err(Error::Host("broken on purpose".into()));
+            return Err(broken("usage"));
         }
         self.reads.set(self.reads.get() + 1);
         let counter = &self.counters[group.slot as usize];
@@ -261,7 +261,7 @@ impl Source for FakeKernel {
 
     fn is_under_oom(&self, group: GroupId) -> Result<bool> {
         if group.slot == 2 {
-            return Err(Error::Host("the root has no counter".into()));
+            return Err(broken("under_oom of the root"));
         }
         Ok(self.under_oom.get())
     }
@@ -405,4 +405,9 @@ impl Host for &'static FakeHost {
     fn oom_counts(&self, _: u64) -> OomCounts {
         OomCounts::default()
     }
+}
+
+/// The error of a read that fails.
+fn broken(what: &'static str) -> Error {
+    Error::file("read", what, io::ErrorKind::InvalidData.into())
 }
