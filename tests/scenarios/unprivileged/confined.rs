@@ -58,13 +58,13 @@ fn unprivileged_rights_of_each_thread() -> Result<()> {
         let name = field(&status, "Name");
         let wanted = match name.as_str() {
             name if name.starts_with("fuser") => VIEW,
-            name if name.starts_with("deferred_close") => 0,
+            name if name.starts_with("closer") => 0,
             _ => LOOP,
         };
         has(&status, wanted)?;
         names.push(name);
     }
-    for kind in ["memcg-monitor", "fuser", "deferred_close"] {
+    for kind in ["memcg-monitor", "fuser", "closer"] {
         ensure!(names.iter().any(|name| name.starts_with(kind)), "no thread {kind} among {names:?}");
     }
     let children = agent.children()?;
