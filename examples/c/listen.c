@@ -1,5 +1,5 @@
 /*
- * Hears about a group's memory through the files that cgroup v1 had:
+ * Receives a group's memory events through the files that cgroup v1 had:
  *
  *     listen CONTROL_FILE [ARGUMENT]
  *     listen /run/memcg-monitor/cgroup/a/memory.usage_in_bytes 512M
@@ -30,9 +30,17 @@ static void fail(const char *what, const char *name)
 	if (number == ENOENT)
 		hint = "; is there such a group, and does the agent run?";
 	else if (number == EACCES)
-		hint = "; the control file must be readable for you";
+		hint = "; the control file must be readable, and cgroup.event_control writable for you";
 	else if (number == EINVAL)
 		hint = "; is the argument one that this control file takes?";
+	else if (number == EPERM)
+		hint = "; the agent may not take descriptors (sysctl kernel.yama.ptrace_scope): use its socket";
+	else if (number == EDQUOT)
+		hint = "; you have as many registrations as one may have";
+	else if (number == ENOMEM)
+		hint = "; the agent's tables are full: its log names the option";
+	else if (number == EOPNOTSUPP)
+		hint = "; this host does not report it: see `memcg-monitor check`";
 	else if (number == ENOTCONN)
 		hint = "; the agent has died: start it again";
 	fprintf(stderr, "%s %s: errno %d (%s)%s\n", what, name, number, strerror(number), hint);

@@ -1,4 +1,4 @@
-// Hears about a group's memory through the files that cgroup v1 had, with the
+// Receives a group's memory events through the files that cgroup v1 had, with the
 // standard library only:
 //
 //	listen CONTROL_FILE [ARGUMENT]

@@ -1,0 +1,3 @@
+module memcg-monitor/client
+
+go 1.19
