@@ -11,7 +11,7 @@ mod ebpf;
 fn main() -> Result<(), Box<dyn Error>> {
     let variable = |name: &str| env::var_os(name).ok_or(format!("cargo sets {name}"));
     let package = PathBuf::from(variable("CARGO_MANIFEST_DIR")?);
-    let object = PathBuf::from(variable("OUT_DIR")?).join("memcg-monitor-ebpf.o");
+    let out = PathBuf::from(variable("OUT_DIR")?);
     let root = package.parent().ok_or("the package lies in the workspace")?;
 
     for path in [
@@ -32,9 +32,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     let toolchain = ebpf::find(root)?;
     rerun_if_changed(&toolchain.linker);
     rerun_if_changed(&toolchain.compiler.rustc);
-    let built = ebpf::build(&toolchain, root, &root.join("target/ebpf"))?;
-    fs::copy(&built, &object)
-        .map_err(|error| format!("cannot copy {} to {}: {error}", built.display(), object.display()))?;
+    let objects: [(&str, &str, &[&str]); 2] = [
+        ("memcg-monitor-ebpf.o", "target/ebpf", &[]),
+        ("memcg-monitor-kprobe.o", "target/ebpf/kprobe", &["kprobe"]),
+    ];
+    for (name, directory, features) in objects {
+        let built = ebpf::build(&toolchain, root, &root.join(directory), features)?;
+        let object = out.join(name);
+        fs::copy(&built, &object)
+            .map_err(|error| format!("cannot copy {} to {}: {error}", built.display(), object.display()))?;
+    }
     Ok(())
 }
 

@@ -6,6 +6,7 @@ mod accuracy;
 mod allocator;
 mod build;
 mod charge;
+mod groups;
 mod latency;
 mod programs;
 mod register;
@@ -14,6 +15,8 @@ mod start;
 mod storm;
 mod subject;
 mod sweep;
+mod top;
+mod watch;
 
 use std::time::Duration;
 
@@ -44,7 +47,7 @@ impl Scope {
 
 type Bench = (&'static str, fn(Scope, Hierarchy) -> Result<()>);
 
-const ALL: [Bench; 9] = [
+const ALL: [Bench; 11] = [
     ("build", build::run),
     ("charge", charge::run),
     ("latency", latency::run),
@@ -53,6 +56,8 @@ const ALL: [Bench; 9] = [
     ("storm", storm::run),
     ("start", start::run),
     ("sweep", sweep::run),
+    ("top", top::run),
+    ("watch", watch::run),
     ("abuse", abuse::run),
 ];
 

@@ -5,10 +5,13 @@
 //! * `guest.select=TAG,-TAG`: tests with this tag, and not with that one
 //! * `guest.filter=NAME,-NAME`: the same by parts of names
 //! * `guest.part=K/N`: of those, each N-th from the K-th on
+//! * `guest.repeat=N`: all of those N times
 //! * `guest.args=A,B`
+//! * `guest.backend=NAME`: the backend of all agents
 //!
 //! On a host, `guest list` prints the tests, as a line of JSON each; with some of these
-//! words, those that such a boot would run.
+//! words, those that such a boot would run. `guest native` and such words runs tests or the
+//! demonstration there, in namespaces of their own.
 
 mod bench;
 mod demo;
@@ -21,12 +24,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::harness::agent::BACKEND;
 use crate::harness::child::{self, End};
 use crate::harness::init::{self, Hierarchy};
 use crate::harness::report::{self, say};
 use crate::harness::select::Selection;
-use crate::harness::test::{On, Test};
-use crate::harness::{runner, shell};
+use crate::harness::test::{On, Tag, Test};
+use crate::harness::{native, runner, shell};
 use crate::scenarios::deploy::{debian, prometheus};
 use crate::scenarios::{conformance, unprivileged};
 
@@ -35,8 +39,11 @@ use crate::scenarios::{conformance, unprivileged};
 struct Request {
     mode: String,
     hierarchy: Hierarchy,
+    /// Whether the kernel is locked down, so that no agent can run.
+    is_locked: bool,
     selection: Selection,
     args: Vec<String>,
+    backend: Option<String>,
 }
 
 fn main() {
@@ -58,6 +65,14 @@ fn main() {
                 std::process::exit(1);
             }
         },
+        ["native", ref words @ ..] => match native(words) {
+            Ok(0) => {}
+            Ok(_) => std::process::exit(1),
+            Err(error) => {
+                eprintln!("{}", report::chain(&error));
+                std::process::exit(1);
+            }
+        },
         ["say", line] => unprivileged::say(line),
         // Debian's first process started us, and ends the machine after us.
         _ => {
@@ -66,6 +81,7 @@ fn main() {
             if let Err(error) = result {
                 say!("Debian's tests failed: {}", report::chain(&error));
             }
+            report::drain();
         }
     }
 }
@@ -75,9 +91,10 @@ fn serve() -> Result<()> {
     report::open();
     let request = Request::read()?;
     if request.mode == "debian" {
-        return debian::switch();
+        return debian::switch(On::debian(&request.args)?);
     }
     init::prepare(request.hierarchy)?;
+    request.settle();
     match request.mode.as_str() {
         "test" => runner::run(&request.tests(), request.hierarchy),
         "demo" => alone("demo", Duration::from_secs(240), demo::run),
@@ -95,6 +112,23 @@ fn serve() -> Result<()> {
         "shell" => shell::run(),
         other => bail!("guest.mode={other} is not known"),
     }
+}
+
+/// Runs on a host what a boot with these words would run; the number of failures.
+fn native(words: &[&str]) -> Result<usize> {
+    let mut request = Request::parse(&words.join(" "))?;
+    native::run(move |hierarchy| {
+        request.hierarchy = hierarchy;
+        request.settle();
+        match request.mode.as_str() {
+            "test" => runner::run(&request.tests(), request.hierarchy),
+            "demo" => {
+                let _ = BACKEND.set("auto".to_owned());
+                alone("demo", Duration::from_secs(240), demo::run)
+            }
+            other => bail!("guest.mode={other}: test or demo"),
+        }
+    })
 }
 
 /// Random lines, `COUNT,SEED` of them, through the kernel's parser and ours.
@@ -126,10 +160,26 @@ impl Request {
     /// The tests that are for this machine and are selected.
     fn tests(&self) -> Vec<Test> {
         let is_for_here = |test: &Test| match self.mode.as_str() {
-            "debian" => test.on == On::Debian,
-            _ => test.on.includes(self.hierarchy),
+            "debian" => On::debian(&self.args).is_ok_and(|debian| debian == test.on),
+            // Where no program is loaded, only what holds for sampled files makes sense.
+            _ if self.is_locked && !test.tags.contains(&Tag::Sampled) => false,
+            // Names choose among the few that such a boot is there for. Kprobes are not pinned, so
+            // nothing is seen while there is no agent.
+            _ if self.backend.as_deref() == Some("kprobe")
+                && (!test.tags.contains(&Tag::Variant) || test.name.starts_with("restart_")) =>
+            {
+                false
+            }
+            _ => test.on.includes(self.hierarchy, self.is_locked),
         };
         self.selection.of(scenarios::all().into_iter().filter(is_for_here))
+    }
+
+    /// Makes the settings that hold for all tests.
+    fn settle(&self) {
+        if let Some(backend) = &self.backend {
+            let _ = BACKEND.set(backend.clone());
+        }
     }
 
     fn read() -> Result<Self> {
@@ -139,6 +189,7 @@ impl Request {
     fn parse(text: &str) -> Result<Self> {
         let mut request = Self::default();
         for word in text.split_whitespace() {
+            request.is_locked |= word == "lockdown=confidentiality";
             let Some((name, value)) = word.strip_prefix("guest.").and_then(|word| word.split_once('='))
             else {
                 continue;
@@ -149,6 +200,8 @@ impl Request {
                 "select" => request.selection.select = value.parse()?,
                 "filter" => request.selection.filter = value.parse()?,
                 "part" => request.selection.part = value.parse()?,
+                "repeat" => request.selection.repeat = value.parse().context("guest.repeat=N")?,
+                "backend" => request.backend = Some(value.to_owned()),
                 "args" => request.args = value.split(',').map(str::to_owned).collect(),
                 other => bail!("guest.{other}= is not known"),
             }

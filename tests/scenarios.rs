@@ -1,6 +1,7 @@
 //! The tests, by theme.
 
 pub(crate) mod abuse;
+pub(crate) mod black_box;
 pub(crate) mod cli;
 pub(crate) mod clients;
 pub(crate) mod conformance;
@@ -8,20 +9,25 @@ pub(crate) mod deploy;
 pub(crate) mod event;
 pub(crate) mod faults;
 pub(crate) mod groups;
+pub(crate) mod hierarchy;
 pub(crate) mod host;
 pub(crate) mod lifetime;
 pub(crate) mod logs;
 pub(crate) mod loss;
 pub(crate) mod metrics;
+pub(crate) mod pressure_socket;
 pub(crate) mod restart;
+pub(crate) mod sampled;
 pub(crate) mod threshold;
+pub(crate) mod top;
 pub(crate) mod unprivileged;
 pub(crate) mod view;
+pub(crate) mod watch;
 
 use crate::harness::test::{DECLARED, Test};
 
 /// The themes in the order in which they run; what all others stand on comes first.
-const ORDER: [&str; 17] = [
+const ORDER: &[&str] = &[
     "host",
     "threshold",
     "lifetime",
@@ -31,11 +37,16 @@ const ORDER: [&str; 17] = [
     "unprivileged",
     "view",
     "event",
+    "black_box",
+    "pressure_socket",
     "groups",
+    "watch",
+    "hierarchy",
     "loss",
     "metrics",
     "logs",
     "cli",
+    "top",
     "conformance",
     "clients",
     "deploy",

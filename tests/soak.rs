@@ -1,8 +1,9 @@
 //! A random mix of everything, for as long as one likes, against a model that knows what
 //! must be signalled; amid it the agent is killed, handed over and stopped, and an ordinary
-//! user does his worst.
+//! user does its worst.
 
 mod fault;
+mod tally;
 mod world;
 
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use crate::harness::random::Random;
 use crate::harness::report::say;
 use crate::scenarios::restart::{descriptors, nothing_is_left};
 use crate::soak::fault::{Fault, Underway};
+use crate::soak::tally::Tally;
 use crate::soak::world::{Act, World};
 
 /// Small, so that they overflow, or would if anything leaked.
@@ -30,38 +32,9 @@ const OPTIONS: [&str; 9] = [
     "--socket-mode",
     "0666",
 ];
-/// One of so many acts is beside an attack.
+/// Number of acts for each that runs beside an attack.
 const ATTACKED: usize = 12;
 const PROGRESS: Duration = Duration::from_secs(20);
-
-/// Results of the soak, by count.
-#[derive(Debug, Default)]
-pub(crate) struct Tally {
-    pub(crate) acts: u64,
-    pub(crate) registered: u64,
-    /// Signals that the model expected.
-    pub(crate) expected: u64,
-    pub(crate) heard: u64,
-    pub(crate) spikes: u64,
-    pub(crate) spikes_missed: u64,
-    pub(crate) kills: u64,
-    pub(crate) hand_overs: u64,
-    pub(crate) stops: u64,
-    pub(crate) attacks: u64,
-    /// From the signal until the next agent was ready, in all.
-    pub(crate) away: Duration,
-    pub(crate) longest_away: Duration,
-    /// Signals that never came.
-    pub(crate) lost: u64,
-    /// Signals for nothing, where no agent died.
-    pub(crate) doubled: u64,
-    /// Thresholds crossed to and fro on the way, by a counter that stepped back.
-    pub(crate) stepped_back: u64,
-    /// Signals once more, for an agent that died before it could note them.
-    pub(crate) repeated: u64,
-    pub(crate) registrations_lost: u64,
-    pub(crate) registrations_doubled: u64,
-}
 
 /// Runs for `time`, from `seed`; beside attacks, or without any.
 pub(crate) fn run(time: Duration, seed: u64, attacks: bool) -> Result<()> {
@@ -71,7 +44,7 @@ pub(crate) fn run(time: Duration, seed: u64, attacks: bool) -> Result<()> {
     let mut agent = Agent::start(&OPTIONS)?;
     let mut world = World::new()?;
     let before = Held::of(&agent)?;
-    let (began, mut told) = (Instant::now(), Instant::now());
+    let (began, mut reported) = (Instant::now(), Instant::now());
     while began.elapsed() < time {
         let act = world.choose(&mut random);
         let fault = Fault::choose(&mut random, act);
@@ -79,15 +52,15 @@ pub(crate) fn run(time: Duration, seed: u64, attacks: bool) -> Result<()> {
         step(&mut agent, &mut world, (act, fault, attack), &mut random, &mut tally).with_context(|| {
             format!("act {} ({act:?}, {fault:?}, {attack:?}) of seed {seed:#x}", tally.acts)
         })?;
-        if told.elapsed() >= PROGRESS {
-            told = Instant::now();
+        if reported.elapsed() >= PROGRESS {
+            reported = Instant::now();
             say!(
                 "soak: {} s, {} acts, {} attacks, {} restarts, {} signals, {} lost, {} doubled",
                 began.elapsed().as_secs(),
                 tally.acts,
                 tally.attacks,
                 tally.kills + tally.hand_overs,
-                tally.heard,
+                tally.received,
                 tally.lost + tally.registrations_lost,
                 tally.doubled + tally.registrations_doubled
             );
@@ -202,8 +175,8 @@ fn table(tally: &Tally, before: &Held, after: &Held, restarts: u64, full: u64) {
     let rows: [(&str, String); 16] = [
         ("acts", tally.acts.to_string()),
         ("registrations made", tally.registered.to_string()),
-        ("signals expected, heard", format!("{}, {}", tally.expected, tally.heard)),
-        ("spikes, not told", format!("{}, {}", tally.spikes, tally.spikes_missed)),
+        ("signals expected, received", format!("{}, {}", tally.expected, tally.received)),
+        ("spikes, not signalled", format!("{}, {}", tally.spikes, tally.spikes_missed)),
         ("kill -9", tally.kills.to_string()),
         ("handed over (SIGHUP)", tally.hand_overs.to_string()),
         ("stopped and continued", tally.stops.to_string()),
@@ -217,7 +190,7 @@ fn table(tally: &Tally, before: &Held, after: &Held, restarts: u64, full: u64) {
         ("lost: signals, registrations", format!("{}, {}", tally.lost, tally.registrations_lost)),
         ("doubled: signals, registrations", format!("{}, {}", tally.doubled, tally.registrations_doubled)),
         ("crossed twice more, by a step back", tally.stepped_back.to_string()),
-        ("told again by the next agent", tally.repeated.to_string()),
+        ("signalled again by the next agent", tally.repeated.to_string()),
         (
             "descriptors first, last: agent, supervisor",
             format!(

@@ -2,7 +2,7 @@
 //! each signal.
 
 use std::{
-    os::fd::{BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
     time::Duration,
 };
@@ -10,11 +10,14 @@ use std::{
 use crate::{
     error::{Error, Result},
     seqpacket::{connect, connect_within, receive, send_with, set_receive_limit},
-    wire::{AdminRequest, AgentStatus, Answer, GroupRow},
+    wire::{AdminRequest, AgentStatus, Answer, EventRow, GroupRow},
 };
 
 /// Longest answer of the admin socket, in bytes.
 pub(crate) const LARGEST_ANSWER: usize = 256 * 1024;
+
+/// The beginning of an [`Answer::Changes`], as the agent writes it.
+const CHANGES: &[u8] = br#"{"type":"changes""#;
 
 /// A connection to the admin socket, which is root's alone unless the agent's options admit
 /// others.
@@ -57,7 +60,7 @@ impl AdminConnection {
     ///
     /// # Errors
     /// [`Error::Syscall`] for `sendmsg`.
-    pub fn ask(&self, request: &AdminRequest, descriptors: &[BorrowedFd<'_>]) -> Result<()> {
+    pub fn send(&self, request: &AdminRequest, descriptors: &[BorrowedFd<'_>]) -> Result<()> {
         let bytes = serde_json::to_vec(request).map_err(|error| Error::Answer(error.to_string()))?;
         send_with(&self.0, &bytes, descriptors)
     }
@@ -78,9 +81,9 @@ impl AdminConnection {
     ///
     /// # Errors
     /// [`Error::Ended`] when the agent ended meanwhile, and the errors of
-    /// [`AdminConnection::ask`] and [`AdminConnection::next`].
+    /// [`AdminConnection::send`] and [`AdminConnection::next`].
     pub fn list(&self) -> Result<(Vec<GroupRow>, AgentStatus)> {
-        self.ask(&AdminRequest::List, &[])?;
+        self.send(&AdminRequest::List, &[])?;
         let mut rows: Vec<GroupRow> = Vec::new();
         loop {
             match self.next()? {
@@ -96,16 +99,50 @@ impl AdminConnection {
         }
     }
 
-    /// Asks for the agent's own state, which costs the agent the same however many groups and
+    /// Requests the agent's own state, which costs the agent the same however many groups and
     /// registrations there are.
     ///
     /// # Errors
     /// [`Error::Ended`] when the agent ended meanwhile, and the errors of
-    /// [`AdminConnection::ask`] and [`AdminConnection::next`].
+    /// [`AdminConnection::send`] and [`AdminConnection::next`].
     pub fn status(&self) -> Result<AgentStatus> {
-        self.ask(&AdminRequest::Status, &[])?;
+        self.send(&AdminRequest::Status, &[])?;
         match self.next()? {
             Some(Answer::Status(status)) => Ok(status),
+            Some(other) => Err(Error::Answer(format!("{other:?}"))),
+            None => Err(Error::Ended("the agent ended before it answered")),
+        }
+    }
+
+    /// Requests the last processes that the OOM killer killed, the oldest of them first, and the
+    /// agent's own state.
+    ///
+    /// # Errors
+    /// [`Error::Ended`] when the agent ended meanwhile, and the errors of
+    /// [`AdminConnection::send`] and [`AdminConnection::next`].
+    pub fn kills(&self) -> Result<(Vec<EventRow>, AgentStatus)> {
+        self.send(&AdminRequest::Kills, &[])?;
+        let mut rows = Vec::new();
+        loop {
+            match self.next()? {
+                Some(Answer::Event(row)) => rows.push(row),
+                Some(Answer::Status(status)) => return Ok((rows, status)),
+                Some(other) => return Err(Error::Answer(format!("{other:?}"))),
+                None => return Err(Error::Ended("the agent ended in the middle of the kills")),
+            }
+        }
+    }
+
+    /// Has the agent write a file of the black box of the group whose directory has this inode
+    /// number; returns its path, on the agent's host.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] where the group is not recorded, [`Error::Ended`] when the agent ended
+    /// meanwhile, and the errors of [`AdminConnection::send`] and [`AdminConnection::next`].
+    pub fn record(&self, group: u64) -> Result<String> {
+        self.send(&AdminRequest::Record(group), &[])?;
+        match self.next()? {
+            Some(Answer::Recorded { path }) => Ok(path),
             Some(other) => Err(Error::Answer(format!("{other:?}"))),
             None => Err(Error::Ended("the agent ended before it answered")),
         }
@@ -126,14 +163,45 @@ impl AdminConnection {
     }
 }
 
+/// Gives the connection, to poll it: it is readable once there is an answer, or the agent has ended.
+impl AsFd for AdminConnection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 /// Reads an answer of the admin socket; `None` when the agent ended the connection.
 pub(crate) fn answer_of(bytes: &[u8]) -> Result<Option<Answer>> {
     if bytes.is_empty() {
         return Ok(None);
     }
-    match serde_json::from_slice(bytes) {
+    // As one of several types each number would be read into a value of its own first, which is most
+    // of the work where thousands of groups change.
+    let answer = if bytes.starts_with(CHANGES) {
+        serde_json::from_slice(bytes).map(Answer::Changes)
+    } else {
+        serde_json::from_slice(bytes)
+    };
+    match answer {
         Ok(Answer::Error { errno, why }) => Err(Error::Refused { errno, message: why }),
         Ok(answer) => Ok(Some(answer)),
         Err(_) => Err(Error::Answer(String::from_utf8_lossy(bytes).into_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::answer_of;
+    use crate::wire::{Answer, ChangesRow};
+
+    #[test]
+    fn changes_are_read_in_any_order_of_their_fields() {
+        let row = ChangesRow { usage: vec![(7, 4096), (8, 0)], gone: vec![9], ..ChangesRow::default() };
+        let written = serde_json::to_string(&Answer::Changes(row.clone())).expect("JSON");
+        for text in [&*written, r#"{"usage":[[7,4096],[8,0]],"gone":[9],"type":"changes"}"#] {
+            let answer = answer_of(text.as_bytes()).expect("understood");
+            assert_eq!(answer, Some(Answer::Changes(row.clone())));
+        }
+        assert!(answer_of(br#"{"type":"changes","usage":[7]}"#).is_err());
     }
 }

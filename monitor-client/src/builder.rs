@@ -104,7 +104,7 @@ impl Builder {
     pub fn follow(&self) -> Result<Follower> {
         let (line, event, control) = self.prepare()?;
         let connection = AdminConnection::connect(&self.control_socket)?;
-        connection.ask(&AdminRequest::Listen(line), &[event.as_fd(), control.as_fd()])?;
+        connection.send(&AdminRequest::Listen(line), &[event.as_fd(), control.as_fd()])?;
         match connection.next()? {
             Some(Answer::Listening) => Ok(Follower::new(connection, event)),
             Some(other) => Err(Error::Answer(format!("{other:?}"))),

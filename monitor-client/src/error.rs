@@ -90,7 +90,8 @@ impl Error {
 }
 
 /// The text of a failed operation, with the errno's name where there is one.
-fn named(error: &io::Error) -> String {
+#[must_use]
+pub fn named(error: &io::Error) -> String {
     match error.raw_os_error().map(Errno::from_raw) {
         None | Some(Errno::UnknownErrno) => error.to_string(),
         Some(errno) => errno.to_string(),

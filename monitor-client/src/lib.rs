@@ -33,7 +33,7 @@
 //! | wait for signals | [`Builder::register`], [`Registration`] | registration socket, [`SOCKET`] |
 //! | have the cause of each signal, too | [`Builder::follow`], [`Follower`] | admin socket, [`CONTROL_SOCKET`] |
 //! | list groups, look at the agent | [`AdminConnection`], [`wire`] | admin socket |
-//! | send lines and descriptors of one's own | [`register`], [`Target`], [`RemovalCheck`] | registration socket |
+//! | send lines and descriptors of one's own | [`register`], [`RegistrationConnection`], [`Target`], [`RemovalCheck`] | registration socket |
 //!
 //! A registration ends when its value is dropped, and when its group is removed.
 //!
@@ -59,15 +59,19 @@ mod register;
 mod registration;
 mod seqpacket;
 mod target;
+#[cfg(test)]
+mod vectors;
 pub mod wire;
 
 pub use admin::AdminConnection;
 pub use builder::Builder;
+#[doc(hidden)]
+pub use error::named;
 pub use error::{Error, Result};
 #[cfg(feature = "tokio")]
 pub use follower::AsyncFollower;
 pub use follower::Follower;
-pub use register::register;
+pub use register::{RegistrationConnection, register};
 #[cfg(feature = "tokio")]
 pub use registration::AsyncRegistration;
 pub use registration::Registration;

@@ -16,8 +16,9 @@ use crate::{
 /// A registration with an eventfd of its own; dropping it ends it.
 ///
 /// An agent whose registrations are kept neither by a supervisor (`--supervised`) nor by
-/// systemd's descriptor store takes them along when it ends. No signal reports that; a
-/// [`Follower`](crate::Follower) notices the end of any agent.
+/// systemd's descriptor store takes them along when it ends. One that is stopped (SIGTERM) signals
+/// each eventfd once before that; one that is killed does not. A [`Follower`](crate::Follower)
+/// notices the end of any agent.
 #[derive(Debug)]
 pub struct Registration {
     event: EventFd,

@@ -52,12 +52,7 @@ pub fn connect_within(path: &Path, limit: Option<Duration>) -> Result<OwnedFd> {
             Error::syscall(format!("connect {} (is `memcg-monitor agent` running?)", path.display()), errno)
         }
         Errno::EACCES => Error::syscall(
-            format!(
-                "connect {} (the agent's options --socket-mode and --socket-group say who may register, \
-                 --control-mode and --control-group who is an operator; under systemd, SocketMode= and \
-                 SocketGroup= of the socket units)",
-                path.display()
-            ),
+            format!("connect {} (see the agent's --socket-group, --control-group)", path.display()),
             errno,
         ),
         _ => failed("connect", errno),
@@ -101,17 +96,23 @@ pub(crate) fn send_with(connection: &OwnedFd, bytes: &[u8], descriptors: &[Borro
 /// Receives one packet of at most `largest` bytes; it is empty when the agent ended the
 /// connection.
 pub(crate) fn receive(connection: &impl AsRawFd, largest: usize) -> nix::Result<Vec<u8>> {
-    let mut bytes = vec![0; largest];
-    let length = loop {
-        let mut slices = [IoSliceMut::new(&mut bytes)];
-        match recvmsg::<UnixAddr>(connection.as_raw_fd(), &mut slices, None, MsgFlags::empty()) {
-            Ok(message) => break message.bytes,
+    // Its length first: room for the largest costs more than most packets do.
+    let length = receive_into(connection, &mut [], MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC)?;
+    let mut bytes = vec![0; length.min(largest)];
+    let length = receive_into(connection, &mut bytes, MsgFlags::empty())?;
+    bytes.truncate(length);
+    Ok(bytes)
+}
+
+fn receive_into(connection: &impl AsRawFd, bytes: &mut [u8], flags: MsgFlags) -> nix::Result<usize> {
+    loop {
+        let mut slices = [IoSliceMut::new(bytes)];
+        match recvmsg::<UnixAddr>(connection.as_raw_fd(), &mut slices, None, flags) {
+            Ok(message) => return Ok(message.bytes),
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno),
         }
-    };
-    bytes.truncate(length);
-    Ok(bytes)
+    }
 }
 
 #[cfg(test)]

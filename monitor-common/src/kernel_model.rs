@@ -103,7 +103,7 @@ fn counts(signals: &[(u64, Direction)], threshold: u64) -> (usize, usize) {
 }
 
 proptest! {
-    /// With the agent looking after every change, the signals are the kernel's:
+    /// The signals are the kernel's where the agent looks after every change:
     /// same thresholds, same directions, same number, duplicates included.
     #[test]
     fn looking_at_every_change_equals_the_kernel(
@@ -130,7 +130,7 @@ proptest! {
         prop_assert_eq!(mine, theirs);
     }
 
-    /// With the agent looking only now and then: nothing that the kernel, at the
+    /// Checks an agent that looks only now and then: nothing that the kernel, at the
     /// same moments, would signal is missing; nothing is signalled that did not
     /// happen; and each threshold's last word is the truth.
     #[test]
@@ -177,7 +177,7 @@ proptest! {
         }
     }
 
-    /// On hosts whose pages fit, packing at shift 0 is exact.
+    /// Packing at shift 0 is exact on hosts whose pages fit.
     #[test]
     fn packing_is_exact_on_ordinary_hosts(lo in 0u64..1 << 27, hi in 0u64..1 << 27, usage in 0u64..1 << 27, version in any::<u64>()) {
         prop_assert_eq!(shift_for((1 << 27) - 1), 0);
@@ -234,7 +234,7 @@ fn out_of_band_rings_once_until_taken() {
 }
 
 #[test]
-fn a_slot_used_again_is_told_apart() {
+fn a_slot_used_again_is_distinguished() {
     let slot = empty_slot();
     let generation = slot.state().generation();
     slot.state.set(SlotState::online(generation).0);

@@ -102,7 +102,7 @@ struct Group<W> {
 /// The agent's memory of a group, and the signals that it has given.
 struct Agent {
     from: u64,
-    told: Stretches,
+    signalled: Stretches,
     signals: Vec<(u64, Direction)>,
     /// Whether readings are signalled whatever band they were compared with.
     forgets_versions: bool,
@@ -110,7 +110,7 @@ struct Agent {
 
 impl Agent {
     fn new(from: u64) -> Self {
-        Self { from, told: Stretches::NONE, signals: Vec::new(), forgets_versions: false }
+        Self { from, signalled: Stretches::NONE, signals: Vec::new(), forgets_versions: false }
     }
 
     fn count(&self, threshold: u64, direction: Direction) -> usize {
@@ -158,7 +158,7 @@ impl<W: Modelled> Group<W> {
     fn charge_below(&self, child: &Slot<W>, pages: i64, begin: fn(&Epoch<'_, W>) -> u64) {
         self.move_counter(pages);
         let epoch = Epoch(&self.epoch);
-        if epoch.is_calm_above(child) {
+        if epoch.is_unwatched_above(child) {
             return;
         }
         if self.slot.is_awaited() {
@@ -167,7 +167,7 @@ impl<W: Modelled> Group<W> {
         }
         let begun = begin(&epoch);
         if !self.slot.is_awaited() {
-            child.set_calm(begun, 0);
+            child.set_unwatched_above(begun, 0);
         }
     }
 
@@ -216,11 +216,11 @@ impl<W: Modelled> Group<W> {
                 (seen, late) = (seen.and(late), Excursion::NONE);
             }
             let now = self.usage();
-            let look = Look { step: Step { from: agent.from, seen, now }, late, told: agent.told };
+            let look = Look { step: Step { from: agent.from, seen, now }, late, signalled: agent.signalled };
             for &t in thresholds {
                 agent.signals.extend(look.crossings(t).into_iter().flatten().map(|d| (t, d)));
             }
-            (agent.from, agent.told) = (now, look.tells());
+            (agent.from, agent.signalled) = (now, look.to_signal());
             self.slot.next_version();
             let band = self.publish(now, thresholds);
             if !self.slot.memory().leaves(band, self.usage()) {

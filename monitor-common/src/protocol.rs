@@ -3,11 +3,12 @@
 //!
 //! In the order of the data's path: [`word`] and [`slot`] (the table), [`band`]
 //! (what a charge does), [`life`] (how slots are used and freed), [`usage`] (what is kept),
-//! [`epoch`] (which charges need not look up), [`oom`] (which OOMs are one), [`ring`] (how
+//! [`epoch`] (which charges need not look up), [`black_box`] (what is recorded), [`oom`] (which OOMs are one), [`ring`] (how
 //! the agent is rung), [`query`] (what it queries), [`crossing`] and [`pressure`] (what it makes
 //! of it).
 
 pub mod band;
+pub mod black_box;
 pub mod crossing;
 pub mod epoch;
 pub mod life;

@@ -1,6 +1,7 @@
 //! The hot path: after every change of a page counter, look at it and at all
 //! its ancestors.
 
+#[cfg(not(feature = "kprobe"))]
 use aya_ebpf::{helpers::bpf_get_smp_processor_id, programs::FExitContext};
 use monitor_common::protocol::{
     band::{OPEN, Outside, compare},
@@ -11,6 +12,7 @@ use monitor_common::protocol::{
 };
 
 use crate::{
+    black_box,
     group::{self, TOP},
     guess, maps,
     memcg::{self, Counter},
@@ -37,7 +39,7 @@ fn look(counter: Counter, rises: bool) {
         let again = counter.usage();
         look_at(index, slot, band, usage, again, if rises { Some(counter.watermark()) } else { None });
     }
-    if !maps::epoch().is_calm_above(slot) {
+    if !maps::epoch().is_unwatched_above(slot) {
         look_above(index.into());
     }
 }
@@ -60,6 +62,9 @@ fn look_at(index: u32, slot: &Slot<BpfWord>, band: u64, kept: u64, usage: u64, p
     if slot.sum_band.get() != OPEN {
         look_at_sum(index);
     }
+    if black_box::is_on() {
+        black_box::record_usage(index, usage);
+    }
 }
 
 // What follows are global functions: the verifier checks each once, for any
@@ -78,7 +83,7 @@ extern "C" fn look_up(address: u64, distance: u64) -> u64 {
     let index = index as u32;
     look_there(index);
     match maps::slot(index) {
-        Some(slot) if !maps::epoch().is_calm_above(slot) => look_above(index.into()),
+        Some(slot) if !maps::epoch().is_unwatched_above(slot) => look_above(index.into()),
         _ => 0,
     }
 }
@@ -154,7 +159,7 @@ extern "C" fn look_above(from: u64) -> u64 {
         if go_up(from)
             && let Some(slot) = maps::slot(from as u32)
         {
-            slot.set_calm(epoch, group);
+            slot.set_unwatched_above(epoch, group);
         }
     }
     0
@@ -243,7 +248,7 @@ extern "C" fn climb_counters(address: u64) -> u64 {
     }
     let Some(slot) = maps::slot(found as u32) else { return TOP | MET };
     look_there(found as u32);
-    if maps::epoch().is_calm_above(slot) { TOP | MET } else { found | MET }
+    if maps::epoch().is_unwatched_above(slot) { TOP | MET } else { found | MET }
 }
 
 /// The quantity that [`out_of_band`] is called for.
@@ -284,12 +289,22 @@ extern "C" fn look_at_sum(index: u32) -> u64 {
     0
 }
 
+/// The one program at a charge function's return, by a kprobe: looks behind a full barrier, since
+/// a failed charge is taken back without one (see `tried`).
+#[cfg(feature = "kprobe")]
+#[inline(always)]
+pub fn probed(counter: Counter, rises: bool) {
+    full_barrier();
+    look(counter, rises);
+}
+
 /// The first program of a pair: leaves a mark for the second, and looks.
 ///
 /// The kernel skips a tracing program that is already running on the CPU, so a
 /// charge from a softirq or a preempting task may miss this program; then its
 /// twin, which is not running then, does the work. The mark is the address of
 /// the call's own context, unique among the calls that are under way.
+#[cfg(not(feature = "kprobe"))]
 #[inline(always)]
 pub fn first(context: u64, counter: Counter, rises: bool) {
     // SAFETY: takes nothing, returns a number.
@@ -301,6 +316,7 @@ pub fn first(context: u64, counter: Counter, rises: bool) {
 /// Before either program of a pair at `page_counter_try_charge`: where a counter's own limit
 /// stood in the way, the kernel takes back what it added by `atomic_long_sub` (5.12 to 7.2),
 /// which orders nothing; and the look has to be after that.
+#[cfg(not(feature = "kprobe"))]
 #[inline(always)]
 pub fn tried(ctx: &FExitContext) {
     // The fourth is what it returned, a `bool`: the rest of the register is anything.
@@ -311,6 +327,7 @@ pub fn tried(ctx: &FExitContext) {
 }
 
 /// The second program of a pair: looks only if the first was skipped.
+#[cfg(not(feature = "kprobe"))]
 #[inline(always)]
 pub fn second(context: u64, counter: Counter) {
     // SAFETY: takes nothing, returns a number.

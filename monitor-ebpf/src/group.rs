@@ -15,7 +15,7 @@ use monitor_common::protocol::{
     word::Word as _,
 };
 
-use crate::{guess, maps, memcg, word::BpfWord};
+use crate::{black_box, guess, maps, memcg, word::BpfWord};
 
 // Global functions, as in `charge`: the verifier checks each once, for all programs that
 // call it.
@@ -31,15 +31,16 @@ extern "C" fn track(css: u64) -> u64 {
         Some(parent) => parent,
         None => return Enumeration::SILENT,
     };
-    if let Some(index) = maps::slot_of(address) {
-        if let Some(slot) = maps::slot(index)
+    let id = memcg::cgroup_id_of_css(css).unwrap_or(0);
+    let known = slot_of_group(address, id);
+    if known != TOP {
+        if let Some(slot) = maps::slot(known as u32)
             && slot.parent.get() == PARENT_UNKNOWN
         {
-            find_parent(index, parent);
+            find_parent(known as u32, parent);
         }
-        return u64::from(index);
+        return known;
     }
-    let id = memcg::cgroup_id_of_css(css).unwrap_or(0);
     let Some(index) = maps::pop_free() else {
         if maps::is_refused_anew(id) {
             maps::count(LossKind::SlotsExhausted);
@@ -56,8 +57,11 @@ extern "C" fn track(css: u64) -> u64 {
     slot.oom_calls.set(memcg::ooms_at(address).unwrap_or(0));
     slot.band.set(OPEN);
     slot.counter.set(address);
+    let is_told = maps::is_wanted(Subscriptions::GROUPS);
+    let generation = slot.state().generation();
+    let state = if is_told { SlotState::announced(generation) } else { SlotState::online(generation) };
     // Last, and a full barrier: a live state vouches for the rest.
-    slot.state.xchg(SlotState::online(slot.state().generation()).0);
+    slot.state.xchg(state.0);
 
     if !maps::enter_counter(address, index) {
         slot.recycle();
@@ -67,7 +71,35 @@ extern "C" fn track(css: u64) -> u64 {
     // After the entry, which CPUs that remember that there is none look for.
     guess::remember(address.wrapping_sub(guess::base()), index);
     find_parent(index, parent);
+    if is_told {
+        maps::ring_new(slot, index);
+    }
     u64::from(index)
+}
+
+/// The slot of the group with this id, whose counter is at `address`, or [`TOP`]. While no program was
+/// called, another group may have gone, and its memory have become this one's: that one's slot is left
+/// first. Charges do not compare the ids: this is for groups that are made, read or queried.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn slot_of_group(address: u64, id: u64) -> u64 {
+    let Some(index) = maps::slot_of(address) else { return TOP };
+    let Some(slot) = maps::slot(index) else { return TOP };
+    let of = slot.cgroup_id.get();
+    // 0: it could not be read.
+    if of == id || of == 0 || id == 0 {
+        return u64::from(index);
+    }
+    // One of those that find it leaves it; the others find the slot of this group, or make it.
+    if slot.counter.cas(address, 0) == address {
+        maps::forget_counter(address);
+        if leave_unseen(index) != 0 {
+            maps::ring(Doorbell { kind: Doorbell::SLOT, slot: index, value: 0 });
+        } else {
+            give_back(index);
+        }
+    }
+    TOP
 }
 
 /// Names the parent of slot `index`, whose counter is at `parent`, if it has a slot. Where
@@ -105,7 +137,7 @@ fn name(slot: &Slot<BpfWord>, up: u32, address: u64) {
 /// Levels that are climbed in one call; see `charge`.
 const LEVELS: usize = 8;
 
-/// In place of a slot's index: no group up to the root has a slot.
+/// Stands for a slot's index where no group up to the root has a slot.
 pub const TOP: u64 = u32::MAX as u64;
 
 /// The slot of the group whose memory, or swap, counter is at `address`; [`TOP`] if it has
@@ -123,25 +155,25 @@ pub extern "C" fn place(address: u64, distance: u64) -> u64 {
     if guess::is_slotless(distance, address) && guess::is_slotless(swap_distance, of_swap) {
         return TOP;
     }
-    if let Some(index) = maps::slot_of(address) {
-        guess::remember(distance, index);
-        return index.into();
-    }
-    if let Some(index) = maps::slot_of(of_swap) {
-        guess::remember(swap_distance, index);
+    if let Some(index) = look_up(address, distance, of_swap, swap_distance) {
         return index.into();
     }
     guess::remember_none(distance, address);
     guess::remember_none(swap_distance, of_swap);
+    look_up(address, distance, of_swap, swap_distance).map_or(TOP, u64::from)
+}
+
+/// Looks a memory counter up in `COUNTERS`, then that of the group whose swap counter it may be;
+/// what is found is remembered as the next guess.
+#[inline(always)]
+fn look_up(address: u64, distance: u64, of_swap: u64, swap_distance: u64) -> Option<u32> {
     if let Some(index) = maps::slot_of(address) {
         guess::remember(distance, index);
-        return index.into();
+        return Some(index);
     }
-    if let Some(index) = maps::slot_of(of_swap) {
-        guess::remember(swap_distance, index);
-        return index.into();
-    }
-    TOP
+    let index = maps::slot_of(of_swap)?;
+    guess::remember(swap_distance, index);
+    Some(index)
 }
 
 /// Looks for the first of the next [`LEVELS`] counters above `address` that has a slot:
@@ -207,7 +239,9 @@ pub extern "C" fn above(index: u32, generation: u64) -> u64 {
 /// Runs at `mem_cgroup_css_online`: a new group, before its first charge.
 #[inline(always)]
 pub fn online<C: EbpfContext>(ctx: &C, css: u64) {
-    if track(memcg::scalar(css)) == Enumeration::FULL && is_time_to_say() {
+    let index = track(memcg::scalar(css));
+    black_box::made(index);
+    if index == Enumeration::FULL && is_time_to_say() {
         warn!(ctx, "no free slot: a new group is not watched; see --max-groups");
     }
 }
@@ -241,7 +275,10 @@ pub fn freed(css: u64) {
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn depart(address: u64) -> u64 {
-    let Some(index) = maps::slot_of(address) else { return 0 };
+    let Some(index) = maps::slot_of(address) else {
+        maps::forget_window(address);
+        return 0;
+    };
     maps::forget_counter(address);
     let Some(slot) = maps::slot(index) else { return 0 };
     if slot.parent.get() == PARENT_UNKNOWN {
@@ -256,6 +293,12 @@ extern "C" fn depart(address: u64) -> u64 {
     free_from_oom(index);
     let usage = memcg::usage_at(address).unwrap_or(0);
     let sum = memcg::sum_at(address).map_or(usage, |(sum, _)| sum);
+    if slot.state().has(SlotState::WATCHED) {
+        // For an agent that comes to know the group only now.
+        // Not in `peak`, which the agent clears as it publishes a band.
+        slot.window.set(memcg::watermark_at(address).unwrap_or(usage));
+        slot.limit.set(memcg::limit_at(address).unwrap_or(u64::MAX));
+    }
     if slot.leave(usage, sum) {
         maps::ring(Doorbell { kind: Doorbell::SLOT, slot: index, value: 0 });
     } else {
@@ -274,10 +317,25 @@ pub fn depart_unseen(index: u32, generation: u64) -> Option<u64> {
     if !state.is_live() || state.generation() != generation {
         return None;
     }
-    maps::forget_counter(slot.counter.get());
-    free_from_oom(index);
-    slot.leave(slot.last.get(), slot.sum_last.get());
+    // As in `slot_of_group`, which may be leaving it now.
+    let address = slot.counter.get();
+    if slot.counter.cas(address, 0) != address {
+        return None;
+    }
+    maps::forget_counter(address);
+    leave_unseen(index);
     Some(0)
+}
+
+/// Takes slot `index` from a group that has gone unseen, and whose last readings are not known. Not 0
+/// when the agent has to look.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn leave_unseen(index: u32) -> u64 {
+    let Some(slot) = maps::slot(index) else { return 0 };
+    free_from_oom(index);
+    slot.window.set(Slot::<u64>::PEAK_UNKNOWN);
+    u64::from(slot.leave(slot.last.get(), slot.sum_last.get()))
 }
 
 /// Ends the hold of an OOM by the limit of the group in slot `index`, whose end would not
@@ -317,11 +375,7 @@ pub extern "C" fn give_back(index: u32) -> u64 {
 /// time for it, since those below are to be signalled.
 #[inline(always)]
 pub fn place_of_oom(css: u64) -> Option<u32> {
-    let css = memcg::scalar(css);
-    if let Some(index) = maps::slot_of(memcg::counter_of_css(css)) {
-        return Some(index);
-    }
-    match track(css) {
+    match track(memcg::scalar(css)) {
         Enumeration::FULL if maps::is_wanted(Subscriptions::OOM) => {
             maps::count(LossKind::OomUnplaced);
             None
@@ -353,8 +407,8 @@ pub fn populated(cgroup: u64, populated: u64) {
 }
 
 /// Runs when a usage file is read. Whichever process reads it, its group gets a slot; if the
-/// agent reads it to enumerate groups, it is also answered which: the kernel's own word on
-/// which group a descriptor belongs to, whatever name it was opened by.
+/// agent reads it to enumerate groups, or queries it by its directory, it is also answered which: the
+/// kernel's own word on which group a descriptor belongs to, whatever name it was opened by.
 #[inline(always)]
 pub fn called(css: u64) {
     let Some(scratch) = maps::readings() else {

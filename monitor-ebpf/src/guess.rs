@@ -16,7 +16,8 @@ static GUESSES: [BpfWord; 1 << GUESS_BITS] = [const { BpfWord::zero() }; 1 << GU
 /// program multiply a pointer, or turn one into a plain number, but subtract two.
 #[inline(always)]
 pub fn distance(address: u64) -> u64 {
-    address.wrapping_sub((&raw const GUESSES) as u64)
+    // A plain number is hashed as it is, and no pointer may be subtracted from it.
+    if cfg!(feature = "kprobe") { address } else { address.wrapping_sub((&raw const GUESSES) as u64) }
 }
 
 #[inline(always)]
@@ -43,7 +44,7 @@ pub fn remember(distance: u64, index: u32) {
 
 /// The address that [`distance`] counts from, as a plain number: for addresses that are, too.
 pub fn base() -> u64 {
-    memcg::scalar((&raw const GUESSES) as u64)
+    if cfg!(feature = "kprobe") { 0 } else { memcg::scalar((&raw const GUESSES) as u64) }
 }
 
 /// Whether the counter at `address` was found to have no slot, not long ago.

@@ -1,9 +1,8 @@
-//! The maps, and the globals that the loader fills in from the running kernel's
-//! BTF. All maps are allocated in advance: a map that allocates would charge a
-//! memcg from inside the charge hook.
+//! The maps. All are allocated in advance: a map that allocates would charge a memcg from inside
+//! the charge hook.
 
 use aya_ebpf::{
-    bindings::BPF_F_MMAPABLE,
+    bindings::{BPF_F_MMAPABLE, BPF_RB_AVAIL_DATA, BPF_RB_RING_SIZE},
     helpers::bpf_ktime_get_ns,
     macros::map,
     maps::{Array, HashMap, LruHashMap, Queue, RingBuf},
@@ -13,11 +12,12 @@ use monitor_common::protocol::{
     epoch::Epoch,
     oom::OomMark,
     query::{ANSWERS, CELLS, FileRefs, Query, QueryMailbox, READINGS},
-    ring::{Doorbell, LossKind, victims_at_once},
+    ring::{Doorbell, LossKind, Victim, victims_at_once},
     slot::Slot,
     word::Word as _,
 };
 
+pub use crate::globals::*;
 use crate::word::BpfWord;
 
 /// One slot for each memcg; the agent maps it. The loader sets the size.
@@ -38,6 +38,17 @@ static FREE: Queue<u32> = Queue::with_max_entries(16, 0);
 /// once, however often its usage is read.
 #[map]
 static REFUSED: LruHashMap<u64, u32> = LruHashMap::with_max_entries(4096, 0);
+
+/// Windows of reclaim in groups without a slot, by the addresses of their counters. Of more
+/// groups than that the oldest windows give way.
+#[map]
+static WINDOWS: LruHashMap<u64, BpfWord> = LruHashMap::with_max_entries(1024, 0);
+
+/// Reclaim that makes passes, by the address of its `struct scan_control`: the priority of the
+/// latest pass. Of more threads that reclaim at once, the oldest entries give way, and passes of
+/// those are missed.
+#[map]
+static PASSES: LruHashMap<u64, i64> = LruHashMap::with_max_entries(4096, 0);
 
 /// Doorbells for the agent, a ring buffer.
 #[map]
@@ -62,10 +73,12 @@ static SCRATCH: Array<QueryMailbox<BpfWord>> = Array::with_max_entries(CELLS, BP
 
 /// CPUs with a cell of their own in `SEEN`; others share one, which costs a
 /// second look but never hides a charge.
+#[cfg(not(feature = "kprobe"))]
 const SEEN_CPUS: usize = 1024;
 
 /// The call that the first program of a pair has seen on a CPU; see `charge`.
 /// A global, not a map: no look-up to get at it.
+#[cfg(not(feature = "kprobe"))]
 static SEEN: [BpfWord; SEEN_CPUS] = [const { BpfWord::zero() }; SEEN_CPUS];
 
 /// Slots from this on were never used.
@@ -80,97 +93,6 @@ static EPOCH: BpfWord = BpfWord::zero();
 /// The cause of what the OOM killer is doing; see `oom`. One word, as it does one thing at a
 /// time.
 static CAUSE: BpfWord = BpfWord::zero();
-
-macro_rules! globals {
-    ($($(#[$doc:meta])* $name:ident: $ty:ty => $get:ident;)*) => {
-        $(
-            $(#[$doc])*
-            #[unsafe(no_mangle)]
-            static $name: $ty = 0;
-
-            $(#[$doc])*
-            #[inline(always)]
-            pub fn $get() -> $ty {
-                // SAFETY: a read-only global; volatile because the loader, not
-                // the compiler, knows its value.
-                unsafe { (&raw const $name).read_volatile() }
-            }
-        )*
-    };
-}
-
-globals! {
-    /// Byte offset of `page_counter.usage`.
-    OFF_COUNTER_USAGE: u64 => off_counter_usage;
-    /// Byte offset of `page_counter.parent`.
-    OFF_COUNTER_PARENT: u64 => off_counter_parent;
-    /// Byte offset of `page_counter.watermark`.
-    OFF_COUNTER_WATERMARK: u64 => off_counter_watermark;
-    /// Byte offset of `mem_cgroup.memory`.
-    OFF_MEMCG_MEMORY: u64 => off_memcg_memory;
-    /// Byte offset of `cgroup_subsys_state.cgroup`.
-    OFF_CSS_CGROUP: u64 => off_css_cgroup;
-    /// Byte offset of `page_counter.max`.
-    OFF_COUNTER_MAX: u64 => off_counter_max;
-    /// Byte offset of `mem_cgroup.swap`; on v1 the same place is `mem_cgroup.memsw`.
-    OFF_MEMCG_SWAP: u64 => off_memcg_swap;
-    /// Whether that counter is memory+swap, as on v1.
-    SWAP_IS_SUM: u32 => swap_is_sum;
-    /// Byte offset of `mem_cgroup.vmpressure`.
-    OFF_MEMCG_VMPRESSURE: u64 => off_memcg_vmpressure;
-    /// Byte offset of `mem_cgroup.under_oom` (kernels with v1 only).
-    OFF_MEMCG_UNDER_OOM: u64 => off_memcg_under_oom;
-    /// Byte offset of `vmpressure.work`.
-    OFF_VMPRESSURE_WORK: u64 => off_vmpressure_work;
-    /// Byte offset of `vmpressure.tree_scanned`.
-    OFF_VMPRESSURE_SCANNED: u64 => off_vmpressure_scanned;
-    /// Byte offset of `vmpressure.tree_reclaimed`.
-    OFF_VMPRESSURE_RECLAIMED: u64 => off_vmpressure_reclaimed;
-    /// Byte offset of `cgroup.subsys[memory_cgrp_id]`.
-    OFF_CGROUP_MEMORY_CSS: u64 => off_cgroup_memory_css;
-    /// Byte offset of `css_set.subsys[memory_cgrp_id]`.
-    OFF_CSS_SET_MEMORY_CSS: u64 => off_css_set_memory_css;
-    /// Byte offset of `task_struct.cgroups`.
-    OFF_TASK_CGROUPS: u64 => off_task_cgroups;
-    /// Byte offset of `task_struct.tgid`.
-    OFF_TASK_TGID: u64 => off_task_tgid;
-    /// Byte offset of `task_struct.comm`.
-    OFF_TASK_COMM: u64 => off_task_comm;
-    /// Byte offset of `task_struct.signal`; 0 where the next one is not known.
-    OFF_TASK_SIGNAL: u64 => off_task_signal;
-    /// Byte offset of `signal_struct.oom_mm`.
-    OFF_SIGNAL_OOM_MM: u64 => off_signal_oom_mm;
-    /// Byte offset of `oom_control.memcg`.
-    OFF_OOM_MEMCG: u64 => off_oom_memcg;
-    /// Byte offset of `mem_cgroup.memory_events_local[MEMCG_OOM]`; 0: not known.
-    OFF_MEMCG_OOMS: u64 => off_memcg_ooms;
-    /// Byte offset of `cgroup.nr_populated_csets`; 0 where one of the three is not known.
-    OFF_CGROUP_CSETS: u64 => off_cgroup_csets;
-    /// Byte offset of `cgroup.nr_populated_domain_children`.
-    OFF_CGROUP_DOMAINS: u64 => off_cgroup_domains;
-    /// Byte offset of `cgroup.nr_populated_threaded_children`.
-    OFF_CGROUP_THREADED: u64 => off_cgroup_threaded;
-    /// Whether `__oom_kill_process` is attached to: then nothing else kills.
-    HAS_OOM_KILL: u32 => has_oom_kill;
-    /// Whether the beginnings of `memory_max_write` are attached to.
-    HAS_LIMIT_MARKS: u32 => has_limit_marks;
-    /// Whether `mem_cgroup_oom_notify` is attached to, and decides.
-    HAS_OOM_NOTIFY: u32 => has_oom_notify;
-    /// The root group's slot, behind all others.
-    ROOT_SLOT: u32 => root_slot;
-    /// Byte offset of `cgroup.kn`.
-    OFF_CGROUP_KN: u64 => off_cgroup_kn;
-    /// Byte offset of `kernfs_node.id`.
-    OFF_KN_ID: u64 => off_kn_id;
-    /// Byte offset of `file.f_count`, or `file.f_ref` (6.13 and newer).
-    OFF_FILE_REFS: u64 => off_file_refs;
-    /// The number to add to that word to get the number of references.
-    FILE_REFS_BIAS: u64 => file_refs_bias;
-    /// Unit of the packed band, as a shift.
-    BAND_SHIFT: u32 => band_shift;
-    /// Stays 0; see [`rolled`].
-    NOTHING: u64 => nothing;
-}
 
 /// The turns of a loop, but not to the compiler, which would write each out: a program
 /// several times as long for the kernel to check and to translate.
@@ -216,6 +138,47 @@ pub fn pop_free() -> Option<u32> {
     FREE.pop().ok().flatten()
 }
 
+/// The window of a group that has no slot.
+pub fn window_without_slot(counter: u64) -> Option<&'static BpfWord> {
+    const NOEXIST: u64 = 1;
+    if let Some(word) = WINDOWS.get_ptr(counter) {
+        // SAFETY: a map's value, which lives as long as the map; whatever entry it is of when it
+        // is used, it is one word that is only used by atomics.
+        return Some(unsafe { &*word });
+    }
+    // Another CPU may be first.
+    let _ = WINDOWS.insert(counter, BpfWord::zero(), NOEXIST);
+    // SAFETY: as above.
+    WINDOWS.get_ptr(counter).map(|word| unsafe { &*word })
+}
+
+/// Removes the window of a group without a slot that goes.
+pub fn forget_window(counter: u64) {
+    let _ = WINDOWS.remove(counter);
+}
+
+/// No pass has this priority, an `s8`.
+const NO_PASS: i64 = 1 << 8;
+
+/// Notes that the reclaim of this `struct scan_control` begins; `false` where there is no room.
+pub fn begin_passes(control: u64) -> bool {
+    PASSES.insert(control, NO_PASS, 0).is_ok()
+}
+
+/// Notes that it has ended.
+pub fn end_passes(control: u64) {
+    let _ = PASSES.remove(control);
+}
+
+/// Whether a pass of this priority begins, and not only another node's turn in it.
+#[inline(always)]
+pub fn begin_pass(control: u64, priority: i8) -> bool {
+    let Some(latest) = PASSES.get_ptr_mut(control) else { return false };
+    // SAFETY: a map's value; only the thread that reclaims uses its entry.
+    let before = unsafe { latest.replace(priority.into()) };
+    before != i64::from(priority)
+}
+
 /// Whether this is the first time that a group of this id finds no free slot.
 pub fn is_refused_anew(cgroup_id: u64) -> bool {
     const NOEXIST: u64 = 1;
@@ -255,6 +218,7 @@ pub fn readings() -> Option<&'static QueryMailbox<BpfWord>> {
 }
 
 /// The `SEEN` cell of `cpu`.
+#[cfg(not(feature = "kprobe"))]
 #[inline(always)]
 pub fn seen(cpu: u32) -> &'static BpfWord {
     &SEEN[cpu as usize % SEEN_CPUS]
@@ -284,6 +248,25 @@ pub fn ring(doorbell: Doorbell) {
     if DOORBELLS.output(doorbell, 0).is_err() {
         count(LossKind::RingFull);
         let _ = DOORBELLS.output(doorbell, 0);
+    }
+}
+
+/// Whether a group that was made may ring: while a quarter of the ring waits to be read, none does.
+/// Any user with a directory of its own makes groups, and they are found by looks at all as well;
+/// the rest of the ring is for what is found by nothing else.
+#[inline(always)]
+pub fn may_ring_for_new() -> bool {
+    let waiting = DOORBELLS.query(BPF_RB_AVAIL_DATA.into());
+    waiting < DOORBELLS.query(BPF_RB_RING_SIZE.into()) / 4
+}
+
+/// Rings for a new group's slot, or counts a full ring, after which the agent looks at all slots.
+#[inline(always)]
+pub fn ring_new(slot: &Slot<BpfWord>, index: u32) {
+    if may_ring_for_new() {
+        ring_slot(slot, index);
+    } else if raise_hand(&slot.pending) {
+        count(LossKind::RingFull);
     }
 }
 
@@ -332,14 +315,36 @@ fn may_send_victim() -> bool {
     false
 }
 
-/// Sends the agent a record of what the OOM killer does.
+/// Sends the agent a record of a process that the OOM killer kills, which `write` writes whole: it is
+/// longer than a program's stack may hold.
 #[inline(always)]
-pub fn send_victim<T: 'static>(record: T) {
-    if may_send_victim() && DOORBELLS.output::<T>(record, 0).is_err() {
-        count(LossKind::VictimsDropped);
-        if let Some(scratch) = scratch() {
-            scratch.victims.add(u64::MAX);
+pub fn send_victim(write: impl FnOnce(*mut Victim)) {
+    if !may_send_victim() {
+        return;
+    }
+    match DOORBELLS.reserve::<Victim>(0) {
+        Some(mut record) => {
+            write(record.as_mut_ptr());
+            record.submit(0);
         }
+        None => take_back_victim(),
+    }
+}
+
+/// Sends the agent that a whole group is killed.
+#[inline(always)]
+pub fn send_group_kill(record: Doorbell) {
+    if may_send_victim() && DOORBELLS.output::<Doorbell>(record, 0).is_err() {
+        take_back_victim();
+    }
+}
+
+/// Counts a record that found no room.
+#[inline(always)]
+fn take_back_victim() {
+    count(LossKind::VictimsDropped);
+    if let Some(scratch) = scratch() {
+        scratch.victims.add(u64::MAX);
     }
 }
 

@@ -1,4 +1,4 @@
-//! OOM by a group's limit: when it begins and ends, and whom it kills.
+//! OOM by a group's limit: when it begins and ends, and which processes it kills.
 //!
 //! Nothing here is kept in a table by thread, which a user could fill: an OOM is known by
 //! its slot, the OOM killer's work by one word, and what a thread is in by bits that each
@@ -12,7 +12,7 @@ use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use monitor_common::protocol::{
     oom::{self, BY_LIMIT_WRITE, OomMark},
     query::Subscriptions,
-    ring::{Doorbell, LossKind, Victim},
+    ring::{Doorbell, KillReason, LossKind},
     word::Word as _,
 };
 
@@ -102,6 +102,7 @@ pub fn limit_write_ended() {
 }
 
 /// Runs when `memory_max_write` returns: for the twin.
+#[cfg(not(feature = "kprobe"))]
 #[inline(always)]
 pub fn limit_write_ended_twin() {
     if maps::unmark_thread(OomMark::WritesLimit, thread()) {
@@ -117,8 +118,8 @@ pub fn limit_written() {
     }
 }
 
-// What the OOM killer is doing: the thread in the upper half, the slot by whose limit, and
-// this bit while a process is being killed. Whatever calls `out_of_memory` holds the
+// What the OOM killer is doing: the thread in the upper half, the reason with the slot by whose
+// limit, and this bit while a process is being killed. Whatever calls `out_of_memory` holds the
 // kernel's `oom_lock`, so one word is enough; and as it names the thread, what is left of a
 // call whose program was skipped is no other thread's cause.
 const KILLS: u64 = 1 << 31;
@@ -126,15 +127,19 @@ const KILLS: u64 = 1 << 31;
 /// Runs at `out_of_memory`: the OOM killer is called, by a group's limit or the host's.
 #[inline(always)]
 pub fn killer_called(control: u64) {
+    if maps::off_oom_memcg() == 0 {
+        return;
+    }
     let thread = thread();
-    let slot = match memcg::counter_of_oom(control) {
-        Some(counter) if !maps::has_mark(OomMark::WritesLimit, thread) => maps::slot_of(counter),
-        _ => None,
+    let word = match memcg::counter_of_oom(control) {
+        Some(counter) => {
+            let lowered = maps::has_mark(OomMark::WritesLimit, thread);
+            let reason = if lowered { KillReason::LoweredLimit } else { KillReason::Limit };
+            reason.with_slot(maps::slot_of(counter).unwrap_or(KillReason::NO_SLOT))
+        }
+        None => KillReason::Host.with_slot(KillReason::NO_SLOT),
     };
-    maps::cause().set(match slot {
-        Some(slot) => u64::from(thread) << 32 | u64::from(slot),
-        None => 0,
-    });
+    maps::cause().set(u64::from(thread) << 32 | u64::from(word));
 }
 
 /// The cause of what the OOM killer does in this thread.
@@ -144,8 +149,9 @@ fn cause() -> Option<u64> {
     (cause != 0 && cause >> 32 == u64::from(thread())).then_some(cause)
 }
 
+/// The reason with the slot by whose limit it is, as records have it.
 #[inline(always)]
-const fn slot_of(cause: u64) -> u32 {
+const fn word_of(cause: u64) -> u32 {
     (cause & (KILLS - 1)) as u32
 }
 
@@ -170,10 +176,10 @@ pub fn victim(task: u64) {
         return;
     }
     let value = memcg::group_of_task(task).unwrap_or(0);
-    maps::send_victim(Victim {
-        bell: Doorbell { kind: Doorbell::VICTIM, slot: slot_of(cause), value },
-        pid: memcg::pid_of_task(task).unwrap_or(0),
-        comm: memcg::name_of_task(task).unwrap_or_default(),
+    let bell = Doorbell { kind: Doorbell::VICTIM, slot: word_of(cause), value };
+    maps::send_victim(|record| {
+        // SAFETY: the record is reserved, as long as it is, and all of it is written.
+        unsafe { memcg::describe(task, bell, record) };
     });
 }
 
@@ -184,6 +190,6 @@ pub fn group_kill(css: u64) {
         && maps::is_wanted(Subscriptions::VICTIMS)
     {
         let value = memcg::cgroup_id_of_css(css).unwrap_or(0);
-        maps::send_victim(Doorbell { kind: Doorbell::GROUP_KILL, slot: slot_of(cause), value });
+        maps::send_group_kill(Doorbell { kind: Doorbell::GROUP_KILL, slot: word_of(cause), value });
     }
 }

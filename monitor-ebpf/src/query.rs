@@ -1,7 +1,7 @@
 //! The agent's queries, answered from the kernel's own memory. Run by
 //! `BPF_PROG_TEST_RUN`, attached nowhere.
 
-use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_current_task};
 use monitor_common::protocol::{
     query::Query,
     ring::LossKind,
@@ -20,6 +20,11 @@ use crate::{
 /// value goes nowhere.
 #[inline(always)]
 pub fn ask(query: u64, arg1: u64, arg2: u64) {
+    // The thread that queries these is not the one that the other cell is for.
+    if query == Query::FILE || query == Query::GROUP {
+        by_descriptor(query, arg1);
+        return;
+    }
     let Some(scratch) = maps::scratch() else { return };
     let answer = match query {
         Query::WHO_AM_I => {
@@ -72,6 +77,20 @@ pub fn ask(query: u64, arg1: u64, arg2: u64) {
         Err(verdict) => scratch.verdict.set(verdict),
     }
     scratch.answers.set(scratch.answers.get() + 1);
+}
+
+/// Answers what a descriptor of the thread that queries is, as the programs do at what it reads:
+/// while those are not called.
+#[inline(always)]
+fn by_descriptor(query: u64, descriptor: u64) {
+    // SAFETY: returns a number.
+    let task = unsafe { bpf_get_current_task() };
+    let Some(file) = memcg::file_at_descriptor(task, descriptor) else { return };
+    if query == Query::FILE {
+        file::shown(file);
+    } else if let Some(css) = memcg::css_of_directory(file) {
+        group::called(css);
+    }
 }
 
 /// Gives back a slot that is the agent's. No other gives it back, unless an agent that was

@@ -109,7 +109,7 @@ impl Aio {
         let begun = u64::try_from(Errno::result(begun)?).unwrap_or(0).min(BATCH as u64);
         let mut ended = [IoEvent::default(); BATCH];
         let nowhere = std::ptr::null_mut::<libc::timespec>();
-        // SAFETY: room for as many events as it asks for, which outlives the call; no time
+        // SAFETY: room for as many events as are requested, which outlives the call; no time
         // limit, for all have ended.
         let reaped = unsafe {
             libc::syscall(libc::SYS_io_getevents, self.context, begun, begun, ended.as_mut_ptr(), nowhere)
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_counter_stays_full_and_nobody_waits() -> Result<(), Box<dyn std::error::Error>> {
+    fn a_full_counter_stays_full_and_no_thread_waits() -> Result<(), Box<dyn std::error::Error>> {
         // A write to this one would wait for ever.
         let client = EventFd::from_flags(EfdFlags::empty())?;
         client.write(u64::MAX - 1)?;

@@ -14,7 +14,7 @@ use crate::process::FIRST_PASSED;
 ///
 /// # Errors
 /// The variables contradict each other, or one of the descriptors is not open (`EBADF`); or it
-/// is close-on-exec, so that this process has opened it, and nobody has passed it.
+/// is close-on-exec, so that this process has opened it and did not inherit it.
 pub fn listen_fds() -> io::Result<Vec<(String, OwnedFd)>> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     if TAKEN.swap(true, Ordering::Relaxed) {

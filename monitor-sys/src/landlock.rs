@@ -2,7 +2,7 @@
 
 use nix::errno::Errno;
 
-/// Asks for the version of the kernel's Landlock, from 1 on. Needs Linux 5.13.
+/// Reads the version of the kernel's Landlock, from 1 on. Needs Linux 5.13.
 ///
 /// # Errors
 /// `EOPNOTSUPP` where it is built in, and not on (`lsm=`); `ENOSYS` where it is not built in.

@@ -30,7 +30,7 @@ impl ChargedPages {
     pub fn new(bytes: NonZeroUsize) -> Result<Self, Errno> {
         let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_POPULATE;
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: new pages at an address of the kernel's choice, which nobody else knows.
+        // SAFETY: new pages at an address of the kernel's choice, to which no other pointer exists.
         let start = unsafe { mmap_anonymous(None, bytes, access, flags) }?;
         Ok(Self { start, bytes })
     }

@@ -225,7 +225,7 @@ mod tests {
             assert_eq!(message.descriptors.len(), MAX_DESCRIPTORS);
             assert!(message.is_truncated && !message.is_ancillary_truncated);
             assert_eq!(message.sender.map(|sender| sender.pid()), Some(nix::unistd::getpid().as_raw()));
-            assert!(message.pidfd.is_none(), "it was not asked for");
+            assert!(message.pidfd.is_none(), "it was not requested");
         }
         let first = |message: &ReceivedMessage| message.descriptors[0].as_raw_fd();
         assert_ne!(first(&peeked), first(&taken), "duplicates of each");

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 
-use nix::errno::Errno;
+use nix::{errno::Errno, sys::signal::Signal};
 
 use crate::new_descriptor;
 
@@ -38,7 +38,27 @@ pub fn duplicate(pidfd: impl AsFd, number: i32) -> Result<OwnedFd, Errno> {
     unsafe { new_descriptor(duplicate) }
 }
 
-/// Tells whether a thread has the descriptors of its process (`CLONE_FILES`). Needs Linux 3.5;
+/// Sends a signal to a process. Needs Linux 5.1.
+///
+/// # Errors
+/// As `pidfd_send_signal`: `ESRCH` where it has ended; `EPERM` without the right to; `EBADF` where
+/// the first argument is no pidfd.
+pub fn send_signal(pidfd: impl AsFd, signal: Signal) -> Result<(), Errno> {
+    let (pidfd, signal) = (pidfd.as_fd(), signal as libc::c_int);
+    // SAFETY: takes numbers, and no information beside the signal: the pointer is null.
+    let sent = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    Errno::result(sent).map(drop)
+}
+
+/// Reports whether a thread has the descriptors of its process (`CLONE_FILES`). Needs Linux 3.5;
 /// where the kernel has no `kcmp` (`CONFIG_KCMP`), the answer is yes only where the thread is
 /// the process.
 ///
@@ -75,6 +95,16 @@ mod tests {
         assert_eq!(duplicate_of(-1).err(), Some(Errno::EBADF));
         assert_eq!(duplicate(file.as_fd(), 0).err(), Some(Errno::EBADF), "no pidfd");
         assert_eq!(open(-1, 0).err(), Some(Errno::EINVAL));
+        Ok(())
+    }
+
+    #[test]
+    fn a_process_is_signalled() -> Result<(), Box<dyn std::error::Error>> {
+        let mut child = std::process::Command::new("sleep").arg("600").spawn()?;
+        let process = open(i32::try_from(child.id())?, 0)?;
+        send_signal(&process, Signal::SIGKILL)?;
+        assert!(!child.wait()?.success());
+        assert_eq!(send_signal(&process, Signal::SIGKILL), Err(Errno::ESRCH));
         Ok(())
     }
 

@@ -1,4 +1,4 @@
-//! This process: another like it (`fork`), and another program in its place (`execve`).
+//! Starts a copy of this process (`fork`) and replaces its program (`execve`).
 
 use std::{
     convert::Infallible,
@@ -17,7 +17,7 @@ use crate::new_descriptor;
 /// The number of the first descriptor that a service manager passes (`SD_LISTEN_FDS_START`).
 pub const FIRST_PASSED: RawFd = 3;
 
-/// Tells whether the calling thread is the only one of its process, and so stays the only one
+/// Reports whether the calling thread is the only one of its process, and so stays the only one
 /// until it starts another. Needs `/proc`.
 ///
 /// # Errors
@@ -104,7 +104,7 @@ fn duplicate_above(number: RawFd, lowest: RawFd) -> Result<OwnedFd, Errno> {
 struct Places {
     /// Duplicates are not made below this number.
     end: RawFd,
-    /// Each number, and what was open there, with its flags (`FD_CLOEXEC`).
+    /// Pairs of a number and what was open there, with its flags (`FD_CLOEXEC`).
     replaced: Vec<(RawFd, Option<(OwnedFd, libc::c_int)>)>,
 }
 
@@ -122,7 +122,7 @@ impl Places {
             Err(Errno::EBADF) => None,
             Err(errno) => return Err(errno),
         };
-        // SAFETY: takes two numbers; the caller says that nobody uses the second.
+        // SAFETY: takes two numbers; the caller guarantees that the second is unused.
         Errno::result(unsafe { libc::dup2(from.as_raw_fd(), place) })?;
         self.replaced.push((place, before));
         Ok(())
@@ -170,8 +170,9 @@ mod tests {
         let (one, other) = (File::open("/dev/null")?, OwnedFd::from(File::open("/proc/self/exe")?));
         let inode = |fd: &File| fstat(fd).map(|stat| (stat.st_dev, stat.st_ino));
         let before = inode(&one)?;
-        let free = duplicate_above(other.as_raw_fd(), 500)?.as_raw_fd();
-        let mut places = Places { end: 600, replaced: Vec::new() };
+        // Beyond the numbers that tests which pass hundreds of descriptors get meanwhile.
+        let free = duplicate_above(other.as_raw_fd(), 900)?.as_raw_fd();
+        let mut places = Places { end: 950, replaced: Vec::new() };
         // SAFETY: both numbers are this test's.
         unsafe { places.put(one.as_raw_fd(), &other) }?;
         // SAFETY: as above; what was there is closed.
@@ -181,7 +182,7 @@ mod tests {
         drop(places);
         assert_eq!(inode(&one)?, before);
         assert_eq!(fcntl(&one, FcntlArg::F_GETFD)?, FdFlag::FD_CLOEXEC.bits());
-        assert_eq!(duplicate_above(free, 500).err(), Some(Errno::EBADF));
+        assert_eq!(duplicate_above(free, 900).err(), Some(Errno::EBADF));
         Ok(())
     }
 }

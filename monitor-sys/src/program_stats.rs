@@ -4,6 +4,8 @@ use std::os::fd::RawFd;
 
 use nix::errno::Errno;
 
+use crate::bpf::object_info;
+
 /// Counts of one program since it was loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProgramStats {
@@ -22,16 +24,6 @@ struct Info {
     stats: [u64; 3],
 }
 
-/// The part of `union bpf_attr` for `BPF_OBJ_GET_INFO_BY_FD`.
-#[repr(C)]
-struct Attributes {
-    fd: u32,
-    length: u32,
-    info: u64,
-}
-
-const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
-
 impl ProgramStats {
     /// Reads those of the program that `fd` stands for: one system call, where `fdinfo` would
     /// be three and a text. The number is only looked at: one that is no longer a program's
@@ -39,25 +31,11 @@ impl ProgramStats {
     ///
     /// # Errors
     /// As `bpf`: `EBADF` where nothing is open at that number; `EINVAL` where it is nothing of
-    /// BPF's; `EPERM` without the right to ask (`kernel.unprivileged_bpf_disabled`).
+    /// BPF's; `EPERM` without permission (`kernel.unprivileged_bpf_disabled`).
     pub fn of(fd: RawFd) -> Result<Self, Errno> {
         let mut info = Info { before: [0; 24], stats: [0; 3] };
-        let mut attributes = Attributes {
-            fd: u32::try_from(fd).map_err(|_| Errno::EBADF)?,
-            length: size_of::<Info>() as u32,
-            info: (&raw mut info).expose_provenance() as u64,
-        };
-        // SAFETY: the kernel reads the attributes, and writes at most `length` bytes to
-        // `info`, which lives until it returns; all other pointers in there are null.
-        let answer = unsafe {
-            libc::syscall(
-                libc::SYS_bpf,
-                BPF_OBJ_GET_INFO_BY_FD,
-                &raw mut attributes,
-                size_of::<Attributes>() as libc::c_uint,
-            )
-        };
-        Errno::result(answer)?;
+        // SAFETY: it is the beginning of `struct bpf_prog_info`; every pointer in there is null.
+        unsafe { object_info(fd, &mut info) }?;
         let [nanoseconds, runs, misses] = info.stats;
         Ok(Self { nanoseconds, runs, misses })
     }

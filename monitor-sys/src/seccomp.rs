@@ -58,7 +58,7 @@ const fn is_honest(instruction: &libc::sock_filter) -> bool {
     }
 }
 
-/// Tells whether this kernel's filters can refuse a call with an errno. Needs Linux 4.14 to
+/// Reports whether this kernel's filters can refuse a call with an errno. Needs Linux 4.14 to
 /// say so.
 ///
 /// # Errors

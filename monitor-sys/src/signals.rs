@@ -36,7 +36,7 @@ pub struct Thread(Pid);
 
 impl Thread {
     /// Names the calling thread, and lets it be interrupted: threads begin with the signals
-    /// blocked that whoever starts them has blocked.
+    /// blocked that the thread that starts them has blocked.
     #[must_use]
     pub fn interruptible() -> Self {
         // Fails for no set of real signals (`sigprocmask`).
@@ -76,12 +76,12 @@ mod tests {
     fn a_read_that_waits_is_interrupted() -> nix::Result<()> {
         handle_interrupts()?;
         let (reader, _writer) = pipe()?;
-        let (tell, told) = channel();
+        let (sender, receiver) = channel();
         let waiting = thread::spawn(move || {
-            tell.send(Thread::interruptible()).expect("the test waits");
+            sender.send(Thread::interruptible()).expect("the test waits");
             read(&reader, &mut [0])
         });
-        let thread = told.recv().expect("the thread began");
+        let thread = receiver.recv().expect("the thread began");
         while !waiting.is_finished() {
             let _ = thread.interrupt();
             sleep(Duration::from_millis(1));

@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_look_moves_on_until_it_is_told_not_to() -> nix::Result<()> {
+    fn a_look_moves_on_until_it_is_set_back() -> nix::Result<()> {
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)?;
         send(theirs.as_raw_fd(), b"ab", MsgFlags::empty())?;
         let look = || {

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 /// Reads the attributes of what is at `path` below `directory`; of `directory` itself where
 /// `path` is empty and `flags` have `AT_EMPTY_PATH`. `mask` says which are wanted
 /// (`STATX_BASIC_STATS`); the file system may fill in fewer, or more, as `stx_mask` says, and
-/// the others are 0. With `AT_STATX_DONT_SYNC` in `flags` no file system is asked, which may
+/// the others are 0. With `AT_STATX_DONT_SYNC` in `flags` no file system is queried, which may
 /// never answer. Needs Linux 4.11; `STATX_ATTR_MOUNT_ROOT` needs 5.8.
 ///
 /// # Errors

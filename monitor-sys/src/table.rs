@@ -10,6 +10,7 @@ use std::{
 };
 
 use monitor_common::protocol::{
+    black_box::{BoxHead, BoxPoint},
     query::{FileRefs, QueryMailbox},
     ring::LossKind,
     slot::Slot,
@@ -25,6 +26,11 @@ pub type SharedSlot = Slot<AtomicU64>;
 pub type SharedScratch = QueryMailbox<AtomicU64>;
 /// A file with its references, as programs count them.
 pub type SharedFileRefs = FileRefs<AtomicU64>;
+
+/// The head of a group's black box.
+pub type SharedBoxHead = BoxHead<AtomicU64>;
+/// A point in a group's black box.
+pub type SharedBoxPoint = BoxPoint<AtomicU64>;
 
 /// A mapped array of `T`: a BPF array (`BPF_F_MMAPABLE`), or a memory file.
 #[derive(Debug)]
@@ -51,6 +57,10 @@ unsafe impl MappedLayout for SharedSlot {}
 unsafe impl MappedLayout for SharedScratch {}
 // SAFETY: as above.
 unsafe impl MappedLayout for SharedFileRefs {}
+// SAFETY: as above.
+unsafe impl MappedLayout for SharedBoxHead {}
+// SAFETY: as above.
+unsafe impl MappedLayout for SharedBoxPoint {}
 // SAFETY: an array has no padding between its elements, and their alignment.
 unsafe impl<T: MappedLayout, const N: usize> MappedLayout for [T; N] {}
 

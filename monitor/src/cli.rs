@@ -1,18 +1,39 @@
 //! The definitions of the command line.
 
+mod black_box;
+mod device_plugin;
+mod listen;
+mod pressure;
+mod select;
+mod top;
+mod watch;
+
 use std::path::PathBuf;
 
-use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, error::ErrorKind};
-use memcg_monitor::{frontend::metrics_http::Address, in_flight, metrics::Pattern, programs};
-use monitor_common::grammar::control_file::ControlFile;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use memcg_monitor::{
+    Address, Pattern,
+    backend::{BackendChoice, BackendKind},
+    in_flight, programs,
+};
 
-/// cgroup v1's memory notifications on stock cgroup v2 kernels.
-///
-/// Exit codes: 0 done (for `listen`: the count was reached, or the group was
-/// removed; for `check`: this host can be watched), 1 failed, 2 wrong usage,
-/// 3 `listen` or `status` ran into --timeout.
+pub use self::{
+    black_box::{BlackBoxArgs, RecordOptions, ReportFormat, ReportOptions},
+    device_plugin::DevicePlugin,
+    listen::Listen,
+    pressure::{DropIn, PressureOptions},
+    select::GroupSelector,
+    top::{SortKey, Top},
+    watch::{Recipients, Watch, signal},
+};
+
+/// The last paragraph of `--help`.
+const EXIT_CODES: &str = "Exit codes: 0 done (for `listen` and `watch`: the count was reached, or `listen`'s group was removed; for \
+    `check`: this host can be watched), 1 failed, 2 wrong usage, 3 `listen`, `watch`, `list`, `status`, `kills` or `record` ran into --timeout.";
+
+/// The command line, whose first line of help is the package's description.
 #[derive(Debug, Parser)]
-#[command(version, about, long_about, propagate_version = true)]
+#[command(version, args_override_self = true, about, long_about = None, after_long_help = EXIT_CODES, propagate_version = true)]
 pub struct Cli {
     /// Log more: -v debug, -vv trace (RUST_LOG overrides)
     #[arg(short, long, action = clap::ArgAction::Count, global = true)]
@@ -29,15 +50,49 @@ pub enum Command {
     Agent(Box<Agent>),
     /// Register with an eventfd and print a line for each signal
     Listen(Listen),
+    /// Tell what happens in all groups that match patterns, existing and new
+    Watch(Watch),
     /// Show groups with usage, peak and the registrations on each
     List(List),
+    /// Show the groups on a screen: usage, distance to the limit, growth, and the time left
+    Top(Top),
     /// Show the agent's own state, without its groups; meant for probes
     Status(Status),
+    /// Show the last processes that the OOM killer killed, and why
+    Kills(Status),
+    /// Have the agent write a file of what it recorded of a group (`agent --black-box`)
+    Record(RecordOptions),
+    /// Draw what the black box recorded of a group
+    Report(ReportOptions),
     /// Show what this host offers, what the agent would use, and whether it can run
     Check(Check),
+    /// Let a kubelet give the registration socket to pods that may mount nothing of the host's
+    DevicePlugin(DevicePlugin),
+    /// Print a unit's drop-in, by which its programs are woken in systemd's memory-pressure protocol
+    DropIn(DropIn),
+    /// Print the completion of a shell: bash, zsh, fish
+    Completions(Completions),
+    /// Write the man pages into a directory
+    #[command(hide = true)]
+    Man(Man),
     /// Wait until the agent ends, then unmount its view; the agent starts this itself
     #[command(hide = true)]
     Unmount(Unmount),
+}
+
+/// Options of the command `completions`.
+#[derive(Args, Debug)]
+pub struct Completions {
+    /// The shell that reads it
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+/// Options of the command `man`.
+#[derive(Args, Debug)]
+pub struct Man {
+    /// Directory of the pages; made if it is not there
+    pub directory: PathBuf,
 }
 
 /// Options of the command `unmount`.
@@ -72,6 +127,32 @@ impl From<SandboxMode> for memcg_monitor::sandbox::Sandbox {
     }
 }
 
+/// Names of the backends, for the operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BackendName {
+    /// The most precise that the host allows
+    Auto,
+    /// BPF programs at the kernel's functions: every crossing is seen
+    Fentry,
+    /// Programs by kprobes, for kernels without BPF trampolines: a restart loses what happens
+    /// meanwhile
+    Kprobe,
+    /// The groups' files, read as often as the distance to the nearest threshold demands: for
+    /// hosts that refuse BPF programs
+    Sampled,
+}
+
+impl From<BackendName> for BackendChoice {
+    fn from(backend: BackendName) -> Self {
+        match backend {
+            BackendName::Auto => Self::Auto,
+            BackendName::Fentry => Self::Only(BackendKind::Fentry),
+            BackendName::Kprobe => Self::Only(BackendKind::Kprobe),
+            BackendName::Sampled => Self::Only(BackendKind::Sampled),
+        }
+    }
+}
+
 /// The owner of a quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum QuotaBy {
@@ -89,9 +170,12 @@ pub struct Agent {
     /// Registration socket: one packet is one line, as v1 clients write it
     #[arg(long, value_name = "PATH", default_value = monitor_client::SOCKET)]
     pub socket: PathBuf,
-    /// Admin socket, for `list`, `status` and `listen -o json`
+    /// Admin socket, for `list`, `status`, `top`, `watch`, `kills`, `record` and `listen -o json`
     #[arg(long, value_name = "PATH", default_value = monitor_client::CONTROL_SOCKET)]
     pub control_socket: PathBuf,
+    /// The socket of the memory-pressure protocol
+    #[command(flatten)]
+    pub pressure: PressureOptions,
     /// Permission bits of the registration socket, octal: 0666 lets every user register,
     /// each on what that user may read
     #[arg(long, value_name = "MODE", default_value = "0660", value_parser = mode)]
@@ -112,6 +196,9 @@ pub struct Agent {
     /// Mount point of the cgroup hierarchy [default: found in /proc/self/mountinfo]
     #[arg(long, value_name = "DIR")]
     pub cgroup_root: Option<PathBuf>,
+    /// How the groups are watched
+    #[arg(long, value_enum, default_value_t = BackendName::Auto)]
+    pub backend: BackendName,
     /// Groups that can be watched at once: about 420 bytes of kernel memory each, taken at
     /// the start, and counted against the agent's own limit (MemoryMax=). A removed group
     /// counts until its registrations are signalled, no longer
@@ -132,7 +219,7 @@ pub struct Agent {
     #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     pub sweep_ms: u64,
     /// Least milliseconds between two readings of quantities that can only be sampled (the
-    /// root group's usage, working sets), while there are registrations on them; up to 2000
+    /// root group's usage, working sets, memory.anon_bytes), while there are registrations on them; up to 2000
     /// for the root while it is far from every threshold
     #[arg(long, value_name = "MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     pub sample_ms: u64,
@@ -190,13 +277,18 @@ pub struct Agent {
     #[arg(long, value_enum, default_value_t = SandboxMode::On)]
     pub sandbox: SandboxMode,
     /// Serve metrics to Prometheus at unix:/PATH, 127.0.0.1:PORT or [::1]:PORT, as
-    /// GET /metrics. There is no password, so no other addresses; a unix socket has
-    /// --socket-mode and --socket-group [default: not served]
+    /// GET /metrics. There is no password, so no other addresses without --metrics-exposed; a
+    /// unix socket has --socket-mode and --socket-group [default: not served]
     #[arg(long, value_name = "ADDR")]
     pub metrics: Option<Address>,
-    /// Metrics only of groups whose path below the hierarchy's root matches: * and ? stay
-    /// within one name, ** is any number of names (/system.slice/*, /kubepods/**). May be
-    /// repeated [default: all]
+    /// Let --metrics be an address that others than this host reach, such as 0.0.0.0:PORT in a
+    /// pod's own network. Whoever reaches it reads the names and the usage of all groups: a
+    /// NetworkPolicy or a firewall has to decide who does
+    #[arg(long, requires = "metrics")]
+    pub metrics_exposed: bool,
+    /// Metrics only of groups whose path below the hierarchy's root matches: `*` and `?`
+    /// stay within one name, `**` is any number of names (`/system.slice/*`, `/kubepods/**`).
+    /// May be repeated [default: all]
     #[arg(long, value_name = "GLOB", requires = "metrics")]
     pub metrics_allow: Vec<Pattern>,
     /// No metrics of groups whose path matches, whatever --metrics-allow says. May be repeated
@@ -206,6 +298,16 @@ pub struct Agent {
     /// are counted in memcg_monitor_groups_left_out
     #[arg(long, value_name = "N", default_value_t = 500, value_parser = top, requires = "metrics")]
     pub metrics_top: usize,
+    /// Options of the black box
+    #[command(flatten)]
+    pub black_box: BlackBoxArgs,
+}
+
+/// Precision that a notification must have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Requirement {
+    /// Every crossing is seen
+    Exact,
 }
 
 /// Forms of a command's output.
@@ -217,49 +319,24 @@ pub enum Output {
     Json,
 }
 
-/// Options of the command `listen`.
-#[derive(Args, Debug)]
-pub struct Listen {
-    /// Control file of a group: memory.usage_in_bytes (or memory.current),
-    /// memory.memsw.usage_in_bytes, memory.working_set_bytes, memory.oom_control,
-    /// memory.pressure_level, or cgroup.procs. The names stand for themselves
-    /// where v2 has no such file
-    pub control_file: PathBuf,
-    /// The event to wait for. Usage, memory+swap and working set: a threshold in bytes with K,
-    /// M, G, T, P or E, rounded down to pages, or N% of the lowest memory.max from the group
-    /// up; then ,up or ,down for one direction, ,hysteresis=SIZE. memory.pressure_level: low,
-    /// medium or critical, then ,default ,hierarchy or ,local. Other files take none
-    #[arg(allow_hyphen_values = true)]
-    pub args: Option<String>,
-    /// End after N signals
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    pub count: Option<u64>,
-    /// End with exit code 3 after this time, in seconds
-    #[arg(long, value_name = "SECS", value_parser = seconds)]
-    pub timeout: Option<std::time::Duration>,
-    /// Form of the output
-    #[arg(short, long, value_enum, default_value_t = Output::Text)]
-    pub output: Output,
-    /// Registration socket of the agent
-    #[arg(long, value_name = "PATH", default_value = monitor_client::SOCKET)]
-    pub socket: PathBuf,
-    /// Admin socket of the agent (used by -o json)
-    #[arg(long, value_name = "PATH", default_value = monitor_client::CONTROL_SOCKET)]
-    pub control_socket: PathBuf,
-}
-
 /// Options of the command `list`.
 #[derive(Args, Debug)]
 pub struct List {
+    /// The group to show, with those below it, instead of all
+    #[command(flatten)]
+    pub group: GroupSelector,
     /// Form of the output
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub output: Output,
+    /// End with exit code 3 when a step of the answer takes longer than this time, in seconds
+    #[arg(long, value_name = "SECS", value_parser = seconds)]
+    pub timeout: Option<std::time::Duration>,
     /// Admin socket of the agent
     #[arg(long, value_name = "PATH", default_value = monitor_client::CONTROL_SOCKET)]
     pub control_socket: PathBuf,
 }
 
-/// Options of the command `status`.
+/// Options of the commands `status` and `kills`.
 #[derive(Args, Debug)]
 pub struct Status {
     /// Form of the output
@@ -276,32 +353,15 @@ pub struct Status {
 /// Options of the command `check`.
 #[derive(Args, Debug)]
 pub struct Check {
+    /// End with 1 unless every crossing can be seen
+    #[arg(long, value_enum, value_name = "PRECISION")]
+    pub require: Option<Requirement>,
     /// Form of the output
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub output: Output,
     /// Mount point of the cgroup hierarchy [default: found in /proc/self/mountinfo]
     #[arg(long, value_name = "DIR")]
     pub cgroup_root: Option<PathBuf>,
-}
-
-impl Listen {
-    /// The arguments; empty where they are left out and the control file takes none. Ends the
-    /// program where they are left out and the control file takes some.
-    pub fn args(&self) -> &str {
-        if let Some(args) = &self.args {
-            return args;
-        }
-        let name = self.control_file.file_name().unwrap_or_default();
-        match ControlFile::from_name(name.as_encoded_bytes()) {
-            Some(ControlFile::Oom | ControlFile::Procs) => "",
-            _ => Cli::command()
-                .error(
-                    ErrorKind::MissingRequiredArgument,
-                    "add the event to wait for: a threshold in bytes, or a level of pressure",
-                )
-                .exit(),
-        }
-    }
 }
 
 fn mode(text: &str) -> Result<u32, String> {
@@ -339,17 +399,60 @@ fn apart(text: &str) -> Result<u32, String> {
     }
 }
 
-fn seconds(text: &str) -> Result<std::time::Duration, String> {
+pub fn seconds(text: &str) -> Result<std::time::Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "a number of seconds".to_owned())?;
     std::time::Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        fs,
+        path::{Path, PathBuf},
+    };
+
     use clap::CommandFactory as _;
+    use clap_markdown::{MarkdownOptions, help_markdown_custom};
+
+    #[test]
+    fn short_and_long_help_begin_alike() {
+        let short = super::Cli::command().render_help().to_string();
+        let long = super::Cli::command().render_long_help().to_string();
+        assert_eq!(short.lines().next(), long.lines().next());
+        assert!(short.starts_with(env!("CARGO_PKG_DESCRIPTION")) && long.contains("Exit codes: 0 done"));
+    }
 
     #[test]
     fn definitions_are_consistent() {
         super::Cli::command().debug_assert();
+    }
+
+    /// The page of all options, as Markdown.
+    fn reference() -> String {
+        let options = MarkdownOptions::new()
+            .title("Options of each command".into())
+            .show_footer(false)
+            .show_table_of_contents(false);
+        help_markdown_custom::<super::Cli>(&options)
+    }
+
+    fn page() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/cli.md")
+    }
+
+    #[test]
+    fn the_reference_shows_these_definitions() {
+        let page = fs::read_to_string(page()).unwrap_or_default();
+        assert!(
+            page == reference(),
+            "docs/reference/cli.md is stale; renew it: \
+             cargo test -p memcg-monitor --bin memcg-monitor write_cli_reference -- --ignored"
+        );
+    }
+
+    #[test]
+    #[ignore = "writes docs/reference/cli.md anew"]
+    fn write_cli_reference() {
+        fs::write(page(), reference()).expect("the page");
     }
 }

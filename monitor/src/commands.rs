@@ -1,8 +1,47 @@
 //! The commands of the command line, one file for each.
 
+use std::{process::ExitCode, time::Duration};
+
+use anyhow::Context as _;
+use nix::sys::signal::{SigSet, Signal};
+
+/// The exit code after `--timeout`.
+const TIMED_OUT: u8 = 3;
+
+/// Says that the agent has not answered, for commands that only wait for its answer.
+fn timed_out(limit: Option<Duration>) -> ExitCode {
+    let limit = limit.unwrap_or_default().as_secs_f64();
+    eprintln!(
+        "memcg-monitor: the agent has not answered within {limit} s (--timeout); if it runs, its log says more \
+         (journalctl -u memcg-monitor)"
+    );
+    ExitCode::from(TIMED_OUT)
+}
+
+/// Lets the signals that end or restart the process arrive, whatever the parent had blocked: a program
+/// inherits that, and could not be ended but by SIGKILL.
+fn unblock_signals() -> anyhow::Result<()> {
+    let caught: SigSet = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
+    caught.thread_unblock().context("sigprocmask failed")
+}
+
 pub mod agent;
 pub mod check;
+pub mod completions;
+pub mod connect;
+pub mod device_plugin;
+pub mod drop_in;
+pub mod fold;
+pub mod group;
+pub mod human;
+pub mod kills;
 pub mod list;
 pub mod listen;
+pub mod man;
+pub mod record;
+pub mod report;
 pub mod status;
+pub mod top;
 pub mod unmount;
+pub mod victim;
+pub mod watch;

@@ -2,14 +2,17 @@
 
 use std::{io, path::PathBuf};
 
+use monitor_client::named;
 use nix::errno::Errno;
 
 use crate::{
     cgroup::error::{HierarchyError, MeminfoError},
+    device_plugin::error::PluginError,
     frontend::error::{AccountingError, MetricsError, SocketError},
     kernel::error::KernelError,
     persist::error::StateFileError,
-    programs::error::{ObjectError, PinsError, PredecessorError, QueryError},
+    programs::error::{BpfError, ObjectError, PinsError, PredecessorError, QueryError},
+    sampled::error::UnknownEventfd,
     sandbox::error::SandboxError,
     socket_activation::error::SocketActivationError,
     view::error::ViewError,
@@ -68,14 +71,12 @@ pub enum Error {
     /// The kernel lacks something the programs need.
     #[error("this kernel cannot be watched: {0}")]
     Kernel(KernelError),
-    /// Loading or attaching the programs failed.
-    #[error("{what}: {why}")]
-    Programs {
-        /// The step that failed, and what to do about it.
-        what: String,
-        /// The loader's own text, with the verifier's log where there is one.
-        why: String,
-    },
+    /// The programs cannot be loaded, attached, pinned or run.
+    #[error(transparent)]
+    Programs(#[from] BpfError),
+    /// The kubelet's device plugin cannot go on.
+    #[error(transparent)]
+    DevicePlugin(#[from] PluginError),
     /// The object with the programs lacks a part.
     #[error(transparent)]
     Object(#[from] ObjectError),
@@ -115,6 +116,9 @@ pub enum Error {
     /// Rights of the agent are not given up.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
+    /// An eventfd has no number, by which the sampled backend knows it.
+    #[error(transparent)]
+    UnknownEventfd(#[from] UnknownEventfd),
     /// A test of the watchdog failed.
     #[error(transparent)]
     Watchdog(#[from] WatchdogError),
@@ -123,8 +127,13 @@ pub enum Error {
     Client(#[from] monitor_client::Error),
 }
 
-/// Not derived: a derived conversion would make it the [`source`](std::error::Error::source), and
-/// its text be printed twice.
+/// Whether an errno says that the agent, its user or the host is short of descriptors or memory just now.
+pub(crate) const fn is_shortage(errno: Errno) -> bool {
+    matches!(errno, Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)
+}
+
+/// The conversion is not derived: a derived one would make it the
+/// [`source`](std::error::Error::source), and its text be printed twice.
 impl From<KernelError> for Error {
     fn from(error: KernelError) -> Self {
         Self::Kernel(error)
@@ -147,17 +156,25 @@ impl Error {
         Self::Epoll { what: what.into(), error }
     }
 
+    /// The errno by which the kernel said that the agent, its user or the host is short of something just
+    /// now: of descriptors, memory, or places that epoll may wait for (`fs.epoll.max_user_watches`).
+    #[must_use]
+    pub fn shortage(&self) -> Option<Errno> {
+        let of = |error: &io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(0));
+        let is_short = |errno: &Errno| is_shortage(*errno);
+        match self {
+            Self::Syscall { errno, .. } => Some(*errno).filter(is_short),
+            Self::File { error, .. } | Self::Start { error, .. } => Some(of(error)).filter(is_short),
+            Self::Epoll { error, .. } => {
+                Some(of(error)).filter(|errno| is_short(errno) || *errno == Errno::ENOSPC)
+            }
+            _ => None,
+        }
+    }
+
     /// A thread, a process or a runtime that does not start.
     pub fn start(what: impl Into<String>, error: io::Error) -> Self {
         Self::Start { what: what.into(), error }
-    }
-}
-
-/// The text of an I/O error, with the errno's name where there is one.
-fn named(error: &io::Error) -> String {
-    match error.raw_os_error().map(Errno::from_raw) {
-        None | Some(Errno::UnknownErrno) => error.to_string(),
-        Some(errno) => errno.to_string(),
     }
 }
 
@@ -173,7 +190,7 @@ mod tests {
         frontend::error::{MetricsError, SocketError},
         kernel::error::KernelError,
         persist::error::StateFileError,
-        programs::error::{ObjectError, PinsError, PredecessorError, QueryError},
+        programs::error::{BpfStep, ObjectError, PinsError, PredecessorError, QueryError},
         sandbox::error::SandboxError,
         socket_activation::error::SocketActivationError,
         view::error::ViewError,
@@ -198,7 +215,7 @@ mod tests {
     #[test]
     fn each_error_is_one_text() {
         let lost = || io::Error::from_raw_os_error(28);
-        let cases: [(Error, &str); 17] = [
+        let cases: [(Error, &str); 18] = [
             (
                 Error::epoll("the ring buffer", lost()),
                 "epoll the ring buffer: ENOSPC: No space left on device",
@@ -210,9 +227,13 @@ mod tests {
             ),
             (
                 KernelError::NoController { release: "6.1".into() }.into(),
-                "this kernel cannot be watched: no memory controller in its BTF (6.1)",
+                "this kernel cannot be watched: no memory controller in its BTF (6.1); it must be built with CONFIG_MEMCG=y",
             ),
             (ObjectError::NoProgram("ask").into(), "the object has no program `ask`"),
+            (
+                BpfStep::OpenMap("SLOTS").failed(&io::Error::other("no such pin")).into(),
+                "cannot open the pinned map SLOTS (BPF_OBJ_GET): no such pin",
+            ),
             (
                 PinsError::NotADirectory { path: "/a".into(), owner: None }.into(),
                 "/a is not a directory, and belongs to another user: remove it",
@@ -234,7 +255,7 @@ mod tests {
                 "the counter of slot 7 cannot be read (ask: 3)",
             ),
             (
-                HierarchyError::NotMountedAt { root: "/a".into() }.into(),
+                HierarchyError::NotMountedAt { root: "/a".into(), elsewhere: None }.into(),
                 "/a is not a mounted cgroup hierarchy with the memory controller",
             ),
             (
@@ -242,7 +263,11 @@ mod tests {
                 "another agent (process 12) serves /a; stop it, or give this one other sockets",
             ),
             (
-                SocketActivationError::Repeated { name: "register".into() }.into(),
+                SocketActivationError::Repeated {
+                    name: "register".into(),
+                    directive: "ListenSequentialPacket=",
+                }
+                .into(),
                 "the descriptor \"register\" from the service manager is there more than once; one ListenSequentialPacket= of a socket unit with FileDescriptorName=register makes the right one",
             ),
             (

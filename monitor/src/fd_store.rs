@@ -19,6 +19,12 @@ use crate::{
 pub const STATE: &str = "state";
 /// Prefix of the stashes' names in the store.
 pub const STASH: &str = "bag-";
+/// Prefix of the names of the view's connection in the store.
+pub const VIEW: &str = "view-";
+/// Prefix of the names of the stashes of connections at the pressure socket.
+pub const PRESSURE: &str = "pressure-";
+/// Name of the black box's notes in the store.
+pub const NOTES: &str = "black-box-notes";
 
 /// Descriptors that the process was started with, each with its name.
 pub type StoredDescriptors = Vec<(String, OwnedFd)>;
@@ -39,7 +45,7 @@ pub fn handed() -> StoredDescriptors {
 }
 
 /// The descriptor store of this process's manager.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct FdStore(());
 
 impl FdStore {

@@ -25,7 +25,7 @@ use nix::{errno::Errno, unistd::getresuid};
 pub const UID: u32 = 4_294_967_292;
 
 /// The kernel's `overflowuid`, shown for users without a number, and Debian's nobody.
-const OVERFLOW: u32 = 65_534;
+pub const OVERFLOW: u32 = 65_534;
 
 #[derive(Clone, Copy, Debug)]
 struct Users {

@@ -3,12 +3,19 @@
 //! version.
 
 pub mod btf;
-pub mod error;
-mod hooks;
+pub(crate) mod error;
+pub(crate) mod fuse;
+pub(crate) mod hooks;
+pub(crate) mod obstacle;
+pub(crate) mod oom_log;
+mod reclaim;
+pub mod settings;
+mod victim;
 
 pub use hooks::{HOOKS, Hook, HookKind};
+pub use reclaim::Windows;
 
-use std::{fs, path::Path};
+use std::{env, fs, path::Path};
 
 use monitor_common::protocol::band;
 
@@ -33,6 +40,18 @@ pub struct Facts {
     pub page_size: u64,
     /// Whether the memory controller is on a v1 hierarchy.
     pub v1: bool,
+    /// Functions that are taken for absent though the kernel may have them; see [`ABSENT`].
+    pub absent: Vec<String>,
+}
+
+/// The environment variable that names functions, with commas between them, which the agent takes
+/// for absent. By it tests compare what stands in for a function with the function itself.
+pub const ABSENT: &str = "MEMCG_MONITOR_ABSENT";
+
+/// The functions that [`ABSENT`] names.
+pub(crate) fn absent() -> Vec<String> {
+    let names = env::var(ABSENT).unwrap_or_default();
+    names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }
 
 impl Facts {
@@ -44,13 +63,33 @@ impl Facts {
         let path = VMLINUX_BTF;
         let bytes = fs::read(path).map_err(|error| KernelError::NoBtf { path, error })?;
         let btf = Btf::parse(bytes).map_err(|error| KernelError::MalformedBtf { path, error })?;
-        Ok(Self { release: release(), btf, pages: host_pages(), page_size: page_size(), v1 })
+        let absent = absent();
+        if !absent.is_empty() {
+            log::warn!("{ABSENT} is set, so these functions are taken for absent: {}", absent.join(", "));
+        }
+        Ok(Self { release: release(), btf, pages: host_pages(), page_size: page_size(), v1, absent })
     }
 
-    /// The hooks that this kernel's BTF has, and those that it lacks.
+    /// Whether the kernel's BTF has this function.
     #[must_use]
-    pub fn hooks(&self) -> (Vec<Hook>, Vec<Hook>) {
-        HOOKS.iter().partition(|hook| hook.is_in(&self.btf))
+    pub fn has_func(&self, name: &str) -> bool {
+        self.btf.has_func(name) && !self.absent.iter().any(|absent| absent == name)
+    }
+
+    /// The source of windows of reclaim, if the kernel has `refused` these programs.
+    #[must_use]
+    pub fn windows(&self, refused: &[&str]) -> Windows {
+        Windows::of(&self.btf, |name| self.has_func(name), self.v1, refused)
+    }
+
+    /// The hooks that this kernel's BTF has, and those that it lacks, of those that are needed for
+    /// windows from `windows`.
+    #[must_use]
+    pub fn hooks(&self, windows: Windows) -> (Vec<Hook>, Vec<Hook>) {
+        HOOKS
+            .iter()
+            .filter(|hook| windows.uses(hook.program))
+            .partition(|hook| hook.is_in(&self.btf) && !self.absent.iter().any(|name| name == hook.function))
     }
 }
 
@@ -86,12 +125,12 @@ pub struct Features {
 
 impl Features {
     /// Features by the programs that there are, and by the fields that the kernel has.
-    fn of(has: impl Fn(&str) -> bool, under_oom: bool, pressure: bool) -> Self {
+    fn of(has: impl Fn(&str) -> bool, under_oom: bool, windows: Windows) -> Self {
         Self {
             // The notice of v1's code, or the OOM itself.
             oom: has("oom_notified") || has("oom_begun") && has("oom_ended"),
             under_oom,
-            pressure: has("reclaim_window") && pressure,
+            pressure: windows.are_seen(&has),
             empty: has("populated"),
         }
     }
@@ -116,8 +155,12 @@ impl Plan {
     /// # Errors
     /// The error names the first thing that this kernel lacks.
     pub fn decide(facts: &Facts, refused: &[&str]) -> Result<Self> {
-        let (mut present, absent) = facts.hooks();
+        let windows = facts.windows(refused);
+        let (mut present, absent) = facts.hooks(windows);
         let release = || facts.release.clone();
+        if !facts.btf.has_struct("mem_cgroup") {
+            return Err(KernelError::NoController { release: release() }.into());
+        }
         let is_missed = |hook: &&Hook| hook.is_refused(refused) && hook.is_required_on(facts.v1);
         if let Some(hook) = present.iter().find(is_missed) {
             let Hook { function, purpose, .. } = *hook;
@@ -152,13 +195,21 @@ impl Plan {
             .ok_or_else(|| KernelError::NoController { release: release() })?;
         let css = |name: &str| Ok::<_, Error>(offset(name, "subsys")? + memory * size_of::<u64>() as u64);
         let optional = |at: Result<u64>| at.unwrap_or(0);
-        let pressure = offset("vmpressure", "tree_scanned");
+        let proactive = facts.btf.member_bit_offset("scan_control", "proactive").map_or(0, u64::from);
         // All, or none: 0 says that it is not known.
         let together = |paths: &[(&str, &str)]| {
             let all: Result<Vec<_>> = paths.iter().map(|(name, path)| offset(name, path)).collect();
             all.unwrap_or_else(|_| vec![0; paths.len()])
         };
         let victim = together(&[("task_struct", "signal"), ("signal_struct", "oom_mm")]);
+        let descriptors = together(&[
+            ("task_struct", "files"),
+            ("files_struct", "fdt"),
+            ("fdtable", "fd"),
+            ("file", "f_inode"),
+            ("inode", "i_private"),
+            ("kernfs_node", "priv"),
+        ]);
         let populated = together(&[
             ("cgroup", "nr_populated_csets"),
             ("cgroup", "nr_populated_domain_children"),
@@ -168,7 +219,7 @@ impl Plan {
             let oom = u64::try_from(facts.btf.enum_value("memcg_memory_event", "MEMCG_OOM")?).ok()?;
             Some(events + oom * size_of::<u64>() as u64)
         });
-        let features = Features::of(has, under_oom.is_some(), pressure.is_ok());
+        let features = Features::of(has, under_oom.is_some(), windows);
         Ok(Self {
             hooks: present.iter().map(|hook| hook.program).collect(),
             functions: present
@@ -185,13 +236,23 @@ impl Plan {
                 ("OFF_MEMCG_VMPRESSURE", optional(offset("mem_cgroup", "vmpressure"))),
                 ("OFF_MEMCG_UNDER_OOM", under_oom.unwrap_or(0)),
                 ("OFF_VMPRESSURE_WORK", optional(offset("vmpressure", "work"))),
-                ("OFF_VMPRESSURE_SCANNED", optional(pressure)),
+                ("OFF_VMPRESSURE_SCANNED", optional(offset("vmpressure", "tree_scanned"))),
                 ("OFF_VMPRESSURE_RECLAIMED", optional(offset("vmpressure", "tree_reclaimed"))),
+                ("OFF_SCAN_PRIORITY", optional(offset("scan_control", "priority"))),
+                ("OFF_SCAN_GFP", optional(offset("scan_control", "gfp_mask"))),
+                ("OFF_SCAN_MEMCG", optional(offset("scan_control", "target_mem_cgroup"))),
+                ("BIT_SCAN_PROACTIVE", proactive),
                 ("OFF_CSS_CGROUP", offset("cgroup_subsys_state", "cgroup")?),
                 ("OFF_CGROUP_KN", offset("cgroup", "kn")?),
                 ("OFF_CGROUP_MEMORY_CSS", css("cgroup")?),
                 ("OFF_CSS_SET_MEMORY_CSS", css("css_set")?),
                 ("OFF_KN_ID", offset("kernfs_node", "id")?),
+                ("OFF_TASK_FILES", descriptors[0]),
+                ("OFF_FILES_TABLE", descriptors[1]),
+                ("OFF_TABLE_FILES", descriptors[2]),
+                ("OFF_FILE_INODE", descriptors[3]),
+                ("OFF_INODE_PRIVATE", descriptors[4]),
+                ("OFF_KN_PRIVATE", descriptors[5]),
                 ("OFF_TASK_CGROUPS", offset("task_struct", "cgroups")?),
                 ("OFF_TASK_TGID", offset("task_struct", "tgid")?),
                 ("OFF_TASK_COMM", offset("task_struct", "comm")?),
@@ -204,7 +265,10 @@ impl Plan {
                 ("OFF_CGROUP_THREADED", populated[2]),
                 ("OFF_FILE_REFS", file_refs),
                 ("FILE_REFS_BIAS", bias),
-            ],
+            ]
+            .into_iter()
+            .chain(victim::offsets(&facts.btf))
+            .collect(),
             numbers: vec![
                 ("SWAP_IS_SUM", u32::from(facts.v1)),
                 ("HAS_OOM_NOTIFY", u32::from(notified)),
@@ -228,7 +292,7 @@ pub fn release() -> String {
 /// whatever its capabilities (`yama_ptrace_access_check`), nor take its descriptors.
 #[must_use]
 pub fn ptrace_scope() -> Option<String> {
-    fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").ok().map(|text| text.trim().to_owned())
+    settings::sysctl("kernel/yama/ptrace_scope")
 }
 
 /// Bytes in a page of this host.
@@ -241,7 +305,9 @@ pub fn page_size() -> u64 {
         .unwrap_or(4096)
 }
 
-fn host_pages() -> u64 {
+/// Pages of memory and swap of this host.
+#[must_use]
+pub fn host_pages() -> u64 {
     let kib: u64 = fs::read_to_string(Path::new("/proc/meminfo"))
         .unwrap_or_default()
         .lines()
@@ -253,11 +319,17 @@ fn host_pages() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Features, HOOKS};
+    use super::{Facts, Features, HOOKS, Plan, Windows, btf::Btf};
+
+    const REBUILT: Windows = Windows::Rebuilt { has_order: true, has_passes: true };
+
+    fn offers_by(windows: Windows, refused: &[&str]) -> Features {
+        let left: Vec<_> = HOOKS.iter().filter(|hook| !hook.is_refused(refused)).collect();
+        Features::of(|program| left.iter().any(|hook| hook.program == program), true, windows)
+    }
 
     fn offers_without(refused: &[&str]) -> Features {
-        let left: Vec<_> = HOOKS.iter().filter(|hook| !hook.is_refused(refused)).collect();
-        Features::of(|program| left.iter().any(|hook| hook.program == program), true, true)
+        offers_by(Windows::Kernel, refused)
     }
 
     #[test]
@@ -269,10 +341,41 @@ mod tests {
         assert_eq!(offers_without(&["oom_ended", "oom_notified"]), Features { oom: false, ..all });
         assert_eq!(offers_without(&["populated"]), Features { empty: false, ..all });
         assert_eq!(offers_without(&["reclaim_window"]), Features { pressure: false, ..all });
+        assert_eq!(offers_by(REBUILT, &["reclaim_window"]), all);
+        for needed in ["reclaim_report_6", "reclaim_begun", "reclaim_ended", "reclaim_node"] {
+            assert_eq!(offers_by(REBUILT, &[needed]), Features { pressure: false, ..all }, "{needed}");
+        }
+    }
+
+    /// Facts of a kernel whose types are one structure of this name.
+    fn facts(structure: &str) -> Facts {
+        let names = [b"\0", structure.as_bytes(), b"\0"].concat();
+        let types = [1, 4 << 24, 0];
+        let (length, of_names) = (size_of_val(&types) as u32, names.len() as u32);
+        let words = [0x1_eb9f, 24, 0, length, length, of_names].into_iter().chain(types);
+        let bytes: Vec<u8> = words.flat_map(u32::to_le_bytes).chain(names).collect();
+        let btf = Btf::parse(bytes).expect("well-formed");
+        Facts {
+            release: "5.10.0".into(),
+            btf,
+            pages: 1 << 20,
+            page_size: 4096,
+            v1: false,
+            absent: Vec::new(),
+        }
     }
 
     #[test]
-    fn what_begins_ends() {
+    fn a_build_without_the_controller_is_distinguished_from_a_missing_function() {
+        let refusal = |structure| Plan::decide(&facts(structure), &[]).expect_err("no function").to_string();
+        let (without, with) = (refusal("task_struct"), refusal("mem_cgroup"));
+        assert!(without.contains("CONFIG_MEMCG=y") && without.contains("5.10.0"), "{without}");
+        assert!(!with.contains("CONFIG_MEMCG"), "{with}");
+        assert!(with.contains("mem_cgroup_css_free") && with.contains("too old, or inlined"), "{with}");
+    }
+
+    #[test]
+    fn programs_for_a_begin_and_its_end_are_left_out_together() {
         let left_out = |refused: &str| {
             let left_out = HOOKS.iter().filter(|hook| hook.is_refused(&[refused]));
             left_out.map(|hook| hook.program).collect::<Vec<_>>()
@@ -283,6 +386,11 @@ mod tests {
             assert_eq!(left_out(program), oom);
         }
         assert_eq!(left_out("limit_write_2"), limit);
+        let rebuilt =
+            ["reclaim_report", "reclaim_report_6", "reclaim_ended", "reclaim_begun", "reclaim_node"];
+        for program in rebuilt {
+            assert_eq!(left_out(program), rebuilt);
+        }
         // That a limit was written is still reported.
         assert_eq!(left_out("limit_write_1"), ["limit_twin_2", "limit_twin_1", "limit_write_1"]);
     }

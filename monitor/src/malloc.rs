@@ -3,7 +3,7 @@
 pub use monitor_sys::memory::trim;
 use monitor_sys::memory::use_one_arena;
 
-/// To be called before there is a second thread.
+/// Call it before a second thread exists.
 pub fn be_small() {
     // A huge page for each corner of the heap that is touched: 2 MiB for a few hundred
     // bytes, and no gain in speed. Refused, it costs memory only.
@@ -27,7 +27,7 @@ impl Trim {
     /// Fewer than this are not worth a system call.
     const MANY: u64 = 4096;
 
-    /// To be told now and then how much is held.
+    /// Receives, now and then, how much is held.
     pub fn now_held(&mut self, count: u64) {
         self.most = self.most.max(count);
         if self.most >= Self::MANY && count <= self.most / 2 {

@@ -16,6 +16,8 @@ use std::collections::BTreeMap;
 use monitor_client::wire::AgentStatus;
 use nix::errno::Errno;
 
+use crate::kills::KillCount;
+
 pub use histogram::Histogram;
 pub use selection::{Candidate, Chosen, LeftOut, Pattern, Selection};
 
@@ -42,7 +44,7 @@ pub struct AgentNumbers {
     /// Number of groups watched now.
     pub groups: u64,
     /// Places taken in the table of groups, and all places.
-    pub places: (u64, u64),
+    pub slots: (u64, u64),
     /// Eventfds registered now, and the most at once.
     pub eventfds: (u64, u64),
     /// Numbers of registrations, by control file.
@@ -55,6 +57,8 @@ pub struct AgentNumbers {
     pub refusals: BTreeMap<i32, u64>,
     /// Seconds from the record in the kernel to the signal.
     pub latency: Histogram,
+    /// Kills by the OOM killer, by the victims' groups; paths as those of the groups shown.
+    pub kills: Vec<KillCount>,
     /// The agent's state, as `status` shows it, too.
     pub status: AgentStatus,
 }

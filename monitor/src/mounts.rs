@@ -11,6 +11,10 @@ use crate::error::{Error, Result};
 /// A mount: one line of mountinfo.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mount {
+    /// Major and minor number of the file system's device.
+    pub device: (u32, u32),
+    /// Directory of the file system that is mounted: `/`, or another for a bind mount.
+    pub root: PathBuf,
     /// Mount point, in this process's view of the tree.
     pub point: PathBuf,
     /// Type of the file system.
@@ -49,11 +53,14 @@ pub fn parse(text: &[u8]) -> Vec<Mount> {
 /// Parses `ID PARENT MAJOR:MINOR ROOT POINT OPTIONS [TAG...] - KIND SOURCE OPTIONS`.
 fn parse_line(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|&byte| byte == b' ');
-    let point = fields.nth(4)?;
+    let device = str::from_utf8(fields.nth(2)?).ok()?.split_once(':')?;
+    let device = (device.0.parse().ok()?, device.1.parse().ok()?);
+    let (root, point) = (fields.next()?, fields.next()?);
+    let path = |text| PathBuf::from(OsString::from_vec(unescape(text)));
     let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
     let mut text = || Some(String::from_utf8_lossy(&unescape(rest.next()?)).into_owned());
     let (kind, source, options) = (text()?, text()?, text()?);
-    Some(Mount { point: OsString::from_vec(unescape(point)).into(), kind, source, options })
+    Some(Mount { device, root: path(root), point: path(point), kind, source, options })
 }
 
 /// Decodes octal escapes: mountinfo has them for space, tab, newline and backslash.
@@ -92,6 +99,7 @@ mod tests {
         let mounts = parse(text);
         assert_eq!(mounts.len(), 2);
         assert_eq!(mounts[0].point, Path::new("/sys/fs/cgroup"));
+        assert_eq!((mounts[0].device, mounts[0].root.as_path()), ((0, 26), Path::new("/")));
         assert_eq!((mounts[0].kind.as_str(), mounts[0].options.as_str()), ("cgroup2", "rw,nsdelegate"));
         use std::os::unix::ffi::OsStrExt as _;
         assert_eq!(mounts[1].point.as_os_str().as_bytes(), b"/a b\\\n\xff");

@@ -20,8 +20,8 @@ use std::{
 
 use nix::errno::Errno;
 
-pub use fd_stash::FdStash;
-pub use record::{CorruptRecord, Record};
+pub use fd_stash::{FdStash, IN_A_MESSAGE};
+pub use record::Record;
 pub use state_file::{RecordId, StateFile, Unfinished};
 pub use unrecorded::Unrecorded;
 
@@ -29,7 +29,6 @@ use crate::{
     error::{Error, Result},
     eventfd::EventFd,
     fd_store::{FdStore, STASH, STATE, StoredDescriptors},
-    persist::fd_stash::IN_A_MESSAGE,
     source::FileId,
 };
 
@@ -385,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_agent_was_packing_lies_in_one_bag_again() -> Result<()> {
+    fn what_a_killed_agent_was_stashing_lies_in_one_stash_again() -> Result<()> {
         let all = some(4);
         // 3 and 4 were moved, and not yet removed from the stash that they were in.
         let handed: StoredDescriptors = vec![stash(10, &[3, 4], &all), stash(9, &[1, 2, 3, 4], &all)];
@@ -401,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_waits_on_goes_little_by_little() -> Result<()> {
+    fn what_has_no_waiter_goes_little_by_little() -> Result<()> {
         let mut all = some(3000);
         let (mut persistence, _) = Persistence::open(FdStore::of_tests(), Vec::new())?;
         let mut kept = HashMap::new();

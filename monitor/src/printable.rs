@@ -11,7 +11,7 @@ use std::fmt::Write as _;
 /// line and paragraph separators, and those that change the direction of writing.
 fn is_active(character: char) -> bool {
     character.is_control()
-        || matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        || matches!(character, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Returns the text with each active character as an escape: `\n`, `\x1b`, `\u{202e}`. A

@@ -1,19 +1,23 @@
 //! The programs in the kernel: loads, attaches and queries them. This is the one module that uses
 //! aya.
 
-pub mod error;
+pub(crate) mod error;
 mod handles;
 mod identity;
 mod load;
 mod pins;
 mod predecessor;
+mod registers;
 mod ring;
+mod sizes;
 mod start;
 
-pub use identity::Identity;
-pub use load::{LoadCheck, TableSize, try_all};
+pub use error::BpfRefusal;
+pub(crate) use identity::Identity;
+pub use load::{LoadCheck, ProgramKind, TableSize, try_all};
 pub use pins::{PINS_DIRECTORY, Pins};
-pub use ring::{Doorbells, RingRecord};
+pub(crate) use ring::Doorbells;
+pub use sizes::TableSizes;
 
 use std::{
     fmt,
@@ -21,7 +25,7 @@ use std::{
     os::fd::{AsFd as _, RawFd},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -42,46 +46,16 @@ use monitor_sys::{
 use nix::time::{ClockId, clock_gettime};
 
 use crate::{
+    boxes::BoxTables,
     error::{Error, Result},
     kernel::{Features, Hook, error::KernelError},
     programs::{
-        error::QueryError,
+        error::{BpfStep, QueryError},
         handles::{Handles, is_charge},
-        load::failed,
         predecessor::Predecessor,
     },
-    source::{FileId, GroupId, Identify as _, Misses, Slots, Source},
+    source::{FileId, GroupId, Misses, Precision, Slots, Source},
 };
-
-/// Sizes of tables, chosen at start.
-#[derive(Clone, Copy, Debug)]
-pub struct TableSizes {
-    /// Groups that can be watched at once.
-    pub groups: u32,
-    /// Bytes of the ring buffer: a power of two, at least a page.
-    pub ring: u32,
-}
-
-impl TableSizes {
-    /// The sizes for a host with so many bytes of memory: a place in the table of groups for each
-    /// 64 KiB, rounded up to a power of two between 4,096 and 65,536. All of it is allocated at
-    /// the start, about 420 bytes each.
-    #[must_use]
-    pub const fn for_memory(bytes: u64) -> Self {
-        let mut groups = 4096;
-        while groups < 65_536 && (groups as u64) < bytes >> 16 {
-            groups *= 2;
-        }
-        Self { groups, ring: 256 * 1024 }
-    }
-}
-
-impl Default for TableSizes {
-    /// The sizes for a big host.
-    fn default() -> Self {
-        Self::for_memory(u64::MAX)
-    }
-}
 
 /// `st_ino` of the root directory, in each hierarchy.
 const ROOT_ID: u64 = 1;
@@ -95,10 +69,18 @@ pub struct Programs {
     identity: Identity,
     tallies: Table<AtomicU64>,
     files: Table<SharedFileRefs>,
+    /// The way in which the kernel calls them.
+    kind: ProgramKind,
+    /// Sweeps so far, of kprobes.
+    sweeps: AtomicU64,
     band_shift: u32,
     features: Features,
+    /// Rounds in which the attached programs did not run; see [`Programs::do_not_run`].
+    silent: Silent,
     /// Marks of what threads are in, by thread.
     thread_marks: Table<AtomicU64>,
+    /// The boxes of the black box, where it is on.
+    boxes: Option<Arc<BoxTables>>,
     /// Descriptors of the attached programs, for the kernel's counts of them.
     attached: Vec<(&'static Hook, RawFd)>,
     pins: Option<Pins>,
@@ -114,14 +96,29 @@ impl fmt::Debug for Programs {
     }
 }
 
+/// Rounds in which the attached programs did not run.
+#[derive(Debug, Default)]
+struct Silent {
+    is_now: AtomicBool,
+    rounds: AtomicU64,
+}
+
 impl Programs {
+    /// Notes that the attached programs do not run now, or run again, which
+    /// [`Identify::is_alive`](crate::source::Identify::is_alive) has found. Each call counts as a
+    /// skipped call of every program: so the next sweep reads what it would have seen.
+    pub fn do_not_run(&self, is_now: bool) {
+        self.silent.is_now.store(is_now, Ordering::SeqCst);
+        self.silent.rounds.fetch_add(1, Ordering::SeqCst);
+    }
+
     /// Queries an eventfd of the agent's own: proves that attached programs run and answer, and
     /// that they read the kernel's count of references.
     fn try_eventfd(&self) -> Result<()> {
         use nix::sys::eventfd::{EfdFlags, EventFd};
         let eventfd =
             EventFd::from_flags(EfdFlags::EFD_CLOEXEC).map_err(|errno| Error::syscall("eventfd2", errno))?;
-        let file = self.identity.file_of(eventfd.as_fd())?;
+        let file = self.identity.shown_file(eventfd.as_fd())?;
         match self.file_refs(&[file])?[..] {
             [1] => Ok(()),
             ref refs => Err(KernelError::References(refs.to_vec()).into()),
@@ -132,6 +129,12 @@ impl Programs {
     #[must_use]
     pub fn answers(&self) -> bool {
         self.end_epoch().is_ok() && self.try_eventfd().is_ok()
+    }
+
+    /// The way in which the kernel calls the programs.
+    #[must_use]
+    pub const fn kind(&self) -> ProgramKind {
+        self.kind
     }
 
     /// The table of slots.
@@ -155,11 +158,36 @@ impl Programs {
         stats.fold((0, 0), |(runs, time), one| (runs + one.runs, time + one.nanoseconds))
     }
 
+    /// The boxes of the black box, where it is on.
+    #[must_use]
+    pub(crate) fn boxes(&self) -> Option<Arc<BoxTables>> {
+        self.boxes.clone()
+    }
+
     /// Every count of losses, with its name.
     #[must_use]
     pub fn tallies(&self) -> Vec<(String, u64)> {
         let count = |at: usize| self.tallies.get(at).map_or(0, |word| word.load(Ordering::Relaxed));
         LossKind::NAMES.iter().enumerate().map(|(at, name)| ((*name).to_owned(), count(at))).collect()
+    }
+
+    /// Calls that the kernel has skipped, as it counts them; see [`Programs::misses`] for those that
+    /// it does not count.
+    fn counted_misses(&self) -> Misses {
+        let mut misses = Misses::default();
+        for (hook, fd) in &self.attached {
+            // Only attached programs are counted; one that is missing counts nothing.
+            *misses.of(hook.program) += ProgramStats::of(*fd).unwrap_or_default().misses;
+        }
+        for (program, missed) in self.probes_missed().unwrap_or_default() {
+            *misses.of(program) += missed;
+        }
+        misses
+    }
+
+    /// Calls that each kprobe has missed; `None` where the kernel does not report that.
+    fn probes_missed(&self) -> Option<Vec<(&'static str, u64)>> {
+        if self.kind == ProgramKind::Kprobe { self.handles.as_ref()?.probes_missed() } else { None }
     }
 
     fn handles(&self) -> Result<&Handles> {
@@ -208,7 +236,7 @@ impl Programs {
         for _ in 0..ATTEMPTS {
             let mut options = RawTracePointRunOptions::new();
             options.args[..3].copy_from_slice(&[query, arg1, arg2]);
-            program.test_run(options).map_err(|error| failed("BPF_PROG_TEST_RUN", &error))?;
+            program.test_run(options).map_err(|error| BpfStep::Run.failed(&error))?;
             if cell.answers.get() != before {
                 return Ok(cell.verdict.get());
             }
@@ -216,6 +244,9 @@ impl Programs {
         Err(QueryError::DoesNotRun.into())
     }
 }
+
+/// Free slots that one query goes over: what it does with them costs what a further query does.
+const NEAR: u32 = 100;
 
 impl Slots for Programs {
     fn slot(&self, index: u32) -> Option<&SharedSlot> {
@@ -258,9 +289,14 @@ impl Source for Programs {
 
     fn read_groups(&self, slots: Range<u32>) -> Result<()> {
         let end = slots.end.min(u32::try_from(self.slots.len()).unwrap_or(u32::MAX));
-        for from in (slots.start..end).step_by(Query::AT_ONCE as usize) {
-            let count = (end - from).min(Query::AT_ONCE);
-            self.query(Query::READ, from.into(), count.into())?;
+        let live = self.live_slots(slots.start..end);
+        // Near ones by one query, since a call costs more than a few free slots do.
+        for some in live.chunk_by(|before, next| next - before < NEAR) {
+            let (Some(first), Some(last)) = (some.first(), some.last()) else { continue };
+            for from in (*first..last + 1).step_by(Query::AT_ONCE as usize) {
+                let count = (last + 1 - from).min(Query::AT_ONCE);
+                self.query(Query::READ, from.into(), count.into())?;
+            }
         }
         Ok(())
     }
@@ -329,12 +365,31 @@ impl Source for Programs {
     }
 
     fn misses(&self) -> Misses {
-        let mut misses = Misses::default();
-        for (hook, fd) in &self.attached {
-            // Only attached programs are counted; one that is missing counts nothing.
-            *misses.of(hook.program) += ProgramStats::of(*fd).unwrap_or_default().misses;
+        let mut misses = self.counted_misses();
+        misses.add_round(self.silent.rounds.load(Ordering::SeqCst));
+        if self.kind == ProgramKind::Kprobe {
+            misses.have_no_twins();
+            // Of these calls the program at the return does not know the argument.
+            misses.add_round(self.tally(LossKind::ReturnsUnknown));
+            if self.probes_missed().is_none() {
+                // Before Linux 6.7 nothing says which calls a kprobe has missed (`nmissed`, of
+                // kretprobes, and `bpf_prog_active`): each sweep reads as after a loss.
+                misses.add_round(self.sweeps.fetch_add(1, Ordering::SeqCst) + 1);
+            }
         }
         misses
+    }
+
+    fn skipped(&self) -> u64 {
+        self.counted_misses().total()
+    }
+
+    fn unseen_groups(&self) -> u64 {
+        self.counted_misses().creations + self.silent.rounds.load(Ordering::SeqCst)
+    }
+
+    fn precision(&self) -> Precision {
+        if self.silent.is_now.load(Ordering::SeqCst) { Precision::Sampled } else { Precision::Exact }
     }
 
     fn count(&self, tally: LossKind, by: u64) {
@@ -380,20 +435,5 @@ impl Source for Programs {
 
     fn band_shift(&self) -> u32 {
         self.band_shift
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::TableSizes;
-
-    #[test]
-    fn tables_are_sized_by_the_host() {
-        const GIB: u64 = 1 << 30;
-        let groups = |bytes| TableSizes::for_memory(bytes).groups;
-        assert_eq!((groups(0), groups(GIB / 4), groups(GIB / 2)), (4096, 4096, 8192));
-        // The memory that the kernel keeps for itself is missing in the sum.
-        assert_eq!((groups(GIB), groups(GIB * 9 / 10)), (16_384, 16_384));
-        assert_eq!((groups(4 * GIB * 9 / 10), groups(u64::MAX)), (65_536, 65_536));
     }
 }

@@ -25,7 +25,11 @@ use crate::{
 
 pub use account::{Account, AccountIndex};
 pub use group::Group;
-pub use thresholds::{BURST, Clock, Crossing, Cursor, Outcome, Side, ThresholdSet, first_side};
+#[cfg(test)]
+pub use thresholds::BURST;
+pub use thresholds::{
+    Clock, Crossing, Cursor, Outcome, Registered, ThresholdSet, first_side, pages as place_of,
+};
 
 /// One registration for an event of a group.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +44,7 @@ pub struct Subscription {
     /// against this account's quota.
     pub account: Account,
     /// The record id, under which it is recorded.
-    pub ticket: RecordId,
+    pub record_id: RecordId,
     /// The side of a threshold that an earlier agent has signalled; `None`: a new threshold.
     pub above: Option<bool>,
 }
@@ -51,7 +55,7 @@ pub struct Subscriber {
     /// The eventfd to be signalled.
     pub file: FileId,
     /// The record id; no other registration has it at the same time.
-    pub ticket: RecordId,
+    pub record_id: RecordId,
     /// The account that pays for it.
     pub payer: AccountIndex,
 }
@@ -72,17 +76,17 @@ pub struct Registry {
     percents: BTreeSet<u32>,
     accounts: Accounts,
     registrations: u64,
-    /// Numbers of registrations for OOM, pressure, emptiness, percentages, working sets, and
-    /// memory+swap.
-    kinds: [u64; 6],
+    /// Numbers of registrations for OOM, pressure, emptiness, percentages, working sets,
+    /// memory+swap, and what is not reclaimable.
+    kinds: [u64; 7],
 }
 
 impl Registry {
     /// Adds one registration. The caller has looked at the group just now, so that the quantity
     /// is `now` pages, and percents are of `limit` pages.
     pub fn add(&mut self, id: GroupId, registration: Subscription, now: u64, limit: u64) {
-        let Subscription { trigger, file, ticket, account, .. } = registration;
-        let to = Subscriber { file, ticket, payer: self.accounts.charge(account) };
+        let Subscription { trigger, file, record_id, account, .. } = registration;
+        let to = Subscriber { file, record_id, payer: self.accounts.charge(account) };
         let group = self.groups.entry(id.slot).or_insert_with(|| Group::new(id));
         let before = group.kinds();
         group.add(to, &registration, now, limit);
@@ -112,6 +116,7 @@ impl Registry {
     }
 
     /// Returns every watched group.
+    #[cfg(test)]
     pub fn groups(&self) -> impl Iterator<Item = &Group> {
         self.groups.values()
     }
@@ -123,6 +128,7 @@ impl Registry {
     }
 
     /// Groups with registrations for OOM.
+    #[cfg(test)]
     pub fn oom_groups(&self) -> impl Iterator<Item = &Group> {
         self.ooms.iter().filter_map(|slot| self.groups.get(slot))
     }
@@ -189,6 +195,7 @@ impl Registry {
     }
 
     /// The account at an index; `None` once it has no registration any more.
+    #[cfg(test)]
     #[must_use]
     pub fn account(&self, payer: AccountIndex) -> Option<Account> {
         self.accounts.account(payer)
@@ -203,11 +210,12 @@ impl Registry {
     /// The number of registrations on a control file.
     #[must_use]
     pub const fn len_on(&self, on: ControlFile) -> u64 {
-        let [oom, pressure, empty, _, working_set, sum] = self.kinds;
+        let [oom, pressure, empty, _, working_set, sum, anon] = self.kinds;
         match on {
-            ControlFile::Usage => self.registrations - oom - pressure - empty - working_set - sum,
+            ControlFile::Usage => self.registrations - oom - pressure - empty - working_set - sum - anon,
             ControlFile::Memsw => sum,
             ControlFile::WorkingSet => working_set,
+            ControlFile::Anon => anon,
             ControlFile::Oom => oom,
             ControlFile::Pressure => pressure,
             ControlFile::Procs => empty,
@@ -222,21 +230,23 @@ impl Registry {
         awaited.fold(0, |all, (bit, _)| all | bit)
     }
 
-    /// Whether any registration is on a working set.
+    /// Whether any registration is on a quantity that only files have.
     #[must_use]
-    pub const fn has_working_sets(&self) -> bool {
-        self.kinds[4] > 0
+    pub const fn has_on_files(&self) -> bool {
+        let [_, _, _, _, working_set, _, anon] = self.kinds;
+        working_set + anon > 0
     }
 
     /// Forgets the registrations of a group that went, and returns them by eventfd, for each is
     /// signalled once more. Costs what was registered there; [`Registry::take_from_group`] does
     /// it in pieces.
+    #[cfg(test)]
     pub fn remove_group(&mut self, slot: u32) -> Vec<(FileId, Vec<RecordId>)> {
-        let mut tickets: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        let mut record_ids: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for to in self.take_from_group(slot, usize::MAX) {
-            tickets.entry(to.file).or_default().push(to.ticket);
+            record_ids.entry(to.file).or_default().push(to.record_id);
         }
-        tickets.into_iter().collect()
+        record_ids.into_iter().collect()
     }
 
     /// Takes up to `most` registrations out of a group, and forgets the group with the
@@ -251,13 +261,14 @@ impl Registry {
     /// Forgets all registrations of an eventfd that its client closed, and returns the slots they
     /// were on, and where they were recorded. Costs what was registered on it;
     /// [`Registry::take_from_file`] does it in pieces.
+    #[cfg(test)]
     pub fn remove_file(&mut self, file: FileId) -> (Vec<u32>, Vec<RecordId>) {
-        let (mut slots, mut tickets) = (Vec::new(), Vec::new());
+        let (mut slots, mut record_ids) = (Vec::new(), Vec::new());
         while let Some((slot, taken)) = self.take_from_file(file, usize::MAX) {
             slots.push(slot);
-            tickets.extend(taken.iter().map(|to| to.ticket));
+            record_ids.extend(taken.iter().map(|to| to.record_id));
         }
-        (slots, tickets)
+        (slots, record_ids)
     }
 
     /// Takes up to `most`, one at least, of an eventfd's registrations out of one group;
@@ -321,7 +332,7 @@ impl Registry {
         }
     }
 
-    fn count_kinds(&mut self, before: [usize; 6], after: [usize; 6]) {
+    fn count_kinds(&mut self, before: [usize; 7], after: [usize; 7]) {
         for ((count, before), after) in self.kinds.iter_mut().zip(before).zip(after) {
             *count = *count + after as u64 - before as u64;
         }

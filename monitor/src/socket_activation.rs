@@ -17,19 +17,26 @@ pub const REGISTER: &str = "register";
 /// Name of the admin socket.
 pub const OPERATOR: &str = "operator";
 
-/// Takes the socket of that name, which listens for packets, out of the descriptors handed
-/// over.
+/// Name of the socket of the memory-pressure protocol.
+pub const PRESSURE: &str = "pressure";
+
+/// Takes the socket of that name, which listens for packets, or for streams where it is
+/// [`PRESSURE`], out of the descriptors handed over.
 ///
 /// # Errors
 /// The descriptor is something else, or there are two of that name.
 pub fn listener(handed: &mut StoredDescriptors, name: &str) -> Result<Option<OwnedFd>> {
+    let (kind, directive) = match name {
+        PRESSURE => (SockType::Stream, "ListenStream="),
+        _ => (SockType::SeqPacket, "ListenSequentialPacket="),
+    };
     let mut named: Vec<_> = handed.extract_if(.., |(found, _)| found == name).collect();
     let Some((_, fd)) = named.pop() else { return Ok(None) };
     let name = name.to_owned();
     match named.len() {
-        0 if is_listener(fd.as_fd()) => Ok(Some(fd)),
-        0 => Err(SocketActivationError::NotAListener { name }.into()),
-        _ => Err(SocketActivationError::Repeated { name }.into()),
+        0 if is_listener(fd.as_fd(), kind) => Ok(Some(fd)),
+        0 => Err(SocketActivationError::NotAListener { name, directive }.into()),
+        _ => Err(SocketActivationError::Repeated { name, directive }.into()),
     }
 }
 
@@ -44,11 +51,11 @@ pub fn may_reopen_programs() -> bool {
     mask.is_none_or(|mask| mask & SYS_ADMIN != 0)
 }
 
-fn is_listener(fd: BorrowedFd<'_>) -> bool {
+fn is_listener(fd: BorrowedFd<'_>, kind: SockType) -> bool {
     let local = getsockname::<SockaddrStorage>(fd.as_raw_fd())
         .is_ok_and(|address| address.family() == Some(AddressFamily::Unix));
     local
-        && getsockopt(&fd, sockopt::SockType) == Ok(SockType::SeqPacket)
+        && getsockopt(&fd, sockopt::SockType) == Ok(kind)
         && getsockopt(&fd, sockopt::AcceptConn) == Ok(true)
 }
 
@@ -81,7 +88,7 @@ mod tests {
         assert!(listener(&mut handed, "operator")?.is_none());
         assert!(listener(&mut handed, "register")?.is_some());
         assert!(listener(&mut handed, "register")?.is_none(), "taken once");
-        assert_eq!(handed.len(), 1, "what is somebody else's stays");
+        assert_eq!(handed.len(), 1, "another process's descriptors stay");
 
         let mut stream = named(vec![listening(SockType::Stream)?]);
         assert!(listener(&mut stream, "register").is_err());
@@ -89,6 +96,10 @@ mod tests {
         assert!(listener(&mut named(vec![pair.0]), "register").is_err(), "it does not listen");
         let two = vec![listening(SockType::SeqPacket)?, listening(SockType::SeqPacket)?];
         assert!(listener(&mut named(two), "register").is_err());
+        for (kind, is_it) in [(SockType::Stream, true), (SockType::SeqPacket, false)] {
+            let mut handed = vec![("pressure".to_owned(), listening(kind)?)];
+            assert_eq!(listener(&mut handed, "pressure").is_ok(), is_it, "{kind:?}");
+        }
         Ok(())
     }
 }

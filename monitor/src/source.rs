@@ -1,18 +1,29 @@
-//! The interface of the agent to a kernel, as traits: the real one is
-//! [`Programs`](crate::programs::Programs), and tests have a kernel of their own.
+//! The interface of the agent to a kernel, as traits. A [`Backend`](crate::backend::Backend)
+//! implements them, and tests have a kernel of their own.
 
 mod misses;
 
 pub use misses::Misses;
 
-use std::{collections::HashMap, ops::Range, os::fd::BorrowedFd};
+use std::{
+    collections::{HashMap, HashSet},
+    ops::Range,
+    os::fd::{AsFd, BorrowedFd},
+};
 
-use monitor_common::protocol::{ring::LossKind, word::Word as _};
+use auto_impl::auto_impl;
+use monitor_common::{
+    grammar::control_file::ControlFile,
+    protocol::{
+        ring::{Doorbell, LossKind, Victim},
+        word::Word as _,
+    },
+};
 use monitor_sys::table::SharedSlot;
 
 use crate::{error::Result, kernel::Features};
 
-/// A group: its slot, and the generation that tells it from the slot's others.
+/// A group: its slot, and the generation that distinguishes it from the slot's other groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct GroupId {
     /// The index into the slot table.
@@ -31,21 +42,72 @@ pub enum Located {
     /// The file's group has no slot, because the table is full.
     TableFull,
     /// The file belongs to no group: the group is gone, or the file is not a usage file.
-    Nobody,
+    NoGroup,
 }
 
-/// A `struct file` in the kernel: its address while a reference is held.
+/// A `struct file` in the kernel, while a reference is held: its address, or where no program reports
+/// that, the kernel's number of the eventfd (`eventfd-id`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FileId(pub u64);
 
+impl FileId {
+    /// Whether it is an address: those of the kernel are in the upper half.
+    #[must_use]
+    pub const fn is_address(self) -> bool {
+        self.0 >> 63 != 0
+    }
+}
+
+/// How a threshold on memory or memory+swap is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// Each change of the counter is compared: no crossing is missed.
+    Exact,
+    /// The counter is read from time to time: a crossing and its way back between two readings
+    /// may be missed.
+    Sampled,
+}
+
+impl Precision {
+    /// The word for it, in JSON and on the command line.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Exact => "exact",
+            Self::Sampled => "sampled",
+        }
+    }
+}
+
+/// One record of what happened in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(clippy::large_enum_variant, reason = "each is taken out of the ring and used by itself")]
+pub enum RingRecord {
+    /// A doorbell: a slot to look at.
+    Bell(Doorbell),
+    /// The victim of an OOM.
+    Victim(Victim),
+}
+
+/// The queue of records, which the thread that signals waits on: readable while it has any. The
+/// iterator ends where there is no record now.
+pub trait DoorbellQueue: Iterator<Item = RingRecord> + AsFd + Send {}
+
 /// The table of groups: memory shared with the programs, which any thread reads without a system
 /// call.
+#[auto_impl(Box)]
 pub trait Slots {
     /// Returns the slot at `index`; indices come from this table.
     fn slot(&self, index: u32) -> Option<&SharedSlot>;
 
     /// The hierarchy's root: it has a slot without a counter.
     fn root(&self) -> GroupId;
+
+    /// The slots within `range` that have groups which are online: of a table that is mostly free, what
+    /// is worth reading.
+    fn live_slots(&self, range: Range<u32>) -> Vec<u32> {
+        range.filter(|index| self.slot(*index).is_some_and(|slot| slot.state().is_live())).collect()
+    }
 
     /// Groups that are online, by the ids of their directories.
     fn groups_by_id(&self) -> HashMap<u64, GroupId> {
@@ -57,26 +119,50 @@ pub trait Slots {
         })
         .collect()
     }
+
+    /// The slot of the group whose directory has this id.
+    fn slot_of(&self, cgroup_id: u64) -> Option<u32> {
+        self.groups_by_id().get(&cgroup_id).map(|group| group.slot)
+    }
+
+    /// Groups that are online, among those whose directories have these ids; each gets a slot, if
+    /// there is room.
+    fn place_groups(&self, ids: &HashSet<u64>) -> HashMap<u64, GroupId> {
+        let mut found = self.groups_by_id();
+        found.retain(|id, _| ids.contains(id));
+        found
+    }
 }
 
 /// The identity of files and descriptors, as the kernel has it. The answers come from programs
 /// that run at this thread's reads: only the thread that started the programs gets answers. To
 /// read may take as long as a client's file likes, so no lock may be held meanwhile.
-pub trait Identify: Slots {
-    /// Finds the group of the usage file `fd`, which is open for reading.
+pub trait Identify: Slots + Send {
+    /// Finds the group of the file `usage`, which is open for reading; `cgroup_id` is that of
+    /// `directory`, which the file was opened in.
     ///
     /// # Errors
     /// The programs could not be queried.
-    fn locate(&self, fd: BorrowedFd<'_>) -> Result<Located>;
+    fn locate(&self, usage: BorrowedFd<'_>, directory: BorrowedFd<'_>, cgroup_id: u64) -> Result<Located>;
 
     /// Returns the file that the eventfd `fd` refers to.
     ///
     /// # Errors
     /// The programs could not be queried.
     fn file_of(&self, fd: BorrowedFd<'_>) -> Result<FileId>;
+
+    /// Notes that the agent itself is a client with this eventfd, as long as `is_there`: for a source
+    /// that looks for clients in other processes.
+    fn set_own(&self, _file: FileId, _is_there: bool) {}
+
+    /// Whether programs that are attached run: a query of something that is always there.
+    fn is_alive(&self) -> bool {
+        true
+    }
 }
 
 /// The kernel side, as the watcher uses it.
+#[auto_impl(Box)]
 pub trait Source: Slots {
     /// Usage in pages, read from the kernel's own counter *now*; `None` when the group's counter
     /// is gone.
@@ -122,6 +208,7 @@ pub trait Source: Slots {
     /// Whether there may be slots whose parent is unknown; true once for each time that it
     /// becomes so.
     fn take_orphans(&self) -> bool;
+
     /// Reads usage, peak and limit of all live groups in `slots` into these: a few runs of a
     /// program, no system call for each group. See [`Slot::read_of`].
     ///
@@ -159,6 +246,16 @@ pub trait Source: Slots {
     /// Events that this kernel can report.
     fn features(&self) -> Features;
 
+    /// How thresholds on memory and memory+swap are watched now.
+    fn precision(&self) -> Precision {
+        Precision::Exact
+    }
+
+    /// The reason why events of this control file are not reported, where they are not.
+    fn why_not(&self, on: ControlFile) -> String {
+        format!("this kernel has no hook for {}", on.name())
+    }
+
     /// Counts the references to each of `files`, in their order; 0 where they could not be
     /// counted. For a file to which the caller holds no reference it is any number.
     ///
@@ -190,6 +287,12 @@ pub trait Source: Slots {
     /// The number of all such calls.
     fn skipped(&self) -> u64 {
         self.misses().total()
+    }
+
+    /// The number of groups that no program was called for when they were made, where the kernel
+    /// counts that; a round in which no program was called at all counts as one.
+    fn unseen_groups(&self) -> u64 {
+        self.misses().creations
     }
 
     /// Adds to a count of losses.

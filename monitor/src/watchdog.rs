@@ -2,14 +2,26 @@
 //! its own group; a charge crosses the threshold; the kernel's program sends a record; the
 //! thread that signals answers; the eventfd is signalled; and, once it is closed, the kernel's
 //! count of its references ends the registration. None of it happens without a watchdog.
+//!
+//! A test needs descriptors and memory, and signals need neither. An agent that cannot be tested
+//! for want of them works, and clients need it: ending it would help nobody.
 
 pub mod error;
 
 use std::{
+    env,
     fs::{self, File},
+    io,
     num::NonZeroUsize,
-    os::fd::OwnedFd,
-    path::{Path, PathBuf},
+    os::{
+        fd::OwnedFd,
+        linux::net::SocketAddrExt as _,
+        unix::{
+            ffi::OsStrExt as _,
+            net::{SocketAddr, UnixDatagram},
+        },
+    },
+    path::Path,
     rc::Rc,
     time::Duration,
 };
@@ -73,16 +85,51 @@ const LOOK: Duration = Duration::from_millis(1);
 pub async fn serve<S: Source>(
     time: Duration,
     watcher: SharedWatcher<S>,
-    places: Rc<FrontendContext>,
+    context: Rc<FrontendContext>,
     hierarchy: Hierarchy,
 ) {
-    let test = async || test(&watcher, &places, &hierarchy).await;
+    // Before there may be no descriptor for it.
+    let manager = connect_manager().inspect_err(|error| log::warn!("NOTIFY_SOCKET: {error}")).ok();
+    let notify = || match manager.as_ref().map(|manager| manager.send(b"WATCHDOG=1\n")) {
+        Some(Ok(_)) => Ok(()),
+        // The manager has another socket by now.
+        _ => sd_notify::notify(&[NotifyState::Watchdog]),
+    };
+    let test = async || {
+        let outcome = alive(test(&watcher, &context, &hierarchy).await);
+        // Whoever holds the watcher for ever holds this up, too.
+        watcher.lock().end_closed_of(Account::Agent);
+        outcome
+    };
     pace(time / TESTS, test, || {
-        if let Err(error) = sd_notify::notify(&[NotifyState::Watchdog]) {
+        if let Err(error) = notify() {
             log::warn!("cannot notify the service manager (NOTIFY_SOCKET): {error}");
         }
     })
     .await;
+}
+
+/// A socket that is connected to the service manager's.
+fn connect_manager() -> io::Result<UnixDatagram> {
+    let path = env::var_os("NOTIFY_SOCKET").ok_or(io::ErrorKind::NotFound)?;
+    let socket = UnixDatagram::unbound()?;
+    match path.as_bytes().strip_prefix(b"@") {
+        Some(name) => socket.connect_addr(&SocketAddr::from_abstract_name(name)?)?,
+        None => socket.connect(&path)?,
+    }
+    Ok(socket)
+}
+
+/// Takes a test that could not be made, as the host or the agent is short of something, for one that
+/// went well.
+fn alive(outcome: Result<()>) -> Result<()> {
+    match outcome {
+        Err(error) if error.shortage().is_some() => {
+            log::warn!("the watchdog's test is not made, and the agent taken for alive: {error}");
+            Ok(())
+        }
+        outcome => outcome,
+    }
 }
 
 /// Tests once in each period `every`, with as much time for it, and reports each success.
@@ -102,7 +149,7 @@ async fn pace(every: Duration, mut test: impl AsyncFnMut() -> Result<()>, mut we
 /// Tests one registration of the agent's own from begin to end.
 async fn test<S: Source>(
     watcher: &SharedWatcher<S>,
-    places: &FrontendContext,
+    context: &FrontendContext,
     hierarchy: &Hierarchy,
 ) -> Result<()> {
     let failed = |error| Error::epoll("the watchdog's eventfd", error);
@@ -112,16 +159,16 @@ async fn test<S: Source>(
     let eventfd = wait_on(OwnedFd::from(eventfd)).map_err(failed)?;
     let text =
         fs::read("/proc/self/cgroup").map_err(|error| Error::file("read", "/proc/self/cgroup", error))?;
-    let group = own_group(&text, hierarchy).ok_or(WatchdogError::NoOwnGroup)?;
+    let group = hierarchy.directory_of(&text).ok_or(WatchdogError::NoOwnGroup)?;
     if group == hierarchy.root {
         // The root's counter is never charged: only the close can be tested.
         let line = format!("0 0 memory.usage_in_bytes {}", u64::MAX);
-        ask(watcher, places, theirs, &group, &line).await?;
+        request(watcher, context, theirs, &group, &line).await?;
     } else {
         let file = group.join(hierarchy.version.usage_file());
         let usage = fs::read_to_string(&file).map_err(|error| Error::file("read", &file, error))?;
         let usage: u64 = usage.trim().parse().unwrap_or(0);
-        if !ask(watcher, places, theirs, &file, &format!("0 0 {}", usage + ABOVE * page_size())).await? {
+        if !request(watcher, context, theirs, &file, &format!("0 0 {}", usage + ABOVE * page_size())).await? {
             return Ok(());
         }
         let charge = charge()?;
@@ -142,9 +189,9 @@ async fn test<S: Source>(
 
 /// Registers like a client whose descriptors come along. False where clients have filled the
 /// tables: they need the agent as it is, and it did answer.
-async fn ask<S: Source>(
+async fn request<S: Source>(
     watcher: &SharedWatcher<S>,
-    places: &FrontendContext,
+    context: &FrontendContext,
     eventfd: OwnedFd,
     control: &Path,
     line: &str,
@@ -156,7 +203,7 @@ async fn ask<S: Source>(
     let sent = SentDescriptors::new(fds.into(), Sender::new(UnixCredentials::new()), Account::Agent)
         .map_err(refused)?;
     let client = Client { line: line.as_bytes(), requester: &OwnRequest(sent), follower: None, own: None };
-    let outcome = register(watcher, places, client).await;
+    let outcome = register(watcher, context, client).await;
     match outcome {
         Ok(receipt) => {
             watcher.lock().confirm(receipt);
@@ -200,37 +247,32 @@ fn charge() -> Result<ChargedPages> {
     ChargedPages::new(length).map_err(|errno| Error::syscall("mmap", errno))
 }
 
-/// The directory of this process's group, from the text of `/proc/self/cgroup`.
-fn own_group(text: &[u8], hierarchy: &Hierarchy) -> Option<PathBuf> {
-    let below = hierarchy.version.group_of(text)?.strip_prefix("/").ok()?;
-    Some(if below.as_os_str().is_empty() { hierarchy.root.clone() } else { hierarchy.root.join(below) })
-}
-
 #[cfg(test)]
 mod tests {
-    use std::{cell::Cell, path::PathBuf, time::Duration};
+    use std::{cell::Cell, io, time::Duration};
 
-    use super::{own_group, pace};
-    use crate::{
-        cgroup::{Hierarchy, Version},
-        watchdog::error::WatchdogError,
-    };
+    use nix::errno::Errno;
+
+    use super::{alive, pace};
+    use crate::{error::Error, watchdog::error::WatchdogError};
 
     #[test]
-    fn the_own_group_is_that_of_the_memory_controller() {
-        let text = "5:cpu,memory:/a/b:c\n2:pids:/x\n0::/system.slice/y.service\n";
-        let group =
-            |version| own_group(text.as_bytes(), &Hierarchy { version, root: "/sys/fs/cgroup".into() });
-        assert_eq!(group(Version::V1), Some(PathBuf::from("/sys/fs/cgroup/a/b:c")));
-        assert_eq!(group(Version::V2), Some(PathBuf::from("/sys/fs/cgroup/system.slice/y.service")));
-        let root = Hierarchy { version: Version::V2, root: "/cg".into() };
-        assert_eq!(own_group(b"0::/\n", &root), Some(PathBuf::from("/cg")));
-        assert_eq!(own_group(b"", &root), None);
+    fn an_agent_that_is_short_of_something_is_alive() {
+        let lost = |errno: Errno| io::Error::from_raw_os_error(errno as i32);
+        for errno in [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM] {
+            assert!(alive(Err(Error::syscall("eventfd2", errno))).is_ok(), "{errno}");
+            assert!(alive(Err(Error::file("open", "/a", lost(errno)))).is_ok(), "{errno}");
+            assert!(alive(Err(Error::epoll("an eventfd", lost(errno)))).is_ok(), "{errno}");
+        }
+        assert!(alive(Err(Error::epoll("an eventfd", lost(Errno::ENOSPC)))).is_ok());
+        assert!(alive(Err(Error::file("open", "/a", lost(Errno::ENOSPC)))).is_err());
+        assert!(alive(Err(Error::syscall("eventfd2", Errno::EINVAL))).is_err());
+        assert!(alive(Err(WatchdogError::NoOwnGroup.into())).is_err());
     }
 
-    /// One test fails, one never ends, the others go well.
+    /// Makes one test fail and one never end; the others succeed.
     #[test]
-    fn only_a_test_that_went_well_feeds_the_watchdog() -> Result<(), std::io::Error> {
+    fn only_a_test_that_went_well_feeds_the_watchdog() -> Result<(), io::Error> {
         let (tests, meals) = (Cell::new(0), Cell::new(0));
         let fed = tokio::sync::Notify::new();
         let test = async || {

@@ -2,13 +2,13 @@
 //! bystander's latency from crossing to signal, how soon the frontends answer, and the
 //! agent's processor time and memory; each beside the same agent's idle round.
 //!
-//! On a single counted processor an attacker takes his share of it from all others: now and
+//! On a single counted processor an attacker takes its share of it from all others: now and
 //! then the agent, or a waiting client, runs at the end of a slice only. So the first row
 //! is of two threads that compute and do nothing else, and each is set beside that, too.
 
 mod bystander;
 mod crowd;
-mod doors;
+mod operator_frontends;
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 
 use self::bystander::{Bystander, Crossings};
-use self::doors::Doors;
+use self::operator_frontends::OperatorFrontends;
 use super::Scope;
 use crate::harness::agent::Agent;
 use crate::harness::attack::{Attack, Size};
@@ -27,7 +27,7 @@ use crate::harness::report::{bars, rounded, row, say};
 /// The project's aims: the 99th percentile beside the idle one, and seconds until a frontend
 /// answers.
 const AIM: f64 = 2.0;
-const AIM_DOORS: Duration = Duration::from_secs(1);
+const AIM_FRONTENDS: Duration = Duration::from_secs(1);
 /// A bar that is higher is cut off.
 const HIGHEST: f64 = 20.0;
 /// How long the agent is waited for once an attack is over.
@@ -88,15 +88,15 @@ pub(crate) fn run(scope: Scope, hierarchy: Hierarchy) -> Result<()> {
         say!("{name}: under way after {:.1} s", began.elapsed().as_secs_f64());
         reset_peak(&here.agent);
         let attacked = here.round()?;
-        say!("  asked; now it ends");
+        say!("  measured; now it ends");
         let stopped = Instant::now();
         running.stop()?;
-        let calm = here.doors.until_calm(AFTERWARDS)?.map(|()| stopped.elapsed());
+        let answered = here.frontends.until_answered(AFTERWARDS)?.map(|()| stopped.elapsed());
         let after = resident(&here.agent, "VmRSS:")?;
         let computing = *computing.get_or_insert_with(|| at(&attacked.crossings.latencies, 0.99));
-        ratios.push((name, report(name, course, [&idle, &attacked], computing, calm, after)));
+        ratios.push((name, report(name, course, [&idle, &attacked], computing, answered, after)));
         // A frontend that does not answer any more is not queried any further.
-        stage = calm.is_some().then_some(here);
+        stage = answered.is_some().then_some(here);
     }
     let heights: Vec<_> = ratios.iter().map(|(name, ratio)| (*name, ratio.min(HIGHEST))).collect();
     bars("A bystander's 99th percentile beside an attack", "times the idle one (20: or more)", &heights);
@@ -108,38 +108,39 @@ pub(crate) fn run(scope: Scope, hierarchy: Hierarchy) -> Result<()> {
 struct Stage {
     agent: Agent,
     bystander: Bystander,
-    doors: Doors,
+    frontends: OperatorFrontends,
     options: &'static [&'static str],
     course: Course,
 }
 
 impl Stage {
     fn new(options: &'static [&'static str], course: Course) -> Result<Self> {
-        let common = ["--socket-mode", "0666", "--metrics", doors::METRICS];
+        let common = ["--socket-mode", "0666", "--metrics", operator_frontends::METRICS];
         let agent = Agent::start(&[&common[..], options].concat())?;
         let bystander = Bystander::start(course.limit)?;
-        Ok(Self { agent, bystander, doors: Doors::new(course.limit), options, course })
+        Ok(Self { agent, bystander, frontends: OperatorFrontends::new(course.limit), options, course })
     }
 
     fn round(&mut self) -> Result<Round> {
         let (ran, start) = (self.agent.on_cpu()?, Instant::now());
         let crossings = self.bystander.crossings(self.course.crossings, self.course.time)?;
-        say!("  {} crossings, {} told", crossings.tried, crossings.told);
+        say!("  {} crossings, {} signalled", crossings.tried, crossings.signalled);
         let questions = self.course.questions;
-        let list = repeat(questions, || self.doors.list())?;
+        let list = repeat(questions, || self.frontends.list())?;
         let registration = repeat(questions, || self.bystander.registration())?;
-        let scrape = repeat(questions, || self.doors.scrape())?;
+        let scrape = repeat(questions, || self.frontends.scrape())?;
         let agent = (self.agent.on_cpu()? - ran) as f64 / start.elapsed().as_nanos() as f64;
         let resident = resident(&self.agent, "VmHWM:")?;
         Ok(Round { crossings, list, registration, scrape, agent, resident })
     }
 }
 
-/// So many times, or until it was not answered once; sorted.
-fn repeat(times: u64, mut ask: impl FnMut() -> Result<Option<Duration>>) -> Result<Vec<u64>> {
+/// Repeats a query, or stops at the first without an answer; times are sorted.
+fn repeat(times: u64, mut query: impl FnMut() -> Result<Option<Duration>>) -> Result<Vec<u64>> {
     let mut took = Vec::new();
     for _ in 0..times {
-        let nanoseconds = ask()?.map_or(u64::MAX, |took| u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
+        let nanoseconds =
+            query()?.map_or(u64::MAX, |took| u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
         took.push(nanoseconds);
         if nanoseconds == u64::MAX {
             break;
@@ -155,7 +156,7 @@ fn report(
     course: Course,
     [idle, attacked]: [&Round; 2],
     computing: u64,
-    calm: Option<Duration>,
+    answered: Option<Duration>,
     after: u64,
 ) -> f64 {
     let limit = course.limit;
@@ -163,7 +164,7 @@ fn report(
     let ratio = times(at(&idle.crossings.latencies, 0.99), at(&attacked.crossings.latencies, 0.99), limit);
     let scheduled = times(computing, at(&attacked.crossings.latencies, 0.99), limit);
     let columns = [
-        ("told", format!("{} of {}", attacked.crossings.told, attacked.crossings.tried).into()),
+        ("signalled", format!("{} of {}", attacked.crossings.signalled, attacked.crossings.tried).into()),
         ("p50 idle", us(&idle.crossings.latencies, 0.5)),
         ("p50", us(&attacked.crossings.latencies, 0.5)),
         ("p99 idle", us(&idle.crossings.latencies, 0.99)),
@@ -176,19 +177,20 @@ fn report(
     row("a bystander's signals, us", name, &columns);
 
     let ms = |sorted: &[u64]| shown(at(sorted, 1.0), 1e6, 1, limit);
-    let doors = [
+    let frontends = [
         ("list", &idle.list, &attacked.list),
         ("registration", &idle.registration, &attacked.registration),
         ("scrape", &idle.scrape, &attacked.scrape),
     ];
     let mut columns = Vec::new();
-    for (door, idle, attacked) in doors {
-        columns.push((format!("{door} idle"), ms(idle)));
-        columns.push((door.to_owned(), ms(attacked)));
-        columns.push((format!("{door}, times"), rounded(times(at(idle, 1.0), at(attacked, 1.0), limit), 1)));
+    for (frontend, idle, attacked) in frontends {
+        columns.push((format!("{frontend} idle"), ms(idle)));
+        columns.push((frontend.to_owned(), ms(attacked)));
+        columns
+            .push((format!("{frontend}, times"), rounded(times(at(idle, 1.0), at(attacked, 1.0), limit), 1)));
     }
     let columns: Vec<_> = columns.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
-    row("the slowest answer of each door, ms", name, &columns);
+    row("the slowest answer of each frontend, ms", name, &columns);
 
     let mib = |kib: u64| rounded(kib as f64 / 1024.0, 1);
     let columns = [
@@ -199,21 +201,21 @@ fn report(
         ("MiB after", mib(after)),
         (
             "ms until it answers, once over",
-            calm.map_or_else(
+            answered.map_or_else(
                 || format!("none in {} s", AFTERWARDS.as_secs()).into(),
-                |calm| rounded(calm.as_secs_f64() * 1e3, 0),
+                |answered| rounded(answered.as_secs_f64() * 1e3, 0),
             ),
         ),
     ];
     row("the agent", name, &columns);
 
-    let slowest = doors.iter().map(|(_, _, attacked)| at(attacked, 1.0)).max().unwrap_or(0);
+    let slowest = frontends.iter().map(|(_, _, attacked)| at(attacked, 1.0)).max().unwrap_or(0);
     let verdict = |held| if held { "within" } else { "above" };
     say!(
-        "{name}: p99 is {ratio:.1} times the idle one, {} the aim of {AIM} ({scheduled:.1} times the one beside threads that compute); the slowest door is {} the aim of {} s",
+        "{name}: p99 is {ratio:.1} times the idle one, {} the aim of {AIM} ({scheduled:.1} times the one beside threads that compute); the slowest frontend is {} the aim of {} s",
         verdict(ratio <= AIM),
-        verdict(Duration::from_nanos(slowest) <= AIM_DOORS),
-        AIM_DOORS.as_secs()
+        verdict(Duration::from_nanos(slowest) <= AIM_FRONTENDS),
+        AIM_FRONTENDS.as_secs()
     );
     ratio
 }
@@ -246,7 +248,7 @@ fn resident(agent: &Agent, field: &str) -> Result<u64> {
     word.and_then(|kib| kib.parse().ok()).with_context(|| format!("{path} has no {field}"))
 }
 
-/// From here on the most that it holds is counted anew.
+/// Restarts the kernel's record of the most memory that it holds.
 fn reset_peak(agent: &Agent) {
     // Where the kernel has no such file, the peak is the one since its start.
     let _ = fs::write(format!("/proc/{}/clear_refs", agent.pid()), "5");

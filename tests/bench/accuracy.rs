@@ -41,13 +41,13 @@ const CLASSES: [(u64, &str); 6] = [
     (1_000_000_000, "< 1 s"),
     (u64::MAX, ">= 1 s"),
 ];
-const TABLE: &str = "of a million crossings: not told + told late, by how long usage was above";
+const TABLE: &str = "of a million crossings: not signalled + signalled late, by how long usage was above";
 
 /// Crossings of each class: all, not signalled, signalled late. Reckoned ones are fractions.
 type Score = [[f64; 3]; CLASSES.len()];
 
 /// Signals that one client received: when, and how many at once.
-type Heard = Vec<(u64, u64)>;
+type Signals = Vec<(u64, u64)>;
 
 pub(crate) fn run(scope: Scope, hierarchy: Hierarchy) -> Result<()> {
     let excursions = scope.of(200, SERIES);
@@ -65,12 +65,13 @@ pub(crate) fn run(scope: Scope, hierarchy: Hierarchy) -> Result<()> {
             say!("{all} crossings by {} excursions", round.excursions.len());
             row(TABLE, "crossings", &columns(&score, |class| Value::from(class[0] as u64)));
         }
-        let told = |heard: &Heard| round.score(|at, which| arrival(heard, &round.excursions, at, which));
-        show(name, &told(&round.ours));
+        let scored =
+            |signals: &Signals| round.score(|at, side| arrival(signals, &round.excursions, at, side));
+        show(name, &scored(&round.ours));
         if let Some(kernel) = &round.kernel {
             show(
                 &name.replace("ours", "kernel's event_control").replace(", --holdoff-ms 0", ", again"),
-                &told(kernel),
+                &scored(kernel),
             );
         }
         if wide {
@@ -84,8 +85,8 @@ pub(crate) fn run(scope: Scope, hierarchy: Hierarchy) -> Result<()> {
 /// Excursions, and the signals of each client for them.
 struct Round {
     excursions: Vec<Ascended>,
-    ours: Heard,
-    kernel: Option<Heard>,
+    ours: Signals,
+    kernel: Option<Signals>,
 }
 
 impl Round {
@@ -98,7 +99,7 @@ impl Round {
         let on_kernel = || Waiter::on_kernel(&group, &threshold.to_string());
         let kernel = (hierarchy == Hierarchy::V1).then(on_kernel).transpose()?;
         let mut round = Self { excursions: Vec::new(), ours: Vec::new(), kernel: None };
-        let mut theirs = Heard::new();
+        let mut theirs = Signals::new();
         let mut random = Random(SEED);
         for number in 0..count {
             if number % SERIES == 0 {
@@ -136,15 +137,15 @@ impl Round {
         Ok(round)
     }
 
-    /// Counts crossings by class; `told` says when the first (up) and the second crossing (down)
-    /// of an excursion were signalled.
-    fn score(&self, told: impl Fn(usize, usize) -> Option<u64>) -> Score {
+    /// Counts crossings by class; `arrival` gives the times at which the first crossing (up) and
+    /// the second (down) of an excursion were signalled.
+    fn score(&self, arrival: impl Fn(usize, usize) -> Option<u64>) -> Score {
         let mut score = Score::default();
         for (at, one) in self.excursions.iter().enumerate().filter(|(_, one)| one.exact) {
             let class = &mut score[class(one.down - one.up)];
-            for (which, happened) in [one.up, one.down].into_iter().enumerate() {
+            for (side, happened) in [one.up, one.down].into_iter().enumerate() {
                 class[0] += 1.0;
-                match told(at, which) {
+                match arrival(at, side) {
                     None => class[1] += 1.0,
                     Some(time) if time > happened + LATE => class[2] += 1.0,
                     Some(_) => {}
@@ -171,15 +172,15 @@ impl Round {
     }
 }
 
-/// When the `which`th signal after the `at`th excursion began came, and before the
+/// When the `side`th signal after the `at`th excursion began came, and before the
 /// next one.
-fn arrival(heard: &Heard, excursions: &[Ascended], at: usize, which: usize) -> Option<u64> {
+fn arrival(received: &Signals, excursions: &[Ascended], at: usize, side: usize) -> Option<u64> {
     let until = excursions.get(at + 1).map_or(u64::MAX, |next| next.up);
-    let mut signals = heard
+    let mut signals = received
         .iter()
         .filter(|(time, _)| (excursions[at].up..until).contains(time))
         .flat_map(|(time, count)| (0..*count).map(|_| *time));
-    signals.nth(which)
+    signals.nth(side)
 }
 
 fn class(above: u64) -> usize {
@@ -207,10 +208,10 @@ fn threshold(group: &Group) -> Result<u64> {
     Ok(threshold - threshold % page())
 }
 
-fn take(waiter: &Waiter, heard: &mut Heard) -> Result<()> {
+fn take(waiter: &Waiter, received: &mut Signals) -> Result<()> {
     let count = waiter.take()?;
     if count > 0 {
-        heard.push((now()?, count));
+        received.push((now()?, count));
     }
     Ok(())
 }
@@ -247,7 +248,7 @@ impl Random {
         (self.0 >> 20) % limit
     }
 
-    /// From `10^low` to `10^high`, each power of ten with the same chance.
+    /// Draws from `10^low` to `10^high`, each power of ten with the same chance.
     fn powers(&mut self, low: u64, high: u64) -> u64 {
         let part = self.below(1000) as f64 / 1000.0;
         10f64.powf(low as f64 + part * (high - low) as f64) as u64
@@ -263,7 +264,7 @@ impl Random {
             pace: self.below(2) * self.below(20_000),
             beyond: if self.below(2) == 0 { 0 } else { self.powers(0, 3) },
             hold: if self.below(5) == 0 { 0 } else { self.powers(4, 9) + self.below(2) * self.powers(8, 9) },
-            tell: false,
+            direct: false,
         }
     }
 }

@@ -42,9 +42,9 @@ const CHURN: u64 = 300;
 pub(crate) struct Ascent {
     /// Nanoseconds of sleep before it.
     pub(crate) rest: u64,
-    /// In bytes; the counter is below.
+    /// Threshold in bytes; the counter is below.
     pub(crate) threshold: u64,
-    /// From how many pages below the threshold on pages are paced; more than a
+    /// Distance below the threshold from which pages are paced; more than a
     /// batch.
     pub(crate) run_up: u64,
     /// Nanoseconds from one page to the next; 0: as fast as it goes.
@@ -54,7 +54,7 @@ pub(crate) struct Ascent {
     /// Nanoseconds of sleep up there.
     pub(crate) hold: u64,
     /// Whether to add to `Allocator::direct` when it has crossed.
-    pub(crate) tell: bool,
+    pub(crate) direct: bool,
 }
 
 /// Result of an ascent. Times are the monotonic clock's.
@@ -112,10 +112,10 @@ impl Allocator {
 
     /// Orders it to ascend; more than one at a time are done one after the other.
     pub(crate) fn begin(&mut self, ascent: Ascent) -> Result<()> {
-        let Ascent { rest, threshold, run_up, pace, beyond, hold, tell } = ascent;
+        let Ascent { rest, threshold, run_up, pace, beyond, hold, direct } = ascent;
         ensure!(run_up > BATCH, "a run-up of {run_up} pages");
         self.course.stop.store(0, Ordering::SeqCst);
-        let words = [rest, threshold, run_up, pace, beyond, hold, u64::from(tell)];
+        let words = [rest, threshold, run_up, pace, beyond, hold, u64::from(direct)];
         self.pipe.write_all(&to_bytes::<{ ORDER * 8 }>(&words)).context("the allocator died")
     }
 
@@ -156,9 +156,9 @@ fn serve(mut pipe: UnixStream, usage: &File, course: &Course, direct: &EventFd) 
     pipe.write_all(&[1])?;
     let mut order = [0; ORDER * 8];
     while pipe.read_exact(&mut order).is_ok() {
-        let [rest, threshold, run_up, pace, beyond, hold, tell] = to_words(&order);
+        let [rest, threshold, run_up, pace, beyond, hold, direct] = to_words(&order);
         let ascended = memory
-            .ascend(&Ascent { rest, threshold, run_up, pace, beyond, hold, tell: tell == 1 }, course)?;
+            .ascend(&Ascent { rest, threshold, run_up, pace, beyond, hold, direct: direct == 1 }, course)?;
         let Ascended { up, down, crossing, touched, took, exact } = ascended;
         pipe.write_all(&to_bytes::<{ ANSWER * 8 }>(&[up, down, crossing, touched, took, u64::from(exact)]))?;
     }
@@ -173,7 +173,7 @@ pub(crate) struct Mapping {
 }
 
 impl Mapping {
-    /// So many, at the start of a page table.
+    /// Maps so many pages, at the start of a page table.
     pub(crate) fn new(pages: u64) -> Result<Self> {
         let page = page();
         let bytes = usize::try_from((pages + TABLE) * page)?;
@@ -284,7 +284,7 @@ impl<'a> Memory<'a> {
             self.touch();
             if crossing.is_none() && at >= watched && self.usage()? >= ascent.threshold {
                 crossing = Some(at);
-                if ascent.tell {
+                if ascent.direct {
                     self.direct.write(1)?;
                 }
                 last = at.saturating_add(ascent.beyond).min(last);

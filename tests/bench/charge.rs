@@ -2,13 +2,17 @@
 //! instructions: the host boots us with QEMU's icount and one CPU, so that an
 //! instruction is a nanosecond of guest time.
 //!
+//! With `--backend kprobe` a call runs two programs, one at its entry and one at its return.
+//!
 //! Such a count does not show caches: an instruction that misses one counts as much as one
 //! that does not.
 
 use std::fs;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt as _;
 
 use anyhow::{Context, Result, bail, ensure};
+use monitor_client::{AdminConnection, CONTROL_SOCKET};
 use nix::sys::signal::Signal;
 
 use super::Scope;
@@ -106,9 +110,20 @@ pub(crate) fn run(scope: Scope, _hierarchy: Hierarchy) -> Result<()> {
     ensure!(status.signals == 0, "{} signals, and no threshold was to be crossed", status.signals);
     agent.end(Signal::SIGTERM)?;
     drop(waiter);
+    let boxed = Agent::start(&["--black-box", "--black-box-dir=/run/bench-box"])?;
+    for group in leaves.iter().chain(&chain) {
+        until("the group is recorded", || is_recorded(group))?;
+    }
+    stages.push(Stage::measure("recorded by the black box", subjects)?);
+    boxed.end(Signal::SIGTERM)?;
     stages.push(Stage::measure("without the agent again", subjects)?);
     report(&stages, &runs);
     programs::report()
+}
+
+fn is_recorded(group: &Group) -> Result<bool> {
+    let connection = AdminConnection::connect(CONTROL_SOCKET.as_ref())?;
+    Ok(connection.record(fs::metadata(&group.path)?.ino()).is_ok())
 }
 
 fn thresholds(count: u64) -> String {

@@ -119,18 +119,18 @@ impl Course<'_> {
                 pace: pace.nanoseconds(),
                 beyond: u64::MAX,
                 hold: 0,
-                tell: way == Way::Direct,
+                direct: way == Way::Direct,
             };
             stages.as_mut().map_or(Ok(()), Stages::begin)?;
             alarm::set(LIMIT);
             self.allocator.begin(ascent)?;
-            let heard = waiting.wait()?;
+            let received = waiting.wait()?;
             let (woke, touching) = (now()?, self.allocator.touching());
             self.allocator.stop();
             let ascended = self.allocator.finish()?;
             alarm::cancel();
             match sample(&ascended, woke, touching) {
-                _ if !heard => {}
+                _ if !received => {}
                 Some(sample) => {
                     samples.push(sample);
                     stages.as_mut().map_or(Ok(()), |stages| stages.end(ascended.up, woke))?;
@@ -167,9 +167,9 @@ fn sorted(samples: &[Sample], of: fn(&Sample) -> u64) -> Vec<u64> {
 }
 
 fn report(way: Way, pace: Pace, samples: &[Sample], unsure: u64) {
-    let table = format!("told after, allocating {}", pace.name);
+    let table = format!("signalled after, allocating {}", pace.name);
     if samples.is_empty() {
-        row(&table, way.name(), &[("told", 0.into()), ("left out", unsure.into())]);
+        row(&table, way.name(), &[("signalled", 0.into()), ("left out", unsure.into())]);
         return;
     }
     let (latencies, beyond) = (sorted(samples, |one| one.latency), sorted(samples, |one| one.beyond));
@@ -177,7 +177,7 @@ fn report(way: Way, pace: Pace, samples: &[Sample], unsure: u64) {
     let us = |share| rounded(at(&latencies, share) as f64 / 1e3, 1);
     let kib = |share| rounded(at(&beyond, share) as f64 / 1024.0, 0);
     let columns = [
-        ("told", samples.len().into()),
+        ("signalled", samples.len().into()),
         ("p50 us", us(0.5)),
         ("p99 us", us(0.99)),
         ("max us", us(1.0)),
@@ -191,7 +191,7 @@ fn report(way: Way, pace: Pace, samples: &[Sample], unsure: u64) {
     let share = |rank: usize| (rank + 1) as f64 / latencies.len() as f64;
     let points: Vec<_> =
         latencies.iter().enumerate().map(|(rank, latency)| (*latency as f64 / 1e3, share(rank))).collect();
-    line(&format!("Told after, allocating {}", pace.name), ("us, log", "share"), way.name(), &points);
+    line(&format!("Signalled after, allocating {}", pace.name), ("us, log", "share"), way.name(), &points);
 }
 
 /// Kubelet's way: a crossing comes at any point of the period with the same chance.
@@ -201,10 +201,10 @@ fn computed(pace: Pace) {
     let [p50, p99, max] = columns.map(|(us, _)| rounded(us, 0));
     let [half, most, all] = columns.map(|(_, bytes)| rounded(bytes / 1024.0, 0));
     row(
-        &format!("told after, allocating {}", pace.name),
+        &format!("signalled after, allocating {}", pace.name),
         "poll, 10 s (computed)",
         &[
-            ("told", "".into()),
+            ("signalled", "".into()),
             ("p50 us", p50),
             ("p99 us", p99),
             ("max us", max),

@@ -5,11 +5,15 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::harness::agent::BINARY;
+use crate::harness::agent::{BACKEND, BINARY};
 use crate::harness::report::row;
 
-/// Reports what `check -o json` says of each program, and their sum.
+/// Reports what `check -o json` says of each program, and their sum. Those are the programs of
+/// BPF trampolines, so that other backends have no such report.
 pub(crate) fn report() -> Result<()> {
+    if BACKEND.get().is_some_and(|backend| backend != "fentry") {
+        return Ok(());
+    }
     const COLUMNS: [(&str, &str); 3] = [
         ("verifier steps", "verifier_steps"),
         ("bytes of BPF", "bpf_bytes"),
@@ -23,7 +27,7 @@ pub(crate) fn report() -> Result<()> {
     for finding in findings.iter().filter(|finding| finding["native_bytes"].is_u64()) {
         let numbers = COLUMNS.map(|(_, field)| finding[field].as_u64().unwrap_or(0));
         sums = std::array::from_fn(|at| sums[at] + numbers[at]);
-        let twin = finding["detail"].as_str().is_some_and(|text| text.ends_with("(twin)"));
+        let twin = finding["detail"].as_str().is_some_and(|text| text.ends_with("(second program)"));
         let what = finding["what"].as_str().unwrap_or("?");
         let name = if twin { format!("{what} (twin)") } else { what.to_owned() };
         row("programs", &name, &columns(COLUMNS, numbers));

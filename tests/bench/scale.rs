@@ -1,8 +1,8 @@
 //! `cargo xtask bench scale`: what registrations, thresholds and groups cost the
 //! agent, one by one and by the hundred thousand, in instructions and bytes.
 
-mod cost;
-mod door;
+pub(super) mod cost;
+mod frontend;
 mod many;
 mod one;
 
@@ -13,7 +13,7 @@ use crate::bench::Scope;
 use crate::harness::init::Hierarchy;
 
 pub(crate) fn run(scope: Scope, hierarchy: Hierarchy) -> Result<()> {
-    door::allow_descriptors(scope.of(200_000, 1000))?;
+    frontend::allow_descriptors(scope.of(200_000, 1000))?;
     let (_, agent) = many::start("no groups")?;
     one::run(scope, hierarchy, &agent)?;
     if hierarchy == Hierarchy::V2 {

@@ -58,8 +58,8 @@ pub(crate) fn run(scope: Scope, _hierarchy: Hierarchy) -> Result<()> {
             let mut cost = work(&mut processes, rounds, Some(agent.pid()))?;
             storm.check(&agent, &top, &leaves).with_context(|| format!("{name}, below"))?;
             cost.signals = agent.status()?.signals - before;
-            let told = storm.told();
-            ensure!(told == cost.signals, "{name}: {told} heard of {} signals", cost.signals);
+            let received = storm.received();
+            ensure!(received == cost.signals, "{name}: {received} of {} signals arrived", cost.signals);
             // And where they end above.
             for process in &mut processes {
                 process.order(STAY, rounds / 10)?;
@@ -133,7 +133,7 @@ fn report(costs: [Vec<Cost>; 3], crossings: u64) {
     }
 }
 
-/// All work; the mean cost, and what the agent took meanwhile.
+/// Makes all processes work; returns the mean cost, and the time that the agent took meanwhile.
 fn work(processes: &mut [Process], rounds: u64, agent: Option<Pid>) -> Result<Cost> {
     let cpu_time = || agent.map_or(Ok(0), |agent| time(clock_getcpuclockid(agent)?));
     let (before, start) = (cpu_time()?, now()?);
@@ -162,7 +162,7 @@ struct Client {
     /// The leaf, by number, that it waits on, or none: the top.
     leaf: Option<usize>,
     threshold: u64,
-    heard: std::cell::Cell<u64>,
+    received: std::cell::Cell<u64>,
 }
 
 impl Storm {
@@ -175,7 +175,7 @@ impl Storm {
                 let pages = BATCH + 4 + number * APART;
                 let threshold = usage + pages * page() + if in_reach { 0 } else { OUT_OF_REACH };
                 let waiter = Waiter::on(group, &threshold.to_string())?;
-                clients.push(Client { waiter, leaf, threshold, heard: 0.into() });
+                clients.push(Client { waiter, leaf, threshold, received: 0.into() });
             }
         }
         Ok(Self { clients })
@@ -186,12 +186,12 @@ impl Storm {
     fn check(&self, agent: &Agent, top: &Group, leaves: &[Group]) -> Result<()> {
         agent.settle()?;
         for client in &self.clients {
-            client.heard.set(client.heard.get() + client.waiter.take()?);
+            client.received.set(client.received.get() + client.waiter.take()?);
             let group = client.leaf.map_or(top, |leaf| &leaves[leaf]);
-            let (usage, heard) = (group.usage()?, client.heard.get());
+            let (usage, received) = (group.usage()?, client.received.get());
             ensure!(
-                (heard % 2 == 1) == (usage >= client.threshold),
-                "{}: {heard} signals for a threshold of {}, and usage is {usage}",
+                (received % 2 == 1) == (usage >= client.threshold),
+                "{}: {received} signals for a threshold of {}, and usage is {usage}",
                 group.path.display(),
                 client.threshold
             );
@@ -199,8 +199,8 @@ impl Storm {
         Ok(())
     }
 
-    fn told(&self) -> u64 {
-        self.clients.iter().map(|client| client.heard.get()).sum()
+    fn received(&self) -> u64 {
+        self.clients.iter().map(|client| client.received.get()).sum()
     }
 }
 

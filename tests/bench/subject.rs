@@ -211,13 +211,13 @@ fn now() -> Result<u64> {
 }
 
 /// Anonymous memory in small pages.
-struct Mapping {
+pub(super) struct Mapping {
     base: *mut u8,
     bytes: usize,
 }
 
 impl Mapping {
-    fn new(bytes: usize) -> Result<Self> {
+    pub(super) fn new(bytes: usize) -> Result<Self> {
         let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
         // SAFETY: a fresh mapping at an address of the kernel's choice.
         let base = unsafe { libc::mmap(ptr::null_mut(), bytes, access, kind, -1, 0) };
@@ -229,7 +229,7 @@ impl Mapping {
     }
 
     #[inline(always)]
-    fn touch(&self, at: usize) {
+    pub(super) fn touch(&self, at: usize) {
         debug_assert!(at < self.bytes);
         // SAFETY: inside the mapping.
         let byte = unsafe { self.base.add(at) };

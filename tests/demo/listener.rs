@@ -11,11 +11,11 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::tell;
+use super::print_row;
 use crate::harness::agent::{Agent, BINARY, PATIENCE, until};
 
-/// Lines that a listener prints once its group is gone.
-const REMOVED: [&str; 2] = ["The cgroup seems to have removed.", "\"event\":\"removed\""];
+/// The end of the line that a listener prints once its group is gone.
+const REMOVED: &str = ": the group was removed";
 
 /// A listener, and what it has said.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ impl Listener {
     pub(super) fn start(agent: &Agent, name: &str, file: &str, options: &[&str]) -> Result<Self> {
         let before = agent.status()?.registrations;
         let args = [&["listen", file], options].concat();
-        tell("$", &format!("memcg-monitor {}", args.join(" ")));
+        print_row("$", &format!("memcg-monitor {}", args.join(" ")));
         let (reader, writer) = pipe().context("cannot make a pipe")?;
         fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).context("fcntl failed")?;
         let mut command = Command::new(BINARY);
@@ -76,21 +76,27 @@ impl Listener {
             let line = String::from_utf8_lossy(&line).trim_end().to_owned();
             // A storm of pressure is shown by its first lines.
             if self.lines.len() < 12 || !self.lines.contains(&line) {
-                tell(&self.name, &line);
+                print_row(&self.name, &line);
             }
             self.lines.push(line);
         }
         Ok(())
     }
 
-    /// It has ended by itself, and its last word was the removal.
+    /// Checks that it has ended by itself, with the removal as its last line.
     pub(super) fn finish(mut self) -> Result<()> {
         let status = self.child.wait().context("cannot wait for a listener")?;
         let said = self.lines.last().map_or("", String::as_str);
-        if !status.success() || !REMOVED.iter().any(|removed| said.contains(removed)) {
+        if !status.success() || !said.ends_with(REMOVED) {
             bail!("the listener {} ended with {status}, its last word {said:?}", self.name);
         }
         Ok(())
+    }
+
+    /// Signals that its lines tell of: one for each line but those with detail, and the last.
+    pub(super) fn signals(&self) -> u64 {
+        let signals = self.lines.iter().filter(|line| !line.starts_with(' ') && !line.ends_with(REMOVED));
+        signals.count() as u64
     }
 
     /// Whether it has ended.
@@ -107,17 +113,17 @@ impl Drop for Listener {
 }
 
 /// Shows what listeners say until `holds`.
-pub(super) fn hear(
+pub(super) fn await_lines(
     listeners: &mut [Listener],
     what: &str,
-    holds: impl Fn(&[Listener]) -> bool,
+    holds: impl Fn(&[Listener]) -> Result<bool>,
 ) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         for listener in &mut *listeners {
             listener.read()?;
         }
-        if holds(listeners) {
+        if holds(listeners)? {
             return Ok(());
         }
         let left = deadline.saturating_duration_since(Instant::now());

@@ -6,9 +6,11 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use memcg_monitor::kernel::ABSENT;
 use monitor_client::AdminConnection;
 use monitor_client::wire::{AgentStatus, GroupRow};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -24,6 +26,9 @@ use crate::harness::stopwatch;
 /// The program under test.
 pub(crate) const BINARY: &str = "/bin/memcg-monitor";
 
+/// The backend of all agents that name none; `fentry` where the boot names none either.
+pub(crate) static BACKEND: OnceLock<String> = OnceLock::new();
+
 /// The file that it logs to.
 const LOG: &str = "/run/agent.log";
 
@@ -34,6 +39,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Agent {
     child: Child,
+    socket: PathBuf,
     control: PathBuf,
     manager: ServiceManager,
 }
@@ -42,6 +48,23 @@ impl Agent {
     /// Starts it with the usual sockets, and waits until it says that it is ready.
     pub(crate) fn start(options: &[&str]) -> Result<Self> {
         Self::start_with(options, |_| Ok(()))
+    }
+
+    /// Starts it as [`Agent::start`], with a watchdog that waits so many seconds (`WatchdogSec=`).
+    pub(crate) fn start_watched(options: &[&str], seconds: u64) -> Result<Self> {
+        Self::start_with(options, |command| {
+            command.env("WATCHDOG_USEC", (seconds * 1_000_000).to_string());
+            Ok(())
+        })
+    }
+
+    /// Waits until it has fed its watchdog twice from now on: once it may have been about to.
+    pub(crate) fn feeds_its_watchdog(&self) -> Result<()> {
+        while self.manager.received("WATCHDOG=1")? {}
+        for _ in 0..2 {
+            until("the watchdog is fed", || self.manager.received("WATCHDOG=1"))?;
+        }
+        Ok(())
     }
 
     /// Starts it as [`Agent::start`], with a registration socket that listens already, as a
@@ -59,18 +82,48 @@ impl Agent {
         Self::start_with(options, |command| process::hand_over(command, &listener, "register"))
     }
 
+    /// Starts one beside others with more `options`, and with sockets and a log of this `name`; it
+    /// takes these functions of the kernel for absent.
+    pub(crate) fn start_beside(name: &str, absent: &[&str], options: &[&str]) -> Result<Self> {
+        let place = |what: &str| PathBuf::from(format!("/run/{name}.{what}"));
+        let (socket, control) = (place("socket"), place("control"));
+        let (at, control_at) = (socket.to_string_lossy(), control.to_string_lossy());
+        let own = ["--no-mount", "--socket", &*at, "--control-socket", &*control_at];
+        let options = [&own, options].concat();
+        let mut agent = Self::start_logging(&place("log"), &options, |command| {
+            command.env(ABSENT, absent.join(","));
+            Ok(())
+        })?;
+        (agent.socket, agent.control) = (socket.clone(), control.clone());
+        Ok(agent)
+    }
+
     fn start_with(options: &[&str], prepare: impl FnOnce(&mut Command) -> Result<()>) -> Result<Self> {
+        Self::start_logging(Path::new(LOG), options, prepare)
+    }
+
+    fn start_logging(
+        log: &Path,
+        options: &[&str],
+        prepare: impl FnOnce(&mut Command) -> Result<()>,
+    ) -> Result<Self> {
         let _span = stopwatch::starting();
         let manager = ServiceManager::open()?;
-        let log = fs::File::create(LOG).with_context(|| format!("cannot create {LOG}"))?;
+        let log = fs::File::create(log).with_context(|| format!("cannot create {}", log.display()))?;
         let mut command = Command::new(BINARY);
-        command.arg("-v").arg("agent").args(options);
+        command.arg("-v").arg("agent");
+        // A test that is meant for the programs must not pass because an agent without them starts.
+        if !options.contains(&"--backend") {
+            command.args(["--backend", BACKEND.get().map_or("fentry", String::as_str)]);
+        }
+        command.args(options);
         command.env("NOTIFY_SOCKET", ServiceManager::PATH).env("NO_COLOR", "1");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         process::kill_with_parent(&mut command);
         prepare(&mut command)?;
         let child = command.spawn().with_context(|| format!("cannot start {BINARY}"))?;
-        let mut agent = Self { child, control: monitor_client::CONTROL_SOCKET.into(), manager };
+        let (socket, control) = (monitor_client::SOCKET.into(), monitor_client::CONTROL_SOCKET.into());
+        let mut agent = Self { child, socket, control, manager };
         agent.ready()?;
         Ok(agent)
     }
@@ -81,7 +134,7 @@ impl Agent {
         let _span = stopwatch::starting();
         stopwatch::agent_starts();
         let deadline = Instant::now() + PATIENCE;
-        while !self.manager.heard("READY=1")? {
+        while !self.manager.received("READY=1")? {
             if let Some(status) = self.child.try_wait().context("cannot wait for the agent")? {
                 bail!("the agent ended with {status}: {}", Self::last_words());
             }
@@ -118,6 +171,11 @@ impl Agent {
         log.lines().rev().take(4).collect::<Vec<_>>().join(" | ")
     }
 
+    /// The path of its registration socket.
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     pub(crate) fn pid(&self) -> Pid {
         Pid::from_raw(self.child.id().try_into().unwrap_or(0))
     }
@@ -136,18 +194,7 @@ impl Agent {
 
     /// How long its threads have been on a CPU, in nanoseconds.
     pub(crate) fn on_cpu(&self) -> Result<u64> {
-        let directory = format!("/proc/{}/task", self.pid());
-        let threads = fs::read_dir(&directory).with_context(|| format!("cannot read {directory}"))?;
-        threads
-            .filter_map(Result::ok)
-            .map(|thread| {
-                let path = thread.path().join("schedstat");
-                let text =
-                    fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-                let first = text.split_whitespace().next().and_then(|word| word.parse::<u64>().ok());
-                first.with_context(|| format!("{} says {text:?}", path.display()))
-            })
-            .sum()
+        process::on_cpu(self.child.id())
     }
 
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
@@ -227,7 +274,7 @@ impl ServiceManager {
         Ok(Self(fd))
     }
 
-    fn heard(&self, word: &str) -> Result<bool> {
+    fn received(&self, word: &str) -> Result<bool> {
         use std::os::fd::AsFd;
         let timeout = PollTimeout::from(200u8);
         if poll(&mut [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)], timeout)? == 0 {

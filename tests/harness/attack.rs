@@ -1,12 +1,12 @@
 //! Attacks, the worst that an ordinary user can do: each runs in processes of that user,
-//! in a group that was delegated to him, from [`Attack::start`] until its value is
+//! in a group that was delegated to it, from [`Attack::start`] until its value is
 //! stopped. Benchmarks and the soak do their work beside it.
 //!
 //! Attackers put up with whatever becomes of the agent: what is refused is requested again,
 //! and a client that has lost it connects anew.
 
-mod doors;
 mod estate;
+mod frontends;
 mod groups;
 mod requester;
 mod signals;
@@ -75,7 +75,7 @@ pub(crate) struct Size {
 }
 
 impl Size {
-    /// The size of what a user can do within his quotas.
+    /// The size of what a user can do within its quotas.
     pub(crate) const FULL: Self = Self {
         thresholds: 65_000,
         listeners: 4_000,
@@ -160,17 +160,17 @@ impl Attack {
             Self::Epoll => signals::epoll,
             Self::Churn => groups::churn,
             Self::Deep => groups::deep,
-            Self::Deaf => doors::deaf,
-            Self::Writers => doors::writers,
+            Self::Deaf => frontends::deaf,
+            Self::Writers => frontends::writers,
             Self::Ooms => signals::ooms,
-            Self::Lists => doors::lists,
+            Self::Lists => frontends::lists,
         };
         begin(&mut estate, size).with_context(|| format!("the attack `{}`", self.name()))?;
         Ok(Running(estate))
     }
 }
 
-/// So many OOM listeners with an eventfd each, on one group; they end with the value.
+/// Registers so many OOM listeners with an eventfd each, on one group; they end with the value.
 pub(crate) fn listeners(count: usize) -> Result<Running> {
     let mut estate = Estate::new()?;
     signals::listeners(&mut estate, count)?;

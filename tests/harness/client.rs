@@ -29,14 +29,14 @@ impl Waiter {
             .context("eventfd failed")
     }
 
-    /// Registered with the agent on `group`.
+    /// A waiter registered with the agent on `group`.
     pub(crate) fn on(group: &Group, args: &str) -> Result<Self> {
         let waiter = Self::new()?;
         waiter.register(group, args)?;
         Ok(waiter)
     }
 
-    /// Registered with the kernel's own `cgroup.event_control` on `group` (v1).
+    /// A waiter registered with the kernel's own `cgroup.event_control` on `group` (v1).
     pub(crate) fn on_kernel(group: &Group, args: &str) -> Result<Self> {
         let waiter = Self::new()?;
         let control = File::open(group.usage_file()).context("cannot open the control file")?;
@@ -45,16 +45,16 @@ impl Waiter {
         Ok(waiter)
     }
 
-    /// One more registration with the agent; the numbers name our descriptors.
+    /// Registers once more with the agent; the numbers name our descriptors.
     pub(crate) fn register(&self, group: &Group, args: &str) -> Result<()> {
         let path = group.usage_file();
         let control = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
         let line = format!("{} {} {args}", self.0.as_raw_fd(), control.as_raw_fd());
-        ask_agent(line.as_bytes()).with_context(|| format!("the agent refused {line:?}"))?;
+        register_line(line.as_bytes()).with_context(|| format!("the agent refused {line:?}"))?;
         Ok(())
     }
 
-    /// Registered with the agent on a control file of `group`; where the hierarchy
+    /// A waiter registered with the agent on a control file of `group`; where the hierarchy
     /// has no such file, on the directory.
     pub(crate) fn at(group: &Group, file: ControlFile, args: &str) -> Result<Self> {
         let waiter = Self::new()?;
@@ -62,15 +62,27 @@ impl Waiter {
         Ok(waiter)
     }
 
-    /// One more such registration.
+    /// Registers once more in this way.
     pub(crate) fn register_at(&self, group: &Group, file: ControlFile, args: &str) -> Result<()> {
+        self.register_with(Path::new(SOCKET), group, file, args)
+    }
+
+    /// Registers in this way at the socket of one of several agents.
+    pub(crate) fn register_with(
+        &self,
+        socket: &Path,
+        group: &Group,
+        file: ControlFile,
+        args: &str,
+    ) -> Result<()> {
         let (control, args) = open_control(group, file, args)?;
         let line = format!("{} {} {args}", self.0.as_raw_fd(), control.as_raw_fd());
-        ask_agent(line.as_bytes()).with_context(|| format!("the agent refused {line:?}"))?;
+        monitor_client::register(socket, line.as_bytes(), None)
+            .with_context(|| format!("the agent refused {line:?}"))?;
         Ok(())
     }
 
-    /// Signals since the last look.
+    /// Takes the signals since the last call.
     pub(crate) fn take(&self) -> Result<u64> {
         match self.0.read() {
             Ok(count) => Ok(count),
@@ -91,21 +103,21 @@ impl Waiter {
     /// Waits until usage is on the other side of a threshold: on its way a counter may step
     /// back by part of a batch, so signals come in an odd number.
     pub(crate) fn crosses(&self, what: &str) -> Result<()> {
-        let mut heard = 0;
-        while heard % 2 == 0 {
-            heard += self.wait().with_context(|| format!("{what}: received {heard}"))?;
+        let mut received = 0;
+        while received % 2 == 0 {
+            received += self.wait().with_context(|| format!("{what}: received {received}"))?;
         }
         Ok(())
     }
 
     /// Waits for the next signals, which are to be this many; the agent may give them in
     /// several turns.
-    pub(crate) fn hears(&self, count: u64, what: &str) -> Result<()> {
-        let mut heard = 0;
-        while heard < count {
-            heard += self.wait().with_context(|| format!("{what}: received {heard}, not {count}"))?;
+    pub(crate) fn receives(&self, count: u64, what: &str) -> Result<()> {
+        let mut received = 0;
+        while received < count {
+            received += self.wait().with_context(|| format!("{what}: received {received}, not {count}"))?;
         }
-        anyhow::ensure!(heard == count, "{what}: received {heard}, not {count}");
+        anyhow::ensure!(received == count, "{what}: received {received}, not {count}");
         Ok(())
     }
 }
@@ -124,13 +136,13 @@ pub(crate) fn open_control(group: &Group, file: ControlFile, args: &str) -> Resu
 }
 
 /// Sends one line to the agent, numbers only.
-pub(crate) fn ask_agent(line: &[u8]) -> std::result::Result<(), Error> {
+pub(crate) fn register_line(line: &[u8]) -> std::result::Result<(), Error> {
     monitor_client::register(Path::new(SOCKET), line, None)
 }
 
 /// The agent's errno for a line; 0 when it registers.
 pub(crate) fn agent_errno(line: &[u8]) -> Result<i32> {
-    errno_of(ask_agent(line))
+    errno_of(register_line(line))
 }
 
 /// The errno of such an answer.

@@ -2,10 +2,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result};
 use memcg_monitor::cgroup::{Hierarchy, Version};
 use nix::unistd::Pid;
+
+/// The group that holds those of the tests, where they run on a host.
+pub(crate) static BELOW: OnceLock<PathBuf> = OnceLock::new();
 
 /// A group; removed with its value.
 #[derive(Debug)]
@@ -15,10 +19,11 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    /// A group right below the root.
+    /// A group right below the root, or below the tests' own group on a host.
     pub(crate) fn new(name: &str) -> Result<Self> {
         let hierarchy = Hierarchy::find(None)?;
-        Self::make(hierarchy.root.join(name), hierarchy.version)
+        let above = BELOW.get().unwrap_or(&hierarchy.root);
+        Self::make(above.join(name), hierarchy.version)
     }
 
     /// A group below this one, with its own accounting.

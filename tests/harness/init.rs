@@ -2,14 +2,14 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 
-use crate::harness::modules;
+use crate::harness::{group, modules, report};
 
 /// The cgroup hierarchy that has the memory controller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -96,7 +96,7 @@ pub(crate) fn prepare(hierarchy: Hierarchy) -> Result<()> {
     }
 }
 
-/// Removes all groups below the root, which must be empty of processes.
+/// Removes all groups of tests, which must be empty of processes.
 pub(crate) fn remove_groups(hierarchy: Hierarchy) {
     fn remove_below(directory: &Path) {
         let Ok(entries) = fs::read_dir(directory) else {
@@ -110,13 +110,12 @@ pub(crate) fn remove_groups(hierarchy: Hierarchy) {
             }
         }
     }
-    remove_below(hierarchy.root());
+    remove_below(group::BELOW.get().map_or(hierarchy.root(), PathBuf::as_path));
 }
 
 /// Ends the VM. There is nothing on disk to save.
 pub(crate) fn power_off() -> ! {
-    // SAFETY: tcdrain only waits until the serial line has sent what we said.
-    unsafe { libc::tcdrain(libc::STDOUT_FILENO) };
+    report::drain();
     let error = reboot(RebootMode::RB_POWER_OFF);
     // The kernel panics when its first process ends, which QEMU ends on, too.
     panic!("cannot power off: {error:?}");
@@ -140,7 +139,7 @@ fn write(path: &str, text: &str) -> Result<()> {
 }
 
 /// Brings the loopback up, as `ip link set lo up` does.
-fn loopback_up() -> io::Result<()> {
+pub(crate) fn loopback_up() -> io::Result<()> {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
     // SAFETY: an ifreq is plain data, for which all zeros is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };

@@ -20,7 +20,8 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Gid, Pid, Uid, close, fork, setgid, setgroups, setuid};
+use nix::time::{clock_getcpuclockid, clock_gettime};
+use nix::unistd::{ForkResult, Gid, Pid, Uid, close, fork, setgid, setgroups, setsid, setuid};
 
 use crate::harness::report::chain;
 use crate::harness::shared::{Atomics, Shared};
@@ -55,10 +56,30 @@ pub(crate) fn spawn_with_socket(work: impl FnOnce(UnixStream) -> Result<()>) -> 
     Ok((pid, ours))
 }
 
-/// Has a program killed when its parent ends, whatever becomes of that.
+/// Makes a program be killed when its parent ends, whatever becomes of that.
 pub(crate) fn kill_with_parent(command: &mut Command) {
     // SAFETY: prctl is async-signal-safe and touches only the child.
     unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) };
+}
+
+/// How long the threads of a process have been on a CPU, in nanoseconds; those that have ended, too.
+pub(crate) fn on_cpu(process: u32) -> Result<u64> {
+    let clock =
+        clock_getcpuclockid(Pid::from_raw(process.try_into()?)).context("clock_getcpuclockid failed")?;
+    let time = clock_gettime(clock).context("clock_gettime failed")?;
+    Ok(u64::try_from(time.tv_sec())? * 1_000_000_000 + u64::try_from(time.tv_nsec())?)
+}
+
+/// Gives a program a session of its own, whose terminal is that of its standard input.
+pub(crate) fn own_terminal(command: &mut Command) {
+    let take = || {
+        setsid()?;
+        // SAFETY: standard input is open, and the request takes a plain number.
+        Errno::result(unsafe { libc::ioctl(libc::STDIN_FILENO, libc::TIOCSCTTY, 0) })?;
+        Ok(set_pdeathsig(Signal::SIGKILL)?)
+    };
+    // SAFETY: three system calls, which are async-signal-safe and touch only the child.
+    unsafe { command.pre_exec(take) };
 }
 
 /// Hands a descriptor over to a program, under this name, as a service manager does

@@ -55,8 +55,14 @@ impl Program {
     }
 
     /// Gives it a line to read.
-    pub(crate) fn tell(&mut self, line: &str) -> Result<()> {
+    pub(crate) fn write_line(&mut self, line: &str) -> Result<()> {
         writeln!(self.stdin, "{line}").with_context(|| format!("{} does not read", self.words))
+    }
+
+    /// The lines that it has said so far.
+    pub(crate) fn lines(&mut self) -> Result<&[String]> {
+        self.read()?;
+        Ok(&self.lines)
     }
 
     /// How many lines it has said so far that contain this.
@@ -94,28 +100,27 @@ impl Program {
     pub(crate) fn reads_eventfd(&self) -> Result<()> {
         let process = format!("/proc/{}", self.child.id());
         until("the program reads its eventfd", || {
-            // The call's number and its first argument.
             let call = fs::read_to_string(format!("{process}/syscall")).unwrap_or_default();
-            let mut words = call.split_whitespace();
-            let number = words.next().and_then(|word| word.parse().ok()) == Some(libc::SYS_read);
-            let fd =
-                words.next().and_then(|word| u32::from_str_radix(word.trim_start_matches("0x"), 16).ok());
-            Ok(number && fd.is_some_and(|fd| is_link(&format!("{process}/fd/{fd}"), "[eventfd]")))
+            let fd = slept_in(&call).filter(|(number, _)| *number == libc::SYS_read);
+            Ok(fd.is_some_and(|(_, fd)| is_link(&format!("{process}/fd/{fd}"), "[eventfd]")))
         })
         .with_context(|| self.words.clone())
     }
 
-    /// Waits until one of its epolls watches an eventfd.
+    /// Waits until one of its threads sleeps in an epoll that watches an eventfd. That an epoll
+    /// watches it is not enough: a program that closes both before it sleeps fails by itself.
     pub(crate) fn polls_eventfd(&self) -> Result<()> {
         let process = format!("/proc/{}", self.child.id());
         until("the program polls its eventfd", || {
-            let entries = fs::read_dir(format!("{process}/fd")).context("it has ended")?;
-            let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
-            Ok(names.filter(|name| is_link(&format!("{process}/fd/{name}"), "[eventpoll]")).any(|name| {
-                let text = fs::read_to_string(format!("{process}/fdinfo/{name}")).unwrap_or_default();
-                text.lines()
-                    .filter_map(|line| line.strip_prefix("tfd:")?.split_whitespace().next())
-                    .any(|fd| is_link(&format!("{process}/fd/{fd}"), "[eventfd]"))
+            let tasks = fs::read_dir(format!("{process}/task")).context("it has ended")?;
+            Ok(tasks.flatten().any(|task| {
+                let call = fs::read_to_string(task.path().join("syscall")).unwrap_or_default();
+                epoll_slept_in(&call).is_some_and(|epoll| {
+                    let text = fs::read_to_string(format!("{process}/fdinfo/{epoll}")).unwrap_or_default();
+                    text.lines()
+                        .filter_map(|line| line.strip_prefix("tfd:")?.split_whitespace().next())
+                        .any(|fd| is_link(&format!("{process}/fd/{fd}"), "[eventfd]"))
+                })
             }))
         })
         .with_context(|| self.words.clone())
@@ -168,6 +173,26 @@ fn last_of_agent() -> String {
     let log = Agent::log();
     let lines: Vec<_> = log.lines().rev().take(3).collect();
     format!("the agent's last words, latest first: {lines:?}")
+}
+
+/// The number of the call that a thread sleeps in, and its first argument, from the text of its
+/// `/proc/PID/syscall`.
+fn slept_in(text: &str) -> Option<(i64, u32)> {
+    let mut words = text.split_whitespace();
+    let number = words.next()?.parse().ok()?;
+    Some((number, u32::from_str_radix(words.next()?.trim_start_matches("0x"), 16).ok()?))
+}
+
+/// The epoll's descriptor, where that call waits for one.
+fn epoll_slept_in(text: &str) -> Option<u32> {
+    let waits = |number| {
+        #[cfg(target_arch = "x86_64")]
+        if number == libc::SYS_epoll_wait {
+            return true;
+        }
+        number == libc::SYS_epoll_pwait || number == libc::SYS_epoll_pwait2
+    };
+    slept_in(text).filter(|(number, _)| waits(*number)).map(|(_, descriptor)| descriptor)
 }
 
 fn is_link(path: &str, to: &str) -> bool {

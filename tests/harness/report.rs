@@ -7,16 +7,19 @@ use serde_json::{Value, json};
 
 use crate::harness::stopwatch::Reading;
 
-/// Tells people something; the host shows it without the prefix.
+/// Prints a line for people; the host shows it without the prefix.
 macro_rules! say {
     ($($text:tt)*) => { println!("memcg-guest: {}", format_args!($($text)*)) };
 }
 pub(crate) use say;
 
+/// The machine's second serial line.
+const LINE: &str = if cfg!(target_arch = "aarch64") { "/dev/ttyAMA1" } else { "/dev/ttyS1" };
+
 /// Makes the second serial line our stdout and stderr, and so our children's.
 /// The first one is the kernel's, which would cut our lines in two.
 pub(crate) fn open() {
-    let Ok(line) = OpenOptions::new().read(true).write(true).open("/dev/ttyS1") else {
+    let Ok(line) = OpenOptions::new().read(true).write(true).open(LINE) else {
         return; // Then the console has to do, as when booted by hand.
     };
     for target in [libc::STDOUT_FILENO, libc::STDERR_FILENO] {
@@ -45,6 +48,11 @@ pub(crate) fn line(plot: &str, (x, y): (&str, &str), name: &str, points: &[(f64,
 pub(crate) fn rounded(value: f64, decimals: i32) -> Value {
     let unit = 10f64.powi(decimals);
     Value::from((value * unit).round() / unit)
+}
+
+/// A line of the demonstration: seconds since its first one, its source and its text.
+pub(crate) fn step(at: f64, who: &str, text: &str) {
+    data(&json!({ "step": rounded(at, 3), "who": who, "text": text }));
 }
 
 /// A text that the host looks at further.
@@ -76,6 +84,13 @@ fn data(value: &Value) {
 /// The one line that the host judges the whole boot by.
 pub(crate) fn verdict(passed: usize, failed: usize) {
     say!("verdict pass={passed} fail={failed}");
+}
+
+/// Waits until the serial line has sent all that was said: the power may go off at once, as
+/// systemd's does after its last service.
+pub(crate) fn drain() {
+    // SAFETY: tcdrain waits for what was written to the descriptor, and changes nothing.
+    unsafe { libc::tcdrain(libc::STDOUT_FILENO) };
 }
 
 /// An error with its causes, on one line.

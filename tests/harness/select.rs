@@ -7,13 +7,21 @@ use anyhow::{Context, Result, ensure};
 use crate::harness::test::{Tag, Test};
 
 /// The tests that one boot runs.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Selection {
     /// `TAG[,TAG]`: with any of these tags; `-TAG`: with none of these.
     pub(crate) select: Choice<Tag>,
     /// Parts of names, by the same rules.
     pub(crate) filter: Choice<String>,
     pub(crate) part: Part,
+    /// How many times all of them run.
+    pub(crate) repeat: usize,
+}
+
+impl Default for Selection {
+    fn default() -> Self {
+        Self { select: Choice::default(), filter: Choice::default(), part: Part::default(), repeat: 1 }
+    }
 }
 
 impl Selection {
@@ -23,7 +31,8 @@ impl Selection {
             self.select.wants(|tag| test.tags.contains(tag))
                 && self.filter.wants(|part| test.name.contains(part.as_str()))
         });
-        wanted.skip(self.part.first).step_by(self.part.shares).collect()
+        let wanted: Vec<_> = wanted.skip(self.part.first).step_by(self.part.shares).collect();
+        wanted.repeat(self.repeat)
     }
 }
 

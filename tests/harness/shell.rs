@@ -15,6 +15,8 @@ const AGENT: &str = "/bin/memcg-monitor";
 const AGENT_LOG: &str = "/run/memcg-monitor.log";
 const ENVIRONMENT: [(&str, &str); 4] =
     [("PATH", "/bin"), ("HOME", "/root"), ("TERM", "linux"), ("PS1", "memcg-vm:\\w# ")];
+/// The machine's first serial line.
+const CONSOLE: &str = if cfg!(target_arch = "aarch64") { "/dev/ttyAMA0" } else { "/dev/ttyS0" };
 /// Until the user has enough.
 const FOREVER: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -31,11 +33,8 @@ pub(crate) fn run() -> Result<()> {
 
     // It ends as the user likes: with what code does not matter.
     child::run(FOREVER, || {
-        let terminal = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open("/dev/ttyS0")
-            .context("cannot open the console")?;
+        let terminal =
+            OpenOptions::new().read(true).write(true).open(CONSOLE).context("cannot open the console")?;
         control(&terminal).context("cannot take control of the console")?;
         let error = Command::new("/bin/busybox")
             .args(["sh", "-c", "cat /etc/motd; exec sh -l"])

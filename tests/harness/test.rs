@@ -4,7 +4,7 @@
 use std::fmt::{self, Display, Formatter};
 use std::str::FromStr;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use linkme::distributed_slice;
 use serde_json::{Value, json};
 
@@ -55,17 +55,34 @@ pub(crate) enum On {
     Any,
     V1,
     V2,
+    /// cgroup v2, on a kernel that is booted with `lockdown=confidentiality`.
+    Locked,
     /// Debian, with systemd as the first process.
     Debian,
+    /// Debian 12 with nothing but systemd, on its own kernel.
+    Debian12,
+    /// Debian 13 with nothing but systemd, on its own kernel.
+    Debian13,
 }
 
 impl On {
-    pub(crate) fn includes(self, hierarchy: Hierarchy) -> bool {
+    pub(crate) fn includes(self, hierarchy: Hierarchy, is_locked: bool) -> bool {
         match self {
+            Self::Locked => is_locked,
             Self::Any => true,
             Self::V1 => hierarchy == Hierarchy::V1,
             Self::V2 => hierarchy == Hierarchy::V2,
-            Self::Debian => false,
+            Self::Debian | Self::Debian12 | Self::Debian13 => false,
+        }
+    }
+
+    /// Returns the Debian whose number is the argument of the boot; without one, the tests' own.
+    pub(crate) fn debian(args: &[String]) -> Result<Self> {
+        match args {
+            [] => Ok(Self::Debian),
+            [version] if version == "12" => Ok(Self::Debian12),
+            [version] if version == "13" => Ok(Self::Debian13),
+            _ => bail!("guest.args={args:?}: the number of a bare Debian, 12 or 13"),
         }
     }
 }
@@ -78,16 +95,20 @@ pub(crate) enum Tag {
     /// Depends on the kernel more than on us: runs also on a kernel between the oldest
     /// and the newest.
     Kernel,
-    /// Runs also where the kernel preempts tasks within our programs (`preempt=full`).
-    Preempt,
     /// Does not depend on the kernel and takes long: runs on the newest kernel only.
     Newest,
+    /// Holds where the groups' files are sampled, too: runs with that backend, also on the host
+    /// itself.
+    Sampled,
+    /// Runs also on kernels that are built otherwise: with PREEMPT_RT, and for arm64.
+    Variant,
     /// Breaks first when a change is wrong: run alone for an answer within a minute.
     Quick,
 }
 
 impl Tag {
-    const ALL: [Self; 5] = [Self::Oracle, Self::Kernel, Self::Preempt, Self::Newest, Self::Quick];
+    const ALL: [Self; 6] =
+        [Self::Oracle, Self::Kernel, Self::Newest, Self::Sampled, Self::Variant, Self::Quick];
 }
 
 impl Display for Tag {
@@ -95,8 +116,9 @@ impl Display for Tag {
         f.write_str(match self {
             Self::Oracle => "oracle",
             Self::Kernel => "kernel",
-            Self::Preempt => "preempt",
             Self::Newest => "newest",
+            Self::Sampled => "sampled",
+            Self::Variant => "variant",
             Self::Quick => "quick",
         })
     }

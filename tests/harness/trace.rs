@@ -46,7 +46,7 @@ pub(crate) struct Trace {
 #[derive(Clone, Debug)]
 struct Call {
     function: &'static str,
-    /// Each with the pages it had when the call began.
+    /// Groups, each with the pages that it had when the call began.
     counters: Vec<(Counter, i64)>,
     change: i64,
     refused: bool,

@@ -6,12 +6,14 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use monitor_client::wire::{Answer, EventRow};
+use nix::sys::signal::Signal;
 
 use crate::harness::MIB;
 use crate::harness::agent::{Agent, BINARY};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::group::Group;
 use crate::harness::test::vm_test;
+use crate::scenarios::abuse::{fails, says};
 
 struct Listener {
     child: Child,
@@ -47,30 +49,151 @@ fn registered(agent: &Agent, count: u64) -> Result<()> {
 }
 
 vm_test!(
-    cli_listen_prints_what_the_sample_prints,
-    "listen prints the kernel sample's lines, and ends with the group",
+    cli_listen_says_what_happened,
+    "listen names each signal's cause, to an operator and to a user, and ends with the group",
     Any,
     [Kernel]
 );
-fn cli_listen_prints_what_the_sample_prints() -> Result<()> {
+fn cli_listen_says_what_happened() -> Result<()> {
     let group = Group::new("lines")?;
     let agent = Agent::start(&[])?;
     // v1's name works on both hierarchies, whether the file is there or not.
     let path = group.path.join("memory.usage_in_bytes");
     let path = path.to_string_lossy();
-    let mut listener = Listener::start(&[&path, "5M"])?;
-    registered(&agent, 1)?;
+    let oom = group.path.join("memory.oom_control");
+    let mut told = Listener::start(&[&path, "5M"])?;
+    // No admin socket is there: only the eventfd tells.
+    let mut counted = Listener::start(&[&path, "5M", "--control-socket", "/nonexistent"])?;
+    let mut killed = Listener::start(&[&oom.to_string_lossy()])?;
+    registered(&agent, 3)?;
     let mut charger = Charger::start(&group)?;
-    let crossed = format!("{path} 5M: crossed");
     charger.grow(Kind::Anonymous, 8 * MIB)?;
-    ensure!(listener.line()? == crossed, "up");
+    let begins = |line: String, words: &str| {
+        ensure!(line.starts_with(&format!("{path} 5M: {words}")), "{line}, not {words}");
+        Ok(())
+    };
+    begins(told.line()?, "crossed 5M upwards, usage ")?;
+    begins(counted.line()?, "crossed 5M, usage now ")?;
     charger.shrink(Kind::Anonymous)?;
-    ensure!(listener.line()? == crossed, "down");
-    charger.end()?;
+    begins(told.line()?, "crossed 5M downwards, usage ")?;
+    begins(counted.line()?, "crossed 5M, usage now ")?;
+    group.set_limit(16 * MIB)?;
+    charger.grow_to_death(64 * MIB)?;
+    let limit = format!("memory.oom_control: out of memory, by the limit of {}", group.path.display());
+    let mut line = killed.line()?;
+    ensure!(line.ends_with(&limit), "{line}");
+    // An OOM that finds memory given back meanwhile kills nothing, and the next one follows.
+    while line.ends_with(&limit) {
+        line = killed.line()?;
+    }
+    ensure!(line.starts_with("  killed ") && line.contains("(process "), "{line}");
+    agent.settle()?;
     group.remove()?;
-    ensure!(listener.line()? == "The cgroup seems to have removed.", "removal");
+    for (mut listener, words) in [(told, "5M"), (counted, "5M"), (killed, "memory.oom_control")] {
+        while !listener.line()?.ends_with(&format!("{words}: the group was removed")) {}
+        ensure!(listener.end()? == 0, "exit code");
+    }
+    Ok(())
+}
+
+vm_test!(
+    cli_listen_unknown_cause,
+    "after the agent's end, a signal is named as one of unknown cause",
+    Any,
+    [Newest]
+);
+fn cli_listen_unknown_cause() -> Result<()> {
+    let group = Group::new("unknown")?;
+    let agent = Agent::start(&[])?;
+    let path = group.path.join("memory.usage_in_bytes");
+    let path = path.to_string_lossy();
+    let mut listener = Listener::start(&[&path, "5M", "--count", "1"])?;
+    registered(&agent, 1)?;
+    ensure!(agent.end(Signal::SIGTERM)? == 0, "exit code of the agent");
+    let line = listener.line()?;
+    ensure!(line == format!("{path} 5M: signalled"), "{line}");
     ensure!(listener.end()? == 0, "exit code");
     Ok(())
+}
+
+vm_test!(
+    cli_out_of_reach,
+    "a threshold that cannot be crossed is noted by listen and marked by list, with its options",
+    Any,
+    [Newest]
+);
+fn cli_out_of_reach() -> Result<()> {
+    let group = Group::new("reach")?;
+    let _agent = Agent::start(&[])?;
+    let path = group.path.join("memory.usage_in_bytes");
+    let path = path.to_string_lossy();
+    let stderr = |args: &[&str]| -> Result<String> {
+        let output = Command::new(BINARY).args(["listen", &path, "--timeout", "0.1"]).args(args).output()?;
+        ensure!(output.status.code() == Some(3), "{output:?}");
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let note = stderr(&["80%"])?;
+    ensure!(note.contains("note: neither") && note.contains("give a number of bytes"), "{note}");
+    let _percent = crate::harness::client::Waiter::on(&group, "80%,up,hysteresis=1M")?;
+    let listed = || -> Result<(String, String)> {
+        let run =
+            |args: &[&str]| Command::new(BINARY).arg("list").args(["--timeout", "60"]).args(args).output();
+        let (text, json) = (run(&[])?, run(&["-o", "json"])?);
+        let name = group.path.to_string_lossy().into_owned();
+        let line = |bytes: Vec<u8>| {
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            text.lines().find(|line| line.contains(&name)).unwrap_or_default().to_owned()
+        };
+        Ok((line(text.stdout), line(json.stdout)))
+    };
+    let (text, json) = listed()?;
+    ensure!(text.ends_with("80% of no limit! up hysteresis 1M"), "{text}");
+    let parts = ["\"percent\":\"80%\"", "\"unreachable\":\"no_limit\"", "\"direction\":\"up\""];
+    ensure!(parts.iter().all(|part| json.contains(part)) && !json.contains("\"threshold\""), "{json}");
+    group.set_limit(64 * MIB)?;
+    let note = stderr(&["512M"])?;
+    ensure!(note.contains("usage cannot reach 512M now") && note.contains("is 64M"), "{note}");
+    let note = stderr(&["1T"])?;
+    ensure!(note.contains("usage cannot reach 1T: this host has "), "{note}");
+    ensure!(stderr(&["32M"])?.is_empty(), "a note of a threshold in reach");
+    let _above = crate::harness::client::Waiter::on(&group, "1G")?;
+    crate::harness::agent::until("the percentage is of the limit", || Ok(listed()?.0.contains("80% = ")))?;
+    let (text, json) = listed()?;
+    ensure!(text.contains("80% = 51.2M up hysteresis 1M") && text.contains("1G!"), "{text}");
+    let parts = ["\"limit\":67108864", "\"unreachable\":\"above_limit\"", "\"precision\":\"exact\""];
+    ensure!(parts.iter().all(|part| json.contains(part)), "{json}");
+    Ok(())
+}
+
+vm_test!(
+    cli_wrong_input,
+    "sockets that are swapped or the same, sizes with a B and a view in a hierarchy are named, with what to do",
+    Any,
+    [Newest]
+);
+fn cli_wrong_input() -> Result<()> {
+    let group = Group::new("wrong")?;
+    let usage = group.usage_file();
+    let usage = usage.to_string_lossy();
+    let same = ["agent", "--no-mount", "--socket", "/tmp/one", "--control-socket", "/tmp/../tmp/one"];
+    says(fails(&same, |_| {})?, &["--socket and --control-socket are the same path"])?;
+    let inside = group.path.join("view");
+    let inside = inside.to_string_lossy();
+    says(fails(&["agent", "--mount", &inside], |_| {})?, &["is in a cgroup hierarchy", "--no-mount"])?;
+    ensure!(!group.path.join("view").exists(), "a group was made for the view");
+    let _agent = Agent::start(&[])?;
+    let (register, operate) = (monitor_client::SOCKET, monitor_client::CONTROL_SOCKET);
+    says(fails(&["list", "--control-socket", register], |_| {})?, &["registration socket", operate])?;
+    let swapped = ["listen", &usage, "1M", "--socket", operate];
+    let swapped = [&swapped[..], &["--control-socket", register]].concat();
+    says(fails(&swapped, |_| {})?, &["is an agent's admin socket", register])?;
+    says(fails(&["listen", &usage, "16MB"], |_| {})?, &["EINVAL", "; write 16M"])?;
+    says(fails(&["listen", &usage, "16", "M"], |_| {})?, &["EINVAL", "; write 16M"])?;
+    let exact = ["listen", &usage, "1M,exact", "--require", "exact", "--timeout", "0.1"];
+    let (code, text) = fails(&exact, |_| {})?;
+    ensure!(code == 3 && text.is_empty(), "{code}: {text}");
+    let nowhere = ["listen", "/sys/fs/cgroup/nowhere/memory.current", "1M"];
+    says(fails(&nowhere, |_| {})?, &["there is no /sys/fs/cgroup/nowhere, only /sys/fs/cgroup"])
 }
 
 vm_test!(
@@ -112,7 +235,12 @@ fn cli_listen_json() -> Result<()> {
     Ok(())
 }
 
-vm_test!(cli_exit_codes, "--count, --timeout, refusals and a missing agent have their exit codes", Any, []);
+vm_test!(
+    cli_exit_codes,
+    "--count, --timeout, refusals and a missing agent have their exit codes",
+    Any,
+    [Newest]
+);
 fn cli_exit_codes() -> Result<()> {
     let group = Group::new("codes")?;
     let path = group.usage_file();
@@ -124,11 +252,14 @@ fn cli_exit_codes() -> Result<()> {
     };
     let (code, text) = run(&["listen", &path, "1M"])?;
     ensure!(
-        code == 1 && text.contains("connect") && text.contains("memcg-monitor agent"),
+        code == 1 && text.contains("connect") && text.contains("systemctl start memcg-monitor"),
         "no agent: {code} {text}"
     );
     let (code, text) = run(&["status"])?;
-    ensure!(code == 1 && text.contains("connect"), "no agent to ask: {code} {text}");
+    ensure!(
+        code == 1 && text.contains("connect") && text.contains("--control-socket"),
+        "no agent answers: {code} {text}"
+    );
 
     let agent = Agent::start(&[])?;
     let (code, text) = run(&["status", "--timeout", "60"])?;
@@ -154,7 +285,7 @@ fn cli_exit_codes() -> Result<()> {
     Ok(())
 }
 
-vm_test!(cli_list, "list shows groups and registrations", Any, []);
+vm_test!(cli_list, "list shows groups and registrations", Any, [Newest]);
 fn cli_list() -> Result<()> {
     let group = Group::new("listed")?;
     let agent = Agent::start(&[])?;
@@ -189,7 +320,12 @@ fn cli_list() -> Result<()> {
     Ok(())
 }
 
-vm_test!(cli_shell_hint, "the lines that the VM's shell features for trying work there as they are", Any, []);
+vm_test!(
+    cli_shell_hint,
+    "the lines that the VM's shell features for trying work there as they are",
+    Any,
+    [Newest]
+);
 fn cli_shell_hint() -> Result<()> {
     let hint = fs::read_to_string("/etc/motd").context("cannot read /etc/motd")?;
     let lines: Vec<_> = hint.lines().filter_map(|line| line.strip_prefix("  ")).collect();
@@ -210,7 +346,7 @@ fn cli_shell_hint() -> Result<()> {
     registered(&agent, 1)?;
     writeln!(input, "{charge}")?;
     let line = said.next().context("the shell ended")?.context("cannot read")?;
-    ensure!(line.ends_with(" 8M: crossed"), "{line}");
+    ensure!(line.contains(" 8M: crossed 8M upwards, usage "), "{line}");
     shell.kill().context("cannot end the shell")?;
     shell.wait().context("cannot wait for the shell")?;
     Ok(())

@@ -2,6 +2,7 @@
 //! files, which shows what is to be expected, and on our view of a group.
 
 pub(crate) mod examples;
+mod readers;
 
 use std::path::Path;
 
@@ -76,7 +77,7 @@ vm_test!(
     clients_view_containerd,
     "containerd's library receives from the view what it receives from v1",
     Any,
-    [Kernel, Preempt]
+    [Kernel]
 );
 fn clients_view_containerd() -> Result<()> {
     containerd(Side::View)
@@ -148,7 +149,7 @@ pub(crate) enum Side {
 #[derive(Debug)]
 pub(crate) struct Place {
     pub(crate) group: Group,
-    directory: String,
+    pub(crate) directory: String,
     agent: Option<Agent>,
 }
 
@@ -174,7 +175,7 @@ impl Place {
         until("the agent holds what clients hold", || Ok(agent.status()?.registrations == count as u64))
     }
 
-    /// Has a process hit the group's limit and be killed for it.
+    /// Makes a process hit the group's limit and be killed for it.
     pub(crate) fn out_of_memory(&self) -> Result<()> {
         let limit = match self.group.version {
             Version::V1 => "memory.limit_in_bytes",
@@ -280,24 +281,24 @@ fn kubelet(side: Side) -> Result<()> {
     let mut program = Program::start(&["/bin/clients/kubelet", &place.directory, &(20 * MIB).to_string()])?;
     program.says("registered")?;
     program.polls_eventfd()?;
-    up_and_down(&place.group, "event", [&mut program])?;
-
-    let heard = program.count("event")?;
+    // Nothing has crossed yet: a kernel that steps back from a threshold signals more than once.
     for round in 1..=ROUNDS {
-        program.tell("")?;
+        program.write_line("")?;
         program.says_more("registered", round)?;
         program.polls_eventfd()?;
     }
     place.registered(1)?;
-    ensure!(program.count("event")? == heard, "a registration was signalled for being one");
-    ensure!(program.count("warning")? == 0, "the notifier complained");
-    up_and_down(&place.group, "event", [&mut program])?;
+    let others: Vec<_> = program.lines()?.iter().filter(|line| *line != "registered").collect();
+    ensure!(others.is_empty(), "a registration was signalled for being one, or failed: {others:?}");
+    for _ in 0..2 {
+        up_and_down(&place.group, "event", [&mut program])?;
+    }
 
-    let heard = program.count("event")?;
+    let received = program.count("event")?;
     place.group.remove()?;
     // It cannot distinguish a removal, until it registers anew.
-    program.says_more("event", heard)?;
-    program.tell("")?;
+    program.says_more("event", received)?;
+    program.write_line("")?;
     let (code, last) = program.end()?;
     ensure!(code == 1 && last == "failed: no such file or directory", "exit code {code} after {last:?}");
     place.registered(0)
@@ -321,7 +322,7 @@ vm_test!(
     clients_library,
     "our library's registrations are signalled, receive the cause, and end with the group",
     Any,
-    []
+    [Newest]
 );
 fn clients_library() -> Result<()> {
     let agent = Agent::start(&[])?;

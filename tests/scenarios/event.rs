@@ -2,9 +2,12 @@
 //! notifications there: its counters and files are the witnesses.
 
 mod extensions;
+mod logged;
 pub(crate) mod oom;
 mod pressure;
+mod rebuilt;
 mod swap;
+mod victims;
 
 use anyhow::{Result, ensure};
 use monitor_common::grammar::control_file::ControlFile;
@@ -15,13 +18,13 @@ use crate::harness::client::Waiter;
 use crate::harness::group::Group;
 
 /// A client that waits, and its signals so far.
-struct Heard {
+struct CountingWaiter {
     name: String,
     waiter: Waiter,
     total: u64,
 }
 
-impl Heard {
+impl CountingWaiter {
     fn at(name: &str, group: &Group, file: ControlFile, args: &str) -> Result<Self> {
         Ok(Self { name: name.to_owned(), waiter: Waiter::at(group, file, args)?, total: 0 })
     }
@@ -31,13 +34,13 @@ impl Heard {
         Ok(self.total)
     }
 
-    /// Signals since the last look.
+    /// Takes the signals since the last call.
     fn new_ones(&mut self) -> Result<u64> {
         let before = self.total;
         Ok(self.total()? - before)
     }
 
-    /// Waits for the signals to come to `count`; never may there be more.
+    /// Waits until `count` signals have come; more of them are an error.
     fn await_total(&mut self, count: u64) -> Result<()> {
         let name = self.name.clone();
         until(&format!("{name} has received {count}"), || {
@@ -48,13 +51,13 @@ impl Heard {
     }
 }
 
-/// Those of `names` receive `count` signals in all, the others none.
-fn expect(all: &mut [Heard], names: &[&str], count: u64) -> Result<()> {
-    for heard in all.iter_mut().filter(|heard| names.contains(&heard.name.as_str())) {
-        heard.await_total(count)?;
+/// Waits until those of `names` have `count` signals in all; the others have none.
+fn expect(all: &mut [CountingWaiter], names: &[&str], count: u64) -> Result<()> {
+    for waiter in all.iter_mut().filter(|waiter| names.contains(&waiter.name.as_str())) {
+        waiter.await_total(count)?;
     }
-    for heard in all.iter_mut().filter(|heard| !names.contains(&heard.name.as_str())) {
-        heard.await_total(0)?;
+    for waiter in all.iter_mut().filter(|waiter| !names.contains(&waiter.name.as_str())) {
+        waiter.await_total(0)?;
     }
     Ok(())
 }

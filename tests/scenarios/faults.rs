@@ -4,7 +4,9 @@
 
 mod files;
 mod host;
+mod kernel;
 mod memory;
+mod silence;
 mod time;
 
 use std::fs::{self, File};
@@ -47,9 +49,9 @@ fn read_only(point: &str, on: bool) -> Result<()> {
 /// Crosses a threshold of 4M up and down: both are signalled, once.
 fn crosses(charger: &mut Charger, waiter: &Waiter) -> Result<()> {
     charger.grow(Kind::Anonymous, 6 * MIB)?;
-    waiter.hears(1, "up, once")?;
+    waiter.receives(1, "up, once")?;
     charger.shrink(Kind::Anonymous)?;
-    waiter.hears(1, "down, once")
+    waiter.receives(1, "down, once")
 }
 
 /// How many descriptors that process may have from now on; how many it might before.
@@ -63,14 +65,14 @@ fn limit_descriptors(process: Pid, most: u64) -> Result<u64> {
 
 vm_test!(
     faults_descriptors,
-    "out of descriptors: ENOMEM, what is registered goes on, and who waited is served later",
+    "without descriptors: ENOMEM, registrations and watchdog continue, and waiting clients are served later",
     Any,
     [Newest]
 );
 fn faults_descriptors() -> Result<()> {
     const MANY: usize = 40;
     let (group, other) = (Group::new("held")?, Group::new("other")?);
-    let agent = Agent::start(&[])?;
+    let agent = Agent::start_watched(&[], 15)?;
     let mut charger = Charger::start(&group)?;
     let waiter = Waiter::on(&group, "4M")?;
     let connection = connect(Path::new(SOCKET))?;
@@ -87,6 +89,8 @@ fn faults_descriptors() -> Result<()> {
         ensure!(said.starts_with("-12 ENOMEM: ") && said.contains("LimitNOFILE"), "{said:?}");
     }
     crosses(&mut charger, &waiter)?;
+    agent.feeds_its_watchdog()?;
+    ensure!(Agent::log().contains("taken for alive"), "it had descriptors: {}", Agent::log());
     // Connections that wait to be accepted are, when others end.
     let mut waiting = hoard.into_iter();
     waiting.by_ref().take(MANY - 1).for_each(drop);
@@ -99,8 +103,37 @@ fn faults_descriptors() -> Result<()> {
 }
 
 vm_test!(
+    faults_descriptors_sampled,
+    "an agent that samples says how many groups its limit of descriptors allows; without any: ENOMEM",
+    Any,
+    [Newest]
+);
+fn faults_descriptors_sampled() -> Result<()> {
+    const MOST: &str = "/proc/sys/fs/nr_open";
+    let group = Group::new("held")?;
+    let before = fs::read_to_string(MOST).context("cannot read fs.nr_open")?;
+    // As for an agent without CAP_SYS_RESOURCE: this bounds it, too.
+    fs::write(MOST, "4096").context("cannot set fs.nr_open")?;
+    let agent = Agent::start(&["--backend", "sampled"]);
+    fs::write(MOST, before.trim()).context("cannot set fs.nr_open again")?;
+    let agent = agent?;
+    ensure!(Agent::log().contains("at most 768 groups can be watched"), "{}", Agent::log());
+    let mut charger = Charger::start(&group)?;
+    let waiter = Waiter::on(&group, "4M")?;
+    limit_descriptors(agent.pid(), agent.descriptors()?.len() as u64 + 12)?;
+    let many = (0..12).map(|number| Group::new(&format!("many{number}"))).collect::<Result<Vec<_>>>()?;
+    let outcomes: Vec<_> = many.iter().map(|group| Waiter::on(group, "4M")).collect();
+    let refused = outcomes.iter().find_map(|outcome| outcome.as_ref().err()).context("all are registered")?;
+    let said = format!("{refused:#}");
+    ensure!(said.contains("ENOMEM") && said.contains("LimitNOFILE"), "{said}");
+    charger.grow(Kind::Anonymous, 6 * MIB)?;
+    waiter.crosses("registered before")?;
+    charger.end()
+}
+
+vm_test!(
     faults_file_max,
-    "the host out of files: what is registered goes on, and who came meanwhile is served later",
+    "on a host without files, registrations continue, and clients that came meanwhile are served later",
     Any,
     [Newest]
 );

@@ -3,6 +3,7 @@
 //! which they are made, read, watched and removed.
 
 use std::fs::{self, File};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,6 +11,7 @@ use std::thread;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use memcg_monitor::cgroup::Version;
+use memcg_monitor::view::POINT;
 use monitor_common::grammar::control_file::ControlFile::{Oom, Pressure};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -20,7 +22,7 @@ use crate::harness::MIB;
 use crate::harness::agent::{Agent, until};
 use crate::harness::block;
 use crate::harness::charger::{Charger, Kind};
-use crate::harness::client::Waiter;
+use crate::harness::client::{Waiter, agent_errno, register_line, write_event_control};
 use crate::harness::group::{Family, Group};
 use crate::harness::process::{Process, USER};
 use crate::harness::report::say;
@@ -128,7 +130,7 @@ vm_test!(
     groups_dying_still_move_those_above,
     "what a removed group gives back is signalled above it, also after its place is another's",
     Any,
-    [Kernel, Preempt]
+    [Kernel]
 );
 fn groups_dying_still_move_those_above() -> Result<()> {
     let files = Files::mount()?;
@@ -239,8 +241,8 @@ fn groups_made_while_the_agent_starts() -> Result<()> {
     let counted = top.field("memory.events.local", "oom")?;
     ensure!(counted > 0, "the kernel saw no OOM: nothing was shown");
     for (waiter, group) in waiters.iter().zip(&groups) {
-        let heard = waiter.take()?;
-        ensure!(heard == counted, "{} received {heard} of {counted}", group.path.display());
+        let received = waiter.take()?;
+        ensure!(received == counted, "{} received {received} of {counted}", group.path.display());
     }
     Ok(())
 }
@@ -297,7 +299,7 @@ fn groups_gone_before_the_agent_looks() -> Result<()> {
     drop(disk);
     (0..16).try_for_each(|n| Group::new(&format!("after{n}"))?.remove())?;
     agent.signal(Signal::SIGCONT)?;
-    ensure!(above.wait()? > 0, "heard");
+    ensure!(above.wait()? > 0, "received");
     Ok(())
 }
 
@@ -336,6 +338,60 @@ fn groups_with_mounts_among_them() -> Result<()> {
     outcome
 }
 
+vm_test!(
+    groups_below_a_root_that_is_a_group,
+    "where the root is a group, as in a cgroup namespace, it is watched and shown as one, not as the host",
+    V2,
+    [Newest]
+);
+fn groups_below_a_root_that_is_a_group() -> Result<()> {
+    const ROOT: &str = "/tmp/part";
+    let (part, beside) = (Group::new("part")?, Group::new("beside")?);
+    let inner = part.child("inner")?;
+    fs::create_dir(ROOT)?;
+    mount(Some(&part.path), ROOT, None::<&str>, MsFlags::MS_BIND, None::<&str>).context("cannot bind")?;
+    let outcome = ["fentry", "sampled"].iter().try_for_each(|backend| {
+        watch_part(Path::new(ROOT), &inner, &beside, backend).with_context(|| (*backend).to_owned())
+    });
+    umount2(ROOT, MntFlags::MNT_DETACH)?;
+    fs::remove_dir(ROOT)?;
+    drop(beside);
+    outcome
+}
+
+fn watch_part(root: &Path, inner: &Group, beside: &Group, backend: &str) -> Result<()> {
+    let agent = Agent::start(&["--cgroup-root", &root.to_string_lossy(), "--backend", backend])?;
+    let (at_socket, at_view) = (Waiter::new()?, Waiter::new()?);
+    let line =
+        |waiter: &Waiter, control: &File| format!("{} {} 4M", waiter.0.as_raw_fd(), control.as_raw_fd());
+    let control = File::open(root.join("memory.current"))?;
+    register_line(line(&at_socket, &control).as_bytes()).context("at the socket")?;
+    let shown = Path::new(POINT).join("memory.usage_in_bytes");
+    let control = File::open(&shown)?;
+    write_event_control(Path::new(POINT), line(&at_view, &control).as_bytes()).context("in the view")?;
+    for control in [File::open(beside.usage_file())?, File::open(&beside.path)?] {
+        let usage = if control.metadata()?.is_dir() { "memory.usage_in_bytes 4M" } else { "4M" };
+        let line = format!("{} {} {usage}", at_socket.0.as_raw_fd(), control.as_raw_fd());
+        let errno = agent_errno(line.as_bytes())?;
+        ensure!(errno == libc::EINVAL, "a group outside, {line}: errno {errno}");
+    }
+    let mut charger = Charger::start(inner)?;
+    charger.grow(Kind::Anonymous, 8 * MIB)?;
+    at_socket.crosses("the root's usage, by the socket")?;
+    at_view.crosses("the root's usage, by the view")?;
+    let (text, real) = (fs::read_to_string(&shown)?, fs::read_to_string(root.join("memory.current"))?);
+    let (text, real): (u64, u64) = (text.trim().parse()?, real.trim().parse()?);
+    ensure!(text.abs_diff(real) < 2 * MIB, "the view shows {text} bytes, the group has {real}");
+    let (rows, _) = agent.list()?;
+    let names: Vec<_> = rows.iter().map(|row| row.cgroup.as_str()).collect();
+    ensure!(names.iter().all(|name| Path::new(name).starts_with(root)), "others are listed: {names:?}");
+    let row = rows.iter().find(|row| Path::new(&row.cgroup) == root).context("the root is not listed")?;
+    ensure!(row.usage >= 8 * MIB && row.usage < 64 * MIB, "{row:?}");
+    charger.end()?;
+    ensure!(agent.end(Signal::SIGTERM)? == 0, "exit code");
+    Ok(())
+}
+
 fn see_through(covered: &Group, others: &[Group]) -> Result<()> {
     let agent = Agent::start(&[])?;
     let (rows, _) = agent.list()?;
@@ -349,7 +405,7 @@ fn see_through(covered: &Group, others: &[Group]) -> Result<()> {
         ensure!(is_listed(&path), "{} is not listed once: {names:?}", path.display());
     }
     ensure!(!names.iter().any(|name| name.starts_with('#')), "groups without a name: {names:?}");
-    let view = Path::new(memcg_monitor::view::POINT);
+    let view = Path::new(POINT);
     let mut waiting = vec![view.to_owned()];
     while let Some(directory) = waiting.pop() {
         let entries =

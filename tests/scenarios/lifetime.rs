@@ -7,6 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use monitor_client::SOCKET;
+use monitor_common::grammar::control_file::ControlFile;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{dup, pause};
@@ -18,6 +19,7 @@ use crate::harness::client::{Waiter, agent_errno};
 use crate::harness::group::Group;
 use crate::harness::process::{self, Process, USER};
 use crate::harness::test::vm_test;
+use crate::scenarios::view::shown;
 
 fn registrations(agent: &Agent) -> Result<u64> {
     Ok(agent.status()?.registrations)
@@ -27,7 +29,7 @@ vm_test!(
     lifetime_ends_with_the_last_reference,
     "closing the last of several references ends the registration, none before",
     Any,
-    [Oracle, Kernel]
+    [Oracle, Kernel, Sampled]
 );
 fn lifetime_ends_with_the_last_reference() -> Result<()> {
     let group = Group::new("refs")?;
@@ -125,7 +127,7 @@ vm_test!(
     lifetime_outlives_fork_and_kill,
     "a forked child keeps the registration; its SIGKILL ends it",
     Any,
-    [Oracle, Kernel]
+    [Oracle, Kernel, Sampled]
 );
 fn lifetime_outlives_fork_and_kill() -> Result<()> {
     let group = Group::new("fork")?;
@@ -156,7 +158,7 @@ vm_test!(
     lifetime_removal_signals_each_registration,
     "removal adds one for each registration, with the directory gone",
     Any,
-    [Oracle, Kernel, Quick]
+    [Oracle, Kernel, Variant, Quick, Sampled]
 );
 fn lifetime_removal_signals_each_registration() -> Result<()> {
     let parent = Group::new("parent")?;
@@ -172,7 +174,7 @@ fn lifetime_removal_signals_each_registration() -> Result<()> {
     ensure!(!group.path.exists(), "the directory is there after the signal");
     // The five are given one by one: a reader may wake between them.
     agent.settle()?;
-    several.hears(5, "five registrations, five signals")?;
+    several.receives(5, "five registrations, five signals")?;
     ensure!(on_parent.take()? == 0, "the parent was signalled for its child's removal");
     ensure!(registrations(&agent)? == 1, "the parent's registration is left");
     let (rows, _) = agent.list()?;
@@ -269,6 +271,48 @@ fn lifetime_agent_ends_cleanly() -> Result<()> {
         ensure!(left.is_empty(), "left behind: {left:?}");
         hooked(false)?;
         ensure!(waiter.0.as_raw_fd() >= 0, "the client's eventfd is its own");
+    }
+    Ok(())
+}
+
+vm_test!(
+    lifetime_end_is_signalled,
+    "an agent that ends for good signals each registered eventfd once, with the view gone; a hand-over none",
+    Any,
+    [Oracle, Kernel, Sampled]
+);
+fn lifetime_end_is_signalled() -> Result<()> {
+    let group = Group::new("end")?;
+    let shown = shown(&group.path)?.join("cgroup.event_control");
+    for (supervised, signal) in [(false, Signal::SIGTERM), (false, Signal::SIGHUP), (true, Signal::SIGTERM)] {
+        let mut agent = Agent::start(if supervised { &["--supervised"] } else { &[] })?;
+        let one = Waiter::on(&group, "64M")?;
+        let several = Waiter::on(&group, "64M")?;
+        several.register(&group, "128M")?;
+        let oom = Waiter::at(&group, ControlFile::Oom, "")?;
+        ensure!(shown.exists(), "the view is there");
+        let none = |when: &str| -> Result<()> {
+            for waiter in [&one, &several, &oom] {
+                ensure!(waiter.take()? == 0, "signalled {when}");
+            }
+            Ok(())
+        };
+        if supervised {
+            let parent = agent.pid();
+            agent.signal(Signal::SIGHUP)?;
+            agent.ready()?;
+            ensure!(agent.pid() == parent, "the supervisor goes on");
+            agent.settle()?;
+            none("by a hand-over")?;
+        }
+        agent.signal(signal)?;
+        ensure!(one.wait()? == 1, "one registration");
+        let errno = fs::metadata(&shown).err().and_then(|error| error.raw_os_error());
+        ensure!(errno == Some(libc::ENOENT), "{signal}: event_control when the signal is there: {errno:?}");
+        ensure!(several.wait()? == 1 && oom.wait()? == 1, "{signal}: two registrations, and an OOM's");
+        ensure!(agent.end(signal)? == 0, "exit code");
+        none("twice")?;
+        ensure!(Agent::log().contains("3 eventfds were signalled"), "it is not counted: {}", Agent::log());
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ use nix::unistd::{Pid, dup, dup2_stderr};
 use crate::harness::MIB;
 use crate::harness::agent::{Agent, BINARY, list, until};
 use crate::harness::charger::{Charger, Kind};
-use crate::harness::client::{Waiter, attached};
+use crate::harness::client::{Waiter, attached, page};
 use crate::harness::group::Group;
 use crate::harness::pinned;
 use crate::harness::stopwatch;
@@ -61,7 +61,7 @@ vm_test!(
     restart_keeps_registrations,
     "kill -9: registered is registered, once; what happened meanwhile is signalled",
     Any,
-    [Kernel, Quick]
+    [Kernel, Variant, Quick]
 );
 fn restart_keeps_registrations() -> Result<()> {
     let (group, gone) = (Group::new("kept")?, Group::new("gone")?);
@@ -82,18 +82,18 @@ fn restart_keeps_registrations() -> Result<()> {
         gone.remove()
     })?;
     agent.0.settle()?;
-    let heard = [&crossed, &spike, &quiet, &removed].map(Waiter::take);
-    let heard: Vec<u64> = heard.into_iter().collect::<Result<_>>()?;
-    ensure!(heard == [2, 2, 0, 1], "received {heard:?}");
+    let received = [&crossed, &spike, &quiet, &removed].map(Waiter::take);
+    let received: Vec<u64> = received.into_iter().collect::<Result<_>>()?;
+    ensure!(received == [2, 2, 0, 1], "received {received:?}");
     ensure!(agent.registrations()? == 4, "the closed one and the removed one are gone");
     charger.shrink(Kind::Anonymous)?;
-    crossed.hears(2, "both go on, once each")?;
+    crossed.receives(2, "both go on, once each")?;
     // And a new one beside them.
     let late = Waiter::on(&group, "4M")?;
     charger.grow(Kind::Anonymous, 6 * MIB)?;
     ensure!(late.wait()? == 1, "a new one");
     agent.0.settle()?;
-    crossed.hears(2, "beside the old ones")?;
+    crossed.receives(2, "beside the old ones")?;
     charger.end()
 }
 
@@ -126,7 +126,7 @@ fn restart_again_and_again() -> Result<()> {
             }
         }
         agent.0.settle()?;
-        waiter.hears(1, &format!("round {round}: up, once"))?;
+        waiter.receives(1, &format!("round {round}: up, once"))?;
         charger.shrink(Kind::Anonymous)?;
         ensure!(waiter.wait()? == 1, "round {round}: down, once");
         if child.path.exists() {
@@ -168,7 +168,7 @@ vm_test!(
     restart_for_another_version,
     "SIGHUP hands all over; SIGTERM leaves no pin, no program and no socket",
     Any,
-    []
+    [Newest]
 );
 fn restart_for_another_version() -> Result<()> {
     let group = Group::new("handed")?;
@@ -267,11 +267,11 @@ fn restart_other_sizes() -> Result<()> {
         charger.grow(Kind::Anonymous, 30 * MIB)?;
         charger.shrink(Kind::Anonymous)?;
         manager.start(&["--max-groups", groups])?;
-        let heard = (crossed.wait()?, spike.wait()?);
-        ensure!(heard == (1, 2), "up, and up and down meanwhile: {heard:?}, with {groups} groups");
+        let received = (crossed.wait()?, spike.wait()?);
+        ensure!(received == (1, 2), "up, and up and down meanwhile: {received:?}, with {groups} groups");
         charger.shrink(Kind::Anonymous)?;
-        let heard = crossed.wait()?;
-        ensure!(heard == 1, "down: {heard}, with {groups} groups");
+        let received = crossed.wait()?;
+        ensure!(received == 1, "down: {received}, with {groups} groups");
     }
     manager.end(Signal::SIGTERM)?;
     ensure!(!Path::new(PINS_DIRECTORY).exists(), "the pins of all sizes are gone");
@@ -300,13 +300,13 @@ fn restart_from_another_layout() -> Result<()> {
     let before = Path::new(PINS_DIRECTORY).join("4");
     fs::create_dir_all(&before)?;
     let id = fs::metadata(&group.path)?.ino();
-    let seen = [(4, 1), (5, id), (8, 40 * MIB / 4096), (9, u64::MAX), (10, 1), (12, u64::MAX), (13, 3)];
+    let seen = [(4, 1), (5, id), (8, 40 * MIB / page()), (9, u64::MAX), (10, 1), (12, u64::MAX), (13, 3)];
     let seen = seen.map(|(word, value)| (SLOT + word, value));
     pinned::array(&before.join("map-SLOTS"), SLOT, 3, &seen)?;
     pinned::array(&before.join("map-SCRATCH"), 16, 1, &[(7, 1), (10, 2)])?;
     manager.start(&[])?;
-    let heard = (spike.wait()?, oom.wait()?);
-    ensure!(heard == (2, 3), "a spike and three OOMs: {heard:?}");
+    let received = (spike.wait()?, oom.wait()?);
+    ensure!(received == (2, 3), "a spike and three OOMs: {received:?}");
     ensure!(!before.exists(), "the pins before are gone");
     charger.grow(Kind::Anonymous, 32 * MIB)?;
     ensure!(spike.wait()? == 1, "and on");

@@ -13,7 +13,7 @@ vm_test!(
     threshold_both_directions,
     "a threshold is signalled once on the way up and once on the way down",
     Any,
-    [Oracle, Kernel, Preempt, Quick]
+    [Oracle, Kernel, Variant, Quick, Sampled]
 );
 fn threshold_both_directions() -> Result<()> {
     let group = Group::new("both")?;
@@ -41,7 +41,7 @@ vm_test!(
     threshold_each_ancestor,
     "a charge is seen by its group and all ancestors, not by siblings",
     Any,
-    [Oracle, Kernel, Preempt, Quick]
+    [Oracle, Kernel, Quick, Sampled]
 );
 fn threshold_each_ancestor() -> Result<()> {
     let top = Group::new("top")?;
@@ -71,15 +71,15 @@ fn threshold_each_ancestor() -> Result<()> {
 }
 
 vm_test!(
-    threshold_first_above_a_calm_group,
+    threshold_first_above_an_unwatched_group,
     "a group that charged while no group above was watched is seen once one is",
     Any,
-    [Oracle, Kernel, Preempt]
+    [Oracle, Kernel]
 );
 /// Charges look up only while a group above is watched: each first threshold on an
 /// ancestor has to be noticed by a group that has found itself alone before.
-fn threshold_first_above_a_calm_group() -> Result<()> {
-    let top = Group::new("calm")?;
+fn threshold_first_above_an_unwatched_group() -> Result<()> {
+    let top = Group::new("unwatched")?;
     let middle = top.child("middle")?;
     let leaf = middle.child("leaf")?;
     let agent = Agent::start(&[])?;
@@ -103,7 +103,7 @@ vm_test!(
     threshold_every_kind_of_memory,
     "anonymous, file and kernel memory are all seen",
     Any,
-    [Oracle, Kernel, Preempt]
+    [Oracle, Kernel, Sampled]
 );
 fn threshold_every_kind_of_memory() -> Result<()> {
     let group = Group::new("kinds")?;
@@ -122,13 +122,13 @@ fn threshold_every_kind_of_memory() -> Result<()> {
     Ok(())
 }
 
-/// Hears that usage is on the other side now. The counter moves by batches of 64 pages, and may
+/// Waits for the signals of usage being on the other side. The counter moves by batches of 64 pages, and may
 /// take a step back: when that is over a threshold, it is crossed three times.
 fn crosses(waiter: &Waiter, agent: &Agent) -> Result<()> {
     let first = waiter.wait()?;
     agent.settle()?;
-    let heard = first + waiter.take()?;
-    ensure!(heard % 2 == 1, "received {heard}, an even number");
+    let received = first + waiter.take()?;
+    ensure!(received % 2 == 1, "received {received}, an even number");
     Ok(())
 }
 
@@ -136,7 +136,7 @@ vm_test!(
     threshold_usage_and_peak_are_the_kernels,
     "usage and peak in the list equal memory.current and memory.peak",
     Any,
-    [Oracle, Kernel, Preempt]
+    [Oracle, Kernel, Variant]
 );
 /// Oracle: the kernel's files, read before and after; the table's value must
 /// lie between.
@@ -167,7 +167,7 @@ vm_test!(
     threshold_spike_crosses_twice,
     "over a threshold and back within one wake-up is signalled both ways",
     Any,
-    [Oracle, Kernel, Preempt, Quick]
+    [Oracle, Kernel, Variant, Quick]
 );
 fn threshold_spike_crosses_twice() -> Result<()> {
     let group = Group::new("spike")?;
@@ -187,7 +187,7 @@ vm_test!(
     threshold_many_on_one_group,
     "of 2,000 thresholds exactly those that were crossed are signalled",
     Any,
-    [Oracle, Kernel, Preempt]
+    [Oracle, Kernel]
 );
 fn threshold_many_on_one_group() -> Result<()> {
     let group = Group::new("many")?;

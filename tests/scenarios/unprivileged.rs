@@ -34,7 +34,7 @@ fn is_errno(answer: &str, errno: i32) -> Result<()> {
     Ok(())
 }
 
-/// Only `bystander` is registered, and it has received nothing; the refusals were logged.
+/// Checks that only `bystander` is registered and has received nothing; the refusals were logged.
 fn nothing_moved(agent: &Agent, bystander: &Waiter) -> Result<()> {
     let registrations = agent.status()?.registrations;
     ensure!(registrations == 1, "{registrations} registrations instead of the bystander's");

@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use crate::harness::agent::Agent;
 use crate::harness::process;
 use crate::harness::random::Random;
-use crate::soak::Tally;
+use crate::soak::tally::Tally;
 use crate::soak::world::Act;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,8 +30,8 @@ impl Fault {
             0..8 => Self::Nothing,
             8..17 => Self::Kill,
             17 => Self::HandOver,
-            // Whoever registers waits for the answer.
-            _ if act.asks_the_agent() => Self::Nothing,
+            // A client that registers waits for the answer.
+            _ if act.needs_the_agent() => Self::Nothing,
             _ => Self::Stop,
         }
     }

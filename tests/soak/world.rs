@@ -9,10 +9,10 @@ use monitor_common::grammar::control_file::ControlFile;
 
 use crate::harness::MIB;
 use crate::harness::charger::{Charger, Kind};
-use crate::harness::client::{Waiter, ask_agent};
+use crate::harness::client::{Waiter, register_line};
 use crate::harness::group::Group;
 use crate::harness::random::Random;
-use crate::soak::Tally;
+use crate::soak::tally::Tally;
 
 /// Usage comes to rest at multiples of this, and thresholds lie half-way between.
 const STEP: u64 = 4 * MIB;
@@ -29,7 +29,7 @@ pub(super) enum Act {
     Spike(usize),
     /// A new eventfd, on a leaf or a parent.
     Register,
-    /// One more threshold for an eventfd.
+    /// A further threshold for an eventfd.
     More(usize),
     Close(usize),
     /// A leaf goes, and another comes in its place.
@@ -39,7 +39,7 @@ pub(super) enum Act {
 }
 
 impl Act {
-    pub(super) const fn asks_the_agent(self) -> bool {
+    pub(super) const fn needs_the_agent(self) -> bool {
         matches!(self, Self::Register | Self::More(_) | Self::Oom(_))
     }
 }
@@ -191,8 +191,8 @@ impl World {
         }
     }
 
-    /// One more threshold for an eventfd: other than those that it has, so that asking
-    /// again for one whose answer was lost is asking for the same.
+    /// A further threshold for an eventfd, other than those that it has, so that registering
+    /// again for one whose answer was lost requests the same.
     fn more(&mut self, wait: usize, random: &mut Random, tally: &mut Tally) -> Result<()> {
         let place = self.waits[wait].place;
         let at = random.below(if place < LEAVES { MOST } else { 2 * MOST });
@@ -234,47 +234,47 @@ impl World {
         let mut charger = Charger::start(&group)?;
         charger.grow_to_death(3 * MIB)?;
         drop(charger);
-        let mut heard = 0;
+        let mut received = 0;
         crate::harness::agent::until("the OOM is signalled", || {
-            heard += waiter.take()?;
-            Ok(heard > 0)
+            received += waiter.take()?;
+            Ok(received > 0)
         })?;
         group.remove()?;
-        let before = heard;
+        let before = received;
         crate::harness::agent::until("the removal is signalled", || {
-            heard += waiter.take()?;
-            Ok(heard > before)
+            received += waiter.take()?;
+            Ok(received > before)
         })?;
         tally.expected += 2;
-        tally.heard += heard;
+        tally.received += received;
         Ok(())
     }
 
     /// Checks that each client has received the signals that are due.
     pub(super) fn compare(&mut self, died: bool, tally: &mut Tally) -> Result<()> {
         for wait in &mut self.waits {
-            let mut heard = wait.waiter.take()?;
+            let mut received = wait.waiter.take()?;
             // The kernel takes a group offline some time after its directory has gone.
-            while wait.gone && heard < wait.expected {
-                heard += wait.waiter.wait()?;
+            while wait.gone && received < wait.expected {
+                received += wait.waiter.wait()?;
             }
             let (least, most) = (wait.expected, wait.expected + wait.spikes);
             tally.expected += most;
-            tally.heard += heard;
-            tally.lost += least.saturating_sub(heard);
-            tally.spikes_missed += most.saturating_sub(heard.max(least)) / 2;
-            let again = heard.saturating_sub(most).min(wait.again);
+            tally.received += received;
+            tally.lost += least.saturating_sub(received);
+            tally.spikes_missed += most.saturating_sub(received.max(least)) / 2;
+            let again = received.saturating_sub(most).min(wait.again);
             let most = most + wait.again;
-            let more = heard.saturating_sub(most);
+            let more = received.saturating_sub(most);
             *(if died { &mut tally.repeated } else { &mut tally.doubled }) += more;
             if !died {
                 tally.stepped_back += again / 2;
             }
             // The last side is known: what is crossed once more is crossed back, too.
-            let is_even = heard % 2 == least % 2;
+            let is_even = received % 2 == least % 2;
             ensure!(
-                heard >= least && (died || heard <= most && is_even),
-                "{heard} signals instead of {least} to {most} for {:?} and a half steps on place {}",
+                received >= least && (died || received <= most && is_even),
+                "{received} signals instead of {least} to {most} for {:?} and a half steps on place {}",
                 wait.thresholds,
                 wait.place
             );
@@ -293,7 +293,7 @@ impl World {
 /// again.
 fn insist(line: &str) -> Result<()> {
     loop {
-        match ask_agent(line.as_bytes()) {
+        match register_line(line.as_bytes()) {
             Ok(()) => return Ok(()),
             Err(error @ Error::Refused { .. }) => return Err(error).context("the agent refused"),
             Err(_) => std::thread::sleep(std::time::Duration::from_millis(1)),

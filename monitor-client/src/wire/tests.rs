@@ -20,10 +20,29 @@ fn the_documented_answers_are_what_is_sent() {
             Answer::Status(_) => "status",
             Answer::Listening => "listening",
             Answer::Event(_) => "event",
+            Answer::Changes(_) => "changes",
+            Answer::Watching { .. } => "watching",
+            Answer::Note(_) => "note",
+            Answer::Missed { .. } => "missed",
+            Answer::Recorded { .. } => "recorded",
             Answer::Error { .. } => "error",
         });
     }
-    assert_eq!(kinds, ["group", "status", "listening", "event", "error"]);
+    assert_eq!(
+        kinds,
+        [
+            "group",
+            "status",
+            "listening",
+            "event",
+            "changes",
+            "watching",
+            "note",
+            "missed",
+            "recorded",
+            "error"
+        ]
+    );
 }
 
 #[test]
@@ -31,7 +50,18 @@ fn requests_are_a_word_or_an_object_with_the_line() {
     for (request, text) in [
         (AdminRequest::List, "\"list\""),
         (AdminRequest::Status, "\"status\""),
+        (AdminRequest::Kills, "\"kills\""),
+        (AdminRequest::Changes, "\"changes\""),
         (AdminRequest::Listen("7 8 512M".into()), "{\"listen\":\"7 8 512M\"}"),
+        (
+            AdminRequest::Watch(WatchRequest {
+                patterns: vec!["/a/**".into()],
+                specs: vec!["80%".into()],
+                ..WatchRequest::default()
+            }),
+            "{\"watch\":{\"patterns\":[\"/a/**\"],\"specs\":[\"80%\"]}}",
+        ),
+        (AdminRequest::Record(42), "{\"record\":42}"),
     ] {
         assert_eq!(serde_json::to_string(&request).expect("JSON"), text);
         assert_eq!(serde_json::from_str::<AdminRequest>(text).expect("a request"), request);

@@ -26,15 +26,20 @@ pub enum ControlFile {
     Pressure,
     /// `cgroup.procs`, ours: the last process left the group.
     Procs,
+    /// `memory.anon_bytes`, ours: memory that no reclaim frees without swap.
+    Anon,
 }
 
 impl ControlFile {
     /// All the control files.
-    pub const ALL: [Self; 6] =
-        [Self::Usage, Self::Memsw, Self::WorkingSet, Self::Oom, Self::Pressure, Self::Procs];
+    pub const ALL: [Self; 7] =
+        [Self::Usage, Self::Memsw, Self::WorkingSet, Self::Oom, Self::Pressure, Self::Procs, Self::Anon];
 
-    /// Those that have a quantity, which thresholds are on.
-    pub const QUANTITIES: [Self; 3] = [Self::Usage, Self::Memsw, Self::WorkingSet];
+    /// Control files that have a quantity, which thresholds are on.
+    pub const QUANTITIES: [Self; 4] = [Self::Usage, Self::Memsw, Self::WorkingSet, Self::Anon];
+
+    /// Those of them that no counter of the kernel has, for any group: they are read from files.
+    pub const SAMPLED: [Self; 2] = [Self::WorkingSet, Self::Anon];
 
     /// The file's name: v1's, or ours.
     #[must_use]
@@ -46,6 +51,7 @@ impl ControlFile {
             Self::Oom => "memory.oom_control",
             Self::Pressure => "memory.pressure_level",
             Self::Procs => "cgroup.procs",
+            Self::Anon => "memory.anon_bytes",
         }
     }
 
@@ -144,7 +150,7 @@ impl error::Error for ArgsError {}
 /// [`ArgsError`], always EINVAL, if they are not what `file` takes.
 pub fn parse(file: ControlFile, args: &[u8], page_size: u64) -> Result<Trigger, ArgsError> {
     match file {
-        ControlFile::Usage | ControlFile::Memsw | ControlFile::WorkingSet => {
+        ControlFile::Usage | ControlFile::Memsw | ControlFile::WorkingSet | ControlFile::Anon => {
             Ok(Trigger::Threshold(threshold::parse(args, page_size)?))
         }
         ControlFile::Oom => Ok(Trigger::Oom),
@@ -153,6 +159,19 @@ pub fn parse(file: ControlFile, args: &[u8], page_size: u64) -> Result<Trigger, 
             [] => Ok(Trigger::Empty),
             [found, ..] => Err(ArgsError::Unexpected { found: *found }),
         },
+    }
+}
+
+/// Splits `,exact` off the end of the arguments, or `exact` where there are no others: a client
+/// that writes it is refused where its notification would be sampled. The kernel refuses it with
+/// EINVAL, as it does every option.
+#[must_use]
+pub fn split_exact(args: &[u8]) -> (&[u8], bool) {
+    let args = until_nul(args);
+    match args.strip_suffix(b"exact") {
+        Some([]) => (b"", true),
+        Some([before @ .., b',']) => (before, true),
+        _ => (args, false),
     }
 }
 

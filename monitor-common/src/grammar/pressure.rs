@@ -97,7 +97,7 @@ const EINVAL: i32 = 22;
 /// Why the arguments were refused. Offsets count bytes from their start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PressureError {
-    /// They do not begin with a level.
+    /// The arguments do not begin with a level.
     Level,
     /// The text after the first comma is not a mode.
     Mode {

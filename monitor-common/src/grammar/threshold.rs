@@ -1,5 +1,5 @@
-//! Arguments of `memory.usage_in_bytes`, `memory.memsw.usage_in_bytes` and
-//! `memory.working_set_bytes`: one threshold, `LEVEL[,OPTION]...`.
+//! Arguments of `memory.usage_in_bytes`, `memory.memsw.usage_in_bytes`,
+//! `memory.working_set_bytes` and `memory.anon_bytes`: one threshold, `LEVEL[,OPTION]...`.
 //!
 //! LEVEL in bytes follows `page_counter_memparse(args, "-1")`, which calls
 //! `memparse` and `simple_strtoull` base 0 (identical in Linux 5.15 to 7.2):
@@ -86,7 +86,7 @@ pub struct Threshold {
     pub up: bool,
     /// Whether to signal that usage fell below. `up` or `down` is always set.
     pub down: bool,
-    /// By how much usage must fall below it to count as below again;
+    /// Distance by which usage must fall below it to count as below again;
     /// 0..=[`Pages::counter_max`], 0 as the kernel does it.
     pub hysteresis: Pages,
 }
@@ -100,7 +100,7 @@ impl Threshold {
 
     /// Whether a crossing in `direction` is to be signalled.
     #[must_use]
-    pub const fn hears(&self, direction: Direction) -> bool {
+    pub const fn reports(&self, direction: Direction) -> bool {
         match direction {
             Direction::Up => self.up,
             Direction::Down => self.down,

@@ -57,14 +57,14 @@ fn spike<W: Modelled>() {
 }
 
 #[test]
-fn a_spike_is_told_whole() {
+fn a_spike_is_signalled_whole() {
     bounded(4, spike::<Fenced>);
 }
 
 /// Two CPUs are over a threshold at once, and both record it, one of them late: after the
 /// agent signalled the spike, and its end. Each is signalled once.
 #[test]
-fn what_two_have_seen_is_told_once() {
+fn what_two_have_seen_is_signalled_once() {
     bounded(2, || {
         const THRESHOLDS: [u64; 1] = [4];
         let group = Arc::new(Group::<Fenced>::new(3, &THRESHOLDS));
@@ -122,7 +122,7 @@ fn late(forgets_versions: bool) {
 }
 
 #[test]
-fn what_is_late_is_told_once() {
+fn what_is_late_is_signalled_once() {
     bounded(2, || late(false));
 }
 
@@ -149,12 +149,12 @@ fn a_failed_charge_leaves_no_passing_value() {
 
 /// A first threshold is registered while a group below charges, whose slot says that no group
 /// above is watched: the charge looks above, or the agent sees it.
-fn calm_group(calm: bool, begin: fn(&Epoch<'_, Fenced>) -> u64) {
+fn group_without_watcher(skips_above: bool, begin: fn(&Epoch<'_, Fenced>) -> u64) {
     const THRESHOLDS: [u64; 1] = [5];
     let group = Arc::new(Group::<Fenced>::new(3, &[]));
     let child = Arc::new(Slot::new(Fenced::new));
-    if calm {
-        child.set_calm(Epoch(&group.epoch).begin(), 0);
+    if skips_above {
+        child.set_unwatched_above(Epoch(&group.epoch).begin(), 0);
     }
     let cpu = {
         let (group, child) = (Arc::clone(&group), Arc::clone(&child));
@@ -171,9 +171,9 @@ fn calm_group(calm: bool, begin: fn(&Epoch<'_, Fenced>) -> u64) {
 }
 
 #[test]
-fn a_calm_group_wakes_up() {
-    for calm in [true, false] {
-        bounded(4, move || calm_group(calm, |epoch| epoch.begin()));
+fn an_unwatched_path_ends_with_its_epoch() {
+    for skips_above in [true, false] {
+        bounded(4, move || group_without_watcher(skips_above, |epoch| epoch.begin()));
     }
 }
 
@@ -242,7 +242,7 @@ mod before {
     #[test]
     #[should_panic(expected = "not signalled")]
     fn an_epoch_begun_by_a_failing_exchange() {
-        loom::model(|| calm_group(false, |epoch| epoch.0.cas(u64::MAX, u64::MAX).wrapping_add(1)));
+        loom::model(|| group_without_watcher(false, |epoch| epoch.0.cas(u64::MAX, u64::MAX).wrapping_add(1)));
     }
 
     #[test]

@@ -67,7 +67,7 @@ fn a_going_group_has_one_owner() {
 /// Events counted in a group that is not watched are signalled, though it goes offline at
 /// once, and the slot is given back once.
 #[test]
-fn what_is_pending_is_told_before_the_slot_goes() {
+fn what_is_pending_is_signalled_before_the_slot_goes() {
     loom::model(|| {
         let slot = online();
         let kernel = {

@@ -59,7 +59,7 @@ fn two_ooms_at_once_leave_nothing_behind() {
 /// each doorbell, it has read what was written last. It is rung once for what it has not
 /// looked at.
 #[test]
-fn a_written_limit_is_read_whoever_rang() {
+fn a_written_limit_is_read_after_any_doorbell() {
     loom::model(|| {
         struct Shared {
             /// The kernel's `page_counter.max` of two groups.

@@ -55,6 +55,18 @@ impl Band {
         if ends == OPEN { OPEN } else { ends | version & VERSION }
     }
 
+    /// A band without thresholds that is looked at all the same: it holds all that can be charged.
+    #[must_use]
+    pub const fn looked_at(shift: u32) -> Self {
+        Self { lo: 0, hi: (MAX_UNITS - 1) << shift }
+    }
+
+    /// Whether charges do not look at this band.
+    #[must_use]
+    pub const fn is_open(self, shift: u32) -> bool {
+        self.pack(shift, 0) == OPEN
+    }
+
     /// Whether the band holds `usage` pages.
     #[must_use]
     pub const fn holds(self, usage: u64) -> bool {
@@ -67,6 +79,21 @@ impl Band {
     pub const fn unpack_contains(packed: u64, usage: u64, shift: u32) -> bool {
         let units = usage >> shift;
         units >= packed >> LO_BIT && units < (!packed >> HI_BIT) & MAX_UNITS
+    }
+}
+
+impl Band {
+    /// How many pages `usage` may change before it leaves a packed band: 0 where it is out of it.
+    #[must_use]
+    pub const fn distance(packed: u64, usage: u64, shift: u32) -> u64 {
+        if !Self::unpack_contains(packed, usage, shift) {
+            return 0;
+        }
+        let (lo, hi) = (packed >> LO_BIT, (!packed >> HI_BIT) & MAX_UNITS);
+        // Without a lower or upper end there is none to reach.
+        let below = if lo == 0 { u64::MAX } else { usage - (lo << shift) + 1 };
+        let above = if hi == MAX_UNITS { u64::MAX } else { (hi << shift) - usage };
+        if below < above { below } else { above }
     }
 }
 
@@ -97,7 +124,7 @@ pub const fn shift_for(pages: u64) -> u32 {
 /// The outcome of a charge's comparison: how the agent is notified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// In band, or the agent already knows that it has to look.
+    /// The reading is in band, or the agent is already due to look.
     Quiet,
     /// Ring the doorbell: this call set `pending`.
     Ring,
@@ -338,7 +365,7 @@ impl Excursion {
         }
     }
 
-    /// Both excursions as one.
+    /// Joins both excursions into one.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         Self { min: self.min.min(other.min), max: self.max.max(other.max) }

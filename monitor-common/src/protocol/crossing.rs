@@ -159,6 +159,6 @@ pub fn band_around(at_or_below: Option<u64>, above: Option<u64>) -> Band {
 }
 
 #[cfg(all(test, not(loom)))]
-mod tests;
+mod exactly_once;
 #[cfg(all(test, not(loom)))]
-mod told;
+mod tests;

@@ -1,4 +1,4 @@
-//! How a charge knows, without going there, that no group above its own is watched.
+//! The epoch: by it a charge knows, without a walk, that no group above its own is watched.
 //!
 //! There is one [epoch](Epoch). A charge whose walk to the root met no band walks once
 //! more and keeps the epoch from before that walk in its group's slot; as long as the
@@ -14,7 +14,7 @@
 
 use crate::protocol::{band::OPEN, slot::Slot, word::Word};
 
-/// Value of [`Slot::calm`] that no epoch ever has.
+/// Value of [`Slot::unwatched_above`] that no epoch ever has.
 pub const NEVER: u64 = 0;
 
 /// The number of the present epoch, less one.
@@ -22,10 +22,10 @@ pub const NEVER: u64 = 0;
 pub struct Epoch<'a, W>(pub &'a W);
 
 impl<W: Word> Epoch<'_, W> {
-    /// Whether no group above `slot`'s is watched: a charge's part.
+    /// Reports whether no group above `slot`'s is watched; charges call it.
     #[inline(always)]
-    pub fn is_calm_above(&self, slot: &Slot<W>) -> bool {
-        slot.calm.get() == self.0.get().wrapping_add(1) ^ slot.counter.get()
+    pub fn is_unwatched_above(&self, slot: &Slot<W>) -> bool {
+        slot.unwatched_above.get() == self.0.get().wrapping_add(1) ^ slot.counter.get()
     }
 
     /// The epoch to keep if the walk that begins meets no band. A full barrier, so that the bands
@@ -53,7 +53,7 @@ impl<W: Word> Slot<W> {
     /// was at `address` before the walk: should the slot be another group's by now, it does not
     /// count for that one.
     #[inline(always)]
-    pub fn set_calm(&self, epoch: u64, address: u64) {
-        self.calm.set(epoch ^ address);
+    pub fn set_unwatched_above(&self, epoch: u64, address: u64) {
+        self.unwatched_above.set(epoch ^ address);
     }
 }

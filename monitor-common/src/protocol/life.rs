@@ -11,11 +11,95 @@
 //! of two that come true at once, the later one to try sees both.
 
 use crate::protocol::{
-    slot::{ATTEMPTS, Slot, SlotState},
+    band, epoch,
+    slot::{ATTEMPTS, PARENT_UNKNOWN, POPULATED_UNKNOWN, Slot, SlotState},
+    usage,
     word::Word,
 };
 
+impl<W> Slot<W> {
+    /// In place of the highest usage of a group that left without a program that could read it.
+    pub const PEAK_UNKNOWN: u64 = u64::MAX;
+
+    /// A free slot of words made by `word`.
+    pub fn new(word: impl Fn(u64) -> W) -> Self {
+        let zero = || word(0);
+        Self {
+            band: word(band::OPEN),
+            sum_band: word(band::OPEN),
+            parent: zero(),
+            counter: zero(),
+            state: zero(),
+            cgroup_id: zero(),
+            unwatched_above: word(epoch::NEVER),
+            below: zero(),
+            max_seen: [zero(), zero()],
+            min_seen: [word(u64::MAX), word(u64::MAX)],
+            sum_max_seen: [zero(), zero()],
+            sum_min_seen: [word(u64::MAX), word(u64::MAX)],
+            pending: zero(),
+            ooms: zero(),
+            oom_holder: zero(),
+            oom_below: zero(),
+            oom_below_since: zero(),
+            windows: [zero(), zero(), zero()],
+            emptied: zero(),
+            populated: word(POPULATED_UNKNOWN),
+            windows_below: [zero(), zero(), zero()],
+            last: zero(),
+            sum_last: zero(),
+            deep: zero(),
+            usage: word(usage::UNKNOWN),
+            peak: word(usage::UNKNOWN),
+            limit: word(usage::UNKNOWN),
+            read_of: zero(),
+            version: zero(),
+            oom_levels: zero(),
+            oom_calls: zero(),
+            window: zero(),
+        }
+    }
+}
+
 impl<W: Word> Slot<W> {
+    /// Resets everything that was seen or counted here.
+    pub fn forget(&self) {
+        self.sum_band.set(band::OPEN);
+        // Each by itself: of a chain of iterators the verifier would have to be convinced.
+        for set in 0..2 {
+            self.max_seen[set].set(0);
+            self.min_seen[set].set(u64::MAX);
+            self.sum_max_seen[set].set(0);
+            self.sum_min_seen[set].set(u64::MAX);
+        }
+        let counts =
+            [&self.pending, &self.ooms, &self.oom_holder, &self.oom_below, &self.emptied, &self.deep];
+        for word in counts {
+            word.set(0);
+        }
+        self.populated.set(POPULATED_UNKNOWN);
+        self.windows.iter().chain(&self.windows_below).for_each(|count| count.set(0));
+        self.window.set(0);
+    }
+
+    /// Resets the slot as if there had been no group. The caller owns the slot. `below` stays: a
+    /// slot that names this one late takes its count back.
+    pub fn clear(&self) {
+        self.counter.set(0);
+        self.band.set(band::OPEN);
+        self.unwatched_above.set(epoch::NEVER);
+        self.parent.set(PARENT_UNKNOWN);
+        self.forget();
+    }
+
+    /// Makes a slot ready for its next group: new generation, no flags. The caller owns
+    /// the slot and gives its index back to the free list after.
+    pub fn recycle(&self) {
+        self.clear();
+        let state = self.state().recycled();
+        self.state.xchg(state.0);
+    }
+
     /// Begins to watch `generation` of this slot: the agent's part. False when that group is no
     /// longer online. Its going offline rings from then on.
     pub fn watch(&self, generation: u64) -> bool {
@@ -46,6 +130,19 @@ impl<W: Word> Slot<W> {
             }
             held = SlotState(before);
         }
+    }
+
+    /// Takes note of a new group, once: true for the one that does.
+    pub fn take_new(&self) -> bool {
+        let mut held = self.state();
+        while held.has(SlotState::NEW) {
+            let before = self.state.cas(held.0, held.0 & !SlotState::NEW);
+            if before == held.0 {
+                return true;
+            }
+            held = SlotState(before);
+        }
+        false
     }
 
     /// Ends the agent's watch of `generation` of this slot. False when the group went offline

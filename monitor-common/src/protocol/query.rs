@@ -1,10 +1,11 @@
-//! The [`QueryMailbox`] cells in which programs answer the agent, and what it can ask.
+//! The [`QueryMailbox`] cells in which programs answer the agent, and its queries.
 
 /// A cell in which programs leave answers for the agent, and the agent what programs
 /// need to know of it. One writer at a time: the `ask` program answers in
 /// [`ANSWERS`], on behalf of whichever of the agent's threads runs it, and those run it
 /// one at a time; programs at what the agent reads answer in [`READINGS`], and only for
-/// the one thread that is registered for it ([`Query::WHO_AM_I`]).
+/// the one thread that is registered for it ([`Query::WHO_AM_I`]); there `ask` answers
+/// [`Query::FILE`] and [`Query::GROUP`], too, which that thread runs.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct QueryMailbox<W> {
@@ -83,6 +84,10 @@ impl Subscriptions {
     pub const LIMITS: u64 = 8;
     /// Processes that the OOM killer kills.
     pub const VICTIMS: u64 = 16;
+    /// New groups: their slots stay, whatever becomes of them, until the agent has looked.
+    pub const GROUPS: u64 = 32;
+    /// Windows of reclaim of groups that have a box, and of no others.
+    pub const RECORDED_WINDOWS: u64 = 64;
 }
 
 /// Answers in place of a slot index when groups are enumerated.
@@ -94,7 +99,7 @@ impl Enumeration {
     pub const ROOT: u64 = u64::MAX;
     /// The slot table is full.
     pub const FULL: u64 = u64::MAX - 1;
-    /// There was no answer.
+    /// The program gave no answer.
     pub const SILENT: u64 = u64::MAX - 2;
 }
 
@@ -154,6 +159,13 @@ impl Query {
     /// Read usage, peak and limit of the live groups in slots from `arg1` on, `arg2` of
     /// them, into the slots: at most [`AT_ONCE`](Self::AT_ONCE).
     pub const READ: u64 = 16;
+
+    /// Find the `struct file` at descriptor `arg1` of the thread that queries. Answered in the cell
+    /// [`READINGS`], as a program at `eventfd_show_fdinfo` does.
+    pub const FILE: u64 = 17;
+    /// Find the group of the directory at descriptor `arg1` of the thread that queries; it gets a
+    /// slot. Answered in the cell [`READINGS`], as a program at the read of a usage file does.
+    pub const GROUP: u64 = 18;
 
     /// Most slots of one [`READ`](Self::READ).
     pub const AT_ONCE: u32 = 1024;

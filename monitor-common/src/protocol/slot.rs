@@ -3,10 +3,10 @@
 //! Everything that both sides share is made of 64-bit words without padding, so
 //! that the layout is the same for the BPF target and the host.
 
-use crate::protocol::{band, epoch, usage, word::Word};
+use crate::protocol::word::Word;
 
 /// Version of all that both sides share. Bump on any change of layout or meaning.
-pub const SCHEMA: u32 = 5;
+pub const SCHEMA: u32 = 6;
 
 /// Levels up to which the marks of an OOM reach.
 pub const MAX_DEPTH: usize = 64;
@@ -35,10 +35,10 @@ pub const POPULATED_UNKNOWN: u64 = 2;
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct Slot<W> {
-    /// The packed [`Band`](band::Band) in which a charge needs no attention.
+    /// The packed [`Band`](crate::protocol::band::Band) in which a charge needs no attention.
     pub band: W,
-    /// The packed band of the group's memory+swap; [`band::OPEN`] while no registration is on
-    /// that, and then a charge does not look at it.
+    /// The packed band of the group's memory+swap; [`OPEN`](crate::protocol::band::OPEN) while no
+    /// registration is on that, and then a charge does not look at it.
     pub sum_band: W,
     /// Index of the parent's slot, [`PARENT_ROOT`] or [`PARENT_UNKNOWN`].
     pub parent: W,
@@ -51,7 +51,7 @@ pub struct Slot<W> {
     pub cgroup_id: W,
     /// The [`Epoch`](crate::protocol::epoch::Epoch) in which no group above this one is watched,
     /// mixed with its counter's address.
-    pub calm: W,
+    pub unwatched_above: W,
     /// Slots whose `parent` is this one: as long as there are any it is not given back.
     pub below: W,
 
@@ -96,7 +96,7 @@ pub struct Slot<W> {
     pub deep: W,
 
     /// Pages charged, kept by each charge while the group is followed; see
-    /// [`usage`].
+    /// [`usage`](crate::protocol::usage).
     pub usage: W,
     /// The kernel's own high-water mark (`page_counter.watermark`) in pages, kept likewise.
     pub peak: W,
@@ -112,8 +112,10 @@ pub struct Slot<W> {
     /// at what the kernel had counted (`memory.events.local`). With
     /// [`BY_LIMIT_WRITE`](crate::protocol::oom::BY_LIMIT_WRITE).
     pub oom_calls: W,
-    /// Unused; keeps a slot at five cache lines.
-    pub tail: W,
+    /// The window of reclaim that is not full yet, where the programs add it up; see
+    /// [`account`](crate::protocol::pressure::account). Once the group is offline, and was watched: its
+    /// highest usage in pages, or [`PEAK_UNKNOWN`](Slot::PEAK_UNKNOWN).
+    pub window: W,
 }
 
 const _: () = assert!(size_of::<Slot<u64>>() == 320);
@@ -126,6 +128,8 @@ pub struct SlotState(pub u64);
 impl SlotState {
     /// The group is online: charges are seen, registrations are accepted.
     pub const ONLINE: u64 = 1;
+    /// The group is new, and the agent is told of new groups; it has not looked here since.
+    pub const NEW: u64 = 4;
     /// `mem_cgroup_css_offline` has run: removed, or its controller turned off. The slot
     /// is no longer the group's; see [`life`](crate::protocol::life).
     pub const OFFLINE: u64 = 2;
@@ -139,6 +143,12 @@ impl SlotState {
     #[must_use]
     pub const fn online(generation: u64) -> Self {
         Self((generation << 8) | Self::ONLINE)
+    }
+
+    /// The state of a fresh slot of `generation`, which the agent is told of and has to let go of.
+    #[must_use]
+    pub const fn announced(generation: u64) -> Self {
+        Self(Self::online(generation).0 | Self::NEW | Self::WATCHED)
     }
 
     /// How often the slot was used before.
@@ -170,47 +180,6 @@ impl SlotState {
 /// another CPU succeeded just then. Few, for the verifier's sake.
 pub const ATTEMPTS: usize = 4;
 
-impl<W> Slot<W> {
-    /// A free slot of words made by `word`.
-    pub fn new(word: impl Fn(u64) -> W) -> Self {
-        let zero = || word(0);
-        Self {
-            band: word(band::OPEN),
-            sum_band: word(band::OPEN),
-            parent: zero(),
-            counter: zero(),
-            state: zero(),
-            cgroup_id: zero(),
-            calm: word(epoch::NEVER),
-            below: zero(),
-            max_seen: [zero(), zero()],
-            min_seen: [word(u64::MAX), word(u64::MAX)],
-            sum_max_seen: [zero(), zero()],
-            sum_min_seen: [word(u64::MAX), word(u64::MAX)],
-            pending: zero(),
-            ooms: zero(),
-            oom_holder: zero(),
-            oom_below: zero(),
-            oom_below_since: zero(),
-            windows: [zero(), zero(), zero()],
-            emptied: zero(),
-            populated: word(POPULATED_UNKNOWN),
-            windows_below: [zero(), zero(), zero()],
-            last: zero(),
-            sum_last: zero(),
-            deep: zero(),
-            usage: word(usage::UNKNOWN),
-            peak: word(usage::UNKNOWN),
-            limit: word(usage::UNKNOWN),
-            read_of: zero(),
-            version: zero(),
-            oom_levels: zero(),
-            oom_calls: zero(),
-            tail: zero(),
-        }
-    }
-}
-
 impl<W: Word> Slot<W> {
     /// Reads the state word.
     pub fn state(&self) -> SlotState {
@@ -220,42 +189,5 @@ impl<W: Word> Slot<W> {
     /// Sets `flag`; returns the state before.
     pub fn mark(&self, flag: u64) -> SlotState {
         SlotState(self.state.or(flag))
-    }
-
-    /// Resets everything that was seen or counted here.
-    pub fn forget(&self) {
-        self.sum_band.set(band::OPEN);
-        // Each by itself: of a chain of iterators the verifier would have to be convinced.
-        for set in 0..2 {
-            self.max_seen[set].set(0);
-            self.min_seen[set].set(u64::MAX);
-            self.sum_max_seen[set].set(0);
-            self.sum_min_seen[set].set(u64::MAX);
-        }
-        let counts =
-            [&self.pending, &self.ooms, &self.oom_holder, &self.oom_below, &self.emptied, &self.deep];
-        for word in counts {
-            word.set(0);
-        }
-        self.populated.set(POPULATED_UNKNOWN);
-        self.windows.iter().chain(&self.windows_below).for_each(|count| count.set(0));
-    }
-
-    /// Resets the slot as if there had been no group. The caller owns the slot. `below` stays: a
-    /// slot that names this one late takes its count back.
-    pub fn clear(&self) {
-        self.counter.set(0);
-        self.band.set(band::OPEN);
-        self.calm.set(epoch::NEVER);
-        self.parent.set(PARENT_UNKNOWN);
-        self.forget();
-    }
-
-    /// Makes a slot ready for its next group: new generation, no flags. The caller owns
-    /// the slot and gives its index back to the free list after.
-    pub fn recycle(&self) {
-        self.clear();
-        let state = self.state().recycled();
-        self.state.xchg(state.0);
     }
 }

@@ -16,7 +16,7 @@ use crate::protocol::{
     word::Word,
 };
 
-/// In place of a number of pages: not known, query the kernel.
+/// Stands for an unknown number of pages: the kernel is to be queried.
 pub const UNKNOWN: u64 = u64::MAX;
 
 impl<W: Word> Slot<W> {

@@ -11,8 +11,8 @@ use std::{
 };
 
 use crate::{
+    backend::Backend,
     kernel::page_size,
-    programs::Programs,
     watcher::{Payer, Sampled, SharedWatcher},
 };
 
@@ -40,7 +40,7 @@ impl Sampler {
     ///
     /// # Errors
     /// The kernel has no thread left.
-    pub(super) fn start(watcher: SharedWatcher<Programs>, pace: Duration) -> io::Result<Self> {
+    pub(super) fn start(watcher: SharedWatcher<Box<dyn Backend>>, pace: Duration) -> io::Result<Self> {
         let (wake, woken) = mpsc::sync_channel(1);
         let work = move || {
             let mut paces = Paces::new(pace);
@@ -76,7 +76,7 @@ impl Drop for Sampler {
 }
 
 /// Reads what is due, and returns when to read again, if there is anything.
-fn sample(watcher: &SharedWatcher<Programs>, paces: &mut Paces) -> Option<Duration> {
+fn sample(watcher: &SharedWatcher<Box<dyn Backend>>, paces: &mut Paces) -> Option<Duration> {
     let (all, host, distance) = {
         let watcher = watcher.lock();
         (watcher.to_be_sampled(), watcher.shared_host(), watcher.root_distance())
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_costs_much_waits_and_others_do_not() {
+    fn a_costly_account_waits_and_others_do_not() {
         let (mut paces, now) = (Paces::new(PACE), Instant::now());
         assert_eq!(paces.due(vec![of(1, false), of(2, false)], now).len(), 2);
         paces.spent(Some(Payer::Account(Account::User(1))), Duration::from_millis(50), None);

@@ -2,10 +2,11 @@
 //! clients, operators and scrapers. It takes records out of the ring, which only queue
 //! work, and does the work and the sweeps in the watcher's bounded turns.
 
-use std::{io, os::fd::AsFd as _, thread, time::Duration};
+use std::{io, os::fd::OwnedFd, thread, time::Duration};
 
 use monitor_common::protocol::ring::Doorbell;
 use tokio::{
+    io::unix::AsyncFd,
     runtime::{Builder, Runtime},
     sync::oneshot,
     time::{Instant, sleep_until},
@@ -14,9 +15,10 @@ use tokio::{
 use crate::{
     agent::sampler::Wake,
     async_fd::wait_on,
+    backend::Backend,
     error::{Error, Result},
     malloc::Trim,
-    programs::{Doorbells, Programs, RingRecord},
+    source::{DoorbellQueue, RingRecord},
     watcher::{SharedWatcher, Watcher},
 };
 
@@ -34,6 +36,12 @@ impl RuntimeGuard {
 
     fn run<T>(&self, work: impl Future<Output = T>) -> Option<T> {
         self.0.as_ref().map(|runtime| runtime.block_on(work))
+    }
+
+    /// Readiness of the ring, by this runtime.
+    fn watch(&self, ring: &dyn DoorbellQueue) -> io::Result<AsyncFd<OwnedFd>> {
+        let _entered = self.0.as_ref().map(Runtime::enter);
+        ring.as_fd().try_clone_to_owned().and_then(wait_on)
     }
 }
 
@@ -59,18 +67,20 @@ impl Signals {
     /// two sweeps for lost records.
     ///
     /// # Errors
-    /// The kernel has no thread left.
+    /// The kernel has no thread or no descriptor left.
     pub(super) fn start(
         runtime: RuntimeGuard,
-        ring: Doorbells,
-        watcher: SharedWatcher<Programs>,
+        ring: Box<dyn DoorbellQueue>,
+        watcher: SharedWatcher<Box<dyn Backend>>,
         sweep: Duration,
         sampler: Option<Wake>,
     ) -> io::Result<Self> {
         let ((stop, stopped), (sender, outcome)) = (oneshot::channel(), oneshot::channel());
+        // Here, not in the thread: an agent that says it is ready holds all its descriptors.
+        let readiness = runtime.watch(&*ring)?;
         let work = async move {
             tokio::select! {
-                outcome = answer_doorbells(ring, watcher, sweep, sampler) => outcome,
+                outcome = answer_doorbells(ring, readiness, watcher, sweep, sampler) => outcome,
                 _ = stopped => Ok(()),
             }
         };
@@ -101,7 +111,7 @@ impl Drop for Signals {
 const RECORDS: usize = 256;
 
 struct Loop {
-    shared: SharedWatcher<Programs>,
+    shared: SharedWatcher<Box<dyn Backend>>,
     next_sweep: Instant,
     pace: Duration,
     trim: Trim,
@@ -109,19 +119,19 @@ struct Loop {
 }
 
 async fn answer_doorbells(
-    mut ring: Doorbells,
-    shared: SharedWatcher<Programs>,
+    mut ring: Box<dyn DoorbellQueue>,
+    readiness: AsyncFd<OwnedFd>,
+    shared: SharedWatcher<Box<dyn Backend>>,
     pace: Duration,
     sampler: Option<Wake>,
 ) -> Result<()> {
     let failed = |error| Error::epoll("the ring buffer", error);
-    let readiness = ring.as_fd().try_clone_to_owned().and_then(wait_on).map_err(failed)?;
     let work = shared.lock().work();
     let now = Instant::now();
     let trim = Trim::default();
     let mut this = Loop { shared, next_sweep: now + pace, pace, trim, sampler };
     loop {
-        if this.once(&mut ring) {
+        if this.once(&mut *ring) {
             // Others that wait for the watcher get it in between; and the end is noticed.
             tokio::task::yield_now().await;
             continue;
@@ -141,7 +151,7 @@ async fn answer_doorbells(
 impl Loop {
     /// Takes records from the ring, up to [`RECORDS`], and does one turn of work; false when
     /// all is done.
-    fn once(&mut self, ring: &mut Doorbells) -> bool {
+    fn once(&mut self, ring: &mut dyn DoorbellQueue) -> bool {
         let watcher = &mut *self.shared.lock();
         let mut taken = 0;
         for record in ring.take(RECORDS) {
@@ -151,7 +161,7 @@ impl Loop {
         let now = Instant::now();
         self.trim.now_held(watcher.registry().len());
         watcher.sweep_after_loss();
-        watcher.wake(false);
+        let is_more_due = watcher.wake(false);
         if now >= self.next_sweep {
             self.next_sweep = now + self.pace;
             // Without registrations there is nothing to lose.
@@ -159,7 +169,7 @@ impl Loop {
                 watcher.sweep();
             }
         }
-        let is_busy = watcher.turn() || taken == RECORDS;
+        let is_busy = watcher.turn() || taken == RECORDS || is_more_due;
         if watcher.samples_anew() {
             // A thread that is awake reads anyhow.
             self.sampler.as_ref().map(|wake| wake.try_send(()));
@@ -177,7 +187,7 @@ impl Loop {
 }
 
 /// Queues the work that a record announces.
-fn queue(watcher: &mut Watcher<Programs>, record: RingRecord) {
+fn queue(watcher: &mut Watcher<Box<dyn Backend>>, record: RingRecord) {
     let doorbell = match record {
         RingRecord::Bell(doorbell) => doorbell,
         RingRecord::Victim(victim) => return watcher.victim(&victim),
@@ -194,9 +204,10 @@ fn queue(watcher: &mut Watcher<Programs>, record: RingRecord) {
             watcher.ring(slot, 0);
         }
         Doorbell::LIMITS => watcher.limits_written(),
+        Doorbell::MADE => watcher.made(slot),
         Doorbell::GROUP_KILL => watcher.group_kill(slot, value),
         kind => log::error!(
-            "a record of unknown kind {kind} in the ring is left out: programs and agent differ in version"
+            "a record of unknown kind {kind} in the ring is ignored: programs and agent differ in version"
         ),
     }
 }

@@ -3,9 +3,10 @@
 
 use std::{
     ffi::OsStr,
-    fs,
+    fs::{self, File},
+    io::{self, Read as _},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 #[cfg(not(fuzzing))]
@@ -18,7 +19,10 @@ use nix::{
 };
 
 use crate::{
-    cgroup::{Hierarchy, Version},
+    cgroup::{
+        hierarchy::{Hierarchy, Version},
+        outside::KnownIds,
+    },
     error::{Error, Result},
 };
 
@@ -29,6 +33,9 @@ pub struct Directories {
     /// Mount point of the root at the start; the mount may be gone since.
     point: PathBuf,
     root_id: u64,
+    /// Whether the root is a group with a usage of its own.
+    root_is_group: bool,
+    known: KnownIds,
     device: u64,
     version: Version,
 }
@@ -48,14 +55,25 @@ impl Directories {
             root,
             point: path.clone(),
             root_id: stat.st_ino,
+            root_is_group: false,
+            known: KnownIds::default(),
             device: stat.st_dev,
             version: hierarchy.version,
         };
-        directories.open(stat.st_ino).map_err(|errno| match errno {
+        let root = directories.open(stat.st_ino).map_err(|errno| match errno {
             Errno::EPERM => failed("open_by_handle_at (the agent needs CAP_DAC_READ_SEARCH)", errno),
             _ => failed("open_by_handle_at", errno),
         })?;
-        Ok(directories)
+        let is_host_root = root.is_host_root(directories.version);
+        let root_is_group = !is_host_root.map_err(|errno| failed("newfstatat", errno))?;
+        Ok(Self { root_is_group, ..directories })
+    }
+
+    /// Id of the root where it stands for the host. `None` where the root is a group, as in a cgroup
+    /// namespace or a bind mount of a part of the hierarchy.
+    #[must_use]
+    pub const fn host_root(&self) -> Option<u64> {
+        if self.root_is_group { None } else { Some(self.root_id) }
     }
 
     /// Id of the hierarchy's root.
@@ -79,9 +97,34 @@ impl Directories {
     /// The directory with this id.
     ///
     /// # Errors
-    /// `ENOENT` when there is none, or none any more.
+    /// `ENOENT` when there is none, or none any more, or where the root is a group and the directory
+    /// is not below it.
     pub fn open(&self, id: u64) -> nix::Result<Directory> {
-        Ok(Directory { fd: self.open_any(id, libc::O_DIRECTORY)? })
+        let directory = Directory { fd: self.open_any(id, libc::O_DIRECTORY)? };
+        // An id reaches the whole file system, whatever part of it is mounted here.
+        if self.root_is_group && !self.is_below_root(&directory, id)? {
+            return Err(Errno::ENOENT);
+        }
+        Ok(directory)
+    }
+
+    /// Whether the root is on the way up from the directory. Outside, that way ends at the file
+    /// system's root, or before it (`path_connected`, `fs/namei.c`).
+    fn is_below_root(&self, directory: &Directory, id: u64) -> nix::Result<bool> {
+        let (mut at, mut above) = (id, directory.parent());
+        while at != self.root_id {
+            let directory = match above {
+                Ok(directory) => directory,
+                Err(Errno::ENOENT) => return Ok(false),
+                Err(errno) => return Err(errno),
+            };
+            let found = directory.stat()?;
+            if found.st_dev != self.device || found.st_ino == at {
+                return Ok(false);
+            }
+            (at, above) = (found.st_ino, directory.parent());
+        }
+        Ok(true)
     }
 
     /// The directory of this name in another, whatever is mounted on it.
@@ -108,19 +151,40 @@ impl Directories {
         let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
             return Err(Errno::ENOENT);
         };
-        let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
-        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let home = Directory { fd: openat(&self.root, directory, flags, Mode::empty())? };
+        let home = self.below(directory)?;
         let found = fstatat(&home.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
         if (found.st_dev, found.st_ino) == (self.device, id) { Ok(home) } else { Err(Errno::ENOENT) }
     }
 
-    /// Opens the file or directory at a path below the root.
+    /// The directory at a path below the root, whatever is mounted on it or on those above it: other
+    /// file systems, another hierarchy, or this one once more.
     ///
     /// # Errors
-    /// `ENOENT` when there is nothing.
-    pub fn stat_below(&self, path: &Path) -> nix::Result<FileStat> {
-        fstatat(&self.root, path, AtFlags::AT_SYMLINK_NOFOLLOW)
+    /// `ENOENT` when there is none, or the path leads above the root.
+    pub fn below(&self, path: &Path) -> nix::Result<Directory> {
+        let root = self.open(self.root_id)?;
+        path.components().try_fold(root, |directory, part| match part {
+            Component::Normal(name) => self.child(&directory, name),
+            _ => Err(Errno::ENOENT),
+        })
+    }
+
+    /// Whether the file or directory with this id is there, and beside or above a root that is a group. Such
+    /// a group is not this agent's, although the programs see it. Where the root stands for the host it costs
+    /// nothing; else a look-up in a table, once for each of the latest ids with an `open_by_handle_at`.
+    #[must_use]
+    pub fn is_outside(&self, id: u64) -> bool {
+        let find = || Some(self.below_root(&self.open_any(id, 0).ok()?).is_none());
+        self.root_is_group && self.known.is_outside(id, find).unwrap_or(false)
+    }
+
+    /// Whether a group is certainly removed, or its memory controller turned off, also of a group beside a
+    /// root that is a group.
+    #[must_use]
+    pub fn is_gone(&self, id: u64) -> bool {
+        let directory = self.open_any(id, libc::O_DIRECTORY).map(|fd| Directory { fd });
+        let found = directory.and_then(|directory| directory.stat_file(self.version.usage_file()));
+        matches!(found, Err(Errno::ENOENT | Errno::ENODEV))
     }
 
     fn open_any(&self, id: u64, more: i32) -> nix::Result<OwnedFd> {
@@ -137,6 +201,12 @@ impl Directories {
     pub fn path_of(&self, id: u64) -> Option<PathBuf> {
         let path = self.below_root(&self.open(id).ok()?.fd)?;
         Some(if path.as_os_str().is_empty() { self.point.clone() } else { self.point.join(path) })
+    }
+
+    /// The path of a group below the hierarchy's mount point, whether it is there or not.
+    #[must_use]
+    pub fn named(&self, below: &str) -> PathBuf {
+        self.point.join(below.trim_start_matches('/'))
     }
 
     /// Returns its path in the agent's own mount, counted from that one's root: so it does not matter
@@ -191,7 +261,7 @@ impl Directory {
         }
     }
 
-    /// Whether it is the root of a mount. Not asked of the file system, which may be any
+    /// Whether it is the root of a mount. The file system is not queried: it may be any
     /// (`AT_STATX_DONT_SYNC`).
     fn is_mount(&self) -> nix::Result<bool> {
         let flags = libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC;
@@ -213,6 +283,31 @@ impl Directory {
     /// `ENOENT` when it has no such file, `ENODEV` when it has gone.
     pub fn file(&self, name: &str) -> nix::Result<OwnedFd> {
         openat(&self.fd, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
+    }
+
+    /// The text of a file in it.
+    ///
+    /// # Errors
+    /// As of [`Directory::file`], and of reading it.
+    pub fn text(&self, name: &str) -> io::Result<String> {
+        let mut text = String::new();
+        File::from(self.file(name)?).read_to_string(&mut text)?;
+        Ok(text)
+    }
+
+    /// Whether it is the hierarchy's own root, which stands for the host. On v1 the kernel gives a
+    /// file to its root alone (`CFTYPE_ONLY_ON_ROOT`), on v2 to all groups but its root
+    /// (`CFTYPE_NOT_ON_ROOT`), whatever their controllers.
+    fn is_host_root(&self, version: Version) -> nix::Result<bool> {
+        let (name, is_roots) = match version {
+            Version::V1 => ("release_agent", true),
+            Version::V2 => ("cgroup.events", false),
+        };
+        match self.stat_file(name) {
+            Ok(_) => Ok(is_roots),
+            Err(Errno::ENOENT) => Ok(!is_roots),
+            Err(errno) => Err(errno),
+        }
     }
 
     /// Returns the attributes of the directory.

@@ -1,8 +1,6 @@
 //! The host's own numbers, and those of its groups that only files have.
 
-use std::{fs::File, io::Read as _, os::unix::fs::FileExt as _, time::Instant};
-
-use nix::errno::Errno;
+use std::{fs::File, io, os::unix::fs::FileExt as _, time::Instant};
 
 use crate::{
     cgroup::{Hierarchy, Version, error::MeminfoError, handle::Directories},
@@ -40,24 +38,15 @@ pub trait Host {
     /// The file could not be read.
     fn inactive_file(&self, cgroup_id: u64) -> Result<Option<u64>>;
 
+    /// Pages of a group and all below it that reclaim cannot free where there is no swap: anonymous memory, shared
+    /// memory, and the kernel's own less its reclaimable caches; `None` when it is removed.
+    ///
+    /// # Errors
+    /// The file could not be read.
+    fn unreclaimable(&self, cgroup_id: u64) -> Result<Option<u64>>;
+
     /// Whether a group is certainly removed, or its memory controller turned off.
     fn is_gone(&self, cgroup_id: u64) -> bool;
-
-    /// Counts of OOMs and kills in a group.
-    fn oom_counts(&self, cgroup_id: u64) -> OomCounts;
-}
-
-/// Counts of OOMs and kills in a group, by the kernel. `None` where the kernel does not
-/// count that.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct OomCounts {
-    /// Charges of the group, by its own limit, that found no memory.
-    pub oom: Option<u64>,
-    /// Processes of the group and those below that were killed for it; on v1 of the
-    /// group alone.
-    pub oom_kill: Option<u64>,
-    /// Groups, this one and below, that were killed as a whole.
-    pub oom_group_kill: Option<u64>,
 }
 
 /// The running host, read from its files.
@@ -88,11 +77,11 @@ impl Files {
         Ok(String::from_utf8(text).map_err(|_| MeminfoError::NotText)?)
     }
 
-    fn file(&self, cgroup_id: u64, name: &str) -> Option<String> {
-        let file = self.directories.open(cgroup_id).and_then(|directory| directory.file(name)).ok()?;
-        let mut text = String::new();
-        File::from(file).read_to_string(&mut text).ok()?;
-        Some(text)
+    /// The text of a group's file; `None` where the group is removed, or has no such file.
+    fn file(&self, cgroup_id: u64, name: &'static str) -> Result<Option<String>> {
+        let directory = self.directories.open(cgroup_id).map_err(io::Error::from);
+        let read = directory.and_then(|directory| directory.text(name));
+        unless_short(read.map_err(|error| Error::file("read", name, error)))
     }
 }
 
@@ -121,28 +110,34 @@ impl Host for Files {
             Version::V2 => "inactive_file",
         };
         // Otherwise the group was removed meanwhile, or its controller turned off.
-        let text = self.file(cgroup_id, "memory.stat");
+        let text = self.file(cgroup_id, "memory.stat")?;
         Ok(text.and_then(|text| field(&text, name)).map(|bytes| bytes / page_size()))
     }
 
-    fn is_gone(&self, cgroup_id: u64) -> bool {
-        let usage = self.directories.version().usage_file();
-        let found = self.directories.open(cgroup_id).and_then(|directory| directory.stat_file(usage));
-        matches!(found, Err(Errno::ENOENT | Errno::ENODEV))
+    fn unreclaimable(&self, cgroup_id: u64) -> Result<Option<u64>> {
+        let Some(stat) = self.file(cgroup_id, "memory.stat")? else { return Ok(None) };
+        let bytes = match self.directories.version() {
+            // Without the file the kernel accounts no kernel memory.
+            Version::V1 => {
+                let kernel = self.file(cgroup_id, "memory.kmem.usage_in_bytes")?;
+                unreclaimable_v1(&stat, kernel.as_deref().unwrap_or("0"))
+            }
+            Version::V2 => unreclaimable(&stat),
+        };
+        Ok(Some(bytes / page_size()))
     }
 
-    fn oom_counts(&self, cgroup_id: u64) -> OomCounts {
-        let count = |file: &str, name: &str| field(&self.file(cgroup_id, file)?, name);
-        match self.directories.version() {
-            Version::V1 => {
-                OomCounts { oom_kill: count("memory.oom_control", "oom_kill"), ..OomCounts::default() }
-            }
-            Version::V2 => OomCounts {
-                oom: count("memory.events.local", "oom"),
-                oom_kill: count("memory.events", "oom_kill"),
-                oom_group_kill: count("memory.events", "oom_group_kill"),
-            },
-        }
+    fn is_gone(&self, cgroup_id: u64) -> bool {
+        self.directories.is_gone(cgroup_id)
+    }
+}
+
+/// Turns a failed read into `None`, since there is no such file; but not a shortage of the agent's own,
+/// which says nothing of the file.
+fn unless_short(read: Result<String>) -> Result<Option<String>> {
+    match read {
+        Err(error) if error.shortage().is_some() => Err(error),
+        read => Ok(read.ok()),
     }
 }
 
@@ -159,6 +154,24 @@ pub fn root_usage(meminfo: &str) -> Result<u64> {
         let kib = field(meminfo, name).ok_or(MeminfoError::NoLine(name))?;
         Ok(sum + kib * 1024)
     })
+}
+
+/// Bytes that reclaim cannot free where there is no swap, from v2's `memory.stat`.
+#[must_use]
+pub fn unreclaimable(stat: &str) -> u64 {
+    let bytes = |name| field(stat, name).unwrap_or(0);
+    // `kernel` is one line since 5.18; before, it is the sum of these.
+    let parts = || ["kernel_stack", "pagetables", "percpu", "slab"].map(bytes).iter().sum();
+    let kernel = field(stat, "kernel").unwrap_or_else(parts);
+    bytes("anon") + bytes("shmem") + kernel.saturating_sub(bytes("slab_reclaimable"))
+}
+
+/// Bytes that reclaim cannot free where there is no swap, from v1's `memory.stat` and
+/// `memory.kmem.usage_in_bytes`; v1 does not say which part of the kernel's it could reclaim.
+#[must_use]
+pub fn unreclaimable_v1(stat: &str, kernel: &str) -> u64 {
+    let bytes = |name| field(stat, name).unwrap_or(0);
+    bytes("total_rss") + bytes("total_shmem") + kernel.trim().parse().unwrap_or(0)
 }
 
 /// Bytes of the host's memory.
@@ -193,7 +206,33 @@ pub fn field(text: &str, name: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::field;
+    use nix::errno::Errno;
+
+    use super::{field, unless_short, unreclaimable, unreclaimable_v1};
+    use crate::error::Error;
+
+    #[test]
+    fn a_shortage_is_no_removal_of_the_group() {
+        let read = |errno: Errno| unless_short(Err(Error::file("read", "memory.stat", errno.into())));
+        assert!(matches!(read(Errno::ENOENT), Ok(None)));
+        assert!(matches!(read(Errno::ENODEV), Ok(None)));
+        for errno in [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM] {
+            assert!(read(errno).is_err(), "{errno}");
+        }
+        assert!(matches!(unless_short(Ok("text".into())), Ok(Some(_))));
+    }
+
+    #[test]
+    fn what_is_not_reclaimable_is_added_up() {
+        let stat = "anon 100\nfile 70\nkernel 50\nkernel_stack 5\nshmem 30\nslab_reclaimable 20\nslab 40\n";
+        assert_eq!(unreclaimable(stat), 100 + 30 + 50 - 20);
+        let older =
+            "anon 100\nkernel_stack 5\npagetables 3\npercpu 2\nshmem 30\nslab_reclaimable 20\nslab 40\n";
+        assert_eq!(unreclaimable(older), 100 + 30 + 5 + 3 + 2 + 40 - 20);
+        let v1 = "rss 1\nshmem 1\ntotal_rss 100\ntotal_shmem 30\n";
+        assert_eq!(unreclaimable_v1(v1, "50\n"), 180);
+        assert_eq!(unreclaimable_v1(v1, ""), 130);
+    }
 
     #[test]
     fn a_field_is_a_whole_word_at_the_start_of_a_line() {

@@ -2,21 +2,20 @@
 
 use std::{fs, process::ExitCode, time::Duration};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
+use clap::{CommandFactory as _, error::ErrorKind};
 use memcg_monitor::{
+    Access, Address, Limits, MetricsOptions, Selection,
     agent::{self, AgentOptions, Shutdown},
     cgroup::host,
     fd_store::{self, FdStore},
-    frontend::{metrics_http, seqpacket::Access},
     in_flight, malloc,
-    metrics::Selection,
     programs::TableSizes,
     supervisor, view,
-    watcher::Limits,
 };
 use nix::{
     sys::resource::{Resource, getrlimit, setrlimit},
-    unistd::Gid,
+    unistd::{Gid, geteuid},
 };
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
@@ -27,6 +26,7 @@ use crate::cli;
 const GROUPS: &str = "/etc/group";
 
 pub fn run(options: &cli::Agent) -> Result<ExitCode> {
+    refuse_exposed(options);
     let handed = fd_store::handed();
     if options.supervised {
         let program =
@@ -44,15 +44,20 @@ pub fn run(options: &cli::Agent) -> Result<ExitCode> {
         .inspect_err(|error| log::warn!("{error}; defaults that depend on it are at their least"))
         .unwrap_or(0);
     let by_host = TableSizes::for_memory(memory);
-    let sizes = TableSizes { groups: options.max_groups.unwrap_or(by_host.groups), ring: options.ring_bytes };
-    let eventfds = room_for_descriptors(options.max_eventfds.unwrap_or(2 * by_host.groups));
+    let black_box = options.black_box.options();
+    let boxes = black_box.as_ref().map_or(0, |wanted| wanted.groups);
+    let sizes =
+        TableSizes { groups: options.max_groups.unwrap_or(by_host.groups), ring: options.ring_bytes, boxes };
+    let room = room_for_descriptors(options.max_eventfds.unwrap_or(2 * by_host.groups));
     let group = options.socket_group.as_deref().map(|name| group_id(name, "--socket-group")).transpose()?;
     let operators =
         options.control_group.as_deref().map(|name| group_id(name, "--control-group")).transpose()?;
     let options = AgentOptions {
+        backend: options.backend.into(),
         cgroup_root: options.cgroup_root.clone(),
         socket: options.socket.clone(),
         control_socket: options.control_socket.clone(),
+        pressure_socket: options.pressure.pressure_socket.clone(),
         access: Access { mode: options.socket_mode, group },
         operators: Access { mode: options.control_mode, group: operators },
         sizes,
@@ -61,18 +66,21 @@ pub fn run(options: &cli::Agent) -> Result<ExitCode> {
         limits: Limits {
             quota: options.max_per_user,
             registrations: options.max_registrations.unwrap_or_else(|| registrations(memory)),
-            eventfds: eventfds.into(),
-            rest: options.holdoff_ms,
+            eventfds: room.eventfds.into(),
+            holdoff_ms: options.holdoff_ms,
         },
+        connections: room.connections,
+        to_close: room.to_close,
         by_group: options.quota_by == cli::QuotaBy::Cgroup,
         view: (!options.no_mount).then(|| view::MountOptions {
             point: options.mount.clone(),
             event_control_mode: options.event_control_mode,
         }),
         pins: options.pins.clone(),
+        black_box,
         keeps: options.fd_store,
         sandbox: options.sandbox.into(),
-        metrics: options.metrics.clone().map(|address| metrics_http::MetricsOptions {
+        metrics: options.metrics.clone().map(|address| MetricsOptions {
             address,
             selection: Selection {
                 allow: options.metrics_allow.clone(),
@@ -89,6 +97,7 @@ pub fn run(options: &cli::Agent) -> Result<ExitCode> {
         let mut terminate = signal(SignalKind::terminate()).context("cannot catch SIGTERM")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot catch SIGINT")?;
         let mut hang_up = signal(SignalKind::hangup()).context("cannot catch SIGHUP")?;
+        super::unblock_signals()?;
         let shutdown = async {
             let end = tokio::select! {
                 _ = terminate.recv() => Shutdown::ForGood,
@@ -98,10 +107,32 @@ pub fn run(options: &cli::Agent) -> Result<ExitCode> {
             let _ = sd_notify::notify(&[NotifyState::Stopping]);
             end
         };
-        agent::run(&options, handed, ready, shutdown).await.context("the agent cannot go on")
+        agent::run(&options, handed, ready, shutdown).await.map_err(|error| explained(error.into()))
     })?;
     log::info!("ended; sockets and view removed");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Adds what to do about a missing right to a failure of an agent that is not root's.
+fn explained(error: anyhow::Error) -> anyhow::Error {
+    let text = format!("{error:#}");
+    let is_a_right = ["EACCES", "EPERM"].iter().any(|errno| text.contains(errno));
+    if is_a_right && !geteuid().is_root() {
+        return anyhow!(
+            "the agent cannot go on: {text}; run it as root, or give --socket and --control-socket in a \
+             directory of yours"
+        );
+    }
+    error.context("the agent cannot go on")
+}
+
+/// Ends the program where metrics would be served to others than this host, unasked.
+fn refuse_exposed(options: &cli::Agent) {
+    if !options.metrics_exposed
+        && let Some(Err(why)) = options.metrics.as_ref().map(Address::on_this_host)
+    {
+        cli::Cli::command().error(ErrorKind::ValueValidation, format!("--metrics: {why}")).exit();
+    }
 }
 
 fn ready(status: &str) {
@@ -111,7 +142,7 @@ fn ready(status: &str) {
     }
 }
 
-/// Has the eventfds kept for the next agent count against a user id of their own.
+/// Makes the eventfds kept for the next agent count against a user id of their own.
 fn count_apart(options: &cli::Agent) {
     let Err(errno) = in_flight::count_against(options.in_flight_uid) else { return };
     // A dedicated user of the agent is as good; and where nothing is kept, nothing counts.
@@ -126,28 +157,57 @@ fn count_apart(options: &cli::Agent) {
     );
 }
 
-/// Raises `RLIMIT_NOFILE` for `eventfds`, and returns how many of them it allows. Each
-/// registered eventfd is a descriptor, and a few are needed beside them; one eventfd more
-/// than the limit is refused with ENOMEM.
-fn room_for_descriptors(eventfds: u32) -> u32 {
-    const BESIDE: u64 = 1024;
-    let wanted = u64::from(eventfds) + BESIDE;
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return eventfds };
-    if soft >= wanted || setrlimit(Resource::RLIMIT_NOFILE, wanted, hard.max(wanted)).is_ok() {
-        return eventfds;
+/// Descriptors that are needed beside eventfds and connections.
+const BESIDE: u64 = 1024;
+
+/// Descriptors of a connection, with its eventfd and what its process is known by.
+const OF_A_CONNECTION: u64 = 4;
+
+/// Most descriptors for connections and for what waits to be closed; with the most eventfds by default
+/// they are the unit's `LimitNOFILE`.
+const MOST: u64 = 130_048;
+
+/// The division of the descriptors that the agent may have.
+#[derive(Debug, PartialEq, Eq)]
+struct DescriptorRoom {
+    eventfds: u32,
+    connections: u64,
+    to_close: u64,
+}
+
+impl DescriptorRoom {
+    /// Divides `limit` descriptors: eventfds come first, and each of the others has a few.
+    fn divide(limit: u64, eventfds: u32) -> Self {
+        let most = limit.saturating_sub(BESIDE).max(limit / 2);
+        let eventfds = u32::try_from(most).map_or(eventfds, |most| most.min(eventfds));
+        let half = limit.saturating_sub(u64::from(eventfds) + BESIDE).min(MOST) / 2;
+        Self { eventfds, connections: (half / OF_A_CONNECTION).max(BESIDE / 4), to_close: half.max(BESIDE) }
     }
-    if let Err(errno) = setrlimit(Resource::RLIMIT_NOFILE, hard.min(wanted), hard) {
+}
+
+/// Raises `RLIMIT_NOFILE` for `eventfds`, and divides what it allows. Each registered eventfd is a
+/// descriptor; one eventfd more than the limit is refused with ENOMEM.
+fn room_for_descriptors(eventfds: u32) -> DescriptorRoom {
+    let least = u64::from(eventfds) + BESIDE;
+    let wanted = least + MOST;
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return DescriptorRoom::divide(least, eventfds);
+    };
+    if soft < wanted
+        && setrlimit(Resource::RLIMIT_NOFILE, wanted, hard.max(wanted)).is_err()
+        && let Err(errno) = setrlimit(Resource::RLIMIT_NOFILE, hard.min(wanted), hard)
+    {
         log::warn!("setrlimit RLIMIT_NOFILE: {errno}; the limit of {soft} descriptors stays (LimitNOFILE=)");
     }
-    if hard >= wanted {
-        return eventfds;
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).map_or(soft, |(soft, _)| soft);
+    let room = DescriptorRoom::divide(limit, eventfds);
+    if room.eventfds < eventfds {
+        log::warn!(
+            "{limit} descriptors are allowed (ulimit -n, LimitNOFILE=): fewer than {least}, for --max-eventfds {eventfds}; {} eventfds can be registered",
+            room.eventfds
+        );
     }
-    let fewer =
-        u32::try_from(hard.saturating_sub(BESIDE).max(hard / 2)).map_or(eventfds, |few| few.min(eventfds));
-    log::warn!(
-        "{hard} descriptors are allowed (ulimit -n, LimitNOFILE=): fewer than {wanted}, for --max-eventfds {eventfds}; {fewer} eventfds can be registered"
-    );
-    fewer
+    room
 }
 
 /// The number of registrations that fit into a tenth of the host's memory, within bounds
@@ -185,7 +245,20 @@ fn gid_in(groups: &[u8], name: &str) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::gid_in;
+    use super::{DescriptorRoom, gid_in};
+
+    #[test]
+    fn eventfds_have_their_descriptors_first() {
+        let divide = |limit, eventfds| {
+            let room = DescriptorRoom::divide(limit, eventfds);
+            (room.eventfds, room.connections, room.to_close)
+        };
+        assert_eq!(divide(262_144, 131_072), (131_072, 16_256, 65_024), "the unit, on a large host");
+        assert_eq!(divide(u64::MAX, 8192), (8192, 16_256, 65_024));
+        assert_eq!(divide(10_240, 8192), (8192, 256, 1024));
+        assert_eq!(divide(4096, 8192), (3072, 256, 1024));
+        assert_eq!(divide(1024, 8192), (512, 256, 1024));
+    }
 
     #[test]
     fn a_group_is_known_by_its_name_alone() {

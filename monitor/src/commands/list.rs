@@ -1,60 +1,123 @@
 //! The command `memcg-monitor list`: all groups, and their registrations.
 
 use std::{
+    fs,
     io::{self, Write as _},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use anyhow::{Context as _, Result};
-use memcg_monitor::printable::printable;
-use monitor_client::{
-    AdminConnection,
-    wire::{AgentStatus, Answer, GroupRow, RegistrationRow},
-};
+use memcg_monitor::{cgroup::workload::Workload, printable};
+use monitor_client::wire::{AgentStatus, Answer, GroupRow, RegistrationRow};
 use monitor_common::grammar::control_file::ControlFile;
 
-use crate::cli::{List, Output};
+use crate::{
+    cli::{List, Output},
+    commands::{
+        connect::{admin, explained},
+        fold::{cells, columns, folded},
+        human::{human, quantity},
+        timed_out,
+    },
+};
 
 pub fn run(options: &List) -> Result<ExitCode> {
-    let control = AdminConnection::connect(&options.control_socket)?;
-    let (rows, status) = control.list()?;
+    let list = admin(&options.control_socket, options.timeout).and_then(|control| control.list());
+    let (mut rows, status) = match list {
+        Ok(list) => list,
+        Err(error) if error.is_timeout() => return Ok(timed_out(options.timeout)),
+        Err(error) => return Err(explained(error, "--control-socket")),
+    };
+    if let Some(selected) = options.group.find()? {
+        let top = listed_as(&rows, &selected)?;
+        rows.retain(|row| Path::new(&row.cgroup).starts_with(&top));
+    }
     let mut out = io::stdout().lock();
     match options.output {
-        Output::Text => print_table(&mut out, &rows, &status)?,
+        Output::Text => print_table(&mut out, &rows, &status, columns())?,
         Output::Json => {
-            for answer in rows.into_iter().map(Answer::Group).chain([Answer::Status(status)]) {
-                serde_json::to_writer(&mut out, &answer).context("cannot write")?;
+            for row in rows {
+                let workload = Workload::of(Path::new(&row.cgroup));
+                let line = serde_json::to_value(Answer::Group(row)).context("cannot format")?;
+                serde_json::to_writer(&mut out, &labelled(line, workload)).context("cannot write")?;
                 writeln!(out)?;
             }
+            serde_json::to_writer(&mut out, &Answer::Status(status)).context("cannot write")?;
+            writeln!(out)?;
         }
     }
     out.flush()?;
     Ok(ExitCode::SUCCESS)
 }
 
+/// The directory of a group as the agent names it, which may have the hierarchy mounted elsewhere: found
+/// by its id.
+fn listed_as(rows: &[GroupRow], directory: &Path) -> Result<PathBuf> {
+    let id = fs::metadata(directory).with_context(|| format!("stat {}", directory.display()))?.ino();
+    let row = rows.iter().find(|row| row.id == id);
+    Ok(row.map_or_else(|| directory.to_owned(), |row| PathBuf::from(&row.cgroup)))
+}
+
+/// Adds the workload of a group, as far as its path names it, to the group's line.
+fn labelled(mut line: serde_json::Value, workload: Workload) -> serde_json::Value {
+    if let Some(fields) = line.as_object_mut() {
+        let Workload { unit, pod_uid, container_id } = workload;
+        for (name, value) in [("unit", unit), ("pod_uid", pod_uid), ("container_id", container_id)] {
+            fields.extend(value.map(|value| (name.to_owned(), value.into())));
+        }
+    }
+    line
+}
+
 /// Columns that a name may take; a longer one pushes the numbers of its own line alone to
-/// the right.
+/// the right, or on a terminal to the next line.
 const WIDEST: usize = 100;
 
-fn print_table(out: &mut impl io::Write, rows: &[GroupRow], status: &AgentStatus) -> io::Result<()> {
+/// Columns of usage and peak, and those that registrations have at least on a terminal.
+const NUMBERS: usize = 22;
+const REGISTRATIONS: usize = 22;
+
+fn print_table(
+    out: &mut impl io::Write,
+    rows: &[GroupRow],
+    status: &AgentStatus,
+    columns: Option<usize>,
+) -> io::Result<()> {
     let names: Vec<_> = rows.iter().map(|row| printable(&row.cgroup)).collect();
-    let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0);
-    let width = width.clamp("CGROUP".len(), WIDEST);
+    let widest = columns.map_or(WIDEST, |columns| columns.saturating_sub(NUMBERS + REGISTRATIONS));
+    let width = names.iter().map(|name| cells(name)).max().unwrap_or(0);
+    let width = width.min(widest).max("CGROUP".len());
     writeln!(out, "{:width$} {:>9} {:>9}  REGISTRATIONS", "CGROUP", "USAGE", "PEAK")?;
-    let mut is_reached = false;
+    let (mut is_reached, mut is_unreachable) = (false, false);
     for (row, name) in rows.iter().zip(names) {
-        let thresholds = summary(&row.registrations, row.usage);
+        let thresholds = summary(&row.registrations, row.usage, &status.precision);
         is_reached |= thresholds.contains(REACHED);
-        writeln!(out, "{name:width$} {:>9} {:>9}  {thresholds}", human(row.usage), human(row.peak))?;
+        is_unreachable |= thresholds.contains(UNREACHABLE);
+        let space = " ".repeat(width.saturating_sub(cells(&name)));
+        let mut before = format!("{name}{space}");
+        if columns.is_some() && cells(&name) > width {
+            writeln!(out, "{name}")?;
+            before = " ".repeat(width);
+        }
+        let before = format!("{before} {:>9} {:>9}  ", human(row.usage), human(row.peak));
+        writeln!(out, "{}", folded(&before, &thresholds, width + NUMBERS, columns))?;
     }
     if is_reached {
         writeln!(out, "{REACHED}: usage has reached this threshold")?;
     }
-    writeln!(out)?;
+    let mut line = |text: &str| writeln!(out, "{}", folded("", text, 2, columns));
+    if is_unreachable {
+        line(&format!(
+            "{UNREACHABLE}: cannot be crossed now: above the limit of the group or of one above it, in percent of \
+             no limit, or never (0, -1)"
+        ))?;
+    }
+    line("")?;
     let losses: Vec<_> =
         status.losses.iter().filter(|(_, n)| **n > 0).map(|(name, n)| format!("{name} {n}")).collect();
-    writeln!(
-        out,
+    line(&format!(
         "groups: {}, registrations: {}, signals given: {}, re-syncs: {}, calls skipped by the kernel: {}{}{}",
         rows.len(),
         status.registrations,
@@ -63,32 +126,41 @@ fn print_table(out: &mut impl io::Write, rows: &[GroupRow], status: &AgentStatus
         status.skipped,
         if losses.is_empty() { "" } else { "; " },
         losses.join(", ")
-    )?;
+    ))?;
+    if status.precision == "sampled" {
+        line(&format!(
+            "backend: {}; thresholds are sampled: a crossing and its way back between two readings may be missed",
+            status.backend
+        ))?;
+    }
     if status.without_aio {
-        writeln!(out, "signals are given by threads: io_setup fails, see sysctl fs.aio-max-nr")?;
+        line("signals are given by threads: io_setup fails, see sysctl fs.aio-max-nr")?;
     }
     if status.slow_users > 0 {
-        writeln!(
-            out,
+        line(&format!(
             "users whose eventfds are slow to signal, so that threads of their own signal them: {}",
             status.slow_users
-        )?;
+        ))?;
     }
     Ok(())
 }
 
 /// The mark of a threshold on usage that usage has reached.
 const REACHED: char = '^';
+/// The mark of a threshold that cannot be crossed as things are.
+const UNREACHABLE: char = '!';
 
 /// The first few registrations, with [`REACHED`] behind each threshold that usage has reached.
-fn summary(registrations: &[RegistrationRow], usage: u64) -> String {
+fn summary(registrations: &[RegistrationRow], usage: u64, precision: &str) -> String {
     const SHOWN: usize = 6;
     let mut parts: Vec<String> = registrations
         .iter()
         .take(SHOWN)
         .map(|row| {
             let times = if row.count > 1 { format!(" x{}", row.count) } else { String::new() };
-            format!("{}{times}", trigger(row, usage))
+            let differs = !row.precision.is_empty() && row.precision != precision;
+            let precision = if differs { format!(" {}", row.precision) } else { String::new() };
+            format!("{}{precision}{times}", trigger(row, usage))
         })
         .collect();
     if registrations.len() > SHOWN {
@@ -99,36 +171,42 @@ fn summary(registrations: &[RegistrationRow], usage: u64) -> String {
 
 fn trigger(row: &RegistrationRow, usage: u64) -> String {
     let file = ControlFile::from_name(row.on.as_bytes());
-    let threshold = row.threshold.map(human).unwrap_or_default();
     match file {
-        Some(ControlFile::Usage) if row.threshold.is_some_and(|bytes| bytes <= usage) => {
-            format!("{threshold}{REACHED}")
-        }
-        Some(ControlFile::Usage) | None => threshold,
-        Some(ControlFile::Memsw) => format!("memory+swap {threshold}"),
-        Some(ControlFile::WorkingSet) => format!("working set {threshold}"),
         Some(ControlFile::Oom) => "oom".into(),
         Some(ControlFile::Pressure) => format!("pressure {}", row.pressure.as_deref().unwrap_or_default()),
         Some(ControlFile::Procs) => "empty".into(),
+        _ => match file.and_then(quantity) {
+            Some(name) => format!("{name} {}", threshold(row, None)),
+            None => threshold(row, Some(usage)),
+        },
     }
 }
 
-/// Writes bytes with a binary suffix, as thresholds are written.
-fn human(bytes: u64) -> String {
-    const SUFFIXES: [&str; 7] = ["", "K", "M", "G", "T", "P", "E"];
-    let mut step = 0;
-    let mut scaled = bytes as f64;
-    while scaled >= 1024.0 && step + 1 < SUFFIXES.len() {
-        scaled /= 1024.0;
-        step += 1;
+/// A threshold with its mark and its options: `80% = 64M^ up hysteresis 1M`.
+fn threshold(row: &RegistrationRow, usage: Option<u64>) -> String {
+    let place = row.threshold.map(human);
+    let mut text = match (&row.percent, place) {
+        (Some(percent), Some(place)) => format!("{percent} = {place}"),
+        (Some(percent), None) => format!("{percent} of no limit"),
+        (None, place) => place.unwrap_or_default(),
+    };
+    if row.unreachable.is_some() {
+        text.push(UNREACHABLE);
+    } else if usage.is_some_and(|usage| row.threshold.is_some_and(|bytes| bytes <= usage)) {
+        text.push(REACHED);
     }
-    let decimals = usize::from(step > 0 && scaled < 100.0 && scaled.fract() >= 0.05);
-    format!("{scaled:.decimals$}{}", SUFFIXES[step])
+    let hysteresis = row.hysteresis.map(|bytes| format!("hysteresis {}", human(bytes)));
+    let held_off = row.held_off.then(|| "held off".to_owned());
+    for option in [row.direction.clone(), hysteresis, held_off].into_iter().flatten() {
+        text.push(' ');
+        text.push_str(&option);
+    }
+    text
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{AgentStatus, GroupRow, RegistrationRow, WIDEST, human, print_table, summary};
+    use super::{AgentStatus, GroupRow, RegistrationRow, WIDEST, cells, print_table, summary};
 
     #[test]
     fn names_neither_drive_the_terminal_nor_widen_the_table() {
@@ -138,11 +216,12 @@ mod tests {
             usage: 0,
             peak: 0,
             oom: None,
+            limit: None,
             registrations: Vec::new(),
         };
         let mut out = Vec::new();
         let rows = [row("/a\u{1b}[31m"), row(&"x".repeat(4000))];
-        print_table(&mut out, &rows, &AgentStatus::default()).expect("memory");
+        print_table(&mut out, &rows, &AgentStatus::default(), None).expect("memory");
         let text = String::from_utf8(out).expect("text");
         let lines: Vec<_> = text.lines().collect();
         assert!(lines[1].starts_with("/a\\x1b[31m "), "{}", lines[1]);
@@ -150,25 +229,56 @@ mod tests {
     }
 
     #[test]
-    fn sizes_read_as_thresholds_are_written() {
-        assert_eq!(human(0), "0");
-        assert_eq!(human(4095), "4.0K");
-        assert_eq!(human(20 << 20), "20M");
-        assert_eq!(human((20 << 20) + (1 << 19)), "20.5M");
-        assert_eq!(human(u64::MAX), "16E");
+    fn a_terminal_of_80_columns_wraps_nothing_and_has_all() {
+        let threshold = |bytes| RegistrationRow {
+            on: "memory.working_set_bytes".into(),
+            threshold: Some(bytes),
+            unreachable: Some("never".into()),
+            count: 1,
+            ..RegistrationRow::default()
+        };
+        let row = |cgroup: &str| GroupRow {
+            cgroup: cgroup.into(),
+            id: 1,
+            usage: 5 << 20,
+            peak: 6 << 20,
+            oom: None,
+            limit: None,
+            registrations: (1..=4).map(|step| threshold(step << 20)).collect(),
+        };
+        let status = AgentStatus {
+            precision: "sampled".into(),
+            losses: [("ring_full".into(), 1)].into(),
+            ..AgentStatus::default()
+        };
+        let long = format!("/sys/fs/cgroup/{}.service", "a".repeat(50));
+        let mut out = Vec::new();
+        print_table(&mut out, &[row("/sys/fs/cgroup/\u{4e00}"), row(&long)], &status, Some(80))
+            .expect("memory");
+        let text = String::from_utf8(out).expect("text");
+        assert!(text.lines().all(|line| cells(line) <= 80), "{text}");
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let mut wide = Vec::new();
+        print_table(&mut wide, &[row("/sys/fs/cgroup/\u{4e00}"), row(&long)], &status, None).expect("memory");
+        assert_eq!(words(&text), words(&String::from_utf8(wide).expect("text")));
+        assert!(text.lines().any(|line| line == long), "{text}");
     }
 
     #[test]
     fn reached_thresholds_are_marked() {
-        let row =
-            |on: &str, threshold, count| RegistrationRow { on: on.into(), threshold, pressure: None, count };
+        let row = |on: &str, threshold, count| RegistrationRow {
+            on: on.into(),
+            threshold,
+            count,
+            ..RegistrationRow::default()
+        };
         let rows = [
             row("memory.usage_in_bytes", Some(1 << 20), 1),
             row("memory.usage_in_bytes", Some(2 << 20), 3),
             row("memory.oom_control", None, 2),
         ];
-        assert_eq!(summary(&rows, 1 << 20), "1M^, 2M x3, oom x2");
-        assert_eq!(summary(&[], 5), "-");
+        assert_eq!(summary(&rows, 1 << 20, ""), "1M^, 2M x3, oom x2");
+        assert_eq!(summary(&[], 5, ""), "-");
         let legend = |usage| {
             let row = GroupRow {
                 cgroup: "/a".into(),
@@ -176,12 +286,42 @@ mod tests {
                 usage,
                 peak: usage,
                 oom: None,
+                limit: None,
                 registrations: vec![row("memory.usage_in_bytes", Some(1 << 20), 1)],
             };
             let mut out = Vec::new();
-            print_table(&mut out, &[row], &AgentStatus::default()).expect("memory");
+            print_table(&mut out, &[row], &AgentStatus::default(), None).expect("memory");
             String::from_utf8(out).expect("text").contains("^: usage has reached this threshold\n\n")
         };
         assert!(legend(1 << 20) && !legend((1 << 20) - 1));
+    }
+
+    #[test]
+    fn options_precision_and_what_cannot_be_crossed_are_shown() {
+        let usage = "memory.usage_in_bytes".to_owned();
+        let plain = RegistrationRow { on: usage, count: 1, ..RegistrationRow::default() };
+        let percent = RegistrationRow { percent: Some("80%".into()), ..plain.clone() };
+        let rows = [
+            RegistrationRow {
+                threshold: Some(80 << 20),
+                direction: Some("up".into()),
+                hysteresis: Some(1 << 20),
+                held_off: true,
+                ..percent.clone()
+            },
+            RegistrationRow { unreachable: Some("no_limit".into()), ..percent },
+            RegistrationRow { threshold: Some(4 << 30), unreachable: Some("above_limit".into()), ..plain },
+            RegistrationRow {
+                on: "memory.working_set_bytes".into(),
+                threshold: Some(1 << 20),
+                precision: "sampled".into(),
+                count: 2,
+                ..RegistrationRow::default()
+            },
+        ];
+        assert_eq!(
+            summary(&rows, 90 << 20, "exact"),
+            "80% = 80M^ up hysteresis 1M held off, 80% of no limit!, 4G!, working set 1M sampled x2"
+        );
     }
 }

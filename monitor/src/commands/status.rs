@@ -7,23 +7,22 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use monitor_client::{AdminConnection, wire::AgentStatus};
+use monitor_client::wire::AgentStatus;
 
-use crate::cli::{Output, Status};
-
-/// The exit code after `--timeout`.
-const TIMED_OUT: u8 = 3;
+use crate::{
+    cli::{Output, Status},
+    commands::{
+        connect::{admin, explained},
+        timed_out,
+    },
+};
 
 pub fn run(options: &Status) -> Result<ExitCode> {
-    let status = AdminConnection::connect_within(&options.control_socket, options.timeout)
-        .and_then(|control| control.status());
+    let status = admin(&options.control_socket, Some(options.timeout)).and_then(|control| control.status());
     let status = match status {
         Ok(status) => status,
-        Err(error) if error.is_timeout() => {
-            eprintln!("memcg-monitor: the agent has not answered within {} s", options.timeout.as_secs_f64());
-            return Ok(ExitCode::from(TIMED_OUT));
-        }
-        Err(error) => return Err(error.into()),
+        Err(error) if error.is_timeout() => return Ok(timed_out(Some(options.timeout))),
+        Err(error) => return Err(explained(error, "--control-socket")),
     };
     let mut out = io::stdout().lock();
     match options.output {
@@ -38,10 +37,13 @@ pub fn run(options: &Status) -> Result<ExitCode> {
 }
 
 fn print(out: &mut impl io::Write, status: &AgentStatus) -> io::Result<()> {
+    writeln!(out, "{:<34} {:>12}", "backend", status.backend)?;
+    writeln!(out, "{:<34} {:>12}", "thresholds", status.precision)?;
     let mut line = |what: &str, count: u64| writeln!(out, "{what:<34} {count:>12}");
     line("registrations", status.registrations)?;
     line("signals given", status.signals)?;
     line("signals that could not be given", status.failed_signals)?;
+    line("processes killed by the OOM killer", status.kills)?;
     line("re-syncs after a loss", status.resyncs)?;
     line("calls skipped by the kernel", status.skipped)?;
     line("agents before, taken over from", status.restarts)?;

@@ -377,7 +377,7 @@ mod tests {
 
     /// A full counter is not written to, since no event reports its being read.
     #[test]
-    fn a_full_counter_holds_up_nobody() {
+    fn a_full_counter_holds_up_no_other_eventfd() {
         let lane = Lane::new(Arc::new(Notify::new()));
         let (full, ours) = pair(EfdFlags::empty());
         full.write(FULL).expect("room");

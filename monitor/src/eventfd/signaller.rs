@@ -34,9 +34,9 @@ const REMEMBERED: Duration = Duration::from_secs(60);
 /// Outcome of a request to signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SignalOutcome {
-    /// This number of signals was given.
+    /// Number of signals given at once.
     Now(u64),
-    /// All will be given later; [`Signaller::done`] reports them.
+    /// All signals will be given later; [`Signaller::done`] reports them.
     Later,
 }
 
@@ -251,7 +251,7 @@ mod tests {
         assert_eq!(enough_after(&[SLOW; 1000], FAST), None);
     }
 
-    /// For each signal the kernel walks all sets.
+    /// The kernel walks all sets for each signal.
     #[test]
     fn one_slow_eventfd_among_fast_ones_makes_its_user_slow() {
         const DUPLICATES: usize = 350;

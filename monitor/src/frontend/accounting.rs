@@ -8,18 +8,22 @@ use std::{
     sync::Arc,
 };
 
-use nix::{fcntl::readlinkat, sys::stat::FileStat};
+use nix::{errno::Errno, fcntl::readlinkat, sys::stat::FileStat};
 
 use crate::{
-    cgroup::{Hierarchy, handle::Directories},
+    cgroup::{
+        Hierarchy, Version,
+        handle::{Directories, Directory},
+    },
     error::{Error, Result},
     frontend::{
         credentials::Credentials,
         error::AccountingError,
-        process::{directory_of, read_all, status},
+        process::directory_of,
         refusal::{Refusal, RefusalReason},
         sender::Sender,
     },
+    procfs::{self, status},
     registry::Account,
 };
 
@@ -129,9 +133,28 @@ impl Groups {
         Ok(Self { directories: Directories::new(hierarchy)?, base })
     }
 
+    /// The directory of the group that this text of `/proc/PID/cgroup` names; `is_ending` looks at that
+    /// process after the text was read.
+    ///
+    /// # Errors
+    /// `ENOENT` where it names none, or one that is gone; others of `openat`.
+    pub(super) fn named_by(&self, text: &[u8], is_ending: impl FnOnce() -> bool) -> nix::Result<Directory> {
+        let path = self.path_in(text, is_ending).and_then(|path| resolved(&self.base, path));
+        self.directories.below(&path.ok_or(Errno::ENOENT)?)
+    }
+
+    /// The path in such a text. v1 shows each process that ends in `/`, whatever its namespace
+    /// (`proc_cgroup_show`): that is no group of its.
+    fn path_in<'t>(&self, text: &'t [u8], is_ending: impl FnOnce() -> bool) -> Option<&'t Path> {
+        let version = self.directories.version();
+        let path = version.group_of(text)?;
+        let is_hidden = version == Version::V1 && path == Path::new("/") && is_ending();
+        (!is_hidden).then_some(path)
+    }
+
     fn account(&self, directory: &OwnedFd) -> Account {
-        let text = read_all(directory, "cgroup").unwrap_or_default();
-        let path = self.directories.version().group_of(&text);
+        let text = procfs::read(directory, "cgroup").unwrap_or_default();
+        let path = self.path_in(&text, || procfs::is_ending(directory));
         let id = path.and_then(|path| self.payer(&resolved(&self.base, path)?));
         id.filter(|id| id >> ID_BITS == 0).map_or(Account::Unidentified, Account::Group)
     }
@@ -141,13 +164,10 @@ impl Groups {
     /// makes groups would make quotas.
     fn payer(&self, place: &Path) -> Option<u64> {
         let mut payer = self.directories.root_id();
-        let mut way = PathBuf::new();
+        let mut at = self.directories.open(payer).ok()?;
         for name in place {
-            way.push(name);
-            let group = self.directories.stat_below(&way).ok()?;
-            if group.st_dev != self.directories.device() {
-                return None;
-            }
+            at = self.directories.child(&at, name).ok()?;
+            let group = at.stat().ok()?;
             payer = group.st_ino;
             if is_delegated(&group) {
                 break;
@@ -184,19 +204,13 @@ fn resolved(base: &Path, path: &Path) -> Option<PathBuf> {
 /// agent itself is in `own`, counted from there.
 fn base(hierarchy: &Hierarchy, own: &Path) -> Option<PathBuf> {
     let own = own.strip_prefix("/").ok()?;
-    let pid = std::process::id().to_string();
-    let is_ours = |group: &Path| {
-        let text = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
-        text.lines().any(|line| line == pid)
-    };
+    let found = hierarchy.group_with(std::process::id(), own)?;
     // In the host's cgroup namespace; or in one of its own, as containers are.
-    if is_ours(&hierarchy.root.join(own)) {
+    if found == own {
         return Some(PathBuf::new());
     }
-    let found = hierarchy.paths().into_values().map(PathBuf::from).find(|group| is_ours(group))?;
     let base = found.ancestors().nth(own.components().count())?;
-    let below = base.strip_prefix(&hierarchy.root).ok().filter(|_| found == base.join(own));
-    below.map(Path::to_owned)
+    (found == base.join(own)).then(|| base.to_owned())
 }
 
 #[cfg(test)]
@@ -207,7 +221,7 @@ mod tests {
     use crate::registry::Account;
 
     #[test]
-    fn who_has_gone_is_taken_for_the_connections_opener() {
+    fn a_process_that_has_gone_is_taken_for_the_connections_opener() {
         let (mine, other) = (Account::Group(7), Account::Group(8));
         assert_eq!(identified_by(mine, other), mine);
         assert_eq!(identified_by(Account::Unidentified, other), other);

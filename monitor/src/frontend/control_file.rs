@@ -6,6 +6,7 @@ use std::{
         fd::{AsFd, AsRawFd, BorrowedFd},
         unix::ffi::OsStrExt,
     },
+    path::Path,
     rc::Rc,
     sync::Arc,
 };
@@ -16,6 +17,7 @@ use nix::errno::Errno;
 use crate::{
     cgroup::{
         Version,
+        controller::UncontrolledCause,
         handle::{Directories, Directory},
     },
     frontend::{
@@ -24,20 +26,21 @@ use crate::{
         deferred_close::DeferredClose,
         fair::Fair,
         inode::Inode,
-        refusal::{DescriptorRole, Refusal, RefusalReason},
+        refusal::{DescriptorRole, Refusal, RefusalReason, failed_by, short_of},
         requester::{Requester, must_be_readable},
     },
+    printable::printable,
+    recorder::RecorderHandle,
     source::{GroupId, Identify, Located, Slots},
-    view::tree::{Node, Tree},
+    view::tree::{MountedTree, Node, Tree},
 };
 
 /// State that all frontends share: where control files lie, in the hierarchy itself and in
 /// the view of it, and how clients are accounted.
 pub struct FrontendContext {
-    /// The tree that the view shows.
-    pub tree: Arc<Tree>,
-    /// `st_dev` of the view, while it is mounted.
-    view: Option<u64>,
+    /// The real directories of the groups.
+    pub directories: Arc<Directories>,
+    view: Option<MountedTree>,
     known: GroupCache,
     /// Closes the descriptors that clients sent.
     pub deferred_close: DeferredClose,
@@ -45,12 +48,14 @@ pub struct FrontendContext {
     pub accounting: Accounting,
     /// Turns of the users at the frontends.
     pub fair: Rc<Fair>,
+    /// The recorder of the black box, where it is on.
+    pub recorder: Option<RecorderHandle>,
     identity: Box<dyn Identify>,
 }
 
 impl std::fmt::Debug for FrontendContext {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Places").field("view", &self.view).finish_non_exhaustive()
+        f.debug_struct("FrontendContext").field("view", &self.view).finish_non_exhaustive()
     }
 }
 
@@ -58,14 +63,24 @@ impl FrontendContext {
     /// Begins with an empty cache.
     #[must_use]
     pub fn new(
-        tree: Arc<Tree>,
-        view: Option<u64>,
+        directories: Arc<Directories>,
+        view: Option<MountedTree>,
         deferred_close: DeferredClose,
         identity: Box<dyn Identify>,
     ) -> Self {
-        deferred_close.trust([tree.directories().device()].into_iter().chain(view));
+        let view_device = view.as_ref().map(|view| view.device);
+        deferred_close.trust([directories.device()].into_iter().chain(view_device));
         let (accounting, fair) = Default::default();
-        Self { tree, view, known: GroupCache::default(), deferred_close, accounting, fair, identity }
+        Self {
+            directories,
+            view,
+            known: GroupCache::default(),
+            deferred_close,
+            accounting,
+            fair,
+            recorder: None,
+            identity,
+        }
     }
 
     /// Identifies clients' files and descriptors.
@@ -73,12 +88,21 @@ impl FrontendContext {
         self.identity.as_ref()
     }
 
-    fn slots(&self) -> &dyn Slots {
+    /// Whether the source sees what happens, for this thread; see [`Identify::is_alive`].
+    #[must_use]
+    pub fn is_source_alive(&self) -> bool {
+        self.identity.is_alive()
+    }
+
+    /// The table of groups, without the watcher's lock.
+    #[must_use]
+    pub fn slots(&self) -> &dyn Slots {
         self.identity.as_ref()
     }
 
-    fn directories(&self) -> &Directories {
-        self.tree.directories()
+    /// The tree that the view shows, if a file on this device is a file of the view.
+    fn tree_on(&self, device: u64) -> Option<&Tree> {
+        self.view.as_ref().filter(|view| view.device == device).map(|view| &*view.tree)
     }
 }
 
@@ -90,107 +114,108 @@ impl FrontendContext {
 /// # Errors
 /// `EACCES` and `EINVAL` as the kernel; `ENOMEM` when the table of groups is full.
 pub fn resolve<'a>(
-    places: &FrontendContext,
+    context: &FrontendContext,
     number: u32,
     client: &impl Requester,
     args: &'a [u8],
 ) -> Result<(ResolvedControlFile, &'a [u8]), Refusal> {
-    let which = DescriptorRole::Control(number);
+    let role = client.control_role(number);
     if let Some(inode) = client.peek(number) {
-        if Some(inode.device) == places.view {
-            return in_view(places, (inode, which), client, args);
+        if let Some(tree) = context.tree_on(inode.device) {
+            return in_view(context, tree, (inode, role), client, args);
         }
-        if inode.device == places.directories().device()
-            && let Some(control) = places.known.control(places.slots(), inode.number)
+        if inode.device == context.directories.device()
+            && let Some(control) = context.known.control(context.slots(), inode.number)
         {
-            must_be_readable(&inode, which, client)?;
+            must_be_readable(&inode, role, client)?;
             return Ok((control, args));
         }
     }
     let held = client.control(number)?;
-    let fd = held.descriptor().map_err(|errno| Refusal::new(errno, RefusalReason::Closed(which)))?;
-    let inode = Inode::of(fd).map_err(|errno| Refusal::new(errno, RefusalReason::NoInode(which)))?;
-    if Some(inode.device) == places.view {
-        return in_view(places, (inode, which), client, args);
+    let fd = held.descriptor().map_err(|errno| Refusal::new(errno, RefusalReason::Closed(role)))?;
+    let inode = Inode::of(fd).map_err(|errno| Refusal::new(errno, RefusalReason::NoInode(role)))?;
+    if let Some(tree) = context.tree_on(inode.device) {
+        return in_view(context, tree, (inode, role), client, args);
     }
-    must_be_readable(&inode, which, client)?;
-    if inode.device != places.directories().device() {
-        return Err(Refusal::new(Errno::EINVAL, RefusalReason::OtherHierarchy(which)));
+    must_be_readable(&inode, role, client)?;
+    if inode.device != context.directories.device() {
+        return Err(Refusal::new(Errno::EINVAL, RefusalReason::OtherHierarchy(role)));
     }
     match inode.mode & libc::S_IFMT {
         libc::S_IFDIR => {
-            let (file, args) = named(args, which)?;
-            let stand_in =
-                places.directories().open(inode.number).map_err(|errno| not_opened(which, errno))?;
-            named_must_be_readable(places, &stand_in, file, which, client)?;
-            let group = group_of(places, Some(&stand_in), inode.number, which)?;
+            let (file, args) = named(args, role)?;
+            let stand_in = context.directories.open(inode.number);
+            let stand_in = stand_in.map_err(|errno| not_found(context, inode.number, role, errno))?;
+            named_must_be_readable(context, &stand_in, file, role, client)?;
+            let group = group_of(context, Some(&stand_in), inode.number, role)?;
             Ok((ResolvedControlFile { group, cgroup_id: inode.number, file }, args))
         }
         libc::S_IFREG => {
             let name = name_of(fd);
-            let Some(file) = ControlFile::from_name(&name).filter(|file| is_real(places, *file)) else {
-                return Err(mute(which, String::from_utf8_lossy(&name).into_owned()));
+            let Some(file) = ControlFile::from_name(&name).filter(|file| is_real(context, *file)) else {
+                return Err(mute(role, String::from_utf8_lossy(&name).into_owned()));
             };
-            let home =
-                places.directories().home_of(inode.number).map_err(|errno| not_opened(which, errno))?;
-            let cgroup_id = home.stat().map_err(|_| gone(which))?.st_ino;
-            let group = group_of(places, Some(&home), cgroup_id, which)?;
+            let home = context.directories.home_of(inode.number);
+            let home = home.map_err(|errno| not_found(context, inode.number, role, errno))?;
+            let cgroup_id = home.stat().map_err(|_| gone(role))?.st_ino;
+            let group = group_of(context, Some(&home), cgroup_id, role)?;
             let control = ResolvedControlFile { group, cgroup_id, file };
-            places.known.remember_control(inode.number, control);
+            context.known.remember_control(inode.number, control);
             Ok((control, args))
         }
-        _ => Err(Refusal::new(Errno::EINVAL, RefusalReason::NotRegularFile(which))),
+        _ => Err(Refusal::new(Errno::EINVAL, RefusalReason::NotRegularFile(role))),
     }
 }
 
 /// Resolves a file or directory of the view.
 fn in_view<'a>(
-    places: &FrontendContext,
-    (inode, which): (Inode, DescriptorRole),
+    context: &FrontendContext,
+    tree: &Tree,
+    (inode, role): (Inode, DescriptorRole),
     client: &impl Requester,
     args: &'a [u8],
 ) -> Result<(ResolvedControlFile, &'a [u8]), Refusal> {
-    let node = Node::numbered(inode.number, places.directories().root_id()).ok_or_else(|| gone(which))?;
+    let node = Node::numbered(inode.number, context.directories.root_id()).ok_or_else(|| gone(role))?;
     // The view's attributes of now; the kernel may remember an older answer.
-    let found = places.tree.attributes(node).map_err(|_| gone(which))?;
+    let found = tree.attributes(node).map_err(|_| gone(role))?;
     let found = Inode { mode: found.mode, uid: found.uid, gid: found.gid, ..inode };
-    must_be_readable(&found, which, client)?;
+    must_be_readable(&found, role, client)?;
     let (file, args) = match node.file {
         None => {
-            let (file, args) = named(args, which)?;
-            let directory = places.tree.open(node.group).map_err(|errno| not_opened(which, errno))?;
-            named_must_be_readable(places, &directory, file, which, client)?;
+            let (file, args) = named(args, role)?;
+            let directory = tree.open(node.group).map_err(|errno| not_opened(role, errno))?;
+            named_must_be_readable(context, &directory, file, role, client)?;
             (file, args)
         }
         Some(file) => {
-            let control = file.control().ok_or_else(|| mute(which, file.name().to_owned()))?;
+            let control = file.control().ok_or_else(|| mute(role, file.name().to_owned()))?;
             (control, args)
         }
     };
-    let group = group_of(places, None, node.group, which)?;
+    let group = group_of(context, None, node.group, role)?;
     Ok((ResolvedControlFile { group, cgroup_id: node.group, file }, args))
 }
 
 /// The control file that the arguments for a directory begin with.
-fn named(args: &[u8], which: DescriptorRole) -> Result<(ControlFile, &[u8]), Refusal> {
-    split_directory_args(args).ok_or_else(|| Refusal::new(Errno::EINVAL, RefusalReason::NoFileName(which)))
+fn named(args: &[u8], role: DescriptorRole) -> Result<(ControlFile, &[u8]), Refusal> {
+    split_directory_args(args).ok_or_else(|| Refusal::new(Errno::EINVAL, RefusalReason::NoFileName(role)))
 }
 
 /// Checks a client that names a control file by its directory: it needs the permission that
 /// opening the file would have needed, on a real directory and on the view's alike. Where
 /// this host has no such file (no swap, no PSI), the usage file's permission counts.
 fn named_must_be_readable(
-    places: &FrontendContext,
+    context: &FrontendContext,
     directory: &Directory,
     file: ControlFile,
-    which: DescriptorRole,
+    role: DescriptorRole,
     client: &impl Requester,
 ) -> Result<(), Refusal> {
-    for name in [stand_in_for(places, file), places.directories().version().usage_file()] {
+    for name in [stand_in_for(context, file), context.directories.version().usage_file()] {
         match directory.stat_file(name) {
-            Ok(stat) => return must_be_readable(&Inode::from(stat), which, client),
+            Ok(stat) => return must_be_readable(&Inode::from(stat), role, client),
             Err(Errno::ENOENT) => {}
-            Err(errno) => return Err(not_opened(which, errno)),
+            Err(errno) => return Err(not_opened(role, errno)),
         }
     }
     // The root of v2 has neither; its numbers are those of /proc/meminfo.
@@ -202,38 +227,65 @@ const fn mute(role: DescriptorRole, name: String) -> Refusal {
 }
 
 /// The refusal for a directory or file that could not be opened: as a rule, it is gone.
-const fn not_opened(which: DescriptorRole, errno: Errno) -> Refusal {
-    match errno {
-        Errno::EMFILE | Errno::ENFILE => Refusal::new(Errno::ENOMEM, RefusalReason::OutOfDescriptors),
-        Errno::ENOMEM => Refusal::new(errno, RefusalReason::OutOfMemory),
-        _ => gone(which),
-    }
+fn not_opened(role: DescriptorRole, errno: Errno) -> Refusal {
+    short_of(errno).unwrap_or_else(|| gone(role))
 }
 
-const fn gone(which: DescriptorRole) -> Refusal {
-    Refusal::new(Errno::EINVAL, RefusalReason::GroupGone(which))
+/// The refusal for the directory or file with this id, which the hierarchy did not give: it is gone, or
+/// outside of a root that is a group.
+fn not_found(context: &FrontendContext, id: u64, role: DescriptorRole, errno: Errno) -> Refusal {
+    if errno == Errno::ENOENT && context.directories.is_outside(id) {
+        return Refusal::new(Errno::EINVAL, RefusalReason::OutsideRoot(role));
+    }
+    not_opened(role, errno)
+}
+
+const fn gone(role: DescriptorRole) -> Refusal {
+    Refusal::new(Errno::EINVAL, RefusalReason::GroupGone(role))
+}
+
+/// The refusal for a directory without a usage file: it has no memory controller, or is gone.
+fn without_usage(context: &FrontendContext, directory: &Directory, role: DescriptorRole) -> Refusal {
+    let Some(found) = context.directories.uncontrolled(directory) else { return gone(role) };
+    let shown = |path: &Path| printable(&path.to_string_lossy()).into_owned();
+    let group = shown(&found.group);
+    let reason = match found.cause {
+        UncontrolledCause::Withheld { above, is_parent } => {
+            RefusalReason::NoController { role, group, above: shown(&above), is_parent }
+        }
+        UncontrolledCause::Threaded { domain } => {
+            RefusalReason::Threaded { role, group, domain: shown(&domain) }
+        }
+        UncontrolledCause::AboveRoot { root } => {
+            RefusalReason::WithheldAboveRoot { role, group, root: shown(&root) }
+        }
+        UncontrolledCause::ThreadedAboveRoot { root } => {
+            RefusalReason::ThreadedAboveRoot { role, group, root: shown(&root) }
+        }
+    };
+    Refusal::new(Errno::EINVAL, reason)
 }
 
 /// Whether this hierarchy has that control file as a file of its own.
-fn is_real(places: &FrontendContext, file: ControlFile) -> bool {
+fn is_real(context: &FrontendContext, file: ControlFile) -> bool {
     match file {
         ControlFile::Usage | ControlFile::Procs => true,
-        ControlFile::WorkingSet => false,
+        ControlFile::WorkingSet | ControlFile::Anon => false,
         ControlFile::Memsw | ControlFile::Oom | ControlFile::Pressure => {
-            places.directories().version() == Version::V1
+            context.directories.version() == Version::V1
         }
     }
 }
 
 /// The file of this hierarchy whose permissions are those of a control file.
-fn stand_in_for(places: &FrontendContext, file: ControlFile) -> &'static str {
+fn stand_in_for(context: &FrontendContext, file: ControlFile) -> &'static str {
     match file {
-        ControlFile::Usage => places.directories().version().usage_file(),
-        file if is_real(places, file) => file.name(),
+        ControlFile::Usage => context.directories.version().usage_file(),
+        file if is_real(context, file) => file.name(),
         ControlFile::Memsw => "memory.swap.current",
         ControlFile::Oom => "memory.events.local",
         ControlFile::Pressure => "memory.pressure",
-        ControlFile::WorkingSet | ControlFile::Procs => "memory.stat",
+        ControlFile::WorkingSet | ControlFile::Anon | ControlFile::Procs => "memory.stat",
     }
 }
 
@@ -245,40 +297,38 @@ fn name_of(fd: BorrowedFd<'_>) -> Vec<u8> {
 }
 
 /// The group of the directory with this id, as the kernel reports it now or did before.
-fn group_of(
-    places: &FrontendContext,
+pub(super) fn group_of(
+    context: &FrontendContext,
     directory: Option<&Directory>,
     id: u64,
-    which: DescriptorRole,
+    role: DescriptorRole,
 ) -> Result<GroupId, Refusal> {
-    if id == places.directories().root_id() {
-        return Ok(places.identity().root());
+    if context.directories.host_root() == Some(id) {
+        return Ok(context.identity().root());
     }
-    if let Some(group) = places.known.group(places.slots(), id) {
+    if let Some(group) = context.known.group(context.slots(), id) {
         return Ok(group);
     }
     let opened;
     let directory = match directory {
         Some(directory) => directory,
         None => {
-            opened = places.directories().open(id).map_err(|errno| not_opened(which, errno))?;
+            opened = context.directories.open(id).map_err(|errno| not_opened(role, errno))?;
             &opened
         }
     };
-    let usage = directory
-        .file(places.directories().version().usage_file())
-        .map_err(|errno| not_opened(which, errno))?;
-    match places.identity().locate(usage.as_fd()) {
+    let usage = directory.file(context.directories.version().usage_file()).map_err(|errno| match errno {
+        Errno::ENOENT => without_usage(context, directory, role),
+        errno => not_opened(role, errno),
+    })?;
+    match context.identity().locate(usage.as_fd(), directory.as_fd(), id) {
         Ok(Located::Group(group)) => {
-            places.known.remember_group(id, group);
+            context.known.remember_group(id, group);
             Ok(group)
         }
-        Ok(Located::Root) => Ok(places.identity().root()),
+        Ok(Located::Root) => Ok(context.identity().root()),
         Ok(Located::TableFull) => Err(Refusal::new(Errno::ENOMEM, RefusalReason::GroupsFull)),
-        Ok(Located::Nobody) => Err(gone(which)),
-        Err(error) => {
-            log::error!("registration failed: {error}");
-            Err(Refusal::new(Errno::EIO, RefusalReason::QueryFailed))
-        }
+        Ok(Located::NoGroup) => Err(gone(role)),
+        Err(error) => Err(failed_by(&error, RefusalReason::QueryFailed)),
     }
 }

@@ -3,7 +3,8 @@
 //! data: then the thread that closes it waits, and not the agent's loop.
 //!
 //! An account's descriptors are closed one after another, so an account holds up one thread at
-//! most; and no more is taken from an account of which a message's worth waits.
+//! most; and no more is taken from an account of which a message's worth waits. What waits of all
+//! accounts together is divided among them, as registrations are.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -17,7 +18,11 @@ use std::{
 use monitor_sys::message::MAX_DESCRIPTORS;
 use tokio::sync::Notify;
 
-use crate::{frontend::inode::Inode, registry::Account, sandbox};
+use crate::{
+    frontend::inode::Inode,
+    registry::{Account, share},
+    sandbox,
+};
 
 /// Threads that close. When accounts hold up all of them, others' descriptors wait, too;
 /// eventfds and control files are not closed here.
@@ -35,6 +40,8 @@ struct Waiting {
 #[derive(Debug, Default)]
 struct CloseQueues {
     by_id: HashMap<Account, Waiting>,
+    /// Descriptors that wait, all accounts' together.
+    all: usize,
     /// Accounts with descriptors to close, and no thread at work.
     ready: VecDeque<Account>,
 }
@@ -46,12 +53,28 @@ struct CloseQueue {
     room: Notify,
     /// Devices of the file systems that close a file at once.
     quick: OnceLock<Vec<u64>>,
+    /// Most descriptors that may wait, all accounts' together; any number where it is not set.
+    most: OnceLock<u64>,
+}
+
+impl CloseQueues {
+    /// Whether less than a message's worth of this account's descriptors waits.
+    fn has_room(&self, account: Account) -> bool {
+        self.by_id.get(&account).is_none_or(|user| user.waiting.len() < MAX_DESCRIPTORS)
+    }
 }
 
 impl CloseQueue {
     fn users(&self) -> MutexGuard<'_, CloseQueues> {
         // No change under the lock can be left half done.
         self.users.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this account's descriptors have not their share of the places for all that wait.
+    fn is_in_share(&self, users: &CloseQueues, account: Account) -> bool {
+        let held = users.by_id.get(&account).map_or(0, |user| user.waiting.len()) as u64;
+        let most = self.most.get().copied().unwrap_or(u64::MAX);
+        share::has_room_beyond(MAX_DESCRIPTORS as u64, account, held, users.all as u64, most)
     }
 
     /// Takes the next descriptor to close. That makes room in its account's queue, however long
@@ -61,6 +84,7 @@ impl CloseQueue {
         let user = users.by_id.get_mut(&id)?;
         user.at_work = true;
         let fd = user.waiting.pop_front()?;
+        users.all -= 1;
         self.room.notify_waiters();
         Some((id, fd))
     }
@@ -116,11 +140,17 @@ impl DeferredClose {
         Ok(Self(shared))
     }
 
-    /// Has files on these devices (`st_dev`), the hierarchy and the agent's own view, closed at
+    /// Makes files on these devices (`st_dev`), the hierarchy and the agent's own view, closed at
     /// once.
     pub fn trust(&self, devices: impl IntoIterator<Item = u64>) {
         // The first call counts.
         let _ = self.0.quick.set(devices.into_iter().collect());
+    }
+
+    /// Bounds what may wait, all accounts' descriptors together.
+    pub fn bound(&self, most: u64) {
+        // The first call counts.
+        let _ = self.0.most.set(most);
     }
 
     fn is_quick(&self, fd: BorrowedFd<'_>) -> bool {
@@ -133,16 +163,19 @@ impl DeferredClose {
         let mut users = self.0.users();
         let entry = users.by_id.entry(account).or_default();
         entry.waiting.push_back(fd);
-        if !entry.at_work && entry.waiting.len() == 1 {
+        let is_ready = !entry.at_work && entry.waiting.len() == 1;
+        users.all += 1;
+        if is_ready {
             users.ready.push_back(account);
             self.0.work.notify_one();
         }
     }
 
-    /// Whether less than a message's worth of this account's descriptors waits.
+    /// Whether less than a message's worth of this account's descriptors waits, and the places for all
+    /// that wait are not taken.
     pub(super) fn has_room(&self, account: Account) -> bool {
         let users = self.0.users();
-        users.by_id.get(&account).is_none_or(|user| user.waiting.len() < MAX_DESCRIPTORS)
+        users.has_room(account) && self.0.is_in_share(&users, account)
     }
 
     /// The account that one more descriptor counts against: its own, or, where that one has no
@@ -155,13 +188,24 @@ impl DeferredClose {
         Some(Account::Privileged).filter(|account| self.has_room(*account) && is_privileged())
     }
 
-    /// Waits until less than a message's worth of this account's descriptors is to be closed.
+    /// Waits until less than a message's worth of this account's descriptors is to be closed, and there is a
+    /// place for more.
     pub async fn room(&self, account: Account) {
+        self.wait_until(|| self.has_room(account)).await;
+    }
+
+    /// Waits until there is a place for one more connection of this account that is refused, however many of
+    /// the account's wait.
+    pub(super) async fn room_in_share(&self, account: Account) {
+        self.wait_until(|| self.0.is_in_share(&self.0.users(), account)).await;
+    }
+
+    async fn wait_until(&self, is_so: impl Fn() -> bool) {
         loop {
             let mut freed = pin!(self.0.room.notified());
             // From here on no notification is lost.
             freed.as_mut().enable();
-            if self.has_room(account) {
+            if is_so() {
                 return;
             }
             freed.await;
@@ -266,6 +310,31 @@ mod tests {
             drop(deferred_close.untrusted(seven, UnixStream::pair().expect("a pair").0.into()));
         }
         assert!(!deferred_close.has_room(seven) && deferred_close.has_room(Account::User(8)));
+    }
+
+    #[test]
+    fn what_waits_of_all_accounts_is_bounded() {
+        const MOST: usize = 300;
+        let deferred_close = DeferredClose::idle();
+        deferred_close.bound(MOST as u64);
+        let null = std::fs::File::open("/dev/null").expect("a file");
+        let wait = |account| drop(deferred_close.untrusted(account, null.try_clone().expect("dup").into()));
+        let is_in_share = |account| {
+            let room = pin!(deferred_close.room_in_share(account));
+            room.poll(&mut Context::from_waker(Waker::noop())).is_ready()
+        };
+        let [first, second, third] = [1, 2, 3].map(Account::User);
+        while is_in_share(first) {
+            wait(first);
+        }
+        assert_eq!(deferred_close.waiting(), MAX_DESCRIPTORS, "the first leaves some to others");
+        while deferred_close.has_room(second) {
+            wait(second);
+        }
+        assert_eq!(deferred_close.waiting(), MOST);
+        assert!(!deferred_close.has_room(third) && !is_in_share(third));
+        drop(deferred_close.0.take(&mut deferred_close.0.users()));
+        assert!(deferred_close.has_room(third) && is_in_share(third));
     }
 
     #[test]

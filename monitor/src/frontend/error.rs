@@ -6,7 +6,7 @@ use std::{io, net::SocketAddr, path::PathBuf};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SocketError {
-    /// Something else than a socket is at the path.
+    /// The path names something other than a socket.
     #[error("{path} exists and is not a socket")]
     NotASocket {
         /// Path of the socket.
@@ -18,6 +18,16 @@ pub enum SocketError {
         /// Process id of the other agent; empty where it is not written yet.
         holder: String,
         /// Path of the socket.
+        path: PathBuf,
+    },
+    /// Two of the agent's sockets would have one path.
+    #[error("{first} and {second} are the same path, {path}; give each a path of its own")]
+    SamePath {
+        /// Option of the one socket.
+        first: &'static str,
+        /// Option of the other socket.
+        second: &'static str,
+        /// Path that both sockets would have.
         path: PathBuf,
     },
 }
@@ -36,7 +46,7 @@ pub enum MetricsError {
         /// Error of the call.
         error: io::Error,
     },
-    /// Something else than a socket is at the path.
+    /// The path names something other than a socket.
     #[error("{path} exists and is not a socket; remove it, or give the agent another --metrics address")]
     NotASocket {
         /// Path of the socket.

@@ -19,7 +19,7 @@ use crate::{
         register::{Client, register},
     },
     source::Source,
-    view::Written,
+    view::written::Written,
     watcher::{Receipt, SharedWatcher},
 };
 
@@ -28,19 +28,19 @@ use crate::{
 pub async fn serve<S: Source + 'static>(
     mut writes: mpsc::Receiver<Written>,
     watcher: SharedWatcher<S>,
-    places: Rc<FrontendContext>,
+    context: Rc<FrontendContext>,
 ) {
     let mut answers = JoinSet::new();
     while let Some(written) = writes.recv().await {
-        answers.spawn_local(answer(written, watcher.clone(), Rc::clone(&places)));
+        answers.spawn_local(answer(written, watcher.clone(), Rc::clone(&context)));
         while answers.try_join_next().is_some() {}
         yield_now().await;
     }
     while answers.join_next().await.is_some() {}
 }
 
-async fn answer<S: Source>(written: Written, watcher: SharedWatcher<S>, places: Rc<FrontendContext>) {
-    match handle(&written, &watcher, &places).await {
+async fn answer<S: Source>(written: Written, watcher: SharedWatcher<S>, context: Rc<FrontendContext>) {
+    match handle(&written, &watcher, &context).await {
         Ok(receipt) => {
             written.reply.accept();
             watcher.lock().confirm(receipt);
@@ -56,10 +56,10 @@ async fn answer<S: Source>(written: Written, watcher: SharedWatcher<S>, places: 
 async fn handle<S: Source>(
     written: &Written,
     watcher: &SharedWatcher<S>,
-    places: &FrontendContext,
+    context: &FrontendContext,
 ) -> Result<Receipt, Refusal> {
-    let writer = Peer::writer(written.pid, written.uid, written.gid, places)?;
+    let writer = Peer::writer(written.pid, written.uid, written.gid, context)?;
     let own = Some(written.group);
     let client = Client { line: &written.line, requester: &writer, follower: None, own };
-    register(watcher, places, client).await
+    register(watcher, context, client).await
 }

@@ -22,7 +22,7 @@ pub struct Inode {
 
 impl Inode {
     /// Reads the inode of an open descriptor. A FUSE file system whose daemon does not answer, or
-    /// is this very process, is not asked (`AT_STATX_DONT_SYNC`).
+    /// is this very process, is not queried (`AT_STATX_DONT_SYNC`).
     ///
     /// # Errors
     /// `statx` failed.
@@ -65,7 +65,7 @@ mod tests {
     use super::Inode;
 
     #[test]
-    fn it_is_what_stat_says() -> Result<(), Box<dyn std::error::Error>> {
+    fn the_fields_are_those_of_stat() -> Result<(), Box<dyn std::error::Error>> {
         let file = fs::File::open("/proc/self/exe")?;
         let stat = file.metadata()?;
         let inode = Inode::of(file.as_fd())?;

@@ -7,26 +7,24 @@
 //! and kept nowhere.
 
 use std::{
-    collections::BTreeMap,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use monitor_client::wire::{OomRow, RegistrationRow};
-use monitor_common::{grammar::control_file::ControlFile, protocol::query::Query};
+use monitor_client::wire::OomRow;
+use monitor_common::protocol::query::Query;
 use tokio::{
     sync::{mpsc, oneshot},
     task::{spawn_blocking, yield_now},
 };
 
 use crate::{
+    cgroup::handle::Directories,
     frontend::group_stats::{self, Reading},
     kernel::page_size,
-    metrics::files,
-    registry::{Cursor, Group, Registry},
+    metrics::files::EventCounts,
     source::{GroupId, Source},
-    view::tree::Tree,
     watcher::SharedWatcher,
 };
 
@@ -38,9 +36,6 @@ const LOOKING: Duration = Duration::from_millis(250);
 
 /// Requests that wait for the same snapshot; more wait on their connections.
 const WAITING: usize = 64;
-
-/// Registrations in a page: as many as one packet holds.
-const IN_A_PAGE: usize = 500;
 
 /// Groups that are looked up in one use of the watcher.
 pub(super) const IN_A_LOOK: usize = 1024;
@@ -85,15 +80,15 @@ impl Listing {
 /// as long as it is run.
 pub fn start<S: Source + 'static>(
     watcher: SharedWatcher<S>,
-    tree: Arc<Tree>,
+    directories: Arc<Directories>,
 ) -> (Listing, impl Future<Output = ()>) {
     let (sender, requests) = mpsc::channel(WAITING);
-    (Listing(sender), run(watcher, tree, requests))
+    (Listing(sender), run(watcher, directories, requests))
 }
 
 async fn run<S: Source>(
     watcher: SharedWatcher<S>,
-    tree: Arc<Tree>,
+    directories: Arc<Directories>,
     mut requests: mpsc::Receiver<oneshot::Sender<Snapshot>>,
 ) {
     while let Some(first) = requests.recv().await {
@@ -105,14 +100,14 @@ async fn run<S: Source>(
         if requesters.is_empty() {
             continue;
         }
-        let Some(snapshot) = gather(&watcher, &tree).await else { continue };
+        let Some(snapshot) = gather(&watcher, &directories).await else { continue };
         for requester in requesters {
             let _ = requester.send(Arc::clone(&snapshot));
         }
     }
 }
 
-async fn gather<S: Source>(watcher: &SharedWatcher<S>, tree: &Arc<Tree>) -> Option<Snapshot> {
+async fn gather<S: Source>(watcher: &SharedWatcher<S>, directories: &Arc<Directories>) -> Option<Snapshot> {
     // The list has no registration whose eventfd was closed before the request, and all
     // crossings that it shows are signalled.
     let mut search = watcher.lock().search_closed();
@@ -121,8 +116,8 @@ async fn gather<S: Source>(watcher: &SharedWatcher<S>, tree: &Arc<Tree>) -> Opti
     }
     catch_up(watcher).await;
     let listed = read_groups(watcher).await;
-    let tree = Arc::clone(tree);
-    let named = spawn_blocking(move || name(&tree, listed)).await;
+    let directories = Arc::clone(directories);
+    let named = spawn_blocking(move || name(&directories, listed)).await;
     named
         .inspect_err(|error| log::error!("the list could not be made, its thread failed: {error}"))
         .ok()
@@ -146,8 +141,14 @@ async fn catch_up<S: Source>(watcher: &SharedWatcher<S>) {
             Err(error) => log::warn!("the list shows an older sample of the root: {error}"),
         }
     }
-    watcher.lock().look_at_all();
-    let start = Instant::now();
+    let (start, mut next) = (Instant::now(), Some(0));
+    while let Some(first) = next {
+        next = watcher.lock().look_at_some(first);
+        yield_now().await;
+    }
+    while start.elapsed() < LOOKING && watcher.lock().wake(true) {
+        yield_now().await;
+    }
     // The thread that signals does the same meanwhile.
     while start.elapsed() < LOOKING && watcher.lock().turn() {
         yield_now().await;
@@ -194,50 +195,28 @@ async fn read_groups<S: Source>(watcher: &SharedWatcher<S>) -> Vec<Listed> {
 }
 
 /// Adds names, and counts from the groups' files; sorts by name.
-fn name(tree: &Tree, mut listed: Vec<Listed>) -> Vec<Listed> {
-    let directories = tree.directories();
-    for row in &mut listed {
+fn name(directories: &Directories, mut listed: Vec<Listed>) -> Vec<Listed> {
+    let mut events = EventCounts::new(directories);
+    listed.retain_mut(|row| {
         let path = directories.path_of(row.id);
+        // The programs see the whole host; groups beside a root that is a group are not this agent's.
+        if path.is_none() && directories.host_root().is_none() {
+            return false;
+        }
         row.cgroup = shown(path.as_deref(), row.id);
         if row.has_oom {
-            let events = directories.open(row.id).map(|found| files::events(&found, directories.version()));
-            let [.., oom, oom_kill, oom_group_kill] = events.unwrap_or_default();
-            row.oom = Some(OomRow { oom, oom_kill, oom_group_kill });
+            let [.., oom_kill, oom_group_kill] = events.of(row.id);
+            row.oom = Some(OomRow { oom: events.own_ooms(row.id), oom_kill, oom_group_kill });
         }
-    }
+        true
+    });
     listed.sort_by(|a, b| a.cgroup.cmp(&b.cgroup));
     listed
 }
 
-fn shown(path: Option<&Path>, id: u64) -> String {
+pub(super) fn shown(path: Option<&Path>, id: u64) -> String {
     let path = path.filter(|path| path.as_os_str().len() <= LONGEST_PATH);
     path.map_or_else(|| format!("#{id}"), |path| path.to_string_lossy().into_owned())
-}
-
-/// Position in a group's registrations: the index in [`ControlFile::QUANTITIES`], and the last
-/// threshold read. Registrations without a threshold come last.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct At {
-    quantity: usize,
-    after: Option<Cursor>,
-}
-
-/// The next page of a group's registrations, and where to go on; `None` at their end.
-pub(super) fn page<S: Source>(
-    watcher: &SharedWatcher<S>,
-    group: GroupId,
-    at: At,
-) -> (Vec<RegistrationRow>, Option<At>) {
-    let watcher = watcher.lock();
-    let registry = watcher.registry();
-    let Some(found) = registry.group(group.slot).filter(|found| found.id == group) else {
-        return (Vec::new(), None);
-    };
-    let At { quantity, after } = at;
-    let Some(on) = ControlFile::QUANTITIES.get(quantity) else { return (others(found), None) };
-    let (rows, after) = thresholds(registry, found, *on, after);
-    let quantity = if after.is_some() { quantity } else { quantity + 1 };
-    (rows, Some(At { quantity, after }))
 }
 
 /// Finds which of these groups, at most [`IN_A_LOOK`], have registrations: most have none, and
@@ -246,44 +225,6 @@ pub(super) fn are_waited_for<S: Source>(watcher: &SharedWatcher<S>, groups: &[Li
     let watcher = watcher.lock();
     let found = |group: GroupId| watcher.registry().group(group.slot).filter(|found| found.id == group);
     groups.iter().map(|listed| found(listed.group).is_some()).collect()
-}
-
-fn thresholds(
-    registry: &Registry,
-    group: &Group,
-    on: ControlFile,
-    after: Option<Cursor>,
-) -> (Vec<RegistrationRow>, Option<Cursor>) {
-    let (found, next) = group.scale(on).page(after, IN_A_PAGE);
-    let mut rows: Vec<RegistrationRow> = Vec::new();
-    // The agent's own registrations are thresholds.
-    for (threshold, _) in found.into_iter().filter(|(_, file)| !registry.is_own(*file)) {
-        let threshold = Some(threshold.saturating_mul(page_size()));
-        match rows.last_mut() {
-            Some(last) if last.threshold == threshold => last.count += 1,
-            _ => rows.push(RegistrationRow { on: on.name().into(), threshold, pressure: None, count: 1 }),
-        }
-    }
-    (rows, next)
-}
-
-fn others(group: &Group) -> Vec<RegistrationRow> {
-    let row = |on: ControlFile, pressure, count| RegistrationRow {
-        on: on.name().into(),
-        threshold: None,
-        pressure,
-        count,
-    };
-    let mut pressures: BTreeMap<String, u64> = BTreeMap::new();
-    for (listener, _) in group.pressure() {
-        let text = format!("{},{}", listener.level.as_str(), listener.mode.as_str());
-        *pressures.entry(text).or_default() += 1;
-    }
-    let ooms = [(ControlFile::Oom, group.oom().count())];
-    let empty = [(ControlFile::Procs, group.empty().count())];
-    let plain = |(on, count): (ControlFile, usize)| (count > 0).then(|| row(on, None, count as u64));
-    let pressures = pressures.into_iter().map(|(text, count)| row(ControlFile::Pressure, Some(text), count));
-    ooms.into_iter().filter_map(plain).chain(pressures).chain(empty.into_iter().filter_map(plain)).collect()
 }
 
 #[cfg(test)]

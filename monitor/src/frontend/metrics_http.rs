@@ -3,15 +3,13 @@
 
 use std::{
     cell::RefCell,
+    collections::VecDeque,
     convert::Infallible,
     fmt, fs, io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::{
         fd::AsRawFd as _,
-        unix::{
-            fs::{FileTypeExt as _, PermissionsExt as _},
-            net::UnixStream,
-        },
+        unix::{fs::PermissionsExt as _, net::UnixStream as BlockingStream},
     },
     path::{Path, PathBuf},
     rc::Rc,
@@ -35,7 +33,7 @@ use nix::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, UnixListener},
+    net::{TcpListener, UnixListener, UnixStream},
     task::{AbortHandle, JoinSet},
     time::timeout,
 };
@@ -43,11 +41,19 @@ use tokio::{
 pub use crate::frontend::collector::Collector;
 use crate::{
     error::{Error, Result},
-    frontend::{collector::Page, error::MetricsError, seqpacket::Access},
+    frontend::{
+        collector::Page,
+        deferred_close::DeferredClose,
+        error::MetricsError,
+        metrics_scraper::ScraperStream,
+        seqpacket::{Access, stream::brings_descriptors},
+    },
     metrics::{Selection, text},
+    registry::Account,
+    socket_file,
 };
 
-/// Most connections at once. For one more, the oldest is dropped: it has had its time.
+/// Most connections at once. For one more, the oldest is dropped of the scraper that has most.
 const CONNECTIONS: usize = 16;
 
 /// Longest time from connecting to the last byte of the answer.
@@ -73,8 +79,19 @@ pub struct MetricsOptions {
 pub enum Address {
     /// A unix socket, with the mode and group of the registration socket.
     Unix(PathBuf),
-    /// A loopback address; others are refused, since there is no password.
+    /// An address; one that is not loopback's has to be asked for, since there is no password.
     Tcp(SocketAddr),
+}
+
+impl Address {
+    /// Path of the unix socket, if it is one.
+    #[must_use]
+    pub fn socket(&self) -> Option<&Path> {
+        match self {
+            Self::Unix(path) => Some(path),
+            Self::Tcp(_) => None,
+        }
+    }
 }
 
 impl FromStr for Address {
@@ -88,13 +105,23 @@ impl FromStr for Address {
                 Err("a unix socket's path begins with /: unix:/run/memcg-monitor/metrics.sock".into())
             };
         }
-        match text.parse::<SocketAddr>() {
-            Ok(address) if address.ip().is_loopback() => Ok(Self::Tcp(address)),
-            Ok(address) => Err(format!(
-                "{} is no loopback address, and metrics have no password: 127.0.0.1:PORT, [::1]:PORT, or unix:/PATH behind a proxy of yours",
+        let usage = "unix:/PATH, 127.0.0.1:PORT or [::1]:PORT; with --metrics-exposed ADDRESS:PORT";
+        text.parse().map(Self::Tcp).map_err(|_| usage.into())
+    }
+}
+
+impl Address {
+    /// Refuses what others than this host reach.
+    ///
+    /// # Errors
+    /// The text says what to give instead.
+    pub fn on_this_host(&self) -> Result<(), String> {
+        match self {
+            Self::Tcp(address) if !address.ip().is_loopback() => Err(format!(
+                "{} is no loopback address, and metrics have no password: 127.0.0.1:PORT, [::1]:PORT, unix:/PATH behind a proxy of yours, or --metrics-exposed where a NetworkPolicy or firewall decides who connects",
                 address.ip()
             )),
-            Err(_) => Err("unix:/PATH, 127.0.0.1:PORT or [::1]:PORT".into()),
+            _ => Ok(()),
         }
     }
 }
@@ -165,26 +192,27 @@ impl MetricsServer {
     }
 
     /// Serves scrapers until the task is dropped, which ends their connections, too.
-    pub async fn serve(self, collector: Collector) {
+    pub async fn serve(self, collector: Collector, deferred_close: DeferredClose) {
         let (page, gathering) = collector.start(self.selection);
         let page = Rc::new(page);
         tokio::select! {
             () = gathering => {}
-            () = accept(&self.listener, &page) => {}
+            () = accept(&self.listener, &page, &deferred_close) => {}
         }
     }
 }
 
-async fn accept(listener: &Listener, page: &Rc<Page>) {
+async fn accept(listener: &Listener, page: &Rc<Page>, deferred_close: &DeferredClose) {
     let connections = RefCell::new(Connections::default());
     loop {
         let accepted = match listener {
-            Listener::Unix { listener, .. } => {
-                listener.accept().await.map(|(stream, _)| connections.borrow_mut().add(stream, page))
-            }
-            Listener::Tcp(listener) => {
-                listener.accept().await.map(|(stream, _)| connections.borrow_mut().add(stream, page))
-            }
+            Listener::Unix { listener, .. } => match listener.accept().await {
+                Ok((stream, _)) => admit(stream, &connections, page, deferred_close).await,
+                Err(error) => Err(error),
+            },
+            Listener::Tcp(listener) => listener.accept().await.map(|(stream, peer)| {
+                connections.borrow_mut().add(Scraper::At(peer.ip()), stream, page);
+            }),
         };
         if let Err(error) = accepted {
             log::warn!("accept on the metrics socket: {error}");
@@ -193,26 +221,73 @@ async fn accept(listener: &Listener, page: &Rc<Page>) {
     }
 }
 
+/// Serves a connection at the unix socket. Where descriptors of its user hang, so that no more are taken,
+/// it is dropped.
+async fn admit(
+    stream: UnixStream,
+    connections: &RefCell<Connections>,
+    page: &Rc<Page>,
+    deferred_close: &DeferredClose,
+) -> io::Result<()> {
+    let account = Account::User(stream.peer_cred()?.uid());
+    if !deferred_close.has_room(account) {
+        let refused = stream.into_std()?.into();
+        if brings_descriptors(&refused) {
+            // Closing it may wait, too, and there would be no end to those that wait.
+            deferred_close.room(account).await;
+            deferred_close.close(account, refused);
+        }
+        return Ok(());
+    }
+    let stream = ScraperStream::new(stream, account, deferred_close.clone());
+    connections.borrow_mut().add(Scraper::Of(account), stream, page);
+    Ok(())
+}
+
+/// The one that scrapes: connections are shared between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scraper {
+    /// A user, at the unix socket.
+    Of(Account),
+    /// A host, at an address; users of one host are not told apart.
+    At(IpAddr),
+}
+
 /// Connections that are being served; they end with this value.
 #[derive(Debug, Default)]
 struct Connections {
     tasks: JoinSet<()>,
     /// Handles of the tasks, oldest first.
-    handles: std::collections::VecDeque<AbortHandle>,
+    handles: VecDeque<(Scraper, AbortHandle)>,
 }
 
 impl Connections {
-    fn add(&mut self, stream: impl AsyncRead + AsyncWrite + Unpin + 'static, page: &Rc<Page>) {
+    fn add(
+        &mut self,
+        scraper: Scraper,
+        stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
+        page: &Rc<Page>,
+    ) {
         while self.tasks.try_join_next().is_some() {}
-        self.handles.retain(|handle| !handle.is_finished());
-        if self.handles.len() >= CONNECTIONS
-            && let Some(oldest) = self.handles.pop_front()
-        {
-            oldest.abort();
+        self.handles.retain(|(_, handle)| !handle.is_finished());
+        if self.handles.len() >= CONNECTIONS {
+            let scrapers: Vec<_> = self.handles.iter().map(|(scraper, _)| *scraper).collect();
+            if let Some((_, handle)) = self.handles.remove(to_drop(&scrapers, scraper)) {
+                handle.abort();
+            }
         }
         let page = Rc::clone(page);
-        self.handles.push_back(self.tasks.spawn_local(converse(stream, page)));
+        self.handles.push_back((scraper, self.tasks.spawn_local(converse(stream, page))));
     }
+}
+
+/// The place of the connection to drop for one more of `next`: the oldest of the scraper that has most,
+/// that one counted. So nobody is dropped for those who have more.
+fn to_drop(scrapers: &[Scraper], next: Scraper) -> usize {
+    let held =
+        |one: &Scraper| scrapers.iter().filter(|other| *other == one).count() + usize::from(*one == next);
+    let most = scrapers.iter().map(held).max();
+    scrapers.iter().position(|one| Some(held(one)) == most).unwrap_or(0)
 }
 
 /// Serves one request with its answer.
@@ -266,17 +341,11 @@ async fn answer(request: &Request<Incoming>, page: &Page) -> Response<Full<Bytes
 /// Binds a unix socket. One without a listener was left by an agent that died, and is
 /// replaced.
 fn bind_unix(path: &Path, access: &Access) -> Result<(UnixListener, SocketFile)> {
-    match fs::symlink_metadata(path) {
-        Ok(found) if !found.file_type().is_socket() => {
-            return Err(MetricsError::NotASocket { path: path.into() }.into());
-        }
-        Ok(_) if UnixStream::connect(path).is_ok() => {
-            return Err(MetricsError::InUse { path: path.into() }.into());
-        }
-        Ok(_) => fs::remove_file(path).map_err(|error| Error::file("remove", path, error))?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(Error::file("look at", path, error)),
+    let other = || MetricsError::NotASocket { path: path.into() }.into();
+    if socket_file::is_there(path, other)? && BlockingStream::connect(path).is_ok() {
+        return Err(MetricsError::InUse { path: path.into() }.into());
     }
+    socket_file::remove_left(path, other)?;
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory).map_err(|error| Error::file("make the directory", directory, error))?;
     }
@@ -301,7 +370,23 @@ fn bind_unix(path: &Path, access: &Access) -> Result<(UnixListener, SocketFile)>
 mod tests {
     use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
-    use super::{Access, Address, bind_unix};
+    use super::{Access, Account, Address, CONNECTIONS, Scraper, bind_unix, to_drop};
+
+    #[test]
+    fn the_one_with_most_connections_loses_its_oldest() {
+        let [flood, other] = [1, 2].map(|uid| Scraper::Of(Account::User(uid)));
+        let mut held = vec![other];
+        held.resize(CONNECTIONS, flood);
+        for _ in 0..100 {
+            let place = to_drop(&held, flood);
+            assert_eq!(held.remove(place), flood);
+            held.push(flood);
+        }
+        assert_eq!(to_drop(&held, other), 1);
+        // With one each, the oldest has had its time.
+        let each: Vec<_> = (0..16).map(|uid| Scraper::Of(Account::User(uid))).collect();
+        assert_eq!((to_drop(&each, Scraper::Of(Account::User(99))), to_drop(&[], flood)), (0, 0));
+    }
 
     fn bound(path: &Path) -> Result<(), String> {
         let access = Access { mode: 0o640, group: None };
@@ -309,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_socket_that_nobody_answers_on_is_replaced() {
+    fn only_a_socket_without_a_listener_is_replaced() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("tokio");
         let _inside = runtime.enter();
         let directory = tempfile::tempdir().expect("a directory");
@@ -317,11 +402,11 @@ mod tests {
         let access = Access { mode: 0o640, group: None };
         let first = bind_unix(&path, &access).expect("the directory is made");
         assert_eq!(fs::metadata(&path).expect("it is there").permissions().mode() & 0o777, 0o640);
-        assert!(bound(&path).expect_err("somebody answers").contains("another program serves"));
+        assert!(bound(&path).expect_err("another program answers").contains("another program serves"));
         drop(first);
         assert!(!path.exists());
         drop(std::os::unix::net::UnixListener::bind(&path).expect("a killed agent's"));
-        bound(&path).expect("nobody answers");
+        bound(&path).expect("no program answers");
         fs::write(&path, "precious").expect("a file");
         assert!(bound(&path).expect_err("in the way").contains("not a socket"));
         assert_eq!(fs::read_to_string(&path).expect("it stays"), "precious");
@@ -330,14 +415,16 @@ mod tests {
     #[test]
     fn only_loopback_and_absolute_paths_are_addresses() {
         for good in ["unix:/run/m.sock", "127.0.0.1:0", "127.9.9.9:9101", "[::1]:9101"] {
-            assert!(good.parse::<Address>().is_ok(), "{good}");
+            let address: Address = good.parse().expect(good);
+            assert_eq!(address.on_this_host(), Ok(()), "{good}");
         }
         for bad in ["unix:m.sock", "localhost:1", "127.0.0.1", "/run/m.sock", ":9101", ""] {
             assert!(bad.parse::<Address>().is_err(), "{bad}");
         }
         for open in ["0.0.0.0:9101", "[::]:9101", "192.0.2.1:9101"] {
-            let why = open.parse::<Address>().expect_err(open);
-            assert!(why.contains("loopback"), "{why}");
+            let address: Address = open.parse().expect(open);
+            let why = address.on_this_host().expect_err(open);
+            assert!(why.contains("loopback") && why.contains("--metrics-exposed"), "{why}");
         }
     }
 }

@@ -22,11 +22,12 @@ use crate::{
         control_file::FrontendContext,
         deferred_close::{DeferredClose, UntrustedFd},
         inode::Inode,
-        process::{directory, directory_of, path, status, thread_group},
-        refusal::{DescriptorRole, Refusal, RefusalReason},
+        process::{directory, directory_of, path, thread_group},
+        refusal::{DescriptorRole, Refusal, RefusalReason, failed_by, short_of},
         requester::{Requester, adopt},
         sender::Sender,
     },
+    procfs::{self, has_ended, status},
     registry::Account,
     source::Identify,
     watcher::ReceivedEventFd,
@@ -70,20 +71,33 @@ impl Peer {
     ///
     /// # Errors
     /// `ESRCH` when it is outside the agent's pid namespace.
-    pub fn writer(pid: i32, uid: u32, gid: u32, places: &FrontendContext) -> Result<Self, Refusal> {
+    pub fn writer(pid: i32, uid: u32, gid: u32, context: &FrontendContext) -> Result<Self, Refusal> {
         if pid <= 0 {
             return Err(Refusal::new(Errno::ESRCH, RefusalReason::WriterOutsidePidNamespace));
         }
         let sender = Sender::new(libc::ucred { pid, uid, gid }.into());
         let directory = directory(pid)?;
-        let account = places.accounting.account(&directory, uid);
+        let account = context.accounting.account(&directory, uid);
         Ok(Self {
             directory: directory.into(),
             sender,
-            deferred_close: places.deferred_close.clone(),
+            deferred_close: context.deferred_close.clone(),
             account,
             is_thread: true,
         })
+    }
+
+    /// The text of its `cgroup`, which names its groups.
+    ///
+    /// # Errors
+    /// `ESRCH` when it has ended; `ENOMEM` where the agent is short of descriptors or memory.
+    pub fn cgroup(&self) -> Result<Vec<u8>, Refusal> {
+        self.look(|directory| procfs::read(directory, "cgroup")).map_err(|errno| self.unread(errno))
+    }
+
+    /// Whether it has begun to end.
+    pub fn is_ending(&self) -> bool {
+        self.look(|directory| Ok(procfs::is_ending(directory))).unwrap_or(true)
     }
 
     /// Looks something up in the process's directory; in a fresh one where the number is another
@@ -114,15 +128,24 @@ impl Peer {
         readlinkat(&*self.directory.borrow(), path("fd", number).as_c_str())
     }
 
-    fn refusal(&self, which: DescriptorRole, errno: Errno) -> Refusal {
+    /// The refusal for a file in the process's directory that could not be read: it has ended, as a rule.
+    fn unread(&self, errno: Errno) -> Refusal {
+        let ended = || Refusal::new(Errno::ESRCH, RefusalReason::ProcessGone { pid: self.sender.pid() });
+        short_of(errno).unwrap_or_else(ended)
+    }
+
+    fn refusal(&self, role: DescriptorRole, errno: Errno) -> Refusal {
         let pid = self.sender.pid();
         match errno {
+            Errno::EPERM | Errno::EACCES if has_ended(&self.directory.borrow()) => {
+                Refusal::new(Errno::ESRCH, RefusalReason::ProcessGone { pid })
+            }
             Errno::EPERM | Errno::EACCES => Refusal::new(errno, RefusalReason::MayNotDuplicate),
             Errno::ESRCH => Refusal::new(errno, RefusalReason::ProcessGone { pid }),
             Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM => {
                 Refusal::new(Errno::ENOMEM, RefusalReason::OutOfDescriptors)
             }
-            _ => Refusal::new(Errno::EBADF, RefusalReason::NotOpen { role: which, pid }),
+            _ => Refusal::new(Errno::EBADF, RefusalReason::NotOpen { role, pid }),
         }
     }
 
@@ -157,12 +180,12 @@ impl Peer {
         Ok(self.deferred_close.untrusted(account, pidfd::duplicate(pidfd, number)?))
     }
 
-    fn not_taken(&self, which: DescriptorRole, errno: Errno) -> Refusal {
+    fn not_taken(&self, role: DescriptorRole, errno: Errno) -> Refusal {
         match errno {
             Errno::EMFILE | Errno::ENFILE => Refusal::new(Errno::ENOMEM, RefusalReason::OutOfDescriptors),
-            Errno::EBADF | Errno::EPERM | Errno::EACCES | Errno::ESRCH => self.refusal(which, errno),
+            Errno::EBADF | Errno::EPERM | Errno::EACCES | Errno::ESRCH => self.refusal(role, errno),
             Errno::ENOMEM => Refusal::new(errno, RefusalReason::TooManyToClose),
-            _ => Refusal::new(errno, RefusalReason::NotDuplicated(which)),
+            _ => Refusal::new(errno, RefusalReason::NotDuplicated(role)),
         }
     }
 }
@@ -171,17 +194,17 @@ impl Requester for Peer {
     /// The client may have replaced the descriptor by the time that it is identified: so it is
     /// duplicated first. To read a file's fdinfo, or to close it, may take for ever.
     fn event(&self, number: u32, identity: &dyn Identify) -> Result<ReceivedEventFd, Refusal> {
-        let which = DescriptorRole::Event(number);
+        let role = DescriptorRole::Event(number);
         // A descriptor that is no eventfd by now is not even duplicated.
-        let target = self.look(|_| self.target(number)).map_err(|errno| self.refusal(which, errno))?;
-        if self.is_path_only(number).map_err(|errno| self.refusal(which, errno))? {
-            return Err(path_only(which));
+        let target = self.look(|_| self.target(number)).map_err(|errno| self.refusal(role, errno))?;
+        if self.is_path_only(number).map_err(|errno| self.refusal(role, errno))? {
+            return Err(path_only(role));
         }
         if target != EVENTFD {
-            return Err(Refusal::new(Errno::EINVAL, RefusalReason::NotEventFd(which)));
+            return Err(Refusal::new(Errno::EINVAL, RefusalReason::NotEventFd(role)));
         }
-        let fd = self.take(number).map_err(|errno| self.not_taken(which, errno))?;
-        hand_over(fd, which, identity)
+        let fd = self.take(number).map_err(|errno| self.not_taken(role, errno))?;
+        hand_over(fd, role, identity)
     }
 
     fn peek(&self, number: u32) -> Option<Inode> {
@@ -192,23 +215,21 @@ impl Requester for Peer {
     }
 
     fn control(&self, number: u32) -> Result<UntrustedFd, Refusal> {
-        let which = DescriptorRole::Control(number);
-        if self.is_path_only(number).map_err(|errno| self.refusal(which, errno))? {
-            return Err(path_only(which));
+        let role = DescriptorRole::Control(number);
+        if self.is_path_only(number).map_err(|errno| self.refusal(role, errno))? {
+            return Err(path_only(role));
         }
         // Made through /proc, an O_PATH descriptor sends no request to the file system
         // that it lies on, neither now nor when it is closed.
         let (flags, path) = (OFlag::O_PATH | OFlag::O_CLOEXEC, path("fd", number));
         openat(&*self.directory.borrow(), path.as_c_str(), flags, Mode::empty())
             .map(UntrustedFd::harmless)
-            .map_err(|errno| self.refusal(which, errno))
+            .map_err(|errno| self.refusal(role, errno))
     }
 
     fn credentials(&self) -> Result<Credentials, Refusal> {
         let directory = self.directory.borrow();
-        let pid = self.sender.pid();
-        let gone = |_| Refusal::new(Errno::ESRCH, RefusalReason::ProcessGone { pid });
-        let status = status(&directory).map_err(gone)?;
+        let status = status(&directory).map_err(|errno| self.unread(errno))?;
         let sender = self.sender.credentials();
         let known = if self.is_thread { Credentials::of_writer } else { Credentials::from_status };
         Ok(known(&status, sender, is_in_our_user_namespace(&directory)))
@@ -222,18 +243,16 @@ impl Requester for Peer {
 /// Accepts a duplicate, if it is an eventfd.
 pub(super) fn hand_over(
     fd: UntrustedFd,
-    which: DescriptorRole,
+    role: DescriptorRole,
     identity: &dyn Identify,
 ) -> Result<ReceivedEventFd, Refusal> {
     // Before anything is read from it.
-    let eventfd = adopt(fd, which)?;
-    let file = identity.file_of(eventfd.as_fd()).map_err(|error| {
-        log::error!("registration failed: {error}");
-        Refusal::new(Errno::EIO, RefusalReason::QueryFailed)
-    })?;
+    let eventfd = adopt(fd, role)?;
+    let file =
+        identity.file_of(eventfd.as_fd()).map_err(|error| failed_by(&error, RefusalReason::QueryFailed))?;
     Ok(ReceivedEventFd { eventfd, file })
 }
 
-pub(super) const fn path_only(which: DescriptorRole) -> Refusal {
-    Refusal::new(Errno::EBADF, RefusalReason::PathOnly(which))
+pub(super) const fn path_only(role: DescriptorRole) -> Refusal {
+    Refusal::new(Errno::EBADF, RefusalReason::PathOnly(role))
 }

@@ -1,27 +1,23 @@
 //! A process, seen from outside: what `/proc` says of it.
 
-use std::{ffi::CString, fs::File, io::Read as _, os::fd::OwnedFd};
+use std::{ffi::CString, os::fd::OwnedFd};
 
-use nix::{
-    errno::Errno,
-    fcntl::{OFlag, open, openat},
-    sys::stat::Mode,
-};
+use nix::errno::Errno;
 
-use crate::frontend::{
-    credentials::Credentials,
-    refusal::{Refusal, RefusalReason},
-    sender::Sender,
+use crate::{
+    frontend::{
+        credentials::Credentials,
+        refusal::{Refusal, RefusalReason, short_of},
+        sender::Sender,
+    },
+    procfs::{self, status},
 };
 
 /// Opens the directory of a process in `/proc`.
 pub(super) fn directory(pid: i32) -> Result<OwnedFd, Refusal> {
-    let path = format!("/proc/{pid}");
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    open(path.as_str(), flags, Mode::empty()).map_err(|errno| match errno {
+    procfs::task(pid).map_err(|errno| match errno {
         Errno::ENOENT | Errno::ESRCH => Refusal::new(Errno::ESRCH, RefusalReason::ProcessGone { pid }),
-        Errno::EMFILE | Errno::ENFILE => Refusal::new(Errno::ENOMEM, RefusalReason::OutOfDescriptors),
-        _ => Refusal::new(errno, RefusalReason::ProcessNotOpened { pid }),
+        _ => short_of(errno).unwrap_or_else(|| Refusal::new(errno, RefusalReason::ProcessNotOpened { pid })),
     })
 }
 
@@ -44,22 +40,6 @@ pub(super) fn directory_of(sender: &Sender) -> Result<OwnedFd, Refusal> {
 
 pub(super) fn path(directory: &str, number: u32) -> CString {
     CString::new(format!("{directory}/{number}")).unwrap_or_default()
-}
-
-/// The text of `/proc/PID/status`. What is not UTF-8 (the process's name may be) is
-/// replaced.
-pub(super) fn status(directory: &OwnedFd) -> Result<String, Errno> {
-    read_all(directory, "status").map(|text| String::from_utf8_lossy(&text).into_owned())
-}
-
-/// A file of `/proc/PID`, in full.
-pub(super) fn read_all(directory: &OwnedFd, name: &str) -> Result<Vec<u8>, Errno> {
-    let fd = openat(directory, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?;
-    let mut text = Vec::new();
-    File::from(fd)
-        .read_to_end(&mut text)
-        .map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?;
-    Ok(text)
 }
 
 /// The process that a thread belongs to, from its `/proc/TID/status`.

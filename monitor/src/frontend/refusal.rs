@@ -1,12 +1,13 @@
 //! Refusals of registrations: the errno, the reason, and the descriptor that it is about.
 
+use monitor_client::wire::MAX_REQUEST;
 use monitor_common::grammar::{
     control_file::{ArgsError, ControlFile},
     line::{LineError, MAX_LINE},
 };
 use nix::errno::Errno;
 
-use crate::registry::Account;
+use crate::{error::Error, registry::Account};
 
 /// Refusal of a registration: the kernel's errno, and the reason for a person.
 #[derive(Debug)]
@@ -82,6 +83,20 @@ pub enum RefusalReason {
         /// The number of descriptors that came.
         count: usize,
     },
+    /// Another number of descriptors than one came with a watch.
+    #[error("{count} descriptors came along; send one, the eventfd")]
+    WatchDescriptors {
+        /// The number of descriptors that came.
+        count: usize,
+    },
+    /// A pattern or a specification of a watch does not follow the grammar.
+    #[error("{}{why}", quoted(.text))]
+    NotAWatch {
+        /// The pattern or specification; empty where one is missing, or there are too many.
+        text: String,
+        /// The reason, in words.
+        why: String,
+    },
     /// The descriptor was used up already, and did not come a second time.
     #[error("{0} did not come along")]
     NotSent(DescriptorRole),
@@ -146,15 +161,79 @@ pub enum RefusalReason {
     /// The group behind the control file is removed.
     #[error("{0}: the group is gone")]
     GroupGone(DescriptorRole),
+    /// The group behind the control file has no memory controller.
+    #[error(
+        "{role}: {group} has no memory controller; echo +memory > {above}/cgroup.subtree_control{}",
+        rest(*.is_parent)
+    )]
+    NoController {
+        /// The descriptor of the control file or its directory.
+        role: DescriptorRole,
+        /// Path of the group.
+        group: String,
+        /// Path of the nearest group above that has the controller, and does not pass it on.
+        above: String,
+        /// Whether that is the group's parent.
+        is_parent: bool,
+    },
+    /// The group of the control file is in a threaded subtree, which has no memory controller.
+    #[error(
+        "{role}: {group} is threaded, so the kernel counts its memory in {domain}, where its threaded subtree begins; register there"
+    )]
+    Threaded {
+        /// The descriptor of the control file or its directory.
+        role: DescriptorRole,
+        /// Path of the group.
+        group: String,
+        /// Path of the group that counts the memory.
+        domain: String,
+    },
+    /// The group of the control file has no memory controller, nor has the root, which is a group.
+    #[error(
+        "{role}: {group} has no memory controller, since {root}, which is a group of the host (as in a cgroup namespace), has none; on the host, echo +memory > cgroup.subtree_control in the group above that one"
+    )]
+    WithheldAboveRoot {
+        /// The descriptor of the control file or its directory.
+        role: DescriptorRole,
+        /// Path of the group.
+        group: String,
+        /// Path of the hierarchy's root.
+        root: String,
+    },
+    /// The root is a threaded group, so that no group below it can have the memory controller.
+    #[error(
+        "{role}: {group} has no memory controller, since {root}, which is a group of the host (as in a cgroup namespace), is threaded: the kernel counts its memory above; register on the host, where its threaded subtree begins, or make that group anew as a domain (cgroup.type)"
+    )]
+    ThreadedAboveRoot {
+        /// The descriptor of the control file or its directory.
+        role: DescriptorRole,
+        /// Path of the group.
+        group: String,
+        /// Path of the hierarchy's root.
+        root: String,
+    },
+    /// The group is beside or above the hierarchy's root, which is a group.
+    #[error(
+        "{0}: the group is outside the part of the hierarchy that this agent watches (it runs in a cgroup namespace, or on a bind mount); register at the host's agent"
+    )]
+    OutsideRoot(DescriptorRole),
     /// The group was removed during the registration.
     #[error("the group is being removed")]
     GroupBeingRemoved,
     /// The control file is another group's than the `cgroup.event_control` that was written to.
     #[error("{0} belongs to another group than this cgroup.event_control")]
     OtherGroup(DescriptorRole),
-    /// The kernel lacks a hook for the events of this control file.
-    #[error("this kernel has no hook for {name}; see `memcg-monitor check`", name = .0.name())]
-    NoHook(ControlFile),
+    /// The events of a control file are not reported on this host, for this reason.
+    #[error("{0}; see `memcg-monitor check`")]
+    NotReported(String),
+    /// The client wants an exact notification (`,exact`), and this one would be sampled.
+    #[error("{on} would be sampled here, not exact: {why}; leave out `exact` to accept that", on = .on.name())]
+    NotExact {
+        /// Control file of the registration.
+        on: ControlFile,
+        /// The reason, in words.
+        why: &'static str,
+    },
     /// The account is at its quota, `--max-per-user`.
     #[error("{0} has as many registrations as one may have; see the agent's --max-per-user")]
     QuotaReached(Account),
@@ -190,14 +269,12 @@ pub enum RefusalReason {
     GroupNotRead,
     /// The client of the admin socket is no operator.
     #[error(
-        "the sender, or the opener of the connection, is no operator: an operator has CAP_SYS_ADMIN in the \
-         agent's user namespace, or CAP_SYS_PTRACE there and in the agent's pid namespace (root in a container \
-         has neither), or is a user other than root that the socket's owner, group and mode themselves admit; run \
-         this as the host's root, or as a user that --control-mode and --control-group admit"
+        "the sender, or the opener of the connection, is no operator (root in a container is none); run this as \
+         the host's root, or as a user that --control-group admits"
     )]
     NotOperator,
     /// The request to the admin socket is longer than one may be.
-    #[error("the request is too long")]
+    #[error("the request is longer than {MAX_REQUEST} bytes; divide it among several")]
     RequestTooLong,
     /// The packet to the admin socket is no request in JSON.
     #[error("not a request: {0}")]
@@ -205,6 +282,47 @@ pub enum RefusalReason {
     /// The list of groups could not be made.
     #[error("the list could not be made; see the agent's log")]
     NoList,
+    /// The connections that follow changes are as many as may.
+    #[error(
+        "{limit} programs follow the groups' changes (`memcg-monitor top`), as many as may; end one of them"
+    )]
+    TooManyFollowChanges {
+        /// Connections that may follow.
+        limit: usize,
+    },
+    /// The backend reads files, which whoever wants the numbers can do as well.
+    #[error("the backend `sampled` tells no changes; read the groups' files, as `memcg-monitor top` does")]
+    ChangesAreSampled,
+    /// There is no file of the black box, for this reason.
+    #[error("{0}")]
+    NotRecorded(String),
+}
+
+/// The word that is wrong, before the reason.
+fn quoted(text: &str) -> String {
+    if text.is_empty() { String::new() } else { format!("{text:?}: ") }
+}
+
+/// The words for the groups between, where the group that withholds a controller is no parent.
+const fn rest(is_parent: bool) -> &'static str {
+    if is_parent { "" } else { ", then the same in each group from there down to its parent" }
+}
+
+/// The refusal where an errno says that the agent is short of something; `None` for any other errno.
+pub(super) const fn short_of(errno: Errno) -> Option<Refusal> {
+    match errno {
+        Errno::EMFILE | Errno::ENFILE => Some(Refusal::new(Errno::ENOMEM, RefusalReason::OutOfDescriptors)),
+        Errno::ENOMEM => Some(Refusal::new(errno, RefusalReason::OutOfMemory)),
+        _ => None,
+    }
+}
+
+/// The refusal where the agent's own query, or its reading of a file, failed for this `reason`.
+pub(super) fn failed_by(error: &Error, reason: RefusalReason) -> Refusal {
+    error.shortage().and_then(short_of).unwrap_or_else(|| {
+        log::error!("registration failed: {error}");
+        Refusal::new(Errno::EIO, reason)
+    })
 }
 
 /// Logs a refusal for the operator, for all frontends.
@@ -222,6 +340,10 @@ pub enum DescriptorRole {
     Event(u32),
     /// The second number, the control file.
     Control(u32),
+    /// The directory of the client's own group, at the pressure socket.
+    OwnGroup,
+    /// The directory of a group that matches a watch's patterns.
+    Matching,
 }
 
 impl std::fmt::Display for DescriptorRole {
@@ -229,6 +351,8 @@ impl std::fmt::Display for DescriptorRole {
         match self {
             Self::Event(number) => write!(f, "event_fd {number}"),
             Self::Control(number) => write!(f, "control_fd {number}"),
+            Self::OwnGroup => f.write_str("the group of the process"),
+            Self::Matching => f.write_str("a group that matches"),
         }
     }
 }
@@ -238,147 +362,10 @@ impl DescriptorRole {
     const fn purpose(self) -> &'static str {
         match self {
             Self::Event(_) => "use",
-            Self::Control(_) => "reading",
+            Self::Control(_) | Self::OwnGroup | Self::Matching => "reading",
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::error::Error as _;
-
-    use monitor_common::grammar::{
-        control_file::{self, ControlFile},
-        line,
-    };
-    use nix::errno::Errno;
-
-    use super::{
-        DescriptorRole::{Control, Event},
-        Refusal, RefusalReason as Reason,
-    };
-    use crate::registry::Account;
-
-    /// Clients, pages and tests quote these texts.
-    #[test]
-    fn every_reason_has_its_text() {
-        let texts = [
-            (Reason::LineTooLong, "the line is longer than 4096 bytes"),
-            (Reason::SenderUnknown, "the sender is unknown (SCM_CREDENTIALS)"),
-            (
-                Reason::SenderOutsidePidNamespace,
-                "the sender is outside the agent's pid namespace; send the two descriptors with the line (SCM_RIGHTS)",
-            ),
-            (
-                Reason::WriterOutsidePidNamespace,
-                "the writer is outside the agent's pid namespace; run the agent in the host's, or register at its socket with the two descriptors sent along (SCM_RIGHTS)",
-            ),
-            (Reason::SenderNotChecked, "the agent cannot check whether the sender still runs"),
-            (Reason::SenderGone, "the sender is gone"),
-            (Reason::ProcessGone { pid: 7 }, "process 7 is gone"),
-            (Reason::ProcessNotOpened { pid: 7 }, "/proc/7 cannot be opened"),
-            (
-                Reason::DescriptorCount { count: 3 },
-                "3 descriptors came along; send event_fd and control_fd, or none",
-            ),
-            (Reason::NotSent(Control(5)), "control_fd 5 did not come along"),
-            (Reason::NotOpen { role: Event(4), pid: 7 }, "event_fd 4 is not open in process 7"),
-            (Reason::PathOnly(Event(4)), "event_fd 4 is an O_PATH descriptor; open it for use"),
-            (Reason::PathOnly(Control(5)), "control_fd 5 is an O_PATH descriptor; open it for reading"),
-            (Reason::NotEventFd(Event(4)), "event_fd 4 is not an eventfd"),
-            (
-                Reason::MayNotDuplicate,
-                "the agent may not take descriptors from this process (CAP_SYS_PTRACE); send them with the line (SCM_RIGHTS)",
-            ),
-            (Reason::NotDuplicated(Event(4)), "pidfd_getfd of event_fd 4 failed"),
-            (Reason::TooManyToClose, "too many of your descriptors are waiting to be closed"),
-            (Reason::Closed(Control(5)), "control_fd 5 is closed"),
-            (Reason::NoInode(Control(5)), "statx of control_fd 5 failed"),
-            (
-                Reason::NotReadable { uid: 1000, role: Control(5), mode: 0o40 },
-                "uid 1000 may not read the file behind control_fd 5 (mode 040)",
-            ),
-            (
-                Reason::OtherHierarchy(Control(5)),
-                "control_fd 5 is not a file of the hierarchy that has the memory controller",
-            ),
-            (Reason::NotRegularFile(Control(5)), "control_fd 5 is not a regular file"),
-            (
-                Reason::NoFileName(Control(5)),
-                "control_fd 5 is a directory; then the arguments begin with the name of a control file",
-            ),
-            (
-                Reason::NoNotifications { role: Control(5), name: "memory.max".into() },
-                "control_fd 5 is memory.max, on which there are no notifications",
-            ),
-            (Reason::GroupGone(Control(5)), "control_fd 5: the group is gone"),
-            (Reason::GroupBeingRemoved, "the group is being removed"),
-            (
-                Reason::OtherGroup(Control(5)),
-                "control_fd 5 belongs to another group than this cgroup.event_control",
-            ),
-            (
-                Reason::NoHook(ControlFile::Oom),
-                "this kernel has no hook for memory.oom_control; see `memcg-monitor check`",
-            ),
-            (
-                Reason::QuotaReached(Account::User(1000)),
-                "uid 1000 has as many registrations as one may have; see the agent's --max-per-user",
-            ),
-            (
-                Reason::RegistrationsFull(Account::Unidentified),
-                "there is no room for more registrations of the clients whose cgroup is unknown; see the agent's --max-registrations",
-            ),
-            (
-                Reason::EventFdsFull,
-                "the agent's table of eventfds has no room; see its option --max-eventfds",
-            ),
-            (Reason::GroupsFull, "the agent's table of groups is full; start it with a larger --max-groups"),
-            (
-                Reason::TooManyInFlight,
-                "too many descriptors are in flight for the agent to keep another eventfd; see its option --in-flight-uid and its LimitNOFILE",
-            ),
-            (
-                Reason::NotPersisted,
-                "the registration cannot be kept for the agent's successor; the agent's log says why",
-            ),
-            (Reason::OutOfDescriptors, "the agent is out of descriptors; raise its LimitNOFILE"),
-            (Reason::OutOfMemory, "the agent is out of memory; raise its own group's memory.max"),
-            (Reason::QueryFailed, "the agent's query to the kernel failed; see its log"),
-            (Reason::GroupNotRead, "the agent could not read the group's files; see its log"),
-            (
-                Reason::NotOperator,
-                "the sender, or the opener of the connection, is no operator: an operator has CAP_SYS_ADMIN in the \
-                 agent's user namespace, or CAP_SYS_PTRACE there and in the agent's pid namespace (root in a container has \
-                 neither), or is a user other than root that the socket's owner, group and mode themselves admit; run this as the \
-                 host's root, or as a user that --control-mode and --control-group admit",
-            ),
-            (Reason::RequestTooLong, "the request is too long"),
-            (Reason::NoList, "the list could not be made; see the agent's log"),
-        ];
-        for (reason, text) in texts {
-            assert_eq!(reason.to_string(), text);
-        }
-    }
-
-    #[test]
-    fn a_wrapped_error_shows_its_own_text_once() {
-        let line = line::parse(b"4").expect_err("no control fd");
-        let arguments = control_file::parse(ControlFile::Usage, b"1MB", 4096).expect_err("a byte too many");
-        for (reason, text) in
-            [(Reason::from(line), line.to_string()), (Reason::from(arguments), arguments.to_string())]
-        {
-            assert_eq!(reason.to_string(), text);
-            assert!(reason.source().is_none(), "{text}");
-        }
-        let error = serde_json::from_slice::<u32>(b"x").expect_err("no JSON");
-        let text = format!("not a request: {error}");
-        assert_eq!(Reason::NotARequest(error).to_string(), text);
-    }
-
-    #[test]
-    fn a_refusal_names_its_errno() {
-        let refusal = Refusal::new(Errno::ESRCH, Reason::ProcessGone { pid: 7 });
-        assert_eq!(refusal.to_string(), "ESRCH: process 7 is gone");
-    }
-}
+mod tests;

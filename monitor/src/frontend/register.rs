@@ -11,13 +11,13 @@ use crate::{
     frontend::{
         cache::ResolvedControlFile,
         control_file::{FrontendContext, resolve},
-        refusal::{DescriptorRole, Refusal, RefusalReason},
+        refusal::{DescriptorRole, Refusal, RefusalReason, failed_by},
         requester::Requester,
     },
     kernel::page_size,
     registry::Account,
-    source::Source,
-    watcher::{self, EventSink, Payer, Receipt, Sampled, SharedWatcher},
+    source::{Precision, Source},
+    watcher::{self, EventSink, Payer, Receipt, ReceivedEventFd, Sampled, SharedWatcher},
 };
 
 /// A client and its request.
@@ -40,36 +40,74 @@ pub struct Client<'a, A> {
 /// The kernel's errno for each failure, and one line with the reason.
 pub async fn register<S: Source>(
     watcher: &SharedWatcher<S>,
-    places: &FrontendContext,
+    context: &FrontendContext,
     client: Client<'_, impl Requester>,
 ) -> Result<Receipt, Refusal> {
     let Client { line, requester, follower, own } = client;
     let line =
         line::parse(line).map_err(|error| Refusal::new(Errno::from_raw(error.errno()), error.into()))?;
-    let eventfd = requester.event(line.event_fd, places.identity())?;
-    let which = DescriptorRole::Control(line.control_fd);
-    let (control, args) = resolve(places, line.control_fd, requester, line.args)?;
+    let eventfd = requester.event(line.event_fd, context.identity())?;
+    let role = DescriptorRole::Control(line.control_fd);
+    let (control, args) = resolve(context, line.control_fd, requester, line.args)?;
     if own.is_some_and(|own| own != control.cgroup_id) {
-        return Err(Refusal::new(Errno::EINVAL, RefusalReason::OtherGroup(which)));
+        return Err(Refusal::new(Errno::EINVAL, RefusalReason::OtherGroup(role)));
     }
+    let (args, wants_exact) = control_file::split_exact(args);
     let trigger = control_file::parse(control.file, args, page_size())
         .map_err(|error| Refusal::new(Errno::from_raw(error.errno()), error.into()))?;
-    let sampled = sampled(watcher, places, &control, &trigger)?;
-    let ResolvedControlFile { group, file: on, .. } = control;
-    let account = payer(watcher, places, requester);
+    let account = || payer(watcher, context, requester);
+    on_group(watcher, context, &control, (trigger, wants_exact), (eventfd, follower), account).await
+}
+
+/// Registers on a control file that is known; `account` pays for it.
+///
+/// # Errors
+/// As [`register`], as far as they are left.
+pub(super) async fn on_group<S: Source>(
+    watcher: &SharedWatcher<S>,
+    context: &FrontendContext,
+    control: &ResolvedControlFile,
+    (trigger, wants_exact): (Trigger, bool),
+    (eventfd, follower): (ReceivedEventFd, Option<EventSink>),
+    account: impl FnOnce() -> Account,
+) -> Result<Receipt, Refusal> {
+    let sampled = sampled(watcher, context, control, &trigger)?;
+    if wants_exact {
+        check_exact(watcher.lock().source().precision(), control.file, sampled.is_some())?;
+    }
+    let ResolvedControlFile { group, file: on, .. } = *control;
+    let account = account();
     let mut locked = watcher.settled(group).await;
     let request = watcher::RegistrationRequest { group, on, trigger, eventfd, follower, account, sampled };
-    locked.register(request).map_err(|errno| refusal(errno, account, on, !locked.has_room(account)))
+    locked.register(request).map_err(|errno| match errno {
+        Errno::EOPNOTSUPP => Refusal::new(errno, RefusalReason::NotReported(locked.source().why_not(on))),
+        _ => refusal(errno, account, !locked.has_room(account)),
+    })
+}
+
+/// The reason for sampling with the backend that has no programs.
+pub(super) const BY_FILES: &str = "the agent reads the groups' files (see memcg-monitor status)";
+/// The reason for sampling with every backend.
+pub(super) const NO_COUNTER: &str = "no counter of the kernel has this quantity";
+
+/// Refuses what would only be sampled: `by_files`, the quantity is one that no counter has.
+const fn check_exact(precision: Precision, on: ControlFile, by_files: bool) -> Result<(), Refusal> {
+    let why = match precision {
+        Precision::Sampled => BY_FILES,
+        Precision::Exact if by_files => NO_COUNTER,
+        Precision::Exact => return Ok(()),
+    };
+    Err(Refusal::new(Errno::EOPNOTSUPP, RefusalReason::NotExact { on, why }))
 }
 
 /// The account that pays for one more registration of the client's. Whether it is privileged is
 /// looked up only where that may matter: it costs as much as all the other checks.
 fn payer<S: Source>(
     watcher: &SharedWatcher<S>,
-    places: &FrontendContext,
+    context: &FrontendContext,
     requester: &impl Requester,
 ) -> Account {
-    let account = requester.account(&places.accounting);
+    let account = requester.account(&context.accounting);
     let is_privileged = || requester.credentials().is_ok_and(|credentials| credentials.is_privileged());
     let is_near_bound = watcher.lock().is_near_bound(account);
     if is_near_bound && is_privileged() { Account::Privileged } else { account }
@@ -79,28 +117,25 @@ fn payer<S: Source>(
 /// locked.
 fn sampled<S: Source>(
     watcher: &SharedWatcher<S>,
-    places: &FrontendContext,
+    context: &FrontendContext,
     control: &ResolvedControlFile,
     trigger: &Trigger,
 ) -> Result<Option<Sampled>, Refusal> {
     let ResolvedControlFile { group, cgroup_id, file: on } = *control;
-    let is_root = group == places.identity().root();
-    if !matches!(trigger, Trigger::Threshold(_)) || !(is_root || on == ControlFile::WorkingSet) {
+    let is_root = group == context.identity().root();
+    if !matches!(trigger, Trigger::Threshold(_)) || !(is_root || ControlFile::SAMPLED.contains(&on)) {
         return Ok(None);
     }
     let host = watcher.lock().shared_host();
     match (Sampled { group, cgroup_id, on, is_root, payer: Payer::House, read: 0 }).read(host.as_ref()) {
         Ok(Some(sampled)) => Ok(Some(sampled)),
         Ok(None) => Err(Refusal::new(Errno::EINVAL, RefusalReason::GroupBeingRemoved)),
-        Err(error) => {
-            log::error!("registration failed: {error}");
-            Err(Refusal::new(Errno::EIO, RefusalReason::GroupNotRead))
-        }
+        Err(error) => Err(failed_by(&error, RefusalReason::GroupNotRead)),
     }
 }
 
-/// The refusal for an errno of the watcher, for a registration by `account` on a control file.
-const fn refusal(errno: Errno, account: Account, on: ControlFile, are_all_taken: bool) -> Refusal {
+/// The refusal for an errno of the watcher, for a registration by `account`.
+const fn refusal(errno: Errno, account: Account, are_all_taken: bool) -> Refusal {
     match errno {
         Errno::EINVAL => Refusal::new(errno, RefusalReason::GroupBeingRemoved),
         Errno::EDQUOT => Refusal::new(errno, RefusalReason::QuotaReached(account)),
@@ -109,7 +144,6 @@ const fn refusal(errno: Errno, account: Account, on: ControlFile, are_all_taken:
         // v1 had no such errno: to the client it is reported as a lack of memory.
         Errno::ETOOMANYREFS => Refusal::new(Errno::ENOMEM, RefusalReason::TooManyInFlight),
         Errno::ENOBUFS => Refusal::new(Errno::ENOMEM, RefusalReason::NotPersisted),
-        Errno::EOPNOTSUPP => Refusal::new(errno, RefusalReason::NoHook(on)),
         _ => Refusal::new(errno, RefusalReason::QueryFailed),
     }
 }
@@ -119,22 +153,29 @@ mod tests {
     use monitor_common::grammar::control_file::ControlFile;
     use nix::errno::Errno;
 
-    use super::refusal;
-    use crate::{frontend::refusal::RefusalReason, registry::Account};
+    use super::{check_exact, refusal};
+    use crate::{frontend::refusal::RefusalReason, registry::Account, source::Precision};
+
+    #[test]
+    fn what_would_be_sampled_is_not_exact() {
+        let check = |precision, by_files| {
+            check_exact(precision, ControlFile::Usage, by_files).map_err(|refusal| refusal.errno)
+        };
+        assert_eq!(check(Precision::Exact, false), Ok(()));
+        assert_eq!(check(Precision::Exact, true), Err(Errno::EOPNOTSUPP), "the root, a working set");
+        assert_eq!(check(Precision::Sampled, false), Err(Errno::EOPNOTSUPP));
+    }
 
     #[test]
     fn an_errno_of_the_watcher_is_a_reason_and_the_kernels_errno() {
         let account = Account::User(1000);
-        let refused = |errno| refusal(errno, account, ControlFile::Oom, false);
+        let refused = |errno| refusal(errno, account, false);
         let quota = refused(Errno::EDQUOT);
         assert_eq!(quota.errno, Errno::EDQUOT);
         assert!(matches!(quota.reason, RefusalReason::QuotaReached(Account::User(1000))), "{quota}");
-        let hook = refused(Errno::EOPNOTSUPP);
-        assert_eq!(hook.errno, Errno::EOPNOTSUPP);
-        assert!(matches!(hook.reason, RefusalReason::NoHook(ControlFile::Oom)), "{hook}");
         let eventfds = refused(Errno::ENOMEM);
         assert!(matches!(eventfds.reason, RefusalReason::EventFdsFull), "{eventfds}");
-        let registrations = refusal(Errno::ENOMEM, account, ControlFile::Oom, true);
+        let registrations = refusal(Errno::ENOMEM, account, true);
         assert!(
             matches!(registrations.reason, RefusalReason::RegistrationsFull(Account::User(1000))),
             "{registrations}"

@@ -26,23 +26,19 @@ use crate::{
 pub async fn serve<S: Source + 'static>(
     listener: Rc<Listener>,
     watcher: SharedWatcher<S>,
-    places: Rc<FrontendContext>,
+    context: Rc<FrontendContext>,
 ) {
     loop {
-        match listener.accept().await {
-            Ok(connection) => {
-                tokio::task::spawn_local(converse(connection, watcher.clone(), Rc::clone(&places)));
-            }
-            Err(error) => {
-                // Out of descriptors, as a rule; connections wait in the backlog.
-                log::warn!("accept: {error}");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-            }
-        }
+        let connection = listener.accept().await;
+        tokio::task::spawn_local(converse(connection, watcher.clone(), Rc::clone(&context)));
     }
 }
 
-async fn converse<S: Source>(connection: Connection, watcher: SharedWatcher<S>, places: Rc<FrontendContext>) {
+async fn converse<S: Source>(
+    connection: Connection,
+    watcher: SharedWatcher<S>,
+    context: Rc<FrontendContext>,
+) {
     let mut last = None;
     loop {
         if let Err(error) = connection.ready().await {
@@ -50,7 +46,7 @@ async fn converse<S: Source>(connection: Connection, watcher: SharedWatcher<S>, 
             return;
         }
         // Before anything is received: packets wait for their turn in the kernel.
-        let turn = places.fair.turn(connection.account()).await;
+        let turn = context.fair.turn(connection.account()).await;
         let packet = match connection.receive_now(MAX_LINE) {
             Ok(Some(Some(packet))) => packet,
             Ok(Some(None)) => return,
@@ -61,7 +57,7 @@ async fn converse<S: Source>(connection: Connection, watcher: SharedWatcher<S>, 
             }
         };
         let who = packet.sender.as_ref().map(|sender| (sender.uid(), sender.pid()));
-        let outcome = handle(packet, &mut last, &watcher, &places).await;
+        let outcome = handle(packet, &mut last, &watcher, &context).await;
         turn.end().await;
         let answer = match &outcome {
             Ok(_) => "0".to_owned(),
@@ -91,13 +87,13 @@ async fn handle<S: Source>(
     packet: Packet,
     last: &mut Option<Peer>,
     watcher: &SharedWatcher<S>,
-    places: &FrontendContext,
+    context: &FrontendContext,
 ) -> Result<Receipt, Refusal> {
     let line = packet.bytes.clone();
     let outcome = if packet.truncated {
         Err(Refusal::new(Errno::E2BIG, RefusalReason::LineTooLong))
     } else {
-        from_packet(packet, &line, last, watcher, places, None).await
+        from_packet(packet, &line, last, watcher, context, None).await
     };
     outcome.inspect_err(|refusal| watcher.lock().refused(refusal.errno))
 }
@@ -113,7 +109,7 @@ pub async fn from_packet<S: Source>(
     line: &[u8],
     last: &mut Option<Peer>,
     watcher: &SharedWatcher<S>,
-    places: &FrontendContext,
+    context: &FrontendContext,
     follower: Option<EventSink>,
 ) -> Result<Receipt, Refusal> {
     if packet.descriptors_cut {
@@ -126,9 +122,9 @@ pub async fn from_packet<S: Source>(
     if packet.descriptors.is_empty() {
         let again = last.take().and_then(|peer| peer.again(&sender));
         let requester: &Peer =
-            last.insert(again.map_or_else(|| Peer::of(sender, packet.account, &places.deferred_close), Ok)?);
-        return register(watcher, places, Client { line, requester, follower, own: None }).await;
+            last.insert(again.map_or_else(|| Peer::of(sender, packet.account, &context.deferred_close), Ok)?);
+        return register(watcher, context, Client { line, requester, follower, own: None }).await;
     }
     let requester = &SentDescriptors::new(packet.descriptors, sender, packet.account)?;
-    register(watcher, places, Client { line, requester, follower, own: None }).await
+    register(watcher, context, Client { line, requester, follower, own: None }).await
 }

@@ -35,6 +35,11 @@ pub trait Requester {
     /// `EBADF` when it is not open, or an `O_PATH` descriptor of the client's.
     fn control(&self, number: u32) -> Result<UntrustedFd, Refusal>;
 
+    /// The name of its control descriptor in a refusal.
+    fn control_role(&self, number: u32) -> DescriptorRole {
+        DescriptorRole::Control(number)
+    }
+
     /// The client's credentials of now. The lookup has a cost, and most control files are
     /// readable by every user.
     ///
@@ -51,11 +56,11 @@ pub trait Requester {
 ///
 /// # Errors
 /// The kernel's: `EBADF` for `O_PATH`, `EINVAL` for anything but an eventfd.
-pub fn adopt(fd: UntrustedFd, which: DescriptorRole) -> Result<EventFd, Refusal> {
+pub fn adopt(fd: UntrustedFd, role: DescriptorRole) -> Result<EventFd, Refusal> {
     let adopted = fd.descriptor().and_then(EventFd::check).and_then(|()| fd.into_inner()).map(EventFd::known);
     adopted.map_err(|errno| match errno {
-        Errno::EBADF => Refusal::new(errno, RefusalReason::PathOnly(which)),
-        _ => Refusal::new(errno, RefusalReason::NotEventFd(which)),
+        Errno::EBADF => Refusal::new(errno, RefusalReason::PathOnly(role)),
+        _ => Refusal::new(errno, RefusalReason::NotEventFd(role)),
     })
 }
 
@@ -65,10 +70,10 @@ pub fn adopt(fd: UntrustedFd, which: DescriptorRole) -> Result<EventFd, Refusal>
 /// `EACCES`, or as [`Requester::credentials`].
 pub fn must_be_readable(
     inode: &Inode,
-    which: DescriptorRole,
+    role: DescriptorRole,
     requester: &impl Requester,
 ) -> Result<(), Refusal> {
-    // Whoever asks, one of these bits is the one that counts.
+    // For every requester one of these bits is the one that counts.
     const ALL: u32 = 0o444;
     if inode.mode & ALL == ALL {
         return Ok(());
@@ -77,6 +82,6 @@ pub fn must_be_readable(
     if client.may_read(inode.mode, inode.uid, inode.gid) {
         return Ok(());
     }
-    let reason = RefusalReason::NotReadable { uid: client.uid, role: which, mode: inode.mode & 0o777 };
+    let reason = RefusalReason::NotReadable { uid: client.uid, role, mode: inode.mode & 0o777 };
     Err(Refusal::new(Errno::EACCES, reason))
 }

@@ -71,18 +71,22 @@ pub(super) async fn numbers<S: Source>(watcher: &SharedWatcher<S>, chosen: &[Cho
 
 /// The programs' numbers of a group; `None` once it is removed.
 fn numbers_of<S: Source>(watcher: &Watcher<S>, chosen: &Chosen) -> Option<GroupNumbers> {
-    let Candidate { slot, generation, usage, .. } = chosen.group;
+    let Candidate { slot, generation, usage, cgroup_id } = chosen.group;
     let (group, page) = (GroupId { slot, generation }, page_size());
-    let is_root = slot == watcher.source().root().slot;
-    let read = group_stats::read(watcher, slot).filter(|read| read.group == group)?;
-    let peak = read.peak.max(usage / page);
-    let limit = read.limit.map(|pages| pages.saturating_mul(page));
+    let (peak, limit) = if group == watcher.source().root() {
+        // It has neither, and a place in the table whether it is read or not.
+        (None, None)
+    } else {
+        let read = group_stats::read(watcher, slot).filter(|read| read.group == group)?;
+        let limit = read.limit.map(|pages| pages.saturating_mul(page));
+        (Some(read.peak.max(usage / page) * page), limit)
+    };
     let waited_for = watcher.registry().group(slot).filter(|found| found.id == group);
     Some(GroupNumbers {
         id: chosen.id.clone(),
-        cgroup_id: chosen.group.cgroup_id,
+        cgroup_id,
         usage,
-        peak: (!is_root).then_some(peak * page),
+        peak,
         limit: limit.map(|bytes| if bytes >= NO_LIMIT { 0 } else { bytes }),
         registrations: waited_for.map_or(0, Group::len),
         ..GroupNumbers::default()
@@ -97,7 +101,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        cgroup::host::{Host, OomCounts},
+        cgroup::host::Host,
         error::Result,
         watcher::{Limits, tests::fake::FakeKernel},
     };
@@ -126,20 +130,20 @@ mod tests {
             panic!("a read of inactive files")
         }
 
-        fn is_gone(&self, _: u64) -> bool {
-            false
+        fn unreclaimable(&self, _: u64) -> Result<Option<u64>> {
+            panic!("a read of statistics")
         }
 
-        fn oom_counts(&self, _: u64) -> OomCounts {
-            panic!("a read of OOMs")
+        fn is_gone(&self, _: u64) -> bool {
+            false
         }
     }
 
     #[test]
-    fn the_loop_asks_once_in_a_turn_and_no_file() {
+    fn the_loop_reads_once_in_a_turn_and_no_file() {
         const GROUPS: usize = 3000;
         let kernel = FakeKernel::with_groups(GROUPS);
-        let limits = Limits { quota: 5, registrations: 1000, eventfds: 8, rest: 0 };
+        let limits = Limits { quota: 5, registrations: 1000, eventfds: 8, holdoff_ms: 0 };
         let watcher = Watcher::new(kernel, Box::new(Unread), limits).expect("AIO");
         let watcher = SharedWatcher::new(watcher);
         let most = Rc::new(std::cell::Cell::new(0));

@@ -21,7 +21,7 @@ pub struct Sender {
 /// Identity of the process besides its number, which may be another's by now.
 #[derive(Clone, Debug)]
 enum Process {
-    /// Not reported by the kernel, before 6.5.
+    /// The kernel does not report it before 6.5.
     Unknown,
     /// The process of this pidfd.
     Held(Arc<OwnedFd>),
@@ -140,10 +140,10 @@ mod tests {
         let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
         let sender = Sender::with(credentials(), Some(pidfd::open(child.id().cast_signed(), 0)));
         // One poll of a thousand is interrupted, or fewer where the processors are busy.
-        let asks = Thread::interruptible();
+        let reader = Thread::interruptible();
         let always = thread::scope(|scope| {
             let ringer = scope.spawn(move || {
-                (0..200_000).try_for_each(|_| asks.interrupt()).expect("it asks meanwhile");
+                (0..200_000).try_for_each(|_| reader.interrupt()).expect("the thread polls meanwhile");
             });
             let mut always = true;
             while !ringer.is_finished() {

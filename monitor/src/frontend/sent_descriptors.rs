@@ -42,16 +42,16 @@ impl SentDescriptors {
         Ok(Self { event: Some(event).into(), control: Some(control).into(), sender, opener })
     }
 
-    const fn missing(which: DescriptorRole) -> Refusal {
-        Refusal::new(Errno::EBADF, RefusalReason::NotSent(which))
+    const fn missing(role: DescriptorRole) -> Refusal {
+        Refusal::new(Errno::EBADF, RefusalReason::NotSent(role))
     }
 }
 
 impl Requester for SentDescriptors {
     fn event(&self, number: u32, identity: &dyn Identify) -> Result<ReceivedEventFd, Refusal> {
-        let which = DescriptorRole::Event(number);
-        let fd = self.event.take().ok_or_else(|| Self::missing(which))?;
-        hand_over(fd, which, identity)
+        let role = DescriptorRole::Event(number);
+        let fd = self.event.take().ok_or_else(|| Self::missing(role))?;
+        hand_over(fd, role, identity)
     }
 
     fn peek(&self, _: u32) -> Option<Inode> {
@@ -61,10 +61,10 @@ impl Requester for SentDescriptors {
     }
 
     fn control(&self, number: u32) -> Result<UntrustedFd, Refusal> {
-        let which = DescriptorRole::Control(number);
-        let fd = self.control.take().ok_or_else(|| Self::missing(which))?;
+        let role = DescriptorRole::Control(number);
+        let fd = self.control.take().ok_or_else(|| Self::missing(role))?;
         if fd.descriptor().and_then(eventfd::is_path_only).unwrap_or(true) {
-            return Err(path_only(which));
+            return Err(path_only(role));
         }
         Ok(fd)
     }

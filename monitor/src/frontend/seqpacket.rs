@@ -1,5 +1,7 @@
-//! A unix `SOCK_SEQPACKET` socket: listen, accept, receive a packet with its
-//! sender and descriptors. Shared by the doors that are sockets.
+//! A unix socket: listen, accept, receive a packet with its sender and descriptors. Shared by
+//! the frontends that are sockets, of which one is a stream ([`stream`]).
+
+pub(super) mod stream;
 
 use std::{
     cell::{Cell, RefCell},
@@ -11,6 +13,7 @@ use std::{
     },
     path::{Path, PathBuf},
     rc::Rc,
+    time::Duration,
 };
 
 use bytes::BytesMut;
@@ -22,23 +25,26 @@ use nix::{
     sys::socket::{
         AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, bind, getsockname, getsockopt,
         listen, send, setsockopt, socket,
-        sockopt::{PassCred, PeerCredentials},
+        sockopt::{self, PassCred, PeerCredentials},
     },
     unistd::{Gid, chown},
 };
 use tokio::io::unix::AsyncFd;
 
+pub use self::stream::StreamEvent;
 use crate::{
     async_fd::wait_on,
     error::{Error, Result},
     frontend::{
         accounting::Accounting,
+        connection_share::{ConnectionPlace, ConnectionShare, IdleConnection},
         deferred_close::{DeferredClose, UntrustedFd},
         error::SocketError,
         refused::brings_descriptors,
         sender::Sender,
     },
     registry::Account,
+    socket_file,
 };
 
 /// Connections that an account but the privileged may have open at once, at each socket.
@@ -60,52 +66,50 @@ pub struct Listener {
     bound: Option<PathBuf>,
     /// Path of the socket, if it has one.
     path: Option<PathBuf>,
+    kind: SockType,
     deferred_close: DeferredClose,
     accounting: Accounting,
     open: Rc<RefCell<HashMap<Account, usize>>>,
+    share: ConnectionShare,
 }
 
 impl Listener {
-    /// Binds `path`. The caller holds the agent's lock, so a socket that is
+    /// Binds `path`, for packets. The caller holds the agent's lock, so a socket that is
     /// there already was left by an agent that died.
     ///
     /// # Errors
     /// Names the call and the path.
     pub fn bind(path: &Path, access: &Access, deferred_close: &DeferredClose) -> Result<Self> {
+        Self::bind_for(SockType::SeqPacket, path, access, deferred_close)
+    }
+
+    fn bind_for(
+        kind: SockType,
+        path: &Path,
+        access: &Access,
+        deferred_close: &DeferredClose,
+    ) -> Result<Self> {
         let failed = |call: &str, errno| Error::syscall(format!("{call} {}", path.display()), errno);
-        match fs::symlink_metadata(path) {
-            Ok(found) => {
-                use std::os::unix::fs::FileTypeExt;
-                if !found.file_type().is_socket() {
-                    return Err(SocketError::NotASocket { path: path.into() }.into());
-                }
-                fs::remove_file(path).map_err(|error| Error::file("remove", path, error))?;
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(Error::file("look at", path, error)),
-        }
+        socket_file::remove_left(path, || SocketError::NotASocket { path: path.into() }.into())?;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let fd = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)
-            .map_err(|errno| failed("socket", errno))?;
+        let fd = socket(AddressFamily::Unix, kind, flags, None).map_err(|errno| failed("socket", errno))?;
         let address = UnixAddr::new(path).map_err(|errno| failed("sockaddr_un", errno))?;
         bind(fd.as_raw_fd(), &address).map_err(|errno| failed("bind", errno))?;
         let bound = Self {
             fd: wait_on(fd).map_err(|error| Error::epoll(path.display().to_string(), error))?,
             bound: Some(path.into()),
             path: Some(path.into()),
+            kind,
             deferred_close: deferred_close.clone(),
             accounting: Accounting::default(),
             open: Rc::default(),
+            share: ConnectionShare::default(),
         };
-        // Before anybody can connect: the mode that bind gave depends on umask.
+        // Before any client can connect: the mode that bind gave depends on umask.
         chown(path, None, access.group).map_err(|errno| failed("chown", errno))?;
         fs::set_permissions(path, fs::Permissions::from_mode(access.mode))
             .map_err(|error| Error::file("chmod", path, error))?;
-        // On the listener, so that accepted sockets have it from the start: a
-        // packet sent before it is set would not say who sent it.
-        setsockopt(bound.fd.get_ref(), PassCred, &true)
-            .map_err(|errno| failed("setsockopt SO_PASSCRED", errno))?;
-        pass_pidfd(bound.fd.get_ref());
+        name_senders(bound.fd.get_ref(), kind).map_err(|errno| failed("setsockopt SO_PASSCRED", errno))?;
         listen(bound.fd.get_ref(), Backlog::MAXALLOWABLE).map_err(|errno| failed("listen", errno))?;
         Ok(bound)
     }
@@ -137,19 +141,22 @@ impl Listener {
         let flags = OFlag::from_bits_retain(flags) | OFlag::O_NONBLOCK;
         fcntl(&fd, FcntlArg::F_SETFL(flags)).map_err(|errno| failed("fcntl F_SETFL", errno))?;
         // Units say PassCredentials=yes, so that this holds for who came before us.
-        setsockopt(&fd, PassCred, &true).map_err(|errno| failed("setsockopt SO_PASSCRED", errno))?;
-        pass_pidfd(&fd);
+        let kind = getsockopt(&fd, sockopt::SockType).map_err(|errno| failed("getsockopt SO_TYPE", errno))?;
+        name_senders(&fd, kind).map_err(|errno| failed("setsockopt SO_PASSCRED", errno))?;
         let address: UnixAddr = getsockname(fd.as_raw_fd()).map_err(|errno| failed("getsockname", errno))?;
         let path = address.path().map(Path::to_owned);
         let fd = wait_on(fd).map_err(|error| Error::epoll("a listener handed over", error))?;
-        let (deferred_close, accounting) = (deferred_close.clone(), Accounting::default());
-        Ok(Self { fd, bound: None, path, deferred_close, accounting, open: Rc::default() })
+        let (accounting, open, share) = Default::default();
+        let deferred_close = deferred_close.clone();
+        Ok(Self { fd, bound: None, path, kind, deferred_close, accounting, open, share })
     }
 
-    /// Counts connections, and what they bring, against these accounts.
+    /// Counts connections, and what they bring, against these accounts, which `share` their places with
+    /// those at other sockets.
     #[must_use]
-    pub fn counted(mut self, accounting: &Accounting) -> Self {
+    pub fn counted(mut self, accounting: &Accounting, share: &ConnectionShare) -> Self {
         self.accounting = accounting.clone();
+        self.share = share.clone();
         self
     }
 
@@ -160,24 +167,23 @@ impl Listener {
     }
 
     /// Accepts the connection of the next client.
-    ///
-    /// # Errors
-    /// `accept4` failed.
-    pub async fn accept(&self) -> io::Result<Connection> {
-        self.accept_from().await.map(|(connection, _)| connection)
+    pub async fn accept(&self) -> Connection {
+        self.accept_from().await.0
     }
 
     /// Accepts the next connection, and returns the process that opened it, too.
-    ///
-    /// # Errors
-    /// As [`Listener::accept`].
-    pub async fn accept_from(&self) -> io::Result<(Connection, Sender)> {
+    pub async fn accept_from(&self) -> (Connection, Sender) {
         loop {
-            if let Some(accepted) = self.admit().await? {
-                return Ok(accepted);
+            match self.admit().await {
+                Ok(Some(accepted)) => return accepted,
+                // A client that is refused in a loop holds up no other of this thread.
+                Ok(None) => tokio::task::yield_now().await,
+                Err(error) => {
+                    // Out of descriptors, as a rule; connections wait in the backlog.
+                    log::warn!("accept: {error}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
             }
-            // Who is refused in a loop holds up nobody else of this thread.
-            tokio::task::yield_now().await;
         }
     }
 
@@ -185,23 +191,38 @@ impl Listener {
     async fn admit(&self) -> io::Result<Option<(Connection, Sender)>> {
         let accept = |fd: &OwnedFd| unix_socket::accept(fd).map_err(io::Error::from);
         let fd = self.fd.async_io(tokio::io::Interest::READABLE, accept).await?;
-        let peer = Sender::with(getsockopt(&fd, PeerCredentials)?, peer_pidfd(&fd));
+        let peer = opener(&fd)?;
         let open = |account| self.open.borrow().get(&account).copied().unwrap_or(0);
-        let account = self.accounting.of_connection(&peer, |account| open(account) >= MAX_CONNECTIONS);
-        let count = open(account);
-        if !account.is_unlimited() && count >= MAX_CONNECTIONS {
+        let has_all = |account| open(account) >= MAX_CONNECTIONS;
+        let is_full = |account| has_all(account) || !self.share.has_room(account);
+        let account = self.accounting.of_connection(&peer, is_full);
+        let has_all = !account.is_unlimited() && has_all(account);
+        if has_all || !self.share.find_room(account).await {
             // What was sent already may bring descriptors of any kind. Others are closed here:
             // who connects in a loop fills no queue behind one descriptor that hangs.
-            if brings_descriptors(&fd).await {
-                self.deferred_close.close(account, fd);
+            let brings = match self.kind {
+                SockType::Stream => stream::brings_descriptors(&fd),
+                _ => brings_descriptors(&fd).await,
+            };
+            if brings {
+                let refused = self.deferred_close.untrusted(account, fd);
+                // The kernel hands connections out in order: where all places for those that wait to be
+                // closed are taken, this socket accepts no more, and the agent goes on otherwise.
+                self.deferred_close.room_in_share(account).await;
+                drop(refused);
             }
             return Ok(None);
         }
+        self.connection(fd, peer, account).map(Some)
+    }
+
+    /// The connection of a socket, which counts from now on.
+    fn connection(&self, fd: OwnedFd, peer: Sender, account: Account) -> io::Result<(Connection, Sender)> {
         let (fd, user) = (Some(wait_on(fd)?), peer.uid());
-        self.open.borrow_mut().insert(account, count + 1);
+        *self.open.borrow_mut().entry(account).or_default() += 1;
         let (deferred_close, open) = (self.deferred_close.clone(), Rc::clone(&self.open));
-        let connection = Connection { fd, user, account, over: Cell::new(false), deferred_close, open };
-        Ok(Some((connection, peer)))
+        let (over, place) = (Cell::new(false), self.share.take(account));
+        Ok((Connection { fd, user, account, over, deferred_close, open, place }, peer))
     }
 }
 
@@ -227,22 +248,23 @@ pub struct Packet {
     pub descriptors_cut: bool,
     /// The process that sent it.
     pub sender: Option<Sender>,
-    /// Whom the connection, and what came by it, counts against.
+    /// Account that the connection, and what came by it, counts against.
     pub account: Account,
 }
 
 /// A connection of a client.
 #[derive(Debug)]
 pub struct Connection {
-    /// There until it is dropped.
+    /// The socket; empty only while this is dropped.
     fd: Option<AsyncFd<OwnedFd>>,
     user: u32,
-    /// Whom it counts against, as it was when it was opened.
+    /// Account that it counts against, as it was when it was opened.
     account: Account,
     /// The client has left, and all that it sent was taken.
     over: Cell<bool>,
     deferred_close: DeferredClose,
     open: Rc<RefCell<HashMap<Account, usize>>>,
+    place: ConnectionPlace,
 }
 
 impl Drop for Connection {
@@ -254,7 +276,7 @@ impl Drop for Connection {
                 open.remove(&self.account);
             }
         }
-        // Packets that nobody took may bring descriptors, which are closed with it.
+        // Unread packets may bring descriptors, which are closed with it.
         if let Some(fd) = self.fd.take().filter(|_| !self.over.get()) {
             self.deferred_close.close(self.account, fd.into_inner());
         }
@@ -311,10 +333,16 @@ impl Connection {
         self.user
     }
 
-    /// Whom what it does counts against.
+    /// Account that its requests count against.
     #[must_use]
     pub const fn account(&self) -> Account {
         self.account
+    }
+
+    /// Offers the connection as one that gives way, until the value is dropped.
+    #[must_use]
+    pub fn idle(&self) -> IdleConnection {
+        self.place.idle()
     }
 
     fn fd(&self) -> io::Result<&AsyncFd<OwnedFd>> {
@@ -334,7 +362,23 @@ impl Connection {
     }
 }
 
-/// From Linux 6.5 on the kernel tells which process opened a connection; `None` before.
+/// The process that opened a connection.
+fn opener(socket: &OwnedFd) -> io::Result<Sender> {
+    Ok(Sender::with(getsockopt(socket, PeerCredentials)?, peer_pidfd(socket)))
+}
+
+/// Makes each packet say who sent it. Set on the listener, so that accepted sockets have it from
+/// the start: a packet sent before it is set would not. A stream says it once, for all of it.
+fn name_senders(listener: &OwnedFd, kind: SockType) -> nix::Result<()> {
+    let are_packets = kind == SockType::SeqPacket;
+    setsockopt(listener, PassCred, &are_packets)?;
+    if are_packets {
+        pass_pidfd(listener);
+    }
+    Ok(())
+}
+
+/// From Linux 6.5 on the kernel reports which process opened a connection; `None` before.
 fn peer_pidfd(socket: &OwnedFd) -> Option<nix::Result<OwnedFd>> {
     match unix_socket::peer_pidfd(socket) {
         Err(Errno::ENOPROTOOPT) => None,
@@ -342,7 +386,7 @@ fn peer_pidfd(socket: &OwnedFd) -> Option<nix::Result<OwnedFd>> {
     }
 }
 
-/// Asks for the pidfd of each packet's sender, which the kernel gives from Linux 6.5 on.
+/// Requests the pidfd of each packet's sender, which the kernel gives from Linux 6.5 on.
 /// Set on a listener: an accepted connection has the flag from the start (`unix_sock_inherit_flags`).
 fn pass_pidfd(socket: &OwnedFd) {
     if let Err(errno) = unix_socket::set_pass_pidfd(socket, true) {

@@ -66,7 +66,7 @@ pub enum BtfError {
         /// Path up to the member that is missing.
         path: String,
     },
-    /// The path goes on behind a pointer, which is not followed.
+    /// The path continues behind a pointer, which is not followed.
     #[error("struct {root}: {path} is a pointer; a path cannot go through it")]
     Pointer {
         /// Struct the path starts from.
@@ -74,7 +74,7 @@ pub enum BtfError {
         /// Path up to the pointer.
         path: String,
     },
-    /// The path goes on behind a member that is no struct or union.
+    /// The path continues behind a member that is no struct or union.
     #[error("struct {root}: {path} is neither struct nor union, so it has no members")]
     NotAggregate {
         /// Struct the path starts from.
@@ -169,6 +169,43 @@ impl Btf {
         }
         u32::try_from(bits / 8)
             .map_err(|_| BtfError::Offset { root: struct_name.to_owned(), path: path.to_owned() })
+    }
+
+    /// Offset in bits of a member, which may be a bitfield, from the start of
+    /// `struct struct_name`. Members of unnamed structs and unions belong to it, too.
+    ///
+    /// # Errors
+    ///
+    /// [`BtfError::NoStruct`] and [`BtfError::NoMember`] if this kernel has no such member.
+    pub fn member_bit_offset(&self, struct_name: &str, member: &str) -> Result<u32, BtfError> {
+        let container =
+            self.find(struct_name, is_struct).ok_or_else(|| BtfError::NoStruct(struct_name.to_owned()))?;
+        let named = || (struct_name.to_owned(), member.to_owned());
+        let Some((_, bits)) = self.find_member(container, member)? else {
+            let (root, path) = named();
+            return Err(BtfError::NoMember { root, path });
+        };
+        u32::try_from(bits).map_err(|_| {
+            let (root, path) = named();
+            BtfError::Offset { root, path }
+        })
+    }
+
+    /// Size in bytes of `struct name`.
+    #[must_use]
+    pub fn struct_size(&self, name: &str) -> Option<u32> {
+        self.find(name, is_struct).map(|ty| ty.size_or_type)
+    }
+
+    /// Whether a member of `struct struct_name` is an array of `struct element`.
+    #[must_use]
+    pub fn is_array_of(&self, struct_name: &str, member: &str, element: &str) -> bool {
+        let found = self.find(struct_name, is_struct).and_then(|container| {
+            let (member, _) = self.find_member(container, member).ok()??;
+            let array = self.resolve(member.type_id).ok()??;
+            self.resolve(self.raw.element_type(array)?).ok()?
+        });
+        found.is_some_and(|ty| is_struct(&ty) && self.raw.name_is(ty.name_off, element))
     }
 
     /// Whether the kernel defines `struct name` (a forward declaration is no

@@ -38,7 +38,8 @@ pub enum KernelError {
     },
     /// The kernel has no function of this name.
     #[error(
-        "the function {function} is not in its BTF ({release}); needed to see when {purpose}. Is CONFIG_MEMCG=y?"
+        "the function {function} is not in its BTF ({release}), so that it does not offer the function to tracing \
+         (too old, or inlined); needed to see when {purpose}"
     )]
     NoFunction {
         /// Kernel function that is missing.
@@ -57,7 +58,7 @@ pub enum KernelError {
         release: String,
     },
     /// The kernel was built without the memory controller.
-    #[error("no memory controller in its BTF ({release})")]
+    #[error("no memory controller in its BTF ({release}); it must be built with CONFIG_MEMCG=y")]
     NoController {
         /// Release of the kernel, as in `uname -r`.
         release: String,

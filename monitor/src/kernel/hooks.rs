@@ -1,13 +1,13 @@
 //! Hooks: every place in the kernel that a program is attached to.
 
-use crate::kernel::btf::Btf;
+use crate::kernel::{btf::Btf, reclaim};
 
 /// The way in which a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HookKind {
-    /// At the function's entry.
+    /// The program runs at the function's entry.
     Entry,
-    /// At the function's return.
+    /// The program runs at the function's return.
     Exit,
     /// A tracepoint, raw: `function` is its name.
     Tracepoint,
@@ -51,6 +51,13 @@ const fn hook(
 }
 
 impl Hook {
+    /// Whether it is the second program at its place, for calls at which the kernel skips the first.
+    #[must_use]
+    pub fn is_twin(&self) -> bool {
+        self.program.contains("twin")
+            || self.function.starts_with("page_counter_") && self.program.ends_with("_2")
+    }
+
     /// Whether it is to be left out where the kernel has refused these programs: the hooks of
     /// these, and those that must not run without one of them, for what begins has to end.
     #[must_use]
@@ -62,6 +69,10 @@ impl Hook {
             // That a limit was written is worth knowing by itself.
             "limit_write_2" => &[],
             name if LIMIT.contains(&name) => &LIMIT,
+            // Windows of which a part is not seen would be of a lower level than the kernel's.
+            name if reclaim::is_of_rebuilt(name) => {
+                return refused.iter().any(|one| reclaim::is_of_rebuilt(one));
+            }
             _ => &[],
         };
         refused.contains(&self.program) || needs.iter().any(|needed| refused.contains(needed))
@@ -101,7 +112,7 @@ pub const HOOKS: &[Hook] = &[
         false,
         "a group is out of memory (the notice of v1's code)",
     ),
-    hook("oom_ended_twin", "mem_cgroup_out_of_memory", HookKind::Exit, false, "an OOM ends (twin)"),
+    hook("oom_ended_twin", "mem_cgroup_out_of_memory", HookKind::Exit, false, "an OOM ends (second program)"),
     hook(
         "oom_ended",
         "mem_cgroup_out_of_memory",
@@ -109,7 +120,13 @@ pub const HOOKS: &[Hook] = &[
         false,
         "a group is out of memory no longer",
     ),
-    hook("oom_begun_twin", "mem_cgroup_out_of_memory", HookKind::Entry, false, "an OOM begins (twin)"),
+    hook(
+        "oom_begun_twin",
+        "mem_cgroup_out_of_memory",
+        HookKind::Entry,
+        false,
+        "an OOM begins (second program)",
+    ),
     hook("oom_begun", "mem_cgroup_out_of_memory", HookKind::Entry, false, "a group is out of memory"),
     // Under the kernel's `oom_lock`, so one at a time.
     hook("oom_scope", "out_of_memory", HookKind::Entry, false, "by whose limit the OOM killer is called"),
@@ -118,20 +135,50 @@ pub const HOOKS: &[Hook] = &[
     hook("oom_group", "mem_cgroup_print_oom_group", HookKind::Entry, false, "an OOM kills a whole group"),
     // A write below usage ends in the OOM killer, too: not an OOM of a charge.
     // The twin at the end is called after the other, so attached before it.
-    hook("limit_twin_2", "memory_max_write", HookKind::Exit, false, "a limit was written (twin)"),
+    hook("limit_twin_2", "memory_max_write", HookKind::Exit, false, "a limit was written (second program)"),
     hook("limit_write_2", "memory_max_write", HookKind::Exit, false, "a limit was written"),
-    hook("limit_twin_1", "memory_max_write", HookKind::Entry, false, "a limit is written (twin)"),
+    hook("limit_twin_1", "memory_max_write", HookKind::Entry, false, "a limit is written (second program)"),
     hook("limit_write_1", "memory_max_write", HookKind::Entry, false, "a limit is written"),
     hook("limit_set", "page_counter_set_max", HookKind::Exit, false, "a limit was written (v1)"),
     hook("reclaim_window", "vmpressure_work_fn", HookKind::Entry, false, "how hard reclaim works"),
+    // Instead of that, where it evaluates nothing (`reclaim::Windows`).
+    hook("reclaim_report", "vmpressure", HookKind::Entry, false, "how hard reclaim works"),
+    hook("reclaim_report_6", "vmpressure", HookKind::Entry, false, "how hard reclaim works"),
+    hook("reclaim_ended", "do_try_to_free_pages", HookKind::Exit, false, "how hard reclaim works (its end)"),
+    hook(
+        "reclaim_begun",
+        "do_try_to_free_pages",
+        HookKind::Entry,
+        false,
+        "how hard reclaim works (its beginning)",
+    ),
+    hook("reclaim_node", "shrink_node", HookKind::Entry, false, "how hard reclaim works (its passes)"),
     hook("populated", "cgroup_notify_populated", HookKind::Tracepoint, false, "a group becomes empty"),
     // The second of a pair before the first: the kernel runs the program that
     // was attached last before the others (`bpf_trampoline_link_prog`).
-    hook("try_charge_2", "page_counter_try_charge", HookKind::Exit, true, "memory is charged (twin)"),
+    hook(
+        "try_charge_2",
+        "page_counter_try_charge",
+        HookKind::Exit,
+        true,
+        "memory is charged (second program)",
+    ),
     hook("try_charge_1", "page_counter_try_charge", HookKind::Exit, true, "memory is charged"),
-    hook("charge_2", "page_counter_charge", HookKind::Exit, true, "memory is charged by force (twin)"),
+    hook(
+        "charge_2",
+        "page_counter_charge",
+        HookKind::Exit,
+        true,
+        "memory is charged by force (second program)",
+    ),
     hook("charge_1", "page_counter_charge", HookKind::Exit, true, "memory is charged by force"),
-    hook("uncharge_2", "page_counter_uncharge", HookKind::Exit, true, "memory is given back (twin)"),
+    hook(
+        "uncharge_2",
+        "page_counter_uncharge",
+        HookKind::Exit,
+        true,
+        "memory is given back (second program)",
+    ),
     hook("uncharge_1", "page_counter_uncharge", HookKind::Exit, true, "memory is given back"),
 ];
 

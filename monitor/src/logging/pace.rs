@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_storm_is_told_by_its_count_and_hides_no_other_place() {
+    fn a_storm_is_logged_by_its_count_and_hides_no_other_place() {
         let mut pace = Pace::default();
         let said = |pace: &mut Pace, line, at| pace.admit(site(line), Duration::from_secs(at));
         for _ in 0..BURST {

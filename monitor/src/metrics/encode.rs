@@ -1,6 +1,6 @@
 //! Encodes a [`Snapshot`] as OpenMetrics text.
 
-use std::fmt;
+use std::{fmt, path::Path};
 
 use monitor_common::protocol::ring::LossKind;
 use prometheus_client::{
@@ -10,9 +10,13 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::metrics::{
-    Snapshot, errno_name,
-    families::{self, Family, MetricKind},
+use crate::{
+    cgroup::workload::Workload,
+    kills::KillCount,
+    metrics::{
+        GroupNumbers, Snapshot, errno_name,
+        families::{self, Family, MetricKind},
+    },
 };
 
 impl Snapshot {
@@ -61,11 +65,14 @@ impl Snapshot {
         let status = &agent.status;
         let mut build = out.begin(&families::BUILD)?;
         build.encode_info(&[("version", agent.version), ("schema", &agent.schema.to_string())])?;
+        let mut backend = out.begin(&families::BACKEND)?;
+        backend
+            .encode_info(&[("backend", status.backend.as_str()), ("precision", status.precision.as_str())])?;
         out.one(&families::START, agent.start)?;
         out.one(&families::RESTARTS, status.restarts)?;
         out.one(&families::GROUPS, agent.groups)?;
-        out.one(&families::GROUPS_OCCUPIED, agent.places.0)?;
-        out.one(&families::GROUPS_LIMIT, agent.places.1)?;
+        out.one(&families::GROUPS_OCCUPIED, agent.slots.0)?;
+        out.one(&families::GROUPS_LIMIT, agent.slots.1)?;
         let left = &self.left_out;
         let left_out = [("pattern", left.pattern), ("top", left.top), ("name", left.name)];
         out.each(&families::LEFT_OUT, left_out)?;
@@ -84,6 +91,7 @@ impl Snapshot {
             &latency.buckets(),
             None,
         )?;
+        out.kills(&agent.kills)?;
         out.one(&families::RESYNCS, status.resyncs)?;
         out.one(&families::SKIPPED, status.skipped)?;
         out.one(&families::RUNS, status.runs)?;
@@ -91,20 +99,23 @@ impl Snapshot {
     }
 
     fn encode_groups(&self, out: &mut Out<'_, '_>) -> fmt::Result {
-        let groups = || self.groups.iter().map(|group| (group.id.as_str(), group));
-        out.each(&families::USAGE, groups().map(|(id, group)| (id, group.usage)))?;
-        out.each(&families::PEAK, groups().filter_map(|(id, group)| Some((id, group.peak?))))?;
-        out.each(&families::LIMIT, groups().filter_map(|(id, group)| Some((id, group.limit?))))?;
+        let groups: Vec<_> = self.groups.iter().map(Named::of).collect();
+        let mut each = |family, number: &dyn Fn(&GroupNumbers) -> Option<Number>| {
+            out.of_groups(family, groups.iter().filter_map(|group| Some((group, number(group.numbers)?))))
+        };
+        each(&families::USAGE, &|group| Some(group.usage.into()))?;
+        each(&families::PEAK, &|group| group.peak.map(Number::from))?;
+        each(&families::LIMIT, &|group| group.limit.map(Number::from))?;
         let kills = families::EVENTS.iter().position(|family| family.base.ends_with("_oom_kill"));
-        let kills = groups().filter_map(|(id, group)| Some((id, group.events[kills?]?)));
-        out.each(&families::OOM_EVENTS, kills)?;
+        each(&families::OOM_EVENTS, &|group| group.events[kills?].map(Number::from))?;
         for (at, family) in [families::WAITING, families::STALLED].iter().enumerate() {
-            out.each(family, groups().filter_map(|(id, group)| Some((id, group.stalls[at]?))))?;
+            each(family, &|group| group.stalls[at].map(Number::from))?;
         }
-        let waited_for = groups().filter(|(_, group)| group.registrations > 0);
-        out.each(&families::GROUP_REGISTRATIONS, waited_for.map(|(id, group)| (id, group.registrations)))?;
+        each(&families::GROUP_REGISTRATIONS, &|group| {
+            (group.registrations > 0).then_some(group.registrations.into())
+        })?;
         for (at, family) in families::EVENTS.iter().enumerate() {
-            out.each(family, groups().filter_map(|(id, group)| Some((id, group.events[at]?))))?;
+            each(family, &|group| group.events[at].map(Number::from))?;
         }
         Ok(())
     }
@@ -115,6 +126,29 @@ impl Snapshot {
         }
         Ok(())
     }
+}
+
+/// A group's numbers, with the workload that its path names.
+struct Named<'a> {
+    numbers: &'a GroupNumbers,
+    workload: Workload,
+}
+
+impl<'a> Named<'a> {
+    fn of(numbers: &'a GroupNumbers) -> Self {
+        Self { numbers, workload: Workload::of(Path::new(&numbers.id)) }
+    }
+
+    fn labels(&self) -> Vec<(&'static str, &str)> {
+        labels(&self.numbers.id, &self.workload)
+    }
+}
+
+/// The labels of [`families::GROUP`]; what the path does not name is left out.
+fn labels<'a>(id: &'a str, workload: &'a Workload) -> Vec<(&'static str, &'a str)> {
+    let Workload { unit, pod_uid, container_id } = workload;
+    let values = [Some(id), unit.as_deref(), pod_uid.as_deref(), container_id.as_deref()];
+    families::GROUP.into_iter().zip(values).filter_map(|(name, value)| Some((name, value?))).collect()
 }
 
 struct Out<'a, 'b>(&'a mut DescriptorEncoder<'b>);
@@ -151,6 +185,39 @@ impl Out<'_, '_> {
         }
         Ok(())
     }
+
+    /// Adds the kills. Without any the family is left out.
+    fn kills(&mut self, kills: &[KillCount]) -> fmt::Result {
+        let family = &families::KILLS;
+        if kills.is_empty() {
+            return Ok(());
+        }
+        let mut metric = self.begin(family)?;
+        for KillCount { cgroup, reason, kills } in kills {
+            let workload = Workload::of(Path::new(cgroup));
+            let mut labels = labels(cgroup, &workload);
+            labels.push(("reason", reason.as_str()));
+            encode(&mut metric.encode_family(&labels)?, family.kind, (*kills).into())?;
+        }
+        Ok(())
+    }
+
+    /// Adds a family with the labels of groups. A family without a sample is left out.
+    fn of_groups<'g>(
+        &mut self,
+        family: &Family,
+        samples: impl IntoIterator<Item = (&'g Named<'g>, Number)>,
+    ) -> fmt::Result {
+        let mut samples = samples.into_iter().peekable();
+        if samples.peek().is_none() {
+            return Ok(());
+        }
+        let mut metric = self.begin(family)?;
+        for (group, number) in samples {
+            encode(&mut metric.encode_family(&group.labels())?, family.kind, number)?;
+        }
+        Ok(())
+    }
 }
 
 fn encode(metric: &mut MetricEncoder<'_>, kind: MetricKind, number: Number) -> fmt::Result {
@@ -171,8 +238,12 @@ mod tests {
     use std::collections::BTreeMap;
 
     use monitor_client::wire::AgentStatus;
+    use monitor_common::protocol::ring::KillReason;
 
-    use crate::metrics::{AgentNumbers, GroupNumbers, Histogram, LeftOut, Snapshot, families, text};
+    use crate::{
+        kills::KillCount,
+        metrics::{AgentNumbers, GroupNumbers, Histogram, LeftOut, Snapshot, families, text},
+    };
 
     fn snapshot() -> Snapshot {
         let mut latency = Histogram::default();
@@ -184,15 +255,18 @@ mod tests {
                 schema: 4,
                 start: 1.5,
                 groups: 3,
-                places: (5, 16),
+                slots: (5, 16),
                 eventfds: (1, 32),
                 registrations: vec![("memory.oom_control", 2)],
                 max_registrations: 64,
                 signals: vec![("crossed", 7)],
                 refusals: BTreeMap::from([(libc::EINVAL, 5)]),
                 latency,
+                kills: vec![KillCount { cgroup: "/a.service".into(), reason: KillReason::Host, kills: 3 }],
                 status: AgentStatus {
                     run_ns: 2_500_000_000,
+                    backend: "fentry".into(),
+                    precision: "exact".into(),
                     without_aio: false,
                     slow_users: 0,
                     losses: [("ring_full".into(), 9)].into(),
@@ -238,13 +312,38 @@ mod tests {
             "\nmemcg_monitor_signal_latency_seconds_count 1\n",
             "\nmemcg_monitor_signal_latency_seconds_bucket{le=\"0.00005\"} 1\n",
             "\nmemcg_monitor_signal_latency_seconds_bucket{le=\"+Inf\"} 1\n#",
+            "\nmemcg_monitor_oom_kills_total{id=\"/a.service\",unit=\"a.service\",reason=\"host\"} 3\n#",
             "\nmemcg_monitor_hook_run_seconds_total 2.5\n",
             "\nmemcg_monitor_ring_full_total 9\n",
         ] {
             assert!(text.contains(lines), "{lines}\nis not in\n{text}");
         }
         assert!(text.ends_with("\n# EOF\n"));
-        assert!(!text.contains("stalled_seconds"), "a family without samples is told");
+        assert!(!text.contains("stalled_seconds"), "a family without samples is exposed");
+    }
+
+    #[test]
+    fn a_group_is_named_with_its_workload_and_nothing_that_is_empty() {
+        let container = "0123456789abcdef".repeat(4);
+        let pod = "8a1fbc1e-7d41-4b73-b0a8-7c1d7f0e9a55";
+        let id = format!(
+            "/kubepods.slice/kubepods-pod{}.slice/cri-containerd-{container}.scope",
+            pod.replace('-', "_")
+        );
+        let group = |id: &str| GroupNumbers { id: id.into(), ..GroupNumbers::default() };
+        let groups = vec![group("/"), group("/system.slice/nginx.service"), group(&id)];
+        let text = Snapshot { groups, ..snapshot() }.open_metrics();
+        for labels in [
+            "{id=\"/\"}",
+            "{id=\"/system.slice/nginx.service\",unit=\"nginx.service\"}",
+            &format!(
+                "{{id=\"{id}\",unit=\"cri-containerd-{container}.scope\",pod_uid=\"{pod}\",container_id=\"{container}\"}}"
+            ),
+        ] {
+            let line = format!("\ncontainer_memory_usage_bytes{labels} 0\n");
+            assert!(text.contains(&line), "{line} is not in {text}");
+        }
+        assert!(!text.contains("=\"\""), "an empty label: {text}");
     }
 
     #[test]
@@ -260,7 +359,7 @@ mod tests {
             assert!(older.contains(lines), "{lines}\nis not in\n{older}");
         }
         assert!(!older.contains("# UNIT") && !older.contains("# EOF") && !older.contains(" info\n"));
-        let told = older.lines().filter(|line| line.starts_with("# TYPE")).count();
-        assert!(told >= families::all().len() - 5, "{told} families");
+        let typed = older.lines().filter(|line| line.starts_with("# TYPE")).count();
+        assert!(typed >= families::all().len() - 5, "{typed} families");
     }
 }

@@ -16,6 +16,7 @@ pub enum MetricKind {
     Info,
 }
 
+#[cfg(test)]
 impl MetricKind {
     /// The kind's name in both formats' `TYPE` lines; the older one has no `info`.
     #[must_use]
@@ -67,12 +68,16 @@ const BYTES: Option<Unit> = Some(Unit::Bytes);
 const SECONDS: Option<Unit> = Some(Unit::Seconds);
 const NONE: Option<Unit> = None;
 
+/// Labels of a group's metrics: its path, and the workload that the path names. One that is empty
+/// is left out, which is the same to Prometheus.
+pub const GROUP: [&str; 4] = ["id", "unit", "pod_uid", "container_id"];
+
 macro_rules! families {
-    ($($const:ident = $kind:ident $base:literal $unit:ident [$($label:literal)*] $help:literal;)*) => {
+    ($($const:ident = $kind:ident $base:literal $unit:ident $labels:tt $help:literal;)*) => {
         $(
             #[doc = $help]
             pub const $const: Family =
-                Family { base: $base, unit: $unit, kind: MetricKind::$kind, labels: &[$($label),*], help: $help };
+                Family { base: $base, unit: $unit, kind: MetricKind::$kind, labels: &$labels, help: $help };
         )*
 
         /// All families, in the order in which they are written.
@@ -87,8 +92,10 @@ macro_rules! families {
 }
 
 families! {
-    BUILD = Info "memcg_monitor_build" NONE ["version" "schema"]
+    BUILD = Info "memcg_monitor_build" NONE ["version", "schema"]
         "The agent's version, and that of the tables which it shares with its programs";
+    BACKEND = Info "memcg_monitor_backend" NONE ["backend", "precision"]
+        "The backend, and whether each crossing is seen (exact) or usage is read from time to time (sampled), as also while the programs do not run";
     START = Gauge "process_start_time" SECONDS []
         "When the agent started, in seconds since 1970";
     RESTARTS = Counter "memcg_monitor_restarts" NONE []
@@ -117,6 +124,8 @@ families! {
         "Signals that could not be given; the agent's log says why";
     LATENCY = Histogram "memcg_monitor_signal_latency" SECONDS []
         "Time from the record that a program sent in the kernel to the signal, where one led to the other";
+    KILLS = Counter "memcg_monitor_oom_kills" NONE ["id", "unit", "pod_uid", "container_id", "reason"]
+        "Processes that the OOM killer killed, by the victim's group, also once that is removed; reason: limit, lowered_limit, host, unknown. Of more than 1024 groups those with the latest kills";
     RESYNCS = Counter "memcg_monitor_resyncs" NONE []
         "Times that everything watched was read again after a loss";
     SKIPPED = Counter "memcg_monitor_recursion_misses" NONE []
@@ -125,24 +134,24 @@ families! {
         "Runs of the charge programs, while kernel.bpf_stats_enabled is set";
     RUN_TIME = Counter "memcg_monitor_hook_run" SECONDS []
         "Time spent in the charge programs, while kernel.bpf_stats_enabled is set";
-    USAGE = Gauge "container_memory_usage" BYTES ["id"]
+    USAGE = Gauge "container_memory_usage" BYTES GROUP
         "Memory charged to the group and those below it";
-    PEAK = Gauge "container_memory_max_usage" BYTES ["id"]
+    PEAK = Gauge "container_memory_max_usage" BYTES GROUP
         "Most memory charged at once";
-    LIMIT = Gauge "container_spec_memory_limit" BYTES ["id"]
+    LIMIT = Gauge "container_spec_memory_limit" BYTES GROUP
         "The group's own limit (memory.max), 0 for none";
-    OOM_EVENTS = Counter "container_oom_events" NONE ["id"]
+    OOM_EVENTS = Counter "container_oom_events" NONE GROUP
         "Processes of the group and those below it that the OOM killer killed";
-    WAITING = Counter "container_pressure_memory_waiting" SECONDS ["id"]
+    WAITING = Counter "container_pressure_memory_waiting" SECONDS GROUP
         "Time in which some task of the group waited for memory (memory.pressure, some)";
-    STALLED = Counter "container_pressure_memory_stalled" SECONDS ["id"]
+    STALLED = Counter "container_pressure_memory_stalled" SECONDS GROUP
         "Time in which all tasks of the group waited for memory (memory.pressure, full)";
-    GROUP_REGISTRATIONS = Gauge "memcg_monitor_group_registrations" NONE ["id"]
+    GROUP_REGISTRATIONS = Gauge "memcg_monitor_group_registrations" NONE GROUP
         "Registrations on the group, where there are any";
 }
 
 const fn event(base: &'static str, help: &'static str) -> Family {
-    Family { base, unit: NONE, kind: MetricKind::Counter, labels: &["id"], help }
+    Family { base, unit: NONE, kind: MetricKind::Counter, labels: &GROUP, help }
 }
 
 /// Families of a group's events, in the order of [`files::EVENTS`](super::files::EVENTS).
@@ -184,7 +193,7 @@ pub const TALLIES: [Family; LossKind::COUNT] = [
     ),
     tally(
         "memcg_monitor_victims_dropped",
-        "Kills by the OOM killer that followers did not receive, because too many were on their way at once; no signal is lost by that",
+        "Kills by the OOM killer that followers did not receive, or that were not kept where the root is a group, because too many were on their way at once; no signal is lost by that",
     ),
     tally(
         "memcg_monitor_oom_unplaced",
@@ -197,6 +206,10 @@ pub const TALLIES: [Family; LossKind::COUNT] = [
     tally(
         "memcg_monitor_skipped_for_good",
         "Calls that the kernel's recursion guard kept from a program for which nothing makes up (windows of reclaim, v1's OOM notices, victims)",
+    ),
+    tally(
+        "memcg_monitor_returns_unknown",
+        "Returns of functions whose argument was not known (backend kprobe); everything watched was read once more",
     ),
 ];
 

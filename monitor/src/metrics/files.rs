@@ -1,8 +1,12 @@
 //! Numbers that only the groups' own files have.
 
-use std::{fs::File, io::Read as _};
+use std::collections::HashMap;
 
-use crate::cgroup::{Version, handle::Directory};
+use crate::cgroup::{
+    Version,
+    handle::{Directories, Directory},
+    has_local_events,
+};
 
 /// Names of the lines of `memory.events`.
 pub const EVENTS: [&str; 6] = ["low", "high", "max", "oom", "oom_kill", "oom_group_kill"];
@@ -12,17 +16,84 @@ const V1: [(usize, &str, Option<&str>); 2] =
     [(2, "memory.failcnt", None), (4, "memory.oom_control", Some("oom_kill"))];
 
 /// A group's counts of events, in the order of [`EVENTS`].
-#[must_use]
-pub fn events(directory: &Directory, version: Version) -> [Option<u64>; EVENTS.len()] {
+pub type EventTotals = [Option<u64>; EVENTS.len()];
+
+/// Reads counts of events. On v2 they are those of a group and all below it, whatever the mount
+/// options: with `memory_localevents` the kernel's `memory.events` counts the group alone, so those
+/// of the groups below, as far as they are there, are added.
+#[derive(Debug)]
+pub struct EventCounts<'a> {
+    directories: &'a Directories,
+    is_local: bool,
+    known: HashMap<u64, EventTotals>,
+}
+
+impl<'a> EventCounts<'a> {
+    /// Looks at the mount options of now: the host may change them at any time.
+    #[must_use]
+    pub fn new(directories: &'a Directories) -> Self {
+        let is_local = directories.version() == Version::V2 && has_local_events();
+        Self { directories, is_local, known: HashMap::new() }
+    }
+
+    /// The counts of a group and those below it; on v1 of the group alone.
+    pub fn of(&mut self, id: u64) -> EventTotals {
+        let Ok(directory) = self.directories.open(id) else { return EventTotals::default() };
+        if !self.is_local {
+            return counts(&directory, self.directories.version());
+        }
+        self.add_up(id);
+        self.known.get(&id).copied().unwrap_or_default()
+    }
+
+    /// OOMs by the limit of the group itself; on v1 the kernel does not count them.
+    #[must_use]
+    pub fn own_ooms(&self, id: u64) -> Option<u64> {
+        line(&self.directories.open(id).ok()?.text("memory.events.local").ok()?, "oom")
+    }
+
+    /// Finds the sums of a group and of all below it, each group once.
+    fn add_up(&mut self, id: u64) {
+        let mut waiting = vec![(id, false)];
+        while let Some((id, are_below_known)) = waiting.pop() {
+            if self.known.contains_key(&id) {
+                continue;
+            }
+            let Ok(directory) = self.directories.open(id) else { continue };
+            let below: Vec<_> =
+                directory.children().unwrap_or_default().into_iter().map(|(child, _)| child).collect();
+            if are_below_known {
+                let mut sums = counts(&directory, Version::V2);
+                for counts in below.iter().filter_map(|child| self.known.get(child)) {
+                    add(&mut sums, counts);
+                }
+                self.known.insert(id, sums);
+            } else {
+                waiting.push((id, true));
+                waiting.extend(below.into_iter().map(|child| (child, false)));
+            }
+        }
+    }
+}
+
+/// Adds the counts of a group below to those that the group above has, too.
+fn add(sums: &mut EventTotals, counts: &EventTotals) {
+    for (sum, count) in sums.iter_mut().zip(counts) {
+        *sum = sum.map(|sum| sum.saturating_add(count.unwrap_or(0)));
+    }
+}
+
+/// The counts that a group's files have.
+fn counts(directory: &Directory, version: Version) -> EventTotals {
     match version {
         Version::V2 => {
-            let text = read(directory, "memory.events").unwrap_or_default();
+            let text = directory.text("memory.events").unwrap_or_default();
             EVENTS.map(|name| line(&text, name))
         }
         Version::V1 => {
-            let mut events = [None; EVENTS.len()];
+            let mut events = EventTotals::default();
             for (at, file, name) in V1 {
-                let text = read(directory, file).unwrap_or_default();
+                let text = directory.text(file).unwrap_or_default();
                 events[at] = name.map_or_else(|| text.trim().parse().ok(), |name| line(&text, name));
             }
             events
@@ -33,7 +104,7 @@ pub fn events(directory: &Directory, version: Version) -> [Option<u64>; EVENTS.l
 /// Seconds in which some, and in which all tasks waited for memory.
 #[must_use]
 pub fn stalls(directory: &Directory) -> [Option<f64>; 2] {
-    let text = read(directory, "memory.pressure").unwrap_or_default();
+    let text = directory.text("memory.pressure").unwrap_or_default();
     ["some", "full"].map(|kind| stall(&text, kind))
 }
 
@@ -50,15 +121,16 @@ fn line(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
 }
 
-fn read(directory: &Directory, name: &str) -> Option<String> {
-    let mut text = String::new();
-    File::from(directory.file(name).ok()?).read_to_string(&mut text).ok()?;
-    Some(text)
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{line, stall};
+    use super::{EventTotals, add, line, stall};
+
+    #[test]
+    fn counts_of_groups_below_are_added_to_what_the_group_has() {
+        let mut sums: EventTotals = [Some(1), None, Some(u64::MAX), Some(0), Some(2), None];
+        add(&mut sums, &[Some(2), Some(7), Some(1), None, Some(3), None]);
+        assert_eq!(sums, [Some(3), None, Some(u64::MAX), Some(0), Some(5), None]);
+    }
 
     #[test]
     fn lines_are_found_by_their_whole_name() {

@@ -3,6 +3,7 @@
 use std::{collections::HashSet, str::FromStr};
 
 use glob::MatchOptions;
+use monitor_common::grammar::pattern;
 
 /// Longest path that is shown, in bytes. The kernel takes names of 255, at any depth.
 const LONGEST: usize = 1024;
@@ -16,17 +17,15 @@ impl FromStr for Pattern {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        if !text.starts_with('/') {
-            return Err(
-                "a pattern begins with / (the hierarchy's root): /system.slice/*, /kubepods/**".into()
-            );
-        }
+        pattern::check_path(text).map_err(|error| error.to_string())?;
         glob::Pattern::new(text).map(Self).map_err(|error| error.to_string())
     }
 }
 
 impl Pattern {
-    fn matches(&self, path: &str) -> bool {
+    /// Whether the path below the root, which begins with `/`, matches.
+    #[must_use]
+    pub fn matches(&self, path: &str) -> bool {
         const OPTIONS: MatchOptions = MatchOptions {
             case_sensitive: true,
             require_literal_separator: true,
@@ -39,11 +38,11 @@ impl Pattern {
 /// The operator's choice of groups.
 #[derive(Clone, Debug)]
 pub struct Selection {
-    /// Only groups that match one of these; empty: all.
+    /// Patterns of groups to show; an empty list shows all.
     pub allow: Vec<Pattern>,
-    /// No groups that match one of these.
+    /// Patterns of groups to leave out.
     pub deny: Vec<Pattern>,
-    /// Most groups shown of the rest, those with the highest usage.
+    /// The number of further groups shown, those with the highest usage.
     pub top: usize,
 }
 
@@ -82,7 +81,8 @@ pub struct LeftOut {
 }
 
 impl Selection {
-    fn allows(&self, path: &str) -> bool {
+    /// Whether the patterns let a group with this path be shown.
+    pub fn allows(&self, path: &str) -> bool {
         let any = |patterns: &[Pattern]| patterns.iter().any(|pattern| pattern.matches(path));
         (self.allow.is_empty() || any(&self.allow)) && !any(&self.deny)
     }

@@ -84,9 +84,23 @@ impl FdStash {
     /// # Errors
     /// `recvmsg` failed; `EMFILE` when the agent may not have that many descriptors.
     pub fn look(&self) -> nix::Result<Vec<StashedFd>> {
+        self.look_at(usize::MAX)
+    }
+
+    /// Duplicates the descriptors of the messages in front that [`FdStash::front`] counts, which stay there.
+    /// Returns how many messages these are.
+    ///
+    /// # Errors
+    /// As [`FdStash::look`].
+    pub fn look_front(&self, most: usize) -> nix::Result<(usize, Vec<StashedFd>)> {
+        let (messages, _) = self.front(most)?;
+        Ok((messages, self.look_at(messages)?))
+    }
+
+    fn look_at(&self, messages: usize) -> nix::Result<Vec<StashedFd>> {
         // Each message that is peeked at moves the place where the next peek begins.
         set_peek_offset(&self.end, 0)?;
-        let found = self.look_on();
+        let found = self.look_on(messages);
         set_peek_offset(&self.end, -1)?;
         found
     }
@@ -135,9 +149,9 @@ impl FdStash {
         }
     }
 
-    fn look_on(&self) -> nix::Result<Vec<StashedFd>> {
+    fn look_on(&self, messages: usize) -> nix::Result<Vec<StashedFd>> {
         let mut found = Vec::new();
-        loop {
+        for _ in 0..messages {
             let mut bytes = [0; IN_A_MESSAGE * size_of::<u64>()];
             let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
             let message = match message::receive(self.end.as_fd(), &mut bytes, IN_A_MESSAGE, flags) {
@@ -154,6 +168,7 @@ impl FdStash {
             }
             found.extend(numbers(&bytes[..message.length]).zip(message.descriptors));
         }
+        Ok(found)
     }
 }
 
@@ -191,8 +206,10 @@ mod tests {
         nix::unistd::read(&held[253].1, &mut word)?;
         assert_eq!(u64::from_ne_bytes(word), 5, "the very eventfd");
         assert_eq!(stash.put(&[(1, client.as_fd())]), Err(Errno::EAGAIN), "one that was taken over");
-        assert_eq!(stash.front(10)?, (1, (0..253).collect()), "more than asked for, but not none");
+        assert_eq!(stash.front(10)?, (1, (0..253).collect()), "more than requested, but not none");
         assert_eq!(stash.front(300)?, (2, (0..253).chain([1000]).collect()));
+        let (messages, found) = stash.look_front(10)?;
+        assert_eq!((messages, found.len()), (1, IN_A_MESSAGE));
         stash.drop_front(1)?;
         assert_eq!((numbers(&stash), stash.front(1)?), (vec![1000], (1, vec![1000])));
         stash.drop_front(1)?;
@@ -201,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_full_says_so() -> nix::Result<()> {
+    fn a_full_stash_is_refused_with_eagain() -> nix::Result<()> {
         let (stash, client) = (FdStash::new("a".into())?, EventFd::new()?);
         let mut put = 0;
         let full = loop {

@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_pays_is_read() {
+    fn every_payer_is_read() {
         let accounts = [
             Account::User(0),
             Account::User(u32::MAX - 1),
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_nothing() {
+    fn a_free_record_is_no_registration() {
         assert_eq!(Record::from_words([0; 8]), Ok(None));
         assert_eq!(made_sure(FREE), FREE);
     }

@@ -136,8 +136,8 @@ impl StateFile {
                 }
             }
         }
-        let held = records.iter().map(|(ticket, _)| *ticket).chain(unfinished.iter().copied());
-        let held: std::collections::HashSet<u32> = held.map(|ticket| ticket.0).collect();
+        let held = records.iter().map(|(record_id, _)| *record_id).chain(unfinished.iter().copied());
+        let held: std::collections::HashSet<u32> = held.map(|record_id| record_id.0).collect();
         state.unfinished = unfinished;
         state.free = (0..state.used).rev().filter(|at| !held.contains(at)).collect();
         state.word(HEAD, AT_RESTARTS).fetch_add(1, Ordering::Relaxed);
@@ -172,9 +172,9 @@ impl StateFile {
     /// # Errors
     /// The file cannot grow.
     pub fn enter(&mut self, record: &Record) -> Result<RecordId> {
-        let ticket = self.place()?;
-        self.write(ticket, record);
-        Ok(ticket)
+        let record_id = self.place()?;
+        self.write(record_id, record);
+        Ok(record_id)
     }
 
     /// Finds a free line.
@@ -194,12 +194,12 @@ impl StateFile {
     }
 
     /// Writes a registration anew.
-    pub fn write(&self, ticket: RecordId, record: &Record) {
-        self.fill(ticket, record.words());
+    pub fn write(&self, record_id: RecordId, record: &Record) {
+        self.fill(record_id, record.words());
     }
 
-    fn fill(&self, ticket: RecordId, words: [u64; WORDS]) {
-        let Some(line) = self.lines.get(RECORDS + ticket.0 as usize) else { return };
+    fn fill(&self, record_id: RecordId, words: [u64; WORDS]) {
+        let Some(line) = self.lines.get(RECORDS + record_id.0 as usize) else { return };
         for (word, value) in line.iter().zip(words).skip(1) {
             word.store(value, Ordering::Relaxed);
         }
@@ -208,12 +208,12 @@ impl StateFile {
     }
 
     /// Removes a registration's record.
-    pub fn leave(&mut self, ticket: RecordId) {
-        if ticket.0 >= self.used {
+    pub fn leave(&mut self, record_id: RecordId) {
+        if record_id.0 >= self.used {
             return;
         }
-        self.word(RECORDS + ticket.0 as usize, 0).store(FREE, Ordering::Release);
-        self.free.push(ticket.0);
+        self.word(RECORDS + record_id.0 as usize, 0).store(FREE, Ordering::Release);
+        self.free.push(record_id.0);
         if self.free.len() == self.used as usize && self.room() as usize > 4 * GROW {
             self.shrink();
         }
@@ -227,36 +227,36 @@ impl StateFile {
     }
 
     /// Adds to the signals owed to a registration.
-    pub fn owe(&self, ticket: RecordId, signals: u64) {
-        if let Some(word) = self.owed(ticket) {
+    pub fn owe(&self, record_id: RecordId, signals: u64) {
+        if let Some(word) = self.owed(record_id) {
             word.fetch_add(signals, Ordering::Release);
         }
     }
 
     /// Takes the signals that were given from those owed.
-    pub fn pay(&self, ticket: RecordId, signals: u64) {
-        if let Some(word) = self.owed(ticket) {
+    pub fn pay(&self, record_id: RecordId, signals: u64) {
+        if let Some(word) = self.owed(record_id) {
             let owed = word.load(Ordering::Relaxed);
             word.store(owed.saturating_sub(signals), Ordering::Release);
         }
     }
 
-    fn owed(&self, ticket: RecordId) -> Option<&AtomicU64> {
-        self.lines.get(RECORDS + ticket.0 as usize).map(|line| &line[AT_OWED])
+    fn owed(&self, record_id: RecordId) -> Option<&AtomicU64> {
+        self.lines.get(RECORDS + record_id.0 as usize).map(|line| &line[AT_OWED])
     }
 
     /// Sets the side of a threshold that was signalled, or is owed.
-    pub fn set_above(&self, ticket: RecordId, above: bool) {
-        self.change(ticket, |first| with_side(first, above));
+    pub fn set_above(&self, record_id: RecordId, above: bool) {
+        self.change(record_id, |first| with_side(first, above));
     }
 
     /// Notes that the client has its answer.
-    pub fn confirm(&self, ticket: RecordId) {
-        self.change(ticket, made_sure);
+    pub fn confirm(&self, record_id: RecordId) {
+        self.change(record_id, made_sure);
     }
 
-    fn change(&self, ticket: RecordId, change: impl FnOnce(u64) -> u64) {
-        if let Some(line) = self.lines.get(RECORDS + ticket.0 as usize) {
+    fn change(&self, record_id: RecordId, change: impl FnOnce(u64) -> u64) {
+        if let Some(line) = self.lines.get(RECORDS + record_id.0 as usize) {
             let first = line[0].load(Ordering::Relaxed);
             line[0].store(change(first), Ordering::Release);
         }
@@ -309,9 +309,9 @@ impl StateFile {
             lines.push([BELOW, cgroup_id, below[0], below[1], below[2], 0, 0, 0]);
         }
         let keep = |words| {
-            let ticket = self.place()?;
-            self.fill(ticket, words);
-            Ok(ticket)
+            let record_id = self.place()?;
+            self.fill(record_id, words);
+            Ok(record_id)
         };
         lines.into_iter().map(keep).collect()
     }
@@ -319,7 +319,8 @@ impl StateFile {
     /// The events that a killed agent had begun to signal.
     #[must_use]
     pub fn unfinished(&self) -> Vec<Unfinished> {
-        let mut all: Vec<Unfinished> = self.unfinished.iter().map(|ticket| self.kept_on(*ticket)).collect();
+        let mut all: Vec<Unfinished> =
+            self.unfinished.iter().map(|record_id| self.kept_on(*record_id)).collect();
         // Killed between the two, it left the same line twice.
         all.extend(self.journal().filter(|journal| {
             let again = |kept: &Unfinished| {
@@ -338,14 +339,14 @@ impl StateFile {
 
     /// Notes that all unfinished events are in the slots again.
     pub fn end_all(&mut self) {
-        for ticket in std::mem::take(&mut self.unfinished) {
-            self.leave(ticket);
+        for record_id in std::mem::take(&mut self.unfinished) {
+            self.leave(record_id);
         }
         self.end();
     }
 
-    fn kept_on(&self, ticket: RecordId) -> Unfinished {
-        let [kind, cgroup_id, rest @ ..] = self.words(RECORDS + ticket.0 as usize);
+    fn kept_on(&self, record_id: RecordId) -> Unfinished {
+        let [kind, cgroup_id, rest @ ..] = self.words(RECORDS + record_id.0 as usize);
         let seen = match kind {
             RANGES => {
                 let [memory_min, memory_max, sum_min, sum_max, ..] = rest;

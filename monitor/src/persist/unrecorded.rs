@@ -31,8 +31,8 @@ impl Unrecorded {
     }
 
     /// Frees the id of a registration that ended.
-    pub fn leave(&mut self, ticket: RecordId) {
-        self.free.push(ticket);
+    pub fn leave(&mut self, record_id: RecordId) {
+        self.free.push(record_id);
         if self.free.len() == self.used as usize {
             *self = Self::default();
         }
@@ -45,14 +45,14 @@ mod tests {
 
     #[test]
     fn each_is_given_to_one() {
-        let mut tickets = Unrecorded::default();
-        let [first, second] = [tickets.enter(), tickets.enter()];
+        let mut record_ids = Unrecorded::default();
+        let [first, second] = [record_ids.enter(), record_ids.enter()];
         assert_ne!(first, second);
         assert!(!first.is_recorded() && RecordId(0).is_recorded());
-        tickets.leave(first);
-        assert_eq!(tickets.enter(), first);
-        tickets.leave(first);
-        tickets.leave(second);
-        assert_eq!(tickets.enter(), first, "from the beginning");
+        record_ids.leave(first);
+        assert_eq!(record_ids.enter(), first);
+        record_ids.leave(first);
+        record_ids.leave(second);
+        assert_eq!(record_ids.enter(), first, "from the beginning");
     }
 }

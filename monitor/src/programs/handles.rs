@@ -10,12 +10,10 @@ use std::{
 use aya::{
     Ebpf,
     maps::{Map, MapData, RingBuf},
-    programs::{
-        FEntry, FExit, ProgramError, RawTracePoint,
-        links::{FdLink, PinnedLink},
-    },
+    programs::{FEntry, FExit, ProgramError, RawTracePoint, links::PinnedLink},
 };
 use monitor_common::protocol::{
+    black_box::POINTS,
     oom::OomMark,
     query::{CELLS, Query},
     ring::LossKind,
@@ -23,20 +21,21 @@ use monitor_common::protocol::{
 use monitor_sys::table::{MappedLayout, SharedFileRefs, SharedScratch, SharedSlot, Table};
 
 use crate::{
+    boxes::BoxTables,
     error::{Error, Result},
     kernel::{HOOKS, Hook, HookKind},
     programs::{
-        TableSizes,
-        error::{ObjectError, QueryError},
-        load::{attach_hook, failed},
+        error::{BpfStep, ObjectError, QueryError},
+        load::{HeldLink, attach_hook, saving, way_of},
         pins::MAPS,
+        sizes::TableSizes,
     },
 };
 
 /// Handles of the attached programs.
 pub(super) enum Handles {
     /// Programs that are detached when the links go.
-    Loaded { ebpf: Box<Ebpf>, links: Vec<(&'static str, FdLink)> },
+    Loaded { ebpf: Box<Ebpf>, links: Vec<(&'static str, HeldLink)> },
     /// Programs that are detached when their pins go and the agent ends: a pin that is removed
     /// meanwhile detaches nothing.
     Pinned { ask: Box<RawTracePoint>, attached: Vec<(&'static Hook, OwnedFd)>, _links: Vec<PinnedLink> },
@@ -48,11 +47,11 @@ impl Handles {
         let Self::Loaded { ebpf, links } = self else { return Ok(()) };
         links.clear();
         for hook in hooks {
-            let link = attach_hook(ebpf, hook).map_err(|error| {
-                let what = format!("cannot attach the {} program to {}", hook.kind.as_str(), hook.function);
-                (*hook, failed(&what, &error))
+            let attached = attach_hook(ebpf, hook).map_err(|error| {
+                let step = BpfStep::Attach { way: way_of(ebpf, hook), function: hook.function };
+                (*hook, step.failed(&error).into())
             })?;
-            links.push((hook.program, link));
+            links.extend(attached.into_iter().map(|link| (hook.program, link)));
         }
         Ok(())
     }
@@ -69,15 +68,14 @@ impl Handles {
     /// One is missing: a program without its link is attached no more.
     pub(super) fn open(directory: &Path) -> Result<Self> {
         let at = |name: &str| directory.join(format!("prog-{name}"));
-        let no = |error: ProgramError| failed("cannot open a pinned program (BPF_OBJ_GET)", &error);
+        let no = |error: ProgramError| BpfStep::OpenProgram.failed(&error);
         let attached = HOOKS.iter().filter(|hook| hook.required || at(hook.program).exists());
         let links = attached
             .map(|hook| {
-                PinnedLink::from_pin(directory.join(format!("link-{}", hook.program))).map_err(|error| {
-                    failed(&format!("cannot open the pinned link of {} (BPF_OBJ_GET)", hook.program), &error)
-                })
+                PinnedLink::from_pin(directory.join(format!("link-{}", hook.program)))
+                    .map_err(|error| BpfStep::OpenLink(hook.program).failed(&error))
             })
-            .collect::<Result<_>>()?;
+            .collect::<Result<_, _>>()?;
         let ask = Box::new(RawTracePoint::from_pin(at("ask")).map_err(no)?);
         let attached = HOOKS.iter().filter_map(|hook| {
             let path = at(hook.program);
@@ -91,11 +89,12 @@ impl Handles {
     /// Pins everything below `directory`, the maps last.
     pub(super) fn pin(&mut self, directory: &Path, maps: &[(&'static str, MapData)]) -> Result<()> {
         let Self::Loaded { ebpf, links } = self else { return Ok(()) };
-        let no = |error: aya::pin::PinError| failed("cannot pin (BPF_OBJ_PIN)", &error);
+        let no = |error: aya::pin::PinError| BpfStep::Pin.failed(&error);
         for (name, program) in ebpf.programs_mut().filter(|(_, program)| program.fd().is_ok()) {
             program.pin(directory.join(format!("prog-{name}"))).map_err(no)?;
         }
         for (name, link) in links.drain(..) {
+            let HeldLink::Pinnable(link) = link else { continue };
             link.pin(directory.join(format!("link-{name}"))).map_err(no)?;
         }
         for (name, map) in maps {
@@ -108,12 +107,18 @@ impl Handles {
     pub(super) fn query_program(&self) -> Result<&RawTracePoint> {
         match self {
             Self::Pinned { ask, .. } => Ok(ask),
-            Self::Loaded { ebpf, .. } => ebpf
-                .program("ask")
-                .ok_or(QueryError::NotLoaded)?
-                .try_into()
-                .map_err(|error: ProgramError| failed("cannot use the program `ask`", &error)),
+            Self::Loaded { ebpf, .. } => {
+                let program = ebpf.program("ask").ok_or(QueryError::NotLoaded)?;
+                Ok(program.try_into().map_err(|error: ProgramError| BpfStep::UseAsk.failed(&error))?)
+            }
         }
+    }
+
+    /// A duplicate of that program's descriptor.
+    pub(super) fn query_descriptor(&self) -> Result<OwnedFd> {
+        let no = |error: ProgramError| BpfStep::UseAsk.failed(&error);
+        let program = self.query_program()?.fd().map_err(no)?;
+        Ok(program.as_fd().try_clone_to_owned().map_err(|error| BpfStep::UseAsk.failed(&error))?)
     }
 
     /// Descriptors of the programs, for the kernel's counts of them.
@@ -122,11 +127,21 @@ impl Handles {
             Self::Pinned { attached, .. } => {
                 attached.iter().map(|(hook, fd)| (*hook, fd.as_raw_fd())).collect()
             }
-            Self::Loaded { ebpf, .. } => HOOKS
-                .iter()
-                .filter_map(|hook| Some((hook, ebpf.program(hook.program)?.fd().ok()?.as_fd().as_raw_fd())))
-                .collect(),
+            Self::Loaded { ebpf, .. } => {
+                let fd = |name: &str| Some(ebpf.program(name)?.fd().ok()?.as_fd().as_raw_fd());
+                let of =
+                    |hook: &'static Hook| [fd(hook.program), fd(&saving(hook))].map(|fd| Some((hook, fd?)));
+                HOOKS.iter().flat_map(of).flatten().collect()
+            }
         }
+    }
+
+    /// Calls that each kprobe has missed, by the program of its hook; `None` where there is one of
+    /// which the kernel does not report that.
+    pub(super) fn probes_missed(&self) -> Option<Vec<(&'static str, u64)>> {
+        let Self::Loaded { links, .. } = self else { return None };
+        let probes = links.iter().filter(|(_, link)| !matches!(link, HeldLink::Pinnable(_)));
+        probes.map(|(program, link)| Some((*program, link.missed()?))).collect()
     }
 
     /// The id of a program that writes to the programs' log, where they are pinned.
@@ -157,6 +172,7 @@ pub(super) struct Maps {
     pub(super) tallies: Table<std::sync::atomic::AtomicU64>,
     pub(super) files: Table<SharedFileRefs>,
     pub(super) thread_marks: Table<std::sync::atomic::AtomicU64>,
+    pub(super) boxes: Option<Arc<BoxTables>>,
     pub(super) ring: RingBuf<MapData>,
 }
 
@@ -171,9 +187,19 @@ impl Maps {
         Self::get(sizes, |name| open_map(directory, name))
     }
 
-    fn get(sizes: TableSizes, mut map: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
-        let no = |error: aya::maps::MapError| failed("a map is of another type", &error);
+    fn get(sizes: TableSizes, mut map: impl FnMut(&'static str) -> Result<Map>) -> Result<Self> {
+        let no = |error: aya::maps::MapError| BpfStep::UseRing.failed(&error);
+        let (groups, number) = (sizes.groups as usize + 1, sizes.boxes as usize);
+        let boxes = if number == 0 {
+            None
+        } else {
+            let of = map_array(&map("BOX_OF")?, groups, "BOX_OF")?;
+            let heads = map_array(&map("BOXES")?, number, "BOXES")?;
+            let points = map_array(&map("BOX_POINTS")?, number * POINTS as usize, "BOX_POINTS")?;
+            Some(Arc::new(BoxTables::new(of, heads, points)))
+        };
         Ok(Self {
+            boxes,
             slots: map_array(&map("SLOTS")?, sizes.groups as usize + 1, "SLOTS")?.into(),
             scratch: map_array(&map("SCRATCH")?, CELLS as usize, "SCRATCH")?.into(),
             tallies: map_array(&map("TALLIES")?, LossKind::COUNT, "TALLIES")?,
@@ -197,11 +223,10 @@ fn map_array<T: MappedLayout>(map: &Map, entries: usize, name: &str) -> Result<T
     Table::map(array(map)?, entries).map_err(|errno| Error::syscall(format!("mmap of the map {name}"), errno))
 }
 
-fn open_map(directory: &Path, name: &str) -> Result<Map> {
-    let no = |error: aya::maps::MapError| {
-        failed(&format!("cannot open the pinned map {name} (BPF_OBJ_GET)"), &error)
-    };
-    Map::from_map_data(MapData::from_pin(directory.join(format!("map-{name}"))).map_err(no)?).map_err(no)
+fn open_map(directory: &Path, name: &'static str) -> Result<Map> {
+    let no = |error: aya::maps::MapError| BpfStep::OpenMap(name).failed(&error);
+    let data = MapData::from_pin(directory.join(format!("map-{name}"))).map_err(no)?;
+    Ok(Map::from_map_data(data).map_err(no)?)
 }
 
 /// Duplicates of the maps' descriptors, to pin them by.
@@ -211,8 +236,9 @@ pub(super) fn for_pinning(ebpf: &Ebpf) -> Result<Vec<(&'static str, MapData)>> {
         let (Map::Array(data) | Map::HashMap(data) | Map::Queue(data) | Map::RingBuf(data)) = map else {
             return Err(ObjectError::WrongType(name).into());
         };
-        let fd = data.fd().as_fd().try_clone_to_owned().map_err(|error| failed("dup", &error))?;
-        Ok((name, MapData::from_fd(fd).map_err(|error| failed(name, &error))?))
+        let fd = data.fd().as_fd().try_clone_to_owned();
+        let fd = fd.map_err(|error| BpfStep::DuplicateMap(name).failed(&error))?;
+        Ok((name, MapData::from_fd(fd).map_err(|error| BpfStep::InspectMap(name).failed(&error))?))
     };
     MAPS.into_iter().map(duplicate).collect()
 }

@@ -1,12 +1,20 @@
 //! Loading of the programs: the object with this kernel's offsets filled in, each program past
 //! the verifier, each in its place.
 
-use std::{os::fd::AsFd as _, time::Duration};
+use std::{
+    os::fd::{AsFd as _, OwnedFd},
+    time::Duration,
+};
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    programs::{FEntry, FExit, ProgramError, ProgramInfo, RawTracePoint, links::FdLink},
+    programs::{
+        FEntry, FExit, KProbe, Program, ProgramError, ProgramInfo, RawTracePoint, kprobe::KProbeLink,
+        links::FdLink,
+    },
 };
+use monitor_common::protocol::black_box::POINTS;
+use monitor_sys::probe_link;
 use serde::Serialize;
 
 use crate::{
@@ -14,11 +22,40 @@ use crate::{
     error::{Error, Result},
     kernel::{Facts, HOOKS, Hook, HookKind, Plan},
     logging::FromPrograms,
-    programs::{TableSizes, error::ObjectError},
+    programs::{
+        error::{BpfRefusal, BpfStep, ObjectError},
+        registers,
+        sizes::TableSizes,
+    },
 };
 
-pub(super) static OBJECT: &[u8] =
-    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/memcg-monitor-ebpf.o"));
+static TRAMPOLINES: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/memcg-monitor-ebpf.o"));
+static KPROBES: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/memcg-monitor-kprobe.o"));
+
+/// The way in which the kernel calls the programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProgramKind {
+    /// BPF trampolines (fentry and fexit).
+    Trampoline,
+    /// Kprobes and kretprobes, by perf events.
+    Kprobe,
+}
+
+impl ProgramKind {
+    /// The object that has these programs.
+    pub(super) const fn object(self) -> &'static [u8] {
+        match self {
+            Self::Trampoline => TRAMPOLINES,
+            Self::Kprobe => KPROBES,
+        }
+    }
+
+    /// Whether it has a program for `hook`: kprobes that run at one place are skipped together, so
+    /// twins would gain nothing.
+    pub(super) fn has(self, hook: &Hook) -> bool {
+        self == Self::Trampoline || !hook.is_twin()
+    }
+}
 
 /// The result of loading one hook, for `check`.
 #[derive(Debug)]
@@ -26,7 +63,7 @@ pub struct LoadCheck {
     /// The hook that was tried.
     pub hook: Hook,
     /// The sizes once loaded; the reason why it does not load otherwise.
-    pub outcome: std::result::Result<TableSize, String>,
+    pub outcome: std::result::Result<TableSize, BpfRefusal>,
 }
 
 /// Sizes of a loaded program. A size that a kernel does not report is 0.
@@ -40,28 +77,7 @@ pub struct TableSize {
     pub native_bytes: u32,
 }
 
-pub(super) fn failed(what: &str, why: &(dyn std::error::Error + 'static)) -> Error {
-    let mut text = why.to_string();
-    let mut source = why.source();
-    let mut denied = false;
-    while let Some(cause) = source {
-        if let Some(io) = cause.downcast_ref::<std::io::Error>() {
-            denied |= io.raw_os_error() == Some(libc::EPERM);
-        }
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    denied |= text.contains("Operation not permitted");
-    let hint = if denied {
-        " (the kernel refuses tracing programs: run as root or with CAP_BPF, CAP_PERFMON and CAP_SYS_RESOURCE; in a virtual machine or under lockdown the host may forbid them for good)"
-    } else {
-        ""
-    };
-    Error::Programs { what: format!("{what}{hint}"), why: text }
-}
-
-pub(super) fn load_object(plan: &Plan, sizes: TableSizes) -> Result<Ebpf> {
+pub(super) fn load_object(kind: ProgramKind, plan: &Plan, sizes: TableSizes) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     for (name, value) in &plan.offsets {
         loader.override_global(name, value, true);
@@ -79,13 +95,31 @@ pub(super) fn load_object(plan: &Plan, sizes: TableSizes) -> Result<Ebpf> {
         .map_max_entries("COUNTERS", sizes.groups)
         .map_max_entries("FREE", sizes.groups)
         .map_max_entries("DOORBELLS", sizes.ring);
-    loader.load(OBJECT).map_err(|error| failed("cannot create the maps (bpf)", &error))
+    if sizes.boxes > 0 {
+        loader
+            .override_global("HAS_BOXES", &1u32, true)
+            .map_max_entries("BOX_OF", sizes.groups + 1)
+            .map_max_entries("BOXES", sizes.boxes)
+            .map_max_entries("BOX_POINTS", sizes.boxes * POINTS);
+    }
+    if kind == ProgramKind::Kprobe {
+        for (name, value) in registers::known()? {
+            loader.override_global(name, *value, true);
+        }
+    }
+    Ok(loader.load(kind.object()).map_err(|error| BpfStep::CreateMaps.failed(&error))?)
 }
 
 pub(super) fn load_hook(ebpf: &mut Ebpf, hook: &Hook, btf: &Btf) -> std::result::Result<(), ProgramError> {
+    if let Some(saving) = ebpf.program_mut(&saving(hook)) {
+        TryInto::<&mut KProbe>::try_into(saving)?.load()?;
+    }
     let Some(program) = ebpf.program_mut(hook.program) else {
         return Err(ProgramError::NotLoaded);
     };
+    if let Program::KProbe(program) = program {
+        return program.load();
+    }
     match hook.kind {
         HookKind::Entry => TryInto::<&mut FEntry>::try_into(program)?.load(hook.function, btf),
         HookKind::Exit => TryInto::<&mut FExit>::try_into(program)?.load(hook.function, btf),
@@ -115,8 +149,7 @@ fn targets(plan: &Plan) -> Result<Btf> {
     let header = [0x1_eb9f, HEADER, 0, length, length, names.len() as u32];
     let words = header.into_iter().chain(types).flat_map(u32::to_le_bytes);
     let bytes: Vec<u8> = words.chain(names).collect();
-    Btf::parse(&bytes, Default::default())
-        .map_err(|error| failed("the hooks' types are not understood", &error))
+    Ok(Btf::parse(&bytes, Default::default()).map_err(|error| BpfStep::ParseTypes.failed(&error))?)
 }
 
 /// Loads all of `hooks`, and the program that answers the agent. The error names the hook at
@@ -130,8 +163,8 @@ pub(super) fn load_all<'a>(
     load_ask(ebpf).map_err(|error| (None, error))?;
     for hook in hooks {
         load_hook(ebpf, hook, &btf).map_err(|error| {
-            let what = format!("cannot load the {} program for {}", hook.kind.as_str(), hook.function);
-            (Some(*hook), failed(&what, &error))
+            let step = BpfStep::Load { way: way_of(ebpf, hook), function: hook.function };
+            (Some(*hook), step.failed(&error).into())
         })?;
         log::debug!(
             "{} for {}: the verifier took {} steps",
@@ -154,7 +187,59 @@ pub(super) fn size(ebpf: &Ebpf, hook: &Hook) -> TableSize {
     }
 }
 
-pub(super) fn attach_hook(ebpf: &mut Ebpf, hook: &Hook) -> std::result::Result<FdLink, ProgramError> {
+/// The name of the program that saves a function's arguments for a kretprobe.
+pub(super) fn saving(hook: &Hook) -> String {
+    format!("save_{}", hook.program)
+}
+
+/// Attaches the program for `hook`, by a kprobe.
+fn attach_kprobe(program: &mut KProbe, hook: &Hook) -> std::result::Result<HeldLink, ProgramError> {
+    let link = program.attach(hook.function, 0)?;
+    if let Ok(link) = FdLink::try_from(program.take_link(link)?) {
+        // Without CAP_SYS_ADMIN what it misses is not known, as on a kernel that does not count it.
+        let counted = link.info().ok().and_then(|info| probe_link::open(info.id()).ok());
+        return Ok(HeldLink::CountedProbe { _link: link, counted });
+    }
+    // Before Linux 5.15 it is no link of the kernel's, and went with the attempt.
+    let link = program.attach(hook.function, 0)?;
+    Ok(HeldLink::Probe { _link: program.take_link(link)? })
+}
+
+/// A link that detaches its program when it is dropped.
+#[derive(Debug)]
+pub(super) enum HeldLink {
+    /// A link of the kernel's, which can be pinned.
+    Pinnable(FdLink),
+    /// A kprobe, by a link of the kernel's, with a descriptor to read by what it has missed.
+    CountedProbe { _link: FdLink, counted: Option<OwnedFd> },
+    /// A kprobe, by a perf event.
+    Probe { _link: KProbeLink },
+}
+
+impl HeldLink {
+    /// Calls that a kprobe has missed; `None` where the kernel does not report it.
+    pub(super) fn missed(&self) -> Option<u64> {
+        match self {
+            Self::CountedProbe { counted: Some(link), .. } => probe_link::missed(link.as_fd()).ok()?,
+            _ => None,
+        }
+    }
+}
+
+pub(super) fn attach_hook(ebpf: &mut Ebpf, hook: &Hook) -> std::result::Result<Vec<HeldLink>, ProgramError> {
+    let mut links = Vec::new();
+    if let Some(Program::KProbe(program)) = ebpf.program_mut(&saving(hook)) {
+        links.push(attach_kprobe(program, hook)?);
+    }
+    if let Some(Program::KProbe(program)) = ebpf.program_mut(hook.program) {
+        links.push(attach_kprobe(program, hook)?);
+    } else {
+        links.push(HeldLink::Pinnable(attach_trampoline(ebpf, hook)?));
+    }
+    Ok(links)
+}
+
+fn attach_trampoline(ebpf: &mut Ebpf, hook: &Hook) -> std::result::Result<FdLink, ProgramError> {
     let Some(program) = ebpf.program_mut(hook.program) else {
         return Err(ProgramError::NotLoaded);
     };
@@ -177,14 +262,20 @@ pub(super) fn attach_hook(ebpf: &mut Ebpf, hook: &Hook) -> std::result::Result<F
     })
 }
 
+/// The way in which the object's program for a hook is attached, in the kernel's words.
+pub(super) fn way_of(ebpf: &Ebpf, hook: &Hook) -> &'static str {
+    match (ebpf.program(hook.program), hook.kind) {
+        (Some(Program::KProbe(_)), HookKind::Entry) => "kprobe",
+        (Some(Program::KProbe(_)), HookKind::Exit) => "kretprobe",
+        (_, kind) => kind.as_str(),
+    }
+}
+
 pub(super) fn load_ask(ebpf: &mut Ebpf) -> Result<()> {
-    let step = "cannot load the program `ask` (bpf BPF_PROG_LOAD)";
-    let program: &mut RawTracePoint = ebpf
-        .program_mut("ask")
-        .ok_or(ObjectError::NoProgram("ask"))?
-        .try_into()
-        .map_err(|error: ProgramError| failed(step, &error))?;
-    program.load().map_err(|error| failed(step, &error))
+    let failed = |error: ProgramError| BpfStep::LoadAsk.failed(&error);
+    let program: &mut RawTracePoint =
+        ebpf.program_mut("ask").ok_or(ObjectError::NoProgram("ask"))?.try_into().map_err(failed)?;
+    Ok(program.load().map_err(failed)?)
 }
 
 /// Loads every hook that the kernel has, one by one, attaching none.
@@ -193,7 +284,8 @@ pub(super) fn load_ask(ebpf: &mut Ebpf) -> Result<()> {
 /// Not even the maps could be made.
 pub fn try_all(facts: &Facts) -> Result<Vec<LoadCheck>> {
     let plan = Plan::decide(facts, &[])?;
-    let mut ebpf = load_object(&plan, TableSizes { groups: 64, ring: 4096 })?;
+    let mut ebpf =
+        load_object(ProgramKind::Trampoline, &plan, TableSizes { groups: 64, ring: 4096, boxes: 1 })?;
     let btf = targets(&plan)?;
     load_ask(&mut ebpf)?;
     let used = HOOKS.iter().filter(|hook| plan.hooks.contains(&hook.program));
@@ -202,7 +294,7 @@ pub fn try_all(facts: &Facts) -> Result<Vec<LoadCheck>> {
             hook: *hook,
             outcome: load_hook(&mut ebpf, hook, &btf)
                 .map(|()| size(&ebpf, hook))
-                .map_err(|error| failed(hook.function, &error).to_string()),
+                .map_err(|error| BpfRefusal::of(&error)),
         })
         .collect())
 }

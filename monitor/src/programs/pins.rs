@@ -1,4 +1,4 @@
-//! Programs, links and maps in the BPF file system, so that the kernel's side goes on while there
+//! Programs, links and maps in the BPF file system, so that the kernel's side keeps working while there
 //! is no agent: `DIR/SCHEMA/{map,prog,link}-NAME`. The answer cell is pinned last: a directory
 //! without it was not finished. `DIR/SCHEMA-new` and `DIR/SCHEMA-old` exist while one agent's
 //! programs replace another's.
@@ -32,6 +32,7 @@ use nix::{
 
 use crate::{
     error::{Error, Result},
+    kernel::settings::is_ftrace_off,
     programs::error::PinsError,
 };
 
@@ -39,8 +40,18 @@ use crate::{
 pub const PINS_DIRECTORY: &str = "/sys/fs/bpf/memcg-monitor";
 
 /// The maps that an agent needs again, in the order in which they are pinned.
-pub(super) const MAPS: [&str; 7] =
-    ["SLOTS", "TALLIES", "FREE", "FILES", "THREAD_MARKS", "DOORBELLS", "SCRATCH"];
+pub(super) const MAPS: [&str; 10] = [
+    "SLOTS",
+    "TALLIES",
+    "FREE",
+    "FILES",
+    "THREAD_MARKS",
+    "DOORBELLS",
+    "BOX_OF",
+    "BOXES",
+    "BOX_POINTS",
+    "SCRATCH",
+];
 /// The last of the pinned maps.
 const LAST: &str = "map-SCRATCH";
 
@@ -214,22 +225,40 @@ impl Pins {
         }
     }
 
-    /// Removes all pins. Where any user may make directories, the empty one stays, so that no other
-    /// user makes it before the next agent.
-    pub fn clear(&self) {
-        for name in self.names() {
-            if schema_of(&name).is_some() {
-                self.remove(&name);
-            }
+    /// Removes all pins, and keeps the directory: what is pinned nowhere else, and not open, is
+    /// detached. Returns whether they are gone: while the kernel's function tracing is off all stay, since a
+    /// program that is detached then keeps every later one from being attached, until the next boot (`ENODEV`; seen
+    /// on 7.2).
+    pub fn remove_programs(&self) -> bool {
+        let pinned: Vec<_> = self.names().into_iter().filter(|name| schema_of(name).is_some()).collect();
+        if !pinned.is_empty() && is_ftrace_off() {
+            log::warn!(
+                "programs stay attached: to detach them while kernel.ftrace_enabled is 0 would keep all later ones \
+                 from being attached, until the next boot; the agent's next end or start detaches them with it on, or \
+                 rm -r {}",
+                self.path.display()
+            );
+            return false;
         }
-        let (Some(above), Some(name)) = (self.path.parent(), self.path.file_name()) else { return };
-        let Ok(above) = File::open(above) else { return };
+        pinned.iter().for_each(|name| self.remove(name));
+        true
+    }
+
+    /// Removes all pins, as [`Pins::remove_programs`], and the directory. Where any user may make directories, the
+    /// empty one stays, so that no other user makes it before the next agent.
+    pub fn clear(&self) -> bool {
+        if !self.remove_programs() {
+            return false;
+        }
+        let (Some(above), Some(name)) = (self.path.parent(), self.path.file_name()) else { return true };
+        let Ok(above) = File::open(above) else { return true };
         if fstat(&above).is_ok_and(|found| found.st_mode & OTHERS_WRITE != 0) {
-            return;
+            return true;
         }
         if let Err(errno) = unlinkat(&above, name, UnlinkatFlags::RemoveDir) {
             log::warn!("remove {}: {errno}", self.path.display());
         }
+        true
     }
 
     /// Completes what a killed agent had begun: to replace pins, or to make them.

@@ -73,7 +73,7 @@ impl Predecessor {
         }
     }
 
-    /// Has them count OOMs, windows of reclaim and emptyings no longer.
+    /// Makes them stop counting OOMs, windows of reclaim and emptyings.
     pub(super) fn stop_counting(&self) {
         match self {
             Self::Present { scratch, .. } => {

@@ -8,6 +8,8 @@ use std::{
 use aya::maps::{MapData, RingBuf};
 use monitor_common::protocol::ring::{Doorbell, Victim};
 
+use crate::source::{DoorbellQueue, RingRecord};
+
 /// The ring buffer: the agent waits on it, and takes doorbells from it.
 pub struct Doorbells(pub(super) RingBuf<MapData>);
 
@@ -15,15 +17,6 @@ impl fmt::Debug for Doorbells {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Doorbells").field(&self.0.as_raw_fd()).finish()
     }
-}
-
-/// One record of the ring buffer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RingRecord {
-    /// A doorbell: a slot to look at.
-    Bell(Doorbell),
-    /// The victim of an OOM.
-    Victim(Victim),
 }
 
 impl Iterator for Doorbells {
@@ -45,6 +38,8 @@ impl Iterator for Doorbells {
         }
     }
 }
+
+impl DoorbellQueue for Doorbells {}
 
 impl AsRawFd for Doorbells {
     fn as_raw_fd(&self) -> RawFd {

@@ -4,7 +4,7 @@
 use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
     path::Path,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
 };
 
 use monitor_common::protocol::{
@@ -18,13 +18,13 @@ use nix::time::{ClockId, clock_gettime};
 
 use crate::{
     error::{Error, Result},
-    kernel::{Facts, Features, HOOKS, Hook, Plan},
+    kernel::{self, Facts, Features, HOOKS, Hook, Plan},
     logging::FromPrograms,
     programs::{
         Doorbells, Identity, Programs, ROOT_ID, TableSizes,
         error::PredecessorError,
         handles::{Handles, Maps, for_pinning, open_shared},
-        load::{OBJECT, follow_log, load_all, load_object, log_of},
+        load::{ProgramKind, follow_log, load_all, load_object, log_of},
         pins::{OlderPins, Pins},
         predecessor::Predecessor,
     },
@@ -65,10 +65,7 @@ fn what_works<T>(mut attempt: impl FnMut(&[&'static str]) -> std::result::Result
         match attempt(&refused) {
             Ok(done) => return Ok(done),
             Err(Failed::At(hook, error)) if !hook.required && !refused.contains(&hook.program) => {
-                log::warn!(
-                    "{error}; the agent continues without it, and does not see this: {}",
-                    hook.purpose
-                );
+                log::warn!("{error}; the agent continues without it, and cannot observe: {}", hook.purpose);
                 refused.push(hook.program);
             }
             Err(Failed::At(_, error) | Failed::Else(error)) => return Err(error),
@@ -80,11 +77,11 @@ impl Programs {
     /// Goes on with the programs that are pinned, if they are of this build and of these sizes;
     /// else loads and attaches new ones. When this returns, every change of every counter is
     /// seen; groups that existed before still have to be enumerated, their bands to be published,
-    /// and then [`Source::take_over`] called.
+    /// and then [`Source::take_over`] called. The pins are taken where it succeeds.
     ///
     /// # Errors
     /// The error says what the host lacks and what to do.
-    pub fn start(v1: bool, sizes: TableSizes, pins: Option<Pins>) -> Result<(Self, Doorbells)> {
+    pub fn start(v1: bool, sizes: TableSizes, pins: &mut Option<Pins>) -> Result<(Self, Doorbells)> {
         let anew = |error: &Error| log::warn!("{error}; loading the programs anew");
         let present = pins.as_ref().filter(|pins| pins.are_complete()).map(Pins::present);
         let found = present.as_deref().map_or(Pinned::Nothing, |directory| {
@@ -97,10 +94,19 @@ impl Programs {
         let predecessors = before.into_iter().filter_map(|older| opened(&older)).collect();
         let (mut programs, ring) = match found {
             Pinned::Same(parts) => Self::adopt(sizes, *parts, pins.as_ref())?,
-            _ => Self::load(v1, sizes, pins.is_some())?,
+            _ => Self::load(ProgramKind::Trampoline, v1, sizes, pins.is_some())?,
         };
-        (programs.pins, programs.predecessors) = (pins, predecessors);
+        (programs.pins, programs.predecessors) = (pins.take(), predecessors);
         Ok((programs, ring))
+    }
+
+    /// Loads and attaches kprobes, for kernels without BPF trampolines. They are not pinned: while
+    /// there is no agent nothing is seen, and the next one reads everything once more.
+    ///
+    /// # Errors
+    /// The error says what the host lacks and what to do.
+    pub fn start_kprobes(v1: bool, sizes: TableSizes) -> Result<(Self, Doorbells)> {
+        Self::load(ProgramKind::Kprobe, v1, sizes, false)
     }
 
     fn adopt(
@@ -111,20 +117,20 @@ impl Programs {
         if let Some(pins) = pins {
             log_of(Handles::logging(&pins.present()));
         }
-        let (programs, ring) = Self::new(sizes, maps, handles);
+        let (programs, ring) = Self::new(sizes, maps, handles)?;
         // A record that the earlier agent took, and did not live to count.
         programs.answer_cell()?.victims.set(0);
         programs.query(Query::WHO_AM_I, 0, 0)?;
         programs.try_eventfd()?;
-        log::debug!("going on with the programs that are pinned");
+        log::debug!("continuing with the pinned programs");
         Ok((programs, ring))
     }
 
-    fn load(v1: bool, sizes: TableSizes, to_be_pinned: bool) -> Result<(Self, Doorbells)> {
+    fn load(kind: ProgramKind, v1: bool, sizes: TableSizes, to_be_pinned: bool) -> Result<(Self, Doorbells)> {
         let facts = Facts::gather(v1)?;
         let (mut programs, ring) = what_works(|refused| {
             let plan = Plan::decide(&facts, refused)?;
-            Self::attempt(&plan, v1, sizes, to_be_pinned)
+            Self::attempt(kind, &plan, v1, sizes, to_be_pinned)
         })?;
         programs.try_eventfd()?;
         if let Some(Handles::Loaded { ebpf, .. }) = &mut programs.handles
@@ -136,13 +142,15 @@ impl Programs {
     }
 
     fn attempt(
+        kind: ProgramKind,
         plan: &Plan,
         v1: bool,
         sizes: TableSizes,
         to_be_pinned: bool,
     ) -> std::result::Result<(Self, Doorbells), Failed> {
-        let mut ebpf = load_object(plan, sizes)?;
-        let hooks: Vec<&Hook> = HOOKS.iter().filter(|hook| plan.hooks.contains(&hook.program)).collect();
+        let mut ebpf = load_object(kind, plan, sizes)?;
+        let hooks: Vec<&Hook> =
+            HOOKS.iter().filter(|hook| kind.has(hook) && plan.hooks.contains(&hook.program)).collect();
         load_all(&mut ebpf, plan, &hooks).map_err(|(hook, error)| match hook {
             Some(hook) => Failed::At(hook, error),
             None => Failed::Else(error),
@@ -153,7 +161,8 @@ impl Programs {
         describe(&maps.scratch, v1, sizes, plan);
         // The answering program is loaded, not attached: so it answers before the others.
         let handles = Handles::Loaded { ebpf: Box::new(ebpf), links: Vec::new() };
-        let (mut programs, ring) = Self::new(sizes, maps, handles);
+        let (mut programs, ring) = Self::new(sizes, maps, handles)?;
+        programs.kind = kind;
         programs.query(Query::WHO_AM_I, 0, 0)?;
         programs.query(Query::NEW_EPOCH, now(), 0)?;
         let attached = programs.handles.as_mut().map_or(Ok(()), |handles| handles.attach(&hooks));
@@ -162,25 +171,30 @@ impl Programs {
         Ok((programs, ring))
     }
 
-    fn new(sizes: TableSizes, maps: Maps, handles: Handles) -> (Self, Doorbells) {
-        let Maps { slots, scratch, tallies, files, thread_marks, ring } = maps;
+    fn new(sizes: TableSizes, maps: Maps, handles: Handles) -> Result<(Self, Doorbells)> {
+        let ask = handles.query_descriptor()?;
+        let Maps { slots, scratch, tallies, files, thread_marks, boxes, ring } = maps;
         let plan = scratch.get(0).map_or(0, |cell| cell.plan.get());
         let programs = Self {
             attached: handles.attached(),
             handles: Some(handles),
-            identity: Identity::new(Arc::clone(&slots), Arc::clone(&scratch), sizes.groups),
+            identity: Identity::new(Arc::clone(&slots), Arc::clone(&scratch), sizes.groups, ask),
             slots,
             scratch,
             tallies,
             files,
             thread_marks,
+            boxes,
+            silent: Default::default(),
+            kind: ProgramKind::Trampoline,
+            sweeps: AtomicU64::new(0),
             band_shift: (plan & 0xff) as u32,
             features: Features::from_bits(plan >> 8 & 0xff),
             pins: None,
             unpinned: Vec::new(),
             predecessors: Vec::new(),
         };
-        (programs, Doorbells(ring))
+        Ok((programs, Doorbells(ring)))
     }
 
     /// Pins new programs, takes over what the programs that they replace have seen, and lets
@@ -237,7 +251,7 @@ impl Programs {
         }
     }
 
-    /// The number that tells these maps from others.
+    /// The number that distinguishes these maps from others.
     #[must_use]
     pub fn instance(&self) -> u64 {
         self.scratch.get(0).map_or(0, |cell| cell.instance.get())
@@ -266,7 +280,7 @@ fn describe(scratch: &Table<SharedScratch>, v1: bool, sizes: TableSizes, plan: &
     let Some(cell) = scratch.get(0) else { return };
     cell.build.set(build(v1));
     cell.instance.set(now());
-    cell.sizes.set(sizes.groups.into());
+    cell.sizes.set(sizes.word());
     cell.ring.set(sizes.ring.into());
     cell.plan.set(u64::from(plan.band_shift) | plan.features.bits() << 8);
 }
@@ -276,7 +290,7 @@ fn look_at(directory: &Path, v1: bool, sizes: TableSizes) -> Result<Pinned> {
     let scratch: Table<SharedScratch> = open_shared(directory, "SCRATCH", 1)?;
     let cell = scratch.get(0).ok_or(PredecessorError::NoAnswerCell)?;
     let are_these = cell.build.get() == build(v1)
-        && cell.sizes.get() == u64::from(sizes.groups)
+        && cell.sizes.get() == sizes.word()
         && cell.ring.get() == u64::from(sizes.ring);
     if are_these {
         return Ok(Pinned::Same(Box::new((Maps::open(directory, sizes)?, Handles::open(directory)?))));
@@ -300,7 +314,7 @@ fn opened(older: &OlderPins) -> Option<Predecessor> {
 /// which do not change before the next boot.
 fn build(v1: bool) -> u64 {
     let mut hasher = DefaultHasher::new();
-    (OBJECT, v1, env!("CARGO_PKG_VERSION")).hash(&mut hasher);
+    (ProgramKind::Trampoline.object(), v1, env!("CARGO_PKG_VERSION"), kernel::absent()).hash(&mut hasher);
     hasher.finish()
 }
 

@@ -91,6 +91,7 @@ impl Accounts {
     }
 
     /// The account at an index, if any.
+    #[cfg(test)]
     pub(super) fn account(&self, payer: AccountIndex) -> Option<Account> {
         let (account, held) = self.held.get(payer.0 as usize)?;
         (*held > 0).then_some(*account)

@@ -13,9 +13,15 @@ const KEPT: u64 = 32;
 /// have one more. Beyond [`ENOUGH`] one account may have as many as it leaves to others.
 #[must_use]
 pub fn has_room(account: Account, held: u64, used: u64, all: u64) -> bool {
-    let kept = if account.is_unlimited() || all < KEPT * ENOUGH { 0 } else { all / KEPT };
+    has_room_beyond(ENOUGH, account, held, used, all)
+}
+
+/// Returns what [`has_room`] does, where each account may have `enough` places as long as there are any.
+#[must_use]
+pub fn has_room_beyond(enough: u64, account: Account, held: u64, used: u64, all: u64) -> bool {
+    let kept = if account.is_unlimited() || all < KEPT * enough { 0 } else { all / KEPT };
     let left = (all - kept).saturating_sub(used);
-    left > 0 && (account.is_unlimited() || held < left.max(ENOUGH))
+    left > 0 && (account.is_unlimited() || held < left.max(enough))
 }
 
 #[cfg(test)]
@@ -36,7 +42,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_takes_all() {
+    fn no_account_takes_all() {
         const ALL: u64 = 1 << 16;
         let users: Vec<_> = (0..4).map(Account::User).collect();
         let got = filled(&[&users[..], &[Account::Privileged]].concat(), ALL);

@@ -30,8 +30,8 @@ const NO_HOLDOFF: Clock = Clock { now: 0, holdoff: 0 };
 /// A registration with a record id of its own, on `file`.
 fn registration(on: ControlFile, trigger: Trigger, file: FileId, account: Account) -> Subscription {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let ticket = RecordId(NEXT.fetch_add(1, Ordering::Relaxed));
-    Subscription { on, trigger, file, account, ticket, above: None }
+    let record_id = RecordId(NEXT.fetch_add(1, Ordering::Relaxed));
+    Subscription { on, trigger, file, account, record_id, above: None }
 }
 
 /// A crossing as a test sees it: the eventfd, the threshold, the direction.
@@ -54,8 +54,8 @@ fn quiet(registry: &mut Registry, now: u64) -> Vec<Signal> {
     signals_of(crossings)
 }
 
-fn counts(tickets: Vec<(FileId, Vec<RecordId>)>) -> Vec<(FileId, usize)> {
-    tickets.into_iter().map(|(file, tickets)| (file, tickets.len())).collect()
+fn counts(record_ids: Vec<(FileId, Vec<RecordId>)>) -> Vec<(FileId, usize)> {
+    record_ids.into_iter().map(|(file, record_ids)| (file, record_ids.len())).collect()
 }
 
 fn up(threshold: u64, file: FileId) -> Signal {
@@ -87,7 +87,7 @@ fn standing_still_crosses_nothing() {
 }
 
 #[test]
-fn registered_above_first_hears_of_the_drop() {
+fn registered_above_is_signalled_for_the_drop_first() {
     let mut registry = Registry::default();
     add(&mut registry, G, 50, 10, A);
     assert_eq!(quiet(&mut registry, 60), vec![]);
@@ -126,8 +126,8 @@ fn closing_an_eventfd_leaves_the_others() {
     add(&mut registry, G, 0, 10, A);
     add(&mut registry, G, 0, 10, B);
     add(&mut registry, GroupId { slot: 8, generation: 3 }, 0, 10, A);
-    let (mut slots, tickets) = registry.remove_file(A);
-    assert_eq!(tickets.len(), 2);
+    let (mut slots, record_ids) = registry.remove_file(A);
+    assert_eq!(record_ids.len(), 2);
     slots.sort_unstable();
     assert_eq!(slots, vec![7, 8]);
     assert_eq!(registry.len(), 1);
@@ -146,7 +146,7 @@ fn zero_and_the_maximum_never_fire() {
 }
 
 #[test]
-fn a_direction_not_asked_for_is_not_told() {
+fn a_direction_not_requested_is_not_signalled() {
     let mut registry = Registry::default();
     let only_down = Threshold { up: false, ..Threshold::plain(Pages(10)) };
     let trigger = Trigger::Threshold(only_down);
@@ -187,7 +187,7 @@ fn percents_follow_the_limit() {
 }
 
 #[test]
-fn a_window_is_heard_by_mode_and_level() {
+fn a_window_is_signalled_by_mode_and_level() {
     let mut registry = Registry::default();
     let mut listen = |level, mode, file| {
         let trigger = Trigger::Pressure(Pressure { level, mode });
@@ -212,7 +212,7 @@ fn flapping(crossings: u64) -> impl Iterator<Item = u64> {
 }
 
 #[test]
-fn a_threshold_that_flaps_rests_and_is_told_where_it_ended() {
+fn a_threshold_that_flaps_is_held_off_and_signalled_where_it_ended() {
     let mut registry = Registry::default();
     add(&mut registry, G, 0, 10, A);
     add(&mut registry, G, 0, 50, B);

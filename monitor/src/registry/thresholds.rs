@@ -15,7 +15,7 @@ use monitor_common::{
     },
 };
 
-pub use self::index::Cursor;
+pub use self::index::{Cursor, Registered};
 use self::index::{IndexEntry, ThresholdIndex};
 use crate::{registry::Subscriber, source::FileId};
 
@@ -116,11 +116,11 @@ impl ThresholdSet {
 
     /// The part of `late` for which the look before has not signalled.
     #[must_use]
-    pub fn untold(&self, late: Excursion) -> Excursion {
-        let told = self.store.as_ref().map_or(Stretches::NONE, |store| store.told);
+    pub fn unsignalled(&self, late: Excursion) -> Excursion {
+        let signalled = self.store.as_ref().map_or(Stretches::NONE, |store| store.signalled);
         Excursion {
-            min: if told.leave_some_of((late.min, self.now)) { late.min } else { u64::MAX },
-            max: if told.leave_some_of((self.now, late.max)) { late.max } else { 0 },
+            min: if signalled.leave_some_of((late.min, self.now)) { late.min } else { u64::MAX },
+            max: if signalled.leave_some_of((self.now, late.max)) { late.max } else { 0 },
         }
     }
 
@@ -136,18 +136,20 @@ impl ThresholdSet {
         self.store.is_none()
     }
 
+    #[cfg(test)]
     fn all(&self) -> impl Iterator<Item = &IndexEntry> {
         self.store.iter().flat_map(|store| store.all())
     }
 
-    /// Up to `most` thresholds in pages, each with its eventfd, after a place in their
-    /// order; and the place to go on from, when there may be more. Costs what it returns.
+    /// Up to `most` thresholds after a place in their order; and the place to go on from, when
+    /// there may be more. Costs what it returns.
     #[must_use]
-    pub fn page(&self, after: Option<Cursor>, most: usize) -> (Vec<(u64, FileId)>, Option<Cursor>) {
+    pub fn page(&self, after: Option<Cursor>, most: usize) -> (Vec<Registered>, Option<Cursor>) {
         self.store.as_ref().map_or((Vec::new(), None), |store| store.page(after, most))
     }
 
     /// Thresholds in pages, each with its registration.
+    #[cfg(test)]
     pub fn thresholds(&self) -> impl Iterator<Item = (u64, Subscriber)> + '_ {
         self.all().map(|entry| (entry.threshold, entry.to))
     }
@@ -179,7 +181,8 @@ pub fn first_side(trigger: &Trigger, now: u64, limit: u64) -> bool {
 }
 
 /// The place of a threshold, in pages. In percent of no limit it lies where it never fires.
-fn pages(at: At, limit: u64) -> u64 {
+#[must_use]
+pub fn pages(at: At, limit: u64) -> u64 {
     match at {
         At::Pages(pages) => pages.0,
         At::Percent(_) if limit == u64::MAX => u64::MAX,

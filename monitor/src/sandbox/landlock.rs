@@ -23,12 +23,25 @@ const WANTED: ABI = ABI::V5;
 /// # Errors
 /// The kernel has Landlock, and refused the rules.
 pub fn read_only<'a>(directories: impl IntoIterator<Item = &'a Path>) -> Result<&'static str> {
+    restrict(directories, None)
+}
+
+/// Allows what [`read_only`] does, and to make, write and remove files below `writable`.
+///
+/// # Errors
+/// The kernel has Landlock, and refused the rules.
+pub fn restrict<'a>(
+    directories: impl IntoIterator<Item = &'a Path>,
+    writable: Option<&'a Path>,
+) -> Result<&'static str> {
+    let writes = AccessFs::WriteFile | AccessFs::MakeReg | AccessFs::RemoveFile;
     let status = Ruleset::default()
         .handle_access(AccessFs::from_all(WANTED))
         .and_then(|rules| rules.handle_access(AccessNet::from_all(WANTED)))
         .and_then(Ruleset::create)
         .map_err(SandboxError::Landlock)?
         .add_rules(path_beneath_rules(directories, AccessFs::from_read(WANTED)))
+        .and_then(|rules| rules.add_rules(path_beneath_rules(writable, AccessFs::from_read(WANTED) | writes)))
         .map_err(SandboxError::Landlock)?
         .restrict_self()
         .map_err(SandboxError::Landlock)?;

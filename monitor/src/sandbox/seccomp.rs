@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use libc::c_long;
-use monitor_sys::seccomp::NotInstalled;
+use monitor_sys::{namespace, seccomp::NotInstalled};
 use nix::sys::prctl;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen::Dword, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -113,6 +113,9 @@ const AGENT: &[c_long] = &[
     libc::SYS_memfd_create,
     libc::SYS_ftruncate,
     libc::SYS_pwrite64,
+    // Notices of changed files, where those are read instead of counters.
+    libc::SYS_inotify_add_watch,
+    libc::SYS_inotify_rm_watch,
     // Signals to eventfds.
     libc::SYS_io_setup,
     libc::SYS_io_submit,
@@ -120,7 +123,7 @@ const AGENT: &[c_long] = &[
     libc::SYS_io_destroy,
 ];
 
-/// Answered with `ENOSYS`, so that glibc goes on to `clone`, whose flags can be checked.
+/// Calls answered with `ENOSYS`, so that glibc falls back to `clone`, whose flags can be checked.
 const UNKNOWN: &[c_long] = &[libc::SYS_clone3];
 
 /// Calls that end the process: to run a program, to access another process's memory, to
@@ -149,12 +152,31 @@ const TO_WRITE: i32 =
 /// the next key, run, a program's statistics, look up and delete.
 const BPF_USE: [i32; 7] = [1, 2, 3, 4, 10, 15, 21];
 
+/// Files that the agent opens for writing once it is ready.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Writes {
+    /// Those of groups, which are there.
+    pub groups: bool,
+    /// Those of the black box, which it makes; Landlock leaves them to one thread.
+    pub black_box: bool,
+}
+
+/// Further calls of an agent with a black box.
+const BLACK_BOX: &[c_long] = &[libc::SYS_renameat, libc::SYS_renameat2];
+
 impl Set {
     /// The calls of the agent once it is ready.
     #[must_use]
-    pub fn agent() -> Self {
-        let mut set = Self::of(&[ALL, AGENT]);
-        set.only(libc::SYS_openat, 2, &SeccompCmpOp::MaskedEq(bits(TO_WRITE)), [0]);
+    pub fn agent(writes: Writes) -> Self {
+        let mut set = Self::of(&[ALL, AGENT, if writes.black_box { BLACK_BOX } else { &[] }]);
+        let to_make = writes.black_box.then_some(libc::O_WRONLY | libc::O_CREAT);
+        let to_write = writes.groups.then_some(libc::O_WRONLY).into_iter().chain(to_make);
+        set.only(
+            libc::SYS_openat,
+            2,
+            &SeccompCmpOp::MaskedEq(bits(TO_WRITE)),
+            [0].into_iter().chain(to_write),
+        );
         #[cfg(target_arch = "x86_64")]
         set.only(libc::SYS_open, 1, &SeccompCmpOp::MaskedEq(bits(TO_WRITE)), [0]);
         set.only(libc::SYS_open_by_handle_at, 2, &SeccompCmpOp::MaskedEq(bits(TO_WRITE)), [0]);
@@ -164,8 +186,9 @@ impl Set {
         set.only(libc::SYS_bpf, 0, &SeccompCmpOp::Eq, BPF_USE);
         let thread = libc::CLONE_THREAD;
         set.only(libc::SYS_clone, 0, &SeccompCmpOp::MaskedEq(bits(thread)), [thread]);
-        // FIONBIO; FUSE's threads need no other.
-        set.only(libc::SYS_ioctl, 1, &SeccompCmpOp::Eq, [0x5421]);
+        // FIONBIO, and the parent of a reader's pid namespace; FUSE's threads need no other.
+        let ioctls = [0x5421, namespace::GET_PARENT.cast_signed()];
+        set.only(libc::SYS_ioctl, 1, &SeccompCmpOp::Eq, ioctls);
         // Swaps real and saved user id, to send kept eventfds (`in_flight`): the effective one
         // stays, and without CAP_SETUID no other is possible.
         set.only(libc::SYS_setresuid, 1, &SeccompCmpOp::Eq, [-1]);
@@ -287,11 +310,12 @@ fn install(program: &BpfProgram) -> Result<()> {
 mod tests {
     use seccompiler::SeccompAction;
 
-    use super::{NEVER, Set, UNKNOWN, compile};
+    use super::{NEVER, Set, UNKNOWN, Writes, compile};
 
     #[test]
     fn the_lists_compile_and_do_not_contradict_each_other() {
-        for set in [Set::agent(), Set::unmounter()] {
+        let all = Writes { groups: true, black_box: true };
+        for set in [Set::agent(Writes::default()), Set::agent(all), Set::unmounter()] {
             assert!(!set.is_empty());
             assert!(NEVER.iter().chain(UNKNOWN).all(|call| !set.0.contains_key(call)));
             assert!(compile(set.0, SeccompAction::Errno(1), SeccompAction::Allow).is_ok());

@@ -19,8 +19,11 @@ pub struct Misses {
     pub removals: u64,
     /// Groups that become empty, or get a task again: the kernel is queried.
     pub emptied: u64,
+    /// Groups that are made: one that is there later is found by what it does, and one that has gone
+    /// by then is not; whoever watches for new groups is told the number.
+    pub creations: u64,
     /// Calls that are made again by themselves: the group of a file that is read, the file of an
-    /// eventfd that is shown, a group that is made.
+    /// eventfd that is shown.
     pub repeated: u64,
     /// Calls that nothing makes up for; see
     /// [`LossKind::SkippedForGood`](monitor_common::protocol::ring::LossKind).
@@ -42,17 +45,43 @@ impl Misses {
             "limit_write_1" | "limit_twin_1" => &mut self.repeated,
             "css_offline" | "css_free" => &mut self.removals,
             "populated" => &mut self.emptied,
-            "css_online" | "usage_read" | "usage_read_v1" | "eventfd_fdinfo" => &mut self.repeated,
+            "css_online" => &mut self.creations,
+            "usage_read" | "usage_read_v1" | "eventfd_fdinfo" => &mut self.repeated,
             name if name.ends_with("charge_1") || name.ends_with("charge_2") => &mut self.charges,
             _ => &mut self.for_good,
         }
+    }
+
+    /// Adds `rounds` in which no program was called: one of each kind that something makes up for.
+    pub const fn add_round(&mut self, rounds: u64) {
+        self.charges += rounds;
+        self.limits_set += rounds;
+        self.removals += rounds;
+        self.creations += rounds;
+        self.emptied += rounds;
+        let mut twin = 0;
+        while twin < 2 {
+            self.ooms[twin] += rounds;
+            self.oom_ends[twin] += rounds;
+            self.limit_writes[twin] += rounds;
+            twin += 1;
+        }
+    }
+
+    /// Counts calls that were kept from the one program at a place as kept from both, since there is
+    /// no second one.
+    pub const fn have_no_twins(&mut self) {
+        self.ooms[1] = self.ooms[0];
+        self.oom_ends[1] = self.oom_ends[0];
+        self.limit_writes[1] = self.limit_writes[0];
     }
 
     /// The number of all calls.
     #[must_use]
     pub const fn total(&self) -> u64 {
         let twins = sum(&self.ooms) + sum(&self.oom_ends) + sum(&self.limit_writes);
-        twins + self.charges + self.limits_set + self.removals + self.emptied + self.repeated + self.for_good
+        let groups = self.removals + self.creations + self.emptied;
+        twins + self.charges + self.limits_set + groups + self.repeated + self.for_good
     }
 
     /// Whether a call may have been kept from both twins.
@@ -71,6 +100,7 @@ impl Misses {
             limit_writes: twins(&self.limit_writes, &before.limit_writes),
             limits_set: self.limits_set.saturating_sub(before.limits_set),
             removals: self.removals.saturating_sub(before.removals),
+            creations: self.creations.saturating_sub(before.creations),
             emptied: self.emptied.saturating_sub(before.emptied),
             repeated: self.repeated.saturating_sub(before.repeated),
             for_good: self.for_good.saturating_sub(before.for_good),
@@ -91,6 +121,18 @@ mod tests {
     use super::Misses;
     use crate::kernel::HOOKS;
 
+    #[test]
+    fn without_twins_a_call_that_one_program_missed_is_made_up_for() {
+        let mut misses = Misses { ooms: [1, 0], oom_ends: [2, 0], limit_writes: [3, 0], ..Misses::default() };
+        assert!(!Misses::both(misses.ooms));
+        misses.have_no_twins();
+        assert!([misses.ooms, misses.oom_ends, misses.limit_writes].into_iter().all(Misses::both));
+        // A round without any program: an OOM may have begun before it and ended in it.
+        let mut silent = Misses::default();
+        silent.add_round(1);
+        assert!([silent.ooms, silent.oom_ends, silent.limit_writes].into_iter().all(Misses::both));
+    }
+
     /// A new program has to be handled here.
     #[test]
     fn what_nothing_makes_up_for_is_known() {
@@ -104,7 +146,10 @@ mod tests {
                 misses.for_good == 1
             })
             .collect();
-        let known = ["oom_notified", "oom_scope", "oom_kill", "oom_victim", "oom_group", "reclaim_window"];
+        let oom = ["oom_notified", "oom_scope", "oom_kill", "oom_victim", "oom_group"];
+        let reclaim = ["window", "report", "report_6", "ended", "begun", "node"];
+        let reclaim = reclaim.iter().map(|name| format!("reclaim_{name}"));
+        let known: Vec<_> = oom.iter().map(ToString::to_string).chain(reclaim).collect();
         assert_eq!(for_good, known);
     }
 }

@@ -12,6 +12,17 @@ pub enum ViewError {
         /// Path of the directory.
         point: PathBuf,
     },
+    /// The directory is in a cgroup hierarchy, whose groups the view would hide.
+    #[error(
+        "{point} is in a cgroup hierarchy ({kind}), which the view would hide; give the view a directory outside with \
+         --mount, or none with --no-mount"
+    )]
+    InHierarchy {
+        /// Path of the directory.
+        point: PathBuf,
+        /// Type of the hierarchy's file system: `cgroup` or `cgroup2`.
+        kind: &'static str,
+    },
     /// Another file system is mounted on the directory.
     #[error("{kind} is mounted on {point}; give the view another directory with --mount")]
     OtherMount {

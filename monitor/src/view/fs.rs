@@ -7,7 +7,7 @@ use std::{
     ffi::OsStr,
     path::Path,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -20,16 +20,22 @@ use fuser::{
     WriteFlags,
 };
 use monitor_common::grammar::line::MAX_LINE;
-use nix::errno::Errno as Code;
+use nix::{
+    errno::Errno as Code,
+    time::{ClockId, clock_gettime},
+};
 use tokio::sync::mpsc;
 
 use crate::{
     cgroup::v1_file::V1File,
     view::{
-        WAITING, Written, WrittenReply,
+        gate::Gate,
+        pid_namespace, setting,
         share::Shares,
-        snapshot::{Snapshots, part},
+        task_lists::TaskLists,
+        texts::{ReadRequest, Texts},
         tree::{Attributes, Node, Tree},
+        written::{WAITING, Written, WrittenReply},
     },
 };
 
@@ -38,32 +44,80 @@ const TTL: Duration = Duration::ZERO;
 
 /// Longest write that arrives whole. It is more than a line, so a longer one is
 /// refused by its first part.
-const LARGEST_WRITE: u32 = 1 << 20;
-
-/// Bytes of text kept for readers in small pieces.
-const SNAPSHOTS: usize = 8 << 20;
+pub(super) const LARGEST_WRITE: u32 = 1 << 20;
 
 /// State that the FUSE threads share.
 #[derive(Debug)]
 pub struct View {
-    tree: std::sync::Arc<Tree>,
+    tree: Arc<Tree>,
+    texts: Arc<Texts>,
+    task_lists: TaskLists,
     writes: mpsc::Sender<Written>,
     shares: Shares,
     opened: AtomicU64,
-    snapshots: Mutex<Snapshots>,
+    gate: Arc<Gate>,
+}
+
+/// Handles on what the view's threads do, and on what is queued for others.
+#[derive(Clone, Debug)]
+pub struct ViewWork {
+    gate: Arc<Gate>,
+    shares: Shares,
+    task_lists: TaskLists,
+}
+
+impl ViewWork {
+    /// The gate of the view's threads.
+    #[must_use]
+    pub fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// Whether every request that was queued is answered.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.shares.is_idle() && self.task_lists.is_idle()
+    }
+}
+
+/// The first number of an open file: later than any that an earlier agent on the same connection
+/// has given out, one in a nanosecond at most.
+fn first_handle() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from);
+    u64::try_from(now.as_nanos()).unwrap_or(0).max(1)
 }
 
 impl View {
     /// Shows `tree`; writes to a `cgroup.event_control` are sent to `writes`.
     #[must_use]
-    pub fn new(tree: std::sync::Arc<Tree>, writes: mpsc::Sender<Written>) -> Self {
+    pub fn new(tree: Arc<Tree>, writes: mpsc::Sender<Written>) -> Self {
+        let texts = Arc::new(Texts::new(Arc::clone(&tree)));
+        let task_lists = TaskLists::new(Arc::clone(&texts));
         Self {
             tree,
+            texts,
+            task_lists,
             writes,
             shares: Shares::new(WAITING),
-            opened: AtomicU64::new(1),
-            snapshots: Mutex::new(Snapshots::new(SNAPSHOTS)),
+            opened: AtomicU64::new(first_handle()),
+            gate: Arc::default(),
         }
+    }
+
+    /// The work that has to be quiet before the view is handed over.
+    #[must_use]
+    pub fn work(&self) -> ViewWork {
+        ViewWork {
+            gate: Arc::clone(&self.gate),
+            shares: self.shares.clone(),
+            task_lists: self.task_lists.clone(),
+        }
+    }
+
+    /// The queue of reads that a thread of its own answers.
+    #[must_use]
+    pub fn task_lists(&self) -> TaskLists {
+        self.task_lists.clone()
     }
 
     fn root(&self) -> u64 {
@@ -83,52 +137,18 @@ impl View {
         Ok(file_attr(&self.tree.attributes(self.node(number)?)?, self.root()))
     }
 
-    fn snapshots(&self) -> MutexGuard<'_, Snapshots> {
-        // The texts are whole even if a thread panicked under the lock.
-        self.snapshots.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The bytes for `read`: from a new text at offset 0, and from that text after it.
-    fn text(&self, number: INodeNo, handle: u64, offset: u64, size: u32) -> Result<Vec<u8>, Code> {
-        let (group, file) = self.file(number)?;
-        if offset > 0 {
-            let mut snapshots = self.snapshots();
-            if let Some(text) = snapshots.get(handle) {
-                // A removed group answers ENODEV in the middle, too.
-                let piece = part(text, offset, size).to_vec();
-                if piece.is_empty() {
-                    snapshots.forget(handle);
-                }
-                drop(snapshots);
-                self.tree.open(group).map_err(|_| Code::ENODEV)?;
-                return Ok(piece);
-            }
-        }
-        let text = self.tree.read(group, file)?;
-        let piece = part(&text, offset, size).to_vec();
-        if offset == 0 {
-            let mut snapshots = self.snapshots();
-            if piece.len() < text.len() {
-                snapshots.keep(handle, text);
-            } else {
-                snapshots.forget(handle);
-            }
-        }
-        Ok(piece)
-    }
-
     /// Checks of a write that are made before the line is parsed (`kernfs_fop_write_iter`,
-    /// `cgroup_file_write`).
-    fn admit(&self, number: INodeNo, data: &[u8]) -> Result<u64, Code> {
+    /// `cgroup_file_write`). Returns the group that a line registers on; a write to another file
+    /// is refused, or has nothing to do.
+    fn admit(&self, number: INodeNo, data: &[u8]) -> Result<Option<u64>, Code> {
         let (group, file) = self.file(number)?;
         if data.len() > MAX_LINE {
             return Err(Code::E2BIG);
         }
         self.tree.open(group).map_err(|_| Code::ENODEV)?;
         match file {
-            V1File::EventControl => Ok(group),
-            // No other file can be written to: the view is for watching.
-            _ => Err(Code::EINVAL),
+            V1File::EventControl => Ok(Some(group)),
+            file => setting::check(file, group == self.root(), data).map(|()| None),
         }
     }
 }
@@ -168,6 +188,7 @@ impl Filesystem for View {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let _passage = self.gate.enter();
         let found = self.node(parent).and_then(|node| match node.file {
             None => self.tree.look_up(node.group, name),
             Some(_) => Err(Code::ENOTDIR),
@@ -179,6 +200,7 @@ impl Filesystem for View {
     }
 
     fn getattr(&self, _: &Request, number: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        let _passage = self.gate.enter();
         match self.stat(number) {
             Ok(found) => reply.attr(&TTL, &found),
             Err(code) => reply.error(errno(code)),
@@ -205,6 +227,7 @@ impl Filesystem for View {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let _passage = self.gate.enter();
         match self.stat(number) {
             Ok(_) if mode.is_some() || uid.is_some() || gid.is_some() => reply.error(Errno::EPERM),
             Ok(found) => reply.attr(&TTL, &found),
@@ -213,6 +236,7 @@ impl Filesystem for View {
     }
 
     fn open(&self, _: &Request, number: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let _passage = self.gate.enter();
         let opened = self.file(number).and_then(|(group, _)| self.tree.open(group));
         match opened {
             // Without flush: it would take the inode's lock, which a writer holds
@@ -228,7 +252,7 @@ impl Filesystem for View {
 
     fn read(
         &self,
-        _: &Request,
+        request: &Request,
         number: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -237,10 +261,23 @@ impl Filesystem for View {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        match self.text(number, handle.0, offset, size) {
+        let _passage = self.gate.enter();
+        let answer = |text: Result<Vec<u8>, Code>, reply: ReplyData| match text {
             Ok(text) => reply.data(&text),
             Err(code) => reply.error(errno(code)),
+        };
+        let read = match self.file(number) {
+            Ok((group, file)) => ReadRequest { group, file, handle: handle.0, offset, size },
+            Err(code) => return reply.error(errno(code)),
+        };
+        if let Some(rest) = self.texts.rest(&read) {
+            return answer(rest, reply);
         }
+        let reader = request.pid().try_into().unwrap_or(0);
+        if read.file.lists_tasks() && pid_namespace::depth(reader) != Ok(0) {
+            return self.task_lists.submit(request.uid(), reader, read, reply);
+        }
+        answer(self.texts.begin(&read), reply);
     }
 
     /// Takes one write as one line, as in the kernel; the offset is ignored.
@@ -256,8 +293,10 @@ impl Filesystem for View {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let _passage = self.gate.enter();
         let group = match self.admit(number, data) {
-            Ok(group) => group,
+            Ok(Some(group)) => group,
+            Ok(None) => return reply.written(data.len().try_into().unwrap_or(u32::MAX)),
             Err(code) => return reply.error(errno(code)),
         };
         let Some(place) = self.shares.take(request.uid()) else {
@@ -296,11 +335,13 @@ impl Filesystem for View {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.snapshots().forget(handle.0);
+        let _passage = self.gate.enter();
+        self.texts.forget(handle.0);
         reply.ok();
     }
 
     fn opendir(&self, _: &Request, number: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let _passage = self.gate.enter();
         match self.node(number).and_then(|node| self.tree.open(node.group)) {
             Ok(_) => reply.opened(FileHandle(0), FopenFlags::empty()),
             Err(code) => reply.error(errno(code)),
@@ -308,6 +349,7 @@ impl Filesystem for View {
     }
 
     fn readdir(&self, _: &Request, number: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let _passage = self.gate.enter();
         let names = self.node(number).and_then(|node| self.tree.list(node.group, offset));
         let names = match names {
             Ok(names) => names,

@@ -12,7 +12,10 @@ use nix::{
     errno::Errno,
     fcntl::{OFlag, open},
     mount::{MntFlags, MsFlags, mount, umount2},
-    sys::stat::Mode,
+    sys::{
+        stat::Mode,
+        statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, statfs},
+    },
 };
 
 use crate::{
@@ -25,16 +28,17 @@ use crate::{
 const DEVICE: &str = "/dev/fuse";
 
 /// Source and subtype of a mount, by which it is recognized as an agent's.
-const NAME: &str = "memcg-monitor";
+pub(super) const NAME: &str = "memcg-monitor";
 
 /// Longest time that a view that is there already may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The mounted view, which is unmounted when it is dropped.
+/// The mounted view, which is unmounted when it is dropped, unless its connection is kept.
 #[derive(Debug)]
 pub struct Mounted {
     point: PathBuf,
     remove: bool,
+    kept: bool,
     unmounter: Unmounter,
 }
 
@@ -66,10 +70,14 @@ impl From<Error> for Failure {
 /// mount. The mount of an agent that was killed is cleared away first.
 ///
 /// # Errors
-/// There is another mount, perhaps another agent's view; or there is no FUSE.
+/// There is another mount, perhaps another agent's view; the directory is in a cgroup hierarchy; or there
+/// is no FUSE.
 pub fn on(point: &Path, remove: bool, mode: sandbox::Sandbox) -> Result<(OwnedFd, Mounted), Failure> {
     let device = open_device().map_err(Failure::Unavailable)?;
     clear(point)?;
+    if let Some(kind) = hierarchy_of(point) {
+        return Err(Error::from(ViewError::InHierarchy { point: point.into(), kind }).into());
+    }
     let made = !point.exists();
     fs::create_dir_all(point).map_err(|error| Error::file("make the directory", point, error))?;
     let point = point.canonicalize().map_err(|error| Error::file("look at", point, error))?;
@@ -81,7 +89,17 @@ pub fn on(point: &Path, remove: bool, mode: sandbox::Sandbox) -> Result<(OwnedFd
     let unmounter = Unmounter::start(&point, mode).inspect_err(|_| {
         let _ = umount2(&point, MntFlags::MNT_DETACH);
     })?;
-    Ok((device, Mounted { point, remove: remove || made, unmounter }))
+    Ok((device, Mounted { point, remove: remove || made, kept: false, unmounter }))
+}
+
+/// The view of an earlier agent that is mounted on `point`, and whose connection this one has.
+///
+/// # Errors
+/// The process that unmounts could not be started.
+pub fn again(point: &Path, remove: bool, mode: sandbox::Sandbox) -> Result<Mounted> {
+    let mut unmounter = Unmounter::start(point, mode)?;
+    unmounter.keep();
+    Ok(Mounted { point: point.to_owned(), remove, kept: true, unmounter })
 }
 
 /// Checks that this host has FUSE.
@@ -97,6 +115,16 @@ fn open_device() -> Result<OwnedFd> {
         let hint = if errno == Errno::ENOENT { " (is the module fuse loaded?)" } else { "" };
         Error::syscall(format!("open {DEVICE}{hint}"), errno)
     })
+}
+
+/// The type of the cgroup hierarchy that a directory is in, or would be made in: there it would be a group.
+fn hierarchy_of(point: &Path) -> Option<&'static str> {
+    let found = point.ancestors().find_map(|at| statfs(at).ok())?;
+    match found.filesystem_type() {
+        CGROUP2_SUPER_MAGIC => Some("cgroup2"),
+        CGROUP_SUPER_MAGIC => Some("cgroup"),
+        _ => None,
+    }
 }
 
 fn mount_on(point: &Path, device: &OwnedFd) -> Result<(), Failure> {
@@ -120,14 +148,19 @@ fn mount_on(point: &Path, device: &OwnedFd) -> Result<(), Failure> {
     })
 }
 
-/// Unmounts the views that killed agents left.
-fn clear(point: &Path) -> Result<()> {
-    // The last part of a dead mount's path cannot be inspected.
+/// The path of a mount point as mountinfo has it, without a request to its file system: the last
+/// part of a dead mount's path cannot be inspected.
+pub(super) fn real(point: &Path) -> PathBuf {
     let directory = point.parent().and_then(|directory| directory.canonicalize().ok());
-    let real = match (directory, point.file_name()) {
+    match (directory, point.file_name()) {
         (Some(directory), Some(name)) => directory.join(name),
         _ => point.to_owned(),
-    };
+    }
+}
+
+/// Unmounts the views that killed agents left.
+fn clear(point: &Path) -> Result<()> {
+    let real = real(point);
     while let Some(found) = mounts::on(&real)? {
         if found.kind != "fuse" || found.source != NAME {
             return Err(ViewError::OtherMount { kind: found.kind, point: real }.into());
@@ -164,12 +197,37 @@ impl Mounted {
     pub fn point(&self) -> &Path {
         &self.point
     }
+
+    /// Whether the mount point is removed after the mount.
+    #[must_use]
+    pub const fn removes(&self) -> bool {
+        self.remove
+    }
+
+    /// Whether the view outlives this agent, because its connection is in the descriptor store.
+    #[must_use]
+    pub const fn is_kept(&self) -> bool {
+        self.kept
+    }
+
+    /// Leaves the view mounted when the agent ends, in whatever way: the connection is kept.
+    pub fn keep(&mut self) {
+        self.kept = true;
+        self.unmounter.keep();
+    }
+
+    /// Unmounts the view at the end of the agent: there is no next one.
+    pub fn let_go(&mut self) {
+        self.kept = false;
+        self.unmounter.let_go();
+    }
 }
 
 impl Drop for Mounted {
     fn drop(&mut self) {
         self.unmounter.end();
         if self.remove
+            && !self.kept
             && let Err(error) = fs::remove_dir(&self.point)
         {
             log::warn!("remove {}: {error}", self.point.display());

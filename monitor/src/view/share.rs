@@ -45,6 +45,12 @@ impl Shares {
         Some(QueuePlace { user, shares: self.clone() })
     }
 
+    /// Whether no place is taken.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.held().by_user.is_empty()
+    }
+
     fn held(&self) -> MutexGuard<'_, HeldPlaces> {
         // No change under the lock can be left half done.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -69,7 +75,7 @@ mod tests {
     use super::Shares;
 
     #[test]
-    fn whoever_takes_all_that_he_can_leaves_room() {
+    fn a_user_that_takes_all_it_can_leaves_room() {
         let shares = Shares::new(1024);
         let all = |user| std::iter::from_fn(|| shares.take(user)).collect::<Vec<_>>();
         let first = all(1);

@@ -1,7 +1,13 @@
 //! The view's tree, worked out anew for each request: names, attributes and contents. Nothing
 //! is cached, so nothing is ever out of date.
 
-use std::{ffi::OsStr, ffi::OsString};
+use std::{
+    ffi::{OsStr, OsString},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use nix::errno::Errno;
 
@@ -11,11 +17,11 @@ use crate::{
         handle::{Directories, Directory},
         v1_file::V1File,
     },
-    view::contents,
+    view::{contents, pid_namespace::PidNamespace},
 };
 
 /// Inode numbers that a group has: its directory's and its files'.
-const NUMBERS: u64 = 32;
+const NUMBERS: u64 = 64;
 
 /// Inode number of the view's root, by the protocol.
 const ROOT: u64 = 1;
@@ -81,33 +87,52 @@ struct Permissions {
 /// The tree that the view shows.
 #[derive(Debug)]
 pub struct Tree {
-    directories: Directories,
+    directories: Arc<Directories>,
     event_control_mode: u32,
+    closed: AtomicBool,
+}
+
+/// The tree of a view that is mounted.
+#[derive(Clone, Debug)]
+pub struct MountedTree {
+    /// `st_dev` of its files.
+    pub device: u64,
+    /// The tree that it shows.
+    pub tree: Arc<Tree>,
 }
 
 impl Tree {
     /// The tree of this hierarchy.
     #[must_use]
-    pub const fn new(directories: Directories, event_control_mode: u32) -> Self {
-        Self { directories, event_control_mode }
+    pub const fn new(directories: Arc<Directories>, event_control_mode: u32) -> Self {
+        Self { directories, event_control_mode, closed: AtomicBool::new(false) }
+    }
+
+    /// Shows every group as removed from now on: the agent ends for good.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
     }
 
     /// The real directories of the groups.
     #[must_use]
-    pub const fn directories(&self) -> &Directories {
+    pub fn directories(&self) -> &Directories {
         &self.directories
     }
 
     /// Opens the real directory of a group that is in the view.
     ///
     /// # Errors
-    /// `ENOENT` when it is removed, or has no memory controller (any more).
+    /// `ENOENT` when it is removed, or has no memory controller (any more), or the view is
+    /// closed.
     pub fn open(&self, group: u64) -> Result<Directory, Errno> {
+        if self.closed.load(Ordering::SeqCst) {
+            return Err(Errno::ENOENT);
+        }
         self.admit(self.directories.open(group)?, group)
     }
 
     fn admit(&self, directory: Directory, group: u64) -> Result<Directory, Errno> {
-        if group != self.directories.root_id() {
+        if self.directories.host_root() != Some(group) {
             directory.stat_file(self.directories.version().usage_file()).map_err(gone)?;
         }
         Ok(directory)
@@ -142,7 +167,7 @@ impl Tree {
                 let links = u32::try_from(stat.st_nlink).unwrap_or(2);
                 (Permissions { mode: stat.st_mode & 0o7777, owner: None }, links)
             }
-            Some(file) => (self.permissions(directory, file)?, 1),
+            Some(file) => (self.permissions(directory, node.group, file)?, 1),
         };
         let Permissions { mode, owner } = permissions;
         let (uid, gid) = owner.unwrap_or((stat.st_uid, stat.st_gid));
@@ -150,10 +175,14 @@ impl Tree {
     }
 
     /// Permissions of a file: a user may read no more here than in the real directory.
-    fn permissions(&self, directory: &Directory, file: V1File) -> Result<Permissions, Errno> {
+    /// `ENOENT` for a file that this group has not.
+    fn permissions(&self, directory: &Directory, group: u64, file: V1File) -> Result<Permissions, Errno> {
         /// Read permission bits: for each user, one of them counts.
         const READABLE: u32 = 0o444;
         let version = self.directories.version();
+        if version == Version::V2 && !contents::has(&self.directories, group, directory, file)? {
+            return Err(Errno::ENOENT);
+        }
         let of_directory = |mode| Permissions { mode, owner: None };
         let source = match version {
             _ if file == V1File::EventControl => return Ok(of_directory(self.event_control_mode)),
@@ -196,15 +225,15 @@ impl Tree {
         add(1, itself, ".".into());
         add(2, itself, "..".into());
         for file in V1File::ALL {
-            let there =
-                self.directories.version() == Version::V2 || self.permissions(&directory, file).is_ok();
-            if there {
+            if self.permissions(&directory, group, file).is_ok() {
                 add(2 + file.number(), Node { group, file: Some(file) }, file.name().into());
             }
         }
         if self.has_groups_below(&directory) {
             let mut children = directory.children().map_err(gone)?;
             children.sort_unstable();
+            // A file hides a directory of its name, which v1 could not have had.
+            children.retain(|(_, name)| V1File::named(name.as_encoded_bytes()).is_none());
             for (id, name) in children {
                 add(FILES + id, Node { group: id, file: None }, name);
             }
@@ -224,11 +253,24 @@ impl Tree {
     /// # Errors
     /// `ENODEV` when the group is removed, `EINVAL` where there is nothing to read.
     pub fn read(&self, group: u64, file: V1File) -> Result<Vec<u8>, Errno> {
-        let directory = self.open(group).map_err(|errno| match errno {
+        let directory = self.open_to_read(group)?;
+        contents::read(&self.directories, group, &directory, file)
+    }
+
+    /// Reads a list of tasks, as of now, with the numbers that they have in a pid namespace.
+    ///
+    /// # Errors
+    /// `ENODEV` when the group is removed.
+    pub fn read_tasks(&self, group: u64, file: V1File, namespace: PidNamespace) -> Result<Vec<u8>, Errno> {
+        let directory = self.open_to_read(group)?;
+        contents::read_tasks(&self.directories, &directory, file, namespace)
+    }
+
+    fn open_to_read(&self, group: u64) -> Result<Directory, Errno> {
+        self.open(group).map_err(|errno| match errno {
             Errno::ENOENT => Errno::ENODEV,
             other => other,
-        })?;
-        contents::read(&self.directories, group, &directory, file)
+        })
     }
 }
 
@@ -257,6 +299,6 @@ mod tests {
         assert_eq!(Node { group: 1, file: None }.number(1), 1);
         assert_eq!(Node::numbered(0, 1), None);
         assert_eq!(Node::numbered(5, 1), None);
-        assert_eq!(Node::numbered(32 + 31, 1), None);
+        assert_eq!(Node::numbered(64 + 63, 1), None);
     }
 }

@@ -1,9 +1,9 @@
-//! A separate process that unmounts the view when the agent ends, in whatever way. So the
-//! agent itself needs no right to mount.
+//! A separate process that unmounts the view when the agent ends, in whatever way, unless the
+//! view's connection is kept for the next agent. So the agent itself needs no right to mount.
 
 use std::{
     fs::File,
-    io::{Read as _, Write as _},
+    io::{self, Read as _, Write as _},
     os::{
         fd::{AsFd as _, AsRawFd as _, OwnedFd},
         unix::{net::UnixStream, process::CommandExt as _},
@@ -29,6 +29,10 @@ use crate::{
 pub const VERB: &str = "unmount";
 /// The byte by which the process reports that it holds the mount.
 const HELD: u8 = b'.';
+/// The byte by which the agent says that the view outlives it.
+const KEPT: u8 = b'k';
+/// The byte by which the agent says that the view ends with it.
+const LET_GO: u8 = b'e';
 
 /// The unmounting process, from the agent's side.
 #[derive(Debug)]
@@ -59,7 +63,23 @@ impl Unmounter {
         Ok(Self { child, pipe })
     }
 
-    /// Makes the process unmount, and waits for that.
+    /// Makes the process leave the view mounted at the end of the agent.
+    pub fn keep(&mut self) {
+        self.say(KEPT);
+    }
+
+    /// Makes the process unmount at the end of the agent, which is how it begins.
+    pub fn let_go(&mut self) {
+        self.say(LET_GO);
+    }
+
+    fn say(&mut self, byte: u8) {
+        if let Err(error) = self.pipe.write_all(&[byte]) {
+            log::warn!("write to the process that unmounts: {error}");
+        }
+    }
+
+    /// Makes the process unmount, unless the view is kept, and waits for that.
     pub fn end(&mut self) {
         let _ = self.pipe.shutdown(std::net::Shutdown::Both);
         if let Err(error) = self.child.wait() {
@@ -69,7 +89,7 @@ impl Unmounter {
 }
 
 /// Waits for the end of the agent, which has the other end of the socket at standard input,
-/// then unmounts the view that is on `point` at the call.
+/// then unmounts the view that is on `point` at the call, unless it is kept.
 ///
 /// # Errors
 /// `umount2` failed.
@@ -82,13 +102,23 @@ pub fn serve(point: &Path, mode: sandbox::Sandbox) -> Result<()> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let mount = open(point, flags, Mode::empty())
         .map_err(|errno| Error::syscall(format!("open {}", point.display()), errno))?;
-    let failed = |error| Error::file("use", "the agent's socket", error);
-    let socket = std::io::stdin().as_fd().try_clone_to_owned().map_err(failed)?;
+    let failed = |call: &str, error: io::Error| {
+        let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+        Error::syscall(format!("{call} (the agent's socket at standard input)"), errno)
+    };
+    let socket =
+        io::stdin().as_fd().try_clone_to_owned().map_err(|error| failed("fcntl F_DUPFD_CLOEXEC", error))?;
     let mut socket = File::from(socket);
     sandbox::unmounter(mode);
-    socket.write_all(&[HELD]).map_err(failed)?;
-    // The agent sends nothing: this returns at its end.
-    let _ = socket.read(&mut [0]);
+    socket.write_all(&[HELD]).map_err(|error| failed("write", error))?;
+    let (mut kept, mut byte) = (false, [0]);
+    // At the end of the agent there is nothing more to read.
+    while socket.read_exact(&mut byte).is_ok() {
+        kept = byte[0] == KEPT;
+    }
+    if kept {
+        return Ok(());
+    }
     // Detached: clients may hold files open on it.
     match umount2(format!("/proc/self/fd/{}", mount.as_raw_fd()).as_str(), MntFlags::MNT_DETACH) {
         // EINVAL: it is unmounted already.

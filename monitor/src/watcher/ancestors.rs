@@ -4,13 +4,13 @@
 
 use crate::{
     source::{GroupId, Source},
-    watcher::Watcher,
+    watcher::hierarchy::above,
 };
 
 /// OOMs whose walks are remembered: those that had a turn last. Each takes two bits for a slot.
 const REMEMBERED: usize = 32;
 
-/// Levels that one piece of a walk climbs.
+/// Levels that one piece of a walk goes up.
 const LEVELS: usize = 8;
 
 /// A walk upwards from a group with listeners for OOM.
@@ -35,7 +35,7 @@ pub(super) enum WalkOutcome {
     In(GroupId),
     /// The group is elsewhere in the hierarchy.
     Elsewhere,
-    /// There is more to climb.
+    /// There is more of it.
     On(AncestorWalk),
 }
 
@@ -66,6 +66,40 @@ impl AncestorWalks {
     /// Forgets an OOM for which all walks are done.
     pub(super) fn end(&mut self, oom: u64) {
         self.by_oom.retain(|known| known.oom != oom);
+    }
+
+    /// Goes up a few levels, up to the group at `index` or to a known result.
+    pub(super) fn walk_on(
+        &mut self,
+        source: &impl Source,
+        mut walk: AncestorWalk,
+        oom: u64,
+        index: u32,
+    ) -> WalkOutcome {
+        for _ in 0..LEVELS {
+            let at = walk.at;
+            let known = if at == index { Some(true) } else { self.get(oom, at) };
+            let higher = if known.is_none() { above(source, at) } else { None };
+            match (walk.is_in, higher) {
+                (None, Some(higher)) => walk.at = higher,
+                // The result is known, or the root is reached: note it from the start on.
+                (None, None) => {
+                    walk.is_in = Some(known.unwrap_or(false));
+                    walk.at = walk.group.slot;
+                }
+                (Some(is_in), higher) => {
+                    if known.is_none() {
+                        self.note(oom, at, is_in);
+                    }
+                    match higher {
+                        Some(higher) => walk.at = higher,
+                        None if is_in => return WalkOutcome::In(walk.group),
+                        None => return WalkOutcome::Elsewhere,
+                    }
+                }
+            }
+        }
+        WalkOutcome::On(walk)
     }
 
     fn get(&mut self, oom: u64, slot: u32) -> Option<bool> {
@@ -104,59 +138,29 @@ const fn place(slot: u32) -> (usize, u32) {
     (slot as usize / 32, slot % 32 * 2)
 }
 
-impl<S: Source> Watcher<S> {
-    /// Climbs a few levels, up to the group at `index` or to a known result.
-    pub(super) fn climb_on(&mut self, mut climb: AncestorWalk, oom: u64, index: u32) -> WalkOutcome {
-        for _ in 0..LEVELS {
-            let at = climb.at;
-            let known = if at == index { Some(true) } else { self.climbs.get(oom, at) };
-            let above = if known.is_none() { self.above(at) } else { None };
-            match (climb.is_in, above) {
-                (None, Some(above)) => climb.at = above,
-                // The result is known, or the root is reached: note it from the start on.
-                (None, None) => {
-                    climb.is_in = Some(known.unwrap_or(false));
-                    climb.at = climb.group.slot;
-                }
-                (Some(is_in), above) => {
-                    if known.is_none() {
-                        self.climbs.note(oom, at, is_in);
-                    }
-                    match above {
-                        Some(above) => climb.at = above,
-                        None if is_in => return WalkOutcome::In(climb.group),
-                        None => return WalkOutcome::Elsewhere,
-                    }
-                }
-            }
-        }
-        WalkOutcome::On(climb)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::{AncestorWalks, REMEMBERED};
 
     #[test]
     fn what_had_no_turn_for_longest_is_forgotten() {
-        let mut climbs = AncestorWalks::default();
-        let first = climbs.begin();
-        climbs.note(first, 70, true);
-        climbs.note(first, 71, false);
+        let mut walks = AncestorWalks::default();
+        let first = walks.begin();
+        walks.note(first, 70, true);
+        walks.note(first, 71, false);
         for _ in 1..REMEMBERED {
-            let oom = climbs.begin();
-            climbs.note(oom, 1, true);
+            let oom = walks.begin();
+            walks.note(oom, 1, true);
         }
         assert_eq!(
-            [69, 70, 71, 1000].map(|slot| climbs.get(first, slot)),
+            [69, 70, 71, 1000].map(|slot| walks.get(first, slot)),
             [None, Some(true), Some(false), None]
         );
-        let one_more = climbs.begin();
-        climbs.note(one_more, 1, true);
-        assert_eq!(climbs.get(first, 70), Some(true), "it had a turn just now");
-        assert_eq!((climbs.by_oom.len(), climbs.get(first + 1, 1)), (REMEMBERED, None));
-        climbs.end(first);
-        assert_eq!(climbs.get(first, 70), None);
+        let one_more = walks.begin();
+        walks.note(one_more, 1, true);
+        assert_eq!(walks.get(first, 70), Some(true), "it had a turn just now");
+        assert_eq!((walks.by_oom.len(), walks.get(first + 1, 1)), (REMEMBERED, None));
+        walks.end(first);
+        assert_eq!(walks.get(first, 70), None);
     }
 }

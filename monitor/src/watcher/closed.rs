@@ -5,14 +5,15 @@
 //! All eventfds are counted in a sweep and before a list, in turns; some are counted at once, for
 //! a registration that would be refused for want of room.
 
+use std::collections::HashMap;
+
 use monitor_common::protocol::query::Query;
 use nix::errno::Errno;
 
 use crate::{
-    persist,
-    registry::Account,
+    registry::{Account, Registry},
     source::{FileId, Source},
-    watcher::{Watcher, fair_queue::Payer, turn::Task},
+    watcher::{core::Core, fair_queue::Payer, turns::Task},
 };
 
 /// Eventfds that end in one turn: each costs a few system calls.
@@ -25,8 +26,7 @@ const COUNTED_FOR_ONE: usize = 4 * Query::FILES_AT_ONCE;
 /// microsecond each, a percent or two of the time.
 const COUNTED_IN_A_MILLISECOND: usize = 50;
 
-/// A search for closed eventfds among those that were registered when it began, in turns
-/// ([`Watcher::search_on`]).
+/// A search for closed eventfds among those that were registered when it began, in turns.
 #[derive(Debug, Default)]
 pub struct ClosedSearch {
     uncounted: Vec<FileId>,
@@ -35,67 +35,81 @@ pub struct ClosedSearch {
 }
 
 impl ClosedSearch {
+    /// Begins a search among all registered eventfds.
+    pub(super) fn new(registry: &Registry) -> Self {
+        Self { uncounted: registry.files(), closed: Vec::new() }
+    }
+
     /// Whether nothing is left to do.
     #[must_use]
     pub const fn is_done(&self) -> bool {
         self.uncounted.is_empty() && self.closed.is_empty()
     }
-}
-
-impl<S: Source> Watcher<S> {
-    /// Begins a search among all registered eventfds.
-    #[must_use]
-    pub fn search_closed(&self) -> ClosedSearch {
-        ClosedSearch { uncounted: self.registry.files(), closed: Vec::new() }
-    }
 
     /// Runs one turn of a search; true while there is more to do. A turn counts the references of
-    /// at most [`Query::FILES_AT_ONCE`] eventfds, or ends at most 64.
-    pub fn search_on(&mut self, search: &mut ClosedSearch) -> bool {
-        if search.closed.is_empty() {
-            let some = last_of(&mut search.uncounted, Query::FILES_AT_ONCE);
-            search.closed = self.closed_among(some);
+    /// at most [`Query::FILES_AT_ONCE`] eventfds, or ends at most [`ENDED_IN_A_TURN`].
+    pub(super) fn go_on<S: Source>(&mut self, core: &mut Core<S>) -> bool {
+        if self.closed.is_empty() {
+            let some = last_of(&mut self.uncounted, Query::FILES_AT_ONCE);
+            self.closed = core.closed_among(some);
         } else {
             // Counted again: the address may belong to another eventfd by now.
-            let some = last_of(&mut search.closed, ENDED_IN_A_TURN);
-            let closed = self.closed_among(some);
-            self.forget_files(&closed);
+            let some = last_of(&mut self.closed, ENDED_IN_A_TURN);
+            let closed = core.closed_among(some);
+            core.forget_files(&closed);
         }
-        !search.is_done()
+        !self.is_done()
+    }
+}
+
+/// The sweeps' search, and those for want of room.
+#[derive(Debug, Default)]
+pub(super) struct ClosedEventFds {
+    /// The latest search of a sweep, and whether it is queued.
+    search: ClosedSearch,
+    queued: bool,
+    /// The earliest time of the next search for want of room, by the host's clock.
+    search_from: u64,
+    /// The eventfd to continue at, for accounts with too many eventfds for one turn.
+    resume_at: HashMap<Account, FileId>,
+}
+
+impl ClosedEventFds {
+    /// Begins a sweep's search among all eventfds, unless one is under way.
+    pub(super) fn sweep<S: Source>(&mut self, core: &mut Core<S>) {
+        if self.search.is_done() {
+            self.search = ClosedSearch::new(&core.registry);
+            self.resume_at.clear();
+        }
+        self.queue(core);
     }
 
-    /// Ends all closed eventfds in one turn.
-    pub fn end_closed(&mut self) {
-        let mut search = self.search_closed();
-        while self.search_on(&mut search) {}
+    /// Runs one turn of the sweep's search, and queues the next.
+    pub(super) fn go_on<S: Source>(&mut self, core: &mut Core<S>) {
+        self.queued = false;
+        self.search.go_on(core);
+        self.queue(core);
     }
 
-    /// Runs one turn of the sweep's own search.
-    pub(super) fn search_again(&mut self) {
-        let mut search = std::mem::take(&mut self.search);
-        self.search_on(&mut search);
-        self.search = search;
-    }
-
-    /// Queues the sweep's own search, in turns, until it is done.
-    pub(super) fn queue_search(&mut self) {
-        if !self.search_queued && !self.search.is_done() {
-            self.search_queued = true;
-            self.turns.push(Payer::House, Task::Search);
-            self.work.notify_one();
+    /// Queues the sweep's search, in turns, until it is done.
+    fn queue<S>(&mut self, core: &mut Core<S>) {
+        if !self.queued && !self.search.is_done() {
+            self.queued = true;
+            core.turns.push(Payer::House, Task::Search);
+            core.turns.notify();
         }
     }
 
     /// Ends closed eventfds that an account has registrations on: of up to 8,192 all, of more
     /// some, beginning where the last call ended; at most 64 at once.
-    pub fn end_closed_of(&mut self, account: Account) {
+    pub(super) fn end_some_of<S: Source>(&mut self, core: &mut Core<S>, account: Account) {
         let first = self.resume_at.remove(&account).unwrap_or(FileId(0));
-        let some: Vec<_> = self.registry.files_of(account, first).take(COUNTED_FOR_ONE).collect();
+        let some: Vec<_> = core.registry.files_of(account, first).take(COUNTED_FOR_ONE).collect();
         if let (COUNTED_FOR_ONE, Some(FileId(last))) = (some.len(), some.last()) {
             self.resume_at.insert(account, FileId(last.saturating_add(1)));
         }
-        let closed = self.closed_among(some);
-        self.forget_files(&closed[..closed.len().min(ENDED_IN_A_TURN)]);
+        let closed = core.closed_among(some);
+        core.forget_files(&closed[..closed.len().min(ENDED_IN_A_TURN)]);
     }
 
     /// Makes room for one more registration of `account`, on an eventfd that `is_new` or not.
@@ -104,58 +118,53 @@ impl<S: Source> Watcher<S> {
     /// # Errors
     /// `EDQUOT`: the account has as many registrations as one may have. `ENOMEM`: there are
     /// as many registrations, or eventfds, as there may be in all.
-    pub(super) fn find_room(&mut self, account: Account, is_new: bool) -> Result<(), Errno> {
+    pub(super) fn find_room<S: Source>(
+        &mut self,
+        core: &mut Core<S>,
+        account: Account,
+        is_new: bool,
+    ) -> Result<(), Errno> {
         if account == Account::Agent {
             return Ok(());
         }
-        if self.is_at_quota(account) {
-            self.end_closed_of(account);
-            if self.is_at_quota(account) {
+        if core.limits.is_at_quota(account, &core.registry) {
+            self.end_some_of(core, account);
+            if core.limits.is_at_quota(account, &core.registry) {
                 if self.resume_at.contains_key(&account) {
-                    self.search_for_room();
+                    self.search_for_room(core);
                 }
                 return Err(Errno::EDQUOT);
             }
         }
-        if self.is_full(account, is_new) {
-            self.end_closed_of(account);
-            if self.is_full(account, is_new) {
-                self.end_some_closed(account, is_new);
+        if is_full(core, account, is_new) {
+            self.end_some_of(core, account);
+            if is_full(core, account, is_new) {
+                self.end_some_of_any(core, account, is_new);
             }
-            if self.is_full(account, is_new) {
+            if is_full(core, account, is_new) {
                 return Err(Errno::ENOMEM);
             }
         }
         Ok(())
     }
 
-    fn is_at_quota(&self, account: Account) -> bool {
-        !account.is_unlimited() && self.registry.held_by(account) >= self.limits.quota
-    }
-
-    /// Whether an account has no room for one more registration, or, for a new eventfd, for one
-    /// more of those.
-    fn is_full(&self, account: Account, is_new: bool) -> bool {
-        !self.has_room(account) || (is_new && !self.has_room_for_eventfd(account))
-    }
-
     /// Ends closed eventfds of any account until there is room: of up to 8,192 all are counted;
     /// of more some, and the search among them continues in turns.
-    fn end_some_closed(&mut self, account: Account, is_new: bool) {
-        let few = self.registry.file_count() <= COUNTED_FOR_ONE as u64;
+    fn end_some_of_any<S: Source>(&mut self, core: &mut Core<S>, account: Account, is_new: bool) {
+        let few = core.registry.file_count() <= COUNTED_FOR_ONE as u64;
         let mut search = if few {
-            self.search_closed()
+            ClosedSearch::new(&core.registry)
         } else {
-            self.search_for_room();
+            self.search_for_room(core);
             std::mem::take(&mut self.search)
         };
         for _ in 0..COUNTED_FOR_ONE / Query::FILES_AT_ONCE {
-            if !self.is_full(account, is_new) || !self.search_on(&mut search) {
+            if !is_full(core, account, is_new) || !search.go_on(core) {
                 break;
             }
         }
-        if self.is_full(account, is_new) && !search.closed.is_empty() {
-            self.search_on(&mut search);
+        if is_full(core, account, is_new) && !search.closed.is_empty() {
+            search.go_on(core);
         }
         if !few {
             self.search = search;
@@ -163,55 +172,30 @@ impl<S: Source> Watcher<S> {
     }
 
     /// Begins the next sweep's search, unless one is under way or was not long ago.
-    fn search_for_room(&mut self) {
-        let now = self.host.clock();
+    fn search_for_room<S: Source>(&mut self, core: &mut Core<S>) {
+        let now = core.host.clock();
         if self.search.is_done() && now >= self.search_from {
-            self.search = self.search_closed();
+            self.search = ClosedSearch::new(&core.registry);
             self.search_from = now + (self.search.uncounted.len() / COUNTED_IN_A_MILLISECOND) as u64;
-            self.queue_search();
+            self.queue(core);
         }
     }
 
-    /// The eventfds of `files` to which only the agent has references.
-    pub(super) fn closed_among(&self, files: Vec<FileId>) -> Vec<FileId> {
-        if files.is_empty() {
-            return files;
-        }
-        let counted = match self.source.file_refs(&files) {
-            Ok(counted) => counted,
-            Err(error) => {
-                log::error!("{error}");
-                return Vec::new();
-            }
-        };
-        // This first filter lets few through, so that a sweep looks few up. One that ended since
-        // it was listed is no file any more, and its count means nothing.
-        let most = 1 + if self.persistence.is_some() { persist::REFERENCES } else { 0 };
-        let few = files.into_iter().zip(counted).filter(|(_, count)| *count <= most);
-        let few = few.filter(|(file, _)| self.registry.has_file(*file));
-        few.filter(|(file, count)| {
-            if *count == 0 {
-                log::error!("the references of an eventfd cannot be read: it stays registered");
-            }
-            (1..=self.own_references(*file)).contains(count)
-        })
-        .map(|(file, _)| file)
-        .collect()
+    /// Ends the sweep's search, as if it had found nothing more.
+    #[cfg(test)]
+    pub(super) fn end_search(&mut self) {
+        self.search = ClosedSearch::default();
     }
+}
 
-    /// Whether only the agent has references to an eventfd that it holds; false where they cannot
-    /// be counted.
-    pub(super) fn is_closed(&self, file: FileId) -> bool {
-        let counted = self.source.file_refs(&[file]).unwrap_or_default();
-        counted.first().is_some_and(|count| (1..=self.own_references(file)).contains(count))
-    }
+/// Ends all closed eventfds in one turn.
+pub(super) fn end_all<S: Source>(core: &mut Core<S>) {
+    let mut search = ClosedSearch::new(&core.registry);
+    while search.go_on(core) {}
+}
 
-    /// The agent's own references to a registered eventfd: one, and for a client's those of the
-    /// descriptor stash.
-    fn own_references(&self, file: FileId) -> u64 {
-        let stash = self.persistence.is_some() && !self.own.contains_key(&file);
-        1 + if stash { persist::REFERENCES } else { 0 }
-    }
+fn is_full<S>(core: &Core<S>, account: Account, is_new: bool) -> bool {
+    core.limits.are_full(account, is_new, &core.registry, &core.delivery)
 }
 
 /// Takes the last `count` out of `files`.

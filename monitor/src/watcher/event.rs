@@ -1,11 +1,13 @@
 //! Events, for followers that want to know more than that their eventfd was signalled.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
 use monitor_common::{
-    grammar::control_file::ControlFile,
-    protocol::{crossing::Direction, pressure::Level},
+    grammar::control_file::{ControlFile, Trigger},
+    protocol::{crossing::Direction, pressure::Level, ring::KillReason},
 };
+
+use crate::kills::Kill;
 
 /// The reason why an eventfd was signalled, or what became of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,21 +28,14 @@ pub enum Cause {
         /// `st_ino` of the group whose limit caused it.
         limit: u64,
     },
-    /// The OOM killer chose a process. Follows an OOM, signals nothing by itself.
-    OomKill {
-        /// `st_ino` of the group whose limit caused it.
-        limit: u64,
-        /// The process id, as the agent's host knows it.
-        pid: u64,
-        /// The process's name, cut by the kernel.
-        comm: String,
-        /// `st_ino` of the process's group.
-        victim: u64,
-    },
+    /// The OOM killer killed a process. Signals nothing by itself.
+    OomKill(Arc<Kill>),
     /// The OOM killer kills a whole group (`memory.oom.group`). Signals nothing.
     GroupKill {
-        /// `st_ino` of the group whose limit caused it.
-        limit: u64,
+        /// The reason of the kill.
+        reason: KillReason,
+        /// `st_ino` of the group whose limit caused it, if that has a place in the table.
+        limit: Option<u64>,
         /// `st_ino` of the group that is killed.
         victim: u64,
     },
@@ -55,6 +50,37 @@ pub enum Cause {
     Empty,
     /// The group is gone.
     Removed,
+}
+
+/// Causes of signals, as labels.
+pub const CAUSES: [&str; 5] = ["crossed", "oom", "pressure", "empty", "removed"];
+
+impl Cause {
+    /// The index of [`Cause::Crossed`] in [`CAUSES`].
+    pub(super) const CROSSED: usize = 0;
+    /// The index of [`Cause::Removed`] in [`CAUSES`].
+    pub(super) const REMOVED: usize = 4;
+
+    /// The index of the cause for which a registration with `trigger` is signalled.
+    pub(super) const fn of(trigger: &Trigger) -> usize {
+        match trigger {
+            Trigger::Threshold(_) => Self::CROSSED,
+            Trigger::Oom => 1,
+            Trigger::Pressure(_) => 2,
+            Trigger::Empty => 3,
+        }
+    }
+
+    /// The index in [`CAUSES`] of this cause.
+    pub(super) const fn label(&self) -> usize {
+        match self {
+            Self::Crossed { .. } => Self::CROSSED,
+            Self::Oom { .. } | Self::OomKill(_) | Self::GroupKill { .. } => 1,
+            Self::Pressure { .. } => 2,
+            Self::Empty => 3,
+            Self::Removed => Self::REMOVED,
+        }
+    }
 }
 
 /// An event: a cause, and the group in which it happened.
@@ -78,7 +104,8 @@ impl EventSink {
         Self(Box::new(deliver))
     }
 
-    pub(super) fn deliver(&mut self, event: &Event) -> bool {
+    /// Delivers an event; false when no more are wanted.
+    pub(crate) fn deliver(&mut self, event: &Event) -> bool {
         (self.0)(event)
     }
 }

@@ -103,6 +103,7 @@ impl<T> FairQueue<T> {
         self.accounts.get(&payer).map_or(least, |account| account.had.max(least))
     }
 
+    #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         self.ready.is_empty()
     }
@@ -131,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn who_comes_late_is_next() {
+    fn a_payer_that_comes_late_is_next() {
         let mut turns = FairQueue::default();
         for user in 0..10 {
             (0..1000).for_each(|task| turns.push(of(user), task));
@@ -151,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn all_have_the_same_time_and_an_absence_is_no_treasure() {
+    fn all_payers_have_the_same_time_and_absence_saves_none() {
         let mut turns = FairQueue::default();
         turns.push(of(1), 0);
         for _ in 0..10_000 {
@@ -164,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn those_who_left_are_forgotten() {
+    fn accounts_without_work_are_removed() {
         let mut turns = FairQueue::default();
         for user in 0..100_000 {
             turns.push(of(user), 0);

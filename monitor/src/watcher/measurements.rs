@@ -2,48 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use monitor_common::{grammar::control_file::Trigger, protocol::ring::LossKind};
+use monitor_common::protocol::ring::LossKind;
 use nix::{
     errno::Errno,
     time::{ClockId, clock_gettime},
 };
 
-use crate::{
-    metrics::Histogram,
-    source::Source,
-    watcher::{Cause, Watcher},
-};
-
-/// Causes of signals, as labels.
-pub const CAUSES: [&str; 5] = ["crossed", "oom", "pressure", "empty", "removed"];
-
-impl Cause {
-    /// The index of [`Cause::Crossed`] in [`CAUSES`].
-    pub(super) const CROSSED: usize = 0;
-    /// The index of [`Cause::Removed`] in [`CAUSES`].
-    pub(super) const REMOVED: usize = 4;
-
-    /// The index of the cause for which a registration with `trigger` is signalled.
-    pub(super) const fn of(trigger: &Trigger) -> usize {
-        match trigger {
-            Trigger::Threshold(_) => Self::CROSSED,
-            Trigger::Oom => 1,
-            Trigger::Pressure(_) => 2,
-            Trigger::Empty => 3,
-        }
-    }
-
-    /// The index in [`CAUSES`] of this cause.
-    pub(super) const fn label(&self) -> usize {
-        match self {
-            Self::Crossed { .. } => Self::CROSSED,
-            Self::Oom { .. } | Self::OomKill { .. } | Self::GroupKill { .. } => 1,
-            Self::Pressure { .. } => 2,
-            Self::Empty => 3,
-            Self::Removed => Self::REMOVED,
-        }
-    }
-}
+use crate::{metrics::Histogram, source::Source, watcher::event::CAUSES};
 
 /// Losses that an operator can prevent, with the log's text on how.
 const SHORT: [(LossKind, &str); 4] = [
@@ -87,13 +52,11 @@ impl Measurements {
             self.latency.add(now.saturating_sub(rung) as f64 / 1e9);
         }
     }
-}
 
-impl<S: Source> Watcher<S> {
     /// Logs the losses of [`SHORT`] since the last call.
-    pub(super) fn log_shortages(&mut self) {
-        for (logged, (tally, what)) in self.measures.logged.iter_mut().zip(SHORT) {
-            let count = self.source.tally(tally);
+    pub(super) fn log_shortages(&mut self, source: &impl Source) {
+        for (logged, (tally, what)) in self.logged.iter_mut().zip(SHORT) {
+            let count = source.tally(tally);
             if count > *logged {
                 log::warn!(memcg_count = count - *logged; "{} {what}", count - *logged);
                 *logged = count;
@@ -102,13 +65,8 @@ impl<S: Source> Watcher<S> {
     }
 
     /// Counts a registration that a frontend has refused.
-    pub fn refused(&mut self, errno: Errno) {
-        *self.measures.refusals.entry(errno as i32).or_default() += 1;
-    }
-
-    /// The counters since the agent started.
-    pub const fn measures(&self) -> &Measurements {
-        &self.measures
+    pub(super) fn refused(&mut self, errno: Errno) {
+        *self.refusals.entry(errno as i32).or_default() += 1;
     }
 }
 

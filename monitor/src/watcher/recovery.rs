@@ -12,14 +12,17 @@ use monitor_common::{
     protocol::{
         oom::{self, BY_LIMIT_WRITE, Hold, hold_of},
         ring::LossKind,
-        slot::{NOT_POPULATED, POPULATED, POPULATED_UNKNOWN},
+        slot::{NOT_POPULATED, POPULATED},
         word::Word as _,
     },
 };
 
 use crate::{
     source::{GroupId, Misses, Source},
-    watcher::{Watcher, sweep::Sweep},
+    watcher::{
+        core::Core,
+        hierarchy::{above, id_of, live_group},
+    },
 };
 
 /// Groups that are queried in one sweep, of each kind.
@@ -91,6 +94,15 @@ impl SkippedRuns {
     }
 }
 
+/// The part of one sweep's recovery that is left to the rest of the watcher.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct MadeUp {
+    /// Whether holds are to be noted, since the end of an OOM was skipped.
+    pub(super) holds: bool,
+    /// Whether limits were written.
+    pub(super) limits: bool,
+}
+
 /// Slots that one kind of skipped call may have been for, a few in each sweep.
 #[derive(Debug, Default)]
 struct RecoveryRound {
@@ -115,116 +127,101 @@ impl RecoveryRound {
     }
 }
 
-impl<S: Source> Watcher<S> {
-    /// Runs one sweep's part of the recovery; true where holds are to be noted.
-    pub(super) fn make_up(&mut self, misses: &Misses) -> bool {
-        let new = misses.since(&self.skips.known);
-        self.skips.known = *misses;
+impl SkippedRuns {
+    /// Runs one sweep's part of the recovery. `notes_holds`: a sweep that notes holds is under way
+    /// or next.
+    pub(super) fn make_up<S: Source>(
+        &mut self,
+        core: &mut Core<S>,
+        misses: &Misses,
+        notes_holds: bool,
+    ) -> MadeUp {
+        let new = misses.since(&self.known);
+        self.known = *misses;
         // What the sweep before found comes first.
-        self.deliver_missed_ooms();
-        self.release_holds();
-        if !self.skips.late.is_empty() {
-            self.skips.holds = std::mem::take(&mut self.skips.late);
+        self.deliver_missed_ooms(core);
+        self.release_holds(core);
+        if !self.late.is_empty() {
+            self.holds = std::mem::take(&mut self.late);
         }
-        self.forget_marks();
-        self.deliver_emptied();
+        self.forget_marks(core);
+        self.deliver_emptied(core);
 
         let (begin, end) = (Misses::both(new.ooms), Misses::both(new.oom_ends));
         let written = Misses::both(new.limit_writes);
         // No program runs at the next OOM of a thread that kept its mark of an OOM; nor from here
         // to the next sweep, which takes the mark away.
-        self.skips.ooms.again |= begin || end || self.skips.ended;
-        self.skips.ended = end;
-        let joined = self.source.tally(LossKind::OomJoined);
-        let joined_before = std::mem::replace(&mut self.skips.joined, joined);
-        if end && !self.sweep.as_ref().is_some_and(Sweep::notes_holds) {
+        self.ooms.again |= begin || end || self.ended;
+        self.ended = end;
+        let joined = core.source.tally(LossKind::OomJoined);
+        let joined_before = std::mem::replace(&mut self.joined, joined);
+        if end && !notes_holds {
             // It may have joined a hold that was left over already.
-            self.skips.joined_before = joined_before;
+            self.joined_before = joined_before;
         }
         if end || written {
-            self.skips.marks = self.source.thread_marks();
+            self.marks = core.source.thread_marks();
         }
-        self.skips.going.again |= new.removals > 0;
-        self.skips.emptying.again |= new.emptied > 0;
+        self.going.again |= new.removals > 0;
+        self.emptying.again |= new.emptied > 0;
         if new.for_good > 0 {
-            self.source.count(LossKind::SkippedForGood, new.for_good);
+            core.source.count(LossKind::SkippedForGood, new.for_good);
         }
-        self.compare_ooms();
-        self.look_for_the_gone();
-        self.look_for_the_empty();
-        if written || new.limits_set > 0 {
-            self.limits_written();
-        }
-        end
-    }
-
-    fn id_at(&self, slot: u32) -> Option<GroupId> {
-        let state = self.source.slot(slot)?.state();
-        state.is_live().then_some(GroupId { slot, generation: state.generation() })
-    }
-
-    /// The number of OOMs of a group that the kernel has counted beyond the programs' calls.
-    fn oom_surplus(&self, group: GroupId) -> u64 {
-        // With v1's code the kernel counts OOMs at which no program runs.
-        if self.source.features().under_oom {
-            return 0;
-        }
-        let Ok(Some(counted)) = self.source.ooms(group) else { return 0 };
-        let calls = self.source.slot(group.slot).map_or(0, |slot| slot.oom_calls.get());
-        let surplus = counted.wrapping_sub(calls & !BY_LIMIT_WRITE);
-        // A call that began before the group had its slot makes this negative.
-        if surplus >> 63 == 0 { surplus } else { 0 }
+        self.compare_ooms(core);
+        self.look_for_the_gone(core);
+        self.look_for_the_empty(core);
+        MadeUp { holds: end, limits: written || new.limits_set > 0 }
     }
 
     /// Compares the counts of groups whose limits may cause an OOM that has listeners: groups
     /// with listeners, and all above them, each once.
-    fn compare_ooms(&mut self) {
-        let root = self.source.root().slot;
-        if self.skips.ooms.begins() {
-            self.skips.ooms.left = self.registry.oom_slots();
-            self.skips.compared = HashSet::new();
+    fn compare_ooms<S: Source>(&mut self, core: &mut Core<S>) {
+        let root = core.source.root().slot;
+        if self.ooms.begins() {
+            self.ooms.left = core.registry.oom_slots();
+            self.compared = HashSet::new();
         }
-        let mut next = self.skips.ooms.left.pop();
+        let mut next = self.ooms.left.pop();
         for _ in 0..IN_A_SWEEP {
             let Some(slot) = next else { return };
-            if slot == root || !self.skips.compared.insert(slot) {
-                next = self.skips.ooms.left.pop();
+            if slot == root || !self.compared.insert(slot) {
+                next = self.ooms.left.pop();
                 continue;
             }
-            if let Some(group) = self.id_at(slot)
-                && let surplus = self.oom_surplus(group)
+            if let Some(group) = live_group(&core.source, slot)
+                && let surplus = oom_surplus(&core.source, group)
                 && surplus > 0
             {
-                self.skips.missed_ooms.push((group, surplus));
+                self.missed_ooms.push((group, surplus));
             }
-            next = self.above(slot).or_else(|| self.skips.ooms.left.pop());
+            next = above(&core.source, slot).or_else(|| self.ooms.left.pop());
         }
-        self.skips.ooms.left.extend(next);
+        self.ooms.left.extend(next);
     }
 
     /// Delivers OOMs that the kernel had counted a sweep ago, and for which no program has run
     /// since. Whether another OOM held the group then is not known; where limits were written
     /// below usage it was most likely one of those, which are not signalled.
-    fn deliver_missed_ooms(&mut self) {
-        for (group, before) in std::mem::take(&mut self.skips.missed_ooms) {
-            if self.id_at(group.slot) != Some(group) {
+    fn deliver_missed_ooms<S: Source>(&mut self, core: &mut Core<S>) {
+        for (group, before) in std::mem::take(&mut self.missed_ooms) {
+            if live_group(&core.source, group.slot) != Some(group) {
                 continue;
             }
-            let missed = self.oom_surplus(group).min(before);
+            let missed = oom_surplus(&core.source, group).min(before);
             if missed > 0
-                && let Some(slot) = self.source.slot(group.slot)
+                && let Some(slot) = core.source.slot(group.slot)
                 && slot.hold(group.generation)
             {
                 slot.oom_calls.add(missed);
                 if slot.oom_calls.get() & BY_LIMIT_WRITE != 0 {
-                    self.source.count(LossKind::SkippedForGood, missed);
+                    core.source.count(LossKind::SkippedForGood, missed);
                 } else {
-                    log::debug!(memcg_cgroup_id = self.id_of(group.slot); "{missed} OOMs were skipped: signalled now");
+                    log::debug!(memcg_cgroup_id = id_of(&core.source, group.slot); "{missed} OOMs were skipped: signalled now");
                     slot.ooms.add(missed);
                     slot.pending.xchg(1);
                 }
                 // The look releases it.
-                self.ring(group.slot, 0);
+                core.ring(group.slot, 0);
             }
         }
     }
@@ -232,111 +229,126 @@ impl<S: Source> Watcher<S> {
     /// Releases holds that exist since the sweep before. A hold is left over, or of an OOM that
     /// takes long; then a further OOM may be signalled that the kernel would have been silent
     /// about. An OOM that joined one of these holds may have been one of its own.
-    fn release_holds(&mut self) {
-        let has_joined = self.source.tally(LossKind::OomJoined) != self.skips.joined_before;
-        let left = self.skips.holds.len().saturating_sub(IN_A_SWEEP);
-        for (index, hold) in self.skips.holds.split_off(left) {
-            let Some(slot) = self.source.slot(index).filter(|slot| hold_of(slot) == hold) else { continue };
+    fn release_holds<S: Source>(&mut self, core: &mut Core<S>) {
+        let has_joined = core.source.tally(LossKind::OomJoined) != self.joined_before;
+        let left = self.holds.len().saturating_sub(IN_A_SWEEP);
+        for (index, hold) in self.holds.split_off(left) {
+            let Some(slot) = core.source.slot(index).filter(|slot| hold_of(slot) == hold) else { continue };
             if !slot.hold(slot.state().generation()) {
                 continue;
             }
-            oom::release(|index| self.source.slot(index), index, hold);
+            oom::release(|index| core.source.slot(index), index, hold);
             if has_joined {
                 slot.ooms.add(1);
                 slot.pending.xchg(1);
             }
             // The look releases it.
-            self.ring(index, 0);
+            core.ring(index, 0);
         }
     }
 
     /// Removes marks that exist since the sweep before. A thread that writes limits all the time
     /// may lose its mark, and an OOM by such a write then be signalled.
-    fn forget_marks(&mut self) {
-        let before = std::mem::take(&mut self.skips.marks);
+    fn forget_marks<S: Source>(&mut self, core: &mut Core<S>) {
+        let before = std::mem::take(&mut self.marks);
         if before.is_empty() {
             return;
         }
-        for (word, bits) in self.source.thread_marks() {
+        for (word, bits) in core.source.thread_marks() {
             if let Ok(at) = before.binary_search_by_key(&word, |(word, _)| *word) {
-                self.source.forget_thread_marks(word, bits & before[at].1);
+                core.source.forget_thread_marks(word, bits & before[at].1);
             }
         }
     }
 
-    fn look_for_the_gone(&mut self) {
-        let root = self.source.root().slot;
-        for index in self.skips.going.some(LOOKED_FOR, || self.registry.slots()) {
-            let known = self.registry.group(index).filter(|_| index != root);
-            let Some((known, slot)) = known.zip(self.source.slot(index)) else { continue };
+    fn look_for_the_gone<S: Source>(&mut self, core: &mut Core<S>) {
+        let root = core.source.root().slot;
+        for index in self.going.some(LOOKED_FOR, || core.registry.slots()) {
+            let known = core.registry.group(index).filter(|_| index != root);
+            let Some((known, slot)) = known.zip(core.source.slot(index)) else { continue };
             let group = known.id;
-            if self.id_at(index) != Some(group) || !self.host.is_gone(self.id_of(index)) {
+            if live_group(&core.source, index) != Some(group)
+                || !core.host.is_gone(id_of(&core.source, index))
+            {
                 continue;
             }
             // The last quantities that the agent has seen.
             slot.last.set(known.scale(ControlFile::Usage).now());
             slot.sum_last.set(known.scale(ControlFile::Memsw).now());
-            match self.source.depart(group) {
-                Ok(true) => self.ring(index, 0),
-                Ok(false) => {}
-                Err(error) => log::error!(memcg_cgroup_id = self.id_of(index); "{error}"),
-            }
+            depart(core, group);
         }
     }
 
-    /// Notes whether a task is in the group, for which a call may be skipped from now on.
-    pub(super) fn note_populated(&self, group: GroupId) {
-        let Some(slot) = self.source.slot(group.slot) else { return };
-        slot.populated.set(POPULATED_UNKNOWN);
-        if let Ok(Some(populated)) = self.source.is_populated(group) {
-            // The programs know better.
-            slot.populated.cas(POPULATED_UNKNOWN, if populated { POPULATED } else { NOT_POPULATED });
-        }
-    }
-
-    /// Whether the kernel reports a group as empty that the programs saw populated.
-    fn seems_empty(&mut self, group: GroupId) -> bool {
-        let Some(slot) = self.source.slot(group.slot) else { return false };
-        match (slot.populated.get(), self.source.is_populated(group)) {
-            (POPULATED, Ok(Some(populated))) => !populated,
-            // It has a task again: the programs see what comes next.
-            (NOT_POPULATED, Ok(Some(true))) => {
-                slot.populated.cas(NOT_POPULATED, POPULATED);
-                false
-            }
-            (NOT_POPULATED, Ok(_)) | (_, Ok(None)) => false,
-            _ => {
-                self.source.count(LossKind::SkippedForGood, 1);
-                false
-            }
-        }
-    }
-
-    fn look_for_the_empty(&mut self) {
-        let root = self.source.root().slot;
-        for index in self.skips.emptying.some(IN_A_SWEEP, || self.registry.slots()) {
-            let watched = self.registry.group(index).filter(|_| index != root);
+    fn look_for_the_empty<S: Source>(&mut self, core: &mut Core<S>) {
+        let root = core.source.root().slot;
+        for index in self.emptying.some(IN_A_SWEEP, || core.registry.slots()) {
+            let watched = core.registry.group(index).filter(|_| index != root);
             let listening = watched.filter(|group| group.empty().next().is_some());
             if let Some(group) = listening.map(|group| group.id)
-                && self.id_at(index) == Some(group)
-                && self.seems_empty(group)
+                && live_group(&core.source, index) == Some(group)
+                && seems_empty(&core.source, group)
             {
-                self.skips.emptied.push(group);
+                self.emptied.push(group);
             }
         }
     }
 
-    fn deliver_emptied(&mut self) {
-        for group in std::mem::take(&mut self.skips.emptied) {
-            if self.id_at(group.slot) == Some(group)
-                && self.seems_empty(group)
-                && let Some(slot) = self.source.slot(group.slot)
+    fn deliver_emptied<S: Source>(&mut self, core: &mut Core<S>) {
+        for group in std::mem::take(&mut self.emptied) {
+            if live_group(&core.source, group.slot) == Some(group)
+                && seems_empty(&core.source, group)
+                && let Some(slot) = core.source.slot(group.slot)
                 && slot.populated.cas(POPULATED, NOT_POPULATED) == POPULATED
             {
                 slot.emptied.add(1);
                 slot.pending.xchg(1);
-                self.ring(group.slot, 0);
+                core.ring(group.slot, 0);
             }
+        }
+    }
+}
+
+/// Takes its slot from a group that has gone though no program was called for that.
+pub(super) fn depart<S: Source>(core: &mut Core<S>, group: GroupId) {
+    let index = group.slot;
+    // Held, so that it is not given back, and given to another group, meanwhile.
+    if !core.source.slot(index).is_some_and(|slot| slot.hold(group.generation)) {
+        return;
+    }
+    if let Err(error) = core.source.depart(group) {
+        log::error!(memcg_cgroup_id = id_of(&core.source, index); "{error}");
+    }
+    // The look ends its registrations, and releases it.
+    core.ring(index, 0);
+}
+
+/// The number of OOMs of a group that the kernel has counted beyond the programs' calls.
+fn oom_surplus(source: &impl Source, group: GroupId) -> u64 {
+    // With v1's code the kernel counts OOMs at which no program runs.
+    if source.features().under_oom {
+        return 0;
+    }
+    let Ok(Some(counted)) = source.ooms(group) else { return 0 };
+    let calls = source.slot(group.slot).map_or(0, |slot| slot.oom_calls.get());
+    let surplus = counted.wrapping_sub(calls & !BY_LIMIT_WRITE);
+    // A call that began before the group had its slot makes this negative.
+    if surplus >> 63 == 0 { surplus } else { 0 }
+}
+
+/// Whether the kernel reports a group as empty that the programs saw populated.
+fn seems_empty(source: &impl Source, group: GroupId) -> bool {
+    let Some(slot) = source.slot(group.slot) else { return false };
+    match (slot.populated.get(), source.is_populated(group)) {
+        (POPULATED, Ok(Some(populated))) => !populated,
+        // It has a task again: the programs see what comes next.
+        (NOT_POPULATED, Ok(Some(true))) => {
+            slot.populated.cas(NOT_POPULATED, POPULATED);
+            false
+        }
+        (NOT_POPULATED, Ok(_)) | (_, Ok(None)) => false,
+        _ => {
+            source.count(LossKind::SkippedForGood, 1);
+            false
         }
     }
 }

@@ -7,24 +7,29 @@ use monitor_common::{
         control_file::{ControlFile, Trigger},
         threshold::{At, Threshold},
     },
-    protocol::{query::Subscriptions, word::Word as _},
+    protocol::word::Word as _,
 };
 use nix::errno::Errno;
 
 use crate::{
     eventfd::EventFd,
     persist::{Record, RecordId},
-    registry::{Account, Subscription, first_side, share},
+    registry::{Account, Subscription, first_side},
     source::{FileId, GroupId, Source},
-    watcher::{Cause, Event, EventSink, Sampled, Watcher},
+    watcher::{
+        closed::ClosedEventFds,
+        core::Core,
+        event::{Cause, Event, EventSink},
+        hierarchy::{id_of, is_there, lineage},
+        look::{Looks, publish},
+        quantity,
+        sample::{self, Sampled},
+        undelivered::PendingSignals,
+    },
 };
 
 /// Time for what a registration signals at once; a turn signals what is left.
 const AT_ONCE: Duration = Duration::from_micros(100);
-
-/// Eventfds yet to be closed that are not counted as held: an eventfd that gives way makes room
-/// at once. They are a part of the 1,024 descriptors beside `--max-eventfds`.
-const CLOSING: u64 = 256;
 
 /// A client's eventfd, as a frontend hands it over.
 #[derive(Debug)]
@@ -62,288 +67,209 @@ pub struct RegistrationRequest {
 pub struct Receipt {
     /// The group that was registered on.
     pub group: GroupId,
-    ticket: RecordId,
+    record_id: RecordId,
     file: FileId,
 }
 
-impl<S: Source> Watcher<S> {
-    /// Confirms that the client has received the reply.
-    pub fn confirm(&self, receipt: Receipt) {
-        if let Some(persistence) = self.persistence.as_ref().filter(|_| self.registry.has_file(receipt.file))
-        {
-            persistence.state().confirm(receipt.ticket);
+impl Receipt {
+    /// Records that the client has received the reply.
+    pub(super) fn confirm<S>(self, core: &Core<S>) {
+        if core.registry.has_file(self.file) {
+            core.records.confirm(self.record_id);
         }
-    }
-
-    /// Whether it matters that a requester is privileged, and uses [`Account::Privileged`]: its
-    /// account has half of its quota or more, or finds no room.
-    pub fn is_near_bound(&self, account: Account) -> bool {
-        let held = self.registry.held_by(account);
-        let is_near = held.saturating_mul(2) >= self.limits.quota
-            || !self.has_room(account)
-            || !self.has_room_for_eventfd(account);
-        !account.is_unlimited() && is_near
-    }
-
-    /// Whether an account has room for one more registration.
-    pub fn has_room(&self, account: Account) -> bool {
-        let used = self.registry.len() - self.registry.held_by(Account::Agent);
-        let held = self.registry.held_by(account);
-        account == Account::Agent || share::has_room(account, held, used, self.limits.registrations)
-    }
-
-    /// Whether an account has room for one more eventfd; it has no more eventfds than
-    /// registrations, except those with undelivered signals, or yet to be closed.
-    pub(super) fn has_room_for_eventfd(&self, account: Account) -> bool {
-        let (theirs, all) = self.signaller.closing(account);
-        let owned = self.owners.held_by(account) + theirs.saturating_sub(CLOSING);
-        let held = self.registry.held_by(account).max(owned);
-        let used = self.eventfds.len() as u64 + all.saturating_sub(CLOSING);
-        share::has_room(account, held, used, self.limits.eventfds)
-    }
-
-    /// Registers a trigger for a client.
-    ///
-    /// # Errors
-    /// `EINVAL` when the group is going or gone, as the kernel's `css_tryget_online`; `EDQUOT`
-    /// when the account has as many as one may have; `ENOMEM` when there is no room for more
-    /// ([`Watcher::has_room`]), or as many eventfds as there may be; `ETOOMANYREFS` or `ENOBUFS`
-    /// when it cannot be kept for the next agent; `EOPNOTSUPP` when the programs cannot see that
-    /// event on this kernel.
-    pub fn register(&mut self, request: RegistrationRequest) -> Result<Receipt, Errno> {
-        let internal = |error: crate::Error| {
-            log::error!("registration failed: {error}");
-            Errno::EIO
-        };
-        let RegistrationRequest { group, on, trigger, eventfd, follower, account, sampled } = request;
-        let features = self.source.features();
-        let offered = match trigger {
-            Trigger::Threshold(_) => true,
-            Trigger::Oom => features.oom,
-            Trigger::Pressure(_) => features.pressure,
-            Trigger::Empty => features.empty,
-        };
-        if !offered {
-            return Err(Errno::EOPNOTSUPP);
-        }
-        let file = eventfd.file;
-        // Before the slot is held: a registration that gives way may be the last there.
-        self.find_room(account, !self.registry.has_file(file))?;
-        // The pending work of a group that is going may wait for other groups.
-        if !self.is_there(group) {
-            return Err(Errno::EINVAL);
-        }
-        // No registration is added in the middle of begun work: a frontend ends that first.
-        // Before the slot is held, too: at the end of that work it may be released.
-        while self.goes_on_with(group.slot) {}
-        let slot = self.source.slot(group.slot).ok_or(Errno::EINVAL)?;
-        if !slot.watch(group.generation) {
-            return Err(Errno::EINVAL);
-        }
-        if self.registry.group(group.slot).is_none() {
-            // Left by late charges of the slot's group before, at most.
-            slot.memory().take();
-            slot.sum().take();
-        }
-        // Groups above that found no slot get one, if there is room by now.
-        let lineage = self.lineage(group.slot);
-        if trigger == Trigger::Oom {
-            self.look_above(&lineage);
-        }
-        // Those already registered may be signalled now, as in the kernel.
-        self.catch_up(group.slot);
-        let known = self.registry.group(group.slot).map(|known| known.scale(on));
-        let now = match known.filter(|scale| !scale.is_empty()) {
-            Some(scale) => Ok(Some(scale.now())),
-            None => match sampled {
-                Some(Sampled { is_root, read, .. }) => self.with_reading(group, on, is_root, read),
-                None => self.quantity(group, on),
-            },
-        };
-        // Queried only where it matters: one query for each level.
-        let in_percent = matches!(trigger, Trigger::Threshold(Threshold { at: At::Percent(_), .. }));
-        let limit = if in_percent { self.effective_limit(group.slot) } else { Ok(u64::MAX) };
-        let (Some(now), limit) = (now.map_err(internal)?, limit.map_err(internal)?) else {
-            self.settle(group.slot);
-            return Err(Errno::EINVAL);
-        };
-        let cgroup_id = self.id_of(group.slot);
-        let above = first_side(&trigger, now, limit);
-        let record = Record { on, trigger, file, account, group, cgroup_id, above, sure: false, owed: 0 };
-        let late = self.answered_late(&record);
-        let ticket = match late.map_or_else(|| self.admit(&record, eventfd), Ok) {
-            Ok(ticket) => ticket,
-            Err(errno) => {
-                self.settle(group.slot);
-                return Err(errno);
-            }
-        };
-        if let Some(follower) = follower {
-            self.followers.insert(ticket, follower);
-        }
-        if late.is_some() {
-            self.source.want(self.wanted());
-            return Ok(Receipt { group, ticket, file });
-        }
-        let before = self.paces();
-        self.shares(group.slot, account);
-        self.registry.add(
-            group,
-            Subscription { on, trigger, file, account, ticket, above: None },
-            now,
-            limit,
-        );
-        self.newcomers.enter(ticket, self.works.is_empty());
-        self.source.want(self.wanted());
-        if trigger == Trigger::Empty {
-            self.note_populated(group);
-        }
-        // A limit that was written before the limits were wanted rang no doorbell.
-        if in_percent && self.effective_limit(group.slot).is_ok_and(|now| now != limit) {
-            self.plan_follow(group.slot);
-        }
-        if self.paces() != before {
-            self.work.notify_one();
-        }
-        // Publishes the new band, then reads usage again: that sees a charge that was still
-        // compared with the old band.
-        let is_root = group.slot == self.source.root().slot;
-        if is_root || self.publish(group.slot).is_none() || !self.is_quiet(group.slot) {
-            self.ring(group.slot, 0);
-        }
-        if trigger == Trigger::Oom && self.is_under_oom(group) {
-            let id = self.id_of(group.slot);
-            let event = Event { cgroup_id: id, cause: Cause::Oom { limit: id }, signals: 1 };
-            self.notify_follower(ticket, &event);
-            self.owe(file, ticket, 1, event.cause.label(), None);
-            self.deliver(file, &mut 1, AT_ONCE);
-        }
-        Ok(Receipt { group, ticket, file })
-    }
-
-    /// Takes in the eventfd, if it is new, and records the registration.
-    fn admit(&mut self, record: &Record, eventfd: ReceivedEventFd) -> Result<RecordId, Errno> {
-        let file = record.file;
-        let is_own = record.account == Account::Agent;
-        // An eventfd that is still held may have undelivered signals of ended registrations.
-        let is_new = !self.eventfds.contains_key(&file) && !self.own.contains_key(&file);
-        if is_new {
-            let ReceivedEventFd { eventfd, .. } = eventfd;
-            self.owners.insert(file, record.account);
-            self.newcomers.enter_file(file, self.works.is_empty());
-            if is_own {
-                self.own.insert(file, eventfd);
-                return Ok(self.unrecorded.enter());
-            }
-            if let Some(persistence) = &mut self.persistence
-                && let Err(error) = persistence.keep(file, &eventfd, &self.eventfds)
-            {
-                self.owners.remove(&file);
-                return Err(not_kept(&error));
-            }
-            self.eventfds.insert(file, eventfd);
-        }
-        let Some(persistence) = self.persistence.as_mut().filter(|_| !is_own) else {
-            return Ok(self.unrecorded.enter());
-        };
-        persistence.state_mut().enter(record).map_err(|error| {
-            if is_new {
-                self.drop_file(file);
-            }
-            not_kept(&error)
-        })
-    }
-
-    /// Whether a group is still in its slot, and not going.
-    pub(super) fn is_there(&self, group: GroupId) -> bool {
-        let state = self.source.slot(group.slot).map(monitor_common::protocol::slot::Slot::state);
-        group.slot == self.source.root().slot
-            || state.is_some_and(|state| state.is_live() && state.generation() == group.generation)
-    }
-
-    /// Looks at groups above with pending events, so that OOMs that have begun already go to the
-    /// registrations that existed then; a bounded number of groups.
-    fn look_above(&mut self, lineage: &[u32]) {
-        const GROUPS: usize = 16;
-        let waits = |slot: &u32| {
-            self.works.get(slot).is_some_and(|work| work.look)
-                || self.source.slot(*slot).is_some_and(|slot| slot.pending.get() != 0)
-        };
-        let above: Vec<u32> = lineage.iter().skip(1).copied().filter(waits).take(GROUPS).collect();
-        for slot in above {
-            self.look_now(slot);
-        }
-    }
-
-    /// Looks at a group that has something pending, or is out of its bands.
-    fn catch_up(&mut self, index: u32) {
-        if self.registry.group(index).is_some() && !self.is_quiet(index) {
-            self.look_now(index);
-        }
-    }
-
-    /// Whether a group's quantities, read now, are in the bands published last, and no doorbell
-    /// is unanswered: then a look would signal nothing. What was read counts as the last look's.
-    fn is_quiet(&mut self, index: u32) -> bool {
-        let root = self.source.root().slot;
-        let Some((group, slot)) = self.registry.group(index).zip(self.source.slot(index)) else {
-            return false;
-        };
-        let state = slot.state();
-        let is_same = state.is_live() && state.generation() == group.id.generation;
-        if index == root || slot.pending.get() != 0 || !is_same {
-            return false;
-        }
-        let sum_too = !group.scale(ControlFile::Memsw).is_empty();
-        let bands = [ControlFile::Usage, ControlFile::Memsw].map(|file| group.scale(file).band());
-        let Ok(Some((memory, sum))) = self.measure(group.id, sum_too) else { return false };
-        if !bands[0].holds(memory) || sum.is_some_and(|sum| !bands[1].holds(sum)) {
-            return false;
-        }
-        if let Some(group) = self.registry.group_mut(index) {
-            group.scale_mut(ControlFile::Usage).move_to(memory);
-            if let Some(sum) = sum {
-                group.scale_mut(ControlFile::Memsw).move_to(sum);
-            }
-        }
-        true
-    }
-
-    /// The periodic work of the agent's loop: whether to sweep, and whether to sample.
-    fn paces(&self) -> (bool, bool) {
-        (!self.registry.is_empty(), self.samples())
-    }
-
-    /// Whether a group is under OOM; false for the root, which has no limit, and no counter to
-    /// query. An error does not undo a registration that is made.
-    fn is_under_oom(&self, group: GroupId) -> bool {
-        group.slot != self.source.root().slot
-            && self.source.is_under_oom(group).unwrap_or_else(|error| {
-                log::error!("{error}");
-                false
-            })
-    }
-
-    /// The events that the programs are to report: victims of the OOM killer only while there are
-    /// followers.
-    pub(super) fn wanted(&self) -> u64 {
-        let victims = if self.followers.is_empty() { 0 } else { Subscriptions::VICTIMS };
-        self.registry.wanted() | victims
-    }
-
-    /// Sets what the programs count, and wakes the agent's loop, which may have to sweep and
-    /// sample from now on.
-    pub(super) fn registrations_changed(&self) {
-        self.source.want(self.wanted());
-        self.work.notify_one();
     }
 }
 
-/// The errno for an eventfd that cannot be kept for the next agent; the log has the details.
-fn not_kept(error: &crate::Error) -> Errno {
-    log::warn!("{error}");
-    match error {
-        crate::Error::Syscall { errno: Errno::ETOOMANYREFS, .. } => Errno::ETOOMANYREFS,
-        _ => Errno::ENOBUFS,
+/// Registers a trigger for a client.
+///
+/// # Errors
+/// `EINVAL` when the group is going or gone, as the kernel's `css_tryget_online`; `EDQUOT`
+/// when the account has as many as one may have; `ENOMEM` when there is no room for more
+/// ([`Limits`](super::Limits)), or as many eventfds as there may be; `ETOOMANYREFS` or `ENOBUFS`
+/// when it cannot be kept for the next agent; `EOPNOTSUPP` when the programs cannot see that
+/// event on this kernel.
+pub(super) fn register<S: Source>(
+    core: &mut Core<S>,
+    looks: &mut Looks,
+    closed: &mut ClosedEventFds,
+    request: RegistrationRequest,
+) -> Result<Receipt, Errno> {
+    let internal = |error: crate::Error| {
+        log::error!("registration failed: {error}");
+        Errno::EIO
+    };
+    let RegistrationRequest { group, on, trigger, eventfd, follower, account, sampled } = request;
+    let features = core.source.features();
+    let offered = match trigger {
+        Trigger::Threshold(_) => true,
+        Trigger::Oom => features.oom,
+        Trigger::Pressure(_) => features.pressure,
+        Trigger::Empty => features.empty,
+    };
+    if !offered {
+        return Err(Errno::EOPNOTSUPP);
     }
+    let file = eventfd.file;
+    // Before the slot is held: a registration that gives way may be the last there.
+    let is_new = !core.registry.has_file(file);
+    closed.find_room(core, account, is_new)?;
+    // The pending work of a group that is going may wait for other groups.
+    if !is_there(&core.source, group) {
+        return Err(Errno::EINVAL);
+    }
+    // No registration is added in the middle of begun work: a frontend ends that first.
+    // Before the slot is held, too: at the end of that work it may be released.
+    while looks.goes_on_with(core, group.slot) {}
+    let slot = core.source.slot(group.slot).ok_or(Errno::EINVAL)?;
+    if !slot.watch(group.generation) {
+        return Err(Errno::EINVAL);
+    }
+    if core.registry.group(group.slot).is_none() {
+        // Left by late charges of the slot's group before, at most.
+        slot.memory().take();
+        slot.sum().take();
+    }
+    // Groups above that found no slot get one, if there is room by now.
+    let lineage = lineage(&core.source, group.slot);
+    if trigger == Trigger::Oom {
+        look_above(core, looks, &lineage);
+    }
+    // Those already registered may be signalled now, as in the kernel.
+    catch_up(core, looks, group.slot);
+    let known = core.registry.group(group.slot).map(|known| known.scale(on));
+    let now = match known.filter(|scale| !scale.is_empty()) {
+        Some(scale) => Ok(Some(scale.now())),
+        None => match sampled {
+            Some(Sampled { is_root, read, .. }) => {
+                quantity::with_reading(&core.source, group, on, is_root, read)
+            }
+            None => quantity::present(&core.source, core.host.as_ref(), group, on),
+        },
+    };
+    // Queried only where it matters: one query for each level.
+    let in_percent = matches!(trigger, Trigger::Threshold(Threshold { at: At::Percent(_), .. }));
+    let limit = if in_percent { core.effective_limit(group.slot) } else { Ok(u64::MAX) };
+    let (Some(now), limit) = (now.map_err(internal)?, limit.map_err(internal)?) else {
+        core.settle(group.slot);
+        return Err(Errno::EINVAL);
+    };
+    let cgroup_id = id_of(&core.source, group.slot);
+    let above = first_side(&trigger, now, limit);
+    let record = Record { on, trigger, file, account, group, cgroup_id, above, sure: false, owed: 0 };
+    let late = core.records.answered_late(&record, core.host.clock());
+    let late = late.filter(|(_, file)| core.registry.has_file(*file)).map(|(record_id, _)| record_id);
+    let record_id = match late.map_or_else(|| admit(core, &record, eventfd), Ok) {
+        Ok(record_id) => record_id,
+        Err(errno) => {
+            core.settle(group.slot);
+            return Err(errno);
+        }
+    };
+    if let Some(follower) = follower {
+        core.delivery.follow(record_id, follower);
+    }
+    if late.is_some() {
+        core.source.want(core.wanted());
+        return Ok(Receipt { group, record_id, file });
+    }
+    let before = paces(core);
+    core.turns.add_payer(&core.source, group.slot, account);
+    core.registry.add(group, Subscription { on, trigger, file, account, record_id, above: None }, now, limit);
+    core.newcomers.enter(record_id, core.turns.has_no_work());
+    core.source.want(core.wanted());
+    if trigger == Trigger::Empty {
+        core.note_populated(group);
+    }
+    // A limit that was written before the limits were wanted rang no doorbell.
+    if in_percent && core.effective_limit(group.slot).is_ok_and(|now| now != limit) {
+        core.turns.plan_follow(&core.source, group.slot);
+    }
+    if paces(core) != before {
+        core.turns.notify();
+    }
+    // Publishes the new band, then reads usage again: that sees a charge that was still
+    // compared with the old band.
+    let is_root = group.slot == core.source.root().slot;
+    if is_root || publish(core, group.slot).is_none() || !is_quiet(core, group.slot) {
+        core.ring(group.slot, 0);
+    }
+    if trigger == Trigger::Oom && is_under_oom(core, group) {
+        let id = id_of(&core.source, group.slot);
+        let event = Event { cgroup_id: id, cause: Cause::Oom { limit: id }, signals: 1 };
+        core.delivery.notify_follower(record_id, &event);
+        let cause = event.cause.label();
+        core.add_signals(PendingSignals { file, record_id, count: 1, cause, rung: None });
+        core.deliver(file, &mut 1, AT_ONCE);
+    }
+    Ok(Receipt { group, record_id, file })
+}
+
+/// Takes in the eventfd, if it is new, and records the registration.
+fn admit<S>(core: &mut Core<S>, record: &Record, received: ReceivedEventFd) -> Result<RecordId, Errno> {
+    if !core.delivery.holds(record.file) {
+        core.newcomers.enter_file(record.file, core.turns.has_no_work());
+    }
+    core.delivery.admit(record, received.eventfd, &mut core.records)
+}
+
+/// Looks at groups above with pending events, so that OOMs that have begun already go to the
+/// registrations that existed then; a bounded number of groups.
+fn look_above<S: Source>(core: &mut Core<S>, looks: &mut Looks, lineage: &[u32]) {
+    const GROUPS: usize = 16;
+    let waits = |slot: &u32| {
+        core.turns.awaits_look(*slot) || core.source.slot(*slot).is_some_and(|slot| slot.pending.get() != 0)
+    };
+    let above: Vec<u32> = lineage.iter().skip(1).copied().filter(waits).take(GROUPS).collect();
+    for slot in above {
+        looks.look_now(core, slot);
+    }
+}
+
+/// Looks at a group that has something pending, or is out of its bands.
+fn catch_up<S: Source>(core: &mut Core<S>, looks: &mut Looks, index: u32) {
+    if core.registry.group(index).is_some() && !is_quiet(core, index) {
+        looks.look_now(core, index);
+    }
+}
+
+/// Whether a group's quantities, read now, are in the bands published last, and no doorbell
+/// is unanswered: then a look would signal nothing. What was read counts as the last look's.
+fn is_quiet<S: Source>(core: &mut Core<S>, index: u32) -> bool {
+    let root = core.source.root().slot;
+    let Some((group, slot)) = core.registry.group(index).zip(core.source.slot(index)) else {
+        return false;
+    };
+    let state = slot.state();
+    let is_same = state.is_live() && state.generation() == group.id.generation;
+    if index == root || slot.pending.get() != 0 || !is_same {
+        return false;
+    }
+    let sum_too = !group.scale(ControlFile::Memsw).is_empty();
+    let bands = [ControlFile::Usage, ControlFile::Memsw].map(|file| group.scale(file).band());
+    let Ok(Some((memory, sum))) = quantity::measure(&core.source, group.id, sum_too) else { return false };
+    if !bands[0].holds(memory) || sum.is_some_and(|sum| !bands[1].holds(sum)) {
+        return false;
+    }
+    if let Some(group) = core.registry.group_mut(index) {
+        group.scale_mut(ControlFile::Usage).move_to(memory);
+        if let Some(sum) = sum {
+            group.scale_mut(ControlFile::Memsw).move_to(sum);
+        }
+    }
+    true
+}
+
+/// The periodic work of the agent's loop: whether to sweep, and whether to sample.
+fn paces<S: Source>(core: &Core<S>) -> (bool, bool) {
+    (!core.registry.is_empty(), sample::has_any(core))
+}
+
+/// Whether a group is under OOM; false for the root, which has no limit, and no counter to
+/// query. An error does not undo a registration that is made.
+fn is_under_oom<S: Source>(core: &Core<S>, group: GroupId) -> bool {
+    group.slot != core.source.root().slot
+        && core.source.is_under_oom(group).unwrap_or_else(|error| {
+            log::error!("{error}");
+            false
+        })
 }

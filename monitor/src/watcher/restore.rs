@@ -17,7 +17,16 @@ use crate::{
     persist::{Persistence, Record, RecordId, Recovered, Unfinished},
     registry::Subscription,
     source::{FileId, GroupId, Identify, Source},
-    watcher::{Cause, Event, Watcher},
+    watcher::{
+        closed,
+        core::Core,
+        event::{Cause, Event},
+        hierarchy::last_of,
+        look::publish,
+        percent_limits::PercentLimits,
+        quantity,
+        undelivered::PendingSignals,
+    },
 };
 
 /// Results of taking over what an earlier agent left.
@@ -31,211 +40,206 @@ pub struct Restored {
     pub lost: u64,
 }
 
-/// Milliseconds in which a client that lost its connection to an agent repeats its request.
-const UNSURE_FOR: u64 = 60_000;
+/// Takes over what an earlier agent has `left`, and keeps registrations from now on in
+/// `persistence`. With `instance`, the maps are those that the slots of its records are in;
+/// `identity` identifies the eventfds.
+///
+/// # Errors
+/// The programs could not be queried.
+pub(super) fn restore<S: Source>(
+    core: &mut Core<S>,
+    percent_limits: &mut PercentLimits,
+    persistence: Persistence,
+    left: Recovered,
+    instance: u64,
+    identity: &dyn Identify,
+) -> Result<Restored> {
+    let same = left.instance == instance;
+    let mut restored = Restored { lost: left.flaws, ..Restored::default() };
+    let ids = || left.records.iter().map(|(_, record)| record.cgroup_id).collect();
+    let by_id = if same { HashMap::new() } else { core.source.place_groups(&ids()) };
+    let place =
+        |record: &Record| if same { Some(record.group) } else { by_id.get(&record.cgroup_id).copied() };
 
-impl<S: Source> Watcher<S> {
-    /// Takes over what an earlier agent has `left`, and keeps registrations from now on in
-    /// `persistence`. With `instance`, the maps are those that the slots of its records are in;
-    /// `identity` identifies the eventfds.
-    ///
-    /// # Errors
-    /// The programs could not be queried.
-    pub fn restore(
-        &mut self,
-        persistence: Persistence,
-        left: Recovered,
-        instance: u64,
-        identity: &dyn Identify,
-    ) -> Result<Restored> {
-        let same = left.instance == instance;
-        let mut restored = Restored { lost: left.flaws, ..Restored::default() };
-        let by_id = if same { HashMap::new() } else { self.source.groups_by_id() };
-        let place =
-            |record: &Record| if same { Some(record.group) } else { by_id.get(&record.cgroup_id).copied() };
-
-        let wanted: HashSet<FileId> = left.records.iter().map(|(_, record)| record.file).collect();
-        for (file, fd) in left.files {
-            if wanted.contains(&file) {
-                self.take_in(file, fd, identity)?;
-            }
-        }
-        self.persistence = Some(persistence);
-        let mut gone = Vec::new();
-        for (ticket, record) in left.records {
-            if !self.eventfds.contains_key(&record.file) {
-                log::error!("a registration of {} is lost: no eventfd was kept for it", record.account);
-                restored.lost += 1;
-                self.strike_out(&[ticket]);
-                continue;
-            }
-            match place(&record).filter(|group| self.take_hold(*group)) {
-                Some(group) => {
-                    let record = Record { group, ..record };
-                    self.enter_again(ticket, &record)?;
-                    restored.registrations += 1;
-                    self.unsure.extend((!record.sure).then_some((ticket, record)));
-                }
-                None => gone.push((ticket, record)),
-            }
-        }
-        for (ticket, record) in gone {
-            let Record { file, cgroup_id, .. } = record;
-            self.notify_follower(ticket, &Event { cgroup_id, cause: Cause::Removed, signals: 1 });
-            self.owners.insert(file, record.account);
-            // Crossings worked out before the group went, and not signalled.
-            if record.owed > 0 {
-                self.owes(file, ticket, record.owed, Cause::of(&record.trigger), None);
-            }
-            self.owes(file, ticket, 1, Cause::REMOVED, None);
-            restored.removed += 1;
-        }
-        let (registry, undelivered) = (&self.registry, &self.undelivered);
-        self.eventfds.retain(|file, _| registry.has_file(*file) || undelivered.has(*file));
-        if let Some(persistence) = &self.persistence {
-            persistence.state().set_instance(instance);
-        }
-        self.unsure_until = self.host.clock() + UNSURE_FOR;
-        self.finish(&left.unfinished);
-        // Before anything is looked at: from here on the new programs see what the old ones do.
-        let root = self.source.root().slot;
-        for slot in self.registry.slots() {
-            if slot != root {
-                self.publish(slot);
-            }
-        }
-        self.source.take_over(self.wanted());
-        self.catch_up_with_all();
-        if let Some(persistence) = &mut self.persistence {
-            persistence.repack(&self.eventfds);
-        }
-        Ok(restored)
-    }
-
-    /// Removes the persistent state, since this agent ends for good.
-    pub fn leave_nothing(&self) {
-        if let Some(persistence) = &self.persistence {
-            persistence.give_up_all();
+    let wanted: HashSet<FileId> = left.records.iter().map(|(_, record)| record.file).collect();
+    let mut renamed = HashMap::new();
+    for (file, fd) in left.files {
+        if wanted.contains(&file)
+            && let Some(now) = take_in(core, file, fd, identity)?
+            && now != file
+        {
+            renamed.insert(file, now);
         }
     }
-
-    /// The number of agents that took over from an earlier one, with its registrations.
-    pub fn restarts(&self) -> u64 {
-        self.persistence.as_ref().map_or(0, |persistence| persistence.state().restarts())
+    core.records.keep_in(persistence);
+    // Before a record has the new name; the old one is dropped from its stash at the end.
+    for now in renamed.values() {
+        core.delivery.keep(&mut core.records, *now)?;
     }
-
-    /// The id of a registration that an earlier agent has made and perhaps not confirmed to the
-    /// client: a repeated request means the same registration.
-    pub(super) fn answered_late(&mut self, request: &Record) -> Option<RecordId> {
-        if self.unsure.is_empty() {
-            return None;
+    let under_its_name = |record: Record| {
+        let file = renamed.get(&record.file).copied().unwrap_or(record.file);
+        Record { file, ..record }
+    };
+    let mut gone = Vec::new();
+    for (record_id, record) in left.records {
+        let record = under_its_name(record);
+        if !core.delivery.holds(record.file) {
+            log::error!("a registration of {} is lost: no eventfd was kept for it", record.account);
+            restored.lost += 1;
+            core.strike_out(&[record_id]);
+            continue;
         }
-        if self.host.clock() >= self.unsure_until {
-            self.unsure = Vec::new();
+        match place(&record).filter(|group| take_hold(core, *group)) {
+            Some(group) => {
+                let record = Record { group, ..record };
+                enter_again(core, record_id, &record)?;
+                restored.registrations += 1;
+                core.records.take_over(record_id, record);
+            }
+            None => {
+                // Under the eventfd's name of now, before the stash with the one of before goes.
+                core.records.write(record_id, &record);
+                gone.push((record_id, record));
+            }
         }
-        let at = self.unsure.iter().position(|(_, record)| record.is_same_request(request))?;
-        let (ticket, record) = self.unsure.swap_remove(at);
-        self.registry.has_file(record.file).then_some(ticket)
     }
-
-    /// Registers a recovered record, on the side that was signalled last.
-    fn enter_again(&mut self, ticket: RecordId, record: &Record) -> Result<()> {
-        let Record { on, trigger, file, account, group, above, .. } = *record;
-        let known = self.registry.group(group.slot).map(|known| known.scale(on));
-        let now = match known.filter(|scale| !scale.is_empty()) {
-            Some(scale) => scale.now(),
-            // Its group is gone: the look that follows signals that.
-            None => match self.quantity(group, on)? {
-                Some(now) => now,
-                None => self.last_of(group, on).unwrap_or(0),
-            },
-        };
-        let in_percent = matches!(trigger, Trigger::Threshold(Threshold { at: At::Percent(_), .. }));
-        let limit = if in_percent { self.effective_limit(group.slot)? } else { u64::MAX };
-        let registration = Subscription { on, trigger, file, account, ticket, above: Some(above) };
-        self.owners.insert(file, account);
-        self.shares(group.slot, account);
-        self.registry.add(group, registration, now, limit);
-        if trigger == Trigger::Empty {
-            self.note_populated(group);
-        }
-        if let Some(persistence) = &self.persistence {
-            persistence.state().write(ticket, record);
-        }
-        // Worked out by an earlier agent, and perhaps signalled: the one thing that is signalled
-        // twice.
+    for (record_id, record) in gone {
+        let Record { file, cgroup_id, .. } = record;
+        core.delivery.notify_follower(record_id, &Event { cgroup_id, cause: Cause::Removed, signals: 1 });
+        core.delivery.set_owner(file, record.account);
+        // Crossings worked out before the group went, and not signalled.
         if record.owed > 0 {
-            self.owes(file, ticket, record.owed, Cause::of(&trigger), None);
+            add_restored(core, file, record_id, record.owed, Cause::of(&record.trigger));
         }
-        Ok(())
+        add_restored(core, file, record_id, 1, Cause::REMOVED);
+        restored.removed += 1;
     }
+    core.delivery.close_unused(&core.registry);
+    core.records.set_instance(instance);
+    core.records.wait_for_repeats(core.host.clock());
+    finish(core, &left.unfinished);
+    // Before anything is looked at: from here on the new programs see what the old ones do.
+    let root = core.source.root().slot;
+    for slot in core.registry.slots() {
+        if slot != root {
+            publish(core, slot);
+        }
+    }
+    core.source.take_over(core.wanted());
+    catch_up_with_all(core, percent_limits);
+    core.delivery.repack(&mut core.records);
+    Ok(restored)
+}
 
-    /// Takes in an eventfd out of a descriptor stash.
-    fn take_in(&mut self, file: FileId, fd: std::os::fd::OwnedFd, identity: &dyn Identify) -> Result<()> {
-        use std::os::fd::AsFd as _;
-        let found = match EventFd::check(fd.as_fd()).map(|()| EventFd::known(fd)) {
-            Ok(eventfd) => (identity.file_of(eventfd.as_fd())?, eventfd),
-            Err(errno) => {
-                log::error!("a descriptor that was kept is no eventfd, and is closed: {errno}");
-                return Ok(());
-            }
-        };
-        if found.0 != file {
-            log::error!("an eventfd that was kept is another than recorded, and is closed");
-            return Ok(());
-        }
-        self.eventfds.insert(file, found.1);
-        Ok(())
-    }
+fn add_restored<S: Source>(core: &mut Core<S>, file: FileId, record_id: RecordId, count: u64, cause: usize) {
+    let signals = PendingSignals { file, record_id, count, cause, rung: None };
+    core.delivery.add_recorded(signals, &mut core.turns);
+}
 
-    /// Whether the slot is still the group's: then the agent holds it, even if the group is on
-    /// its way out.
-    fn take_hold(&self, group: GroupId) -> bool {
-        self.source.slot(group.slot).is_some_and(|slot| {
-            slot.watch(group.generation) || {
-                let state = slot.state();
-                state.has(SlotState::WATCHED) && state.generation() == group.generation
-            }
-        })
+/// Registers a recovered record, on the side that was signalled last.
+fn enter_again<S: Source>(core: &mut Core<S>, record_id: RecordId, record: &Record) -> Result<()> {
+    let Record { on, trigger, file, account, group, above, .. } = *record;
+    let known = core.registry.group(group.slot).map(|known| known.scale(on));
+    let now = match known.filter(|scale| !scale.is_empty()) {
+        Some(scale) => scale.now(),
+        // Its group is gone: the look that follows signals that.
+        None => match quantity::present(&core.source, core.host.as_ref(), group, on)? {
+            Some(now) => now,
+            None => last_of(&core.source, group, on).unwrap_or(0),
+        },
+    };
+    let in_percent = matches!(trigger, Trigger::Threshold(Threshold { at: At::Percent(_), .. }));
+    let limit = if in_percent { core.effective_limit(group.slot)? } else { u64::MAX };
+    let registration = Subscription { on, trigger, file, account, record_id, above: Some(above) };
+    core.delivery.set_owner(file, account);
+    core.turns.add_payer(&core.source, group.slot, account);
+    core.registry.add(group, registration, now, limit);
+    if trigger == Trigger::Empty {
+        core.note_populated(group);
     }
+    core.records.write(record_id, record);
+    // Worked out by an earlier agent, and perhaps signalled: the one thing that is signalled
+    // twice.
+    if record.owed > 0 {
+        add_restored(core, file, record_id, record.owed, Cause::of(&trigger));
+    }
+    Ok(())
+}
 
-    /// Puts back what an agent that was killed had taken out of slots.
-    fn finish(&mut self, unfinished: &[Unfinished]) {
-        for Unfinished { cgroup_id, seen } in unfinished {
-            let slot = (0..)
-                .map_while(|index| self.source.slot(index))
-                .find(|slot| slot.state().has(SlotState::ONLINE) && slot.cgroup_id.get() == *cgroup_id);
-            if let Some(slot) = slot {
-                give_back(slot, seen);
-            }
+/// Takes in an eventfd out of a descriptor stash. Returns its name, which is another than the one that
+/// it was kept by where the agent before had another backend; none where it is refused.
+fn take_in<S: Source>(
+    core: &mut Core<S>,
+    file: FileId,
+    fd: std::os::fd::OwnedFd,
+    identity: &dyn Identify,
+) -> Result<Option<FileId>> {
+    use std::os::fd::AsFd as _;
+    let found = match EventFd::check(fd.as_fd()).map(|()| EventFd::known(fd)) {
+        Ok(eventfd) => (identity.file_of(eventfd.as_fd())?, eventfd),
+        Err(errno) => {
+            log::error!("a descriptor that was kept is no eventfd, and is closed: {errno}");
+            return Ok(None);
         }
-        if let Some(persistence) = &mut self.persistence {
-            persistence.state_mut().end_all();
-        }
+    };
+    let (now, eventfd) = found;
+    // Names of one kind are the same for the file's whole life.
+    if now != file && now.is_address() == file.is_address() {
+        log::error!("an eventfd that was kept is another than recorded, and is closed");
+        return Ok(None);
     }
+    // An agent that was killed meanwhile has kept it by both names.
+    if !core.delivery.holds(now) {
+        core.delivery.take_in(now, eventfd);
+    }
+    Ok(Some(now))
+}
 
-    /// Queues what happened while there was no agent, to be signalled in turns.
-    fn catch_up_with_all(&mut self) {
-        self.registrations_changed();
-        // An agent that was killed may have taken its doorbell, and not looked.
-        self.limits_written();
-        // An agent that was killed may have published a first band, and no more: the looks below
-        // read the results of charges that saw the old epoch.
-        if let Err(error) = self.source.end_epoch() {
-            log::error!("{error}");
+/// Whether the slot is still the group's: then the agent holds it, even if the group is on
+/// its way out.
+fn take_hold<S: Source>(core: &Core<S>, group: GroupId) -> bool {
+    core.source.slot(group.slot).is_some_and(|slot| {
+        slot.watch(group.generation) || {
+            let state = slot.state();
+            state.has(SlotState::WATCHED) && state.generation() == group.generation
         }
-        for slot in self.registry.slots() {
-            self.plan_settle(slot);
+    })
+}
+
+/// Puts back what an agent that was killed had taken out of slots.
+fn finish<S: Source>(core: &mut Core<S>, unfinished: &[Unfinished]) {
+    for Unfinished { cgroup_id, seen } in unfinished {
+        let slot = (0..)
+            .map_while(|index| core.source.slot(index))
+            .find(|slot| slot.state().has(SlotState::ONLINE) && slot.cgroup_id.get() == *cgroup_id);
+        if let Some(slot) = slot {
+            give_back(slot, seen);
         }
-        // All slots: the listeners of an OOM may be below the slot that it is in, and slots
-        // without registrations are given back.
-        let all = (0..).take_while(|index| self.source.slot(*index).is_some()).count();
-        for index in 0..u32::try_from(all).unwrap_or(u32::MAX) {
-            let state = self.source.slot(index).map(|slot| (slot.state(), slot.pending.get()));
-            if state.is_some_and(|(state, pending)| state.has(SlotState::WATCHED) || pending != 0) {
-                self.ring(index, 0);
-            }
-        }
-        self.end_closed();
     }
+    core.records.end_all_journals();
+}
+
+/// Queues what happened while there was no agent, to be signalled in turns.
+fn catch_up_with_all<S: Source>(core: &mut Core<S>, percent_limits: &mut PercentLimits) {
+    core.registrations_changed();
+    // An agent that was killed may have taken its doorbell, and not looked.
+    percent_limits.limits_written(core);
+    // An agent that was killed may have published a first band, and no more: the looks below
+    // read the results of charges that saw the old epoch.
+    if let Err(error) = core.source.end_epoch() {
+        log::error!("{error}");
+    }
+    for slot in core.registry.slots() {
+        core.turns.plan_settle(&core.source, slot);
+    }
+    // All slots: the listeners of an OOM may be below the slot that it is in, and slots
+    // without registrations are given back.
+    let all = (0..).take_while(|index| core.source.slot(*index).is_some()).count();
+    for index in 0..u32::try_from(all).unwrap_or(u32::MAX) {
+        let state = core.source.slot(index).map(|slot| (slot.state(), slot.pending.get()));
+        if state.is_some_and(|(state, pending)| state.has(SlotState::WATCHED) || pending != 0) {
+            core.ring(index, 0);
+        }
+    }
+    closed::end_all(core);
 }

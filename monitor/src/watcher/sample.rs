@@ -1,14 +1,15 @@
-//! Quantities without a doorbell: the root's usage and working sets are sampled while there are
-//! registrations for them; thresholds that flapped are looked at when their hold-off is over.
+//! Quantities without a doorbell: the root's usage, working sets and what is not
+//! reclaimable are sampled while there are
+//! registrations for them.
 
 use monitor_common::grammar::control_file::ControlFile;
 
 use crate::{
     cgroup::host::Host,
     error::Result,
-    registry::{Clock, ThresholdSet},
+    registry::ThresholdSet,
     source::{GroupId, Source},
-    watcher::{Watcher, fair_queue::Payer},
+    watcher::{core::Core, fair_queue::Payer, hierarchy::id_of, quantity::with_reading},
 };
 
 /// One quantity that no program reports.
@@ -37,6 +38,7 @@ impl Sampled {
     pub fn read(self, host: &dyn Host) -> Result<Option<Self>> {
         let read = match self.on {
             ControlFile::Memsw => Some(host.sum()?),
+            ControlFile::Anon => host.unreclaimable(self.cgroup_id)?,
             ControlFile::WorkingSet => {
                 let inactive = host.inactive_file(self.cgroup_id)?;
                 let usage = if self.is_root { Some(host.usage()?) } else { None };
@@ -48,137 +50,82 @@ impl Sampled {
     }
 }
 
-impl<S: Source> Watcher<S> {
-    /// Whether any registration has to be sampled.
-    pub fn samples(&self) -> bool {
-        let root = self.source.root().slot;
-        self.registry.has_working_sets()
-            || self.registry.group(root).is_some_and(|group| {
-                [ControlFile::Usage, ControlFile::Memsw].iter().any(|file| !group.scale(*file).is_empty())
-            })
-    }
+/// The state of sampling.
+#[derive(Debug, Default)]
+pub(super) struct Sampling {
+    /// Whether anything had to be sampled at the last call of [`Sampling::has_begun`].
+    had_any: bool,
+}
 
+impl Sampling {
     /// Whether anything has to be sampled now, and had not at the last call.
-    pub fn samples_anew(&mut self) -> bool {
-        let (before, now) = (self.sampling, self.samples());
-        self.sampling = now;
+    pub(super) fn has_begun<S: Source>(&mut self, core: &Core<S>) -> bool {
+        let now = has_any(core);
+        let before = std::mem::replace(&mut self.had_any, now);
         now && !before
     }
+}
 
-    /// The quantities to be sampled, for a thread that may block.
-    pub fn to_be_sampled(&self) -> Vec<Sampled> {
-        let root = self.source.root().slot;
-        let wanted = |slot: u32, on: ControlFile| {
-            let group = self.registry.group(slot).filter(|group| !group.scale(on).is_empty())?;
-            let payer = self.payer_of_samples(slot);
-            Some(Sampled {
-                group: group.id,
-                cgroup_id: self.id_of(slot),
-                on,
-                is_root: slot == root,
-                payer,
-                read: 0,
-            })
-        };
-        let mut all: Vec<Sampled> =
-            [ControlFile::Usage, ControlFile::Memsw].into_iter().filter_map(|on| wanted(root, on)).collect();
-        if self.registry.has_working_sets() {
-            let slots = self.registry.slots().into_iter();
-            all.extend(slots.filter_map(|slot| wanted(slot, ControlFile::WorkingSet)));
-        }
-        all
-    }
+/// Whether any registration has to be sampled.
+pub(super) fn has_any<S: Source>(core: &Core<S>) -> bool {
+    let root = core.source.root().slot;
+    core.registry.has_on_files()
+        || core.registry.group(root).is_some_and(|group| {
+            [ControlFile::Usage, ControlFile::Memsw].iter().any(|file| !group.scale(*file).is_empty())
+        })
+}
 
-    /// Takes in a sample: thresholds that were crossed since the last one are signalled in turns.
-    /// A change between two samples that was undone is not seen.
-    pub fn sampled(&mut self, sampled: &Sampled) {
-        let Sampled { group, on, read, is_root, .. } = *sampled;
-        if self.registry.group(group.slot).is_none_or(|known| known.id != group) {
-            return;
-        }
-        match self.with_reading(group, on, is_root, read) {
-            Ok(Some(now)) => self.plan_sample(group.slot, on, now),
-            // Gone: a doorbell has its removal signalled.
-            Ok(None) => {}
-            Err(error) => log::warn!("{error}"),
+/// The quantities to be sampled, for a thread that may block.
+pub(super) fn wanted<S: Source>(core: &Core<S>) -> Vec<Sampled> {
+    let root = core.source.root().slot;
+    let one = |slot: u32, on: ControlFile| {
+        let group = core.registry.group(slot).filter(|group| !group.scale(on).is_empty())?;
+        let payer = core.turns.payer_of_samples(slot);
+        Some(Sampled {
+            group: group.id,
+            cgroup_id: id_of(&core.source, slot),
+            on,
+            is_root: slot == root,
+            payer,
+            read: 0,
+        })
+    };
+    let mut all: Vec<Sampled> =
+        [ControlFile::Usage, ControlFile::Memsw].into_iter().filter_map(|on| one(root, on)).collect();
+    if core.registry.has_on_files() {
+        for slot in core.registry.slots() {
+            all.extend(ControlFile::SAMPLED.into_iter().filter_map(|on| one(slot, on)));
         }
     }
+    all
+}
 
-    /// A quantity with the part of it that was read from a file.
-    pub(super) fn with_reading(
-        &self,
-        id: GroupId,
-        on: ControlFile,
-        is_root: bool,
-        read: u64,
-    ) -> Result<Option<u64>> {
-        match on {
-            ControlFile::WorkingSet if !is_root => {
-                Ok(self.source.usage(id)?.map(|usage| usage.saturating_sub(read)))
-            }
-            _ => Ok(Some(read)),
-        }
+/// Takes in a sample: thresholds that were crossed since the last one are signalled in turns.
+/// A change between two samples that was undone is not seen.
+pub(super) fn take_in<S: Source>(core: &mut Core<S>, sampled: &Sampled) {
+    let Sampled { group, on, read, is_root, .. } = *sampled;
+    if core.registry.group(group.slot).is_none_or(|known| known.id != group) {
+        return;
     }
+    match with_reading(&core.source, group, on, is_root, read) {
+        Ok(Some(now)) => core.turns.plan_sample(&core.source, group.slot, on, now),
+        // Gone: a doorbell has its removal signalled.
+        Ok(None) => {}
+        Err(error) => log::warn!("{error}"),
+    }
+}
 
-    /// Pages by which the root's usage may move before it crosses anything, at least; `None`
-    /// where no registration is on it.
-    pub fn root_distance(&self) -> Option<u64> {
-        let group = self.registry.group(self.source.root().slot)?;
-        let scales = [ControlFile::Usage, ControlFile::Memsw].map(|on| group.scale(on));
-        // The band is [lo, hi); at 0 and at the highest number there is no end.
-        let distance = |scale: &ThresholdSet| {
-            let (band, now) = (scale.band(), scale.now());
-            let down = if band.lo == 0 { u64::MAX } else { now.saturating_sub(band.lo).saturating_add(1) };
-            let up = if band.hi == u64::MAX { u64::MAX } else { band.hi.saturating_sub(now) };
-            down.min(up)
-        };
-        scales.into_iter().filter(|scale| !scale.is_empty()).map(distance).min()
-    }
-
-    /// The present quantity of a group, in pages; `None` when it is gone.
-    pub(super) fn quantity(&self, id: GroupId, file: ControlFile) -> Result<Option<u64>> {
-        let is_root = id.slot == self.source.root().slot;
-        match file {
-            ControlFile::Usage if is_root => self.host.usage().map(Some),
-            ControlFile::Memsw if is_root => self.host.sum().map(Some),
-            ControlFile::Memsw => self.source.sum(id),
-            ControlFile::WorkingSet => {
-                let usage = if is_root { Some(self.host.usage()?) } else { self.source.usage(id)? };
-                let Some(usage) = usage else { return Ok(None) };
-                let inactive = self.host.inactive_file(self.id_of(id.slot))?;
-                Ok(inactive.map(|inactive| usage.saturating_sub(inactive)))
-            }
-            // No quantity, but whether the group is still there.
-            _ if is_root => Ok(Some(0)),
-            _ => self.source.usage(id),
-        }
-    }
-
-    pub(super) fn clock(&self) -> Clock {
-        Clock { now: self.host.clock(), holdoff: self.limits.rest }
-    }
-
-    /// Milliseconds until something is due by the clock: the end of a hold-off, or limits that
-    /// were written; `None` when nothing is.
-    pub fn due_in(&self) -> Option<u64> {
-        let (holdoff_end, now) = (self.holdoffs.first().map(|(until, _)| *until), self.host.clock());
-        holdoff_end.into_iter().chain(self.written.due()).min().map(|when| when.saturating_sub(now))
-    }
-
-    /// Queues what is due by the clock: ends the hold-off of thresholds that flapped and whose
-    /// time is up, or of `all` (those on the other side than was signalled last are signalled
-    /// now); and reads limits that were written.
-    pub fn wake(&mut self, all: bool) {
-        let now = self.host.clock();
-        while let Some(&(until, slot)) = self.holdoffs.first()
-            && (all || until <= now)
-        {
-            self.holdoffs.pop_first();
-            self.plan_wake(slot, all);
-        }
-        if all {
-            self.follow_now();
-        }
-        self.follow_if_due();
-    }
+/// Pages by which the root's usage may move before it crosses anything, at least; `None`
+/// where no registration is on it.
+pub(super) fn root_distance<S: Source>(core: &Core<S>) -> Option<u64> {
+    let group = core.registry.group(core.source.root().slot)?;
+    let scales = ControlFile::QUANTITIES.map(|on| group.scale(on));
+    // The band is [lo, hi); at 0 and at the highest number there is no end.
+    let distance = |scale: &ThresholdSet| {
+        let (band, now) = (scale.band(), scale.now());
+        let down = if band.lo == 0 { u64::MAX } else { now.saturating_sub(band.lo).saturating_add(1) };
+        let up = if band.hi == u64::MAX { u64::MAX } else { band.hi.saturating_sub(now) };
+        down.min(up)
+    };
+    scales.into_iter().filter(|scale| !scale.is_empty()).map(distance).min()
 }

@@ -143,7 +143,7 @@ mod tests {
 
     /// A thread that locks again and again does not keep another out, nor the other way round.
     #[test]
-    fn whoever_asked_first_is_next() {
+    fn the_first_request_is_served_first() {
         let shared = SharedWatcher::new(watcher());
         let (waits, had) = (AtomicBool::new(false), AtomicBool::new(false));
         std::thread::scope(|scope| {

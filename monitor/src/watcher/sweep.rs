@@ -11,10 +11,13 @@ use monitor_common::protocol::{
 
 use crate::{
     source::Source,
-    watcher::{Watcher, fair_queue::Payer, turn::Task},
+    watcher::{
+        closed::ClosedEventFds, core::Core, fair_queue::Payer, hierarchy::above, parents::ParentSearch,
+        percent_limits::PercentLimits, recovery::SkippedRuns, turns::Task,
+    },
 };
 
-/// Slots that a sweep looks at in a turn, and levels that it climbs.
+/// Slots that a sweep looks at in a turn, and levels that it goes up.
 const SWEPT: u32 = 256;
 /// Slots between two looks at the clock, which take longer than a slot.
 const UNCLOCKED: u32 = 16;
@@ -42,7 +45,7 @@ impl Aims {
 
 /// A sweep that is under way.
 #[derive(Debug, Default)]
-pub(super) struct Sweep {
+struct Sweep {
     /// The next slot, where the whole table is read.
     next: u32,
     /// The slots with registrations, else: most sweeps need none of the others, of which there
@@ -56,7 +59,7 @@ pub(super) struct Sweep {
     after: Aims,
     /// A slot, held, where charges that were too deep have ended, and the slot that the walk up
     /// from it has come to.
-    climb: Option<(u32, u32)>,
+    walk: Option<(u32, u32)>,
     /// That slot, others, and all above them; looked at in the end.
     above: BTreeSet<u32>,
     found_deep: bool,
@@ -64,107 +67,150 @@ pub(super) struct Sweep {
 
 impl Sweep {
     /// Whether holds are noted in this sweep, or in the next.
-    pub(super) const fn notes_holds(&self) -> bool {
+    const fn notes_holds(&self) -> bool {
         self.aims.or(self.after).holds
     }
 }
 
-impl<S: Source> Watcher<S> {
+/// The sweep that is under way, and what sweeps have seen so far.
+#[derive(Debug)]
+pub(super) struct Sweeps {
+    under_way: Option<Sweep>,
+    /// Calls that the recursion guard kept from the programs, and how far they are made up for.
+    skips: SkippedRuns,
+    parents: ParentSearch,
+    /// Charges that were skipped, and doorbells that were lost, up to the last sweep.
+    skipped: u64,
+    lost: u64,
+    /// Times that all watched groups were read again.
+    resyncs: u64,
+}
+
+impl Sweeps {
+    pub(super) fn new(source: &impl Source) -> Self {
+        let misses = source.misses();
+        Self {
+            under_way: None,
+            skips: SkippedRuns::new(misses, source.tally(LossKind::OomJoined)),
+            parents: ParentSearch::new(source),
+            skipped: misses.charges,
+            lost: 0,
+            resyncs: 0,
+        }
+    }
+
+    /// The times that all watched groups were read again after a loss.
+    pub(super) const fn resyncs(&self) -> u64 {
+        self.resyncs
+    }
+
     /// Begins a sweep: finds what a lost doorbell or a skipped program left behind, and then
     /// closed eventfds, in turns.
-    pub fn sweep(&mut self) {
-        let misses = self.source.misses();
-        let (skipped, lost) = (misses.charges, self.losses());
-        self.signaller.try_again();
-        self.log_shortages();
+    pub(super) fn begin<S: Source>(&mut self, core: &mut Core<S>, percent_limits: &mut PercentLimits) {
+        let misses = core.source.misses();
+        let (skipped, lost) = (misses.charges, losses(&core.source));
+        core.delivery.sweep(&core.source);
         let all = skipped != self.skipped || lost != self.lost;
         (self.skipped, self.lost) = (skipped, lost);
-        let holds = self.make_up(&misses);
-        let deep = self.was_too_deep();
-        self.begin_sweep(Aims { all, deep, holds });
-        self.find_parents();
+        let notes_holds = self.under_way.as_ref().is_some_and(Sweep::notes_holds);
+        let made_up = self.skips.make_up(core, &misses, notes_holds);
+        if made_up.limits {
+            percent_limits.limits_written(core);
+        }
+        let deep = self.parents.was_too_deep(&core.source);
+        self.add_aims(core, Aims { all, deep, holds: made_up.holds });
+        self.parents.go_on(core);
     }
 
     /// Begins a sweep where doorbells were lost; one at a time, and the next only once that one
     /// has ended.
-    pub fn sweep_after_loss(&mut self) {
-        let lost = self.losses();
-        if self.sweep.is_none() && lost != self.lost {
+    pub(super) fn begin_after_loss<S: Source>(&mut self, core: &mut Core<S>) {
+        let lost = losses(&core.source);
+        if self.under_way.is_none() && lost != self.lost {
             self.lost = lost;
-            self.begin_sweep(Aims { all: true, ..Aims::default() });
+            self.add_aims(core, Aims { all: true, ..Aims::default() });
         }
     }
 
     /// Begins a sweep; one that is under way ends first: with very many groups it may take longer
     /// than the time between two.
-    fn begin_sweep(&mut self, aims: Aims) {
+    fn add_aims<S>(&mut self, core: &mut Core<S>, aims: Aims) {
         if aims.all {
             log::debug!(
                 "reading all watched groups again: {} calls skipped, {} losses so far",
                 self.skipped,
                 self.lost
             );
-            self.counts.resyncs += 1;
+            self.resyncs += 1;
         }
-        match &mut self.sweep {
+        match &mut self.under_way {
             Some(sweep) => (sweep.is_late, sweep.after) = (true, sweep.after.or(aims)),
             None => {
-                self.begin_next_sweep(aims, false);
-                self.work.notify_one();
+                self.begin_next(core, aims, false);
+                core.turns.notify();
             }
         }
     }
 
-    fn begin_next_sweep(&mut self, aims: Aims, is_late: bool) {
-        let watched = if aims.has_any() { Vec::new() } else { self.registry.slots() };
-        self.queue_sweep(Sweep { aims, is_late, watched, ..Sweep::default() });
+    fn begin_next<S>(&mut self, core: &mut Core<S>, aims: Aims, is_late: bool) {
+        let watched = if aims.has_any() { Vec::new() } else { core.registry.slots() };
+        self.queue(core, Sweep { aims, is_late, watched, ..Sweep::default() });
     }
 
-    fn queue_sweep(&mut self, sweep: Sweep) {
-        self.sweep = Some(sweep);
-        self.turns.push(Payer::House, Task::Sweep);
+    fn queue<S>(&mut self, core: &mut Core<S>, sweep: Sweep) {
+        self.under_way = Some(sweep);
+        core.turns.push(Payer::House, Task::Sweep);
     }
 
-    pub(super) fn sweep_on(&mut self, room: &mut usize) {
+    /// Runs one turn's part of the sweep.
+    pub(super) fn go_on<S: Source>(
+        &mut self,
+        core: &mut Core<S>,
+        closed: &mut ClosedEventFds,
+        percent_limits: &mut PercentLimits,
+        room: &mut usize,
+    ) {
         *room = 0;
-        let Some(mut sweep) = self.sweep.take() else { return };
+        let Some(mut sweep) = self.under_way.take() else { return };
         for step in 1..=SWEPT {
-            if !self.sweep_step(&mut sweep) {
-                self.end_sweep(&sweep);
+            if !self.step(core, &mut sweep) {
+                percent_limits.limits_written(core);
+                closed.sweep(core);
+                self.end(core, &sweep);
                 return;
             }
-            if step % UNCLOCKED == 0 && self.is_time_over() {
+            if step % UNCLOCKED == 0 && core.turns.is_time_over() {
                 break;
             }
         }
-        self.queue_sweep(sweep);
+        self.queue(core, sweep);
     }
 
     /// Handles one slot, or one level above one; false at the end.
-    fn sweep_step(&mut self, sweep: &mut Sweep) -> bool {
-        if let Some((from, at)) = sweep.climb {
+    fn step<S: Source>(&mut self, core: &mut Core<S>, sweep: &mut Sweep) -> bool {
+        if let Some((from, at)) = sweep.walk {
             // All groups above a known one are known.
-            let above = if sweep.above.insert(at) { self.above(at) } else { None };
-            sweep.climb = above.map(|above| (from, above));
+            let above = if sweep.above.insert(at) { above(&core.source, at) } else { None };
+            sweep.walk = above.map(|above| (from, above));
             if above.is_none() {
                 // The look releases it.
-                self.ring(from, 0);
+                core.ring(from, 0);
             }
             return true;
         }
         if !sweep.aims.has_any() {
             let Some(index) = sweep.watched.pop() else { return false };
-            if self.source.slot(index).is_some_and(|slot| slot.pending.get() != 0) {
-                self.ring(index, 0);
+            if core.source.slot(index).is_some_and(|slot| slot.pending.get() != 0) {
+                core.ring(index, 0);
             }
             return true;
         }
         let index = sweep.next;
-        let Some(slot) = self.source.slot(index) else {
+        let Some(slot) = core.source.slot(index) else {
             // Only now: charges whose mark was taken on the way have been above others by then.
             let above = sweep.above.pop_first();
-            if let Some(index) = above.filter(|index| self.registry.group(*index).is_some()) {
-                self.ring(index, 0);
+            if let Some(index) = above.filter(|index| core.registry.group(*index).is_some()) {
+                core.ring(index, 0);
             }
             return above.is_some();
         };
@@ -177,25 +223,19 @@ impl<S: Source> Watcher<S> {
             self.skips.note(index, hold);
         }
         if deep && slot.deep.get() != 0 && slot.deep.xchg(0) != 0 {
-            sweep.climb = slot.hold(slot.state().generation()).then_some((index, index));
-            sweep.found_deep |= sweep.climb.is_some();
+            sweep.walk = slot.hold(slot.state().generation()).then_some((index, index));
+            sweep.found_deep |= sweep.walk.is_some();
         }
         // All slots after a loss: an OOM or a window of reclaim is delivered in other groups than
         // the one in whose slot it is.
-        let (is_pending, is_watched) = (slot.pending.get() != 0, || self.registry.group(index).is_some());
+        let (is_pending, is_watched) = (slot.pending.get() != 0, || core.registry.group(index).is_some());
         if (is_pending && all) || ((is_pending || all) && is_watched()) {
-            self.ring(index, 0);
+            core.ring(index, 0);
         }
         true
     }
 
-    fn end_sweep(&mut self, sweep: &Sweep) {
-        self.limits_written();
-        if self.search.is_done() {
-            self.search = self.search_closed();
-            self.resume_at.clear();
-        }
-        self.queue_search();
+    fn end<S>(&mut self, core: &mut Core<S>, sweep: &Sweep) {
         if sweep.aims.holds {
             self.skips.have_noted(sweep.is_late);
         }
@@ -203,11 +243,11 @@ impl<S: Source> Watcher<S> {
         // Those charges ended at a group without a slot.
         aims.all |= sweep.aims.deep && !sweep.found_deep;
         if aims.has_any() {
-            self.begin_next_sweep(aims, true);
+            self.begin_next(core, aims, true);
         }
     }
+}
 
-    fn losses(&self) -> u64 {
-        self.source.tally(LossKind::RingFull)
-    }
+fn losses(source: &impl Source) -> u64 {
+    source.tally(LossKind::RingFull)
 }

@@ -1,11 +1,13 @@
 //! Tests of the watcher on a kernel of their own: no root, no programs.
 
+mod arrivals;
 mod closed;
 mod crowd;
 mod events;
 pub(crate) mod fake;
 mod groups;
 mod late;
+mod recorded;
 mod recovery;
 mod restart;
 
@@ -32,7 +34,7 @@ use crate::{
 use fake::{FakeHost, FakeKernel};
 
 const USAGE: ControlFile = ControlFile::Usage;
-const LIMITS: Limits = Limits { quota: 5, registrations: 200_000, eventfds: 200_000, rest: 0 };
+const LIMITS: Limits = Limits { quota: 5, registrations: 200_000, eventfds: 200_000, holdoff_ms: 0 };
 
 impl Watcher<FakeKernel> {
     /// Runs turns until nothing is left to do.
@@ -53,7 +55,7 @@ impl Watcher<FakeKernel> {
 
     fn sample(&mut self) {
         for one in self.to_be_sampled() {
-            let read = one.read(self.host()).expect("the host's own").expect("there");
+            let read = one.read(self.core.host.as_ref()).expect("the host's own").expect("there");
             self.sampled(&read);
         }
         self.run();
@@ -77,7 +79,7 @@ fn taken(client: &Client) -> u64 {
     client.read().unwrap_or(0)
 }
 
-pub(super) fn watcher() -> Watcher<FakeKernel> {
+pub(crate) fn watcher() -> Watcher<FakeKernel> {
     with_limits(FakeHost::forever(), LIMITS)
 }
 
@@ -107,7 +109,7 @@ fn wait_for(
     args: &str,
     client: &Client,
 ) -> Result<(), Errno> {
-    let group = watcher.source.group(slot);
+    let group = watcher.core.source.group(slot);
     watcher.register(request(group, on, args, client)).map(drop)
 }
 
@@ -124,13 +126,13 @@ fn watched(thresholds: &[u64]) -> (Watcher<FakeKernel>, Client) {
 fn a_crossing_is_signalled_once_each_way() {
     let (mut watcher, client) = watched(&[10, 20, 20]);
     assert_eq!(taken(&client), 0);
-    watcher.source.charge(0, 25);
+    watcher.core.source.charge(0, 25);
     watcher.look(0);
     assert_eq!(taken(&client), 3);
-    watcher.source.charge(0, 5);
+    watcher.core.source.charge(0, 5);
     watcher.look(0);
     assert_eq!(taken(&client), 3);
-    watcher.source.charge(0, 9);
+    watcher.core.source.charge(0, 9);
     watcher.look(0);
     assert_eq!(taken(&client), 0);
 }
@@ -138,11 +140,11 @@ fn a_crossing_is_signalled_once_each_way() {
 #[test]
 fn the_agents_own_registrations_work_and_are_not_counted() {
     let mut watcher = watcher();
-    watcher.limits.quota = 0;
-    let (group, client) = (watcher.source.group(0), client());
+    watcher.core.limits.quota = 0;
+    let (group, client) = (watcher.core.source.group(0), client());
     let own = RegistrationRequest { account: Account::Agent, ..request(group, USAGE, "10", &client) };
     assert!(watcher.register(own).is_ok());
-    watcher.source.charge(0, 12);
+    watcher.core.source.charge(0, 12);
     watcher.look(0);
     assert_eq!((taken(&client), watcher.counts().signals), (1, 0));
     assert_eq!(watcher.registry().held_by(Account::Agent), watcher.registry().len());
@@ -151,24 +153,24 @@ fn the_agents_own_registrations_work_and_are_not_counted() {
 #[test]
 fn only_a_first_band_ends_the_epoch() {
     let (mut watcher, client) = watched(&[10]);
-    assert_eq!(watcher.source.epochs.get(), 1);
+    assert_eq!(watcher.core.source.epochs.get(), 1);
     assert_eq!(wait_for(&mut watcher, 0, USAGE, "20", &client), Ok(()));
-    watcher.source.charge(0, 15);
+    watcher.core.source.charge(0, 15);
     watcher.look(0);
-    assert_eq!(watcher.source.epochs.get(), 1);
+    assert_eq!(watcher.core.source.epochs.get(), 1);
     assert_eq!(wait_for(&mut watcher, 1, USAGE, "20", &client), Ok(()));
-    assert_eq!(watcher.source.epochs.get(), 2);
+    assert_eq!(watcher.core.source.epochs.get(), 2);
 }
 
 #[test]
 fn what_was_seen_is_not_lost_to_an_error() {
     let (mut watcher, client) = watched(&[10]);
-    watcher.source.charge(0, 12);
-    watcher.source.charge(0, 3);
-    watcher.source.broken.set(true);
+    watcher.core.source.charge(0, 12);
+    watcher.core.source.charge(0, 3);
+    watcher.core.source.broken.set(true);
     watcher.look(0);
     assert_eq!(taken(&client), 0);
-    watcher.source.broken.set(false);
+    watcher.core.source.broken.set(false);
     watcher.sweep();
     watcher.run();
     assert_eq!(taken(&client), 2);
@@ -178,14 +180,14 @@ fn what_was_seen_is_not_lost_to_an_error() {
 fn a_group_that_never_rests_is_looked_at_again() {
     let (mut watcher, client) = watched(&[10]);
     // Each reading lies on the other side: the band is always behind.
-    watcher.source.restless.set(true);
-    watcher.source.charge(0, 12);
+    watcher.core.source.restless.set(true);
+    watcher.core.source.charge(0, 12);
     watcher.ring(0, 0);
     for _ in 0..100 {
         assert!(watcher.turn(), "there is more to do");
     }
-    watcher.source.restless.set(false);
-    watcher.source.counters[0].set(Some(12));
+    watcher.core.source.restless.set(false);
+    watcher.core.source.counters[0].set(Some(12));
     watcher.run();
     assert_eq!(taken(&client) % 2, 1, "it began below, and ends above");
 }
@@ -193,12 +195,12 @@ fn a_group_that_never_rests_is_looked_at_again() {
 #[test]
 fn removal_signals_and_the_slot_comes_back_once() {
     let (mut watcher, client) = watched(&[10, 20]);
-    assert!(watcher.source.slots[0].leave(0, 0));
-    watcher.source.counters[0].set(None);
+    assert!(watcher.core.source.slots[0].leave(0, 0));
+    watcher.core.source.counters[0].set(None);
     watcher.look(0);
     watcher.look(0);
     assert_eq!(taken(&client), 2);
-    assert_eq!(watcher.source.recycled, [0]);
+    assert_eq!(watcher.core.source.recycled, [0]);
     assert!(watcher.registry().is_empty());
     let stale = GroupId { slot: 0, generation: 0 };
     assert_eq!(watcher.register(request(stale, USAGE, "1", &client)).err(), Some(Errno::EINVAL));
@@ -217,13 +219,13 @@ fn follower(received: &Received) -> EventSink {
 }
 
 #[test]
-fn a_follower_hears_of_its_own_registration_alone() {
+fn a_follower_receives_the_events_of_its_own_registration_alone() {
     let (mut watcher, client) = (watcher(), client());
-    watcher.source.slots[1].parent.set(monitor_common::protocol::slot::PARENT_ROOT);
+    watcher.core.source.slots[1].parent.set(monitor_common::protocol::slot::PARENT_ROOT);
     let [mine, theirs] = [Received::default(), Received::default()];
     // One eventfd: a threshold and OOMs of one group, and the same of another's.
     for (slot, received) in [(0, &mine), (1, &theirs)] {
-        let group = watcher.source.group(slot);
+        let group = watcher.core.source.group(slot);
         for (on, args) in [(USAGE, "10"), (ControlFile::Oom, "")] {
             let request = RegistrationRequest {
                 follower: Some(follower(received)),
@@ -232,9 +234,9 @@ fn a_follower_hears_of_its_own_registration_alone() {
             assert!(watcher.register(request).is_ok());
         }
     }
-    assert_eq!(watcher.followers.len(), 4);
-    watcher.source.charge(1, 15);
-    watcher.source.slots[1].ooms.add(2);
+    assert_eq!(watcher.core.delivery.followers(), 4);
+    watcher.core.source.charge(1, 15);
+    watcher.core.source.slots[1].ooms.add(2);
     watcher.look(1);
     watcher.group_kill(1, 4711);
     watcher.run();
@@ -244,19 +246,19 @@ fn a_follower_hears_of_its_own_registration_alone() {
         received.lock().expect("no panic").drain(..).map(|event| event.signals).collect()
     };
     assert_eq!(signals(&theirs), [2, 1, 0], "OOMs, the crossing, and the kill");
-    watcher.source.counters[1].set(None);
+    watcher.core.source.counters[1].set(None);
     watcher.look(1);
     assert_eq!(signals(&theirs), [1, 1], "each registration's end");
     assert!(mine.lock().expect("no panic").is_empty());
-    assert_eq!(watcher.followers.len(), 2);
-    let file = watcher.source.file_of(client.as_fd()).expect("known");
-    watcher.source.references.borrow_mut().insert(file, 1);
+    assert_eq!(watcher.core.delivery.followers(), 2);
+    let file = watcher.core.source.file_of(client.as_fd()).expect("known");
+    watcher.core.source.references.borrow_mut().insert(file, 1);
     watcher.end_closed();
-    assert!(watcher.followers.is_empty());
+    assert!(watcher.core.delivery.followers() == 0);
 }
 
 #[test]
-fn followers_hear_causes_until_they_leave() {
+fn followers_receive_causes_until_they_leave() {
     let (mut watcher, client) = (watcher(), client());
     let received = Arc::new(Mutex::new(Vec::new()));
     let sink = Arc::clone(&received);
@@ -264,12 +266,12 @@ fn followers_hear_causes_until_they_leave() {
         sink.lock().expect("whole").push(event.cause.clone());
         false
     });
-    let group = watcher.source.group(0);
+    let group = watcher.core.source.group(0);
     let request = RegistrationRequest { follower: Some(follower), ..request(group, USAGE, "10", &client) };
     assert!(watcher.register(request).is_ok());
-    watcher.source.charge(0, 15);
+    watcher.core.source.charge(0, 15);
     watcher.look(0);
-    watcher.source.charge(0, 5);
+    watcher.core.source.charge(0, 5);
     watcher.look(0);
     assert!(matches!(
         received.lock().expect("whole").as_slice(),
@@ -279,12 +281,13 @@ fn followers_hear_causes_until_they_leave() {
 }
 
 #[test]
-fn kills_are_told_while_somebody_follows_and_before_the_removal() {
+fn kills_are_delivered_while_there_are_followers_and_before_the_removal() {
     let (mut watcher, client, received) = (watcher(), client(), Received::default());
-    let is_wanted = |watcher: &Watcher<FakeKernel>| watcher.source.wanted.get() & Subscriptions::VICTIMS != 0;
+    let is_wanted =
+        |watcher: &Watcher<FakeKernel>| watcher.core.source.wanted.get() & Subscriptions::VICTIMS != 0;
     assert_eq!(wait_for(&mut watcher, 0, ControlFile::Oom, "", &client), Ok(()));
     assert!(!is_wanted(&watcher));
-    let group = watcher.source.group(0);
+    let group = watcher.core.source.group(0);
     let request = RegistrationRequest {
         follower: Some(follower(&received)),
         ..request(group, ControlFile::Oom, "", &client)
@@ -293,10 +296,10 @@ fn kills_are_told_while_somebody_follows_and_before_the_removal() {
     for _ in 0..65 {
         watcher.group_kill(0, 4711);
     }
-    watcher.source.counters[0].set(None);
+    watcher.core.source.counters[0].set(None);
     watcher.run();
     let received: Vec<u64> = received.lock().expect("no panic").iter().map(|event| event.signals).collect();
     assert_eq!((received.len(), received.last()), (65, Some(&1)), "64 kills, and the removal last");
-    assert_eq!(watcher.source.tally(LossKind::VictimsDropped), 1, "one too many at once");
+    assert_eq!(watcher.core.source.tally(LossKind::VictimsDropped), 1, "one too many at once");
     assert!(!is_wanted(&watcher));
 }

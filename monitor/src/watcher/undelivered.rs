@@ -1,27 +1,40 @@
-//! Undelivered signals: worked out and recorded, then signalled, then struck off the record. If
-//! an agent is killed anywhere in between, the next one signals what was not struck off: the last
-//! signals may be given twice, and none is lost.
+//! Undelivered signals by eventfd: worked out, and not given yet.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    time::Duration,
-};
+use std::collections::{BTreeMap, HashMap};
 
-use crate::{
-    eventfd::{EventFd, SignalOutcome},
-    persist::RecordId,
-    registry::{Account, give_back},
-    source::{FileId, Source},
-    watcher::{Cause, Watcher, fair_queue::Payer, turn::Task},
-};
+use crate::{persist::RecordId, registry::give_back, source::FileId, watcher::event::Cause};
 
 /// Registrations whose signals one turn gives.
 const BATCH: usize = 256;
 
+/// PendingSignals for a registration.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PendingSignals {
+    /// The eventfd to add to.
+    pub(super) file: FileId,
+    /// The registration that they are for.
+    pub(super) record_id: RecordId,
+    /// The number to add.
+    pub(super) count: u64,
+    /// The index of the cause in [`CAUSES`](super::event::CAUSES).
+    pub(super) cause: usize,
+    /// The time of the first doorbell that they are for.
+    pub(super) rung: Option<u64>,
+}
+
+/// The undelivered signals of all eventfds.
+#[derive(Debug, Default)]
+pub(super) struct UndeliveredSignals {
+    by_file: HashMap<FileId, Undelivered>,
+    /// PendingSignals that the lane is about to give, by serial number, each with its eventfd.
+    sent: HashMap<u64, FileId>,
+    serial: u64,
+}
+
 /// The undelivered signals of an eventfd.
 #[derive(Debug, Default)]
-pub(super) struct Undelivered {
-    /// Signals, by registration and cause; removals come last of a registration's.
+struct Undelivered {
+    /// PendingSignals, by registration and cause; removals come last of a registration's.
     by: BTreeMap<(RecordId, usize), u64>,
     /// Whether it is in the queue of turns.
     queued: bool,
@@ -31,199 +44,119 @@ pub(super) struct Undelivered {
     rung: Option<u64>,
 }
 
-/// The undelivered signals of all eventfds.
-#[derive(Debug, Default)]
-pub(super) struct UndeliveredSignals {
-    by_file: HashMap<FileId, Undelivered>,
-    /// Signals that the lane is about to give, by serial number, each with its eventfd.
-    sent: HashMap<u64, FileId>,
-    serial: u64,
+impl Undelivered {
+    /// Whether it has to be queued for a turn, which is noted as done.
+    fn is_to_be_queued(&mut self) -> bool {
+        !self.by.is_empty() && self.sent.is_none() && !std::mem::replace(&mut self.queued, true)
+    }
+}
+
+/// PendingSignals of one registration that are struck off.
+#[derive(Debug)]
+pub(super) struct Struck {
+    pub(super) record_id: RecordId,
+    pub(super) cause: usize,
+    pub(super) count: u64,
+    /// Whether none for that cause is left.
+    pub(super) is_all: bool,
+}
+
+/// The next thing to do with an eventfd after some of its signals were struck off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// It has more signals, and waits for a turn.
+    Queue,
+    /// Nothing: it is queued already, or the lane is at it.
+    Nothing,
+    /// It has no undelivered signals any more, and is forgotten here.
+    Done,
 }
 
 impl UndeliveredSignals {
     pub(super) fn has(&self, file: FileId) -> bool {
         self.by_file.contains_key(&file)
     }
-}
 
-impl<S: Source> Watcher<S> {
-    /// Owes `signals` more for a registration, to be given in a turn of their own.
-    pub(super) fn owe(
-        &mut self,
-        file: FileId,
-        ticket: RecordId,
-        signals: u64,
-        cause: usize,
-        rung: Option<u64>,
-    ) {
-        if signals == 0 || self.eventfd(file).is_none() {
-            return;
-        }
-        // A removal is recorded by the record itself, which goes when it is signalled.
-        if cause != Cause::REMOVED
-            && let Some(persistence) = self.persistence.as_ref().filter(|_| ticket.is_recorded())
-        {
-            persistence.state().owe(ticket, signals);
-        }
-        self.owes(file, ticket, signals, cause, rung);
+    /// Adds signals; true where the eventfd has to be queued for a turn.
+    pub(super) fn add(&mut self, signals: PendingSignals) -> bool {
+        let PendingSignals { file, record_id, count, cause, rung } = signals;
+        let pending = self.by_file.entry(file).or_default();
+        *pending.by.entry((record_id, cause)).or_default() += count;
+        pending.rung = pending.rung.or(rung);
+        pending.is_to_be_queued()
     }
 
-    /// Owes signals that are recorded already.
-    pub(super) fn owes(
-        &mut self,
-        file: FileId,
-        ticket: RecordId,
-        signals: u64,
-        cause: usize,
-        rung: Option<u64>,
-    ) {
-        let payer = self.payer_of_file(file);
-        let owed = self.undelivered.by_file.entry(file).or_default();
-        *owed.by.entry((ticket, cause)).or_default() += signals;
-        owed.rung = owed.rung.or(rung);
-        if !owed.queued && owed.sent.is_none() {
-            owed.queued = true;
-            self.turns.push(payer, Task::File(file));
-        }
-    }
-
-    pub(super) fn payer_of_file(&self, file: FileId) -> Payer {
-        Payer::Account(self.owners.get(&file).copied().unwrap_or(Account::Agent))
-    }
-
-    fn eventfd(&self, file: FileId) -> Option<&EventFd> {
-        self.eventfds.get(&file).or_else(|| self.own.get(&file))
-    }
-
-    /// Gives the signals of an eventfd, as many as one turn allows.
-    pub(super) fn deliver(&mut self, file: FileId, room: &mut usize, time: Duration) {
-        // Its groups have gone. v1 held no file: an eventfd closed by its client was signalled no
-        // more. While the agent holds it, it is still in the client's epoll set, by a number that
-        // is none any more.
-        if self.undelivered.has(file) && !self.registry.has_file(file) && self.is_closed(file) {
-            self.forgive(file);
-            self.drop_file(file);
-            return;
-        }
-        let account = self.owners.get(&file).copied().unwrap_or(Account::Agent);
-        let Some(owed) = self.undelivered.by_file.get_mut(&file) else { return };
-        owed.queued = false;
-        let Some(eventfd) = self.eventfds.get(&file).or_else(|| self.own.get(&file)) else {
-            self.undelivered.by_file.remove(&file);
-            return;
-        };
-        if owed.sent.is_some() {
-            return;
+    /// The number of signals to give in this turn, which has `room`, with a serial number; `None`
+    /// where the lane is at it still.
+    pub(super) fn batch(&mut self, file: FileId, room: &mut usize) -> Option<(u64, u64)> {
+        let pending = self.by_file.get_mut(&file)?;
+        pending.queued = false;
+        if pending.sent.is_some() {
+            return None;
         }
         let some = BATCH.min(*room).max(1);
-        let signals = owed.by.values().take(some).fold(0, |sum: u64, count| sum.saturating_add(*count));
-        *room = room.saturating_sub(some.min(owed.by.len()));
-        self.undelivered.serial += 1;
-        let serial = self.undelivered.serial;
-        match self.signaller.signal(account, serial, eventfd, signals, time) {
-            Ok(SignalOutcome::Now(given)) => self.paid(file, given),
-            Ok(SignalOutcome::Later) => {
-                owed.sent = Some(serial);
-                self.undelivered.sent.insert(serial, file);
-            }
-            Err(errno) => {
-                self.counts.failed_signals += signals;
-                log::error!(memcg_errno = errno as i32; "an eventfd could not be signalled (io_submit): {errno}");
-                self.strike_off(file, signals, |_, _, _| ());
-                self.after_payment(file);
-            }
+        let signals = pending.by.values().take(some).fold(0, |sum: u64, count| sum.saturating_add(*count));
+        *room = room.saturating_sub(some.min(pending.by.len()));
+        self.serial += 1;
+        Some((self.serial, signals))
+    }
+
+    /// Notes that the lane gives a batch.
+    pub(super) fn set_sent(&mut self, file: FileId, serial: u64) {
+        if let Some(pending) = self.by_file.get_mut(&file) {
+            pending.sent = Some(serial);
+            self.sent.insert(serial, file);
         }
     }
 
-    /// Takes the results of signals that the lane has given.
-    pub(super) fn take_from_lane(&mut self) {
-        for done in self.signaller.done() {
-            // No eventfd is known for it any more: its client has gone meanwhile.
-            let Some(file) = self.undelivered.sent.remove(&done.serial) else { continue };
-            match self.undelivered.by_file.get_mut(&file) {
-                Some(owed) if owed.sent == Some(done.serial) => owed.sent = None,
-                _ => continue,
-            }
-            match done.outcome {
-                Ok(()) => self.paid(file, done.count),
-                Err(errno) => {
-                    self.counts.failed_signals += done.count;
-                    log::error!(memcg_errno = errno as i32; "an eventfd could not be signalled (write): {errno}");
-                    self.strike_off(file, done.count, |_, _, _| ());
-                    self.after_payment(file);
-                }
-            }
-        }
+    /// Notes that the lane has done a batch, and returns its eventfd; `None` where none is known
+    /// for it any more: its client has gone meanwhile.
+    pub(super) fn take_sent(&mut self, serial: u64) -> Option<FileId> {
+        let file = self.sent.remove(&serial)?;
+        let pending = self.by_file.get_mut(&file)?;
+        pending.sent.take_if(|sent| *sent == serial).map(|_| file)
     }
 
-    fn paid(&mut self, file: FileId, signals: u64) {
-        let is_own = self.registry.is_own(file);
-        let rung = self.undelivered.by_file.get_mut(&file).and_then(|owed| owed.rung.take());
-        self.strike_off(file, signals, |watcher, cause, count| {
-            if !is_own {
-                watcher.counts.signals += count;
-                watcher.measures.signalled(cause, count);
-            }
-        });
-        if !is_own {
-            self.measures.took(rung);
-        }
-        self.after_payment(file);
+    /// Takes the time of the first doorbell that an eventfd's signals are for.
+    pub(super) fn take_rung(&mut self, file: FileId) -> Option<u64> {
+        self.by_file.get_mut(&file)?.rung.take()
     }
 
-    /// Takes `signals` off the undelivered ones, and off the records.
-    fn strike_off(&mut self, file: FileId, mut signals: u64, mut each: impl FnMut(&mut Self, usize, u64)) {
-        while signals > 0 {
-            let Some(owed) = self.undelivered.by_file.get_mut(&file) else { return };
-            let Some(mut first) = owed.by.first_entry() else { return };
-            let (ticket, cause) = *first.key();
-            let count = signals.min(*first.get());
-            signals -= count;
-            *first.get_mut() -= count;
-            let is_all = *first.get() == 0;
-            if is_all {
-                first.remove();
-            }
-            if cause != Cause::REMOVED {
-                if let Some(persistence) = self.persistence.as_ref().filter(|_| ticket.is_recorded()) {
-                    persistence.state().pay(ticket, count);
-                }
-            } else if is_all {
-                self.strike_out(&[ticket]);
-            }
-            each(self, cause, count);
+    /// Takes up to `most` signals of one registration off the undelivered ones.
+    pub(super) fn strike_off(&mut self, file: FileId, most: u64) -> Option<Struck> {
+        let mut first = self.by_file.get_mut(&file)?.by.first_entry()?;
+        let (record_id, cause) = *first.key();
+        let count = most.min(*first.get());
+        *first.get_mut() -= count;
+        let is_all = *first.get() == 0;
+        if is_all {
+            first.remove();
         }
+        Some(Struck { record_id, cause, count, is_all })
     }
 
-    /// Queues what is left for another turn, or lets go of an eventfd without registrations.
-    fn after_payment(&mut self, file: FileId) {
-        let payer = self.payer_of_file(file);
-        let Some(owed) = self.undelivered.by_file.get_mut(&file) else { return };
-        if !owed.by.is_empty() {
-            if !owed.queued && owed.sent.is_none() {
-                owed.queued = true;
-                self.turns.push(payer, Task::File(file));
-            }
-            return;
+    /// The next thing to do with an eventfd whose signals were struck off.
+    pub(super) fn next(&mut self, file: FileId) -> Next {
+        let Some(pending) = self.by_file.get_mut(&file) else { return Next::Nothing };
+        if pending.is_to_be_queued() {
+            return Next::Queue;
         }
-        if owed.sent.is_some() {
-            return;
+        if !pending.by.is_empty() || pending.sent.is_some() {
+            return Next::Nothing;
         }
-        self.undelivered.by_file.remove(&file);
-        give_back(&mut self.undelivered.by_file);
-        if !self.registry.has_file(file) {
-            self.drop_file(file);
-        }
+        self.by_file.remove(&file);
+        give_back(&mut self.by_file);
+        Next::Done
     }
 
-    /// Drops the undelivered signals of a closed eventfd.
-    pub(super) fn forgive(&mut self, file: FileId) {
-        let Some(owed) = self.undelivered.by_file.remove(&file) else { return };
-        if let Some(serial) = owed.sent {
-            self.undelivered.sent.remove(&serial);
+    /// Forgets the signals of an eventfd, and returns the registrations among them that have
+    /// ended.
+    pub(super) fn discard(&mut self, file: FileId) -> Vec<RecordId> {
+        let Some(pending) = self.by_file.remove(&file) else { return Vec::new() };
+        if let Some(serial) = pending.sent {
+            self.sent.remove(&serial);
         }
-        let removed = owed.by.keys().filter(|(_, cause)| *cause == Cause::REMOVED);
-        let tickets: Vec<RecordId> = removed.map(|(ticket, _)| *ticket).collect();
-        self.strike_out(&tickets);
+        let removed = pending.by.keys().filter(|(_, cause)| *cause == Cause::REMOVED);
+        removed.map(|(record_id, _)| *record_id).collect()
     }
 }

@@ -1,4 +1,4 @@
-//! A user who waits on his own group, and has done nothing: how soon he is signalled.
+//! The bystander: a user who waits on a group of its own. Measures how soon it is signalled.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -27,7 +27,7 @@ use crate::harness::report::say;
 const BYSTANDER: u32 = 1001;
 /// Between the group's usage at rest and the threshold.
 const CLIMB: u64 = 2 << 20;
-/// From one crossing to the next; both ways of ten lie well below what makes a threshold
+/// Time from one crossing to the next; both ways of ten lie well below what makes a threshold
 /// rest.
 const BETWEEN: Duration = Duration::from_millis(25);
 /// How long usage stays above.
@@ -41,7 +41,7 @@ pub(super) struct Crossings {
     pub(super) latencies: Vec<u64>,
     pub(super) tried: u64,
     /// Crossings that were signalled in time, both ways.
-    pub(super) told: u64,
+    pub(super) signalled: u64,
 }
 
 pub(super) struct Bystander {
@@ -61,7 +61,7 @@ impl Bystander {
         let threshold = group.usage()? + CLIMB;
         let threshold = threshold - threshold % page();
         let mut clerk = Clerk::start(&group, &waiter, limit)?;
-        ensure!(clerk.ask(threshold)?.is_some(), "the bystander's registration was not answered");
+        ensure!(clerk.register(threshold)?.is_some(), "the bystander's registration was not answered");
         Ok(Self { waiter, allocator, clerk, threshold, limit, _group: group })
     }
 
@@ -81,22 +81,22 @@ impl Bystander {
                 pace: 0,
                 beyond: 0,
                 hold: u64::try_from(HOLD.as_nanos())?,
-                tell: false,
+                direct: false,
             })?;
             found.tried += 1;
-            let mut heard = self.hear()?;
+            let mut received = self.receive()?;
             let woke = now()?;
             let ascended = self.allocator.finish()?;
             // And of the way back.
-            while heard > 0 && heard < 2 {
-                let more = self.hear()?;
-                heard = if more == 0 { 0 } else { heard + more };
+            while received > 0 && received < 2 {
+                let more = self.receive()?;
+                received = if more == 0 { 0 } else { received + more };
             }
-            if heard == 0 {
+            if received == 0 {
                 found.latencies.push(u64::MAX);
                 break;
             }
-            found.told += 1;
+            found.signalled += 1;
             if ascended.exact && woke >= ascended.up {
                 found.latencies.push(woke - ascended.up);
             }
@@ -107,11 +107,11 @@ impl Bystander {
 
     /// How long one more registration takes; none within the limit.
     pub(super) fn registration(&mut self) -> Result<Option<Duration>> {
-        self.clerk.ask(0)
+        self.clerk.register(0)
     }
 
     /// Signals, waited for no longer than the limit.
-    fn hear(&self) -> Result<u64> {
+    fn receive(&self) -> Result<u64> {
         let timeout = PollTimeout::try_from(self.limit)?;
         let mut fds = [PollFd::new(self.waiter.0.as_fd(), PollFlags::POLLIN)];
         if poll(&mut fds, timeout)? == 0 { Ok(0) } else { self.waiter.take() }
@@ -139,7 +139,7 @@ impl Clerk {
 
     /// Registers on this threshold, or, where it is 0, with an eventfd of its own on one
     /// that is out of reach, and ends that again.
-    fn ask(&mut self, threshold: u64) -> Result<Option<Duration>> {
+    fn register(&mut self, threshold: u64) -> Result<Option<Duration>> {
         self.pipe.write_all(&threshold.to_ne_bytes()).context("the bystander's clerk died")?;
         self.late += 1;
         let mut took = [0; 8];

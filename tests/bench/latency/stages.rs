@@ -159,7 +159,7 @@ fn ticks() -> u64 {
     unsafe { std::arch::x86_64::_rdtsc() }
 }
 
-/// Elsewhere the trace has no such clock, which is said when it is set.
+/// Returns 0: here the trace has no such clock, which an error says when it is set.
 #[cfg(not(target_arch = "x86_64"))]
 fn ticks() -> u64 {
     0

@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 
 use crate::bench::Scope;
 use crate::harness::agent::Agent;
-use crate::harness::client::{ask_agent, write_event_control};
+use crate::harness::client::{register_line, write_event_control};
 use crate::harness::group::Group;
 use crate::harness::init::Hierarchy;
 
@@ -22,7 +22,7 @@ use crate::harness::init::Hierarchy;
 const PERIOD: Duration = Duration::from_millis(100);
 /// Least that the kernel takes: any stall at all within half a second.
 const PRESSURE: &[u8] = b"some 1 500000\0";
-/// By then, pressure would have been signalled four times.
+/// Time in which pressure would have been signalled four times.
 const PATIENCE: u16 = 2_000;
 
 /// Sources of the notification, and how it is given.
@@ -111,7 +111,7 @@ impl Way {
                 On::EventFd(eventfd)
             }
             Self::Socket => {
-                ask_agent(line.as_bytes()).context("the agent refused")?;
+                register_line(line.as_bytes()).context("the agent refused")?;
                 On::EventFd(eventfd)
             }
             Self::View => {

@@ -65,32 +65,37 @@ fn processor() -> Result<u64> {
     field.with_context(|| format!("/proc/schedstat says {line:?}"))
 }
 
-/// Memory that the agent holds, and time that it ran.
+/// Memory that a process holds, and time that it ran.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Held {
+pub(crate) struct Held {
     /// Bytes resident, the mapped tables included.
-    pub(super) resident: u64,
+    pub(crate) resident: u64,
     /// Bytes of them that are its own.
-    pub(super) anonymous: u64,
-    pub(super) descriptors: u64,
+    pub(crate) anonymous: u64,
+    pub(crate) descriptors: u64,
     /// Times that a thread of it went to sleep by itself.
-    pub(super) sleeps: u64,
+    pub(crate) sleeps: u64,
     /// Nanoseconds that it ran.
-    pub(super) ran: u64,
+    pub(crate) ran: u64,
 }
 
 impl Held {
-    pub(super) fn by(agent: &Agent) -> Result<Self> {
-        let status = read(format!("/proc/{}/status", agent.pid()))?;
+    pub(crate) fn by(agent: &Agent) -> Result<Self> {
+        Self::of(agent.pid())
+    }
+
+    /// Measures any process by its number.
+    pub(crate) fn of(process: Pid) -> Result<Self> {
+        let status = read(format!("/proc/{process}/status"))?;
         let kilobytes = |name| -> Result<u64> {
             Ok(1024 * field(&status, name).with_context(|| format!("/proc/PID/status has no {name}"))?)
         };
         Ok(Self {
             resident: kilobytes("VmRSS:")?,
             anonymous: kilobytes("RssAnon:")?,
-            descriptors: fs::read_dir(format!("/proc/{}/fd", agent.pid()))?.count() as u64,
-            sleeps: tasks(agent.pid(), "status", |text| field(text, "voluntary_ctxt_switches:"))?,
-            ran: run_time(agent.pid())?,
+            descriptors: fs::read_dir(format!("/proc/{process}/fd"))?.count() as u64,
+            sleeps: tasks(process, "status", |text| field(text, "voluntary_ctxt_switches:"))?,
+            ran: run_time(process)?,
         })
     }
 }

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 use super::cost::{Cost, Held};
-use super::door::{Client, Door, Opened};
+use super::frontend::{Client, Frontend, Opened};
 use crate::bench::Scope;
+use crate::bench::groups::Groups;
 use crate::bench::subject::{Subject, Work};
 use crate::harness::agent::{Agent, until};
 use crate::harness::client::Waiter;
@@ -20,17 +21,9 @@ const TABLE: &str = "the agent, by what it holds";
 const START: &str = "start-up";
 const IDLE: &str = "60 s in which nothing is crossed";
 
-/// Children of a parent.
-const BROOD: u64 = 100;
 /// Thresholds of an eventfd.
 const EACH: u64 = 10;
 const STEPS: u64 = 10;
-
-/// Groups, two levels deep; children go first.
-struct Groups {
-    leaves: Vec<Group>,
-    _parents: Vec<Group>,
-}
 
 pub(super) fn run(scope: Scope, root: &Path) -> Result<()> {
     let (groups, files) = scope.of((10_000, 10_000), (20, 40));
@@ -41,7 +34,7 @@ pub(super) fn run(scope: Scope, root: &Path) -> Result<()> {
     idle("no registrations", &agent)?;
     let fault = subject.measure(Work::Batch)?;
 
-    let client = Client::new(Door::Numbers)?;
+    let client = Client::new(Frontend::Numbers)?;
     let opened = groups.leaves.iter().map(|group| client.open(group, root));
     let opened = opened.collect::<Result<Vec<_>>>()?;
     // One threshold on each group: what a group costs. The first few, with room that
@@ -182,29 +175,13 @@ fn fill(agent: &Agent, client: &Client, opened: &[Opened], files: u64) -> Result
     Ok(waiters)
 }
 
-impl Groups {
-    fn make(count: u64) -> Result<Self> {
-        let start = Instant::now();
-        let mut groups = Self { leaves: Vec::new(), _parents: Vec::new() };
-        for parent in 0..count / BROOD.min(count / 2) {
-            let parent = Group::new(&format!("many{parent}"))?;
-            for child in 0..BROOD.min(count / 2) {
-                groups.leaves.push(parent.child(&child.to_string())?);
-            }
-            groups._parents.push(parent);
-        }
-        say!("made {} groups in {:.1} s of guest time", groups.leaves.len(), start.elapsed().as_secs_f64());
-        Ok(groups)
-    }
-}
-
 /// Groups that come, are registered on, and go, 1,000 a second.
 pub(super) fn churn(scope: Scope, root: &Path, agent: &Agent) -> Result<()> {
     const BATCH: u64 = 100;
     // More than there are slots, so that each is used again.
     let (first, batches) = scope.of((10, 170), (1, 1));
     let top = Group::new("churn")?;
-    let client = Client::new(Door::Numbers)?;
+    let client = Client::new(Frontend::Numbers)?;
     let waiter = Waiter::new()?;
     let round = |batches: u64| -> Result<Duration> {
         let start = Instant::now();
@@ -232,7 +209,7 @@ pub(super) fn churn(scope: Scope, root: &Path, agent: &Agent) -> Result<()> {
         Ok(status.registrations == 0 && !rows.iter().any(|row| is_left(&row.cgroup)))
     })?;
     let after = Held::by(agent)?;
-    ensure!(waiter.take()? == count + BATCH * first, "each registration hears of its end, once");
+    ensure!(waiter.take()? == count + BATCH * first, "each registration is signalled for its end, once");
     let lost: u64 = agent.status()?.losses.values().sum();
     ensure!(lost == 0, "{lost} losses: {:?}", agent.status()?.losses);
     let grown = 100.0 * (after.resident as f64 - before.resident as f64) / before.resident as f64;

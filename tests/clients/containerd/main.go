@@ -2,11 +2,12 @@
 // signal: `containerd DIRECTORY usage:BYTES memsw:BYTES pressure:LEVEL oom`, or
 // some of them. Events are taken as containerd takes them: one epoll, one read,
 // then a look whether the group is gone. Ends once every registration has heard
-// of the removal.
+// of the removal. `containerd DIRECTORY stat` prints the group's statistics.
 package main
 
 import (
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -31,6 +32,13 @@ func run(args []string) error {
 	group, err := load(args[0])
 	if err != nil {
 		return err
+	}
+	if args[1] == "stat" {
+		stats, err := group.Stat()
+		if err != nil {
+			return err
+		}
+		return json.NewEncoder(os.Stdout).Encode(stats.Memory)
 	}
 	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {

@@ -12,7 +12,11 @@ use std::{
 };
 
 use fuser::{Config, Session, SessionACL};
-use memcg_monitor::{frontend, view::fs::View};
+use memcg_monitor::fuzzing::{
+    cgroup::V1File,
+    frontend,
+    view::{Node, View},
+};
 use nix::{
     libc,
     sys::socket::{
@@ -84,7 +88,7 @@ impl Theatre {
         setsockopt(&kernel, SndBuf, &(4 << 20)).expect("a buffer");
         let kernel = File::from(kernel);
         (&kernel).write_all(&greeting()).expect("room for it");
-        let mut asked = HashMap::new();
+        let mut pending = HashMap::new();
         for unique in 2..2 + REQUESTS as u64 {
             if input.is_empty() {
                 break;
@@ -94,13 +98,13 @@ impl Theatre {
             if request.bytes.is_empty() || (&kernel).write_all(&request.bytes).is_err() {
                 break;
             }
-            asked.insert(unique, request);
+            pending.insert(unique, request);
         }
         shutdown(kernel.as_raw_fd(), Shutdown::Write).expect("it is connected");
 
         let ((), taken) = heap::watch(|| self.answer(device));
         assert!(taken.largest <= LARGEST, "a request had {} bytes taken at once", taken.largest);
-        check(&kernel, asked);
+        check(&kernel, pending);
     }
 
     /// Serves the session to its end, and then the writes that came out of it.
@@ -112,9 +116,9 @@ impl Theatre {
         let Ok(session) = Session::from_fd(view, device, SessionACL::All, config) else { return };
         // An error says how the session ended; each ends.
         let _ = session.run();
-        let (watcher, places) = (self.stage.watcher.clone(), Rc::clone(&self.stage.places));
+        let (watcher, context) = (self.stage.watcher.clone(), Rc::clone(&self.stage.context));
         LocalSet::new()
-            .block_on(&self.runtime, frontend::event_control_write::serve(written, watcher, places));
+            .block_on(&self.runtime, frontend::event_control_write::serve(written, watcher, context));
     }
 
     fn request(&self, input: &mut Input<'_>, unique: u64) -> Request {
@@ -136,7 +140,7 @@ impl Theatre {
         let node = match usize::from(node & 7) {
             group @ 0..4 => match (self.stage.groups[group], u64::from(node >> 3)) {
                 (_, 0) if group == 0 => 1,
-                (id, file) => id * 32 + file,
+                (id, file) => Node { group: id, file: numbered(file) }.number(self.stage.groups[0]),
             },
             4 => u64::from(node >> 3),
             5 => u64::MAX - u64::from(node >> 3),
@@ -198,6 +202,16 @@ struct Request {
     bytes: Vec<u8>,
 }
 
+/// The file that an input names by a number of five bits. `cgroup.event_control` is 1, so that
+/// most inputs that name a file register.
+fn numbered(number: u64) -> Option<V1File> {
+    match V1File::numbered(number)? {
+        V1File::Procs => Some(V1File::EventControl),
+        V1File::EventControl => Some(V1File::Procs),
+        file => Some(file),
+    }
+}
+
 /// `FUSE_INIT` of a recent kernel.
 fn greeting() -> Vec<u8> {
     let mut words = vec![0_u32; 26];
@@ -209,14 +223,14 @@ fn greeting() -> Vec<u8> {
 
 /// At most one answer to each request, and one to each that was looked at; the length
 /// is right; an error is an errno; no more data than was requested.
-fn check(kernel: &File, mut asked: HashMap<u64, Request>) {
+fn check(kernel: &File, mut pending: HashMap<u64, Request>) {
     // All has been answered: what is not there now is not to come.
     let none = nix::sys::time::TimeVal::new(0, 1);
     setsockopt(kernel, ReceiveTimeout, &none).expect("a timeout");
     let mut buffer = vec![0; 1 << 20];
     let mut last = 0;
     // The number of a raw one is its own affair, perhaps another's.
-    let wild = asked.values().any(|request| request.opcode == RAW);
+    let wild = pending.values().any(|request| request.opcode == RAW);
     loop {
         let length = match (&*kernel).read(&mut buffer) {
             Ok(0) => break,
@@ -234,7 +248,7 @@ fn check(kernel: &File, mut asked: HashMap<u64, Request>) {
         if unique == 1 {
             continue; // The greeting's.
         }
-        let Some(request) = asked.remove(&unique) else {
+        let Some(request) = pending.remove(&unique) else {
             assert!(wild, "answered twice: {unique}");
             continue;
         };
@@ -243,9 +257,9 @@ fn check(kernel: &File, mut asked: HashMap<u64, Request>) {
             assert!(length - OUT_HEADER <= request.size as usize, "more than was requested");
         }
     }
-    // Whoever came before one that was answered was looked at, too. Writes are
+    // Every write before an answered one was looked at, too. Writes are
     // answered late.
-    for (unique, request) in asked {
+    for (unique, request) in pending {
         let silent = wild || [FORGET, BATCH_FORGET, DESTROY, WRITE].contains(&request.opcode);
         assert!(silent || unique > last, "not answered: {request:?}");
     }

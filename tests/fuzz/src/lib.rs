@@ -10,7 +10,11 @@ mod stage;
 #[expect(dead_code, reason = "the unit tests need more of it")]
 #[path = "../../../monitor/src/watcher/tests/fake.rs"]
 mod fake;
-use memcg_monitor::{Error, cgroup, error, kernel, source};
+use memcg_monitor::{
+    Error, cgroup,
+    fuzzing::{error, source},
+    kernel,
+};
 
 /// Takes its input apart from the front; what is missing is 0.
 #[derive(Debug)]

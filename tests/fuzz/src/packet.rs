@@ -10,7 +10,7 @@ use std::{
     rc::Rc,
 };
 
-use memcg_monitor::{
+use memcg_monitor::fuzzing::{
     async_fd::wait_on,
     frontend::{
         registration_socket,
@@ -49,7 +49,7 @@ const PACKETS: usize = 4;
 /// A line or request, its answer, and the kernel's space for 253 descriptors.
 const LARGEST: usize = 1 << 16;
 
-struct Doors {
+struct Sockets {
     stage: Stage,
     runtime: Runtime,
     tasks: LocalSet,
@@ -59,15 +59,15 @@ struct Doors {
 
 thread_local! {
     // For ever: the runtime cannot be dropped after the thread's other variables.
-    static DOORS: OnceCell<&'static Doors> = const { OnceCell::new() };
+    static SOCKETS: OnceCell<&'static Sockets> = const { OnceCell::new() };
 }
 
 /// Connects as a client, sends its packets, reads the answers, and disconnects.
 pub fn run(data: &[u8]) {
-    DOORS.with(|doors| doors.get_or_init(|| Box::leak(Box::new(Doors::open()))).serve(data));
+    SOCKETS.with(|sockets| sockets.get_or_init(|| Box::leak(Box::new(Sockets::open()))).serve(data));
 }
 
-impl Doors {
+impl Sockets {
     fn open() -> Self {
         let stage = Stage::new(false);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("epoll");
@@ -76,7 +76,7 @@ impl Doors {
         let [registration, operator] = ["registration", "operator"].map(|name| stage.directory.join(name));
         let guard = runtime.enter();
         let bind = |path: &Path| {
-            Listener::bind(path, &access, &stage.places.deferred_close)
+            Listener::bind(path, &access, &stage.context.deferred_close)
                 .expect("a socket in the stage's directory")
         };
         let (first, second) = (bind(&registration), bind(&operator));
@@ -84,7 +84,7 @@ impl Doors {
         tasks.spawn_local(registration_socket::serve(
             Rc::new(first),
             stage.watcher.clone(),
-            Rc::clone(&stage.places),
+            Rc::clone(&stage.context),
         ));
         Self { stage, runtime, tasks, registration, operator: (operator, second) }
     }
@@ -101,7 +101,7 @@ impl Doors {
             self.runtime.block_on(self.tasks.run_until(async {
                 let client = wait_on(client).expect("epoll");
                 if by_json {
-                    let connection = self.operator.1.accept().await.expect("a client waits");
+                    let connection = self.operator.1.accept().await;
                     self.operate(&connection).await;
                 }
                 answers(&client).await;
@@ -175,7 +175,7 @@ impl Doors {
                 line.as_bytes(),
                 &mut None,
                 &self.stage.watcher,
-                &self.stage.places,
+                &self.stage.context,
                 Some(follower),
             )
             .await;

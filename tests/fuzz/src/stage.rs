@@ -14,12 +14,16 @@ use std::{
 };
 
 use memcg_monitor::{
+    Limits,
     cgroup::{Hierarchy, Version, handle::Directories},
-    frontend::{control_file::FrontendContext, deferred_close::DeferredClose},
+    fuzzing::{
+        frontend::{control_file::FrontendContext, deferred_close::DeferredClose},
+        source::FileId,
+        view::{MountedTree, Tree},
+        watcher::{SharedWatcher, Watcher},
+    },
     sandbox,
-    source::FileId,
-    view::{EVENT_CONTROL_MODE, tree::Tree},
-    watcher::{Limits, SharedWatcher, Watcher},
+    view::EVENT_CONTROL_MODE,
 };
 use nix::{
     fcntl::{OFlag, open},
@@ -52,7 +56,7 @@ const FILES: [(&str, &str); 16] = [
     ("cgroup.type", "domain\n"),
 ];
 
-/// For what is closed by a thread, on a busy host.
+/// Time for a thread to close descriptors on a busy host.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Descriptors that lines can name, whatever else is open.
@@ -60,14 +64,14 @@ const FIRST: i32 = 100;
 
 pub(crate) struct Stage {
     pub(crate) watcher: SharedWatcher<FakeKernel>,
-    pub(crate) places: Rc<FrontendContext>,
+    pub(crate) context: Rc<FrontendContext>,
     pub(crate) tree: Arc<Tree>,
     /// Inode numbers of the groups: the root, one, one below it, one without the
     /// controller.
     pub(crate) groups: [u64; 4],
     /// Directory of the stage, for sockets.
     pub(crate) directory: PathBuf,
-    /// One of each kind.
+    /// Descriptors, one of each kind.
     pub(crate) kinds: Vec<OwnedFd>,
 }
 
@@ -94,23 +98,23 @@ impl Stage {
         fs::set_permissions(private, fs::Permissions::from_mode(0o600)).expect("it is ours");
 
         let hierarchy = Hierarchy { version: Version::V2, root: root.clone() };
-        let directories = Directories::new(&hierarchy).expect("the hierarchy can be opened");
+        let directories = Arc::new(Directories::new(&hierarchy).expect("the hierarchy can be opened"));
         let device = directories.device();
-        let tree = Arc::new(Tree::new(directories, EVENT_CONTROL_MODE));
-        let limits = Limits { quota: 1000, registrations: 4000, eventfds: 1000, rest: 0 };
+        let tree = Arc::new(Tree::new(Arc::clone(&directories), EVENT_CONTROL_MODE));
+        let limits = Limits { quota: 1000, registrations: 4000, eventfds: 1000, holdoff_ms: 0 };
         let host = Box::new(FakeHost::forever());
         let watcher = Watcher::new(FakeKernel::new(), host, limits).expect("the host has AIO");
         // Its files are numbered as the view's only where it says so.
         let deferred_close = DeferredClose::start(sandbox::Sandbox::Off).expect("threads");
-        let places = FrontendContext::new(
-            Arc::clone(&tree),
-            view.then_some(device + 1),
+        let context = FrontendContext::new(
+            directories,
+            view.then(|| MountedTree { device: device + 1, tree: Arc::clone(&tree) }),
             deferred_close,
             Box::new(FakeKernel::new()),
         );
         Self {
             watcher: SharedWatcher::new(watcher),
-            places: Rc::new(places),
+            context: Rc::new(context),
             tree,
             groups,
             kinds: kinds(&root),
@@ -171,7 +175,7 @@ fn dup_to(fd: &OwnedFd, number: i32) -> OwnedFd {
     to
 }
 
-/// All that this process has open.
+/// Descriptors that this process has open.
 fn eventfds() -> Vec<FileId> {
     let numbers = fs::read_dir("/proc/self/fdinfo").expect("/proc is there").flatten();
     let texts = numbers.filter_map(|entry| fs::read_to_string(entry.path()).ok());

@@ -50,11 +50,11 @@ fuzz_target!(|input: Input<'_>| {
     let (parsed, taken) = heap::watch(|| Btf::parse(bytes));
     assert!(taken.largest <= most, "{} bytes at once for {most}/{PER_BYTE} of input", taken.largest);
     let Ok(btf) = parsed else { return };
-    let ((), taken) = heap::watch(|| ask(btf));
+    let ((), taken) = heap::watch(|| query(btf));
     assert!(taken.largest <= most, "{} bytes at once for {most}/{PER_BYTE} of input", taken.largest);
 });
 
-fn ask(btf: Btf) {
+fn query(btf: Btf) {
     for path in ["b", "a.b", "a.a.a", "", ".", "b."] {
         if let Err(error) = btf.member_offset("a", path) {
             assert!(!error.to_string().is_empty());
@@ -62,7 +62,8 @@ fn ask(btf: Btf) {
     }
     let _ = (btf.has_struct("a"), btf.has_func("a"), btf.has_typedef("a"), btf.func_arg_count("a"));
     let _ = (btf.enum_value("a", "b"), btf.enum_value("", "b"));
-    let facts = Facts { release: String::new(), btf, pages: 1 << 20, page_size: 4096, v1: false };
+    let facts =
+        Facts { release: String::new(), btf, pages: 1 << 20, page_size: 4096, v1: false, absent: Vec::new() };
     if let Err(error) = Plan::decide(&facts, &[]) {
         assert!(!error.to_string().is_empty());
     }

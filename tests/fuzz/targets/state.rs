@@ -10,14 +10,14 @@ use std::{collections::BTreeMap, fs::File, io::Write as _, os::fd::OwnedFd};
 
 use fuzzing::heap;
 use libfuzzer_sys::fuzz_target;
-use memcg_monitor::persist::{Record, RecordId, StateFile};
+use memcg_monitor::fuzzing::persist::{Record, RecordId, StateFile};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 /// Bytes of a line, and of those before the first record.
 const LINE: usize = 64;
 const HEAD: usize = 8 * LINE;
 
-/// For each byte of input; what is small costs as much as it costs.
+/// Allowance for each byte of input, beside a fixed one.
 const PER_BYTE: usize = 8;
 const FLAT: usize = 1 << 14;
 
@@ -53,22 +53,22 @@ fn memory(bytes: &[u8]) -> OwnedFd {
 
 fn go_on(mut state: StateFile, records: &[(RecordId, Record)]) {
     let mut expected: BTreeMap<RecordId, Record> = records.iter().copied().collect();
-    assert_eq!(expected.len(), records.len(), "a ticket came twice");
-    for (ticket, record) in records {
+    assert_eq!(expected.len(), records.len(), "an id came twice");
+    for (id, record) in records {
         assert_eq!(Record::from_words(record.words()), Ok(Some(*record)));
-        match ticket.0 % 3 {
+        match id.0 % 3 {
             0 => {
-                state.leave(*ticket);
-                expected.remove(ticket);
+                state.leave(*id);
+                expected.remove(id);
             }
             1 => {
-                let ticket = state.enter(record).expect("memory");
-                assert!(expected.insert(ticket, *record).is_none(), "a ticket was given twice");
+                let id = state.enter(record).expect("memory");
+                assert!(expected.insert(id, *record).is_none(), "an id was given twice");
             }
             _ => {
-                state.set_above(*ticket, !record.above);
-                state.confirm(*ticket);
-                expected.insert(*ticket, Record { above: !record.above, sure: true, ..*record });
+                state.set_above(*id, !record.above);
+                state.confirm(*id);
+                expected.insert(*id, Record { above: !record.above, sure: true, ..*record });
             }
         }
     }

@@ -1,4 +1,4 @@
-//! The means of an attacker: a group that was delegated to him, as systemd does for a user,
+//! The means of an attacker: a group that was delegated to it, as systemd does for a user,
 //! and processes.
 
 use std::fs;
@@ -20,7 +20,7 @@ use crate::harness::group::Group;
 use crate::harness::process::{Process, become_user, close_all_but};
 use crate::harness::report::say;
 
-/// Most descriptors that a process of his may have, by the kernel's own default.
+/// Most descriptors that a process of the user may have, by the kernel's own default.
 const DESCRIPTORS: u64 = 1 << 20;
 
 /// After which it is said that an attack is still being prepared.
@@ -51,7 +51,7 @@ impl Estate {
         let estate = Self { processes: Vec::new(), theirs, others, cleared: false };
         delegate(&estate.theirs, ATTACKER)?;
         delegate(&estate.others, OTHER)?;
-        // Somebody's limit, of which a percentage can be waited for.
+        // A limit, of which a percentage can be waited for.
         let path = estate.others.join("memory.max");
         fs::write(&path, "1G").with_context(|| format!("cannot write {}", path.display()))?;
         Ok(estate)
@@ -107,9 +107,9 @@ impl Drop for Estate {
 }
 
 impl Ground {
-    /// Tells the starter that the attack is under way.
+    /// Reports to the starter that the attack is under way.
     pub(super) fn ready(&self) {
-        // Nobody listens any more, the second time.
+        // The second time there is no listener any more.
         let _ = (&self.starter).write_all(&[1]);
     }
 

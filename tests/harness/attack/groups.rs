@@ -11,12 +11,12 @@ use nix::errno::Errno;
 
 use super::Size;
 use super::estate::{Estate, enable, enter, make};
-use super::requester::{Asker, usage_file};
+use super::requester::{Requester, usage_file};
 use super::signals::{cross, in_threads};
 use crate::harness::charger::Pages;
 use crate::harness::client::Waiter;
 
-/// More than the programs walk up in one go.
+/// A depth greater than the programs walk up in one go.
 const LEVELS: usize = 70;
 
 pub(super) fn limits(estate: &mut Estate, _size: Size) -> Result<()> {
@@ -24,7 +24,7 @@ pub(super) fn limits(estate: &mut Estate, _size: Size) -> Result<()> {
         let waiter = Waiter::new()?;
         let control = usage_file(&ground.home)?;
         let line = format!("{} {} 80%", waiter.0.as_raw_fd(), control.as_raw_fd());
-        Asker::default().register(&line);
+        Requester::default().register(&line);
         ground.ready();
         wait()
     })?;
@@ -60,7 +60,7 @@ pub(super) fn untracked(estate: &mut Estate, size: Size) -> Result<()> {
 pub(super) fn churn(estate: &mut Estate, size: Size) -> Result<()> {
     estate.attacker(|ground| {
         let waiter = Waiter::new()?;
-        let mut requester = Asker::default();
+        let mut requester = Requester::default();
         let mut left = VecDeque::new();
         let mut number = 0u64;
         loop {
@@ -86,7 +86,7 @@ pub(super) fn churn(estate: &mut Estate, size: Size) -> Result<()> {
 pub(super) fn deep(estate: &mut Estate, size: Size) -> Result<()> {
     estate.other(|ground| {
         let waiter = Waiter::new()?;
-        let mut requester = Asker::default();
+        let mut requester = Requester::default();
         let mut controls = Vec::new();
         for number in 0..size.watched {
             let control = usage_file(&ground.group(&number.to_string())?)?;
@@ -109,7 +109,7 @@ pub(super) fn deep(estate: &mut Estate, size: Size) -> Result<()> {
         enter(&group)?;
         Pages::touch(1 << 20)?;
         let line = format!("{} {} 1M", waiter.0.as_raw_fd(), control.as_raw_fd());
-        Asker::default().register(&line);
+        Requester::default().register(&line);
         ground.ready();
         cross()
     })

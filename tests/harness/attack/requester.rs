@@ -16,13 +16,13 @@ const PAUSE: Duration = Duration::from_millis(2);
 
 /// A connection to the registration socket.
 #[derive(Debug, Default)]
-pub(super) struct Asker(Option<OwnedFd>);
+pub(super) struct Requester(Option<OwnedFd>);
 
-impl Asker {
+impl Requester {
     /// Registers; whether the agent took it. Waits for an agent that is away.
     pub(super) fn register(&mut self, line: &str) -> bool {
         loop {
-            match self.ask(line) {
+            match self.request(line) {
                 Ok(taken) => return taken,
                 Err(_) => {
                     self.0 = None;
@@ -32,7 +32,7 @@ impl Asker {
         }
     }
 
-    fn ask(&mut self, line: &str) -> Result<bool> {
+    fn request(&mut self, line: &str) -> Result<bool> {
         if self.0.is_none() {
             self.0 = Some(connect(Path::new(SOCKET))?);
         }

@@ -16,7 +16,7 @@ use nix::sys::wait::waitpid;
 use super::Size;
 use super::estate::{Estate, Ground, enter};
 use super::groups::wait;
-use super::requester::{Asker, directory, usage_file};
+use super::requester::{Requester, directory, usage_file};
 use crate::harness::charger::Pages;
 use crate::harness::client::Waiter;
 use crate::harness::group::read_number;
@@ -29,7 +29,7 @@ const LEVEL: u64 = 256 << 10;
 const REACH: usize = 1 << 20;
 /// A threshold out of reach.
 const HIGH: &str = "1G";
-/// From one OOM to the next.
+/// Time from one OOM to the next.
 const BETWEEN_OOMS: Duration = Duration::from_millis(100);
 
 pub(super) fn compute(estate: &mut Estate, _size: Size) -> Result<()> {
@@ -50,7 +50,7 @@ pub(super) fn dup2(estate: &mut Estate, _size: Size) -> Result<()> {
         let waiter = Waiter::new()?;
         let control = usage_file(&ground.home)?;
         let event = waiter.0.as_raw_fd();
-        Asker::default().register(&format!("{event} {} {HIGH}", control.as_raw_fd()));
+        Requester::default().register(&format!("{event} {} {HIGH}", control.as_raw_fd()));
         let spares = (0..THREADS).map(|_| waiter.0.as_fd_cloned()).collect::<Result<Vec<OwnedFd>>>()?;
         ground.ready();
         in_threads(|at| {
@@ -68,7 +68,7 @@ pub(super) fn thresholds(estate: &mut Estate, size: Size) -> Result<()> {
     estate.attacker(|ground| {
         let waiter = Waiter::new()?;
         let line = on_a_level(ground, &waiter)?;
-        let mut requester = Asker::default();
+        let mut requester = Requester::default();
         (0..size.thresholds).take_while(|_| requester.register(&line.text)).for_each(drop);
         ground.ready();
         cross()
@@ -88,7 +88,7 @@ pub(super) fn epoll(estate: &mut Estate, size: Size) -> Result<()> {
             duplicates.push(duplicate);
         }
         let line = on_a_level(ground, &waiter)?;
-        Asker::default().register(&line.text);
+        Requester::default().register(&line.text);
         ground.ready();
         cross()
     })
@@ -116,10 +116,10 @@ pub(super) fn listeners(estate: &mut Estate, count: usize) -> Result<()> {
     })
 }
 
-/// So many OOM listeners with an eventfd each, or as many as the agent takes.
+/// Registers so many OOM listeners with an eventfd each, or as many as the agent takes.
 fn listen(group: &Path, count: usize) -> Result<Vec<Waiter>> {
     let control = directory(group)?;
-    let mut requester = Asker::default();
+    let mut requester = Requester::default();
     let mut waiters = Vec::new();
     for _ in 0..count {
         let waiter = Waiter::new()?;
@@ -141,7 +141,7 @@ pub(super) fn ooms(estate: &mut Estate, size: Size) -> Result<()> {
         let control = directory(&group)?;
         let (event, control) = (waiter.0.as_raw_fd(), control.as_raw_fd());
         let line = format!("{event} {control} {}", ControlFile::Oom.name());
-        let mut requester = Asker::default();
+        let mut requester = Requester::default();
         (0..size.listeners).take_while(|_| requester.register(&line)).for_each(drop);
         ground.ready();
         loop {
@@ -196,7 +196,7 @@ pub(super) fn in_threads(work: impl Fn(usize) + Sync) {
     });
 }
 
-/// One more descriptor of the same open file.
+/// Duplicates the descriptor of an open file.
 trait Cloned {
     fn as_fd_cloned(&self) -> Result<OwnedFd>;
 }

@@ -94,7 +94,7 @@ fn set(file: &str, value: &str) -> Result<()> {
     fs::write(&path, value).with_context(|| format!("cannot write {value:?} to {path}"))
 }
 
-/// No buffer was too small.
+/// Fails where a buffer was too small.
 pub(super) fn ensure_whole() -> Result<()> {
     let directory = format!("{DIRECTORY}/per_cpu");
     for entry in fs::read_dir(&directory).with_context(|| format!("cannot list {directory}"))? {

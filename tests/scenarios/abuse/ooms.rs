@@ -101,15 +101,15 @@ fn abuse_limit_writes_hide_no_oom() -> Result<()> {
     until("all threads are at it", || {
         Ok(noisy.field("memory.events.local", "oom")? >= 8 && writes.get() > 0)
     })?;
-    hears_its_ooms(&victim, &other)?;
+    receives_its_ooms(&victim, &other)?;
     drop(process);
     agent.settle()?;
-    let told = own.take()?;
+    let received = own.take()?;
     let status = agent.status()?;
     // One whose beginning the kernel kept from both programs looks like a charge's.
     ensure!(
-        told <= status.skipped,
-        "a written limit is no OOM: {told} of {} writes are signalled, {status:?}",
+        received <= status.skipped,
+        "a written limit is no OOM: {received} of {} writes are signalled, {status:?}",
         writes.get()
     );
     // An OOM of a charge in that group is one again.
@@ -117,26 +117,26 @@ fn abuse_limit_writes_hide_no_oom() -> Result<()> {
     let before = noisy.field("memory.events.local", "oom")?;
     Charger::start(&noisy)?.grow_to_death(64 * MIB)?;
     let counted = noisy.field("memory.events.local", "oom")? - before;
-    let mut heard = 0;
+    let mut received = 0;
     until("an OOM of a charge is signalled again", || {
-        heard += own.take()?;
-        ensure!(heard <= counted, "{heard} signals of {counted} OOMs");
-        Ok(heard == counted)
+        received += own.take()?;
+        ensure!(received <= counted, "{received} signals of {counted} OOMs");
+        Ok(received == counted)
     })
 }
 
 /// A group runs out of memory three times, and its listener is signalled once for each OOM that
 /// the kernel counts.
-fn hears_its_ooms(group: &Group, listener: &Waiter) -> Result<()> {
-    let mut heard = 0;
+fn receives_its_ooms(group: &Group, listener: &Waiter) -> Result<()> {
+    let mut received = 0;
     for round in 1..=3 {
         Charger::start(group)?.grow_to_death(32 * MIB)?;
         let counted = group.field("memory.events.local", "oom")?;
         ensure!(counted >= round, "the kernel counts {counted} in round {round}");
         until(&format!("OOM {counted} of the other group is signalled"), || {
-            heard += listener.take()?;
-            ensure!(heard <= counted, "{heard} signals of {counted} OOMs");
-            Ok(heard == counted)
+            received += listener.take()?;
+            ensure!(received <= counted, "{received} signals of {counted} OOMs");
+            Ok(received == counted)
         })?;
     }
     Ok(())
@@ -164,7 +164,7 @@ vm_test!(
     abuse_fork_bomb,
     "a user's fork bomb that OOMs all the time: another's OOMs are all signalled, and afterwards none that is over is signalled",
     V2,
-    [Kernel, Preempt]
+    [Kernel]
 );
 fn abuse_fork_bomb() -> Result<()> {
     be_quiet()?;
@@ -185,16 +185,16 @@ fn abuse_fork_bomb() -> Result<()> {
         Ok(group.field("memory.events", "oom_kill")? >= 20
             || group.field("memory.events.local", "oom")? >= 20)
     })?;
-    hears_its_ooms(&victim, &other)?;
+    receives_its_ooms(&victim, &other)?;
     // In the midst of it a client registers: the group is under OOM, or not.
     let during = Waiter::at(&group, ControlFile::Oom, "")?;
     group.write("cgroup.kill", "1")?;
     until("the bomb is gone", || Ok(fs::read_to_string(group.path.join("cgroup.procs"))?.is_empty()))?;
     drop(process);
     agent.settle()?;
-    let (counted, told) = (group.field("memory.events.local", "oom")?, own.take()?);
-    ensure!(told > 0 && told <= counted, "{told} signals of {counted} OOMs");
-    ensure!(during.take()? <= told + 1, "one that registered later received more");
+    let (counted, received) = (group.field("memory.events.local", "oom")?, own.take()?);
+    ensure!(received > 0 && received <= counted, "{received} signals of {counted} OOMs");
+    ensure!(during.take()? <= received + 1, "one that registered later received more");
     // By the second sweep after, where the kernel has skipped beginnings or ends.
     until("nothing is under OOM any more", || {
         let after = Waiter::at(&group, ControlFile::Oom, "")?;
@@ -219,18 +219,18 @@ fn abuse_limit_storm() -> Result<()> {
     let mut charger = Charger::start(&group)?;
     for round in 0..3 {
         charger.grow(Kind::Anonymous, 20 * MIB)?;
-        waiter.hears(1, &format!("up, round {round}"))?;
+        waiter.receives(1, &format!("up, round {round}"))?;
         group.set_limit(64 * MIB)?;
-        waiter.hears(1, &format!("20 MiB are less than half of 64 MiB, round {round}"))?;
+        waiter.receives(1, &format!("20 MiB are less than half of 64 MiB, round {round}"))?;
         group.set_limit(32 * MIB)?;
-        waiter.hears(1, &format!("and more than half of 32 MiB, round {round}"))?;
+        waiter.receives(1, &format!("and more than half of 32 MiB, round {round}"))?;
         charger.shrink(Kind::Anonymous)?;
-        waiter.hears(1, &format!("down, round {round}"))?;
+        waiter.receives(1, &format!("down, round {round}"))?;
         let before = writes.get();
         let status = agent.status()?;
         let full = status.losses.get("ring_full").copied().unwrap_or(0);
         ensure!(full == 0, "{full} doorbells found the ring full");
-        until("it goes on", || Ok(writes.get() > before + 100))?;
+        until("the writes continue", || Ok(writes.get() > before + 100))?;
     }
     Ok(())
 }
@@ -239,7 +239,7 @@ vm_test!(
     abuse_oom_once_killed_is_one_line,
     "processes that meet the OOM killer again and again: one line for each that the kernel counts as killed",
     V2,
-    [Kernel, Preempt]
+    [Kernel]
 );
 fn abuse_oom_once_killed_is_one_line() -> Result<()> {
     use crate::scenarios::event::oom::{event, follow};
@@ -273,9 +273,9 @@ fn abuse_oom_once_killed_is_one_line() -> Result<()> {
     pids.dedup();
     ensure!(pids.len() == lines, "a process was killed twice");
     // Followers are sent it first.
-    let mut heard = 0;
+    let mut received = 0;
     until("its eventfd is signalled for each, and for the removal", || {
-        heard += waiter.take()?;
-        Ok(heard == ooms + 1)
+        received += waiter.take()?;
+        Ok(received == ooms + 1)
     })
 }

@@ -17,7 +17,7 @@ use nix::unistd::{Uid, setfsuid, setresuid};
 use crate::harness::MIB;
 use crate::harness::agent::{PATIENCE, until};
 use crate::harness::charger::{Charger, Kind};
-use crate::harness::client::{Waiter, agent_errno, ask_agent};
+use crate::harness::client::{Waiter, agent_errno, register_line};
 use crate::harness::group::Group;
 use crate::harness::process::{self, Process, USER, become_container_root};
 use crate::harness::test::vm_test;
@@ -167,7 +167,7 @@ vm_test!(
     abuse_registrations_in_all,
     "--max-registrations holds for root, too: ENOMEM that names it, and room when some have ended",
     Any,
-    []
+    [Newest]
 );
 fn abuse_registrations_in_all() -> Result<()> {
     let group = Group::new("all")?;
@@ -178,7 +178,7 @@ fn abuse_registrations_in_all() -> Result<()> {
     process::run_as(USER, user)?;
     expect("root", &errnos(&ours, &group, 2)?, &[libc::ENOMEM; 2])?;
     let control = File::open(group.usage_file())?;
-    match ask_agent(format!("{} {} 1M", ours.0.as_raw_fd(), control.as_raw_fd()).as_bytes()) {
+    match register_line(format!("{} {} 1M", ours.0.as_raw_fd(), control.as_raw_fd()).as_bytes()) {
         Err(Error::Refused { message, .. }) if message.contains("--max-registrations") => {}
         other => anyhow::bail!("what to do is not said: {other:?}"),
     }
@@ -199,7 +199,7 @@ fn run_in_group(group: &Group, user: u32, work: impl FnOnce() -> Result<()>) -> 
 fn groups_pay() -> Result<()> {
     let on = Group::new("on")?;
     let (one, other) = (Group::new("one")?, Group::new("other")?);
-    // A user's own group, in which he makes groups.
+    // A user's own group, in which the user makes groups.
     let own = Group::new("own")?;
     let below = [own.child("a")?, own.child("b")?];
     chown(&own.path, Some(USER), Some(USER))?;
@@ -250,9 +250,9 @@ fn groups_pay() -> Result<()> {
 
 vm_test!(
     abuse_quota_by_cgroup,
-    "with --quota-by cgroup groups have quotas, not users; who makes groups makes no quotas",
+    "with --quota-by cgroup groups have quotas, not users; a user who makes groups makes no quotas",
     Any,
-    [Kernel]
+    [Kernel, Oracle]
 );
 fn abuse_quota_by_cgroup() -> Result<()> {
     groups_pay()
@@ -278,7 +278,7 @@ vm_test!(
     abuse_shared_eventfd_followed,
     "a follower of a registration receives that one's events alone, whatever else is on the same eventfd",
     Any,
-    []
+    [Newest]
 );
 fn abuse_shared_eventfd_followed() -> Result<()> {
     let groups = [Group::new("mine")?, Group::new("theirs")?];
@@ -288,7 +288,7 @@ fn abuse_shared_eventfd_followed() -> Result<()> {
         let control = AdminConnection::connect(Path::new(CONTROL_SOCKET))?;
         control.set_timeout(Some(PATIENCE))?;
         let file = File::open(group.usage_file())?;
-        control.ask(&AdminRequest::Listen("0 0 4M".into()), &[waiter.0.as_fd(), file.as_fd()])?;
+        control.send(&AdminRequest::Listen("0 0 4M".into()), &[waiter.0.as_fd(), file.as_fd()])?;
         let answer = control.next()?;
         ensure!(matches!(answer, Some(Answer::Listening)), "{answer:?}");
         Ok(control)
@@ -298,7 +298,7 @@ fn abuse_shared_eventfd_followed() -> Result<()> {
     // Theirs first: what is sent of it to the wrong one is before what is mine.
     for charger in chargers.iter_mut().rev() {
         charger.grow(Kind::Anonymous, 8 * MIB)?;
-        waiter.hears(1, "each crossing is signalled")?;
+        waiter.receives(1, "each crossing is signalled")?;
     }
     agent.0.settle()?;
     for (control, group) in [(&mine, &groups[0]), (&theirs, &groups[1])] {

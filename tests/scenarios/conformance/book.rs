@@ -10,7 +10,7 @@ use monitor_common::grammar::control_file::ControlFile;
 use serde_json::Value;
 
 use crate::harness::agent::until;
-use crate::harness::client::{Waiter, ask_agent, write_event_control};
+use crate::harness::client::{Waiter, register_line, write_event_control};
 use crate::harness::group::Group;
 use crate::harness::report;
 
@@ -75,11 +75,13 @@ pub(crate) struct Both {
     pub(crate) kernel: Waiter,
     pub(crate) ours: Waiter,
     pub(crate) total: (u64, u64),
+    /// The kernel's total less ours, where a comparison has accepted that they differ.
+    pub(crate) accepted: i128,
 }
 
 impl Both {
     pub(crate) fn new() -> Result<Self> {
-        Ok(Self { kernel: Waiter::new()?, ours: Waiter::new()?, total: (0, 0) })
+        Ok(Self { kernel: Waiter::new()?, ours: Waiter::new()?, total: (0, 0), accepted: 0 })
     }
 
     pub(crate) fn at(group: &Group, file: ControlFile, args: &str) -> Result<Self> {
@@ -88,7 +90,7 @@ impl Both {
         Ok(both)
     }
 
-    /// One more registration, by the same open file.
+    /// Registers once more, by the same open file.
     pub(crate) fn register(&self, group: &Group, file: ControlFile, args: &str) -> Result<()> {
         let path = group.path.join(file.name());
         let control = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
@@ -96,7 +98,7 @@ impl Both {
             |waiter: &Waiter| format!("{} {} {args}", waiter.0.as_raw_fd(), control.as_raw_fd()).into_bytes();
         write_event_control(&group.path, &line(&self.kernel))
             .with_context(|| format!("the kernel refused {args:?} on {}", path.display()))?;
-        ask_agent(&line(&self.ours))
+        register_line(&line(&self.ours))
             .with_context(|| format!("the agent refused {args:?} on {}", path.display()))
     }
 
@@ -114,6 +116,15 @@ impl Both {
         Ok(self.total)
     }
 
+    /// Takes the difference so far as one that stays.
+    pub(crate) fn accept(&mut self) {
+        self.accepted = self.difference();
+    }
+
+    fn difference(&self) -> i128 {
+        i128::from(self.total.0) - i128::from(self.total.1)
+    }
+
     /// Waits until each side has `count` in all, or more.
     pub(crate) fn reach(&mut self, what: &str, count: u64) -> Result<(u64, u64)> {
         until(what, || {
@@ -129,13 +140,15 @@ impl Both {
 /// and a schedule that is made smaller has to fail soon.
 const PATIENCE: Duration = Duration::from_secs(8);
 
-/// Waits until the two sides of all agree and rest, or have had their time.
+/// Waits until the two sides of all agree but for an accepted difference, and rest, or have
+/// had their time.
 pub(crate) fn agree(all: &mut [impl BorrowMut<Both>]) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     let mut before = Vec::new();
     loop {
         let totals = all.iter_mut().map(|both| both.borrow_mut().total()).collect::<Result<Vec<_>>>()?;
-        let rest = totals == before && totals.iter().all(|(kernel, ours)| kernel == ours);
+        let agree = |both: &Both| both.difference() == both.accepted;
+        let rest = totals == before && all.iter().all(|both| agree(both.borrow()));
         if rest || Instant::now() >= deadline {
             return Ok(());
         }

@@ -149,7 +149,7 @@ fn conformance_errno() -> Result<()> {
 /// Descriptors of all kinds, by name.
 pub(crate) struct Fixture {
     names: Vec<(&'static str, OwnedFd)>,
-    /// One that names nothing.
+    /// A descriptor number that names nothing.
     closed: i32,
     pub(crate) group: Group,
     _private: Group,
@@ -161,8 +161,8 @@ impl Fixture {
         Self::on(&["--socket-mode", "0666"], |group| group.path.clone(), None)
     }
 
-    /// With an agent of these options, control files in the directory that `shown`
-    /// names for a group, and v1's names for them where `version` says so.
+    /// Makes a fixture with an agent of these options, and control files in the directory that
+    /// `shown` names for a group, and v1's names for them where `version` says so.
     pub(crate) fn on(
         options: &[&str],
         shown: impl Fn(&Group) -> PathBuf,

@@ -56,7 +56,7 @@ fn conformance_memsw() -> Result<()> {
 
 vm_test!(
     conformance_oom,
-    "an OOM is told to the group at its limit and those below, once on each side",
+    "an OOM is signalled to the group at its limit and those below, once on each side",
     V1,
     [Oracle]
 );
@@ -80,11 +80,11 @@ fn conformance_oom() -> Result<()> {
         let twice = if name == "group" { ", registered twice" } else { "" };
         book.equal(&format!("oom: limit on the group, task in its child: {name}{twice}"), both.total()?);
     }
-    let (heard, once) = (all[0].total()?, all[1].total()?);
+    let (received, once) = (all[0].total()?, all[1].total()?);
     book.row(
         "oom: a second registration adds as much",
-        &(heard.0 == 2 * once.0).to_string(),
-        &(heard.1 == 2 * once.1).to_string(),
+        &(received.0 == 2 * once.0).to_string(),
+        &(received.1 == 2 * once.1).to_string(),
         None,
     );
     book.close()
@@ -92,7 +92,7 @@ fn conformance_oom() -> Result<()> {
 
 vm_test!(
     conformance_oom_stuck,
-    "with the killer off: told at registration, and again after too small a raise",
+    "with the killer off: signalled at registration, and again after too small a raise",
     V1,
     [Oracle]
 );
@@ -183,7 +183,7 @@ fn conformance_pressure() -> Result<()> {
     let mut charger = Charger::start(&family.child)?;
     charger.read_disk(32 * MIB)?;
     let names = ["parent, low".to_owned(), "root, low".to_owned()];
-    compare(&agent, &mut all, &names, Some(("pressure, nobody waits on the group", &mut book)))?;
+    compare(&agent, &mut all, &names, Some(("pressure, the group has no registration", &mut book)))?;
     book.close()
 }
 

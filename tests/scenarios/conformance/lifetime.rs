@@ -42,7 +42,7 @@ fn woken(waiter: &Waiter, event_control: &Path) -> Result<String> {
 
 vm_test!(
     conformance_removal_order,
-    "who is woken by a removal finds event_control gone, on every control file",
+    "a client woken by a removal finds event_control gone, on every control file",
     V1,
     [Oracle]
 );
@@ -143,7 +143,7 @@ fn conformance_references() -> Result<()> {
     both.register(&group, Usage, "8M")?;
     let mut children = Vec::new();
     each(&both, |eventfd| {
-        let out = format!("of=/run/heard-{}", children.len());
+        let out = format!("of=/run/received-{}", children.len());
         let mut command = Command::new("/bin/dd");
         command.args(["bs=8", "count=1", &out]).stdin(Stdio::from(dup(eventfd)?)).stderr(Stdio::null());
         children.push(command.spawn().context("cannot start dd")?);
@@ -152,13 +152,13 @@ fn conformance_references() -> Result<()> {
     drop(both);
     charger.grow(Kind::Anonymous, 12 * MIB)?;
     look(&mut charger, &agent)?;
-    let mut heard = Vec::new();
+    let mut received = Vec::new();
     for (number, child) in children.iter_mut().enumerate() {
         child.wait()?;
-        let bytes = fs::read(format!("/run/heard-{number}"))?;
-        heard.push(u64::from_ne_bytes(bytes.as_slice().try_into().context("no count")?));
+        let bytes = fs::read(format!("/run/received-{number}"))?;
+        received.push(u64::from_ne_bytes(bytes.as_slice().try_into().context("no count")?));
     }
-    book.counts("closed, a forked and exec'd child has it: rose above", (heard[0], heard[1]));
+    book.counts("closed, a forked and exec'd child has it: rose above", (received[0], received[1]));
     until("the child's end ended it", || Ok(agent.status()?.registrations == 0))?;
     charger.shrink(Kind::Anonymous)?;
 

@@ -14,7 +14,7 @@ use crate::harness::group::Group;
 use crate::harness::report::say;
 use crate::harness::trace::{Change, Counter, Trace, most_crossings};
 
-/// In legs, usage moves by multiples of this many bytes.
+/// Usage moves in legs by multiples of this many bytes.
 pub(crate) const STEP: u64 = 3 << 20;
 /// Pages. The kernel looks every 129 pages on each processor, and charges come
 /// in batches of 64: this near to a threshold it may still be in the dark.
@@ -23,9 +23,9 @@ const NEAR: u64 = 192;
 /// How usage moves in a leg, and so what can be expected of the two sides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Shape {
-    /// One way, by one process: we give no fewer signals than the kernel.
+    /// Usage moves one way, by one process: we give no fewer signals than the kernel.
     Ramp,
-    /// To and fro, by one process. We signal a threshold once in each direction
+    /// Usage moves to and fro, by one process. We signal a threshold once in each direction
     /// for each wake-up: where the kernel gives any, we do.
     Teeth,
     /// Moves as `Teeth`, while the agent is stopped: all of it is one wake-up.
@@ -47,7 +47,7 @@ struct Watch {
     /// Usage was at or above it when the last leg ended; `None`: too near.
     above: Option<bool>,
     /// Whether usage is above, by our signals alone.
-    told_above: bool,
+    signalled_above: bool,
     total: Count,
 }
 
@@ -110,7 +110,7 @@ impl Rig {
                     .transpose()?,
                 ours: Waiter::on(target, &args)?,
                 above: Some(false),
-                told_above: false,
+                signalled_above: false,
                 total: Count::default(),
             });
         }
@@ -184,7 +184,7 @@ impl Rig {
         self.chargers.iter_mut().try_for_each(|charger| charger.spike(Kind::Anonymous, page(), 160))
     }
 
-    /// Tells what was counted.
+    /// Reports the counts of both sides.
     pub(crate) fn report(self, name: &str) -> Result<()> {
         let mut sum = Count::default();
         for Watch { total, .. } in &self.watches {
@@ -213,7 +213,7 @@ impl Watch {
         self.total.trace += leg.trace;
         let before = self.above;
         self.above = (usage.abs_diff(self.threshold) > NEAR).then_some(usage >= self.threshold);
-        self.told_above ^= leg.ours % 2 == 1;
+        self.signalled_above ^= leg.ours % 2 == 1;
 
         // The kernel may signal one crossing twice where two processors race. We do not.
         ensure!(
@@ -225,7 +225,7 @@ impl Watch {
             ensure!(leg.ours <= 2, "in one wake-up we signalled more than once in each direction");
         }
         let Some(above) = self.above else { return Ok(()) };
-        ensure!(self.told_above == above, "our signals so far say the other side");
+        ensure!(self.signalled_above == above, "our signals so far say the other side");
         let (Some(before), Some(_)) = (before, &self.kernel) else { return Ok(()) };
         ensure!(leg.ours > 0 || leg.kernel == 0, "the kernel signalled, we did not");
         if shape == Shape::Ramp {

@@ -1,8 +1,11 @@
 //! Debian with systemd as the first process: hands the machine over to it, and then, as
 //! a service of its, runs the tests of our units and of our container image.
 
+mod bare;
 mod bundle;
 mod container;
+mod package;
+mod pressure;
 mod service;
 mod units;
 
@@ -15,7 +18,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MsFlags, mount};
 use nix::unistd::{chdir, chroot, execv};
 
-use crate::harness::test::Test;
+use crate::harness::test::{On, Test};
 use crate::harness::{modules, report, runner, stopwatch};
 
 /// Mount point of Debian's disk before it is the root.
@@ -25,7 +28,7 @@ const DEBIAN: &str = "/debian";
 const PAYLOAD: &str = "/payload";
 
 /// Leaves the machine to Debian. Returns only if that fails.
-pub(crate) fn switch() -> Result<()> {
+pub(crate) fn switch(debian: On) -> Result<()> {
     modules::load_all(Path::new("/modules"))?;
     fs::create_dir_all(DEBIAN).with_context(|| format!("cannot make {DEBIAN}"))?;
     let plain = MsFlags::empty();
@@ -33,9 +36,12 @@ pub(crate) fn switch() -> Result<()> {
         .context("cannot mount Debian's disk")?;
     copy(Path::new(PAYLOAD), Path::new(DEBIAN), 0o644)?;
     let programs = Path::new(DEBIAN).join("usr/local/bin");
-    copy(Path::new("/bin/memcg-monitor"), &programs.join("memcg-monitor"), 0o755)?;
+    // Elsewhere the package alone brings it.
+    if debian == On::Debian {
+        copy(Path::new("/bin/memcg-monitor"), &programs.join("memcg-monitor"), 0o755)?;
+    }
     copy(Path::new("/init"), &programs.join("guest"), 0o755)?;
-    // Any will do, but without one systemd would ask for it.
+    // Any will do, but without one systemd would prompt for it.
     fs::write(Path::new(DEBIAN).join("etc/machine-id"), format!("{:032x}\n", 1))?;
     chdir(DEBIAN).context("cannot enter Debian")?;
     mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).context("cannot move Debian to /")?;
@@ -100,11 +106,15 @@ impl Units {
     /// Directory of units that are linked, as by `systemctl link`, for this boot only.
     const DIRECTORY: &str = "/run/systemd/system";
 
+    /// Their names, the service's first.
+    pub(crate) const ALL: [&str; 4] =
+        [SERVICE, "memcg-monitor.socket", "memcg-monitor-operator.socket", "memcg-monitor-pressure.socket"];
+
     /// Installs them, with drop-ins for the service.
     pub(crate) fn install(drop_ins: &[(&str, &str)]) -> Result<Self> {
         Self::stop()?;
         let from = Path::new("/usr/share/memcg-monitor/systemd");
-        for name in [SERVICE, "memcg-monitor.socket", "memcg-monitor-operator.socket"] {
+        for name in Self::ALL {
             copy(&from.join(name), &Path::new(Self::DIRECTORY).join(name), 0o644)?;
         }
         let directory = Path::new(Self::DIRECTORY).join(format!("{SERVICE}.d"));
@@ -127,8 +137,8 @@ impl Units {
         if !Path::new(Self::DIRECTORY).join(SERVICE).exists() {
             return Ok(());
         }
-        systemctl(&["stop", SERVICE, "memcg-monitor.socket", "memcg-monitor-operator.socket"])?;
-        for name in [SERVICE, "memcg-monitor.socket", "memcg-monitor-operator.socket"] {
+        systemctl(&[&["stop"], &Self::ALL[..]].concat())?;
+        for name in Self::ALL {
             fs::remove_file(Path::new(Self::DIRECTORY).join(name))?;
         }
         let _ = fs::remove_dir_all(Path::new(Self::DIRECTORY).join(format!("{SERVICE}.d")));

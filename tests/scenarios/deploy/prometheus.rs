@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -12,6 +13,7 @@ use serde_json::Value;
 use crate::harness::MIB;
 use crate::harness::agent::{Agent, PATIENCE, until};
 use crate::harness::charger::{Charger, Kind};
+use crate::harness::client::Waiter;
 use crate::harness::group::Group;
 use crate::harness::process;
 use crate::harness::report::{say, text};
@@ -22,6 +24,10 @@ const PROMETHEUS: &str = "/prometheus/prometheus";
 const CONFIGURATION: &str = "/prometheus/prometheus.yml";
 const ADDRESS: &str = "127.0.0.1:9090";
 const LOG: &str = "/run/prometheus.log";
+/// The queries of the dashboard for Grafana, one in a line.
+const DASHBOARD: &str = "/prometheus/dashboard.txt";
+/// Time that the dashboard shows.
+const SHOWN: Duration = Duration::from_secs(30);
 
 pub(crate) fn run() -> Result<()> {
     let agent = Agent::start(&["--max-groups", "16", "--metrics", "127.0.0.1:9101"])?;
@@ -46,9 +52,41 @@ pub(crate) fn run() -> Result<()> {
     let _groups: Vec<_> = (0..24).map(|n| Group::new(&format!("more{n}"))).collect::<Result<Vec<_>>>()?;
     until("the alert fires", || prometheus.is(alert, 1.0)).with_context(log)?;
     say!("Prometheus: MemcgMonitorGroupsNotWatched fires");
+    text("dashboard", &dashboard(&prometheus, &group, &mut charger)?);
     drop(agent);
     until("and it notices that the agent has ended", || prometheus.is("up{job=\"memcg-monitor\"}", 0.0))
         .with_context(log)
+}
+
+/// Asks Prometheus for the answers to the dashboard's queries, after a time in which a group grew and shrank.
+fn dashboard(prometheus: &Prometheus, group: &Group, charger: &mut Charger) -> Result<String> {
+    let waiter = Waiter::on(group, "64M")?;
+    let begin = Instant::now();
+    for round in (1..6).cycle() {
+        charger.grow(Kind::Anonymous, round * 24 * MIB)?;
+        charger.shrink(Kind::Anonymous)?;
+        if begin.elapsed() > SHOWN {
+            break;
+        }
+    }
+    ensure!(waiter.take()? > 0, "the threshold was not crossed");
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_secs();
+    let mut answers = Vec::new();
+    for query in fs::read_to_string(DASHBOARD)?.lines() {
+        let range = format!("start={}&end={now}&step=1", now - SHOWN.as_secs());
+        let answer = prometheus.get(&format!("query_range?{range}&query={}", encoded(query)))?;
+        ensure!(answer["status"] == "success", "{query}: {answer}");
+        answers.push(answer["data"]["result"].clone());
+    }
+    let empty = answers.iter().filter(|answer| answer.as_array().is_none_or(Vec::is_empty)).count();
+    say!("Prometheus: {} of {} queries of the dashboard have data", answers.len() - empty, answers.len());
+    // No refusals, and nobody waits or is killed.
+    ensure!(empty <= 6, "too few queries of the dashboard have data: {answers:?}");
+    Ok(Value::from(answers).to_string())
+}
+
+fn encoded(query: &str) -> String {
+    query.bytes().map(|byte| format!("%{byte:02x}")).collect()
 }
 
 fn log() -> String {
@@ -86,17 +124,20 @@ impl Prometheus {
 
     /// The answer to a query, if that is one sample.
     fn value(&self, query: &str) -> Result<Option<f64>> {
-        let query: String = query.bytes().map(|byte| format!("%{byte:02x}")).collect();
+        let body = self.get(&format!("query?query={}", encoded(query)))?;
+        let sample = body.pointer("/data/result/0/value/1").and_then(Value::as_str);
+        Ok(sample.and_then(|number| number.parse().ok()))
+    }
+
+    /// The answer to a request; null while Prometheus starts, which is not yet JSON.
+    fn get(&self, request: &str) -> Result<Value> {
         let mut stream = TcpStream::connect(ADDRESS)?;
         stream.set_read_timeout(Some(PATIENCE))?;
-        write!(stream, "GET /api/v1/query?query={query} HTTP/1.0\r\nHost: {ADDRESS}\r\n\r\n")?;
+        write!(stream, "GET /api/v1/{request} HTTP/1.0\r\nHost: {ADDRESS}\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let (_, body) = answer.split_once("\r\n\r\n").context("no body")?;
-        // Not yet JSON while it starts.
-        let Ok(body) = serde_json::from_str::<Value>(body) else { return Ok(None) };
-        let sample = body.pointer("/data/result/0/value/1").and_then(Value::as_str);
-        Ok(sample.and_then(|number| number.parse().ok()))
+        Ok(serde_json::from_str(body).unwrap_or_default())
     }
 }
 

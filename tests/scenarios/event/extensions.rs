@@ -6,7 +6,7 @@ use std::fs;
 use anyhow::{Context, Result, ensure};
 use monitor_common::grammar::control_file::ControlFile::{self, Procs, Usage, WorkingSet};
 
-use super::{Heard, MIB};
+use super::{CountingWaiter, MIB};
 use crate::harness::agent::{Agent, until};
 use crate::harness::block;
 use crate::harness::charger::{Charger, Kind};
@@ -19,7 +19,7 @@ vm_test!(
     event_empty,
     "a group is empty when the last task of it and of those below left",
     V2,
-    [Kernel, Preempt]
+    [Kernel, Variant]
 );
 fn event_empty() -> Result<()> {
     let group = Group::new("empty")?;
@@ -27,11 +27,11 @@ fn event_empty() -> Result<()> {
     let agent = Agent::start(&[])?;
     let mut all = Vec::new();
     for (name, group) in [("group", &group), ("left", &left), ("right", &right)] {
-        all.push(Heard::at(name, group, Procs, "")?);
+        all.push(CountingWaiter::at(name, group, Procs, "")?);
     }
     let mut expect = |counts: [u64; 3]| -> Result<()> {
         agent.settle()?;
-        all.iter_mut().zip(counts).try_for_each(|(heard, count)| heard.await_total(count))
+        all.iter_mut().zip(counts).try_for_each(|(waiter, count)| waiter.await_total(count))
     };
     let chargers =
         [Charger::start(&left)?, Charger::start(&left)?, Charger::start(&right)?, Charger::start(&left)?];
@@ -60,15 +60,15 @@ fn host_usage() -> Result<u64> {
     Ok((field("nr_file_pages")? + field("nr_anon_pages")?) * page())
 }
 
-vm_test!(event_root_usage, "the root's usage crosses, sampled", V2, [Kernel, Preempt]);
+vm_test!(event_root_usage, "the root's usage crosses, sampled", V2, [Kernel, Sampled]);
 fn event_root_usage() -> Result<()> {
     let group = Group::new("below")?;
     let agent = Agent::start(&["--sample-ms", "20"])?;
     let mut charger = Charger::start(&group)?;
     let level = host_usage()? + 24 * MIB;
     let root = Group::root()?;
-    let mut up = Heard::at("the root", &root, Usage, &level.to_string())?;
-    let mut half = Heard::at("half of the host", &root, Usage, "90%")?;
+    let mut up = CountingWaiter::at("the root", &root, Usage, &level.to_string())?;
+    let mut half = CountingWaiter::at("half of the host", &root, Usage, "90%")?;
     for round in 0..2 {
         charger.grow(Kind::Anonymous, 48 * MIB)?;
         up.await_total(2 * round + 1)?;
@@ -79,12 +79,17 @@ fn event_root_usage() -> Result<()> {
     half.await_total(0)
 }
 
-vm_test!(event_percent, "percents follow the limit of the group and of those above", V2, [Kernel, Preempt]);
+vm_test!(
+    event_percent,
+    "percents follow the limit of the group and of those above",
+    V2,
+    [Kernel, Variant, Sampled]
+);
 fn event_percent() -> Result<()> {
     let top = Group::new("percent")?;
     let group = top.child("group")?;
     let agent = Agent::start(&[])?;
-    let mut half = Heard::at("half", &group, Usage, "50%")?;
+    let mut half = CountingWaiter::at("half", &group, Usage, "50%")?;
     let mut charger = Charger::start(&group)?;
     charger.grow(Kind::Anonymous, 30 * MIB)?;
     agent.settle()?;
@@ -107,21 +112,21 @@ vm_test!(
     event_directions,
     "up, down and hysteresis are signalled as requested",
     V2,
-    [Kernel, Preempt, Quick]
+    [Kernel, Variant, Quick]
 );
 fn event_directions() -> Result<()> {
     let group = Group::new("directions")?;
     let agent = Agent::start(&[])?;
     let mut charger = Charger::start(&group)?;
-    let mut up = Heard::at("up", &group, Usage, "8M,up")?;
-    let mut down = Heard::at("down", &group, Usage, "8M,down")?;
-    let mut both = Heard::at("both", &group, Usage, "8M")?;
-    let mut damped = Heard::at("hysteresis", &group, Usage, "8M,hysteresis=4M")?;
+    let mut up = CountingWaiter::at("up", &group, Usage, "8M,up")?;
+    let mut down = CountingWaiter::at("down", &group, Usage, "8M,down")?;
+    let mut both = CountingWaiter::at("both", &group, Usage, "8M")?;
+    let mut damped = CountingWaiter::at("hysteresis", &group, Usage, "8M,hysteresis=4M")?;
     // The counter moves by batches of 64 pages and may step back by one: when that is over
     // the threshold, it is crossed three times. Hysteresis takes no notice of it.
     let mut crosses = |rises: bool, is_damped: bool| -> Result<()> {
         agent.settle()?;
-        let counts = [&mut up, &mut down, &mut both, &mut damped].map(Heard::new_ones);
+        let counts = [&mut up, &mut down, &mut both, &mut damped].map(CountingWaiter::new_ones);
         let [up, down, both, damped] = counts;
         let (up, down, both, damped) = (up?, down?, both?, damped?);
         let there = both.div_ceil(2);
@@ -143,15 +148,20 @@ fn event_directions() -> Result<()> {
     crosses(false, false)
 }
 
-vm_test!(event_working_set, "inactive file pages do not count in the working set", V2, [Kernel, Preempt]);
+vm_test!(
+    event_working_set,
+    "inactive file pages do not count in the working set",
+    V2,
+    [Kernel, Variant, Sampled]
+);
 fn event_working_set() -> Result<()> {
     let _disk = block::disk()?;
     let group = Group::new("set")?;
     let agent = Agent::start(&["--sample-ms", "20"])?;
     let mut charger = Charger::start(&group)?;
     let level = (group.usage()? + 12 * MIB).to_string();
-    let mut set = Heard::at("working set", &group, WorkingSet, &level)?;
-    let mut usage = Heard::at("usage", &group, Usage, &level)?;
+    let mut set = CountingWaiter::at("working set", &group, WorkingSet, &level)?;
+    let mut usage = CountingWaiter::at("usage", &group, Usage, &level)?;
     charger.read_disk(32 * MIB)?;
     agent.settle()?;
     usage.await_total(1)?;
@@ -164,11 +174,33 @@ fn event_working_set() -> Result<()> {
 }
 
 vm_test!(
-    event_quota,
-    "a user has a quota (EDQUOT), root has none, what ends comes back",
-    V2,
-    [Kernel, Preempt]
+    event_anon,
+    "page cache does not count in what is not reclaimable; anonymous, shared and kernel memory do",
+    Any,
+    [Kernel, Variant, Sampled]
 );
+fn event_anon() -> Result<()> {
+    let _disk = block::disk()?;
+    let group = Group::new("anon")?;
+    let agent = Agent::start(&["--sample-ms", "20"])?;
+    let mut charger = Charger::start(&group)?;
+    let level = (group.usage()? + 12 * MIB).to_string();
+    let mut anon = CountingWaiter::at("not reclaimable", &group, ControlFile::Anon, &level)?;
+    let mut usage = CountingWaiter::at("usage", &group, Usage, &level)?;
+    charger.read_disk(32 * MIB)?;
+    agent.settle()?;
+    usage.await_total(1)?;
+    anon.await_total(0)?;
+    for (total, kind) in (0..).step_by(2).zip(Kind::ALL) {
+        charger.grow(kind, 24 * MIB)?;
+        anon.await_total(total + 1)?;
+        charger.shrink(kind)?;
+        anon.await_total(total + 2)?;
+    }
+    usage.await_total(1)
+}
+
+vm_test!(event_quota, "a user has a quota (EDQUOT), root has none, what ends comes back", V2, [Kernel]);
 fn event_quota() -> Result<()> {
     let group = Group::new("quota")?;
     let agent = Agent::start(&["--max-per-user", "3", "--socket-mode", "0666"])?;

@@ -11,22 +11,26 @@ use monitor_client::wire::{AdminRequest, Answer, EventRow};
 use monitor_client::{AdminConnection, CONTROL_SOCKET};
 use monitor_common::grammar::control_file::ControlFile;
 
-use super::{Heard, MIB, expect};
+use super::{CountingWaiter, MIB, expect};
 use crate::harness::agent::{Agent, PATIENCE};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::{Waiter, open_control};
 use crate::harness::group::{Family, Group};
 use crate::harness::test::vm_test;
 
-fn listeners(family: &Family) -> Result<Vec<Heard>> {
-    family.all().into_iter().map(|(name, group)| Heard::at(name, group, ControlFile::Oom, "")).collect()
+fn listeners(family: &Family) -> Result<Vec<CountingWaiter>> {
+    family
+        .all()
+        .into_iter()
+        .map(|(name, group)| CountingWaiter::at(name, group, ControlFile::Oom, ""))
+        .collect()
 }
 
 vm_test!(
     event_oom_goes_down,
     "an OOM is signalled once to the group at its limit and to those below, to no other",
     V2,
-    [Kernel, Preempt, Quick]
+    [Kernel, Variant, Quick]
 );
 fn event_oom_goes_down() -> Result<()> {
     let family = Family::new("oom")?;
@@ -47,8 +51,8 @@ fn event_oom_goes_down() -> Result<()> {
     Charger::start(&family.child)?.grow_to_death(64 * MIB)?;
     agent.settle()?;
     let own = family.child.field("memory.events.local", "oom")?;
-    for heard in &mut all {
-        heard.await_total(match heard.name.as_str() {
+    for waiter in &mut all {
+        waiter.await_total(match waiter.name.as_str() {
             "child" => above + own,
             "group" => above,
             _ => 0,
@@ -57,12 +61,7 @@ fn event_oom_goes_down() -> Result<()> {
     Ok(())
 }
 
-vm_test!(
-    event_oom_by_a_written_limit,
-    "a limit written below usage signals no client",
-    V2,
-    [Kernel, Preempt]
-);
+vm_test!(event_oom_by_a_written_limit, "a limit written below usage signals no client", V2, [Kernel]);
 fn event_oom_by_a_written_limit() -> Result<()> {
     let family = Family::new("written")?;
     let agent = Agent::start(&[])?;
@@ -119,7 +118,7 @@ pub(crate) fn follow(group: &Group) -> Result<(AdminConnection, Waiter)> {
     let line = format!("{} {} {args}", waiter.0.as_raw_fd(), control.as_raw_fd());
     let connection = AdminConnection::connect(Path::new(CONTROL_SOCKET))?;
     connection.set_timeout(Some(PATIENCE))?;
-    connection.ask(&AdminRequest::Listen(line), &[waiter.0.as_fd(), control.as_fd()])?;
+    connection.send(&AdminRequest::Listen(line), &[waiter.0.as_fd(), control.as_fd()])?;
     match connection.next()? {
         Some(Answer::Listening) => Ok((connection, waiter)),
         other => bail!("the agent answered {other:?}"),
@@ -133,7 +132,7 @@ pub(crate) fn event(connection: &AdminConnection) -> Result<EventRow> {
     }
 }
 
-fn name(group: &Group) -> String {
+pub(crate) fn name(group: &Group) -> String {
     group.path.to_string_lossy().into_owned()
 }
 
@@ -141,7 +140,7 @@ vm_test!(
     event_oom_json,
     "listen -o json writes the OOM with its origin, then the victim",
     V2,
-    [Kernel, Preempt]
+    [Kernel, Variant]
 );
 fn event_oom_json() -> Result<()> {
     let family = Family::new("json")?;
@@ -178,12 +177,7 @@ fn event_oom_json() -> Result<()> {
     Ok(())
 }
 
-vm_test!(
-    event_oom_group_json,
-    "memory.oom.group: the group that is killed is named, too",
-    V2,
-    [Kernel, Preempt]
-);
+vm_test!(event_oom_group_json, "memory.oom.group: the group that is killed is named, too", V2, [Kernel]);
 fn event_oom_group_json() -> Result<()> {
     let family = Family::new("json")?;
     family.group.set_limit(16 * MIB)?;

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use monitor_common::grammar::control_file::ControlFile::Pressure;
 
-use super::{Heard, MIB};
+use super::{CountingWaiter, MIB};
 use crate::harness::agent::{Agent, until};
 use crate::harness::block;
 use crate::harness::charger::{Charger, Kind};
@@ -11,7 +11,7 @@ use crate::harness::group::Family;
 use crate::harness::test::vm_test;
 
 /// Waits until two have received the same, more than `before`, and rest there.
-fn agree(all: &mut [Heard], one: &str, other: &str, before: u64) -> Result<u64> {
+fn agree(all: &mut [CountingWaiter], one: &str, other: &str, before: u64) -> Result<u64> {
     let mut seen = 0;
     until(&format!("{one} and {other} agree"), || {
         let (of_one, of_other) = (total(all, one)?, total(all, other)?);
@@ -22,16 +22,11 @@ fn agree(all: &mut [Heard], one: &str, other: &str, before: u64) -> Result<u64> 
     Ok(seen)
 }
 
-fn total(all: &mut [Heard], name: &str) -> Result<u64> {
-    all.iter_mut().filter(|heard| heard.name == name).try_fold(0, |sum, heard| Ok(sum + heard.total()?))
+fn total(all: &mut [CountingWaiter], name: &str) -> Result<u64> {
+    all.iter_mut().filter(|waiter| waiter.name == name).try_fold(0, |sum, waiter| Ok(sum + waiter.total()?))
 }
 
-vm_test!(
-    event_pressure_modes,
-    "default, hierarchy and local are signalled as v1's would be",
-    V2,
-    [Kernel, Preempt]
-);
+vm_test!(event_pressure_modes, "default, hierarchy and local are signalled as v1's would be", V2, [Kernel]);
 fn event_pressure_modes() -> Result<()> {
     let _disk = block::disk()?;
     let family = Family::new("modes")?;
@@ -40,7 +35,7 @@ fn event_pressure_modes() -> Result<()> {
     let mut all = Vec::new();
     for (who, group) in family.all() {
         for mode in ["hierarchy", "local", "default"] {
-            all.push(Heard::at(&format!("{who} {mode}"), group, Pressure, &format!("low,{mode}"))?);
+            all.push(CountingWaiter::at(&format!("{who} {mode}"), group, Pressure, &format!("low,{mode}"))?);
         }
     }
     let mut charger = Charger::start(&family.child)?;
@@ -64,17 +59,17 @@ fn event_pressure_modes() -> Result<()> {
     ] {
         // Each has its signals in a turn of its own.
         until(&format!("{name} has received {expected} of {windows} windows"), || {
-            let heard = total(&mut all, name)?;
-            ensure!(heard <= expected, "{name} received {heard} of {windows} windows, not {expected}");
-            Ok(heard == expected)
+            let received = total(&mut all, name)?;
+            ensure!(received <= expected, "{name} received {received} of {windows} windows, not {expected}");
+            Ok(received == expected)
         })?;
     }
     // With no listener nearer, the parent's default one is signalled for all. The charger has
     // copies of the eventfds.
     charger.end()?;
     all = vec![
-        Heard::at("default", &family.parent, Pressure, "low")?,
-        Heard::at("hierarchy", &family.root, Pressure, "low,hierarchy")?,
+        CountingWaiter::at("default", &family.parent, Pressure, "low")?,
+        CountingWaiter::at("hierarchy", &family.root, Pressure, "low,hierarchy")?,
     ];
     until("the others are gone", || Ok(agent.status()?.registrations == 2))?;
     let mut charger = Charger::start(&family.child)?;
@@ -86,7 +81,7 @@ vm_test!(
     event_pressure_levels,
     "an OOM is critical; each level is signalled for those above it",
     V2,
-    [Kernel, Preempt]
+    [Kernel, Variant]
 );
 fn event_pressure_levels() -> Result<()> {
     let disk = block::disk()?;
@@ -96,7 +91,12 @@ fn event_pressure_levels() -> Result<()> {
     let mut all = Vec::new();
     for (who, group) in [("group", &family.group), ("root", &family.root)] {
         for level in ["low", "medium", "critical"] {
-            all.push(Heard::at(&format!("{who} {level}"), group, Pressure, &format!("{level},hierarchy"))?);
+            all.push(CountingWaiter::at(
+                &format!("{who} {level}"),
+                group,
+                Pressure,
+                &format!("{level},hierarchy"),
+            )?);
         }
     }
     let mut charger = Charger::start(&family.child)?;
@@ -116,8 +116,8 @@ fn event_pressure_levels() -> Result<()> {
     }
     agree(&mut all, "group critical", "root critical", easy)?;
     ensure!(easy == 0, "{easy} critical windows of a disk read");
-    let heard = ["low", "medium", "critical"].map(|level| total(&mut all, &format!("group {level}")));
-    let [low, medium, critical] = heard;
+    let received = ["low", "medium", "critical"].map(|level| total(&mut all, &format!("group {level}")));
+    let [low, medium, critical] = received;
     let (low, medium, critical) = (low?, medium?, critical?);
     ensure!(low >= medium && medium >= critical, "low {low}, medium {medium}, critical {critical}");
     Ok(())

@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context, Result, ensure};
 use monitor_common::grammar::control_file::ControlFile::{Memsw, Usage};
 
-use super::{Heard, MIB};
+use super::{CountingWaiter, MIB};
 use crate::harness::agent::{Agent, until};
 use crate::harness::block::Swap;
 use crate::harness::charger::{Charger, Kind};
@@ -17,17 +17,22 @@ fn both(group: &Group) -> Result<u64> {
     Ok(group.usage()? + read_number(&group.path.join("memory.swap.current"))?)
 }
 
-vm_test!(event_swap_crosses, "memory+swap crosses where memory alone stays below", V2, [Kernel, Preempt]);
+vm_test!(
+    event_swap_crosses,
+    "memory+swap crosses where memory alone stays below",
+    V2,
+    [Kernel, Variant, Sampled]
+);
 fn event_swap_crosses() -> Result<()> {
     let _swap = Swap::on(128 * MIB)?;
     let group = Group::new("swap")?;
     group.set_limit(16 * MIB)?;
     let agent = Agent::start(&[])?;
     // A page on its way is counted in both: near the level the sum goes to and fro.
-    let mut sum = Heard::at("memory+swap 24M", &group, Memsw, "24M,hysteresis=6M")?;
-    let mut plain = Heard::at("without hysteresis", &group, Memsw, "24M")?;
-    let mut high = Heard::at("memory+swap 200M", &group, Memsw, "200M")?;
-    let mut memory = Heard::at("memory 24M", &group, Usage, "24M")?;
+    let mut sum = CountingWaiter::at("memory+swap 24M", &group, Memsw, "24M,hysteresis=6M")?;
+    let mut plain = CountingWaiter::at("without hysteresis", &group, Memsw, "24M")?;
+    let mut high = CountingWaiter::at("memory+swap 200M", &group, Memsw, "200M")?;
+    let mut memory = CountingWaiter::at("memory 24M", &group, Usage, "24M")?;
     let mut charger = Charger::start(&group)?;
     charger.grow(Kind::Anonymous, 40 * MIB)?;
     ensure!(both(&group)? >= 24 * MIB && group.usage()? <= 16 * MIB, "nothing was swapped out");
@@ -54,14 +59,14 @@ fn event_swap_crosses() -> Result<()> {
     high.await_total(0)
 }
 
-vm_test!(event_swap_without_swap, "without swap memory+swap is memory", V2, [Kernel, Preempt]);
+vm_test!(event_swap_without_swap, "without swap memory+swap is memory", V2, [Kernel, Sampled]);
 fn event_swap_without_swap() -> Result<()> {
     let swaps = fs::read_to_string("/proc/swaps").context("cannot read /proc/swaps")?;
     ensure!(swaps.lines().count() == 1, "there is swap: {swaps}");
     let group = Group::new("no-swap")?;
     let agent = Agent::start(&[])?;
-    let mut sum = Heard::at("memory+swap", &group, Memsw, "8M")?;
-    let mut memory = Heard::at("memory", &group, Usage, "8M")?;
+    let mut sum = CountingWaiter::at("memory+swap", &group, Memsw, "8M")?;
+    let mut memory = CountingWaiter::at("memory", &group, Usage, "8M")?;
     let mut charger = Charger::start(&group)?;
     for round in 0..3 {
         charger.grow(Kind::Anonymous, 12 * MIB)?;

@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use super::{MIB, crosses, own_mounts, read_only};
 use crate::harness::agent::{Agent, until};
 use crate::harness::charger::{Charger, Kind};
-use crate::harness::client::{Waiter, ask_agent};
+use crate::harness::client::{Waiter, register_line};
 use crate::harness::group::Group;
 use crate::harness::test::vm_test;
 use crate::scenarios::abuse::{fails, says};
@@ -36,7 +36,7 @@ const ANOTHER: [&str; 6] = [
 
 vm_test!(
     faults_run,
-    "/run full or read-only: who runs goes on, who starts says so, who comes back waits",
+    "with /run full or read-only, a running agent continues, a new one names it, one that comes back waits",
     Any,
     [Newest]
 );
@@ -124,7 +124,7 @@ fn faults_bpffs() -> Result<()> {
     read_only(BPF, true)?;
     agent.killed_while(|| charger.spike(Kind::Anonymous, 6 * MIB, 1))?;
     agent.0.settle()?;
-    waiter.hears(2, "what is pinned goes on, spikes included")?;
+    waiter.receives(2, "the pinned programs keep working, spikes included")?;
     ensure!(agent.0.end(Signal::SIGTERM)? == 0, "the agent ends well");
     ensure!(Agent::log().contains("Read-only file system"), "the pins stay, and it says so");
     // The next agent takes them over, and away.
@@ -139,13 +139,13 @@ fn faults_bpffs() -> Result<()> {
 fn waiter_at(path: &Path, args: &str) -> Result<Waiter> {
     let waiter = Waiter::new()?;
     let control = fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    ask_agent(format!("{} {} {args}", waiter.0.as_raw_fd(), control.as_raw_fd()).as_bytes())?;
+    register_line(format!("{} {} {args}", waiter.0.as_raw_fd(), control.as_raw_fd()).as_bytes())?;
     Ok(waiter)
 }
 
 vm_test!(
     faults_cgroupfs,
-    "the cgroup file system remounted, mounted twice, unmounted, mounted again: all goes on",
+    "the agent continues when the cgroup file system is remounted, mounted twice, unmounted, mounted again",
     V2,
     [Newest]
 );
@@ -174,7 +174,7 @@ fn faults_cgroupfs() -> Result<()> {
     let beside = waiter_at(&second.join("first/memory.current"), "4M")?;
     crosses(&mut chargers[0], &beside)?;
     agent.settle()?;
-    waiter.hears(2, "both are signalled")?;
+    waiter.receives(2, "both are signalled")?;
     drop(beside);
 
     umount2(CGROUP, MntFlags::MNT_DETACH)?;

@@ -6,23 +6,26 @@ use std::fs::{self, File, Permissions};
 use std::io::{IoSlice, Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
-use std::path::Path;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use memcg_monitor::programs::PINS_DIRECTORY;
 use memcg_monitor::sandbox::capabilities;
 use monitor_client::{SOCKET, connect};
 use nix::errno::Errno;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MntFlags, MsFlags, mount, umount, umount2};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, sendmsg, setsockopt, socketpair,
     sockopt,
 };
+use nix::unistd::Pid;
 
 use super::{MIB, crosses, own_mounts};
-use crate::harness::agent::{Agent, until};
+use crate::harness::agent::{Agent, BINARY, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::client::Waiter;
 use crate::harness::group::Group;
@@ -79,8 +82,10 @@ vm_test!(
 );
 fn faults_in_flight() -> Result<()> {
     const KEPT: usize = 2000;
+    const STORM: usize = 140_000;
     let group = Group::new("flight")?;
-    // May have 5120 descriptors in flight, once it has given up its capabilities.
+    // May have as many descriptors in flight as it may have open, once it has given up its capabilities:
+    // 4096 eventfds, and less than 132,000 others.
     let mut agent = Supervised::start(&["--socket-mode", "0666", "--max-eventfds", "4096"])?;
     let mut charger = Charger::start(&group)?;
     let waiter = Waiter::on(&group, "4M")?;
@@ -110,15 +115,15 @@ fn faults_in_flight() -> Result<()> {
     // The other way round: more of root's than the agent may have.
     let mut storm = Vec::new();
     let mut sent = 0;
-    while sent < 6000 {
-        let (pair, more) = send(6000 - sent)?;
+    while sent < STORM {
+        let (pair, more) = send(STORM - sent)?;
         storm.push(pair);
         sent += more;
     }
     ensure!(!plain_root_may_send()?, "root has nothing in flight: the test shows nothing");
     let late = Waiter::on(&group, "4M").context("in a storm of root's descriptors")?;
     crosses(&mut charger, &waiter)?;
-    late.hears(2, "registered in the storm")?;
+    late.receives(2, "registered in the storm")?;
     agent.killed_while(|| charger.grow(Kind::Anonymous, 6 * MIB))?;
     ensure!(waiter.wait()? == 1 && late.wait()? == 1, "what happened meanwhile is signalled");
     let later = Waiter::on(&group, "4M").context("by the next agent")?;
@@ -140,12 +145,12 @@ fn everybodys_bpffs() -> Result<()> {
 }
 
 vm_test!(
-    faults_pins_of_somebody_else,
+    faults_pins_of_another_user,
     "a directory that a user made where pins are to go: said, not used, and nothing below it is touched",
     Any,
     [Newest]
 );
-fn faults_pins_of_somebody_else() -> Result<()> {
+fn faults_pins_of_another_user() -> Result<()> {
     const PRECIOUS: &str = "/run/precious/5";
     everybodys_bpffs()?;
     let group = Group::new("squatted")?;
@@ -212,7 +217,7 @@ fn faults_pins_among_others() -> Result<()> {
     tries().context("while the agent runs")?;
     agent.killed_while(|| charger.spike(Kind::Anonymous, 6 * MIB, 1))?;
     agent.0.settle()?;
-    waiter.hears(2, "what is pinned goes on")?;
+    waiter.receives(2, "the pinned programs keep working")?;
 
     // Pins that go by mistake detach nothing; the next agent has all but what came and went.
     let programs = fs::read_dir(PINS_DIRECTORY)?.next().context("nothing is pinned")??.path();
@@ -254,7 +259,7 @@ fn takes_all_aio() -> Result<()> {
     Ok(())
 }
 
-/// With this bound on the host's AIO contexts.
+/// Runs with this bound on the host's AIO contexts.
 fn with_aio_bound(bound: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
     const BOUND: &str = "/proc/sys/fs/aio-max-nr";
     let before = fs::read_to_string(BOUND)?;
@@ -274,18 +279,26 @@ fn faults_check() -> Result<()> {
     everybodys_bpffs()?;
     let check = || {
         let (code, text) = fails(&["check"], |_| {})?;
-        ensure!(code == 0 && text.contains("This host can be watched."), "{code}: {text}");
+        ensure!(
+            code == 0 && text.contains("This host can be watched: every crossing is seen"),
+            "{code}: {text}"
+        );
         let line = |what: &str| text.lines().find(|line| line.contains(what)).unwrap_or_default().to_owned();
-        Ok::<_, anyhow::Error>([" AIO ", " pins ", " descriptors in flight "].map(line))
+        Ok::<_, anyhow::Error>([" AIO ", " pins ", " descriptors in flight ", " trial of fentry "].map(line))
     };
-    let [aio, pins, in_flight] = check()?;
+    let [aio, pins, in_flight, trial] = check()?;
+    ensure!(trial.starts_with("ok") && trial.contains("signalled 4 of 4"), "{trial}");
+    for word in ["anonymous memory", "page cache", "kernel memory", "page_counter_uncharge"] {
+        ensure!(trial.contains(word), "{word}: {trial}");
+    }
+    ensure!(of_check()?.is_empty(), "check has left {:?}", of_check()?);
     ensure!(
         aio.starts_with("ok") && pins.contains("chmod 0700") && in_flight.starts_with("ok"),
         "{aio} {pins}"
     );
     process::run_as(USER, || fs::create_dir(PINS_DIRECTORY).context("cannot make the directory"))?;
     with_aio_bound("0", || {
-        let [aio, pins, _] = check()?;
+        let [aio, pins, ..] = check()?;
         ensure!(aio.starts_with(" -") && aio.contains("EAGAIN") && aio.contains("fs.aio-max-nr 0"), "{aio}");
         ensure!(pins.starts_with(" -") && pins.contains(&format!("user id {USER}")), "{pins}");
         Ok(())
@@ -293,9 +306,63 @@ fn faults_check() -> Result<()> {
     fs::remove_dir(PINS_DIRECTORY).context("cannot remove a user's directory")
 }
 
+/// The group and the directory of a check's trial.
+fn of_check() -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for directory in ["/sys/fs/cgroup", "/tmp"] {
+        let paths = fs::read_dir(directory)?.flatten().map(|entry| entry.path());
+        found.extend(paths.filter(|path| path.to_string_lossy().contains("/memcg-monitor-check.")));
+    }
+    Ok(found)
+}
+
+vm_test!(
+    faults_check_interrupted,
+    "check that a signal ends leaves neither its agent nor its group, and ends by that signal",
+    V2,
+    [Newest]
+);
+fn faults_check_interrupted() -> Result<()> {
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        let mut check = Command::new(BINARY).arg("check").stdout(Stdio::null()).spawn()?;
+        until("the trial has begun", || Ok(of_check()?.len() == 2))?;
+        nix::sys::signal::kill(Pid::from_raw(i32::try_from(check.id())?), signal)?;
+        let status = check.wait()?;
+        ensure!(status.signal() == Some(signal as i32), "{signal}: {status}");
+        ensure!(of_check()?.is_empty(), "{signal}: check has left {:?}", of_check()?);
+        let is_ours =
+            |path: PathBuf| fs::read_link(path.join("exe")).is_ok_and(|exe| exe == Path::new(BINARY));
+        let agent = fs::read_dir("/proc")?.flatten().find(|entry| is_ours(entry.path()));
+        ensure!(agent.is_none(), "{signal}: check has left its agent, {agent:?}");
+    }
+    Ok(())
+}
+
+vm_test!(
+    faults_check_on_a_read_only_tree,
+    "check says that it proves nothing where it cannot make a group, and what the host allows",
+    V2,
+    [Newest]
+);
+fn faults_check_on_a_read_only_tree() -> Result<()> {
+    const ROOT: &str = "/tmp/read-only";
+    fs::create_dir(ROOT)?;
+    mount(Some("/sys/fs/cgroup"), ROOT, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+    let read_only = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    mount(None::<&str>, ROOT, None::<&str>, read_only, None::<&str>)?;
+    let outcome = fails(&["check", "--cgroup-root", ROOT], |_| {});
+    umount(ROOT)?;
+    fs::remove_dir(ROOT)?;
+    let (code, text) = outcome?;
+    let trial = text.lines().find(|line| line.contains(" trial of ")).context("no trial")?;
+    ensure!(trial.starts_with(" -") && trial.contains("EROFS"), "{trial}");
+    ensure!(code == 0 && text.contains("This host can be watched"), "{code}: {text}");
+    Ok(())
+}
+
 vm_test!(
     faults_aio,
-    "no AIO context is left, by the host's bound or by a user who has them all: the agent starts and signals",
+    "the agent starts and signals where no AIO context is left, by the host's bound or by a user who has all",
     Any,
     [Newest]
 );
@@ -316,7 +383,7 @@ fn faults_aio() -> Result<()> {
 
     let mut agent = Supervised::start(&[])?;
     let waiter = Waiter::on(&group, "4M")?;
-    let (hoarder, mut told) = process::spawn_with_socket(|mut ready| {
+    let (hoarder, mut socket) = process::spawn_with_socket(|mut ready| {
         process::become_user(USER)?;
         takes_all_aio()?;
         ready.write_all(b"x")?;
@@ -324,7 +391,7 @@ fn faults_aio() -> Result<()> {
             nix::unistd::pause();
         }
     })?;
-    told.read_exact(&mut [0])?;
+    socket.read_exact(&mut [0])?;
     crosses(&mut charger, &waiter)?;
     agent.killed_while(|| charger.grow(Kind::Anonymous, 6 * MIB))?;
     ensure!(waiter.wait()? == 1, "an agent that comes back while a user has all AIO contexts");

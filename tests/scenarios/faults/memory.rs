@@ -39,7 +39,7 @@ fn hog(group: &Group) -> Result<Pid> {
     })
 }
 
-/// Whom the kernel kills first: from -1000, never, to 1000.
+/// The kernel's order of killing: from -1000, never, to 1000, first.
 fn score(process: Pid, score: i32) -> Result<()> {
     let path = format!("/proc/{process}/oom_score_adj");
     fs::write(&path, score.to_string()).with_context(|| format!("cannot write {path}"))
@@ -55,7 +55,7 @@ fn faults_host_out_of_memory() -> Result<()> {
     let (hogs, quiet) = (Group::new("hogs")?, Group::new("quiet")?);
     let mut agent = Supervised::start(&[])?;
     let mut charger = Charger::start(&quiet)?;
-    let (heard, other) = (Waiter::on(&hogs, "64M")?, Waiter::on(&quiet, "4M")?);
+    let (waiter, other) = (Waiter::on(&hogs, "64M")?, Waiter::on(&quiet, "4M")?);
     let first = agent.0.supervised()?;
     score(first, 1000)?;
     // Before the hog's memory is free the kernel may look for more, and finds them here.
@@ -70,12 +70,12 @@ fn faults_host_out_of_memory() -> Result<()> {
     }
     ensure!(is_dead(first), "the agent was not killed first");
     agent.0.ready()?;
-    let mut told = 0;
+    let mut signals = 0;
     until("up and down were signalled", || {
-        told += heard.take()?;
-        Ok(told == 2)
+        signals += waiter.take()?;
+        Ok(signals == 2)
     })
-    .with_context(|| format!("{told} signals"))?;
+    .with_context(|| format!("{signals} signals"))?;
     ensure!(agent.registrations()? == 2 && agent.0.status()?.restarts > 0, "nothing is lost");
     let score = fs::read_to_string(format!("/proc/{}/oom_score_adj", agent.0.supervised()?))?;
     ensure!(score.trim() == "0", "the new agent's score is the administrator's: {score}");

@@ -18,7 +18,7 @@ use nix::unistd::Pid;
 use super::{MIB, crosses};
 use crate::harness::agent::{Agent, BINARY, until};
 use crate::harness::charger::{Charger, Kind};
-use crate::harness::client::{Waiter, ask_agent};
+use crate::harness::client::{Waiter, register_line};
 use crate::harness::group::Group;
 use crate::harness::process;
 use crate::harness::test::vm_test;
@@ -71,9 +71,9 @@ fn faults_clock() -> Result<()> {
     let mut all_goes_on = |agent: &Agent| -> Result<()> {
         crosses(&mut charger, &waiter)?;
         deep.grow(Kind::Anonymous, 6 * MIB)?;
-        swept.hears(1, "the sweep goes on")?;
+        swept.receives(1, "the sweep continues")?;
         deep.shrink(Kind::Anonymous)?;
-        swept.hears(1, "the sweep goes on and on")?;
+        swept.receives(1, "the sweep continues a second time")?;
         // A threshold that flaps rests; its last word is said all the same.
         charger.spike(Kind::Anonymous, 6 * MIB, 40)?;
         charger.grow(Kind::Anonymous, 6 * MIB)?;
@@ -91,7 +91,7 @@ fn faults_clock() -> Result<()> {
             Ok(total % 2 == 1)
         })?;
         charger.shrink(Kind::Anonymous)?;
-        waiter.hears(1, "down again")?;
+        waiter.receives(1, "down again")?;
         until("and another", || {
             total += sampled.take()?;
             Ok(total % 2 == 0)
@@ -149,10 +149,10 @@ fn faults_stopped_clients() -> Result<()> {
         .spawn()
         .context("cannot start the follower")?;
     // Blocking, as a client's may be.
-    let (heard, told) = (EventFd::from_flags(EfdFlags::empty())?, Waiter::new()?);
+    let (eventfd, ready) = (EventFd::from_flags(EfdFlags::empty())?, Waiter::new()?);
     let control = File::open(group.usage_file())?;
-    ask_agent(format!("{} {} 4M", heard.as_raw_fd(), control.as_raw_fd()).as_bytes())?;
-    let child = client(&heard, &told.0)?;
+    register_line(format!("{} {} 4M", eventfd.as_raw_fd(), control.as_raw_fd()).as_bytes())?;
+    let child = client(&eventfd, &ready.0)?;
     let oracle = Waiter::on(&group, "4M")?;
     until("three are registered", || Ok(agent.status()?.registrations == 3))?;
     let stopped = [child, Pid::from_raw(follower.id().cast_signed())];
@@ -178,13 +178,13 @@ fn faults_stopped_clients() -> Result<()> {
     agent.settle()?;
     total += oracle.take()?;
     ensure!(total >= 2 * STORM, "each crossing is signalled to those that read, {total} of {}", 2 * STORM);
-    ensure!(told.take()? == 0, "a stopped client receives nothing");
+    ensure!(ready.take()? == 0, "a stopped client receives nothing");
     for pid in stopped {
         kill(pid, Signal::SIGCONT)?;
     }
     let mut late = 0;
     until("the client receives all of it", || {
-        late += told.take()?;
+        late += ready.take()?;
         Ok(late == total)
     })
     .with_context(|| format!("{late} of {total}"))?;

@@ -64,7 +64,7 @@ fn unprivileged_rights_of_each_thread() -> Result<()> {
         has(&status, wanted)?;
         names.push(name);
     }
-    for kind in ["memcg-monitor", "fuser", "closer"] {
+    for kind in ["memcg-monitor", "fuser", "closer", "task-lists"] {
         ensure!(names.iter().any(|name| name.starts_with(kind)), "no thread {kind} among {names:?}");
     }
     let children = agent.children()?;
@@ -81,7 +81,7 @@ fn unprivileged_rights_of_each_thread() -> Result<()> {
 /// How a child that was confined, and then did this, ended.
 fn confined(attempt: impl FnOnce() -> Result<()>) -> Result<(WaitStatus, String)> {
     let process = Process::start(|| {
-        sandbox::agent(Sandbox::On, false);
+        sandbox::agent(Sandbox::On, false, Default::default());
         attempt()
     })?;
     process.wait()
@@ -91,7 +91,7 @@ vm_test!(
     unprivileged_calls_refused,
     "what a captured agent would call fails, or ends it",
     Any,
-    [Kernel, Quick]
+    [Kernel, Variant, Quick]
 );
 fn unprivileged_calls_refused() -> Result<()> {
     // SAFETY: each takes numbers, or a null pointer that the kernel is never let read.
@@ -137,7 +137,7 @@ fn unprivileged_calls_refused() -> Result<()> {
 }
 
 /// Lines of the kernel's log about system calls.
-fn told_by_the_kernel() -> Result<Vec<String>> {
+fn kernel_log() -> Result<Vec<String>> {
     use std::os::unix::fs::OpenOptionsExt;
     let log = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg")?;
     let mut found = Vec::new();
@@ -155,7 +155,7 @@ vm_test!(
     unprivileged_calls_measured,
     "an agent in use calls nothing that is not on its list, by the kernel's log",
     Any,
-    [Kernel]
+    [Kernel, Variant]
 );
 fn unprivileged_calls_measured() -> Result<()> {
     fs::write("/proc/sys/kernel/printk_ratelimit", "0")?;
@@ -169,14 +169,14 @@ fn unprivileged_calls_measured() -> Result<()> {
     let number = child.pid();
     child.end()?;
     until("the kernel logs a call that is not on a list", || {
-        Ok(told_by_the_kernel()?.iter().any(|line| line.contains(&format!("pid={number} "))))
+        Ok(kernel_log()?.iter().any(|line| line.contains(&format!("pid={number} "))))
     })
-    .with_context(|| format!("{:?}", told_by_the_kernel()))?;
+    .with_context(|| format!("{:?}", kernel_log()))?;
 
     let agent = Agent::start(&["--sandbox", "warn"])?;
     let group = Group::new("measured")?;
     let mut charger = Charger::start(&group)?;
-    let heard = Waiter::on(&group, "4M")?;
+    let waiter = Waiter::on(&group, "4M")?;
     for (file, args) in [
         (ControlFile::Usage, "1%"),
         (ControlFile::Memsw, "1M"),
@@ -198,19 +198,19 @@ fn unprivileged_calls_measured() -> Result<()> {
         Ok(())
     })?;
     charger.grow(Kind::Anonymous, 8 * MIB)?;
-    ensure!(heard.wait()? == 1, "it is signalled");
+    ensure!(waiter.wait()? == 1, "it is signalled");
     let _ = crate::scenarios::abuse::fails(&["list"], |_| {})?;
     let _ = crate::scenarios::abuse::fails(&["listen", "-o", "json", "/nowhere", "1M"], |_| {})?;
     agent.settle()?;
     drop(sampled);
     charger.end()?;
     group.remove()?;
-    ensure!(heard.wait()? == 1, "and is signalled at the end");
+    ensure!(waiter.wait()? == 1, "and is signalled at the end");
     let pid = agent.pid();
     ensure!(agent.end(Signal::SIGTERM)? == 0, "it ends as any other");
-    let told: Vec<_> =
-        told_by_the_kernel()?.into_iter().filter(|line| line.contains(&format!("pid={pid} "))).collect();
-    ensure!(told.is_empty(), "not on the list: {told:?}");
+    let lines: Vec<_> =
+        kernel_log()?.into_iter().filter(|line| line.contains(&format!("pid={pid} "))).collect();
+    ensure!(lines.is_empty(), "not on the list: {lines:?}");
     Ok(())
 }
 

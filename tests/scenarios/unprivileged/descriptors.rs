@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::Read as _;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -18,6 +19,7 @@ use crate::harness::client::{Waiter, agent_errno};
 use crate::harness::group::Group;
 use crate::harness::process::{self, USER};
 use crate::harness::test::vm_test;
+use crate::scenarios::abuse::{fails, says};
 
 fn by_socket(line: &str, waiter: &Waiter, control: &File) -> Result<i32> {
     match monitor_client::register(
@@ -60,6 +62,7 @@ fn unprivileged_unreadable_group() -> Result<()> {
                 ("memory.usage_in_bytes", "1M"),
                 ("memory.memsw.usage_in_bytes", "1M"),
                 ("memory.working_set_bytes", "1M"),
+                ("memory.anon_bytes", "1M"),
                 ("memory.oom_control", ""),
                 ("memory.pressure_level", "low"),
                 ("cgroup.procs", ""),
@@ -74,12 +77,12 @@ fn unprivileged_unreadable_group() -> Result<()> {
         }
         let waiter = Waiter::new()?;
         let line = format!("{} {} 1M", waiter.0.as_raw_fd(), control.as_raw_fd());
-        for (door, errno) in [
+        for (frontend, errno) in [
             ("socket, by number", agent_errno(line.as_bytes())?),
             ("socket, sent along", by_socket(&line, &waiter, &control)?),
             ("view", by_view(&directory, &line)?),
         ] {
-            ensure!(errno == libc::EACCES, "{door}: errno {errno}");
+            ensure!(errno == libc::EACCES, "{frontend}: errno {errno}");
         }
         Ok(())
     })?;
@@ -88,7 +91,7 @@ fn unprivileged_unreadable_group() -> Result<()> {
 
 vm_test!(
     unprivileged_operators_socket,
-    "who may register may not list, whatever the registration socket's mode",
+    "a user who may register may not list, whatever the registration socket's mode",
     Any,
     [Newest]
 );
@@ -120,20 +123,29 @@ vm_test!(
     [Newest]
 );
 fn unprivileged_operators_group() -> Result<()> {
-    /// Not in the group, which has its only member's number.
-    const OTHER: u32 = USER - 1;
-    let group = USER.to_string();
+    /// A user outside the group, whose number is that of its only member.
+    const MEMBER: u32 = 1001;
+    const OTHER: u32 = MEMBER + 1;
+    let group = MEMBER.to_string();
     let open = ["--control-mode", "0660", "--control-group", &group];
     let _agent = Agent::start(&[&OPEN[..], &open].concat())?;
     let mode = fs::metadata(CONTROL_SOCKET)?.permissions().mode() & 0o777;
     ensure!(mode == 0o660, "the socket's mode is {mode:o}");
     let list = || AdminConnection::connect(Path::new(CONTROL_SOCKET))?.list();
-    process::run_as(USER, || list().map(drop).context("a member"))?;
+    process::run_as(MEMBER, || list().map(drop).context("a member"))?;
     process::run_as(OTHER, || match list() {
         Err(Error::Syscall { errno: libc::EACCES, .. }) => Ok(()),
         Err(error) => Err(error).context("another error than EACCES"),
         Ok(_) => bail!("who is no member may list all groups"),
-    })
+    })?;
+    for command in [&["watch", "/a", "oom"][..], &["kills"], &["record", "/"], &["status"]] {
+        let outcome = fails(command, |command| {
+            command.uid(OTHER).gid(OTHER);
+        })?;
+        ensure!(outcome.1.trim_end().len() <= 200, "longer than two lines: {}", outcome.1);
+        says(outcome, &["EACCES", "be root", "--control-group"])?;
+    }
+    Ok(())
 }
 
 vm_test!(
@@ -231,7 +243,7 @@ fn unprivileged_setuid_helper() -> Result<()> {
         drop(helper.stdin.take());
         helper.wait()?.code().context("the helper was killed")
     };
-    let both_doors = |errno: i32| -> Result<()> {
+    let both_frontends = |errno: i32| -> Result<()> {
         let connection = connect(Path::new(SOCKET))?;
         let sender = helper(connection.try_clone()?.into())?;
         is_errno(&answer_on(&connection)?, errno).context("socket")?;
@@ -243,13 +255,13 @@ fn unprivileged_setuid_helper() -> Result<()> {
         Ok(())
     };
     fs::set_permissions(group.usage_file(), Permissions::from_mode(0o600))?;
-    process::run_as(USER, || both_doors(libc::EACCES))?;
+    process::run_as(USER, || both_frontends(libc::EACCES))?;
     nothing_moved(&agent, &bystander)?;
     // Where the user may, so does the helper; and root may anyway.
     fs::set_permissions(group.usage_file(), Permissions::from_mode(0o644))?;
-    process::run_as(USER, || both_doors(0))?;
+    process::run_as(USER, || both_frontends(0))?;
     fs::set_permissions(group.usage_file(), Permissions::from_mode(0o600))?;
-    both_doors(0)?;
+    both_frontends(0)?;
     ensure!(agent.status()?.registrations == 5, "four registrations and the bystander's");
     fs::remove_file(HELPER)?;
     Ok(())

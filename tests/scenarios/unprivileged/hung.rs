@@ -115,7 +115,7 @@ fn is_answered(connection: &OwnedFd) -> Result<bool> {
     Ok(poll(&mut [PollFd::new(connection.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO)? == 1)
 }
 
-/// All other clients are served, and signalled.
+/// Checks that all other clients are served and signalled.
 fn others_are_served(agent: &Agent, group: &Group) -> Result<()> {
     let mut charger = Charger::start(group)?;
     let ours = Waiter::on(group, "4M")?;

@@ -77,7 +77,7 @@ fn number_used_again(agent: &Agent) -> Result<()> {
     let connection = connect(Path::new(SOCKET))?;
     let held = senders_are_held(&connect(Path::new(SOCKET))?);
     // Both processes have these, at the same numbers: all that protects them is that
-    // the second one did not ask.
+    // the second one did not register.
     let (waiter, control) = (Waiter::new()?, File::open(group.usage_file())?);
     let line = format!("{} {} 1M", waiter.0.as_raw_fd(), control.as_raw_fd());
     // Before 6.5, one of the same user is taken for the sender (docs/reference/security.md).

@@ -37,6 +37,9 @@ fn same(what: &str, mut pair: impl FnMut() -> Result<(String, String)>) -> Resul
     outcome.with_context(|| format!("{last:?}"))
 }
 
+/// Files that v1 did not have.
+pub(super) const OURS: [&str; 2] = ["memory.working_set_bytes", "memory.anon_bytes"];
+
 vm_test!(
     view_values,
     "the files say what the kernel's own files say, as cgroup v1 spelled it",
@@ -59,12 +62,12 @@ fn view_values() -> Result<()> {
     for name in fs::read_dir(&directory)?.flatten().map(|entry| entry.file_name()) {
         let name = name.to_string_lossy().into_owned();
         let path = directory.join(&name);
-        if name == EVENT_CONTROL || name == "memory.pressure_level" {
+        if [EVENT_CONTROL, "memory.pressure_level", "memory.force_empty"].contains(&name.as_str()) {
             let errno = errno_of(fs::read(&path));
             ensure!(errno == libc::EINVAL, "reading {name}: errno {errno}");
-        } else if group.version == Version::V1 && name != "memory.working_set_bytes" {
+        } else if group.version == Version::V1 && !OURS.contains(&name.as_str()) {
             same(&name, || Ok((read(&path)?, read(&group.path.join(&name))?)))?;
-        } else if name != "memory.stat" {
+        } else if name != "memory.stat" && name != "memory.numa_stat" {
             same(&name, || Ok((read(&path)?, expected(&group, &name)?)))?;
         }
     }
@@ -79,6 +82,14 @@ fn view_values() -> Result<()> {
                 Ok((stat(ours)?.to_string(), theirs.to_string()))
             })?;
         }
+        same("memory.numa_stat", || {
+            let total = read(&directory.join("memory.numa_stat"))?;
+            let lists = ["inactive_anon", "active_anon", "inactive_file", "active_file", "unevictable"];
+            let text = read(&group.path.join("memory.stat"))?;
+            let bytes: u64 = lists.iter().map(|list| values::keyed(&text, list)).sum();
+            let first = total.lines().next().unwrap_or_default().to_owned();
+            Ok((first, format!("total={0} N0={0}", bytes / page())))
+        })?;
         ensure!(stat("hierarchical_memory_limit")? == 64 * MIB, "the limit in memory.stat");
     }
     charger.end()
@@ -97,12 +108,43 @@ fn expected(group: &Group, name: &str) -> Result<String> {
         "memory.max_usage_in_bytes" => number("memory.peak")?,
         "memory.limit_in_bytes" => 64 * MIB,
         "memory.memsw.limit_in_bytes" => 65 * MIB,
+        "memory.memsw.max_usage_in_bytes" => {
+            number("memory.peak")?.max(number("memory.current")? + number("memory.swap.current").unwrap_or(0))
+        }
+        "memory.soft_limit_in_bytes" | "memory.kmem.limit_in_bytes" | "memory.kmem.tcp.limit_in_bytes" => {
+            values::unlimited(page())
+        }
+        "memory.kmem.usage_in_bytes" | "memory.kmem.max_usage_in_bytes" => {
+            values::keyed(&read(&group.path.join("memory.stat"))?, "kernel")
+        }
+        "memory.kmem.tcp.usage_in_bytes" | "memory.kmem.tcp.max_usage_in_bytes" => {
+            values::keyed(&read(&group.path.join("memory.stat"))?, "sock")
+        }
+        "memory.memsw.failcnt" => values::keyed(&read(&group.path.join("memory.swap.events"))?, "max"),
+        "memory.swappiness" => read_number(Path::new("/proc/sys/vm/swappiness"))?,
+        "memory.use_hierarchy" => 1,
         "memory.failcnt" => values::keyed(&events()?, "max"),
         "memory.working_set_bytes" => {
             let key = if group.version == Version::V1 { "total_inactive_file" } else { "inactive_file" };
             number(usage)?.saturating_sub(values::keyed(&read(&group.path.join("memory.stat"))?, key))
         }
-        "notify_on_release" => 0,
+        "memory.anon_bytes" => {
+            let stat = read(&group.path.join("memory.stat"))?;
+            let [anon, shared] = match group.version {
+                Version::V1 => ["total_rss", "total_shmem"],
+                Version::V2 => ["anon", "shmem"],
+            };
+            let kernel = match group.version {
+                Version::V1 => number("memory.kmem.usage_in_bytes")?,
+                Version::V2 => values::keyed(&stat, "kernel") - values::keyed(&stat, "slab_reclaimable"),
+            };
+            values::keyed(&stat, anon) + values::keyed(&stat, shared) + kernel
+        }
+        "notify_on_release"
+        | "cgroup.clone_children"
+        | "memory.move_charge_at_immigrate"
+        | "memory.kmem.failcnt"
+        | "memory.kmem.tcp.failcnt" => 0,
         "memory.oom_control" => {
             let kills = values::keyed(&events()?, "oom_kill");
             return Ok(format!("oom_kill_disable 0\nunder_oom 0\noom_kill {kills}\n"));
@@ -129,7 +171,7 @@ fn view_root_values() -> Result<()> {
         usage()?
     );
     if root.join("memory.memsw.usage_in_bytes").exists() {
-        // The host goes on in between.
+        // The host continues in between.
         let before = usage()?;
         let with_swap = read_number(&root.join("memory.memsw.usage_in_bytes"))?;
         let without = before.min(usage()?);
@@ -147,7 +189,7 @@ fn view_root_values() -> Result<()> {
 
 vm_test!(
     view_modes_and_owners,
-    "modes are the newest v1's, owners the directory's; who may not, may not",
+    "modes are the newest v1's, owners the directory's, and both are enforced",
     Any,
     [Oracle]
 );
@@ -166,7 +208,8 @@ fn view_modes_and_owners() -> Result<()> {
         ("memory.oom_control", 0o644),
         ("memory.pressure_level", 0o444),
         ("memory.working_set_bytes", 0o444),
-        ("memory.limit_in_bytes", 0o444),
+        ("memory.anon_bytes", 0o444),
+        ("memory.limit_in_bytes", 0o644),
     ] {
         let found = mode(&our_directory, name)?;
         ensure!(found == expected, "{name} has mode {found:o}");

@@ -93,7 +93,7 @@ fn view_after_a_kill() -> Result<()> {
     Ok(())
 }
 
-vm_test!(view_in_the_way, "what else is at the mount point stays, and is named", Any, []);
+vm_test!(view_in_the_way, "what else is at the mount point stays, and is named", Any, [Newest]);
 fn view_in_the_way() -> Result<()> {
     let point = "/run/in-the-way";
     fs::create_dir_all(point)?;
@@ -131,7 +131,7 @@ vm_test!(
 fn view_without_fuse() -> Result<()> {
     fs::rename("/dev/fuse", "/dev/fuse-away")?;
     let outcome = (|| {
-        says(fails(&["agent", "--mount", "/run/asked"], |_| {})?, &["/dev/fuse", "ENOENT", "module"])?;
+        says(fails(&["agent", "--mount", "/run/requested"], |_| {})?, &["/dev/fuse", "ENOENT", "module"])?;
         let agent = Agent::start(&[])?;
         let log = Agent::log();
         ensure!(log.contains("/dev/fuse") && log.contains("without"), "it is not said: {log}");
@@ -144,7 +144,7 @@ fn view_without_fuse() -> Result<()> {
     outcome
 }
 
-vm_test!(view_mount_options, "the mount says whose it is, and lets nothing be run", Any, []);
+vm_test!(view_mount_options, "the mount says whose it is, and lets nothing be run", Any, [Newest]);
 fn view_mount_options() -> Result<()> {
     let _agent = Agent::start(&[])?;
     let found = mounts::on(Path::new(POINT))?.context("there is no view")?;

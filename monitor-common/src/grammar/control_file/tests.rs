@@ -71,7 +71,7 @@ fn release_takes_no_arguments() {
 }
 
 #[test]
-fn a_directory_is_told_which_file() {
+fn a_directory_needs_a_file_name() {
     use ControlFile::{Oom, Pressure, Procs, Usage};
 
     let split = |text: &'static str| split_directory_args(text.as_bytes());
@@ -155,4 +155,20 @@ fn the_documents_examples_hold() {
     }
     // So that a change of the layout does not turn the test off.
     assert!(counts[0] > 60 && counts[1] > 60, "{counts:?}");
+}
+
+#[test]
+fn exact_is_the_last_option() {
+    for (args, before, is_exact) in [
+        (&b"8M,exact"[..], &b"8M"[..], true),
+        (b"80%,up,exact", b"80%,up", true),
+        (b"low,local,exact\0x", b"low,local", true),
+        (b"exact", b"", true),
+        (b"8M", b"8M", false),
+        (b"8Mexact", b"8Mexact", false),
+        (b"8M,exact,up", b"8M,exact,up", false),
+        (b"", b"", false),
+    ] {
+        assert_eq!(split_exact(args), (before, is_exact), "{}", args.escape_ascii());
+    }
 }

@@ -172,12 +172,12 @@ fn compare(line: &[u8]) -> Result<(), TestCaseError> {
 
 proptest! {
     #[test]
-    fn any_bytes_are_decided_as_the_prose_says(line in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn any_bytes_are_decided_as_documented(line in prop::collection::vec(any::<u8>(), 0..200)) {
         compare(&line)?;
     }
 
     #[test]
-    fn likely_bytes_are_decided_as_the_prose_says(line in likely()) {
+    fn likely_bytes_are_decided_as_documented(line in likely()) {
         compare(&line)?;
     }
 

@@ -75,7 +75,7 @@ fn naive(groups: &[Vec<Pressure>], level: Level) -> Vec<Vec<bool>> {
 }
 
 #[test]
-fn default_listeners_of_one_group_hear_together_and_hide_from_those_above() {
+fn default_registrations_of_one_group_are_signalled_together_and_hide_from_those_above() {
     let low = at(Level::Low, PressureMode::Default);
     assert_eq!(ours(&[vec![low, low], vec![low]], Level::Low), [vec![true, true], vec![false]]);
     // A listener on a higher level does not hide.
@@ -126,14 +126,14 @@ fn naive_parse(args: &[u8]) -> Option<Pressure> {
 
 proptest! {
     #[test]
-    fn arguments_are_decided_as_the_prose_says(
+    fn arguments_are_decided_as_documented(
         args in prop_oneof![likely(), vec(any::<u8>(), 0..30)],
     ) {
         prop_assert_eq!(parse(&args).ok(), naive_parse(&args));
     }
 
     #[test]
-    fn who_hears_is_as_the_prose_says(
+    fn signals_are_as_the_kernel_documents(
         groups in vec(vec(listener(), 0..4), 1..6),
         level in prop::sample::select(&Level::ALL[..]),
     ) {

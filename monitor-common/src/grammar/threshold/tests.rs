@@ -129,7 +129,7 @@ fn likely() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn any_bytes_are_decided_as_the_prose_says(
+    fn any_bytes_are_decided_as_documented(
         args in prop::collection::vec(any::<u8>(), 0..64),
         page_size in 1..=u64::MAX,
     ) {
@@ -137,7 +137,7 @@ proptest! {
     }
 
     #[test]
-    fn likely_bytes_are_decided_as_the_prose_says(
+    fn likely_bytes_are_decided_as_documented(
         args in likely(),
         page_size in prop::sample::select(&[1, 4096, 16384, 65536][..]),
     ) {

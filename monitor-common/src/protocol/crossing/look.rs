@@ -13,7 +13,7 @@ pub struct Look {
     /// Readings that are late: compared with the band before.
     pub late: Excursion,
     /// Thresholds that the look before has signalled.
-    pub told: Stretches,
+    pub signalled: Stretches,
 }
 
 impl Look {
@@ -21,7 +21,7 @@ impl Look {
     #[must_use]
     pub fn beyond(&self) -> [Pieces; 2] {
         let (lowest, highest) = self.step.range();
-        [self.told.leave_of((self.late.min, lowest)), self.told.leave_of((highest, self.late.max))]
+        [self.signalled.leave_of((self.late.min, lowest)), self.signalled.leave_of((highest, self.late.max))]
     }
 
     /// Whether only late readings crossed a threshold.
@@ -38,7 +38,7 @@ impl Look {
 
     /// Thresholds that this look signals, for the next.
     #[must_use]
-    pub fn tells(&self) -> Stretches {
+    pub fn to_signal(&self) -> Stretches {
         let [below, above] = self.beyond();
         let mut all = Stretches::NONE;
         all.add(self.step.range());
@@ -130,13 +130,13 @@ mod tests {
         /// Stretches hold what was added, and leave the rest.
         #[test]
         fn what_is_left_is_what_was_not_added(added in uniform3((0u64..30, 0u64..30)), of in (0u64..30, 0u64..30)) {
-            let mut told = Stretches::NONE;
-            added.iter().for_each(|stretch| told.add(*stretch));
-            let left = told.leave_of(of);
+            let mut signalled = Stretches::NONE;
+            added.iter().for_each(|stretch| signalled.add(*stretch));
+            let left = signalled.leave_of(of);
             for threshold in 0..32 {
-                let is_told = added.iter().any(|stretch| holds(*stretch, threshold));
+                let is_signalled = added.iter().any(|stretch| holds(*stretch, threshold));
                 let is_left = left.iter().any(|stretch| holds(*stretch, threshold));
-                prop_assert_eq!(is_left, holds(of, threshold) && !is_told, "{} of {:?}", threshold, left);
+                prop_assert_eq!(is_left, holds(of, threshold) && !is_signalled, "{} of {:?}", threshold, left);
             }
         }
     }

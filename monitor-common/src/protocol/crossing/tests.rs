@@ -56,7 +56,7 @@ fn band_of(marks: &[ThresholdState], usage: u64) -> Band {
 }
 
 #[test]
-fn registration_tells_the_side_and_no_more() {
+fn registration_gives_the_side_and_no_more() {
     assert!(ThresholdState::new(10, 5, 10).above);
     assert!(!ThresholdState::new(10, 5, 9).above);
     assert_eq!(ThresholdState::new(10, 5, 10).key(), 5);
@@ -77,7 +77,7 @@ fn usage_may_flap_within_the_hysteresis() {
 }
 
 #[test]
-fn a_spike_to_both_ends_tells_what_is_sure() {
+fn a_spike_to_both_ends_signals_what_is_certain() {
     let seen = Excursion { min: 3, max: 12 };
     let mut mark = ThresholdState::new(10, 5, 8);
     assert_eq!(mark.step(&Step { from: 8, seen, now: 8 }), [Some(Up), None]);
@@ -170,7 +170,7 @@ proptest! {
         prop_assert!(band.lo <= step.now && step.now < band.hi);
     }
 
-    /// With the agent looking after every change that rang: all crossings of the naive
+    /// Checks an agent that looks after every change that rang: all crossings of the naive
     /// model, in its order, and nothing else. A change that did not ring crossed
     /// nothing.
     #[test]
@@ -203,7 +203,7 @@ proptest! {
         }
     }
 
-    /// With the agent looking now and then: each threshold's directions alternate; as
+    /// Checks an agent that looks now and then: each threshold's directions alternate; as
     /// many of each as a model has that sees only those moments, and no more
     /// than one that sees every value; and the side fits the usage.
     #[test]

@@ -30,8 +30,8 @@ fn family() -> Tree {
     tree([PARENT_ROOT, 0, 0, 1])
 }
 
-/// No group is held, nor counted as held below.
-fn is_calm(tree: &Tree) -> bool {
+/// Whether no group is held, nor counted as held below.
+fn is_settled(tree: &Tree) -> bool {
     tree.iter().all(|slot| hold_of(slot) == Hold::NONE && slot.oom_below.get() == 0)
 }
 
@@ -46,7 +46,7 @@ fn related_groups_share_a_signal_and_others_do_not() {
     assert!(begin(at, 2, 75, 6), "beside");
     assert!(is_under(at, 3, 6) && is_under(at, 1, 6) && is_under(at, 2, 6) && !is_under(at, 0, 6));
     end(at, 2, 75);
-    assert!(!begin(at, 0, 74, 7), "another goes on below");
+    assert!(!begin(at, 0, 74, 7), "another is under way below");
     end(at, 1, 99);
     assert!(is_under(at, 1, 7), "another thread's end is not this one's");
     end(at, 1, 71);
@@ -55,7 +55,7 @@ fn related_groups_share_a_signal_and_others_do_not() {
     end(at, 0, 76);
     assert!(begin(at, 3, 77, 8));
     end(at, 3, 77);
-    assert!(is_calm(&tree));
+    assert!(is_settled(&tree));
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn a_hold_whose_end_was_missed_does_not_stay() {
     assert!(begin(at, 3, 3, STALE), "the next one in the group takes the hold over");
     assert!(!begin(at, 0, 2, STALE + 1));
     end(at, 3, 3);
-    assert!(is_calm(&tree));
+    assert!(is_settled(&tree));
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn a_thread_is_in_one_oom_at_a_time() {
     end(at, 3, 7);
     assert!(begin(at, 1, 7, 3 * SECOND), "nor in the same group");
     end(at, 1, 7);
-    assert!(is_calm(&tree));
+    assert!(is_settled(&tree));
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn a_hold_is_released_once() {
     release(at, 3, left);
     release(at, 3, left);
     end(at, 3, 7);
-    assert!(is_calm(&tree));
+    assert!(is_settled(&tree));
     assert!(begin(at, 3, 8, 2 * SECOND));
     release(at, 3, left);
     assert!(is_under(at, 3, 2 * SECOND), "another's hold is another's");
@@ -102,7 +102,7 @@ fn a_hold_is_released_once() {
 
 /// The agent takes away a hold that was left over, in the middle of a beginning.
 #[test]
-fn a_hold_that_is_released_meanwhile_silences_nobody() {
+fn a_hold_that_is_released_meanwhile_loses_no_signal() {
     let tree = family();
     let at = |index: u32| tree.get(index as usize);
     assert!(begin(at, 3, 1, SECOND));
@@ -120,7 +120,7 @@ fn a_hold_that_is_released_meanwhile_silences_nobody() {
     assert!(looks.get() > 2 && hold_of(&tree[3]).thread() == 2);
     assert!(!begin(at, 0, 4, SECOND + STALE), "it is counted above");
     end(at, 3, 2);
-    assert!(is_calm(&tree));
+    assert!(is_settled(&tree));
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn a_parent_that_is_found_in_between_is_counted_as_it_was() {
     assert!(begin(at, 1, 7, SECOND));
     tree[1].parent.set(0);
     end(at, 1, 7);
-    assert!(is_calm(&tree), "the end counts down what the beginning counted up");
+    assert!(is_settled(&tree), "the end counts down what the beginning counted up");
 }
 
 /// The kernel's: a flag in each group, set for all of a subtree or for none.
@@ -165,7 +165,7 @@ proptest! {
     /// Whatever the tree and the order, with as many OOMs under way at once as there are
     /// threads, those are signalled for which the kernel would notify.
     #[test]
-    fn told_is_what_the_kernel_notifies_for(
+    fn signalled_is_what_the_kernel_notifies_for(
         parents in vec(any::<prop::sample::Index>(), 1..12),
         steps in vec((0..8usize, any::<prop::sample::Index>()), 0..64),
     ) {
@@ -203,7 +203,7 @@ proptest! {
                 end(at, group as u32, thread as u32 + 1);
             }
         }
-        prop_assert!(is_calm(&tree));
+        prop_assert!(is_settled(&tree));
     }
 
     /// After missed ends, what is left over is released by the holds alone: then
@@ -225,6 +225,6 @@ proptest! {
         for (index, slot) in tree.iter().enumerate() {
             release(at, index as u32, hold_of(slot));
         }
-        prop_assert!(is_calm(&tree));
+        prop_assert!(is_settled(&tree));
     }
 }

@@ -29,7 +29,7 @@ fn idle_connections_bring_no_more_than_one_message_in_all() {
         let mut clients = Vec::new();
         for _ in 0..CONNECTIONS {
             clients.push(connect(&path).expect("a listener"));
-            let connection = Rc::new(listener.accept().await.expect("a client"));
+            let connection = Rc::new(listener.accept().await);
             tokio::task::spawn_local(async move {
                 while let Ok(Some(packet)) = connection.receive(16).await {
                     drop(packet);
@@ -48,7 +48,7 @@ fn idle_connections_bring_no_more_than_one_message_in_all() {
             let sent = sendmsg::<UnixAddr>(client.as_raw_fd(), &slices, &control, MsgFlags::empty(), None);
             assert_eq!(sent, Ok(1));
         }
-        // The reactor tells of all of them at once.
+        // The reactor reports all of them at once.
         while deferred_close.waiting() == 0 {
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
         }

@@ -20,6 +20,7 @@ const MEMBER: usize = 12;
 pub(super) enum BtfKind {
     Int,
     Ptr,
+    Array,
     Struct,
     Union,
     Enum,
@@ -38,7 +39,7 @@ impl BtfKind {
         Some(match kind {
             1 => (Self::Int, 4, 0),
             2 => (Self::Ptr, 0, 0),
-            3 => (Self::Other, 12, 0), // array
+            3 => (Self::Array, 12, 0),
             4 => (Self::Struct, 0, MEMBER),
             5 => (Self::Union, 0, MEMBER),
             6 => (Self::Enum, 0, 8),
@@ -224,6 +225,12 @@ impl Raw {
                 is_bitfield: width != 0,
             }
         })
+    }
+
+    /// Type id of an array's elements.
+    pub(super) fn element_type(&self, ty: Type) -> Option<u32> {
+        let mut fixed = self.elements(ty).filter(|_| ty.kind == BtfKind::Array);
+        fixed.next().map(|&[element, _index, _count]| u32::from_le_bytes(element))
     }
 
     /// Type ids of a prototype's parameters; a closing `...` has id 0.

@@ -38,20 +38,20 @@ fn next(state: StateFile) -> Result<super::Adopted> {
 #[test]
 fn the_next_agent_reads_what_was_entered() -> Result<()> {
     let mut state = StateFile::new()?;
-    let tickets: Vec<_> = (0..1000).map(|file| state.enter(&record(file))).collect::<Result<_>>()?;
-    for ticket in tickets.iter().step_by(2) {
-        state.leave(*ticket);
+    let record_ids: Vec<_> = (0..1000).map(|file| state.enter(&record(file))).collect::<Result<_>>()?;
+    for record_id in record_ids.iter().step_by(2) {
+        state.leave(*record_id);
     }
-    state.confirm(tickets[1]);
+    state.confirm(record_ids[1]);
     state.set_instance(77);
     let (mut state, records, flaws) = next(state)?;
     assert_eq!((records.len(), flaws, state.instance(), state.restarts()), (500, 0, 77, 1));
-    assert_eq!(records[0], (tickets[1], Record { sure: true, ..record(1) }));
+    assert_eq!(records[0], (record_ids[1], Record { sure: true, ..record(1) }));
     assert!(records[1..].iter().all(|(_, record)| !record.sure));
     // Places that are free again are reused, and none twice.
     for file in 0..500 {
-        let ticket = state.enter(&record(file))?;
-        assert_eq!(ticket.0 % 2, 0);
+        let record_id = state.enter(&record(file))?;
+        assert_eq!(record_id.0 % 2, 0);
     }
     assert_eq!(next(state)?.1.len(), 1000);
     Ok(())
@@ -69,7 +69,7 @@ fn a_record_of_the_format_before_is_taken_over() -> Result<()> {
 }
 
 #[test]
-fn what_was_begun_is_told_until_it_ended() -> Result<()> {
+fn what_was_begun_is_reported_until_it_ended() -> Result<()> {
     let state = StateFile::new()?;
     assert_eq!(state.unfinished(), []);
     let seen = Seen {
@@ -102,15 +102,15 @@ fn what_was_begun_is_told_until_it_ended() -> Result<()> {
 }
 
 #[test]
-fn what_is_owed_is_owed_until_it_is_paid() -> Result<()> {
+fn a_signal_is_owed_until_it_is_paid() -> Result<()> {
     let mut state = StateFile::new()?;
-    let ticket = state.enter(&record(1))?;
-    state.owe(ticket, 5);
-    state.pay(ticket, 2);
-    state.set_above(ticket, true);
+    let record_id = state.enter(&record(1))?;
+    state.owe(record_id, 5);
+    state.pay(record_id, 2);
+    state.set_above(record_id, true);
     let (state, records, _) = next(state)?;
     assert_eq!(records[0].1, Record { owed: 3, above: true, ..record(1) });
-    state.pay(ticket, 3);
+    state.pay(record_id, 3);
     // An earlier agent wrote nothing there.
     state.word(0, 1).store(1, std::sync::atomic::Ordering::Relaxed);
     let (state, records, _) = next(state)?;
@@ -138,8 +138,8 @@ fn what_is_no_record_is_refused() -> Result<()> {
 #[test]
 fn room_that_is_needed_no_more_is_given_back() -> Result<()> {
     let mut state = StateFile::new()?;
-    let tickets: Vec<_> = (0..5000).map(|file| state.enter(&record(file))).collect::<Result<_>>()?;
-    tickets.into_iter().for_each(|ticket| state.leave(ticket));
+    let record_ids: Vec<_> = (0..5000).map(|file| state.enter(&record(file))).collect::<Result<_>>()?;
+    record_ids.into_iter().for_each(|record_id| state.leave(record_id));
     assert!(nix::sys::stat::fstat(state.file()).expect("fstat").st_size < 64 * 1024);
     assert_eq!(state.enter(&record(1))?, RecordId(0));
     Ok(())

@@ -37,7 +37,10 @@ fn act() -> impl Strategy<Value = Act> {
         1 => Just((ControlFile::WorkingSet, threshold(At::Pages(Pages(3))))),
         2 => Just((ControlFile::Oom, Trigger::Oom)),
         1 => Just((ControlFile::Procs, Trigger::Empty)),
-        1 => Just((ControlFile::Pressure, Trigger::Pressure(Pressure { level: Level::Low, mode: PressureMode::Local }))),
+        2 => (0..3_usize, 0..3_usize).prop_map(|(level, mode)| {
+            let pressure = Pressure { level: Level::ALL[level], mode: PressureMode::ALL[mode] };
+            (ControlFile::Pressure, Trigger::Pressure(pressure))
+        }),
     ];
     let file = || (0..4_u64).prop_map(FileId);
     prop_oneof![
@@ -51,10 +54,14 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
+fn place(of: Pressure) -> (Level, usize) {
+    (of.level, of.mode as usize)
+}
+
 /// Takes out of the list what the registry has taken; false where the list had no such entry.
-fn is_taken(list: &mut Vec<Plain>, tickets: impl IntoIterator<Item = RecordId>) -> bool {
-    tickets.into_iter().all(|ticket| {
-        let at = list.iter().position(|held| held.registered.ticket == ticket);
+fn is_taken(list: &mut Vec<Plain>, record_ids: impl IntoIterator<Item = RecordId>) -> bool {
+    record_ids.into_iter().all(|record_id| {
+        let at = list.iter().position(|held| held.registered.record_id == record_id);
         at.map(|at| list.swap_remove(at)).is_some()
     })
 }
@@ -81,7 +88,7 @@ fn remove(registry: &mut Registry, list: &mut Vec<Plain>, slot: u32, act: &Act) 
             let taken = registry.take_from_group(slot, most);
             let there = list.iter().filter(|held| held.slot == slot).count();
             prop_assert_eq!(taken.len(), most.min(there));
-            prop_assert!(is_taken(list, taken.iter().map(|to| to.ticket)));
+            prop_assert!(is_taken(list, taken.iter().map(|to| to.record_id)));
             prop_assert_eq!(registry.group(slot).is_some(), there > most);
         }
         Act::RemoveFile(file) => {
@@ -89,10 +96,10 @@ fn remove(registry: &mut Registry, list: &mut Vec<Plain>, slot: u32, act: &Act) 
             let mut slots: Vec<_> = gone.map(|held| held.slot).collect();
             slots.sort_unstable();
             slots.dedup();
-            let (found, tickets) = registry.remove_file(file);
+            let (found, record_ids) = registry.remove_file(file);
             prop_assert_eq!(&found, &slots);
             slots.into_iter().for_each(|slot| registry.forget_group(slot));
-            prop_assert!(is_taken(list, tickets));
+            prop_assert!(is_taken(list, record_ids));
             prop_assert!(list.iter().all(|held| held.registered.file != file));
         }
         Act::TakeFromFile(file, most) => {
@@ -105,7 +112,7 @@ fn remove(registry: &mut Registry, list: &mut Vec<Plain>, slot: u32, act: &Act) 
             let (slot, taken) = taken.unwrap_or_default();
             prop_assert_eq!(taken.len(), most.min(there));
             prop_assert!(taken.iter().all(|to| to.file == file));
-            prop_assert!(is_taken(list, taken.iter().map(|to| to.ticket)));
+            prop_assert!(is_taken(list, taken.iter().map(|to| to.record_id)));
             registry.forget_group(slot);
         }
     }
@@ -137,14 +144,22 @@ proptest! {
                 others.chain(scales.map(|(_, to)| to)).map(|to| (group.id.slot, to))
             });
             let mut held: Vec<_> =
-                groups.map(|(slot, to)| (to.ticket, slot, to.file, registry.account(to.payer))).collect();
+                groups.map(|(slot, to)| (to.record_id, slot, to.file, registry.account(to.payer))).collect();
             let mut expected: Vec<_> = list
                 .iter()
-                .map(|held| (held.registered.ticket, held.slot, held.registered.file, Some(held.registered.account)))
+                .map(|held| (held.registered.record_id, held.slot, held.registered.file, Some(held.registered.account)))
                 .collect();
             held.sort_unstable();
             expected.sort_unstable();
             prop_assert_eq!(held, expected);
+            for group in registry.groups() {
+                let mut listed: Vec<_> = group.pressures().map(|(of, count)| (place(of), count)).collect();
+                let mut counts = BTreeMap::new();
+                group.pressure().for_each(|(of, _)| *counts.entry(place(of)).or_insert(0) += 1);
+                listed.sort_unstable();
+                prop_assert_eq!(listed, Vec::from_iter(counts));
+                prop_assert_eq!((group.ooms(), group.empties()), (group.oom().count(), group.empty().count()));
+            }
             for on in ControlFile::ALL {
                 let expected = list.iter().filter(|held| held.registered.on == on).count();
                 prop_assert_eq!(registry.len_on(on), expected as u64);

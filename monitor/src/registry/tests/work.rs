@@ -3,7 +3,7 @@
 use monitor_common::{
     grammar::{
         control_file::{ControlFile, Trigger},
-        pressure::{Pressure, PressureMode},
+        pressure::{Pressure, PressureMode, Propagation},
         threshold::{At, Pages, Threshold},
     },
     protocol::{band::Excursion, pressure::Level},
@@ -116,6 +116,21 @@ fn the_rest_of_many_costs_each_once() {
         scale.take_file(FileId(file), usize::MAX);
     }
     assert!(work::taken() <= EACH * MANY);
+}
+
+#[test]
+fn what_is_shown_of_registrations_for_events_costs_none_of_them() {
+    let registry = registry(&all_kinds()[..3]);
+    let group = registry.group(G.slot).expect("registered");
+    let low = Pressure { level: Level::Low, mode: PressureMode::Default };
+    assert_eq!(Vec::from_iter(group.pressures()), [(low, MANY as usize)]);
+    assert_eq!((group.ooms(), group.empties()), (MANY as usize, MANY as usize));
+    assert_eq!(work::taken(), 0);
+    // A window that is for none of them.
+    let mut window = Propagation::new();
+    window.next_group(true);
+    assert!(group.pressure_targets(window, Level::Low).is_empty());
+    assert_eq!(work::taken(), 0);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use monitor_common::{
-    grammar::threshold::{At, Threshold},
+    grammar::threshold::{At, Pages, Threshold},
     protocol::crossing::{Direction, Step, Stretches, ThresholdState},
 };
 
@@ -90,6 +90,19 @@ impl IndexEntry {
         self.more.as_ref()?.percent
     }
 
+    fn registered(&self) -> Registered {
+        let at = self.percent().unwrap_or(At::Pages(Pages(self.threshold)));
+        let (up, down) = (self.signals_for(Direction::Up), self.signals_for(Direction::Down));
+        let hysteresis = Pages(self.mark().hysteresis);
+        Registered {
+            file: self.to.file,
+            trigger: Threshold { at, up, down, hysteresis },
+            threshold: self.threshold,
+            above: self.above,
+            is_held_off: self.is_held_off,
+        }
+    }
+
     /// Whether it is in a hold-off, and no charge rings for it.
     pub(super) const fn is_held_off(&self) -> bool {
         self.is_held_off
@@ -130,6 +143,21 @@ impl IndexEntry {
     pub(super) const fn wake(&mut self, clock: Clock) {
         (self.since, self.burst) = (clock.now as u32, 0);
     }
+}
+
+/// A threshold as it is registered, and its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Registered {
+    /// The eventfd that is signalled.
+    pub file: FileId,
+    /// Threshold and options as registered.
+    pub trigger: Threshold,
+    /// The present place of the threshold in pages; `u64::MAX` for a percentage of no limit.
+    pub threshold: u64,
+    /// Whether usage counts as at or above it.
+    pub above: bool,
+    /// Whether it is in a hold-off.
+    pub is_held_off: bool,
 }
 
 /// Thresholds in a hold-off, by time and by place.
@@ -177,7 +205,7 @@ pub(super) struct ThresholdIndex {
     pub(super) walk: Option<Box<Walk>>,
     /// The stretches that the last look has signalled ([`Look`](monitor_common::protocol::crossing::Look));
     /// none at first.
-    pub(super) told: Stretches,
+    pub(super) signalled: Stretches,
 }
 
 impl ThresholdIndex {
@@ -217,13 +245,14 @@ impl ThresholdIndex {
     }
 
     /// All thresholds, by where they are crossed next; those in a hold-off come last.
+    #[cfg(test)]
     pub(super) fn all(&self) -> impl Iterator<Item = &IndexEntry> {
         let held_off = self.held_off.iter().flat_map(|held_off| &held_off.by_time);
         self.order.iter().chain(held_off).filter_map(|(_, place)| self.entries.get(*place))
     }
 
     /// Up to `most` after a cursor, in the order of [`ThresholdIndex::all`], and where to go on.
-    pub(super) fn page(&self, after: Option<Cursor>, most: usize) -> (Vec<(u64, FileId)>, Option<Cursor>) {
+    pub(super) fn page(&self, after: Option<Cursor>, most: usize) -> (Vec<Registered>, Option<Cursor>) {
         use std::ops::Bound::{Excluded, Unbounded};
         let mut found = Vec::new();
         let mut last = None;
@@ -236,7 +265,7 @@ impl ThresholdIndex {
             };
             for at in set.range((from, Unbounded)).take(most - found.len()) {
                 let Some(entry) = self.entries.get(at.1) else { continue };
-                found.push((entry.threshold, entry.to.file));
+                found.push(entry.registered());
                 last = Some(Cursor { is_held_off, at: *at });
             }
         }

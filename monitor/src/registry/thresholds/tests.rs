@@ -34,7 +34,7 @@ impl Plain {
     fn apply(&mut self, step: &Step, now: u64, crossings: &mut Vec<Signal>) {
         let (file, threshold) = (self.file, self.mark.threshold);
         let before = crossings.len();
-        let crossed = self.mark.step(step).into_iter().flatten().filter(|way| self.trigger.hears(*way));
+        let crossed = self.mark.step(step).into_iter().flatten().filter(|way| self.trigger.reports(*way));
         crossings.extend(crossed.map(|direction| (threshold, file.0, direction == Direction::Up)));
         let signalled = (crossings.len() - before) as u64;
         let (since, count) = self.burst;
@@ -155,7 +155,7 @@ proptest! {
             clock.now += pause;
             let (received, gone) = match act.clone() {
                 Act::Add(trigger, file) => {
-                    let to = Subscriber { file: FileId(file), ticket: RecordId(0), payer };
+                    let to = Subscriber { file: FileId(file), record_id: RecordId(0), payer };
                     scale.add(20, trigger, limit, to, None);
                     (Vec::new(), 0)
                 }
@@ -220,49 +220,49 @@ proptest! {
     fn a_step_in_pieces_is_one_step(
         first in prop::collection::vec((threshold(), 0..6u64), 1..40),
         (from, min, max, now) in (0..45u64, 0..45u64, 0..45u64, 0..45u64),
-        (late_min, late_max, told_min, told_max) in (0..45u64, 0..45u64, 0..45u64, 0..45u64),
+        (late_min, late_max, signalled_min, signalled_max) in (0..45u64, 0..45u64, 0..45u64, 0..45u64),
         between in prop::collection::vec((1..4usize, prop::option::of((threshold(), 0..6u64)), 0..8u64), 0..30),
     ) {
         let clock = Clock { now: 1, holdoff: 0 };
         let mut scale = ThresholdSet::default();
         let payer = Accounts::default().charge(Account::Agent);
-        let add = |scale: &mut ThresholdSet, trigger, file, ticket| {
-            scale.add(from, trigger, 50, Subscriber { file: FileId(file), ticket: RecordId(ticket), payer }, None);
+        let add = |scale: &mut ThresholdSet, trigger, file, record_id| {
+            scale.add(from, trigger, 50, Subscriber { file: FileId(file), record_id: RecordId(record_id), payer }, None);
         };
         let mut model = Vec::new();
-        for (ticket, (trigger, file)) in (0..).zip(&first) {
-            add(&mut scale, *trigger, *file, ticket);
+        for (record_id, (trigger, file)) in (0..).zip(&first) {
+            add(&mut scale, *trigger, *file, record_id);
             let mark = ThresholdState::new(pages(trigger.at, 50), trigger.hysteresis.0, from);
-            model.push((RecordId(ticket), *file, *trigger, mark));
+            model.push((RecordId(record_id), *file, *trigger, mark));
         }
         let (seen, late) = (Excursion { min, max }, Excursion { min: late_min, max: late_max });
-        let mut told = Stretches::NONE;
-        told.add((told_min.min(from), from));
-        told.add((from.max(told_max), told_max + 5));
+        let mut signalled = Stretches::NONE;
+        signalled.add((signalled_min.min(from), from));
+        signalled.add((from.max(signalled_max), signalled_max + 5));
         if let Some(store) = &mut scale.store {
-            store.told = told;
+            store.signalled = signalled;
         }
         scale.begin_look(seen, late, now);
         let (mut outcome, mut next, mut gone) = (Outcome::default(), 1000, Vec::new());
         for (mut room, comes, goes) in between {
             scale.walk(clock, &mut room, &mut outcome);
-            gone.extend(scale.take_file(FileId(goes), usize::MAX).iter().map(|to| to.ticket));
+            gone.extend(scale.take_file(FileId(goes), usize::MAX).iter().map(|to| to.record_id));
             if let Some((trigger, file)) = comes.filter(|_| !scale.is_empty()) {
                 add(&mut scale, trigger, file, next);
                 next += 1;
             }
         }
         outcome.crossings.extend(scale.end(clock).crossings);
-        let look = Look { step: Step { from, seen, now }, late, told };
-        for (ticket, _, trigger, mut mark) in model {
+        let look = Look { step: Step { from, seen, now }, late, signalled };
+        for (record_id, _, trigger, mut mark) in model {
             let step = if look.is_beyond(mark.key()) { look.late_step() } else { look.step };
-            let expected: Vec<_> = mark.step(&step).into_iter().flatten().filter(|way| trigger.hears(*way)).collect();
-            let mine = outcome.crossings.iter().filter(|one| one.to.ticket == ticket);
+            let expected: Vec<_> = mark.step(&step).into_iter().flatten().filter(|way| trigger.reports(*way)).collect();
+            let mine = outcome.crossings.iter().filter(|one| one.to.record_id == record_id);
             let signalled: Vec<_> = mine.map(|one| one.direction).collect();
-            let is_gone = gone.contains(&ticket);
+            let is_gone = gone.contains(&record_id);
             prop_assert!(signalled == expected || is_gone && signalled.is_empty(), "{:?}: {:?}", signalled, expected);
         }
-        prop_assert!(outcome.crossings.iter().all(|one| one.to.ticket.0 < 1000));
+        prop_assert!(outcome.crossings.iter().all(|one| one.to.record_id.0 < 1000));
         let (mut scale_marks, band) = (Vec::new(), scale.band());
         scale_marks.extend(scale.thresholds());
         prop_assert!(scale_marks.is_empty() || band.holds(scale.now()));
@@ -286,7 +286,7 @@ proptest! {
             clock.now += pause;
             match act {
                 Act::Add(trigger, file) => {
-                    scale.add(20, trigger, 50, Subscriber { file: FileId(file), ticket: RecordId(0), payer }, None);
+                    scale.add(20, trigger, 50, Subscriber { file: FileId(file), record_id: RecordId(0), payer }, None);
                 }
                 Act::Step(min, max, now) => _ = scale.step(Excursion { min, max }, now, clock),
                 Act::Wake(all) => _ = scale.wake(clock, all),
@@ -298,7 +298,7 @@ proptest! {
         loop {
             let (page, next) = scale.page(after, most);
             prop_assert!(page.len() <= most);
-            shown.extend(page);
+            shown.extend(page.into_iter().map(|one| (one.threshold, one.file)));
             after = next;
             if after.is_none() {
                 break;

@@ -194,17 +194,17 @@ impl ThresholdSet {
     /// crossed on the way.
     pub fn begin_step(&mut self, now: u64) {
         let step = Step { from: self.now, seen: Excursion::NONE, now };
-        self.begin(Look { step, late: Excursion::NONE, told: Stretches::NONE });
+        self.begin(Look { step, late: Excursion::NONE, signalled: Stretches::NONE });
     }
 
     /// Moves to `now` at a look, after which a band is published: `seen` are readings out of the
     /// present band, `late` those that were compared with the band before.
     pub fn begin_look(&mut self, seen: Excursion, late: Excursion, now: u64) {
         let step = Step { from: self.now, seen, now };
-        let told = self.store.as_ref().map_or(Stretches::NONE, |store| store.told);
-        let look = Look { step, late, told };
+        let signalled = self.store.as_ref().map_or(Stretches::NONE, |store| store.signalled);
+        let look = Look { step, late, signalled };
         if let Some(store) = &mut self.store {
-            store.told = look.tells();
+            store.signalled = look.to_signal();
         }
         self.begin(look);
     }

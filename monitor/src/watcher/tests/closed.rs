@@ -20,23 +20,23 @@ use std::os::fd::AsFd as _;
 const USER: Account = Account::User(1000);
 
 fn close(watcher: &Watcher<FakeKernel>, client: &Client) {
-    let file = watcher.source.file_of(client.as_fd()).expect("it has an id");
-    watcher.source.references.borrow_mut().insert(file, 1);
+    let file = watcher.core.source.file_of(client.as_fd()).expect("it has an id");
+    watcher.core.source.references.borrow_mut().insert(file, 1);
 }
 
 fn register_for(watcher: &mut Watcher<FakeKernel>, account: Account, client: &Client) -> Result<(), Errno> {
-    let group = watcher.source.group(0);
+    let group = watcher.core.source.group(0);
     watcher.register(RegistrationRequest { account, ..request(group, USAGE, "10", client) }).map(drop)
 }
 
 /// Registers so many eventfds of one user, none of which is open.
 fn crowd(watcher: &mut Watcher<FakeKernel>, account: Account, count: u64) {
-    let group = watcher.source.group(0);
+    let group = watcher.core.source.group(0);
     let trigger: Trigger = parse(USAGE, b"10", 1).expect("good arguments");
     for file in 1..=count {
-        let (on, file, ticket) = (USAGE, FileId(file << 8), RecordId(file as u32));
-        let registration = Subscription { on, trigger, file, account, ticket, above: None };
-        watcher.registry.add(group, registration, 0, u64::MAX);
+        let (on, file, record_id) = (USAGE, FileId(file << 8), RecordId(file as u32));
+        let registration = Subscription { on, trigger, file, account, record_id, above: None };
+        watcher.core.registry.add(group, registration, 0, u64::MAX);
     }
 }
 
@@ -51,16 +51,16 @@ fn a_sweep_ends_what_was_closed_and_frees_the_group() {
     assert_eq!(watcher.registry().len(), 2);
     close(&watcher, &client);
     swept(&mut watcher);
-    assert!(watcher.registry().is_empty() && watcher.eventfds.is_empty());
-    assert!(!watcher.source.slots[0].state().has(SlotState::WATCHED));
-    assert!(watcher.source.recycled.is_empty(), "the group lives on");
+    assert!(watcher.registry().is_empty() && watcher.core.delivery.eventfds() == 0);
+    assert!(!watcher.core.source.slots[0].state().has(SlotState::WATCHED));
+    assert!(watcher.core.source.recycled.is_empty(), "the group lives on");
 }
 
 #[test]
 fn references_that_cannot_be_read_end_nothing() {
     let (mut watcher, client) = watched(&[10]);
-    let file = watcher.source.file_of(client.as_fd()).expect("it has an id");
-    watcher.source.references.borrow_mut().insert(file, 0);
+    let file = watcher.core.source.file_of(client.as_fd()).expect("it has an id");
+    watcher.core.source.references.borrow_mut().insert(file, 0);
     watcher.end_closed();
     assert_eq!(watcher.registry().len(), 1);
 }
@@ -87,7 +87,7 @@ fn a_registration_that_gives_way_may_be_the_groups_last() {
     for _ in 0..3 {
         let client = client();
         assert_eq!(register_for(&mut watcher, USER, &client), Ok(()));
-        assert!(watcher.source.slots[0].state().has(SlotState::WATCHED));
+        assert!(watcher.core.source.slots[0].state().has(SlotState::WATCHED));
         close(&watcher, &client);
     }
     assert_eq!(watcher.registry().len(), 1);
@@ -113,22 +113,18 @@ fn eventfds_without_registrations_count_as_long_as_they_are_held() {
     const MANY: u64 = 1500;
     let limits = Limits { quota: MANY, eventfds: 2 * MANY, ..LIMITS };
     let mut watcher = with_limits(FakeHost::forever(), limits);
-    let (owed, late) = (adopted(&client()), client());
+    let (held, late) = (adopted(&client()), client());
     for file in 1..=MANY {
-        watcher.eventfds.insert(FileId(file << 8), owed.clone());
-        watcher.owners.insert(FileId(file << 8), USER);
+        watcher.core.delivery.take_in(FileId(file << 8), held.clone());
+        watcher.core.delivery.set_owner(FileId(file << 8), USER);
     }
     assert_eq!(watcher.registry().held_by(USER), 0);
-    assert_eq!(
-        register_for(&mut watcher, USER, &late),
-        Err(Errno::ENOMEM),
-        "half is owed to this user already"
-    );
+    assert_eq!(register_for(&mut watcher, USER, &late), Err(Errno::ENOMEM), "half is this user's already");
     assert_eq!(register_for(&mut watcher, Account::User(1001), &late), Ok(()));
     for file in 1..=MANY {
-        watcher.drop_file(FileId(file << 8));
+        watcher.core.delivery.drop_file(FileId(file << 8), &mut watcher.core.records);
     }
-    while watcher.signaller.closing(USER).0 > 256 {
+    while watcher.signaller().closing(USER).0 > 256 {
         std::thread::yield_now();
     }
     assert_eq!(register_for(&mut watcher, USER, &client()), Ok(()));
@@ -138,7 +134,7 @@ fn eventfds_without_registrations_count_as_long_as_they_are_held() {
 fn a_full_table_refuses_and_leaves_nothing() {
     let mut watcher = with_limits(FakeHost::forever(), Limits { quota: 5, eventfds: 0, ..LIMITS });
     assert_eq!(register_for(&mut watcher, USER, &client()), Err(Errno::ENOMEM));
-    assert!(!watcher.source.slots[0].state().has(SlotState::WATCHED));
+    assert!(!watcher.core.source.slots[0].state().has(SlotState::WATCHED));
 }
 
 #[test]
@@ -148,26 +144,26 @@ fn a_refusal_costs_a_bounded_number_of_questions() {
     crowd(&mut watcher, USER, MANY);
     let late = client();
     for _ in 0..3 {
-        let before = watcher.source.counted_files.get();
+        let before = watcher.core.source.counted_files.get();
         assert_eq!(register_for(&mut watcher, USER, &late), Err(Errno::EDQUOT));
-        assert!(watcher.source.counted_files.get() - before <= 4 * Query::FILES_AT_ONCE);
-        let before = watcher.source.counted_files.get();
+        assert!(watcher.core.source.counted_files.get() - before <= 4 * Query::FILES_AT_ONCE);
+        let before = watcher.core.source.counted_files.get();
         assert_eq!(register_for(&mut watcher, Account::User(1001), &late), Err(Errno::ENOMEM));
-        assert!(watcher.source.counted_files.get() - before <= 4 * Query::FILES_AT_ONCE);
+        assert!(watcher.core.source.counted_files.get() - before <= 4 * Query::FILES_AT_ONCE);
     }
     // One among many is found by requesting again.
-    watcher.search = super::super::ClosedSearch::default();
-    watcher.source.references.borrow_mut().insert(FileId((MANY - 1) << 8), 1);
+    watcher.closed.end_search();
+    watcher.core.source.references.borrow_mut().insert(FileId((MANY - 1) << 8), 1);
     let tries = (1..=4).find(|_| register_for(&mut watcher, USER, &late) != Err(Errno::EDQUOT));
     assert!(tries.is_some());
 }
 
 #[test]
-fn a_turn_of_a_search_is_bounded_and_all_are_asked_for() {
+fn a_turn_of_a_search_is_bounded_and_all_are_counted() {
     const MANY: u64 = 5_000;
     let mut watcher = with_limits(FakeHost::forever(), Limits { quota: 5, eventfds: 8, ..LIMITS });
     crowd(&mut watcher, USER, MANY);
-    watcher.source.usual_references = 1;
+    watcher.core.source.usual_references = 1;
     let mut search = watcher.search_closed();
     let (mut turns, mut left) = (0, MANY);
     while watcher.search_on(&mut search) {
@@ -180,25 +176,25 @@ fn a_turn_of_a_search_is_bounded_and_all_are_asked_for() {
 }
 
 #[test]
-fn an_address_that_is_anothers_by_now_is_asked_for_again() {
+fn an_address_that_is_anothers_by_now_is_counted_again() {
     let (mut watcher, client) = watched(&[10]);
     close(&watcher, &client);
     let mut search = watcher.search_closed();
     assert!(watcher.search_on(&mut search), "found");
-    watcher.source.references.borrow_mut().clear();
+    watcher.core.source.references.borrow_mut().clear();
     assert!(!watcher.search_on(&mut search));
     assert_eq!(watcher.registry().len(), 1);
 }
 
 #[test]
-fn what_is_left_of_a_closed_eventfd_is_asked_for_again() {
+fn what_is_left_of_a_closed_eventfd_is_counted_again() {
     let (mut watcher, client) = watched(&[10, 20, 30]);
     close(&watcher, &client);
-    let file = watcher.source.file_of(client.as_fd()).expect("it has an id");
-    watcher.forget_file(file, &mut 1);
+    let file = watcher.core.source.file_of(client.as_fd()).expect("it has an id");
+    watcher.core.forget_file(file, &mut 1);
     assert_eq!(watcher.registry().len(), 2, "as many as there was room for");
     // The address belongs to another eventfd by now.
-    watcher.source.references.borrow_mut().insert(file, 5);
+    watcher.core.source.references.borrow_mut().insert(file, 5);
     watcher.run();
     assert_eq!(watcher.registry().len(), 2);
 }
@@ -211,7 +207,7 @@ fn what_is_closed_hides_no_window_from_those_above() {
         assert_eq!(wait_for(&mut watcher, slot, Pressure, "low", client), Ok(()));
     }
     for received in [0, 1] {
-        watcher.source.slots[1].windows[0].add(1);
+        watcher.core.source.slots[1].windows[0].add(1);
         watcher.look(1);
         assert_eq!(taken(&above), received);
         close(&watcher, &below);
@@ -219,12 +215,12 @@ fn what_is_closed_hides_no_window_from_those_above() {
 }
 
 #[test]
-fn who_has_closed_is_not_told_of_the_removal() {
+fn a_closed_eventfd_is_not_signalled_of_the_removal() {
     let (mut watcher, client) = watched(&[10, 20]);
     close(&watcher, &client);
-    assert!(watcher.source.slots[0].leave(0, 0));
-    watcher.source.counters[0].set(None);
+    assert!(watcher.core.source.slots[0].leave(0, 0));
+    watcher.core.source.counters[0].set(None);
     watcher.look(0);
     assert_eq!(taken(&client), 0);
-    assert!(watcher.registry().is_empty() && watcher.eventfds.is_empty());
+    assert!(watcher.registry().is_empty() && watcher.core.delivery.eventfds() == 0);
 }

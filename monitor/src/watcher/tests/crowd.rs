@@ -18,10 +18,13 @@ use super::{
 };
 use crate::{
     registry::Account,
-    watcher::{Payer, SharedWatcher, turn::Task},
+    watcher::{Payer, SharedWatcher, turns::Task},
 };
 
 const MANY: u64 = 65_000;
+
+/// Turns in which a bystander has its own: two, and two more where a busy machine cuts them short.
+const FEW: u32 = 4;
 /// Users, on groups of their own.
 const ATTACKER: Account = Account::User(1001);
 const BYSTANDER: Account = Account::User(1002);
@@ -40,14 +43,14 @@ fn wait(
     args: &str,
     client: &Client,
 ) {
-    let group = watcher.source.group(slot);
+    let group = watcher.core.source.group(slot);
     let request = RegistrationRequest { account, ..request(group, on, args, client) };
     assert_eq!(watcher.register(request).map(drop), Ok::<(), Errno>(()));
 }
 
 /// Turns until the bystander, whose group crosses now, has its signal.
 fn turns_until_signalled(watcher: &mut Watcher<FakeKernel>, slot: u32, client: &Client) -> u32 {
-    watcher.source.charge(slot as usize, 12);
+    watcher.core.source.charge(slot as usize, 12);
     watcher.ring(slot, 0);
     let signalled = (1..100).find(|_| {
         watcher.turn();
@@ -65,24 +68,24 @@ fn a_step_over_all_of_a_users_thresholds_is_many_turns() {
     }
     wait(&mut watcher, BYSTANDER, 4, USAGE, "10", &ours);
     watcher.run();
-    watcher.source.charge(3, 12);
+    watcher.core.source.charge(3, 12);
     watcher.ring(3, 0);
     watcher.turn();
     assert!(!watcher.is_idle(), "the step is not done in a turn");
     let turns = turns_until_signalled(&mut watcher, 4, &ours);
-    assert!(turns <= 2, "{turns} turns");
+    assert!(turns <= FEW, "{turns} turns");
     // The same holds when it crosses all the time.
     for usage in [3, 12, 3] {
-        watcher.source.charge(3, usage);
+        watcher.core.source.charge(3, usage);
         watcher.ring(3, 0);
-        watcher.source.charge(4, 3);
+        watcher.core.source.charge(4, 3);
         watcher.ring(4, 0);
         for _ in 0..8 {
             watcher.turn();
         }
         taken(&ours);
         let turns = turns_until_signalled(&mut watcher, 4, &ours);
-        assert!(turns <= 2, "{turns} turns");
+        assert!(turns <= FEW, "{turns} turns");
     }
     watcher.run();
     let all = taken(&theirs);
@@ -97,37 +100,37 @@ fn an_oom_and_a_removal_with_many_listeners_are_many_turns() {
         wait(&mut watcher, ATTACKER, 3, ControlFile::Oom, "", &theirs);
     }
     wait(&mut watcher, BYSTANDER, 4, USAGE, "10", &ours);
-    watcher.source.slots[3].ooms.add(1);
+    watcher.core.source.slots[3].ooms.add(1);
     watcher.ring(3, 0);
     watcher.turn();
     assert!(!watcher.is_idle());
-    assert!(turns_until_signalled(&mut watcher, 4, &ours) <= 2);
+    assert!(turns_until_signalled(&mut watcher, 4, &ours) <= FEW);
     watcher.run();
     assert_eq!(taken(&theirs), MANY);
-    watcher.source.charge(4, 3);
+    watcher.core.source.charge(4, 3);
     watcher.look(4);
     taken(&ours);
-    watcher.source.slots[3].leave(0, 0);
-    watcher.source.counters[3].set(None);
+    watcher.core.source.slots[3].leave(0, 0);
+    watcher.core.source.counters[3].set(None);
     watcher.ring(3, 0);
     watcher.turn();
     assert!(!watcher.is_idle());
-    assert!(turns_until_signalled(&mut watcher, 4, &ours) <= 2);
+    assert!(turns_until_signalled(&mut watcher, 4, &ours) <= FEW);
     watcher.run();
     assert_eq!(taken(&theirs), MANY);
-    assert_eq!(watcher.source.recycled, [3]);
+    assert_eq!(watcher.core.source.recycled, [3]);
     assert_eq!(watcher.registry().len(), 1);
-    assert_eq!(watcher.eventfds.len(), 1, "an eventfd that waits for nothing is let go");
+    assert_eq!(watcher.core.delivery.eventfds(), 1, "an eventfd that waits for nothing is let go");
 }
 
 #[test]
-fn a_storm_of_groups_that_nobody_waits_on_is_another_payers() {
+fn a_storm_of_groups_without_registrations_is_another_payers() {
     let mut watcher = crowded();
     let ours = client();
     wait(&mut watcher, BYSTANDER, 4, USAGE, "10", &ours);
     for _ in 0..1000 {
         for slot in [5, 6, 7] {
-            watcher.source.slots[slot as usize].windows[0].add(1);
+            watcher.core.source.slots[slot as usize].windows[0].add(1);
             watcher.ring(slot, 0);
         }
         watcher.turn();
@@ -147,7 +150,7 @@ fn a_sweep_is_many_turns_and_one_at_a_time() {
     watcher.sweep();
     watcher.turn();
     assert!(!watcher.is_idle());
-    assert!(turns_until_signalled(&mut watcher, 4, &ours) <= 2);
+    assert!(turns_until_signalled(&mut watcher, 4, &ours) <= FEW);
     watcher.run();
     assert_eq!(watcher.counts().resyncs, 0);
 }
@@ -160,8 +163,8 @@ fn a_sweep_comes_to_its_end_however_often_the_next_is_due() {
     let ours = client();
     wait(&mut watcher, BYSTANDER, 4900, USAGE, "10", &ours);
     watcher.run();
-    watcher.source.charge(4900, 12);
-    watcher.source.slots[4900].pending.xchg(1);
+    watcher.core.source.charge(4900, 12);
+    watcher.core.source.slots[4900].pending.xchg(1);
     for _ in 0..100 {
         watcher.sweep();
         watcher.turn();
@@ -172,7 +175,7 @@ fn a_sweep_comes_to_its_end_however_often_the_next_is_due() {
 /// However many groups a user makes, with registrations of two users in each; and with further
 /// registrations on a busy group.
 #[test]
-fn what_several_wait_for_is_paid_by_who_has_had_least() {
+fn a_slot_of_several_accounts_is_paid_for_by_the_one_that_has_had_least() {
     let mut watcher = crowded();
     let client = client();
     let both = [ATTACKER, BYSTANDER];
@@ -184,21 +187,21 @@ fn what_several_wait_for_is_paid_by_who_has_had_least() {
     watcher.run();
     let mut paid = BTreeSet::new();
     for slot in [3, 4] {
-        let payer = watcher.payer_of_slot(slot);
+        let payer = watcher.core.turns.payer_of_slot(&watcher.core.source, slot);
         paid.insert(payer);
-        watcher.turns.push(payer, Task::Slot(slot));
-        watcher.turns.charge(payer, Duration::from_secs(1));
+        watcher.core.turns.push(payer, Task::Slot(slot));
+        watcher.core.turns.charge_time(payer, Duration::from_secs(1));
     }
     assert_eq!(paid, both.map(Payer::Account).into(), "each of the two, and no more");
     // Very many users may be there before: then the work is the subtree's as well.
     for user in 2000..2100 {
         wait(&mut watcher, Account::User(user), 5, USAGE, "10", &client);
-        watcher.turns.push(Payer::Account(Account::User(user)), Task::Slot(5));
+        watcher.core.turns.push(Payer::Account(Account::User(user)), Task::Slot(5));
     }
     for user in 2000..2015 {
-        watcher.turns.charge(Payer::Account(Account::User(user)), Duration::from_secs(1));
+        watcher.core.turns.charge_time(Payer::Account(Account::User(user)), Duration::from_secs(1));
     }
-    assert_eq!(watcher.payer_of_slot(5), Payer::Subtree(5));
+    assert_eq!(watcher.core.turns.payer_of_slot(&watcher.core.source, 5), Payer::Subtree(5));
 }
 
 #[test]
@@ -211,7 +214,7 @@ fn an_oom_far_from_a_deep_group_is_many_turns() {
     wait(&mut watcher, BYSTANDER, 3, ControlFile::Oom, "", &near);
     watcher.run();
     for (slot, received) in [(3, (0, 1)), (5, (1, 0))] {
-        watcher.source.slots[slot].ooms.add(1);
+        watcher.core.source.slots[slot].ooms.add(1);
         watcher.ring(slot as u32, 0);
         let turns = (1..).take_while(|_| watcher.turn()).count();
         assert!(turns > 4985 / 8 / 256, "{turns} turns: the climb to {slot} is bounded");
@@ -222,7 +225,7 @@ fn an_oom_far_from_a_deep_group_is_many_turns() {
 /// Whichever registration is followed, a kill is delivered for all registrations where it
 /// happens.
 #[test]
-fn a_kill_is_told_in_many_turns() {
+fn a_kill_is_signalled_in_many_turns() {
     let limits = Limits { quota: 5000, ..LIMITS };
     let kernel = FakeKernel::with_groups(2000);
     let mut watcher = Watcher::new(kernel, Box::new(FakeHost::forever()), limits).expect("AIO");
@@ -230,7 +233,7 @@ fn a_kill_is_told_in_many_turns() {
     for slot in 3..2000 {
         wait(&mut watcher, ATTACKER, slot, ControlFile::Oom, "", &client);
     }
-    let group = watcher.source.group(3);
+    let group = watcher.core.source.group(3);
     let request = RegistrationRequest {
         follower: Some(follower(&received)),
         ..request(group, ControlFile::Oom, "", &client)
@@ -242,7 +245,7 @@ fn a_kill_is_told_in_many_turns() {
             watcher.group_kill(3, 4711);
         }
         if gone {
-            watcher.source.counters[3].set(None);
+            watcher.core.source.counters[3].set(None);
         }
         let turns = (1..).take_while(|_| watcher.turn()).count();
         assert!(turns > 10 * 1997 / 256, "{turns} turns");
@@ -255,13 +258,13 @@ fn a_kill_is_told_in_many_turns() {
 
 /// Without asynchronous I/O all is signalled by threads, and no less.
 #[test]
-fn without_aio_all_is_told_a_little_later() {
+fn without_aio_all_is_signalled_a_little_later() {
     let (mut watcher, ours) = (crowded(), client());
-    watcher.signaller.without_aio();
+    watcher.core.delivery.without_aio();
     for _ in 0..1000 {
         wait(&mut watcher, BYSTANDER, 4, USAGE, "10", &ours);
     }
-    watcher.source.charge(4, 12);
+    watcher.core.source.charge(4, 12);
     watcher.look(4);
     let mut signalled = 0;
     while signalled < 1000 {
@@ -274,47 +277,47 @@ fn without_aio_all_is_told_a_little_later() {
         watcher.run();
         thread::yield_now();
     }
-    assert!(watcher.signaller.is_without_aio());
+    assert!(watcher.signaller().is_without_aio());
 }
 
 /// A registration on a group in the middle of a step is none of that step's.
 #[test]
-fn who_comes_in_the_middle_of_a_step_is_not_told_of_it() {
+fn a_registration_in_the_middle_of_a_step_is_not_signalled_of_it() {
     let mut watcher = crowded();
     let (theirs, ours) = (client(), client());
     for _ in 0..MANY {
         wait(&mut watcher, ATTACKER, 3, USAGE, "10", &theirs);
     }
     watcher.run();
-    watcher.source.charge(3, 12);
+    watcher.core.source.charge(3, 12);
     watcher.ring(3, 0);
     watcher.turn();
     wait(&mut watcher, BYSTANDER, 3, USAGE, "11", &ours);
     watcher.run();
     assert_eq!((taken(&theirs), taken(&ours)), (MANY, 0));
-    watcher.source.charge(3, 3);
+    watcher.core.source.charge(3, 3);
     watcher.look(3);
     assert_eq!((taken(&theirs), taken(&ours)), (MANY, 1));
 }
 
 /// A registration gets no OOM or window that is being delivered, there or above.
 #[test]
-fn who_comes_in_the_middle_of_an_oom_is_not_told_of_it() {
+fn a_registration_in_the_middle_of_an_oom_is_not_signalled_of_it() {
     let mut watcher = crowded();
-    watcher.source.slots[4].parent.set(3);
+    watcher.core.source.slots[4].parent.set(3);
     let (theirs, [at, below, later]) = (client(), [client(), client(), client()]);
     for _ in 0..3000 {
         wait(&mut watcher, ATTACKER, 3, ControlFile::Oom, "", &theirs);
     }
     watcher.run();
     // No look yet: the registration does it, as far as one turn goes.
-    watcher.source.slots[3].ooms.add(1);
-    watcher.source.slots[3].pending.xchg(1);
+    watcher.core.source.slots[3].ooms.add(1);
+    watcher.core.source.slots[3].pending.xchg(1);
     wait(&mut watcher, BYSTANDER, 3, ControlFile::Oom, "", &at);
     wait(&mut watcher, BYSTANDER, 4, ControlFile::Oom, "", &below);
     watcher.run();
     assert_eq!((taken(&theirs), taken(&at), taken(&below)), (3000, 0, 0));
-    watcher.source.slots[3].ooms.add(1);
+    watcher.core.source.slots[3].ooms.add(1);
     watcher.ring(3, 0);
     watcher.turn();
     wait(&mut watcher, BYSTANDER, 4, ControlFile::Oom, "", &later);
@@ -324,31 +327,31 @@ fn who_comes_in_the_middle_of_an_oom_is_not_told_of_it() {
 
 /// Work that ends while a registration is made does not release the slot.
 #[test]
-fn who_comes_in_the_middle_of_the_last_look_keeps_the_slot() {
+fn a_registration_in_the_middle_of_the_last_look_keeps_the_slot() {
     let mut watcher = crowded();
-    watcher.source.slots[4].parent.set(3);
+    watcher.core.source.slots[4].parent.set(3);
     let (theirs, ours) = (client(), client());
     for _ in 0..3000 {
         wait(&mut watcher, ATTACKER, 4, ControlFile::Oom, "", &theirs);
     }
     watcher.run();
     // No registration is on 3: it is released when all below have been signalled.
-    watcher.source.slots[3].ooms.add(1);
+    watcher.core.source.slots[3].ooms.add(1);
     watcher.ring(3, 0);
     watcher.turn();
     assert!(!watcher.is_idle());
     wait(&mut watcher, BYSTANDER, 3, USAGE, "10", &ours);
-    assert!(watcher.source.slots[3].state().has(SlotState::WATCHED));
+    assert!(watcher.core.source.slots[3].state().has(SlotState::WATCHED));
     watcher.run();
-    assert!(watcher.source.slots[3].state().has(SlotState::WATCHED));
-    watcher.source.charge(3, 12);
+    assert!(watcher.core.source.slots[3].state().has(SlotState::WATCHED));
+    watcher.core.source.charge(3, 12);
     watcher.look(3);
     assert_eq!(taken(&ours), 1);
 }
 
 /// Registrations on another user's group do not delay it, even with much else to do.
 #[test]
-fn a_group_that_several_wait_on_is_nobodys_debt() {
+fn a_group_of_several_accounts_is_charged_to_none_of_them() {
     let mut watcher = crowded();
     let (theirs, ours) = (client(), client());
     for slot in [3, 5, 6, 7] {
@@ -362,7 +365,7 @@ fn a_group_that_several_wait_on_is_nobodys_debt() {
     wait(&mut watcher, BYSTANDER, 4, USAGE, "10", &ours);
     watcher.run();
     for slot in [3, 5, 6, 7] {
-        watcher.source.charge(slot, 12);
+        watcher.core.source.charge(slot, 12);
         watcher.ring(slot as u32, 0);
     }
     for _ in 0..20 {
@@ -380,11 +383,11 @@ fn a_registration_that_waits_leaves_others_their_turns() {
         wait(&mut watcher, ATTACKER, 3, USAGE, "10", &theirs);
     }
     watcher.run();
-    watcher.source.charge(3, 12);
+    watcher.core.source.charge(3, 12);
     watcher.ring(3, 0);
     watcher.turn();
     assert!(watcher.goes_on_with(3), "a step over all of them has begun");
-    let group = watcher.source.group(3);
+    let group = watcher.core.source.group(3);
     let (watcher, turns) = (SharedWatcher::new(watcher), Rc::new(Cell::new(0_u32)));
     let (set, counted) = (LocalSet::new(), Rc::clone(&turns));
     set.spawn_local(async move {
@@ -396,4 +399,40 @@ fn a_registration_that_waits_leaves_others_their_turns() {
     let runtime = Builder::new_current_thread().build().expect("a runtime");
     set.block_on(&runtime, async { assert!(!watcher.settled(group).await.goes_on_with(3)) });
     assert!(turns.get() >= 16, "{} turns of others", turns.get());
+}
+
+/// An operator's list looks at all that is watched, however many groups users have registered on.
+#[test]
+fn a_list_queues_its_looks_a_few_groups_at_a_time() {
+    const GROUPS: u32 = 1000;
+    let kernel = FakeKernel::with_groups(GROUPS as usize);
+    let limits = Limits { quota: 1 << 20, ..LIMITS };
+    let mut watcher = Watcher::new(kernel, Box::new(FakeHost::forever()), limits).expect("AIO");
+    let client = client();
+    // Slot 2 is the root.
+    for slot in 3..GROUPS {
+        wait(&mut watcher, ATTACKER, slot, USAGE, "10", &client);
+    }
+    while watcher.turn() {}
+    let waiting = |watcher: &Watcher<FakeKernel>| {
+        (0..=GROUPS).filter(|slot| watcher.core.turns.awaits_look(*slot)).count()
+    };
+    let (mut next, mut before, mut uses) = (Some(0), 0, 0);
+    // The root's slot is the third of this kernel's: the rest is gone through by hand.
+    while let Some(first) = next.filter(|first| *first <= GROUPS) {
+        watcher.look_at_some(first);
+        let now = waiting(&watcher);
+        assert!(now - before <= 256, "{} in one use", now - before);
+        (next, before, uses) = (Some(first + 256), now, uses + 1);
+    }
+    assert_eq!((before, uses), (997, 4));
+    // So are ends of hold-offs.
+    for slot in 3..GROUPS {
+        watcher.core.holdoffs.add(5, slot);
+    }
+    let mut rounds = 1;
+    while watcher.wake(true) {
+        rounds += 1;
+    }
+    assert_eq!((rounds, watcher.due_in()), (4, None));
 }

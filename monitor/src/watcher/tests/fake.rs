@@ -22,7 +22,7 @@ use monitor_sys::table::SharedSlot;
 
 use crate::{
     Error,
-    cgroup::host::{Host, OomCounts},
+    cgroup::host::Host,
     error::Result,
     kernel::Features,
     source::{FileId, GroupId, Identify, Located, Misses, Slots, Source},
@@ -144,6 +144,18 @@ impl FakeKernel {
         }
     }
 
+    /// Sets a group's counter.
+    pub(crate) fn set_usage(&self, slot: usize, pages: u64) {
+        self.counters[slot].set(Some(pages));
+    }
+
+    /// Gives a slot to another group, with this id.
+    pub(crate) fn replace(&self, slot: usize, id: u64) {
+        self.slots[slot].recycle();
+        self.slots[slot].mark(SlotState::ONLINE);
+        self.slots[slot].cgroup_id.set(id);
+    }
+
     /// Charges a group: the counter moves, then the hook looks.
     pub(super) fn charge(&self, slot: usize, usage: u64) {
         self.counters[slot].set(Some(usage));
@@ -176,7 +188,7 @@ impl Slots for FakeKernel {
 }
 
 impl Identify for FakeKernel {
-    fn locate(&self, _: BorrowedFd<'_>) -> Result<Located> {
+    fn locate(&self, _: BorrowedFd<'_>, _: BorrowedFd<'_>, _: u64) -> Result<Located> {
         Ok(Located::Group(self.group(0)))
     }
 
@@ -303,6 +315,9 @@ impl Source for FakeKernel {
 
     fn depart(&mut self, group: GroupId) -> Result<bool> {
         let slot = &self.slots[group.slot as usize];
+        if slot.state().is_live() {
+            slot.window.set(Slot::<u64>::PEAK_UNKNOWN);
+        }
         Ok(slot.state().is_live() && slot.leave(slot.last.get(), slot.sum_last.get()))
     }
 
@@ -363,6 +378,7 @@ impl Source for FakeKernel {
 pub(super) struct FakeHost {
     pub(super) usage: AtomicU64,
     pub(super) inactive: AtomicU64,
+    pub(super) unreclaimable: AtomicU64,
     pub(super) clock: AtomicU64,
     pub(super) gone: AtomicBool,
     /// The id of the one group that is gone, if not 0.
@@ -393,6 +409,10 @@ impl Host for &'static FakeHost {
         Ok(1000)
     }
 
+    fn unreclaimable(&self, _: u64) -> Result<Option<u64>> {
+        Ok(Some(self.unreclaimable.get()))
+    }
+
     fn inactive_file(&self, _: u64) -> Result<Option<u64>> {
         Ok(Some(self.inactive.get()))
     }
@@ -400,10 +420,6 @@ impl Host for &'static FakeHost {
     fn is_gone(&self, cgroup_id: u64) -> bool {
         let one = self.gone_one.load(Ordering::Relaxed);
         self.gone.load(Ordering::Relaxed) || one != 0 && one == cgroup_id
-    }
-
-    fn oom_counts(&self, _: u64) -> OomCounts {
-        OomCounts::default()
     }
 }
 

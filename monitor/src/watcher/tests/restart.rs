@@ -1,6 +1,6 @@
 //! Tests of an agent's death: the next one takes over, with the kernel's side, and what was kept.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use monitor_common::{
     grammar::control_file::ControlFile,
@@ -10,6 +10,7 @@ use monitor_common::{
         word::Word as _,
     },
 };
+use monitor_sys::table::SharedSlot;
 use nix::errno::Errno;
 use proptest::prelude::*;
 
@@ -19,21 +20,32 @@ use super::{
     request, taken, wait_for,
 };
 use crate::{
+    error::Result,
     fd_store::{FdStore, StoredDescriptors},
     persist::{Persistence, Unfinished},
     registry::Account,
+    source::{FileId, GroupId, Identify, Located, Slots},
     watcher::Restored,
 };
 
 const INSTANCE: u64 = 7;
 
-fn next(mut source: FakeKernel, handed: StoredDescriptors, instance: u64) -> (Watcher<FakeKernel>, Restored) {
+fn next(source: FakeKernel, handed: StoredDescriptors, instance: u64) -> (Watcher<FakeKernel>, Restored) {
+    next_with(source, handed, instance, &FakeKernel::new())
+}
+
+fn next_with(
+    mut source: FakeKernel,
+    handed: StoredDescriptors,
+    instance: u64,
+    identity: &dyn Identify,
+) -> (Watcher<FakeKernel>, Restored) {
     // The agent's, the stash's, the client's.
     source.usual_references = 3;
     let limits = Limits { quota: 100, eventfds: 10_000, ..LIMITS };
     let mut watcher = Watcher::new(source, Box::new(FakeHost::forever()), limits).expect("AIO");
     let (persistence, left) = Persistence::open(FdStore::of_tests(), handed).expect("memfd");
-    let restored = watcher.restore(persistence, left, instance, &FakeKernel::new()).expect("restored");
+    let restored = watcher.restore(persistence, left, instance, identity).expect("restored");
     watcher.run();
     (watcher, restored)
 }
@@ -44,8 +56,8 @@ fn first() -> Watcher<FakeKernel> {
 
 /// Kills an agent: what it held of its own is gone, the kernel and the descriptor store go on.
 fn killed(watcher: Watcher<FakeKernel>) -> (FakeKernel, StoredDescriptors) {
-    let handed = watcher.persistence.as_ref().expect("kept").as_handed();
-    let Watcher { source, .. } = watcher;
+    let handed = watcher.core.records.persistence().expect("kept").as_handed();
+    let source = watcher.core.source;
     source.references.borrow_mut().clear();
     (source, handed)
 }
@@ -55,14 +67,56 @@ fn killed_and_next(watcher: Watcher<FakeKernel>) -> Watcher<FakeKernel> {
     next(source, handed, INSTANCE).0
 }
 
+/// Names eventfds as programs do, by an address.
+struct ByAddress(FakeKernel);
+
+impl Slots for ByAddress {
+    fn slot(&self, index: u32) -> Option<&SharedSlot> {
+        self.0.slot(index)
+    }
+
+    fn root(&self) -> GroupId {
+        self.0.root()
+    }
+}
+
+impl Identify for ByAddress {
+    fn locate(&self, usage: BorrowedFd<'_>, directory: BorrowedFd<'_>, id: u64) -> Result<Located> {
+        self.0.locate(usage, directory, id)
+    }
+
+    fn file_of(&self, fd: BorrowedFd<'_>) -> Result<FileId> {
+        self.0.file_of(fd).map(|file| FileId(file.0 | 1 << 63))
+    }
+}
+
+#[test]
+fn an_agent_that_names_eventfds_otherwise_goes_on_with_them() {
+    let (mut watcher, client) = (first(), client());
+    let group = watcher.core.source.group(0);
+    let receipt = watcher.register(request(group, USAGE, "100", &client)).expect("registered");
+    watcher.confirm(receipt);
+    for by_address in [true, false, true] {
+        let (source, handed) = killed(watcher);
+        let address = ByAddress(FakeKernel::new());
+        let identity: &dyn Identify = if by_address { &address } else { &address.0 };
+        let restored;
+        (watcher, restored) = next_with(source, handed, INSTANCE, identity);
+        assert_eq!((restored.registrations, restored.lost), (1, 0));
+        watcher.core.source.charge(0, if by_address { 120 } else { 80 });
+        watcher.look(0);
+        assert_eq!(taken(&client), 1);
+    }
+}
+
 #[test]
 fn the_agents_own_registrations_die_with_it() {
     let (mut watcher, client) = (first(), client());
-    let group = watcher.source.group(0);
+    let group = watcher.core.source.group(0);
     let own = RegistrationRequest { account: Account::Agent, ..request(group, USAGE, "10", &client) };
     let receipt = watcher.register(own).expect("registered");
     watcher.confirm(receipt);
-    watcher.source.charge(0, 12);
+    watcher.core.source.charge(0, 12);
     watcher.look(0);
     assert_eq!(taken(&client), 1);
     assert!(killed_and_next(watcher).registry().is_empty());
@@ -71,8 +125,8 @@ fn the_agents_own_registrations_die_with_it() {
 #[test]
 fn each_account_keeps_what_it_holds_and_owes() {
     let (mut watcher, client) = (first(), client());
-    watcher.limits.quota = 2;
-    let group = watcher.source.group(0);
+    watcher.core.limits.quota = 2;
+    let group = watcher.core.source.group(0);
     let accounts = [Account::User(1), Account::User(2), Account::Group(2), Account::Privileged];
     let by = |watcher: &mut Watcher<FakeKernel>, account, args: &str| {
         let receipt =
@@ -85,23 +139,23 @@ fn each_account_keeps_what_it_holds_and_owes() {
     }
     for _ in 0..2 {
         watcher = killed_and_next(watcher);
-        watcher.limits.quota = 2;
+        watcher.core.limits.quota = 2;
         assert!(accounts.iter().all(|account| watcher.registry().held_by(*account) == 2));
         for account in &accounts[..3] {
             assert_eq!(by(&mut watcher, *account, "11"), Err(Errno::EDQUOT));
         }
     }
     // Registrations that exist are never dropped for a smaller bound.
-    watcher.limits.registrations = 1;
+    watcher.core.limits.registrations = 1;
     assert_eq!(by(&mut watcher, Account::User(3), "10"), Err(Errno::ENOMEM));
     let (source, handed) = killed(watcher);
     assert_eq!(next(source, handed, INSTANCE).1, Restored { registrations: 8, removed: 0, lost: 0 });
 }
 
 #[test]
-fn an_answer_that_was_lost_is_its_askers() {
+fn a_registration_without_an_answer_stays_its_requesters() {
     let (mut watcher, client) = (first(), client());
-    let group = watcher.source.group(0);
+    let group = watcher.core.source.group(0);
     let by = |watcher: &mut Watcher<FakeKernel>, user| {
         let account = Account::User(user);
         watcher.register(RegistrationRequest { account, ..request(group, USAGE, "10", &client) })
@@ -115,7 +169,7 @@ fn an_answer_that_was_lost_is_its_askers() {
 }
 
 #[test]
-fn what_holds_when_the_next_one_comes_is_told() {
+fn what_holds_when_the_next_agent_starts_is_signalled() {
     let (mut watcher, client) = (first(), client());
     for args in ["10", "10", "20", "30,up", "5,down"] {
         wait_for(&mut watcher, 0, USAGE, args, &client).expect("registered");
@@ -125,18 +179,18 @@ fn what_holds_when_the_next_one_comes_is_told() {
     let (mut watcher, restored) = next(source, handed, INSTANCE);
     assert_eq!(restored, Restored { registrations: 5, removed: 0, lost: 0 });
     assert_eq!(taken(&client), 4, "10 twice, 20, 30");
-    watcher.source.charge(0, 0);
+    watcher.core.source.charge(0, 0);
     watcher.look(0);
     assert_eq!(taken(&client), 4, "10 twice, 20, 5");
     let mut watcher = killed_and_next(killed_and_next(watcher));
     assert_eq!(taken(&client), 0, "nothing twice");
-    watcher.source.charge(0, 12);
+    watcher.core.source.charge(0, 12);
     watcher.look(0);
     assert_eq!(taken(&client), 2);
 }
 
 #[test]
-fn what_came_and_went_meanwhile_is_told() {
+fn what_came_and_went_meanwhile_is_signalled() {
     let (mut watcher, client) = (first(), client());
     wait_for(&mut watcher, 0, USAGE, "10", &client).expect("registered");
     wait_for(&mut watcher, 1, ControlFile::Oom, "", &client).expect("registered");
@@ -150,7 +204,7 @@ fn what_came_and_went_meanwhile_is_told() {
 }
 
 #[test]
-fn what_old_and_new_programs_have_both_seen_is_told_once() {
+fn what_old_and_new_programs_have_both_seen_is_signalled_once() {
     let (mut watcher, client) = (first(), client());
     wait_for(&mut watcher, 0, USAGE, "10", &client).expect("registered");
     wait_for(&mut watcher, 0, ControlFile::Oom, "", &client).expect("registered");
@@ -161,17 +215,17 @@ fn what_old_and_new_programs_have_both_seen_is_told_once() {
     *kernel.before.borrow_mut() = Some(Seen { memory, ooms: 1, ..Seen::NOTHING });
     let (mut watcher, _) = next(kernel, handed, INSTANCE + 1);
     assert_eq!(taken(&client), 3, "up, down, and an OOM");
-    assert!(watcher.source.wanted.get() != 0, "and counted from here on");
+    assert!(watcher.core.source.wanted.get() != 0, "and counted from here on");
     watcher.look(0);
     assert_eq!(taken(&client), 0);
 }
 
 #[test]
-fn what_was_taken_and_not_signalled_is_told() {
+fn what_was_taken_and_not_signalled_is_signalled() {
     let (mut watcher, client) = (first(), client());
     wait_for(&mut watcher, 0, USAGE, "10", &client).expect("registered");
     let seen = Seen { memory: Excursion { min: u64::MAX, max: 40 }, ..Seen::NOTHING };
-    watcher.persistence.as_ref().expect("kept").state().begin(&Unfinished { cgroup_id: 100, seen });
+    watcher.core.records.persistence().expect("kept").state().begin(&Unfinished { cgroup_id: 100, seen });
     let watcher = killed_and_next(watcher);
     assert_eq!(taken(&client), 2);
     killed_and_next(watcher);
@@ -179,7 +233,7 @@ fn what_was_taken_and_not_signalled_is_told() {
 }
 
 #[test]
-fn groups_that_went_are_told_once() {
+fn groups_that_went_are_signalled_once() {
     let (mut watcher, client) = (first(), client());
     for slot in [0, 0, 1] {
         wait_for(&mut watcher, slot, USAGE, "10", &client).expect("registered");
@@ -190,22 +244,22 @@ fn groups_that_went_are_told_once() {
     source.counters[0].set(None);
     let (watcher, _) = next(source, handed, INSTANCE);
     assert_eq!(taken(&client), 2);
-    assert_eq!(watcher.source.recycled, [0]);
+    assert_eq!(watcher.core.source.recycled, [0]);
     let (source, handed) = killed(watcher);
     source.slots[1].cgroup_id.set(4711);
     let (watcher, restored) = next(source, handed, INSTANCE + 1);
     assert_eq!(restored, Restored { registrations: 0, removed: 1, lost: 0 });
     assert_eq!(taken(&client), 1);
     assert!(watcher.registry().is_empty());
-    assert!(watcher.eventfds.is_empty());
+    assert!(watcher.core.delivery.eventfds() == 0);
 }
 
 #[test]
-fn what_was_owed_is_told_though_the_group_has_gone() {
+fn recorded_signals_are_given_though_the_group_has_gone() {
     let (mut watcher, client) = (first(), client());
     wait_for(&mut watcher, 0, ControlFile::Oom, "", &client).expect("registered");
     let to = watcher.registry().group(0).and_then(|group| group.oom().next()).expect("it waits");
-    watcher.persistence.as_ref().expect("kept").state().owe(to.ticket, 2);
+    watcher.core.records.persistence().expect("kept").state().owe(to.record_id, 2);
     let (source, handed) = killed(watcher);
     source.slots[0].cgroup_id.set(4711);
     let (_watcher, restored) = next(source, handed, INSTANCE + 1);
@@ -214,9 +268,9 @@ fn what_was_owed_is_told_though_the_group_has_gone() {
 }
 
 #[test]
-fn emptied_and_removed_is_told_both() {
+fn emptied_and_removed_is_signalled_both() {
     let (mut watcher, client) = (first(), client());
-    watcher.source.charge(0, 20);
+    watcher.core.source.charge(0, 20);
     wait_for(&mut watcher, 0, USAGE, "10", &client).expect("registered");
     let (source, handed) = killed(watcher);
     source.charge(0, 0);
@@ -237,17 +291,17 @@ fn other_maps_are_found_their_groups_by_id() {
     let (mut watcher, restored) = next(fresh, handed, INSTANCE + 1);
     assert_eq!(restored.registrations, 1);
     assert_eq!(taken(&client), 1);
-    watcher.source.charge(1, 0);
+    watcher.core.source.charge(1, 0);
     watcher.look(1);
     assert_eq!(taken(&client), 1);
-    assert!(watcher.source.epochs.get() > 0, "groups without a watcher above look up again");
+    assert!(watcher.core.source.epochs.get() > 0, "groups without a watcher above look up again");
 }
 
 #[test]
-fn an_answer_that_was_lost_is_asked_for_again() {
+fn a_request_whose_answer_was_lost_may_be_repeated() {
     let (mut watcher, client) = (first(), client());
     let register_again = |watcher: &mut Watcher<FakeKernel>| {
-        let group = watcher.source.group(0);
+        let group = watcher.core.source.group(0);
         watcher.register(request(group, USAGE, "10", &client)).expect("registered")
     };
     let answered = register_again(&mut watcher);
@@ -261,7 +315,7 @@ fn an_answer_that_was_lost_is_asked_for_again() {
     let more = register_again(&mut watcher);
     watcher.confirm(more);
     assert_eq!(watcher.registry().len(), 3, "a duplicate is a duplicate");
-    watcher.source.charge(0, 10);
+    watcher.core.source.charge(0, 10);
     watcher.look(0);
     assert_eq!(taken(&client), 3);
 }
@@ -276,13 +330,13 @@ fn closed_meanwhile_is_closed() {
     let (watcher, _) = next(source, handed, INSTANCE);
     assert!(watcher.registry().is_empty());
     let watcher = killed_and_next(watcher);
-    assert!(watcher.registry().is_empty() && watcher.eventfds.is_empty());
+    assert!(watcher.registry().is_empty() && watcher.core.delivery.eventfds() == 0);
 }
 
 #[test]
-fn bags_are_packed_and_cleared_out() {
+fn stashes_are_packed_and_cleared_out() {
     let mut watcher = first();
-    watcher.limits.quota = 10_000;
+    watcher.core.limits.quota = 10_000;
     let mut clients: Vec<_> = (0..600).map(|_| client()).collect();
     for client in &clients {
         wait_for(&mut watcher, 0, USAGE, "10", client).expect("registered");
@@ -290,18 +344,18 @@ fn bags_are_packed_and_cleared_out() {
     let gone: Vec<_> = clients.drain(..500).collect();
     for file in gone.iter().map(super::handed) {
         let file = file.file;
-        watcher.source.references.borrow_mut().insert(file, 2);
+        watcher.core.source.references.borrow_mut().insert(file, 2);
     }
     watcher.end_closed();
     assert_eq!(watcher.registry().len(), 100);
-    let handed = watcher.persistence.as_ref().expect("kept").as_handed();
+    let handed = watcher.core.records.persistence().expect("kept").as_handed();
     assert!(handed.len() <= 5, "{} descriptors to keep", handed.len());
     let (_, left) = Persistence::open(FdStore::of_tests(), handed).expect("opened");
     assert_eq!(left.records.len(), 100);
     assert!(left.files.len() < 400, "{} eventfds for 100", left.files.len());
     let _: Vec<(_, OwnedFd)> = left.files;
     let mut watcher = killed_and_next(watcher);
-    watcher.source.charge(0, 10);
+    watcher.core.source.charge(0, 10);
     watcher.look(0);
     assert!(clients.iter().all(|client| taken(client) == 1));
     assert!(gone.iter().all(|client| taken(client) == 0));
@@ -317,26 +371,26 @@ proptest! {
     ) {
         let (ours, theirs) = (client(), client());
         let (mut dying, mut living) = (first(), first());
-        dying.limits.quota = 100;
-        living.limits.quota = 100;
+        dying.core.limits.quota = 100;
+        living.core.limits.quota = 100;
         for (act, number, dies) in acts {
             for (watcher, client) in [(&mut dying, &ours), (&mut living, &theirs)] {
                 let args = match act {
                     0 => number.to_string(),
                     1 => format!("{number},up,hysteresis=5"),
                     _ => {
-                        watcher.source.charge(0, number);
+                        watcher.core.source.charge(0, number);
                         continue;
                     }
                 };
-                let group = watcher.source.group(0);
+                let group = watcher.core.source.group(0);
                 let receipt = watcher.register(request(group, USAGE, &args, client)).expect("registered");
                 watcher.confirm(receipt);
             }
             if dies {
                 if number % 2 == 0 {
-                    // Worked out, and owed.
-                    dying.look_now(0);
+                    // Worked out, and recorded.
+                    dying.looks.look_now(&mut dying.core, 0);
                 }
                 dying = killed_and_next(dying);
             } else {

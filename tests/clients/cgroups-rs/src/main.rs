@@ -1,4 +1,4 @@
-//! Hears memory events through the crate cgroups-rs: `cgroups-rs DIRECTORY LEVEL`.
+//! Counts memory events through the crate cgroups-rs: `cgroups-rs DIRECTORY LEVEL`.
 //! Ends once the crate has closed both channels, which means a removed group.
 
 use std::error::Error;
@@ -17,18 +17,18 @@ fn main() -> Result<(), Box<dyn Error>> {
     let channels =
         [notify_on_oom_v1("oom", directory)?, notify_memory_pressure("pressure", directory, level)?];
     println!("registered");
-    let hearers = channels.map(|channel| thread::spawn(move || hear(&channel)));
-    for hearer in hearers {
-        hearer.join().map_err(|_| "a hearer panicked")?;
+    let counters = channels.map(|channel| thread::spawn(move || count(&channel)));
+    for counter in counters {
+        counter.join().map_err(|_| "a counter panicked")?;
     }
     Ok(())
 }
 
-fn hear(channel: &Receiver<String>) {
-    let mut heard = 0;
+fn count(channel: &Receiver<String>) {
+    let mut received = 0;
     while let Ok(key) = channel.recv() {
-        heard += 1;
-        println!("{key} {heard}");
+        received += 1;
+        println!("{key} {received}");
     }
-    println!("closed after {heard}");
+    println!("closed after {received}");
 }

@@ -130,7 +130,7 @@ impl Lines {
         line.extend(text.bytes());
     }
 
-    /// Those that this file takes, and now and then another's.
+    /// Arguments that this file takes, and now and then another's.
     fn arguments(&mut self, line: &mut Vec<u8>, file: ControlFile) {
         let kind = if self.one_in(12) { self.random.below(4) } else { 4 };
         match (kind, file) {
@@ -191,7 +191,7 @@ impl Lines {
         }
     }
 
-    /// One byte other, more or less, or a part twice.
+    /// Changes, adds or removes a byte, or repeats a part.
     fn mutate(&mut self, line: &mut Vec<u8>) {
         let at = self.random.below(line.len() + 1);
         let byte = if self.one_in(4) { self.random.below(256) as u8 } else { self.pick(BYTES) };

@@ -168,6 +168,13 @@ fn mounts(directory: &Path, pod: &Value, container: &Value) -> Result<Vec<Value>
             json!({ "destination": point, "type": "bind", "source": path, "options": ["rbind", "rprivate", "nosuid", "nodev", access] }),
         );
     }
+    // What a kubelet mounts for the resource, by the device plugin's answer.
+    if container["resources"]["limits"]["memcg-monitor/socket"].is_number() {
+        mounts.push(json!({
+            "destination": "/run/memcg-monitor", "type": "bind", "source": "/run/memcg-monitor",
+            "options": ["rbind", "rprivate", "nosuid", "nodev", "ro"],
+        }));
+    }
     Ok(mounts)
 }
 

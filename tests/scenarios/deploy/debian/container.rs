@@ -107,8 +107,9 @@ fn debian_container() -> Result<()> {
         ensure!(agent.process(field)? == mask, "{field} is {}, not {mask}", agent.process(field)?);
     }
 
-    hears_of_itself(&agent, "client", None)?;
-    hears_of_itself(&agent, "mapped", Some(100_000))?;
+    receives_own_events(&agent, "client", "client", None)?;
+    receives_own_events(&agent, "mapped", "client", Some(100_000))?;
+    receives_own_events(&agent, "hostpath", "client-hostpath", None)?;
 
     let usage = agent.group();
     let (now, peak) =
@@ -122,8 +123,13 @@ fn debian_container() -> Result<()> {
 }
 
 /// A client in namespaces of its own, which may do nothing, and a process in its group.
-fn hears_of_itself(agent: &Container, name: &'static str, users: Option<u32>) -> Result<()> {
-    let client = Container::start(name, "sidecar", users)?;
+fn receives_own_events(
+    agent: &Container,
+    name: &'static str,
+    manifest: &str,
+    users: Option<u32>,
+) -> Result<()> {
+    let client = Container::start(name, manifest, users)?;
     let control = AdminConnection::connect(&agent.operators())?;
     control.set_timeout(Some(PATIENCE))?;
     let group = client.group().path.display().to_string();

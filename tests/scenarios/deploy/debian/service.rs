@@ -19,7 +19,7 @@ use crate::harness::client::{Waiter, attached, write_event_control};
 use crate::harness::group::{Group, read_number};
 use crate::harness::report::say;
 use crate::harness::test::vm_test;
-use crate::scenarios::deploy::debian::{SERVICE, Units, property, systemctl};
+use crate::scenarios::deploy::debian::{SERVICE, Units, output, property, systemctl};
 
 /// The view, where it is by default.
 const VIEW: &str = "/run/memcg-monitor/cgroup";
@@ -28,7 +28,7 @@ const VIEW: &str = "/run/memcg-monitor/cgroup";
 const SURVIVES: bool = true;
 
 /// Crosses a threshold up and down, and checks that both are signalled.
-pub(super) fn hears(name: &str) -> Result<()> {
+pub(super) fn receives(name: &str) -> Result<()> {
     let group = Group::new(name)?;
     let mut charger = Charger::start(&group)?;
     let waiter = Waiter::on(&group, "4M")?;
@@ -37,7 +37,7 @@ pub(super) fn hears(name: &str) -> Result<()> {
 }
 
 /// Checks it for a registration by a write to the view's `cgroup.event_control`.
-fn hears_by_view(name: &str) -> Result<()> {
+fn receives_by_view(name: &str) -> Result<()> {
     let group = Group::new(name)?;
     let mut charger = Charger::start(&group)?;
     let waiter = Waiter::new()?;
@@ -52,8 +52,8 @@ fn hears_by_view(name: &str) -> Result<()> {
 
 fn crossings(waiter: &Waiter, charger: &mut Charger) -> Result<()> {
     let one = |side| {
-        let heard = waiter.wait()?;
-        ensure!(heard == 1, "{side}: {heard} signals, not 1");
+        let received = waiter.wait()?;
+        ensure!(received == 1, "{side}: {received} signals, not 1");
         Ok(())
     };
     charger.grow(Kind::Anonymous, 8 * MIB)?;
@@ -66,7 +66,7 @@ fn start_sockets() -> Result<()> {
     systemctl(&["start", "memcg-monitor.socket", "memcg-monitor-operator.socket"]).map(drop)
 }
 
-fn main_process() -> Result<Pid> {
+pub(super) fn main_process() -> Result<Pid> {
     let text = property("MainPID")?;
     Ok(Pid::from_raw(text.parse().with_context(|| format!("MainPID={text}"))?))
 }
@@ -87,7 +87,7 @@ fn debian_service() -> Result<()> {
     let _units = Units::install(&[])?;
     start_sockets()?;
     ensure!(property("ActiveState")? == "inactive", "no client has connected yet");
-    hears("activation")?;
+    receives("activation")?;
     ensure!(property("ActiveState")? == "active", "it is {}", property("ActiveState")?);
     let status = property("StatusText")?;
     ensure!(status.contains("watching") && status.contains(VIEW), "its status is {status:?}");
@@ -98,7 +98,7 @@ fn debian_service() -> Result<()> {
         let mode = fs::metadata(directory)?.permissions().mode() & 0o777;
         ensure!(mode & 0o555 == 0o555, "{directory} has mode {mode:o}");
     }
-    hears_by_view("by_view")?;
+    receives_by_view("by_view")?;
 
     let pid = main_process()?;
     let process = |file: &str| fs::read_to_string(format!("/proc/{pid}/{file}"));
@@ -117,7 +117,7 @@ fn debian_service() -> Result<()> {
 
 vm_test!(
     debian_restarts,
-    "systemctl restart and a kill bring the agent back; who registers meanwhile waits for it",
+    "systemctl restart and a kill bring the agent back; clients that register meanwhile wait for it",
     Debian,
     []
 );
@@ -134,8 +134,8 @@ fn debian_restarts() -> Result<()> {
         } else {
             kill(before, Signal::SIGKILL).context("kill failed")?;
         }
-        // Whoever comes before the next agent is ready waits for it.
-        hears("again").with_context(|| format!("after {how}"))?;
+        // A client that connects before the next agent is ready waits for it.
+        receives("again").with_context(|| format!("after {how}"))?;
         until("another agent runs", || {
             let now = main_process()?;
             Ok(now != before && now.as_raw() != 0 && property("ActiveState")? == "active")
@@ -145,7 +145,7 @@ fn debian_restarts() -> Result<()> {
             crossings(&waiter, &mut charger).with_context(|| format!("registered before {how}"))?;
             // What an agent signals just before it is killed may be signalled once more (A7): not
             // this waiter's, by now.
-            hears("noted")?;
+            receives("noted")?;
         }
     }
     charger.end()
@@ -177,9 +177,9 @@ fn debian_watchdog() -> Result<()> {
     until("the watchdog restarts it", || {
         Ok(property("NRestarts")? != "0" && property("ActiveState")? == "active")
     })?;
-    let log = super::output("journalctl", &["--no-pager", "-o", "cat", "-u", SERVICE])?;
+    let log = output("journalctl", &["--no-pager", "-o", "cat", "-u", SERVICE])?;
     ensure!(log.contains("Watchdog timeout"), "systemd restarted it for another reason: {log}");
-    hears("watchdog")
+    receives("watchdog")
 }
 
 vm_test!(debian_no_view, "the tighter drop-in serves the socket, with nothing mounted", Debian, []);
@@ -191,12 +191,60 @@ fn debian_no_view() -> Result<()> {
     let pid = main_process()?;
     let ours = fs::read_link("/proc/self/ns/mnt")?;
     ensure!(fs::read_link(format!("/proc/{pid}/ns/mnt"))? != ours, "it is in our mount namespace");
-    hears("no_view")
+    receives("no_view")
+}
+
+vm_test!(
+    debian_own_user,
+    "with the drop-in for a user of its own, the service works as root's does, and goes on after a restart",
+    Debian,
+    []
+);
+fn debian_own_user() -> Result<()> {
+    // As the package does.
+    output("sh", &["-c", "echo 'u memcg-monitor - agent' | systemd-sysusers -"])?;
+    // As udev leaves it, which this Debian does not have.
+    output("chmod", &["0666", "/dev/fuse"])?;
+    let text = Units::drop_in("own-user.conf")?;
+    let _units = Units::install(&[("10-own-user.conf", &text)])?;
+    let _own = OwnUser;
+    systemctl(&["start", SERVICE])?;
+    let owner = |path: &str| Ok::<_, anyhow::Error>(output("stat", &["-c", "%U", path])?.trim().to_owned());
+    let first = main_process()?;
+    for path in [&format!("/proc/{first}"), "/run/memcg-monitor", "/sys/fs/bpf/memcg-monitor"] {
+        ensure!(owner(path)? == "memcg-monitor", "{path} is {}'s", owner(path)?);
+    }
+    receives("own_user")?;
+    receives_by_view("own_user_view")?;
+
+    let group = Group::new("own_user_kept")?;
+    let mut charger = Charger::start(&group)?;
+    let waiter = Waiter::on(&group, "4M")?;
+    systemctl(&["restart", SERVICE])?;
+    ensure!(main_process()? != first, "the agent is not a new one");
+    crossings(&waiter, &mut charger).context("registered before the restart")?;
+    charger.end()?;
+    systemctl(&["stop", SERVICE])?;
+    ensure!(!is_mounted()?, "the view is still mounted");
+    Ok(())
+}
+
+/// Gives the directories back to root, whose agent the next test has.
+#[derive(Debug)]
+struct OwnUser;
+
+impl Drop for OwnUser {
+    fn drop(&mut self) {
+        let _ = systemctl(&["stop", SERVICE]);
+        // As docs/guide/deploy.md says.
+        let _ = output("rm", &["-rf", "/sys/fs/bpf/memcg-monitor"]);
+        let _ = output("chown", &["-R", "root:root", "/run/memcg-monitor"]);
+    }
 }
 
 vm_test!(
     debian_metrics,
-    "with the drop-in for metrics, Prometheus scrapes by loopback, and the rest goes on",
+    "with the drop-in for metrics, Prometheus scrapes by loopback, and the service otherwise works as before",
     Debian,
     []
 );
@@ -206,23 +254,28 @@ fn debian_metrics() -> Result<()> {
     systemctl(&["start", SERVICE])?;
     let mut stream = TcpStream::connect("127.0.0.1:9101").context("no process listens")?;
     stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
-    let mut told = String::new();
-    stream.read_to_string(&mut told)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
     for line in ["HTTP/1.1 200 OK", "memcg_monitor_build_info{", "container_memory_usage_bytes{id=\"/"] {
-        ensure!(told.contains(line), "no {line} in {told}");
+        ensure!(answer.contains(line), "no {line} in {answer}");
     }
-    hears("metrics")
+    receives("metrics")
 }
 
-/// For good: what was attached before is all that is attached now, and so on.
+/// Checks a final stop: what was attached before is all that is attached now, and so on.
 fn stop(before: &[String]) -> Result<()> {
     ensure!(attached()?.len() > before.len(), "nothing is attached");
     systemctl(&["stop", SERVICE])?;
     ensure!(Path::new(SOCKET).exists(), "the socket is systemd's, and stays while its unit is active");
-    systemctl(&["stop", "memcg-monitor.socket", "memcg-monitor-operator.socket"])?;
+    systemctl(&[&["stop"], &Units::ALL[1..]].concat())?;
     ensure!(property("Result")? == "success", "its result is {}", property("Result")?);
+    stopped(before)
+}
+
+/// Checks that a stopped service has left nothing.
+pub(super) fn stopped(before: &[String]) -> Result<()> {
     // The kernel frees what was pinned in its own time.
-    until("nothing is attached any more", || Ok(attached()? == before))?;
+    until("nothing is attached any more", || Ok(attached()? == *before))?;
     ensure!(!is_mounted()?, "the view is still mounted");
     let left: Vec<_> = fs::read_dir("/run/memcg-monitor")
         .map(|entries| entries.flatten().map(|entry| entry.file_name()).collect())

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::harness::report::say;
 use crate::harness::test::vm_test;
-use crate::scenarios::deploy::debian::{BINARY, SERVICE, copy, output};
+use crate::scenarios::deploy::debian::{BINARY, SERVICE, Units, copy, output};
 
 /// Texts between the fences of one section, but for what needs a clone.
 fn blocks(text: &str, section: &str) -> Vec<String> {
@@ -34,7 +34,10 @@ fn debian_documented() -> Result<()> {
     let share = Path::new("/usr/share/memcg-monitor");
     let text = fs::read_to_string(share.join("deploy.md")).context("cannot read docs/guide/deploy.md")?;
     let blocks = blocks(&text, "Under systemd");
-    let [install, remove, narrow] = blocks.as_slice() else { bail!("{} blocks of commands", blocks.len()) };
+    // Those for a user of its own are debian_own_user's.
+    let [install, remove, _, narrow] = blocks.as_slice() else {
+        bail!("{} blocks of commands", blocks.len())
+    };
     // A clone, as far as the commands see it.
     let clone = Path::new("/var/lib/clone");
     let built = clone.join("target/guest/x86_64-unknown-linux-gnu/release");
@@ -49,8 +52,9 @@ fn debian_documented() -> Result<()> {
     let said = sh(install)?;
     ensure!(said.contains("active (running)") && said.contains("CGROUP"), "it says {said}");
     sh(narrow)?;
-    let line = output("systemctl", &["show", "-P", "ExecStart", SERVICE])?;
-    ensure!(line.contains("--no-mount"), "the drop-in does not count: {line}");
+    let pid = output("systemctl", &["show", "-P", "MainPID", SERVICE])?;
+    let line = fs::read_to_string(format!("/proc/{}/cmdline", pid.trim()))?;
+    ensure!(line.contains("\0--no-mount\0"), "the drop-in does not count: {line:?}");
     let pinned = fs::read_dir("/sys/fs/bpf/memcg-monitor").map_or(0, Iterator::count);
     ensure!(pinned == 0, "programs of the agent before stay attached");
     sh(remove)?;
@@ -68,21 +72,21 @@ vm_test!(
     Debian,
     []
 );
-/// Without the drop-in and with it.
+/// Limits without the drop-in and with it.
 fn debian_units() -> Result<()> {
     let share = Path::new("/usr/share/memcg-monitor/systemd");
     // In tenths: 0 is sealed, 100 is open.
     for (drop_in, most) in [("", 40.0), ("memcg-monitor.service.d", 20.0)] {
         let directory = Path::new("/var/lib/units").join(if drop_in.is_empty() { "plain" } else { "narrow" });
         fs::create_dir_all(&directory).context("cannot make a directory")?;
-        for name in [SERVICE, "memcg-monitor.socket", "memcg-monitor-operator.socket", drop_in] {
+        for name in Units::ALL.into_iter().chain([drop_in]) {
             if !name.is_empty() {
                 copy(&share.join(name), &directory.join(name), 0o644)?;
             }
         }
-        // The one is for the host's network, so its score is another matter; of the other this
-        // systemd knows no word.
-        for apart in ["metrics.conf", "systemd-254.conf"] {
+        // Of these, one is for the host's network and one has another user, so their scores are
+        // another matter; of the last this systemd knows no word.
+        for apart in ["metrics.conf", "own-user.conf", "systemd-254.conf"] {
             let _ = fs::remove_file(directory.join(drop_in).join(apart));
         }
         let analyze = |words: &str| {

@@ -89,10 +89,10 @@ fn a_page_size_of_zero_is_refused_for_every_spelling() {
 }
 
 #[test]
-fn directions_are_heard_as_asked() {
+fn directions_are_reported_as_requested() {
     let directions = |text: &str| {
         let threshold = parse(text.as_bytes(), PAGE).expect(text);
-        (threshold.hears(Direction::Up), threshold.hears(Direction::Down))
+        (threshold.reports(Direction::Up), threshold.reports(Direction::Down))
     };
     assert_eq!(directions("1M"), (true, true));
     assert_eq!(directions("1M,up"), (true, false));
@@ -179,7 +179,7 @@ const PAGE_SIZES: &[u64] = &[1, 4096, 16384, 65536];
 
 proptest! {
     #[test]
-    fn extended_bytes_are_decided_as_the_prose_says(
+    fn extended_bytes_are_decided_as_documented(
         args in likely_extended(),
         page_size in prop::sample::select(PAGE_SIZES),
     ) {
@@ -187,7 +187,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_decided_as_the_prose_says(
+    fn any_bytes_are_decided_as_documented(
         args in prop::collection::vec(any::<u8>(), 0..40),
         page_size in 1..=u64::MAX,
     ) {

@@ -1,0 +1,96 @@
+//! The command `memcg-monitor report`: draws a file of the black box. It needs no agent, no rights
+//! and no kernel: only the file.
+
+mod chart;
+mod curve;
+mod element;
+mod last;
+mod lines;
+mod marks;
+mod page;
+mod scale;
+mod story;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    fs::File,
+    io::{self, BufReader, Read as _, Write as _},
+    path::Path,
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use memcg_monitor::black_box::{MAX_FILE, Recording};
+use monitor_client::named;
+
+use self::{
+    chart::{Chart, STYLE},
+    element::Element,
+};
+use crate::{
+    cli::{ReportFormat, ReportOptions},
+    commands::fold::columns,
+};
+
+pub fn run(options: &ReportOptions) -> Result<ExitCode> {
+    let recording = read(&options.file)?;
+    // A file has the same columns wherever it is made.
+    let columns = if options.output.is_none() { columns() } else { None };
+    let text = drawn(recording, (options.format, columns), options.last)?;
+    match &options.output {
+        Some(path) => {
+            std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        None => {
+            let mut out = io::stdout().lock();
+            out.write_all(text.as_bytes())?;
+            out.flush()?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn read(path: &Path) -> Result<Recording> {
+    if path == Path::new("-") {
+        return Recording::read(io::stdin().lock()).context("standard input");
+    }
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) => bail!(
+            "open {}: {}; `memcg-monitor record` writes a file, and so does a kill (agent --black-box)",
+            path.display(),
+            named(&error)
+        ),
+    };
+    // A device or a pipe may never end.
+    let bounded = BufReader::new(file.take(MAX_FILE + 1));
+    Recording::read(bounded).with_context(|| path.display().to_string())
+}
+
+/// The report in a form, its text in so many columns; `last`: the time before the end that it is of.
+fn drawn(
+    recording: Recording,
+    (format, columns): (ReportFormat, Option<usize>),
+    last: Option<Duration>,
+) -> Result<String> {
+    let recording = &match last {
+        Some(last) => last::only_last(recording, last),
+        None => recording,
+    };
+    let last = last.map(|last| last.as_nanos() as f64);
+    Ok(match format {
+        ReportFormat::Svg => {
+            let style = Element::new("style").rules(STYLE);
+            Chart::new(recording, last).draw().child(&style).to_string()
+        }
+        ReportFormat::Html => page::page(recording, last),
+        ReportFormat::Text => {
+            let mut text = Vec::new();
+            lines::write(&mut text, recording, columns)?;
+            String::from_utf8(text)?
+        }
+        ReportFormat::Json => serde_json::to_string(recording)? + "\n",
+    })
+}

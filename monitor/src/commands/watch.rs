@@ -1,0 +1,206 @@
+//! The command `memcg-monitor watch`: tells what happens in all groups that match patterns, over
+//! restarts of the agent.
+
+mod check;
+mod exec;
+mod known;
+mod queue;
+mod request;
+mod rule;
+mod signal;
+mod stream;
+mod words;
+
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail};
+use memcg_monitor::printable;
+use monitor_client::wire::{Answer, EventRow};
+use serde::Serialize;
+
+use crate::{
+    cli::{Output, Watch},
+    commands::{
+        TIMED_OUT,
+        watch::{
+            exec::ShellCommand,
+            known::Known,
+            queue::Executor,
+            rule::Rule,
+            signal::GroupSignal,
+            stream::{News, Stream},
+        },
+    },
+};
+
+/// The exit code for words, or a rule, that no agent takes.
+const WRONG_USAGE: u8 = 2;
+
+/// The reason why the agent had no room for events.
+const TOO_SLOW: &str = "this was too slow to read the events before the next";
+
+/// The time that a command may take, where a rule does not say it; as the option's default.
+const EXEC_TIMEOUT: Duration = Duration::from_secs(60);
+
+pub fn run(options: &Watch) -> Result<ExitCode> {
+    if let Some(directory) = &options.check_config {
+        let is_good = check::check(directory, options.output)?;
+        return Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
+    let rule = match Rule::of(options) {
+        Ok(rule) => rule,
+        Err(wrong) => {
+            wrong.iter().for_each(|wrong| eprintln!("memcg-monitor: {}", printable(&wrong.to_string())));
+            return Ok(ExitCode::from(WRONG_USAGE));
+        }
+    };
+    let mut request = rule.request.clone();
+    let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
+    let known = Known::of(&mut request.specs);
+    let mut teller = Teller { output: options.output, known, told: 0, actions: actions(&rule)? };
+    let mut away_since: Option<Instant> = None;
+    let mut stream = Stream::begin(&options.control_socket, &request, deadline)?;
+    loop {
+        match stream.next(deadline)? {
+            News::Answer(answer) => {
+                if let Some(start) = away_since.take() {
+                    teller.away(Some(start.elapsed()))?;
+                }
+                teller.tell(*answer)?;
+            }
+            News::ReaderGone => return Ok(ExitCode::SUCCESS),
+            News::TimedOut => return Ok(ExitCode::from(TIMED_OUT)),
+            News::AgentEnded if options.once => bail!("the agent ended (--once)"),
+            News::AgentEnded => {
+                // The socket of an agent that is being killed may take a connection, and end it.
+                if away_since.is_none() {
+                    away_since = Some(Instant::now());
+                    teller.away(None)?;
+                    teller.known.begin_again();
+                }
+                request.again = true;
+                match Stream::begin_again(&options.control_socket, &request, deadline)? {
+                    Some(again) => stream = again,
+                    None => return Ok(ExitCode::from(TIMED_OUT)),
+                }
+            }
+        }
+        if options.count.is_some_and(|count| teller.told >= count) {
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+}
+
+/// Prepares what the rule asks to do for each event.
+///
+/// # Errors
+/// The process to signal is not there.
+fn actions(rule: &Rule) -> Result<Vec<Executor>> {
+    let mut actions = Vec::new();
+    if let Some((signal, to)) = rule.signal.zip(rule.to) {
+        let signal = GroupSignal::new(signal, to)?;
+        actions.push(Executor::new("--signal", 1, move |event, _| signal.send(event)));
+    }
+    if let Some(command) = &rule.exec {
+        let command = ShellCommand::new(command.clone(), rule.exec_timeout.unwrap_or(EXEC_TIMEOUT));
+        actions
+            .push(Executor::new("--exec", exec::AT_ONCE, move |event, dropped| command.run(event, dropped)));
+    }
+    Ok(actions)
+}
+
+/// Lines in which `watch` speaks of itself, beside the agent's answers.
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum Notice {
+    /// The agent has ended.
+    Away,
+    /// An agent is there again: what happened meanwhile is told late, as far as it still holds.
+    Back { seconds: f64 },
+}
+
+/// Tells events in the form that is asked for.
+struct Teller {
+    output: Output,
+    known: Known,
+    /// Events that were told.
+    told: u64,
+    /// Done for each event.
+    actions: Vec<Executor>,
+}
+
+impl Teller {
+    fn tell(&mut self, mut answer: Answer) -> Result<()> {
+        match &mut answer {
+            Answer::Event(event) => {
+                if self.known.is_news(event) {
+                    self.told += 1;
+                    self.act(event);
+                } else if event.lost > 0 {
+                    answer = Answer::Missed { count: event.lost, why: TOO_SLOW.into() };
+                } else {
+                    return Ok(());
+                }
+            }
+            Answer::Note(note) => self.known.name_given(note),
+            Answer::Watching { .. } => self.known.all_are_told(),
+            _ => {}
+        }
+        match (self.output, &answer) {
+            (Output::Json, answer) => line(&serde_json::to_string(answer)?),
+            (Output::Text, Answer::Event(event)) => self.event(event),
+            (Output::Text, Answer::Watching { groups }) => {
+                eprintln!("memcg-monitor: watching {groups} groups, and those to come");
+                Ok(())
+            }
+            (Output::Text, Answer::Missed { count, why }) => {
+                line(&printable(&format!("missed {count}: {why}")))
+            }
+            (Output::Text, Answer::Note(note)) => {
+                eprintln!("memcg-monitor: note: {}", printable(&words::of_note(note)));
+                Ok(())
+            }
+            (Output::Text, _) => Ok(()),
+        }
+    }
+
+    /// Begins what is to be done for an event; nothing of that holds up the next event.
+    fn act(&self, event: &EventRow) {
+        for action in &self.actions {
+            action.run(event);
+        }
+    }
+
+    fn event(&self, event: &EventRow) -> Result<()> {
+        if event.lost > 0 {
+            line(&format!("missed {}: {TOO_SLOW}", event.lost))?;
+        }
+        line(&printable(&words::of(event)))
+    }
+
+    /// Says that the agent has ended, or after this time is back.
+    fn away(&self, back_after: Option<Duration>) -> Result<()> {
+        match (self.output, back_after) {
+            (Output::Json, None) => line(&serde_json::to_string(&Notice::Away)?)?,
+            (Output::Json, Some(time)) => {
+                line(&serde_json::to_string(&Notice::Back { seconds: time.as_secs_f64() })?)?;
+            }
+            (Output::Text, None) => eprintln!("memcg-monitor: the agent ended; waiting for the next one"),
+            (Output::Text, Some(time)) => eprintln!(
+                "memcg-monitor: the agent is back after {:.1} s; thresholds that were passed meanwhile are told late",
+                time.as_secs_f64()
+            ),
+        }
+        Ok(())
+    }
+}
+
+fn line(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{text}")?;
+    Ok(out.flush()?)
+}

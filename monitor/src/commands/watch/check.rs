@@ -1,0 +1,160 @@
+//! `watch --check-config`: names all that is wrong with the rules in a directory, or with one.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Result, anyhow};
+use memcg_monitor::printable;
+use monitor_client::named;
+use nix::{
+    errno::Errno,
+    unistd::{AccessFlags, access},
+};
+use serde::Serialize;
+
+use super::rule::{Rule, Wrong};
+use crate::cli::Output;
+
+/// The lines of the check's output in JSON.
+#[derive(Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+enum Finding<'a> {
+    Wrong(&'a Wrong),
+    Checked { rules: usize, wrong: usize },
+}
+
+/// Checks all rules in a directory, or the one in a file, and says what is wrong; whether nothing is.
+///
+/// # Errors
+/// The path cannot be read.
+pub fn check(path: &Path, output: Output) -> Result<bool> {
+    let rules = rules(path)?;
+    let found: Vec<_> = rules.files.iter().map(|rule| findings(rule)).collect();
+    let wrong = found.iter().filter(|found| !found.is_empty()).count();
+    let mut out = io::stdout().lock();
+    for one in found.iter().flatten() {
+        match output {
+            Output::Json => writeln!(out, "{}", serde_json::to_string(&Finding::Wrong(one))?)?,
+            // As compilers do, so that editors find the line.
+            Output::Text => eprintln!("{}", printable(&one.to_string())),
+        }
+    }
+    let count = rules.files.len();
+    match output {
+        Output::Json => {
+            writeln!(out, "{}", serde_json::to_string(&Finding::Checked { rules: count, wrong })?)?;
+        }
+        Output::Text => {
+            let others = match rules.others {
+                0 => String::new(),
+                others => format!("; {others} other files are none (a rule is NAME.conf)"),
+            };
+            writeln!(out, "{count} rules in {}, {wrong} of them wrong{others}", path.display())?;
+        }
+    }
+    out.flush()?;
+    Ok(wrong == 0)
+}
+
+/// The files of rules, and the number of others beside them.
+struct Rules {
+    files: Vec<PathBuf>,
+    others: usize,
+}
+
+fn rules(path: &Path) -> Result<Rules> {
+    let shown = path.display();
+    let failed = |error: &io::Error| {
+        let advice = match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ENOENT) => {
+                "; make the directory and put rules there (NAME.conf), or name another, or a rule"
+            }
+            Some(Errno::EACCES) => "; run this as a user that may",
+            _ => "",
+        };
+        anyhow!("cannot read {shown}: {}{advice}", named(error))
+    };
+    if !fs::metadata(path).map_err(|error| failed(&error))?.is_dir() {
+        return Ok(Rules { files: vec![path.to_owned()], others: 0 });
+    }
+    let entries = fs::read_dir(path).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+    let paths = entries.map_err(|error| failed(&error))?.into_iter().map(|entry| entry.path());
+    let (mut files, others): (Vec<_>, Vec<_>) =
+        paths.partition(|path| path.extension().is_some_and(|ending| ending == "conf"));
+    files.sort();
+    Ok(Rules { files, others: others.len() })
+}
+
+/// All that is wrong with a rule; also that the program is not there which it runs on this host.
+fn findings(path: &Path) -> Vec<Wrong> {
+    let (rule, lines) = match Rule::read(path) {
+        Ok(read) => read,
+        Err(wrong) => return wrong,
+    };
+    let why = rule.exec.as_deref().and_then(missing_program);
+    let wrong = |why| Wrong { file: Some(path.display().to_string()), line: lines.exec, why };
+    why.map(wrong).into_iter().collect()
+}
+
+/// Says that a command begins with the path of a program that cannot be run; the shell takes any other.
+fn missing_program(command: &str) -> Option<String> {
+    let program = command.split_whitespace().next()?;
+    let is_plain = |letter: char| letter.is_alphanumeric() || "/._-+@:".contains(letter);
+    if !program.starts_with('/') || !program.chars().all(is_plain) {
+        return None;
+    }
+    let is_directory = || fs::metadata(program).is_ok_and(|found| found.is_dir());
+    let why = match access(program, AccessFlags::X_OK) {
+        Ok(()) if is_directory() => "is a directory; name a program in it".to_owned(),
+        Ok(()) => return None,
+        Err(Errno::ENOENT) => "is not there; install it, or write its path".to_owned(),
+        Err(errno) => format!("cannot be run: {errno}; see its mode (chmod +x)"),
+    };
+    Some(format!("exec: {program} {why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::{check, findings, missing_program, rules};
+    use crate::cli::Output;
+
+    #[test]
+    fn all_rules_of_a_directory_and_one_by_its_name_are_checked() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path();
+        let write = |name: &str, text: &str| fs::write(path.join(name), text).expect("a file");
+        write("a.conf", "pattern = /a\nspec = oom\n");
+        write("b.conf", "pattern = /a/***\nspec = sometimes\n");
+        write("c.conf.old", "nothing");
+        let found = rules(path).expect("a directory");
+        assert_eq!((found.files.len(), found.others), (2, 1));
+        let wrong: Vec<_> = findings(&path.join("b.conf")).iter().map(ToString::to_string).collect();
+        let at = |line| format!("{}:{line}: ", path.join("b.conf").display());
+        assert!(
+            wrong.len() == 2 && wrong[0].starts_with(&at(1)) && wrong[1].starts_with(&at(2)),
+            "{wrong:?}"
+        );
+        let is_good = |path: &Path| check(path, Output::Text).expect("readable");
+        assert!(!is_good(path) && is_good(&path.join("a.conf")) && !is_good(&path.join("b.conf")));
+        let error = check(&path.join("none"), Output::Json).expect_err("not there").to_string();
+        assert!(error.contains("ENOENT") && error.contains("make the directory"), "{error}");
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_named() {
+        assert_eq!(missing_program("/bin/sh -c x"), None);
+        for shells in ["sh", "test -x /nonexistent", "/nonexistent/$A", "if /nonexistent; then :; fi"] {
+            assert_eq!(missing_program(shells), None, "{shells}");
+        }
+        assert!(
+            missing_program("/nonexistent/a \"$B\"")
+                .is_some_and(|why| why.contains("/nonexistent/a is not there"))
+        );
+        assert!(missing_program("/tmp x").is_some_and(|why| why.contains("a directory")));
+    }
+}

@@ -1,0 +1,432 @@
+//! `watch --exec`: runs a command of the shell for an event.
+//!
+//! One thread does all of a command: its input, output, time-out and end are waited for at once, so that
+//! none of them holds up the others. The command is not reaped before its process group is killed; until
+//! then the group's number cannot become another's.
+
+use std::{
+    io::{self, PipeReader, PipeWriter, Read as _, Write as _},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::process::CommandExt as _,
+    },
+    process::{Child, Command},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use memcg_monitor::printable;
+use monitor_client::wire::EventRow;
+use monitor_sys::pidfd;
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, OFlag, fcntl},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
+
+use crate::commands::watch::words::say;
+
+/// Commands that run at once.
+pub const AT_ONCE: usize = 8;
+/// Bytes of a command's output that are logged.
+const LOGGED: usize = 64 << 10;
+/// Time from the request to end until a command is killed, from there until it is given up, and from its
+/// end until its output is.
+const GRACE: Duration = Duration::from_secs(5);
+/// Commands that could not be ended and still run; beyond it none is started.
+const LEFT: usize = 64;
+const HELD: &str =
+    "; what it left running (in a session of its own) holds its output, which is not read any more";
+
+/// Runs a command line of the shell.
+pub struct ShellCommand {
+    text: String,
+    limit: Duration,
+    grace: Duration,
+    /// Those that were given up, to be reaped once they have ended.
+    left: Mutex<Vec<Child>>,
+}
+
+impl ShellCommand {
+    /// Makes one for a command line; each run takes `limit` at most, and three times the grace.
+    pub const fn new(text: String, limit: Duration) -> Self {
+        Self { text, limit, grace: GRACE, left: Mutex::new(Vec::new()) }
+    }
+
+    /// Runs it for an event, before which so many were dropped.
+    ///
+    /// # Errors
+    /// It could not be run, failed, took too long or could not be ended.
+    pub fn run(&self, event: &EventRow, dropped: u64) -> Result<()> {
+        let mut text = serde_json::to_vec(event)?;
+        text.push(b'\n');
+        self.run_with(event, dropped, text)
+    }
+
+    fn run_with(&self, event: &EventRow, dropped: u64, text: Vec<u8>) -> Result<()> {
+        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        left.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+        ensure!(left.len() < LEFT, "not started: {LEFT} commands run that could not be ended");
+        drop(left);
+        let (mut running, child) = self.start(event, dropped, text)?;
+        let outcome = running.until_end();
+        // An error of the kernel's must not leave it running.
+        let ended = outcome.as_ref().is_ok_and(|ended| *ended);
+        let killed = running.kill(Signal::SIGKILL);
+        if ended {
+            self.reaped(child, &mut running, killed, &event.cgroup)
+        } else {
+            running.log_output(&event.cgroup);
+            self.left.lock().unwrap_or_else(PoisonError::into_inner).push(child);
+            outcome?;
+            killed?;
+            bail!("the command took longer than {} s (--exec-timeout) and cannot be ended", self.seconds())
+        }
+    }
+
+    fn seconds(&self) -> f64 {
+        self.limit.as_secs_f64()
+    }
+
+    /// Reaps a command that has ended, and whose process group was killed.
+    fn reaped(&self, mut child: Child, running: &mut Running, killed: Result<()>, group: &str) -> Result<()> {
+        let status = child.wait().context("waitid")?;
+        let is_read = running.read_rest()?;
+        running.log_output(group);
+        killed?;
+        let rest = if is_read { "" } else { HELD };
+        ensure!(!running.is_late, "the command took longer than {} s (--exec-timeout){rest}", self.seconds());
+        ensure!(status.success(), "the command ended with {status}{rest}");
+        ensure!(is_read, "the command ended{rest}");
+        Ok(())
+    }
+
+    fn start(&self, event: &EventRow, dropped: u64, text: Vec<u8>) -> Result<(Running, Child)> {
+        let mut command = Command::new("/bin/sh");
+        command.arg("-c").arg(&self.text);
+        // Ours alone: those of a watch above this one are about another event.
+        for (name, _) in
+            std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"MEMCG_"))
+        {
+            command.env_remove(name);
+        }
+        command.envs(variables(event, dropped));
+        // A group of its own, so that all that it starts ends with it.
+        command.process_group(0);
+        let (of_child, input) = io::pipe().context("pipe2")?;
+        command.stdin(of_child);
+        let (output, of_child) = io::pipe().context("pipe2")?;
+        command.stdout(of_child.try_clone().context("fcntl F_DUPFD_CLOEXEC")?).stderr(of_child);
+        for ours in [input.as_fd(), output.as_fd()] {
+            fcntl(ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).context("fcntl F_SETFL")?;
+        }
+        let mut child = command.spawn().context("cannot start /bin/sh")?;
+        // Else the output would not end.
+        drop(command);
+        let group = Pid::from_raw(child.id().try_into().context("the command's number")?);
+        let process = match pidfd::open(group.as_raw(), 0) {
+            Ok(process) => process,
+            Err(errno) => {
+                let _ = killpg(group, Signal::SIGKILL);
+                let _ = child.wait();
+                bail!("pidfd_open: {errno}");
+            }
+        };
+        let running = Running {
+            group,
+            process,
+            input: Some((input, text)),
+            output: Some(output),
+            printed: Vec::new(),
+            more: 0,
+            limit: self.limit,
+            grace: self.grace,
+            is_late: false,
+        };
+        Ok((running, child))
+    }
+}
+
+/// A command that runs, or has ended and is not reaped.
+struct Running {
+    group: Pid,
+    process: OwnedFd,
+    /// Standard input of the command, and what is still to be written to it.
+    input: Option<(PipeWriter, Vec<u8>)>,
+    output: Option<PipeReader>,
+    printed: Vec<u8>,
+    /// Bytes that it printed beyond those.
+    more: u64,
+    limit: Duration,
+    grace: Duration,
+    is_late: bool,
+}
+
+impl Running {
+    /// Waits for the command's end; after the limit it is asked to end, and then killed. False, if it has not
+    /// ended then.
+    fn until_end(&mut self) -> Result<bool> {
+        let mut deadline = Instant::now() + self.limit;
+        let mut signals = [Signal::SIGTERM, Signal::SIGKILL].into_iter();
+        loop {
+            if self.turn(deadline, false)? {
+                return Ok(true);
+            }
+            if Instant::now() < deadline {
+                continue;
+            }
+            let Some(signal) = signals.next() else { return Ok(false) };
+            (self.is_late, deadline) = (true, Instant::now() + self.grace);
+            self.kill(signal)
+                .context("the command took longer than its time (--exec-timeout) and is left running")?;
+        }
+    }
+
+    /// Reads what is left of the output, and returns whether it has ended. What went into a new session may
+    /// hold it for ever.
+    fn read_rest(&mut self) -> Result<bool> {
+        self.input = None;
+        let deadline = Instant::now() + self.grace;
+        while self.output.is_some() && Instant::now() < deadline {
+            self.turn(deadline, true)?;
+        }
+        Ok(self.output.is_none())
+    }
+
+    fn kill(&self, signal: Signal) -> Result<()> {
+        match killpg(self.group, signal) {
+            Ok(()) | Err(Errno::ESRCH) => Ok(()),
+            Err(errno) => bail!("kill of the command's process group {}, {signal}: {errno}", self.group),
+        }
+    }
+
+    /// Waits for what is next, at most until the deadline: moves input and output, and returns whether the
+    /// command has ended, unless that is known.
+    fn turn(&mut self, deadline: Instant, has_ended: bool) -> Result<bool> {
+        let wait = deadline.saturating_duration_since(Instant::now());
+        // Rounded up, so as not to wake just before the deadline.
+        let wait = PollTimeout::try_from((wait + Duration::from_micros(999)).as_millis())
+            .unwrap_or(PollTimeout::MAX);
+        let awaited = [
+            (!has_ended).then(|| PollFd::new(self.process.as_fd(), PollFlags::POLLIN)),
+            self.input.as_ref().map(|(pipe, _)| PollFd::new(pipe.as_fd(), PollFlags::POLLOUT)),
+            self.output.as_ref().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)),
+        ];
+        let is_awaited = awaited.each_ref().map(Option::is_some);
+        let mut awaited: Vec<_> = awaited.into_iter().flatten().collect();
+        match poll(&mut awaited, wait) {
+            Ok(_) => {}
+            Err(Errno::EINTR) => return Ok(false),
+            Err(errno) => bail!("poll: {errno}"),
+        }
+        let mut ready = awaited.iter().map(|one| one.any().unwrap_or(true));
+        let [ended, writable, readable] =
+            is_awaited.map(|is_awaited| is_awaited && ready.next() == Some(true));
+        if writable {
+            self.write();
+        }
+        if readable {
+            self.read();
+        }
+        Ok(ended)
+    }
+
+    /// Writes what fits; a command may not read it.
+    fn write(&mut self) {
+        let Some((pipe, text)) = &mut self.input else { return };
+        match pipe.write(text) {
+            Ok(count) => drop(text.drain(..count)),
+            Err(error) if is_for_later(&error) => return,
+            Err(_) => text.clear(),
+        }
+        if text.is_empty() {
+            // Its end is what the command waits for.
+            self.input = None;
+        }
+    }
+
+    fn read(&mut self) {
+        let Some(pipe) = &mut self.output else { return };
+        let mut part = [0; 16 << 10];
+        match pipe.read(&mut part) {
+            Ok(count) if count > 0 => {
+                let logged = count.min(LOGGED - self.printed.len());
+                self.printed.extend_from_slice(&part[..logged]);
+                self.more += (count - logged) as u64;
+            }
+            Err(error) if is_for_later(&error) => {}
+            Ok(_) | Err(_) => self.output = None,
+        }
+    }
+
+    /// Logs what the command printed, each line with the group's name.
+    fn log_output(&self, group: &str) {
+        let group = printable(group);
+        for line in String::from_utf8_lossy(&self.printed).lines() {
+            say(&format!("{group}: {}", printable(line)));
+        }
+        if self.more > 0 {
+            say(&format!("{group}: {} more bytes of output are left out", self.more));
+        }
+    }
+}
+
+fn is_for_later(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+/// The event as environment variables; those without a value are left out.
+fn variables(event: &EventRow, dropped: u64) -> Vec<(&'static str, String)> {
+    let number = |value: Option<u64>| value.map(|value| value.to_string());
+    let victim = event.victim.as_ref();
+    let all = [
+        ("MEMCG_EVENT", Some(event.event.clone())),
+        ("MEMCG_CGROUP", Some(event.cgroup.clone())),
+        ("MEMCG_ID", Some(event.id.to_string())),
+        ("MEMCG_SPEC", event.spec.clone()),
+        ("MEMCG_TIME", Some(event.time.to_string())),
+        ("MEMCG_ON", event.on.clone()),
+        ("MEMCG_THRESHOLD", number(event.threshold)),
+        ("MEMCG_DIRECTION", event.direction.clone()),
+        ("MEMCG_USAGE", number(event.usage)),
+        ("MEMCG_LIMIT", number(event.limit)),
+        ("MEMCG_GROWTH", event.growth.map(|growth| growth.to_string())),
+        ("MEMCG_PEAK", number(event.peak)),
+        ("MEMCG_LATE", event.late.then(|| "1".to_owned())),
+        ("MEMCG_ORIGIN", event.origin.clone()),
+        ("MEMCG_LEVEL", event.level.clone()),
+        ("MEMCG_VICTIM_CGROUP", victim.map(|victim| victim.cgroup.clone())),
+        ("MEMCG_VICTIM_PID", number(victim.and_then(|victim| victim.pid))),
+        ("MEMCG_VICTIM_COMM", victim.and_then(|victim| victim.comm.clone())),
+        ("MEMCG_DROPPED", (dropped > 0).then(|| dropped.to_string())),
+    ];
+    all.into_iter()
+        .filter_map(|(name, value)| Some((name, value.filter(|value| !value.contains('\0'))?)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, process::Command, time::Duration};
+
+    use monitor_client::wire::EventRow;
+    use nix::{
+        sys::signal::{Signal, kill},
+        unistd::Pid,
+    };
+
+    use super::{LEFT, LOGGED, ShellCommand, variables};
+
+    /// Longer than any run.
+    const LONG: Duration = Duration::from_secs(600);
+    const SHORT: Duration = Duration::from_millis(1);
+
+    fn event(id: u64, usage: u64) -> EventRow {
+        EventRow {
+            id,
+            usage: Some(usage),
+            cgroup: format!("/g{id}"),
+            event: "crossed".into(),
+            ..EventRow::default()
+        }
+    }
+
+    fn error_of(command: &ShellCommand) -> String {
+        format!("{:#}", command.run(&event(1, 1), 0).expect_err("an error"))
+    }
+
+    #[test]
+    fn a_command_has_the_event_in_its_environment_and_on_its_input() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("out");
+        let command = format!("(echo $MEMCG_EVENT $MEMCG_USAGE $MEMCG_CGROUP; cat) > {}", file.display());
+        ShellCommand::new(command, LONG).run(&event(7, 4096), 0).expect("a run");
+        let text = fs::read_to_string(file).expect("what it wrote");
+        let (first, second) = text.split_once('\n').expect("two lines");
+        assert_eq!(first, "crossed 4096 /g7");
+        assert_eq!(serde_json::from_str::<EventRow>(second).expect("an event"), event(7, 4096));
+    }
+
+    #[test]
+    fn a_command_that_takes_too_long_ends_with_all_that_it_started() {
+        let text = "sleep 600 & sleep 600".into();
+        let error = error_of(&ShellCommand { grace: LONG, ..ShellCommand::new(text, SHORT) });
+        // All that it started holds the output, so that has ended.
+        assert_eq!(error, "the command took longer than 0.001 s (--exec-timeout)");
+    }
+
+    #[test]
+    fn a_command_that_ignores_the_request_to_end_is_killed() {
+        let text = "trap '' TERM; while :; do sleep 600; done".into();
+        let error = error_of(&ShellCommand { grace: SHORT, ..ShellCommand::new(text, SHORT) });
+        assert!(error.contains("took longer"), "{error}");
+    }
+
+    #[test]
+    fn output_that_a_new_session_holds_is_given_up() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("pid");
+        let file_name = file.display();
+        let text = format!(
+            "setsid sh -c 'echo $$ > {file_name}; exec sleep 600' & until test -s {file_name}; do :; done"
+        );
+        let error = error_of(&ShellCommand { grace: SHORT, ..ShellCommand::new(text, LONG) });
+        let pid = fs::read_to_string(file).expect("its number").trim().parse().expect("a number");
+        kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it is left running");
+        assert!(error.contains("in a session of its own"), "{error}");
+    }
+
+    #[test]
+    fn an_input_that_is_not_read_does_not_hold_up_the_time_out() {
+        let more_than_a_pipe = || vec![b'x'; 1 << 20];
+        let of = |text: &str, limit| {
+            let command = ShellCommand { grace: LONG, ..ShellCommand::new(text.into(), limit) };
+            command.run_with(&event(1, 1), 0, more_than_a_pipe())
+        };
+        assert!(of("sleep 600", SHORT).expect_err("late").to_string().contains("took longer"));
+        of("exit 0", LONG).expect("a run");
+        of("test $(wc -c) = 1048576", LONG).expect("all of it");
+    }
+
+    #[test]
+    fn a_failure_is_told() {
+        let error = error_of(&ShellCommand::new("exit 3".into(), LONG));
+        assert!(error.contains("exit status: 3"), "{error}");
+    }
+
+    #[test]
+    fn output_beyond_a_bound_is_read_and_counted() {
+        let text = "head -c 300000 /dev/zero".into();
+        let command = ShellCommand { grace: LONG, ..ShellCommand::new(text, LONG) };
+        let (mut running, mut child) = command.start(&event(1, 1), 0, Vec::new()).expect("a command");
+        assert!(running.until_end().expect("its end") && running.read_rest().expect("its output"));
+        assert_eq!((running.printed.len(), running.more), (LOGGED, 300_000 - LOGGED as u64));
+        child.wait().expect("its status");
+    }
+
+    #[test]
+    fn commands_that_cannot_be_ended_are_bounded_and_reaped() {
+        let command = ShellCommand::new("exit 0".into(), LONG);
+        let sleeper = || Command::new("sleep").arg("600").spawn().expect("sleep");
+        let left = || command.left.lock().expect("those that were given up");
+        left().extend((0..LEFT).map(|_| sleeper()));
+        let error = error_of(&command);
+        for child in &mut *left() {
+            child.kill().expect("a signal");
+            child.wait().expect("its end");
+        }
+        assert!(error.contains("not started: 64 commands"), "{error}");
+        command.run(&event(1, 1), 0).expect("there is room again");
+        assert!(left().is_empty(), "they are reaped");
+    }
+
+    #[test]
+    fn what_has_no_value_is_no_variable() {
+        let names: Vec<_> = variables(&event(1, 2), 0).into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["MEMCG_EVENT", "MEMCG_CGROUP", "MEMCG_ID", "MEMCG_TIME", "MEMCG_USAGE"]);
+        assert!(variables(&event(1, 2), 3).contains(&("MEMCG_DROPPED", "3".into())));
+    }
+}

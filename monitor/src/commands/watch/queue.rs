@@ -1,0 +1,233 @@
+//! Work of `watch` for events, one at a time for each group, beside the reading of events.
+//!
+//! While something is done for a group, the latest event of that group waits, and those before it are dropped
+//! and counted. The others' events wait for their turn; none holds up the reading of events.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+};
+
+use anyhow::Result;
+use memcg_monitor::printable;
+use monitor_client::wire::EventRow;
+
+use crate::commands::watch::words::say;
+
+/// Groups whose events wait; those of others are dropped.
+const WAITING: usize = 4096;
+
+/// Done for an event, with the number of those that were dropped before it.
+type Work = Box<dyn Fn(&EventRow, u64) -> Result<()> + Send + Sync>;
+
+/// Does something for events; the drop waits until that is done for those that run or wait.
+pub struct Executor(Arc<Inner>);
+
+struct Inner {
+    /// The option that asks for it.
+    option: &'static str,
+    work: Work,
+    state: Mutex<State>,
+    moved: Condvar,
+}
+
+struct State {
+    /// Groups whose work runs or waits, each with the event that is next.
+    groups: HashMap<u64, Next>,
+    /// Groups whose work waits for its turn.
+    waiting: VecDeque<u64>,
+    running: usize,
+    /// Most groups that run at once.
+    at_once: usize,
+    /// Events of groups that found no room.
+    unheard: u64,
+}
+
+/// The next event of a group, and those that it replaced.
+#[derive(Default)]
+struct Next {
+    event: Option<EventRow>,
+    dropped: u64,
+}
+
+/// The place that a new event finds.
+enum Place {
+    Runs,
+    Waits,
+    NoRoom,
+}
+
+impl State {
+    fn new(at_once: usize) -> Self {
+        Self { groups: HashMap::new(), waiting: VecDeque::new(), running: 0, at_once, unheard: 0 }
+    }
+
+    /// Adds an event; a group that has none begins to run, or to wait.
+    fn add(&mut self, event: EventRow) -> Place {
+        let id = event.id;
+        if let Some(next) = self.groups.get_mut(&id) {
+            next.dropped += u64::from(next.event.replace(event).is_some());
+            return Place::Waits;
+        }
+        if self.waiting.len() >= WAITING {
+            self.unheard += 1;
+            return Place::NoRoom;
+        }
+        self.groups.insert(id, Next { event: Some(event), dropped: 0 });
+        if self.running < self.at_once {
+            self.running += 1;
+            return Place::Runs;
+        }
+        self.waiting.push_back(id);
+        Place::Waits
+    }
+
+    /// The next event to work for, after one of group `id`; its place is free without one.
+    fn next(&mut self, id: u64) -> Option<(EventRow, u64)> {
+        let mut id = id;
+        loop {
+            if let Some(next) = self.groups.get_mut(&id)
+                && let Some(event) = next.event.take()
+            {
+                return Some((event, std::mem::take(&mut next.dropped)));
+            }
+            self.groups.remove(&id);
+            match self.waiting.pop_front() {
+                Some(waiting) => id = waiting,
+                None => {
+                    self.running -= 1;
+                    return None;
+                }
+            }
+        }
+    }
+}
+
+impl Executor {
+    /// Makes one for an option, whose work is done for so many groups at once.
+    pub fn new(
+        option: &'static str,
+        at_once: usize,
+        work: impl Fn(&EventRow, u64) -> Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        let state = Mutex::new(State::new(at_once));
+        Self(Arc::new(Inner { option, work: Box::new(work), state, moved: Condvar::new() }))
+    }
+
+    /// Does it for an event, now or once its group's turn comes.
+    pub fn run(&self, event: &EventRow) {
+        let (id, place) = (event.id, self.0.state().add(event.clone()));
+        match place {
+            Place::Waits => {}
+            Place::Runs => {
+                let inner = Arc::clone(&self.0);
+                let work = move || inner.run_from(id);
+                if let Err(error) = thread::Builder::new().name("event".into()).spawn(work) {
+                    say(&format!("{}: no thread, an event is dropped: {error}", self.0.option));
+                    let mut state = self.0.state();
+                    state.running -= 1;
+                    state.groups.remove(&id);
+                }
+            }
+            Place::NoRoom => {
+                let unheard = self.0.state().unheard;
+                let option = self.0.option;
+                say(&format!(
+                    "{option}: {unheard} events were dropped so far, since those of {WAITING} groups wait"
+                ));
+            }
+        }
+    }
+}
+
+impl Drop for Executor {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        while state.running > 0 {
+            state = self.0.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run_from(&self, id: u64) {
+        let (mut id, option) = (id, self.option);
+        loop {
+            let Some((event, dropped)) = self.state().next(id) else { break };
+            id = event.id;
+            let group = printable(&event.cgroup);
+            if dropped > 0 {
+                say(&format!(
+                    "{group}: {option}: {dropped} events were dropped while one before was worked on; the latest is next"
+                ));
+            }
+            if let Err(error) = (self.work)(&event, dropped) {
+                say(&format!("{group}: {option}: {}", printable(&format!("{error:#}"))));
+            }
+        }
+        self.moved.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use monitor_client::wire::EventRow;
+
+    use super::{Executor, State};
+
+    fn event(id: u64, usage: u64) -> EventRow {
+        EventRow { id, usage: Some(usage), ..EventRow::default() }
+    }
+
+    #[test]
+    fn one_command_runs_for_a_group_and_the_latest_event_is_next() {
+        let mut state = State::new(1);
+        for usage in 1..=4 {
+            state.add(event(1, usage));
+        }
+        let usage = |next: Option<(EventRow, u64)>| next.map(|(event, dropped)| (event.usage, dropped));
+        assert_eq!(usage(state.next(1)), Some((Some(4), 3)), "it has not begun");
+        state.add(event(1, 5));
+        assert_eq!((usage(state.next(1)), usage(state.next(1))), (Some((Some(5), 0)), None));
+        assert_eq!((state.running, state.groups.len()), (0, 0));
+    }
+
+    #[test]
+    fn groups_wait_for_their_turn() {
+        let mut state = State::new(8);
+        for id in 1..=10 {
+            state.add(event(id, id));
+        }
+        assert_eq!((state.running, state.waiting.len()), (8, 2));
+        assert!(state.next(1).is_some());
+        let (next, _) = state.next(1).expect("one that waits");
+        assert_eq!(next.id, 9);
+    }
+
+    #[test]
+    fn work_does_not_hold_up_the_reader_and_is_done_before_the_end() {
+        let (go, gate) = channel();
+        let (done, seen) = channel();
+        let gate = std::sync::Mutex::new(gate);
+        let executor = Executor::new("--signal", 1, move |event, dropped| {
+            let _ = gate.lock().expect("the gate").recv();
+            Ok(done.send((event.id, event.usage, dropped))?)
+        });
+        // All of these return while the work of the first stands still.
+        for (id, usage) in [(1, 1), (2, 2), (2, 3)] {
+            executor.run(&event(id, usage));
+        }
+        go.send(()).expect("the first");
+        assert_eq!(seen.recv().expect("the first"), (1, Some(1), 0));
+        go.send(()).expect("the second");
+        drop(executor);
+        assert_eq!(seen.iter().collect::<Vec<_>>(), [(2, Some(3), 1)]);
+    }
+}

@@ -1,0 +1,425 @@
+//! The watches of all operators: finds the groups of each, those that there are and those that come,
+//! and registers on them.
+//!
+//! A new group's slot is kept by the watcher until this has met it, even if the group is gone by then.
+//! So what it did is told, whether a registration was in time for it or not.
+
+mod notes;
+mod past;
+mod rescan;
+
+use std::{
+    cell::{Cell, RefCell},
+    fmt,
+    path::{Path, PathBuf},
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use monitor_client::wire::NoteRow;
+use monitor_common::{
+    grammar::{
+        control_file::{self, ControlFile, Trigger},
+        spec::Spec,
+    },
+    protocol::{usage::UNKNOWN, word::Word as _},
+};
+use nix::errno::Errno;
+use tokio::{
+    sync::Notify,
+    task::{AbortHandle, spawn_blocking, spawn_local, yield_now},
+    time::{MissedTickBehavior, interval, sleep},
+};
+
+use self::{
+    past::{KeptIfNew, KeptSlot, Past, Untold},
+    rescan::Rescan,
+};
+use crate::{
+    cgroup::handle::Directories,
+    frontend::{
+        cache::ResolvedControlFile,
+        control_file::FrontendContext,
+        refusal::Refusal,
+        register::on_group,
+        watch::{
+            choice::Membership,
+            growth::Growth,
+            late::Since,
+            member::Member,
+            request::{SharedPrograms, Watch},
+        },
+    },
+    kernel::page_size,
+    source::{GroupId, Slots as _, Source as _},
+    watcher::{Arrival, Early, ReceivedEventFd},
+};
+
+/// Time between two readings of usage, for growth, and between two looks for what was missed.
+const TICK: Duration = Duration::from_secs(1);
+
+/// New groups that are named at once.
+const NAMED_AT_ONCE: usize = 64;
+
+/// The reason why groups without a name are not watched.
+const NAMELESS: &str = "groups have no name that could be read so far; they are tried again";
+
+/// Time between two attempts to name a group that is being made: the kernel shows its directory only
+/// after the programs were called (`kernfs_activate` in `cgroup_mkdir`).
+const NAME_AGAIN: Duration = Duration::from_millis(2);
+/// Time for which that goes on; then a group is tried once a second.
+const BEING_MADE: Duration = Duration::from_secs(1);
+
+/// All watches, and the task that serves them while there are any.
+pub(in crate::frontend) struct Hub {
+    watcher: SharedPrograms,
+    context: Rc<FrontendContext>,
+    watches: RefCell<Vec<Rc<Watch>>>,
+    growth: RefCell<Growth>,
+    /// New groups that are there and have no name yet; their slots are kept.
+    unnamed: RefCell<Vec<Unmet>>,
+    /// Groups whose past is not known yet, or not told.
+    untold: RefCell<Vec<Past>>,
+    is_running: Cell<bool>,
+    is_scanning: Cell<bool>,
+}
+
+/// A new group that was not met yet.
+#[derive(Clone, Copy)]
+struct Unmet {
+    arrival: Arrival,
+    since: Instant,
+    /// Whether it was counted as one without a name.
+    is_counted: bool,
+}
+
+impl fmt::Debug for Hub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hub").field("watches", &self.watches).finish_non_exhaustive()
+    }
+}
+
+/// A watch that is served until this is dropped.
+pub(super) struct Served {
+    hub: Rc<Hub>,
+    watch: Rc<Watch>,
+    scan: AbortHandle,
+}
+
+impl Served {
+    pub(super) fn watch(&self) -> &Watch {
+        &self.watch
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.scan.abort();
+        self.hub.watches.borrow_mut().retain(|watch| !Rc::ptr_eq(watch, &self.watch));
+        let mut watcher = self.hub.watcher.lock();
+        let _ = watcher.watch_arrivals(self.watch.kinds(), false);
+        watcher.end_file(self.watch.eventfd.file);
+    }
+}
+
+/// The path of a new group, as far as it is known.
+enum ArrivalName {
+    Known {
+        below: PathBuf,
+        shown: Arc<Path>,
+    },
+    Gone {
+        above: Option<PathBuf>,
+        below: PathBuf,
+        shown: Arc<Path>,
+    },
+    /// It is beside a root that is a group: none of the agent's.
+    Outside,
+}
+
+impl ArrivalName {
+    fn of(directories: &Directories, arrival: &Arrival) -> Self {
+        let root = directories.path_of(directories.root_id()).unwrap_or_default();
+        let below = |path: &Path| Path::new("/").join(path.strip_prefix(&root).unwrap_or(path));
+        if let Some(path) = directories.path_of(arrival.cgroup_id) {
+            return Self::Known { below: below(&path), shown: Arc::from(path) };
+        }
+        if directories.is_outside(arrival.cgroup_id) || directories.is_outside(arrival.above) {
+            return Self::Outside;
+        }
+        let above = directories.path_of(arrival.above);
+        let name = format!("#{}", arrival.cgroup_id);
+        let shown = above.as_ref().map_or_else(|| name.clone().into(), |above| above.join(&name));
+        Self::Gone { above: above.as_deref().map(below), below: below(&shown), shown: Arc::from(shown) }
+    }
+}
+
+impl Hub {
+    pub(in crate::frontend) fn new(watcher: SharedPrograms, context: Rc<FrontendContext>) -> Self {
+        let (watches, growth, unnamed, untold, is_running, is_scanning) = Default::default();
+        Self { watcher, context, watches, growth, unnamed, untold, is_running, is_scanning }
+    }
+
+    /// Begins to serve a watch.
+    pub(super) fn begin(self: &Rc<Self>, watch: Watch) -> Served {
+        let watch = Rc::new(watch);
+        self.watches.borrow_mut().push(Rc::clone(&watch));
+        // Before the groups that there are are looked for: none is between the two.
+        let arrivals = self.watcher.lock().watch_arrivals(watch.kinds(), true);
+        if !self.is_running.replace(true) {
+            spawn_local(Rc::clone(self).run(arrivals));
+        }
+        let (hub, scanned) = (Rc::clone(self), Rc::clone(&watch));
+        let scan = spawn_local(async move {
+            let since = if scanned.again { Since::Before } else { Since::Now };
+            hub.scan(&scanned, since).await;
+            let groups = scanned.members.all().len() as u64;
+            if scanned.again && scanned.has_more_than_thresholds() {
+                let row = NoteRow { reason: "again".into(), groups, ..NoteRow::default() };
+                scanned.queue.tell_note(row).await;
+            }
+            scanned.queue.tell_watching(groups).await;
+            scanned.is_begun.set(true);
+        });
+        Served { hub: Rc::clone(self), watch, scan: scan.abort_handle() }
+    }
+
+    fn is_over(&self, watch: &Rc<Watch>) -> bool {
+        !self.watches.borrow().iter().any(|served| Rc::ptr_eq(served, watch))
+    }
+
+    async fn run(self: Rc<Self>, arrivals: Arc<Notify>) {
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let counts = self.counts();
+        let mut rescan = Rescan { seen: counts, told: counts };
+        loop {
+            while !self.watches.borrow().is_empty() {
+                let is_one_being_made = self.is_one_being_made();
+                let is_one_untold = !self.untold.borrow().is_empty();
+                tokio::select! {
+                    () = arrivals.notified() => {}
+                    () = sleep(NAME_AGAIN), if is_one_being_made => {}
+                    () = sleep(self.past_again()), if is_one_untold => {}
+                    _ = tick.tick() => {
+                        self.read_usage();
+                        self.look_again(&mut rescan);
+                        self.note_unreachable();
+                    }
+                }
+                self.meet_all().await;
+                self.tell_untold();
+                let watches = self.watches.borrow().clone();
+                watches.iter().for_each(|watch| watch.queue.tell_missed());
+            }
+            self.meet_all().await;
+            self.tell_untold();
+            // A watch may have begun meanwhile, and relies on this task.
+            if self.watches.borrow().is_empty() {
+                self.growth.replace(Growth::default());
+                return self.is_running.set(false);
+            }
+        }
+    }
+
+    fn is_one_being_made(&self) -> bool {
+        self.unnamed.borrow().iter().any(|unmet| unmet.since.elapsed() < BEING_MADE)
+    }
+
+    /// Meets all new groups, and lets go of each that has a name, or has gone.
+    async fn meet_all(&self) {
+        let now = Instant::now();
+        let unnamed = self.unnamed.take();
+        for some in unnamed.chunks(NAMED_AT_ONCE) {
+            self.meet_some(some).await;
+        }
+        loop {
+            let some = self.watcher.lock().take_arrivals(NAMED_AT_ONCE);
+            if some.is_empty() {
+                return;
+            }
+            let unmet = |arrival| Unmet { arrival, since: now, is_counted: false };
+            self.meet_some(&some.into_iter().map(unmet).collect::<Vec<_>>()).await;
+        }
+    }
+
+    async fn meet_some(&self, some: &[Unmet]) {
+        let arrivals: Vec<Arrival> = some.iter().map(|unmet| unmet.arrival).collect();
+        let directories = Arc::clone(&self.context.directories);
+        let name =
+            move || arrivals.iter().map(|arrival| ArrivalName::of(&directories, arrival)).collect::<Vec<_>>();
+        let names =
+            if self.watches.borrow().is_empty() { Ok(Vec::new()) } else { spawn_blocking(name).await };
+        let names = names.inspect_err(|error| log::error!("new groups are not watched: {error}"));
+        let mut names = names.unwrap_or_default().into_iter();
+        for unmet in some {
+            let group = unmet.arrival.group;
+            if let Some(name) = names.next() {
+                let watches = self.watches.borrow().clone();
+                if matches!(name, ArrivalName::Gone { .. }) && self.watcher.lock().is_there(group) {
+                    self.wait_for_name(*unmet, &watches);
+                    continue;
+                }
+                let kept = Rc::new(KeptSlot { watcher: self.watcher.clone(), group });
+                for watch in &watches {
+                    self.meet(watch, unmet.arrival.cgroup_id, &kept, &name).await;
+                }
+            } else {
+                self.watcher.lock().let_arrival_go(group);
+            }
+        }
+        yield_now().await;
+    }
+
+    /// Keeps a group that is being made, or is about to go: its directory is not shown yet, or no more.
+    fn wait_for_name(&self, mut unmet: Unmet, watches: &[Rc<Watch>]) {
+        if !unmet.is_counted && unmet.since.elapsed() >= BEING_MADE {
+            unmet.is_counted = true;
+            watches.iter().for_each(|watch| watch.queue.miss(NAMELESS.into(), 1));
+        }
+        self.unnamed.borrow_mut().push(unmet);
+    }
+
+    async fn meet(&self, watch: &Rc<Watch>, id: u64, kept: &Rc<KeptSlot>, name: &ArrivalName) {
+        let group = kept.group;
+        let (is_there, shown) = match name {
+            ArrivalName::Known { below, .. } if !watch.choice.has(below) => return,
+            ArrivalName::Known { shown, .. } => (true, shown),
+            ArrivalName::Outside => return,
+            ArrivalName::Gone { above, below, shown } => match watch.choice.may_have(above.as_deref(), below)
+            {
+                Membership::No => return,
+                Membership::Yes => (false, shown),
+                Membership::Perhaps => {
+                    let (watch, kept) = (Rc::clone(watch), Some(Rc::clone(kept)));
+                    let what = Untold::Nameless { group, id };
+                    return self.tell(Past { watch, what, kept, first: Instant::now() });
+                }
+            },
+        };
+        let member = Member { group, id, path: Arc::clone(shown) };
+        self.take_in(watch, &member, is_there, Since::Made, Some(Rc::clone(kept))).await;
+    }
+
+    /// Registers on a group, if it is there and not known yet, and tells what it did before, now or as soon
+    /// as that is known.
+    async fn take_in(
+        &self,
+        watch: &Rc<Watch>,
+        member: &Member,
+        is_there: bool,
+        since: Since,
+        kept: KeptIfNew,
+    ) {
+        if !watch.members.enter(member.id, member.group) {
+            return;
+        }
+        let mut registered = Vec::new();
+        for at in 0..if is_there { watch.specs.len() } else { 0 } {
+            if self.is_over(watch) {
+                return;
+            }
+            match self.register(watch, member, at).await {
+                Ok(early) => registered.push((at, early)),
+                // It is going.
+                Err(refusal) if refusal.errno == Errno::EINVAL => break,
+                Err(refusal) => watch.queue.miss(refusal.to_string(), 1),
+            }
+        }
+        if self.is_over(watch) {
+            // Its end came while it was registered.
+            return self.watcher.lock().end_file(watch.eventfd.file);
+        }
+        if registered.is_empty() {
+            watch.members.leave(member.id, member.group);
+        }
+        if since != Since::Now {
+            let what = Untold::Member { member: member.clone(), is_there, since, registered };
+            self.tell(Past { watch: Rc::clone(watch), what, kept, first: Instant::now() });
+        }
+    }
+
+    /// Registers a specification on a group; returns what that has done before, where it is kept.
+    async fn register(&self, watch: &Watch, member: &Member, at: usize) -> Result<Option<Early>, Refusal> {
+        let Some((_, spec)) = watch.specs.get(at) else { return Ok(None) };
+        let (file, trigger, is_exact) = match *spec {
+            Spec::Event { on, trigger, is_exact } => (on, trigger, is_exact),
+            Spec::Removed => (ControlFile::Usage, never()?, false),
+        };
+        let control = ResolvedControlFile { group: member.group, cgroup_id: member.id, file };
+        let sink = watch.queue.sink(member, at, *spec == Spec::Removed, &watch.members);
+        let ReceivedEventFd { eventfd, file } = &watch.eventfd;
+        let eventfd = ReceivedEventFd { eventfd: eventfd.clone(), file: *file };
+        let account = || watch.account;
+        let made = on_group(
+            &self.watcher,
+            &self.context,
+            &control,
+            (trigger, is_exact),
+            (eventfd, Some(sink)),
+            account,
+        );
+        let receipt = made.await?;
+        let watcher = self.watcher.lock();
+        watcher.confirm(receipt);
+        Ok(watcher.early(member.group))
+    }
+
+    /// Reads usage of all groups with thresholds, as it is kept in the table, for watches that tell growth.
+    fn read_usage(&self) {
+        let mut growth = self.growth.borrow_mut();
+        growth.begin_pass(Instant::now());
+        for watch in self.watches.borrow().iter().filter(|watch| watch.tells_growth()) {
+            // Copied, since the thread that signals waits for this lock.
+            let groups: Vec<GroupId> = watch.members.all().values().copied().collect();
+            for group in groups {
+                if let Some(usage) = self.kept_usage(group) {
+                    growth.add(group, usage);
+                }
+            }
+        }
+    }
+
+    fn kept_usage(&self, group: GroupId) -> Option<u64> {
+        let slot = self.context.identity().slot(group.slot)?;
+        let usage = slot.usage.get();
+        (slot.state().generation() == group.generation && usage != UNKNOWN).then_some(usage)
+    }
+
+    /// A quantity of a group as it was at the last look.
+    fn quantity(&self, group: GroupId, on: ControlFile) -> Option<u64> {
+        let watcher = self.watcher.lock();
+        let known = watcher.registry().group(group.slot).filter(|known| known.id == group);
+        known.map(|known| known.scale(on).now())
+    }
+
+    /// Usage, where it is not known, and the limit of a group, in pages.
+    pub(super) fn numbers(&self, group: GroupId, usage: Option<u64>) -> (Option<u64>, Option<u64>) {
+        let watcher = self.watcher.lock();
+        if !watcher.is_there(group) {
+            return (usage, None);
+        }
+        let limit = watcher.effective_limit(group.slot).ok();
+        let is_root = group.slot == watcher.source().root().slot;
+        let read = || if is_root { None } else { watcher.source().usage(group).ok().flatten() };
+        (usage.or_else(read), limit)
+    }
+
+    /// Bytes per second by which usage has grown, where that is known.
+    pub(super) fn growth(&self, group: GroupId, usage: u64) -> Option<i64> {
+        self.growth.borrow().of(group, usage, Instant::now())
+    }
+
+    /// The directory of the group with this id, or `#` and the id.
+    pub(super) fn name_of(&self, id: u64) -> String {
+        let path = self.context.directories.path_of(id);
+        path.map_or_else(|| format!("#{id}"), |path| path.to_string_lossy().into_owned())
+    }
+}
+
+/// A trigger that nothing fires, for a registration that waits for the removal alone.
+fn never() -> Result<Trigger, Refusal> {
+    control_file::parse(ControlFile::Usage, b"-1", page_size())
+        .map_err(|error| Refusal::new(Errno::from_raw(error.errno()), error.into()))
+}
