@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::lock;
+use crate::arch::Arch;
 use crate::process::{self, command};
-use crate::workspace;
+use crate::{lock, workspace};
 
 /// The age at which package lists are refreshed.
 const FRESH: Duration = Duration::from_secs(60 * 60);
@@ -22,19 +22,7 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
 /// Installs packages out of the machine's release or its backports, whichever has the
 /// newer one. The machine's own sources stay as they are.
 pub(crate) fn install_backports(packages: &[&str]) -> Result<()> {
-    let archives = archives()?;
-    let (release, address) = (&archives[0].release, &archives[0].address);
-    let backports = format!("{release}-backports");
-    let mut lines: String = archives
-        .iter()
-        .map(|archive| format!("deb {} {} main\n", archive.address, archive.release))
-        .collect();
-    lines += &format!("deb {address} {backports} main\n");
-    // The machine's own list of what is installed: these packages go there.
-    let source = Source::private("backports", &lines, Some(Path::new("/var/lib/dpkg/status")))?;
-    let mut options = source.options;
-    options.extend(["-t".to_owned(), backports]);
-    install_with(&options, packages)
+    install_with(&Source::backports()?.options, packages)
 }
 
 fn install_with(options: &[String], packages: &[&str]) -> Result<()> {
@@ -99,10 +87,44 @@ impl Source {
         Ok(Self { options: Vec::new() })
     }
 
+    /// The packages of the machine's release or its backports, whichever has the newer one.
+    pub(crate) fn backports() -> Result<Self> {
+        let archives = archives()?;
+        let (release, address) = (&archives[0].release, &archives[0].address);
+        let backports = format!("{release}-backports");
+        let mut lines: String = archives
+            .iter()
+            .map(|archive| format!("deb {} {} main\n", archive.address, archive.release))
+            .collect();
+        lines += &format!("deb {address} {backports} main\n");
+        // The machine's own list of what is installed: these packages go there.
+        let mut source = Self::private("backports", &lines, Some(Path::new("/var/lib/dpkg/status")))?;
+        source.options.extend(["-t".to_owned(), backports]);
+        Ok(source)
+    }
+
     /// The packages of a suite such as `sid`.
     pub(crate) fn suite(suite: &str) -> Result<Self> {
         let archive = archives()?.swap_remove(0);
         Self::private(suite, &format!("deb {} {suite} main\n", archive.address), None)
+    }
+
+    /// The packages of an architecture, of a suite or of the machine's own release. They
+    /// can be unpacked only: nothing of another architecture is installed.
+    pub(crate) fn of(arch: Arch, suite: Option<&str>) -> Result<Self> {
+        if arch == Arch::Amd64 {
+            return suite.map_or_else(Self::system, Self::suite);
+        }
+        let archives = archives()?;
+        let line = |address: &str, suite: &str| format!("deb {address} {suite} main\n");
+        let (name, lines) = match suite {
+            Some(suite) => (format!("{suite}-{}", arch.name()), line(&archives[0].address, suite)),
+            None => {
+                let all = archives.iter().map(|archive| line(&archive.address, &archive.release));
+                (arch.name().to_owned(), all.collect())
+            }
+        };
+        Self::private_of(&name, &lines, None, Some(arch))
     }
 
     /// The source packages of what the machine's own sources hold.
@@ -114,6 +136,11 @@ impl Source {
     /// Prepares package lists under `target/` and writes nothing elsewhere. Nothing counts
     /// as installed, or what the file `installed` lists.
     fn private(name: &str, lines: &str, installed: Option<&Path>) -> Result<Self> {
+        Self::private_of(name, lines, installed, None)
+    }
+
+    /// Prepares lists of the packages for `arch`, where that is not this machine's.
+    fn private_of(name: &str, lines: &str, installed: Option<&Path>, arch: Option<Arch>) -> Result<Self> {
         let _lock = lock::hold(&format!("apt-{name}"))?;
         let directory = workspace::target().join(format!("apt-{name}"));
         for sub in ["lists/partial", "cache/archives/partial", "etc"] {
@@ -128,7 +155,7 @@ impl Source {
         let list = write("sources.list", lines)?;
         let status = installed.map_or_else(|| write("status", ""), |path| Ok(PathBuf::from(path)))?;
         let under = |sub: &str| directory.join(sub).display().to_string();
-        let settings = [
+        let mut settings = vec![
             ("Dir::Etc::SourceList", list.display().to_string()),
             ("Dir::Etc::SourceParts", under("etc")),
             ("Dir::Etc::PreferencesParts", under("etc")),
@@ -139,6 +166,10 @@ impl Source {
             ("Acquire::Languages", "none".to_owned()),
             ("APT::Sandbox::User", "root".to_owned()),
         ];
+        if let Some(arch) = arch {
+            settings.push(("APT::Architecture", arch.name().to_owned()));
+            settings.push(("APT::Architectures", arch.name().to_owned()));
+        }
         let options = settings.iter().flat_map(|(name, value)| ["-o".into(), format!("{name}={value}")]);
         let source = Self { options: options.collect() };
         let stamp = directory.join("updated");
@@ -162,6 +193,12 @@ impl Source {
                 .current_dir(directory),
         )
         .context("cannot download sources (is the archive reachable?)")
+    }
+
+    /// The names of all packages that begin with `prefix`.
+    pub(crate) fn names(&self, prefix: &str) -> Result<Vec<String>> {
+        let text = process::output(command("apt-cache").args(&self.options).args(["pkgnames", prefix]))?;
+        Ok(text.lines().map(str::to_owned).collect())
     }
 
     /// The packages that one depends on directly.

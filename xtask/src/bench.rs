@@ -11,13 +11,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 pub(crate) use self::data::{Data, Piece};
 use self::plan::{Bench, Leg};
+use crate::arch::Arch;
 use crate::build::{self, Guest};
 use crate::kernels;
-use crate::qemu::Processors;
 use crate::summary::Outcome;
 use crate::vm::{self, Boot, booting};
 use crate::workspace::{short, target};
@@ -27,14 +27,38 @@ pub(crate) struct Arguments {
     /// Benchmarks to run; all of them when absent
     #[arg(value_enum, value_name = "NAME")]
     names: Vec<Bench>,
-    /// Boot only this kernel: 6.1, 6.12, 7.2 or the path of a vmlinuz
-    #[arg(long, value_name = "KERNEL", value_parser = kernels::parse)]
+    /// Boot only this kernel: 6.1, 6.12, 7.2, another for x86-64 of `cargo xtask test
+    /// --list-kernels`, or the path of a vmlinuz
+    #[arg(long, value_name = "KERNEL", value_parser = kernels::parse_amd64)]
     kernel: Option<String>,
+    /// Measure agents with these backends, separated by commas, each in a boot of its own: the
+    /// figures are side by side
+    #[arg(long, value_enum, value_name = "BACKEND", value_delimiter = ',', default_value = "fentry")]
+    backend: Vec<Backend>,
     /// Run one short round, which shows that it works and gives no figures to quote.
     /// Without a name, all benchmarks in one boot of the newest kernel, as `cargo xtask
     /// test` does
     #[arg(long)]
     once: bool,
+}
+
+/// A backend of the agents that are measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Backend {
+    /// Programs by BPF trampolines
+    Fentry,
+    /// Programs by kprobes and kretprobes
+    Kprobe,
+}
+
+impl Backend {
+    /// Returns the name that the guest and the agent have for it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Fentry => "fentry",
+            Self::Kprobe => "kprobe",
+        }
+    }
 }
 
 /// The longest time that a boot may measure.
@@ -60,7 +84,10 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         let start = Instant::now();
         let mut found = Vec::new();
         let legs = bench.legs(arguments.kernel.as_deref());
-        let measured = legs.iter().try_for_each(|leg| {
+        let legs = legs
+            .into_iter()
+            .flat_map(|leg| arguments.backend.iter().map(move |backend| Leg { backend: *backend, ..leg }));
+        let measured = legs.into_iter().try_for_each(|leg| {
             let guest = guest(&[bench], leg.kernel)?;
             let (report, data) = leg.measure(&guest, &[bench], arguments.once)?;
             ensure!(report.failed == 0, "{} failed on {}; {LOGS}", bench.name(), leg.label());
@@ -101,7 +128,7 @@ pub(crate) fn smoke() -> Result<Outcome> {
 /// Provides the prerequisites, and builds the guest with the programs that it runs.
 fn guest(benches: &[Bench], kernel: &str) -> Result<Guest> {
     vm::ensure(kernel)?;
-    let mut guest = build::guest()?;
+    let mut guest = build::guest(Arch::Amd64)?;
     for bench in benches {
         guest.more.extend(bench.programs()?);
     }
@@ -115,11 +142,11 @@ impl Leg<'_> {
         let mut args: Vec<_> = benches.iter().map(|bench| bench.name()).collect();
         args.extend(once.then_some("once"));
         let boot = Boot {
-            parameters: format!("guest.args={}", args.join(",")),
+            parameters: format!("guest.args={} guest.backend={}", args.join(","), self.backend.name()),
             processors: self.processors,
             memory: self.memory,
             limit: LIMIT,
-            label: if self.processors == Processors::Two { "two".to_owned() } else { String::new() },
+            label: self.log_label(),
             ..Boot::new(&kernel, self.hierarchy, "bench")
         };
         let start = Instant::now();

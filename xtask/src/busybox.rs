@@ -6,35 +6,39 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 
 use crate::apt;
+use crate::arch::Arch;
 use crate::setup::{self, Need};
 use crate::workspace::tools;
 
-/// The static busybox of Debian's package.
+/// The static busybox of Debian's package, for an architecture.
 #[derive(Debug)]
-pub(crate) struct Busybox;
+pub(crate) struct Busybox(pub(crate) Arch);
 
 impl Need for Busybox {
     fn name(&self) -> &'static str {
-        "busybox"
+        match self.0 {
+            Arch::Amd64 => "busybox",
+            Arch::Arm64 => "busybox-arm64",
+        }
     }
 
     fn find(&self) -> Result<String> {
-        setup::file(&program()).map(|path| format!("VM shell {path}"))
+        setup::file(&program(self.0)).map(|path| format!("VM shell {path}"))
     }
 
     fn fetch(&self) -> Result<()> {
-        println!("setup: downloading busybox-static");
+        println!("setup: downloading busybox-static for {}", self.0.name());
         let parent = tools();
         fs::create_dir_all(&parent).with_context(|| format!("cannot make {}", parent.display()))?;
-        apt::Source::system()?.unpack(&["busybox-static".to_owned()], &unpacked())
+        apt::Source::of(self.0, None)?.unpack(&["busybox-static".to_owned()], &unpacked(self.0))
     }
 }
 
 /// Returns the path of the program.
-pub(crate) fn program() -> PathBuf {
-    unpacked().join("bin/busybox")
+pub(crate) fn program(arch: Arch) -> PathBuf {
+    unpacked(arch).join("bin/busybox")
 }
 
-fn unpacked() -> PathBuf {
-    tools().join("busybox")
+fn unpacked(arch: Arch) -> PathBuf {
+    tools().join(Busybox(arch).name())
 }

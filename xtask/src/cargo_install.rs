@@ -3,9 +3,10 @@
 use std::fs;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::process::{self, command};
+use crate::setup;
 use crate::workspace::{target, tools};
 
 /// Installs the program of the crate `name`.
@@ -27,6 +28,16 @@ pub(crate) fn install(name: &str, options: &[&str], variables: &[(&str, &str)]) 
     )
     .with_context(|| format!("cannot install {name}; is the package registry reachable?"))?;
     fs::remove_dir_all(&build).with_context(|| format!("cannot remove {}", build.display()))
+}
+
+/// Returns the short path of an installed program, if it is of this version. `query` are the arguments
+/// by which it prints that.
+pub(crate) fn found(name: &str, query: &[&str], version: &str) -> Result<String> {
+    let program = program(name);
+    let path = setup::file(&program)?;
+    let printed = process::output(command(&program).args(query))?;
+    ensure!(printed.contains(version), "{path} is {}, not {version}", printed.trim());
+    Ok(path)
 }
 
 /// Returns the path of an installed program.

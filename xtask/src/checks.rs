@@ -49,29 +49,40 @@ pub(crate) fn lints() -> Result<Outcome> {
     Ok(Outcome::pass(""))
 }
 
-/// Checks the eBPF programs in two passes. The compiler for BPF may have no clippy beside
+/// Sets of features of the eBPF programs, each of which makes an object of its own.
+const OBJECTS: [&[&str]; 2] = [&[], &["--features", "kprobe"]];
+
+/// Checks the programs of each object in two passes. The compiler for BPF may have no clippy beside
 /// it, so clippy looks at the programs as if they were for the host, which checks all but
 /// what is BPF's alone; the compiler's own warnings come from the real target.
 pub(crate) fn ebpf_lints() -> Result<Outcome> {
     setup::ensure(&toolchain::NEEDS)?;
     let toolchain = ebpf::find(root()).map_err(|error| anyhow!(error))?;
     let directory = target().join("ebpf-lints");
-    process::run(&mut ebpf::cargo(&toolchain, root(), &directory, "check", &["-Dwarnings"]))
-        .context("the compiler for BPF has errors or warnings, which are above; repair them")?;
-    process::run(
-        cargo()
-            .args(["clippy", "--quiet", "--package", "monitor-ebpf"])
-            // Naming the target keeps the flags from build scripts.
-            .args(["--target", "x86_64-unknown-linux-gnu", "--target-dir"])
-            .arg(&directory)
-            // Attach macros hand the context over by value.
-            .args(["--", "-D", "warnings", "-A", "clippy::needless_pass_by_value"])
-            .env_remove("CARGO_ENCODED_RUSTFLAGS")
-            .env("RUSTFLAGS", "-C panic=abort")
-            // The programs use intrinsics, which a stable compiler hides.
-            .env("RUSTC_BOOTSTRAP", "1"),
-    )
-    .context("clippy has errors or warnings on the programs, which are above; repair them")?;
+    for features in OBJECTS {
+        let named = if features.is_empty() { "without features".to_owned() } else { features.join(" ") };
+        process::run(ebpf::cargo(&toolchain, root(), &directory, "check", &["-Dwarnings"]).args(features))
+            .with_context(|| {
+                format!("the compiler for BPF has errors or warnings ({named}), as above; repair them")
+            })?;
+        process::run(
+            cargo()
+                .args(["clippy", "--quiet", "--package", "monitor-ebpf"])
+                .args(features)
+                // Naming the target keeps the flags from build scripts.
+                .args(["--target", "x86_64-unknown-linux-gnu", "--target-dir"])
+                .arg(&directory)
+                // Attach macros hand the context over by value.
+                .args(["--", "-D", "warnings", "-A", "clippy::needless_pass_by_value"])
+                .env_remove("CARGO_ENCODED_RUSTFLAGS")
+                .env("RUSTFLAGS", "-C panic=abort")
+                // The programs use intrinsics, which a stable compiler hides.
+                .env("RUSTC_BOOTSTRAP", "1"),
+        )
+        .with_context(|| {
+            format!("clippy has errors or warnings on the programs ({named}), as above; repair them")
+        })?;
+    }
     Ok(Outcome::pass(""))
 }
 

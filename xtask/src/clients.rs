@@ -14,6 +14,13 @@ use crate::process::{self, command};
 use crate::setup::{self, Need};
 use crate::workspace::{root, short, target, tools};
 
+mod languages;
+mod live;
+mod readers;
+
+pub(crate) use languages::{Languages, unit_tests};
+pub(crate) use live::beside_an_agent;
+
 /// A file that the VM gets.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Packed {
@@ -45,11 +52,12 @@ const CONTAINERD: &str = "golang-github-containerd-cgroups-dev";
 /// The directory in which a program looks for the system's libraries.
 const LIBRARIES: &str = "lib/x86_64-linux-gnu";
 
-/// The libraries that the interpreter needs for the examples.
-const PYTHON_LIBRARIES: [&str; 4] = ["libc.so.6", "libm.so.6", "libz.so.1", "libexpat.so.1"];
+/// The libraries that the interpreter needs for the examples, and `cgget`.
+const PYTHON_LIBRARIES: [&str; 5] =
+    ["libc.so.6", "libpthread.so.0", "libm.so.6", "libz.so.1", "libexpat.so.1"];
 
 /// The prerequisites of the clients that the VM's tests start.
-pub(crate) const NEEDS: [&dyn Need; 2] = [&CCompiler, &Clients];
+pub(crate) const NEEDS: [&dyn Need; 3] = [&CCompiler, &Clients, &readers::Readers];
 
 /// A C compiler, and xz for the kernel's sources.
 #[derive(Debug)]
@@ -137,6 +145,9 @@ pub(crate) fn build() -> Result<Vec<Packed>> {
     }
     add("examples", "listen-go", go_build(&examples.join("go"), None, &bin.join("listen-go"))?);
     add("examples", "listen.py", examples.join("python/listen.py"));
+    add("examples", "client", languages::example_c(&bin.join("client"))?);
+    add("examples", "client-go", languages::example_go(&bin.join("client-go"))?);
+    readers::pack(&mut packed)?;
     pack_python(&mut packed)?;
     let path = list();
     fs::write(&path, serde_json::to_string(&packed)?)

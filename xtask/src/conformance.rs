@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
+use crate::arch::Arch;
 use crate::bench::{Data, Piece};
 use crate::vm::{self, Boot, Hierarchy, booting};
 use crate::workspace::root;
@@ -29,7 +30,7 @@ struct Check {
 
 pub(crate) fn run() -> Result<()> {
     vm::ensure(ORACLE)?;
-    let guest = build::guest()?;
+    let guest = build::guest(Arch::Amd64)?;
     let kernel = kernels::get(ORACLE)?;
     println!("{}", booting(&kernel, Hierarchy::V1));
     let boot = Boot {

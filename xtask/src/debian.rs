@@ -1,5 +1,7 @@
-//! Debian with systemd in the VM: its root file system, and the boot that tests the
-//! units and the container image there.
+//! Debian with systemd in the VM: the boots that test the units, the container image and the
+//! package there.
+
+mod root;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,130 +9,133 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use self::root::Root;
+use crate::arch::Arch;
 use crate::build::{self, Guest};
 use crate::clients::Packed;
-use crate::process::{self, command};
-use crate::setup::{self, Need};
+use crate::setup;
 use crate::summary::Outcome;
 use crate::vm::{self, Boot, Hierarchy, booting};
-use crate::workspace::{root, short, target};
-use crate::{apt, deploy, image, kernels};
+use crate::workspace::{files_below, root, target};
+use crate::{apt, deploy, dist, image, kernels};
 
 /// The prefix of the tests that run there.
 pub(crate) const TESTS: &str = "debian_";
 
-/// The packages that are installed beside Debian's smallest set.
-const PACKAGES: &str = "systemd,systemd-sysv,dbus,runc";
-
-/// Room for the packages, and for what a test unpacks.
-const SIZE: &str = "700M";
+/// A service with sd-event's memory-pressure protocol, which systemd has from 254 on, and the library
+/// that it needs: of the release's backports, where the release itself is older.
+const PRESSURE: [&str; 2] = ["systemd-timesyncd", "libsystemd-shared"];
 
 /// The directory of what the guest copies over Debian's files
 /// (tests/scenarios/deploy/debian.rs).
 const PAYLOAD: &str = "payload";
 
+/// Debian with what the tests of units and of the image need.
+pub(crate) const DEBIAN: Root = Root {
+    name: "debian",
+    file: "root.ext4",
+    release: None,
+    packages: "systemd,systemd-sysv,dbus,runc",
+    size: "700M",
+};
+
+/// A release of Debian with nothing but systemd, and the kernel that it comes with.
+#[derive(Debug)]
+pub(crate) struct Bare {
+    /// The release's number, by which tests choose it.
+    pub(crate) version: &'static str,
+    pub(crate) kernel: &'static str,
+    pub(crate) root: Root,
+}
+
+/// The releases that the package has to work on.
+pub(crate) const BARE: [Bare; 2] = [
+    Bare {
+        version: "12",
+        kernel: "6.1",
+        root: Root { name: "debian-12", file: "bookworm.ext4", release: Some("bookworm"), ..SMALLEST },
+    },
+    Bare {
+        version: "13",
+        kernel: "6.12",
+        root: Root { name: "debian-13", file: "trixie.ext4", release: Some("trixie"), ..SMALLEST },
+    },
+];
+
+const SMALLEST: Root = Root { packages: "systemd-sysv", size: "600M", ..DEBIAN };
+
 fn directory() -> PathBuf {
     target().join("debian")
-}
-
-fn disk() -> PathBuf {
-    directory().join("root.ext4")
-}
-
-/// Debian with systemd on a disk for the VM.
-#[derive(Debug)]
-pub(crate) struct Debian;
-
-impl Need for Debian {
-    fn name(&self) -> &'static str {
-        "debian"
-    }
-
-    fn find(&self) -> Result<String> {
-        let disk = disk();
-        ensure!(disk.is_file(), "there is no Debian for the VM, {}", short(&disk));
-        Ok(format!("Debian for the VM {}", short(&disk)))
-    }
-
-    fn fetch(&self) -> Result<()> {
-        make_disk()
-    }
-}
-
-/// Installs Debian into a directory, and makes a disk of it.
-fn make_disk() -> Result<()> {
-    if !process::exists("debootstrap") || !process::exists("mke2fs") {
-        apt::install(&["debootstrap", "e2fsprogs"])?;
-    }
-    let system = directory().join("root.partial");
-    discard(&system)?;
-    fs::create_dir_all(&system).with_context(|| format!("cannot make {}", system.display()))?;
-    let mirror = apt::mirror()?;
-    println!("setup: debootstrap of {} with {PACKAGES}, under target/ (a minute)", mirror.release);
-    let mut debootstrap = command("debootstrap");
-    debootstrap.args(["--variant=minbase", "--include", PACKAGES]);
-    if let Some(keyring) = &mirror.keyring {
-        debootstrap.arg("--keyring").arg(keyring);
-    }
-    process::run(
-        debootstrap
-            .arg(&mirror.release)
-            .arg(&system)
-            .arg(&mirror.address)
-            .stdout(std::process::Stdio::null()),
-    )
-    .context("debootstrap needs root and an archive that is reachable; its log is in target/debian")?;
-    // No test reads this, and every boot would carry it.
-    for waste in ["var/cache/apt/archives", "var/lib/apt/lists", "usr/share/doc", "usr/share/locale"] {
-        let path = system.join(waste);
-        fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?;
-    }
-    let partial = directory().join("root.ext4.partial");
-    process::run(
-        command("mke2fs").args(["-q", "-F", "-t", "ext4", "-d"]).arg(&system).arg(&partial).arg(SIZE),
-    )?;
-    discard(&system)?;
-    fs::rename(&partial, disk()).with_context(|| format!("cannot rename {}", partial.display()))
-}
-
-/// Removes what an earlier run left; never what it left mounted in there.
-fn discard(system: &Path) -> Result<()> {
-    if !system.exists() {
-        return Ok(());
-    }
-    let mounts = fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
-    for point in mounts_below(&mounts, system).into_iter().rev() {
-        process::run(command("umount").arg(point))?;
-    }
-    fs::remove_dir_all(system).with_context(|| format!("cannot remove {}", system.display()))
-}
-
-/// Mount points below a directory, outer ones first.
-fn mounts_below<'a>(mounts: &'a str, directory: &Path) -> Vec<&'a Path> {
-    let points = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(Path::new);
-    points.filter(|point| point.starts_with(directory)).collect()
 }
 
 /// Boots it and runs the tests whose name contains `filter`.
 pub(crate) fn test(kernel: &str, filter: &str) -> Result<Outcome> {
     vm::ensure(kernel)?;
-    setup::ensure(&[&Debian])?;
+    setup::ensure(&[&DEBIAN])?;
     let kernel = kernels::get(kernel)?;
-    let programs = build::guest()?;
+    let programs = build::guest(Arch::Amd64)?;
     image::build(&programs.monitor)?;
-    let guest = Guest { more: payload()?, disk: Some(disk()), ..programs };
+    let guest = Guest { more: payload()?, disk: Some(DEBIAN.disk()), ..programs };
     println!("{}, Debian on its disk", booting(&kernel, Hierarchy::V2));
-    let boot = Boot {
-        parameters: format!("guest.filter={filter} systemd.unit=memcg-guest.target"),
-        limit: Duration::from_secs(15 * 60),
-        ..Boot::new(&kernel, Hierarchy::V2, "debian")
-    };
-    let report = boot.run(&guest, &mut |line| println!("{line}"))?;
-    ensure!(
-        report.passed + report.failed > 0,
-        "the guest ran no test whose name contains `{filter}`; its log is in target/vm"
-    );
-    Ok(Outcome::of(report, kernel.release))
+    let words = format!("guest.filter={filter}");
+    run(
+        &Boot { limit: Duration::from_secs(15 * 60), ..Boot::new(&kernel, Hierarchy::V2, "debian") },
+        &words,
+        &guest,
+    )
+}
+
+/// Boots a bare Debian and runs the tests for it whose name contains `filter`.
+pub(crate) fn test_bare(bare: &Bare, filter: &str) -> Result<Outcome> {
+    vm::ensure(bare.kernel)?;
+    setup::ensure(&[&bare.root])?;
+    let kernel = kernels::get(bare.kernel)?;
+    let programs = build::guest(Arch::Amd64)?;
+    let mut more = Vec::new();
+    pack(&root().join("tests/scenarios/deploy/debian/units"), "etc/systemd/system", &mut more)?;
+    pack(&dist::package(bare.version)?, "root", &mut more)?;
+    let guest = Guest { more, disk: Some(bare.root.disk()), ..programs };
+    println!("{}, Debian {} on its disk", booting(&kernel, Hierarchy::V2), bare.version);
+    let boot = Boot { label: bare.root.name.to_owned(), ..Boot::new(&kernel, Hierarchy::V2, "debian") };
+    run(&boot, &format!("guest.filter={filter} guest.args={}", bare.version), &guest)
+}
+
+fn run(boot: &Boot<'_>, words: &str, guest: &Guest) -> Result<Outcome> {
+    let parameters = format!("{words} systemd.unit=memcg-guest.target");
+    let boot = Boot { parameters, label: boot.label.clone(), cpu: None, ..*boot };
+    let report = boot.run(guest, &mut |line| println!("{line}"))?;
+    ensure!(report.passed + report.failed > 0, "the guest ran no test with {words}; its log is in target/vm");
+    Ok(Outcome::of(report, boot.kernel.release.clone()))
+}
+
+/// Adds what is to be copied from a directory of this machine to one of Debian's.
+fn pack(from: &Path, to: &str, packed: &mut Vec<Packed>) -> Result<()> {
+    for path in files_below(from)? {
+        let below = path.strip_prefix(from).unwrap_or(&path);
+        packed.push(Packed { path: format!("{PAYLOAD}/{to}/{}", below.display()), from: path });
+    }
+    Ok(())
+}
+
+/// The files of [`PRESSURE`], with the paths that they have in the VM: Debian's own stay, as these
+/// have their version in the library's name.
+fn with_pressure() -> Result<Vec<Packed>> {
+    let directory = directory().join("pressure");
+    if !directory.exists() {
+        apt::Source::backports()?.unpack(&PRESSURE.map(str::to_owned), &directory)?;
+    }
+    let mut packed = Vec::new();
+    for path in files_below(&directory)? {
+        let below = path.strip_prefix(&directory).unwrap_or(&path).display().to_string();
+        let is_needed = ["libsystemd-shared-", "systemd-timesync"].iter().any(|part| below.contains(part))
+            && !["share/man", "share/lintian", "share/doc"].iter().any(|part| below.contains(part));
+        if is_needed {
+            let place = below.strip_prefix("lib/").map_or(below.clone(), |rest| format!("usr/lib/{rest}"));
+            packed.push(Packed { path: format!("{PAYLOAD}/{place}"), from: path });
+        }
+    }
+    ensure!(packed.len() >= 4, "{PRESSURE:?} have other files than expected: {packed:?}");
+    Ok(packed)
 }
 
 /// Lists what is copied over Debian's files: the agent's units, and the guest's own.
@@ -138,49 +143,31 @@ fn payload() -> Result<Vec<Packed>> {
     // The guest reads JSON; what is tested are the manifests all the same.
     let manifests = directory().join("kubernetes");
     fs::create_dir_all(&manifests).with_context(|| format!("cannot make {}", manifests.display()))?;
-    for name in ["daemonset", "sidecar"] {
+    for (name, file) in [
+        ("daemonset", "base/daemonset.yaml"),
+        ("client", "overlays/client/pod.yaml"),
+        ("client-hostpath", "overlays/client-hostpath/pod.yaml"),
+    ] {
         let path = manifests.join(format!("{name}.json"));
-        let manifest = deploy::manifest(&format!("{name}.yaml"))?;
+        let manifest = deploy::manifest(file)?;
         fs::write(&path, manifest.to_string()).with_context(|| format!("cannot write {}", path.display()))?;
     }
-    let mut packed = Vec::new();
+    let mut packed = with_pressure()?;
     for (from, to) in [
         (root().join("deploy/systemd"), "usr/share/memcg-monitor/systemd"),
         (root().join("tests/scenarios/deploy/debian/units"), "etc/systemd/system"),
         (manifests, "usr/share/memcg-monitor/kubernetes"),
         (image::layout(), "usr/share/memcg-monitor/image"),
     ] {
-        for path in files(&from)? {
-            let below = path.strip_prefix(&from).unwrap_or(&path);
-            packed.push(Packed { path: format!("{PAYLOAD}/{to}/{}", below.display()), from: path });
-        }
+        pack(&from, to, &mut packed)?;
+    }
+    for (number, from) in dist::for_upgrade(&directory().join("packages"))?.into_iter().enumerate() {
+        packed
+            .push(Packed { path: format!("{PAYLOAD}/usr/share/memcg-monitor/packages/{number}.deb"), from });
     }
     packed.push(Packed {
         path: format!("{PAYLOAD}/usr/share/memcg-monitor/deploy.md"),
         from: root().join("docs/guide/deploy.md"),
     });
     Ok(packed)
-}
-
-/// All files of a directory and of those in it.
-fn files(directory: &Path) -> Result<Vec<PathBuf>> {
-    let entries = fs::read_dir(directory).with_context(|| format!("cannot list {}", directory.display()))?;
-    let mut found = Vec::new();
-    for entry in entries {
-        let path = entry?.path();
-        if path.is_dir() { found.extend(files(&path)?) } else { found.push(path) }
-    }
-    found.sort();
-    Ok(found)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_mounts_below_are_found() {
-        let mounts = "proc /proc proc rw 0 0\nproc /t/tree/proc proc rw 0 0\nx /t/trees x rw 0 0\n";
-        assert_eq!(mounts_below(mounts, Path::new("/t/tree")), [Path::new("/t/tree/proc")]);
-    }
 }

@@ -1,10 +1,20 @@
 //! The files of `deploy/`, read as a cluster or a service manager reads them.
 
+mod dashboard;
+mod json;
+mod kubernetes;
+mod picture;
+mod pod_security;
+mod resources;
+
 use std::fs;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 
+pub(crate) use self::dashboard::{queries, recorded};
+pub(crate) use self::kubernetes::{Kustomize, check};
+pub(crate) use self::picture::draw;
 use crate::workspace::root;
 
 /// Reads a manifest of deploy/kubernetes.
@@ -19,7 +29,6 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::image;
 
     fn read(path: &str) -> String {
         fs::read_to_string(root().join(path)).expect(path)
@@ -51,8 +60,14 @@ mod tests {
     const NO_VIEW: &str = "deploy/systemd/memcg-monitor.service.d/no-view.conf";
 
     #[test]
+    fn a_user_of_its_own_has_the_capabilities_of_the_unit() {
+        let own = setting(&["deploy/systemd/memcg-monitor.service.d/own-user.conf"], "AmbientCapabilities");
+        assert_eq!(own, setting(&[SERVICE], "CapabilityBoundingSet"));
+    }
+
+    #[test]
     fn the_pod_has_the_capabilities_of_the_unit_without_the_view() {
-        let set = manifest("daemonset.yaml").expect("a manifest");
+        let set = manifest("base/daemonset.yaml").expect("a manifest");
         let container = &set["spec"]["template"]["spec"]["containers"][0];
         let capabilities = &container["securityContext"]["capabilities"];
         assert_eq!(strings(&capabilities["drop"]), BTreeSet::from(["ALL".to_owned()]));
@@ -75,42 +90,19 @@ mod tests {
     /// Root in a pod passes by any mode, so the socket must not be where pods can reach it.
     #[test]
     fn no_pod_mounts_the_operators_socket() {
-        let set = manifest("daemonset.yaml").expect("a manifest");
+        let set = manifest("base/daemonset.yaml").expect("a manifest");
         let container = &set["spec"]["template"]["spec"]["containers"][0];
         let socket = strings(&container["args"]);
         let socket = socket.iter().find_map(|arg| arg.strip_prefix("--control-socket=")).expect("the socket");
-        let pod = manifest("sidecar.yaml").expect("a manifest");
+        let pod = manifest("overlays/client-hostpath/pod.yaml").expect("a manifest");
         let volumes = pod["spec"]["volumes"].as_array().expect("volumes");
         for path in volumes.iter().filter_map(|volume| volume["hostPath"]["path"].as_str()) {
             assert!(!socket.starts_with(&format!("{path}/")), "{socket} is below {path}");
         }
         for probe in ["startupProbe", "livenessProbe", "readinessProbe"] {
             let command = strings(&container[probe]["exec"]["command"]);
-            assert!(command.contains("status"), "{probe} asks for more than it needs");
+            assert!(command.contains("status"), "{probe} requests more than it needs");
             assert!(command.contains(&format!("--control-socket={socket}")), "{probe}");
         }
-    }
-
-    #[test]
-    fn volumes_and_images_fit() {
-        for name in ["daemonset.yaml", "sidecar.yaml"] {
-            let found = manifest(name).expect("a manifest");
-            let template = &found["spec"]["template"]["spec"];
-            let pod = if template.is_null() { &found["spec"] } else { template };
-            let names = |list: &Value| -> BTreeSet<String> {
-                let list = list.as_array().into_iter().flatten();
-                list.filter_map(|item| item["name"].as_str()).map(str::to_owned).collect()
-            };
-            let container = &pod["containers"][0];
-            assert_eq!(names(&container["volumeMounts"]), names(&pod["volumes"]), "{name}");
-            assert_eq!(container["image"], image::NAME, "{name}");
-            assert_eq!(container["securityContext"]["privileged"], false, "{name}");
-        }
-        let set = manifest("daemonset.yaml").expect("a manifest");
-        let labels = |value: &Value| value["app.kubernetes.io/name"].clone();
-        assert_eq!(
-            labels(&set["spec"]["selector"]["matchLabels"]),
-            labels(&set["spec"]["template"]["metadata"]["labels"])
-        );
     }
 }

@@ -5,7 +5,7 @@ mod links;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 
 use self::links::Pages;
 use crate::cargo_install;
@@ -34,10 +34,7 @@ impl Need for MdBook {
     }
 
     fn find(&self) -> Result<String> {
-        let program = cargo_install::program("mdbook");
-        let path = setup::file(&program)?;
-        let version = process::output(command(&program).arg("--version"))?;
-        ensure!(version.contains(VERSION), "{path} is {}, not {VERSION}", version.trim());
+        let path = cargo_install::found("mdbook", &["--version"], VERSION)?;
         Ok(format!("documentation generator {path}"))
     }
 

@@ -27,6 +27,7 @@ const OBJECT: &str = "memcg-monitor-ebpf";
 pub(crate) struct Compiler {
     pub(crate) rustc: PathBuf,
     pub(crate) cargo: PathBuf,
+    pub(crate) sysroot: PathBuf,
     /// True where `core` has to be compiled from rust-src.
     pub(crate) build_std: bool,
 }
@@ -78,8 +79,10 @@ pub(crate) fn build(
     toolchain: &Toolchain,
     workspace_root: &Path,
     target_dir: &Path,
+    features: &[&str],
 ) -> Result<PathBuf, String> {
     let mut command = cargo(toolchain, workspace_root, target_dir, "build", &[]);
+    command.arg("--features").arg(features.join(","));
     // A build script's stdout is read by cargo as instructions.
     command.stdout(Stdio::null());
     let status = command
@@ -116,6 +119,8 @@ pub(crate) fn cargo(
         flags.push(flag.into());
     }
     flags.extend(more_rustflags.iter().map(OsString::from));
+    // The object, line by line of its BTF, is the same wherever it is built.
+    flags.extend(remaps(workspace_root, &toolchain.compiler.sysroot));
 
     let mut command = Command::new(&toolchain.compiler.cargo);
     forget_outer_cargo(&mut command);
@@ -133,6 +138,27 @@ pub(crate) fn cargo(
         command.args(["-Z", "build-std=core"]);
     }
     command
+}
+
+/// Returns the compiler's options that replace the directories of one machine, those of the sources,
+/// of the registry and of the compiler, by names that are the same on each. What cargo hashes leaves
+/// them out, too.
+pub(crate) fn remaps(workspace_root: &Path, sysroot: &Path) -> Vec<OsString> {
+    let home = env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
+    let library = sysroot.join("lib/rustlib");
+    // Where several match, the last one counts.
+    [(Some(library), "/rustlib"), (home, "/cargo"), (Some(workspace_root.to_path_buf()), "/memcg-monitor")]
+        .into_iter()
+        .filter_map(|(from, to)| {
+            let mut flag = OsString::from("--remap-path-prefix=");
+            flag.push(from.filter(|path| !path.as_os_str().is_empty())?);
+            flag.push("=");
+            flag.push(to);
+            Some(flag)
+        })
+        .collect()
 }
 
 /// Removes the variables that an outer cargo sets for its own build: they would steer the
@@ -188,7 +214,7 @@ fn probe(rustc: &Path) -> Result<Compiler, String> {
     } else {
         env::var_os("CARGO").map_or_else(|| PathBuf::from("cargo"), PathBuf::from)
     };
-    Ok(Compiler { rustc: rustc.to_path_buf(), cargo, build_std: !ready })
+    Ok(Compiler { rustc: rustc.to_path_buf(), cargo, sysroot, build_std: !ready })
 }
 
 fn query(rustc: &Path, arguments: &[&str]) -> Result<String, String> {

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 
+use crate::arch::Arch;
 use crate::process::{self, command};
 use crate::setup::{self, Need};
 use crate::summary::Outcome;
@@ -153,9 +154,9 @@ fn directory() -> PathBuf {
 /// The instrumentation of the targets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sanitizer {
-    /// For coverage only: half the time to build, and faster.
+    /// Instruments for coverage only: half the time to build, and faster.
     None,
-    /// Also for what unsafe code does to memory.
+    /// Checks what unsafe code does to memory, too.
     Address,
 }
 
@@ -299,7 +300,7 @@ impl Display for Table {
 
 fn differential(lines: u64, seed: Option<u64>) -> Result<()> {
     vm::ensure(ORACLE)?;
-    let guest = build::guest()?;
+    let guest = build::guest(Arch::Amd64)?;
     let kernel = kernels::get(ORACLE)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?;
     let seed = seed.unwrap_or_else(|| now.as_secs() << 20 ^ u64::from(now.subsec_nanos()));
@@ -322,7 +323,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_libfuzzer_says_is_read() {
+    fn output_of_libfuzzer_is_read() {
         let mut row = Row { name: "line", executions: 0, rate: 0, coverage: 0, finding: None };
         row.read("#8192\tpulse  cov: 310 ft: 900 corp: 120/3Kb lim: 80 exec/s: 4096 rss: 80Mb");
         assert_eq!((row.executions, row.coverage), (8192, 310));

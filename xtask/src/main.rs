@@ -1,6 +1,7 @@
 //! `cargo xtask`: everything that is done with this workspace.
 
 mod apt;
+mod arch;
 mod bench;
 mod build;
 mod busybox;
@@ -8,8 +9,10 @@ mod cargo_install;
 mod checks;
 mod clients;
 mod conformance;
+mod cross;
 mod debian;
 mod deploy;
+mod dist;
 mod docs;
 mod ebpf;
 mod fuzz;
@@ -18,17 +21,20 @@ mod initramfs;
 mod kernels;
 mod lock;
 mod modules;
+mod native;
 mod needs;
 mod process;
 mod project;
 mod prometheus;
 mod qemu;
+mod recording;
 mod run;
 mod schedule;
 mod setup;
 mod soak;
 mod steps;
 mod summary;
+mod svg;
 mod test;
 mod tidy;
 mod times;
@@ -55,9 +61,11 @@ enum Verb {
     /// Find or install every prerequisite; the others do it for what they need
     Setup,
     /// Build the host's programs, and the static ones for the VM
-    Build,
+    Build(build::Arguments),
     /// Build the container image, deploy/container/Containerfile
     Image,
+    /// Pack a release: tarball, .deb, .rpm, container image, SBOM, checksums, in target/dist
+    Dist(dist::Arguments),
     /// Boot the test VM and show a group crossing its thresholds
     Run(run::Arguments),
     /// Run every check and test, and end with a table
@@ -103,11 +111,9 @@ fn main() -> ExitCode {
 fn dispatch(verb: Verb) -> Result<ExitCode> {
     match verb {
         Verb::Setup => setup::report(&needs::all())?,
-        Verb::Build => {
-            setup::ensure(&toolchain::NEEDS)?;
-            build::all()?;
-        }
+        Verb::Build(arguments) => build::run(&arguments)?,
         Verb::Image => image::run()?,
+        Verb::Dist(arguments) => dist::run(&arguments)?,
         Verb::Run(arguments) => return run::run(&arguments),
         Verb::Test(arguments) => return test::run(&arguments),
         Verb::Conformance => conformance::run()?,
@@ -146,19 +152,43 @@ mod tests {
         {
             assert_eq!(refusal(&format!("{line} 6.12")), None, "{line}");
             let text = refusal(&format!("{line} 9.9")).expect(line);
-            assert!(text.contains("6.1, 6.12, 7.2 or the path of a vmlinuz"), "{text}");
+            assert!(text.contains("give one of 6.1, 6.12, 7.2, "), "{text}");
         }
     }
 
     #[test]
-    fn the_help_names_each_kernel() {
+    fn the_help_names_kernels_and_how_to_see_the_others() {
         for name in ["test", "run", "soak", "bench"] {
             let mut command = Cli::command();
             let command = command.find_subcommand_mut(name).expect(name);
             let help = command.render_help().to_string();
-            for label in kernels::labels() {
-                assert!(help.contains(label), "{name}: {label}");
+            for word in [kernels::OLDEST, "6.12", kernels::NEWEST, "--list-kernels"] {
+                assert!(help.contains(word), "{name}: {word}");
             }
+        }
+    }
+
+    #[test]
+    fn a_kernel_is_of_the_architecture_that_is_asked_for() {
+        for line in [
+            "run --arch arm64",
+            "run --arch aarch64 --kernel 6.12-16k --cpu cortex-a72",
+            "test --arch arm64 --kernel 6.12-arm64 --kernel 7.2",
+            "test --kernel 6.12-rt",
+            "test --list-kernels",
+            "build --target aarch64",
+            "soak --kernel 7.2-arm64",
+        ] {
+            assert_eq!(refusal(line), None, "{line}");
+        }
+        for (line, text) in [
+            ("run --kernel 6.12-16k", "give --kernel 6.12-arm64-16k"),
+            ("test --arch arm64 --kernel 6.12-rt", "is not for arm64"),
+            ("test --arch amd64 --kernel 6.12-arm64", "is not for amd64"),
+            ("bench --kernel 6.12-arm64", "is not for amd64"),
+            ("test --arch arm64 --kernel 7.2 --kernel 7.2-arm64", "given twice"),
+        ] {
+            assert!(refusal(line).is_some_and(|found| found.contains(text)), "{line}: {:?}", refusal(line));
         }
     }
 
@@ -173,6 +203,7 @@ mod tests {
     #[test]
     fn cgroup_v1_is_refused_where_the_kernel_lacks_it() {
         assert_eq!(refusal("run --kernel 6.1 --cgroup v1"), None);
+        assert_eq!(refusal("run --kernel 6.1 --arch arm64 --cgroup v1"), None);
         assert_eq!(refusal("run --kernel 7.2 --cgroup v2"), None);
         for line in ["run --cgroup v1", "run --kernel 6.12 --cgroup v1"] {
             let text = refusal(line).expect(line);

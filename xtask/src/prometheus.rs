@@ -1,22 +1,22 @@
 //! Prometheus, from Debian's package: it scrapes an agent in a VM, and its `promtool`
 //! checks the metrics and the alert rules.
 
+use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
 
 use crate::build::Guest;
 use crate::clients::Packed;
 use crate::process::{self, command};
 use crate::setup::{self, Need};
 use crate::summary::Outcome;
-use crate::vm::{self, Boot, Hierarchy};
-use crate::workspace::{root, short, tools};
-use crate::{apt, kernels};
+use crate::vm::{self, Boot, Hierarchy, text_in};
+use crate::workspace::{root, short, target, tools};
+use crate::{apt, deploy, kernels};
 
 /// The kernel that it runs on; any would do.
 const KERNEL: &str = "6.12";
@@ -53,7 +53,7 @@ impl Need for Prometheus {
 
     fn fetch(&self) -> Result<()> {
         println!("setup: downloading Prometheus, into target/ only");
-        std::fs::create_dir_all(tools()).context("cannot make target/tools")?;
+        fs::create_dir_all(tools()).context("cannot make target/tools")?;
         apt::Source::system()?.unpack(&["prometheus".to_owned(), "libc6".to_owned()], &unpacked())
     }
 }
@@ -74,6 +74,11 @@ pub(crate) fn check_rules() -> Result<Outcome> {
     process::run(promtool().args(["check", "config", "--lint-fatal", "prometheus.yml"]))?;
     process::run(promtool().args(["check", "rules", "--lint-fatal", "memcg-monitor.rules.yml"]))?;
     process::run(promtool().args(["test", "rules", "memcg-monitor.test.yml"]))?;
+    let queries = target().join("test/dashboard.rules.yml");
+    fs::create_dir_all(target().join("test")).context("cannot make target/test")?;
+    fs::write(&queries, deploy::recorded()?)
+        .with_context(|| format!("cannot write {}", queries.display()))?;
+    process::run(promtool().args(["check", "rules", "--lint-fatal"]).arg(&queries))?;
     Ok(Outcome::pass(""))
 }
 
@@ -89,20 +94,19 @@ pub(crate) fn scrape(guest: &Guest) -> Result<Outcome> {
         ..Boot::new(&kernel, Hierarchy::V2, "prometheus")
     };
     let report = boot.run(&guest, &mut |line| println!("{line}"))?;
-    let texts: Vec<_> = report.data.iter().filter_map(|line| metrics_in(line)).collect();
+    let answers: Vec<_> = report.data.iter().filter_map(|line| text_in(line, "dashboard")).collect();
+    let [answers] = answers.as_slice() else {
+        bail!("the guest printed {} answers to the dashboard instead of one", answers.len())
+    };
+    fs::write(target().join("test/dashboard.json"), answers).context("cannot write target/test")?;
+    deploy::draw(&serde_json::from_str(answers)?)?;
+    let texts: Vec<_> = report.data.iter().filter_map(|line| text_in(line, "metrics")).collect();
     let [text] = texts.as_slice() else {
         bail!("the guest printed {} scrapes instead of one; its log is in target/vm", texts.len())
     };
     check_metrics(text)?;
     println!("promtool check metrics: no fault in {} lines", text.lines().count());
     Ok(Outcome::of(report, kernel.release))
-}
-
-/// Returns the scrape that a guest's data line holds.
-fn metrics_in(line: &str) -> Option<String> {
-    let value: Value = serde_json::from_str(line).ok()?;
-    let is_metrics = value.get("text").and_then(Value::as_str) == Some("metrics");
-    is_metrics.then(|| value.get("is").and_then(Value::as_str).map(str::to_owned)).flatten()
 }
 
 /// Fails if promtool finds any fault in the metrics.
@@ -138,22 +142,15 @@ fn pack() -> Result<Vec<Packed>> {
     for name in CONFIGURATION {
         packed.push(file(&format!("prometheus/{name}"), &deployed().join(name))?);
     }
+    let queries = target().join("test/dashboard.txt");
+    fs::create_dir_all(target().join("test")).context("cannot make target/test")?;
+    fs::write(&queries, deploy::queries()?.join("\n"))
+        .with_context(|| format!("cannot write {}", queries.display()))?;
+    packed.push(file("prometheus/dashboard.txt", &queries)?);
     for path in LIBRARIES {
         // The loader's own name is an absolute link in the package.
         let real = unpacked().join(path.replace("lib64/", "lib/x86_64-linux-gnu/"));
         packed.push(file(path, &real)?);
     }
     Ok(packed)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::metrics_in;
-
-    #[test]
-    fn a_scrape_is_told_from_other_data() {
-        assert_eq!(metrics_in(r##"{"text":"metrics","is":"a 1\n# x"}"##).as_deref(), Some("a 1\n# x"));
-        assert_eq!(metrics_in(r#"{"table":"x"}"#), None);
-        assert_eq!(metrics_in("nonsense"), None);
-    }
 }

@@ -14,14 +14,28 @@ use std::{env, thread};
 use anyhow::{Context, Result, ensure};
 
 use crate::apt;
+use crate::arch::Arch;
 use crate::process::{self, command, end_with_parent};
 use crate::setup::{self, Need};
 
-const PROGRAM: &str = "qemu-system-x86_64";
+/// The emulator of an architecture.
+const fn program(arch: Arch) -> &'static str {
+    match arch {
+        Arch::Amd64 => "qemu-system-x86_64",
+        Arch::Arm64 => "qemu-system-aarch64",
+    }
+}
 
-/// Older ones run code that the kernel has replaced: one of their threads may translate a
-/// page while another writes it.
-const OLDEST: (u32, u32) = (8, 1);
+/// Returns the oldest version that will do.
+const fn oldest(arch: Arch) -> (u32, u32) {
+    match arch {
+        // Older ones run code that the kernel has replaced: one of their threads may
+        // translate a page while another writes it.
+        Arch::Amd64 => (8, 1),
+        // The first whose machine has a second serial line.
+        Arch::Arm64 => (9, 1),
+    }
+}
 
 /// The marks on the kernel's console after which the guest will not go on by itself.
 const FATAL: [&str; 7] = [
@@ -39,40 +53,58 @@ const FATAL: [&str; 7] = [
 /// nearer to its price on a real processor than 4096.
 const COUNTED_CPU: &str = "max,-erms,-fsrm";
 
-/// The emulator that runs the test kernels, new enough, and xz for their modules.
+/// The processor that the emulator makes most of. arm64's pointers are signed by an
+/// algorithm of the emulator's own, which is a fraction of the work of the architecture's.
+const fn default_cpu(arch: Arch) -> &'static str {
+    match arch {
+        Arch::Amd64 => "max",
+        Arch::Arm64 => "max,pauth-impdef=on",
+    }
+}
+
+/// The emulator that runs the kernels of an architecture, new enough, and xz for their
+/// modules.
 #[derive(Debug)]
-pub(crate) struct Qemu;
+pub(crate) struct Qemu(pub(crate) Arch);
 
 impl Need for Qemu {
     fn name(&self) -> &'static str {
-        "qemu"
+        program(self.0)
     }
 
     fn find(&self) -> Result<String> {
         let xz = setup::programs(&["xz"])?;
-        let text = process::output(command(PROGRAM).arg("--version"))?;
+        let (program, oldest) = (program(self.0), oldest(self.0));
+        let text = process::output(command(program).arg("--version"))?;
         let version =
-            parse_version(&text).with_context(|| format!("{PROGRAM} --version prints no version"))?;
+            parse_version(&text).with_context(|| format!("{program} --version prints no version"))?;
         let (major, minor) = version;
         ensure!(
-            version >= OLDEST,
-            "{PROGRAM} is {major}.{minor}; {}.{} is the oldest that runs the test VM",
-            OLDEST.0,
-            OLDEST.1
+            version >= oldest,
+            "{program} is {major}.{minor}; {}.{} is the oldest that runs the test VM",
+            oldest.0,
+            oldest.1
         );
-        Ok(format!("{PROGRAM} {major}.{minor} and {xz}"))
+        Ok(format!("{program} {major}.{minor} and {xz}"))
     }
 
     fn fetch(&self) -> Result<()> {
         apt::install(&["xz-utils"])?;
         // A stable release's own may be older than what is needed.
-        apt::install_backports(&["qemu-system-x86"]).or_else(|_| apt::install(&["qemu-system-x86"]))
+        let package = match self.0 {
+            Arch::Amd64 => "qemu-system-x86",
+            Arch::Arm64 => "qemu-system-arm",
+        };
+        apt::install_backports(&[package]).or_else(|_| apt::install(&[package]))
     }
 }
 
 /// A machine to start.
 #[derive(Debug)]
 pub(crate) struct Machine<'a> {
+    pub(crate) arch: Arch,
+    /// A processor by the emulator's name; None: one with all that it can do.
+    pub(crate) cpu: Option<&'a str>,
     pub(crate) kernel: &'a Path,
     pub(crate) initramfs: &'a Path,
     pub(crate) parameters: String,
@@ -94,9 +126,9 @@ pub(crate) enum Processors {
 /// The serial line that a text came on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Line {
-    /// ttyS0: the kernel's messages.
+    /// The first: the kernel's messages.
     Console,
-    /// ttyS1: the guest's first process, unmixed with the kernel's messages.
+    /// The second: the guest's first process, unmixed with the kernel's messages.
     Report,
 }
 
@@ -128,7 +160,7 @@ pub(crate) fn run(machine: &Machine<'_>, limits: Limits, on_line: &mut dyn FnMut
     command.args(["-serial", "chardev:report"]);
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     inherit(&mut command, OwnedFd::from(theirs));
-    let mut guard = Guard(start(&mut command)?);
+    let mut guard = Guard(start(&mut command, machine.arch)?);
     drop(command);
 
     let (sender, lines) = mpsc::channel();
@@ -185,18 +217,25 @@ fn fatal(line: Line, text: &str) -> Option<End> {
 pub(crate) fn interact(machine: &Machine<'_>) -> Result<ExitStatus> {
     let mut command = machine.command();
     command.args(["-serial", "mon:stdio", "-serial", "null"]);
-    Guard(start(&mut command)?).0.wait().context("cannot wait for QEMU")
+    Guard(start(&mut command, machine.arch)?).0.wait().context("cannot wait for QEMU")
 }
 
 impl Machine<'_> {
     fn command(&self) -> Command {
-        let mut command = Command::new(PROGRAM);
+        let mut command = Command::new(program(self.arch));
         command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
         command.args(["-m", self.memory]);
-        command.args(match self.processors {
-            Processors::Two if by_kvm() => ["-accel", "kvm", "-cpu", "host", "-smp", "2"],
-            Processors::Two => ["-accel", "tcg", "-cpu", "max", "-smp", "2"],
-            Processors::Counted => ["-accel", "tcg,thread=single", "-cpu", COUNTED_CPU, "-smp", "1"],
+        if self.arch == Arch::Arm64 {
+            command.args(["-M", "virt"]);
+        }
+        let cpu = self.cpu.unwrap_or(default_cpu(self.arch));
+        command.args(match (self.processors, self.arch) {
+            (Processors::Two, Arch::Amd64) if by_kvm() => ["-accel", "kvm", "-cpu", "host", "-smp", "2"],
+            (Processors::Two, _) => ["-accel", "tcg", "-cpu", cpu, "-smp", "2"],
+            (Processors::Counted, Arch::Amd64) => {
+                ["-accel", "tcg,thread=single", "-cpu", COUNTED_CPU, "-smp", "1"]
+            }
+            (Processors::Counted, _) => ["-accel", "tcg,thread=single", "-cpu", cpu, "-smp", "1"],
         });
         if self.processors == Processors::Counted {
             command.args(["-icount", "shift=0,sleep=off"]);
@@ -225,9 +264,9 @@ impl Drop for Guard {
 }
 
 /// Starts QEMU so that it ends with this process, in whatever way.
-fn start(command: &mut Command) -> Result<Child> {
+fn start(command: &mut Command, arch: Arch) -> Result<Child> {
     end_with_parent(command);
-    command.spawn().with_context(|| format!("cannot start {PROGRAM}; run `cargo xtask setup`"))
+    command.spawn().with_context(|| format!("cannot start {}; run `cargo xtask setup`", program(arch)))
 }
 
 /// Keeps a descriptor open across exec; the command owns it until it is dropped.

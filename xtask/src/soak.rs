@@ -18,8 +18,9 @@ pub(crate) struct Arguments {
     /// Seed of the random mix; printed, so that a failure can be repeated [default: random]
     #[arg(long)]
     seed: Option<u64>,
-    /// Kernel to boot: 6.1, 6.12, 7.2 or the path of a vmlinuz
-    #[arg(long, default_value = kernels::NEWEST, value_name = "KERNEL", value_parser = kernels::parse)]
+    /// Kernel to boot: 6.1, 6.12, 7.2, another of `cargo xtask test --list-kernels`, or the
+    /// path of a vmlinuz
+    #[arg(long, default_value = kernels::NEWEST, value_name = "KERNEL", value_parser = kernels::parse_complete)]
     kernel: String,
     /// Leave out the attacks of an ordinary user
     #[arg(long)]
@@ -41,7 +42,7 @@ pub(crate) fn brief() -> Result<Outcome> {
 
 fn soak(kernel: &str, time: Duration, seed: u64, attacks: bool) -> Result<()> {
     vm::ensure(kernel)?;
-    let guest = build::guest()?;
+    let guest = build::guest(kernels::arch(kernel)?)?;
     let kernel = kernels::get(kernel)?;
     println!("{}", booting(&kernel, Hierarchy::V2));
     let boot = Boot {

@@ -6,13 +6,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
-use crate::busybox::Busybox;
-use crate::kernels::KernelImage;
-use crate::qemu::Qemu;
+use crate::arch::Arch;
 use crate::setup::{self, Need};
 use crate::summary::Outcome;
 use crate::workspace::target;
-use crate::{build, toolchain};
+use crate::{build, cross, toolchain, vm};
 
 /// Returns the directory of the steps' logs and outcomes.
 pub(crate) fn directory() -> PathBuf {
@@ -72,6 +70,8 @@ pub(crate) const VM: &str = "get QEMU and kernels";
 const DEPENDENCIES: &str = "build dependencies";
 /// The step that builds the agent and the guest.
 pub(crate) const PROGRAMS: &str = "build the VM's programs";
+/// The step that builds them for arm64.
+const PROGRAMS_ARM64: &str = "build the VM's programs, arm64";
 
 pub(crate) fn toolchain() -> Step {
     work(TOOLCHAIN, &[], || ready(&toolchain::NEEDS))
@@ -89,9 +89,25 @@ pub(crate) fn dependencies() -> Step {
     })
 }
 
-pub(crate) fn programs() -> Step {
-    work(PROGRAMS, &[TOOLCHAIN, DEPENDENCIES], || {
-        build::guest()?;
+/// Returns the name of the step that builds the agent and the guest.
+pub(crate) fn programs_of(arch: Arch) -> &'static str {
+    match arch {
+        Arch::Amd64 => PROGRAMS,
+        Arch::Arm64 => PROGRAMS_ARM64,
+    }
+}
+
+pub(crate) fn programs(arch: Arch) -> Step {
+    // One after the other: they share cargo's directory.
+    let after: &[_] = match arch {
+        Arch::Amd64 => &[TOOLCHAIN, DEPENDENCIES],
+        Arch::Arm64 => &[TOOLCHAIN, DEPENDENCIES, PROGRAMS],
+    };
+    work(programs_of(arch), after, move || {
+        if arch == Arch::Arm64 {
+            setup::ensure(&cross::NEEDS)?;
+        }
+        build::guest(arch)?;
         Ok(Outcome::ready(""))
     })
 }
@@ -120,9 +136,8 @@ pub(crate) fn ready(needs: &[&dyn Need]) -> Result<Outcome> {
 }
 
 fn get_kernels(kernels: &[String]) -> Result<Outcome> {
-    setup::ensure(&[&Qemu, &Busybox])?;
     for kernel in kernels {
-        setup::ensure(&[&KernelImage(kernel)])?;
+        vm::ensure_machine(kernel)?;
     }
     Ok(Outcome::ready(kernels.join(", ")))
 }

@@ -12,7 +12,7 @@ pub(crate) struct Outcome {
     pub(crate) passed: usize,
     pub(crate) failed: usize,
     pub(crate) note: String,
-    /// Lines on what failed: one on each test, and one on the step's log.
+    /// Texts on what failed: one on each test, with its last lines, and one on the step's log.
     pub(crate) failures: Vec<String>,
     /// The times in its VM, if it boots one.
     pub(crate) vm: Option<VmTimes>,
@@ -62,7 +62,7 @@ impl Outcome {
 
     /// A step that failed as a whole.
     pub(crate) fn failure(why: &str) -> Self {
-        Self { failed: 1, failures: vec![why.replace('\n', " | ")], ..Self::default() }
+        Self { failed: 1, failures: vec![why.replace('\n', "\n    ")], ..Self::default() }
     }
 
     /// The outcome of a guest's tests.
@@ -162,7 +162,7 @@ mod tests {
         let text = summary.to_string();
         assert_eq!(text.lines().last(), Some("5 passed, 2 failed"));
         assert!(text.contains("\na: test x ... FAILED: no signal\n"));
-        assert!(text.contains("\nb: broken | in two lines\n"));
+        assert!(text.contains("\nb: broken\n    in two lines\n"));
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod form;
 mod manifests;
 mod names;
 mod not_yet;
+mod surface;
 mod words;
 
 use std::fmt::{self, Display, Formatter};
@@ -141,6 +142,7 @@ pub(crate) fn check() -> Result<Outcome> {
     let mut faults: Vec<String> = sources.rust.iter().flat_map(form::faults).map(|f| f.to_string()).collect();
     faults.extend(form::broken_promises()?);
     faults.extend(manifests::faults()?);
+    faults.extend(surface::faults()?);
     let mut left = Vec::new();
     for rule in RULES {
         let found = (rule.faults)(&sources);

@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_reads_as_people_say_it() {
+    fn a_time_is_rounded_for_reading() {
         assert_eq!(minutes(9.54), "9.5 s");
         assert_eq!(minutes(250.9), "4 min 10 s");
     }

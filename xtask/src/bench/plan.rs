@@ -3,6 +3,7 @@
 use anyhow::Result;
 use clap::ValueEnum;
 
+use super::Backend;
 use crate::clients::Packed;
 use crate::kernels;
 use crate::project::{self, Project};
@@ -16,7 +17,7 @@ pub(crate) enum Bench {
     Build,
     /// Page faults, the worst case for a charge hook: with the agent and without
     Charge,
-    /// From the charge that crosses a threshold to the client's `read`: ours, the
+    /// Time from the charge that crosses a threshold to the client's `read`: ours, the
     /// kernel's on v1, and what v2 offers instead
     Latency,
     /// Crossings of a random trace that are signalled late or never: ours, the kernel's
@@ -30,6 +31,10 @@ pub(crate) enum Bench {
     Start,
     /// A sweep and a list, with as many as 100,000 eventfds registered
     Sweep,
+    /// `memcg-monitor top` and the agent while it shows 10,000 groups, and a page fault meanwhile
+    Top,
+    /// `memcg-monitor watch` over 10,000 groups that cross a threshold, while others come and go
+    Watch,
     /// The cost of one user's worst for another: signals, the frontends' answers, the agent
     Abuse,
 }
@@ -42,11 +47,18 @@ pub(crate) struct Leg<'a> {
     pub(crate) processors: Processors,
     /// The VM's memory, as QEMU's `-m` takes it.
     pub(crate) memory: &'static str,
+    pub(crate) backend: Backend,
 }
 
 /// Returns a boot with cgroup v2 and an exact clock.
 const fn counted(kernel: &str) -> Leg<'_> {
-    Leg { kernel, hierarchy: Hierarchy::V2, processors: Processors::Counted, memory: MEMORY }
+    Leg {
+        kernel,
+        hierarchy: Hierarchy::V2,
+        processors: Processors::Counted,
+        memory: MEMORY,
+        backend: Backend::Fentry,
+    }
 }
 
 /// Returns the boot with room for many groups.
@@ -65,7 +77,7 @@ const fn two(leg: Leg<'_>) -> Leg<'_> {
 }
 
 impl Bench {
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Build,
         Self::Charge,
         Self::Latency,
@@ -74,6 +86,8 @@ impl Bench {
         Self::Storm,
         Self::Start,
         Self::Sweep,
+        Self::Top,
+        Self::Watch,
         Self::Abuse,
     ];
 
@@ -88,6 +102,8 @@ impl Bench {
             Self::Storm => "storm",
             Self::Start => "start",
             Self::Sweep => "sweep",
+            Self::Top => "top",
+            Self::Watch => "watch",
             Self::Abuse => "abuse",
         }
     }
@@ -111,6 +127,7 @@ impl Bench {
             Self::Scale => vec![large(v1(counted("6.1"))), large(counted(kernels::NEWEST))],
             // So many files are a tenth of the memory of less.
             Self::Sweep => vec![large(counted("6.1")), large(counted(kernels::NEWEST))],
+            Self::Top | Self::Watch => vec![large(counted(kernels::NEWEST))],
             Self::Abuse => vec![counted(kernels::NEWEST), two(counted(kernels::NEWEST))],
             Self::Storm => vec![counted("6.1"), counted(kernels::NEWEST), two(counted(kernels::NEWEST))],
         };
@@ -133,6 +150,8 @@ impl Bench {
             | Self::Storm
             | Self::Start
             | Self::Sweep
+            | Self::Top
+            | Self::Watch
             | Self::Abuse => Ok(Vec::new()),
         }
     }
@@ -146,12 +165,23 @@ pub(crate) fn smoke() -> Vec<Leg<'static>> {
 impl Leg<'_> {
     /// Returns the name of this boot in tables.
     pub(crate) fn label(&self) -> String {
-        match (self.hierarchy, self.processors) {
+        let machine = match (self.hierarchy, self.processors) {
             (Hierarchy::V1, Processors::Two) => format!("{} v1, 2 CPUs", self.kernel),
             (Hierarchy::V1, _) => format!("{} v1", self.kernel),
             (_, Processors::Two) => format!("{}, 2 CPUs", self.kernel),
             _ => self.kernel.to_owned(),
+        };
+        match self.backend {
+            Backend::Fentry => machine,
+            other => format!("{machine}, {}", other.name()),
         }
+    }
+
+    /// Returns the part of the log's name that tells this boot from others of its kernel.
+    pub(crate) fn log_label(&self) -> String {
+        let backend = if self.backend == Backend::Fentry { "" } else { self.backend.name() };
+        let processors = if self.processors == Processors::Two { "two" } else { "" };
+        format!("{processors}{backend}")
     }
 
     /// Returns a phrase on the CPUs and the clock.

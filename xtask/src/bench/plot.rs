@@ -10,7 +10,7 @@ use plotters::prelude::*;
 use super::data::{Data, Piece};
 
 const SIZE: (u32, u32) = (900, 460);
-/// Colours that people who see fewer of them can tell apart (Okabe and Ito).
+/// Colours that people who see fewer of them can distinguish (Okabe and Ito).
 const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(230, 159, 0),
@@ -34,7 +34,7 @@ pub(crate) struct Plot {
 
 #[derive(Debug)]
 enum Kind {
-    /// For each kernel, heights in the order of the names.
+    /// Heights for each kernel, in the order of the names.
     Bars {
         y: String,
         names: Vec<String>,
@@ -241,7 +241,7 @@ fn wrapped(name: &str, letters: usize) -> Vec<String> {
     lines
 }
 
-/// From the least to the greatest; a logarithm takes nothing below a positive least.
+/// The range from least to greatest; a logarithm takes nothing below a positive least.
 fn range(lines: &[(String, Vec<(f64, f64)>)], of: fn(&(f64, f64)) -> f64, log: bool) -> std::ops::Range<f64> {
     let values = lines.iter().flat_map(|(_, points)| points).map(of).filter(|value| !log || *value > 0.0);
     let (low, high) =
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_guest_tells_becomes_pictures() {
+    fn what_a_guest_reports_becomes_pictures() {
         let lines = [
             r#"{"plot": "Added to a fault", "y": "%", "bars": [["none", 0.2], ["one", -0.1]]}"#,
             r#"{"plot": "Latency", "x": "us, log", "y": "share", "line": "ours", "points": [[0, 0], [1, 0.5], [100, 1]]}"#,

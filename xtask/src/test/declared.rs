@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::plan::{COMBINATIONS, QUICK};
+use super::boots::{COMBINATIONS, QUICK};
 use super::scenarios::{self, Declared};
 use crate::tidy;
 use crate::workspace::root;

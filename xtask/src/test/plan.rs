@@ -1,66 +1,27 @@
 //! The steps of `cargo xtask test`: what each does, and what has to be done before.
 
-use std::time::Duration;
-
 use anyhow::{Result, bail, ensure};
 
 use super::Arguments;
+use super::boots::{boots, kernels_of};
 use super::filter::Filter;
 use super::scenarios::{Declared, On};
-use crate::build::{self, Guest};
-use crate::debian::{self, Debian};
+use crate::arch::Arch;
+use crate::build;
+use crate::debian::{self, BARE, Bare, DEBIAN};
+use crate::dist::{Linters, RpmBuild};
 use crate::fuzz::{self, CargoFuzz};
 use crate::image::Buildah;
 use crate::project::Project;
 use crate::prometheus::{self, Prometheus};
 use crate::steps::{self, PROGRAMS, Step, TOOLCHAIN, VM, download, ready, shown, work};
 use crate::summary::Outcome;
-use crate::vm::{self, Boot, Hierarchy, booting};
-use crate::{bench, checks, clients, docs, kernels, soak, tidy};
-
-/// A boot of the test VM.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Combination<'a> {
-    kernel: &'a str,
-    hierarchy: Hierarchy,
-    /// Kernel parameters that make it differ from the kernel's own defaults.
-    parameters: &'a str,
-    /// The tags of the tests that it is there for, or with `-` of those that it is not;
-    /// empty: all.
-    pub(super) select: &'a str,
-    /// VMs that share its tests.
-    parts: usize,
-}
-
-/// 6.1 with v1 is the oracle; `preempt=full` is where the kernel's recursion guard skips
-/// programs. All tests run on the oldest and on the newest kernel but for those that
-/// show nothing about the kernel, which run on the newest alone.
-pub(super) const COMBINATIONS: [Combination<'_>; 5] = [
-    Combination { kernel: kernels::NEWEST, hierarchy: Hierarchy::V2, parameters: "", select: "", parts: 2 },
-    Combination { kernel: "6.1", hierarchy: Hierarchy::V2, parameters: "", select: "-newest", parts: 2 },
-    Combination { kernel: "6.1", hierarchy: Hierarchy::V1, parameters: "", select: "oracle", parts: 1 },
-    Combination { kernel: "6.12", hierarchy: Hierarchy::V2, parameters: "", select: "kernel", parts: 1 },
-    Combination {
-        kernel: "6.12",
-        hierarchy: Hierarchy::V2,
-        parameters: "preempt=full",
-        select: "preempt",
-        parts: 1,
-    },
-];
-
-/// The boot of `cargo xtask test --quick`.
-pub(super) const QUICK: Combination<'_> = Combination {
-    kernel: kernels::NEWEST,
-    hierarchy: Hierarchy::V2,
-    parameters: "",
-    select: "quick",
-    parts: 1,
-};
+use crate::{bench, checks, clients, deploy, dist, docs, kernels, native, setup, soak, tidy};
 
 const SOURCES: &str = "get clients and languages";
 const SYSTEMS: &str = "get Debian and Prometheus";
-const CLIENTS: &str = "build clients and examples";
+const CLIENT_TESTS: &str = "clients' own tests";
+pub(super) const CLIENTS: &str = "build clients and examples";
 
 /// Returns all steps of these arguments, in the order in which they are begun.
 pub(super) fn steps(arguments: &Arguments, tests: &[Declared]) -> Vec<Step> {
@@ -70,39 +31,66 @@ pub(super) fn steps(arguments: &Arguments, tests: &[Declared]) -> Vec<Step> {
     let is_whole = has_host && arguments.kernel.is_empty() && !arguments.quick && !arguments.only_host;
 
     steps.push(steps::toolchain());
+    let boots = if arguments.only_host { Vec::new() } else { boots(arguments, tests) };
+    let has_boot = |arch| boots.iter().any(|boot| boot.arch() == arch);
     if !arguments.only_host {
         let kernels = kernels_of(arguments);
         steps.push(steps::vm(kernels));
-        steps.push(download(SOURCES, &[], || ready(&clients::NEEDS)));
-        steps.push(steps::dependencies());
-        steps.push(steps::programs());
-        steps.push(work(CLIENTS, &[SOURCES], || {
-            clients::build()?;
-            Ok(Outcome::ready(""))
-        }));
+        if has_boot(Arch::Amd64) || boots.is_empty() {
+            steps.push(download(SOURCES, &[], || ready(&clients::NEEDS)));
+            steps.push(steps::dependencies());
+            steps.push(steps::programs(Arch::Amd64));
+            steps.push(work(CLIENTS, &[SOURCES], || {
+                clients::build()?;
+                Ok(Outcome::ready(""))
+            }));
+        }
     }
     if has_host {
         host_steps(arguments, &mut steps);
     }
     if is_whole {
-        steps.push(download(SYSTEMS, &[], || ready(&[&Debian, &Buildah, &Prometheus, &Project])));
+        steps.push(download(SYSTEMS, &[], || {
+            ready(&[&DEBIAN, &Buildah, &Prometheus, &deploy::Kustomize, &Project, &RpmBuild, &Linters])?;
+            BARE.iter().try_for_each(|bare| setup::ensure(&[&bare.root]))?;
+            Ok(Outcome::ready(""))
+        }));
         steps.push(work("fuzz tool", &[], || ready(&[&CargoFuzz])));
     }
-    if !arguments.only_host {
-        for combination in boots(arguments, tests) {
-            combination.steps(arguments, &mut steps);
+    let has_arm64 = has_boot(Arch::Arm64);
+    if has_arm64 {
+        steps.push(steps::programs(Arch::Arm64));
+    }
+    if has_host && !arguments.only_host {
+        steps.push(shown("tests on this machine", &[PROGRAMS], native::tests));
+        if !arguments.quick {
+            let after = &[PROGRAMS, CLIENT_TESTS];
+            steps.push(work("clients beside an agent", after, clients::beside_an_agent));
         }
     }
-    if names_debian(filter.as_ref(), tests) {
+    for combination in boots {
+        combination.steps(arguments, &mut steps);
+    }
+    if names_debian(arguments, tests) {
         debian_step(arguments, &mut steps);
+    }
+    for bare in bare_boots(arguments, tests) {
+        bare_step(bare, arguments, &mut steps);
     }
     if is_whole || filter.is_some_and(|filter| filter.has_prometheus()) {
         steps.push(shown("VM 6.12 Prometheus", &[PROGRAMS, VM, SYSTEMS], || {
-            prometheus::scrape(&build::built_guest())
+            prometheus::scrape(&build::built_guest(Arch::Amd64))
         }));
     }
     if is_whole {
         debian_step(arguments, &mut steps);
+        let mut packed = vec![Arch::Amd64];
+        let mut after = vec![PROGRAMS, SYSTEMS];
+        if has_arm64 {
+            packed.push(Arch::Arm64);
+            after.push(steps::programs_of(Arch::Arm64));
+        }
+        steps.push(work("packages", &after, move || dist::smoke(&packed)));
         steps.push(shown("VM soak, two minutes", &[PROGRAMS, VM], soak::brief));
         steps.push(shown("VM benchmarks, one round", &[PROGRAMS, VM, SYSTEMS, CLIENTS], bench::smoke));
         steps.push(work("fuzz, briefly", &["fuzz tool", TOOLCHAIN, "unit tests"], fuzz::briefly));
@@ -119,42 +107,54 @@ pub(super) fn check(arguments: &Arguments, tests: &[Declared]) -> Result<()> {
     let Some(names) = &arguments.filter else { return Ok(()) };
     let filter = Filter::new(names);
     filter.check(tests)?;
-    if filter.has_prometheus() || names_debian(Some(&filter), tests) || !boots(arguments, tests).is_empty() {
+    let has_debian = names_debian(arguments, tests) || !bare_boots(arguments, tests).is_empty();
+    if filter.has_prometheus() || has_debian || !boots(arguments, tests).is_empty() {
         return Ok(());
     }
     let wanted: Vec<_> = tests.iter().filter(|test| filter.wants(&test.name)).collect();
     let Some(first) = wanted.first() else {
         bail!("--filter {names} excludes every test that it names; leave out a word that begins with `-`");
     };
-    let v1 = kernels::with_v1().collect::<Vec<_>>().join(", ");
     bail!(
         "--filter {names}: none of these kernels has a boot for {} ({:?}); leave out --kernel, or give one \
          that has: {} with cgroup v1, {} with cgroup v2",
         first.name,
         first.on,
-        v1,
-        kernels::labels().collect::<Vec<_>>().join(", ")
+        kernels::OLDEST,
+        super::kernels().join(", ")
     );
 }
 
-/// Returns the boots that have a test to run, as far as tests are chosen by name.
-fn boots<'a>(arguments: &'a Arguments, tests: &[Declared]) -> Vec<Combination<'a>> {
-    let mut boots = combinations(arguments);
-    if let Some(filter) = arguments.filter.as_deref().map(Filter::new) {
-        let has_test = |boot: &Combination<'_>| {
-            tests.iter().any(|test| test.on.includes(boot.hierarchy) && filter.wants(&test.name))
-        };
-        boots.retain(has_test);
-    }
-    boots
+/// True if a test that needs Debian is chosen by a part of its name.
+fn names_debian(arguments: &Arguments, tests: &[Declared]) -> bool {
+    let filter = arguments.filter.as_deref().map(Filter::new);
+    debian_kernel(arguments).is_some()
+        && filter.is_some_and(|filter| {
+            let is_named = |test: &Declared| filter.names(&test.name) && filter.wants(&test.name);
+            tests.iter().any(|test| test.on == On::Debian && is_named(test))
+        })
 }
 
-/// True if a test that needs Debian is chosen by a part of its name.
-fn names_debian(filter: Option<&Filter<'_>>, tests: &[Declared]) -> bool {
-    filter.is_some_and(|filter| {
-        let is_named = |test: &Declared| filter.names(&test.name) && filter.wants(&test.name);
-        tests.iter().any(|test| test.on == On::Debian && is_named(test))
-    })
+/// Returns the bare releases of Debian's for which a test is chosen; a whole run boots all.
+fn bare_boots(arguments: &Arguments, tests: &[Declared]) -> Vec<&'static Bare> {
+    let has_kernel =
+        |bare: &Bare| arguments.kernel.is_empty() || arguments.kernel.iter().any(|name| name == bare.kernel);
+    let Some(filter) = arguments.filter.as_deref().map(Filter::new) else {
+        let is_whole = arguments.kernel.is_empty() && !arguments.quick && !arguments.only_host;
+        return if is_whole { BARE.iter().collect() } else { Vec::new() };
+    };
+    let is_named = |bare: &Bare, test: &Declared| {
+        test.on.bare() == Some(bare.version) && filter.names(&test.name) && filter.wants(&test.name)
+    };
+    let has_test = |bare: &Bare| tests.iter().any(|test| is_named(bare, test));
+    BARE.iter().filter(|bare| has_kernel(bare) && has_test(bare)).collect()
+}
+
+/// Adds the test of the package on a bare release of Debian's.
+fn bare_step(bare: &'static Bare, arguments: &Arguments, steps: &mut Vec<Step>) {
+    let names = arguments.filter.clone().unwrap_or_else(|| debian::TESTS.to_owned());
+    let name = format!("VM {} Debian {}, bare", bare.kernel, bare.version);
+    steps.push(shown(&name, &[PROGRAMS, VM, SYSTEMS], move || debian::test_bare(bare, &names)));
 }
 
 /// Adds the checks and tests that need no VM.
@@ -169,93 +169,29 @@ fn host_steps(arguments: &Arguments, steps: &mut Vec<Step>) {
     steps.push(work("unit tests", &[TOOLCHAIN, "lints"], checks::unit_tests));
     if !arguments.quick {
         steps.push(work("lints, eBPF", &[TOOLCHAIN], checks::ebpf_lints));
+        steps.push(work(CLIENT_TESTS, &[SOURCES], clients::unit_tests));
         steps.push(work("dependencies", &[], checks::dependencies));
         steps.push(work("documentation", &[], docs::build));
         steps.push(work("alert rules", &[SYSTEMS], prometheus::check_rules));
+        steps.push(work("Kubernetes manifests", &[SYSTEMS], deploy::check));
     }
 }
 
-/// Adds the tests that need systemd, on the newest kernel unless another is given.
+/// The kernel for Debian's disk, which is x86-64's: the newest unless another is given.
+fn debian_kernel(arguments: &Arguments) -> Option<String> {
+    if arguments.kernel.is_empty() {
+        return Some(kernels::NEWEST.to_owned());
+    }
+    let is_amd64 = |kernel: &&String| kernels::arch(kernel).is_ok_and(|arch| arch == Arch::Amd64);
+    arguments.kernel.iter().find(is_amd64).cloned()
+}
+
+/// Adds the tests that need systemd.
 fn debian_step(arguments: &Arguments, steps: &mut Vec<Step>) {
-    let kernel = arguments.kernel.first().map_or(kernels::NEWEST, String::as_str).to_owned();
+    let Some(kernel) = debian_kernel(arguments) else { return };
     let names = arguments.filter.clone().unwrap_or_else(|| debian::TESTS.to_owned());
     let name = format!("VM {kernel} Debian");
     steps.push(shown(&name, &[PROGRAMS, VM, SYSTEMS], move || debian::test(&kernel, &names)));
-}
-
-fn kernels_of(arguments: &Arguments) -> Vec<String> {
-    match (arguments.kernel.as_slice(), arguments.quick) {
-        ([], false) => kernels::labels().map(str::to_owned).collect(),
-        ([], true) => vec![kernels::NEWEST.to_owned()],
-        (kernels, _) => kernels.to_vec(),
-    }
-}
-
-/// The rows of the table for these kernels; a kernel outside the table gets v2.
-fn combinations(arguments: &Arguments) -> Vec<Combination<'_>> {
-    if arguments.quick {
-        return vec![QUICK];
-    }
-    if arguments.kernel.is_empty() {
-        return COMBINATIONS.to_vec();
-    }
-    let of = |kernel| {
-        let mut known: Vec<_> = COMBINATIONS.into_iter().filter(|row| row.kernel == kernel).collect();
-        if known.is_empty() {
-            let hierarchy = Hierarchy::V2;
-            known.push(Combination { kernel, hierarchy, parameters: "", select: "", parts: 1 });
-        }
-        known
-    };
-    arguments.kernel.iter().flat_map(|kernel| of(kernel)).collect()
-}
-
-impl Combination<'_> {
-    fn name(&self) -> String {
-        let parts = ["VM", self.kernel, self.hierarchy.name(), self.parameters];
-        parts.join(" ").trim_end().to_owned()
-    }
-
-    /// Adds a step for each of its parts; a single one for tests that are chosen by name.
-    fn steps(&self, arguments: &Arguments, steps: &mut Vec<Step>) {
-        let by_name = arguments.filter.is_some();
-        let parts = if by_name { 1 } else { self.parts };
-        for part in 1..=parts {
-            let (mut name, mut words) = (self.name(), Vec::new());
-            if let Some(names) = &arguments.filter {
-                words.push(format!("guest.filter={names}"));
-            } else if !self.select.is_empty() {
-                words.push(format!("guest.select={}", self.select));
-            }
-            if parts > 1 {
-                name = format!("{name} {part}/{parts}");
-                words.push(format!("guest.part={part}/{parts}"));
-            }
-            words.insert(0, self.parameters.to_owned());
-            let (kernel, hierarchy, parameters) = (self.kernel.to_owned(), self.hierarchy, words.join(" "));
-            let label = name.replace([' ', '/', '='], "-");
-            steps.push(shown(&name, &[PROGRAMS, CLIENTS, VM], move || {
-                test(&kernel, hierarchy, &parameters, &label)
-            }));
-        }
-    }
-}
-
-/// Boots, and runs the tests that the parameters choose.
-fn test(kernel: &str, hierarchy: Hierarchy, parameters: &str, label: &str) -> Result<Outcome> {
-    vm::ensure(kernel)?;
-    let guest = Guest { more: clients::built()?, ..build::built_guest() };
-    let kernel = kernels::get(kernel)?;
-    println!("{}", booting(&kernel, hierarchy));
-    let boot = Boot {
-        parameters: parameters.to_owned(),
-        limit: Duration::from_secs(30 * 60),
-        label: label.to_owned(),
-        ..Boot::new(&kernel, hierarchy, "test")
-    };
-    let report = boot.run(&guest, &mut |line| println!("{line}"))?;
-    ensure!(report.passed + report.failed > 0, "the guest ran no test; its log is in target/vm");
-    Ok(Outcome::of(report, kernels::remark(&kernel).unwrap_or(kernel.release)))
 }
 
 #[cfg(test)]
@@ -270,6 +206,8 @@ mod tests {
             test("view_new", On::V2),
             test("conformance_line", On::V1),
             test("debian_units", On::Debian),
+            test("debian_bare_12", On::Debian12),
+            test("debian_bare_13", On::Debian13),
         ]
     }
 
@@ -323,7 +261,37 @@ mod tests {
     }
 
     #[test]
-    fn tests_asked_for_by_name_need_nothing_on_the_host() {
+    fn arm64_has_programs_of_its_own_and_nothing_that_is_built_for_x86_64_alone() {
+        let arguments = |kernels: &[&str]| filter("threshold_", kernels);
+        let arm64 = names(&arguments(&["6.12-arm64"]));
+        let expected = [TOOLCHAIN, VM, "build the VM's programs, arm64", "VM 6.12-arm64 v2"];
+        assert_eq!(arm64, expected);
+        let both = names(&arguments(&["6.12", "6.12-arm64"]));
+        for name in [
+            PROGRAMS,
+            CLIENTS,
+            "build the VM's programs, arm64",
+            "VM 6.12 v2 preempt=full",
+            "VM 6.12-arm64 v2",
+        ] {
+            assert!(both.iter().any(|other| other == name), "{name} in {both:?}");
+        }
+        let text = check(&filter("debian_", &["6.12-arm64"]), &tests()).expect_err("Debian is x86-64's");
+        assert!(text.to_string().contains("debian_units (Debian)"), "{text}");
+    }
+
+    #[test]
+    fn a_whole_run_boots_kernels_that_are_built_otherwise_and_a_search_by_name_does_not() {
+        let whole = names(&Arguments::default());
+        let by_name = names(&filter("threshold_", &[]));
+        for name in ["VM 6.12-rt v2", "VM 7.3 v2", "VM 6.12-arm64-16k v2"] {
+            assert!(whole.iter().any(|other| other == name), "{name} in {whole:?}");
+            assert!(!by_name.iter().any(|other| other == name), "{name} in {by_name:?}");
+        }
+    }
+
+    #[test]
+    fn tests_chosen_by_name_need_nothing_on_the_host() {
         let names = names(&filter("debian_", &[]));
         assert!(names.iter().any(|name| name == "VM 7.2 Debian"), "{names:?}");
         assert!(!names.iter().any(|name| name == "lints" || name == "VM 7.2 v2"), "{names:?}");
@@ -340,6 +308,9 @@ mod tests {
         assert_eq!(boots("conformance_", &[]).expect("a boot"), ["VM 6.1 v1"]);
         assert_eq!(boots("view_", &["6.1"]).expect("a boot"), ["VM 6.1 v2"]);
         assert_eq!(boots("units", &["6.1"]).expect("a boot"), ["VM 6.1 Debian"]);
+        let bare = ["VM 6.1 Debian 12, bare", "VM 6.12 Debian 13, bare"];
+        assert_eq!(boots("debian_bare", &[]).expect("boots"), bare);
+        assert_eq!(boots("debian_bare", &["6.12"]).expect("a boot"), bare[1..]);
         assert_eq!(boots("prometheus", &[]).expect("a boot"), ["VM 6.12 Prometheus"]);
         let text = boots("view_", &["6.1", "6.1"]).expect_err("one kernel twice").to_string();
         assert!(text.contains("given twice, of 6.1, 6.1"), "{text}");
@@ -349,12 +320,5 @@ mod tests {
         assert!(text.contains("excludes every test"), "{text}");
         let text = boots("veiw_", &[]).expect_err("no such test").to_string();
         assert!(text.contains("no test has `veiw_`"), "{text}");
-    }
-
-    #[test]
-    fn each_boot_with_v1_is_of_a_kernel_that_has_it() {
-        for boot in COMBINATIONS.iter().filter(|boot| boot.hierarchy == Hierarchy::V1) {
-            assert_eq!(kernels::has_v1(boot.kernel), Some(true), "{}", boot.kernel);
-        }
     }
 }

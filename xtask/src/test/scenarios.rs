@@ -28,17 +28,31 @@ pub(super) enum On {
     Any,
     V1,
     V2,
+    Locked,
     Debian,
+    Debian12,
+    Debian13,
 }
 
 impl On {
-    /// True if a boot with this hierarchy runs such a test. Debian has a boot of its own.
-    pub(super) fn includes(self, hierarchy: Hierarchy) -> bool {
+    /// True if a boot with this hierarchy runs such a test, where the kernel is locked down or
+    /// not. Debian has a boot of its own.
+    pub(super) fn includes(self, hierarchy: Hierarchy, is_locked: bool) -> bool {
         match self {
+            Self::Locked => is_locked,
             Self::Any => true,
             Self::V1 => hierarchy == Hierarchy::V1,
             Self::V2 => hierarchy == Hierarchy::V2,
-            Self::Debian => false,
+            Self::Debian | Self::Debian12 | Self::Debian13 => false,
+        }
+    }
+
+    /// Returns the number of the bare release of Debian's that such a test is for.
+    pub(super) const fn bare(self) -> Option<&'static str> {
+        match self {
+            Self::Debian12 => Some("12"),
+            Self::Debian13 => Some("13"),
+            _ => None,
         }
     }
 }
@@ -78,7 +92,10 @@ fn parse(declaration: &str, modules: &[String]) -> Option<Declared> {
         "Any" => On::Any,
         "V1" => On::V1,
         "V2" => On::V2,
+        "Locked" => On::Locked,
         "Debian" => On::Debian,
+        "Debian12" => On::Debian12,
+        "Debian13" => On::Debian13,
         _ => return None,
     };
     let tags = tags.split(',').map(|tag| tag.trim().to_owned()).filter(|tag| !tag.is_empty()).collect();
