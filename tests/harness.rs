@@ -21,6 +21,7 @@ pub(crate) mod screen;
 pub(crate) mod select;
 pub(crate) mod shared;
 pub(crate) mod shell;
+pub(crate) mod standing;
 pub(crate) mod stopwatch;
 pub(crate) mod test;
 pub(crate) mod trace;

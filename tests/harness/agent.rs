@@ -21,6 +21,7 @@ use nix::sys::socket::{
 use nix::unistd::Pid;
 
 use crate::harness::process;
+use crate::harness::standing;
 use crate::harness::stopwatch;
 
 /// The program under test.
@@ -38,16 +39,43 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// A running agent under test.
 #[derive(Debug)]
 pub(crate) struct Agent {
-    child: Child,
+    process: AgentProcess,
     socket: PathBuf,
     control: PathBuf,
-    manager: ServiceManager,
+    manager: Option<ServiceManager>,
+}
+
+#[derive(Debug)]
+enum AgentProcess {
+    /// The test's own, which ends with it.
+    Own(Child),
+    /// One that the tests after this one use, too.
+    Standing(Pid),
 }
 
 impl Agent {
     /// Starts it with the usual sockets, and waits until it says that it is ready.
     pub(crate) fn start(options: &[&str]) -> Result<Self> {
         Self::start_with(options, |_| Ok(()))
+    }
+
+    /// Takes up the agent that the test before has left, or starts one and leaves it: with the usual
+    /// options and without registrations. Its log, its counts and its descriptors are of earlier
+    /// tests, too, and it cannot be ended or signalled.
+    pub(crate) fn standing() -> Result<Self> {
+        let (socket, control) = (monitor_client::SOCKET.into(), monitor_client::CONTROL_SOCKET.into());
+        if let Some(pid) = standing::left() {
+            let process = AgentProcess::Standing(pid);
+            let agent = Self { process, socket, control, manager: None };
+            until("no registration is left", || Ok(agent.status()?.registrations == 0))?;
+            return Ok(agent);
+        }
+        let mut agent = Self::start_logging(Path::new(LOG), &[], |_| Ok(()))?;
+        let pid = agent.pid();
+        standing::leave(pid)?;
+        // Neither killed nor waited for by this process.
+        agent.process = AgentProcess::Standing(pid);
+        Ok(agent)
     }
 
     /// Starts it as [`Agent::start`], with a watchdog that waits so many seconds (`WatchdogSec=`).
@@ -60,9 +88,10 @@ impl Agent {
 
     /// Waits until it has fed its watchdog twice from now on: once it may have been about to.
     pub(crate) fn feeds_its_watchdog(&self) -> Result<()> {
-        while self.manager.received("WATCHDOG=1")? {}
+        let manager = self.manager.as_ref().context("an agent with a service manager of its own")?;
+        while manager.received("WATCHDOG=1")? {}
         for _ in 0..2 {
-            until("the watchdog is fed", || self.manager.received("WATCHDOG=1"))?;
+            until("the watchdog is fed", || manager.received("WATCHDOG=1"))?;
         }
         Ok(())
     }
@@ -91,6 +120,7 @@ impl Agent {
         let own = ["--no-mount", "--socket", &*at, "--control-socket", &*control_at];
         let options = [&own, options].concat();
         let mut agent = Self::start_logging(&place("log"), &options, |command| {
+            process::kill_with_parent(command);
             command.env(ABSENT, absent.join(","));
             Ok(())
         })?;
@@ -99,7 +129,10 @@ impl Agent {
     }
 
     fn start_with(options: &[&str], prepare: impl FnOnce(&mut Command) -> Result<()>) -> Result<Self> {
-        Self::start_logging(Path::new(LOG), options, prepare)
+        Self::start_logging(Path::new(LOG), options, |command| {
+            process::kill_with_parent(command);
+            prepare(command)
+        })
     }
 
     fn start_logging(
@@ -108,8 +141,12 @@ impl Agent {
         prepare: impl FnOnce(&mut Command) -> Result<()>,
     ) -> Result<Self> {
         let _span = stopwatch::starting();
+        standing::end()?;
         let manager = ServiceManager::open()?;
-        let log = fs::File::create(log).with_context(|| format!("cannot create {}", log.display()))?;
+        // What is emptied between two tests goes on at its beginning.
+        let (name, _) = (log.display(), fs::remove_file(log));
+        let log = fs::File::options().create(true).append(true).open(log);
+        let log = log.with_context(|| format!("cannot create {name}"))?;
         let mut command = Command::new(BINARY);
         command.arg("-v").arg("agent");
         // A test that is meant for the programs must not pass because an agent without them starts.
@@ -119,11 +156,10 @@ impl Agent {
         command.args(options);
         command.env("NOTIFY_SOCKET", ServiceManager::PATH).env("NO_COLOR", "1");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        process::kill_with_parent(&mut command);
         prepare(&mut command)?;
-        let child = command.spawn().with_context(|| format!("cannot start {BINARY}"))?;
+        let process = AgentProcess::Own(command.spawn().with_context(|| format!("cannot start {BINARY}"))?);
         let (socket, control) = (monitor_client::SOCKET.into(), monitor_client::CONTROL_SOCKET.into());
-        let mut agent = Self { child, socket, control, manager };
+        let mut agent = Self { process, socket, control, manager: Some(manager) };
         agent.ready()?;
         Ok(agent)
     }
@@ -134,8 +170,10 @@ impl Agent {
         let _span = stopwatch::starting();
         stopwatch::agent_starts();
         let deadline = Instant::now() + PATIENCE;
-        while !self.manager.received("READY=1")? {
-            if let Some(status) = self.child.try_wait().context("cannot wait for the agent")? {
+        let manager = self.manager.as_ref().context("an agent with a service manager of its own")?;
+        let AgentProcess::Own(child) = &mut self.process else { bail!("others use this agent") };
+        while !manager.received("READY=1")? {
+            if let Some(status) = child.try_wait().context("cannot wait for the agent")? {
                 bail!("the agent ended with {status}: {}", Self::last_words());
             }
             ensure!(Instant::now() < deadline, "the agent is not ready: {}", Self::log());
@@ -160,9 +198,9 @@ impl Agent {
         fs::read_to_string(LOG).unwrap_or_default()
     }
 
-    /// Empties the log, since what follows is of another agent.
+    /// Empties the log, since what follows is of another test.
     pub(crate) fn forget_log() {
-        let _ = fs::remove_file(LOG);
+        let _ = fs::File::options().write(true).truncate(true).open(LOG);
     }
 
     /// The last that it has logged.
@@ -177,7 +215,10 @@ impl Agent {
     }
 
     pub(crate) fn pid(&self) -> Pid {
-        Pid::from_raw(self.child.id().try_into().unwrap_or(0))
+        match &self.process {
+            AgentProcess::Own(child) => Pid::from_raw(child.id().try_into().unwrap_or(0)),
+            AgentProcess::Standing(pid) => *pid,
+        }
     }
 
     /// Processes that it has started.
@@ -194,10 +235,11 @@ impl Agent {
 
     /// How long its threads have been on a CPU, in nanoseconds.
     pub(crate) fn on_cpu(&self) -> Result<u64> {
-        process::on_cpu(self.child.id())
+        process::on_cpu(self.pid().as_raw().cast_unsigned())
     }
 
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        ensure!(matches!(self.process, AgentProcess::Own(_)), "others use this agent");
         kill(self.pid(), signal).with_context(|| format!("cannot send {signal} to the agent"))
     }
 
@@ -240,15 +282,18 @@ impl Agent {
     pub(crate) fn end(mut self, signal: Signal) -> Result<i32> {
         let _span = stopwatch::waiting();
         self.signal(signal)?;
-        let status = self.child.wait().context("cannot wait for the agent")?;
+        let AgentProcess::Own(child) = &mut self.process else { bail!("others use this agent") };
+        let status = child.wait().context("cannot wait for the agent")?;
         status.code().with_context(|| format!("the agent ended by {status}"))
     }
 }
 
 impl Drop for Agent {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let AgentProcess::Own(child) = &mut self.process {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, setsid};
 
 use crate::harness::process::Process;
+use crate::harness::standing;
 
 /// How the function ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -45,7 +46,10 @@ pub(crate) fn run(limit: Duration, function: impl FnOnce() -> Result<()>) -> Res
         function()
     })?;
     let status = wait(process.pid(), limit);
-    kill_all();
+    if !matches!(status, Some(WaitStatus::Exited(_, 0))) {
+        standing::forget();
+    }
+    kill_others();
     let reason = process.into_reason().replace('\n', " | ");
     Ok(match status {
         None => End::TimedOut(limit),
@@ -90,12 +94,41 @@ fn sleep_until_child(limit: Duration) {
     unsafe { libc::sigtimedwait(set.as_ref(), std::ptr::null_mut(), &raw const limit) };
 }
 
-/// Kills every process but this first one, and reaps them.
-fn kill_all() {
+/// Kills every process but this first one and those that stand from test to test, and reaps them.
+fn kill_others() {
     // On a host in a pid namespace of its own; elsewhere it would end the host.
     assert_eq!(std::process::id(), 1, "only the first process may kill all others");
-    let _ = signal::kill(Pid::from_raw(-1), Signal::SIGKILL);
-    while !matches!(waitpid(None, None), Err(Errno::ECHILD)) {}
+    let Some(agent) = standing::left() else {
+        let _ = signal::kill(Pid::from_raw(-1), Signal::SIGKILL);
+        while !matches!(waitpid(None, None), Err(Errno::ECHILD)) {}
+        return;
+    };
+    // One that is killed may have begun another, which the next look finds.
+    while let others @ [_, ..] = &*others_than(agent) {
+        for pid in others {
+            let _ = signal::kill(*pid, Signal::SIGKILL);
+        }
+        reap_those_that_ended();
+    }
+}
+
+/// All processes but this one, kernel threads, and the agent with its children.
+fn others_than(agent: Pid) -> Vec<Pid> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let is_other = |pid: &i32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let says = |line: &str| status.lines().any(|other| other == line);
+        let is_of_agent = *pid == agent.as_raw() || says(&format!("PPid:\t{agent}"));
+        // Kernel threads have no memory; those that have ended are their parents' to reap.
+        let is_process = status.contains("VmSize:") || says("State:\tZ (zombie)") && says("PPid:\t1");
+        *pid != 1 && is_process && !is_of_agent
+    };
+    numbers.filter(is_other).map(Pid::from_raw).collect()
+}
+
+fn reap_those_that_ended() {
+    while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(status) if status.pid().is_some()) {}
 }
 
 /// A session of its own has no terminal, and signals go as in any program.

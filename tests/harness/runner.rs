@@ -9,8 +9,9 @@ use crate::harness::agent::Agent;
 use crate::harness::child::{self, End};
 use crate::harness::init::{self, Hierarchy};
 use crate::harness::report::{self, say};
+use crate::harness::standing;
 use crate::harness::stopwatch;
-use crate::harness::test::Test;
+use crate::harness::test::{Tag, Test};
 
 /// The time that a test may take under emulation on a busy host.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -19,6 +20,9 @@ const LIMIT: Duration = Duration::from_secs(120);
 pub(crate) fn run(tests: &[Test], hierarchy: Hierarchy) -> Result<()> {
     stopwatch::share()?;
     each(tests, |test| {
+        if !test.tags.contains(&Tag::Standing) {
+            standing::end()?;
+        }
         Agent::forget_log();
         let end = child::run(LIMIT, test.run)?;
         // Each test finds the world empty, whatever the one before left.

@@ -25,13 +25,15 @@ impl Default for Selection {
 }
 
 impl Selection {
-    /// The wanted ones among `tests`, in their order.
+    /// The wanted ones among `tests`, in their order: those that share an agent first.
     pub(crate) fn of(&self, tests: impl IntoIterator<Item = Test>) -> Vec<Test> {
         let wanted = tests.into_iter().filter(|test| {
             self.select.wants(|tag| test.tags.contains(tag))
                 && self.filter.wants(|part| test.name.contains(part.as_str()))
         });
-        let wanted: Vec<_> = wanted.skip(self.part.first).step_by(self.part.shares).collect();
+        let mut wanted: Vec<_> = wanted.collect();
+        wanted.sort_by_key(|test| !test.tags.contains(&Tag::Standing));
+        let wanted: Vec<_> = wanted.into_iter().skip(self.part.first).step_by(self.part.shares).collect();
         wanted.repeat(self.repeat)
     }
 }

@@ -104,11 +104,14 @@ pub(crate) enum Tag {
     Variant,
     /// Breaks first when a change is wrong: run alone for an answer within a minute.
     Quick,
+    /// Takes up the agent that the test before has left (`Agent::standing`): before any other test
+    /// it is ended.
+    Standing,
 }
 
 impl Tag {
-    const ALL: [Self; 6] =
-        [Self::Oracle, Self::Kernel, Self::Newest, Self::Sampled, Self::Variant, Self::Quick];
+    const ALL: [Self; 7] =
+        [Self::Oracle, Self::Kernel, Self::Newest, Self::Sampled, Self::Variant, Self::Quick, Self::Standing];
 }
 
 impl Display for Tag {
@@ -120,6 +123,7 @@ impl Display for Tag {
             Self::Sampled => "sampled",
             Self::Variant => "variant",
             Self::Quick => "quick",
+            Self::Standing => "standing",
         })
     }
 }

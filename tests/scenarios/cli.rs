@@ -52,11 +52,11 @@ vm_test!(
     cli_listen_says_what_happened,
     "listen names each signal's cause, to an operator and to a user, and ends with the group",
     Any,
-    [Kernel]
+    [Kernel, Standing]
 );
 fn cli_listen_says_what_happened() -> Result<()> {
     let group = Group::new("lines")?;
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     // v1's name works on both hierarchies, whether the file is there or not.
     let path = group.path.join("memory.usage_in_bytes");
     let path = path.to_string_lossy();
@@ -120,11 +120,11 @@ vm_test!(
     cli_out_of_reach,
     "a threshold that cannot be crossed is noted by listen and marked by list, with its options",
     Any,
-    [Newest]
+    [Newest, Standing]
 );
 fn cli_out_of_reach() -> Result<()> {
     let group = Group::new("reach")?;
-    let _agent = Agent::start(&[])?;
+    let _agent = Agent::standing()?;
     let path = group.path.join("memory.usage_in_bytes");
     let path = path.to_string_lossy();
     let stderr = |args: &[&str]| -> Result<String> {
@@ -200,11 +200,11 @@ vm_test!(
     cli_listen_json,
     "listen -o json writes time, group, threshold, direction, usage and removal",
     Any,
-    [Kernel, Quick]
+    [Kernel, Quick, Standing]
 );
 fn cli_listen_json() -> Result<()> {
     let group = Group::new("json")?;
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let path = group.usage_file();
     let mut listener = Listener::start(&["-o", "json", &path.to_string_lossy(), "5M"])?;
     registered(&agent, 1)?;
@@ -324,13 +324,13 @@ vm_test!(
     cli_shell_hint,
     "the lines that the VM's shell features for trying work there as they are",
     Any,
-    [Newest]
+    [Newest, Standing]
 );
 fn cli_shell_hint() -> Result<()> {
     let hint = fs::read_to_string("/etc/motd").context("cannot read /etc/motd")?;
     let lines: Vec<_> = hint.lines().filter_map(|line| line.strip_prefix("  ")).collect();
     let [make, listen, charge] = lines.as_slice() else { bail!("{} lines to try", lines.len()) };
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let mut shell = Command::new("/bin/busybox")
         .arg("sh")
         .env_clear()

@@ -322,10 +322,10 @@ vm_test!(
     clients_library,
     "our library's registrations are signalled, receive the cause, and end with the group",
     Any,
-    [Newest]
+    [Newest, Standing]
 );
 fn clients_library() -> Result<()> {
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let group = Group::new("library")?;
     let builder = Builder::new(group.usage_file()).args("4M");
     let registration = builder.register()?;

@@ -158,12 +158,12 @@ vm_test!(
     lifetime_removal_signals_each_registration,
     "removal adds one for each registration, with the directory gone",
     Any,
-    [Oracle, Kernel, Variant, Quick, Sampled]
+    [Oracle, Kernel, Variant, Quick, Sampled, Standing]
 );
 fn lifetime_removal_signals_each_registration() -> Result<()> {
     let parent = Group::new("parent")?;
     let group = parent.child("gone")?;
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let on_parent = Waiter::on(&parent, "64M")?;
     let (several, one) = (Waiter::new()?, Waiter::on(&group, "8M")?);
     for threshold in ["8M", "8M", "16M", "0", "-1"] {
@@ -186,12 +186,12 @@ vm_test!(
     lifetime_controller_off_and_on,
     "turning the controller off is a removal; on again is a new group",
     V2,
-    [Kernel]
+    [Kernel, Standing]
 );
 fn lifetime_controller_off_and_on() -> Result<()> {
     let parent = Group::new("switch")?;
     let group = parent.child("stays")?;
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let before = Waiter::on(&group, "4M")?;
     parent.enable(false)?;
     ensure!(before.wait()? == 1, "the controller's end is the registration's end");

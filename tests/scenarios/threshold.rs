@@ -13,11 +13,11 @@ vm_test!(
     threshold_both_directions,
     "a threshold is signalled once on the way up and once on the way down",
     Any,
-    [Oracle, Kernel, Variant, Quick, Sampled]
+    [Oracle, Kernel, Variant, Quick, Sampled, Standing]
 );
 fn threshold_both_directions() -> Result<()> {
     let group = Group::new("both")?;
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let mut charger = Charger::start(&group)?;
     let waiters =
         [Waiter::on(&group, "4M")?, Waiter::on(&group, "8388608")?, Waiter::on(&group, "0x1000000")?];
@@ -41,14 +41,14 @@ vm_test!(
     threshold_each_ancestor,
     "a charge is seen by its group and all ancestors, not by siblings",
     Any,
-    [Oracle, Kernel, Quick, Sampled]
+    [Oracle, Kernel, Quick, Sampled, Standing]
 );
 fn threshold_each_ancestor() -> Result<()> {
     let top = Group::new("top")?;
     let middle = top.child("middle")?;
     let leaf = middle.child("leaf")?;
     let sibling = middle.child("sibling")?;
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let mut charger = Charger::start(&leaf)?;
     let waiters = [&top, &middle, &leaf, &sibling].map(|group| Waiter::on(group, "6M"));
     let [on_top, on_middle, on_leaf, on_sibling] = waiters;
@@ -74,7 +74,7 @@ vm_test!(
     threshold_first_above_an_unwatched_group,
     "a group that charged while no group above was watched is seen once one is",
     Any,
-    [Oracle, Kernel]
+    [Oracle, Kernel, Standing]
 );
 /// Charges look up only while a group above is watched: each first threshold on an
 /// ancestor has to be noticed by a group that has found itself alone before.
@@ -82,7 +82,7 @@ fn threshold_first_above_an_unwatched_group() -> Result<()> {
     let top = Group::new("unwatched")?;
     let middle = top.child("middle")?;
     let leaf = middle.child("leaf")?;
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let mut charger = Charger::start(&leaf)?;
     for round in 0..3 {
         for (name, group) in [("top", &top), ("middle", &middle), ("leaf", &leaf)] {
@@ -103,11 +103,11 @@ vm_test!(
     threshold_every_kind_of_memory,
     "anonymous, file and kernel memory are all seen",
     Any,
-    [Oracle, Kernel, Sampled]
+    [Oracle, Kernel, Sampled, Standing]
 );
 fn threshold_every_kind_of_memory() -> Result<()> {
     let group = Group::new("kinds")?;
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let mut charger = Charger::start(&group)?;
     for kind in Kind::ALL {
         let before = group.usage()?;
@@ -136,7 +136,7 @@ vm_test!(
     threshold_usage_and_peak_are_the_kernels,
     "usage and peak in the list equal memory.current and memory.peak",
     Any,
-    [Oracle, Kernel, Variant]
+    [Oracle, Kernel, Variant, Standing]
 );
 /// Oracle: the kernel's files, read before and after; the table's value must
 /// lie between.
@@ -144,7 +144,7 @@ fn threshold_usage_and_peak_are_the_kernels() -> Result<()> {
     let existing = Group::new("existing")?;
     let mut charger = Charger::start(&existing)?;
     charger.grow(Kind::Anonymous, 5 * MIB)?;
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let new = Group::new("new")?;
     let mut other = Charger::start(&new)?;
     for (group, charger) in [(&existing, &mut charger), (&new, &mut other)] {
@@ -167,11 +167,11 @@ vm_test!(
     threshold_spike_crosses_twice,
     "over a threshold and back within one wake-up is signalled both ways",
     Any,
-    [Oracle, Kernel, Variant, Quick]
+    [Oracle, Kernel, Variant, Quick, Standing]
 );
 fn threshold_spike_crosses_twice() -> Result<()> {
     let group = Group::new("spike")?;
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let mut charger = Charger::start(&group)?;
     let waiter = Waiter::on(&group, "8M")?;
     for round in 0..5 {
@@ -187,11 +187,11 @@ vm_test!(
     threshold_many_on_one_group,
     "of 2,000 thresholds exactly those that were crossed are signalled",
     Any,
-    [Oracle, Kernel]
+    [Oracle, Kernel, Standing]
 );
 fn threshold_many_on_one_group() -> Result<()> {
     let group = Group::new("many")?;
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let mut charger = Charger::start(&group)?;
     let waiter = Waiter::new()?;
     let first = group.usage()? / page() + 512;

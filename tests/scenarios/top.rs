@@ -33,14 +33,14 @@ vm_test!(
     "top shows the tree in 80x24: usage, the limit above, growth, time left, registrations; sorts, filters, folds, \
      resizes, tells of a kill, and gives the terminal back at the end",
     Any,
-    [Oracle]
+    [Oracle, Standing]
 );
 fn top_shows_the_tree() -> Result<()> {
     let outer = Group::new("topmost")?;
     let inner = outer.child("within")?;
     let beside = outer.child("beside")?;
     outer.set_limit(128 * MIB)?;
-    let _agent = Agent::start(&[])?;
+    let _agent = Agent::standing()?;
     let _waiter = Waiter::on(&inner, "64M")?;
     let mut charger = Charger::start(&inner)?;
     let mut screen = Screen::start(&TOP, SIZE, &[])?;
@@ -98,10 +98,10 @@ vm_test!(
     "top gives the terminal back when a signal ends it, is not stopped where no shell is, and has no colour with \
      NO_COLOR",
     Any,
-    []
+    [Standing]
 );
 fn top_gives_the_terminal_back() -> Result<()> {
-    let _agent = Agent::start(&[])?;
+    let _agent = Agent::standing()?;
     let mut screen = Screen::start(&TOP, SIZE, &[("NO_COLOR", "1")])?;
     screen.says("agent: ")?;
     ensure!(!screen.has_color()?, "colour in spite of NO_COLOR");
@@ -129,13 +129,13 @@ vm_test!(
     top_is_a_job_of_its_shell,
     "top stops at Ctrl-Z as a job of its shell, with the terminal as before, and goes on in the foreground",
     Any,
-    [Newest]
+    [Newest, Standing]
 );
 fn top_is_a_job_of_its_shell() -> Result<()> {
     // The shell stops itself where a person would type, and lets its job go on once it goes on itself.
     const SHELL: &str = "\"$0\" top --delay 0.2; while kill -STOP $$; do fg; code=$?; \
                          [ $code -lt 128 ] && exit $code; done";
-    let _agent = Agent::start(&[])?;
+    let _agent = Agent::standing()?;
     let mut screen = Screen::start(&["/bin/busybox", "sh", "-mc", SHELL, BINARY], SIZE, &[])?;
     for _ in 0..2 {
         screen.says("F1Help")?;

@@ -79,10 +79,10 @@ vm_test!(
     view_wakes_both_ways,
     "a line written to cgroup.event_control registers; crossings wake the eventfd",
     Any,
-    [Oracle, Kernel, Variant, Quick]
+    [Oracle, Kernel, Variant, Quick, Standing]
 );
 fn view_wakes_both_ways() -> Result<()> {
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let group = Group::new("both")?;
     let mut charger = Charger::start(&group)?;
     let waiter = waiter_on(&group, "8M")?;
@@ -100,10 +100,10 @@ vm_test!(
     view_removal,
     "a removed group's files are gone, then each registration is signalled exactly once",
     Any,
-    [Oracle, Kernel]
+    [Oracle, Kernel, Standing]
 );
 fn view_removal() -> Result<()> {
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let parent = Group::new("parent")?;
     let group = parent.child("gone")?;
     let directory = shown(&group.path)?;
@@ -139,10 +139,10 @@ vm_test!(
     view_controller_off,
     "a group whose controller is turned off leaves the view, and is signalled",
     V2,
-    [Kernel]
+    [Kernel, Standing]
 );
 fn view_controller_off() -> Result<()> {
-    let _agent = Agent::start(&[])?;
+    let _agent = Agent::standing()?;
     let parent = Group::new("parent")?;
     let group = parent.child("off")?;
     let directory = shown(&group.path)?;
@@ -194,9 +194,9 @@ fn view_errno() -> Result<()> {
     Ok(())
 }
 
-vm_test!(view_other_groups, "a control file of another group is EINVAL", Any, []);
+vm_test!(view_other_groups, "a control file of another group is EINVAL", Any, [Standing]);
 fn view_other_groups() -> Result<()> {
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let parent = Group::new("own")?;
     let child = parent.child("child")?;
     let sibling = Group::new("sibling")?;
@@ -240,10 +240,10 @@ vm_test!(
     view_long_writes,
     "a page is a line, more is E2BIG however much, and nothing of it registers",
     Any,
-    []
+    [Standing]
 );
 fn view_long_writes() -> Result<()> {
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let group = Group::new("long")?;
     let directory = shown(&group.path)?;
     let waiter = Waiter::new()?;

@@ -119,13 +119,13 @@ vm_test!(
     watch_existing_and_new,
     "watch tells of thresholds, percents, emptying and removal in groups that match, existing and new, and in no other",
     V2,
-    [Kernel, Variant, Quick]
+    [Kernel, Variant, Quick, Standing]
 );
 fn watch_existing_and_new() -> Result<()> {
     let tree = Group::new("watched")?;
     let (old, other) = (tree.child("old")?, Group::new("other")?);
     old.set_limit(64 * MIB)?;
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let (mut watch, groups) = Watcher::start(&["/watched/*", "6M,up", "50%,up", "24M", "empty", "removed"])?;
     ensure!(groups == 1, "{groups} groups");
     let new = tree.child("new")?;
@@ -418,12 +418,12 @@ vm_test!(
     watch_acts,
     "watch runs a command with the event, one at a time for a group, and signals a group's oldest process",
     V2,
-    [Newest]
+    [Newest, Standing]
 );
 fn watch_acts() -> Result<()> {
     let tree = Group::new("acts")?;
     let group = tree.child("one")?;
-    let _agent = Agent::start(&[])?;
+    let _agent = Agent::standing()?;
     let out = Path::new("/run/watch-acts");
     let _ = fs::remove_dir_all(out);
     fs::create_dir(out)?;

@@ -29,11 +29,11 @@ vm_test!(
     abuse_full_eventfd,
     "an eventfd that is full and blocks costs its owner the signals, and no other client any",
     Any,
-    []
+    [Standing]
 );
 fn abuse_full_eventfd() -> Result<()> {
     let group = Group::new("full")?;
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let mut charger = Charger::start(&group)?;
     // Blocking: a write to it waits for ever.
     let full = Waiter(EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?);

@@ -164,14 +164,14 @@ vm_test!(
     abuse_fork_bomb,
     "a user's fork bomb that OOMs all the time: another's OOMs are all signalled, and afterwards none that is over is signalled",
     V2,
-    [Kernel]
+    [Kernel, Standing]
 );
 fn abuse_fork_bomb() -> Result<()> {
     be_quiet()?;
     let (group, victim) = (Group::new("bomb")?, Group::new("victim")?);
     group.set_limit(24 * MIB)?;
     victim.set_limit(8 * MIB)?;
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let (own, other) =
         (Waiter::at(&group, ControlFile::Oom, "")?, Waiter::at(&victim, ControlFile::Oom, "")?);
     let forks = Shared::<Count>::new()?;
@@ -239,14 +239,14 @@ vm_test!(
     abuse_oom_once_killed_is_one_line,
     "processes that meet the OOM killer again and again: one line for each that the kernel counts as killed",
     V2,
-    [Kernel]
+    [Kernel, Standing]
 );
 fn abuse_oom_once_killed_is_one_line() -> Result<()> {
     use crate::scenarios::event::oom::{event, follow};
     be_quiet()?;
     let group = Group::new("lines")?;
     group.set_limit(16 * MIB)?;
-    let _agent = Agent::start(&[])?;
+    let _agent = Agent::standing()?;
     let (connection, waiter) = follow(&group)?;
     // A dying process may meet the limit once more, from 6.16 on as a victim again.
     for _ in 0..8 {

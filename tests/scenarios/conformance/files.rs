@@ -36,10 +36,10 @@ vm_test!(
     conformance_errno_files,
     "the arguments of each control file, the root's files, files that notify nothing",
     V1,
-    [Oracle]
+    [Oracle, Standing]
 );
 fn conformance_errno_files() -> Result<()> {
-    let _agent = Agent::start(&[])?;
+    let _agent = Agent::standing()?;
     let group = Group::new("files")?;
     let mut book = Book::default();
     let mut check = |group: &Group, name: &str, args: &str, better: Option<&str>| -> Result<()> {
@@ -94,10 +94,10 @@ vm_test!(
     conformance_errno_groups,
     "a control file of another group than event_control's, through the view",
     V1,
-    [Oracle]
+    [Oracle, Standing]
 );
 fn conformance_errno_groups() -> Result<()> {
-    let _agent = Agent::start(&[])?;
+    let _agent = Agent::standing()?;
     let family = Family::new("other")?;
     let mut book = Book::default();
     let directory = shown(&family.group.path)?;

@@ -17,13 +17,13 @@ vm_test!(
     conformance_memsw,
     "memory+swap with real swap: each crossing of the kernel's is ours",
     V1,
-    [Oracle]
+    [Oracle, Standing]
 );
 fn conformance_memsw() -> Result<()> {
     let _swap = Swap::on(128 * MIB)?;
     let group = Group::new("memsw")?;
     group.set_limit(16 * MIB)?;
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let mut charger = Charger::start(&group)?;
     let mut book = Book::default();
     let mut sum = Both::at(&group, Memsw, "24M")?;
@@ -58,12 +58,12 @@ vm_test!(
     conformance_oom,
     "an OOM is signalled to the group at its limit and those below, once on each side",
     V1,
-    [Oracle]
+    [Oracle, Standing]
 );
 fn conformance_oom() -> Result<()> {
     let family = Family::new("oom")?;
     family.group.set_limit(16 * MIB)?;
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let mut book = Book::default();
     let mut all = family
         .all()
@@ -94,13 +94,13 @@ vm_test!(
     conformance_oom_stuck,
     "with the killer off: signalled at registration, and again after too small a raise",
     V1,
-    [Oracle]
+    [Oracle, Standing]
 );
 fn conformance_oom_stuck() -> Result<()> {
     let family = Family::new("stuck")?;
     family.group.set_limit(16 * MIB)?;
     family.group.write("memory.oom_control", "1")?;
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let mut book = Book::default();
     let mut early = Vec::new();
     for (_, group) in family.all() {
@@ -139,14 +139,14 @@ vm_test!(
     conformance_pressure,
     "each window of reclaim, by level and mode, on three levels of groups",
     V1,
-    [Oracle]
+    [Oracle, Standing]
 );
 fn conformance_pressure() -> Result<()> {
     let _swap = Swap::on(64 * MIB)?;
     let disk = block::disk()?;
     let family = Family::new("pressure")?;
     family.group.set_limit(8 * MIB)?;
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let mut book = Book::default();
     let listeners = [
         ("low", "hierarchy"),

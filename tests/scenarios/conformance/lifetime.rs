@@ -44,10 +44,10 @@ vm_test!(
     conformance_removal_order,
     "a client woken by a removal finds event_control gone, on every control file",
     V1,
-    [Oracle]
+    [Oracle, Standing]
 );
 fn conformance_removal_order() -> Result<()> {
-    let _agent = Agent::start(&[])?;
+    let _agent = Agent::standing()?;
     let mut book = Book::default();
     for (file, args) in FILES {
         let group = Group::new("order")?;
@@ -83,11 +83,11 @@ vm_test!(
     conformance_removal_thousand,
     "1,000 registrations on several eventfds: 1,000 signals at the group's removal",
     V1,
-    [Oracle]
+    [Oracle, Standing]
 );
 fn conformance_removal_thousand() -> Result<()> {
     let group = Group::new("thousand")?;
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let mut book = Book::default();
     let mut all = (0..5).map(|_| Both::new()).collect::<Result<Vec<_>>>()?;
     for number in 0..1000 {
@@ -119,11 +119,11 @@ vm_test!(
     conformance_references,
     "a copy, an exec'd child and a message in flight each keep a registration",
     V1,
-    [Oracle]
+    [Oracle, Standing]
 );
 fn conformance_references() -> Result<()> {
     let group = Group::new("references")?;
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let mut book = Book::default();
     let mut charger = Charger::start(&group)?;
 

@@ -68,11 +68,11 @@ vm_test!(
     conformance_registration_rules,
     "registration is silent, equality counts as reached, each registration adds one",
     V1,
-    [Oracle]
+    [Oracle, Standing]
 );
 fn conformance_registration_rules() -> Result<()> {
     let group = Group::new("rules")?;
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let mut charger = Charger::start(&group)?;
     charger.grow(Kind::Anonymous, 8 * MIB)?;
     look(&mut charger, &agent)?;
@@ -130,12 +130,12 @@ vm_test!(
     conformance_removal,
     "a group that goes signals each of its registrations once, and no others",
     V1,
-    [Oracle]
+    [Oracle, Standing]
 );
 fn conformance_removal() -> Result<()> {
     let parent = Group::new("parent")?;
     let child = parent.child("child")?;
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let of_parent = Both::on(&parent, &["512M"])?;
     let one = Both::on(&child, &["512M"])?;
     let several = Both::on(&child, &["1M", "1M", "-1", "0"])?;

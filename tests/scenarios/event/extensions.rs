@@ -19,12 +19,12 @@ vm_test!(
     event_empty,
     "a group is empty when the last task of it and of those below left",
     V2,
-    [Kernel, Variant]
+    [Kernel, Variant, Standing]
 );
 fn event_empty() -> Result<()> {
     let group = Group::new("empty")?;
     let (left, right) = (group.child("left")?, group.child("right")?);
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let mut all = Vec::new();
     for (name, group) in [("group", &group), ("left", &left), ("right", &right)] {
         all.push(CountingWaiter::at(name, group, Procs, "")?);
@@ -83,12 +83,12 @@ vm_test!(
     event_percent,
     "percents follow the limit of the group and of those above",
     V2,
-    [Kernel, Variant, Sampled]
+    [Kernel, Variant, Sampled, Standing]
 );
 fn event_percent() -> Result<()> {
     let top = Group::new("percent")?;
     let group = top.child("group")?;
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let mut half = CountingWaiter::at("half", &group, Usage, "50%")?;
     let mut charger = Charger::start(&group)?;
     charger.grow(Kind::Anonymous, 30 * MIB)?;
@@ -112,11 +112,11 @@ vm_test!(
     event_directions,
     "up, down and hysteresis are signalled as requested",
     V2,
-    [Kernel, Variant, Quick]
+    [Kernel, Variant, Quick, Standing]
 );
 fn event_directions() -> Result<()> {
     let group = Group::new("directions")?;
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let mut charger = Charger::start(&group)?;
     let mut up = CountingWaiter::at("up", &group, Usage, "8M,up")?;
     let mut down = CountingWaiter::at("down", &group, Usage, "8M,down")?;

@@ -30,12 +30,12 @@ vm_test!(
     event_oom_goes_down,
     "an OOM is signalled once to the group at its limit and to those below, to no other",
     V2,
-    [Kernel, Variant, Quick]
+    [Kernel, Variant, Quick, Standing]
 );
 fn event_oom_goes_down() -> Result<()> {
     let family = Family::new("oom")?;
     family.group.set_limit(16 * MIB)?;
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let mut all = listeners(&family)?;
     for round in 1..=3 {
         Charger::start(&family.child)?.grow_to_death(64 * MIB)?;
@@ -61,10 +61,15 @@ fn event_oom_goes_down() -> Result<()> {
     Ok(())
 }
 
-vm_test!(event_oom_by_a_written_limit, "a limit written below usage signals no client", V2, [Kernel]);
+vm_test!(
+    event_oom_by_a_written_limit,
+    "a limit written below usage signals no client",
+    V2,
+    [Kernel, Standing]
+);
 fn event_oom_by_a_written_limit() -> Result<()> {
     let family = Family::new("written")?;
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let mut all = listeners(&family)?;
     let mut charger = Charger::start(&family.child)?;
     charger.grow(Kind::Anonymous, 24 * MIB)?;
@@ -80,7 +85,7 @@ vm_test!(
     event_oom_of_a_group_read_early,
     "a group whose usage others read while the agent starts is signalled an OOM by a limit above",
     V2,
-    [Kernel]
+    [Kernel, Standing]
 );
 fn event_oom_of_a_group_read_early() -> Result<()> {
     let family = Family::new("early")?;
@@ -97,7 +102,7 @@ fn event_oom_of_a_group_read_early() -> Result<()> {
             }
             Ok(reads)
         });
-        let agent = Agent::start(&[]);
+        let agent = Agent::standing();
         is_over.store(true, Ordering::Relaxed);
         let reads = reader.join().map_err(|_| anyhow!("the reader panicked"))??;
         ensure!(reads > 0, "nothing was read meanwhile: nothing was shown");
@@ -140,12 +145,12 @@ vm_test!(
     event_oom_json,
     "listen -o json writes the OOM with its origin, then the victim",
     V2,
-    [Kernel, Variant]
+    [Kernel, Variant, Standing]
 );
 fn event_oom_json() -> Result<()> {
     let family = Family::new("json")?;
     family.group.set_limit(16 * MIB)?;
-    let _agent = Agent::start(&[])?;
+    let _agent = Agent::standing()?;
     let (connection, waiter) = follow(&family.child)?;
     let mut charger = Charger::start(&family.child)?;
     let pid = u64::try_from(charger.pid().as_raw())?;
@@ -177,12 +182,17 @@ fn event_oom_json() -> Result<()> {
     Ok(())
 }
 
-vm_test!(event_oom_group_json, "memory.oom.group: the group that is killed is named, too", V2, [Kernel]);
+vm_test!(
+    event_oom_group_json,
+    "memory.oom.group: the group that is killed is named, too",
+    V2,
+    [Kernel, Standing]
+);
 fn event_oom_group_json() -> Result<()> {
     let family = Family::new("json")?;
     family.group.set_limit(16 * MIB)?;
     family.group.write("memory.oom.group", "1")?;
-    let _agent = Agent::start(&[])?;
+    let _agent = Agent::standing()?;
     let (connection, waiter) = follow(&family.group)?;
     let mut other = Charger::start(&family.child)?;
     Charger::start(&family.child)?.grow_to_death(64 * MIB)?;

@@ -81,13 +81,13 @@ vm_test!(
     event_pressure_levels,
     "an OOM is critical; each level is signalled for those above it",
     V2,
-    [Kernel, Variant]
+    [Kernel, Variant, Standing]
 );
 fn event_pressure_levels() -> Result<()> {
     let disk = block::disk()?;
     let family = Family::new("levels")?;
     family.group.set_limit(8 * MIB)?;
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let mut all = Vec::new();
     for (who, group) in [("group", &family.group), ("root", &family.root)] {
         for level in ["low", "medium", "critical"] {

@@ -21,13 +21,13 @@ vm_test!(
     event_swap_crosses,
     "memory+swap crosses where memory alone stays below",
     V2,
-    [Kernel, Variant, Sampled]
+    [Kernel, Variant, Sampled, Standing]
 );
 fn event_swap_crosses() -> Result<()> {
     let _swap = Swap::on(128 * MIB)?;
     let group = Group::new("swap")?;
     group.set_limit(16 * MIB)?;
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     // A page on its way is counted in both: near the level the sum goes to and fro.
     let mut sum = CountingWaiter::at("memory+swap 24M", &group, Memsw, "24M,hysteresis=6M")?;
     let mut plain = CountingWaiter::at("without hysteresis", &group, Memsw, "24M")?;
@@ -59,12 +59,12 @@ fn event_swap_crosses() -> Result<()> {
     high.await_total(0)
 }
 
-vm_test!(event_swap_without_swap, "without swap memory+swap is memory", V2, [Kernel, Sampled]);
+vm_test!(event_swap_without_swap, "without swap memory+swap is memory", V2, [Kernel, Sampled, Standing]);
 fn event_swap_without_swap() -> Result<()> {
     let swaps = fs::read_to_string("/proc/swaps").context("cannot read /proc/swaps")?;
     ensure!(swaps.lines().count() == 1, "there is swap: {swaps}");
     let group = Group::new("no-swap")?;
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let mut sum = CountingWaiter::at("memory+swap", &group, Memsw, "8M")?;
     let mut memory = CountingWaiter::at("memory", &group, Usage, "8M")?;
     let mut charger = Charger::start(&group)?;

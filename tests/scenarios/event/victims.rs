@@ -159,12 +159,12 @@ vm_test!(
     event_victims_in_a_pid_namespace,
     "a victim is named by its process id on the host and in its own namespace, and by its user",
     V2,
-    [Kernel]
+    [Kernel, Standing]
 );
 fn event_victims_in_a_pid_namespace() -> Result<()> {
     let family = Family::new("inner")?;
     family.group.set_limit(16 * MIB)?;
-    let _agent = Agent::start(&[])?;
+    let _agent = Agent::standing()?;
     let (connection, _waiter) = follow(&family.group)?;
     let outcome = process::run_in(CloneFlags::CLONE_NEWPID, || {
         family.child.write("cgroup.procs", "0")?;

@@ -15,9 +15,9 @@ use crate::harness::client::Waiter;
 use crate::harness::group::Group;
 use crate::harness::test::vm_test;
 
-vm_test!(view_names, "odd names, long names and 60 levels are as in the real tree", Any, [Newest]);
+vm_test!(view_names, "odd names, long names and 60 levels are as in the real tree", Any, [Newest, Standing]);
 fn view_names() -> Result<()> {
-    let _agent = Agent::start(&[])?;
+    let _agent = Agent::standing()?;
     let long = "n".repeat(255);
     let odd = ["a b", "\u{e4}\u{20ac}\u{1f600}", "tab\there", "-dash", "back\\slash", "%s*?[", &long];
     let groups = odd.iter().map(|name| Group::new(name)).collect::<Result<Vec<_>>>()?;
@@ -61,10 +61,10 @@ vm_test!(
     view_lists_many,
     "1000 groups in a directory are each listed once, also while others come and go",
     Any,
-    [Newest]
+    [Newest, Standing]
 );
 fn view_lists_many() -> Result<()> {
-    let _agent = Agent::start(&[])?;
+    let _agent = Agent::standing()?;
     let parent = Group::new("many")?;
     let name = |n: u32| format!("group-with-a-name-of-some-length-{n:04}");
     let groups = (0..1000).map(|n| parent.child(&name(n))).collect::<Result<Vec<_>>>()?;

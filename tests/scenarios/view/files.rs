@@ -44,10 +44,10 @@ vm_test!(
     view_values,
     "the files say what the kernel's own files say, as cgroup v1 spelled it",
     Any,
-    [Oracle, Kernel]
+    [Oracle, Kernel, Standing]
 );
 fn view_values() -> Result<()> {
-    let _agent = Agent::start(&[])?;
+    let _agent = Agent::standing()?;
     let group = Group::new("values")?;
     let directory = shown(&group.path)?;
     if group.version == Version::V2 {
@@ -156,9 +156,9 @@ fn expected(group: &Group, name: &str) -> Result<String> {
     Ok(format!("{value}\n"))
 }
 
-vm_test!(view_root_values, "the root's files say what the host uses", Any, []);
+vm_test!(view_root_values, "the root's files say what the host uses", Any, [Standing]);
 fn view_root_values() -> Result<()> {
-    let _agent = Agent::start(&[])?;
+    let _agent = Agent::standing()?;
     let root = Path::new(POINT);
     let usage = || read_number(&root.join(USAGE));
     // Kernel threads of the host come and go; a sixteenth is far more.
@@ -258,10 +258,10 @@ vm_test!(
     view_open_modes,
     "files open in every mode that clients use, and nothing can be made or removed",
     Any,
-    [Kernel]
+    [Kernel, Standing]
 );
 fn view_open_modes() -> Result<()> {
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let group = Group::new("modes")?;
     let directory = shown(&group.path)?;
     let waiter = Waiter::new()?;
@@ -345,10 +345,10 @@ vm_test!(
     view_reads_are_fresh,
     "an open file is read anew at its start, in pieces it is one text; poll is ready",
     Any,
-    []
+    [Standing]
 );
 fn view_reads_are_fresh() -> Result<()> {
-    let _agent = Agent::start(&[])?;
+    let _agent = Agent::standing()?;
     let group = Group::new("fresh")?;
     let path = shown(&group.path)?.join(USAGE);
     let kept = File::open(&path)?;
@@ -385,10 +385,10 @@ vm_test!(
     view_sendfile,
     "sendfile and splice of an open file give its text: with O_DIRECT always, else that or nothing",
     Any,
-    [Kernel]
+    [Kernel, Standing]
 );
 fn view_sendfile() -> Result<()> {
-    let _agent = Agent::start(&[])?;
+    let _agent = Agent::standing()?;
     let group = Group::new("sent")?;
     let path = shown(&group.path)?.join("memory.limit_in_bytes");
     let text = read(&path)?;

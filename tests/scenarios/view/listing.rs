@@ -73,10 +73,10 @@ vm_test!(
     view_listing,
     "a directory lists the files of a v1 kernel, in its order and with its modes",
     Any,
-    [Oracle, Kernel]
+    [Oracle, Kernel, Standing]
 );
 fn view_listing() -> Result<()> {
-    let _agent = Agent::start(&[])?;
+    let _agent = Agent::standing()?;
     let group = Group::new("listing")?;
     let root = Group::root()?;
     for (group, view, is_root) in
@@ -124,7 +124,7 @@ vm_test!(
     view_sets_nothing,
     "what v1 would set is not permitted, what v1 would refuse is refused with the kernel's errno",
     Any,
-    [Oracle, Kernel]
+    [Oracle, Kernel, Standing]
 );
 fn view_sets_nothing() -> Result<()> {
     const TEXTS: [&str; 16] = [
@@ -145,7 +145,7 @@ fn view_sets_nothing() -> Result<()> {
         "1E",
         "99999999999999999999",
     ];
-    let _agent = Agent::start(&[])?;
+    let _agent = Agent::standing()?;
     let group = Group::new("settings")?;
     let view = shown(&group.path)?;
     for (name, _) in listed(&view)? {

@@ -144,9 +144,9 @@ fn view_without_fuse() -> Result<()> {
     outcome
 }
 
-vm_test!(view_mount_options, "the mount says whose it is, and lets nothing be run", Any, [Newest]);
+vm_test!(view_mount_options, "the mount says whose it is, and lets nothing be run", Any, [Newest, Standing]);
 fn view_mount_options() -> Result<()> {
-    let _agent = Agent::start(&[])?;
+    let _agent = Agent::standing()?;
     let found = mounts::on(Path::new(POINT))?.context("there is no view")?;
     ensure!(found.source == "memcg-monitor", "{found:?}");
     for option in ["default_permissions", "allow_other"] {

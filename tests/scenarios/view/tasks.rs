@@ -67,10 +67,10 @@ vm_test!(
     view_pid_namespaces,
     "lists of tasks have the numbers of the reader's pid namespace, and no others",
     Any,
-    [Oracle, Kernel]
+    [Oracle, Kernel, Standing]
 );
 fn view_pid_namespaces() -> Result<()> {
-    let _agent = Agent::start(&[])?;
+    let _agent = Agent::standing()?;
     let group = Group::new("numbered")?;
     let view = shown(&group.path)?;
     sees(&group, 0)?;

@@ -31,10 +31,10 @@ vm_test!(
     view_any_writer,
     "a thread, a child, another mount or pid namespace and a chroot register as their process",
     Any,
-    []
+    [Standing]
 );
 fn view_any_writer() -> Result<()> {
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let group = Group::new("writers")?;
     let directory = shown(&group.path)?;
     let waiter = Waiter::new()?;
@@ -134,11 +134,11 @@ vm_test!(
     view_interrupted_writers,
     "signals in the middle of writes: each registers once and says so",
     Any,
-    []
+    [Standing]
 );
 fn view_interrupted_writers() -> Result<()> {
     const TIMES: u64 = 300;
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let group = Group::new("signals")?;
     let directory = shown(&group.path)?;
     // Without SA_RESTART: whatever can be interrupted is.

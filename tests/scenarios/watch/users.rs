@@ -108,12 +108,12 @@ vm_test!(
     watch_socket_handed_on,
     "a watch goes on at whichever process has its connection, and ends with the last of them, whoever holds the eventfd",
     V2,
-    [Kernel, Variant]
+    [Kernel, Variant, Standing]
 );
 fn watch_socket_handed_on() -> Result<()> {
     let tree = Group::new("handed")?;
     let group = tree.child("one")?;
-    let agent = Agent::start(&[])?;
+    let agent = Agent::standing()?;
     let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC)?;
     let connection = begin(request("/handed/*", &["4M,up".into(), "8M,up".into()]), &eventfd)?;
     let Some(Answer::Watching { groups: 1 }) = connection.next()? else { bail!("not watching") };
@@ -238,13 +238,13 @@ vm_test!(
     watch_early_events,
     "a group that was populated and removed before it was registered on is told as empty, and as removed",
     V2,
-    [Kernel, Variant]
+    [Kernel, Variant, Standing]
 );
 fn watch_early_events() -> Result<()> {
     const GROUPS: usize = 60;
     let tree = Group::new("early")?;
     tree.enable(true)?;
-    let _agent = Agent::start(&[])?;
+    let _agent = Agent::standing()?;
     let (mut watch, _) = Watcher::start(&["/early/*", "empty", "removed"])?;
     let ids = populate_and_remove(&tree.path, GROUPS)?;
     let _never = tree.child("never")?;
@@ -284,12 +284,12 @@ vm_test!(
     watch_notes,
     "a threshold above the limit, also one that is lowered later, or above the host's memory is noted once for a group",
     V2,
-    [Kernel]
+    [Kernel, Standing]
 );
 fn watch_notes() -> Result<()> {
     let tree = Group::new("noted")?;
     let (first, second) = (tree.child("a")?, tree.child("b")?);
-    let _agent = Agent::start(&[])?;
+    let _agent = Agent::standing()?;
     let (mut watch, _) = Watcher::start(&["/noted/*", "32M", "8192G,up"])?;
     let mut note = || -> Result<NoteRow> {
         loop {
