@@ -1,8 +1,9 @@
 //! The commands of the command line, one file for each.
 
-use std::{process::ExitCode, time::Duration};
+use std::{error::Error, io, process::ExitCode, time::Duration};
 
 use anyhow::Context as _;
+use monitor_client::named;
 use nix::sys::signal::{SigSet, Signal};
 
 /// The exit code after `--timeout`.
@@ -25,6 +26,14 @@ fn unblock_signals() -> anyhow::Result<()> {
     caught.thread_unblock().context("sigprocmask failed")
 }
 
+/// The error and its causes in one line, each errno by its name.
+pub fn text_of(error: &anyhow::Error) -> String {
+    let text = |cause: &(dyn Error + 'static)| {
+        cause.downcast_ref::<io::Error>().map_or_else(|| cause.to_string(), named)
+    };
+    error.chain().map(text).collect::<Vec<_>>().join(": ")
+}
+
 pub mod agent;
 pub mod check;
 pub mod completions;
@@ -45,3 +54,17 @@ pub mod top;
 pub mod unmount;
 pub mod victim;
 pub mod watch;
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::text_of;
+
+    #[test]
+    fn an_errno_has_its_name() {
+        let error = anyhow::Error::new(io::Error::from_raw_os_error(2)).context("cannot open /a");
+        assert_eq!(text_of(&error), "cannot open /a: ENOENT: No such file or directory");
+        assert_eq!(text_of(&anyhow::anyhow!("inner").context("outer")), "outer: inner");
+    }
+}

@@ -156,17 +156,30 @@ impl Error {
         Self::Epoll { what: what.into(), error }
     }
 
+    /// The errno of the system call that failed; `None` where none did, or where the error has none.
+    #[must_use]
+    pub fn errno(&self) -> Option<Errno> {
+        let of = |error: &io::Error| error.raw_os_error().map(Errno::from_raw);
+        match self {
+            Self::Syscall { errno, .. } => Some(*errno),
+            Self::File { error, .. } | Self::Epoll { error, .. } | Self::Start { error, .. } => of(error),
+            Self::Kernel(KernelError::NoBtf { error, .. }) => of(error),
+            Self::Metrics(MetricsError::Address { error, .. }) => of(error),
+            Self::Programs(error) => error.refusal.errno,
+            _ => None,
+        }
+    }
+
     /// The errno by which the kernel said that the agent, its user or the host is short of something just
     /// now: of descriptors, memory, or places that epoll may wait for (`fs.epoll.max_user_watches`).
     #[must_use]
     pub fn shortage(&self) -> Option<Errno> {
-        let of = |error: &io::Error| Errno::from_raw(error.raw_os_error().unwrap_or(0));
-        let is_short = |errno: &Errno| is_shortage(*errno);
         match self {
-            Self::Syscall { errno, .. } => Some(*errno).filter(is_short),
-            Self::File { error, .. } | Self::Start { error, .. } => Some(of(error)).filter(is_short),
-            Self::Epoll { error, .. } => {
-                Some(of(error)).filter(|errno| is_short(errno) || *errno == Errno::ENOSPC)
+            Self::Syscall { .. } | Self::File { .. } | Self::Start { .. } => {
+                self.errno().filter(|errno| is_shortage(*errno))
+            }
+            Self::Epoll { .. } => {
+                self.errno().filter(|errno| is_shortage(*errno) || *errno == Errno::ENOSPC)
             }
             _ => None,
         }
@@ -209,6 +222,28 @@ mod tests {
             file(io::Error::from_raw_os_error(99_999)),
             "open /a: Unknown error 99999 (os error 99999)"
         );
+    }
+
+    #[test]
+    fn an_errno_is_found_whatever_failed() {
+        let denied = || io::Error::from_raw_os_error(Errno::EACCES as i32);
+        let metrics = MetricsError::Address { call: "bind", address: ([127, 0, 0, 1], 1).into(), error: denied() };
+        let errors: [Error; 5] = [
+            Error::syscall("call", Errno::EACCES),
+            Error::file("open", "/a", denied()),
+            Error::start("threads", denied()),
+            KernelError::NoBtf { path: "/a", error: denied() }.into(),
+            metrics.into(),
+        ];
+        assert!(errors.iter().all(|error| error.errno() == Some(Errno::EACCES) && error.shortage().is_none()));
+        let refused = BpfStep::CreateMaps.failed(&io::Error::from_raw_os_error(Errno::EPERM as i32));
+        assert_eq!(Error::from(refused).errno(), Some(Errno::EPERM));
+        assert_eq!(Error::from(ObjectError::NoProgram("ask")).errno(), None);
+        // The text of another's refusal may have an errno's name, too.
+        let path = "/EACCES".into();
+        assert_eq!(Error::from(SocketError::InUse { holder: "12".into(), path }).errno(), None);
+        assert_eq!(Error::syscall("call", Errno::EMFILE).shortage(), Some(Errno::EMFILE));
+        assert_eq!(Error::syscall("call", Errno::ENOSPC).shortage(), None);
     }
 
     /// The texts are those that the documents quote; no cause is printed once more after them.
@@ -273,7 +308,7 @@ mod tests {
             (
                 MetricsError::Address { call: "bind", address: ([127, 0, 0, 1], 1).into(), error: lost() }
                     .into(),
-                "bind 127.0.0.1:1: No space left on device (os error 28); give the agent another --metrics address",
+                "bind 127.0.0.1:1: ENOSPC: No space left on device; give the agent another --metrics address",
             ),
             (
                 StateFileError::Format { format: 3, magic: 16, own: 2 }.into(),

@@ -43,7 +43,7 @@ fn main() -> ExitCode {
         Err(error) => {
             // It may hold names that other users chose.
             // Not `eprintln`, which panics where nobody reads it any more.
-            let _ = writeln!(io::stderr(), "memcg-monitor: {}", printable(&format!("{error:#}")));
+            let _ = writeln!(io::stderr(), "memcg-monitor: {}", printable(&commands::text_of(&error)));
             ExitCode::FAILURE
         }
     }

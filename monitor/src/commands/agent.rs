@@ -5,7 +5,7 @@ use std::{fs, process::ExitCode, time::Duration};
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{CommandFactory as _, error::ErrorKind};
 use memcg_monitor::{
-    Access, Address, Limits, MetricsOptions, Selection,
+    Access, Address, Error, Limits, MetricsOptions, Selection,
     agent::{self, AgentOptions, Shutdown},
     cgroup::host,
     fd_store::{self, FdStore},
@@ -14,6 +14,7 @@ use memcg_monitor::{
     supervisor, view,
 };
 use nix::{
+    errno::Errno,
     sys::resource::{Resource, getrlimit, setrlimit},
     unistd::{Gid, geteuid},
 };
@@ -107,23 +108,22 @@ pub fn run(options: &cli::Agent) -> Result<ExitCode> {
             let _ = sd_notify::notify(&[NotifyState::Stopping]);
             end
         };
-        agent::run(&options, handed, ready, shutdown).await.map_err(|error| explained(error.into()))
+        agent::run(&options, handed, ready, shutdown).await.map_err(explained)
     })?;
     log::info!("ended; sockets and view removed");
     Ok(ExitCode::SUCCESS)
 }
 
 /// Adds what to do about a missing right to a failure of an agent that is not root's.
-fn explained(error: anyhow::Error) -> anyhow::Error {
-    let text = format!("{error:#}");
-    let is_a_right = ["EACCES", "EPERM"].iter().any(|errno| text.contains(errno));
+fn explained(error: Error) -> anyhow::Error {
+    let is_a_right = matches!(error.errno(), Some(Errno::EACCES | Errno::EPERM));
     if is_a_right && !geteuid().is_root() {
         return anyhow!(
-            "the agent cannot go on: {text}; run it as root, or give --socket and --control-socket in a \
+            "the agent cannot go on: {error}; run it as root, or give --socket and --control-socket in a \
              directory of yours"
         );
     }
-    error.context("the agent cannot go on")
+    anyhow!(error).context("the agent cannot go on")
 }
 
 /// Ends the program where metrics would be served to others than this host, unasked.

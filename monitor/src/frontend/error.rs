@@ -2,6 +2,8 @@
 
 use std::{io, net::SocketAddr, path::PathBuf};
 
+use monitor_client::named;
+
 /// Reasons why the agent cannot have a socket's path.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -37,7 +39,7 @@ pub enum SocketError {
 #[non_exhaustive]
 pub enum MetricsError {
     /// A system call on the loopback address failed.
-    #[error("{call} {address}: {error}; give the agent another --metrics address")]
+    #[error("{call} {address}: {}; give the agent another --metrics address", named(error))]
     Address {
         /// System call that failed.
         call: &'static str,

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use monitor_client::named;
+
 use crate::kernel::btf::BtfError;
 
 /// Reasons why the running kernel cannot be watched.
@@ -10,7 +12,8 @@ use crate::kernel::btf::BtfError;
 pub enum KernelError {
     /// The kernel's type information (BTF) cannot be read.
     #[error(
-        "{path}: {error}; it must be built with CONFIG_DEBUG_INFO_BTF=y (Debian's, Ubuntu's, Fedora's and RHEL's are)"
+        "{path}: {}; it must be built with CONFIG_DEBUG_INFO_BTF=y (Debian's, Ubuntu's, Fedora's and RHEL's are)",
+        named(error)
     )]
     NoBtf {
         /// Path of the type information.

@@ -13,7 +13,7 @@ use anyhow::Result;
 use memcg_monitor::printable;
 use monitor_client::wire::EventRow;
 
-use crate::commands::watch::words::say;
+use crate::commands::{text_of, watch::words::say};
 
 /// Groups whose events wait; those of others are dropped.
 const WAITING: usize = 4096;
@@ -167,7 +167,7 @@ impl Inner {
                 ));
             }
             if let Err(error) = (self.work)(&event, dropped) {
-                say(&format!("{group}: {option}: {}", printable(&format!("{error:#}"))));
+                say(&format!("{group}: {option}: {}", printable(&text_of(&error))));
             }
         }
         self.moved.notify_all();
