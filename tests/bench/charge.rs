@@ -116,6 +116,10 @@ pub(crate) fn run(scope: Scope, _hierarchy: Hierarchy) -> Result<()> {
     }
     stages.push(Stage::measure("recorded by the black box", subjects)?);
     boxed.end(Signal::SIGTERM)?;
+    let boxed = Agent::start(&["--black-box=/bench/g/sibling", "--black-box-dir=/run/bench-box"])?;
+    until("the sibling is recorded", || is_recorded(&sibling))?;
+    stages.push(Stage::measure("a sibling is recorded by the black box", subjects)?);
+    boxed.end(Signal::SIGTERM)?;
     stages.push(Stage::measure("without the agent again", subjects)?);
     report(&stages, &runs);
     programs::report()

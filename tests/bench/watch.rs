@@ -1,6 +1,6 @@
 //! `cargo xtask bench watch`: `memcg-monitor watch '/**'` over 10,000 groups, each of which crosses a
 //! threshold, while others are made and removed, 1,000 a second if the machine can: that all of it
-//! is told, and what agent and client run and hold for it. The host boots us with one CPU and icount:
+//! is told, what agent and client run and hold for it, and what it adds to a page fault. The host boots us with one CPU and icount:
 //! a nanosecond is an instruction.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,8 +18,10 @@ use nix::unistd::Pid;
 use super::Scope;
 use super::groups::{Groups, Rounds, Visitor};
 use super::scale::cost::Held;
+use super::subject::{Subject, Work};
 use crate::harness::agent::{Agent, BINARY, until};
-use crate::harness::charger::Pages;
+use crate::harness::MIB;
+use crate::harness::charger::{Charger, Kind, Pages};
 use crate::harness::client::page;
 use crate::harness::group::Group;
 use crate::harness::init::Hierarchy;
@@ -29,6 +31,7 @@ use crate::harness::report::{rounded, row, say};
 const HELD: &str = "bytes for each group of a watch, with 2 words";
 const RAN: &str = "instructions a second of a watch";
 const TOLD: &str = "told by a watch";
+const FAULT: &str = "a fault in a group of a watch, instructions";
 
 /// The watch's words: groups cross upwards, and are removed.
 const WORDS: [&str; 2] = ["300K,up", "removed"];
@@ -51,7 +54,14 @@ pub(crate) fn run(scope: Scope, _hierarchy: Hierarchy) -> Result<()> {
     let tree = Group::new("churn")?;
     tree.enable(true)?;
     let mut visitor = Visitor::start(&groups, &home)?;
+    let faults = Group::new("faults")?;
+    // Above the threshold for good, so that no fault crosses it.
+    let mut above = Charger::start(&faults)?;
+    above.grow(Kind::Anonymous, 8 * MIB)?;
+    let mut subject = Subject::start(&faults)?;
     let agent = Agent::start(&[])?;
+    let fault = subject.measure(Work::Batch)?;
+    row(FAULT, "no threshold anywhere", &[("", rounded(fault, 1))]);
     let before = Held::by(&agent)?;
     let watch = Watch::start(&WORDS)?;
     let begun = watch.begun()?;
@@ -74,6 +84,11 @@ pub(crate) fn run(scope: Scope, _hierarchy: Hierarchy) -> Result<()> {
     let (before, start) = (watch.ran(&agent)?, Instant::now());
     sleep(Duration::from_secs(still));
     watch.report(&agent, "nothing happens", before, start)?;
+    let with = subject.measure(Work::Batch)?;
+    let added = rounded(100.0 * (with - fault) / fault, 2);
+    row(FAULT, &format!("watched, one of {begun} groups"), &[("", rounded(with, 1)), ("added, %", added)]);
+    drop(subject);
+    above.end()?;
 
     let seconds = scope.of(20, 1);
     let (before, start) = (watch.ran(&agent)?, Instant::now());
@@ -103,7 +118,7 @@ pub(crate) fn run(scope: Scope, _hierarchy: Hierarchy) -> Result<()> {
     let after = Held::by(&agent)?;
     let grown = 100.0 * (after.resident as f64 - held[0].resident as f64) / held[0].resident as f64;
     row(TOLD, "resident memory of the agent afterwards, %", &[("", rounded(grown, 2))]);
-    check(&groups, &[&home, &tree])
+    check(&groups, &[&home, &tree, &faults])
 }
 
 /// A `watch` of all groups that writes to a file; killed with the value.

@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -13,10 +14,11 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::bench::Scope;
-use crate::harness::agent::Agent;
+use crate::harness::agent::{Agent, BINARY};
 use crate::harness::client::{register_line, write_event_control};
 use crate::harness::group::Group;
 use crate::harness::init::Hierarchy;
+use crate::harness::process;
 
 /// A poller's period, as of the nearest peers.
 const PERIOD: Duration = Duration::from_millis(100);
@@ -34,6 +36,10 @@ pub(super) enum Way {
     Socket,
     /// Ours, registered by the view's `cgroup.event_control`.
     View,
+    /// Ours, by the lines that `memcg-monitor listen` prints.
+    Listen,
+    /// Ours, by the lines that `memcg-monitor watch` prints.
+    Watch,
     /// The process that crosses writes to the eventfd itself: no way is sooner, and what it
     /// takes is the scheduler's.
     Direct,
@@ -50,11 +56,23 @@ pub(super) enum Way {
 impl Way {
     pub(super) fn all(hierarchy: Hierarchy) -> Vec<Self> {
         match hierarchy {
-            Hierarchy::V1 => vec![Self::Kernel, Self::Socket, Self::View, Self::Direct, Self::Poll],
+            Hierarchy::V1 => {
+                vec![
+                    Self::Kernel,
+                    Self::Socket,
+                    Self::View,
+                    Self::Listen,
+                    Self::Watch,
+                    Self::Direct,
+                    Self::Poll,
+                ]
+            }
             Hierarchy::V2 => {
                 vec![
                     Self::Socket,
                     Self::View,
+                    Self::Listen,
+                    Self::Watch,
                     Self::Direct,
                     Self::Poll,
                     Self::High,
@@ -70,6 +88,8 @@ impl Way {
             Self::Kernel => "kernel's event_control",
             Self::Socket => "ours, socket",
             Self::View => "ours, view",
+            Self::Listen => "ours, a line of listen",
+            Self::Watch => "ours, a line of watch",
             Self::Direct => "by the allocator itself",
             Self::Poll => "poll, 100 ms",
             Self::High => "inotify, memory.high",
@@ -80,7 +100,9 @@ impl Way {
 
     pub(super) fn trials(self, scope: Scope) -> u64 {
         match self {
-            Self::Kernel | Self::Socket | Self::View | Self::Direct => scope.of(100, 3),
+            Self::Kernel | Self::Socket | Self::View | Self::Listen | Self::Watch | Self::Direct => {
+                scope.of(100, 3)
+            }
             Self::Poll => scope.of(25, 2),
             Self::High => scope.of(25, 1),
             Self::Pressure => scope.of(5, 1),
@@ -101,7 +123,9 @@ impl Way {
         threshold: u64,
         direct: &EventFd,
     ) -> Result<Waiting<'a>> {
-        let agent = matches!(self, Self::Socket | Self::View).then(|| Agent::start(&[])).transpose()?;
+        let agent = matches!(self, Self::Socket | Self::View | Self::Listen | Self::Watch)
+            .then(|| Agent::start(&[]))
+            .transpose()?;
         let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("eventfd failed")?;
         let usage = File::open(group.usage_file()).context("cannot open the usage file")?;
         let line = format!("{} {} {threshold}", eventfd.as_raw_fd(), usage.as_raw_fd());
@@ -120,6 +144,7 @@ impl Way {
                 write_event_control(&directory, line.as_bytes()).context("the view refused")?;
                 On::EventFd(eventfd)
             }
+            Self::Listen | Self::Watch => On::Lines(Lines::start(self, hierarchy, group, threshold)?),
             Self::Direct => {
                 let fd = nix::unistd::dup(direct)?;
                 // SAFETY: a duplicate of an eventfd, ours alone.
@@ -146,10 +171,45 @@ impl Way {
     }
 }
 
+/// A program of ours that prints a line for each event; killed with the value.
+#[derive(Debug)]
+struct Lines {
+    child: Child,
+    output: ChildStdout,
+}
+
+impl Lines {
+    /// Starts it, and waits for the line by which it says that it is registered.
+    fn start(way: Way, hierarchy: Hierarchy, group: &Group, threshold: u64) -> Result<Self> {
+        let name = format!("/{}", group.path.strip_prefix(hierarchy.root())?.display());
+        let directory = group.path.to_string_lossy().into_owned();
+        let threshold = threshold.to_string();
+        let mut command = Command::new(BINARY);
+        match way {
+            Way::Watch => command.args(["watch", "-o", "json", &name, &threshold]),
+            _ => command.args(["listen", "-o", "json", "--announce", &directory, &threshold]),
+        };
+        process::kill_with_parent(&mut command);
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
+        let mut child = child.with_context(|| format!("cannot start {BINARY}"))?;
+        let output = child.stdout.take().context("it has an output")?;
+        super::read(&output)?;
+        Ok(Self { child, output })
+    }
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// The descriptor that the client waits on.
 #[derive(Debug)]
 enum On {
     EventFd(EventFd),
+    Lines(Lines),
     Usage(File, u64),
     Inotify(Inotify),
     Pressure(File),
@@ -170,6 +230,7 @@ impl Waiting<'_> {
     pub(super) fn wait(&mut self) -> Result<bool> {
         match &self.on {
             On::EventFd(eventfd) => super::read(eventfd)?,
+            On::Lines(lines) => super::read(&lines.output)?,
             On::Inotify(inotify) => super::read(inotify)?,
             On::Usage(file, threshold) => loop {
                 std::thread::sleep(PERIOD);
@@ -198,6 +259,7 @@ impl Waiting<'_> {
         }
         let (fd, event) = match &self.on {
             On::EventFd(eventfd) => (eventfd.as_fd(), PollFlags::POLLIN),
+            On::Lines(lines) => (lines.output.as_fd(), PollFlags::POLLIN),
             On::Inotify(inotify) => (inotify.as_fd(), PollFlags::POLLIN),
             On::Pressure(file) => (file.as_fd(), PollFlags::POLLPRI),
             On::Usage(..) => return Ok(()),
