@@ -144,7 +144,6 @@ impl Tree {
         }
         tree.documents(&name)?;
         tree.copy(&root().join("CHANGELOG.md"), &format!("{name}/CHANGELOG.md"), 0o644)?;
-        tree.copy(&root().join("docs/guide/deploy.md"), &format!("{name}/docs/guide/deploy.md"), 0o644)?;
         tree.pages(&format!("{name}/share/man"))?;
         let completions = format!("{name}/share/completions");
         tree.completions(&completions, &completions, &completions)?;
@@ -153,13 +152,18 @@ impl Tree {
     }
 
     fn documents(&self, to: &str) -> Result<()> {
-        let mut names = vec!["README.md", "SECURITY.md"];
+        // Together, since their links are relative.
+        let mut names = vec!["README.md", "SECURITY.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SPECIFICATION.md"];
         // Debian has these texts in one place, which the file "copyright" names.
         if self.family != Some(Family::Debian) {
             names.extend(LICENCES);
         }
         for name in names {
             self.copy(&root().join(name), &format!("{to}/{name}"), 0o644)?;
+        }
+        for path in files_below(&root().join("docs"))? {
+            let below = path.strip_prefix(root()).unwrap_or(&path).display().to_string();
+            self.copy(&path, &format!("{to}/{below}"), 0o644)?;
         }
         self.packed(&licences::texts(self.arch)?, &format!("{to}/{THIRD_PARTY}"))
     }
