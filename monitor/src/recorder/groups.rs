@@ -61,6 +61,8 @@ pub(super) struct Groups {
     /// Slots of groups that were made, and have no name yet: the kernel tells of them first.
     unnamed: Vec<u32>,
     ticks: u32,
+    /// The id from which on groups without a box are placed next.
+    next_placed: u64,
     origin: files::Origin,
 }
 
@@ -90,6 +92,7 @@ impl Groups {
             next_kept: 0,
             unnamed: Vec::new(),
             ticks: 0,
+            next_placed: 0,
             origin: files::Origin::of_this_host(),
         }
     }
@@ -126,16 +129,29 @@ impl Groups {
     }
 
     /// The groups that patterns are for, each in a place of the table, which has no others where the
-    /// groups' files are read.
-    fn placed(&self) -> HashMap<u64, GroupId> {
+    /// groups' files are read: those that are recorded, as many as there are free boxes for, and in turn
+    /// some of those that wait for one. So they leave the table to registrations.
+    fn placed(&mut self) -> HashMap<u64, GroupId> {
         let all = self.hierarchy.groups().inspect_err(|error| log::warn!("{error}")).unwrap_or_default();
         let below = |path: &Path| {
             let name = path.strip_prefix(&self.hierarchy.root).ok()?.to_string_lossy().into_owned();
             (!name.is_empty()).then(|| format!("/{name}"))
         };
         let wanted = all.into_iter().filter(|(_, path)| below(path).is_some_and(|path| self.matches(&path)));
-        let ids: HashSet<u64> = wanted.map(|(id, _)| id).collect();
-        self.watcher.lock().source().place_groups(&ids)
+        let known: HashSet<u64> = self.recorded.values().map(|one| one.cgroup_id).collect();
+        let (mut ids, mut others): (Vec<u64>, Vec<u64>) =
+            wanted.map(|(id, _)| id).partition(|id| known.contains(id));
+        others.sort_unstable();
+        let next = others.partition_point(|id| *id < self.next_placed);
+        others.rotate_left(next);
+        others.truncate(self.boxes.len().saturating_sub(known.len()) + LOOKED_AT);
+        self.next_placed = others.last().map_or(0, |id| id + 1);
+        ids.append(&mut others);
+        let mut placed = HashMap::new();
+        for some in ids.chunks(LOOKED_AT) {
+            placed.extend(self.watcher.lock().source().place_groups(&some.iter().copied().collect()));
+        }
+        placed
     }
 
     /// Looks at a group that was made.

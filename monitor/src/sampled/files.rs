@@ -2,6 +2,7 @@
 
 use std::{
     fs::File,
+    io,
     os::{fd::AsFd as _, unix::fs::FileExt as _},
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -10,6 +11,7 @@ use nix::errno::Errno;
 
 use crate::{
     cgroup::{Version, handle::Directory, host::field},
+    error::is_shortage,
     kernel::page_size,
 };
 
@@ -28,10 +30,26 @@ pub(super) struct GroupFiles {
     usage: File,
     /// The peak's file, where this kernel has it (5.19 and newer on v2).
     peak: Option<File>,
-    /// The limit that was read last, in pages.
+    /// The limit that was compared last, in pages.
     pub(super) known_limit: AtomicU64,
     /// The peak that was compared last, in pages.
     pub(super) known_peak: AtomicU64,
+    /// The usage, and the pages of swap, that were read last.
+    known_usage: AtomicU64,
+    known_swap: AtomicU64,
+}
+
+/// What was read, which is known from now on; while the agent or the host is short of descriptors or
+/// memory what was known before, since the group is there all the same. `None` for other failures.
+fn or_known(read: Result<u64, Errno>, known: &AtomicU64) -> Option<u64> {
+    match read {
+        Ok(number) => {
+            known.store(number, Ordering::Relaxed);
+            Some(number)
+        }
+        Err(errno) if is_shortage(errno) => Some(known.load(Ordering::Relaxed)),
+        Err(_) => None,
+    }
 }
 
 /// The bytes of a memory file's only number; `max` is no limit.
@@ -48,7 +66,7 @@ impl GroupFiles {
     /// Opens the files of a group.
     ///
     /// # Errors
-    /// `ENOENT`: the group has no memory controller.
+    /// `ENOENT`: the group has no memory controller. `EMFILE`, `ENFILE`, `ENOMEM`: a shortage.
     pub(super) fn open(directory: Directory, version: Version) -> Result<Self, Errno> {
         let peak = match version {
             Version::V1 => "memory.max_usage_in_bytes",
@@ -63,8 +81,14 @@ impl GroupFiles {
             peak,
             known_limit: AtomicU64::new(NO_LIMIT),
             known_peak: AtomicU64::new(0),
+            known_usage: AtomicU64::new(0),
+            known_swap: AtomicU64::new(0),
         };
-        files.known_limit.store(files.limit().unwrap_or(NO_LIMIT), Ordering::Relaxed);
+        let limit = match files.own_limit() {
+            Err(errno) if is_shortage(errno) => return Err(errno),
+            limit => limit.unwrap_or(NO_LIMIT),
+        };
+        files.known_limit.store(limit, Ordering::Relaxed);
         files.known_peak.store(files.peak().unwrap_or(0), Ordering::Relaxed);
         Ok(files)
     }
@@ -76,29 +100,42 @@ impl GroupFiles {
 
     /// Pages charged now; `None` when the group is gone.
     pub(super) fn usage(&self) -> Option<u64> {
-        read_again(&self.usage).map(pages)
+        or_known(read_again(&self.usage).map(pages), &self.known_usage)
     }
 
     /// The highest number of pages charged so far; `None` where the kernel does not keep it.
     pub(super) fn peak(&self) -> Option<u64> {
-        self.peak.as_ref().and_then(read_again).map(pages)
+        self.peak.as_ref().and_then(|peak| read_again(peak).ok()).map(pages)
     }
 
-    /// Pages of memory and swap charged now.
+    /// Pages of memory and swap charged now; `None` when the group is gone.
     pub(super) fn sum(&self) -> Option<u64> {
-        match self.version {
-            Version::V1 => self.pages_of("memory.memsw.usage_in_bytes"),
-            // Without swap there is no such file, and the sum is memory.
-            Version::V2 => Some(self.usage()? + self.pages_of("memory.swap.current").unwrap_or(0)),
+        let usage = self.usage()?;
+        let swap = match self.version {
+            Version::V1 => self.pages_of("memory.memsw.usage_in_bytes").map(|sum| sum.saturating_sub(usage)),
+            Version::V2 => match self.pages_of("memory.swap.current") {
+                // Without swap there is no such file, and the sum is memory.
+                Err(errno) if !is_shortage(errno) => Ok(0),
+                read => read,
+            },
+        };
+        or_known(swap, &self.known_swap).map(|swap| usage + swap)
+    }
+
+    /// The group's own limit in pages; `None` when the group is gone.
+    pub(super) fn limit(&self) -> Option<u64> {
+        match self.own_limit() {
+            // It is noted as known by whoever compares it.
+            Err(errno) if is_shortage(errno) => Some(self.known_limit.load(Ordering::Relaxed)),
+            limit => limit.ok(),
         }
     }
 
-    /// The group's own limit in pages.
-    pub(super) fn limit(&self) -> Option<u64> {
+    fn own_limit(&self) -> Result<u64, Errno> {
         match self.version {
             Version::V1 => {
-                let bytes = number(&self.text("memory.limit_in_bytes")?)?;
-                Some(if bytes >= V1_NO_LIMIT { NO_LIMIT } else { pages(bytes) })
+                let bytes = self.number_of("memory.limit_in_bytes")?;
+                Ok(if bytes >= V1_NO_LIMIT { NO_LIMIT } else { pages(bytes) })
             }
             Version::V2 => self.pages_of("memory.max"),
         }
@@ -128,8 +165,13 @@ impl GroupFiles {
         }
     }
 
-    fn pages_of(&self, name: &str) -> Option<u64> {
-        number(&self.text(name)?).map(pages)
+    fn pages_of(&self, name: &str) -> Result<u64, Errno> {
+        self.number_of(name).map(pages)
+    }
+
+    fn number_of(&self, name: &str) -> Result<u64, Errno> {
+        let text = self.directory.text(name).map_err(|error| errno_of(&error))?;
+        number(&text).ok_or(Errno::EINVAL)
     }
 
     fn text(&self, name: &str) -> Option<String> {
@@ -144,16 +186,36 @@ impl GroupFiles {
 }
 
 /// Reads an open file's number anew.
-fn read_again(file: &File) -> Option<u64> {
+fn read_again(file: &File) -> Result<u64, Errno> {
     let mut text = [0; 32];
-    let length = file.read_at(&mut text, 0).ok()?;
-    number(str::from_utf8(text.get(..length)?).ok()?)
+    let length = file.read_at(&mut text, 0).map_err(|error| errno_of(&error))?;
+    let text = text.get(..length).and_then(|text| str::from_utf8(text).ok());
+    text.and_then(number).ok_or(Errno::EINVAL)
+}
+
+fn errno_of(error: &io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(0))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{NO_LIMIT, number, pages};
+    use std::sync::atomic::AtomicU64;
+
+    use nix::errno::Errno;
+
+    use super::{NO_LIMIT, number, or_known, pages};
     use crate::kernel::page_size;
+
+    #[test]
+    fn a_shortage_is_no_end_of_the_group() {
+        let known = AtomicU64::new(0);
+        assert_eq!(or_known(Ok(7), &known), Some(7));
+        for shortage in [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM] {
+            assert_eq!(or_known(Err(shortage), &known), Some(7));
+        }
+        assert_eq!(or_known(Err(Errno::ENODEV), &known), None);
+        assert_eq!(or_known(Ok(8), &known), Some(8));
+    }
 
     #[test]
     fn a_files_number_is_bytes_or_max() {

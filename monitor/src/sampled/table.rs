@@ -221,8 +221,8 @@ impl Table {
         true
     }
 
-    /// Gives back the slots of groups that were looked up and are not registered on, where half of
-    /// the table is taken.
+    /// Gives back the slots of groups that were looked up and are neither registered on nor recorded,
+    /// where half of the table is taken.
     pub(super) fn shed_where_crowded(&self) {
         let tracked = self.tracked();
         if (tracked.len() + 1) * 2 < self.slots.len() {
@@ -231,7 +231,9 @@ impl Table {
         for (index, _) in tracked {
             let Some(slot) = self.slot(index) else { continue };
             let state = slot.state();
-            let is_idle = !state.has(SlotState::WATCHED) && slot.below.get() == 0 && slot.pending.get() == 0;
+            // A recorded group has a band, registrations or not.
+            let is_looked_at = state.has(SlotState::WATCHED) || slot.band.get() != OPEN;
+            let is_idle = !is_looked_at && slot.below.get() == 0 && slot.pending.get() == 0;
             if is_idle && state.is_live() && self.shed(index, slot, state) {
                 self.give_back(index);
             }
