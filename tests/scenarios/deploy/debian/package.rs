@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use memcg_monitor::cgroup::Version;
 
 use crate::harness::MIB;
@@ -16,9 +16,13 @@ use crate::harness::client::{Waiter, attached};
 use crate::harness::group::Group;
 use crate::harness::test::vm_test;
 use crate::scenarios::deploy::debian::service::{main_process, receives, stopped};
+use crate::scenarios::deploy::debian::units::blocks;
 use crate::scenarios::deploy::debian::{SERVICE, Units, output, property, systemctl};
 
 const PACKAGES: &str = "/usr/share/memcg-monitor/packages";
+
+/// The page that a new user begins with.
+const README: &str = include_str!("../../../../README.md");
 
 const OPTIONS: &str = "/etc/default/memcg-monitor";
 
@@ -103,6 +107,10 @@ fn debian_package() -> Result<()> {
     let page = output("zcat", &["/usr/share/man/man1/memcg-monitor-listen.1.gz"])?;
     ensure!(page.contains("SYNOPSIS"), "{page}");
 
+    let blocks = blocks(README, "Install");
+    let [_, signal] = blocks.as_slice() else { bail!("{} blocks of commands in the README", blocks.len()) };
+    let said = output("sh", &["-exc", signal]).context("the README's first signal")?;
+    ensure!(said.contains("demo.service") && said.contains("crossed 32M upwards, usage "), "it prints {said:?}");
     crossing_of_a_unit().context("listen --unit")?;
 
     // What the administrator has written is kept, and read.

@@ -10,7 +10,7 @@ use crate::harness::test::vm_test;
 use crate::scenarios::deploy::debian::{BINARY, SERVICE, Units, copy, output};
 
 /// Texts between the fences of one section, but for what needs a clone.
-fn blocks(text: &str, section: &str) -> Vec<String> {
+pub(super) fn blocks(text: &str, section: &str) -> Vec<String> {
     let body = text.split("\n## ").find(|part| part.starts_with(section)).unwrap_or_default();
     body.split("```").skip(1).step_by(2).map(|block| block.replace("cargo xtask build\n", "")).collect()
 }
@@ -21,6 +21,17 @@ struct Reinstall<'a>(&'a Path);
 impl Drop for Reinstall<'_> {
     fn drop(&mut self) {
         let _ = fs::copy(self.0, BINARY);
+    }
+}
+
+/// Takes the group back that the commands make, for the tests that follow.
+struct Admitted;
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all("/etc/systemd/system/memcg-monitor.socket.d");
+        let _ = output("groupdel", &["memcg-monitor"]);
+        let _ = output("systemctl", &["daemon-reload"]);
     }
 }
 
@@ -35,7 +46,7 @@ fn debian_documented() -> Result<()> {
     let text = fs::read_to_string(share.join("deploy.md")).context("cannot read docs/guide/deploy.md")?;
     let blocks = blocks(&text, "Under systemd");
     // Those for a user of its own are debian_own_user's.
-    let [install, remove, _, narrow] = blocks.as_slice() else {
+    let [install, remove, _, admit, narrow] = blocks.as_slice() else {
         bail!("{} blocks of commands", blocks.len())
     };
     // A clone, as far as the commands see it.
@@ -51,6 +62,11 @@ fn debian_documented() -> Result<()> {
 
     let said = sh(install)?;
     ensure!(said.contains("active (running)") && said.contains("CGROUP"), "it says {said}");
+    let admitted = Admitted;
+    sh(admit)?;
+    let socket = output("stat", &["-c", "%G %a", "/run/memcg-monitor/event_control.sock"])?;
+    ensure!(socket.trim() == "memcg-monitor 660", "the registration socket is {socket}");
+    drop(admitted);
     sh(narrow)?;
     let pid = output("systemctl", &["show", "-P", "MainPID", SERVICE])?;
     let line = fs::read_to_string(format!("/proc/{}/cmdline", pid.trim()))?;
