@@ -258,18 +258,25 @@ fn errno_of(error: &io::Error) -> Errno {
 
 /// The time at which a process was started, in ticks since boot.
 fn started(pid: i32) -> Option<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name may have anything in it; `starttime` is field 22 (`proc_pid_stat(5)`).
-    text.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
+    let line = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    // The name may have anything in it, and half of a character at its end, since it has 15 bytes at most.
+    let name_end = line.windows(2).rposition(|two| two == b") ")?;
+    // `starttime` is field 22 (`proc_pid_stat(5)`).
+    str::from_utf8(&line[name_end + 2..]).ok()?.split(' ').nth(19)?.parse().ok()
 }
 
 #[cfg(test)]
 mod tests {
     use std::{
+        ffi::OsStr,
         fs,
-        os::unix::{fs::MetadataExt as _, process::ExitStatusExt as _},
+        os::unix::{
+            ffi::OsStrExt as _,
+            fs::{MetadataExt as _, symlink},
+            process::{CommandExt as _, ExitStatusExt as _},
+        },
         path::Path,
-        process::{Child, Command},
+        process::{Child, Command, Stdio},
     };
 
     use monitor_client::wire::EventRow;
@@ -373,5 +380,21 @@ mod tests {
     #[test]
     fn a_process_was_started_after_the_first() {
         assert!(started(getpid().as_raw()) >= started(1));
+    }
+
+    #[test]
+    fn a_process_was_started_whatever_its_name_is() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let program = directory.path().join(OsStr::from_bytes(b"caf\xc3) R 1"));
+        symlink("/bin/sh", &program).expect("a link");
+        let mut command = Command::new(&program);
+        // It waits until its input ends.
+        command.arg0("sh").args(["-c", "read line"]).stdin(Stdio::piped());
+        let mut child = command.spawn().expect("a shell");
+        let stat = fs::read(format!("/proc/{}/stat", child.id())).expect("a file");
+        let found = started(child.id().try_into().expect("a number"));
+        child.wait().expect("its end");
+        assert!(stat.contains(&0xc3), "its name is that of the link");
+        assert!(found >= started(getpid().as_raw()) && found.is_some(), "{found:?}");
     }
 }
