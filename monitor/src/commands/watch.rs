@@ -2,6 +2,7 @@
 //! restarts of the agent.
 
 mod check;
+mod directory;
 mod exec;
 mod known;
 mod queue;

@@ -26,7 +26,7 @@ use nix::{
     },
 };
 
-use crate::cli::Recipients;
+use crate::{cli::Recipients, commands::watch::directory};
 
 /// Processes that are held at once; the tree is read again for each so many.
 const BATCH: usize = 256;
@@ -161,7 +161,8 @@ struct OpenGroup(OwnedFd);
 
 impl OpenGroup {
     fn of(event: &EventRow) -> Result<Self> {
-        let directory = match open(Path::new(&event.cgroup), DIRECTORY, Mode::empty()) {
+        let path = directory::of_group(&event.cgroup, event.id);
+        let directory = match open(&path, DIRECTORY, Mode::empty()) {
             Err(Errno::ENOENT) => bail!(GONE),
             opened => opened.context("open")?,
         };
@@ -313,6 +314,18 @@ mod tests {
         assert_eq!(found.expect("processes"), Members { own: vec![12], below: vec![34, 56] });
         let told = trouble.told().expect_err("one has no number").to_string();
         assert!(told.contains("1 processes are outside"), "{told}");
+    }
+
+    #[test]
+    fn a_group_whose_name_is_no_text_is_found() {
+        let above = tempfile::tempdir().expect("a directory");
+        let path = above.path().join(OsStr::from_bytes(b"a\xff"));
+        fs::create_dir(&path).expect("a directory");
+        fs::write(path.join("cgroup.procs"), "12\n").expect("a file");
+        let event = event(&path);
+        assert!(!Path::new(&event.cgroup).exists(), "an event names it in text");
+        let found = OpenGroup::of(&event).expect("a group").members(&mut Trouble::default());
+        assert_eq!(found.expect("processes").own, [12]);
     }
 
     #[test]
