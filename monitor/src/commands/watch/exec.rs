@@ -28,7 +28,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::commands::watch::{directory, words::say};
+use crate::commands::{say, watch::directory};
 
 /// Commands that run at once.
 pub const AT_ONCE: usize = 8;
