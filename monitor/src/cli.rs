@@ -70,7 +70,7 @@ pub enum Command {
     DevicePlugin(DevicePlugin),
     /// Print a unit's drop-in, by which its programs are woken in systemd's memory-pressure protocol
     DropIn(DropIn),
-    /// Print the completion of a shell: bash, zsh, fish
+    /// Print the completion of a shell
     Completions(Completions),
     /// Write the man pages into a directory
     #[command(hide = true)]
