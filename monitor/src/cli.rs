@@ -70,7 +70,7 @@ pub enum Command {
     DevicePlugin(DevicePlugin),
     /// Print a unit's drop-in, by which its programs are woken in systemd's memory-pressure protocol
     DropIn(DropIn),
-    /// Print the completion of a shell: bash, zsh, fish
+    /// Print the completion of a shell
     Completions(Completions),
     /// Write the man pages into a directory
     #[command(hide = true)]
@@ -399,9 +399,20 @@ fn apart(text: &str) -> Result<u32, String> {
     }
 }
 
+/// Longest time of an option or a rule, in seconds: the clock has room for its end.
+const TEN_YEARS: u32 = 10 * 365 * 86_400;
+
+/// A number of seconds, as options and rules have it.
+///
+/// # Errors
+/// What to write instead.
 pub fn seconds(text: &str) -> Result<std::time::Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| "a number of seconds".to_owned())?;
-    std::time::Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.0..=f64::from(TEN_YEARS)).contains(&seconds) => {
+            Ok(std::time::Duration::from_secs_f64(seconds))
+        }
+        _ => Err(format!("a number of seconds from 0 to {TEN_YEARS} (ten years)")),
+    }
 }
 
 #[cfg(test)]
@@ -413,6 +424,18 @@ mod tests {
 
     use clap::CommandFactory as _;
     use clap_markdown::{MarkdownOptions, help_markdown_custom};
+
+    #[test]
+    fn a_time_that_no_clock_can_tell_is_refused() {
+        use std::time::{Duration, Instant};
+        let longest = super::seconds("315360000").expect("ten years");
+        assert!(Instant::now().checked_add(longest).is_some());
+        assert_eq!(super::seconds("2.5"), Ok(Duration::from_millis(2500)));
+        for text in ["1e19", "inf", "315360001", "-1", "NaN", "soon", ""] {
+            let error = super::seconds(text).expect_err(text);
+            assert!(error.ends_with("(ten years)"), "{text}: {error}");
+        }
+    }
 
     #[test]
     fn short_and_long_help_begin_alike() {

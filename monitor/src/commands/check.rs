@@ -29,7 +29,10 @@ use serde::Serialize;
 
 use crate::{
     cli::{Check, Output, Requirement},
-    commands::fold::{columns, folded},
+    commands::{
+        fold::{columns, folded},
+        say_bare,
+    },
 };
 
 /// One line of the report.
@@ -274,7 +277,8 @@ fn not_a_hierarchy(found: &Result<Hierarchy, Error>) -> Option<&Path> {
 fn try_out(hierarchy: &Hierarchy, mut verdict: Verdict, findings: &mut Vec<Finding>) -> Verdict {
     while let Some(backend) = verdict.backend() {
         if io::stderr().is_terminal() {
-            eprintln!("trying backend {} with an agent and a group for that alone ...", backend.as_str());
+            let name = backend.as_str();
+            say_bare(&format!("trying backend {name} with an agent and a group for that alone ..."));
         }
         let what = format!("trial of {}", backend.as_str());
         let (is_over, finding) = match trial::run(hierarchy, backend) {

@@ -32,7 +32,7 @@ use nix::{
 use self::note::Noter;
 use crate::{
     cli::{Listen, Output},
-    commands::{TIMED_OUT, connect, group},
+    commands::{TIMED_OUT, connect, group, say},
 };
 
 const AGENT_ENDED: &str = "the agent ended; signals go on once an agent that keeps registrations \
@@ -195,7 +195,7 @@ impl Wanted {
 /// Says what cannot be crossed.
 fn tell(note: Option<String>) {
     if let Some(note) = note {
-        eprintln!("memcg-monitor: note: {}", printable(&note));
+        say(&format!("note: {}", printable(&note)));
     }
 }
 
@@ -304,7 +304,7 @@ impl Lines<'_> {
                 };
                 let Some(event) = event else {
                     agent = Agent::Ended;
-                    eprintln!("memcg-monitor: {AGENT_ENDED}");
+                    say(AGENT_ENDED);
                     continue;
                 };
                 told += event.signals;

@@ -2,6 +2,7 @@
 //! restarts of the agent.
 
 mod check;
+mod directory;
 mod exec;
 mod known;
 mod queue;
@@ -25,7 +26,7 @@ use serde::Serialize;
 use crate::{
     cli::{Output, Watch},
     commands::{
-        TIMED_OUT,
+        TIMED_OUT, say,
         watch::{
             exec::ShellCommand,
             known::Known,
@@ -54,7 +55,7 @@ pub fn run(options: &Watch) -> Result<ExitCode> {
     let rule = match Rule::of(options) {
         Ok(rule) => rule,
         Err(wrong) => {
-            wrong.iter().for_each(|wrong| eprintln!("memcg-monitor: {}", printable(&wrong.to_string())));
+            wrong.iter().for_each(|wrong| say(&printable(&wrong.to_string())));
             return Ok(ExitCode::from(WRONG_USAGE));
         }
     };
@@ -154,14 +155,14 @@ impl Teller {
             (Output::Json, answer) => line(&serde_json::to_string(answer)?),
             (Output::Text, Answer::Event(event)) => self.event(event),
             (Output::Text, Answer::Watching { groups }) => {
-                eprintln!("memcg-monitor: watching {groups} groups, and those to come");
+                say(&format!("watching {groups} groups, and those to come"));
                 Ok(())
             }
             (Output::Text, Answer::Missed { count, why }) => {
                 line(&printable(&format!("missed {count}: {why}")))
             }
             (Output::Text, Answer::Note(note)) => {
-                eprintln!("memcg-monitor: note: {}", printable(&words::of_note(note)));
+                say(&format!("note: {}", printable(&words::of_note(note))));
                 Ok(())
             }
             (Output::Text, _) => Ok(()),
@@ -189,11 +190,11 @@ impl Teller {
             (Output::Json, Some(time)) => {
                 line(&serde_json::to_string(&Notice::Back { seconds: time.as_secs_f64() })?)?;
             }
-            (Output::Text, None) => eprintln!("memcg-monitor: the agent ended; waiting for the next one"),
-            (Output::Text, Some(time)) => eprintln!(
-                "memcg-monitor: the agent is back after {:.1} s; thresholds that were passed meanwhile are told late",
+            (Output::Text, None) => say("the agent ended; waiting for the next one"),
+            (Output::Text, Some(time)) => say(&format!(
+                "the agent is back after {:.1} s; thresholds that were passed meanwhile are told late",
                 time.as_secs_f64()
-            ),
+            )),
         }
         Ok(())
     }

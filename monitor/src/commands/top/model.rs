@@ -159,16 +159,23 @@ impl Model {
         self.tick += 1;
     }
 
-    /// Adds a group, or nothing where it is known.
+    /// Adds a group, or nothing where it is known. No two share a place, whatever their names are.
     pub fn add(&mut self, id: u64, path: &str) {
         if self.by_id.contains_key(&id) {
             return;
         }
         let below = path.strip_prefix(&self.root).unwrap_or(path);
-        let mut place = self.place_at(if below.is_empty() { "/" } else { below });
-        if self.nodes[place].id.is_some() {
-            // Names that differ only in what is not text.
-            place = self.place_at(&format!("{below}#{id}"));
+        let mut below = String::from(if below.is_empty() { "/" } else { below });
+        let mut place = self.place_at(&below);
+        while let Some(other) = self.nodes[place].id {
+            if below.contains(char::REPLACEMENT_CHARACTER) {
+                // Names that differ only in what is not text. A user may have given a group this one, too.
+                below += &format!("#{id}");
+            } else {
+                // The other's directory was made anew, which may be seen before its removal is.
+                self.remove(other);
+            }
+            place = self.place_at(&below);
         }
         self.nodes[place].id = Some(id);
         self.by_id.insert(id, place);
@@ -348,6 +355,32 @@ mod tests {
     }
 
     #[test]
+    fn a_group_that_was_made_anew_takes_the_path_of_the_one_before() {
+        let mut model = Model::new("/cg");
+        model.add(1, "/cg/x.service");
+        model.add(2, "/cg/x.service");
+        let place = model.place_of(2).expect("there");
+        assert_eq!((model.place_of(1), model.full_path(place).as_str()), (None, "/cg/x.service"));
+        // The end of the one before is seen now.
+        model.remove(1);
+        assert_eq!(paths(&model), BTreeSet::from(["/x.service".to_owned()]));
+    }
+
+    #[test]
+    fn a_name_that_another_group_would_be_given_takes_nothing_off_the_screen() {
+        let mut model = Model::new("/cg");
+        model.add(1, "/cg/\u{fffd}");
+        model.add(9, "/cg/\u{fffd}#2");
+        model.add(2, "/cg/\u{fffd}");
+        model.add(3, "/cg/system.slice");
+        assert_eq!(paths(&model).len(), 4, "each has a place");
+        for id in [9, 2, 1] {
+            model.remove(id);
+        }
+        assert_eq!(paths(&model), BTreeSet::from(["/system.slice".to_owned()]));
+    }
+
+    #[test]
     fn counts_that_grow_are_events() {
         let mut model = Model::new("/cg");
         model.add(1, "/cg/a\u{1b}");
@@ -361,6 +394,22 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn every_group_has_a_place_of_its_own(steps in prop::collection::vec((0..8u64, 0..6usize, any::<bool>()), 0..100)) {
+            const NAMES: [&str; 6] =
+                ["/a", "/a/b", "/\u{fffd}", "/\u{fffd}#1", "/\u{fffd}#1#1", "/\u{fffd}/b"];
+            let mut model = Model::new("");
+            for (id, name, comes) in steps {
+                if comes { model.add(id, NAMES[name]); } else { model.remove(id); }
+                for (id, place) in &model.by_id {
+                    prop_assert_eq!(model.node(*place).id, Some(*id));
+                }
+                prop_assert_eq!(paths(&model).len(), model.len());
+            }
+            model.retain(|_| false);
+            prop_assert_eq!((model.by_path.len(), model.node(ROOT).children.len()), (1, 0));
+        }
+
         #[test]
         fn groups_come_and_go_in_any_order(steps in prop::collection::vec((0..40u64, any::<bool>()), 0..200)) {
             let name = |id: u64| format!("/{}/{}{}", id % 3, id % 5, if id >= 15 { format!("/{id}") } else { String::new() });

@@ -153,6 +153,8 @@ impl AgentSource {
 fn begin(model: &mut Model, rows: Vec<ChangesRow>, since: f64) {
     let there: HashSet<u64> = rows.iter().flat_map(|row| &row.named).map(|(id, _)| *id).collect();
     model.retain(|id| there.contains(&id));
+    // Those at the agent before; of a group that has none now there is no number.
+    there.iter().for_each(|id| model.set_registrations(*id, 0));
     rows.into_iter().for_each(|row| apply(model, row, since));
 }
 
@@ -241,5 +243,19 @@ mod tests {
         // Once more, while the agent was away.
         begin(&mut model, vec![named(3)], 0.0);
         assert_eq!((path(&model, 2), path(&model, 3).as_deref()), (None, Some("/x.service")));
+    }
+
+    #[test]
+    fn registrations_at_the_agent_before_are_not_shown() {
+        let mut model = Model::new("/cg");
+        let row = |registrations| ChangesRow {
+            named: vec![(1, "/cg/a".into()), (2, "/cg/b".into())],
+            registrations,
+            ..Default::default()
+        };
+        begin(&mut model, vec![row(vec![(1, 3), (2, 4)])], 0.0);
+        begin(&mut model, vec![row(vec![(2, 1)])], 0.0);
+        let shown = [1, 2].map(|id| model.node(model.place_of(id).expect("there")).registrations);
+        assert_eq!(shown, [0, 1]);
     }
 }

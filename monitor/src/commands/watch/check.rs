@@ -16,7 +16,7 @@ use nix::{
 use serde::Serialize;
 
 use super::rule::{Rule, Wrong};
-use crate::cli::Output;
+use crate::{cli::Output, commands::say_bare};
 
 /// The lines of the check's output in JSON.
 #[derive(Serialize)]
@@ -39,7 +39,7 @@ pub fn check(path: &Path, output: Output) -> Result<bool> {
         match output {
             Output::Json => writeln!(out, "{}", serde_json::to_string(&Finding::Wrong(one))?)?,
             // As compilers do, so that editors find the line.
-            Output::Text => eprintln!("{}", printable(&one.to_string())),
+            Output::Text => say_bare(&printable(&one.to_string())),
         }
     }
     let count = rules.files.len();

@@ -5,6 +5,7 @@
 //! then the group's number cannot become another's.
 
 use std::{
+    ffi::OsString,
     io::{self, PipeReader, PipeWriter, Read as _, Write as _},
     os::{
         fd::{AsFd as _, OwnedFd},
@@ -27,7 +28,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::commands::watch::words::say;
+use crate::commands::{say, watch::directory};
 
 /// Commands that run at once.
 pub const AT_ONCE: usize = 8;
@@ -279,12 +280,13 @@ fn is_for_later(error: &io::Error) -> bool {
 }
 
 /// The event as environment variables; those without a value are left out.
-fn variables(event: &EventRow, dropped: u64) -> Vec<(&'static str, String)> {
+fn variables(event: &EventRow, dropped: u64) -> Vec<(&'static str, OsString)> {
+    // A path that the command can open, whatever bytes it has.
+    let group = directory::of_group(&event.cgroup, event.id).into_os_string();
     let number = |value: Option<u64>| value.map(|value| value.to_string());
     let victim = event.victim.as_ref();
-    let all = [
+    let texts = [
         ("MEMCG_EVENT", Some(event.event.clone())),
-        ("MEMCG_CGROUP", Some(event.cgroup.clone())),
         ("MEMCG_ID", Some(event.id.to_string())),
         ("MEMCG_SPEC", event.spec.clone()),
         ("MEMCG_TIME", Some(event.time.to_string())),
@@ -303,14 +305,20 @@ fn variables(event: &EventRow, dropped: u64) -> Vec<(&'static str, String)> {
         ("MEMCG_VICTIM_COMM", victim.and_then(|victim| victim.comm.clone())),
         ("MEMCG_DROPPED", (dropped > 0).then(|| dropped.to_string())),
     ];
-    all.into_iter()
-        .filter_map(|(name, value)| Some((name, value.filter(|value| !value.contains('\0'))?)))
-        .collect()
+    let texts = texts.into_iter().filter_map(|(name, value)| Some((name, OsString::from(value?))));
+    let all = [("MEMCG_CGROUP", group)].into_iter().chain(texts);
+    all.filter(|(_, value)| !value.as_encoded_bytes().contains(&0)).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, process::Command, time::Duration};
+    use std::{
+        ffi::OsStr,
+        fs,
+        os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
+        process::Command,
+        time::Duration,
+    };
 
     use monitor_client::wire::EventRow;
     use nix::{
@@ -348,6 +356,16 @@ mod tests {
         let (first, second) = text.split_once('\n').expect("two lines");
         assert_eq!(first, "crossed 4096 /g7");
         assert_eq!(serde_json::from_str::<EventRow>(second).expect("an event"), event(7, 4096));
+    }
+
+    #[test]
+    fn a_command_has_the_path_of_a_group_whose_name_is_no_text() {
+        let above = tempfile::tempdir().expect("a directory");
+        let path = above.path().join(OsStr::from_bytes(b"a\xff"));
+        fs::create_dir(&path).expect("a directory");
+        let id = fs::metadata(&path).expect("a directory").ino();
+        let event = EventRow { cgroup: path.to_string_lossy().into_owned(), ..event(id, 1) };
+        ShellCommand::new("test -d \"$MEMCG_CGROUP\"".into(), LONG).run(&event, 0).expect("it is there");
     }
 
     #[test]
@@ -426,7 +444,7 @@ mod tests {
     #[test]
     fn what_has_no_value_is_no_variable() {
         let names: Vec<_> = variables(&event(1, 2), 0).into_iter().map(|(name, _)| name).collect();
-        assert_eq!(names, ["MEMCG_EVENT", "MEMCG_CGROUP", "MEMCG_ID", "MEMCG_TIME", "MEMCG_USAGE"]);
+        assert_eq!(names, ["MEMCG_CGROUP", "MEMCG_EVENT", "MEMCG_ID", "MEMCG_TIME", "MEMCG_USAGE"]);
         assert!(variables(&event(1, 2), 3).contains(&("MEMCG_DROPPED", "3".into())));
     }
 }

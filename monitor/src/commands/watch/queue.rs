@@ -13,7 +13,7 @@ use anyhow::Result;
 use memcg_monitor::printable;
 use monitor_client::wire::EventRow;
 
-use crate::commands::{text_of, watch::words::say};
+use crate::commands::{say, text_of};
 
 /// Groups whose events wait; those of others are dropped.
 const WAITING: usize = 4096;

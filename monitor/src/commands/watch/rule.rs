@@ -279,6 +279,7 @@ mod tests {
             ("pattern = /a\nspec = oom\nto = main\n", &[(3, "add signal")]),
             ("pattern = /a\nspec = oom\nexec-timeout = 3", &[(3, "add exec = COMMAND")]),
             ("pattern = /a\nspec = oom\nexec = x\nexec-timeout = soon", &[(4, "exec-timeout: ")]),
+            ("pattern = /a\nspec = oom\nexec = x\nexec-timeout = 1e19", &[(4, "(ten years)")]),
             ("pattern = /a\nspec = oom\ncolour = red", &[(3, "\"colour\" is no key")]),
             ("pattern = /a/***\nunit = [\nspec = oom", &[(1, "/a/***"), (2, "no pattern of units")]),
             ("spec = /a", &[(1, "write pattern = /a"), (1, "name groups")]),

@@ -26,7 +26,7 @@ use nix::{
     },
 };
 
-use crate::cli::Recipients;
+use crate::{cli::Recipients, commands::watch::directory};
 
 /// Processes that are held at once; the tree is read again for each so many.
 const BATCH: usize = 256;
@@ -161,7 +161,8 @@ struct OpenGroup(OwnedFd);
 
 impl OpenGroup {
     fn of(event: &EventRow) -> Result<Self> {
-        let directory = match open(Path::new(&event.cgroup), DIRECTORY, Mode::empty()) {
+        let path = directory::of_group(&event.cgroup, event.id);
+        let directory = match open(&path, DIRECTORY, Mode::empty()) {
             Err(Errno::ENOENT) => bail!(GONE),
             opened => opened.context("open")?,
         };
@@ -258,18 +259,25 @@ fn errno_of(error: &io::Error) -> Errno {
 
 /// The time at which a process was started, in ticks since boot.
 fn started(pid: i32) -> Option<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name may have anything in it; `starttime` is field 22 (`proc_pid_stat(5)`).
-    text.rsplit_once(") ")?.1.split(' ').nth(19)?.parse().ok()
+    let line = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    // The name may have anything in it, and half of a character at its end, since it has 15 bytes at most.
+    let name_end = line.windows(2).rposition(|two| two == b") ")?;
+    // `starttime` is field 22 (`proc_pid_stat(5)`).
+    str::from_utf8(&line[name_end + 2..]).ok()?.split(' ').nth(19)?.parse().ok()
 }
 
 #[cfg(test)]
 mod tests {
     use std::{
+        ffi::OsStr,
         fs,
-        os::unix::{fs::MetadataExt as _, process::ExitStatusExt as _},
+        os::unix::{
+            ffi::OsStrExt as _,
+            fs::{MetadataExt as _, symlink},
+            process::{CommandExt as _, ExitStatusExt as _},
+        },
         path::Path,
-        process::{Child, Command},
+        process::{Child, Command, Stdio},
     };
 
     use monitor_client::wire::EventRow;
@@ -306,6 +314,18 @@ mod tests {
         assert_eq!(found.expect("processes"), Members { own: vec![12], below: vec![34, 56] });
         let told = trouble.told().expect_err("one has no number").to_string();
         assert!(told.contains("1 processes are outside"), "{told}");
+    }
+
+    #[test]
+    fn a_group_whose_name_is_no_text_is_found() {
+        let above = tempfile::tempdir().expect("a directory");
+        let path = above.path().join(OsStr::from_bytes(b"a\xff"));
+        fs::create_dir(&path).expect("a directory");
+        fs::write(path.join("cgroup.procs"), "12\n").expect("a file");
+        let event = event(&path);
+        assert!(!Path::new(&event.cgroup).exists(), "an event names it in text");
+        let found = OpenGroup::of(&event).expect("a group").members(&mut Trouble::default());
+        assert_eq!(found.expect("processes").own, [12]);
     }
 
     #[test]
@@ -373,5 +393,21 @@ mod tests {
     #[test]
     fn a_process_was_started_after_the_first() {
         assert!(started(getpid().as_raw()) >= started(1));
+    }
+
+    #[test]
+    fn a_process_was_started_whatever_its_name_is() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let program = directory.path().join(OsStr::from_bytes(b"caf\xc3) R 1"));
+        symlink("/bin/sh", &program).expect("a link");
+        let mut command = Command::new(&program);
+        // It waits until its input ends.
+        command.arg0("sh").args(["-c", "read line"]).stdin(Stdio::piped());
+        let mut child = command.spawn().expect("a shell");
+        let stat = fs::read(format!("/proc/{}/stat", child.id())).expect("a file");
+        let found = started(child.id().try_into().expect("a number"));
+        child.wait().expect("its end");
+        assert!(stat.contains(&0xc3), "its name is that of the link");
+        assert!(found >= started(getpid().as_raw()) && found.is_some(), "{found:?}");
     }
 }

@@ -1,7 +1,5 @@
 //! The words in which `watch` tells what happened.
 
-use std::io::{self, Write as _};
-
 use monitor_client::wire::{EventRow, NoteRow};
 
 use crate::commands::{human::human, listen::words};
@@ -54,11 +52,6 @@ pub fn of_note(note: &NoteRow) -> String {
         }
         _ => format!("{group}: {spec} is never crossed; give a threshold of a page or more"),
     }
-}
-
-/// Says something on standard error, beside the events; nobody may read it any more.
-pub fn say(text: &str) {
-    let _ = writeln!(io::stderr(), "memcg-monitor: {text}");
 }
 
 #[cfg(test)]

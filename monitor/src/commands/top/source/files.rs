@@ -200,6 +200,26 @@ mod tests {
     }
 
     #[test]
+    fn a_group_that_was_made_anew_between_two_ticks_keeps_its_path() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (root, beside) = (directory.path().join("cgroup"), directory.path().join("beside"));
+        group(&root.join("x.service"), 4096, "max");
+        // Made before the other is removed, so that it has another number.
+        group(&beside, 8192, "max");
+        let mut source = FileSource::new(&Hierarchy { version: Version::V2, root: root.clone() });
+        let mut model = Model::new(&root.to_string_lossy());
+        renewed(&mut source, &mut model, 0.0);
+        fs::remove_dir_all(root.join("x.service")).expect("a directory");
+        fs::rename(beside, root.join("x.service")).expect("a directory");
+        for now in [1.0, 2.0] {
+            renewed(&mut source, &mut model, now);
+            let all = (0..model.places()).map(|place| model.node(place)).filter(|node| node.id.is_some());
+            let found: Vec<_> = all.map(|node| (node.path.as_str(), node.usage)).collect();
+            assert_eq!(found, [("/x.service", Some(8192))], "{now}");
+        }
+    }
+
+    #[test]
     fn growth_of_visible_groups_is_known_from_the_second_tick_on() {
         let root = tempfile::tempdir().expect("a directory");
         let hierarchy = Hierarchy { version: Version::V2, root: root.path().to_owned() };
