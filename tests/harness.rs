@@ -25,6 +25,7 @@ pub(crate) mod standing;
 pub(crate) mod stopwatch;
 pub(crate) mod test;
 pub(crate) mod trace;
+pub(crate) mod until;
 
 /// Bytes in a mebibyte.
 pub(crate) const MIB: u64 = 1 << 20;

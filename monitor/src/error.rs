@@ -178,9 +178,7 @@ impl Error {
             Self::Syscall { .. } | Self::File { .. } | Self::Start { .. } => {
                 self.errno().filter(|errno| is_shortage(*errno))
             }
-            Self::Epoll { .. } => {
-                self.errno().filter(|errno| is_shortage(*errno) || *errno == Errno::ENOSPC)
-            }
+            Self::Epoll { .. } => self.errno().filter(|errno| is_shortage(*errno) || *errno == Errno::ENOSPC),
             _ => None,
         }
     }
@@ -227,7 +225,8 @@ mod tests {
     #[test]
     fn an_errno_is_found_whatever_failed() {
         let denied = || io::Error::from_raw_os_error(Errno::EACCES as i32);
-        let metrics = MetricsError::Address { call: "bind", address: ([127, 0, 0, 1], 1).into(), error: denied() };
+        let metrics =
+            MetricsError::Address { call: "bind", address: ([127, 0, 0, 1], 1).into(), error: denied() };
         let errors: [Error; 5] = [
             Error::syscall("call", Errno::EACCES),
             Error::file("open", "/a", denied()),
@@ -235,7 +234,9 @@ mod tests {
             KernelError::NoBtf { path: "/a", error: denied() }.into(),
             metrics.into(),
         ];
-        assert!(errors.iter().all(|error| error.errno() == Some(Errno::EACCES) && error.shortage().is_none()));
+        assert!(
+            errors.iter().all(|error| error.errno() == Some(Errno::EACCES) && error.shortage().is_none())
+        );
         let refused = BpfStep::CreateMaps.failed(&io::Error::from_raw_os_error(Errno::EPERM as i32));
         assert_eq!(Error::from(refused).errno(), Some(Errno::EPERM));
         assert_eq!(Error::from(ObjectError::NoProgram("ask")).errno(), None);

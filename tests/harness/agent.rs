@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use memcg_monitor::kernel::ABSENT;
@@ -23,6 +23,7 @@ use nix::unistd::Pid;
 use crate::harness::process;
 use crate::harness::standing;
 use crate::harness::stopwatch;
+pub(crate) use crate::harness::until::{PATIENCE, until};
 
 /// The program under test.
 pub(crate) const BINARY: &str = "/bin/memcg-monitor";
@@ -32,9 +33,6 @@ pub(crate) static BACKEND: OnceLock<String> = OnceLock::new();
 
 /// The file that it logs to.
 const LOG: &str = "/run/agent.log";
-
-/// Longer than anything takes under emulation on a busy host.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running agent under test.
 #[derive(Debug)]
@@ -329,15 +327,4 @@ impl ServiceManager {
         let length = recv(self.0.as_raw_fd(), &mut text, MsgFlags::empty())?;
         Ok(String::from_utf8_lossy(&text[..length]).lines().any(|line| line == word))
     }
-}
-
-/// Waits until `what` holds; no fixed sleeps, and a limit that only a hang hits.
-pub(crate) fn until(what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
-    let _span = stopwatch::waiting();
-    let deadline = Instant::now() + PATIENCE;
-    while !holds()? {
-        ensure!(Instant::now() < deadline, "still not so: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
 }

@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
-use crate::harness::agent::until;
+use crate::harness::until::until;
 
 /// The file that names its process.
 const FILE: &str = "/run/standing-agent";

@@ -39,8 +39,9 @@ pub(super) struct GroupFiles {
     known_swap: AtomicU64,
 }
 
-/// What was read, which is known from now on; while the agent or the host is short of descriptors or
-/// memory what was known before, since the group is there all the same. `None` for other failures.
+/// The number that was read, which is known from now on; while the agent or the host is short of
+/// descriptors or memory the one known before, since the group is there all the same. `None` for other
+/// failures.
 fn or_known(read: Result<u64, Errno>, known: &AtomicU64) -> Option<u64> {
     match read {
         Ok(number) => {

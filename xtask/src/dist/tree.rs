@@ -153,7 +153,8 @@ impl Tree {
 
     fn documents(&self, to: &str) -> Result<()> {
         // Together, since their links are relative.
-        let mut names = vec!["README.md", "SECURITY.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SPECIFICATION.md"];
+        let mut names =
+            vec!["README.md", "SECURITY.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "SPECIFICATION.md"];
         // Debian has these texts in one place, which the file "copyright" names.
         if self.family != Some(Family::Debian) {
             names.extend(LICENCES);

@@ -110,7 +110,10 @@ fn debian_package() -> Result<()> {
     let blocks = blocks(README, "Install");
     let [_, signal] = blocks.as_slice() else { bail!("{} blocks of commands in the README", blocks.len()) };
     let said = output("sh", &["-exc", signal]).context("the README's first signal")?;
-    ensure!(said.contains("demo.service") && said.contains("crossed 32M upwards, usage "), "it prints {said:?}");
+    ensure!(
+        said.contains("demo.service") && said.contains("crossed 32M upwards, usage "),
+        "it prints {said:?}"
+    );
     crossing_of_a_unit().context("listen --unit")?;
 
     // What the administrator has written is kept, and read.
