@@ -1,5 +1,7 @@
 //! The recorded groups: which have a box, and what is noted of each.
 
+mod scope;
+
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     path::{Path, PathBuf},
@@ -9,6 +11,7 @@ use std::{
 
 use monitor_common::protocol::word::Word as _;
 
+use self::scope::{KillGroup, KillScope};
 use crate::{
     backend::Backend,
     black_box::{KillEntry, RecordReason, Recording},
@@ -370,16 +373,16 @@ impl Groups {
 
     /// Notes what the watcher has told.
     pub(super) fn heard(&mut self, at: u64, event: &Event) {
-        let (limit_of, victim_group, process) = match &event.cause {
+        let ((limit_of, limit), (victim_group, victim), process) = match &event.cause {
             Cause::OomKill(kill) => {
                 let (groups, id) = (kill.groups(), kill.victim.bell.value);
                 // The groups may be gone, and known by what the kernel logged alone.
                 let victim = groups.cgroup.clone().filter(|_| id == 0).unwrap_or_else(|| self.name(id));
                 let limit = kill.limit.map(|limit| self.name(limit)).or_else(|| groups.limit.clone());
-                (limit, victim, Some(Arc::clone(kill)))
+                ((limit, kill.limit), (victim, id), Some(Arc::clone(kill)))
             }
             Cause::GroupKill { limit, victim, .. } => {
-                (limit.map(|id| self.name(id)), self.name(*victim), None)
+                ((limit.map(|id| self.name(id)), *limit), (self.name(*victim), *victim), None)
             }
             _ => {
                 // The name of a group above is looked up before the group is borrowed.
@@ -401,10 +404,13 @@ impl Groups {
             victim_group: Some(victim_group.clone()),
             ..KillEntry::default()
         };
-        // The host's own is of all groups that the victim was in.
-        let top = limit_of.as_deref().unwrap_or("/");
+        let scope = KillScope {
+            victim: KillGroup { path: &victim_group, cgroup_id: victim },
+            // The host's own is of all groups that the victim was in.
+            limit: KillGroup { path: limit_of.as_deref().unwrap_or("/"), cgroup_id: limit.unwrap_or(0) },
+        };
         for one in self.recorded.values_mut() {
-            if is_between(&one.path, top, &victim_group) {
+            if scope.has(one) {
                 one.note_kill(NotedKill { entry: entry.clone(), process: process.clone() });
             }
         }
@@ -471,28 +477,5 @@ impl Groups {
             log::info!("{removed} older files of the black box gave way (--black-box-files)");
         }
         Ok(path)
-    }
-}
-
-/// Whether a group is one of those from the limit's group down to the victim's.
-fn is_between(path: &str, limit_of: &str, victim_group: &str) -> bool {
-    let is_below = |path: &str, above: &str| {
-        above == "/" || path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    };
-    path == limit_of || path == victim_group || is_below(path, limit_of) && is_below(victim_group, path)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_between;
-
-    #[test]
-    fn a_kill_is_of_the_groups_from_the_limits_down_to_the_victims() {
-        let of = |path| is_between(path, "/pod", "/pod/box/inner");
-        assert!(of("/pod") && of("/pod/box") && of("/pod/box/inner"));
-        assert!(!of("/") && !of("/pods") && !of("/pod/bo") && !of("/pod/box/inner/x") && !of("/pod/other"));
-        assert!(is_between("/a", "/a", "#7"), "the victim's group is gone");
-        let hosts = |path| is_between(path, "/", "/pod/box");
-        assert!(hosts("/pod") && hosts("/pod/box") && !hosts("/pod/box/inner") && !hosts("/other"));
     }
 }
