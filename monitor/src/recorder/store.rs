@@ -157,11 +157,14 @@ fn owner_of(path: &Path) -> String {
 }
 
 /// The owner of files of the group at a path, which stays where the group is made anew: the path itself,
-/// or that of the pod or the slice of a container, which has another id then.
+/// or that of the pod of a container, which has another id then. What is above a container without a pod is
+/// above all others, too.
 fn owner(group: &str) -> String {
-    match Workload::of(Path::new(group)).container_id {
-        Some(id) => group.split('/').take_while(|name| !name.contains(&id)).collect::<Vec<_>>().join("/"),
-        None => group.to_owned(),
+    match Workload::of(Path::new(group)) {
+        Workload { pod_uid: Some(_), container_id: Some(id), .. } => {
+            group.split('/').take_while(|name| !name.contains(&id)).collect::<Vec<_>>().join("/")
+        }
+        _ => group.to_owned(),
     }
 }
 
@@ -252,6 +255,18 @@ mod tests {
             assert_eq!(owner(&format!("{pod}/cri-containerd-{}.scope/sub", id(digit))), pod);
         }
         assert_eq!((owner("/a/b.service"), owner("/")), ("/a/b.service".to_owned(), "/".to_owned()));
+    }
+
+    #[test]
+    fn a_container_without_a_pod_has_its_part_of_the_directory_alone() {
+        let id = "1".repeat(64);
+        for path in [
+            format!("/system.slice/docker-{id}.scope"),
+            format!("/machine.slice/libpod-{id}.scope/container"),
+            format!("/docker/{id}"),
+        ] {
+            assert_eq!(owner(&path), path);
+        }
     }
 
     #[test]
