@@ -1,9 +1,10 @@
 //! The recorded groups: which have a box, and what is noted of each.
 
 mod scope;
+mod without_box;
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, HashSet},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -11,7 +12,10 @@ use std::{
 
 use monitor_common::protocol::word::Word as _;
 
-use self::scope::{KillGroup, KillScope};
+use self::{
+    scope::{KillGroup, KillScope},
+    without_box::WithoutBox,
+};
 use crate::{
     backend::Backend,
     black_box::{KillEntry, RecordReason, Recording},
@@ -54,9 +58,7 @@ pub(super) struct Groups {
     recorded: HashMap<usize, RecordedGroup>,
     /// Groups that no pattern is for, or that are beside a root that is a group.
     passed_over: HashSet<u64>,
-    /// Groups that found no box, by the ids of their directories; and in which order they are looked at.
-    without_box: HashMap<u64, GroupId>,
-    waiting: VecDeque<u64>,
+    without_box: WithoutBox,
     /// Notes that outlive the agent, where anything does.
     kept: Option<KeptNotes>,
     /// The box whose notes are looked at next.
@@ -88,7 +90,6 @@ impl Groups {
             recorded,
             passed_over,
             without_box,
-            waiting: VecDeque::new(),
             kept,
             next_kept: 0,
             unnamed: Vec::new(),
@@ -122,7 +123,7 @@ impl Groups {
         }
         let known: HashSet<u64> = self.recorded.values().map(|one| one.cgroup_id).collect();
         self.passed_over.retain(|id| groups.contains_key(id));
-        self.without_box.retain(|id, _| groups.contains_key(id));
+        self.without_box.retain(|id| groups.contains_key(&id));
         let new = groups.into_iter().filter(|(id, _)| !known.contains(id));
         let new: Vec<_> = new.filter(|(id, _)| !self.is_left_out(*id)).collect();
         new.into_iter().for_each(|(id, group)| self.admit(group, id));
@@ -161,7 +162,7 @@ impl Groups {
     }
 
     fn is_left_out(&self, cgroup_id: u64) -> bool {
-        self.passed_over.contains(&cgroup_id) || self.without_box.contains_key(&cgroup_id)
+        self.passed_over.contains(&cgroup_id) || self.without_box.has(cgroup_id)
     }
 
     /// Whether work waits for the next pass, or samples are due.
@@ -184,7 +185,7 @@ impl Groups {
         }
         let Some(path) = path else { return };
         let Some(number) = (0..self.boxes.len()).find(|number| !self.recorded.contains_key(number)) else {
-            self.wait(group, cgroup_id);
+            self.without_box.add(cgroup_id, group);
             log::warn!(
                 "{} is not recorded until it is near its limit: all {} boxes are taken (--black-box-groups), {} groups are without one",
                 printable(&path),
@@ -199,20 +200,11 @@ impl Groups {
         self.go_on(number, group, cgroup_id, path, None);
     }
 
-    /// Has a group without a box wait until it needs one.
-    fn wait(&mut self, group: GroupId, cgroup_id: u64) {
-        if self.without_box.insert(cgroup_id, group).is_none() {
-            self.waiting.push_back(cgroup_id);
-        }
-    }
-
     /// Gives boxes of groups that are quiet and far from their limits to groups that are near theirs: looks
     /// at some of those that wait.
     fn give_by_need(&mut self) {
-        for _ in 0..self.waiting.len().min(LOOKED_AT) {
-            let Some(cgroup_id) = self.waiting.pop_front() else { return };
-            let Some(group) = self.without_box.get(&cgroup_id).copied() else { continue };
-            self.waiting.push_back(cgroup_id);
+        for _ in 0..self.without_box.len().min(LOOKED_AT) {
+            let Some((cgroup_id, group)) = self.without_box.take_turn() else { return };
             let Some(fill) = self.fill(group).filter(|fill| fill.is_near()) else { continue };
             // The one whose last point is the oldest.
             let quiet = self.recorded.iter().filter(|(_, one)| one.gone.is_none() && one.due().is_none());
@@ -229,9 +221,8 @@ impl Groups {
                 printable(&self.name(cgroup_id)),
                 fill.percent()
             );
-            self.wait(before.group, before.cgroup_id);
-            self.without_box.remove(&cgroup_id);
-            self.waiting.retain(|waiting| *waiting != cgroup_id);
+            self.without_box.add(before.cgroup_id, before.group);
+            self.without_box.remove(cgroup_id);
             self.admit(group, cgroup_id);
         }
     }
@@ -329,7 +320,6 @@ impl Groups {
         } else {
             // Those that had found none may have one now.
             self.without_box.clear();
-            self.waiting.clear();
         }
         self.ticks += 1;
         if !over.is_empty() || self.ticks.is_multiple_of(FIND_EVERY) {
@@ -456,7 +446,7 @@ impl Groups {
             );
         };
         let path = printable(&path).into_owned();
-        if self.without_box.contains_key(&cgroup_id) {
+        if self.without_box.has(cgroup_id) {
             format!("{path} is not recorded: all {} boxes are taken (--black-box-groups)", self.boxes.len())
         } else {
             format!("{path} is not recorded: no --black-box pattern of the agent is for it, or it is new")
