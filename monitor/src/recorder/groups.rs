@@ -1,6 +1,7 @@
 //! The recorded groups: which have a box, and what is noted of each.
 
 mod scope;
+mod unnamed;
 mod without_box;
 
 use std::{
@@ -14,6 +15,7 @@ use monitor_common::protocol::word::Word as _;
 
 use self::{
     scope::{KillGroup, KillScope},
+    unnamed::Unnamed,
     without_box::WithoutBox,
 };
 use crate::{
@@ -35,8 +37,6 @@ use crate::{
 
 /// Time for which a group that is gone keeps its box: its kill may be heard of later.
 const KEPT_AFTER: Duration = Duration::from_secs(30);
-/// Groups without a name that are looked at once more; others are found with all groups.
-const UNNAMED: usize = 1024;
 /// Groups without a box that are looked at in a second.
 const LOOKED_AT: usize = 64;
 /// Looks at the recorded groups between two looks at all groups.
@@ -63,8 +63,7 @@ pub(super) struct Groups {
     kept: Option<KeptNotes>,
     /// The box whose notes are looked at next.
     next_kept: usize,
-    /// Slots of groups that were made, and have no name yet: the kernel tells of them first.
-    unnamed: Vec<u32>,
+    unnamed: Unnamed,
     ticks: u32,
     origin: files::Origin,
 }
@@ -92,7 +91,7 @@ impl Groups {
             without_box,
             kept,
             next_kept: 0,
-            unnamed: Vec::new(),
+            unnamed: Unnamed::default(),
             ticks: 0,
             origin: files::Origin::of_this_host(),
         }
@@ -144,6 +143,11 @@ impl Groups {
 
     /// Looks at a group that was made.
     pub(super) fn made(&mut self, index: u32) {
+        self.look_at_new(index, 0);
+    }
+
+    /// Looks at a new group, after so many looks at which it had no name.
+    fn look_at_new(&mut self, index: u32, looks: u32) {
         let found = {
             let watcher = self.watcher.lock();
             watcher.source().slot(index).map(|slot| (slot.state(), slot.cgroup_id.get()))
@@ -153,8 +157,8 @@ impl Groups {
         if !is_known && self.path_of(cgroup_id).is_none() {
             if self.directories.is_outside(cgroup_id) {
                 self.passed_over.insert(cgroup_id);
-            } else if self.unnamed.len() < UNNAMED {
-                self.unnamed.push(index);
+            } else {
+                self.unnamed.add(index, looks);
             }
         } else if !is_known && !self.is_left_out(cgroup_id) {
             self.admit(GroupId { slot: index, generation: state.generation() }, cgroup_id);
@@ -173,7 +177,7 @@ impl Groups {
 
     /// Looks once more at groups that had no name when they were made.
     pub(super) fn name_new(&mut self) {
-        std::mem::take(&mut self.unnamed).into_iter().for_each(|index| self.made(index));
+        self.unnamed.take().into_iter().for_each(|(index, looks)| self.look_at_new(index, looks));
     }
 
     /// Gives a group a box, if a pattern is for it and there is one.
