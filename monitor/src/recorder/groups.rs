@@ -367,16 +367,16 @@ impl Groups {
 
     /// Notes what the watcher has told.
     pub(super) fn heard(&mut self, at: u64, event: &Event) {
-        let ((limit_of, limit), (victim_group, victim), process) = match &event.cause {
+        let ((limit_of, limit), (victim_group, victim), reason, process) = match &event.cause {
             Cause::OomKill(kill) => {
                 let (groups, id) = (kill.groups(), kill.victim.bell.value);
                 // The groups may be gone, and known by what the kernel logged alone.
                 let victim = groups.cgroup.clone().filter(|_| id == 0).unwrap_or_else(|| self.name(id));
                 let limit = kill.limit.map(|limit| self.name(limit)).or_else(|| groups.limit.clone());
-                ((limit, kill.limit), (victim, id), Some(Arc::clone(kill)))
+                ((limit, kill.limit), (victim, id), kill.reason, Some(Arc::clone(kill)))
             }
-            Cause::GroupKill { limit, victim, .. } => {
-                ((limit.map(|id| self.name(id)), *limit), (self.name(*victim), *victim), None)
+            Cause::GroupKill { limit, victim, reason } => {
+                ((limit.map(|id| self.name(id)), *limit), (self.name(*victim), *victim), *reason, None)
             }
             _ => {
                 // The name of a group above is looked up before the group is borrowed.
@@ -398,11 +398,8 @@ impl Groups {
             victim_group: Some(victim_group.clone()),
             ..KillEntry::default()
         };
-        let scope = KillScope {
-            victim: KillGroup { path: &victim_group, cgroup_id: victim },
-            // The host's own is of all groups that the victim was in.
-            limit: KillGroup { path: limit_of.as_deref().unwrap_or("/"), cgroup_id: limit.unwrap_or(0) },
-        };
+        let limit = limit_of.as_deref().map(|path| KillGroup { path, cgroup_id: limit.unwrap_or(0) });
+        let scope = KillScope::new(KillGroup { path: &victim_group, cgroup_id: victim }, limit, reason);
         for one in self.recorded.values_mut() {
             if scope.has(one) {
                 one.note_kill(NotedKill { entry: entry.clone(), process: process.clone() });
