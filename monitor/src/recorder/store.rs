@@ -91,7 +91,9 @@ impl FileStore {
         recording.write(BufWriter::new(&file)).map_err(|error| match error {
             BlackBoxError::Write(error) => no(error),
             other => other.into(),
-        })
+        })?;
+        // A name that reaches the disk before the text would be that of an empty file, should the host fail.
+        file.sync_data().map_err(no)
     }
 
     /// The files, from the oldest on: their names begin with their times.
