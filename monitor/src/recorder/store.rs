@@ -71,7 +71,10 @@ impl FileStore {
     pub fn write(&self, recording: &Recording) -> Result<(PathBuf, usize), StoreError> {
         let removed = self.make_room(&recording.header.group);
         let header = &recording.header;
-        let name = format!("{:013}-{}-{}", header.unix_ms, header.cgroup_id, safe_name(&header.group));
+        // The clock may have been set back since the latest file, which is still the one before.
+        let latest = self.files().last().and_then(|path| number_of(path));
+        let number = latest.map_or(header.unix_ms, |latest| header.unix_ms.max(latest.saturating_add(1)));
+        let name = format!("{number:013}-{}-{}", header.cgroup_id, safe_name(&header.group));
         let path = self.directory.join(name.clone() + SUFFIX);
         let beside = self.directory.join(name + UNFINISHED);
         let written = self.write_beside(recording, &beside).and_then(|()| {
@@ -96,14 +99,14 @@ impl FileStore {
         file.sync_data().map_err(no)
     }
 
-    /// The files, from the oldest on: their names begin with their times.
+    /// The files, from the oldest on.
     fn files(&self) -> Vec<PathBuf> {
         let found = fs::read_dir(&self.directory).into_iter().flatten().flatten();
         let mut files: Vec<PathBuf> = found
             .map(|entry| entry.path())
             .filter(|path| path.extension().is_some_and(|end| end == &SUFFIX[1..]))
             .collect();
-        files.sort();
+        files.sort_by_cached_key(|path| (number_of(path), path.clone()));
         files
     }
 
@@ -150,6 +153,12 @@ pub enum StoreError {
     /// The recording cannot be written.
     #[error("{0}")]
     Recording(#[from] BlackBoxError),
+}
+
+/// The number that a file's name begins with, by which the files have their order: when it was written, in
+/// milliseconds since 1970, or one more than the file before where that is later.
+fn number_of(path: &Path) -> Option<u64> {
+    path.file_name()?.to_str()?.split_once('-')?.0.parse().ok()
 }
 
 /// The owner of a file, by its header; of one that has none, by its name.
@@ -220,6 +229,17 @@ mod tests {
         assert_eq!(left, ["0000000000003-7-x.jsonl", "0000000000004-7-x.jsonl", "0000000000005-7-x.jsonl"]);
         assert_eq!(removed, 2);
         assert!(directory.join("0-note.txt").exists());
+    }
+
+    #[test]
+    fn the_oldest_file_gives_way_also_after_the_clock_was_set_back() {
+        let place = tempfile::tempdir().expect("a directory");
+        let store = FileStore::open(&place.path().join("a"), 3).expect("made");
+        let times = [9_999_999_999_999, 10_000_000_000_000, 5, 6];
+        let written = times.map(|at| store.write(&recording("/x", at)).expect("written").0);
+        assert_eq!(store.files(), written[1..]);
+        let text = fs::read(&written[3]).expect("readable");
+        assert_eq!(Recording::read(&text[..]).expect("a recording").header.unix_ms, 6);
     }
 
     #[test]
