@@ -72,8 +72,8 @@ pub struct KillDetails {
 /// A command line, or its beginning.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommandLine {
-    /// The program's arguments, from its name on.
-    pub args: Vec<String>,
+    /// The arguments with a NUL between them: as strings, a thousand empty ones would take 24 times as much.
+    bytes: Box<[u8]>,
     /// Whether there is more of it.
     pub is_cut: bool,
 }
@@ -88,8 +88,14 @@ impl CommandLine {
         if text.iter().all(|byte| *byte == 0) {
             return None;
         }
-        let args = text.split(|byte| *byte == 0).map(|arg| String::from_utf8_lossy(arg).into_owned());
-        Some(Self { args: args.collect(), is_cut })
+        Some(Self { bytes: text.into(), is_cut })
+    }
+
+    /// The program's arguments, from its name on. What is not UTF-8 is replaced.
+    #[must_use]
+    pub fn args(&self) -> Vec<String> {
+        let args = self.bytes.split(|byte| *byte == 0);
+        args.map(|arg| String::from_utf8_lossy(arg).into_owned()).collect()
     }
 }
 
@@ -204,15 +210,25 @@ mod tests {
 
     #[test]
     fn a_command_line_is_split_at_its_ends_and_cut_is_said() {
-        let of = |bytes: &[u8]| CommandLine::from_bytes(bytes, false).map(|line| line.args);
+        let of = |bytes: &[u8]| CommandLine::from_bytes(bytes, false).map(|line| line.args());
         assert_eq!(of(b"sh\0-c\0\0x y\0"), Some(vec!["sh".into(), "-c".into(), String::new(), "x y".into()]));
         assert_eq!(of(b"a title without an end"), Some(vec!["a title without an end".into()]));
         assert_eq!((of(b""), of(b"\0\0")), (None, None));
         let whole = kill(1, 2, b"sh\0").recorded_command().expect("a command line");
-        assert_eq!((whole.args, whole.is_cut), (vec!["sh".to_owned()], false));
+        assert_eq!((whole.args(), whole.is_cut), (vec!["sh".to_owned()], false));
         let long = kill(1, 2, &[b'x'; 300]).recorded_command().expect("a part");
-        assert_eq!((long.args[0].len(), long.is_cut), (256, true));
+        assert_eq!((long.args()[0].len(), long.is_cut), (256, true));
         assert_eq!(kill(1, 2, b"").recorded_command(), None);
         assert_eq!(kill(1, 2, b"").name(), "a name");
+    }
+
+    #[test]
+    fn a_command_line_of_empty_arguments_takes_no_more_than_its_bytes() {
+        let mut bytes = [0; CommandLine::MOST];
+        bytes[CommandLine::MOST - 1] = b'x';
+        let line = CommandLine::from_bytes(&bytes, false).expect("a command line");
+        assert_eq!(line.bytes.len(), CommandLine::MOST);
+        let args = line.args();
+        assert_eq!((args.len(), args.last().map(String::as_str)), (CommandLine::MOST, Some("x")));
     }
 }

@@ -108,21 +108,24 @@ impl Recording {
         }
     }
 
-    /// Drops the older half of the limits, signals, windows, OOMs and kills; false where there are none.
+    /// Drops the older half of the longest of the lists of limits, signals, windows, OOMs and kills, of kills
+    /// where no other is as long; false where all are empty.
     pub fn drop_older_half(&mut self) -> bool {
-        fn halve<T>(all: &mut Vec<T>) -> bool {
+        fn halve<T>(all: &mut Vec<T>) {
             let dropped = all.len().div_ceil(2);
             all.drain(..dropped);
-            dropped > 0
         }
-        let halved = [
-            halve(&mut self.limits),
-            halve(&mut self.signals),
-            halve(&mut self.pressure),
-            halve(&mut self.ooms),
-            halve(&mut self.kills),
-        ];
-        halved.contains(&true)
+        let Self { limits, signals, pressure, ooms, kills, .. } = self;
+        let lengths = [pressure.len(), signals.len(), limits.len(), ooms.len(), kills.len()];
+        let longest = lengths.into_iter().max().unwrap_or(0);
+        match lengths.iter().position(|length| *length == longest) {
+            Some(0) => halve(pressure),
+            Some(1) => halve(signals),
+            Some(2) => halve(limits),
+            Some(3) => halve(ooms),
+            _ => halve(kills),
+        }
+        longest > 0
     }
 
     /// Puts each kind into the order of time: points of several processors are not written in it.

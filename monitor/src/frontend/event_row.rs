@@ -102,7 +102,7 @@ pub fn victim(kill: &Kill, name: impl Fn(u64) -> String) -> VictimRow {
         own_pid: Some(u64::from(victim.own_pid)).filter(|pid| *pid != 0),
         comm: Some(kill.name()).filter(|_| victim.pid != 0),
         command_cut: command.as_ref().is_some_and(|line| line.is_cut),
-        command: command.map(|line| line.args),
+        command: command.map(|line| line.args()),
         exe: details.exe,
         uid: Some(victim.uid).filter(|uid| *uid != Victim::NO_USER),
         oom_score_adj: Some(victim.score_adj).filter(|score| *score != Victim::NO_SCORE),

@@ -265,7 +265,7 @@ mod tests {
         found.victim.start = start;
         let (command, exe) = of_process(&found);
         let args: Vec<_> = std::env::args().collect();
-        assert_eq!(command.map(|line| (line.args, line.is_cut)), Some((args, false)));
+        assert_eq!(command.map(|line| (line.args(), line.is_cut)), Some((args, false)));
         let own = std::env::current_exe().expect("a path");
         assert_eq!(exe.as_deref(), own.to_str());
         // The number is another process's by now.
@@ -275,6 +275,6 @@ mod tests {
         assert_eq!(of_process(&found), (None, None), "a process of unknown start was taken for it");
         let mut recorded = kill(this, 7, b"sh\0");
         recorded.victim.start = 1;
-        assert_eq!(of_process(&recorded).0.map(|line| line.args), Some(vec!["sh".into()]));
+        assert_eq!(of_process(&recorded).0.map(|line| line.args()), Some(vec!["sh".into()]));
     }
 }

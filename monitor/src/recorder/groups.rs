@@ -1,7 +1,11 @@
 //! The recorded groups: which have a box, and what is noted of each.
 
+mod scope;
+mod unnamed;
+mod without_box;
+
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{HashMap, HashSet},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -9,6 +13,11 @@ use std::{
 
 use monitor_common::protocol::word::Word as _;
 
+use self::{
+    scope::{KillGroup, KillScope},
+    unnamed::Unnamed,
+    without_box::WithoutBox,
+};
 use crate::{
     backend::Backend,
     black_box::{KillEntry, RecordReason, Recording},
@@ -28,8 +37,6 @@ use crate::{
 
 /// Time for which a group that is gone keeps its box: its kill may be heard of later.
 const KEPT_AFTER: Duration = Duration::from_secs(30);
-/// Groups without a name that are looked at once more; others are found with all groups.
-const UNNAMED: usize = 1024;
 /// Groups without a box that are looked at in a second.
 const LOOKED_AT: usize = 64;
 /// Looks at the recorded groups between two looks at all groups.
@@ -51,15 +58,12 @@ pub(super) struct Groups {
     recorded: HashMap<usize, RecordedGroup>,
     /// Groups that no pattern is for, or that are beside a root that is a group.
     passed_over: HashSet<u64>,
-    /// Groups that found no box, by the ids of their directories; and in which order they are looked at.
-    without_box: HashMap<u64, GroupId>,
-    waiting: VecDeque<u64>,
+    without_box: WithoutBox,
     /// Notes that outlive the agent, where anything does.
     kept: Option<KeptNotes>,
     /// The box whose notes are looked at next.
     next_kept: usize,
-    /// Slots of groups that were made, and have no name yet: the kernel tells of them first.
-    unnamed: Vec<u32>,
+    unnamed: Unnamed,
     ticks: u32,
     /// The id from which on groups without a box are placed next.
     next_placed: u64,
@@ -87,10 +91,9 @@ impl Groups {
             recorded,
             passed_over,
             without_box,
-            waiting: VecDeque::new(),
             kept,
             next_kept: 0,
-            unnamed: Vec::new(),
+            unnamed: Unnamed::default(),
             ticks: 0,
             next_placed: 0,
             origin: files::Origin::of_this_host(),
@@ -122,7 +125,7 @@ impl Groups {
         }
         let known: HashSet<u64> = self.recorded.values().map(|one| one.cgroup_id).collect();
         self.passed_over.retain(|id| groups.contains_key(id));
-        self.without_box.retain(|id, _| groups.contains_key(id));
+        self.without_box.retain(|id| groups.contains_key(&id));
         let new = groups.into_iter().filter(|(id, _)| !known.contains(id));
         let new: Vec<_> = new.filter(|(id, _)| !self.is_left_out(*id)).collect();
         new.into_iter().for_each(|(id, group)| self.admit(group, id));
@@ -156,6 +159,11 @@ impl Groups {
 
     /// Looks at a group that was made.
     pub(super) fn made(&mut self, index: u32) {
+        self.look_at_new(index, 0);
+    }
+
+    /// Looks at a new group, after so many looks at which it had no name.
+    fn look_at_new(&mut self, index: u32, looks: u32) {
         let found = {
             let watcher = self.watcher.lock();
             watcher.source().slot(index).map(|slot| (slot.state(), slot.cgroup_id.get()))
@@ -165,8 +173,8 @@ impl Groups {
         if !is_known && self.path_of(cgroup_id).is_none() {
             if self.directories.is_outside(cgroup_id) {
                 self.passed_over.insert(cgroup_id);
-            } else if self.unnamed.len() < UNNAMED {
-                self.unnamed.push(index);
+            } else {
+                self.unnamed.add(index, looks);
             }
         } else if !is_known && !self.is_left_out(cgroup_id) {
             self.admit(GroupId { slot: index, generation: state.generation() }, cgroup_id);
@@ -174,7 +182,7 @@ impl Groups {
     }
 
     fn is_left_out(&self, cgroup_id: u64) -> bool {
-        self.passed_over.contains(&cgroup_id) || self.without_box.contains_key(&cgroup_id)
+        self.passed_over.contains(&cgroup_id) || self.without_box.has(cgroup_id)
     }
 
     /// Whether work waits for the next pass, or samples are due.
@@ -185,7 +193,7 @@ impl Groups {
 
     /// Looks once more at groups that had no name when they were made.
     pub(super) fn name_new(&mut self) {
-        std::mem::take(&mut self.unnamed).into_iter().for_each(|index| self.made(index));
+        self.unnamed.take().into_iter().for_each(|(index, looks)| self.look_at_new(index, looks));
     }
 
     /// Gives a group a box, if a pattern is for it and there is one.
@@ -197,7 +205,7 @@ impl Groups {
         }
         let Some(path) = path else { return };
         let Some(number) = (0..self.boxes.len()).find(|number| !self.recorded.contains_key(number)) else {
-            self.wait(group, cgroup_id);
+            self.without_box.add(cgroup_id, group);
             log::warn!(
                 "{} is not recorded until it is near its limit: all {} boxes are taken (--black-box-groups), {} groups are without one",
                 printable(&path),
@@ -212,20 +220,11 @@ impl Groups {
         self.go_on(number, group, cgroup_id, path, None);
     }
 
-    /// Has a group without a box wait until it needs one.
-    fn wait(&mut self, group: GroupId, cgroup_id: u64) {
-        if self.without_box.insert(cgroup_id, group).is_none() {
-            self.waiting.push_back(cgroup_id);
-        }
-    }
-
     /// Gives boxes of groups that are quiet and far from their limits to groups that are near theirs: looks
     /// at some of those that wait.
     fn give_by_need(&mut self) {
-        for _ in 0..self.waiting.len().min(LOOKED_AT) {
-            let Some(cgroup_id) = self.waiting.pop_front() else { return };
-            let Some(group) = self.without_box.get(&cgroup_id).copied() else { continue };
-            self.waiting.push_back(cgroup_id);
+        for _ in 0..self.without_box.len().min(LOOKED_AT) {
+            let Some((cgroup_id, group)) = self.without_box.take_turn() else { return };
             let Some(fill) = self.fill(group).filter(|fill| fill.is_near()) else { continue };
             // The one whose last point is the oldest.
             let quiet = self.recorded.iter().filter(|(_, one)| one.gone.is_none() && one.due().is_none());
@@ -242,9 +241,8 @@ impl Groups {
                 printable(&self.name(cgroup_id)),
                 fill.percent()
             );
-            self.wait(before.group, before.cgroup_id);
-            self.without_box.remove(&cgroup_id);
-            self.waiting.retain(|waiting| *waiting != cgroup_id);
+            self.without_box.add(before.cgroup_id, before.group);
+            self.without_box.remove(cgroup_id);
             self.admit(group, cgroup_id);
         }
     }
@@ -342,7 +340,6 @@ impl Groups {
         } else {
             // Those that had found none may have one now.
             self.without_box.clear();
-            self.waiting.clear();
         }
         self.ticks += 1;
         if !over.is_empty() || self.ticks.is_multiple_of(FIND_EVERY) {
@@ -386,16 +383,16 @@ impl Groups {
 
     /// Notes what the watcher has told.
     pub(super) fn heard(&mut self, at: u64, event: &Event) {
-        let (limit_of, victim_group, process) = match &event.cause {
+        let ((limit_of, limit), (victim_group, victim), reason, process) = match &event.cause {
             Cause::OomKill(kill) => {
                 let (groups, id) = (kill.groups(), kill.victim.bell.value);
                 // The groups may be gone, and known by what the kernel logged alone.
                 let victim = groups.cgroup.clone().filter(|_| id == 0).unwrap_or_else(|| self.name(id));
                 let limit = kill.limit.map(|limit| self.name(limit)).or_else(|| groups.limit.clone());
-                (limit, victim, Some(Arc::clone(kill)))
+                ((limit, kill.limit), (victim, id), kill.reason, Some(Arc::clone(kill)))
             }
-            Cause::GroupKill { limit, victim, .. } => {
-                (limit.map(|id| self.name(id)), self.name(*victim), None)
+            Cause::GroupKill { limit, victim, reason } => {
+                ((limit.map(|id| self.name(id)), *limit), (self.name(*victim), *victim), *reason, None)
             }
             _ => {
                 // The name of a group above is looked up before the group is borrowed.
@@ -417,10 +414,10 @@ impl Groups {
             victim_group: Some(victim_group.clone()),
             ..KillEntry::default()
         };
-        // The host's own is of all groups that the victim was in.
-        let top = limit_of.as_deref().unwrap_or("/");
+        let limit = limit_of.as_deref().map(|path| KillGroup { path, cgroup_id: limit.unwrap_or(0) });
+        let scope = KillScope::new(KillGroup { path: &victim_group, cgroup_id: victim }, limit, reason);
         for one in self.recorded.values_mut() {
-            if is_between(&one.path, top, &victim_group) {
+            if scope.has(one) {
                 one.note_kill(NotedKill { entry: entry.clone(), process: process.clone() });
             }
         }
@@ -466,7 +463,7 @@ impl Groups {
             );
         };
         let path = printable(&path).into_owned();
-        if self.without_box.contains_key(&cgroup_id) {
+        if self.without_box.has(cgroup_id) {
             format!("{path} is not recorded: all {} boxes are taken (--black-box-groups)", self.boxes.len())
         } else {
             format!("{path} is not recorded: no --black-box pattern of the agent is for it, or it is new")
@@ -487,28 +484,5 @@ impl Groups {
             log::info!("{removed} older files of the black box gave way (--black-box-files)");
         }
         Ok(path)
-    }
-}
-
-/// Whether a group is one of those from the limit's group down to the victim's.
-fn is_between(path: &str, limit_of: &str, victim_group: &str) -> bool {
-    let is_below = |path: &str, above: &str| {
-        above == "/" || path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-    };
-    path == limit_of || path == victim_group || is_below(path, limit_of) && is_below(victim_group, path)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::is_between;
-
-    #[test]
-    fn a_kill_is_of_the_groups_from_the_limits_down_to_the_victims() {
-        let of = |path| is_between(path, "/pod", "/pod/box/inner");
-        assert!(of("/pod") && of("/pod/box") && of("/pod/box/inner"));
-        assert!(!of("/") && !of("/pods") && !of("/pod/bo") && !of("/pod/box/inner/x") && !of("/pod/other"));
-        assert!(is_between("/a", "/a", "#7"), "the victim's group is gone");
-        let hosts = |path| is_between(path, "/", "/pod/box");
-        assert!(hosts("/pod") && hosts("/pod/box") && !hosts("/pod/box/inner") && !hosts("/other"));
     }
 }

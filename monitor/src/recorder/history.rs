@@ -25,7 +25,8 @@ const AFTER: Duration = Duration::from_millis(300);
 /// The shortest time between two files of a group.
 const BETWEEN: Duration = Duration::from_secs(10);
 
-/// A kill, and the process, whose details the agent looks up meanwhile; `None`: a group as a whole.
+/// A kill, and the process while the agent looks up its details; `None`: a group as a whole, or the entry has
+/// them.
 #[derive(Clone, Debug, Default)]
 pub struct NotedKill {
     pub entry: KillEntry,
@@ -53,6 +54,14 @@ impl NotedKill {
             unit: row.unit,
             container: row.container_id,
             ..self.entry.clone()
+        }
+    }
+
+    /// Lets go of a process that was looked up: from then on the entry has all that is shown of it.
+    fn settle(&mut self) {
+        if self.process.as_ref().is_some_and(|process| process.details().is_some()) {
+            self.entry = self.entry();
+            self.process = None;
         }
     }
 }
@@ -115,13 +124,12 @@ impl RecordedGroup {
 
     /// The notes to keep for the next agent, where there are new ones.
     pub fn take_new(&mut self) -> Option<Recording> {
-        // Details of a process come later.
-        let is_open =
-            |kill: &NotedKill| kill.process.as_ref().is_some_and(|process| process.details().is_none());
-        let is_open = self.kills.back().is_some_and(is_open);
-        if !std::mem::replace(&mut self.is_new, is_open) {
+        if !self.is_new {
             return None;
         }
+        self.settle_kills();
+        // Details of a process come later.
+        self.is_new = self.kills.iter().any(|kill| kill.process.is_some());
         let reason = if self.due.is_some() { RecordReason::Oom } else { RecordReason::Request };
         Some(self.recording(BlackBoxHeader::new(self.path.clone(), self.cgroup_id, reason)))
     }
@@ -166,8 +174,15 @@ impl RecordedGroup {
         keep(&mut self.signals, SignalEntry { at, registration: None, cause, bytes });
     }
 
+    /// Lets go of the processes that were looked up.
+    fn settle_kills(&mut self) {
+        self.kills.iter_mut().for_each(NotedKill::settle);
+    }
+
     /// Notes a kill, for which a file is due soon.
     pub fn note_kill(&mut self, kill: NotedKill) {
+        // Where no next agent gets the notes, this alone lets go of them.
+        self.settle_kills();
         let KillEntry { at, limit_of, .. } = &kill.entry;
         // An OOM with a registration on it has been noted already.
         let is_known = self.ooms.back().is_some_and(|oom| at.abs_diff(oom.at) < 1_000_000_000);
@@ -221,15 +236,22 @@ fn keep<T>(all: &mut VecDeque<T>, entry: T) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use monitor_common::{
         grammar::control_file::ControlFile,
-        protocol::{crossing::Direction, pressure::Level},
+        protocol::{
+            crossing::Direction,
+            pressure::Level,
+            ring::{KillReason, Victim},
+        },
     };
 
     use super::{KEPT, NotedKill, RecordedGroup};
     use crate::{
         black_box::{BlackBoxHeader, KillEntry, RecordReason},
         kernel::page_size,
+        kills::{Kill, KillDetails},
         source::GroupId,
         watcher::{Cause, Event},
     };
@@ -325,6 +347,28 @@ mod tests {
         let mut last = group();
         last.go_on_with(after.take_new().expect("new ones"));
         assert!(last.due().is_none(), "it was written");
+    }
+
+    #[test]
+    fn a_process_that_was_looked_up_is_let_go_and_its_details_stay() {
+        let victim = Victim::from_bytes(&[0; 40]).expect("a record's first part");
+        let kill = || Arc::new(Kill::new(victim, KillReason::Limit, None));
+        let noted =
+            |process: &Arc<Kill>| NotedKill { process: Some(Arc::clone(process)), ..NotedKill::default() };
+        let (mut group, process) = (group(), kill());
+        group.note_kill(noted(&process));
+        assert!(group.take_new().is_some() && group.has_new(), "its details come later");
+        process.set_details(KillDetails { exe: Some("/bin/a".to_owned()), ..KillDetails::default() });
+        let notes = group.take_new().expect("the details");
+        assert_eq!(notes.kills[0].exe.as_deref(), Some("/bin/a"));
+        assert_eq!((Arc::strong_count(&process), group.has_new()), (1, false));
+        // Also where nobody takes the notes.
+        let second = kill();
+        second.set_details(KillDetails::default());
+        group.note_kill(noted(&second));
+        group.note_kill(NotedKill::default());
+        assert_eq!(Arc::strong_count(&second), 1);
+        assert_eq!(group.recording(header()).kills[0], notes.kills[0]);
     }
 
     #[test]

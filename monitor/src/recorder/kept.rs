@@ -19,7 +19,7 @@ use crate::{
     source::GroupId,
 };
 
-/// Bytes of each of a box's two places; of more notes the older half of each kind is left out.
+/// Bytes of each of a box's two places; of more notes the older ones of the kind with the most are left out.
 const PLACE: usize = 32 << 10;
 /// Words before the notes: round, slot, generation, id of the directory, length, checksum.
 const WORDS: usize = 6;
@@ -70,13 +70,18 @@ impl KeptNotes {
 
     /// Keeps the notes on a group with box `number`.
     pub fn put(&self, number: usize, group: GroupId, mut notes: Recording) {
-        let mut text = Vec::new();
-        while notes.write(&mut text).is_err() || text.len() > PLACE - HEAD {
-            text.clear();
+        let mut text = vec![0_u8; PLACE - HEAD];
+        let length = loop {
+            // Writing ends where the room does, so that a look at notes that do not fit costs no more.
+            let mut room = text.as_mut_slice();
+            if notes.write(&mut room).is_ok() {
+                break PLACE - HEAD - room.len();
+            }
             if !notes.drop_older_half() {
                 return log::debug!("notes on {} are larger than the memory for them", notes.header.group);
             }
-        }
+        };
+        text.truncate(length);
         let rounds = [0, 1].map(|half| self.round(number, half));
         let half = usize::from(rounds[0] > rounds[1]);
         let round = rounds[0].max(rounds[1]) + 1;
@@ -146,7 +151,7 @@ mod tests {
 
     use super::{HEAD, KeptNotes, PLACE, offset};
     use crate::{
-        black_box::{BlackBoxHeader, RecordReason, Recording, SignalEntry},
+        black_box::{BlackBoxHeader, KillEntry, PressureEntry, RecordReason, Recording, SignalEntry},
         source::GroupId,
     };
 
@@ -201,5 +206,18 @@ mod tests {
         assert_eq!(notes.signals.last().map(|signal| signal.at), Some(1000));
         assert!((100..400).contains(&notes.signals.len()), "{}", notes.signals.len());
         assert_eq!(notes.header.reason, RecordReason::Oom);
+    }
+
+    #[test]
+    fn many_signals_and_windows_take_no_room_of_the_kill() {
+        let kept = KeptNotes::new(2).expect("memory");
+        let mut notes = notes(256);
+        notes.pressure = (1..=256).map(|at| PressureEntry { at, level: "medium".to_owned() }).collect();
+        notes.kills = vec![KillEntry { at: 1, pid: Some(7), ..KillEntry::default() }];
+        kept.put(1, GROUP, notes.clone());
+        let found = kept.get(1, GROUP, 42).expect("kept");
+        assert_eq!(found.kills, notes.kills);
+        assert_eq!(found.signals.last(), notes.signals.last());
+        assert_eq!(found.pressure.last(), notes.pressure.last());
     }
 }

@@ -71,7 +71,10 @@ impl FileStore {
     pub fn write(&self, recording: &Recording) -> Result<(PathBuf, usize), StoreError> {
         let removed = self.make_room(&recording.header.group);
         let header = &recording.header;
-        let name = format!("{:013}-{}-{}", header.unix_ms, header.cgroup_id, safe_name(&header.group));
+        // The clock may have been set back since the latest file, which is still the one before.
+        let latest = self.files().last().and_then(|path| number_of(path));
+        let number = latest.map_or(header.unix_ms, |latest| header.unix_ms.max(latest.saturating_add(1)));
+        let name = format!("{number:013}-{}-{}", header.cgroup_id, safe_name(&header.group));
         let path = self.directory.join(name.clone() + SUFFIX);
         let beside = self.directory.join(name + UNFINISHED);
         let written = self.write_beside(recording, &beside).and_then(|()| {
@@ -91,17 +94,19 @@ impl FileStore {
         recording.write(BufWriter::new(&file)).map_err(|error| match error {
             BlackBoxError::Write(error) => no(error),
             other => other.into(),
-        })
+        })?;
+        // A name that reaches the disk before the text would be that of an empty file, should the host fail.
+        file.sync_data().map_err(no)
     }
 
-    /// The files, from the oldest on: their names begin with their times.
+    /// The files, from the oldest on.
     fn files(&self) -> Vec<PathBuf> {
         let found = fs::read_dir(&self.directory).into_iter().flatten().flatten();
         let mut files: Vec<PathBuf> = found
             .map(|entry| entry.path())
             .filter(|path| path.extension().is_some_and(|end| end == &SUFFIX[1..]))
             .collect();
-        files.sort();
+        files.sort_by_cached_key(|path| (number_of(path), path.clone()));
         files
     }
 
@@ -150,6 +155,12 @@ pub enum StoreError {
     Recording(#[from] BlackBoxError),
 }
 
+/// The number that a file's name begins with, by which the files have their order: when it was written, in
+/// milliseconds since 1970, or one more than the file before where that is later.
+fn number_of(path: &Path) -> Option<u64> {
+    path.file_name()?.to_str()?.split_once('-')?.0.parse().ok()
+}
+
 /// The owner of a file, by its header; of one that has none, by its name.
 fn owner_of(path: &Path) -> String {
     let header = File::open(path).ok().and_then(|file| Recording::read_header(BufReader::new(file)).ok());
@@ -157,11 +168,14 @@ fn owner_of(path: &Path) -> String {
 }
 
 /// The owner of files of the group at a path, which stays where the group is made anew: the path itself,
-/// or that of the pod or the slice of a container, which has another id then.
+/// or that of the pod of a container, which has another id then. What is above a container without a pod is
+/// above all others, too.
 fn owner(group: &str) -> String {
-    match Workload::of(Path::new(group)).container_id {
-        Some(id) => group.split('/').take_while(|name| !name.contains(&id)).collect::<Vec<_>>().join("/"),
-        None => group.to_owned(),
+    match Workload::of(Path::new(group)) {
+        Workload { pod_uid: Some(_), container_id: Some(id), .. } => {
+            group.split('/').take_while(|name| !name.contains(&id)).collect::<Vec<_>>().join("/")
+        }
+        _ => group.to_owned(),
     }
 }
 
@@ -218,6 +232,17 @@ mod tests {
     }
 
     #[test]
+    fn the_oldest_file_gives_way_also_after_the_clock_was_set_back() {
+        let place = tempfile::tempdir().expect("a directory");
+        let store = FileStore::open(&place.path().join("a"), 3).expect("made");
+        let times = [9_999_999_999_999, 10_000_000_000_000, 5, 6];
+        let written = times.map(|at| store.write(&recording("/x", at)).expect("written").0);
+        assert_eq!(store.files(), written[1..]);
+        let text = fs::read(&written[3]).expect("readable");
+        assert_eq!(Recording::read(&text[..]).expect("a recording").header.unix_ms, 6);
+    }
+
+    #[test]
     fn a_group_that_is_killed_all_the_time_takes_no_other_groups_files() {
         let place = tempfile::tempdir().expect("a directory");
         let store = FileStore::open(&place.path().join("a"), 3).expect("made");
@@ -252,6 +277,18 @@ mod tests {
             assert_eq!(owner(&format!("{pod}/cri-containerd-{}.scope/sub", id(digit))), pod);
         }
         assert_eq!((owner("/a/b.service"), owner("/")), ("/a/b.service".to_owned(), "/".to_owned()));
+    }
+
+    #[test]
+    fn a_container_without_a_pod_has_its_part_of_the_directory_alone() {
+        let id = "1".repeat(64);
+        for path in [
+            format!("/system.slice/docker-{id}.scope"),
+            format!("/machine.slice/libpod-{id}.scope/container"),
+            format!("/docker/{id}"),
+        ] {
+            assert_eq!(owner(&path), path);
+        }
     }
 
     #[test]

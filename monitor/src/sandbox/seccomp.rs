@@ -161,8 +161,8 @@ pub struct Writes {
     pub black_box: bool,
 }
 
-/// Further calls of an agent with a black box.
-const BLACK_BOX: &[c_long] = &[libc::SYS_renameat, libc::SYS_renameat2];
+/// Further calls of an agent with a black box, which renames a file once it is on the disk.
+const BLACK_BOX: &[c_long] = &[libc::SYS_renameat, libc::SYS_renameat2, libc::SYS_fdatasync];
 
 impl Set {
     /// The calls of the agent once it is ready.
@@ -319,6 +319,14 @@ mod tests {
             assert!(!set.is_empty());
             assert!(NEVER.iter().chain(UNKNOWN).all(|call| !set.0.contains_key(call)));
             assert!(compile(set.0, SeccompAction::Errno(1), SeccompAction::Allow).is_ok());
+        }
+    }
+
+    #[test]
+    fn the_black_box_may_wait_for_the_disk_and_no_other_agent() {
+        for black_box in [true, false] {
+            let set = Set::agent(Writes { groups: true, black_box });
+            assert_eq!(set.0.contains_key(&libc::SYS_fdatasync), black_box);
         }
     }
 }

@@ -1,13 +1,15 @@
 //! The picture of a recording: usage over time with its axes, the limit, and what happened.
 
+use std::collections::VecDeque;
+
 use memcg_monitor::black_box::Recording;
 
 use super::{
     curve,
     element::Element,
-    marks,
+    marks::{self, MARKS},
     scale::{byte_marks, bytes, offset, time_marks},
-    story::{headline, since, zero, zero_name},
+    story::{LimitsInForce, headline, limit_at, since, zero, zero_name},
 };
 
 /// Colours and strokes, in light and dark; nothing is told by a colour alone.
@@ -35,6 +37,9 @@ pub const BOTTOM: f64 = 372.0;
 /// A limit, or a threshold, is drawn where it is at most so many times the highest usage: a curve
 /// below one that is far off would be flat.
 const REACH: u64 = 4;
+
+/// The shortest step across that is drawn: the picture's numbers have one digit behind the point.
+const FINEST: f64 = 0.1;
 
 /// A recording with the axes on which it is drawn.
 #[derive(Debug)]
@@ -150,19 +155,36 @@ impl<'a> Chart<'a> {
         ]
     }
 
-    /// The limit in force, as a line with a step where it was changed; its name beside the end.
+    /// The limit in force, as a line with a step where it was changed, of many the latest; its name beside
+    /// the end.
     fn limits(&self) -> Vec<Element> {
-        let changes = self.recording.limits.iter().map(|limit| limit.at).chain([self.zero]);
-        let within = changes.filter_map(|at| Some((self.x(at)?, at)));
-        let begin = self.moment(self.from);
-        let mut heights: Vec<(f64, Option<f64>)> = Vec::new();
-        for (x, at) in std::iter::once((LEFT, begin)).chain(within) {
-            let height = super::story::limit_at(self.recording, at).and_then(|limit| self.y(limit));
-            heights.push((x, height));
+        let mut in_force = LimitsInForce::default();
+        let mut steps: VecDeque<(f64, Option<f64>)> = VecDeque::new();
+        for limit in &self.recording.limits {
+            let at = since(self.zero, limit.at);
+            if at > self.to {
+                break;
+            }
+            in_force.say(limit);
+            let x = self.across(at.max(self.from));
+            let height = in_force.lowest().and_then(|limit| self.y(limit));
+            let x = match steps.back().copied() {
+                Some((_, before)) if before == height => continue,
+                // Of several at one place the last one counts, as of those before the picture.
+                Some((place, _)) if x - place < FINEST => {
+                    steps.pop_back();
+                    place
+                }
+                _ => x,
+            };
+            if steps.len() == MARKS {
+                steps.pop_front();
+            }
+            steps.push_back((x, height));
         }
-        let ends: Vec<f64> = heights.iter().skip(1).map(|(x, _)| *x).chain([RIGHT]).collect();
+        let ends = steps.iter().skip(1).map(|(x, _)| *x).chain([RIGHT]);
         let mut path = String::new();
-        for ((x, height), end) in heights.iter().zip(ends) {
+        for ((x, height), end) in steps.iter().zip(ends) {
             if let Some(y) = height
                 && end > *x
             {
@@ -172,14 +194,9 @@ impl<'a> Chart<'a> {
         if path.is_empty() { Vec::new() } else { vec![Element::new("path").class("limit").with("d", path)] }
     }
 
-    /// The moment at an offset of the axis.
-    fn moment(&self, offset: f64) -> u64 {
-        (self.zero as f64 + offset).max(0.0) as u64
-    }
-
     /// The limit's name at the plot's right edge.
     pub fn limit_name(&self) -> Option<(f64, String)> {
-        let limit = super::story::limit_at(self.recording, self.zero)?;
+        let limit = limit_at(self.recording, self.zero)?;
         Some((self.y(limit)?, format!("limit {}", bytes(limit))))
     }
 }

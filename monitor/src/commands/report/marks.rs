@@ -12,7 +12,7 @@ use super::{
 };
 
 /// Marks of a kind that a picture has at most; the tables have more.
-const MARKS: usize = 400;
+pub const MARKS: usize = 400;
 /// Names that fit beside the picture.
 const NAMES: usize = 16;
 /// Victims that are named in the picture.

@@ -1,7 +1,10 @@
 //! A report in words: who was killed by whose limit, what happened in which order, and what the
 //! file says of itself. Every form of a report has these.
 
-use std::fmt::Display;
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt::Display,
+};
 
 use memcg_monitor::black_box::{KillEntry, LimitEntry, RecordReason, Recording};
 
@@ -46,14 +49,42 @@ pub fn date_of(recording: &Recording, at: u64) -> String {
     date(u64::try_from(unix_ms).unwrap_or(0))
 }
 
-/// The limit in force at a moment: the lowest one that was said last of each group.
-pub fn limit_at(recording: &Recording, at: u64) -> Option<u64> {
-    let mut latest: Vec<&LimitEntry> = Vec::new();
-    for limit in recording.limits.iter().take_while(|limit| limit.at <= at) {
-        latest.retain(|other| other.of != limit.of);
-        latest.push(limit);
+/// Limits as they are said in the order of time: a file may have millions of them.
+#[derive(Debug, Default)]
+pub struct LimitsInForce<'a> {
+    /// The limit that was said last of each group.
+    last: HashMap<Option<&'a str>, Option<u64>>,
+    /// Limits in force, each with the number of groups that have it.
+    groups: BTreeMap<u64, usize>,
+}
+
+impl<'a> LimitsInForce<'a> {
+    /// Takes the next limit, which replaces the one before of this group.
+    pub fn say(&mut self, limit: &'a LimitEntry) {
+        let before = self.last.insert(limit.of.as_deref(), limit.bytes).flatten();
+        if let Some(before) = before {
+            let groups = self.groups.entry(before).or_insert(0);
+            *groups = groups.saturating_sub(1);
+            if *groups == 0 {
+                self.groups.remove(&before);
+            }
+        }
+        if let Some(bytes) = limit.bytes {
+            *self.groups.entry(bytes).or_insert(0) += 1;
+        }
     }
-    latest.iter().filter_map(|limit| limit.bytes).min()
+
+    /// The limit in force: the lowest one that was said last of each group.
+    pub fn lowest(&self) -> Option<u64> {
+        self.groups.keys().next().copied()
+    }
+}
+
+/// The limit in force at a moment.
+pub fn limit_at(recording: &Recording, at: u64) -> Option<u64> {
+    let mut in_force = LimitsInForce::default();
+    recording.limits.iter().take_while(|limit| limit.at <= at).for_each(|limit| in_force.say(limit));
+    in_force.lowest()
 }
 
 /// The first sentence of a report.

@@ -242,6 +242,57 @@ fn a_storm_makes_no_large_report() {
     }
 }
 
+/// A recording of ten seconds without a kill, in which usage is 1 MiB.
+fn ten_seconds(limits: impl IntoIterator<Item = LimitEntry>) -> Recording {
+    let mut recording = empty();
+    recording.usage = [0, 10_000_000_000].map(|at| UsagePoint { at, bytes: 1 << 20 }).into();
+    recording.limits = limits.into_iter().collect();
+    recording
+}
+
+/// The path of the limit's line.
+fn limit_line(recording: &Recording) -> String {
+    let svg = report(recording, ReportFormat::Svg);
+    let (_, line) = svg.split_once("<path class=\"limit\" d=\"").expect("a line of the limit");
+    line.split('"').next().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn the_line_of_the_limit_has_a_step_where_the_lowest_changes() {
+    let limit = |second: u64, of: &str, mib: Option<u64>| LimitEntry {
+        at: second * 1_000_000_000,
+        of: Some(of.to_owned()),
+        bytes: mib.map(|mib| mib << 20),
+    };
+    let limits =
+        [limit(1, "/a", Some(3)), limit(2, "/", Some(4)), limit(5, "/", Some(2)), limit(7, "/", None)];
+    assert_eq!(limit_line(&ten_seconds(limits)), "M150.2 204.0H439.0M439.0 260.0H583.4M583.4 204.0H800.0");
+}
+
+#[test]
+fn of_many_limits_the_latest_are_drawn() {
+    let limit = |at: u64| LimitEntry { at: at * 3_000_000, of: None, bytes: Some((2 + at % 2) << 20) };
+    let line = limit_line(&ten_seconds((1..=3_000).map(limit)));
+    assert_eq!(line.matches('M').count(), 400);
+    assert!(line.ends_with("H800.0"), "{line}");
+}
+
+/// A look at all limits before each of them would take hours.
+#[test]
+fn a_report_of_the_limits_of_many_groups_ends() {
+    let limit = |at: u64| LimitEntry {
+        at: at * 100_000,
+        of: Some(format!("/{at}")),
+        bytes: Some((2 + at % 2) << 20),
+    };
+    let recording = ten_seconds((1..=50_000).map(limit));
+    assert_eq!(limit_at(&recording, recording.header.at), Some(2 << 20));
+    for format in [ReportFormat::Svg, ReportFormat::Html, ReportFormat::Text] {
+        let length = report(&recording, format).len();
+        assert!(length < 600_000, "{format:?}: {length}");
+    }
+}
+
 proptest! {
     #[test]
     fn any_recording_is_drawn(
