@@ -18,12 +18,9 @@ use std::{
 };
 
 use monitor_client::wire::NoteRow;
-use monitor_common::{
-    grammar::{
-        control_file::{self, ControlFile, Trigger},
-        spec::Spec,
-    },
-    protocol::{usage::UNKNOWN, word::Word as _},
+use monitor_common::grammar::{
+    control_file::{self, ControlFile, Trigger},
+    spec::Spec,
 };
 use nix::errno::Errno;
 use tokio::{
@@ -45,7 +42,7 @@ use crate::{
         register::on_group,
         watch::{
             choice::Membership,
-            growth::Growth,
+            growth::{self, Growth},
             late::Since,
             member::Member,
             request::{SharedPrograms, Watch},
@@ -374,17 +371,12 @@ impl Hub {
             // Copied, since the thread that signals waits for this lock.
             let groups: Vec<GroupId> = watch.members.all().values().copied().collect();
             for group in groups {
-                if let Some(usage) = self.kept_usage(group) {
+                let slot = self.context.identity().slot(group.slot);
+                if let Some(usage) = slot.and_then(|slot| growth::kept_usage(slot, group)) {
                     growth.add(group, usage);
                 }
             }
         }
-    }
-
-    fn kept_usage(&self, group: GroupId) -> Option<u64> {
-        let slot = self.context.identity().slot(group.slot)?;
-        let usage = slot.usage.get();
-        (slot.state().generation() == group.generation && usage != UNKNOWN).then_some(usage)
     }
 
     /// A quantity of a group as it was at the last look.

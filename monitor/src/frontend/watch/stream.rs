@@ -9,6 +9,7 @@ use crate::{
         event_row,
         seqpacket::Connection,
         watch::{
+            growth,
             hub::Hub,
             member::{Happened, Told, WatchItem},
             request::Watch,
@@ -70,6 +71,7 @@ fn row(hub: &Hub, watch: &Watch, happened: &Happened, lost: u64) -> EventRow {
     row.usage = usage.map(|usage| usage * page);
     row.limit = limit.filter(|limit| *limit != u64::MAX).map(|limit| limit * page);
     // What is told late may have happened at any time.
-    row.growth = usage.filter(|_| late.is_none()).and_then(|usage| hub.growth(member.group, usage));
+    let has_growth = late.is_none() && growth::is_told_with(&event.cause);
+    row.growth = usage.filter(|_| has_growth).and_then(|usage| hub.growth(member.group, usage));
     row
 }
