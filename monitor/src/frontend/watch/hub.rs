@@ -22,6 +22,7 @@ use monitor_common::grammar::{
     control_file::{self, ControlFile, Trigger},
     spec::Spec,
 };
+use monitor_sys::table::SharedSlot;
 use nix::errno::Errno;
 use tokio::{
     sync::Notify,
@@ -201,6 +202,7 @@ impl Hub {
                     () = sleep(self.past_again()), if is_one_untold => {}
                     _ = tick.tick() => {
                         self.read_usage();
+                        self.forget_refused();
                         self.look_again(&mut rescan);
                         self.note_unreachable();
                     }
@@ -312,6 +314,8 @@ impl Hub {
         if !watch.members.enter(member.id, member.group) {
             return;
         }
+        let refused = watch.refusals.borrow().since(member.id, member.group);
+        let since = refused.unwrap_or(since);
         let mut registered = Vec::new();
         for at in 0..if is_there { watch.specs.len() } else { 0 } {
             if self.is_over(watch) {
@@ -321,6 +325,8 @@ impl Hub {
                 Ok(early) => registered.push((at, early)),
                 // It is going.
                 Err(refusal) if refusal.errno == Errno::EINVAL => break,
+                // It was counted at the first attempt.
+                Err(_) if refused.is_some() => {}
                 Err(refusal) => watch.queue.miss(refusal.to_string(), 1),
             }
         }
@@ -328,12 +334,29 @@ impl Hub {
             // Its end came while it was registered.
             return self.watcher.lock().end_file(watch.eventfd.file);
         }
-        if registered.is_empty() {
+        let is_registered = !registered.is_empty();
+        if !is_registered {
             watch.members.leave(member.id, member.group);
         }
-        if since != Since::Now {
+        let is_told =
+            !is_there || watch.refusals.borrow_mut().tried(member.id, member.group, since, is_registered);
+        if is_told && since != Since::Now {
             let what = Untold::Member { member: member.clone(), is_there, since, registered };
             self.tell(Past { watch: Rc::clone(watch), what, kept, first: Instant::now() });
+        }
+    }
+
+    /// Forgets the groups that were refused and are gone. Of those without a place in the table a look
+    /// through all directories tells it.
+    fn forget_refused(&self) {
+        let slots = self.context.slots();
+        let is_online = |group: GroupId| {
+            let state = slots.slot(group.slot).map(SharedSlot::state);
+            state.is_some_and(|state| state.is_live() && state.generation() == group.generation)
+        };
+        let is_there = |group: GroupId| group == slots.root() || is_online(group);
+        for watch in self.watches.borrow().iter() {
+            watch.refusals.borrow_mut().keep(|_, group| group.is_none_or(is_there));
         }
     }
 

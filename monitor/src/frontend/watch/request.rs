@@ -27,13 +27,15 @@ use crate::{
         seqpacket::Packet,
         watch::{
             choice::Choice,
+            late::Since,
             member::{self, Members, Told, WatchQueue},
             noted::Noted,
+            refusals::Refusals,
         },
     },
     kernel::page_size,
     registry::Account,
-    source::{Precision, Source as _},
+    source::{GroupId, Precision, Source as _},
     watcher::{self, ReceivedEventFd},
 };
 
@@ -51,6 +53,7 @@ pub(in crate::frontend) struct Watch {
     pub(super) members: Members,
     pub(super) queue: WatchQueue,
     pub(super) noted: RefCell<Noted>,
+    pub(super) refusals: RefCell<Refusals>,
     /// Whether the groups that there were have been found, and the client knows.
     pub(super) is_begun: Cell<bool>,
 }
@@ -88,8 +91,15 @@ impl Watch {
             if is_privileged { Account::Privileged } else { context.accounting.of_packet(&sender, account) };
         let (queue, told) = member::queue();
         let (again, members) = (request.again, Members::default());
-        let (noted, is_begun) = Default::default();
-        Ok((Self { choice, specs, again, account, eventfd, members, queue, noted, is_begun }, told))
+        let (noted, refusals, is_begun) = Default::default();
+        Ok((Self { choice, specs, again, account, eventfd, members, queue, noted, refusals, is_begun }, told))
+    }
+
+    /// Counts a group that is not watched, unless it was counted before.
+    pub(super) fn miss_group(&self, id: u64, group: Option<GroupId>, since: Since, why: &str) {
+        if self.refusals.borrow_mut().add(id, group, since) {
+            self.queue.miss(why.to_owned(), 1);
+        }
     }
 
     /// Whether growth of usage is told with what this watch tells.

@@ -2,6 +2,7 @@
 //! not have been reported.
 
 use std::{
+    collections::HashSet,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -57,6 +58,10 @@ impl Hub {
             Ok(found) => found,
             Err(error) => return log::error!("the groups of a watch are not found: {error}"),
         };
+        if !watch.refusals.borrow().is_empty() {
+            let there: HashSet<u64> = all.iter().map(|(id, _)| *id).collect();
+            watch.refusals.borrow_mut().keep(|id, group| group.is_some() || there.contains(&id));
+        }
         let known = self.context.identity().groups_by_id();
         for some in all.chunks(IN_A_TURN) {
             for (id, path) in some {
@@ -75,7 +80,7 @@ impl Hub {
                         // Without the controller, or gone.
                         Err(refusal) if refusal.errno == Errno::EINVAL => continue,
                         Err(refusal) => {
-                            watch.queue.miss(refusal.to_string(), 1);
+                            watch.miss_group(*id, None, since, &refusal.to_string());
                             continue;
                         }
                     },
