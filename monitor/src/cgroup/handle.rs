@@ -26,6 +26,15 @@ use crate::{
     error::{Error, Result},
 };
 
+/// A directory by its path, as far as that goes: users may nest groups to any depth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reached<'a> {
+    /// The directory at this path.
+    At(&'a Path),
+    /// A directory somewhere below this path, whose own is too long.
+    Below(&'a Path),
+}
+
 /// Opens the directories of a hierarchy by their ids.
 #[derive(Debug)]
 pub struct Directories {

@@ -71,6 +71,22 @@ impl Pattern {
             }
         }
     }
+
+    /// Whether a path somewhere below this one, which begins with `/` and is not the root's, may match.
+    #[must_use]
+    pub fn may_match_below(&self, path: &str) -> bool {
+        let mut names = path.split('/');
+        for part in &self.0 {
+            let NamePattern::Name(pattern) = part else { return true };
+            match names.next() {
+                None => return true,
+                Some(name) if !pattern.matches(name) => return false,
+                Some(_) => {}
+            }
+        }
+        // All of it is used up here.
+        false
+    }
 }
 
 /// The operator's choice of groups.
@@ -212,6 +228,20 @@ mod tests {
         let names = "/a".repeat(500);
         assert!(!matches("/**/a/**/a/**/a/**/a/**/a/**/b", &names));
         assert!(matches("/**/a/**/a/**/a/**/a/**/a/**/b", &format!("{names}/b")));
+    }
+
+    #[test]
+    fn what_is_below_a_path_is_known_by_the_first_names() {
+        let may = |pattern: &str, path: &str| {
+            let pattern = pattern.parse::<Pattern>().expect("a pattern");
+            pattern.may_match_below(path)
+        };
+        for (pattern, path) in [("/a/*/c", "/a/b"), ("/a/**", "/a"), ("/a/**/z", "/a/b/c"), ("/**/z", "/a")] {
+            assert!(may(pattern, path), "{pattern} {path}");
+        }
+        for (pattern, path) in [("/a/*", "/a/b"), ("/a", "/a"), ("/b/**", "/a"), ("/a/b*/**", "/a/c/d")] {
+            assert!(!may(pattern, path), "{pattern} {path}");
+        }
     }
 
     proptest! {

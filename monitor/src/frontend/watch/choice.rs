@@ -114,6 +114,12 @@ impl Choice {
             self.paths.iter().any(|pattern| !pattern.takes_any_name && !pattern.is_root && fits(pattern));
         if may || !self.units.is_empty() { Membership::Perhaps } else { Membership::No }
     }
+
+    /// Whether a group whose path is too long may be among them: it is somewhere below the one at `above`.
+    pub(super) fn may_have_below(&self, above: &Path) -> bool {
+        let above = above.to_string_lossy();
+        !self.units.is_empty() || self.paths.iter().any(|pattern| pattern.whole.may_match_below(&above))
+    }
 }
 
 #[cfg(test)]
@@ -191,6 +197,14 @@ mod tests {
         assert_eq!(of("/a/**/b", "/a/c"), Membership::Perhaps);
         assert_eq!(of("/**/b", "/"), Membership::Perhaps);
         assert_eq!([of("/a/**/b", "/"), of("/a/**/b/c", "/a"), of("/a/**/b", "/ab")], [Membership::No; 3]);
+    }
+
+    #[test]
+    fn a_group_with_too_long_a_path_is_known_by_one_above() {
+        let above = Path::new("/a/b");
+        let may = |patterns: &[&str], units: &[&str]| choice(patterns, units).may_have_below(above);
+        assert!(may(&["/b", "/a/**"], &[]) && may(&["/a/*/c"], &[]) && may(&["/b"], &["c.service"]));
+        assert!(!may(&["/a/*", "/b/**"], &[]));
     }
 
     proptest! {

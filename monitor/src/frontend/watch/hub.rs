@@ -39,13 +39,14 @@ use crate::{
     frontend::{
         cache::ResolvedControlFile,
         control_file::FrontendContext,
+        listing,
         refusal::Refusal,
         register::on_group,
         watch::{
             choice::Membership,
             growth::{self, Growth},
             late::Since,
-            member::Member,
+            member::{Member, shown_path},
             request::{SharedPrograms, Watch},
         },
     },
@@ -138,18 +139,19 @@ enum ArrivalName {
 
 impl ArrivalName {
     fn of(directories: &Directories, arrival: &Arrival) -> Self {
+        let id = arrival.cgroup_id;
         let root = directories.path_of(directories.root_id()).unwrap_or_default();
         let below = |path: &Path| Path::new("/").join(path.strip_prefix(&root).unwrap_or(path));
-        if let Some(path) = directories.path_of(arrival.cgroup_id) {
-            return Self::Known { below: below(&path), shown: Arc::from(path) };
+        if let Some(path) = directories.path_of(id) {
+            return Self::Known { below: below(&path), shown: shown_path(&path, id) };
         }
-        if directories.is_outside(arrival.cgroup_id) || directories.is_outside(arrival.above) {
+        if directories.is_outside(id) || directories.is_outside(arrival.above) {
             return Self::Outside;
         }
         let above = directories.path_of(arrival.above);
-        let name = format!("#{}", arrival.cgroup_id);
-        let shown = above.as_ref().map_or_else(|| name.clone().into(), |above| above.join(&name));
-        Self::Gone { above: above.as_deref().map(below), below: below(&shown), shown: Arc::from(shown) }
+        let name = format!("#{id}");
+        let path = above.as_ref().map_or_else(|| name.clone().into(), |above| above.join(&name));
+        Self::Gone { above: above.as_deref().map(below), below: below(&path), shown: shown_path(&path, id) }
     }
 }
 
@@ -428,8 +430,7 @@ impl Hub {
 
     /// The directory of the group with this id, or `#` and the id.
     pub(super) fn name_of(&self, id: u64) -> String {
-        let path = self.context.directories.path_of(id);
-        path.map_or_else(|| format!("#{id}"), |path| path.to_string_lossy().into_owned())
+        listing::shown(self.context.directories.path_of(id).as_deref(), id)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
+    sync::Arc,
 };
 
 use monitor_client::wire::WatchRequest;
@@ -44,7 +45,7 @@ pub(super) type SharedPrograms = watcher::SharedWatcher<Box<dyn Backend>>;
 /// One watch of an operator's.
 #[derive(Debug)]
 pub(in crate::frontend) struct Watch {
-    pub(super) choice: Choice,
+    pub(super) choice: Arc<Choice>,
     /// The specifications, as they were given and what they mean.
     pub(super) specs: Vec<(Rc<str>, Spec)>,
     pub(super) again: bool,
@@ -79,7 +80,7 @@ impl Watch {
         if let Some(error) = counts.into_iter().flatten().next() {
             return Err(wrong(&error));
         }
-        let choice = Choice::of(request, &root)?;
+        let choice = Arc::new(Choice::of(request, &root)?);
         let specs = request.specs.iter().map(|text| Ok((Rc::from(text.as_str()), spec(text, watcher)?)));
         let specs = specs.collect::<Result<Vec<_>, Refusal>>()?;
         let count = descriptors.len();

@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashSet,
+    path::Path,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -18,10 +19,16 @@ use tokio::{
 use super::{Hub, TICK};
 use crate::{
     backend::BackendKind,
+    cgroup::handle::{Directories, Reached},
     frontend::{
         control_file::group_of,
         refusal::DescriptorRole,
-        watch::{late::Since, member::Member, request::Watch},
+        watch::{
+            choice::Choice,
+            late::Since,
+            member::{Member, shown_path},
+            request::Watch,
+        },
     },
     source::Source as _,
 };
@@ -38,6 +45,36 @@ const SELDOM: Duration = Duration::from_secs(10);
 /// The reason why new groups were not kept until they were met.
 const TOO_MANY: &str = "groups came faster than they could be met; those that stay are found within seconds";
 
+/// The reason why groups that may match are not watched: `PATH_MAX`.
+const TOO_DEEP: &str = "groups are nested so deep that their paths cannot be read (4096 bytes at most)";
+
+/// The groups of a watch that a look through all directories finds.
+#[derive(Default)]
+struct Matching {
+    /// Ids, and the paths to be shown.
+    groups: Vec<(u64, Arc<Path>)>,
+    /// Ids of those that may be among them: their paths are too long.
+    too_deep: Vec<u64>,
+}
+
+impl Matching {
+    /// Looks through all directories. The paths of those that match are kept, and no others: users make
+    /// as many as they like. This thread may take its time.
+    fn find(directories: &Directories, choice: &Choice) -> Self {
+        let root = directories.path_of(directories.root_id()).unwrap_or_default();
+        let mut found = Self::default();
+        directories.each(|id, reached| match reached {
+            Reached::At(path) if choice.has(path) => {
+                let path = root.join(path.strip_prefix("/").unwrap_or(path));
+                found.groups.push((id, shown_path(&path, id)));
+            }
+            Reached::Below(above) if choice.may_have_below(above) => found.too_deep.push(id),
+            Reached::At(_) | Reached::Below(_) => {}
+        });
+        found
+    }
+}
+
 /// When to look through all directories again.
 pub(super) struct Rescan {
     /// The counts of groups that were not met, by reason, when it was last done.
@@ -49,28 +86,29 @@ pub(super) struct Rescan {
 impl Hub {
     /// Looks through all directories for groups of one watch.
     pub(super) async fn scan(&self, watch: &Rc<Watch>, since: Since) {
-        let directories = Arc::clone(&self.context.directories);
-        let all = spawn_blocking(move || {
-            let root = directories.path_of(directories.root_id()).unwrap_or_default();
-            (directories.all(), root)
-        });
-        let (all, root) = match all.await {
+        let (directories, choice) = (Arc::clone(&self.context.directories), Arc::clone(&watch.choice));
+        let found = spawn_blocking(move || Matching::find(&directories, &choice));
+        let Matching { groups, too_deep } = match found.await {
             Ok(found) => found,
             Err(error) => return log::error!("the groups of a watch are not found: {error}"),
         };
         if !watch.refusals.borrow().is_empty() {
-            let there: HashSet<u64> = all.iter().map(|(id, _)| *id).collect();
+            let ids = groups.iter().map(|(id, _)| *id);
+            let there: HashSet<u64> = ids.chain(too_deep.iter().copied()).collect();
             watch.refusals.borrow_mut().keep(|id, group| group.is_some() || there.contains(&id));
         }
         let known = self.context.identity().groups_by_id();
-        for some in all.chunks(IN_A_TURN) {
+        for id in &too_deep {
+            watch.miss_group(*id, known.get(id).copied(), since, TOO_DEEP);
+        }
+        for some in groups.chunks(IN_A_TURN) {
             for (id, path) in some {
                 let known = known.get(id);
                 let is_member = match known {
                     Some(group) => watch.members.all().get(id) == Some(group),
                     None => watch.members.has(*id),
                 };
-                if is_member || !watch.choice.has(path) || self.is_over(watch) {
+                if is_member || self.is_over(watch) {
                     continue;
                 }
                 let group = match known {
@@ -85,8 +123,7 @@ impl Hub {
                         }
                     },
                 };
-                let shown = root.join(path.strip_prefix("/").unwrap_or(path));
-                let member = Member { group, id: *id, path: Arc::from(shown) };
+                let member = Member { group, id: *id, path: Arc::clone(path) };
                 // One that was made since the watch began may be found here first.
                 let is_new = since != Since::Made && self.watcher.lock().is_arrival(group);
                 self.take_in(watch, &member, true, if is_new { Since::Made } else { since }, None).await;
