@@ -72,6 +72,12 @@ impl Pattern {
         }
     }
 
+    /// Whether the paths that match may have any number of names.
+    #[must_use]
+    pub fn is_of_any_depth(&self) -> bool {
+        self.0.iter().any(|part| matches!(part, NamePattern::Names))
+    }
+
     /// Whether a path somewhere below this one, which begins with `/` and is not the root's, may match.
     #[must_use]
     pub fn may_match_below(&self, path: &str) -> bool {

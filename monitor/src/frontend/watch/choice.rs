@@ -115,10 +115,15 @@ impl Choice {
         if may || !self.units.is_empty() { Membership::Perhaps } else { Membership::No }
     }
 
-    /// Whether a group whose path is too long may be among them: it is somewhere below the one at `above`.
-    pub(super) fn may_have_below(&self, above: &Path) -> bool {
-        let above = above.to_string_lossy();
-        !self.units.is_empty() || self.paths.iter().any(|pattern| pattern.whole.may_match_below(&above))
+    /// Whether a group whose path is too long may be among them: it is somewhere below the one at `above`, if
+    /// that is known.
+    pub(super) fn may_have_below(&self, above: Option<&Path>) -> bool {
+        let above = above.map(Path::to_string_lossy);
+        let may = |pattern: &PathPattern| match &above {
+            Some(above) => pattern.whole.may_match_below(above),
+            None => pattern.whole.is_of_any_depth(),
+        };
+        !self.units.is_empty() || self.paths.iter().any(may)
     }
 }
 
@@ -202,9 +207,10 @@ mod tests {
     #[test]
     fn a_group_with_too_long_a_path_is_known_by_one_above() {
         let above = Path::new("/a/b");
-        let may = |patterns: &[&str], units: &[&str]| choice(patterns, units).may_have_below(above);
+        let may = |patterns: &[&str], units: &[&str]| choice(patterns, units).may_have_below(Some(above));
         assert!(may(&["/b", "/a/**"], &[]) && may(&["/a/*/c"], &[]) && may(&["/b"], &["c.service"]));
         assert!(!may(&["/a/*", "/b/**"], &[]));
+        assert!(choice(&["/b/**"], &[]).may_have_below(None) && !choice(&["/b/*"], &[]).may_have_below(None));
     }
 
     proptest! {

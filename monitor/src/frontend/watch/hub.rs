@@ -32,7 +32,7 @@ use tokio::{
 
 use self::{
     past::{KeptIfNew, KeptSlot, Past, Untold},
-    rescan::Rescan,
+    rescan::{Rescan, TOO_DEEP},
 };
 use crate::{
     cgroup::handle::Directories,
@@ -61,14 +61,13 @@ const TICK: Duration = Duration::from_secs(1);
 /// New groups that are named at once.
 const NAMED_AT_ONCE: usize = 64;
 
-/// The reason why groups without a name are not watched.
-const NAMELESS: &str = "groups have no name that could be read so far; they are tried again";
-
 /// Time between two attempts to name a group that is being made: the kernel shows its directory only
 /// after the programs were called (`kernfs_activate` in `cgroup_mkdir`).
 const NAME_AGAIN: Duration = Duration::from_millis(2);
 /// Time for which that goes on; then a group is tried once a second.
 const BEING_MADE: Duration = Duration::from_secs(1);
+/// Time after which a group without a name is let go of. On a busy host one takes seconds to go.
+const GIVEN_UP: Duration = Duration::from_secs(10);
 
 /// All watches, and the task that serves them while there are any.
 pub(in crate::frontend) struct Hub {
@@ -78,6 +77,8 @@ pub(in crate::frontend) struct Hub {
     growth: RefCell<Growth>,
     /// New groups that are there and have no name yet; their slots are kept.
     unnamed: RefCell<Vec<Unmet>>,
+    /// The number of those that were let go of without one.
+    nameless: Cell<u64>,
     /// Groups whose past is not known yet, or not told.
     untold: RefCell<Vec<Past>>,
     is_running: Cell<bool>,
@@ -89,8 +90,13 @@ pub(in crate::frontend) struct Hub {
 struct Unmet {
     arrival: Arrival,
     since: Instant,
-    /// Whether it was counted as one without a name.
-    is_counted: bool,
+}
+
+impl Unmet {
+    /// Whether others need its place by now: only so many new groups are kept, of all users together.
+    fn is_given_up(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) >= GIVEN_UP
+    }
 }
 
 impl fmt::Debug for Hub {
@@ -133,6 +139,10 @@ enum ArrivalName {
         below: PathBuf,
         shown: Arc<Path>,
     },
+    /// It is there, and will have no path that can be read; that of the one it is in may be known.
+    TooDeep {
+        above: Option<PathBuf>,
+    },
     /// It is beside a root that is a group: none of the agent's.
     Outside,
 }
@@ -145,10 +155,14 @@ impl ArrivalName {
         if let Some(path) = directories.path_of(id) {
             return Self::Known { below: below(&path), shown: shown_path(&path, id) };
         }
+        let above = directories.path_of(arrival.above);
+        // Before the next, for which a path that cannot be read is not below the root.
+        if directories.is_too_deep(id) {
+            return Self::TooDeep { above: above.as_deref().map(below) };
+        }
         if directories.is_outside(id) || directories.is_outside(arrival.above) {
             return Self::Outside;
         }
-        let above = directories.path_of(arrival.above);
         let name = format!("#{id}");
         let path = above.as_ref().map_or_else(|| name.clone().into(), |above| above.join(&name));
         Self::Gone { above: above.as_deref().map(below), below: below(&path), shown: shown_path(&path, id) }
@@ -157,8 +171,9 @@ impl ArrivalName {
 
 impl Hub {
     pub(in crate::frontend) fn new(watcher: SharedPrograms, context: Rc<FrontendContext>) -> Self {
-        let (watches, growth, unnamed, untold, is_running, is_scanning) = Default::default();
-        Self { watcher, context, watches, growth, unnamed, untold, is_running, is_scanning }
+        let (watches, growth, unnamed, nameless, untold) = Default::default();
+        let (is_running, is_scanning) = Default::default();
+        Self { watcher, context, watches, growth, unnamed, nameless, untold, is_running, is_scanning }
     }
 
     /// Begins to serve a watch.
@@ -240,7 +255,7 @@ impl Hub {
             if some.is_empty() {
                 return;
             }
-            let unmet = |arrival| Unmet { arrival, since: now, is_counted: false };
+            let unmet = |arrival| Unmet { arrival, since: now };
             self.meet_some(&some.into_iter().map(unmet).collect::<Vec<_>>()).await;
         }
     }
@@ -259,7 +274,7 @@ impl Hub {
             if let Some(name) = names.next() {
                 let watches = self.watches.borrow().clone();
                 if matches!(name, ArrivalName::Gone { .. }) && self.watcher.lock().is_there(group) {
-                    self.wait_for_name(*unmet, &watches);
+                    self.wait_for_name(*unmet);
                     continue;
                 }
                 let kept = Rc::new(KeptSlot { watcher: self.watcher.clone(), group });
@@ -274,12 +289,14 @@ impl Hub {
     }
 
     /// Keeps a group that is being made, or is about to go: its directory is not shown yet, or no more.
-    fn wait_for_name(&self, mut unmet: Unmet, watches: &[Rc<Watch>]) {
-        if !unmet.is_counted && unmet.since.elapsed() >= BEING_MADE {
-            unmet.is_counted = true;
-            watches.iter().for_each(|watch| watch.queue.miss(NAMELESS.into(), 1));
+    fn wait_for_name(&self, unmet: Unmet) {
+        if unmet.is_given_up(Instant::now()) {
+            // Told with the next look for what was missed, which finds it if it stays.
+            self.nameless.set(self.nameless.get() + 1);
+            self.watcher.lock().let_arrival_go(unmet.arrival.group);
+        } else {
+            self.unnamed.borrow_mut().push(unmet);
         }
-        self.unnamed.borrow_mut().push(unmet);
     }
 
     async fn meet(&self, watch: &Rc<Watch>, id: u64, kept: &Rc<KeptSlot>, name: &ArrivalName) {
@@ -287,6 +304,12 @@ impl Hub {
         let (is_there, shown) = match name {
             ArrivalName::Known { below, .. } if !watch.choice.has(below) => return,
             ArrivalName::Known { shown, .. } => (true, shown),
+            ArrivalName::TooDeep { above } => {
+                if watch.choice.may_have_below(above.as_deref()) {
+                    watch.miss_group(id, Some(group), Since::Made, TOO_DEEP);
+                }
+                return;
+            }
             ArrivalName::Outside => return,
             ArrivalName::Gone { above, below, shown } => match watch.choice.may_have(above.as_deref(), below)
             {
@@ -438,4 +461,20 @@ impl Hub {
 fn never() -> Result<Trigger, Refusal> {
     control_file::parse(ControlFile::Usage, b"-1", page_size())
         .map_err(|error| Refusal::new(Errno::from_raw(error.errno()), error.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::{Arrival, BEING_MADE, GIVEN_UP, GroupId, Unmet};
+
+    #[test]
+    fn a_group_that_stays_without_a_name_is_let_go_of() {
+        let group = GroupId { slot: 1, generation: 1 };
+        let since = Instant::now();
+        let unmet = Unmet { arrival: Arrival { group, cgroup_id: 7, above: 1 }, since };
+        assert!(!unmet.is_given_up(since) && !unmet.is_given_up(since + BEING_MADE), "it may be leaving");
+        assert!(unmet.is_given_up(since + GIVEN_UP), "or else nobody's new groups are kept");
+    }
 }

@@ -45,8 +45,13 @@ const SELDOM: Duration = Duration::from_secs(10);
 /// The reason why new groups were not kept until they were met.
 const TOO_MANY: &str = "groups came faster than they could be met; those that stay are found within seconds";
 
+/// The reason why new groups were let go of before they could be named.
+const NAMELESS: &str =
+    "groups had no name that could be read for 10 seconds; those that stay are found within seconds";
+
 /// The reason why groups that may match are not watched: `PATH_MAX`.
-const TOO_DEEP: &str = "groups are nested so deep that their paths cannot be read (4096 bytes at most)";
+pub(super) const TOO_DEEP: &str =
+    "groups are nested so deep that their paths cannot be read (4096 bytes at most)";
 
 /// The groups of a watch that a look through all directories finds.
 #[derive(Default)]
@@ -68,7 +73,7 @@ impl Matching {
                 let path = root.join(path.strip_prefix("/").unwrap_or(path));
                 found.groups.push((id, shown_path(&path, id)));
             }
-            Reached::Below(above) if choice.may_have_below(above) => found.too_deep.push(id),
+            Reached::Below(above) if choice.may_have_below(Some(above)) => found.too_deep.push(id),
             Reached::At(_) | Reached::Below(_) => {}
         });
         found
@@ -78,9 +83,9 @@ impl Matching {
 /// When to look through all directories again.
 pub(super) struct Rescan {
     /// The counts of groups that were not met, by reason, when it was last done.
-    pub(super) seen: [u64; 3],
+    pub(super) seen: [u64; 4],
     /// These counts when they were last told.
-    pub(super) told: [u64; 3],
+    pub(super) told: [u64; 4],
 }
 
 impl Hub {
@@ -141,6 +146,7 @@ impl Hub {
             "groups were made while the kernel called no program; those that stay are found within seconds",
             "new groups found no place in the agent's table; start it with a larger --max-groups",
             TOO_MANY,
+            NAMELESS,
         ];
         for (why, (now, before)) in reasons.into_iter().zip(counts.into_iter().zip(rescan.told)) {
             let count = now.saturating_sub(before);
@@ -168,12 +174,12 @@ impl Hub {
         });
     }
 
-    /// Groups that no program was called for when they were made, that found no place, and that were
-    /// too many to be kept.
-    pub(super) fn counts(&self) -> [u64; 3] {
+    /// Groups that no program was called for when they were made, that found no place, that were too many
+    /// to be kept, and that had no name for too long.
+    pub(super) fn counts(&self) -> [u64; 4] {
         let watcher = self.watcher.lock();
         let (unseen, refused) =
             (watcher.source().unseen_groups(), watcher.source().tally(LossKind::SlotsExhausted));
-        [unseen, refused, watcher.arrivals_not_kept()]
+        [unseen, refused, watcher.arrivals_not_kept(), self.nameless.get()]
     }
 }
