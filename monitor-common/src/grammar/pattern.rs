@@ -10,9 +10,14 @@
 
 use core::{error, fmt};
 
+/// Longest pattern in bytes, as the kernel has it for paths (`PATH_MAX`): matching takes time by its length.
+pub const LONGEST: usize = 4096;
+
 /// Why a text is no pattern. Offsets count bytes from its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PatternError {
+    /// It is longer than [`LONGEST`].
+    TooLong,
     /// A pattern of paths begins with a slash.
     NoSlash,
     /// More than two `*` stand together.
@@ -40,6 +45,10 @@ pub enum PatternError {
 impl fmt::Display for PatternError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
+            Self::TooLong => write!(
+                f,
+                "a pattern has {LONGEST} bytes at most; write * for letters, ** for any number of names"
+            ),
             Self::NoSlash => {
                 f.write_str("a pattern of paths begins with / (the hierarchy's root): /system.slice/*")
             }
@@ -80,6 +89,9 @@ pub fn check_unit(text: &str) -> Result<(), PatternError> {
 }
 
 fn check(text: &str, may_separate: bool) -> Result<(), PatternError> {
+    if text.len() > LONGEST {
+        return Err(PatternError::TooLong);
+    }
     let bytes = text.as_bytes();
     let mut at = 0;
     while let Some(byte) = bytes.get(at) {
@@ -118,7 +130,7 @@ fn check(text: &str, may_separate: bool) -> Result<(), PatternError> {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use super::{PatternError, check_path, check_unit};
+    use super::{LONGEST, PatternError, check_path, check_unit};
 
     #[test]
     fn a_pattern_of_paths_begins_with_a_slash_and_is_well_formed() {
@@ -149,6 +161,14 @@ mod tests {
         ] {
             assert_eq!(check_path(text), Err(error), "{text}");
         }
+    }
+
+    #[test]
+    fn a_pattern_has_an_end() {
+        let letters = [b'/'; LONGEST + 1];
+        let text = core::str::from_utf8(&letters).expect("letters");
+        assert_eq!(check_path(&text[1..]), Ok(()));
+        assert_eq!([check_path(text), check_unit(text)], [Err(PatternError::TooLong); 2]);
     }
 
     #[test]

@@ -26,6 +26,15 @@ use crate::{
     error::{Error, Result},
 };
 
+/// A directory by its path, as far as that goes: users may nest groups to any depth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reached<'a> {
+    /// The directory at this path.
+    At(&'a Path),
+    /// A directory somewhere below this path, whose own is too long.
+    Below(&'a Path),
+}
+
 /// Opens the directories of a hierarchy by their ids.
 #[derive(Debug)]
 pub struct Directories {
@@ -203,6 +212,14 @@ impl Directories {
         Some(if path.as_os_str().is_empty() { self.point.clone() } else { self.point.join(path) })
     }
 
+    /// Whether the directory with this id is there, and nested so deep that the kernel shows no path of it
+    /// (`d_path` with `PATH_MAX` bytes).
+    #[must_use]
+    pub fn is_too_deep(&self, id: u64) -> bool {
+        let path = self.open(id).map(|directory| link(&directory.fd));
+        matches!(path, Ok(Err(error)) if error.raw_os_error() == Some(libc::ENAMETOOLONG))
+    }
+
     /// The path of a group below the hierarchy's mount point, whether it is there or not.
     #[must_use]
     pub fn named(&self, below: &str) -> PathBuf {
@@ -212,10 +229,14 @@ impl Directories {
     /// Returns its path in the agent's own mount, counted from that one's root: so it does not matter
     /// whether that was unmounted, or another mounted over it.
     fn below_root(&self, fd: &OwnedFd) -> Option<PathBuf> {
-        let link = |fd: &OwnedFd| fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()));
         let root = link(&self.root).ok()?;
         link(fd).ok()?.strip_prefix(root).map(Path::to_owned).ok()
     }
+}
+
+/// The path of an open directory or file, as the kernel shows it now.
+fn link(fd: &OwnedFd) -> io::Result<PathBuf> {
+    fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
 
 /// The hierarchy of the fuzz targets is a directory of files, whose file system has

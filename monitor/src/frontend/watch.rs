@@ -12,6 +12,7 @@ mod hub;
 mod late;
 mod member;
 mod noted;
+mod refusals;
 mod request;
 mod stream;
 

@@ -2,36 +2,96 @@
 
 use std::{collections::HashSet, str::FromStr};
 
-use glob::MatchOptions;
 use monitor_common::grammar::pattern;
 
 /// Longest path that is shown, in bytes. The kernel takes names of 255, at any depth.
 const LONGEST: usize = 1024;
 
 /// A shell pattern on a group's path below the root: `*` and `?` stay within one name,
-/// `**` is any number of names.
+/// `**` is any number of names. It is matched name by name: users choose the names, and `glob` tries
+/// each `*` of a whole path anew for every `*` after it, up to the next slash.
 #[derive(Clone, Debug)]
-pub struct Pattern(glob::Pattern);
+pub struct Pattern(Vec<NamePattern>);
+
+/// A part of a pattern, between two slashes.
+#[derive(Clone, Debug)]
+enum NamePattern {
+    /// Any number of names, or none: `**`. It is never the last part.
+    Names,
+    /// A pattern of one name.
+    Name(glob::Pattern),
+}
 
 impl FromStr for Pattern {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         pattern::check_path(text).map_err(|error| error.to_string())?;
-        glob::Pattern::new(text).map(Self).map_err(|error| error.to_string())
+        let part = |text: &str| match text {
+            "**" => Ok(NamePattern::Names),
+            text => glob::Pattern::new(text).map(NamePattern::Name).map_err(|error| error.to_string()),
+        };
+        // A slash after `**` belongs to it.
+        let text = text.strip_suffix('/').filter(|text| text.ends_with("/**")).unwrap_or(text);
+        let mut parts = text.split('/').map(part).collect::<Result<Vec<_>, _>>()?;
+        if matches!(parts.last(), Some(NamePattern::Names)) {
+            // At the end it is one name or more.
+            parts.push(part("*")?);
+        }
+        Ok(Self(parts))
     }
 }
 
 impl Pattern {
-    /// Whether the path below the root, which begins with `/`, matches.
+    /// Whether the path below the root, which begins with `/`, matches. The time is that of matching each
+    /// name with each part at most: within a name, without slashes, `glob` moves no `*` but the latest.
     #[must_use]
     pub fn matches(&self, path: &str) -> bool {
-        const OPTIONS: MatchOptions = MatchOptions {
-            case_sensitive: true,
-            require_literal_separator: true,
-            require_literal_leading_dot: false,
-        };
-        self.0.matches_with(path, OPTIONS)
+        let (mut at, mut names) = (0, path.split('/'));
+        // The part after the latest `**`, and the names that this has not taken. An earlier one never has
+        // to take more: the latest can have the same names.
+        let mut latest = None;
+        loop {
+            let mut rest = names.clone();
+            let Some(name) = rest.next() else { return at == self.0.len() };
+            match self.0.get(at) {
+                Some(NamePattern::Names) => {
+                    at += 1;
+                    latest = Some((at, names.clone()));
+                }
+                Some(NamePattern::Name(pattern)) if pattern.matches(name) => {
+                    at += 1;
+                    names = rest;
+                }
+                Some(NamePattern::Name(_)) | None => {
+                    let Some((after, left)) = &mut latest else { return false };
+                    left.next();
+                    (at, names) = (*after, left.clone());
+                }
+            }
+        }
+    }
+
+    /// Whether the paths that match may have any number of names.
+    #[must_use]
+    pub fn is_of_any_depth(&self) -> bool {
+        self.0.iter().any(|part| matches!(part, NamePattern::Names))
+    }
+
+    /// Whether a path somewhere below this one, which begins with `/` and is not the root's, may match.
+    #[must_use]
+    pub fn may_match_below(&self, path: &str) -> bool {
+        let mut names = path.split('/');
+        for part in &self.0 {
+            let NamePattern::Name(pattern) = part else { return true };
+            match names.next() {
+                None => return true,
+                Some(name) if !pattern.matches(name) => return false,
+                Some(_) => {}
+            }
+        }
+        // All of it is used up here.
+        false
     }
 }
 
@@ -121,6 +181,9 @@ impl Selection {
 
 #[cfg(test)]
 mod tests {
+    use glob::MatchOptions;
+    use proptest::prelude::*;
+
     use super::{Candidate, LONGEST, LeftOut, Pattern, Selection};
 
     fn selection(allow: &[&str], deny: &[&str], top: usize) -> Selection {
@@ -154,6 +217,57 @@ mod tests {
         assert_eq!(choose(&selection(&["/a"], &[], 10), &paths).1.pattern, 5);
         for bad in ["a", "", "/[", "/a**"] {
             assert!(bad.parse::<Pattern>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_was_made_to_be_slow_is_matched_at_once() {
+        let matches = |pattern: &str, path: &str| {
+            let pattern = pattern.parse::<Pattern>().expect("a pattern");
+            pattern.matches(path)
+        };
+        let dashes = "-".repeat(255);
+        // Tried in all ways, these are some 10^10 steps and more.
+        assert!(!matches("/x/*-*-*-*-*y", &format!("/x/{dashes}/z")));
+        assert!(matches("/x/*-*-*-*-*", &format!("/x/{dashes}")));
+        assert!(!matches("/**/*-*-*-*-*-*-*-*y", &format!("/{dashes}").repeat(15)));
+        let names = "/a".repeat(500);
+        assert!(!matches("/**/a/**/a/**/a/**/a/**/a/**/b", &names));
+        assert!(matches("/**/a/**/a/**/a/**/a/**/a/**/b", &format!("{names}/b")));
+    }
+
+    #[test]
+    fn what_is_below_a_path_is_known_by_the_first_names() {
+        let may = |pattern: &str, path: &str| {
+            let pattern = pattern.parse::<Pattern>().expect("a pattern");
+            pattern.may_match_below(path)
+        };
+        for (pattern, path) in [("/a/*/c", "/a/b"), ("/a/**", "/a"), ("/a/**/z", "/a/b/c"), ("/**/z", "/a")] {
+            assert!(may(pattern, path), "{pattern} {path}");
+        }
+        for (pattern, path) in [("/a/*", "/a/b"), ("/a", "/a"), ("/b/**", "/a"), ("/a/b*/**", "/a/c/d")] {
+            assert!(!may(pattern, path), "{pattern} {path}");
+        }
+    }
+
+    proptest! {
+        /// Whatever is written, it means what `glob` takes it for as a whole.
+        #[test]
+        fn a_pattern_is_the_same_name_by_name(
+            parts in prop::collection::vec(r"\*\*|[ab*?]{0,3}|a?\[!a\]\*?", 1..5),
+            names in prop::collection::vec("[ab]{1,3}", 0..5),
+        ) {
+            const OPTIONS: MatchOptions = MatchOptions {
+                case_sensitive: true,
+                require_literal_separator: true,
+                require_literal_leading_dot: false,
+            };
+            let (text, path) = (format!("/{}", parts.join("/")), format!("/{}", names.join("/")));
+            if let Ok(pattern) = text.parse::<Pattern>() {
+                let whole = glob::Pattern::new(&text).expect("a pattern");
+                let expected = whole.matches_with(&path, OPTIONS);
+                prop_assert_eq!(pattern.matches(&path), expected, "{} {}", text, path);
+            }
         }
     }
 

@@ -42,8 +42,8 @@ pub(super) struct Choice {
 #[derive(Debug)]
 struct PathPattern {
     whole: Pattern,
-    /// A pattern of the path above, for one to match; `None`: any.
-    above: Option<Pattern>,
+    /// Patterns of the path above: a group there has to match one of them.
+    above: Vec<Pattern>,
     /// Whether any name may be the last.
     takes_any_name: bool,
     is_root: bool,
@@ -53,9 +53,14 @@ impl PathPattern {
     fn of(text: &str) -> Result<Self, String> {
         let whole = text.parse()?;
         let (above, last) = text.rsplit_once('/').unwrap_or(("", text));
-        let above = if above.is_empty() { "/" } else { above };
-        // Several names may stand for `**`.
-        let above = if last == "**" { None } else { Some(above.parse()?) };
+        // No name at all may stand for `**`, which at a pattern's end stands for one at least.
+        let mut texts = vec![above, above.trim_end_matches("/**")];
+        texts.dedup();
+        let above = texts.into_iter().map(|text| match text {
+            "" => "/".parse::<Pattern>(),
+            text => text.parse(),
+        });
+        let above = above.collect::<Result<_, _>>()?;
         Ok(Self { whole, above, takes_any_name: matches!(last, "*" | "**"), is_root: text == "/" })
     }
 
@@ -104,10 +109,21 @@ impl Choice {
         if self.paths.iter().any(|pattern| pattern.takes_any_name && pattern.matches(&shown)) {
             return Membership::Yes;
         }
-        let fits = |pattern: &PathPattern| pattern.above.as_ref().is_some_and(|one| one.matches(&above));
+        let fits = |pattern: &PathPattern| pattern.above.iter().any(|one| one.matches(&above));
         let may =
             self.paths.iter().any(|pattern| !pattern.takes_any_name && !pattern.is_root && fits(pattern));
         if may || !self.units.is_empty() { Membership::Perhaps } else { Membership::No }
+    }
+
+    /// Whether a group whose path is too long may be among them: it is somewhere below the one at `above`, if
+    /// that is known.
+    pub(super) fn may_have_below(&self, above: Option<&Path>) -> bool {
+        let above = above.map(Path::to_string_lossy);
+        let may = |pattern: &PathPattern| match &above {
+            Some(above) => pattern.whole.may_match_below(above),
+            None => pattern.whole.is_of_any_depth(),
+        };
+        !self.units.is_empty() || self.paths.iter().any(may)
     }
 }
 
@@ -173,6 +189,28 @@ mod tests {
         assert_eq!(of("/a/app-*"), Membership::Perhaps);
         assert_eq!([of("/b/*"), of("/b/app-*"), of("/")], [Membership::No; 3]);
         assert_eq!(choice(&["/b/*"], &[]).may_have(None, Path::new("#7")), Membership::Perhaps);
+    }
+
+    #[test]
+    fn two_stars_may_be_no_name_above_one_that_is_not_known() {
+        let of = |pattern: &str, above: &str| {
+            let shown = Path::new(above).join("#7");
+            choice(&[pattern], &[]).may_have(Some(Path::new(above)), &shown)
+        };
+        assert_eq!(of("/a/**/b", "/a"), Membership::Perhaps, "it may have been /a/b");
+        assert_eq!(of("/a/**/**/b", "/a"), Membership::Perhaps);
+        assert_eq!(of("/a/**/b", "/a/c"), Membership::Perhaps);
+        assert_eq!(of("/**/b", "/"), Membership::Perhaps);
+        assert_eq!([of("/a/**/b", "/"), of("/a/**/b/c", "/a"), of("/a/**/b", "/ab")], [Membership::No; 3]);
+    }
+
+    #[test]
+    fn a_group_with_too_long_a_path_is_known_by_one_above() {
+        let above = Path::new("/a/b");
+        let may = |patterns: &[&str], units: &[&str]| choice(patterns, units).may_have_below(Some(above));
+        assert!(may(&["/b", "/a/**"], &[]) && may(&["/a/*/c"], &[]) && may(&["/b"], &["c.service"]));
+        assert!(!may(&["/a/*", "/b/**"], &[]));
+        assert!(choice(&["/b/**"], &[]).may_have_below(None) && !choice(&["/b/*"], &[]).may_have_below(None));
     }
 
     proptest! {

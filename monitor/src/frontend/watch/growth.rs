@@ -2,10 +2,26 @@
 
 use std::time::{Duration, Instant};
 
-use crate::{kernel::page_size, source::GroupId};
+use monitor_common::grammar::control_file::ControlFile;
+use monitor_sys::table::SharedSlot;
+
+use crate::{kernel::page_size, source::GroupId, watcher::Cause};
 
 /// Shortest time over which growth is worked out.
 const SHORTEST: Duration = Duration::from_millis(100);
+
+/// Whether growth is told of what happened for this cause. Of other quantities than usage there are no
+/// older readings.
+pub(super) fn is_told_with(cause: &Cause) -> bool {
+    !matches!(cause, Cause::Crossed { on, .. } if *on != ControlFile::Usage)
+}
+
+/// Usage of a group in its slot, as long as it is kept there.
+pub(super) fn kept_usage(slot: &SharedSlot, group: GroupId) -> Option<u64> {
+    let usage = slot.kept_usage()?;
+    // Read after usage, which may be another group's by then.
+    (slot.state().generation() == group.generation).then_some(usage)
+}
 
 /// Usage at a time, in pages.
 #[derive(Clone, Copy, Debug)]
@@ -70,9 +86,38 @@ impl Growth {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::{GroupId, Growth, page_size};
+    use monitor_common::{
+        grammar::control_file::ControlFile,
+        protocol::{crossing::Direction, slot::Slot, usage::UNKNOWN, word::Word as _},
+    };
+    use monitor_sys::table::SharedSlot;
+
+    use super::{Cause, GroupId, Growth, is_told_with, kept_usage, page_size};
 
     const GROUP: GroupId = GroupId { slot: 3, generation: 1 };
+
+    #[test]
+    fn growth_is_told_of_usage_and_of_no_other_quantity() {
+        let crossed = |on| Cause::Crossed { on, threshold: 1, direction: Direction::Up, usage: 2 };
+        assert!(is_told_with(&crossed(ControlFile::Usage)) && is_told_with(&Cause::Oom { limit: 1 }));
+        for on in [ControlFile::Memsw, ControlFile::Anon, ControlFile::WorkingSet] {
+            assert!(!is_told_with(&crossed(on)), "{on:?}");
+        }
+    }
+
+    #[test]
+    fn usage_that_is_kept_no_longer_is_not_read() {
+        let slot: SharedSlot = Slot::new(Into::into);
+        let group = GroupId { slot: 0, generation: slot.state().generation() };
+        slot.usage.set(7);
+        assert_eq!(kept_usage(&slot, group), None, "it is what was kept for the last registration");
+        slot.band.set(1);
+        assert_eq!(kept_usage(&slot, group), Some(7));
+        let other = GroupId { generation: group.generation + 1, ..group };
+        assert_eq!(kept_usage(&slot, other), None);
+        slot.usage.set(UNKNOWN);
+        assert_eq!(kept_usage(&slot, group), None);
+    }
 
     #[test]
     fn growth_is_since_the_reading_before_the_last() {

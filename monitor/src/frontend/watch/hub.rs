@@ -18,13 +18,11 @@ use std::{
 };
 
 use monitor_client::wire::NoteRow;
-use monitor_common::{
-    grammar::{
-        control_file::{self, ControlFile, Trigger},
-        spec::Spec,
-    },
-    protocol::{usage::UNKNOWN, word::Word as _},
+use monitor_common::grammar::{
+    control_file::{self, ControlFile, Trigger},
+    spec::Spec,
 };
+use monitor_sys::table::SharedSlot;
 use nix::errno::Errno;
 use tokio::{
     sync::Notify,
@@ -34,20 +32,21 @@ use tokio::{
 
 use self::{
     past::{KeptIfNew, KeptSlot, Past, Untold},
-    rescan::Rescan,
+    rescan::{Rescan, TOO_DEEP},
 };
 use crate::{
     cgroup::handle::Directories,
     frontend::{
         cache::ResolvedControlFile,
         control_file::FrontendContext,
+        listing,
         refusal::Refusal,
         register::on_group,
         watch::{
             choice::Membership,
-            growth::Growth,
+            growth::{self, Growth},
             late::Since,
-            member::Member,
+            member::{Member, shown_path},
             request::{SharedPrograms, Watch},
         },
     },
@@ -62,14 +61,13 @@ const TICK: Duration = Duration::from_secs(1);
 /// New groups that are named at once.
 const NAMED_AT_ONCE: usize = 64;
 
-/// The reason why groups without a name are not watched.
-const NAMELESS: &str = "groups have no name that could be read so far; they are tried again";
-
 /// Time between two attempts to name a group that is being made: the kernel shows its directory only
 /// after the programs were called (`kernfs_activate` in `cgroup_mkdir`).
 const NAME_AGAIN: Duration = Duration::from_millis(2);
 /// Time for which that goes on; then a group is tried once a second.
 const BEING_MADE: Duration = Duration::from_secs(1);
+/// Time after which a group without a name is let go of. On a busy host one takes seconds to go.
+const GIVEN_UP: Duration = Duration::from_secs(10);
 
 /// All watches, and the task that serves them while there are any.
 pub(in crate::frontend) struct Hub {
@@ -79,6 +77,8 @@ pub(in crate::frontend) struct Hub {
     growth: RefCell<Growth>,
     /// New groups that are there and have no name yet; their slots are kept.
     unnamed: RefCell<Vec<Unmet>>,
+    /// The number of those that were let go of without one.
+    nameless: Cell<u64>,
     /// Groups whose past is not known yet, or not told.
     untold: RefCell<Vec<Past>>,
     is_running: Cell<bool>,
@@ -90,8 +90,13 @@ pub(in crate::frontend) struct Hub {
 struct Unmet {
     arrival: Arrival,
     since: Instant,
-    /// Whether it was counted as one without a name.
-    is_counted: bool,
+}
+
+impl Unmet {
+    /// Whether others need its place by now: only so many new groups are kept, of all users together.
+    fn is_given_up(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) >= GIVEN_UP
+    }
 }
 
 impl fmt::Debug for Hub {
@@ -134,31 +139,41 @@ enum ArrivalName {
         below: PathBuf,
         shown: Arc<Path>,
     },
+    /// It is there, and will have no path that can be read; that of the one it is in may be known.
+    TooDeep {
+        above: Option<PathBuf>,
+    },
     /// It is beside a root that is a group: none of the agent's.
     Outside,
 }
 
 impl ArrivalName {
     fn of(directories: &Directories, arrival: &Arrival) -> Self {
+        let id = arrival.cgroup_id;
         let root = directories.path_of(directories.root_id()).unwrap_or_default();
         let below = |path: &Path| Path::new("/").join(path.strip_prefix(&root).unwrap_or(path));
-        if let Some(path) = directories.path_of(arrival.cgroup_id) {
-            return Self::Known { below: below(&path), shown: Arc::from(path) };
-        }
-        if directories.is_outside(arrival.cgroup_id) || directories.is_outside(arrival.above) {
-            return Self::Outside;
+        if let Some(path) = directories.path_of(id) {
+            return Self::Known { below: below(&path), shown: shown_path(&path, id) };
         }
         let above = directories.path_of(arrival.above);
-        let name = format!("#{}", arrival.cgroup_id);
-        let shown = above.as_ref().map_or_else(|| name.clone().into(), |above| above.join(&name));
-        Self::Gone { above: above.as_deref().map(below), below: below(&shown), shown: Arc::from(shown) }
+        // Before the next, for which a path that cannot be read is not below the root.
+        if directories.is_too_deep(id) {
+            return Self::TooDeep { above: above.as_deref().map(below) };
+        }
+        if directories.is_outside(id) || directories.is_outside(arrival.above) {
+            return Self::Outside;
+        }
+        let name = format!("#{id}");
+        let path = above.as_ref().map_or_else(|| name.clone().into(), |above| above.join(&name));
+        Self::Gone { above: above.as_deref().map(below), below: below(&path), shown: shown_path(&path, id) }
     }
 }
 
 impl Hub {
     pub(in crate::frontend) fn new(watcher: SharedPrograms, context: Rc<FrontendContext>) -> Self {
-        let (watches, growth, unnamed, untold, is_running, is_scanning) = Default::default();
-        Self { watcher, context, watches, growth, unnamed, untold, is_running, is_scanning }
+        let (watches, growth, unnamed, nameless, untold) = Default::default();
+        let (is_running, is_scanning) = Default::default();
+        Self { watcher, context, watches, growth, unnamed, nameless, untold, is_running, is_scanning }
     }
 
     /// Begins to serve a watch.
@@ -204,6 +219,7 @@ impl Hub {
                     () = sleep(self.past_again()), if is_one_untold => {}
                     _ = tick.tick() => {
                         self.read_usage();
+                        self.forget_refused();
                         self.look_again(&mut rescan);
                         self.note_unreachable();
                     }
@@ -239,7 +255,7 @@ impl Hub {
             if some.is_empty() {
                 return;
             }
-            let unmet = |arrival| Unmet { arrival, since: now, is_counted: false };
+            let unmet = |arrival| Unmet { arrival, since: now };
             self.meet_some(&some.into_iter().map(unmet).collect::<Vec<_>>()).await;
         }
     }
@@ -258,7 +274,7 @@ impl Hub {
             if let Some(name) = names.next() {
                 let watches = self.watches.borrow().clone();
                 if matches!(name, ArrivalName::Gone { .. }) && self.watcher.lock().is_there(group) {
-                    self.wait_for_name(*unmet, &watches);
+                    self.wait_for_name(*unmet);
                     continue;
                 }
                 let kept = Rc::new(KeptSlot { watcher: self.watcher.clone(), group });
@@ -273,12 +289,14 @@ impl Hub {
     }
 
     /// Keeps a group that is being made, or is about to go: its directory is not shown yet, or no more.
-    fn wait_for_name(&self, mut unmet: Unmet, watches: &[Rc<Watch>]) {
-        if !unmet.is_counted && unmet.since.elapsed() >= BEING_MADE {
-            unmet.is_counted = true;
-            watches.iter().for_each(|watch| watch.queue.miss(NAMELESS.into(), 1));
+    fn wait_for_name(&self, unmet: Unmet) {
+        if unmet.is_given_up(Instant::now()) {
+            // Told with the next look for what was missed, which finds it if it stays.
+            self.nameless.set(self.nameless.get() + 1);
+            self.watcher.lock().let_arrival_go(unmet.arrival.group);
+        } else {
+            self.unnamed.borrow_mut().push(unmet);
         }
-        self.unnamed.borrow_mut().push(unmet);
     }
 
     async fn meet(&self, watch: &Rc<Watch>, id: u64, kept: &Rc<KeptSlot>, name: &ArrivalName) {
@@ -286,6 +304,12 @@ impl Hub {
         let (is_there, shown) = match name {
             ArrivalName::Known { below, .. } if !watch.choice.has(below) => return,
             ArrivalName::Known { shown, .. } => (true, shown),
+            ArrivalName::TooDeep { above } => {
+                if watch.choice.may_have_below(above.as_deref()) {
+                    watch.miss_group(id, Some(group), Since::Made, TOO_DEEP);
+                }
+                return;
+            }
             ArrivalName::Outside => return,
             ArrivalName::Gone { above, below, shown } => match watch.choice.may_have(above.as_deref(), below)
             {
@@ -315,6 +339,8 @@ impl Hub {
         if !watch.members.enter(member.id, member.group) {
             return;
         }
+        let refused = watch.refusals.borrow().since(member.id, member.group);
+        let since = refused.unwrap_or(since);
         let mut registered = Vec::new();
         for at in 0..if is_there { watch.specs.len() } else { 0 } {
             if self.is_over(watch) {
@@ -324,6 +350,8 @@ impl Hub {
                 Ok(early) => registered.push((at, early)),
                 // It is going.
                 Err(refusal) if refusal.errno == Errno::EINVAL => break,
+                // It was counted at the first attempt.
+                Err(_) if refused.is_some() => {}
                 Err(refusal) => watch.queue.miss(refusal.to_string(), 1),
             }
         }
@@ -331,12 +359,29 @@ impl Hub {
             // Its end came while it was registered.
             return self.watcher.lock().end_file(watch.eventfd.file);
         }
-        if registered.is_empty() {
+        let is_registered = !registered.is_empty();
+        if !is_registered {
             watch.members.leave(member.id, member.group);
         }
-        if since != Since::Now {
+        let is_told =
+            !is_there || watch.refusals.borrow_mut().tried(member.id, member.group, since, is_registered);
+        if is_told && since != Since::Now {
             let what = Untold::Member { member: member.clone(), is_there, since, registered };
             self.tell(Past { watch: Rc::clone(watch), what, kept, first: Instant::now() });
+        }
+    }
+
+    /// Forgets the groups that were refused and are gone. Of those without a place in the table a look
+    /// through all directories tells it.
+    fn forget_refused(&self) {
+        let slots = self.context.slots();
+        let is_online = |group: GroupId| {
+            let state = slots.slot(group.slot).map(SharedSlot::state);
+            state.is_some_and(|state| state.is_live() && state.generation() == group.generation)
+        };
+        let is_there = |group: GroupId| group == slots.root() || is_online(group);
+        for watch in self.watches.borrow().iter() {
+            watch.refusals.borrow_mut().keep(|_, group| group.is_none_or(is_there));
         }
     }
 
@@ -374,17 +419,12 @@ impl Hub {
             // Copied, since the thread that signals waits for this lock.
             let groups: Vec<GroupId> = watch.members.all().values().copied().collect();
             for group in groups {
-                if let Some(usage) = self.kept_usage(group) {
+                let slot = self.context.identity().slot(group.slot);
+                if let Some(usage) = slot.and_then(|slot| growth::kept_usage(slot, group)) {
                     growth.add(group, usage);
                 }
             }
         }
-    }
-
-    fn kept_usage(&self, group: GroupId) -> Option<u64> {
-        let slot = self.context.identity().slot(group.slot)?;
-        let usage = slot.usage.get();
-        (slot.state().generation() == group.generation && usage != UNKNOWN).then_some(usage)
     }
 
     /// A quantity of a group as it was at the last look.
@@ -413,8 +453,7 @@ impl Hub {
 
     /// The directory of the group with this id, or `#` and the id.
     pub(super) fn name_of(&self, id: u64) -> String {
-        let path = self.context.directories.path_of(id);
-        path.map_or_else(|| format!("#{id}"), |path| path.to_string_lossy().into_owned())
+        listing::shown(self.context.directories.path_of(id).as_deref(), id)
     }
 }
 
@@ -422,4 +461,20 @@ impl Hub {
 fn never() -> Result<Trigger, Refusal> {
     control_file::parse(ControlFile::Usage, b"-1", page_size())
         .map_err(|error| Refusal::new(Errno::from_raw(error.errno()), error.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::{Arrival, BEING_MADE, GIVEN_UP, GroupId, Unmet};
+
+    #[test]
+    fn a_group_that_stays_without_a_name_is_let_go_of() {
+        let group = GroupId { slot: 1, generation: 1 };
+        let since = Instant::now();
+        let unmet = Unmet { arrival: Arrival { group, cgroup_id: 7, above: 1 }, since };
+        assert!(!unmet.is_given_up(since) && !unmet.is_given_up(since + BEING_MADE), "it may be leaving");
+        assert!(unmet.is_given_up(since + GIVEN_UP), "or else nobody's new groups are kept");
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -13,7 +13,7 @@ use monitor_client::wire::NoteRow;
 use tokio::sync::mpsc::{self, error::TrySendError};
 
 use crate::{
-    frontend::event_row,
+    frontend::{event_row, listing},
     source::GroupId,
     watcher::{Cause, Event, EventSink},
 };
@@ -55,8 +55,14 @@ pub(super) struct Member {
     pub(super) group: GroupId,
     /// `st_ino` of the directory.
     pub(super) id: u64,
-    /// Path of the directory, to be shown.
+    /// Path of the directory, as [`shown_path`] has it.
     pub(super) path: Arc<Path>,
+}
+
+/// The path of a group, to be shown: one that is too long for a list is `#` and the id here, too. Each
+/// registration keeps it, and users choose the names.
+pub(super) fn shown_path(path: &Path, id: u64) -> Arc<Path> {
+    Arc::from(PathBuf::from(listing::shown(Some(path), id)))
 }
 
 /// Something that is to be told.
@@ -187,7 +193,7 @@ impl WatchQueue {
 mod tests {
     use std::{path::Path, sync::Arc};
 
-    use super::{BACKLOG, Member, Members, WatchItem, queue};
+    use super::{BACKLOG, Member, Members, WatchItem, queue, shown_path};
     use crate::{
         source::GroupId,
         watcher::{Cause, Event},
@@ -222,6 +228,13 @@ mod tests {
         assert!(matches!(told.items.try_recv(), Ok(WatchItem::Missed(3, why)) if why == "full"));
         drop(told);
         assert!(!sink.deliver(&event(1, Cause::Empty)), "nobody reads");
+    }
+
+    #[test]
+    fn a_long_path_is_kept_by_the_groups_id() {
+        let nested = "/sys/fs/cgroup".to_owned() + &format!("/{}", "x".repeat(255)).repeat(8);
+        assert_eq!(*shown_path(Path::new(&nested), 7), *Path::new("#7"));
+        assert_eq!(*shown_path(Path::new("/sys/fs/cgroup/a"), 7), *Path::new("/sys/fs/cgroup/a"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     rc::Rc,
+    sync::Arc,
 };
 
 use monitor_client::wire::WatchRequest;
@@ -27,13 +28,15 @@ use crate::{
         seqpacket::Packet,
         watch::{
             choice::Choice,
+            late::Since,
             member::{self, Members, Told, WatchQueue},
             noted::Noted,
+            refusals::Refusals,
         },
     },
     kernel::page_size,
     registry::Account,
-    source::{Precision, Source as _},
+    source::{GroupId, Precision, Source as _},
     watcher::{self, ReceivedEventFd},
 };
 
@@ -42,7 +45,7 @@ pub(super) type SharedPrograms = watcher::SharedWatcher<Box<dyn Backend>>;
 /// One watch of an operator's.
 #[derive(Debug)]
 pub(in crate::frontend) struct Watch {
-    pub(super) choice: Choice,
+    pub(super) choice: Arc<Choice>,
     /// The specifications, as they were given and what they mean.
     pub(super) specs: Vec<(Rc<str>, Spec)>,
     pub(super) again: bool,
@@ -51,6 +54,7 @@ pub(in crate::frontend) struct Watch {
     pub(super) members: Members,
     pub(super) queue: WatchQueue,
     pub(super) noted: RefCell<Noted>,
+    pub(super) refusals: RefCell<Refusals>,
     /// Whether the groups that there were have been found, and the client knows.
     pub(super) is_begun: Cell<bool>,
 }
@@ -76,7 +80,7 @@ impl Watch {
         if let Some(error) = counts.into_iter().flatten().next() {
             return Err(wrong(&error));
         }
-        let choice = Choice::of(request, &root)?;
+        let choice = Arc::new(Choice::of(request, &root)?);
         let specs = request.specs.iter().map(|text| Ok((Rc::from(text.as_str()), spec(text, watcher)?)));
         let specs = specs.collect::<Result<Vec<_>, Refusal>>()?;
         let count = descriptors.len();
@@ -88,8 +92,15 @@ impl Watch {
             if is_privileged { Account::Privileged } else { context.accounting.of_packet(&sender, account) };
         let (queue, told) = member::queue();
         let (again, members) = (request.again, Members::default());
-        let (noted, is_begun) = Default::default();
-        Ok((Self { choice, specs, again, account, eventfd, members, queue, noted, is_begun }, told))
+        let (noted, refusals, is_begun) = Default::default();
+        Ok((Self { choice, specs, again, account, eventfd, members, queue, noted, refusals, is_begun }, told))
+    }
+
+    /// Counts a group that is not watched, unless it was counted before.
+    pub(super) fn miss_group(&self, id: u64, group: Option<GroupId>, since: Since, why: &str) {
+        if self.refusals.borrow_mut().add(id, group, since) {
+            self.queue.miss(why.to_owned(), 1);
+        }
     }
 
     /// Whether growth of usage is told with what this watch tells.
