@@ -8,7 +8,7 @@ use std::{
     fmt, fs, io,
     net::{IpAddr, SocketAddr},
     os::{
-        fd::AsRawFd as _,
+        fd::{AsRawFd as _, OwnedFd},
         unix::{fs::PermissionsExt as _, net::UnixStream as BlockingStream},
     },
     path::{Path, PathBuf},
@@ -231,17 +231,22 @@ async fn admit(
 ) -> io::Result<()> {
     let account = Account::User(stream.peer_cred()?.uid());
     if !deferred_close.has_room(account) {
-        let refused = stream.into_std()?.into();
-        if brings_descriptors(&refused) {
-            // Closing it may wait, too, and there would be no end to those that wait.
-            deferred_close.room(account).await;
-            deferred_close.close(account, refused);
-        }
+        refuse(stream.into_std()?.into(), account, deferred_close).await;
         return Ok(());
     }
     let stream = ScraperStream::new(stream, account, deferred_close.clone());
     connections.borrow_mut().add(Scraper::Of(account), stream, page);
     Ok(())
+}
+
+/// Drops a connection of an account of whose descriptors no more are taken.
+async fn refuse(refused: OwnedFd, account: Account, deferred_close: &DeferredClose) {
+    if brings_descriptors(&refused) {
+        // Closing it may wait, too. Others connect behind it: they wait while the account has its share of
+        // all places, as at the other sockets, and not for each descriptor of the account's that hangs.
+        deferred_close.room_in_share(account).await;
+        deferred_close.close(account, refused);
+    }
 }
 
 /// The one that scrapes: connections are shared between them.
@@ -368,9 +373,43 @@ fn bind_unix(path: &Path, access: &Access) -> Result<(UnixListener, SocketFile)>
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+    use std::{
+        fs,
+        io::IoSlice,
+        os::{fd::AsRawFd as _, unix::fs::PermissionsExt as _},
+        path::Path,
+        pin::pin,
+        task::{Context, Waker},
+    };
 
-    use super::{Access, Account, Address, CONNECTIONS, Scraper, bind_unix, to_drop};
+    use nix::{
+        sys::socket::{ControlMessage, MsgFlags, sendmsg},
+        unistd::pipe,
+    };
+
+    use super::{
+        Access, Account, Address, BlockingStream, CONNECTIONS, DeferredClose, Scraper, bind_unix, refuse,
+        to_drop,
+    };
+
+    #[test]
+    fn a_user_whose_descriptors_hang_holds_up_nobody_behind_it() {
+        let flood = Account::User(1);
+        // Without threads: nothing is ever closed.
+        let closer = DeferredClose::idle();
+        while closer.has_room(flood) {
+            closer.close(flood, pipe().expect("a pipe").0);
+        }
+        let held = closer.waiting();
+        let (ours, theirs) = BlockingStream::pair().expect("a pair");
+        let (foreign, _) = pipe().expect("a pipe");
+        let (bytes, fds) = ([IoSlice::new(b"GET /")], [foreign.as_raw_fd()]);
+        let rights = [ControlMessage::ScmRights(&fds)];
+        sendmsg::<()>(theirs.as_raw_fd(), &bytes, &rights, MsgFlags::empty(), None).expect("room");
+        let refused = pin!(refuse(ours.into(), flood, &closer));
+        assert!(refused.poll(&mut Context::from_waker(Waker::noop())).is_ready(), "the next is accepted");
+        assert_eq!(closer.waiting(), held + 1);
+    }
 
     #[test]
     fn the_one_with_most_connections_loses_its_oldest() {
