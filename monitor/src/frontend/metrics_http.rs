@@ -6,7 +6,7 @@ use std::{
     collections::VecDeque,
     convert::Infallible,
     fmt, fs, io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::{
         fd::{AsRawFd as _, OwnedFd},
         unix::{fs::PermissionsExt as _, net::UnixStream as BlockingStream},
@@ -174,7 +174,8 @@ impl MetricsServer {
             Address::Tcp(at) => {
                 let address = *at;
                 let failed = |call| move |error| MetricsError::Address { call, address, error };
-                let listener = std::net::TcpListener::bind(address).map_err(failed("bind"))?;
+                let bind = std::net::TcpListener::bind::<SocketAddr>;
+                let listener = bind_tcp(address, bind).map_err(failed("bind"))?;
                 listener.set_nonblocking(true).map_err(failed("fcntl"))?;
                 // Port 0 is a port of the kernel's choice.
                 *at = listener.local_addr().map_err(failed("getsockname"))?;
@@ -343,6 +344,19 @@ async fn answer(request: &Request<Incoming>, page: &Page) -> Response<Full<Bytes
     response
 }
 
+/// Binds an address. `[::]` is every address of the host, IPv4 included (`net.ipv6.bindv6only` is 0 by
+/// default), so a host whose kernel has no IPv6 serves IPv4 alone.
+fn bind_tcp<T>(address: SocketAddr, bind: impl Fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
+    match bind(address) {
+        Err(error)
+            if address.ip() == Ipv6Addr::UNSPECIFIED && error.raw_os_error() == Some(libc::EAFNOSUPPORT) =>
+        {
+            bind((Ipv4Addr::UNSPECIFIED, address.port()).into())
+        }
+        bound => bound,
+    }
+}
+
 /// Binds a unix socket. One without a listener was left by an agent that died, and is
 /// replaced.
 fn bind_unix(path: &Path, access: &Access) -> Result<(UnixListener, SocketFile)> {
@@ -375,7 +389,8 @@ fn bind_unix(path: &Path, access: &Access) -> Result<(UnixListener, SocketFile)>
 mod tests {
     use std::{
         fs,
-        io::IoSlice,
+        io::{self, IoSlice},
+        net::{SocketAddr, TcpListener, TcpStream},
         os::{fd::AsRawFd as _, unix::fs::PermissionsExt as _},
         path::Path,
         pin::pin,
@@ -388,9 +403,24 @@ mod tests {
     };
 
     use super::{
-        Access, Account, Address, BlockingStream, CONNECTIONS, DeferredClose, Scraper, bind_unix, refuse,
-        to_drop,
+        Access, Account, Address, BlockingStream, CONNECTIONS, DeferredClose, Scraper, bind_tcp, bind_unix,
+        refuse, to_drop,
     };
+
+    #[test]
+    fn all_addresses_are_those_of_ipv4_too_and_they_alone_without_ipv6() {
+        let every: SocketAddr = "[::]:0".parse().expect("an address");
+        let bound = bind_tcp(every, TcpListener::bind::<SocketAddr>).expect("a port");
+        let port = bound.local_addr().expect("it has one").port();
+        TcpStream::connect(("127.0.0.1", port)).expect("a listener");
+        let without = |address: SocketAddr| {
+            let lacks = io::Error::from_raw_os_error(libc::EAFNOSUPPORT);
+            if address.is_ipv6() { Err(lacks) } else { Ok(address.to_string()) }
+        };
+        let bind = |text: &str| bind_tcp(text.parse().expect("an address"), without).ok();
+        assert_eq!(bind("[::]:9101").as_deref(), Some("0.0.0.0:9101"));
+        assert_eq!(bind("[::1]:9101"), None, "it asks for more than loopback");
+    }
 
     #[test]
     fn a_user_whose_descriptors_hang_holds_up_nobody_behind_it() {
