@@ -870,19 +870,23 @@ static int64_t now_ms(void)
 	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-/* Polls until the deadline; TIMED_OUT once that is over. */
+/* Polls until the deadline, and once at least: what is there already is seen without any time. TIMED_OUT
+ * where nothing is there then. */
 static enum memcg_monitor_result poll_until(struct pollfd *watched, int count, bool has_end, int64_t end, int most_ms,
 					    struct memcg_monitor_error *error)
 {
 	int64_t left = has_end ? end - now_ms() : -1;
+	bool is_over = has_end && left <= 0;
+	int ready;
 
-	if (has_end && left <= 0)
-		return MEMCG_MONITOR_TIMED_OUT;
+	if (is_over)
+		left = 0;
 	if (most_ms >= 0 && (left < 0 || left > most_ms))
 		left = most_ms;
-	if (poll(watched, (nfds_t)count, (int)left) < 0 && errno != EINTR)
+	ready = poll(watched, (nfds_t)count, (int)left);
+	if (ready < 0 && errno != EINTR)
 		return fail(error, MEMCG_MONITOR_SYSCALL, errno, "poll");
-	return MEMCG_MONITOR_OK;
+	return is_over && ready <= 0 ? MEMCG_MONITOR_TIMED_OUT : MEMCG_MONITOR_OK;
 }
 
 enum memcg_monitor_result memcg_monitor_wait(struct memcg_monitor *registration, int timeout_ms, uint64_t *signals,

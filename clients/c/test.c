@@ -475,6 +475,28 @@ static void test_signals_are_counted_until_the_group_is_gone(void)
 	end(&player);
 }
 
+static void test_the_end_is_seen_without_waiting(void)
+{
+	static const char *const packets[] = { "0", NULL };
+	struct memcg_monitor *registration;
+	struct memcg_monitor_error error;
+	struct player player;
+	uint64_t signals;
+
+	play(&player, packets);
+	CHECK(!memcg_monitor_register(player.directory, MEMCG_MONITOR_USAGE, "8M", &player.options, &registration, &error),
+	      "%s", error.text);
+	played(&player);
+	eventfd_write(player.event, 2);
+	close(player.connection);
+	player.connection = -1;
+	CHECK(memcg_monitor_wait(registration, 0, &signals, &error) == MEMCG_MONITOR_OK && signals == 2, "two");
+	CHECK(memcg_monitor_wait(registration, 0, &signals, &error) == MEMCG_MONITOR_ENDED, "the end");
+	CHECK(memcg_monitor_wait(registration, 0, &signals, &error) == MEMCG_MONITOR_TIMED_OUT, "once");
+	memcg_monitor_close(registration);
+	end(&player);
+}
+
 static void test_a_refusal_carries_errno_and_text(void)
 {
 	static const char *const packets[] = { "-22 EINVAL: wrong byte", NULL };
@@ -609,6 +631,7 @@ int main(int argc, char **argv)
 	test_answers();
 	test_events();
 	test_signals_are_counted_until_the_group_is_gone();
+	test_the_end_is_seen_without_waiting();
 	test_a_refusal_carries_errno_and_text();
 	test_a_follower_receives_causes_up_to_the_end();
 	test_the_view_is_written_where_no_socket_is();

@@ -77,9 +77,10 @@ class Registration(_closing.Closing):
             is_over, signals = self._step(self._look())
             if is_over:
                 return signals
-            left = _wire.left_of(deadline)
-            ready = _wire.poll(self._descriptors(), self._shortened(left))
+            ready = _wire.poll(self._descriptors(), self._shortened(_wire.time_to(deadline)))
             self._heed(ready)
+            if not ready:
+                _wire.left_of(deadline)
 
     def fileno(self) -> int:
         """Returns the eventfd: while it is readable, `wait` does not block."""

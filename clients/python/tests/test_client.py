@@ -61,6 +61,17 @@ class Blocking(unittest.TestCase):
             player.signal(5)
             self.assertEqual(registration.wait(), 5, "an agent that keeps registrations is back")
 
+    def test_the_agents_end_is_seen_without_waiting(self):
+        with Player("0") as player:
+            registration = memcg_monitor.register(player.group, percent(80), socket=player.socket)
+            player.signal(2)
+            player.stop()
+            self.assertEqual(registration.wait(0), 2)
+            with self.assertRaises(memcg_monitor.EndedError):
+                registration.wait(0)
+            with self.assertRaises(TimeoutError):
+                registration.wait(0)
+
     def test_a_connection_that_is_not_kept_is_closed(self):
         with Player("0") as player:
             registration = memcg_monitor.register(
@@ -286,6 +297,21 @@ class Asyncio(unittest.TestCase):
                 remove(player.group)
                 player.signal()
                 self.assertEqual([signals async for signals in registration], [])
+
+        with Player("0") as player:
+            asyncio.run(run(player))
+
+    def test_the_agents_end_is_seen_without_waiting(self):
+        async def run(player):
+            registration = await aio.register(player.group, threshold("8M"), socket=player.socket)
+            player.signal(2)
+            player.stop()
+            self.assertEqual(await registration.wait(0), 2)
+            with self.assertRaises(memcg_monitor.EndedError):
+                await registration.wait(0)
+            with self.assertRaises(TimeoutError):
+                await registration.wait(0)
+            registration.close()
 
         with Player("0") as player:
             asyncio.run(run(player))
