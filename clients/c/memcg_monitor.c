@@ -49,6 +49,8 @@ struct target {
 struct memcg_monitor {
 	int event;
 	int connection; /* -1: none, or ended */
+	/* The file `served`, to know the view by: that of the next agent has the same path. -1: none */
+	int view;
 	bool is_follower, is_removed, is_view_gone;
 	uint64_t pending; /* signals read from the eventfd that no wait has reported */
 	struct mark mark;
@@ -655,7 +657,7 @@ static struct memcg_monitor *new_registration(struct memcg_monitor_error *error)
 		fail(error, MEMCG_MONITOR_SYSCALL, ENOMEM, "calloc");
 		return NULL;
 	}
-	new->connection = -1;
+	new->connection = new->view = -1;
 	new->packet = malloc(2 * (LARGEST_ANSWER + 1));
 	new->event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (new->event < 0 || !new->packet) {
@@ -701,10 +703,19 @@ static enum memcg_monitor_result refused(int fd, const char *control, int number
 		    has_failed ? socket.text : "");
 }
 
+/* Holds the cgroup.event_control that will serve a registration. Before that is made: an agent that comes
+ * between is seen as another, and not the other way round. */
+static bool hold(struct memcg_monitor *new, const char *control)
+{
+	new->view = open(control, O_PATH | O_CLOEXEC);
+	strcpy(new->served, control);
+	return new->view >= 0;
+}
+
 static enum memcg_monitor_result at_view(struct memcg_monitor *new, const char *control, const char *line,
 					 struct memcg_monitor_error *error, bool has_failed)
 {
-	int fd = open(control, O_WRONLY | O_CLOEXEC);
+	int fd = hold(new, control) ? open(control, O_WRONLY | O_CLOEXEC) : -1;
 	enum memcg_monitor_result result = MEMCG_MONITOR_OK;
 	size_t length;
 
@@ -723,7 +734,6 @@ static enum memcg_monitor_result at_view(struct memcg_monitor *new, const char *
 	if (result)
 		return result;
 	strcpy(new->route, control);
-	strcpy(new->served, control);
 	return MEMCG_MONITOR_OK;
 }
 
@@ -751,13 +761,13 @@ static enum memcg_monitor_result by_any(struct memcg_monitor *new, const char *g
 		if (result && (!*control || !falls_back(error->number)))
 			return result;
 		if (!result) {
+			/* Only a group of the view itself goes when the view goes. */
+			if (*control && is_beside(control, target->mark.path) && !hold(new, control))
+				return fail(error, MEMCG_MONITOR_FILE, errno, "open %s", control);
 			result = at_socket(new, target, line, error);
 			if (result)
 				return result;
 			snprintf(new->route, sizeof(new->route), "%s", socket);
-			/* Only a group of the view itself goes when the view goes. */
-			if (*control && is_beside(control, target->mark.path))
-				strcpy(new->served, control);
 			if (options->drop_connection) {
 				close(new->connection);
 				new->connection = -1;
@@ -843,7 +853,11 @@ static enum memcg_monitor_result look(const struct memcg_monitor *registration, 
 {
 	const struct mark *mark = &registration->mark;
 	struct stat found;
+	bool is_over = registration->view >= 0 && fstat(registration->view, &found) < 0 && is_agent_gone(errno);
 
+	/* First: by names the view of the next agent is the same, with or without the group. */
+	if (is_over && registration->connection < 0)
+		return view_gone(error);
 	if (stat(mark->path, &found) < 0) {
 		if (is_agent_gone(errno))
 			return view_gone(error);
@@ -857,7 +871,8 @@ static enum memcg_monitor_result look(const struct memcg_monitor *registration, 
 			return view_gone(error);
 		return MEMCG_MONITOR_OK;
 	}
-	if (*registration->served && is_beside(registration->served, mark->path) && !has_view_above(mark->path))
+	if (*registration->served && is_beside(registration->served, mark->path) &&
+	    (is_over || !has_view_above(mark->path)))
 		return view_gone(error);
 	return MEMCG_MONITOR_REMOVED;
 }
@@ -870,19 +885,23 @@ static int64_t now_ms(void)
 	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-/* Polls until the deadline; TIMED_OUT once that is over. */
+/* Polls until the deadline, and once at least: what is there already is seen without any time. TIMED_OUT
+ * where nothing is there then. */
 static enum memcg_monitor_result poll_until(struct pollfd *watched, int count, bool has_end, int64_t end, int most_ms,
 					    struct memcg_monitor_error *error)
 {
 	int64_t left = has_end ? end - now_ms() : -1;
+	bool is_over = has_end && left <= 0;
+	int ready;
 
-	if (has_end && left <= 0)
-		return MEMCG_MONITOR_TIMED_OUT;
+	if (is_over)
+		left = 0;
 	if (most_ms >= 0 && (left < 0 || left > most_ms))
 		left = most_ms;
-	if (poll(watched, (nfds_t)count, (int)left) < 0 && errno != EINTR)
+	ready = poll(watched, (nfds_t)count, (int)left);
+	if (ready < 0 && errno != EINTR)
 		return fail(error, MEMCG_MONITOR_SYSCALL, errno, "poll");
-	return MEMCG_MONITOR_OK;
+	return is_over && ready <= 0 ? MEMCG_MONITOR_TIMED_OUT : MEMCG_MONITOR_OK;
 }
 
 enum memcg_monitor_result memcg_monitor_wait(struct memcg_monitor *registration, int timeout_ms, uint64_t *signals,
@@ -972,6 +991,8 @@ void memcg_monitor_close(struct memcg_monitor *registration)
 		close(registration->event);
 	if (registration->connection >= 0)
 		close(registration->connection);
+	if (registration->view >= 0)
+		close(registration->view);
 	free(registration->packet);
 	free(registration);
 }

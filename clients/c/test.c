@@ -2,22 +2,26 @@
  * Tests of the client: the vectors that all clients share, and a player of the agent.
  * cc -pthread -o test test.c && ./test ../vectors.json
  */
+#define _GNU_SOURCE
 #include <poll.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 
 /* The client's system calls that a test lets fail. */
-static int stat_errno, poll_errno;
+static int stat_errno, fstat_errno, poll_errno;
 static long file_system;
 
 #define stat(path, found) test_stat(path, found)
+#define fstat(fd, found) test_fstat(fd, found)
 #define fstatfs(fd, found) test_fstatfs(fd, found)
 #define poll(watched, count, timeout) test_poll(watched, count, timeout)
 static int test_stat(const char *path, struct stat *found);
+static int test_fstat(int fd, struct stat *found);
 static int test_fstatfs(int fd, struct statfs *found);
 static int test_poll(struct pollfd *watched, nfds_t count, int timeout);
 #include "memcg_monitor.c"
 #undef stat
+#undef fstat
 #undef fstatfs
 #undef poll
 
@@ -42,6 +46,12 @@ static int test_stat(const char *path, struct stat *found)
 {
 	errno = stat_errno;
 	return stat_errno ? -1 : stat(path, found);
+}
+
+static int test_fstat(int fd, struct stat *found)
+{
+	errno = fstat_errno;
+	return fstat_errno ? -1 : fstat(fd, found);
 }
 
 static int test_fstatfs(int fd, struct statfs *found)
@@ -182,7 +192,7 @@ static void test_targets(void)
 	for (const char *v = first("targets"); v; v = next(v)) {
 		char group[] = "/tmp/memcg-monitor-test-XXXXXX", wanted[PATH_MAX];
 		struct memcg_monitor_error error = { 0 };
-		struct memcg_monitor seen = { .connection = -1 };
+		struct memcg_monitor seen = { .connection = -1, .view = -1 };
 		const char *name = skip_space(member(v, "has") + 1), *file = text_of(v, "file");
 		enum memcg_monitor_result result;
 		struct target target;
@@ -475,6 +485,28 @@ static void test_signals_are_counted_until_the_group_is_gone(void)
 	end(&player);
 }
 
+static void test_the_end_is_seen_without_waiting(void)
+{
+	static const char *const packets[] = { "0", NULL };
+	struct memcg_monitor *registration;
+	struct memcg_monitor_error error;
+	struct player player;
+	uint64_t signals;
+
+	play(&player, packets);
+	CHECK(!memcg_monitor_register(player.directory, MEMCG_MONITOR_USAGE, "8M", &player.options, &registration, &error),
+	      "%s", error.text);
+	played(&player);
+	eventfd_write(player.event, 2);
+	close(player.connection);
+	player.connection = -1;
+	CHECK(memcg_monitor_wait(registration, 0, &signals, &error) == MEMCG_MONITOR_OK && signals == 2, "two");
+	CHECK(memcg_monitor_wait(registration, 0, &signals, &error) == MEMCG_MONITOR_ENDED, "the end");
+	CHECK(memcg_monitor_wait(registration, 0, &signals, &error) == MEMCG_MONITOR_TIMED_OUT, "once");
+	memcg_monitor_close(registration);
+	end(&player);
+}
+
 static void test_a_refusal_carries_errno_and_text(void)
 {
 	static const char *const packets[] = { "-22 EINVAL: wrong byte", NULL };
@@ -594,6 +626,73 @@ static void test_the_view_is_written_where_no_socket_is(void)
 	rmdir(view);
 }
 
+static int descriptors(void)
+{
+	DIR *directory = opendir("/proc/self/fd");
+	int count = 0;
+
+	while (directory && readdir(directory))
+		count++;
+	if (directory)
+		closedir(directory);
+	return count;
+}
+
+static void test_a_view_of_another_agent_at_the_same_path_is_the_end(void)
+{
+	static const char *const packets[] = { "0", NULL };
+	char group[PATH_MAX], usage[PATH_MAX], none[PATH_MAX];
+	struct memcg_monitor_options options = { .socket = none };
+	struct memcg_monitor *registration;
+	struct memcg_monitor_error error;
+	struct player player;
+	uint64_t signals;
+
+	look_ms = 1;
+	for (int is_group_there = 0; is_group_there < 2; is_group_there++) {
+		char view[] = "/tmp/memcg-monitor-test-XXXXXX";
+		int before = descriptors();
+
+		CHECK(mkdtemp(view), "mkdtemp");
+		join(none, view, "none");
+		join(group, view, "a");
+		join(usage, group, MEMCG_MONITOR_USAGE);
+		mkdir(group, 0700);
+		touch(view, EVENT_CONTROL);
+		touch(group, EVENT_CONTROL);
+		touch(group, MEMCG_MONITOR_USAGE);
+		CHECK(!memcg_monitor_register(group, MEMCG_MONITOR_USAGE, "8M", &options, &registration, &error), "%s",
+		      error.text);
+		if (!is_group_there)
+			unlink(usage);
+		/* All paths answer, and the view that took the registration does not. */
+		fstat_errno = ENOTCONN;
+		for (int i = 0; i < 2; i++)
+			CHECK(memcg_monitor_wait(registration, 0, &signals, &error) == MEMCG_MONITOR_ENDED, "the end");
+		fstat_errno = 0;
+		memcg_monitor_close(registration);
+		CHECK(descriptors() == before, "%d instead of %d", descriptors(), before);
+		empty(group);
+		rmdir(group);
+		empty(view);
+		rmdir(view);
+	}
+	/* At the socket, a group of the view: its end is not the group's. */
+	play(&player, packets);
+	touch(player.directory, EVENT_CONTROL);
+	touch(player.directory, MEMCG_MONITOR_USAGE);
+	CHECK(!memcg_monitor_register(player.directory, MEMCG_MONITOR_USAGE, "8M", &player.options, &registration, &error),
+	      "%s", error.text);
+	played(&player);
+	join(usage, player.directory, MEMCG_MONITOR_USAGE);
+	unlink(usage);
+	fstat_errno = ECONNABORTED;
+	CHECK(memcg_monitor_wait(registration, 0, &signals, &error) == MEMCG_MONITOR_ENDED, "the end");
+	fstat_errno = 0;
+	memcg_monitor_close(registration);
+	end(&player);
+}
+
 int main(int argc, char **argv)
 {
 	if (argc != 2) {
@@ -609,9 +708,11 @@ int main(int argc, char **argv)
 	test_answers();
 	test_events();
 	test_signals_are_counted_until_the_group_is_gone();
+	test_the_end_is_seen_without_waiting();
 	test_a_refusal_carries_errno_and_text();
 	test_a_follower_receives_causes_up_to_the_end();
 	test_the_view_is_written_where_no_socket_is();
+	test_a_view_of_another_agent_at_the_same_path_is_the_end();
 	free(vectors);
 	printf("%d checks, %d failed\n", checks, failures);
 	return failures != 0;

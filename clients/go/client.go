@@ -94,23 +94,49 @@ func (c *Client) registerEvent(group string, target *target, event event, args s
 	if control == "" {
 		return nil, fmt.Errorf("%s has no cgroup.event_control", group)
 	}
-	file, err := os.OpenFile(control, os.O_WRONLY, 0)
-	if err != nil && failed != nil {
-		return nil, fmt.Errorf("%w; %v", failed, err)
-	} else if err != nil {
+	view, err := atView(control, line, failed)
+	if err != nil {
 		return nil, err
 	}
-	defer file.Close()
-	if _, err := file.WriteString(line); err != nil {
-		return nil, refusedWrite(err, fileSystem(file) == cgroupV1, failed)
+	return newRegistration(event, target.mark, control, nil, view), nil
+}
+
+// atView writes the line to a cgroup.event_control, and returns that file, held.
+func atView(control, line string, failed error) (*os.File, error) {
+	// Before the write: an agent that comes between is seen as another, and not the other way round.
+	view, err := hold(control)
+	var file *os.File
+	if err == nil {
+		file, err = os.OpenFile(control, os.O_WRONLY, 0)
 	}
-	return newRegistration(event, target.mark, control, nil, control), nil
+	switch {
+	case err == nil:
+		defer file.Close()
+		if _, err = file.WriteString(line); err != nil {
+			err = refusedWrite(err, fileSystem(file) == cgroupV1, failed)
+		}
+	case failed != nil:
+		err = fmt.Errorf("%w; %v", failed, err)
+	}
+	if err != nil {
+		release(view)
+		return nil, err
+	}
+	return view, nil
 }
 
 func (c *Client) atSocket(
 	connection *net.UnixConn, socket, control string, target *target, event event, line string,
 ) (*Registration, error) {
-	err := send(connection, []byte(line), event.fd, int(target.file.Fd()))
+	var view *os.File
+	var err error
+	// Only a group of the view itself goes when the view goes.
+	if control != "" && filepath.Dir(control) == filepath.Dir(target.mark.path) {
+		view, err = hold(control)
+	}
+	if err == nil {
+		err = send(connection, []byte(line), event.fd, int(target.file.Fd()))
+	}
 	var answer []byte
 	if err == nil {
 		answer, err = receive(connection)
@@ -123,13 +149,10 @@ func (c *Client) atSocket(
 		connection = nil
 	}
 	if err != nil {
+		release(view)
 		return nil, err
 	}
-	// Only a group of the view itself goes when the view goes.
-	if filepath.Dir(control) != filepath.Dir(target.mark.path) {
-		control = ""
-	}
-	return newRegistration(event, target.mark, socket, connection, control), nil
+	return newRegistration(event, target.mark, socket, connection, view), nil
 }
 
 // Follow registers at the admin socket, which reports the cause of each signal. The socket is

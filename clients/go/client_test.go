@@ -312,6 +312,65 @@ func TestAnAbortedViewIsTheAgentsEnd(t *testing.T) {
 	}
 }
 
+func TestAViewOfAnotherAgentAtTheSamePathIsTheAgentsEnd(t *testing.T) {
+	real := fstat
+	t.Cleanup(func() { fstat = real })
+	group := t.TempDir()
+	usage, control := filepath.Join(group, Usage), filepath.Join(group, eventControlName)
+	write(t, usage)
+	write(t, control)
+	view, err := hold(control)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer view.Close()
+	file, err := os.Open(usage)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mark, err := checkOf(usage, file)
+	file.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	registration := &Registration{mark: mark, served: control, view: view}
+	if err := registration.look(); err != nil {
+		t.Fatal(err)
+	}
+	for _, errno := range []syscall.Errno{syscall.ECONNABORTED, syscall.ENOTCONN} {
+		errno := errno
+		// All paths answer, and the view that took the registration does not.
+		fstat = func(file *os.File) (os.FileInfo, error) {
+			return nil, &os.PathError{Op: "stat", Path: file.Name(), Err: errno}
+		}
+		if err := registration.look(); !errors.Is(err, ErrEnded) {
+			t.Fatal(errno, err)
+		}
+	}
+	// At the socket the end of the view is not that of its group, and the view of the next agent is there.
+	write(t, filepath.Join(filepath.Dir(group), eventControlName))
+	remove(t, usage)
+	registration.connection = &net.UnixConn{}
+	if err := registration.look(); !errors.Is(err, ErrEnded) {
+		t.Fatal(err)
+	}
+	fstat = real
+	if err := registration.look(); !errors.Is(err, ErrRemoved) {
+		t.Fatal(err)
+	}
+}
+
+func TestTheViewIsHeldAsLongAsTheRegistration(t *testing.T) {
+	_, _, registration := viewed(t)
+	if _, err := registration.view.Stat(); err != nil {
+		t.Fatal(err)
+	}
+	registration.Close()
+	if err := registration.view.Close(); !errors.Is(err, os.ErrClosed) {
+		t.Fatal("it was left open", err)
+	}
+}
+
 func TestARefusedWriteSaysWhereTheReasonIs(t *testing.T) {
 	group := t.TempDir()
 	write(t, filepath.Join(group, Usage))

@@ -22,7 +22,9 @@ type Registration struct {
 	event      event
 	mark       removalCheck
 	connection *net.UnixConn
-	served     string
+	// The cgroup.event_control to look at, and that file, held; "" and nil where there is none.
+	served string
+	view   *os.File
 
 	signals  chan uint64
 	failures chan error
@@ -36,10 +38,14 @@ type Registration struct {
 }
 
 func newRegistration(
-	event event, mark removalCheck, route string, connection *net.UnixConn, served string,
+	event event, mark removalCheck, route string, connection *net.UnixConn, view *os.File,
 ) *Registration {
+	served := ""
+	if view != nil {
+		served = view.Name()
+	}
 	r := &Registration{
-		Route: route, event: event, mark: mark, connection: connection, served: served,
+		Route: route, event: event, mark: mark, connection: connection, served: served, view: view,
 		signals: make(chan uint64), failures: make(chan error),
 		ended: make(chan struct{}), closed: make(chan struct{}),
 	}
@@ -116,6 +122,7 @@ func (r *Registration) Close() error {
 		if r.connection != nil {
 			r.connection.Close()
 		}
+		release(r.view)
 	})
 	return nil
 }
@@ -196,6 +203,11 @@ func (r *Registration) pump(counts <-chan result) {
 // look returns the end of the registration, nil while the group and the view are there, and
 // another error where that is unclear.
 func (r *Registration) look() error {
+	// First: by names the view of the next agent is the same, with or without the group.
+	isOver := isOver(r.view)
+	if isOver && r.connection == nil {
+		return errViewGone
+	}
 	isThere, err := r.mark.isThere()
 	switch {
 	case isAgentGone(err):
@@ -204,7 +216,7 @@ func (r *Registration) look() error {
 		return err
 	case !isThere:
 		isShown := r.served != "" && filepath.Dir(r.served) == filepath.Dir(r.mark.path)
-		if isShown && !hasViewAbove(r.mark.path) {
+		if isShown && (isOver || !hasViewAbove(r.mark.path)) {
 			return errViewGone
 		}
 		return ErrRemoved

@@ -107,6 +107,30 @@ func opened(path string, file *os.File) (*target, error) {
 
 func (t *target) args(args string) string { return t.prefix + args }
 
+// oPath is O_PATH, which package syscall lacks.
+const oPath = 0x200000
+
+// fstat is os.File.Stat, but for tests.
+var fstat = (*os.File).Stat
+
+// hold opens a cgroup.event_control to know its view by: that of the next agent has the same path.
+func hold(control string) (*os.File, error) { return os.OpenFile(control, oPath, 0) }
+
+// isOver is whether a held view has ended with its agent; one that was handed on has not.
+func isOver(view *os.File) bool {
+	if view == nil {
+		return false
+	}
+	_, err := fstat(view)
+	return isAgentGone(err)
+}
+
+func release(view *os.File) {
+	if view != nil {
+		view.Close()
+	}
+}
+
 // exists is whether there is a file of this name that answers.
 func exists(path string) bool {
 	_, err := stat(path)

@@ -59,7 +59,7 @@ pub async fn serve(options: &PluginOptions) -> Result<()> {
         let (listener, file) = bind(&path)?;
         tokio::select! {
             () = grpc::serve(&listener, &answer) => {}
-            end = registered(options, &path) => match end {
+            end = registered(options, &file) => match end {
                 End::Kubelet => log::info!("the kubelet has started anew; registering again"),
                 End::Own if file.is_there() => {}
                 End::Own if path.exists() => log::warn!(
@@ -89,19 +89,19 @@ enum End {
 }
 
 /// Registers, and returns once the kubelet has to be registered with again.
-async fn registered(options: &PluginOptions, own: &Path) -> End {
+async fn registered(options: &PluginOptions, own: &SocketFile) -> End {
     let kubelet = options.directory.join(KUBELET);
     let mut logged = String::new();
     loop {
-        let known = (inode(&kubelet), inode(own));
+        let known = inode(&kubelet);
         let request = messages::register(&own_socket(&options.resource), &options.resource);
         match grpc::call(&kubelet, "/v1beta1.Registration/Register", request).await {
             Ok(_) => {
                 log::info!("registered {} with the kubelet, {} of it", options.resource, options.count);
-                while (inode(&kubelet), inode(own)) == known {
+                while inode(&kubelet) == known && own.is_there() {
                     tokio::time::sleep(LOOK).await;
                 }
-                return if inode(own) == known.1 { End::Kubelet } else { End::Own };
+                return if own.is_there() { End::Kubelet } else { End::Own };
             }
             // Each once, however long the kubelet is away.
             Err(error) => {
@@ -113,7 +113,7 @@ async fn registered(options: &PluginOptions, own: &Path) -> End {
             }
         }
         tokio::time::sleep(AGAIN).await;
-        if inode(own) != known.1 {
+        if !own.is_there() {
             return End::Own;
         }
     }
@@ -142,13 +142,14 @@ fn answer(options: &PluginOptions, call: &str, message: &[u8]) -> Reply {
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
+    /// The file as it was made; `None` where it was removed before anybody looked.
     made: Option<(u64, i64, i64)>,
 }
 
 impl SocketFile {
     /// Whether the path still leads to it.
     fn is_there(&self) -> bool {
-        inode(&self.path) == self.made
+        self.made.is_some() && inode(&self.path) == self.made
     }
 }
 

@@ -37,6 +37,7 @@ use monitor_common::{
     protocol::{band, query::Subscriptions, ring::LossKind, usage::UNKNOWN, word::Word as _},
 };
 use monitor_sys::table::SharedSlot;
+use nix::errno::Errno;
 
 use crate::{
     backend::{Backend, BackendKind, Started},
@@ -57,6 +58,8 @@ pub struct SampledFiles {
     census: Census,
     instance: u64,
     features: Features,
+    /// The reason why OOMs are not seen, where they are not.
+    unseen_ooms: Option<Errno>,
 }
 
 impl fmt::Debug for SampledFiles {
@@ -75,8 +78,13 @@ impl SampledFiles {
         let groups = room::make_room(groups);
         let (bells, queue) = bells::queue()?;
         let v1 = hierarchy.version == Version::V1;
+        let directories = Directories::new(hierarchy)?;
+        let unseen_ooms = if v1 { v1_ooms::probe(&directories).err() } else { None };
+        if let Some(errno) = unseen_ooms {
+            log::warn!("{}", why_no_oom(errno));
+        }
         let shared = Arc::new(Shared {
-            table: Table::new(Directories::new(hierarchy)?, groups),
+            table: Table::new(directories, groups),
             bells,
             wanted: AtomicU64::new(0),
             limits: AtomicU64::new(0),
@@ -91,7 +99,8 @@ impl SampledFiles {
             instance: instance(),
             // v1 has no file that says whether a group and all below it have tasks. Its own notice
             // of pressure would be another listener, and so change who else receives one.
-            features: Features { oom: true, under_oom: v1, pressure: false, empty: !v1 },
+            features: Features { oom: unseen_ooms.is_none(), under_oom: v1, pressure: false, empty: !v1 },
+            unseen_ooms,
         };
         Ok((Box::new(backend), Box::new(queue)))
     }
@@ -108,6 +117,12 @@ impl SampledFiles {
         let value = read(&files)?;
         is_there().then_some(value)
     }
+}
+
+fn why_no_oom(errno: Errno) -> String {
+    format!(
+        "the sampled backend does not report memory.oom_control on this host: it registers on cgroup v1 itself, by the groups' cgroup.event_control, which failed: {errno}"
+    )
 }
 
 /// Mark of this backend's numbers of starts.
@@ -231,11 +246,12 @@ impl Source for SampledFiles {
 
     fn why_not(&self, on: ControlFile) -> String {
         let file = on.name();
-        match on {
-            ControlFile::Pressure if self.features.under_oom => format!(
+        match (on, self.unseen_ooms) {
+            (ControlFile::Oom, Some(errno)) => why_no_oom(errno),
+            (ControlFile::Pressure, _) if self.features.under_oom => format!(
                 "the sampled backend does not report {file}; this host's own cgroup v1 does, by the group's cgroup.event_control"
             ),
-            ControlFile::Pressure => format!(
+            (ControlFile::Pressure, _) => format!(
                 "the sampled backend cannot see reclaim, which {file} reports; memory.pressure (PSI) of the group shows stalls"
             ),
             _ => format!("the sampled backend has no file that shows {file} on cgroup v1"),

@@ -89,9 +89,9 @@ fn threshold_first_above_an_unwatched_group() -> Result<()> {
             charger.spike(Kind::Anonymous, 2 * MIB, 4)?;
             let waiter = Waiter::on(group, "6M")?;
             charger.grow(Kind::Anonymous, 8 * MIB)?;
-            ensure!(waiter.wait()? == 1, "round {round}: {name}, up");
+            waiter.crosses(&format!("round {round}: {name}, up"))?;
             charger.shrink(Kind::Anonymous)?;
-            ensure!(waiter.wait()? == 1, "round {round}: {name}, down");
+            waiter.crosses(&format!("round {round}: {name}, down"))?;
             drop(waiter);
             until("its registration ended", || Ok(agent.status()?.registrations == 0))?;
         }

@@ -15,6 +15,7 @@ from ._target import (
     CGROUP_ROOT,
     VIEW,
     RemovalCheck,
+    Served,
     Target,
     event_control,
     exists,
@@ -52,7 +53,7 @@ class Registration(_closing.Closing):
         mark: RemovalCheck,
         route: str,
         connection: Optional[sockets.socket],
-        served: Optional[str],
+        served: Optional[Served],
     ) -> None:
         self.route = route
         """Path of the socket or of the `cgroup.event_control` that took the registration."""
@@ -77,9 +78,10 @@ class Registration(_closing.Closing):
             is_over, signals = self._step(self._look())
             if is_over:
                 return signals
-            left = _wire.left_of(deadline)
-            ready = _wire.poll(self._descriptors(), self._shortened(left))
+            ready = _wire.poll(self._descriptors(), self._shortened(_wire.time_to(deadline)))
             self._heed(ready)
+            if not ready:
+                _wire.left_of(deadline)
 
     def fileno(self) -> int:
         """Returns the eventfd: while it is readable, `wait` does not block."""
@@ -90,6 +92,8 @@ class Registration(_closing.Closing):
         if self._event >= 0:
             _wire.close(self._event)
             self._event = -1
+        if self._served is not None:
+            self._served.close()
         self._hang_up()
 
     def __iter__(self) -> Iterator[int]:
@@ -124,6 +128,10 @@ class Registration(_closing.Closing):
 
     def _look(self) -> str:
         """Returns "there", "removed" or "ended": how it stands with the group and the view."""
+        # First: by names the view of the next agent is the same, with or without the group.
+        is_over = self._served is not None and self._served.is_over()
+        if is_over and self._connection is None:
+            return "ended"
         try:
             is_there = self._mark.is_there()
         except FileError as error:
@@ -132,11 +140,11 @@ class Registration(_closing.Closing):
             raise
         if not is_there:
             is_shown = self._served is not None and os.path.dirname(self._mark.path) == os.path.dirname(
-                self._served
+                self._served.path
             )
-            return "ended" if is_shown and not has_view_above(self._mark.path) else "removed"
+            return "ended" if is_shown and (is_over or not has_view_above(self._mark.path)) else "removed"
         # A group that has left a view which is still there is being removed.
-        served = self._served if self._connection is None else None
+        served = self._served.path if self._served is not None and self._connection is None else None
         if served is not None and not exists(served) and not has_view_above(served):
             return "ended"
         return "there"
@@ -220,12 +228,18 @@ def _by_any(
     if control is None:
         raise SyscallError(f"{group} has no {'socket and no ' if view is None else ''}cgroup.event_control")
     try:
-        _write(control, text, failed)
+        # Before the write: an agent that comes between is seen as another, and not the other way round.
+        served = Served(control)
+        try:
+            _write(control, text, failed)
+        except BaseException:
+            served.close()
+            raise
     except FileError as error:
         if failed is None:
             raise
         raise SyscallError(f"{failed}; {error}", failed.errno) from None
-    return Registration(event, target.mark, control, None, control)
+    return Registration(event, target.mark, control, None, served)
 
 
 def _by_socket(
@@ -237,19 +251,23 @@ def _by_socket(
     control: Optional[str],
     keeps: bool,
 ) -> Registration:
+    served: Optional[Served] = None
     try:
+        # Only a group of the view itself goes when the view goes.
+        if control is not None and os.path.dirname(target.mark.path) == os.path.dirname(control):
+            served = Served(control)
         _wire.send(connection, text.encode(), [event, target.fd])
         _wire.check_answer(_wire.receive(connection))
     except BaseException:
         connection.close()
+        if served is not None:
+            served.close()
         raise
     kept: Optional[sockets.socket] = connection
     if not keeps:
         connection.close()
         kept = None
-    # Only a group of the view itself goes when the view goes.
-    is_shown = control is not None and os.path.dirname(target.mark.path) == os.path.dirname(control)
-    return Registration(event, target.mark, socket, kept, control if is_shown else None)
+    return Registration(event, target.mark, socket, kept, served)
 
 
 def _write(control: str, text: str, failed: Optional[Error]) -> None:

@@ -101,6 +101,32 @@ class Target:
         os.close(self.fd)
 
 
+class Served:
+    """The `cgroup.event_control` that serves a registration, held open to know the view by: that of
+    the next agent has the same path."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            self._descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except OSError as error:
+            raise file("open", path, error) from None
+
+    def is_over(self) -> bool:
+        """Returns whether the view has ended with its agent; one that was handed on has not."""
+        try:
+            os.fstat(self._descriptor)
+        except OSError as error:
+            return error.errno in AGENT_GONE
+        return False
+
+    def close(self) -> None:
+        """Closes the descriptor; the path stays."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
 def event_control(group: str, view: str = VIEW, root: str = CGROUP_ROOT) -> Optional[str]:
     """Returns the `cgroup.event_control` for a group: its own, or the view's, or None."""
     own = os.path.join(group, EVENT_CONTROL)

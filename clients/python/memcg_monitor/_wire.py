@@ -215,6 +215,11 @@ def deadline_of(timeout: Optional[float]) -> Optional[float]:
     return None if timeout is None else time.monotonic() + timeout
 
 
+def time_to(deadline: Optional[float]) -> Optional[float]:
+    """Returns the seconds that are left, 0 when none are: what is there already is found by a poll."""
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
 def left_of(deadline: Optional[float]) -> Optional[float]:
     """Returns the seconds that are left; fails with TimeoutError when none are."""
     if deadline is None:

@@ -76,10 +76,13 @@ class AsyncRegistration(_closing.AsyncClosing):
             is_over, signals = inner._step(seen)
             if is_over:
                 return signals
-            left = _wire.left_of(deadline)
+            left = _wire.time_to(deadline)
             await self._readers.wait(inner._descriptors(), inner._shortened(left))
             inner._check_open()
-            inner._heed(_wire.poll(inner._descriptors(), 0))
+            ready = _wire.poll(inner._descriptors(), 0)
+            inner._heed(ready)
+            if not ready:
+                _wire.left_of(deadline)
 
     def close(self) -> None:
         """Ends the registration, and the wait of another task."""

@@ -61,6 +61,17 @@ class Blocking(unittest.TestCase):
             player.signal(5)
             self.assertEqual(registration.wait(), 5, "an agent that keeps registrations is back")
 
+    def test_the_agents_end_is_seen_without_waiting(self):
+        with Player("0") as player:
+            registration = memcg_monitor.register(player.group, percent(80), socket=player.socket)
+            player.signal(2)
+            player.stop()
+            self.assertEqual(registration.wait(0), 2)
+            with self.assertRaises(memcg_monitor.EndedError):
+                registration.wait(0)
+            with self.assertRaises(TimeoutError):
+                registration.wait(0)
+
     def test_a_connection_that_is_not_kept_is_closed(self):
         with Player("0") as player:
             registration = memcg_monitor.register(
@@ -225,6 +236,47 @@ class View(unittest.TestCase):
                     with self.assertRaises(memcg_monitor.EndedError):
                         registration.wait(0)
 
+    def test_a_view_of_another_agent_at_the_same_path_is_the_agents_end(self):
+        for is_group_there in (True, False):
+            for number in (errno.ECONNABORTED, errno.ENOTCONN):
+                with self.register() as registration:
+                    if not is_group_there:
+                        (self.group / "memory.usage_in_bytes").unlink()
+                    # All paths answer, and the view that took the registration does not.
+                    with mock.patch.object(_target.os, "fstat", side_effect=OSError(number, "")):
+                        for _ in range(2):
+                            with self.assertRaises(memcg_monitor.EndedError):
+                                registration.wait(0)
+                (self.group / "memory.usage_in_bytes").write_text("0\n", encoding="ascii")
+
+    def test_a_view_that_is_handed_on_is_the_same(self):
+        with self.register() as registration:
+            for path in (self.view, self.group):
+                # Other files, as those of another mount would be, while the held one answers.
+                (path / "cgroup.event_control").unlink()
+                (path / "cgroup.event_control").write_text("", encoding="ascii")
+            with self.assertRaises(TimeoutError):
+                registration.wait(0.02)
+
+    def test_the_view_is_not_held_longer_than_the_registration(self):
+        gc.collect()
+        before = os.listdir("/proc/self/fd")
+        self.register().close()
+        control = self.group / "cgroup.event_control"
+        control.unlink()
+        control.symlink_to("/dev/full")
+        with self.assertRaises(memcg_monitor.RefusedError):
+            self.register()
+        with Player("0", has=("memory.usage_in_bytes", "cgroup.event_control")) as player:
+            registration = memcg_monitor.register(player.group, threshold("8M"), socket=player.socket)
+            self.assertTrue(registration._served.path.startswith(player.group))
+            registration.close()
+        with Player("-22 EINVAL: x", has=("memory.usage_in_bytes", "cgroup.event_control")) as player:
+            with self.assertRaises(memcg_monitor.RefusedError):
+                memcg_monitor.register(player.group, threshold("8M"), socket=player.socket)
+        gc.collect()
+        self.assertEqual(os.listdir("/proc/self/fd"), before)
+
     def test_a_look_that_fails_loses_no_signal(self):
         with self.register() as registration:
             os.write(registration.fileno(), (3).to_bytes(8, "little"))
@@ -286,6 +338,21 @@ class Asyncio(unittest.TestCase):
                 remove(player.group)
                 player.signal()
                 self.assertEqual([signals async for signals in registration], [])
+
+        with Player("0") as player:
+            asyncio.run(run(player))
+
+    def test_the_agents_end_is_seen_without_waiting(self):
+        async def run(player):
+            registration = await aio.register(player.group, threshold("8M"), socket=player.socket)
+            player.signal(2)
+            player.stop()
+            self.assertEqual(await registration.wait(0), 2)
+            with self.assertRaises(memcg_monitor.EndedError):
+                await registration.wait(0)
+            with self.assertRaises(TimeoutError):
+                await registration.wait(0)
+            registration.close()
 
         with Player("0") as player:
             asyncio.run(run(player))

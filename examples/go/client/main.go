@@ -4,10 +4,12 @@
 //	client /sys/fs/cgroup/a 512M
 //
 // The socket is PATH, else that of the environment variable MEMCG_MONITOR_SOCKET, else the default.
-// Prints `registered`, then `signals: N` each time, then `removed` when the group is gone.
+// Prints `registered`, then `signals: N` each time, then `removed` when the group is gone. Fails when
+// the agent ends.
 package main
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -37,12 +39,16 @@ func listen(socket, group, level string) error {
 	}
 	defer registration.Close()
 	fmt.Println("registered")
-	for signals := range registration.Signals() {
+	for {
+		signals, err := registration.Wait(context.Background())
+		if errors.Is(err, memcgmonitor.ErrRemoved) {
+			fmt.Println("removed")
+			return nil
+		}
+		// The agent's end, too: unless that agent keeps registrations, nothing would come any more.
+		if err != nil {
+			return err
+		}
 		fmt.Println("signals:", signals)
 	}
-	if err := registration.Err(); !errors.Is(err, memcgmonitor.ErrRemoved) {
-		return err
-	}
-	fmt.Println("removed")
-	return nil
 }

@@ -84,6 +84,26 @@ fn a_kubelet_is_registered_with_whenever_it_starts() {
 }
 
 #[test]
+fn a_socket_that_was_removed_before_the_first_look_is_made_again() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().to_owned();
+    run(async move {
+        let (_kubelet, served) = Kubelet::start(&path);
+        let (_listener, mut file) = bind(&path.join(OWN)).expect("a socket");
+        fs::remove_file(path.join(OWN)).expect("it was there");
+        let options = options(&path);
+        let end = async |file: &SocketFile| {
+            let ended = tokio::time::timeout(LOOK * 5, registered(&options, file)).await;
+            ended.is_ok_and(|end| matches!(end, End::Own))
+        };
+        assert!(end(&file).await, "removed after it was made known");
+        file.made = inode(&path.join(OWN));
+        assert!(file.made.is_none() && end(&file).await, "removed before that");
+        served.abort();
+    });
+}
+
+#[test]
 fn each_container_gets_the_directory_to_read_only() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().to_owned();

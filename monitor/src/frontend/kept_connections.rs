@@ -212,14 +212,20 @@ impl KeptConnections {
 
     /// The descriptors that the next agent would be handed.
     #[cfg(test)]
-    fn as_handed(&self) -> StoredDescriptors {
+    pub(super) fn as_handed(&self) -> StoredDescriptors {
         let of = |stash: &FdStash| (stash.name.clone(), stash.end().try_clone_to_owned().expect("dup"));
         vec![of(&self.latest), of(&self.packed)]
     }
 
+    /// The number of connections that are kept.
+    #[cfg(test)]
+    pub(super) fn count(&self) -> usize {
+        self.there.len()
+    }
+
     /// Takes all connections that ended out.
     #[cfg(test)]
-    fn clear(&mut self) -> Result<()> {
+    pub(super) fn clear(&mut self) -> Result<()> {
         while self.clear_some()? {}
         Ok(())
     }

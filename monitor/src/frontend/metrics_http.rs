@@ -6,9 +6,9 @@ use std::{
     collections::VecDeque,
     convert::Infallible,
     fmt, fs, io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::{
-        fd::AsRawFd as _,
+        fd::{AsRawFd as _, OwnedFd},
         unix::{fs::PermissionsExt as _, net::UnixStream as BlockingStream},
     },
     path::{Path, PathBuf},
@@ -174,7 +174,8 @@ impl MetricsServer {
             Address::Tcp(at) => {
                 let address = *at;
                 let failed = |call| move |error| MetricsError::Address { call, address, error };
-                let listener = std::net::TcpListener::bind(address).map_err(failed("bind"))?;
+                let bind = std::net::TcpListener::bind::<SocketAddr>;
+                let listener = bind_tcp(address, bind).map_err(failed("bind"))?;
                 listener.set_nonblocking(true).map_err(failed("fcntl"))?;
                 // Port 0 is a port of the kernel's choice.
                 *at = listener.local_addr().map_err(failed("getsockname"))?;
@@ -231,17 +232,22 @@ async fn admit(
 ) -> io::Result<()> {
     let account = Account::User(stream.peer_cred()?.uid());
     if !deferred_close.has_room(account) {
-        let refused = stream.into_std()?.into();
-        if brings_descriptors(&refused) {
-            // Closing it may wait, too, and there would be no end to those that wait.
-            deferred_close.room(account).await;
-            deferred_close.close(account, refused);
-        }
+        refuse(stream.into_std()?.into(), account, deferred_close).await;
         return Ok(());
     }
     let stream = ScraperStream::new(stream, account, deferred_close.clone());
     connections.borrow_mut().add(Scraper::Of(account), stream, page);
     Ok(())
+}
+
+/// Drops a connection of an account of whose descriptors no more are taken.
+async fn refuse(refused: OwnedFd, account: Account, deferred_close: &DeferredClose) {
+    if brings_descriptors(&refused) {
+        // Closing it may wait, too. Others connect behind it: they wait while the account has its share of
+        // all places, as at the other sockets, and not for each descriptor of the account's that hangs.
+        deferred_close.room_in_share(account).await;
+        deferred_close.close(account, refused);
+    }
 }
 
 /// The one that scrapes: connections are shared between them.
@@ -338,6 +344,19 @@ async fn answer(request: &Request<Incoming>, page: &Page) -> Response<Full<Bytes
     response
 }
 
+/// Binds an address. `[::]` is every address of the host, IPv4 included (`net.ipv6.bindv6only` is 0 by
+/// default), so a host whose kernel has no IPv6 serves IPv4 alone.
+fn bind_tcp<T>(address: SocketAddr, bind: impl Fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
+    match bind(address) {
+        Err(error)
+            if address.ip() == Ipv6Addr::UNSPECIFIED && error.raw_os_error() == Some(libc::EAFNOSUPPORT) =>
+        {
+            bind((Ipv4Addr::UNSPECIFIED, address.port()).into())
+        }
+        bound => bound,
+    }
+}
+
 /// Binds a unix socket. One without a listener was left by an agent that died, and is
 /// replaced.
 fn bind_unix(path: &Path, access: &Access) -> Result<(UnixListener, SocketFile)> {
@@ -368,9 +387,59 @@ fn bind_unix(path: &Path, access: &Access) -> Result<(UnixListener, SocketFile)>
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+    use std::{
+        fs,
+        io::{self, IoSlice},
+        net::{SocketAddr, TcpListener, TcpStream},
+        os::{fd::AsRawFd as _, unix::fs::PermissionsExt as _},
+        path::Path,
+        pin::pin,
+        task::{Context, Waker},
+    };
 
-    use super::{Access, Account, Address, CONNECTIONS, Scraper, bind_unix, to_drop};
+    use nix::{
+        sys::socket::{ControlMessage, MsgFlags, sendmsg},
+        unistd::pipe,
+    };
+
+    use super::{
+        Access, Account, Address, BlockingStream, CONNECTIONS, DeferredClose, Scraper, bind_tcp, bind_unix,
+        refuse, to_drop,
+    };
+
+    #[test]
+    fn all_addresses_are_those_of_ipv4_too_and_they_alone_without_ipv6() {
+        let every: SocketAddr = "[::]:0".parse().expect("an address");
+        let bound = bind_tcp(every, TcpListener::bind::<SocketAddr>).expect("a port");
+        let port = bound.local_addr().expect("it has one").port();
+        TcpStream::connect(("127.0.0.1", port)).expect("a listener");
+        let without = |address: SocketAddr| {
+            let lacks = io::Error::from_raw_os_error(libc::EAFNOSUPPORT);
+            if address.is_ipv6() { Err(lacks) } else { Ok(address.to_string()) }
+        };
+        let bind = |text: &str| bind_tcp(text.parse().expect("an address"), without).ok();
+        assert_eq!(bind("[::]:9101").as_deref(), Some("0.0.0.0:9101"));
+        assert_eq!(bind("[::1]:9101"), None, "it asks for more than loopback");
+    }
+
+    #[test]
+    fn a_user_whose_descriptors_hang_holds_up_nobody_behind_it() {
+        let flood = Account::User(1);
+        // Without threads: nothing is ever closed.
+        let closer = DeferredClose::idle();
+        while closer.has_room(flood) {
+            closer.close(flood, pipe().expect("a pipe").0);
+        }
+        let held = closer.waiting();
+        let (ours, theirs) = BlockingStream::pair().expect("a pair");
+        let (foreign, _) = pipe().expect("a pipe");
+        let (bytes, fds) = ([IoSlice::new(b"GET /")], [foreign.as_raw_fd()]);
+        let rights = [ControlMessage::ScmRights(&fds)];
+        sendmsg::<()>(theirs.as_raw_fd(), &bytes, &rights, MsgFlags::empty(), None).expect("room");
+        let refused = pin!(refuse(ours.into(), flood, &closer));
+        assert!(refused.poll(&mut Context::from_waker(Waker::noop())).is_ready(), "the next is accepted");
+        assert_eq!(closer.waiting(), held + 1);
+    }
 
     #[test]
     fn the_one_with_most_connections_loses_its_oldest() {

@@ -12,7 +12,7 @@
 use std::{
     cell::{Cell, RefCell},
     io,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -35,6 +35,7 @@ use crate::{
         accounting::{Accounting, Groups},
         control_file::FrontendContext,
         deferred_close::UntrustedFd,
+        fair::Fair,
         inode::Inode,
         kept_connections::{ConnectionId, KeptConnections},
         peer::{Credentials, Peer, hand_over},
@@ -53,15 +54,19 @@ use crate::{
 /// Time after which a text that has begun, and not ended, is named in the log.
 const SOON: Duration = Duration::from_secs(10);
 
+/// The error of a connection without a text that ends for those of others.
+const GIVES_WAY: Errno = Errno::EUSERS;
+
 /// State that all connections share.
 struct Shared<S> {
     watcher: SharedWatcher<S>,
     context: Rc<FrontendContext>,
     groups: Option<Groups>,
-    kept: Option<RefCell<KeptConnections>>,
-    /// Connections that ended are to be taken out of `kept`.
-    have_ended: Notify,
+    keeper: Keeper,
 }
+
+/// What becomes of a text that is waited for, or served.
+type Outcome<T> = io::Result<std::result::Result<T, TextError>>;
 
 /// The connections of an earlier agent, and the place to keep them for the next.
 #[derive(Debug, Default)]
@@ -81,57 +86,35 @@ pub async fn serve<S: Source + 'static>(
     watcher: SharedWatcher<S>,
     context: Rc<FrontendContext>,
 ) {
-    let (kept, have_ended) = (left.kept.map(RefCell::new), Notify::new());
-    let shared = Rc::new(Shared { watcher, context, groups, kept, have_ended });
-    for fd in left.connections {
-        match listener.resume(fd) {
-            Ok((connection, peer)) => {
-                tokio::task::spawn_local(converse(connection, peer, true, Rc::clone(&shared)));
-            }
-            Err(error) => log::warn!("a kept connection at the pressure socket is lost: {error}"),
-        }
+    let keeper = Keeper::new(left.kept);
+    let resumed = resume_all(&listener, left.connections, &keeper);
+    let shared = Rc::new(Shared { watcher, context, groups, keeper });
+    for (connection, peer) in resumed {
+        tokio::task::spawn_local(converse(connection, peer, true, Rc::clone(&shared)));
     }
     tokio::select! {
         () = accept(&listener, &shared) => {}
-        () = clear_kept(&shared) => {}
+        () = shared.keeper.clear() => {}
     }
+}
+
+/// Goes on with the connections of an earlier agent. One with which that is impossible is kept no more.
+fn resume_all(listener: &Listener, connections: Vec<OwnedFd>, keeper: &Keeper) -> Vec<(Connection, Sender)> {
+    let resume = |fd: OwnedFd| {
+        let kept = keeper.keep(fd.as_fd());
+        let lost = |error: &io::Error| {
+            log::warn!("a kept connection at the pressure socket is lost: {error}");
+            keeper.let_go(kept, Account::Unidentified, true);
+        };
+        listener.resume(fd).inspect_err(lost).ok()
+    };
+    connections.into_iter().filter_map(resume).collect()
 }
 
 async fn accept<S: Source + 'static>(listener: &Listener, shared: &Rc<Shared<S>>) {
     loop {
         let (connection, peer) = listener.accept_from().await;
         tokio::task::spawn_local(converse(connection, peer, false, Rc::clone(shared)));
-    }
-}
-
-/// Takes connections that ended out of the kept ones, a message's worth at a time, and in a tenth of this
-/// thread's time at most: programs that have themselves sent away again and again cost no more.
-async fn clear_kept<S: Source>(shared: &Shared<S>) {
-    /// Pauses for each time that was worked.
-    const PAUSES: u32 = 9;
-    let Some(kept) = &shared.kept else { return std::future::pending().await };
-    let mut pause = RETRY;
-    loop {
-        shared.have_ended.notified().await;
-        loop {
-            let begin = Instant::now();
-            let outcome = kept.borrow_mut().clear_some();
-            match outcome {
-                Ok(true) => {
-                    pause = RETRY;
-                    sleep(begin.elapsed() * PAUSES).await;
-                }
-                Ok(false) => break,
-                Err(error) => {
-                    log::warn!(
-                        "{error}; ended connections at the pressure socket stay in the descriptor store for {} s more",
-                        pause.as_secs()
-                    );
-                    sleep(pause).await;
-                    pause = (pause * 2).min(RARELY);
-                }
-            }
-        }
     }
 }
 
@@ -154,41 +137,115 @@ async fn converse<S: Source>(connection: Connection, peer: Sender, is_resumed: b
 }
 
 async fn speak<S: Source>(connection: &Connection, peer: &Sender, is_resumed: bool, shared: &Shared<S>) {
-    let Ok(text) = text(connection, peer, shared).await else { return };
-    let mut kept = None;
-    let outcome = match text {
-        Ok(text) => {
-            kept = shared.keep(connection);
-            connection.hold_little();
-            serve_text(connection, peer, &text, is_resumed, shared).await
-        }
-        Err(refused) => Ok(Err(refused)),
+    let text = text(connection, peer, &shared.context.fair);
+    let serve = async |text: Vec<u8>| {
+        connection.hold_little();
+        serve_text(connection, peer, &text, is_resumed, shared).await
     };
-    match &outcome {
-        Ok(Err(refused)) => log_text(*refused, peer, shared),
+    match shared.keeper.converse(connection, is_resumed, text, serve).await {
+        Ok(Err(refused)) => log_text(refused, peer, shared),
         Ok(Ok(())) => {}
         Err(error) => log::debug!("a connection at the pressure socket: {error}"),
     }
-    if let (Some(id), Some(kept)) = (kept, &shared.kept) {
+}
+
+/// Keeps connections for the next agent, where there is a descriptor store.
+struct Keeper {
+    kept: Option<RefCell<KeptConnections>>,
+    /// Connections that ended are to be taken out of `kept`.
+    have_ended: Notify,
+}
+
+impl Keeper {
+    fn new(kept: Option<KeptConnections>) -> Self {
+        Self { kept: kept.map(RefCell::new), have_ended: Notify::new() }
+    }
+
+    /// Waits for the text of a connection, and serves it. The connection is kept from its text on, one of an
+    /// earlier agent from the beginning; either is let go whatever ends it.
+    async fn converse(
+        &self,
+        connection: &Connection,
+        is_resumed: bool,
+        text: impl Future<Output = Outcome<Vec<u8>>>,
+        serve: impl AsyncFnOnce(Vec<u8>) -> Outcome<()>,
+    ) -> Outcome<()> {
+        let keep = || self.keep(connection.socket().ok()?);
+        let mut kept = if is_resumed { keep() } else { None };
+        let outcome = match text.await {
+            Ok(Ok(text)) => {
+                kept = keep();
+                serve(text).await
+            }
+            Ok(Err(refused)) => Ok(Err(refused)),
+            Err(error) => Err(error),
+        };
+        // A client that is refused, or gives way, is there and waits for the end.
+        let at_once = match &outcome {
+            Ok(Ok(())) => false,
+            Ok(Err(_)) => true,
+            Err(error) => error.raw_os_error() == Some(GIVES_WAY as i32),
+        };
+        self.let_go(kept, connection.account(), at_once);
+        outcome
+    }
+
+    /// Keeps a connection, unless it is kept already.
+    fn keep(&self, socket: BorrowedFd<'_>) -> Option<ConnectionId> {
+        let kept = self.kept.as_ref()?;
+        let failed = |error: &Error| log::warn!("{error}; it ends with this agent");
+        kept.borrow_mut().add(socket).inspect_err(failed).ok()
+    }
+
+    /// Keeps a connection of this account no more; `at_once` where its client waits for its end.
+    fn let_go(&self, id: Option<ConnectionId>, account: Account, at_once: bool) {
+        let (Some(id), Some(kept)) = (id, &self.kept) else { return };
         // Each of its descriptors is closed by a thread that may wait for what the client sent.
-        if kept.borrow_mut().remove(id, connection.account(), matches!(outcome, Ok(Err(_)))) {
-            shared.have_ended.notify_one();
+        if kept.borrow_mut().remove(id, account, at_once) {
+            self.have_ended.notify_one();
+        }
+    }
+
+    /// Takes connections that ended out of the kept ones, a message's worth at a time, and in a tenth of this
+    /// thread's time at most: programs that have themselves sent away again and again cost no more.
+    async fn clear(&self) {
+        /// Pauses for each time that was worked.
+        const PAUSES: u32 = 9;
+        let Some(kept) = &self.kept else { return std::future::pending().await };
+        let mut pause = RETRY;
+        loop {
+            self.have_ended.notified().await;
+            loop {
+                let begin = Instant::now();
+                let outcome = kept.borrow_mut().clear_some();
+                match outcome {
+                    Ok(true) => {
+                        pause = RETRY;
+                        sleep(begin.elapsed() * PAUSES).await;
+                    }
+                    Ok(false) => break,
+                    Err(error) => {
+                        log::warn!(
+                            "{error}; ended connections at the pressure socket stay in the descriptor store for {} s more",
+                            pause.as_secs()
+                        );
+                        sleep(pause).await;
+                        pause = (pause * 2).min(RARELY);
+                    }
+                }
+            }
         }
     }
 }
 
 /// Waits for the whole text, and looks at it. Fails where the client leaves, or has to give way to others.
-async fn text<S: Source>(
-    connection: &Connection,
-    peer: &Sender,
-    shared: &Shared<S>,
-) -> io::Result<std::result::Result<Vec<u8>, TextError>> {
+async fn text(connection: &Connection, peer: &Sender, fair: &Rc<Fair>) -> Outcome<Vec<u8>> {
     let (mut has_begun, mut is_named) = (false, false);
     let idle = connection.idle();
     let next = async || {
         tokio::select! {
             event = connection.stream_event() => event,
-            () = idle.gives_way() => Err(Errno::EUSERS.into()),
+            () = idle.gives_way() => Err(GIVES_WAY.into()),
         }
     };
     loop {
@@ -208,7 +265,7 @@ async fn text<S: Source>(
         if event == StreamEvent::Left {
             return Err(Errno::EPIPE.into());
         }
-        let turn = shared.context.fair.turn(connection.account()).await;
+        let turn = fair.turn(connection.account()).await;
         let peeked = connection.peek(MAX_TEXT + 1);
         turn.end().await;
         let peeked = peeked?;
@@ -232,7 +289,7 @@ async fn serve_text<S: Source>(
     text: &[u8],
     is_resumed: bool,
     shared: &Shared<S>,
-) -> io::Result<std::result::Result<(), TextError>> {
+) -> Outcome<()> {
     let mut outcome = shared.register_all(connection, peer, text).await;
     // What happened while there was no agent is not known.
     if is_resumed && outcome.is_ok() {
@@ -279,13 +336,6 @@ async fn serve_text<S: Source>(
 }
 
 impl<S: Source> Shared<S> {
-    fn keep(&self, connection: &Connection) -> Option<ConnectionId> {
-        let kept = self.kept.as_ref()?;
-        let socket = connection.socket().ok()?;
-        let failed = |error: &Error| log::warn!("{error}; it ends with this agent");
-        kept.borrow_mut().add(socket).inspect_err(failed).ok()
-    }
-
     /// Registers each line of the text, or none of them: what was registered until a refusal ends
     /// with the eventfd. Logs the refusal.
     async fn register_all(
@@ -436,3 +486,6 @@ impl Requester for OwnGroup<'_> {
         self.peer.account(accounting)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,7 +23,7 @@ use nix::{
 };
 
 use crate::{
-    cgroup::handle::Directory,
+    cgroup::handle::{Directories, Directory},
     error::{Error, Result},
 };
 
@@ -74,7 +74,7 @@ impl V1Ooms {
         };
         if !self.notices.contains_key(&slot) {
             let parent_before = above(&mut self.notices);
-            let eventfd = register(directory)?;
+            let eventfd = register(directory.as_fd())?;
             self.epoll.add(&eventfd, EpollEvent::new(EpollFlags::EPOLLIN, u64::from(slot)))?;
             self.notices.insert(slot, Notice { eventfd, total: 0, parent_before, returned: 0 });
             return Ok(0);
@@ -97,12 +97,20 @@ impl V1Ooms {
     }
 }
 
+/// Tries, on the root, whether the kernel gives this process notice; that registration ends at once.
+///
+/// # Errors
+/// As of [`V1Ooms::new_ooms`]: `EROFS` where this process has the hierarchy to read only.
+pub(super) fn probe(directories: &Directories) -> Result<(), Errno> {
+    register(directories.open(directories.root_id())?.as_fd()).map(drop)
+}
+
 /// Registers an eventfd of the agent's own, as any v1 client does.
-fn register(directory: &Directory) -> Result<EventFd, Errno> {
+fn register(directory: BorrowedFd<'_>) -> Result<EventFd, Errno> {
     let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-    let control = directory.file("memory.oom_control")?;
-    let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
-    let door = openat(directory.as_fd(), "cgroup.event_control", flags, Mode::empty())?;
+    let open = |name: &str, flags: OFlag| openat(directory, name, flags | OFlag::O_CLOEXEC, Mode::empty());
+    let control = open("memory.oom_control", OFlag::O_RDONLY)?;
+    let door = open("cgroup.event_control", OFlag::O_WRONLY)?;
     let line = format!("{} {}", eventfd.as_fd().as_raw_fd(), control.as_raw_fd());
     File::from(door)
         .write_all(line.as_bytes())
@@ -113,5 +121,33 @@ fn register(directory: &Directory) -> Result<EventFd, Errno> {
 impl AsFd for V1Ooms {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.epoll.0.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::{self, File},
+        os::fd::AsFd as _,
+    };
+
+    use nix::errno::Errno;
+
+    use super::register;
+
+    #[test]
+    fn a_hierarchy_that_cannot_be_written_gives_no_notice() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let tried = || register(File::open(directory.path()).expect("there").as_fd()).map(drop);
+        assert_eq!(tried(), Err(Errno::ENOENT), "no memory.oom_control");
+        fs::write(directory.path().join("memory.oom_control"), "").expect("a file");
+        let door = directory.path().join("cgroup.event_control");
+        fs::create_dir(&door).expect("a directory");
+        assert_eq!(tried(), Err(Errno::EISDIR), "as EROFS, it cannot be opened to be written");
+        fs::remove_dir(&door).expect("it is empty");
+        fs::write(&door, "").expect("a file");
+        assert_eq!(tried(), Ok(()));
+        let line = fs::read_to_string(&door).expect("there");
+        assert!(line.split(' ').all(|fd| fd.parse::<i32>().is_ok()) && line.contains(' '), "{line}");
     }
 }

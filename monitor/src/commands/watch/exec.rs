@@ -42,19 +42,31 @@ const LEFT: usize = 64;
 const HELD: &str =
     "; what it left running (in a session of its own) holds its output, which is not read any more";
 
+/// How soon the OOM killer chooses a process, from -1000 to 1000; inherited. Whoever may not lower it may
+/// raise it.
+const OOM_SCORE_ADJ: &str = "/proc/self/oom_score_adj";
+
+fn own_oom_score_adj() -> Option<i32> {
+    std::fs::read_to_string(OOM_SCORE_ADJ).ok()?.trim().parse().ok()
+}
+
 /// Runs a command line of the shell.
 pub struct ShellCommand {
     text: String,
     limit: Duration,
     grace: Duration,
+    /// The commands' `oom_score_adj`, where it is not to be this process's.
+    oom_score_adj: Option<i32>,
     /// Those that were given up, to be reaped once they have ended.
     left: Mutex<Vec<Child>>,
 }
 
 impl ShellCommand {
     /// Makes one for a command line; each run takes `limit` at most, and three times the grace.
-    pub const fn new(text: String, limit: Duration) -> Self {
-        Self { text, limit, grace: GRACE, left: Mutex::new(Vec::new()) }
+    pub fn new(text: String, limit: Duration) -> Self {
+        // The unit protects watch from the OOM killer: what it runs is no better than others.
+        let oom_score_adj = own_oom_score_adj().filter(|own| *own < 0).map(|_| 0);
+        Self { text, limit, grace: GRACE, oom_score_adj, left: Mutex::new(Vec::new()) }
     }
 
     /// Runs it for an event, before which so many were dropped.
@@ -107,7 +119,12 @@ impl ShellCommand {
 
     fn start(&self, event: &EventRow, dropped: u64, text: Vec<u8>) -> Result<(Running, Child)> {
         let mut command = Command::new("/bin/sh");
-        command.arg("-c").arg(&self.text);
+        command.arg("-c");
+        if let Some(value) = self.oom_score_adj {
+            // By a shell of its own, before the command can start anything.
+            command.arg(format!("echo {value} 2>/dev/null >{OOM_SCORE_ADJ}; exec /bin/sh -c \"$0\""));
+        }
+        command.arg(&self.text);
         // Ours alone: those of a watch above this one are about another event.
         for (name, _) in
             std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"MEMCG_"))
@@ -326,7 +343,7 @@ mod tests {
         unistd::Pid,
     };
 
-    use super::{LEFT, LOGGED, ShellCommand, variables};
+    use super::{LEFT, LOGGED, ShellCommand, own_oom_score_adj, variables};
 
     /// Longer than any run.
     const LONG: Duration = Duration::from_secs(600);
@@ -366,6 +383,21 @@ mod tests {
         let id = fs::metadata(&path).expect("a directory").ino();
         let event = EventRow { cgroup: path.to_string_lossy().into_owned(), ..event(id, 1) };
         ShellCommand::new("test -d \"$MEMCG_CGROUP\"".into(), LONG).run(&event, 0).expect("it is there");
+    }
+
+    #[test]
+    fn a_command_is_not_protected_from_the_oom_killer_as_watch_is() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("out");
+        let text = format!("echo $0 $(cat /proc/self/oom_score_adj) > {}; exit 3", file.display());
+        let own = own_oom_score_adj().expect("a number");
+        // Anybody may raise it, but not everybody may lower it.
+        for value in [None, Some((own + 1).min(1000))] {
+            let command = ShellCommand { oom_score_adj: value, ..ShellCommand::new(text.clone(), LONG) };
+            assert!(error_of(&command).contains("exit status: 3"));
+            let written = fs::read_to_string(&file).expect("what it wrote");
+            assert_eq!(written.trim(), format!("/bin/sh {}", value.unwrap_or(own)));
+        }
     }
 
     #[test]
