@@ -197,7 +197,7 @@ fn is_counted(why: &str) -> bool {
 
 /// Whether groups are only told later, on a machine that is busy.
 fn is_told_later(why: &str) -> bool {
-    why.contains("they are tried again")
+    why.contains("had no name that could be read")
 }
 
 /// Groups that each worker makes.

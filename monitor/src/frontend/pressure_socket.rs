@@ -65,7 +65,7 @@ struct Shared<S> {
     keeper: Keeper,
 }
 
-/// What becomes of a text that is waited for, or served.
+/// The end of a text that is waited for, or served.
 type Outcome<T> = io::Result<std::result::Result<T, TextError>>;
 
 /// The connections of an earlier agent, and the place to keep them for the next.

@@ -294,7 +294,7 @@ mod tests {
         }
         let many = "spec = 1M\n".repeat(17) + "pattern = /a";
         assert!(Rule::parse(&many).expect_err("too many")[0].1.contains("17 specifications"));
-        let long = format!("pattern = /{}\nspec = oom", "a".repeat(4096));
+        let long = format!("pattern = /{}\n", "a".repeat(1000)).repeat(5) + "spec = oom";
         assert!(Rule::parse(&long).expect_err("too long")[0].1.contains("4096 at most"));
     }
 
