@@ -35,6 +35,8 @@ impl Successor {
         let open = |left| KeptConnections::open(FdStore::of_tests(), left, closer.clone());
         let (mut earlier, _) = open(Vec::new()).expect("a store");
         earlier.add(kept.as_fd()).expect("room");
+        // Only what is kept has it open from here on.
+        drop(kept);
         let (kept, connections) = open(earlier.as_handed()).expect("a store");
         assert_eq!((kept.count(), connections.len()), (1, 1));
         let directory = tempfile::tempdir().expect("a directory");
