@@ -9,7 +9,7 @@ use monitor_client::wire::{Answer, EventRow};
 use nix::sys::signal::Signal;
 
 use crate::harness::MIB;
-use crate::harness::agent::{Agent, BINARY};
+use crate::harness::agent::{Agent, BINARY, until};
 use crate::harness::charger::{Charger, Kind};
 use crate::harness::group::Group;
 use crate::harness::test::vm_test;
@@ -45,7 +45,7 @@ impl Listener {
 
 /// Waits until that many are registered.
 fn registered(agent: &Agent, count: u64) -> Result<()> {
-    crate::harness::agent::until("listen has registered", || Ok(agent.status()?.registrations == count))
+    until("listen has registered", || Ok(agent.status()?.registrations == count))
 }
 
 vm_test!(
@@ -233,6 +233,25 @@ fn cli_listen_json() -> Result<()> {
     );
     ensure!(listener.end()? == 0, "exit code");
     Ok(())
+}
+
+vm_test!(
+    cli_listen_ends_with_its_reader,
+    "listen says once that it is registered, and ends when nobody can read it any more, with its registration",
+    Any,
+    [Standing]
+);
+fn cli_listen_ends_with_its_reader() -> Result<()> {
+    let group = Group::new("read")?;
+    let path = group.usage_file();
+    let agent = Agent::standing()?;
+    let Listener { mut child, mut lines } = Listener::start(&["--announce", &path.to_string_lossy(), "64M"])?;
+    let line = lines.next().context("listen ended")??;
+    ensure!(line == "registered", "{line:?}");
+    registered(&agent, 1)?;
+    drop(lines);
+    until("listen has ended", || Ok(child.try_wait()?.is_some()))?;
+    registered(&agent, 0)
 }
 
 vm_test!(
