@@ -157,7 +157,7 @@ fn cli_out_of_reach() -> Result<()> {
     ensure!(note.contains("usage cannot reach 1T: this host has "), "{note}");
     ensure!(stderr(&["32M"])?.is_empty(), "a note of a threshold in reach");
     let _above = crate::harness::client::Waiter::on(&group, "1G")?;
-    crate::harness::agent::until("the percentage is of the limit", || Ok(listed()?.0.contains("80% = ")))?;
+    until("the percentage is of the limit", || Ok(listed()?.0.contains("80% = ")))?;
     let (text, json) = listed()?;
     ensure!(text.contains("80% = 51.2M up hysteresis 1M") && text.contains("1G!"), "{text}");
     let parts = ["\"limit\":67108864", "\"unreachable\":\"above_limit\"", "\"precision\":\"exact\""];
