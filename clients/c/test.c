@@ -162,7 +162,7 @@ static void touch(const char *group, const char *name)
 	char path[PATH_MAX];
 	int fd;
 
-	join(path, group, name);
+	CHECK(join(path, group, name), "a path that is too long");
 	fd = open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
 	if (fd < 0 || write(fd, "0\n", 2) != 2) {
 		perror(path);
@@ -218,7 +218,7 @@ static void test_targets(void)
 			seen.mark = target.mark;
 			CHECK(look(&seen, NULL) == MEMCG_MONITOR_OK, "%s", file);
 			touch(group, "other");
-			join(other, group, "other");
+			CHECK(join(other, group, "other"), "a path that is too long");
 			rename(other, target.mark.path);
 			CHECK(look(&seen, NULL) == MEMCG_MONITOR_REMOVED, "%s: a namesake is not the group", file);
 		}
@@ -417,7 +417,7 @@ static void play(struct player *player, const char *const *packets)
 	strcpy(player->directory, "/tmp/memcg-monitor-test-XXXXXX");
 	CHECK(mkdtemp(player->directory), "mkdtemp");
 	touch(player->directory, USAGE_FILE);
-	join(player->socket, player->directory, "socket");
+	CHECK(join(player->socket, player->directory, "socket"), "a path that is too long");
 	player->options.socket = player->options.control_socket = player->socket;
 	player->packets = packets;
 	strcpy(address.sun_path, player->socket);
@@ -573,9 +573,9 @@ static void test_the_view_is_written_where_no_socket_is(void)
 
 	look_ms = 1;
 	CHECK(mkdtemp(view), "mkdtemp");
-	join(none, view, "none");
-	join(group, view, "a");
-	join(control, group, EVENT_CONTROL);
+	CHECK(join(none, view, "none"), "a path that is too long");
+	CHECK(join(group, view, "a"), "a path that is too long");
+	CHECK(join(control, group, EVENT_CONTROL), "a path that is too long");
 	mkdir(group, 0700);
 	touch(view, EVENT_CONTROL);
 	for (int is_end = 0; is_end < 2; is_end++) {
@@ -654,9 +654,9 @@ static void test_a_view_of_another_agent_at_the_same_path_is_the_end(void)
 		int before = descriptors();
 
 		CHECK(mkdtemp(view), "mkdtemp");
-		join(none, view, "none");
-		join(group, view, "a");
-		join(usage, group, MEMCG_MONITOR_USAGE);
+		CHECK(join(none, view, "none"), "a path that is too long");
+		CHECK(join(group, view, "a"), "a path that is too long");
+		CHECK(join(usage, group, MEMCG_MONITOR_USAGE), "a path that is too long");
 		mkdir(group, 0700);
 		touch(view, EVENT_CONTROL);
 		touch(group, EVENT_CONTROL);
@@ -684,7 +684,7 @@ static void test_a_view_of_another_agent_at_the_same_path_is_the_end(void)
 	CHECK(!memcg_monitor_register(player.directory, MEMCG_MONITOR_USAGE, "8M", &player.options, &registration, &error),
 	      "%s", error.text);
 	played(&player);
-	join(usage, player.directory, MEMCG_MONITOR_USAGE);
+	CHECK(join(usage, player.directory, MEMCG_MONITOR_USAGE), "a path that is too long");
 	unlink(usage);
 	fstat_errno = ECONNABORTED;
 	CHECK(memcg_monitor_wait(registration, 0, &signals, &error) == MEMCG_MONITOR_ENDED, "the end");

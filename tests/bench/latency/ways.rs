@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use memcg_monitor::view::POINT;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -182,19 +182,27 @@ impl Lines {
     /// Starts it, and waits for the line by which it says that it is registered.
     fn start(way: Way, hierarchy: Hierarchy, group: &Group, threshold: u64) -> Result<Self> {
         let name = format!("/{}", group.path.strip_prefix(hierarchy.root())?.display());
-        let directory = group.path.to_string_lossy().into_owned();
+        let file = group.usage_file().to_string_lossy().into_owned();
         let threshold = threshold.to_string();
         let mut command = Command::new(BINARY);
         match way {
             Way::Watch => command.args(["watch", "-o", "json", &name, &threshold]),
-            _ => command.args(["listen", "-o", "json", "--announce", &directory, &threshold]),
+            _ => command.args(["listen", "-o", "json", "--announce", &file, &threshold]),
         };
         process::kill_with_parent(&mut command);
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
         let mut child = child.with_context(|| format!("cannot start {BINARY}"))?;
         let output = child.stdout.take().context("it has an output")?;
-        super::read(&output)?;
-        Ok(Self { child, output })
+        let lines = Self { child, output };
+        lines.read()?;
+        Ok(lines)
+    }
+
+    /// Waits for a line, or several.
+    fn read(&self) -> Result<()> {
+        let length = nix::unistd::read(&self.output, &mut [0; 4096]).context("read failed")?;
+        ensure!(length > 0, "the program that prints lines has ended");
+        Ok(())
     }
 }
 
@@ -230,7 +238,7 @@ impl Waiting<'_> {
     pub(super) fn wait(&mut self) -> Result<bool> {
         match &self.on {
             On::EventFd(eventfd) => super::read(eventfd)?,
-            On::Lines(lines) => super::read(&lines.output)?,
+            On::Lines(lines) => lines.read()?,
             On::Inotify(inotify) => super::read(inotify)?,
             On::Usage(file, threshold) => loop {
                 std::thread::sleep(PERIOD);
@@ -265,9 +273,11 @@ impl Waiting<'_> {
             On::Usage(..) => return Ok(()),
         };
         while poll(&mut [PollFd::new(fd, event)], PollTimeout::ZERO)? > 0 {
-            // A poll takes a trigger's notification away.
-            if !matches!(self.on, On::Pressure(_)) {
-                super::read(fd)?;
+            match &self.on {
+                // A poll takes a trigger's notification away.
+                On::Pressure(_) => {}
+                On::Lines(lines) => lines.read()?,
+                _ => super::read(fd)?,
             }
         }
         Ok(())
