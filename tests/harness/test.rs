@@ -92,11 +92,11 @@ impl On {
 pub(crate) enum Tag {
     /// Runs beside the real cgroup v1 of the oldest kernel.
     Oracle,
-    /// Depends on the kernel more than on us: runs also on a kernel between the oldest
-    /// and the newest.
+    /// Depends on the kernel more than on us: runs also on the oldest.
     Kernel,
-    /// Does not depend on the kernel and takes long: runs on the newest kernel only.
-    Newest,
+    /// Depends on when the kernel calls the programs: runs also on a kernel between these, where
+    /// tasks are preempted anywhere.
+    Preempt,
     /// Holds where the groups' files are sampled, too: runs with that backend, also on the host
     /// itself.
     Sampled,
@@ -110,8 +110,15 @@ pub(crate) enum Tag {
 }
 
 impl Tag {
-    const ALL: [Self; 7] =
-        [Self::Oracle, Self::Kernel, Self::Newest, Self::Sampled, Self::Variant, Self::Quick, Self::Standing];
+    const ALL: [Self; 7] = [
+        Self::Oracle,
+        Self::Kernel,
+        Self::Preempt,
+        Self::Sampled,
+        Self::Variant,
+        Self::Quick,
+        Self::Standing,
+    ];
 }
 
 impl Display for Tag {
@@ -119,7 +126,7 @@ impl Display for Tag {
         f.write_str(match self {
             Self::Oracle => "oracle",
             Self::Kernel => "kernel",
-            Self::Newest => "newest",
+            Self::Preempt => "preempt",
             Self::Sampled => "sampled",
             Self::Variant => "variant",
             Self::Quick => "quick",

@@ -49,7 +49,7 @@ vm_test!(
     abuse_packets,
     "bad packets are refused with the right errno and leave no descriptor",
     Any,
-    [Oracle, Kernel, Quick]
+    [Oracle, Kernel, Preempt, Quick]
 );
 fn abuse_packets() -> Result<()> {
     let group = Group::new("packets")?;
@@ -89,7 +89,7 @@ fn abuse_packets() -> Result<()> {
         .with_context(|| format!("before: {before:?}; after: {:?}", agent.descriptors()))
 }
 
-vm_test!(abuse_sender_dies, "a sender that dies in the middle harms no other", Any, [Newest]);
+vm_test!(abuse_sender_dies, "a sender that dies in the middle harms no other", Any, []);
 fn abuse_sender_dies() -> Result<()> {
     let group = Group::new("dies")?;
     let agent = Agent::start(&[])?;
@@ -115,7 +115,7 @@ fn abuse_sender_dies() -> Result<()> {
     Ok(())
 }
 
-vm_test!(abuse_unreadable_file, "a user cannot register on a file that the user may not read", Any, [Newest]);
+vm_test!(abuse_unreadable_file, "a user cannot register on a file that the user may not read", Any, []);
 fn abuse_unreadable_file() -> Result<()> {
     let group = Group::new("private")?;
     let agent = Agent::start(&["--socket-mode", "0666"])?;
@@ -166,7 +166,7 @@ vm_test!(
     abuse_second_agent,
     "a second agent on the same socket names the first and disturbs nothing",
     Any,
-    [Newest]
+    []
 );
 fn abuse_second_agent() -> Result<()> {
     let group = Group::new("first")?;
@@ -181,7 +181,7 @@ vm_test!(
     abuse_leftovers,
     "a killed agent's sockets are taken over; a file in the way is not removed",
     Any,
-    [Newest]
+    []
 );
 fn abuse_leftovers() -> Result<()> {
     let agent = Agent::start(&[])?;
@@ -200,7 +200,7 @@ fn abuse_leftovers() -> Result<()> {
     Ok(())
 }
 
-vm_test!(abuse_host, "no privilege, no BTF, no hooks: said precisely, exit code 1", Any, [Kernel]);
+vm_test!(abuse_host, "no privilege, no BTF, no hooks: said precisely, exit code 1", Any, [Kernel, Preempt]);
 fn abuse_host() -> Result<()> {
     let as_nobody = |command: &mut Command| {
         command.uid(65_534).gid(65_534);
@@ -238,7 +238,7 @@ vm_test!(
     abuse_full_tables,
     "full tables refuse new registrations with ENOMEM and leave the others alone",
     Any,
-    [Newest]
+    []
 );
 fn abuse_full_tables() -> Result<()> {
     let agent = Agent::start(&["--max-groups", "16", "--max-eventfds", "16"])?;

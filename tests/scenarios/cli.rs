@@ -100,7 +100,7 @@ vm_test!(
     cli_listen_unknown_cause,
     "after the agent's end, a signal is named as one of unknown cause",
     Any,
-    [Newest]
+    []
 );
 fn cli_listen_unknown_cause() -> Result<()> {
     let group = Group::new("unknown")?;
@@ -120,7 +120,7 @@ vm_test!(
     cli_out_of_reach,
     "a threshold that cannot be crossed is noted by listen and marked by list, with its options",
     Any,
-    [Newest, Standing]
+    [Standing]
 );
 fn cli_out_of_reach() -> Result<()> {
     let group = Group::new("reach")?;
@@ -169,7 +169,7 @@ vm_test!(
     cli_wrong_input,
     "sockets that are swapped or the same, sizes with a B and a view in a hierarchy are named, with what to do",
     Any,
-    [Newest]
+    []
 );
 fn cli_wrong_input() -> Result<()> {
     let group = Group::new("wrong")?;
@@ -254,12 +254,7 @@ fn cli_listen_ends_with_its_reader() -> Result<()> {
     registered(&agent, 0)
 }
 
-vm_test!(
-    cli_exit_codes,
-    "--count, --timeout, refusals and a missing agent have their exit codes",
-    Any,
-    [Newest]
-);
+vm_test!(cli_exit_codes, "--count, --timeout, refusals and a missing agent have their exit codes", Any, []);
 fn cli_exit_codes() -> Result<()> {
     let group = Group::new("codes")?;
     let path = group.usage_file();
@@ -304,7 +299,7 @@ fn cli_exit_codes() -> Result<()> {
     Ok(())
 }
 
-vm_test!(cli_list, "list shows groups and registrations", Any, [Newest]);
+vm_test!(cli_list, "list shows groups and registrations", Any, []);
 fn cli_list() -> Result<()> {
     let group = Group::new("listed")?;
     let agent = Agent::start(&[])?;
@@ -343,7 +338,7 @@ vm_test!(
     cli_shell_hint,
     "the lines that the VM's shell features for trying work there as they are",
     Any,
-    [Newest, Standing]
+    [Standing]
 );
 fn cli_shell_hint() -> Result<()> {
     let hint = fs::read_to_string("/etc/motd").context("cannot read /etc/motd")?;

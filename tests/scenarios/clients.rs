@@ -322,7 +322,7 @@ vm_test!(
     clients_library,
     "our library's registrations are signalled, receive the cause, and end with the group",
     Any,
-    [Newest, Standing]
+    [Standing]
 );
 fn clients_library() -> Result<()> {
     let agent = Agent::standing()?;

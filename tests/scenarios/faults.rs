@@ -67,7 +67,7 @@ vm_test!(
     faults_descriptors,
     "without descriptors: ENOMEM, registrations and watchdog continue, and waiting clients are served later",
     Any,
-    [Newest]
+    []
 );
 fn faults_descriptors() -> Result<()> {
     const MANY: usize = 40;
@@ -106,7 +106,7 @@ vm_test!(
     faults_descriptors_sampled,
     "an agent that samples says how many groups its limit of descriptors allows; without any: ENOMEM",
     Any,
-    [Newest]
+    []
 );
 fn faults_descriptors_sampled() -> Result<()> {
     const MOST: &str = "/proc/sys/fs/nr_open";
@@ -135,7 +135,7 @@ vm_test!(
     faults_file_max,
     "on a host without files, registrations continue, and clients that came meanwhile are served later",
     Any,
-    [Newest]
+    []
 );
 fn faults_file_max() -> Result<()> {
     const MOST: &str = "/proc/sys/fs/file-max";
@@ -170,7 +170,7 @@ vm_test!(
     faults_controller,
     "a controller turned off, and on again, while there is no agent: signalled as a removal",
     V2,
-    [Newest]
+    []
 );
 fn faults_controller() -> Result<()> {
     let parent = Group::new("switch")?;

@@ -102,7 +102,7 @@ vm_test!(
     groups_dying_cost_nothing,
     "a user leaves five times as many dying groups as there are places; the next group is watched",
     Any,
-    [Kernel]
+    [Kernel, Preempt]
 );
 fn groups_dying_cost_nothing() -> Result<()> {
     const GROUPS: usize = 320;
@@ -130,7 +130,7 @@ vm_test!(
     groups_dying_still_move_those_above,
     "what a removed group gives back is signalled above it, also after its place is another's",
     Any,
-    [Kernel]
+    [Kernel, Preempt]
 );
 fn groups_dying_still_move_those_above() -> Result<()> {
     let files = Files::mount()?;
@@ -163,7 +163,7 @@ vm_test!(
     groups_that_found_no_place,
     "when there is room again: the group is watched, its parent known, an OOM above signalled",
     V2,
-    [Kernel]
+    [Kernel, Preempt]
 );
 fn groups_that_found_no_place() -> Result<()> {
     let agent = Agent::start(&["--max-groups", "16"])?;
@@ -199,7 +199,7 @@ vm_test!(
     groups_made_while_the_agent_starts,
     "groups that are made while it starts, again and again, are signalled for an OOM by a limit above",
     V2,
-    [Kernel]
+    [Kernel, Preempt]
 );
 fn groups_made_while_the_agent_starts() -> Result<()> {
     let top = Group::new("made")?;
@@ -251,7 +251,7 @@ vm_test!(
     groups_gone_while_there_was_no_agent,
     "an OOM by the limit of a group, signalled below it although all of them were removed with no agent there",
     V2,
-    [Kernel]
+    [Kernel, Preempt]
 );
 fn groups_gone_while_there_was_no_agent() -> Result<()> {
     let family = Family::new("gone")?;
@@ -281,7 +281,7 @@ vm_test!(
     groups_gone_before_the_agent_looks,
     "pressure in a group that is not watched, removed and freed before the agent looks, is signalled above",
     V2,
-    [Kernel]
+    [Kernel, Preempt]
 );
 fn groups_gone_before_the_agent_looks() -> Result<()> {
     let disk = block::disk()?;
@@ -307,7 +307,7 @@ vm_test!(
     groups_with_mounts_among_them,
     "a directory of the hierarchy with another mount on it is the group that it was",
     V2,
-    [Kernel]
+    [Kernel, Preempt]
 );
 fn groups_with_mounts_among_them() -> Result<()> {
     let covered = Group::new("covered")?;
@@ -342,7 +342,7 @@ vm_test!(
     groups_below_a_root_that_is_a_group,
     "where the root is a group, as in a cgroup namespace, it is watched and shown as one, not as the host",
     V2,
-    [Newest]
+    []
 );
 fn groups_below_a_root_that_is_a_group() -> Result<()> {
     const ROOT: &str = "/tmp/part";

@@ -29,7 +29,7 @@ vm_test!(
     lifetime_ends_with_the_last_reference,
     "closing the last of several references ends the registration, none before",
     Any,
-    [Oracle, Kernel, Sampled]
+    [Oracle, Kernel, Preempt, Sampled]
 );
 fn lifetime_ends_with_the_last_reference() -> Result<()> {
     let group = Group::new("refs")?;
@@ -53,7 +53,7 @@ vm_test!(
     lifetime_ends_with_a_sweep,
     "eventfds that are closed end with the next sweep, however many, without any request",
     Any,
-    [Kernel]
+    [Kernel, Preempt]
 );
 fn lifetime_ends_with_a_sweep() -> Result<()> {
     const MANY: usize = 3_000;
@@ -80,7 +80,7 @@ vm_test!(
     lifetime_closing_makes_room,
     "at a quota, and in a full table, an eventfd that was closed gives way at once",
     Any,
-    [Kernel]
+    [Kernel, Preempt]
 );
 fn lifetime_closing_makes_room() -> Result<()> {
     const QUOTA: usize = 8;
@@ -127,7 +127,7 @@ vm_test!(
     lifetime_outlives_fork_and_kill,
     "a forked child keeps the registration; its SIGKILL ends it",
     Any,
-    [Oracle, Kernel, Sampled]
+    [Oracle, Kernel, Preempt, Sampled]
 );
 fn lifetime_outlives_fork_and_kill() -> Result<()> {
     let group = Group::new("fork")?;
@@ -158,7 +158,7 @@ vm_test!(
     lifetime_removal_signals_each_registration,
     "removal adds one for each registration, with the directory gone",
     Any,
-    [Oracle, Kernel, Variant, Quick, Sampled, Standing]
+    [Oracle, Kernel, Preempt, Variant, Quick, Sampled, Standing]
 );
 fn lifetime_removal_signals_each_registration() -> Result<()> {
     let parent = Group::new("parent")?;
@@ -186,7 +186,7 @@ vm_test!(
     lifetime_controller_off_and_on,
     "turning the controller off is a removal; on again is a new group",
     V2,
-    [Kernel, Standing]
+    [Kernel, Preempt, Standing]
 );
 fn lifetime_controller_off_and_on() -> Result<()> {
     let parent = Group::new("switch")?;
@@ -210,7 +210,7 @@ vm_test!(
     lifetime_leaves_no_descriptors,
     "after 200 registrations on 50 groups came and went the agent holds what it held",
     Any,
-    [Oracle, Kernel]
+    [Oracle, Kernel, Preempt]
 );
 fn lifetime_leaves_no_descriptors() -> Result<()> {
     let agent = Agent::start(&[])?;
@@ -249,7 +249,7 @@ vm_test!(
     lifetime_agent_ends_cleanly,
     "SIGTERM removes sockets and detaches every program",
     Any,
-    [Oracle, Kernel]
+    [Oracle, Kernel, Preempt]
 );
 fn lifetime_agent_ends_cleanly() -> Result<()> {
     let charge = "page_counter_try_charge";
@@ -279,7 +279,7 @@ vm_test!(
     lifetime_end_is_signalled,
     "an agent that ends for good signals each registered eventfd once, with the view gone; a hand-over none",
     Any,
-    [Oracle, Kernel, Sampled]
+    [Oracle, Kernel, Preempt, Sampled]
 );
 fn lifetime_end_is_signalled() -> Result<()> {
     let group = Group::new("end")?;

@@ -16,12 +16,7 @@ use crate::harness::group::Group;
 use crate::harness::process;
 use crate::harness::test::vm_test;
 
-vm_test!(
-    logs_programs,
-    "what a program in the kernel logs is in the agent's log, at debug level",
-    Any,
-    [Newest]
-);
+vm_test!(logs_programs, "what a program in the kernel logs is in the agent's log, at debug level", Any, []);
 fn logs_programs() -> Result<()> {
     let agent = Agent::start(&["--max-groups", "16"])?;
     let _groups: Vec<_> = (0..24).map(|n| Group::new(&format!("log{n}"))).collect::<Result<Vec<_>>>()?;
@@ -58,7 +53,7 @@ vm_test!(
     logs_journal,
     "where journald listens, lines are records with fields, one for each refusal",
     Any,
-    [Newest]
+    []
 );
 fn logs_journal() -> Result<()> {
     const SOCKET: &str = "/run/systemd/journal/socket";

@@ -25,7 +25,7 @@ vm_test!(
     loss_full_ring,
     "a ring too small for the storm is counted, and every final state is signalled",
     Any,
-    [Kernel]
+    [Kernel, Preempt]
 );
 fn loss_full_ring() -> Result<()> {
     // 4096 bytes hold 170 doorbells of 24 bytes; 300 groups ring while the agent does not read.
@@ -78,7 +78,7 @@ vm_test!(
     loss_skipped_programs,
     "page faults and network traffic nest; no lasting crossing is missed",
     Any,
-    [Kernel, Variant]
+    [Kernel, Preempt, Variant]
 );
 fn loss_skipped_programs() -> Result<()> {
     const THRESHOLDS: [u64; 3] = [4 * MIB, 8 * MIB, 12 * MIB];
@@ -144,7 +144,7 @@ vm_test!(
     loss_twin_stays_idle,
     "the second program of a pair works only where the first was skipped",
     Any,
-    [Kernel]
+    [Kernel, Preempt]
 );
 fn loss_twin_stays_idle() -> Result<()> {
     std::fs::write("/proc/sys/kernel/bpf_stats_enabled", "1")?;
@@ -170,7 +170,7 @@ vm_test!(
     loss_kprobe_misses,
     "what kprobes miss is counted where the kernel reports it, and made up for on every kernel",
     V2,
-    [Kernel]
+    [Kernel, Preempt]
 );
 fn loss_kprobe_misses() -> Result<()> {
     let is_counted = !memcg_monitor::kernel::release().starts_with("6.1.");
@@ -226,7 +226,7 @@ vm_test!(
     loss_deep_hierarchy,
     "an ancestor 100 levels up is signalled by a doorbell, one more than 512 up by the sweep",
     Any,
-    [Kernel]
+    [Kernel, Preempt]
 );
 fn loss_deep_hierarchy() -> Result<()> {
     let top = Group::new("deep")?;
@@ -256,7 +256,7 @@ vm_test!(
     loss_slots_are_used_again,
     "ten times as many groups as slots come and go; the last is watched as the first",
     Any,
-    [Kernel]
+    [Kernel, Preempt]
 );
 fn loss_slots_are_used_again() -> Result<()> {
     let agent = Agent::start(&["--max-groups", "64"])?;

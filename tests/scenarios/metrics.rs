@@ -73,7 +73,7 @@ vm_test!(
     metrics_values,
     "usage, peak, limit and events are the kernel's; signals, refusals, latency are counted",
     Any,
-    [Newest]
+    []
 );
 fn metrics_values() -> Result<()> {
     let agent = Agent::start(&["--metrics", TCP])?;
@@ -184,12 +184,7 @@ fn metrics_usage_is_kept() -> Result<()> {
     Ok(())
 }
 
-vm_test!(
-    metrics_bounds,
-    "patterns and --metrics-top bound the series; what is left out is counted",
-    Any,
-    [Newest]
-);
+vm_test!(metrics_bounds, "patterns and --metrics-top bound the series; what is left out is counted", Any, []);
 fn metrics_bounds() -> Result<()> {
     let groups: Vec<_> = (0..5).map(|n| Group::new(&format!("bound{n}"))).collect::<Result<_>>()?;
     // More than are read in one turn of the agent's loop.
@@ -219,7 +214,7 @@ vm_test!(
     metrics_workloads,
     "groups are named with unit, pod and container; the root has a series whether it is watched or not",
     Any,
-    [Newest]
+    []
 );
 fn metrics_workloads() -> Result<()> {
     const POD: &str = "8a1fbc1e-7d41-4b73-b0a8-7c1d7f0e9a55";
@@ -261,7 +256,7 @@ vm_test!(
     metrics_hostile,
     "absurd requests are refused, slow and many ones dropped, and no other client is affected",
     Any,
-    [Newest]
+    []
 );
 fn metrics_hostile() -> Result<()> {
     let group = Group::new("scraped")?;
@@ -323,7 +318,7 @@ vm_test!(
     metrics_flood,
     "a user who connects without end to the metrics' unix socket takes no connection from another user",
     Any,
-    [Newest]
+    []
 );
 fn metrics_flood() -> Result<()> {
     let agent = Agent::start(&["--metrics", UNIX, "--socket-mode", "0666"])?;
@@ -355,7 +350,7 @@ fn metrics_flood() -> Result<()> {
     until("nothing is left of it", || Ok(agent.descriptors()?.len() <= before))
 }
 
-vm_test!(metrics_address, "only loopback and unix sockets, with mode; another agent's stays", Any, [Newest]);
+vm_test!(metrics_address, "only loopback and unix sockets, with mode; another agent's stays", Any, []);
 fn metrics_address() -> Result<()> {
     for (address, word) in [("0.0.0.0:9101", "loopback"), ("x", "unix:/PATH")] {
         let (code, text) = fails(&["agent", "--metrics", address], |_| {})?;

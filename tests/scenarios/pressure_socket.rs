@@ -186,7 +186,7 @@ vm_test!(
     pressure_socket_full,
     "a program that reads nothing has few bytes waiting, and holds up no other's",
     Any,
-    [Newest]
+    []
 );
 fn pressure_socket_full() -> Result<()> {
     let groups = [Group::new("stopped")?, Group::new("awake")?];
@@ -226,7 +226,7 @@ vm_test!(
     pressure_socket_bad_input,
     "a wrong text registers nothing, is logged and stays silent; a program that goes on is sent away",
     Any,
-    [Newest]
+    []
 );
 fn pressure_socket_bad_input() -> Result<()> {
     let group = Group::new("bad")?;
@@ -299,7 +299,7 @@ vm_test!(
     pressure_socket_quota,
     "a user has 256 connections and its quota of registrations; another is served beside it",
     Any,
-    [Newest]
+    []
 );
 fn pressure_socket_quota() -> Result<()> {
     let group = Group::new("quota")?;

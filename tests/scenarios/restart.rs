@@ -61,7 +61,7 @@ vm_test!(
     restart_keeps_registrations,
     "kill -9: registered is registered, once; what happened meanwhile is signalled",
     Any,
-    [Kernel, Variant, Quick]
+    [Kernel, Preempt, Variant, Quick]
 );
 fn restart_keeps_registrations() -> Result<()> {
     let (group, gone) = (Group::new("kept")?, Group::new("gone")?);
@@ -101,7 +101,7 @@ vm_test!(
     restart_again_and_again,
     "25 deaths amid crossings and removals: each is signalled, no descriptor and no slot leaks",
     Any,
-    [Newest]
+    []
 );
 fn restart_again_and_again() -> Result<()> {
     let group = Group::new("busy")?;
@@ -168,7 +168,7 @@ vm_test!(
     restart_for_another_version,
     "SIGHUP hands all over; SIGTERM leaves no pin, no program and no socket",
     Any,
-    [Newest]
+    []
 );
 fn restart_for_another_version() -> Result<()> {
     let group = Group::new("handed")?;
@@ -325,7 +325,7 @@ fn restart_from_another_layout() -> Result<()> {
     charger.end()
 }
 
-vm_test!(restart_without_a_supervisor, "a supervisor that is killed takes everything along", Any, [Newest]);
+vm_test!(restart_without_a_supervisor, "a supervisor that is killed takes everything along", Any, []);
 fn restart_without_a_supervisor() -> Result<()> {
     let agent = Supervised::start(&[])?;
     ensure!(Path::new(PINS_DIRECTORY).exists(), "pinned");

@@ -13,7 +13,7 @@ vm_test!(
     threshold_both_directions,
     "a threshold is signalled once on the way up and once on the way down",
     Any,
-    [Oracle, Kernel, Variant, Quick, Sampled, Standing]
+    [Oracle, Kernel, Preempt, Variant, Quick, Sampled, Standing]
 );
 fn threshold_both_directions() -> Result<()> {
     let group = Group::new("both")?;
@@ -41,7 +41,7 @@ vm_test!(
     threshold_each_ancestor,
     "a charge is seen by its group and all ancestors, not by siblings",
     Any,
-    [Oracle, Kernel, Quick, Sampled, Standing]
+    [Oracle, Kernel, Preempt, Quick, Sampled, Standing]
 );
 fn threshold_each_ancestor() -> Result<()> {
     let top = Group::new("top")?;
@@ -74,7 +74,7 @@ vm_test!(
     threshold_first_above_an_unwatched_group,
     "a group that charged while no group above was watched is seen once one is",
     Any,
-    [Oracle, Kernel, Standing]
+    [Oracle, Kernel, Preempt, Standing]
 );
 /// Charges look up only while a group above is watched: each first threshold on an
 /// ancestor has to be noticed by a group that has found itself alone before.
@@ -103,7 +103,7 @@ vm_test!(
     threshold_every_kind_of_memory,
     "anonymous, file and kernel memory are all seen",
     Any,
-    [Oracle, Kernel, Sampled, Standing]
+    [Oracle, Kernel, Preempt, Sampled, Standing]
 );
 fn threshold_every_kind_of_memory() -> Result<()> {
     let group = Group::new("kinds")?;
@@ -136,7 +136,7 @@ vm_test!(
     threshold_usage_and_peak_are_the_kernels,
     "usage and peak in the list equal memory.current and memory.peak",
     Any,
-    [Oracle, Kernel, Variant, Standing]
+    [Oracle, Kernel, Preempt, Variant, Standing]
 );
 /// Oracle: the kernel's files, read before and after; the table's value must
 /// lie between.
@@ -167,7 +167,7 @@ vm_test!(
     threshold_spike_crosses_twice,
     "over a threshold and back within one wake-up is signalled both ways",
     Any,
-    [Oracle, Kernel, Variant, Quick, Standing]
+    [Oracle, Kernel, Preempt, Variant, Quick, Standing]
 );
 fn threshold_spike_crosses_twice() -> Result<()> {
     let group = Group::new("spike")?;
@@ -187,7 +187,7 @@ vm_test!(
     threshold_many_on_one_group,
     "of 2,000 thresholds exactly those that were crossed are signalled",
     Any,
-    [Oracle, Kernel, Standing]
+    [Oracle, Kernel, Preempt, Standing]
 );
 fn threshold_many_on_one_group() -> Result<()> {
     let group = Group::new("many")?;

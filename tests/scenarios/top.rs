@@ -129,7 +129,7 @@ vm_test!(
     top_is_a_job_of_its_shell,
     "top stops at Ctrl-Z as a job of its shell, with the terminal as before, and goes on in the foreground",
     Any,
-    [Newest, Standing]
+    [Standing]
 );
 fn top_is_a_job_of_its_shell() -> Result<()> {
     // The shell stops itself where a person would type, and lets its job go on once it goes on itself.

@@ -165,7 +165,7 @@ vm_test!(
     watch_oom,
     "an OOM is told once, of the group whose limit it was, with the one who was killed; of a new group, too",
     V2,
-    [Kernel, Newest]
+    [Kernel]
 );
 fn watch_oom() -> Result<()> {
     let tree = Group::new("ooms")?;
@@ -238,7 +238,7 @@ vm_test!(
     watch_churn,
     "of groups that are made and removed as fast as can be, each that passed the threshold is told, and no other",
     V2,
-    [Newest]
+    []
 );
 fn watch_churn() -> Result<()> {
     let tree = Group::new("churn")?;
@@ -370,7 +370,7 @@ vm_test!(
     watch_slow_reader,
     "a watch that is not read holds up no other client, and is told everything once it is read again",
     V2,
-    [Newest]
+    []
 );
 fn watch_slow_reader() -> Result<()> {
     const GROUPS: usize = 300;
@@ -418,7 +418,7 @@ vm_test!(
     watch_acts,
     "watch runs a command with the event, one at a time for a group, and signals a group's oldest process",
     V2,
-    [Newest, Standing]
+    [Standing]
 );
 fn watch_acts() -> Result<()> {
     let tree = Group::new("acts")?;

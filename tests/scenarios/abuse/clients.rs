@@ -52,7 +52,7 @@ fn abuse_full_eventfd() -> Result<()> {
     Ok(())
 }
 
-vm_test!(abuse_closed_meanwhile, "an eventfd closed between the line and the look is EBADF", Any, [Newest]);
+vm_test!(abuse_closed_meanwhile, "an eventfd closed between the line and the look is EBADF", Any, []);
 fn abuse_closed_meanwhile() -> Result<()> {
     let group = Group::new("closed")?;
     let agent = Agent::start(&[])?;
@@ -88,7 +88,7 @@ struct Count(AtomicU64);
 // SAFETY: an atomic, for which zeros are a value.
 unsafe impl Atomics for Count {}
 
-vm_test!(abuse_quota, "a user who registers without end meets a quota, others do not notice", Any, [Newest]);
+vm_test!(abuse_quota, "a user who registers without end meets a quota, others do not notice", Any, []);
 fn abuse_quota() -> Result<()> {
     const QUOTA: usize = 300;
     const TRIES: usize = 1000;
@@ -123,7 +123,7 @@ vm_test!(
     abuse_closing_in_a_loop,
     "a user who closes copies of a registered eventfd without end costs no other client a signal",
     Any,
-    [Kernel]
+    [Kernel, Preempt]
 );
 fn abuse_closing_in_a_loop() -> Result<()> {
     const ROUNDS: u64 = 20;
@@ -174,7 +174,7 @@ vm_test!(
     abuse_churn,
     "groups made and removed while they are registered on leave nothing behind",
     Any,
-    [Kernel, Variant]
+    [Kernel, Preempt, Variant]
 );
 fn abuse_churn() -> Result<()> {
     const ROUNDS: usize = 600;
@@ -270,7 +270,7 @@ vm_test!(
     abuse_thresholds_of_another,
     "a user who crosses thousands of thresholds all the time delays no other user's signal",
     Any,
-    [Kernel]
+    [Kernel, Preempt]
 );
 fn abuse_thresholds_of_another() -> Result<()> {
     const MANY: u64 = 5000;

@@ -83,7 +83,7 @@ vm_test!(
     abuse_limit_writes_hide_no_oom,
     "1,200 threads of a user write memory.max below what cannot be reclaimed: another's OOMs are all signalled, and of theirs no more than the kernel kept from the programs",
     V2,
-    [Kernel]
+    [Kernel, Preempt]
 );
 fn abuse_limit_writes_hide_no_oom() -> Result<()> {
     be_quiet()?;
@@ -164,7 +164,7 @@ vm_test!(
     abuse_fork_bomb,
     "a user's fork bomb that OOMs all the time: another's OOMs are all signalled, and afterwards none that is over is signalled",
     V2,
-    [Kernel, Standing]
+    [Kernel, Preempt, Standing]
 );
 fn abuse_fork_bomb() -> Result<()> {
     be_quiet()?;
@@ -207,7 +207,7 @@ vm_test!(
     abuse_limit_storm,
     "a user writes memory.max in a loop: another's percent threshold is crossed, follows its limit, and the agent answers",
     V2,
-    [Kernel]
+    [Kernel, Preempt]
 );
 fn abuse_limit_storm() -> Result<()> {
     let (noisy, group) = (users_group("noisy")?, Group::new("quiet")?);
@@ -239,7 +239,7 @@ vm_test!(
     abuse_oom_once_killed_is_one_line,
     "processes that meet the OOM killer again and again: one line for each that the kernel counts as killed",
     V2,
-    [Kernel, Standing]
+    [Kernel, Preempt, Standing]
 );
 fn abuse_oom_once_killed_is_one_line() -> Result<()> {
     use crate::scenarios::event::oom::{event, follow};

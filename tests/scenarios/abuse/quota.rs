@@ -62,7 +62,7 @@ vm_test!(
     abuse_one_eventfd_of_two_users,
     "users who share an eventfd have a quota each, by either frontend, and keep what they owe over a restart",
     Any,
-    [Kernel]
+    [Kernel, Preempt]
 );
 fn abuse_one_eventfd_of_two_users() -> Result<()> {
     const USERS: [u32; 2] = [USER, USER + 1];
@@ -113,7 +113,7 @@ vm_test!(
     abuse_root_of_a_container,
     "user id 0 without CAP_SYS_RESOURCE has a user's quota and connections, and no list; the host's root has no bounds, nor less for it",
     Any,
-    [Kernel]
+    [Kernel, Preempt]
 );
 fn abuse_root_of_a_container() -> Result<()> {
     const TRIES: usize = 300;
@@ -167,7 +167,7 @@ vm_test!(
     abuse_registrations_in_all,
     "--max-registrations holds for root, too: ENOMEM that names it, and room when some have ended",
     Any,
-    [Newest]
+    []
 );
 fn abuse_registrations_in_all() -> Result<()> {
     let group = Group::new("all")?;
@@ -252,7 +252,7 @@ vm_test!(
     abuse_quota_by_cgroup,
     "with --quota-by cgroup groups have quotas, not users; a user who makes groups makes no quotas",
     Any,
-    [Kernel, Oracle]
+    [Kernel, Preempt, Oracle]
 );
 fn abuse_quota_by_cgroup() -> Result<()> {
     groups_pay()
@@ -278,7 +278,7 @@ vm_test!(
     abuse_shared_eventfd_followed,
     "a follower of a registration receives that one's events alone, whatever else is on the same eventfd",
     Any,
-    [Newest]
+    []
 );
 fn abuse_shared_eventfd_followed() -> Result<()> {
     let groups = [Group::new("mine")?, Group::new("theirs")?];

@@ -34,17 +34,17 @@ fn examples_kernel_python() -> Result<()> {
     files(Side::Kernel, PYTHON)
 }
 
-vm_test!(examples_view_c, "C: every kind and the removal, from the view", Any, [Newest]);
+vm_test!(examples_view_c, "C: every kind and the removal, from the view", Any, []);
 fn examples_view_c() -> Result<()> {
     files(Side::View, C)
 }
 
-vm_test!(examples_view_go, "Go: every kind and the removal, from the view", Any, [Newest]);
+vm_test!(examples_view_go, "Go: every kind and the removal, from the view", Any, []);
 fn examples_view_go() -> Result<()> {
     files(Side::View, GO)
 }
 
-vm_test!(examples_view_python, "Python: every kind and the removal, from the view", Any, [Newest]);
+vm_test!(examples_view_python, "Python: every kind and the removal, from the view", Any, []);
 fn examples_view_python() -> Result<()> {
     files(Side::View, PYTHON)
 }
@@ -53,7 +53,7 @@ vm_test!(
     examples_socket_c,
     "C: crossings, an OOM, the removal, a refusal and the agent's end, through the socket",
     Any,
-    [Newest]
+    []
 );
 fn examples_socket_c() -> Result<()> {
     socket(C_SOCKET)
@@ -63,18 +63,18 @@ vm_test!(
     examples_socket_python,
     "Python: crossings, an OOM, the removal, a refusal and the agent's end, through the socket",
     Any,
-    [Newest]
+    []
 );
 fn examples_socket_python() -> Result<()> {
     socket(PYTHON_SOCKET)
 }
 
-vm_test!(examples_client_c, "the client for C: the socket first, then the view", V2, [Newest]);
+vm_test!(examples_client_c, "the client for C: the socket first, then the view", V2, []);
 fn examples_client_c() -> Result<()> {
     client(C_CLIENT)
 }
 
-vm_test!(examples_client_go, "the client for Go: the socket first, then the view", V2, [Newest]);
+vm_test!(examples_client_go, "the client for Go: the socket first, then the view", V2, []);
 fn examples_client_go() -> Result<()> {
     client(GO_CLIENT)
 }

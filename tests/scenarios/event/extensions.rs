@@ -19,7 +19,7 @@ vm_test!(
     event_empty,
     "a group is empty when the last task of it and of those below left",
     V2,
-    [Kernel, Variant, Standing]
+    [Kernel, Preempt, Variant, Standing]
 );
 fn event_empty() -> Result<()> {
     let group = Group::new("empty")?;
@@ -60,7 +60,7 @@ fn host_usage() -> Result<u64> {
     Ok((field("nr_file_pages")? + field("nr_anon_pages")?) * page())
 }
 
-vm_test!(event_root_usage, "the root's usage crosses, sampled", V2, [Kernel, Sampled]);
+vm_test!(event_root_usage, "the root's usage crosses, sampled", V2, [Kernel, Preempt, Sampled]);
 fn event_root_usage() -> Result<()> {
     let group = Group::new("below")?;
     let agent = Agent::start(&["--sample-ms", "20"])?;
@@ -83,7 +83,7 @@ vm_test!(
     event_percent,
     "percents follow the limit of the group and of those above",
     V2,
-    [Kernel, Variant, Sampled, Standing]
+    [Kernel, Preempt, Variant, Sampled, Standing]
 );
 fn event_percent() -> Result<()> {
     let top = Group::new("percent")?;
@@ -112,7 +112,7 @@ vm_test!(
     event_directions,
     "up, down and hysteresis are signalled as requested",
     V2,
-    [Kernel, Variant, Quick, Standing]
+    [Kernel, Preempt, Variant, Quick, Standing]
 );
 fn event_directions() -> Result<()> {
     let group = Group::new("directions")?;
@@ -152,7 +152,7 @@ vm_test!(
     event_working_set,
     "inactive file pages do not count in the working set",
     V2,
-    [Kernel, Variant, Sampled]
+    [Kernel, Preempt, Variant, Sampled]
 );
 fn event_working_set() -> Result<()> {
     let _disk = block::disk()?;
@@ -177,7 +177,7 @@ vm_test!(
     event_anon,
     "page cache does not count in what is not reclaimable; anonymous, shared and kernel memory do",
     Any,
-    [Kernel, Variant, Sampled]
+    [Kernel, Preempt, Variant, Sampled]
 );
 fn event_anon() -> Result<()> {
     let _disk = block::disk()?;
@@ -200,7 +200,12 @@ fn event_anon() -> Result<()> {
     usage.await_total(1)
 }
 
-vm_test!(event_quota, "a user has a quota (EDQUOT), root has none, what ends comes back", V2, [Kernel]);
+vm_test!(
+    event_quota,
+    "a user has a quota (EDQUOT), root has none, what ends comes back",
+    V2,
+    [Kernel, Preempt]
+);
 fn event_quota() -> Result<()> {
     let group = Group::new("quota")?;
     let agent = Agent::start(&["--max-per-user", "3", "--socket-mode", "0666"])?;

@@ -33,7 +33,7 @@ vm_test!(
     event_logged_kill,
     "an agent that samples tells of a kill what the kernel logs of it, with the groups",
     V2,
-    [Kernel, Sampled]
+    [Kernel, Preempt, Sampled]
 );
 fn event_logged_kill() -> Result<()> {
     let family = Family::new("logged")?;
@@ -76,7 +76,7 @@ vm_test!(
     event_logged_kills_of_a_group,
     "a group that is killed as a whole is told by an agent that samples, and each process of it once",
     V2,
-    [Kernel, Sampled]
+    [Kernel, Preempt, Sampled]
 );
 fn event_logged_kills_of_a_group() -> Result<()> {
     let family = Family::new("whole")?;
@@ -112,7 +112,7 @@ vm_test!(
     event_logged_kills_beyond_the_log,
     "each of more kills than the kernel logs in full is told once, in its group",
     V2,
-    [Kernel, Sampled]
+    [Kernel, Preempt, Sampled]
 );
 fn event_logged_kills_beyond_the_log() -> Result<()> {
     // The kernel leaves out the groups of more than ten in five seconds.
@@ -141,7 +141,7 @@ vm_test!(
     event_logged_kills_lost,
     "a kill whose line was overwritten before the agent read it is told once, by the groups' counts",
     V2,
-    [Kernel, Sampled]
+    [Kernel, Preempt, Sampled]
 );
 fn event_logged_kills_lost() -> Result<()> {
     let family = Family::new("overwritten")?;
@@ -174,7 +174,7 @@ vm_test!(
     event_logged_kills_without_a_log,
     "an agent that samples and may not read the log says so, and tells of kills by the groups' counts",
     V2,
-    [Kernel, Sampled]
+    [Kernel, Preempt, Sampled]
 );
 fn event_logged_kills_without_a_log() -> Result<()> {
     let family = Family::new("unlogged")?;

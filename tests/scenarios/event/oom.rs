@@ -30,7 +30,7 @@ vm_test!(
     event_oom_goes_down,
     "an OOM is signalled once to the group at its limit and to those below, to no other",
     V2,
-    [Kernel, Variant, Quick, Standing]
+    [Kernel, Preempt, Variant, Quick, Standing]
 );
 fn event_oom_goes_down() -> Result<()> {
     let family = Family::new("oom")?;
@@ -65,7 +65,7 @@ vm_test!(
     event_oom_by_a_written_limit,
     "a limit written below usage signals no client",
     V2,
-    [Kernel, Standing]
+    [Kernel, Preempt, Standing]
 );
 fn event_oom_by_a_written_limit() -> Result<()> {
     let family = Family::new("written")?;
@@ -85,7 +85,7 @@ vm_test!(
     event_oom_of_a_group_read_early,
     "a group whose usage others read while the agent starts is signalled an OOM by a limit above",
     V2,
-    [Kernel, Standing]
+    [Kernel, Preempt, Standing]
 );
 fn event_oom_of_a_group_read_early() -> Result<()> {
     let family = Family::new("early")?;
@@ -145,7 +145,7 @@ vm_test!(
     event_oom_json,
     "listen -o json writes the OOM with its origin, then the victim",
     V2,
-    [Kernel, Variant, Standing]
+    [Kernel, Preempt, Variant, Standing]
 );
 fn event_oom_json() -> Result<()> {
     let family = Family::new("json")?;
@@ -186,7 +186,7 @@ vm_test!(
     event_oom_group_json,
     "memory.oom.group: the group that is killed is named, too",
     V2,
-    [Kernel, Standing]
+    [Kernel, Preempt, Standing]
 );
 fn event_oom_group_json() -> Result<()> {
     let family = Family::new("json")?;

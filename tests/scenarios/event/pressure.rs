@@ -26,7 +26,12 @@ fn total(all: &mut [CountingWaiter], name: &str) -> Result<u64> {
     all.iter_mut().filter(|waiter| waiter.name == name).try_fold(0, |sum, waiter| Ok(sum + waiter.total()?))
 }
 
-vm_test!(event_pressure_modes, "default, hierarchy and local are signalled as v1's would be", V2, [Kernel]);
+vm_test!(
+    event_pressure_modes,
+    "default, hierarchy and local are signalled as v1's would be",
+    V2,
+    [Kernel, Preempt]
+);
 fn event_pressure_modes() -> Result<()> {
     let _disk = block::disk()?;
     let family = Family::new("modes")?;
@@ -81,7 +86,7 @@ vm_test!(
     event_pressure_levels,
     "an OOM is critical; each level is signalled for those above it",
     V2,
-    [Kernel, Variant, Standing]
+    [Kernel, Preempt, Variant, Standing]
 );
 fn event_pressure_levels() -> Result<()> {
     let disk = block::disk()?;

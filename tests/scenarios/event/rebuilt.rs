@@ -150,7 +150,7 @@ vm_test!(
     "windows rebuilt from what reclaim reports are those of the kernel: no fewer, no more than what \
      was scanned fills, each level reached by both; and each pass at a critical priority is one",
     V2,
-    [Kernel]
+    [Kernel, Preempt]
 );
 fn event_pressure_rebuilt() -> Result<()> {
     let bytes = fs::read(VMLINUX_BTF).with_context(|| format!("cannot read {VMLINUX_BTF}"))?;

@@ -21,7 +21,7 @@ vm_test!(
     event_swap_crosses,
     "memory+swap crosses where memory alone stays below",
     V2,
-    [Kernel, Variant, Sampled, Standing]
+    [Kernel, Preempt, Variant, Sampled, Standing]
 );
 fn event_swap_crosses() -> Result<()> {
     let _swap = Swap::on(128 * MIB)?;
@@ -59,7 +59,12 @@ fn event_swap_crosses() -> Result<()> {
     high.await_total(0)
 }
 
-vm_test!(event_swap_without_swap, "without swap memory+swap is memory", V2, [Kernel, Sampled, Standing]);
+vm_test!(
+    event_swap_without_swap,
+    "without swap memory+swap is memory",
+    V2,
+    [Kernel, Preempt, Sampled, Standing]
+);
 fn event_swap_without_swap() -> Result<()> {
     let swaps = fs::read_to_string("/proc/swaps").context("cannot read /proc/swaps")?;
     ensure!(swaps.lines().count() == 1, "there is swap: {swaps}");

@@ -118,13 +118,18 @@ vm_test!(
     event_victims_as_the_kernel_says,
     "a kill is told with the victim's memory by kind, user, score and command line, as in the kernel's log",
     V2,
-    [Kernel, Variant]
+    [Kernel, Preempt, Variant]
 );
 fn event_victims_as_the_kernel_says() -> Result<()> {
     is_told(&[])
 }
 
-vm_test!(event_victims_by_kprobes, "the backend kprobe tells of a victim what fentry does", V2, [Kernel]);
+vm_test!(
+    event_victims_by_kprobes,
+    "the backend kprobe tells of a victim what fentry does",
+    V2,
+    [Kernel, Preempt]
+);
 fn event_victims_by_kprobes() -> Result<()> {
     is_told(&["--backend", "kprobe"])
 }
@@ -159,7 +164,7 @@ vm_test!(
     event_victims_in_a_pid_namespace,
     "a victim is named by its process id on the host and in its own namespace, and by its user",
     V2,
-    [Kernel, Standing]
+    [Kernel, Preempt, Standing]
 );
 fn event_victims_in_a_pid_namespace() -> Result<()> {
     let family = Family::new("inner")?;
@@ -185,7 +190,7 @@ vm_test!(
     event_victims_of_a_lowered_limit,
     "a kill by a limit that is written below usage is told as that, and signals nothing",
     V2,
-    [Kernel]
+    [Kernel, Preempt]
 );
 fn event_victims_of_a_lowered_limit() -> Result<()> {
     let family = Family::new("lowered")?;
@@ -211,7 +216,7 @@ vm_test!(
     event_victims_once_and_kept,
     "each kill is kept once however many follow it, by the victim's group, also when that is removed",
     V2,
-    [Kernel]
+    [Kernel, Preempt]
 );
 fn event_victims_once_and_kept() -> Result<()> {
     let family = Family::new("kept")?;
@@ -256,7 +261,7 @@ vm_test!(
     event_victims_of_the_host,
     "a kill by the host is an event of its own in the victim's group and above, and signals nothing",
     V2,
-    [Kernel]
+    [Kernel, Preempt]
 );
 fn event_victims_of_the_host() -> Result<()> {
     let family = Family::new("hosts")?;

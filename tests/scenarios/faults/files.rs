@@ -38,7 +38,7 @@ vm_test!(
     faults_run,
     "with /run full or read-only, a running agent continues, a new one names it, one that comes back waits",
     Any,
-    [Newest]
+    []
 );
 fn faults_run() -> Result<()> {
     own_mounts()?;
@@ -79,12 +79,7 @@ fn faults_run() -> Result<()> {
     charger.end()
 }
 
-vm_test!(
-    faults_bpffs,
-    "no BPF file system, or a read-only one: registrations survive all the same",
-    Any,
-    [Newest]
-);
+vm_test!(faults_bpffs, "no BPF file system, or a read-only one: registrations survive all the same", Any, []);
 fn faults_bpffs() -> Result<()> {
     const ALONE: &str = "nothing is seen while there is no agent";
     // What killed agents have pinned would stay attached, out of sight.
@@ -147,7 +142,7 @@ vm_test!(
     faults_cgroupfs,
     "the agent continues when the cgroup file system is remounted, mounted twice, unmounted, mounted again",
     V2,
-    [Newest]
+    []
 );
 fn faults_cgroupfs() -> Result<()> {
     const SECOND: &str = "/tmp/second";

@@ -148,7 +148,7 @@ vm_test!(
     faults_pins_of_another_user,
     "a directory that a user made where pins are to go: said, not used, and nothing below it is touched",
     Any,
-    [Newest]
+    []
 );
 fn faults_pins_of_another_user() -> Result<()> {
     const PRECIOUS: &str = "/run/precious/5";
@@ -196,7 +196,7 @@ vm_test!(
     faults_pins_among_others,
     "where every user may make directories, none takes the agent's away, nor its place once it has ended",
     Any,
-    [Newest]
+    []
 );
 fn faults_pins_among_others() -> Result<()> {
     everybodys_bpffs()?;
@@ -273,7 +273,7 @@ vm_test!(
     faults_check,
     "check says which of what a host has once for all is short, and that the agent does without",
     Any,
-    [Newest]
+    []
 );
 fn faults_check() -> Result<()> {
     everybodys_bpffs()?;
@@ -320,7 +320,7 @@ vm_test!(
     faults_check_interrupted,
     "check that a signal ends leaves neither its agent nor its group, and ends by that signal",
     V2,
-    [Newest]
+    []
 );
 fn faults_check_interrupted() -> Result<()> {
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
@@ -342,7 +342,7 @@ vm_test!(
     faults_check_on_a_read_only_tree,
     "check says that it proves nothing where it cannot make a group, and what the host allows",
     V2,
-    [Newest]
+    []
 );
 fn faults_check_on_a_read_only_tree() -> Result<()> {
     const ROOT: &str = "/tmp/read-only";
@@ -364,7 +364,7 @@ vm_test!(
     faults_aio,
     "the agent starts and signals where no AIO context is left, by the host's bound or by a user who has all",
     Any,
-    [Newest]
+    []
 );
 fn faults_aio() -> Result<()> {
     let group = Group::new("aio")?;

@@ -49,7 +49,7 @@ vm_test!(
     faults_host_out_of_memory,
     "killed first in a host's OOM, the agent comes back and has lost nothing",
     Any,
-    [Newest]
+    []
 );
 fn faults_host_out_of_memory() -> Result<()> {
     let (hogs, quiet) = (Group::new("hogs")?, Group::new("quiet")?);
@@ -103,7 +103,7 @@ vm_test!(
     faults_own_limit,
     "at its own group's limit the agent is killed until the limit is raised; what it took is kept",
     V2,
-    [Newest]
+    []
 );
 fn faults_own_limit() -> Result<()> {
     let (own, group) = (Group::new("own")?, Group::new("watched")?);

@@ -50,7 +50,7 @@ vm_test!(
     faults_clock,
     "the clock jumps a year ahead and back: crossings, rests, samples and sweeps go on",
     Any,
-    [Newest]
+    []
 );
 fn faults_clock() -> Result<()> {
     // What is more than 512 levels up is seen by the sweep alone.
@@ -134,7 +134,7 @@ vm_test!(
     faults_stopped_clients,
     "all clients stand still in a storm: the agent waits for none, each is signalled for all of it later",
     Any,
-    [Newest]
+    []
 );
 fn faults_stopped_clients() -> Result<()> {
     const FOLLOWER: &str = "/tmp/follower";

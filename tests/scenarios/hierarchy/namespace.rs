@@ -217,7 +217,7 @@ vm_test!(
     hierarchy_namespace_threaded,
     "where the namespace's root is a threaded group, a registration is refused with a remedy that works there",
     V2,
-    [Newest]
+    []
 );
 fn hierarchy_namespace_threaded() -> Result<()> {
     let (top, beside) = (Group::new("top")?, Group::new("beside")?);

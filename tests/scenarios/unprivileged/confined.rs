@@ -230,7 +230,7 @@ vm_test!(
     unprivileged_own_user,
     "the agent runs as a user of its own with the capabilities that README.md names",
     Any,
-    [Newest]
+    []
 );
 fn unprivileged_own_user() -> Result<()> {
     let directory = Path::new(SOCKET).parent().context("no directory")?;

@@ -149,7 +149,7 @@ vm_test!(
     unprivileged_container_root_that_hangs,
     "a container's root, whose descriptors never close, holds up itself, and not the host's root",
     Any,
-    [Newest]
+    []
 );
 fn unprivileged_container_root_that_hangs() -> Result<()> {
     hold_up(become_container_root)

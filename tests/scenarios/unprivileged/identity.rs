@@ -133,7 +133,7 @@ vm_test!(
     unprivileged_forged_sender,
     "no process sends as another process or user, a container's root neither",
     Any,
-    [Newest]
+    []
 );
 fn unprivileged_forged_sender() -> Result<()> {
     let group = Group::new("forged")?;
@@ -176,7 +176,7 @@ vm_test!(
     unprivileged_many_connections,
     "a user who connects without end meets a limit, others do not notice",
     Any,
-    [Newest]
+    []
 );
 fn unprivileged_many_connections() -> Result<()> {
     const TRIES: usize = 400;

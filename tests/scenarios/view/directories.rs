@@ -15,7 +15,7 @@ use crate::harness::client::Waiter;
 use crate::harness::group::Group;
 use crate::harness::test::vm_test;
 
-vm_test!(view_names, "odd names, long names and 60 levels are as in the real tree", Any, [Newest, Standing]);
+vm_test!(view_names, "odd names, long names and 60 levels are as in the real tree", Any, [Standing]);
 fn view_names() -> Result<()> {
     let _agent = Agent::standing()?;
     let long = "n".repeat(255);
@@ -61,7 +61,7 @@ vm_test!(
     view_lists_many,
     "1000 groups in a directory are each listed once, also while others come and go",
     Any,
-    [Newest, Standing]
+    [Standing]
 );
 fn view_lists_many() -> Result<()> {
     let _agent = Agent::standing()?;

@@ -260,7 +260,7 @@ vm_test!(
     view_kept_again_and_again,
     "forty hand-overs amid readers: no request fails or is interrupted, no descriptor leaks",
     Any,
-    [Newest]
+    []
 );
 fn view_kept_again_and_again() -> Result<()> {
     let interrupted = restarted_amid_readers(40, &[Signal::SIGHUP])?;

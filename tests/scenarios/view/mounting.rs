@@ -93,7 +93,7 @@ fn view_after_a_kill() -> Result<()> {
     Ok(())
 }
 
-vm_test!(view_in_the_way, "what else is at the mount point stays, and is named", Any, [Newest]);
+vm_test!(view_in_the_way, "what else is at the mount point stays, and is named", Any, []);
 fn view_in_the_way() -> Result<()> {
     let point = "/run/in-the-way";
     fs::create_dir_all(point)?;
@@ -144,7 +144,7 @@ fn view_without_fuse() -> Result<()> {
     outcome
 }
 
-vm_test!(view_mount_options, "the mount says whose it is, and lets nothing be run", Any, [Newest, Standing]);
+vm_test!(view_mount_options, "the mount says whose it is, and lets nothing be run", Any, [Standing]);
 fn view_mount_options() -> Result<()> {
     let _agent = Agent::standing()?;
     let found = mounts::on(Path::new(POINT))?.context("there is no view")?;
