@@ -60,14 +60,14 @@ impl Shared {
         let (band, sum_band) = (slot.band.get(), slot.sum_band.get());
         let peak = files.peak();
         let usage = files.usage()?;
-        slot.usage.xchg(usage);
-        slot.last.set(usage);
-        let mut distance = u64::MAX;
-        // A band that was published meanwhile was published for what is read here: the next reading,
-        // which is due at once, compares with that one.
+        // A band that was published meanwhile was published for a later reading than this may be: the
+        // next one, which is due at once, compares with that band, and is the last if the group goes.
         if slot.band.get() != band {
             return Some((usage, 0));
         }
+        slot.usage.xchg(usage);
+        slot.last.set(usage);
+        let mut distance = u64::MAX;
         if let Some(peak) = peak {
             slot.peak.xchg(peak.max(usage));
             // A new peak since the last reading was a usage in between. Of two readings at once the
@@ -107,6 +107,7 @@ impl Shared {
                 files.known_peak.fetch_max(peak.max(usage), Ordering::Relaxed);
             }
         }
+        slot.last.set(usage);
         Some(usage)
     }
 
