@@ -145,7 +145,7 @@ fn add(waiter: &Waiter, group: &Group, numbers: Range<u64>) -> Result<()> {
 
 /// Waits until nothing else runs on the only CPU: what the kernel began at boot
 /// goes on for seconds.
-fn settle(subject: &mut Subject) -> Result<()> {
+pub(super) fn settle(subject: &mut Subject) -> Result<()> {
     let mut before = f64::MAX;
     for _ in 0..100 {
         let cost = subject.measure(Work::Batch)?;

@@ -16,6 +16,7 @@ use monitor_client::wire::Answer;
 use nix::unistd::Pid;
 
 use super::Scope;
+use super::charge::settle;
 use super::groups::{Groups, Rounds, Visitor};
 use super::scale::cost::Held;
 use super::subject::{Subject, Work};
@@ -59,6 +60,7 @@ pub(crate) fn run(scope: Scope, _hierarchy: Hierarchy) -> Result<()> {
     let mut above = Charger::start(&faults)?;
     above.grow(Kind::Anonymous, 8 * MIB)?;
     let mut subject = Subject::start(&faults)?;
+    settle(&mut subject)?;
     let agent = Agent::start(&[])?;
     let fault = subject.measure(Work::Batch)?;
     row(FAULT, "no threshold anywhere", &[("", rounded(fault, 1))]);
@@ -78,6 +80,7 @@ pub(crate) fn run(scope: Scope, _hierarchy: Hierarchy) -> Result<()> {
         &[("agent", each(held[0].ran - before.ran)), ("client", each(held[1].ran))],
     );
 
+    say!("nothing happens");
     let still = scope.of(10, 1);
     // What was begun is to end.
     sleep(Duration::from_secs(2));
@@ -90,6 +93,7 @@ pub(crate) fn run(scope: Scope, _hierarchy: Hierarchy) -> Result<()> {
     drop(subject);
     above.end()?;
 
+    say!("all groups cross");
     let seconds = scope.of(20, 1);
     let (before, start) = (watch.ran(&agent)?, Instant::now());
     let rounds = Rounds { count: 1, pages: PAGES, stay: false, time: Duration::from_secs(seconds) };
@@ -104,12 +108,14 @@ pub(crate) fn run(scope: Scope, _hierarchy: Hierarchy) -> Result<()> {
 
     let (before, start) = (watch.ran(&agent)?, Instant::now());
     let count = scope.of(A_SECOND, 50) * seconds;
+    say!("all groups cross, and others come and go");
     let path = tree.path.clone();
     let maker = Process::start(move || churn(&path, count))?;
     visitor.begin(rounds)?;
     maker.end()?;
     let took = start.elapsed();
     visitor.end()?;
+    say!("what is still to be told");
     watch.settled(&agent)?;
     let rate = count as f64 / took.as_secs_f64();
     say!("{count} groups were made and removed in {:.1} s of guest time", took.as_secs_f64());
