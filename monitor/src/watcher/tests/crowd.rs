@@ -88,11 +88,6 @@ fn a_step_over_all_of_a_users_thresholds_is_many_turns() {
         let turns = turns_until_signalled(&mut watcher, 4, &ours);
         assert!(turns <= FEW, "{turns} turns");
     }
-    let mut n = 0;
-    while !watcher.is_idle() {
-        watcher.turn();
-        n += 1;
-    }
     watcher.run();
     let all = taken(&theirs);
     assert!(all >= MANY && all.is_multiple_of(MANY), "{all}: each of those crossings was signalled to all");
