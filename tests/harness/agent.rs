@@ -141,10 +141,10 @@ impl Agent {
         let _span = stopwatch::starting();
         standing::end()?;
         let manager = ServiceManager::open()?;
-        // What is emptied between two tests goes on at its beginning.
-        let (name, _) = (log.display(), fs::remove_file(log));
-        let log = fs::File::options().create(true).append(true).open(log);
-        let log = log.with_context(|| format!("cannot create {name}"))?;
+        let _ = fs::remove_file(log);
+        // A standing agent goes on at the beginning of a log that is emptied between two tests.
+        let file = fs::File::options().create(true).append(true).open(log);
+        let file = file.with_context(|| format!("cannot create {}", log.display()))?;
         let mut command = Command::new(BINARY);
         command.arg("-v").arg("agent");
         // A test that is meant for the programs must not pass because an agent without them starts.
@@ -153,7 +153,7 @@ impl Agent {
         }
         command.args(options);
         command.env("NOTIFY_SOCKET", ServiceManager::PATH).env("NO_COLOR", "1");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
         prepare(&mut command)?;
         let process = AgentProcess::Own(command.spawn().with_context(|| format!("cannot start {BINARY}"))?);
         let (socket, control) = (monitor_client::SOCKET.into(), monitor_client::CONTROL_SOCKET.into());
