@@ -13,13 +13,15 @@ use crate::{
     },
     frontend::victim_row,
     kernel::page_size,
-    kills::Kill,
+    kills::{CommandLine, Kill},
     source::GroupId,
     watcher::{Cause, Event},
 };
 
 /// Entries of each kind that are kept.
 const KEPT: usize = 256;
+/// Bytes of text in the entries of a kind: users choose how long a group's path and a command line are.
+const TEXT: usize = 64 << 10;
 /// Time from a kill to its file, which has the end of the curve and further victims.
 const AFTER: Duration = Duration::from_millis(300);
 /// The shortest time between two files of a group.
@@ -55,6 +57,15 @@ impl NotedKill {
             container: row.container_id,
             ..self.entry.clone()
         }
+    }
+
+    /// Bytes of text; of a process that is being looked up as many as it may have.
+    fn text(&self) -> usize {
+        const MOST: usize = 4 * CommandLine::MOST;
+        let KillEntry { comm, cmdline, exe, unit, container, victim_group, limit_of, .. } = &self.entry;
+        let texts = [comm, cmdline, exe, unit, container, victim_group, limit_of];
+        let known: usize = texts.into_iter().flatten().map(String::len).sum();
+        known + if self.process.is_some() { MOST } else { 0 }
     }
 
     /// Lets go of a process that was looked up: from then on the entry has all that is shown of it.
@@ -154,7 +165,7 @@ impl RecordedGroup {
             }
             Cause::Oom { limit } => {
                 let limit_of = Some(name(*limit));
-                keep(&mut self.ooms, OomEntry { at, limit_of });
+                self.keep_oom(OomEntry { at, limit_of });
                 "OOM".to_owned()
             }
             Cause::Pressure { level, origin } => {
@@ -174,6 +185,12 @@ impl RecordedGroup {
         keep(&mut self.signals, SignalEntry { at, registration: None, cause, bytes });
     }
 
+    /// Notes an OOM; the oldest give way.
+    fn keep_oom(&mut self, oom: OomEntry) {
+        keep(&mut self.ooms, oom);
+        bound(&mut self.ooms, |oom| oom.limit_of.as_ref().map_or(0, String::len));
+    }
+
     /// Lets go of the processes that were looked up.
     fn settle_kills(&mut self) {
         self.kills.iter_mut().for_each(NotedKill::settle);
@@ -187,9 +204,10 @@ impl RecordedGroup {
         // An OOM with a registration on it has been noted already.
         let is_known = self.ooms.back().is_some_and(|oom| at.abs_diff(oom.at) < 1_000_000_000);
         if !is_known {
-            keep(&mut self.ooms, OomEntry { at: *at, limit_of: limit_of.clone() });
+            self.keep_oom(OomEntry { at: *at, limit_of: limit_of.clone() });
         }
         keep(&mut self.kills, kill);
+        bound(&mut self.kills, NotedKill::text);
         self.is_new = true;
         let soon = Instant::now() + AFTER;
         let earliest = self.written.map_or(soon, |written| soon.max(written + BETWEEN));
@@ -234,6 +252,14 @@ fn keep<T>(all: &mut VecDeque<T>, entry: T) {
     all.push_back(entry);
 }
 
+/// Bounds the entries' text; the newest stays, however long it is.
+fn bound<T>(all: &mut VecDeque<T>, text: impl Fn(&T) -> usize) {
+    let mut bytes: usize = all.iter().map(&text).sum();
+    while bytes > TEXT && all.len() > 1 {
+        bytes -= all.pop_front().as_ref().map_or(0, &text);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -247,7 +273,7 @@ mod tests {
         },
     };
 
-    use super::{KEPT, NotedKill, RecordedGroup};
+    use super::{KEPT, NotedKill, RecordedGroup, TEXT};
     use crate::{
         black_box::{BlackBoxHeader, KillEntry, RecordReason},
         kernel::page_size,
@@ -369,6 +395,27 @@ mod tests {
         group.note_kill(NotedKill::default());
         assert_eq!(Arc::strong_count(&second), 1);
         assert_eq!(group.recording(header()).kills[0], notes.kills[0]);
+    }
+
+    #[test]
+    fn long_paths_and_command_lines_are_bounded_in_bytes() {
+        let mut group = group();
+        for at in 0..KEPT as u64 {
+            let long = |size| Some("x".repeat(size));
+            let at = at * 10_000_000_000;
+            group.note_kill(killed(KillEntry {
+                at,
+                limit_of: long(4000),
+                exe: long(4000),
+                ..KillEntry::default()
+            }));
+        }
+        let recording = group.recording(header());
+        assert_eq!((recording.kills.len(), recording.ooms.len()), (TEXT / 8000, TEXT / 4000));
+        let newest = (KEPT as u64 - 1) * 10_000_000_000;
+        assert_eq!(recording.kills.last().map(|kill| kill.at), Some(newest), "the oldest have given way");
+        group.note_kill(killed(KillEntry { exe: Some("x".repeat(2 * TEXT)), ..KillEntry::default() }));
+        assert_eq!(group.recording(header()).kills.len(), 1, "the newest stays");
     }
 
     #[test]
