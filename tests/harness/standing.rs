@@ -28,6 +28,16 @@ pub(crate) fn left() -> Option<Pid> {
     is_alive(pid).then(|| Pid::from_raw(pid))
 }
 
+/// The failure where it has ended by itself, which no test has to ask of it.
+pub(crate) fn ended() -> Option<String> {
+    let pid: i32 = fs::read_to_string(FILE).ok()?.parse().ok()?;
+    if is_alive(pid) {
+        return None;
+    }
+    forget();
+    Some(format!("the standing agent, process {pid}, ended after the test"))
+}
+
 /// Ends it, so that another agent may begin.
 pub(crate) fn end() -> Result<()> {
     let Some(pid) = left() else { return Ok(()) };
