@@ -15,7 +15,7 @@ mod victim;
 pub use hooks::{HOOKS, Hook, HookKind};
 pub use reclaim::Windows;
 
-use std::{env, fs, path::Path};
+use std::{env, fs, path::Path, sync::LazyLock};
 
 use monitor_common::protocol::band;
 
@@ -298,11 +298,12 @@ pub fn ptrace_scope() -> Option<String> {
 /// Bytes in a page of this host.
 #[must_use]
 pub fn page_size() -> u64 {
-    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
-        .ok()
-        .flatten()
-        .and_then(|bytes| u64::try_from(bytes).ok())
-        .unwrap_or(4096)
+    // Needed for each group of a list: the C library's answer takes a hundred instructions.
+    static BYTES: LazyLock<u64> = LazyLock::new(|| {
+        let bytes = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten();
+        bytes.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(4096)
+    });
+    *BYTES
 }
 
 /// Pages of memory and swap of this host.
