@@ -139,7 +139,7 @@ impl Course<'_> {
             }
         }
         if let Some(stages) = stages {
-            stages.report(way.name());
+            stages.report(way.name())?;
         }
         Ok((samples, unsure))
     }

@@ -45,6 +45,9 @@ const BATCH: u64 = 50;
 /// New groups in a second, where the machine is fast enough.
 const A_SECOND: u64 = 1000;
 
+/// New groups between two lines of progress: emulated, 20,000 take minutes.
+const SAID: u64 = 2000;
+
 /// The file that the client writes to, and that of what was made.
 const LINES: &str = "/run/watch.lines";
 const MADE: &str = "/run/watch.made";
@@ -223,6 +226,9 @@ fn churn(tree: &Path, count: u64) -> Result<()> {
         }
         fs::remove_dir(&path).with_context(|| format!("cannot remove {}", path.display()))?;
         made += &format!("{id} {crosses}\n");
+        if number > 0 && number % SAID == 0 {
+            say!("{number} of {count}");
+        }
         if number % BATCH == 0 {
             let due = start + Duration::from_millis(1000 * number / A_SECOND);
             sleep(due.saturating_duration_since(Instant::now()));

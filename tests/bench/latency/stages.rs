@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use nix::unistd::{Pid, getpid};
 
 use super::super::allocator::now;
+use crate::harness::agent::until;
 use crate::harness::report::{rounded, row, say};
 
 /// A trace buffer of our own.
@@ -25,9 +26,13 @@ const STAGES: [&str; 6] = [
     "agent sleeps again",
 ];
 
+/// The agent's thread that signals, by its name.
+const THREAD: &str = "signals";
+
 /// The trace, as long as it is on.
 #[derive(Debug)]
 pub(super) struct Stages {
+    /// The agent's thread that signals.
     agent: Pid,
     /// Nanoseconds of each stage of each trial.
     times: Vec<[u64; STAGES.len()]>,
@@ -46,8 +51,9 @@ struct Event {
 }
 
 impl Stages {
-    /// Traces what the agent does, and which task runs.
+    /// Traces what the agent's thread that signals does, and which task runs.
     pub(super) fn start(agent: Pid) -> Result<Self> {
+        let agent = signalling_thread(agent)?;
         if !Path::new(DIRECTORY).exists() {
             fs::create_dir(DIRECTORY).with_context(|| format!("cannot make {DIRECTORY}"))?;
         }
@@ -126,7 +132,11 @@ impl Stages {
     }
 
     /// The median of each.
-    pub(super) fn report(mut self, way: &str) {
+    ///
+    /// # Errors
+    /// No trial was traced from end to end.
+    pub(super) fn report(mut self, way: &str) -> Result<()> {
+        ensure!(!self.times.is_empty(), "the trace has no way from a charge to the client");
         let mut columns = Vec::new();
         for (at, name) in STAGES.iter().enumerate() {
             self.times.sort_unstable_by_key(|times| times[at]);
@@ -136,6 +146,7 @@ impl Stages {
         row("stages, us", way, &columns);
         let [before, after] = self.calls.get(self.calls.len() / 2).cloned().unwrap_or_default();
         say!("the agent's system calls, by number: {before:?} up to its signal, {after:?} after it");
+        Ok(())
     }
 }
 
@@ -146,6 +157,22 @@ impl Drop for Stages {
         }
         let _ = fs::remove_dir(DIRECTORY);
     }
+}
+
+fn signalling_thread(agent: Pid) -> Result<Pid> {
+    let threads = format!("/proc/{agent}/task");
+    let mut found = None;
+    // It names itself once it runs for the first time.
+    until("the thread that signals runs", || {
+        for entry in fs::read_dir(&threads).with_context(|| format!("cannot list {threads}"))? {
+            let path = entry?.path();
+            if fs::read_to_string(path.join("comm"))?.trim_end() == THREAD {
+                found = path.file_name().and_then(|name| name.to_str()?.parse().ok());
+            }
+        }
+        Ok(found.is_some())
+    })?;
+    found.map(Pid::from_raw).context("no thread")
 }
 
 /// The monotonic clock, and the trace's.
