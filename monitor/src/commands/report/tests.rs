@@ -217,6 +217,49 @@ fn one_is_said_in_the_singular() {
     assert!(said.contains("1 point in") && said.contains("1 entry of"), "{said}");
 }
 
+/// A whole file of points at these milliseconds, of so many MiB, and a kill at 100 s.
+fn killed_at_100_s(points: &[(u64, u64)]) -> Recording {
+    let mut recording = empty();
+    recording.is_complete = true;
+    recording.header.step = Some(1 << 20);
+    let point = |(ms, mib): &(u64, u64)| UsagePoint { at: ms * 1_000_000, bytes: mib << 20 };
+    recording.usage = points.iter().map(point).collect();
+    recording.kills = vec![KillEntry { at: 100_000_000_000, ..KillEntry::default() }];
+    recording
+}
+
+/// The row of a report that says how usage grew; empty where there is none.
+fn growth(recording: &Recording) -> String {
+    let row = facts(recording).into_iter().find(|(name, _)| *name == "growth");
+    row.map_or_else(String::new, |(_, words)| words)
+}
+
+#[test]
+fn growth_is_measured_up_to_the_kill() {
+    for (points, expected) in [
+        (
+            &[(10_000, 1), (99_500, 2), (99_750, 42), (100_200, 9)][..],
+            "80 MiB/s in the last 500 ms before the kill",
+        ),
+        (&[(70_000, 10), (80_000, 20), (90_000, 30)], "512 KiB/s in the last 20 s before the kill"),
+        (&[(29_600, 10), (30_000, 30)], "less than 1 MiB in the last 70 s before the kill"),
+        (&[(1_000, 30)], "less than 1 MiB in the last 99 s before the kill"),
+        (&[(99_500, 30), (99_800, 20)], ""),
+        (&[(100_000, 30)], ""),
+    ] {
+        assert_eq!(growth(&killed_at_100_s(points)), expected, "{points:?}");
+    }
+}
+
+#[test]
+fn no_growth_is_told_that_is_not_known() {
+    let mut recording = killed_at_100_s(&[(29_600, 10), (30_000, 30)]);
+    recording.header.step = None;
+    assert_eq!(growth(&recording), "none in the last 70 s before the kill");
+    recording.is_complete = false;
+    assert_eq!(growth(&recording), "", "a file that is cut off has lost the points of its end");
+}
+
 #[test]
 fn a_report_of_no_time_is_refused() {
     for (last, is_taken) in [("0", false), ("0.0", false), ("-1", false), ("nan", false), ("0.5", true)] {
@@ -304,6 +347,7 @@ proptest! {
     ) {
         let mut recording = empty();
         (recording.header.at, recording.header.unix_ms) = (at, unix_ms);
+        recording.is_complete = at % 2 == 0;
         recording.usage = points.into_iter().map(|(at, bytes)| UsagePoint { at, bytes }).collect();
         for (at, bytes, text) in events {
             recording.limits.push(LimitEntry { at, of: Some(text.clone()), bytes });
