@@ -73,6 +73,27 @@ fn a_picture_has_the_curve_the_limit_the_thresholds_and_the_victim() {
     assert!(svg.len() < 40_000, "{}", svg.len());
 }
 
+/// The rules of a style that give a colour, as pairs of selector and property.
+fn coloured(rules: &str) -> Vec<(&str, &str)> {
+    let rules = rules.split('}').filter_map(|rule| rule.split_once('{'));
+    let declarations = rules.flat_map(|(selector, body)| body.split(';').map(move |one| (selector, one)));
+    let colours = declarations.filter_map(|(selector, one)| Some((selector, one.split_once(":#")?.0)));
+    colours.collect()
+}
+
+#[test]
+fn a_picture_has_its_light_colours_without_variables_and_conditions() {
+    let svg = report(&old(), ReportFormat::Svg);
+    let (_, style) = svg.split_once("<style>").expect("a style");
+    let (style, _) = style.split_once("</style>").expect("its end");
+    let (light, dark) = style.split_once("@media(prefers-color-scheme:dark){").expect("the dark colours");
+    for class in [".paper", ".area", ".low", ".medium"] {
+        assert!(light.contains(&format!("{class}{{fill:#")), "{class} in {light}");
+    }
+    assert!(!style.contains("var(") && !light.contains('@'), "{style}");
+    assert_eq!(coloured(light), coloured(dark), "each light colour has a dark one");
+}
+
 #[test]
 fn a_page_loads_nothing_and_runs_nothing() {
     let page = report(&old(), ReportFormat::Html);
