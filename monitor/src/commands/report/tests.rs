@@ -120,9 +120,19 @@ fn a_text_says_who_was_killed_and_by_whose_limit() {
     assert!(
         text.contains("     limit |") && text.lines().any(|line| line.contains("|") && line.contains("####"))
     );
-    let folded = drawn(old(), (ReportFormat::Text, None), None).expect("a report");
+}
+
+#[test]
+fn a_text_is_folded_to_a_terminal_and_nowhere_else() {
+    let mut recording = old();
+    recording.kills[0].cmdline = Some("word ".repeat(100));
+    let text = |columns| drawn(recording.clone(), (ReportFormat::Text, columns), None).expect("a report");
+    let (folded, whole) = (text(Some(80)), text(None));
     assert!(folded.lines().all(|line| line.chars().count() <= 80), "{folded}");
-    assert!(folded.split_whitespace().eq(text.split_whitespace()), "{folded}");
+    assert!(folded.split_whitespace().eq(whole.split_whitespace()), "{folded}");
+    let lines = |text: &str| text.lines().filter(|line| line.contains("word")).count();
+    assert_eq!(lines(&whole), 1, "{whole}");
+    assert!(lines(&folded) > 5, "{folded}");
 }
 
 #[test]
