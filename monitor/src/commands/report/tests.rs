@@ -293,10 +293,14 @@ fn no_growth_is_told_that_is_not_known() {
 
 #[test]
 fn a_report_of_no_time_is_refused() {
-    for (last, is_taken) in [("0", false), ("0.0", false), ("-1", false), ("nan", false), ("0.5", true)] {
+    for (last, is_taken) in
+        [("0", false), ("0.0", false), ("-1", false), ("nan", false), ("1e9", false), ("0.5", true)]
+    {
         let line = ["memcg-monitor", "report", "file", &format!("--last={last}")].map(str::to_owned);
         let parsed = Cli::try_parse_from(line);
         assert_eq!(parsed.as_ref().err().map(clap::Error::exit_code), (!is_taken).then_some(2), "{last}");
+        let bounds = "a number of seconds above 0, up to 315360000 (ten years)";
+        assert!(is_taken || parsed.is_err_and(|error| error.to_string().contains(bounds)), "{last}");
     }
 }
 
