@@ -287,7 +287,7 @@ pub struct Agent {
     #[arg(long, requires = "metrics")]
     pub metrics_exposed: bool,
     /// Metrics only of groups whose path below the hierarchy's root matches: `*` and `?`
-    /// stay within one name, `**` is any number of names (`/system.slice/*`, `/kubepods/**`).
+    /// stay within one name, `**` is any number of names (`/system.slice/**`, `/kubepods/**`).
     /// May be repeated [default: all]
     #[arg(long, value_name = "GLOB", requires = "metrics")]
     pub metrics_allow: Vec<Pattern>,

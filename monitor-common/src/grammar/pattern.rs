@@ -50,7 +50,7 @@ impl fmt::Display for PatternError {
                 "a pattern has {LONGEST} bytes at most; write * for letters, ** for any number of names"
             ),
             Self::NoSlash => {
-                f.write_str("a pattern of paths begins with / (the hierarchy's root): /system.slice/*")
+                f.write_str("a pattern of paths begins with / (the hierarchy's root): /system.slice/**")
             }
             Self::Stars { at } => write!(
                 f,

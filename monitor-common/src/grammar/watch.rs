@@ -55,7 +55,7 @@ impl fmt::Display for WatchError<'_> {
             ),
             Self::NoThreshold(text) => write!(f, "names no threshold; write both as one word: '{text} 1G'"),
             Self::NoGroups => f.write_str(
-                "name groups: a pattern of paths that begins with / (the hierarchy's root), as /system.slice/*, or a \
+                "name groups: a pattern of paths that begins with / (the hierarchy's root), as /system.slice/**, or a \
                  unit",
             ),
             Self::NoSpecs => f.write_str("say what to tell: 80%, 512M,up, oom, critical, empty or removed"),

@@ -22,8 +22,8 @@ pub enum BlackBoxError {
     )]
     Newer { major: u32 },
     /// A line is not what the format says.
-    #[error("line {line}: {source}")]
-    Line { line: u64, source: serde_json::Error },
+    #[error("line {line}: {reason}")]
+    Line { line: u64, reason: String },
     /// A line is longer than any that the black box writes.
     #[error("line {line}: longer than {MAX_LINE} bytes")]
     LongLine { line: u64 },
@@ -36,4 +36,18 @@ pub enum BlackBoxError {
     /// The last line counts other entries than there are.
     #[error("line {line}: {said} entries are said, and {found} are there: lines are missing")]
     Count { line: u64, said: u64, found: u64 },
+}
+
+impl BlackBoxError {
+    /// Tells which line is not what the format says. The parser was given that line alone and calls it 1, so
+    /// the column alone is taken of the place that it names.
+    pub(super) fn of_line(line: u64, error: &serde_json::Error) -> Self {
+        let (text, column) = (error.to_string(), error.column());
+        let place = format!(" at line {} column {column}", error.line());
+        let reason = match text.strip_suffix(&place) {
+            Some(reason) => format!("{reason} at column {column}"),
+            None => text,
+        };
+        Self::Line { line, reason }
+    }
 }

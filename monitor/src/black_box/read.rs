@@ -72,14 +72,13 @@ impl Recording {
     pub fn read(input: impl BufRead) -> Result<Self, BlackBoxError> {
         let mut lines = Lines { input, line: 0, bytes: 0 };
         let mut recording = Self::new(lines.header()?);
-        let of_line = |line| move |source| BlackBoxError::Line { line, source };
         let (mut found, mut end) = (0, None);
         while let Some(text) = lines.next_line()? {
             let line = lines.line;
             if let Some(end) = end {
                 return Err(BlackBoxError::BehindEnd { line, end });
             }
-            match serde_json::from_slice(&text).map_err(of_line(line))? {
+            match serde_json::from_slice(&text).map_err(|error| BlackBoxError::of_line(line, &error))? {
                 BlackBoxEntry::End { entries } if entries != found => {
                     return Err(BlackBoxError::Count { line, said: entries, found });
                 }
@@ -157,7 +156,7 @@ impl<R: BufRead> Lines<R> {
         if version.major > MAJOR {
             return Err(BlackBoxError::Newer { major: version.major });
         }
-        serde_json::from_slice(&header).map_err(|source| BlackBoxError::Line { line: 1, source })
+        serde_json::from_slice(&header).map_err(|error| BlackBoxError::of_line(1, &error))
     }
 
     /// The next line, without its end. One at the end of the file that has none is cut off, but

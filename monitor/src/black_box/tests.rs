@@ -1,5 +1,7 @@
 //! Tests of the format: what is written is read, and what is no file is refused with its line.
 
+use std::error::Error as _;
+
 use proptest::prelude::*;
 
 use super::{
@@ -100,6 +102,13 @@ fn what_is_no_file_is_refused_with_its_line() {
     for (text, expected) in bad {
         assert!(message(&text).starts_with(expected), "{} for {expected}", message(&text));
     }
+}
+
+#[test]
+fn a_line_that_is_no_entry_is_told_once_with_its_number_in_the_file() {
+    let error = read(&file_with(&["x"])).expect_err("no JSON");
+    assert_eq!(error.to_string(), "line 2: expected value at column 1");
+    assert!(error.source().is_none(), "a cause is told beside it");
 }
 
 #[test]

@@ -60,7 +60,7 @@ impl<W: Write> BoundedLines<W> {
     fn put(&mut self, what: &impl Serialize) -> Result<(), BlackBoxError> {
         self.line += 1;
         let line = self.line;
-        let mut text = serde_json::to_vec(what).map_err(|source| BlackBoxError::Line { line, source })?;
+        let mut text = serde_json::to_vec(what).map_err(|error| BlackBoxError::of_line(line, &error))?;
         text.push(b'\n');
         self.bytes += text.len() as u64;
         if text.len() > MAX_LINE {

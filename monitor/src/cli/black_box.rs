@@ -88,7 +88,7 @@ pub struct ReportOptions {
 
 fn some_seconds(text: &str) -> Result<Duration, String> {
     match super::seconds(text) {
-        Ok(Duration::ZERO) => Err("more than 0 seconds".to_owned()),
-        other => other,
+        Ok(time) if time > Duration::ZERO => Ok(time),
+        _ => Err(format!("a number of seconds above 0, up to {} (ten years)", super::TEN_YEARS)),
     }
 }

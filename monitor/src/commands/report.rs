@@ -36,7 +36,7 @@ use crate::{
 
 pub fn run(options: &ReportOptions) -> Result<ExitCode> {
     let recording = read(&options.file)?;
-    // A file has the same columns wherever it is made.
+    // A file is not folded, also where standard output is a terminal.
     let columns = if options.output.is_none() { columns() } else { None };
     let text = drawn(recording, (options.format, columns), options.last)?;
     match &options.output {
@@ -69,7 +69,8 @@ fn read(path: &Path) -> Result<Recording> {
     Recording::read(bounded).with_context(|| path.display().to_string())
 }
 
-/// The report in a form, its text in so many columns; `last`: the time before the end that it is of.
+/// The report in a form, its text folded to so many columns, if any; `last`: the time before the end that it
+/// is of.
 fn drawn(
     recording: Recording,
     (format, columns): (ReportFormat, Option<usize>),

@@ -12,19 +12,22 @@ use super::{
     story::{LimitsInForce, headline, limit_at, since, zero, zero_name},
 };
 
-/// Colours and strokes, in light and dark; nothing is told by a colour alone.
+/// Strokes, and colours in light and dark; nothing is told by a colour alone. Colours stand where they are used,
+/// and the light ones outside of any condition: programs that are no browsers know neither variables nor
+/// conditions of CSS, and draw black or nothing for a colour that they cannot read.
 pub const STYLE: &str = "\
-:root{--paper:#fff;--ink:#1f2328;--soft:#59636e;--grid:#d1d9e0;--curve:#0969da;--bad:#cf222e;--threshold:#8250df;\
---low:#bf8700;--medium:#bc4c00}\
-@media(prefers-color-scheme:dark){:root{--paper:#0d1117;--ink:#f0f6fc;--soft:#9198a1;--grid:#3d444d;--curve:#58a6ff;\
---bad:#ff7b72;--threshold:#d2a8ff;--low:#d29922;--medium:#f0883e}}\
-.chart{font:12px system-ui,sans-serif}.chart text{fill:var(--ink)}.chart .soft{fill:var(--soft)}\
-.paper{fill:var(--paper)}.grid{stroke:var(--grid)}.axis{stroke:var(--soft)}\
-.usage{fill:none;stroke:var(--curve);stroke-width:2;stroke-linejoin:round}.area{fill:var(--curve);opacity:.14}\
-.limit{fill:none;stroke:var(--bad);stroke-width:1.5;stroke-dasharray:8 4}.chart .limit-name{fill:var(--bad)}\
-.threshold{stroke:var(--threshold);stroke-dasharray:2 3}.chart .threshold-name{fill:var(--threshold)}\
-.signal{fill:var(--threshold)}.oom{stroke:var(--bad);fill:var(--bad)}.kill{stroke:var(--bad);stroke-width:3}\
-.low{fill:var(--low)}.medium{fill:var(--medium)}.critical{fill:var(--bad)}.title{font-size:15px;font-weight:600}";
+.chart{font:12px system-ui,sans-serif}.title{font-size:15px;font-weight:600}.area{opacity:.14}\
+.usage{fill:none;stroke-width:2;stroke-linejoin:round}.limit{fill:none;stroke-width:1.5;stroke-dasharray:8 4}\
+.threshold{stroke-dasharray:2 3}.kill{stroke-width:3}\
+.paper{fill:#fff}.chart text{fill:#1f2328}.chart .soft{fill:#59636e}.axis{stroke:#59636e}.grid{stroke:#d1d9e0}\
+.area{fill:#0969da}.usage{stroke:#0969da}.limit,.oom,.kill{stroke:#cf222e}\
+.oom,.critical,.chart .limit-name{fill:#cf222e}.threshold{stroke:#8250df}\
+.signal,.chart .threshold-name{fill:#8250df}.low{fill:#bf8700}.medium{fill:#bc4c00}\
+@media(prefers-color-scheme:dark){\
+.paper{fill:#0d1117}.chart text{fill:#f0f6fc}.chart .soft{fill:#9198a1}.axis{stroke:#9198a1}.grid{stroke:#3d444d}\
+.area{fill:#58a6ff}.usage{stroke:#58a6ff}.limit,.oom,.kill{stroke:#ff7b72}\
+.oom,.critical,.chart .limit-name{fill:#ff7b72}.threshold{stroke:#d2a8ff}\
+.signal,.chart .threshold-name{fill:#d2a8ff}.low{fill:#d29922}.medium{fill:#f0883e}}";
 
 const WIDTH: f64 = 960.0;
 const HEIGHT: f64 = 480.0;

@@ -1,4 +1,4 @@
-//! The report as text, for a terminal.
+//! The report as text: lines that fit a terminal, and for programs and files one line for one thing.
 
 use std::io::{self, Write};
 
@@ -15,11 +15,7 @@ use super::{
 const ACROSS: usize = 64;
 const ROWS: usize = 12;
 
-/// Columns of a text that no terminal shows.
-const COLUMNS: usize = 80;
-
 pub fn write(out: &mut impl Write, recording: &Recording, columns: Option<usize>) -> io::Result<()> {
-    let columns = columns.or(Some(COLUMNS));
     writeln!(out, "{}\n", folded("", &printable(&headline(recording)), 2, columns))?;
     draw(out, recording)?;
     for kill in recording.kills.iter().rev().take(20) {

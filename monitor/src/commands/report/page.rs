@@ -10,11 +10,13 @@ use super::{
 };
 
 const PAGE_STYLE: &str = "\
-body{margin:2rem auto;max-width:62rem;padding:0 1rem;background:var(--paper);color:var(--ink);\
+body{margin:2rem auto;max-width:62rem;padding:0 1rem;background:#fff;color:#1f2328;\
 font:15px/1.5 system-ui,sans-serif}h1{font-size:1.3rem}h2{font-size:1.05rem;margin-top:2rem}svg{width:100%;height:auto}\
 table{border-collapse:collapse;width:100%}th,td{text-align:left;vertical-align:top;padding:.2rem .8rem .2rem 0;\
-border-bottom:1px solid var(--grid);overflow-wrap:anywhere}th{color:var(--soft);font-weight:400;white-space:nowrap}\
-.when{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}";
+border-bottom:1px solid #d1d9e0;overflow-wrap:anywhere}th{color:#59636e;font-weight:400;white-space:nowrap}\
+.when{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}\
+@media(prefers-color-scheme:dark){body{background:#0d1117;color:#f0f6fc}th,td{border-bottom-color:#3d444d}\
+th{color:#9198a1}}";
 
 /// No page may be loaded by it, nor a script run, whatever a name in it says.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";

@@ -178,20 +178,31 @@ fn span(recording: &Recording) -> f64 {
     since(first, zero(recording)).max(0.0)
 }
 
-/// How fast usage grew in the last second with points before the end.
+/// The words for how usage grew up to the end: from the first point of its last second on, or from the last
+/// but one; where usage has rested, for how long.
 fn growth(recording: &Recording) -> Option<String> {
+    const SECOND: u64 = 1_000_000_000;
+    // The points that are missing may be the last ones.
+    if !recording.is_complete {
+        return None;
+    }
     let end = zero(recording);
-    let before = || recording.usage.iter().filter(|point| point.at <= end);
-    let last = before().next_back()?;
-    let first = before().find(|point| last.at - point.at <= 1_000_000_000)?;
-    let (span, grown) = (last.at - first.at, last.bytes.checked_sub(first.bytes)?);
-    let rate = (span > 0 && grown > 0).then(|| (grown as f64 / (span as f64 / 1e9)) as u64)?;
-    Some(format!(
-        "{}/s in the last {} before the {}",
-        bytes(rate),
-        duration(span as f64),
-        zero_name(recording)
-    ))
+    let until_end = &recording.usage[..recording.usage.partition_point(|point| point.at <= end)];
+    let (last, earlier) = until_end.split_last()?;
+    let rest = end - last.at;
+    let interval = earlier.last().map_or(0, |before| last.at - before.at);
+    // Had usage grown on as before, there would be another point.
+    let (grown, time) = if rest > interval.max(SECOND) {
+        let step = recording.header.step.map(|step| format!("less than {}", bytes(step)));
+        (step.unwrap_or_else(|| "none".to_owned()), rest)
+    } else {
+        let before = earlier.partition_point(|point| end - point.at > SECOND);
+        let first = earlier.get(before).or(earlier.last())?;
+        let (more, time) = (last.bytes.checked_sub(first.bytes)?, end - first.at);
+        let rate = (more > 0 && time > 0).then(|| more as f64 / (time as f64 / 1e9))?;
+        (format!("{}/s", bytes(rate as u64)), time)
+    };
+    Some(format!("{grown} in the last {} before the {}", duration(time as f64), zero_name(recording)))
 }
 
 /// Events in the order of time, and how many earlier moments are left out.

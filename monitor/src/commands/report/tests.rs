@@ -73,6 +73,27 @@ fn a_picture_has_the_curve_the_limit_the_thresholds_and_the_victim() {
     assert!(svg.len() < 40_000, "{}", svg.len());
 }
 
+/// The rules of a style that give a colour, as pairs of selector and property.
+fn coloured(rules: &str) -> Vec<(&str, &str)> {
+    let rules = rules.split('}').filter_map(|rule| rule.split_once('{'));
+    let declarations = rules.flat_map(|(selector, body)| body.split(';').map(move |one| (selector, one)));
+    let colours = declarations.filter_map(|(selector, one)| Some((selector, one.split_once(":#")?.0)));
+    colours.collect()
+}
+
+#[test]
+fn a_picture_has_its_light_colours_without_variables_and_conditions() {
+    let svg = report(&old(), ReportFormat::Svg);
+    let (_, style) = svg.split_once("<style>").expect("a style");
+    let (style, _) = style.split_once("</style>").expect("its end");
+    let (light, dark) = style.split_once("@media(prefers-color-scheme:dark){").expect("the dark colours");
+    for class in [".paper", ".area", ".low", ".medium"] {
+        assert!(light.contains(&format!("{class}{{fill:#")), "{class} in {light}");
+    }
+    assert!(!style.contains("var(") && !light.contains('@'), "{style}");
+    assert_eq!(coloured(light), coloured(dark), "each light colour has a dark one");
+}
+
 #[test]
 fn a_page_loads_nothing_and_runs_nothing() {
     let page = report(&old(), ReportFormat::Html);
@@ -99,9 +120,19 @@ fn a_text_says_who_was_killed_and_by_whose_limit() {
     assert!(
         text.contains("     limit |") && text.lines().any(|line| line.contains("|") && line.contains("####"))
     );
-    let folded = drawn(old(), (ReportFormat::Text, None), None).expect("a report");
+}
+
+#[test]
+fn a_text_is_folded_to_a_terminal_and_nowhere_else() {
+    let mut recording = old();
+    recording.kills[0].cmdline = Some("word ".repeat(100));
+    let text = |columns| drawn(recording.clone(), (ReportFormat::Text, columns), None).expect("a report");
+    let (folded, whole) = (text(Some(80)), text(None));
     assert!(folded.lines().all(|line| line.chars().count() <= 80), "{folded}");
-    assert!(folded.split_whitespace().eq(text.split_whitespace()), "{folded}");
+    assert!(folded.split_whitespace().eq(whole.split_whitespace()), "{folded}");
+    let lines = |text: &str| text.lines().filter(|line| line.contains("word")).count();
+    assert_eq!(lines(&whole), 1, "{whole}");
+    assert!(lines(&folded) > 5, "{folded}");
 }
 
 #[test]
@@ -217,12 +248,59 @@ fn one_is_said_in_the_singular() {
     assert!(said.contains("1 point in") && said.contains("1 entry of"), "{said}");
 }
 
+/// A whole file of points at these milliseconds, of so many MiB, and a kill at 100 s.
+fn killed_at_100_s(points: &[(u64, u64)]) -> Recording {
+    let mut recording = empty();
+    recording.is_complete = true;
+    recording.header.step = Some(1 << 20);
+    let point = |(ms, mib): &(u64, u64)| UsagePoint { at: ms * 1_000_000, bytes: mib << 20 };
+    recording.usage = points.iter().map(point).collect();
+    recording.kills = vec![KillEntry { at: 100_000_000_000, ..KillEntry::default() }];
+    recording
+}
+
+/// The row of a report that says how usage grew; empty where there is none.
+fn growth(recording: &Recording) -> String {
+    let row = facts(recording).into_iter().find(|(name, _)| *name == "growth");
+    row.map_or_else(String::new, |(_, words)| words)
+}
+
+#[test]
+fn growth_is_measured_up_to_the_kill() {
+    for (points, expected) in [
+        (
+            &[(10_000, 1), (99_500, 2), (99_750, 42), (100_200, 9)][..],
+            "80 MiB/s in the last 500 ms before the kill",
+        ),
+        (&[(70_000, 10), (80_000, 20), (90_000, 30)], "512 KiB/s in the last 20 s before the kill"),
+        (&[(29_600, 10), (30_000, 30)], "less than 1 MiB in the last 70 s before the kill"),
+        (&[(1_000, 30)], "less than 1 MiB in the last 99 s before the kill"),
+        (&[(99_500, 30), (99_800, 20)], ""),
+        (&[(100_000, 30)], ""),
+    ] {
+        assert_eq!(growth(&killed_at_100_s(points)), expected, "{points:?}");
+    }
+}
+
+#[test]
+fn no_growth_is_told_that_is_not_known() {
+    let mut recording = killed_at_100_s(&[(29_600, 10), (30_000, 30)]);
+    recording.header.step = None;
+    assert_eq!(growth(&recording), "none in the last 70 s before the kill");
+    recording.is_complete = false;
+    assert_eq!(growth(&recording), "", "a file that is cut off has lost the points of its end");
+}
+
 #[test]
 fn a_report_of_no_time_is_refused() {
-    for (last, is_taken) in [("0", false), ("0.0", false), ("-1", false), ("nan", false), ("0.5", true)] {
+    for (last, is_taken) in
+        [("0", false), ("0.0", false), ("-1", false), ("nan", false), ("1e9", false), ("0.5", true)]
+    {
         let line = ["memcg-monitor", "report", "file", &format!("--last={last}")].map(str::to_owned);
         let parsed = Cli::try_parse_from(line);
         assert_eq!(parsed.as_ref().err().map(clap::Error::exit_code), (!is_taken).then_some(2), "{last}");
+        let bounds = "a number of seconds above 0, up to 315360000 (ten years)";
+        assert!(is_taken || parsed.is_err_and(|error| error.to_string().contains(bounds)), "{last}");
     }
 }
 
@@ -304,6 +382,7 @@ proptest! {
     ) {
         let mut recording = empty();
         (recording.header.at, recording.header.unix_ms) = (at, unix_ms);
+        recording.is_complete = at % 2 == 0;
         recording.usage = points.into_iter().map(|(at, bytes)| UsagePoint { at, bytes }).collect();
         for (at, bytes, text) in events {
             recording.limits.push(LimitEntry { at, of: Some(text.clone()), bytes });

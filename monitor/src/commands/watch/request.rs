@@ -55,7 +55,7 @@ mod tests {
         ]) {
             assert!(wrong.contains(part), "{wrong}: {part}");
         }
-        assert!(of(&[], &[], &["oom"])[0].contains("/system.slice/*"));
+        assert!(of(&[], &[], &["oom"])[0].contains("/system.slice/**"));
         assert!(of(&["/a"], &[], &[])[0].contains("80%"));
         assert!(of(&["/a"], &[], &["1M"; 17])[0].contains("17 specifications"));
     }
