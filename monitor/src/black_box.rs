@@ -19,3 +19,6 @@ pub use read::Recording;
 pub const MAX_LINE: usize = 64 << 10;
 /// Bytes of one file at most.
 pub const MAX_FILE: u64 = 64 << 20;
+/// Most entries of a kind but points in a file: 60 times as many as the black box writes. Short ones take
+/// twenty times their length in memory.
+pub const MAX_ENTRIES: usize = 16_384;

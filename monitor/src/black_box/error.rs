@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::black_box::{MAJOR, MAX_FILE, MAX_LINE};
+use crate::black_box::{MAJOR, MAX_ENTRIES, MAX_FILE, MAX_LINE};
 
 /// The reason why a file of the black box cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +30,9 @@ pub enum BlackBoxError {
     /// The file is longer than any that the black box writes.
     #[error("line {line}: the file is longer than {MAX_FILE} bytes")]
     LongFile { line: u64 },
+    /// The file has more entries of a kind than any that the black box writes.
+    #[error("line {line}: more than {MAX_ENTRIES} entries of a kind")]
+    ManyEntries { line: u64 },
     /// There are lines behind the last one.
     #[error("line {line}: behind the end that line {end} says")]
     BehindEnd { line: u64, end: u64 },

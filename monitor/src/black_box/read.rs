@@ -5,8 +5,8 @@ use std::io::{BufRead, Read as _};
 use serde::{Deserialize, Serialize};
 
 use crate::black_box::{
-    BlackBoxEntry, BlackBoxError, BlackBoxHeader, FORMAT, KillEntry, LimitEntry, MAJOR, MAX_FILE, MAX_LINE,
-    OomEntry, PressureEntry, RegistrationEntry, SignalEntry, UsagePoint,
+    BlackBoxEntry, BlackBoxError, BlackBoxHeader, FORMAT, KillEntry, LimitEntry, MAJOR, MAX_ENTRIES,
+    MAX_FILE, MAX_LINE, OomEntry, PressureEntry, RegistrationEntry, SignalEntry, UsagePoint,
 };
 
 /// A whole file, its entries by kind, each kind in the order of time.
@@ -85,6 +85,9 @@ impl Recording {
                 BlackBoxEntry::End { .. } => end = Some(line),
                 entry => recording.add(entry),
             }
+            if recording.longest() > MAX_ENTRIES {
+                return Err(BlackBoxError::ManyEntries { line });
+            }
             found += 1;
         }
         recording.is_complete = end.is_some();
@@ -105,6 +108,14 @@ impl Recording {
             BlackBoxEntry::Note { text } => self.notes.push(text),
             BlackBoxEntry::End { .. } | BlackBoxEntry::Unknown => self.unknown += 1,
         }
+    }
+
+    /// The length of the longest list but that of points.
+    fn longest(&self) -> usize {
+        let Self { limits, registrations, signals, pressure, ooms, kills, notes, .. } = self;
+        let lengths =
+            [limits.len(), registrations.len(), signals.len(), pressure.len(), ooms.len(), kills.len()];
+        lengths.into_iter().max().unwrap_or(0).max(notes.len())
     }
 
     /// Drops the older half of the longest of the lists of limits, signals, windows, OOMs and kills, of kills
@@ -169,15 +180,15 @@ impl<R: BufRead> Lines<R> {
             .read_until(b'\n', &mut text)
             .map_err(|source| BlackBoxError::Read { line, source })?;
         self.bytes += read as u64;
+        if self.bytes > MAX_FILE {
+            return Err(BlackBoxError::LongFile { line });
+        }
         if text.last() == Some(&b'\n') {
             text.pop();
         } else if text.len() > MAX_LINE {
             return Err(if line == 1 { BlackBoxError::NoHeader } else { BlackBoxError::LongLine { line } });
         } else if line > 1 {
             return Ok(None);
-        }
-        if self.bytes > MAX_FILE {
-            return Err(BlackBoxError::LongFile { line });
         }
         Ok(if read == 0 { None } else { Some(text) })
     }

@@ -5,8 +5,8 @@ use std::error::Error as _;
 use proptest::prelude::*;
 
 use super::{
-    BlackBoxError, BlackBoxHeader, KillEntry, LimitEntry, MAX_LINE, OomEntry, PressureEntry, RecordReason,
-    Recording, RegistrationEntry, SignalEntry, UsagePoint,
+    BlackBoxError, BlackBoxHeader, KillEntry, LimitEntry, MAX_ENTRIES, MAX_FILE, MAX_LINE, OomEntry,
+    PressureEntry, RecordReason, Recording, RegistrationEntry, SignalEntry, UsagePoint,
 };
 
 /// A file that version 1.0 wrote; it stays as it is.
@@ -102,6 +102,28 @@ fn what_is_no_file_is_refused_with_its_line() {
     for (text, expected) in bad {
         assert!(message(&text).starts_with(expected), "{} for {expected}", message(&text));
     }
+}
+
+#[test]
+fn a_file_longer_than_any_is_no_file_that_was_cut_off() {
+    let length = usize::try_from(MAX_FILE).expect("a length");
+    let line = |spaces: usize| format!("{{\"kind\":\"usage\",\"at\":1,\"bytes\":1{}}}\n", " ".repeat(spaces));
+    let mut text = file_with(&[]) + &line(60_000).repeat(length / 60_000 + 1);
+    // As a reader has it that takes no more than one byte too many.
+    text.truncate(length + 1);
+    assert!(message(&text).contains("the file is longer than"), "{}", message(&text));
+    text.truncate(length);
+    assert!(!read(&text).expect("a file that was cut off").is_complete);
+}
+
+#[test]
+fn no_kind_has_more_entries_than_a_reader_has_room_for() {
+    let many = vec![r#"{"kind":"kill","at":1}"#; MAX_ENTRIES + 1];
+    assert_eq!(read(&file_with(&many[1..])).expect("a file").kills.len(), MAX_ENTRIES);
+    assert_eq!(
+        message(&file_with(&many)),
+        format!("line {}: more than 16384 entries of a kind", MAX_ENTRIES + 2)
+    );
 }
 
 #[test]

@@ -78,7 +78,7 @@ pub struct ReportOptions {
     /// Form of the report
     #[arg(short, long, value_enum, default_value_t = ReportFormat::Text)]
     pub format: ReportFormat,
-    /// File to write the report to, instead of standard output
+    /// File to write the report to, instead of standard output (`-`)
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
     /// Show no more than this time before the end, in seconds (more than 0), in any form

@@ -14,14 +14,15 @@ mod story;
 mod tests;
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, BufReader, Read as _, Write as _},
+    os::unix::fs::MetadataExt as _,
     path::Path,
-    process::ExitCode,
+    process::{self, ExitCode},
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use memcg_monitor::black_box::{MAX_FILE, Recording};
 use monitor_client::named;
 
@@ -37,19 +38,41 @@ use crate::{
 pub fn run(options: &ReportOptions) -> Result<ExitCode> {
     let recording = read(&options.file)?;
     // A file is not folded, also where standard output is a terminal.
-    let columns = if options.output.is_none() { columns() } else { None };
+    let is_printed = options.output.as_ref().is_none_or(|path| path == Path::new("-"));
+    let columns = if is_printed { columns() } else { None };
     let text = drawn(recording, (options.format, columns), options.last)?;
     match &options.output {
-        Some(path) => {
-            std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
-        }
-        None => {
+        Some(path) if path != Path::new("-") => write(path, &options.file, &text)?,
+        _ => {
             let mut out = io::stdout().lock();
             out.write_all(text.as_bytes())?;
             out.flush()?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Writes a report: a file has the whole of it or stays as it was. The recording itself is not overwritten.
+fn write(path: &Path, recording: &Path, text: &str) -> Result<()> {
+    let shown = path.display();
+    let found = fs::metadata(path).ok();
+    let is_same = |found: &fs::Metadata| {
+        fs::metadata(recording).is_ok_and(|file| (file.dev(), file.ino()) == (found.dev(), found.ino()))
+    };
+    if found.as_ref().is_some_and(is_same) {
+        bail!("{shown} is the recording itself; write the report to another file");
+    }
+    let failed = |call: &'static str| move |error: io::Error| anyhow!("{call} {shown}: {}", named(&error));
+    // A device, a pipe or a link is written as it is.
+    if fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
+        return fs::write(path, text).map_err(failed("write"));
+    }
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(format!(".{}.new", process::id()));
+    let written = File::create_new(&unfinished)
+        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .and_then(|()| fs::rename(&unfinished, path));
+    written.inspect_err(|_| _ = fs::remove_file(&unfinished)).map_err(failed("write"))
 }
 
 fn read(path: &Path) -> Result<Recording> {

@@ -1,6 +1,6 @@
 //! Tests of the report, from files alone.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use clap::Parser as _;
 use memcg_monitor::black_box::{
@@ -13,6 +13,7 @@ use super::{
     drawn,
     last::only_last,
     story::{facts, headline, limit_at, moments},
+    write,
 };
 use crate::cli::{Cli, ReportFormat};
 
@@ -47,6 +48,26 @@ fn assert_well_formed(markup: &str) {
         }
     }
     assert!(open.is_empty(), "{open:?} are open");
+}
+
+#[test]
+fn a_report_replaces_a_file_as_a_whole_and_never_the_recording() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (recording, report) = (directory.path().join("a.jsonl"), directory.path().join("a.txt"));
+    fs::write(&recording, OLD).expect("a recording");
+    fs::write(&report, "before").expect("an earlier report");
+    write(&report, &recording, "after").expect("a report");
+    assert_eq!(fs::read_to_string(&report).expect("a file"), "after");
+    let link = directory.path().join("link");
+    std::os::unix::fs::symlink(&recording, &link).expect("a link");
+    for path in [&recording, &link] {
+        let error = write(path, &recording, "x").expect_err("the recording itself");
+        assert!(error.to_string().contains("is the recording itself"), "{error}");
+    }
+    assert_eq!(fs::read_to_string(&recording).expect("a file"), OLD);
+    let error = write(&directory.path().join("no/a"), &recording, "x").expect_err("no directory");
+    assert!(error.to_string().contains("ENOENT"), "{error}");
+    assert_eq!(fs::read_dir(directory.path()).expect("a directory").count(), 3, "nothing unfinished is left");
 }
 
 #[test]
