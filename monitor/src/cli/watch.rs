@@ -41,7 +41,8 @@ pub struct Watch {
     /// End with exit code 3 after this time, in seconds
     #[arg(long, value_name = "SECS", value_parser = seconds)]
     pub timeout: Option<std::time::Duration>,
-    /// End with exit code 1 when the agent ends, instead of waiting for the next one
+    /// End with exit code 1 when the agent ends, instead of waiting for the next one; without an agent at
+    /// its start `watch` ends so in any case
     #[arg(long)]
     pub once: bool,
     /// Run this command of the shell for each event, as this user: the event is in environment variables
