@@ -46,9 +46,9 @@ pub struct Watch {
     #[arg(long)]
     pub once: bool,
     /// Run this command of the shell for each event, as this user: the event is in environment variables
-    /// (MEMCG_EVENT, MEMCG_CGROUP, MEMCG_USAGE, ...) and as JSON on its standard input. One runs at a time
-    /// for a group; of the events that come meanwhile the latest is next. What it prints is logged to
-    /// standard error
+    /// (MEMCG_EVENT, MEMCG_CGROUP, MEMCG_USAGE, ...) and, as a line of -o json, on its standard input. One
+    /// runs at a time for a group; of the events that come meanwhile the latest is next. What it prints is
+    /// logged to standard error
     #[arg(long, value_name = "COMMAND")]
     pub exec: Option<String>,
     /// End the command after this time, in seconds, with all that it has started, except for what is in a
