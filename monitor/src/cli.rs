@@ -415,6 +415,17 @@ pub fn seconds(text: &str) -> Result<std::time::Duration, String> {
     }
 }
 
+/// A number of seconds above 0, as [`seconds`] otherwise.
+///
+/// # Errors
+/// What to write instead.
+pub fn some_seconds(text: &str) -> Result<std::time::Duration, String> {
+    match seconds(text) {
+        Ok(std::time::Duration::ZERO) => Err("more than 0 seconds".to_owned()),
+        other => other,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::{

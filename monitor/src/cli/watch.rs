@@ -6,7 +6,7 @@ use clap::Args;
 
 use nix::sys::signal::Signal;
 
-use super::{Output, seconds};
+use super::{Output, seconds, some_seconds};
 
 /// Options of the command `watch`.
 #[derive(Args, Debug)]
@@ -51,9 +51,9 @@ pub struct Watch {
     /// logged to standard error
     #[arg(long, value_name = "COMMAND")]
     pub exec: Option<String>,
-    /// End the command after this time, in seconds, with all that it has started, except for what is in a
-    /// session or process group of its own
-    #[arg(long, value_name = "SECS", value_parser = seconds, default_value = "60", requires = "exec")]
+    /// End the command after this time, in seconds (more than 0), with all that it has started, except for
+    /// what is in a session or process group of its own
+    #[arg(long, value_name = "SECS", value_parser = some_seconds, default_value = "60", requires = "exec")]
     pub exec_timeout: std::time::Duration,
     /// Send this signal for each event to the processes that --to names
     #[arg(long, value_name = "SIGNAL", value_parser = signal, requires = "to")]
@@ -109,9 +109,27 @@ pub fn signal(text: &str) -> Result<Signal, String> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
     use nix::sys::signal::Signal;
 
-    use super::{Recipients, signal};
+    use super::{Recipients, Watch, signal};
+    use crate::cli::{Cli, Command};
+
+    fn parsed(words: &[&str]) -> Result<Watch, clap::Error> {
+        match Cli::try_parse_from(["memcg-monitor", "watch"].iter().chain(words))?.command {
+            Command::Watch(options) => Ok(options),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_command_has_some_time() {
+        let with = |time| parsed(&["/a", "oom", "--exec", "x", "--exec-timeout", time]);
+        assert!(with("0.5").is_ok());
+        for time in ["0", "0.0", "1e-10", "-1"] {
+            assert_eq!(with(time).expect_err(time).exit_code(), 2, "{time}");
+        }
+    }
 
     #[test]
     fn a_signal_has_a_name_and_a_number() {

@@ -21,7 +21,7 @@ use nix::sys::signal::Signal;
 use serde::Serialize;
 
 use crate::{
-    cli::{Recipients, Watch, seconds, signal},
+    cli::{Recipients, Watch, signal, some_seconds},
     commands::watch::request::{self, explained},
 };
 
@@ -168,7 +168,7 @@ impl Rule {
             }
             "exec" => once(&mut self.exec, &mut lines.exec, (key, at), Ok(value.to_owned())),
             "exec-timeout" => {
-                let parsed = seconds(value);
+                let parsed = some_seconds(value);
                 once(&mut self.exec_timeout, &mut lines.exec_timeout, (key, at), parsed)
             }
             "signal" => {
@@ -280,6 +280,7 @@ mod tests {
             ("pattern = /a\nspec = oom\nexec-timeout = 3", &[(3, "add exec = COMMAND")]),
             ("pattern = /a\nspec = oom\nexec = x\nexec-timeout = soon", &[(4, "exec-timeout: ")]),
             ("pattern = /a\nspec = oom\nexec = x\nexec-timeout = 1e19", &[(4, "(ten years)")]),
+            ("pattern = /a\nspec = oom\nexec = x\nexec-timeout = 0", &[(4, "more than 0 seconds")]),
             ("pattern = /a\nspec = oom\ncolour = red", &[(3, "\"colour\" is no key")]),
             ("pattern = /a/***\nunit = [\nspec = oom", &[(1, "/a/***"), (2, "no pattern of units")]),
             ("spec = /a", &[(1, "write pattern = /a"), (1, "name groups")]),
