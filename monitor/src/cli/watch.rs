@@ -49,7 +49,7 @@ pub struct Watch {
     /// (MEMCG_EVENT, MEMCG_CGROUP, MEMCG_USAGE, ...) and, as a line of -o json, on its standard input. One
     /// runs at a time for a group; of the events that come meanwhile the latest is next. What it prints is
     /// logged to standard error
-    #[arg(long, value_name = "COMMAND")]
+    #[arg(long, value_name = "COMMAND", value_parser = command)]
     pub exec: Option<String>,
     /// End the command after this time, in seconds (more than 0), with all that it has started, except for
     /// what is in a session or process group of its own
@@ -96,6 +96,14 @@ impl FromStr for Recipients {
     }
 }
 
+/// A command of the shell; an empty one does nothing, so it is a mistake.
+fn command(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() {
+        return Err("an empty command does nothing; name one, or leave --exec out".into());
+    }
+    Ok(text.to_owned())
+}
+
 /// A signal by its name, with or without SIG, or its number.
 ///
 /// # Errors
@@ -119,6 +127,15 @@ mod tests {
         match Cli::try_parse_from(["memcg-monitor", "watch"].iter().chain(words))?.command {
             Command::Watch(options) => Ok(options),
             other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_command_is_not_empty() {
+        assert!(parsed(&["/a", "oom", "--exec", ":"]).is_ok());
+        for command in ["", " ", "\n"] {
+            let error = parsed(&["/a", "oom", "--exec", command]).expect_err("an empty command");
+            assert!(error.exit_code() == 2 && error.to_string().contains("does nothing"), "{error}");
         }
     }
 
