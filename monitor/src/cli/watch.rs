@@ -3,7 +3,7 @@
 use std::{path::PathBuf, str::FromStr};
 
 use clap::Args;
-
+use memcg_monitor::kernel::HIGHEST_PID;
 use nix::sys::signal::Signal;
 
 use super::{Output, seconds, some_seconds};
@@ -89,8 +89,8 @@ impl FromStr for Recipients {
             "main" => Ok(Self::Main),
             "all" => Ok(Self::All),
             _ => match text.parse() {
-                Ok(pid @ 1..) => Ok(Self::Process(pid)),
-                _ => Err("main, all, or the number of a process".into()),
+                Ok(pid @ 1..=HIGHEST_PID) => Ok(Self::Process(pid)),
+                _ => Err(format!("main, all, or the number of a process, from 1 to {HIGHEST_PID}")),
             },
         }
     }
@@ -161,7 +161,8 @@ mod tests {
         assert_eq!("main".parse(), Ok(Recipients::Main));
         assert_eq!("all".parse(), Ok(Recipients::All));
         assert_eq!("12".parse(), Ok(Recipients::Process(12)));
-        for text in ["0", "-1", "most", ""] {
+        assert_eq!("4194303".parse(), Ok(Recipients::Process(4_194_303)));
+        for text in ["0", "-1", "4194304", "99999999", "99999999999", "most", ""] {
             assert!(text.parse::<Recipients>().is_err(), "{text}");
         }
     }
