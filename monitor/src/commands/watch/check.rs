@@ -1,8 +1,8 @@
 //! `watch --check-config`: names all that is wrong with the rules in a directory, or with one.
 
 use std::{
-    fs,
-    io::{self, Write as _},
+    fmt, fs,
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
@@ -18,12 +18,32 @@ use serde::Serialize;
 use super::rule::{Rule, Wrong};
 use crate::{cli::Output, commands::say_bare};
 
-/// The lines of the check's output in JSON.
-#[derive(Serialize)]
+/// Something that is found in a rule; in JSON, its "type" says which.
+#[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-enum Finding<'a> {
-    Wrong(&'a Wrong),
-    Checked { rules: usize, wrong: usize },
+enum Finding {
+    /// No `watch` takes the rule, or it cannot do what it says.
+    Wrong(Wrong),
+    /// The rule may say something else than was meant.
+    Note(Wrong),
+}
+
+/// A line as compilers write it, so that editors find the place.
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Wrong(wrong) => wrong.fmt(f),
+            Self::Note(note) => Wrong { why: format!("note: {}", note.why), ..note.clone() }.fmt(f),
+        }
+    }
+}
+
+/// The last line of the check's output in JSON.
+#[derive(Serialize)]
+#[serde(tag = "type", rename = "checked")]
+struct Checked {
+    rules: usize,
+    wrong: usize,
 }
 
 /// Checks all rules in a directory, or the one in a file, and says what is wrong; whether nothing is.
@@ -31,22 +51,23 @@ enum Finding<'a> {
 /// # Errors
 /// The path cannot be read.
 pub fn check(path: &Path, output: Output) -> Result<bool> {
+    report(path, output, &mut io::stdout().lock())
+}
+
+fn report(path: &Path, output: Output, out: &mut impl Write) -> Result<bool> {
     let rules = rules(path)?;
     let found: Vec<_> = rules.files.iter().map(|rule| findings(rule)).collect();
-    let wrong = found.iter().filter(|found| !found.is_empty()).count();
-    let mut out = io::stdout().lock();
-    for one in found.iter().flatten() {
+    let is_wrong = |found: &&Vec<Finding>| found.iter().any(|one| matches!(one, Finding::Wrong(_)));
+    let wrong = found.iter().filter(is_wrong).count();
+    for finding in found.iter().flatten() {
         match output {
-            Output::Json => writeln!(out, "{}", serde_json::to_string(&Finding::Wrong(one))?)?,
-            // As compilers do, so that editors find the line.
-            Output::Text => say_bare(&printable(&one.to_string())),
+            Output::Json => writeln!(out, "{}", serde_json::to_string(finding)?)?,
+            Output::Text => say_bare(&printable(&finding.to_string())),
         }
     }
     let count = rules.files.len();
     match output {
-        Output::Json => {
-            writeln!(out, "{}", serde_json::to_string(&Finding::Checked { rules: count, wrong })?)?;
-        }
+        Output::Json => writeln!(out, "{}", serde_json::to_string(&Checked { rules: count, wrong })?)?,
         Output::Text => {
             let others = match rules.others {
                 0 => String::new(),
@@ -88,15 +109,16 @@ fn rules(path: &Path) -> Result<Rules> {
     Ok(Rules { files, others: others.len() })
 }
 
-/// All that is wrong with a rule; also that the program is not there which it runs on this host.
-fn findings(path: &Path) -> Vec<Wrong> {
+/// Looks at a rule; also whether the program is there which it runs on this host.
+fn findings(path: &Path) -> Vec<Finding> {
+    let at = |line, why| Wrong { file: Some(path.display().to_string()), line, why };
     let (rule, lines) = match Rule::read(path) {
         Ok(read) => read,
-        Err(wrong) => return wrong,
+        Err(wrong) => return wrong.into_iter().map(Finding::Wrong).collect(),
     };
-    let why = rule.exec.as_deref().and_then(missing_program);
-    let wrong = |why| Wrong { file: Some(path.display().to_string()), line: lines.exec, why };
-    why.map(wrong).into_iter().collect()
+    let notes = lines.notes.into_iter().map(|(line, why)| Finding::Note(at(Some(line), why)));
+    let missing = rule.exec.as_deref().and_then(missing_program);
+    notes.chain(missing.map(|why| Finding::Wrong(at(lines.exec, why)))).collect()
 }
 
 /// Says that a command begins with the path of a program that cannot be run; the shell takes any other.
@@ -120,8 +142,16 @@ fn missing_program(command: &str) -> Option<String> {
 mod tests {
     use std::{fs, path::Path};
 
-    use super::{check, findings, missing_program, rules};
+    use super::{check, findings, missing_program, report, rules};
     use crate::cli::Output;
+
+    /// Checks a path, and returns whether nothing is wrong, and the output in JSON.
+    fn in_json(path: &Path) -> (bool, Vec<serde_json::Value>) {
+        let mut out = Vec::new();
+        let is_good = report(path, Output::Json, &mut out).expect("readable");
+        let lines = out.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        (is_good, lines.map(|line| serde_json::from_slice(line).expect("JSON")).collect())
+    }
 
     #[test]
     fn all_rules_of_a_directory_and_one_by_its_name_are_checked() {
@@ -143,6 +173,19 @@ mod tests {
         assert!(!is_good(path) && is_good(&path.join("a.conf")) && !is_good(&path.join("b.conf")));
         let error = check(&path.join("none"), Output::Json).expect_err("not there").to_string();
         assert!(error.contains("ENOENT") && error.contains("make the directory"), "{error}");
+    }
+
+    #[test]
+    fn a_note_is_told_and_is_no_error() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("a.conf");
+        fs::write(&file, "spec = oom\npattern = /a /b\n").expect("a file");
+        let text = findings(&file)[0].to_string();
+        assert!(text.starts_with(&format!("{}:2: note: \"/a /b\" is one", file.display())), "{text}");
+        let (is_good, lines) = in_json(&file);
+        assert!(is_good && lines.len() == 2, "{lines:?}");
+        assert_eq!((&lines[0]["type"], &lines[0]["line"]), (&"note".into(), &2.into()));
+        assert_eq!(lines[1], serde_json::json!({"type": "checked", "rules": 1, "wrong": 0}));
     }
 
     #[test]
