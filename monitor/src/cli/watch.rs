@@ -2,11 +2,11 @@
 
 use std::{path::PathBuf, str::FromStr};
 
-use clap::Args;
+use clap::{Args, CommandFactory as _, error::ErrorKind};
 use memcg_monitor::kernel::HIGHEST_PID;
 use nix::sys::signal::Signal;
 
-use super::{Output, seconds, some_seconds};
+use super::{Cli, Output, seconds, some_seconds};
 
 /// Options of the command `watch`.
 #[derive(Args, Debug)]
@@ -26,15 +26,10 @@ pub struct Watch {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["words", "units", "exec", "signal"])]
     pub rule: Option<PathBuf>,
     /// Check the rules (*.conf) in a directory, or one rule, name all that is wrong as FILE:LINE: and what to
-    /// write instead, and end: with exit code 1 if anything is wrong, or cannot be read
-    #[arg(
-        long,
-        value_name = "DIRECTORY|FILE",
-        num_args = 0..=1,
-        default_missing_value = "/etc/memcg-monitor/watch.d",
-        conflicts_with_all = ["words", "units", "exec", "signal", "rule"]
-    )]
-    pub check_config: Option<PathBuf>,
+    /// write instead, and end: with exit code 1 if anything is wrong, or cannot be read [default:
+    /// /etc/memcg-monitor/watch.d]
+    #[arg(long, value_name = "DIRECTORY|FILE", conflicts_with_all = ["units", "exec", "signal", "rule"])]
+    pub check_config: Option<Option<PathBuf>>,
     /// End after N events
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub count: Option<u64>,
@@ -68,6 +63,28 @@ pub struct Watch {
     /// Admin socket of the agent
     #[arg(long, value_name = "PATH", default_value = monitor_client::CONTROL_SOCKET)]
     pub control_socket: PathBuf,
+}
+
+/// The directory of the rules that `memcg-monitor-watch@NAME` runs.
+const RULES: &str = "/etc/memcg-monitor/watch.d";
+
+impl Watch {
+    /// The directory of rules, or the rule, that is to be checked. Ends the program where there are words
+    /// beside it.
+    pub fn to_check(&self) -> Option<PathBuf> {
+        match (self.check_config.clone()?, self.words.as_slice()) {
+            (Some(path), []) => Some(path),
+            (None, []) => Some(RULES.into()),
+            // As in `--check-config -o json DIRECTORY`.
+            (None, [path]) => Some(path.into()),
+            _ => Cli::command()
+                .error(
+                    ErrorKind::ArgumentConflict,
+                    "--check-config takes one directory, or one rule, and no other words",
+                )
+                .exit(),
+        }
+    }
 }
 
 /// The processes that are signalled.
@@ -120,7 +137,7 @@ mod tests {
     use clap::Parser as _;
     use nix::sys::signal::Signal;
 
-    use super::{Recipients, Watch, signal};
+    use super::{RULES, Recipients, Watch, signal};
     use crate::cli::{Cli, Command};
 
     fn parsed(words: &[&str]) -> Result<Watch, clap::Error> {
@@ -128,6 +145,22 @@ mod tests {
             Command::Watch(options) => Ok(options),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn the_path_to_check_stands_behind_any_option() {
+        let path = |words: &[&str]| parsed(words).expect("options").to_check();
+        let json = ["-o", "json"];
+        for words in [
+            [&["--check-config", "rules"][..], &json].concat(),
+            [&["--check-config"][..], &json, &["rules"]].concat(),
+            [&json[..], &["rules", "--check-config"]].concat(),
+        ] {
+            assert_eq!(path(&words), Some("rules".into()), "{words:?}");
+        }
+        assert_eq!(path(&[&["--check-config"][..], &json].concat()), Some(RULES.into()));
+        assert_eq!(path(&["/a", "oom"]), None);
+        assert!(parsed(&["--check-config", "--rule", "a.conf"]).is_err());
     }
 
     #[test]

@@ -48,8 +48,8 @@ const TOO_SLOW: &str = "this was too slow to read the events before the next";
 const EXEC_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub fn run(options: &Watch) -> Result<ExitCode> {
-    if let Some(directory) = &options.check_config {
-        let is_good = check::check(directory, options.output)?;
+    if let Some(path) = options.to_check() {
+        let is_good = check::check(&path, options.output)?;
         return Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     let rule = match Rule::of(options) {

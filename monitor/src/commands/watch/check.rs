@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, bail};
 use memcg_monitor::printable;
 use monitor_client::named;
 use nix::{
@@ -43,19 +43,32 @@ impl fmt::Display for Finding {
 #[serde(tag = "type", rename = "checked")]
 struct Checked {
     rules: usize,
+    /// Rules that are wrong; 1 where there are none to read.
     wrong: usize,
 }
 
 /// Checks all rules in a directory, or the one in a file, and says what is wrong; whether nothing is.
 ///
 /// # Errors
-/// The path cannot be read.
+/// The path cannot be read, which in JSON is one of the findings.
 pub fn check(path: &Path, output: Output) -> Result<bool> {
     report(path, output, &mut io::stdout().lock())
 }
 
 fn report(path: &Path, output: Output, out: &mut impl Write) -> Result<bool> {
-    let rules = rules(path)?;
+    let rules = match (rules(path), output) {
+        (Ok(rules), _) => rules,
+        (Err(why), Output::Text) => bail!("cannot read {}: {why}", path.display()),
+        // A program reads the output alone.
+        (Err(why), Output::Json) => {
+            let why = format!("cannot read it: {why}");
+            let wrong = Wrong { file: Some(path.display().to_string()), line: None, why };
+            writeln!(out, "{}", serde_json::to_string(&Finding::Wrong(wrong))?)?;
+            writeln!(out, "{}", serde_json::to_string(&Checked { rules: 0, wrong: 1 })?)?;
+            out.flush()?;
+            return Ok(false);
+        }
+    };
     let found: Vec<_> = rules.files.iter().map(|rule| findings(rule)).collect();
     let is_wrong = |found: &&Vec<Finding>| found.iter().any(|one| matches!(one, Finding::Wrong(_)));
     let wrong = found.iter().filter(is_wrong).count();
@@ -86,8 +99,8 @@ struct Rules {
     others: usize,
 }
 
-fn rules(path: &Path) -> Result<Rules> {
-    let shown = path.display();
+/// Finds the rules; else says why the path cannot be read, and what to do.
+fn rules(path: &Path) -> Result<Rules, String> {
     let failed = |error: &io::Error| {
         let advice = match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ENOENT) => {
@@ -96,7 +109,7 @@ fn rules(path: &Path) -> Result<Rules> {
             Some(Errno::EACCES) => "; run this as a user that may",
             _ => "",
         };
-        anyhow!("cannot read {shown}: {}{advice}", named(error))
+        format!("{}{advice}", named(error))
     };
     if !fs::metadata(path).map_err(|error| failed(&error))?.is_dir() {
         return Ok(Rules { files: vec![path.to_owned()], others: 0 });
@@ -171,8 +184,22 @@ mod tests {
         );
         let is_good = |path: &Path| check(path, Output::Text).expect("readable");
         assert!(!is_good(path) && is_good(&path.join("a.conf")) && !is_good(&path.join("b.conf")));
-        let error = check(&path.join("none"), Output::Json).expect_err("not there").to_string();
+        let error = check(&path.join("none"), Output::Text).expect_err("not there").to_string();
         assert!(error.contains("ENOENT") && error.contains("make the directory"), "{error}");
+    }
+
+    #[test]
+    fn a_program_is_told_what_cannot_be_read() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path();
+        let (is_good, lines) = in_json(&path.join("none"));
+        assert!(!is_good && lines.len() == 2, "{lines:?}");
+        assert!(lines[0]["why"].as_str().is_some_and(|why| why.contains("ENOENT")), "{lines:?}");
+        assert_eq!(lines[1], serde_json::json!({"type": "checked", "rules": 0, "wrong": 1}));
+        std::os::unix::fs::symlink(path.join("none"), path.join("a.conf")).expect("a link");
+        let (is_good, lines) = in_json(path);
+        assert!(!is_good && lines[0]["type"] == "wrong" && lines[0].get("line").is_none(), "{lines:?}");
+        assert_eq!(lines[1], serde_json::json!({"type": "checked", "rules": 1, "wrong": 1}));
     }
 
     #[test]
