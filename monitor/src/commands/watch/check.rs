@@ -1,5 +1,7 @@
 //! `watch --check-config`: names all that is wrong with the rules in a directory, or with one.
 
+mod command;
+
 use std::{
     fmt, fs,
     io::{self, Write},
@@ -9,10 +11,7 @@ use std::{
 use anyhow::{Result, bail};
 use memcg_monitor::printable;
 use monitor_client::named;
-use nix::{
-    errno::Errno,
-    unistd::{AccessFlags, access},
-};
+use nix::errno::Errno;
 use serde::Serialize;
 
 use super::rule::{Rule, Wrong};
@@ -122,7 +121,7 @@ fn rules(path: &Path) -> Result<Rules, String> {
     Ok(Rules { files, others: others.len() })
 }
 
-/// Looks at a rule; also whether the program is there which it runs on this host.
+/// Looks at a rule; also at the command that it runs on this host.
 fn findings(path: &Path) -> Vec<Finding> {
     let at = |line, why| Wrong { file: Some(path.display().to_string()), line, why };
     let (rule, lines) = match Rule::read(path) {
@@ -130,32 +129,21 @@ fn findings(path: &Path) -> Vec<Finding> {
         Err(wrong) => return wrong.into_iter().map(Finding::Wrong).collect(),
     };
     let notes = lines.notes.into_iter().map(|(line, why)| Finding::Note(at(Some(line), why)));
-    let missing = rule.exec.as_deref().and_then(missing_program);
-    notes.chain(missing.map(|why| Finding::Wrong(at(lines.exec, why)))).collect()
-}
-
-/// Says that a command begins with the path of a program that cannot be run; the shell takes any other.
-fn missing_program(command: &str) -> Option<String> {
-    let program = command.split_whitespace().next()?;
-    let is_plain = |letter: char| letter.is_alphanumeric() || "/._-+@:".contains(letter);
-    if !program.starts_with('/') || !program.chars().all(is_plain) {
-        return None;
+    let mut found: Vec<_> = notes.collect();
+    let exec = |why: String| at(lines.exec, format!("exec: {why}"));
+    match rule.exec.as_deref().map(command::check) {
+        None | Some(Ok(None)) => {}
+        Some(Ok(Some(why))) => found.push(Finding::Note(exec(why))),
+        Some(Err(why)) => found.push(Finding::Wrong(exec(why))),
     }
-    let is_directory = || fs::metadata(program).is_ok_and(|found| found.is_dir());
-    let why = match access(program, AccessFlags::X_OK) {
-        Ok(()) if is_directory() => "is a directory; name a program in it".to_owned(),
-        Ok(()) => return None,
-        Err(Errno::ENOENT) => "is not there; install it, or write its path".to_owned(),
-        Err(errno) => format!("cannot be run: {errno}; see its mode (chmod +x)"),
-    };
-    Some(format!("exec: {program} {why}"))
+    found
 }
 
 #[cfg(test)]
 mod tests {
     use std::{fs, path::Path};
 
-    use super::{check, findings, missing_program, report, rules};
+    use super::{check, findings, report, rules};
     use crate::cli::Output;
 
     /// Checks a path, and returns whether nothing is wrong, and the output in JSON.
@@ -216,15 +204,17 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_is_not_there_is_named() {
-        assert_eq!(missing_program("/bin/sh -c x"), None);
-        for shells in ["sh", "test -x /nonexistent", "/nonexistent/$A", "if /nonexistent; then :; fi"] {
-            assert_eq!(missing_program(shells), None, "{shells}");
-        }
-        assert!(
-            missing_program("/nonexistent/a \"$B\"")
-                .is_some_and(|why| why.contains("/nonexistent/a is not there"))
-        );
-        assert!(missing_program("/tmp x").is_some_and(|why| why.contains("a directory")));
+    fn a_command_is_looked_at_with_the_line_of_its_key() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("a.conf");
+        let found = |exec: &str| {
+            fs::write(&file, format!("pattern = /a\nspec = oom\nexec = {exec}\n")).expect("a file");
+            findings(&file).iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+        };
+        let at = |what: &str| format!("{}:3: {what}", file.display());
+        assert!(found("/nonexistent/a").starts_with(&at("exec: /nonexistent/a is not there")));
+        assert!(found("echo \"a").starts_with(&at("exec: the shell cannot read it")));
+        assert!(found("nosuchprogram").starts_with(&at("note: exec: nosuchprogram is in no")));
+        assert_eq!(found("echo \"$MEMCG_CGROUP\""), "");
     }
 }
