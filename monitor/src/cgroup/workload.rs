@@ -72,6 +72,12 @@ pub fn unit_name(name: &str) -> String {
     if has_ending { name.to_owned() } else { format!("{name}.service") }
 }
 
+/// Whether a byte may stand in the name of a unit, or of an instance (`unit_instance_is_valid`).
+#[must_use]
+pub const fn is_in_unit_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b':' | b'-' | b'_' | b'.' | b'\\' | b'@')
+}
+
 fn is_named(name: &str, endings: &[&str]) -> bool {
     endings.iter().any(|ending| name.strip_suffix(ending).is_some_and(|rest| !rest.is_empty()))
 }

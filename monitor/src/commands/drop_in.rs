@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use memcg_monitor::{
-    cgroup::workload::unit_name,
+    cgroup::workload::{is_in_unit_name, unit_name},
     pressure_text::{DESCRIPTORS, MAX_LINES, MAX_TEXT},
 };
 use monitor_common::grammar::control_file::{ControlFile, parse, split_directory_args, split_exact};
@@ -97,10 +97,9 @@ fn is_service(unit: &str) -> bool {
         ".target",
         ".timer",
     ];
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b":-_.\\@".contains(&byte);
     let name = unit.strip_suffix(".service").unwrap_or_default();
     let is_other = OTHERS.iter().any(|ending| name.ends_with(ending));
-    !name.is_empty() && !is_other && unit.len() < 256 && name.bytes().all(is_plain)
+    !name.is_empty() && !is_other && unit.len() < 256 && name.bytes().all(is_in_unit_name)
 }
 
 /// A path within the double quotes of a unit file (systemd.syntax(7)).

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Result, bail};
-use memcg_monitor::printable;
+use memcg_monitor::{cgroup::workload::is_in_unit_name, printable};
 use monitor_client::named;
 use nix::errno::Errno;
 use serde::Serialize;
@@ -121,15 +121,19 @@ fn rules(path: &Path) -> Result<Rules, String> {
     Ok(Rules { files, others: others.len() })
 }
 
-/// Looks at a rule; also at the command that it runs on this host.
+/// Looks at a rule; also at its name, and at the command that it runs on this host.
 fn findings(path: &Path) -> Vec<Finding> {
     let at = |line, why| Wrong { file: Some(path.display().to_string()), line, why };
+    let mut found: Vec<_> = wrong_name(path).map(|why| Finding::Wrong(at(None, why))).into_iter().collect();
     let (rule, lines) = match Rule::read(path) {
         Ok(read) => read,
-        Err(wrong) => return wrong.into_iter().map(Finding::Wrong).collect(),
+        Err(wrong) => {
+            found.extend(wrong.into_iter().map(Finding::Wrong));
+            return found;
+        }
     };
     let notes = lines.notes.into_iter().map(|(line, why)| Finding::Note(at(Some(line), why)));
-    let mut found: Vec<_> = notes.collect();
+    found.extend(notes);
     let exec = |why: String| at(lines.exec, format!("exec: {why}"));
     match rule.exec.as_deref().map(command::check) {
         None | Some(Ok(None)) => {}
@@ -139,11 +143,26 @@ fn findings(path: &Path) -> Vec<Finding> {
     found
 }
 
+/// Says that no unit `memcg-monitor-watch@NAME` stands for a rule's file: `%i` has no other letters.
+fn wrong_name(path: &Path) -> Option<String> {
+    let name = path.file_name()?.as_encoded_bytes().strip_suffix(b".conf")?;
+    if name.iter().copied().all(is_in_unit_name) {
+        return None;
+    }
+    let name = String::from_utf8_lossy(name);
+    let is_good = |letter: char| u8::try_from(letter).is_ok_and(is_in_unit_name);
+    let better: String = name.chars().map(|letter| if is_good(letter) { letter } else { '-' }).collect();
+    Some(format!(
+        "no unit memcg-monitor-watch@NAME runs it: NAME has ASCII letters, digits and :-_.\\@ alone; rename it, \
+         as {better}.conf"
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use std::{fs, path::Path};
 
-    use super::{check, findings, report, rules};
+    use super::{check, findings, report, rules, wrong_name};
     use crate::cli::Output;
 
     /// Checks a path, and returns whether nothing is wrong, and the output in JSON.
@@ -201,6 +220,22 @@ mod tests {
         assert!(is_good && lines.len() == 2, "{lines:?}");
         assert_eq!((&lines[0]["type"], &lines[0]["line"]), (&"note".into(), &2.into()));
         assert_eq!(lines[1], serde_json::json!({"type": "checked", "rules": 1, "wrong": 0}));
+    }
+
+    #[test]
+    fn a_name_that_no_unit_has_is_wrong() {
+        for name in ["a.conf", "a-b_c:d@1.x\\20.conf", "my rule.txt", "/dev/fd/63"] {
+            assert_eq!(wrong_name(name.as_ref()), None, "{name}");
+        }
+        for (name, better) in [("/x y/my rule.conf", "as my-rule.conf"), ("caf\u{e9}.conf", "as caf-.conf")] {
+            let why = wrong_name(name.as_ref()).expect(name);
+            assert!(why.ends_with(better), "{why}");
+        }
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("my rule.conf");
+        fs::write(&file, "pattern = /a\nspec = oom\n").expect("a file");
+        let (is_good, lines) = in_json(&file);
+        assert!(!is_good && lines[0]["type"] == "wrong" && lines[0].get("line").is_none(), "{lines:?}");
     }
 
     #[test]
