@@ -18,7 +18,8 @@ pub struct Watch {
     /// `removed`, or a control file's name with its arguments in one word ('memory.anon_bytes 1G')
     #[arg(value_name = "PATTERN|SPEC", required_unless_present_any = ["rule", "check_config"])]
     pub words: Vec<String>,
-    /// Also watch groups that are a systemd unit of this name, with *, ? and [] (may be repeated)
+    /// Also watch groups that are a systemd unit of this name (may be repeated): a name without an ending is
+    /// a service's; a pattern with *, ? or [] is of whole names, as 'app-*.service'
     #[arg(long = "unit", value_name = "PATTERN")]
     pub units: Vec<String>,
     /// Take all of this from a file, with lines KEY = VALUE: pattern, unit, spec, exec, exec-timeout,

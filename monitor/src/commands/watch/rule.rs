@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use memcg_monitor::kernel::page_size;
+use memcg_monitor::{cgroup::workload::unit_pattern, kernel::page_size};
 use monitor_client::{
     named,
     wire::{AdminRequest, MAX_REQUEST, WatchRequest},
@@ -72,7 +72,8 @@ impl Rule {
             return Self::read(path).map(|(rule, _)| rule);
         }
         let (patterns, specs) = options.words.iter().cloned().partition(|word| word.starts_with('/'));
-        let request = WatchRequest { patterns, units: options.units.clone(), specs, again: false };
+        let units = options.units.iter().map(|unit| unit_pattern(unit)).collect();
+        let request = WatchRequest { patterns, units, specs, again: false };
         let mut wrong = request::errors(&request);
         wrong.extend(too_long(&request));
         if !wrong.is_empty() {
@@ -167,7 +168,7 @@ impl Rule {
                 watch::spec(value, page_size()).map(drop).map_err(|error| instead(explained(&error)))
             }
             "unit" => {
-                request.units.push(value.to_owned());
+                request.units.push(unit_pattern(value));
                 watch::check_unit(value).map_err(|error| instead(explained(&error)))?;
                 lines.notes.extend(doubt(key, value).map(|why| (at, why)));
                 Ok(())
@@ -274,11 +275,12 @@ fn text_of(path: &Path) -> Result<String, (Option<usize>, String)> {
 mod tests {
     use std::{fs, time::Duration};
 
+    use clap::Parser as _;
     use monitor_client::wire::WatchRequest;
     use nix::sys::signal::Signal;
 
     use super::Rule;
-    use crate::cli::Recipients;
+    use crate::cli::{Cli, Command, Recipients};
 
     #[test]
     fn a_rule_is_what_the_command_line_would_be() {
@@ -331,6 +333,17 @@ mod tests {
         assert!(Rule::parse(&many).expect_err("too many")[0].1.contains("17 specifications"));
         let long = format!("pattern = /{}\n", "a".repeat(1000)).repeat(5) + "spec = oom";
         assert!(Rule::parse(&long).expect_err("too long")[0].1.contains("4096 at most"));
+    }
+
+    #[test]
+    fn a_unit_without_an_ending_is_a_service() {
+        let rule = Rule::parse("unit = nginx\nunit = app-*\nspec = oom").expect("a rule").0;
+        assert_eq!(rule.request.units, ["nginx.service", "app-*"]);
+        let words = ["memcg-monitor", "watch", "--unit", "nginx", "--unit", "a.slice", "oom"];
+        let Command::Watch(options) = Cli::try_parse_from(words).expect("options").command else {
+            panic!("another command")
+        };
+        assert_eq!(Rule::of(&options).expect("a rule").request.units, ["nginx.service", "a.slice"]);
     }
 
     #[test]
