@@ -12,10 +12,11 @@ use super::{Cli, Output, seconds, some_seconds};
 #[derive(Args, Debug)]
 pub struct Watch {
     /// Groups to watch, existing and new, and what to tell of each. A word that begins with / is a
-    /// pattern of paths below the hierarchy's root: * and ? stay within one name, ** is any number of
-    /// names; / alone is the root. The others say what to tell: a threshold on usage as for `listen`
-    /// (80%, 512M,up, 1G,hysteresis=64M), `oom`, a level of pressure (critical, low,hierarchy), `empty`,
-    /// `removed`, or a control file's name with its arguments in one word ('memory.anon_bytes 1G')
+    /// pattern of paths below the hierarchy's root, or of whole paths as `list` shows them: * and ? stay
+    /// within one name, ** is any number of names; / alone is the root. The others say what to tell: a
+    /// threshold on usage as for `listen` (80%, 512M,up, 1G,hysteresis=64M), `oom`, a level of pressure
+    /// (critical, low,hierarchy), `empty`, `removed`, or a control file's name with its arguments in one
+    /// word ('memory.anon_bytes 1G')
     #[arg(value_name = "PATTERN|SPEC", required_unless_present_any = ["rule", "check_config"])]
     pub words: Vec<String>,
     /// Also watch groups that are a systemd unit of this name (may be repeated): a name without an ending is
