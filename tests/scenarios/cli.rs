@@ -288,7 +288,13 @@ fn cli_exit_codes() -> Result<()> {
     ensure!(code == 1 && text.contains("EINVAL"), "bad threshold: {code} {text}");
     let (code, text) = run(&["listen", "/nonexistent/memory.current", "1M"])?;
     ensure!(code == 1 && text.contains("/nonexistent/memory.current"), "no such file: {code} {text}");
-    for wrong in [&["listen", &*path][..], &["listen", &path, "--cuont", "1"]] {
+    for wrong in [
+        &["listen", &*path][..],
+        &["listen", &path, "--cuont", "1"],
+        &["listen", "--self", "80%", "extra", "words"],
+        &["drop-in", "80%"],
+        &["watch", "/a", "16MB"],
+    ] {
         let (code, text) = run(wrong)?;
         ensure!(code == 2, "usage: {wrong:?}: {code} {text}");
     }

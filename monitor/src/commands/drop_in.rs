@@ -16,16 +16,17 @@ use memcg_monitor::{
 };
 use monitor_common::grammar::control_file::{ControlFile, parse, split_directory_args, split_exact};
 
-use crate::cli;
+use crate::{cli, commands::wrong_usage};
 
 /// The socket unit of the pressure socket.
 const SOCKET_UNIT: &str = "memcg-monitor-pressure.socket";
 
 pub fn run(options: &cli::DropIn) -> Result<ExitCode> {
-    for event in &options.events {
-        check(event)?;
+    let checked = options.events.iter().try_for_each(|event| check(event));
+    match checked.and_then(|()| text(options)) {
+        Ok(text) => io::stdout().write_all(text.as_bytes())?,
+        Err(error) => return Ok(wrong_usage(&error)),
     }
-    io::stdout().write_all(text(options)?.as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -109,16 +110,30 @@ fn quoted(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::process::ExitCode;
+
     use clap::Parser as _;
 
-    use super::{check, text};
-    use crate::cli::{Cli, Command};
+    use super::{check, run, text};
+    use crate::cli::{Cli, Command, DropIn};
 
-    fn drop_in(arguments: &[&str]) -> anyhow::Result<String> {
+    fn options(arguments: &[&str]) -> anyhow::Result<DropIn> {
         let words = ["memcg-monitor", "drop-in"].iter().chain(arguments);
         match Cli::try_parse_from(words)?.command {
-            Command::DropIn(options) => text(&options),
+            Command::DropIn(options) => Ok(options),
             other => anyhow::bail!("{other:?}"),
+        }
+    }
+
+    fn drop_in(arguments: &[&str]) -> anyhow::Result<String> {
+        text(&options(arguments)?)
+    }
+
+    #[test]
+    fn an_event_that_is_refused_is_wrong_usage() {
+        for words in [&["80%"][..], &["memory.oom_control", "--unit", "a.timer"]] {
+            let code = run(&options(words).expect("options")).expect("an exit code");
+            assert_eq!(format!("{code:?}"), format!("{:?}", ExitCode::from(2)), "{words:?}");
         }
     }
 

@@ -26,7 +26,7 @@ use serde::Serialize;
 use crate::{
     cli::{Output, Watch},
     commands::{
-        TIMED_OUT, say,
+        TIMED_OUT, WRONG_USAGE, say,
         watch::{
             exec::ShellCommand,
             known::Known,
@@ -37,9 +37,6 @@ use crate::{
         },
     },
 };
-
-/// The exit code for words, or a rule, that no agent takes.
-const WRONG_USAGE: u8 = 2;
 
 /// The reason why the agent had no room for events.
 const TOO_SLOW: &str = "this was too slow to read the events before the next";
