@@ -88,7 +88,7 @@ pub struct WatchRequest {
     /// number of names. The root itself is matched by `/` alone.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub patterns: Vec<String>,
-    /// Patterns of the names of units that a group is; beside `patterns`.
+    /// Patterns of the whole names of units that a group is (`nginx.service`); beside `patterns`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub units: Vec<String>,
     /// Specifications: `80%`, `oom`, `critical`, `memory.anon_bytes 1G`, `empty`, `removed`.

@@ -4,6 +4,8 @@ mod black_box;
 mod device_plugin;
 mod listen;
 mod pressure;
+#[cfg(test)]
+mod reference;
 mod select;
 mod top;
 mod watch;
@@ -415,15 +417,20 @@ pub fn seconds(text: &str) -> Result<std::time::Duration, String> {
     }
 }
 
+/// A number of seconds above 0, as [`seconds`] otherwise.
+///
+/// # Errors
+/// What to write instead.
+pub fn some_seconds(text: &str) -> Result<std::time::Duration, String> {
+    match seconds(text) {
+        Ok(time) if time > std::time::Duration::ZERO => Ok(time),
+        _ => Err(format!("a number of seconds above 0, up to {TEN_YEARS} (ten years)")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::{
-        fs,
-        path::{Path, PathBuf},
-    };
-
     use clap::CommandFactory as _;
-    use clap_markdown::{MarkdownOptions, help_markdown_custom};
 
     #[test]
     fn a_time_that_no_clock_can_tell_is_refused() {
@@ -448,34 +455,5 @@ mod tests {
     #[test]
     fn definitions_are_consistent() {
         super::Cli::command().debug_assert();
-    }
-
-    /// The page of all options, as Markdown.
-    fn reference() -> String {
-        let options = MarkdownOptions::new()
-            .title("Options of each command".into())
-            .show_footer(false)
-            .show_table_of_contents(false);
-        help_markdown_custom::<super::Cli>(&options)
-    }
-
-    fn page() -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/cli.md")
-    }
-
-    #[test]
-    fn the_reference_shows_these_definitions() {
-        let page = fs::read_to_string(page()).unwrap_or_default();
-        assert!(
-            page == reference(),
-            "docs/reference/cli.md is stale; renew it: \
-             cargo test -p memcg-monitor --bin memcg-monitor write_cli_reference -- --ignored"
-        );
-    }
-
-    #[test]
-    #[ignore = "writes docs/reference/cli.md anew"]
-    fn write_cli_reference() {
-        fs::write(page(), reference()).expect("the page");
     }
 }

@@ -11,11 +11,21 @@ use std::{
 };
 
 use anyhow::Context as _;
+use memcg_monitor::printable;
 use monitor_client::named;
 use nix::sys::signal::{SigSet, Signal};
 
 /// The exit code after `--timeout`.
 const TIMED_OUT: u8 = 3;
+
+/// The exit code for words that a command refuses by itself.
+const WRONG_USAGE: u8 = 2;
+
+/// Says why words are refused that the command line has.
+fn wrong_usage(error: &anyhow::Error) -> ExitCode {
+    say(&printable(&text_of(error)));
+    ExitCode::from(WRONG_USAGE)
+}
 
 /// Says that the agent has not answered, for commands that only wait for its answer.
 fn timed_out(limit: Option<Duration>) -> ExitCode {

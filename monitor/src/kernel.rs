@@ -27,6 +27,9 @@ use crate::{
 /// The path of the kernel's own type information.
 pub const VMLINUX_BTF: &str = "/sys/kernel/btf/vmlinux";
 
+/// The highest number that a process may have: one below `PID_MAX_LIMIT` of a 64-bit kernel.
+pub const HIGHEST_PID: i32 = 4 * 1024 * 1024 - 1;
+
 /// Facts about the running kernel.
 #[derive(Debug)]
 pub struct Facts {

@@ -288,8 +288,16 @@ fn cli_exit_codes() -> Result<()> {
     ensure!(code == 1 && text.contains("EINVAL"), "bad threshold: {code} {text}");
     let (code, text) = run(&["listen", "/nonexistent/memory.current", "1M"])?;
     ensure!(code == 1 && text.contains("/nonexistent/memory.current"), "no such file: {code} {text}");
-    let (code, _) = run(&["listen", &path])?;
-    ensure!(code == 2, "usage: {code}");
+    for wrong in [
+        &["listen", &*path][..],
+        &["listen", &path, "--cuont", "1"],
+        &["listen", "--self", "80%", "extra", "words"],
+        &["drop-in", "80%"],
+        &["watch", "/a", "16MB"],
+    ] {
+        let (code, text) = run(wrong)?;
+        ensure!(code == 2, "usage: {wrong:?}: {code} {text}");
+    }
 
     let mut listener = Listener::start(&[&path, "5M", "--count", "2"])?;
     registered(&agent, 1)?;

@@ -416,7 +416,7 @@ fn watch_acts() -> Result<()> {
     let text = fs::read_to_string(out.join("events"))?;
     let (first, second) = text.split_once('\n').context("the event on the input")?;
     ensure!(first == "crossed 4M,up", "{text}");
-    let on_input: EventRow = serde_json::from_str(second)?;
+    let Answer::Event(on_input) = serde_json::from_str(second)? else { bail!("{text}") };
     ensure!((on_input.id, on_input.usage) == (event.id, event.usage), "{text}");
     until("the process is killed", || Ok(crate::scenarios::restart::is_dead(charger.pid())))?;
     drop(watch);

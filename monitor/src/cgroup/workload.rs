@@ -72,6 +72,18 @@ pub fn unit_name(name: &str) -> String {
     if has_ending { name.to_owned() } else { format!("{name}.service") }
 }
 
+/// The pattern of full names of units that a text stands for: one without `*`, `?` and `[` is a unit's name.
+#[must_use]
+pub fn unit_pattern(text: &str) -> String {
+    if text.contains(['*', '?', '[']) { text.to_owned() } else { unit_name(text) }
+}
+
+/// Whether a byte may stand in the name of a unit, or of an instance (`unit_instance_is_valid`).
+#[must_use]
+pub const fn is_in_unit_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b':' | b'-' | b'_' | b'.' | b'\\' | b'@')
+}
+
 fn is_named(name: &str, endings: &[&str]) -> bool {
     endings.iter().any(|ending| name.strip_suffix(ending).is_some_and(|rest| !rest.is_empty()))
 }
@@ -109,7 +121,7 @@ fn container_id(name: &str) -> Option<&str> {
 mod tests {
     use std::path::Path;
 
-    use super::{Workload, is_unit, unit_name};
+    use super::{Workload, is_unit, unit_name, unit_pattern};
 
     const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
     const POD: &str = "8a1fbc1e-7d41-4b73-b0a8-7c1d7f0e9a55";
@@ -189,6 +201,11 @@ mod tests {
         assert_eq!(unit_name("user@1000"), "user@1000.service");
         assert_eq!(unit_name("a.scope"), "a.scope");
         assert_eq!(unit_name("dot.ted"), "dot.ted.service");
+        assert_eq!(unit_pattern("nginx"), "nginx.service");
+        assert_eq!(unit_pattern("system.slice"), "system.slice");
+        for pattern in ["app-*", "app-?.service", "app-[12]"] {
+            assert_eq!(unit_pattern(pattern), pattern);
+        }
         assert!(is_unit(Path::new("/system.slice/_cpu.service"), "cpu.service"));
         assert!(!is_unit(Path::new("/system.slice/nginx.service/worker"), "nginx.service"));
     }

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, ValueEnum};
 use memcg_monitor::{BLACK_BOX_DIRECTORY, BlackBoxOptions, Pattern};
 
-use super::GroupSelector;
+use super::{GroupSelector, some_seconds};
 
 /// Forms of a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -84,11 +84,4 @@ pub struct ReportOptions {
     /// Show no more than this time before the end, in seconds (more than 0), in any form
     #[arg(long, value_name = "SECS", value_parser = some_seconds)]
     pub last: Option<Duration>,
-}
-
-fn some_seconds(text: &str) -> Result<Duration, String> {
-    match super::seconds(text) {
-        Ok(time) if time > Duration::ZERO => Ok(time),
-        _ => Err(format!("a number of seconds above 0, up to {} (ten years)", super::TEN_YEARS)),
-    }
 }

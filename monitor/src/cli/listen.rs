@@ -24,10 +24,10 @@ pub struct Listen {
     /// M, G, T, P or E, rounded down to pages, or N% of the lowest memory.max from the group
     /// up; then ,up or ,down for one direction, ,hysteresis=SIZE. memory.pressure_level: low,
     /// medium or critical, then ,default ,hierarchy or ,local. Other files take none
-    #[arg(allow_hyphen_values = true)]
+    #[arg(allow_hyphen_values = true, value_parser = arguments)]
     pub args: Option<String>,
     /// Text that follows a space in unquoted arguments
-    #[arg(hide = true, allow_hyphen_values = true)]
+    #[arg(hide = true, allow_hyphen_values = true, value_parser = arguments)]
     pub rest: Option<String>,
     /// End after N signals
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
@@ -79,5 +79,52 @@ fn without_args(control_file: &Path) -> &'static str {
                 "add the event to wait for: a threshold in bytes, or a level of pressure",
             )
             .exit(),
+    }
+}
+
+/// Arguments of a control file, which may be a number below 0. What else begins with a dash is an option that
+/// is written wrong.
+fn arguments(text: &str) -> Result<String, String> {
+    let rest = text.strip_prefix('-');
+    if rest.is_some_and(|rest| !rest.starts_with(|first: char| first.is_ascii_digit())) {
+        return Err("no option of listen has this name, and no event begins with it; see --help".into());
+    }
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::{Cli, Listen};
+    use crate::cli::Command;
+
+    fn parsed(words: &[&str]) -> Result<Listen, clap::Error> {
+        match Cli::try_parse_from(["memcg-monitor", "listen"].iter().chain(words))?.command {
+            Command::Listen(options) => Ok(options),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_mistyped_option_is_no_event() {
+        for words in [
+            &["/g/memory.oom_control", "--cuont", "1"][..],
+            &["/g/memory.current", "1M", "--anounce"],
+            &["/g/memory.current", "1M", "-c"],
+            &["--self", "80%", "--timeot", "1"],
+            &["--self", "80%", "--timeot=1"],
+        ] {
+            let error = parsed(words).expect_err("no such option");
+            assert!(error.exit_code() == 2 && error.to_string().contains("no option of listen"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_number_below_0_is_an_event() {
+        for args in ["-1", "-1,up", "-2"] {
+            let options = parsed(&["/g/memory.current", args, "--count", "1"]).expect(args);
+            assert_eq!((options.args.as_deref(), options.count), (Some(args), Some(1)));
+        }
     }
 }

@@ -22,8 +22,8 @@ pub struct PressureOptions {
 /// Options of the command `drop-in`.
 #[derive(Args, Debug)]
 pub struct DropIn {
-    /// The events to be woken by, each a control file's name and its arguments, as for
-    /// `listen`: 'memory.usage_in_bytes 80%', 'memory.pressure_level critical',
+    /// The events to be woken by, 16 at most, each a control file's name and its arguments, as
+    /// for `listen`: 'memory.usage_in_bytes 80%', 'memory.pressure_level critical',
     /// 'memory.oom_control'
     #[arg(required = true, num_args = 1..=16, value_name = "EVENT")]
     pub events: Vec<String>,

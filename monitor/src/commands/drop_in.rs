@@ -11,21 +11,22 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use memcg_monitor::{
-    cgroup::workload::unit_name,
+    cgroup::workload::{is_in_unit_name, unit_name},
     pressure_text::{DESCRIPTORS, MAX_LINES, MAX_TEXT},
 };
 use monitor_common::grammar::control_file::{ControlFile, parse, split_directory_args, split_exact};
 
-use crate::cli;
+use crate::{cli, commands::wrong_usage};
 
 /// The socket unit of the pressure socket.
 const SOCKET_UNIT: &str = "memcg-monitor-pressure.socket";
 
 pub fn run(options: &cli::DropIn) -> Result<ExitCode> {
-    for event in &options.events {
-        check(event)?;
+    let checked = options.events.iter().try_for_each(|event| check(event));
+    match checked.and_then(|()| text(options)) {
+        Ok(text) => io::stdout().write_all(text.as_bytes())?,
+        Err(error) => return Ok(wrong_usage(&error)),
     }
-    io::stdout().write_all(text(options)?.as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -97,10 +98,9 @@ fn is_service(unit: &str) -> bool {
         ".target",
         ".timer",
     ];
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b":-_.\\@".contains(&byte);
     let name = unit.strip_suffix(".service").unwrap_or_default();
     let is_other = OTHERS.iter().any(|ending| name.ends_with(ending));
-    !name.is_empty() && !is_other && unit.len() < 256 && name.bytes().all(is_plain)
+    !name.is_empty() && !is_other && unit.len() < 256 && name.bytes().all(is_in_unit_name)
 }
 
 /// A path within the double quotes of a unit file (systemd.syntax(7)).
@@ -110,16 +110,30 @@ fn quoted(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::process::ExitCode;
+
     use clap::Parser as _;
 
-    use super::{check, text};
-    use crate::cli::{Cli, Command};
+    use super::{check, run, text};
+    use crate::cli::{Cli, Command, DropIn};
 
-    fn drop_in(arguments: &[&str]) -> anyhow::Result<String> {
+    fn options(arguments: &[&str]) -> anyhow::Result<DropIn> {
         let words = ["memcg-monitor", "drop-in"].iter().chain(arguments);
         match Cli::try_parse_from(words)?.command {
-            Command::DropIn(options) => text(&options),
+            Command::DropIn(options) => Ok(options),
             other => anyhow::bail!("{other:?}"),
+        }
+    }
+
+    fn drop_in(arguments: &[&str]) -> anyhow::Result<String> {
+        text(&options(arguments)?)
+    }
+
+    #[test]
+    fn an_event_that_is_refused_is_wrong_usage() {
+        for words in [&["80%"][..], &["memory.oom_control", "--unit", "a.timer"]] {
+            let code = run(&options(words).expect("options")).expect("an exit code");
+            assert_eq!(format!("{code:?}"), format!("{:?}", ExitCode::from(2)), "{words:?}");
         }
     }
 

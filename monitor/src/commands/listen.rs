@@ -32,14 +32,18 @@ use nix::{
 use self::note::Noter;
 use crate::{
     cli::{Listen, Output},
-    commands::{TIMED_OUT, connect, group, say},
+    commands::{TIMED_OUT, connect, group, say, wrong_usage},
 };
 
 const AGENT_ENDED: &str = "the agent ended; signals go on once an agent that keeps registrations \
     (--supervised, or a descriptor store) is back; after any other, end this and register again";
 
 pub fn run(options: &Listen) -> Result<ExitCode> {
-    let wanted = Wanted::of(options)?;
+    let selected = options.group.find()?;
+    let wanted = match Wanted::of(options, selected.as_deref()) {
+        Ok(wanted) => wanted,
+        Err(error) => return Ok(wrong_usage(&error)),
+    };
     let control = Target::open(&wanted.path).map_err(explained)?;
     let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("eventfd2 failed")?;
     let args = control.args(&wanted.args);
@@ -159,14 +163,18 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn of(options: &Listen) -> Result<Self> {
+    /// The registration on a control file, or in the group that an option names.
+    ///
+    /// # Errors
+    /// The words are none.
+    fn of(options: &Listen, selected: Option<&Path>) -> Result<Self> {
         // `DIRECTORY memory.pressure_level low`, not quoted.
         let unquoted = options.args.as_ref().zip(options.rest.as_ref());
         let unquoted = unquoted.map(|(args, rest)| format!("{args} {rest}"));
         let first = options.control_file.as_deref();
         let second = unquoted.as_deref().or(options.args.as_deref());
-        let (path, given) = match (options.group.find()?, first) {
-            (Some(selected), _) => group::registration(&selected, first, second)?,
+        let (path, given) = match (selected, first) {
+            (Some(selected), _) => group::registration(selected, first, second)?,
             (None, Some(path)) => (path.to_owned(), second),
             (None, None) => bail!("name a control file"),
         };

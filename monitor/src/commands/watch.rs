@@ -26,7 +26,7 @@ use serde::Serialize;
 use crate::{
     cli::{Output, Watch},
     commands::{
-        TIMED_OUT, say,
+        TIMED_OUT, WRONG_USAGE, say,
         watch::{
             exec::ShellCommand,
             known::Known,
@@ -38,9 +38,6 @@ use crate::{
     },
 };
 
-/// The exit code for words, or a rule, that no agent takes.
-const WRONG_USAGE: u8 = 2;
-
 /// The reason why the agent had no room for events.
 const TOO_SLOW: &str = "this was too slow to read the events before the next";
 
@@ -48,8 +45,8 @@ const TOO_SLOW: &str = "this was too slow to read the events before the next";
 const EXEC_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub fn run(options: &Watch) -> Result<ExitCode> {
-    if let Some(directory) = &options.check_config {
-        let is_good = check::check(directory, options.output)?;
+    if let Some(path) = options.to_check() {
+        let is_good = check::check(&path, options.output)?;
         return Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     let rule = match Rule::of(options) {

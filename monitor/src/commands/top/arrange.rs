@@ -170,10 +170,10 @@ impl Arranged {
     fn tree(&mut self, model: &Model, by: Arrangement) {
         let top = Row { place: ROOT, depth: 0, follows: 0 };
         // The host's root is no group: those below it begin on the left.
-        if model.node(ROOT).id.is_some() {
-            self.waiting.push(top);
-        } else {
+        if model.node(ROOT).id.is_none() {
             self.push_children(model, by, top, 0);
+        } else if self.is_shown.get(ROOT).copied().unwrap_or(true) {
+            self.waiting.push(top);
         }
         while let Some(row) = self.waiting.pop() {
             self.rows.push(row);
@@ -298,6 +298,18 @@ mod tests {
         model.set_filter("/X");
         assert_eq!(shown(&model, TREE), ["/a", " /a/x"]);
         assert_eq!(shown(&model, LIST), ["/a/x"]);
+    }
+
+    #[test]
+    fn the_root_is_shown_above_a_match_alone() {
+        let mut model = model();
+        // As in a cgroup namespace, where the root is a group.
+        model.add(5, "/cg");
+        assert_eq!(shown(&model, TREE), ["/", " /b", " /a", "  /a/y", "  /a/x"]);
+        model.set_filter("/x");
+        assert_eq!(shown(&model, TREE), ["/", " /a", "  /a/x"]);
+        model.set_filter("nothing");
+        assert_eq!([shown(&model, TREE), shown(&model, LIST)], [[""; 0]; 2]);
     }
 
     #[test]

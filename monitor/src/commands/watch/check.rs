@@ -1,52 +1,85 @@
 //! `watch --check-config`: names all that is wrong with the rules in a directory, or with one.
 
+mod command;
+
 use std::{
-    fs,
-    io::{self, Write as _},
+    fmt, fs,
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
-use anyhow::{Result, anyhow};
-use memcg_monitor::printable;
+use anyhow::{Result, bail};
+use memcg_monitor::{cgroup::workload::is_in_unit_name, printable};
 use monitor_client::named;
-use nix::{
-    errno::Errno,
-    unistd::{AccessFlags, access},
-};
+use nix::errno::Errno;
 use serde::Serialize;
 
 use super::rule::{Rule, Wrong};
 use crate::{cli::Output, commands::say_bare};
 
-/// The lines of the check's output in JSON.
-#[derive(Serialize)]
+/// Something that is found in a rule; in JSON, its "type" says which.
+#[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
-enum Finding<'a> {
-    Wrong(&'a Wrong),
-    Checked { rules: usize, wrong: usize },
+enum Finding {
+    /// No `watch` takes the rule, or it cannot do what it says.
+    Wrong(Wrong),
+    /// The rule may say something else than was meant.
+    Note(Wrong),
+}
+
+/// A line as compilers write it, so that editors find the place.
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Wrong(wrong) => wrong.fmt(f),
+            Self::Note(note) => Wrong { why: format!("note: {}", note.why), ..note.clone() }.fmt(f),
+        }
+    }
+}
+
+/// The last line of the check's output in JSON.
+#[derive(Serialize)]
+#[serde(tag = "type", rename = "checked")]
+struct Checked {
+    rules: usize,
+    /// Rules that are wrong; 1 where there are none to read.
+    wrong: usize,
 }
 
 /// Checks all rules in a directory, or the one in a file, and says what is wrong; whether nothing is.
 ///
 /// # Errors
-/// The path cannot be read.
+/// The path cannot be read, which in JSON is one of the findings.
 pub fn check(path: &Path, output: Output) -> Result<bool> {
-    let rules = rules(path)?;
+    report(path, output, &mut io::stdout().lock())
+}
+
+fn report(path: &Path, output: Output, out: &mut impl Write) -> Result<bool> {
+    let rules = match (rules(path), output) {
+        (Ok(rules), _) => rules,
+        (Err(why), Output::Text) => bail!("cannot read {}: {why}", path.display()),
+        // A program reads the output alone.
+        (Err(why), Output::Json) => {
+            let why = format!("cannot read it: {why}");
+            let wrong = Wrong { file: Some(path.display().to_string()), line: None, why };
+            writeln!(out, "{}", serde_json::to_string(&Finding::Wrong(wrong))?)?;
+            writeln!(out, "{}", serde_json::to_string(&Checked { rules: 0, wrong: 1 })?)?;
+            out.flush()?;
+            return Ok(false);
+        }
+    };
     let found: Vec<_> = rules.files.iter().map(|rule| findings(rule)).collect();
-    let wrong = found.iter().filter(|found| !found.is_empty()).count();
-    let mut out = io::stdout().lock();
-    for one in found.iter().flatten() {
+    let is_wrong = |found: &&Vec<Finding>| found.iter().any(|one| matches!(one, Finding::Wrong(_)));
+    let wrong = found.iter().filter(is_wrong).count();
+    for finding in found.iter().flatten() {
         match output {
-            Output::Json => writeln!(out, "{}", serde_json::to_string(&Finding::Wrong(one))?)?,
-            // As compilers do, so that editors find the line.
-            Output::Text => say_bare(&printable(&one.to_string())),
+            Output::Json => writeln!(out, "{}", serde_json::to_string(finding)?)?,
+            Output::Text => say_bare(&printable(&finding.to_string())),
         }
     }
     let count = rules.files.len();
     match output {
-        Output::Json => {
-            writeln!(out, "{}", serde_json::to_string(&Finding::Checked { rules: count, wrong })?)?;
-        }
+        Output::Json => writeln!(out, "{}", serde_json::to_string(&Checked { rules: count, wrong })?)?,
         Output::Text => {
             let others = match rules.others {
                 0 => String::new(),
@@ -65,8 +98,8 @@ struct Rules {
     others: usize,
 }
 
-fn rules(path: &Path) -> Result<Rules> {
-    let shown = path.display();
+/// Finds the rules; else says why the path cannot be read, and what to do.
+fn rules(path: &Path) -> Result<Rules, String> {
     let failed = |error: &io::Error| {
         let advice = match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ENOENT) => {
@@ -75,7 +108,7 @@ fn rules(path: &Path) -> Result<Rules> {
             Some(Errno::EACCES) => "; run this as a user that may",
             _ => "",
         };
-        anyhow!("cannot read {shown}: {}{advice}", named(error))
+        format!("{}{advice}", named(error))
     };
     if !fs::metadata(path).map_err(|error| failed(&error))?.is_dir() {
         return Ok(Rules { files: vec![path.to_owned()], others: 0 });
@@ -88,40 +121,57 @@ fn rules(path: &Path) -> Result<Rules> {
     Ok(Rules { files, others: others.len() })
 }
 
-/// All that is wrong with a rule; also that the program is not there which it runs on this host.
-fn findings(path: &Path) -> Vec<Wrong> {
+/// Looks at a rule; also at its name, and at the command that it runs on this host.
+fn findings(path: &Path) -> Vec<Finding> {
+    let at = |line, why| Wrong { file: Some(path.display().to_string()), line, why };
+    let mut found: Vec<_> = wrong_name(path).map(|why| Finding::Wrong(at(None, why))).into_iter().collect();
     let (rule, lines) = match Rule::read(path) {
         Ok(read) => read,
-        Err(wrong) => return wrong,
+        Err(wrong) => {
+            found.extend(wrong.into_iter().map(Finding::Wrong));
+            return found;
+        }
     };
-    let why = rule.exec.as_deref().and_then(missing_program);
-    let wrong = |why| Wrong { file: Some(path.display().to_string()), line: lines.exec, why };
-    why.map(wrong).into_iter().collect()
+    let notes = lines.notes.into_iter().map(|(line, why)| Finding::Note(at(Some(line), why)));
+    found.extend(notes);
+    let exec = |why: String| at(lines.exec, format!("exec: {why}"));
+    match rule.exec.as_deref().map(command::check) {
+        None | Some(Ok(None)) => {}
+        Some(Ok(Some(why))) => found.push(Finding::Note(exec(why))),
+        Some(Err(why)) => found.push(Finding::Wrong(exec(why))),
+    }
+    found
 }
 
-/// Says that a command begins with the path of a program that cannot be run; the shell takes any other.
-fn missing_program(command: &str) -> Option<String> {
-    let program = command.split_whitespace().next()?;
-    let is_plain = |letter: char| letter.is_alphanumeric() || "/._-+@:".contains(letter);
-    if !program.starts_with('/') || !program.chars().all(is_plain) {
+/// Says that no unit `memcg-monitor-watch@NAME` stands for a rule's file: `%i` has no other letters.
+fn wrong_name(path: &Path) -> Option<String> {
+    let name = path.file_name()?.as_encoded_bytes().strip_suffix(b".conf")?;
+    if name.iter().copied().all(is_in_unit_name) {
         return None;
     }
-    let is_directory = || fs::metadata(program).is_ok_and(|found| found.is_dir());
-    let why = match access(program, AccessFlags::X_OK) {
-        Ok(()) if is_directory() => "is a directory; name a program in it".to_owned(),
-        Ok(()) => return None,
-        Err(Errno::ENOENT) => "is not there; install it, or write its path".to_owned(),
-        Err(errno) => format!("cannot be run: {errno}; see its mode (chmod +x)"),
-    };
-    Some(format!("exec: {program} {why}"))
+    let name = String::from_utf8_lossy(name);
+    let is_good = |letter: char| u8::try_from(letter).is_ok_and(is_in_unit_name);
+    let better: String = name.chars().map(|letter| if is_good(letter) { letter } else { '-' }).collect();
+    Some(format!(
+        "no unit memcg-monitor-watch@NAME runs it: NAME has ASCII letters, digits and :-_.\\@ alone; rename it, \
+         as {better}.conf"
+    ))
 }
 
 #[cfg(test)]
 mod tests {
     use std::{fs, path::Path};
 
-    use super::{check, findings, missing_program, rules};
+    use super::{check, findings, report, rules, wrong_name};
     use crate::cli::Output;
+
+    /// Checks a path, and returns whether nothing is wrong, and the output in JSON.
+    fn in_json(path: &Path) -> (bool, Vec<serde_json::Value>) {
+        let mut out = Vec::new();
+        let is_good = report(path, Output::Json, &mut out).expect("readable");
+        let lines = out.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        (is_good, lines.map(|line| serde_json::from_slice(line).expect("JSON")).collect())
+    }
 
     #[test]
     fn all_rules_of_a_directory_and_one_by_its_name_are_checked() {
@@ -141,20 +191,65 @@ mod tests {
         );
         let is_good = |path: &Path| check(path, Output::Text).expect("readable");
         assert!(!is_good(path) && is_good(&path.join("a.conf")) && !is_good(&path.join("b.conf")));
-        let error = check(&path.join("none"), Output::Json).expect_err("not there").to_string();
+        let error = check(&path.join("none"), Output::Text).expect_err("not there").to_string();
         assert!(error.contains("ENOENT") && error.contains("make the directory"), "{error}");
     }
 
     #[test]
-    fn a_program_that_is_not_there_is_named() {
-        assert_eq!(missing_program("/bin/sh -c x"), None);
-        for shells in ["sh", "test -x /nonexistent", "/nonexistent/$A", "if /nonexistent; then :; fi"] {
-            assert_eq!(missing_program(shells), None, "{shells}");
+    fn a_program_is_told_what_cannot_be_read() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path();
+        let (is_good, lines) = in_json(&path.join("none"));
+        assert!(!is_good && lines.len() == 2, "{lines:?}");
+        assert!(lines[0]["why"].as_str().is_some_and(|why| why.contains("ENOENT")), "{lines:?}");
+        assert_eq!(lines[1], serde_json::json!({"type": "checked", "rules": 0, "wrong": 1}));
+        std::os::unix::fs::symlink(path.join("none"), path.join("a.conf")).expect("a link");
+        let (is_good, lines) = in_json(path);
+        assert!(!is_good && lines[0]["type"] == "wrong" && lines[0].get("line").is_none(), "{lines:?}");
+        assert_eq!(lines[1], serde_json::json!({"type": "checked", "rules": 1, "wrong": 1}));
+    }
+
+    #[test]
+    fn a_note_is_told_and_is_no_error() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("a.conf");
+        fs::write(&file, "spec = oom\npattern = /a /b\n").expect("a file");
+        let text = findings(&file)[0].to_string();
+        assert!(text.starts_with(&format!("{}:2: note: \"/a /b\" is one", file.display())), "{text}");
+        let (is_good, lines) = in_json(&file);
+        assert!(is_good && lines.len() == 2, "{lines:?}");
+        assert_eq!((&lines[0]["type"], &lines[0]["line"]), (&"note".into(), &2.into()));
+        assert_eq!(lines[1], serde_json::json!({"type": "checked", "rules": 1, "wrong": 0}));
+    }
+
+    #[test]
+    fn a_name_that_no_unit_has_is_wrong() {
+        for name in ["a.conf", "a-b_c:d@1.x\\20.conf", "my rule.txt", "/dev/fd/63"] {
+            assert_eq!(wrong_name(name.as_ref()), None, "{name}");
         }
-        assert!(
-            missing_program("/nonexistent/a \"$B\"")
-                .is_some_and(|why| why.contains("/nonexistent/a is not there"))
-        );
-        assert!(missing_program("/tmp x").is_some_and(|why| why.contains("a directory")));
+        for (name, better) in [("/x y/my rule.conf", "as my-rule.conf"), ("caf\u{e9}.conf", "as caf-.conf")] {
+            let why = wrong_name(name.as_ref()).expect(name);
+            assert!(why.ends_with(better), "{why}");
+        }
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("my rule.conf");
+        fs::write(&file, "pattern = /a\nspec = oom\n").expect("a file");
+        let (is_good, lines) = in_json(&file);
+        assert!(!is_good && lines[0]["type"] == "wrong" && lines[0].get("line").is_none(), "{lines:?}");
+    }
+
+    #[test]
+    fn a_command_is_looked_at_with_the_line_of_its_key() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("a.conf");
+        let found = |exec: &str| {
+            fs::write(&file, format!("pattern = /a\nspec = oom\nexec = {exec}\n")).expect("a file");
+            findings(&file).iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+        };
+        let at = |what: &str| format!("{}:3: {what}", file.display());
+        assert!(found("/nonexistent/a").starts_with(&at("exec: /nonexistent/a is not there")));
+        assert!(found("echo \"a").starts_with(&at("exec: the shell cannot read it")));
+        assert!(found("nosuchprogram").starts_with(&at("note: exec: nosuchprogram is in no")));
+        assert_eq!(found("echo \"$MEMCG_CGROUP\""), "");
     }
 }

@@ -18,7 +18,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use memcg_monitor::printable;
-use monitor_client::wire::EventRow;
+use monitor_client::wire::{Answer, EventRow};
 use monitor_sys::pidfd;
 use nix::{
     errno::Errno,
@@ -74,7 +74,8 @@ impl ShellCommand {
     /// # Errors
     /// It could not be run, failed, took too long or could not be ended.
     pub fn run(&self, event: &EventRow, dropped: u64) -> Result<()> {
-        let mut text = serde_json::to_vec(event)?;
+        // With its type, as `-o json` has it: one filter serves both.
+        let mut text = serde_json::to_vec(&Answer::Event(event.clone()))?;
         text.push(b'\n');
         self.run_with(event, dropped, text)
     }
@@ -337,7 +338,7 @@ mod tests {
         time::Duration,
     };
 
-    use monitor_client::wire::EventRow;
+    use monitor_client::wire::{Answer, EventRow};
     use nix::{
         sys::signal::{Signal, kill},
         unistd::Pid,
@@ -372,6 +373,8 @@ mod tests {
         let text = fs::read_to_string(file).expect("what it wrote");
         let (first, second) = text.split_once('\n').expect("two lines");
         assert_eq!(first, "crossed 4096 /g7");
+        let answer = serde_json::from_str::<Answer>(second).expect("an event with its type");
+        assert_eq!(answer, Answer::Event(event(7, 4096)));
         assert_eq!(serde_json::from_str::<EventRow>(second).expect("an event"), event(7, 4096));
     }
 

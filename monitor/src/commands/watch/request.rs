@@ -9,12 +9,25 @@ use crate::commands::listen::hints;
 /// A word of the command line or of a rule that is wrong, the reason, and what to write instead.
 pub fn explained(error: &WatchError<'_>) -> String {
     let text = error.text();
-    let hint = if matches!(error, WatchError::Spec(..)) { hints::of_spec(text) } else { None };
-    match hint {
-        Some(better) => format!("{text:?} is nothing that is told; write {better}"),
-        None if text.is_empty() => error.to_string(),
-        None => format!("{text:?}: {error}"),
+    if matches!(error, WatchError::Spec(..)) {
+        if let Some(better) = hints::of_spec(text) {
+            return format!("{text:?} is nothing that is told; write {better}");
+        }
+        if let Some(words) = several(text) {
+            let words = words.join(", ");
+            return format!(
+                "{text:?} is several specifications; give each by itself (in a rule, a line for each): {words}"
+            );
+        }
     }
+    if text.is_empty() { error.to_string() } else { format!("{text:?}: {error}") }
+}
+
+/// The words of a text, where there are more than one and each is a specification by itself.
+fn several(text: &str) -> Option<Vec<&str>> {
+    let words: Vec<_> = text.split([' ', '\t', ',']).filter(|word| !word.is_empty()).collect();
+    let are_specs = words.iter().all(|word| watch::spec(word, page_size()).is_ok());
+    (words.len() > 1 && are_specs).then_some(words)
 }
 
 /// All that an agent would refuse about a request as `EINVAL`.
@@ -40,9 +53,9 @@ mod tests {
     #[test]
     fn all_that_the_agent_would_refuse_is_refused_with_a_remedy() {
         assert_eq!(of(&["/", "/a/[bc]/**"], &["a-[0-9]"], &["1M"; 16]), [""; 0]);
-        let wrong =
-            of(&["/a/***", "b"], &["["], &["16MB", "OOM", "low local", "often", "memory.anon_bytes 1.5G"]);
-        assert_eq!(wrong.len(), 8, "{wrong:?}");
+        let specs = ["16MB", "OOM", "low local", "often", "memory.anon_bytes 1.5G", "oom removed", "1G,oom"];
+        let wrong = of(&["/a/***", "b"], &["["], &specs);
+        assert_eq!(wrong.len(), 10, "{wrong:?}");
         for (wrong, part) in wrong.iter().zip([
             "\"/a/***\": no pattern of paths",
             "\"b\": no pattern of paths: a pattern of paths begins with /",
@@ -52,6 +65,8 @@ mod tests {
             "write low,local",
             "\"often\": nothing that is told; write a threshold",
             "write memory.anon_bytes 1536M",
+            "\"oom removed\" is several specifications; give each by itself (in a rule, a line for each): oom, removed",
+            "a line for each): 1G, oom",
         ]) {
             assert!(wrong.contains(part), "{wrong}: {part}");
         }

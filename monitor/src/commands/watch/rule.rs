@@ -1,7 +1,8 @@
 //! Rules that last: a file for each, `NAME.conf` in a directory, with what a `watch` would be started with.
 //!
-//! A line is a comment (`#`), empty, or `KEY = VALUE`; the value is the rest of the line. The keys are
-//! `pattern`, `unit`, `spec` (each may be repeated), `exec`, `exec-timeout`, `signal` and `to`.
+//! A line is a comment (`#`), empty, or `KEY = VALUE`; the value is the rest of the line, so it has neither
+//! quotes nor a comment. The keys are `pattern`, `unit`, `spec` (each may be repeated), `exec`, `exec-timeout`,
+//! `signal` and `to`.
 
 use std::{
     fmt,
@@ -11,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use memcg_monitor::kernel::page_size;
+use memcg_monitor::{cgroup::workload::unit_pattern, kernel::page_size};
 use monitor_client::{
     named,
     wire::{AdminRequest, MAX_REQUEST, WatchRequest},
@@ -21,7 +22,7 @@ use nix::sys::signal::Signal;
 use serde::Serialize;
 
 use crate::{
-    cli::{Recipients, Watch, seconds, signal},
+    cli::{Recipients, Watch, signal, some_seconds},
     commands::watch::request::{self, explained},
 };
 
@@ -71,7 +72,8 @@ impl Rule {
             return Self::read(path).map(|(rule, _)| rule);
         }
         let (patterns, specs) = options.words.iter().cloned().partition(|word| word.starts_with('/'));
-        let request = WatchRequest { patterns, units: options.units.clone(), specs, again: false };
+        let units = options.units.iter().map(|unit| unit_pattern(unit)).collect();
+        let request = WatchRequest { patterns, units, specs, again: false };
         let mut wrong = request::errors(&request);
         wrong.extend(too_long(&request));
         if !wrong.is_empty() {
@@ -150,34 +152,41 @@ impl Rule {
             return Err(format!("{key} has no value; write it behind the =, or remove the line"));
         }
         let request = &mut self.request;
+        let instead = |why: String| habit(key, value).unwrap_or(why);
         match key {
             "pattern" => {
                 request.patterns.push(value.to_owned());
-                watch::check_path(value).map_err(|error| explained(&error))
+                watch::check_path(value).map_err(|error| instead(explained(&error)))?;
+                lines.notes.extend(doubt(key, value).map(|why| (at, why)));
+                Ok(())
             }
             "spec" if value.starts_with('/') => {
                 Err(format!("{value:?} is a pattern; write pattern = {value}"))
             }
             "spec" => {
                 request.specs.push(value.to_owned());
-                watch::spec(value, page_size()).map(drop).map_err(|error| explained(&error))
+                watch::spec(value, page_size()).map(drop).map_err(|error| instead(explained(&error)))
             }
             "unit" => {
-                request.units.push(value.to_owned());
-                watch::check_unit(value).map_err(|error| explained(&error))
+                request.units.push(unit_pattern(value));
+                watch::check_unit(value).map_err(|error| instead(explained(&error)))?;
+                lines.notes.extend(doubt(key, value).map(|why| (at, why)));
+                Ok(())
             }
             "exec" => once(&mut self.exec, &mut lines.exec, (key, at), Ok(value.to_owned())),
             "exec-timeout" => {
-                let parsed = seconds(value);
+                let parsed = some_seconds(value).map_err(instead);
                 once(&mut self.exec_timeout, &mut lines.exec_timeout, (key, at), parsed)
             }
             "signal" => {
-                let parsed = signal(value).map_err(|why| format!("{value:?} is no signal; write {why}"));
+                let parsed =
+                    signal(value).map_err(|why| instead(format!("{value:?} is no signal; write {why}")));
                 once(&mut self.signal, &mut lines.signal, (key, at), parsed)
             }
             "to" => {
-                let parsed =
-                    value.parse().map_err(|why| format!("{value:?} is nobody to signal; write {why}"));
+                let parsed = value
+                    .parse()
+                    .map_err(|why| instead(format!("{value:?} is nobody to signal; write {why}")));
                 once(&mut self.to, &mut lines.to, (key, at), parsed)
             }
             _ => Err(format!("{key:?} is no key; write {KEYS}")),
@@ -185,13 +194,39 @@ impl Rule {
     }
 }
 
-/// The lines of the keys that a rule has once.
+/// The lines of the keys that a rule has once, and those that may not mean what they say.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct KeyLines {
     pub exec: Option<usize>,
     exec_timeout: Option<usize>,
     signal: Option<usize>,
     to: Option<usize>,
+    /// Lines that are right but may be mistakes, each with the reason.
+    pub notes: Vec<(usize, String)>,
+}
+
+/// The mistake in a value that is written as in other files: with a comment behind it, or in quotes.
+fn habit(key: &str, value: &str) -> Option<String> {
+    let is_comment = |at: usize| at == 0 || value[..at].ends_with([' ', '\t']);
+    if let Some((at, _)) = value.match_indices('#').find(|(at, _)| is_comment(*at)) {
+        let instead = match value[..at].trim_end() {
+            "" => String::new(),
+            before => format!("; write {key} = {before}"),
+        };
+        return Some(format!("{value:?}: a comment is a line of its own, which begins with #{instead}"));
+    }
+    let bare = ['"', '\''].into_iter().find_map(|mark| value.strip_prefix(mark)?.strip_suffix(mark))?;
+    Some(format!("{value:?}: a value has no quotes; write {key} = {bare}"))
+}
+
+/// The doubt in a pattern that is one, but hardly the one that was meant.
+fn doubt(key: &str, value: &str) -> Option<String> {
+    let has_blank = value.contains([' ', '\t']);
+    habit(key, value).or_else(|| {
+        has_blank.then(|| {
+            format!("{value:?} is one pattern with a blank in it; another has a line {key} = ... of its own")
+        })
+    })
 }
 
 /// Sets what a rule has once, and notes its line.
@@ -240,11 +275,12 @@ fn text_of(path: &Path) -> Result<String, (Option<usize>, String)> {
 mod tests {
     use std::{fs, time::Duration};
 
+    use clap::Parser as _;
     use monitor_client::wire::WatchRequest;
     use nix::sys::signal::Signal;
 
     use super::Rule;
-    use crate::cli::Recipients;
+    use crate::cli::{Cli, Command, Recipients};
 
     #[test]
     fn a_rule_is_what_the_command_line_would_be() {
@@ -280,6 +316,7 @@ mod tests {
             ("pattern = /a\nspec = oom\nexec-timeout = 3", &[(3, "add exec = COMMAND")]),
             ("pattern = /a\nspec = oom\nexec = x\nexec-timeout = soon", &[(4, "exec-timeout: ")]),
             ("pattern = /a\nspec = oom\nexec = x\nexec-timeout = 1e19", &[(4, "(ten years)")]),
+            ("pattern = /a\nspec = oom\nexec = x\nexec-timeout = 0", &[(4, "seconds above 0")]),
             ("pattern = /a\nspec = oom\ncolour = red", &[(3, "\"colour\" is no key")]),
             ("pattern = /a/***\nunit = [\nspec = oom", &[(1, "/a/***"), (2, "no pattern of units")]),
             ("spec = /a", &[(1, "write pattern = /a"), (1, "name groups")]),
@@ -296,6 +333,51 @@ mod tests {
         assert!(Rule::parse(&many).expect_err("too many")[0].1.contains("17 specifications"));
         let long = format!("pattern = /{}\n", "a".repeat(1000)).repeat(5) + "spec = oom";
         assert!(Rule::parse(&long).expect_err("too long")[0].1.contains("4096 at most"));
+    }
+
+    #[test]
+    fn a_unit_without_an_ending_is_a_service() {
+        let rule = Rule::parse("unit = nginx\nunit = app-*\nspec = oom").expect("a rule").0;
+        assert_eq!(rule.request.units, ["nginx.service", "app-*"]);
+        let words = ["memcg-monitor", "watch", "--unit", "nginx", "--unit", "a.slice", "oom"];
+        let Command::Watch(options) = Cli::try_parse_from(words).expect("options").command else {
+            panic!("another command")
+        };
+        assert_eq!(Rule::of(&options).expect("a rule").request.units, ["nginx.service", "a.slice"]);
+    }
+
+    #[test]
+    fn values_as_other_files_have_them_are_named() {
+        for (line, part) in [
+            (
+                "spec = oom # comment",
+                "\"oom # comment\": a comment is a line of its own, which begins with #; write spec = oom",
+            ),
+            ("spec = # none", "a comment is a line of its own"),
+            ("spec = 'memory.anon_bytes 1G'", "a value has no quotes; write spec = memory.anon_bytes 1G"),
+            ("spec = oom removed", "(in a rule, a line for each): oom, removed"),
+            ("pattern = \"/a/*\"", "a value has no quotes; write pattern = /a/*"),
+            ("signal = USR1 # collect", "write signal = USR1"),
+            ("to = \"main\"", "write to = main"),
+            ("exec-timeout = 30 # s", "write exec-timeout = 30"),
+        ] {
+            let wrong = Rule::parse(line).expect_err(line);
+            assert!(wrong.iter().any(|(_, why)| why.contains(part)), "{line}: {wrong:?}");
+        }
+        let wrong = Rule::parse("colour = red # blue").expect_err("no key");
+        assert!(wrong.iter().any(|(_, why)| why.contains("\"colour\" is no key")), "{wrong:?}");
+    }
+
+    #[test]
+    fn a_pattern_that_looks_like_more_than_one_is_noted() {
+        let notes = |line: &str| Rule::parse(&format!("{line}\nspec = oom\n")).expect(line).1.notes;
+        for line in ["pattern = /a /b", "unit = a.service b.service"] {
+            let notes = notes(line);
+            assert!(notes.len() == 1 && notes[0].0 == 1 && notes[0].1.contains("one pattern"), "{notes:?}");
+        }
+        assert!(notes("pattern = /a # all of it")[0].1.contains("a comment is a line of its own"));
+        assert!(notes("unit = \"a.service\"")[0].1.contains("no quotes"));
+        assert_eq!(notes("pattern = /a#1\nunit = app-*.service"), []);
     }
 
     #[test]

@@ -46,7 +46,7 @@ fn debian_documented() -> Result<()> {
     let text = fs::read_to_string(share.join("deploy.md")).context("cannot read docs/guide/deploy.md")?;
     let blocks = blocks(&text, "Under systemd");
     // Those for a user of its own are debian_own_user's.
-    let [install, remove, _, admit, narrow] = blocks.as_slice() else {
+    let [install, remove, pages, _, admit, narrow] = blocks.as_slice() else {
         bail!("{} blocks of commands", blocks.len())
     };
     // A clone, as far as the commands see it.
@@ -62,6 +62,13 @@ fn debian_documented() -> Result<()> {
 
     let said = sh(install)?;
     ensure!(said.contains("active (running)") && said.contains("CGROUP"), "it says {said}");
+    sh(pages)?;
+    let page = Path::new("/usr/local/share/man/man1/memcg-monitor-watch.1");
+    let completion = Path::new("/usr/local/share/bash-completion/completions/memcg-monitor");
+    ensure!(
+        page.exists() && fs::read_to_string(completion)?.contains("--check-config"),
+        "man pages, completion"
+    );
     let admitted = Admitted;
     sh(admit)?;
     let socket = output("stat", &["-c", "%G %a", "/run/memcg-monitor/event_control.sock"])?;
@@ -75,6 +82,7 @@ fn debian_documented() -> Result<()> {
     ensure!(pinned == 0, "programs of the agent before stay attached");
     sh(remove)?;
     ensure!(!Path::new(BINARY).exists(), "the program is still there");
+    ensure!(!page.exists() && !completion.exists(), "a page or a completion is left");
     ensure!(
         output("systemctl", &["list-units", "--no-legend", "memcg-monitor*"])?.is_empty(),
         "units are left"
