@@ -6,7 +6,7 @@
 
 use std::{
     fmt,
-    fs::File,
+    fs::{self, File, Metadata},
     io::{self, Read as _},
     path::Path,
     time::Duration,
@@ -258,16 +258,27 @@ fn text_of(path: &Path) -> Result<String, (Option<usize>, String)> {
         let advice = if error.kind() == io::ErrorKind::NotFound { "; name a rule, NAME.conf" } else { "" };
         (None, format!("cannot read it: {}{advice}", named(error)))
     };
+    // A pipe that nobody writes to never ends; one of the shell's, `<(...)`, does.
+    let is_of_process = path.starts_with("/dev") || path.starts_with("/proc");
+    let is_other = |found: &Metadata| !found.is_file() && !found.is_dir();
+    if !is_of_process && fs::metadata(path).is_ok_and(|found| is_other(&found)) {
+        return Err((None, "neither a file nor a link to one; a rule is a file of text".into()));
+    }
     let file = File::open(path).map_err(|error| failed(&error))?;
     let mut bytes = Vec::new();
     file.take(LONGEST + 1).read_to_end(&mut bytes).map_err(|error| failed(&error))?;
     if bytes.len() as u64 > LONGEST {
         return Err((None, format!("longer than {LONGEST} bytes, which no rule is")));
     }
-    String::from_utf8(bytes).map_err(|error| {
-        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+    let wrong = |good: &[u8], what: &str| {
         let line = 1 + good.iter().filter(|byte| **byte == b'\n').count();
-        (Some(line), "a byte that is not UTF-8; write the line anew".into())
+        (Some(line), format!("{what}; write the line anew"))
+    };
+    if let Some(at) = bytes.iter().position(|byte| *byte == 0) {
+        return Err(wrong(&bytes[..at], "a NUL byte"));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        wrong(&error.as_bytes()[..error.utf8_error().valid_up_to()], "a byte that is not UTF-8")
     })
 }
 
@@ -333,6 +344,17 @@ mod tests {
         assert!(Rule::parse(&many).expect_err("too many")[0].1.contains("17 specifications"));
         let long = format!("pattern = /{}\n", "a".repeat(1000)).repeat(5) + "spec = oom";
         assert!(Rule::parse(&long).expect_err("too long")[0].1.contains("4096 at most"));
+    }
+
+    #[test]
+    fn a_pipe_and_a_byte_that_no_program_takes_are_refused() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (pipe, file) = (directory.path().join("a.conf"), directory.path().join("b.conf"));
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+        let why = |path| Rule::read(path).expect_err("no rule")[0].to_string();
+        assert!(why(&pipe).contains("neither a file nor a link"), "{}", why(&pipe));
+        fs::write(&file, "pattern = /a\nspec = oom\nexec = echo \0x\n").expect("a file");
+        assert!(why(&file).contains("b.conf:3: a NUL byte"), "{}", why(&file));
     }
 
     #[test]
