@@ -3,17 +3,18 @@
 
 use std::{
     io::{IoSlice, IoSliceMut},
-    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd},
     path::Path,
     time::{Duration, Instant},
 };
 
 use nix::{
     errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         socket::{
-            AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, recvmsg, sendmsg,
-            setsockopt, socket,
+            AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, getsockopt, recvmsg,
+            sendmsg, setsockopt, socket,
             sockopt::{ReceiveTimeout, SendTimeout},
         },
         time::TimeVal,
@@ -91,6 +92,34 @@ pub(crate) fn set_receive_limit(connection: &OwnedFd, limit: Option<Duration>) -
     let limit = limit.map_or(TimeVal::new(0, 0), time_limit);
     setsockopt(connection, ReceiveTimeout, &limit)
         .map_err(|errno| Error::syscall("setsockopt SO_RCVTIMEO", errno))
+}
+
+/// The time that begins now and ends with the bound of a connection's `recvmsg`; `None` without one.
+pub(crate) fn receive_deadline(connection: &OwnedFd) -> Result<Option<Instant>> {
+    let limit = getsockopt(connection, ReceiveTimeout)
+        .map_err(|errno| Error::syscall("getsockopt SO_RCVTIMEO", errno))?;
+    let part = |number: i64| u64::try_from(number).unwrap_or(0);
+    let limit = Duration::from_secs(part(limit.tv_sec())) + Duration::from_micros(part(limit.tv_usec()));
+    Ok(if limit.is_zero() { None } else { Instant::now().checked_add(limit) })
+}
+
+/// Waits until there is a packet, or the connection has ended; at the deadline the errno is `EAGAIN`,
+/// even if there is one.
+pub(crate) fn wait_for_packet(connection: &OwnedFd, deadline: Instant) -> Result<()> {
+    let failed = |errno| Error::syscall("poll of the connection to the agent", errno);
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(failed(Errno::EAGAIN));
+        }
+        // Rounded up, so as not to wake just before the deadline.
+        let limit = PollTimeout::try_from(left.as_millis() + 1).unwrap_or(PollTimeout::MAX);
+        match poll(&mut [PollFd::new(connection.as_fd(), PollFlags::POLLIN)], limit) {
+            Ok(0) | Err(Errno::EINTR) => {}
+            Ok(_) => return Ok(()),
+            Err(errno) => return Err(failed(errno)),
+        }
+    }
 }
 
 /// A limit as the socket options take it, at least a microsecond: zero would mean no limit.

@@ -1,20 +1,24 @@
 //! Connections to an agent, and remedies for a socket that nothing listens at.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::anyhow;
 use monitor_client::{AdminConnection, Error};
 use nix::errno::Errno;
 
-/// Connects to the admin socket; with a limit each step of the conversation ends within it.
+/// Connects to the admin socket; with a limit, connecting and the whole answer to a request end within it.
 ///
 /// # Errors
 /// Those of the connection.
 pub fn admin(socket: &Path, limit: Option<Duration>) -> Result<AdminConnection, Error> {
-    match limit {
-        Some(limit) => AdminConnection::connect_within(socket, limit),
-        None => AdminConnection::connect(socket),
-    }
+    let Some(limit) = limit else { return AdminConnection::connect(socket) };
+    let start = Instant::now();
+    let connection = AdminConnection::connect_within(socket, limit)?;
+    connection.set_timeout(Some(limit.saturating_sub(start.elapsed())))?;
+    Ok(connection)
 }
 
 /// Adds to the error of a socket without an agent how to start one, and the option that names
