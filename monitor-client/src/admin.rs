@@ -62,7 +62,7 @@ impl AdminConnection {
     /// `descriptors`: the eventfd, and the control file or directory.
     ///
     /// # Errors
-    /// [`Error::Syscall`] for `sendmsg`.
+    /// [`Error::Ended`] when the agent has ended the connection, [`Error::Syscall`] for `sendmsg`.
     pub fn send(&self, request: &AdminRequest, descriptors: &[BorrowedFd<'_>]) -> Result<()> {
         let bytes = serde_json::to_vec(request).map_err(|error| Error::Answer(error.to_string()))?;
         send_with(&self.0, &bytes, descriptors)
@@ -118,6 +118,7 @@ impl AdminConnection {
                 },
                 Some(Answer::Status(status)) => return Ok((rows, status)),
                 Some(other) => return Err(Error::Answer(format!("{other:?}"))),
+                None if rows.is_empty() => return Err(Error::unanswered()),
                 None => return Err(Error::Ended("the agent ended in the middle of the list")),
             }
         }
@@ -135,7 +136,7 @@ impl AdminConnection {
         match self.next_part(deadline)? {
             Some(Answer::Status(status)) => Ok(status),
             Some(other) => Err(Error::Answer(format!("{other:?}"))),
-            None => Err(Error::Ended("the agent ended before it answered")),
+            None => Err(Error::unanswered()),
         }
     }
 
@@ -154,6 +155,7 @@ impl AdminConnection {
                 Some(Answer::Event(row)) => rows.push(row),
                 Some(Answer::Status(status)) => return Ok((rows, status)),
                 Some(other) => return Err(Error::Answer(format!("{other:?}"))),
+                None if rows.is_empty() => return Err(Error::unanswered()),
                 None => return Err(Error::Ended("the agent ended in the middle of the kills")),
             }
         }
@@ -171,7 +173,7 @@ impl AdminConnection {
         match self.next_part(deadline)? {
             Some(Answer::Recorded { path }) => Ok(path),
             Some(other) => Err(Error::Answer(format!("{other:?}"))),
-            None => Err(Error::Ended("the agent ended before it answered")),
+            None => Err(Error::unanswered()),
         }
     }
 
@@ -225,8 +227,9 @@ mod tests {
 
     use super::{AdminConnection, answer_of};
     use crate::{
+        error::Error,
         seqpacket::tests::listener,
-        wire::{Answer, ChangesRow},
+        wire::{AdminRequest, Answer, ChangesRow},
     };
 
     /// One group of a list, as an agent writes it.
@@ -261,5 +264,37 @@ mod tests {
         assert!(error.is_timeout(), "{error}");
         drop(connection);
         agent.join().expect("its socket is closed");
+    }
+
+    #[test]
+    fn a_connection_that_is_closed_unread_has_ended() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("socket");
+        let listener = listener(&path, 1);
+        let connect = || AdminConnection::connect(&path).expect("a listener");
+        let (asked, silent) = (connect(), connect());
+        asked.send(&AdminRequest::Status, &[]).expect("room");
+        // It takes those along that nobody has accepted.
+        drop(listener);
+        assert_eq!(asked.next().expect("an end"), None);
+        for _ in 0..2 {
+            let error = silent.status().expect_err("nobody is there");
+            assert!(matches!(error, Error::Ended(_)), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_answer_comes_before_the_end_of_a_connection_that_is_closed_unread() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("socket");
+        let listener = listener(&path, 1);
+        let connection = AdminConnection::connect(&path).expect("a listener");
+        let (peer, _) = listener.accept().expect("a connection");
+        connection.send(&AdminRequest::Status, &[]).expect("room");
+        let refusal = br#"{"type":"error","errno":16,"why":"EBUSY: too many"}"#;
+        send(peer.as_raw_fd(), refusal, MsgFlags::MSG_NOSIGNAL).expect("room");
+        drop(peer);
+        assert_eq!(connection.next().expect_err("a refusal").errno(), Some(16));
+        assert_eq!(connection.next().expect("an end"), None);
     }
 }

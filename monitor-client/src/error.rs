@@ -45,7 +45,7 @@ pub enum Error {
         /// Explanation by the agent, in one line.
         message: String,
     },
-    /// The agent has ended, and with it the connection.
+    /// The agent has ended the connection, with itself or alone.
     #[error("{0}")]
     Ended(&'static str),
 }
@@ -63,6 +63,14 @@ impl Error {
     #[cfg(feature = "tokio")]
     pub(crate) fn io(call: &str, error: &io::Error) -> Self {
         Self::syscall(call, Errno::from_raw(error.raw_os_error().unwrap_or(0)))
+    }
+
+    /// The end of a connection at which a request was not answered.
+    pub(crate) const fn unanswered() -> Self {
+        Self::Ended(
+            "the agent ended the connection without an answer: it ended itself, or this user has as many \
+             connections open as one may have",
+        )
     }
 
     pub(crate) const fn agent_ended() -> Self {

@@ -80,12 +80,7 @@ pub(crate) fn outcome(answer: &[u8]) -> Result<()> {
     let text = String::from_utf8_lossy(answer).into_owned();
     match text.as_str() {
         "0" => return Ok(()),
-        "" => {
-            return Err(Error::Ended(
-                "the agent ended the connection without an answer: it ended itself, or this user has as many \
-                 connections open as one may have",
-            ));
-        }
+        "" => return Err(Error::unanswered()),
         _ => {}
     }
     let (number, message) = text.split_once(' ').unwrap_or((&text, ""));

@@ -141,6 +141,8 @@ pub(crate) fn send_with(connection: &OwnedFd, bytes: &[u8], descriptors: &[Borro
         match sendmsg::<UnixAddr>(connection.as_raw_fd(), &slices, rights, MsgFlags::MSG_NOSIGNAL, None) {
             Ok(_) => return Ok(()),
             Err(Errno::EINTR) => {}
+            // Kernels differ in which of them says that the other side is closed.
+            Err(Errno::EPIPE | Errno::ECONNRESET | Errno::ECONNREFUSED) => return Err(Error::unanswered()),
             Err(errno) => return Err(Error::syscall("sendmsg to the agent", errno)),
         }
     }
@@ -162,7 +164,9 @@ fn receive_into(connection: &impl AsRawFd, bytes: &mut [u8], flags: MsgFlags) ->
         let mut slices = [IoSliceMut::new(bytes)];
         match recvmsg::<UnixAddr>(connection.as_raw_fd(), &mut slices, None, flags) {
             Ok(message) => return Ok(message.bytes),
-            Err(Errno::EINTR) => {}
+            // Said once, by an agent that ended the connection before it had read all. What it has answered
+            // comes next, or the end.
+            Err(Errno::EINTR | Errno::ECONNRESET) => {}
             Err(errno) => return Err(errno),
         }
     }
