@@ -25,7 +25,10 @@ pub fn run(options: &cli::DropIn) -> Result<ExitCode> {
     for event in &options.events {
         check(event)?;
     }
-    io::stdout().write_all(text(options)?.as_bytes())?;
+    let text = text(options)?;
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()?;
     Ok(ExitCode::SUCCESS)
 }
 
