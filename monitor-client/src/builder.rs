@@ -108,7 +108,7 @@ impl Builder {
         match connection.next()? {
             Some(Answer::Listening) => Ok(Follower::new(connection, event)),
             Some(other) => Err(Error::Answer(format!("{other:?}"))),
-            None => Err(Error::agent_ended()),
+            None => Err(Error::unanswered()),
         }
     }
 

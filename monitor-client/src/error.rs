@@ -34,7 +34,7 @@ pub enum Error {
         error: io::Error,
     },
     /// The agent's answer is none that this version understands.
-    #[error("the agent answered {0:?}")]
+    #[error("the agent answered {}", shown(.0))]
     Answer(String),
     /// The agent has refused the request.
     #[error("{message}")]
@@ -45,7 +45,7 @@ pub enum Error {
         /// Explanation by the agent, in one line.
         message: String,
     },
-    /// The agent has ended, and with it the connection.
+    /// The agent has ended the connection, with itself or alone.
     #[error("{0}")]
     Ended(&'static str),
 }
@@ -63,6 +63,14 @@ impl Error {
     #[cfg(feature = "tokio")]
     pub(crate) fn io(call: &str, error: &io::Error) -> Self {
         Self::syscall(call, Errno::from_raw(error.raw_os_error().unwrap_or(0)))
+    }
+
+    /// The end of a connection at which a request was not answered.
+    pub(crate) const fn unanswered() -> Self {
+        Self::Ended(
+            "the agent ended the connection without an answer: it ended itself, or this user has as many \
+             connections open as one may have",
+        )
     }
 
     pub(crate) const fn agent_ended() -> Self {
@@ -89,6 +97,16 @@ impl Error {
     }
 }
 
+/// An answer in quotation marks: the first characters of a long one, and its length.
+fn shown(answer: &str) -> String {
+    /// Enough to recognise an answer by.
+    const MOST: usize = 300;
+    match answer.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{:?}... ({} bytes)", &answer[..end], answer.len()),
+        None => format!("{answer:?}"),
+    }
+}
+
 /// The text of a failed operation, with the errno's name where there is one.
 #[must_use]
 pub fn named(error: &io::Error) -> String {
@@ -112,5 +130,12 @@ mod tests {
         assert_eq!(error.to_string(), "open /a/b: EACCES: Permission denied");
         assert_eq!(error.errno(), Some(13));
         assert_eq!(Error::Answer("?".into()).errno(), None);
+    }
+
+    #[test]
+    fn an_answer_is_shown_with_some_hundred_characters_at_most() {
+        assert_eq!(Error::Answer("a\n".into()).to_string(), "the agent answered \"a\\n\"");
+        let text = Error::Answer("\u{fc}".repeat(100_000)).to_string();
+        assert!(text.len() < 1000 && text.ends_with("\u{fc}\"... (200000 bytes)"), "{text}");
     }
 }

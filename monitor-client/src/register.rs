@@ -80,17 +80,13 @@ pub(crate) fn outcome(answer: &[u8]) -> Result<()> {
     let text = String::from_utf8_lossy(answer).into_owned();
     match text.as_str() {
         "0" => return Ok(()),
-        "" => {
-            return Err(Error::Ended(
-                "the agent ended the connection without an answer: it ended itself, or this user has as many \
-                 connections open as one may have",
-            ));
-        }
+        "" => return Err(Error::unanswered()),
         _ => {}
     }
     let (number, message) = text.split_once(' ').unwrap_or((&text, ""));
-    match number.parse::<i32>() {
-        Ok(errno) if errno < 0 => Err(Error::Refused { errno: -errno, message: message.to_owned() }),
+    // The least number has no positive one.
+    match number.parse::<i32>().ok().and_then(i32::checked_neg) {
+        Some(errno) if errno > 0 => Err(Error::Refused { errno, message: message.to_owned() }),
         _ => Err(Error::Answer(text)),
     }
 }
@@ -127,6 +123,8 @@ mod tests {
         let refused = outcome(b"-22 EINVAL: no such thing").expect_err("a refusal");
         assert_eq!((refused.errno(), refused.to_string().as_str()), (Some(22), "EINVAL: no such thing"));
         assert!(matches!(outcome(b""), Err(Error::Ended(_))));
-        assert!(matches!(outcome(b"1 x"), Err(Error::Answer(_))));
+        for unknown in ["1 x", "-0", "-2147483648 x", "-2147483649 x"] {
+            assert!(matches!(outcome(unknown.as_bytes()), Err(Error::Answer(_))), "{unknown}");
+        }
     }
 }

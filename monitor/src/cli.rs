@@ -330,7 +330,7 @@ pub struct List {
     /// Form of the output
     #[arg(short, long, value_enum, default_value_t = Output::Text)]
     pub output: Output,
-    /// End with exit code 3 when a step of the answer takes longer than this time, in seconds
+    /// End with exit code 3 when the agent has not answered within this time, in seconds
     #[arg(long, value_name = "SECS", value_parser = seconds)]
     pub timeout: Option<std::time::Duration>,
     /// Admin socket of the agent

@@ -54,6 +54,20 @@ fn unblock_signals() -> anyhow::Result<()> {
     caught.thread_unblock().context("sigprocmask failed")
 }
 
+/// Takes the failure to write to standard output out of an error, or gives back another error. A command names
+/// the call of each other `io::Error` as context, and `serde_json` fails by one only where it writes.
+///
+/// # Errors
+/// The error, where it is another one.
+pub fn output_failure(error: anyhow::Error) -> anyhow::Result<io::Error> {
+    // Its own source is not the `io::Error`, but what that came from.
+    if error.downcast_ref::<serde_json::Error>().is_some_and(serde_json::Error::is_io) {
+        return error.downcast::<serde_json::Error>().map(io::Error::from);
+    }
+    let is_alone = error.chain().nth(1).is_none();
+    if is_alone { error.downcast::<io::Error>() } else { Err(error) }
+}
+
 /// The error and its causes in one line, each errno by its name.
 pub fn text_of(error: &anyhow::Error) -> String {
     let text = |cause: &(dyn Error + 'static)| {
@@ -85,15 +99,39 @@ pub mod watch;
 
 #[cfg(test)]
 mod tests {
-    use std::{env, io, process::Command};
+    use std::{env, fs::File, io, process::Command};
 
-    use super::{say, text_of, timed_out};
+    use anyhow::Context as _;
+
+    use super::{output_failure, say, text_of, timed_out};
 
     #[test]
     fn an_errno_has_its_name() {
         let error = anyhow::Error::new(io::Error::from_raw_os_error(2)).context("cannot open /a");
         assert_eq!(text_of(&error), "cannot open /a: ENOENT: No such file or directory");
         assert_eq!(text_of(&anyhow::anyhow!("inner").context("outer")), "outer: inner");
+    }
+
+    #[test]
+    fn output_that_cannot_be_written_is_told_apart_with_its_errno() {
+        let full = || File::options().write(true).open("/dev/full").expect("a device");
+        let written = serde_json::to_writer(full(), &1).context("cannot write");
+        let failure = output_failure(written.expect_err("it is full")).expect("of the output");
+        assert_eq!(failure.raw_os_error(), Some(28));
+        let (reader, writer) = io::pipe().expect("a pipe");
+        drop(reader);
+        let written = serde_json::to_writer(writer, &1).expect_err("nobody reads it");
+        let failure = output_failure(written.into()).expect("of the output");
+        assert_eq!(failure.kind(), io::ErrorKind::BrokenPipe);
+        let bare = io::Error::from_raw_os_error(28);
+        assert!(output_failure(bare.into()).is_ok());
+        for other in [
+            anyhow::anyhow!("no such group"),
+            anyhow::Error::new(io::Error::from_raw_os_error(28)).context("cannot write /a"),
+            serde_json::from_str::<u8>("x").expect_err("no number").into(),
+        ] {
+            output_failure(other).expect_err("another error");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::{
 
 use clap::Parser as _;
 use memcg_monitor::printable;
+use monitor_client::named;
 
 use crate::cli::{Cli, Command};
 
@@ -36,17 +37,24 @@ fn main() -> ExitCode {
         Command::Unmount(options) => commands::unmount::run(&options),
     };
     log::logger().flush();
-    match outcome {
-        Ok(code) => code,
+    let error = match outcome {
+        Ok(code) => return code,
+        Err(error) => error,
+    };
+    let text = match commands::output_failure(error) {
         // The reader of the output has closed it.
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            // It may hold names that other users chose.
-            // Not `eprintln`, which panics where nobody reads it any more.
-            let _ = writeln!(io::stderr(), "memcg-monitor: {}", printable(&commands::text_of(&error)));
-            ExitCode::FAILURE
-        }
-    }
+        Ok(failure) if failure.kind() == io::ErrorKind::BrokenPipe => return ExitCode::SUCCESS,
+        Ok(failure) => format!(
+            "cannot write to standard output: {}; what was written is not all: make room, or write it elsewhere",
+            named(&failure)
+        ),
+        Err(error) if is_broken_pipe(&error) => return ExitCode::SUCCESS,
+        Err(error) => commands::text_of(&error),
+    };
+    // It may hold names that other users chose.
+    // Not `eprintln`, which panics where nobody reads it any more.
+    let _ = writeln!(io::stderr(), "memcg-monitor: {}", printable(&text));
+    ExitCode::FAILURE
 }
 
 /// The log's filter for this many `-v`.

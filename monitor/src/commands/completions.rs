@@ -15,7 +15,10 @@ use crate::cli;
 const NAME: &str = "memcg-monitor";
 
 pub fn run(options: &cli::Completions) -> Result<ExitCode> {
-    io::stdout().write_all(&completion(options.shell))?;
+    let mut out = io::stdout().lock();
+    out.write_all(&completion(options.shell))?;
+    // A last line without an end would be lost without a word.
+    out.flush()?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,24 +1,29 @@
 //! Connections to an agent, and remedies for a socket that nothing listens at.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::anyhow;
 use monitor_client::{AdminConnection, Error};
 use nix::errno::Errno;
 
-/// Connects to the admin socket; with a limit each step of the conversation ends within it.
+/// Connects to the admin socket; with a limit, connecting and the whole answer to a request end within it.
 ///
 /// # Errors
 /// Those of the connection.
 pub fn admin(socket: &Path, limit: Option<Duration>) -> Result<AdminConnection, Error> {
-    match limit {
-        Some(limit) => AdminConnection::connect_within(socket, limit),
-        None => AdminConnection::connect(socket),
-    }
+    let Some(limit) = limit else { return AdminConnection::connect(socket) };
+    let start = Instant::now();
+    let connection = AdminConnection::connect_within(socket, limit)?;
+    connection.set_timeout(Some(limit.saturating_sub(start.elapsed())))?;
+    Ok(connection)
 }
 
 /// Adds to the error of a socket without an agent how to start one, and the option that names
-/// another socket; to the answer of the agent's other socket, which is which.
+/// another socket; to the answer of the agent's other socket, which is which; to the end of a connection,
+/// what to do next.
 pub fn explained(error: Error, option: &str) -> anyhow::Error {
     match (&error, error.errno().map(Errno::from_raw)) {
         (Error::Answer(text), _) if option == "--control-socket" && text.starts_with("-22 ") => anyhow!(
@@ -46,6 +51,9 @@ pub fn explained(error: Error, option: &str) -> anyhow::Error {
                 "the path of {option} is too long for a socket, which has at most 107 bytes (ENAMETOOLONG)"
             )
         }
+        (Error::Ended(text), _) => {
+            anyhow!("{text}; try again, or see the agent's log (journalctl -u memcg-monitor)")
+        }
         _ => error.into(),
     }
 }
@@ -60,6 +68,7 @@ mod tests {
     use std::{fs, path::Path};
 
     use clap::Parser as _;
+    use monitor_client::Error;
 
     use super::{admin, bare, explained};
     use crate::{
@@ -108,6 +117,8 @@ mod tests {
         let missing = admin(Path::new("/run/memcg-monitor/no.sock"), None).expect_err("no such file");
         let text = explained(missing, "--control-socket").to_string();
         assert!(text.contains("ENOENT") && text.len() <= TWO_LINES, "{text}");
+        let ended = explained(Error::Ended("the agent ended"), "--control-socket").to_string();
+        assert!(ended.contains("; try again"), "{ended}");
         assert_eq!(bare("connect /run/a b (is it running?)"), "connect /run/a b");
         assert_eq!(bare("recvmsg"), "recvmsg");
     }

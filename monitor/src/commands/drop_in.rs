@@ -4,7 +4,6 @@
 use std::{
     fmt::Write as _,
     io::{self, Write as _},
-    path::Path,
     process::ExitCode,
 };
 
@@ -23,10 +22,13 @@ const SOCKET_UNIT: &str = "memcg-monitor-pressure.socket";
 
 pub fn run(options: &cli::DropIn) -> Result<ExitCode> {
     let checked = options.events.iter().try_for_each(|event| check(event));
-    match checked.and_then(|()| text(options)) {
-        Ok(text) => io::stdout().write_all(text.as_bytes())?,
+    let text = match checked.and_then(|()| text(options)) {
+        Ok(text) => text,
         Err(error) => return Ok(wrong_usage(&error)),
-    }
+    };
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -35,7 +37,7 @@ fn check(event: &str) -> Result<()> {
     /// Sizes are rounded to it; no page size of Linux makes a wrong line right.
     const PAGE: u64 = 4096;
     let names = || ControlFile::ALL.map(ControlFile::name).join(", ");
-    ensure!(!event.contains(['\n', '\0']), "{event:?} is more than one line");
+    ensure!(!event.contains(['\n', '\r', '\0']), "{event:?} is more than one line");
     let (file, args) = split_directory_args(event.as_bytes())
         .with_context(|| format!("{event:?} does not begin with a control file's name: {}", names()))?;
     // v1 takes no number for the threshold 0, which is never crossed.
@@ -55,6 +57,8 @@ fn text(options: &cli::DropIn) -> Result<String> {
         "--socket {} is to be an absolute path without `..`: sd-event takes no other",
         socket.display()
     );
+    let path = socket.to_str().filter(|path| !path.contains(char::is_control));
+    let path = path.with_context(|| format!("--socket {socket:?} is to be text in one line"))?;
     let mut written = options.events.join("\n");
     // As the one that systemd writes for PSI: the end of the text.
     written.push('\0');
@@ -78,7 +82,7 @@ fn text(options: &cli::DropIn) -> Result<String> {
         // No Wants=: it would start again what was stopped.
         writeln!(text, "\n[Unit]\nAfter={SOCKET_UNIT}")?;
     }
-    writeln!(text, "\n[Service]\nEnvironment=\"MEMORY_PRESSURE_WATCH={}\"", quoted(socket))?;
+    writeln!(text, "\n[Service]\nEnvironment=\"MEMORY_PRESSURE_WATCH={}\"", quoted(path))?;
     writeln!(text, "Environment=MEMORY_PRESSURE_WRITE={}", STANDARD.encode(written))?;
     Ok(text)
 }
@@ -104,8 +108,8 @@ fn is_service(unit: &str) -> bool {
 }
 
 /// A path within the double quotes of a unit file (systemd.syntax(7)).
-fn quoted(path: &Path) -> String {
-    path.display().to_string().replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%")
+fn quoted(path: &str) -> String {
+    path.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%")
 }
 
 #[cfg(test)]
@@ -172,6 +176,7 @@ mod tests {
         assert!(of_user.starts_with("# ~/.config/systemd/user/a.service.d/") && !of_user.contains("[Unit]"));
         assert!(drop_in(&["--socket", "relative", "cgroup.procs"]).is_err());
         assert!(drop_in(&["--socket", "/run/../x", "cgroup.procs"]).is_err());
+        assert!(drop_in(&["--socket", "/run/x\"\nExecStart=/bin/x", "cgroup.procs"]).is_err());
     }
 
     #[test]
@@ -180,8 +185,14 @@ mod tests {
         {
             assert!(check(right).is_ok(), "{right}");
         }
-        let wrong =
-            ["memory.usage_in_bytes", "memory.usage_in_bytes 101%", "memory.high 5M", "", "cgroup.procs\n"];
+        let wrong = [
+            "memory.usage_in_bytes",
+            "memory.usage_in_bytes 101%",
+            "memory.high 5M",
+            "",
+            "cgroup.procs\n",
+            "cgroup.procs\r",
+        ];
         for wrong in wrong {
             assert!(check(wrong).is_err(), "{wrong}");
         }

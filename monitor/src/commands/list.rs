@@ -93,6 +93,7 @@ fn print_table(
     let (mut is_reached, mut is_unreachable) = (false, false);
     for (row, name) in rows.iter().zip(names) {
         let thresholds = summary(&row.registrations, row.usage, &status.precision);
+        let thresholds = printable(&thresholds);
         is_reached |= thresholds.contains(REACHED);
         is_unreachable |= thresholds.contains(UNREACHABLE);
         let space = " ".repeat(width.saturating_sub(cells(&name)));
@@ -115,8 +116,8 @@ fn print_table(
         ))?;
     }
     line("")?;
-    let losses: Vec<_> =
-        status.losses.iter().filter(|(_, n)| **n > 0).map(|(name, n)| format!("{name} {n}")).collect();
+    let losses = status.losses.iter().filter(|(_, n)| **n > 0);
+    let losses: Vec<_> = losses.map(|(name, n)| format!("{} {n}", printable(name))).collect();
     line(&format!(
         "groups: {}, registrations: {}, signals given: {}, re-syncs: {}, calls skipped by the kernel: {}{}{}",
         rows.len(),
@@ -130,7 +131,7 @@ fn print_table(
     if status.precision == "sampled" {
         line(&format!(
             "backend: {}; thresholds are sampled: a crossing and its way back between two readings may be missed",
-            status.backend
+            printable(&status.backend)
         ))?;
     }
     if status.without_aio {
@@ -226,6 +227,41 @@ mod tests {
         let lines: Vec<_> = text.lines().collect();
         assert!(lines[1].starts_with("/a\\x1b[31m "), "{}", lines[1]);
         assert!(lines[0].len() < WIDEST + 40 && lines[1].len() < WIDEST + 40);
+    }
+
+    #[test]
+    fn nothing_that_an_agent_says_drives_the_terminal() {
+        let hostile = || "\u{1b}[2J\n".to_owned();
+        let registration = |on: &str| RegistrationRow {
+            on: on.into(),
+            percent: Some(hostile()),
+            direction: Some(hostile()),
+            pressure: Some(hostile()),
+            precision: hostile(),
+            count: 1,
+            ..RegistrationRow::default()
+        };
+        let row = GroupRow {
+            cgroup: "/a".into(),
+            id: 1,
+            usage: 0,
+            peak: 0,
+            oom: None,
+            limit: None,
+            registrations: ["memory.usage_in_bytes", "memory.pressure_level"].map(registration).into(),
+        };
+        let status = AgentStatus {
+            backend: hostile(),
+            precision: "sampled".into(),
+            losses: [(hostile(), 1)].into(),
+            ..AgentStatus::default()
+        };
+        let mut out = Vec::new();
+        print_table(&mut out, &[row], &status, None).expect("memory");
+        let text = String::from_utf8(out).expect("text");
+        // The header, the group, an empty line, the counters and the backend.
+        assert!(!text.contains('\u{1b}') && text.lines().count() == 5, "{text}");
+        assert_eq!(text.matches("\\x1b[2J\\n").count(), 7, "{text}");
     }
 
     #[test]

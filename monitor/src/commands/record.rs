@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Result, bail};
-use memcg_monitor::cgroup::Hierarchy;
+use memcg_monitor::{cgroup::Hierarchy, printable};
 use monitor_client::named;
 
 use crate::{
@@ -45,7 +45,7 @@ pub fn run(options: &RecordOptions) -> Result<ExitCode> {
         }
     };
     let mut out = io::stdout().lock();
-    writeln!(out, "{path}")?;
+    writeln!(out, "{}", printable(&path))?;
     out.flush()?;
     Ok(ExitCode::SUCCESS)
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use memcg_monitor::printable;
 use monitor_client::wire::AgentStatus;
 
 use crate::{
@@ -37,8 +38,8 @@ pub fn run(options: &Status) -> Result<ExitCode> {
 }
 
 fn print(out: &mut impl io::Write, status: &AgentStatus) -> io::Result<()> {
-    writeln!(out, "{:<34} {:>12}", "backend", status.backend)?;
-    writeln!(out, "{:<34} {:>12}", "thresholds", status.precision)?;
+    writeln!(out, "{:<34} {:>12}", "backend", printable(&status.backend))?;
+    writeln!(out, "{:<34} {:>12}", "thresholds", printable(&status.precision))?;
     let mut line = |what: &str, count: u64| writeln!(out, "{what:<34} {count:>12}");
     line("registrations", status.registrations)?;
     line("signals given", status.signals)?;
@@ -48,7 +49,28 @@ fn print(out: &mut impl io::Write, status: &AgentStatus) -> io::Result<()> {
     line("calls skipped by the kernel", status.skipped)?;
     line("agents before, taken over from", status.restarts)?;
     for (name, count) in status.losses.iter().filter(|(_, count)| **count > 0) {
-        line(name, *count)?;
+        line(&printable(name), *count)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{AgentStatus, print};
+
+    #[test]
+    fn nothing_that_an_agent_says_drives_the_terminal() {
+        let hostile = || "\u{1b}[2J\n".to_owned();
+        let status = AgentStatus {
+            backend: hostile(),
+            precision: hostile(),
+            losses: [(hostile(), 1)].into(),
+            ..AgentStatus::default()
+        };
+        let mut out = Vec::new();
+        print(&mut out, &status).expect("memory");
+        let text = String::from_utf8(out).expect("text");
+        assert_eq!(text.matches("\\x1b[2J\\n").count(), 3, "{text}");
+        assert!(!text.contains('\u{1b}') && text.lines().count() == 10, "{text}");
+    }
 }

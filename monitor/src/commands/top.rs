@@ -155,12 +155,12 @@ fn show(options: &Top, app: &mut App, feed: &mut Feed) -> Result<()> {
             TerminalMessage::Terminal(_) => {}
             TerminalMessage::Signal(Signal::SIGTSTP) => taken.suspend()?,
             TerminalMessage::Signal(Signal::SIGCONT) => taken.resume()?,
-            TerminalMessage::Signal(signal) => return taken.end_by(signal),
+            TerminalMessage::Signal(signal) => return Err(taken.end_by(signal)),
             TerminalMessage::Ended => {
                 // The hang-up's own signal comes beside it, if it is the controlling terminal.
                 while let Ok(message) = taken.messages.recv_timeout(HANG_UP) {
                     if let TerminalMessage::Signal(Signal::SIGHUP) = message {
-                        return taken.end_by(Signal::SIGHUP);
+                        return Err(taken.end_by(Signal::SIGHUP));
                     }
                 }
                 bail!("the terminal is gone, or cannot be read");

@@ -20,7 +20,7 @@ impl OperatorFrontends {
         Self { limit }
     }
 
-    /// How long the whole list takes; none, where nothing came for the limit.
+    /// How long the whole list takes; none, where that is longer than the limit.
     pub(super) fn list(&self) -> Result<Option<Duration>> {
         let start = Instant::now();
         let answer = AdminConnection::connect(Path::new(CONTROL_SOCKET)).and_then(|control| {

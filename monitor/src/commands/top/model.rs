@@ -15,6 +15,10 @@ pub type Place = usize;
 /// The place of the hierarchy's root.
 pub const ROOT: Place = 0;
 
+/// Bytes of the longest path that is shown, which is as long as any that a program can open (`PATH_MAX`). Each
+/// part of one has a place, with all of the path up to it.
+const LONGEST_PATH: usize = 4096;
+
 /// Events that are kept.
 const RECENT: usize = 64;
 
@@ -159,13 +163,17 @@ impl Model {
         self.tick += 1;
     }
 
-    /// Adds a group, or nothing where it is known. No two share a place, whatever their names are.
+    /// Adds a group, or nothing where it is known. No two share a place, whatever their names are. One with too
+    /// long a path has its number instead, as the agent does it.
     pub fn add(&mut self, id: u64, path: &str) {
         if self.by_id.contains_key(&id) {
             return;
         }
-        let below = path.strip_prefix(&self.root).unwrap_or(path);
-        let mut below = String::from(if below.is_empty() { "/" } else { below });
+        let mut below = match path.strip_prefix(&self.root).unwrap_or(path) {
+            "" => "/".to_owned(),
+            long if long.len() > LONGEST_PATH => format!("#{id}"),
+            below => below.to_owned(),
+        };
         let mut place = self.place_at(&below);
         while let Some(other) = self.nodes[place].id {
             if below.contains(char::REPLACEMENT_CHARACTER) {
@@ -183,11 +191,27 @@ impl Model {
 
     /// The place of a path, made with those above it where it is not there.
     fn place_at(&mut self, path: &str) -> Place {
-        if let Some(&place) = self.by_path.get(path) {
-            return place;
+        // A loop, since a tree may be deeper than the stack.
+        let (mut missing, mut above) = (Vec::new(), path);
+        let mut place = loop {
+            if let Some(&place) = self.by_path.get(above) {
+                break place;
+            }
+            missing.push(above);
+            match above.rsplit_once('/') {
+                Some((parent, _)) if !parent.is_empty() => above = parent,
+                _ => break ROOT,
+            }
+        };
+        while let Some(path) = missing.pop() {
+            place = self.place_below(place, path);
         }
-        let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
-        let parent = if above.is_empty() { ROOT } else { self.place_at(above) };
+        place
+    }
+
+    /// Makes the place of a path below the one of its parent.
+    fn place_below(&mut self, parent: Place, path: &str) -> Place {
+        let name = path.rsplit_once('/').map_or(path, |(_, name)| name);
         let node = TreeNode {
             name: printable(name).into_owned(),
             path: path.to_owned(),
@@ -311,7 +335,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::{Model, OomCounts, ROOT};
+    use super::{Model, OomCounts, Place, ROOT};
 
     fn paths(model: &Model) -> BTreeSet<String> {
         let mut found = BTreeSet::new();
@@ -378,6 +402,17 @@ mod tests {
             model.remove(id);
         }
         assert_eq!(paths(&model), BTreeSet::from(["/system.slice".to_owned()]));
+    }
+
+    #[test]
+    fn a_tree_may_be_deeper_than_the_stack_and_a_path_not_longer_than_any() {
+        let mut model = Model::new("/cg");
+        let place = model.place_at(&"/a".repeat(5000));
+        let upwards = |place: &Place| (*place != ROOT).then(|| model.node(*place).parent);
+        assert_eq!(std::iter::successors(Some(place), upwards).count(), 5001);
+        let mut model = Model::new("/cg");
+        model.add(7, &format!("/cg{}", "/a".repeat(3000)));
+        assert_eq!(paths(&model), BTreeSet::from(["#7".to_owned()]));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::Result;
-use memcg_monitor::cgroup::Hierarchy;
+use memcg_monitor::{cgroup::Hierarchy, printable};
 use monitor_client::{
     AdminConnection, Error,
     wire::{AdminRequest, Answer, ChangesRow},
@@ -20,7 +20,7 @@ use monitor_client::{
 use self::files::FileSource;
 use super::model::{Model, Place};
 
-/// Time within which the agent answers, or is given up for a while.
+/// Time within which the agent answers as a whole, or is given up for a while.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Time between two attempts to reach an agent.
@@ -65,6 +65,7 @@ impl GroupSource {
     /// # Errors
     /// There is no agent, and the hierarchy cannot be read either.
     pub fn renew(&mut self, model: &mut Model, visible: &[Place]) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
         if self.agent.is_none() && self.next.is_none_or(|next| next <= Instant::now()) {
             match AdminConnection::connect_within(&self.socket, PATIENCE) {
                 Ok(connection) => self.agent = Some(AgentSource::new(connection)),
@@ -72,7 +73,7 @@ impl GroupSource {
             }
         }
         if let Some(agent) = &mut self.agent {
-            match agent.renew(model) {
+            match agent.renew(model, deadline) {
                 Ok(()) => {
                     self.pause = AGAIN;
                     return Ok(());
@@ -122,18 +123,18 @@ impl AgentSource {
         Self { connection, last: None, note: String::new() }
     }
 
-    fn renew(&mut self, model: &mut Model) -> Result<(), Error> {
+    fn renew(&mut self, model: &mut Model, deadline: Instant) -> Result<(), Error> {
         self.connection.send(&AdminRequest::Changes, &[])?;
         let since = self.last.unwrap_or(model.now);
         let mut first = self.last.is_none().then(Vec::new);
         loop {
-            match self.connection.next()? {
+            match self.connection.next_by(deadline)? {
                 Some(Answer::Changes(row)) => match &mut first {
                     Some(first) => first.push(row),
                     None => apply(model, row, since),
                 },
                 Some(Answer::Status(status)) => {
-                    self.note = format!("agent: {}", status.backend);
+                    self.note = format!("agent: {}", printable(&status.backend));
                     break;
                 }
                 Some(other) => return Err(Error::Answer(format!("{other:?}"))),
@@ -184,22 +185,34 @@ fn reason(error: &Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsRawFd as _;
+    use std::{
+        os::{fd::AsRawFd as _, unix::net::UnixListener},
+        path::Path,
+        thread,
+    };
 
     use memcg_monitor::cgroup::Version;
-    use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+    use nix::sys::socket::{
+        AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, bind, listen, send, socket,
+    };
 
     use super::*;
+
+    /// A socket that takes a connection, and has no agent.
+    fn listener(path: &Path) -> UnixListener {
+        let fd =
+            socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).expect("a socket");
+        bind(fd.as_raw_fd(), &UnixAddr::new(path).expect("an address")).expect("bind");
+        listen(&fd, Backlog::new(1).expect("a number")).expect("listen");
+        UnixListener::from(fd)
+    }
 
     #[test]
     fn an_agent_that_does_not_answer_is_asked_less_and_less() {
         let directory = tempfile::tempdir().expect("a directory");
         let hierarchy = Hierarchy { version: Version::V2, root: directory.path().to_owned() };
         let path = directory.path().join("socket");
-        let fd =
-            socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).expect("a socket");
-        bind(fd.as_raw_fd(), &UnixAddr::new(&path).expect("an address")).expect("bind");
-        listen(&fd, Backlog::new(1).expect("a number")).expect("listen");
+        let _listener = listener(&path);
         let connection = AdminConnection::connect_within(&path, Duration::from_millis(1)).expect("a backlog");
         let silent = connection.status().expect_err("nobody answers");
         let mut source = GroupSource::new(&hierarchy, path);
@@ -211,6 +224,27 @@ mod tests {
         assert_eq!(pauses, [true; 5]);
         source.give_up(&Error::Ended("it ended"));
         assert_eq!(source.pause, AGAIN);
+    }
+
+    #[test]
+    fn an_agent_whose_answer_does_not_end_is_given_up() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("socket");
+        let listener = listener(&path);
+        let agent = thread::spawn(move || {
+            let (peer, _) = listener.accept().expect("a connection");
+            let changes = br#"{"type":"changes"}"#;
+            while send(peer.as_raw_fd(), changes, MsgFlags::MSG_NOSIGNAL).is_ok() {
+                thread::sleep(Duration::from_millis(10));
+            }
+        });
+        let mut source =
+            AgentSource::new(AdminConnection::connect_within(&path, PATIENCE).expect("a backlog"));
+        let deadline = Instant::now() + Duration::from_millis(200);
+        let error = source.renew(&mut Model::new("/cg"), deadline).expect_err("no end");
+        assert!(error.is_timeout(), "{error}");
+        drop(source);
+        agent.join().expect("its socket is closed");
     }
 
     #[test]

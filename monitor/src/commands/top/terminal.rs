@@ -4,17 +4,19 @@ use std::{
     io::{self, BufWriter, IsTerminal as _, Stdout, Write as _},
     mem::ManuallyDrop,
     os::fd::{AsFd as _, BorrowedFd},
+    process,
     sync::{
         atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, Sender, channel},
     },
     thread,
+    time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Error, Result, anyhow, bail};
 use crossterm::{
     cursor::{Hide, Show},
-    event::{self, Event},
+    event::{self, Event, KeyCode, KeyModifiers},
     execute, queue,
     terminal::{self, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode},
 };
@@ -51,6 +53,13 @@ const HANDLED: [Signal; 17] = [
 /// Columns and lines of the largest screen that is drawn: a terminal may have any size, of which each
 /// cell takes memory.
 const LARGEST: (u16, u16) = (1000, 500);
+
+/// Time within which the program ends by itself after a signal or a key that ends it. It may be waiting
+/// for an agent, or for a terminal that nobody reads.
+const END_WITHIN: Duration = Duration::from_secs(1);
+
+/// Time within which the screen is left, which may have to wait for somebody to read the terminal.
+const LEAVE_WITHIN: Duration = Duration::from_millis(200);
 
 /// Whether the terminal is in our hands.
 static IS_TAKEN: AtomicBool = AtomicBool::new(false);
@@ -169,15 +178,41 @@ impl TakenTerminal {
         self.screen.resize(area).context("cannot clear the terminal")
     }
 
-    /// Ends the program by a signal, as if it had not been handled.
-    ///
-    /// # Errors
-    /// The signal did not end it.
-    pub fn end_by(self, signal: Signal) -> Result<()> {
+    /// Ends the program by a signal, as if it had not been handled; returns why it goes on.
+    pub fn end_by(self, signal: Signal) -> Error {
         drop(self);
-        SigSet::from(signal).thread_unblock().context("pthread_sigmask")?;
-        kill(Pid::this(), signal).context("kill")
+        end_by(signal)
     }
+}
+
+/// Ends the program by a signal's default action; returns why it goes on.
+fn end_by(signal: Signal) -> Error {
+    let unblocked = SigSet::from(signal).thread_unblock().context("pthread_sigmask");
+    match unblocked.and_then(|()| kill(Pid::this(), signal).context("kill")) {
+        Ok(()) => anyhow!("ended at {signal}, which it was started to ignore (nohup)"),
+        Err(error) => error,
+    }
+}
+
+/// Ends the program unless it ends in time by itself, as its main thread was told to.
+fn end_unless_ended(signal: Signal) {
+    thread::sleep(END_WITHIN);
+    let is_taken = IS_TAKEN.swap(false, Ordering::SeqCst);
+    // First, since it waits for nobody.
+    let _ = disable_raw_mode();
+    if is_taken {
+        let (told, is_told) = channel();
+        let writer = thread::Builder::new().spawn(move || {
+            leave_screen();
+            let _ = told.send(());
+        });
+        if writer.is_ok() {
+            let _ = is_told.recv_timeout(LEAVE_WITHIN);
+        }
+    }
+    let _ = end_by(signal);
+    // It is ignored. Nothing is said: standard error may be the terminal that nobody reads.
+    process::exit(1);
 }
 
 /// Asks the terminal's whole job to stop, as Ctrl-Z does where the terminal itself reads it.
@@ -214,11 +249,15 @@ fn enter() -> io::Result<()> {
 /// Gives the terminal back, once. What fails here fails because there is no terminal any more.
 fn give_back() {
     if IS_TAKEN.swap(false, Ordering::SeqCst) {
-        let mut out = io::stdout();
-        let _ = queue!(out, LeaveAlternateScreen, Show);
-        let _ = out.flush();
+        leave_screen();
         let _ = disable_raw_mode();
     }
+}
+
+fn leave_screen() {
+    let mut out = io::stdout();
+    let _ = queue!(out, LeaveAlternateScreen, Show);
+    let _ = out.flush();
 }
 
 /// Tells the program when the thread that has it ends, also by a panic.
@@ -237,6 +276,9 @@ fn listen_to_signals(signals: SigSet, messages: Sender<TerminalMessage>) {
             if told.0.send(TerminalMessage::Signal(signal)).is_err() {
                 return;
             }
+            if !matches!(signal, Signal::SIGTSTP | Signal::SIGCONT) {
+                end_unless_ended(signal);
+            }
         }
     });
 }
@@ -245,11 +287,22 @@ fn listen_to_keys(messages: Sender<TerminalMessage>) {
     thread::spawn(move || {
         let told = EndTold(messages);
         while let Ok(event) = event::read() {
+            let is_interrupt = is_interrupt(&event);
             if told.0.send(TerminalMessage::Terminal(event)).is_err() {
                 return;
             }
+            if is_interrupt {
+                end_unless_ended(Signal::SIGINT);
+            }
         }
     });
+}
+
+/// Whether an event is Ctrl-C, which ends the program wherever it is.
+fn is_interrupt(event: &Event) -> bool {
+    event
+        .as_key_press_event()
+        .is_some_and(|key| key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL))
 }
 
 /// Waits for the end of the terminal, which `event::read` does not notice: it reads again and again.
