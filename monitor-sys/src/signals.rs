@@ -1,4 +1,5 @@
-//! Signals: some are ignored, and one ends a system call of a thread that waits in it.
+//! Signals: some are ignored, or have their default action again, and one ends a system call of a
+//! thread that waits in it.
 
 use nix::{
     errno::Errno,
@@ -16,6 +17,15 @@ pub const INTERRUPT: Signal = Signal::SIGURG;
 pub fn ignore(ignored: Signal) -> Result<(), Errno> {
     // SAFETY: to ignore a signal runs no code.
     unsafe { signal(ignored, SigHandler::SigIgn) }.map(drop)
+}
+
+/// Gives a signal its default action again, in this process and the programs that it runs.
+///
+/// # Errors
+/// `EINVAL` for SIGKILL and SIGSTOP, which have no other.
+pub fn restore(restored: Signal) -> Result<(), Errno> {
+    // SAFETY: the default action runs no code of this process.
+    unsafe { signal(restored, SigHandler::SigDfl) }.map(drop)
 }
 
 /// Has [`Thread::interrupt`] end a system call that waits with `EINTR`, from now on: a handler
@@ -94,5 +104,6 @@ mod tests {
     fn a_thread_that_is_none_is_not_found() {
         assert_eq!(Thread(Pid::from_raw(i32::MAX)).interrupt(), Err(Errno::ESRCH));
         assert_eq!(ignore(Signal::SIGKILL), Err(Errno::EINVAL));
+        assert_eq!(restore(Signal::SIGKILL), Err(Errno::EINVAL));
     }
 }

@@ -39,7 +39,7 @@ fn say_bare(text: &str) {
 
 /// Lets the signals that end or restart the process arrive, whatever the parent had blocked: a program
 /// inherits that, and could not be ended but by SIGKILL.
-fn unblock_signals() -> anyhow::Result<()> {
+pub fn unblock_signals() -> anyhow::Result<()> {
     let caught: SigSet = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
     caught.thread_unblock().context("sigprocmask failed")
 }
