@@ -37,12 +37,12 @@ pub enum Error {
     #[error("the agent answered {0:?}")]
     Answer(String),
     /// The agent has refused the request.
-    #[error("{message}")]
+    #[error("{}", refusal(.message, *.errno))]
     #[non_exhaustive]
     Refused {
         /// Positive errno: that of cgroup v1 for a line that v1 refuses, too.
         errno: i32,
-        /// Explanation by the agent, in one line.
+        /// Explanation by the agent, in one line; the error is shown as its errno where this is empty.
         message: String,
     },
     /// The agent has ended, and with it the connection.
@@ -89,6 +89,15 @@ impl Error {
     }
 }
 
+/// The words of a refusal, which are its errno where the agent gives none.
+fn refusal(message: &str, errno: i32) -> String {
+    match (message.trim(), Errno::from_raw(errno)) {
+        ("", Errno::UnknownErrno) => format!("errno {errno}"),
+        ("", errno) => errno.to_string(),
+        _ => message.to_owned(),
+    }
+}
+
 /// The text of a failed operation, with the errno's name where there is one.
 #[must_use]
 pub fn named(error: &io::Error) -> String {
@@ -112,5 +121,13 @@ mod tests {
         assert_eq!(error.to_string(), "open /a/b: EACCES: Permission denied");
         assert_eq!(error.errno(), Some(13));
         assert_eq!(Error::Answer("?".into()).errno(), None);
+    }
+
+    #[test]
+    fn a_refusal_without_words_names_its_errno() {
+        let text = |errno, why: &str| Error::Refused { errno, message: why.into() }.to_string();
+        assert_eq!(text(16, "EBUSY: try later"), "EBUSY: try later");
+        assert_eq!(text(16, " "), "EBUSY: Device or resource busy");
+        assert_eq!(text(-5, ""), "errno -5");
     }
 }
