@@ -13,7 +13,6 @@ mod stream;
 mod words;
 
 use std::{
-    io::{self, Write as _},
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -26,14 +25,14 @@ use serde::Serialize;
 use crate::{
     cli::{Output, Watch},
     commands::{
-        TIMED_OUT, say,
+        TIMED_OUT, deadline, output, say, timed_out,
         watch::{
             exec::ShellCommand,
             known::Known,
             queue::Executor,
             rule::Rule,
             signal::GroupSignal,
-            stream::{News, Stream},
+            stream::{News, Stream, WatchEnd},
         },
     },
 };
@@ -59,22 +58,38 @@ pub fn run(options: &Watch) -> Result<ExitCode> {
             return Ok(ExitCode::from(WRONG_USAGE));
         }
     };
+    deadline::outcome(watch(options, &rule))
+}
+
+fn watch(options: &Watch, rule: &Rule) -> Result<ExitCode> {
     let mut request = rule.request.clone();
     let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
     let known = Known::of(&mut request.specs);
-    let mut teller = Teller { output: options.output, known, told: 0, actions: actions(&rule)? };
+    let mut teller = Teller { output: options.output, deadline, known, told: 0, actions: actions(rule)? };
+    let mut stream = Stream::new(&options.control_socket, request, deadline);
+    match stream.begin()? {
+        Some(WatchEnd::TimedOut) => return Ok(timed_out(options.timeout)),
+        Some(_) => return Ok(ExitCode::SUCCESS),
+        None => {}
+    }
+    match follow(options, &mut stream, &mut teller)? {
+        WatchEnd::TimedOut => Ok(ExitCode::from(TIMED_OUT)),
+        WatchEnd::Counted | WatchEnd::ReaderGone => Ok(ExitCode::SUCCESS),
+    }
+}
+
+/// Tells what comes, from one agent after another.
+fn follow(options: &Watch, stream: &mut Stream<'_>, teller: &mut Teller) -> Result<WatchEnd> {
     let mut away_since: Option<Instant> = None;
-    let mut stream = Stream::begin(&options.control_socket, &request, deadline)?;
     loop {
-        match stream.next(deadline)? {
+        match stream.news()? {
             News::Answer(answer) => {
                 if let Some(start) = away_since.take() {
                     teller.away(Some(start.elapsed()))?;
                 }
                 teller.tell(*answer)?;
             }
-            News::ReaderGone => return Ok(ExitCode::SUCCESS),
-            News::TimedOut => return Ok(ExitCode::from(TIMED_OUT)),
+            News::Ends(end) => return Ok(end),
             News::AgentEnded if options.once => bail!("the agent ended (--once)"),
             News::AgentEnded => {
                 // The socket of an agent that is being killed may take a connection, and end it.
@@ -83,15 +98,13 @@ pub fn run(options: &Watch) -> Result<ExitCode> {
                     teller.away(None)?;
                     teller.known.begin_again();
                 }
-                request.again = true;
-                match Stream::begin_again(&options.control_socket, &request, deadline)? {
-                    Some(again) => stream = again,
-                    None => return Ok(ExitCode::from(TIMED_OUT)),
+                if let Some(end) = stream.begin_again()? {
+                    return Ok(end);
                 }
             }
         }
         if options.count.is_some_and(|count| teller.told >= count) {
-            return Ok(ExitCode::SUCCESS);
+            return Ok(WatchEnd::Counted);
         }
     }
 }
@@ -127,6 +140,7 @@ enum Notice {
 /// Tells events in the form that is asked for.
 struct Teller {
     output: Output,
+    deadline: Option<Instant>,
     known: Known,
     /// Events that were told.
     told: u64,
@@ -152,14 +166,14 @@ impl Teller {
             _ => {}
         }
         match (self.output, &answer) {
-            (Output::Json, answer) => line(&serde_json::to_string(answer)?),
+            (Output::Json, answer) => self.line(&serde_json::to_string(answer)?),
             (Output::Text, Answer::Event(event)) => self.event(event),
             (Output::Text, Answer::Watching { groups }) => {
                 say(&format!("watching {groups} groups, and those to come"));
                 Ok(())
             }
             (Output::Text, Answer::Missed { count, why }) => {
-                line(&printable(&format!("missed {count}: {why}")))
+                self.line(&printable(&format!("missed {count}: {why}")))
             }
             (Output::Text, Answer::Note(note)) => {
                 say(&format!("note: {}", printable(&words::of_note(note))));
@@ -178,17 +192,17 @@ impl Teller {
 
     fn event(&self, event: &EventRow) -> Result<()> {
         if event.lost > 0 {
-            line(&format!("missed {}: {TOO_SLOW}", event.lost))?;
+            self.line(&format!("missed {}: {TOO_SLOW}", event.lost))?;
         }
-        line(&printable(&words::of(event)))
+        self.line(&printable(&words::of(event)))
     }
 
     /// Says that the agent has ended, or after this time is back.
     fn away(&self, back_after: Option<Duration>) -> Result<()> {
         match (self.output, back_after) {
-            (Output::Json, None) => line(&serde_json::to_string(&Notice::Away)?)?,
+            (Output::Json, None) => self.line(&serde_json::to_string(&Notice::Away)?)?,
             (Output::Json, Some(time)) => {
-                line(&serde_json::to_string(&Notice::Back { seconds: time.as_secs_f64() })?)?;
+                self.line(&serde_json::to_string(&Notice::Back { seconds: time.as_secs_f64() })?)?;
             }
             (Output::Text, None) => say("the agent ended; waiting for the next one"),
             (Output::Text, Some(time)) => say(&format!(
@@ -198,10 +212,8 @@ impl Teller {
         }
         Ok(())
     }
-}
 
-fn line(text: &str) -> Result<()> {
-    let mut out = io::stdout().lock();
-    writeln!(out, "{text}")?;
-    Ok(out.flush()?)
+    fn line(&self, text: &str) -> Result<()> {
+        output::print(text, self.deadline)
+    }
 }

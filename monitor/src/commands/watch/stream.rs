@@ -1,10 +1,9 @@
-//! The connection of `watch` to the agent.
+//! The connection of `watch`, to one agent after another.
 
 use std::{
     io,
     os::fd::AsFd as _,
     path::Path,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -15,104 +14,191 @@ use monitor_client::{
 };
 use nix::{
     errno::Errno,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
+    poll::{PollFd, PollFlags, poll},
     sys::eventfd::{EfdFlags, EventFd},
 };
 
-use crate::commands::connect;
+use crate::commands::{connect, deadline, output};
 
 /// Time between two attempts to reach an agent that has ended.
 const RETRY: Duration = Duration::from_millis(200);
+/// Longest that one attempt takes where an agent does not accept; the output's reader is looked at then.
+const ATTEMPT: Duration = Duration::from_secs(1);
 
-/// The next thing that a watch has to handle.
-pub enum News {
-    Answer(Box<Answer>),
-    AgentEnded,
+/// The reason for which a watch ends, if it does not fail.
+#[derive(Debug, PartialEq, Eq)]
+pub enum WatchEnd {
+    /// As many events as were asked for are told.
+    Counted,
     /// Nobody reads the output any more.
     ReaderGone,
     TimedOut,
 }
 
+/// The next thing that a watch has to handle.
+#[derive(Debug)]
+pub enum News {
+    Answer(Box<Answer>),
+    AgentEnded,
+    Ends(WatchEnd),
+}
+
 /// A watch that an agent serves.
-pub struct Stream {
+struct Served {
     connection: AdminConnection,
     /// The registrations live as long as this.
     _eventfd: EventFd,
 }
 
-impl Stream {
-    /// Begins a watch; the first agent has to be there.
-    pub fn begin(socket: &Path, request: &WatchRequest, deadline: Option<Instant>) -> Result<Self> {
-        let made = Self::made(eventfd()?, socket, request, deadline);
-        made.map_err(|error| connect::explained(error, "--control-socket"))
-    }
-
-    /// Waits for the next agent, and begins there; `None` at the deadline.
-    pub fn begin_again(
-        socket: &Path,
-        request: &WatchRequest,
-        deadline: Option<Instant>,
-    ) -> Result<Option<Self>> {
-        loop {
-            match Self::made(eventfd()?, socket, request, deadline) {
-                Ok(stream) => return Ok(Some(stream)),
-                // It is not there yet, or is about to end.
-                Err(Error::Syscall { .. } | Error::Ended(_)) => {}
-                Err(error) => return Err(connect::explained(error, "--control-socket")),
-            }
-            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-                return Ok(None);
-            }
-            thread::sleep(RETRY);
-        }
-    }
-
-    fn made(
+impl Served {
+    fn begin(
         eventfd: EventFd,
         socket: &Path,
         request: &WatchRequest,
         deadline: Option<Instant>,
     ) -> Result<Self, Error> {
-        let limit = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let connection = connect::admin(socket, limit)?;
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let limit = left.map_or(ATTEMPT, |left| left.min(ATTEMPT));
+        let connection = AdminConnection::connect_within(socket, limit)?;
         connection.set_timeout(None)?;
         connection.send(&AdminRequest::Watch(request.clone()), &[eventfd.as_fd()])?;
         Ok(Self { connection, _eventfd: eventfd })
     }
+}
+
+/// The stream of a watch's answers.
+pub struct Stream<'a> {
+    socket: &'a Path,
+    request: WatchRequest,
+    deadline: Option<Instant>,
+    served: Option<Served>,
+}
+
+impl<'a> Stream<'a> {
+    /// Prepares a watch of these groups, which ends at the deadline.
+    pub const fn new(socket: &'a Path, request: WatchRequest, deadline: Option<Instant>) -> Self {
+        Self { socket, request, deadline, served: None }
+    }
+
+    /// Begins the watch; the first agent has to be there. Returns the reason where the watch ends before.
+    ///
+    /// # Errors
+    /// There is no agent, or it is not for this user.
+    pub fn begin(&mut self) -> Result<Option<WatchEnd>> {
+        loop {
+            match self.connect()? {
+                Ok(()) => return Ok(None),
+                // It is there, and does not accept yet.
+                Err(error) if is_for_later(&error) => {}
+                Err(error) => return Err(explained(error)),
+            }
+            if let Some(end) = self.wait(Duration::ZERO)? {
+                return Ok(Some(end));
+            }
+        }
+    }
+
+    /// Waits for the next agent, and begins there. Returns the reason where the watch ends before.
+    ///
+    /// # Errors
+    /// As [`Stream::begin`], but that there is no agent.
+    pub fn begin_again(&mut self) -> Result<Option<WatchEnd>> {
+        self.request.again = true;
+        self.served = None;
+        loop {
+            match self.connect()? {
+                Ok(()) => return Ok(None),
+                // It is not there yet, or is about to end.
+                Err(Error::Syscall { .. } | Error::Ended(_)) => {}
+                Err(error) => return Err(explained(error)),
+            }
+            if let Some(end) = self.wait(RETRY)? {
+                return Ok(Some(end));
+            }
+        }
+    }
 
     /// Waits for what is next.
-    pub fn next(&self, deadline: Option<Instant>) -> Result<News> {
+    ///
+    /// # Errors
+    /// The agent refuses the watch, or its answer is not understood.
+    pub fn news(&mut self) -> Result<News> {
         loop {
+            let Some(served) = &self.served else { return Ok(News::AgentEnded) };
             let stdout = io::stdout();
             let mut watched = [
-                PollFd::new(self.connection.as_fd(), PollFlags::POLLIN),
-                // The end of its reader is reported anyhow.
-                PollFd::new(stdout.as_fd(), PollFlags::empty()),
+                PollFd::new(served.connection.as_fd(), PollFlags::POLLIN),
+                PollFd::new(stdout.as_fd(), output::READER_ALONE),
             ];
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            let limit = left.map_or(PollTimeout::NONE, |left| {
-                // Rounded up, so as not to wake just before the deadline.
-                PollTimeout::try_from((left + Duration::from_micros(999)).as_millis())
-                    .unwrap_or(PollTimeout::MAX)
-            });
-            match poll(&mut watched, limit) {
-                Ok(0) if left.is_some_and(|left| left.is_zero()) => return Ok(News::TimedOut),
+            match poll(&mut watched, deadline::left(self.deadline)) {
+                Ok(0) if deadline::is_over(self.deadline) => return Ok(News::Ends(WatchEnd::TimedOut)),
                 Ok(0) | Err(Errno::EINTR) => continue,
                 Ok(_) => {}
                 Err(errno) => bail!("poll: {errno}"),
             }
             if watched[1].any().unwrap_or(false) {
-                return Ok(News::ReaderGone);
+                return Ok(News::Ends(WatchEnd::ReaderGone));
             }
-            return match self.connection.next() {
+            return match served.connection.next() {
                 Ok(Some(answer)) => Ok(News::Answer(Box::new(answer))),
                 Ok(None) | Err(Error::Syscall { .. }) => Ok(News::AgentEnded),
-                Err(error) => Err(connect::explained(error, "--control-socket")),
+                Err(error) => Err(explained(error)),
             };
         }
     }
+
+    /// Tries to begin at the agent that is there.
+    fn connect(&mut self) -> Result<Result<(), Error>> {
+        let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("eventfd2 failed")?;
+        let served = Served::begin(eventfd, self.socket, &self.request, self.deadline);
+        Ok(served.map(|served| self.served = Some(served)))
+    }
+
+    /// Waits so long, and returns the reason where the watch ends before.
+    fn wait(&self, pause: Duration) -> Result<Option<WatchEnd>> {
+        let then = Instant::now() + pause;
+        let then = self.deadline.map_or(then, |deadline| deadline.min(then));
+        if output::is_left_before(then)? {
+            return Ok(Some(WatchEnd::ReaderGone));
+        }
+        Ok(deadline::is_over(self.deadline).then_some(WatchEnd::TimedOut))
+    }
 }
 
-fn eventfd() -> Result<EventFd> {
-    EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("eventfd2 failed")
+/// Whether an attempt took too long, or was interrupted: a stop signal ends one that has a limit.
+fn is_for_later(error: &Error) -> bool {
+    error.is_timeout() || error.errno() == Some(Errno::EINTR as i32)
+}
+
+fn explained(error: Error) -> anyhow::Error {
+    connect::explained(error, "--control-socket")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        iter,
+        os::fd::AsRawFd as _,
+        time::{Duration, Instant},
+    };
+
+    use monitor_client::{connect_within, wire::WatchRequest};
+    use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+
+    use super::{Stream, WatchEnd};
+
+    #[test]
+    fn an_agent_that_accepts_nothing_is_waited_for_until_the_deadline() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("socket");
+        let listener = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None);
+        let listener = listener.expect("a socket");
+        bind(listener.as_raw_fd(), &UnixAddr::new(&path).expect("an address")).expect("bind");
+        listen(&listener, Backlog::new(1).expect("a backlog")).expect("listen");
+        let moment = Duration::from_millis(1);
+        let _filling: Vec<_> = iter::from_fn(|| connect_within(&path, Some(moment)).ok()).collect();
+        let stream = || Stream::new(&path, WatchRequest::default(), Some(Instant::now() + moment));
+        assert_eq!(stream().begin().expect("an agent"), Some(WatchEnd::TimedOut));
+        assert_eq!(stream().begin_again().expect("an agent"), Some(WatchEnd::TimedOut));
+    }
 }
