@@ -59,6 +59,8 @@ pub mod connect;
 pub mod deadline;
 pub mod device_plugin;
 pub mod drop_in;
+#[cfg(test)]
+mod fake_agent;
 pub mod fold;
 pub mod group;
 pub mod human;

@@ -6,6 +6,19 @@ use anyhow::anyhow;
 use monitor_client::{AdminConnection, Error};
 use nix::errno::Errno;
 
+/// The words for a connection that the agent has ended before it answered.
+pub const UNANSWERED: &str = "the agent ended the connection without an answer: it ended itself (try again), or this \
+     user has as many connections open as one may have (end one of them)";
+
+/// Whether the agent has ended the connection.
+pub fn is_ended(error: &Error) -> bool {
+    match error {
+        Error::Ended(_) => true,
+        Error::Syscall { errno, .. } => [Errno::EPIPE as i32, Errno::ECONNRESET as i32].contains(errno),
+        _ => false,
+    }
+}
+
 /// Connects to the admin socket; with a limit each step of the conversation ends within it.
 ///
 /// # Errors

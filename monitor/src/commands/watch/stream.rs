@@ -1,6 +1,7 @@
 //! The connection of `watch`, to one agent after another.
 
 use std::{
+    borrow::Cow,
     io,
     os::fd::AsFd as _,
     path::Path,
@@ -8,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use memcg_monitor::printable;
 use monitor_client::{
     AdminConnection, Error,
     wire::{AdminRequest, Answer, WatchRequest},
@@ -18,12 +20,36 @@ use nix::{
     sys::eventfd::{EfdFlags, EventFd},
 };
 
-use crate::commands::{connect, deadline, output};
+use crate::commands::{connect, deadline, output, say};
 
 /// Time between two attempts to reach an agent that has ended.
 const RETRY: Duration = Duration::from_millis(200);
 /// Longest that one attempt takes where an agent does not accept; the output's reader is looked at then.
 const ATTEMPT: Duration = Duration::from_secs(1);
+/// The longest pause before an agent that ends each connection is asked again.
+const LONGEST: Duration = Duration::from_secs(5);
+
+/// The pauses before a watch begins again, which grow while agents end it sooner than that.
+struct Pauses {
+    next: Duration,
+}
+
+impl Pauses {
+    const fn new() -> Self {
+        Self { next: RETRY }
+    }
+
+    /// The pause after a watch that was served for so long.
+    fn after(&mut self, served: Duration) -> Duration {
+        if served > self.next {
+            self.next = RETRY;
+            return Duration::ZERO;
+        }
+        let pause = self.next;
+        self.next = (pause * 2).min(LONGEST);
+        pause
+    }
+}
 
 /// The reason for which a watch ends, if it does not fail.
 #[derive(Debug, PartialEq, Eq)]
@@ -48,6 +74,7 @@ struct Served {
     connection: AdminConnection,
     /// The registrations live as long as this.
     _eventfd: EventFd,
+    since: Instant,
 }
 
 impl Served {
@@ -62,7 +89,7 @@ impl Served {
         let connection = AdminConnection::connect_within(socket, limit)?;
         connection.set_timeout(None)?;
         connection.send(&AdminRequest::Watch(request.clone()), &[eventfd.as_fd()])?;
-        Ok(Self { connection, _eventfd: eventfd })
+        Ok(Self { connection, _eventfd: eventfd, since: Instant::now() })
     }
 }
 
@@ -72,12 +99,28 @@ pub struct Stream<'a> {
     request: WatchRequest,
     deadline: Option<Instant>,
     served: Option<Served>,
+    /// Whether any agent has answered so far.
+    is_begun: bool,
+    pauses: Pauses,
+    /// Why the agent that serves it ends the connection, should it do that now.
+    why: Cow<'static, str>,
+    /// Whether that was said, since a watch was last served for long.
+    is_said: bool,
 }
 
 impl<'a> Stream<'a> {
     /// Prepares a watch of these groups, which ends at the deadline.
     pub const fn new(socket: &'a Path, request: WatchRequest, deadline: Option<Instant>) -> Self {
-        Self { socket, request, deadline, served: None }
+        Self {
+            socket,
+            request,
+            deadline,
+            served: None,
+            is_begun: false,
+            pauses: Pauses::new(),
+            why: Cow::Borrowed(connect::UNANSWERED),
+            is_said: false,
+        }
     }
 
     /// Begins the watch; the first agent has to be there. Returns the reason where the watch ends before.
@@ -90,6 +133,7 @@ impl<'a> Stream<'a> {
                 Ok(()) => return Ok(None),
                 // It is there, and does not accept yet.
                 Err(error) if is_for_later(&error) => {}
+                Err(error) if connect::is_ended(&error) => bail!(connect::UNANSWERED),
                 Err(error) => return Err(explained(error)),
             }
             if let Some(end) = self.wait(Duration::ZERO)? {
@@ -104,17 +148,20 @@ impl<'a> Stream<'a> {
     /// As [`Stream::begin`], but that there is no agent.
     pub fn begin_again(&mut self) -> Result<Option<WatchEnd>> {
         self.request.again = true;
-        self.served = None;
+        let served = self.served.take().map_or(Duration::ZERO, |served| served.since.elapsed());
+        let mut pause = self.pause_after(served);
         loop {
-            match self.connect()? {
-                Ok(()) => return Ok(None),
-                // It is not there yet, or is about to end.
-                Err(Error::Syscall { .. } | Error::Ended(_)) => {}
-                Err(error) => return Err(explained(error)),
-            }
-            if let Some(end) = self.wait(RETRY)? {
+            if let Some(end) = self.wait(pause)? {
                 return Ok(Some(end));
             }
+            pause = match self.connect()? {
+                Ok(()) => return Ok(None),
+                // It was there, and is about to end, or admits no more.
+                Err(error) if connect::is_ended(&error) => self.pause_after(Duration::ZERO),
+                // It is not there yet.
+                Err(Error::Syscall { .. }) => RETRY,
+                Err(error) => return Err(explained(error)),
+            };
         }
     }
 
@@ -139,18 +186,40 @@ impl<'a> Stream<'a> {
             if watched[1].any().unwrap_or(false) {
                 return Ok(News::Ends(WatchEnd::ReaderGone));
             }
-            return match served.connection.next() {
-                Ok(Some(answer)) => Ok(News::Answer(Box::new(answer))),
-                Ok(None) | Err(Error::Syscall { .. }) => Ok(News::AgentEnded),
-                Err(error) => Err(explained(error)),
-            };
+            let answer = served.connection.next();
+            return self.heard(answer);
         }
+    }
+
+    fn heard(&mut self, answer: Result<Option<Answer>, Error>) -> Result<News> {
+        match answer {
+            Ok(Some(answer)) => {
+                self.is_begun = true;
+                self.why = Cow::Borrowed("the agent ended soon after it began to answer");
+                Ok(News::Answer(Box::new(answer)))
+            }
+            Ok(None) | Err(Error::Syscall { .. }) if !self.is_begun => bail!(connect::UNANSWERED),
+            Ok(None) | Err(Error::Syscall { .. }) => Ok(News::AgentEnded),
+            Err(error) => Err(explained(error)),
+        }
+    }
+
+    /// The pause after a watch that was served for so long; says why, once it has become a long one.
+    fn pause_after(&mut self, served: Duration) -> Duration {
+        let pause = self.pauses.after(served);
+        if pause.is_zero() {
+            self.is_said = false;
+        } else if pause == LONGEST && !std::mem::replace(&mut self.is_said, true) {
+            say(&format!("{}; this tries again every {} s", printable(&self.why), LONGEST.as_secs()));
+        }
+        pause
     }
 
     /// Tries to begin at the agent that is there.
     fn connect(&mut self) -> Result<Result<(), Error>> {
         let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("eventfd2 failed")?;
         let served = Served::begin(eventfd, self.socket, &self.request, self.deadline);
+        self.why = Cow::Borrowed(connect::UNANSWERED);
         Ok(served.map(|served| self.served = Some(served)))
     }
 
@@ -185,7 +254,10 @@ mod tests {
     use monitor_client::{connect_within, wire::WatchRequest};
     use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
 
-    use super::{Stream, WatchEnd};
+    use super::{LONGEST, News, Pauses, RETRY, Stream, WatchEnd};
+    use crate::commands::fake_agent::FakeAgent;
+
+    const WATCHING: &str = r#"{"type":"watching","groups":0}"#;
 
     #[test]
     fn an_agent_that_accepts_nothing_is_waited_for_until_the_deadline() {
@@ -200,5 +272,51 @@ mod tests {
         let stream = || Stream::new(&path, WatchRequest::default(), Some(Instant::now() + moment));
         assert_eq!(stream().begin().expect("an agent"), Some(WatchEnd::TimedOut));
         assert_eq!(stream().begin_again().expect("an agent"), Some(WatchEnd::TimedOut));
+    }
+
+    #[test]
+    fn pauses_grow_while_a_watch_ends_sooner() {
+        let mut pauses = Pauses::new();
+        assert_eq!(pauses.after(Duration::from_secs(1)), Duration::ZERO, "it was served for long");
+        let all: Vec<_> = (0..7).map(|_| pauses.after(RETRY)).collect();
+        let millis = all.iter().map(Duration::as_millis).collect::<Vec<_>>();
+        assert_eq!(millis, [200, 400, 800, 1600, 3200, 5000, 5000]);
+        assert_eq!(pauses.after(LONGEST + RETRY), Duration::ZERO);
+        assert_eq!(pauses.after(Duration::ZERO), RETRY, "they begin anew");
+    }
+
+    #[test]
+    fn a_first_connection_that_is_ended_unanswered_is_explained() {
+        let agent = FakeAgent::start(|_, _| {});
+        let path = agent.socket();
+        let mut stream = Stream::new(&path, WatchRequest::default(), None);
+        let error = stream.begin().and_then(|_| stream.news()).expect_err("no answer").to_string();
+        assert!(error.contains("as many connections open as one may have"), "{error}");
+    }
+
+    #[test]
+    fn an_agent_that_ends_each_connection_is_not_asked_again_at_once() {
+        let agent = FakeAgent::start(|number, connection| {
+            if number == 0 {
+                connection.send(WATCHING);
+            }
+        });
+        let path = agent.socket();
+        let deadline = Instant::now() + Duration::from_millis(500);
+        let mut stream = Stream::new(&path, WatchRequest::default(), Some(deadline));
+        assert_eq!(stream.begin().expect("an agent"), None);
+        let end = loop {
+            match stream.news().expect("news") {
+                News::Answer(_) => {}
+                News::Ends(end) => break end,
+                News::AgentEnded => {
+                    if let Some(end) = stream.begin_again().expect("an agent") {
+                        break end;
+                    }
+                }
+            }
+        };
+        assert_eq!(end, WatchEnd::TimedOut);
+        assert!(agent.connections() < 10, "{} connections", agent.connections());
     }
 }
