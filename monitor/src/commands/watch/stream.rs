@@ -200,6 +200,10 @@ impl<'a> Stream<'a> {
             }
             Ok(None) | Err(Error::Syscall { .. }) if !self.is_begun => bail!(connect::UNANSWERED),
             Ok(None) | Err(Error::Syscall { .. }) => Ok(News::AgentEnded),
+            Err(error) if self.request.again && is_shortage(&error) => {
+                self.why = Cow::Owned(error.to_string());
+                Ok(News::AgentEnded)
+            }
             Err(error) => Err(explained(error)),
         }
     }
@@ -239,6 +243,12 @@ fn is_for_later(error: &Error) -> bool {
     error.is_timeout() || error.errno() == Some(Errno::EINTR as i32)
 }
 
+/// Whether the agent refuses for a reason that may pass by itself.
+fn is_shortage(error: &Error) -> bool {
+    let shortages = [Errno::EBUSY, Errno::EAGAIN, Errno::ENOMEM, Errno::EMFILE, Errno::ENFILE];
+    matches!(error, Error::Refused { errno, .. } if shortages.contains(&Errno::from_raw(*errno)))
+}
+
 fn explained(error: Error) -> anyhow::Error {
     connect::explained(error, "--control-socket")
 }
@@ -258,6 +268,7 @@ mod tests {
     use crate::commands::fake_agent::FakeAgent;
 
     const WATCHING: &str = r#"{"type":"watching","groups":0}"#;
+    const BUSY: &str = r#"{"type":"error","errno":16,"why":"EBUSY: try later"}"#;
 
     #[test]
     fn an_agent_that_accepts_nothing_is_waited_for_until_the_deadline() {
@@ -292,6 +303,34 @@ mod tests {
         let mut stream = Stream::new(&path, WatchRequest::default(), None);
         let error = stream.begin().and_then(|_| stream.news()).expect_err("no answer").to_string();
         assert!(error.contains("as many connections open as one may have"), "{error}");
+    }
+
+    #[test]
+    fn a_shortage_of_the_next_agent_is_waited_out_and_another_refusal_is_not() {
+        let agent = FakeAgent::start(|number, connection| match number {
+            1 => connection.send(BUSY),
+            3 => connection.send(r#"{"type":"error","errno":1,"why":"EPERM: no operator"}"#),
+            _ => connection.send(WATCHING),
+        });
+        let path = agent.socket();
+        let mut stream = Stream::new(&path, WatchRequest::default(), None);
+        assert_eq!(stream.begin().expect("an agent"), None);
+        let mut answers = 0;
+        let error = loop {
+            match stream.news() {
+                Ok(News::Answer(_)) => answers += 1,
+                Ok(News::AgentEnded) => assert_eq!(stream.begin_again().expect("an agent"), None),
+                Ok(News::Ends(end)) => panic!("{end:?}"),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!((answers, agent.connections()), (2, 4));
+        assert_eq!(error.to_string(), "EPERM: no operator");
+        let agent = FakeAgent::start(|_, connection| connection.send(BUSY));
+        let path = agent.socket();
+        let mut first = Stream::new(&path, WatchRequest::default(), None);
+        let error = first.begin().and_then(|_| first.news()).expect_err("a refusal");
+        assert_eq!(error.to_string(), "EBUSY: try later", "the first agent has to be there");
     }
 
     #[test]
