@@ -7,16 +7,20 @@ use std::{
     collections::{HashMap, VecDeque},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::Result;
 use memcg_monitor::printable;
-use monitor_client::wire::EventRow;
+use monitor_client::{named, wire::EventRow};
 
 use crate::commands::{say, text_of};
 
 /// Groups whose events wait; those of others are dropped.
 const WAITING: usize = 4096;
+
+/// Time until it is said again that events find no room.
+const SAID_AGAIN: Duration = Duration::from_secs(10);
 
 /// Done for an event, with the number of those that were dropped before it.
 type Work = Box<dyn Fn(&EventRow, u64) -> Result<()> + Send + Sync>;
@@ -41,7 +45,7 @@ struct State {
     /// Most groups that run at once.
     at_once: usize,
     /// Events of groups that found no room.
-    unheard: u64,
+    unheard: Unheard,
 }
 
 /// The next event of a group, and those that it replaced.
@@ -49,6 +53,31 @@ struct State {
 struct Next {
     event: Option<EventRow>,
     dropped: u64,
+}
+
+/// The number of events that found no room, which is said once in a while.
+#[derive(Default)]
+struct Unheard {
+    count: u64,
+    said: u64,
+    last: Option<Instant>,
+}
+
+impl Unheard {
+    /// Counts one more; returns the number where it is to be said now.
+    fn add(&mut self, now: Instant) -> Option<u64> {
+        self.count += 1;
+        let is_due = self.last.is_none_or(|last| now.saturating_duration_since(last) >= SAID_AGAIN);
+        if is_due {
+            self.last = Some(now);
+        }
+        is_due.then(|| self.rest()).flatten()
+    }
+
+    /// The number, unless it was said.
+    fn rest(&mut self) -> Option<u64> {
+        (std::mem::replace(&mut self.said, self.count) < self.count).then_some(self.count)
+    }
 }
 
 /// The place that a new event finds.
@@ -60,7 +89,13 @@ enum Place {
 
 impl State {
     fn new(at_once: usize) -> Self {
-        Self { groups: HashMap::new(), waiting: VecDeque::new(), running: 0, at_once, unheard: 0 }
+        Self {
+            groups: HashMap::new(),
+            waiting: VecDeque::new(),
+            running: 0,
+            at_once,
+            unheard: Unheard::default(),
+        }
     }
 
     /// Adds an event; a group that has none begins to run, or to wait.
@@ -71,7 +106,6 @@ impl State {
             return Place::Waits;
         }
         if self.waiting.len() >= WAITING {
-            self.unheard += 1;
             return Place::NoRoom;
         }
         self.groups.insert(id, Next { event: Some(event), dropped: 0 });
@@ -117,25 +151,26 @@ impl Executor {
 
     /// Does it for an event, now or once its group's turn comes.
     pub fn run(&self, event: &EventRow) {
-        let (id, place) = (event.id, self.0.state().add(event.clone()));
+        let (id, option) = (event.id, self.0.option);
+        let place = self.0.state().add(event.clone());
         match place {
             Place::Waits => {}
             Place::Runs => {
                 let inner = Arc::clone(&self.0);
                 let work = move || inner.run_from(id);
                 if let Err(error) = thread::Builder::new().name("event".into()).spawn(work) {
-                    say(&format!("{}: no thread, an event is dropped: {error}", self.0.option));
+                    let (group, why) = (printable(&event.cgroup), named(&error));
+                    say(&format!(
+                        "{group}: {option}: the event is dropped, as no thread can be started: {why}"
+                    ));
                     let mut state = self.0.state();
                     state.running -= 1;
                     state.groups.remove(&id);
                 }
             }
             Place::NoRoom => {
-                let unheard = self.0.state().unheard;
-                let option = self.0.option;
-                say(&format!(
-                    "{option}: {unheard} events were dropped so far, since those of {WAITING} groups wait"
-                ));
+                let unheard = self.0.state().unheard.add(Instant::now());
+                self.0.say_unheard(unheard);
             }
         }
     }
@@ -147,12 +182,24 @@ impl Drop for Executor {
         while state.running > 0 {
             state = self.0.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        let unheard = state.unheard.rest();
+        drop(state);
+        self.0.say_unheard(unheard);
     }
 }
 
 impl Inner {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn say_unheard(&self, count: Option<u64>) {
+        if let Some(count) = count {
+            let option = self.option;
+            say(&format!(
+                "{option}: {count} events were dropped so far, since those of {WAITING} groups wait"
+            ));
+        }
     }
 
     fn run_from(&self, id: u64) {
@@ -176,11 +223,14 @@ impl Inner {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::channel;
+    use std::{
+        sync::mpsc::channel,
+        time::{Duration, Instant},
+    };
 
     use monitor_client::wire::EventRow;
 
-    use super::{Executor, State};
+    use super::{Executor, SAID_AGAIN, State, Unheard};
 
     fn event(id: u64, usage: u64) -> EventRow {
         EventRow { id, usage: Some(usage), ..EventRow::default() }
@@ -229,5 +279,15 @@ mod tests {
         go.send(()).expect("the second");
         drop(executor);
         assert_eq!(seen.iter().collect::<Vec<_>>(), [(2, Some(3), 1)]);
+    }
+
+    #[test]
+    fn events_without_room_are_said_once_in_a_while() {
+        let (mut unheard, start) = (Unheard::default(), Instant::now());
+        assert_eq!(unheard.add(start), Some(1));
+        assert_eq!(unheard.add(start + Duration::from_secs(1)), None);
+        assert_eq!(unheard.add(start + SAID_AGAIN), Some(3));
+        assert_eq!((unheard.rest(), unheard.add(start + SAID_AGAIN)), (None, None));
+        assert_eq!((unheard.rest(), unheard.rest()), (Some(4), None), "at the end");
     }
 }
