@@ -1,6 +1,7 @@
 //! The command `memcg-monitor watch`: tells what happens in all groups that match patterns, over
 //! restarts of the agent.
 
+mod actions;
 mod check;
 mod directory;
 mod exec;
@@ -27,11 +28,9 @@ use crate::{
     commands::{
         TIMED_OUT, deadline, output, say, timed_out,
         watch::{
-            exec::ShellCommand,
+            actions::Actions,
             known::Known,
-            queue::Executor,
             rule::Rule,
-            signal::GroupSignal,
             stream::{News, Stream, WatchEnd},
         },
     },
@@ -42,9 +41,6 @@ const WRONG_USAGE: u8 = 2;
 
 /// The reason why the agent had no room for events.
 const TOO_SLOW: &str = "this was too slow to read the events before the next";
-
-/// The time that a command may take, where a rule does not say it; as the option's default.
-const EXEC_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub fn run(options: &Watch) -> Result<ExitCode> {
     if let Some(directory) = &options.check_config {
@@ -65,14 +61,19 @@ fn watch(options: &Watch, rule: &Rule) -> Result<ExitCode> {
     let mut request = rule.request.clone();
     let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
     let known = Known::of(&mut request.specs);
-    let mut teller = Teller { output: options.output, deadline, known, told: 0, actions: actions(rule)? };
+    let actions = Actions::of(rule)?;
+    let mut teller = Teller { output: options.output, deadline, known, told: 0, actions };
     let mut stream = Stream::new(&options.control_socket, request, deadline);
     match stream.begin()? {
         Some(WatchEnd::TimedOut) => return Ok(timed_out(options.timeout)),
         Some(_) => return Ok(ExitCode::SUCCESS),
         None => {}
     }
-    match follow(options, &mut stream, &mut teller)? {
+    let end = follow(options, &mut stream, &mut teller);
+    if !matches!(end, Ok(WatchEnd::Counted)) {
+        teller.actions.break_off();
+    }
+    match end? {
         WatchEnd::TimedOut => Ok(ExitCode::from(TIMED_OUT)),
         WatchEnd::Counted | WatchEnd::ReaderGone => Ok(ExitCode::SUCCESS),
     }
@@ -109,24 +110,6 @@ fn follow(options: &Watch, stream: &mut Stream<'_>, teller: &mut Teller) -> Resu
     }
 }
 
-/// Prepares what the rule asks to do for each event.
-///
-/// # Errors
-/// The process to signal is not there.
-fn actions(rule: &Rule) -> Result<Vec<Executor>> {
-    let mut actions = Vec::new();
-    if let Some((signal, to)) = rule.signal.zip(rule.to) {
-        let signal = GroupSignal::new(signal, to)?;
-        actions.push(Executor::new("--signal", 1, move |event, _| signal.send(event)));
-    }
-    if let Some(command) = &rule.exec {
-        let command = ShellCommand::new(command.clone(), rule.exec_timeout.unwrap_or(EXEC_TIMEOUT));
-        actions
-            .push(Executor::new("--exec", exec::AT_ONCE, move |event, dropped| command.run(event, dropped)));
-    }
-    Ok(actions)
-}
-
 /// Lines in which `watch` speaks of itself, beside the agent's answers.
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -145,7 +128,7 @@ struct Teller {
     /// Events that were told.
     told: u64,
     /// Done for each event.
-    actions: Vec<Executor>,
+    actions: Actions,
 }
 
 impl Teller {
@@ -154,7 +137,7 @@ impl Teller {
             Answer::Event(event) => {
                 if self.known.is_news(event) {
                     self.told += 1;
-                    self.act(event);
+                    self.actions.run(event);
                 } else if event.lost > 0 {
                     answer = Answer::Missed { count: event.lost, why: TOO_SLOW.into() };
                 } else {
@@ -180,13 +163,6 @@ impl Teller {
                 Ok(())
             }
             (Output::Text, _) => Ok(()),
-        }
-    }
-
-    /// Begins what is to be done for an event; nothing of that holds up the next event.
-    fn act(&self, event: &EventRow) {
-        for action in &self.actions {
-            action.run(event);
         }
     }
 

@@ -46,6 +46,8 @@ struct State {
     at_once: usize,
     /// Events of groups that found no room.
     unheard: Unheard,
+    /// Whether no more work is begun.
+    is_over: bool,
 }
 
 /// The next event of a group, and those that it replaced.
@@ -53,6 +55,15 @@ struct State {
 struct Next {
     event: Option<EventRow>,
     dropped: u64,
+    /// Whether the group's work has begun, for an event before.
+    is_begun: bool,
+}
+
+impl Next {
+    /// Drops these events, and counts them.
+    fn drop_all(&mut self) -> u64 {
+        u64::from(self.event.take().is_some()) + std::mem::take(&mut self.dropped)
+    }
 }
 
 /// The number of events that found no room, which is said once in a while.
@@ -85,6 +96,8 @@ enum Place {
     Runs,
     Waits,
     NoRoom,
+    /// No work is begun any more.
+    None,
 }
 
 impl State {
@@ -95,11 +108,15 @@ impl State {
             running: 0,
             at_once,
             unheard: Unheard::default(),
+            is_over: false,
         }
     }
 
     /// Adds an event; a group that has none begins to run, or to wait.
     fn add(&mut self, event: EventRow) -> Place {
+        if self.is_over {
+            return Place::None;
+        }
         let id = event.id;
         if let Some(next) = self.groups.get_mut(&id) {
             next.dropped += u64::from(next.event.replace(event).is_some());
@@ -108,7 +125,7 @@ impl State {
         if self.waiting.len() >= WAITING {
             return Place::NoRoom;
         }
-        self.groups.insert(id, Next { event: Some(event), dropped: 0 });
+        self.groups.insert(id, Next { event: Some(event), ..Next::default() });
         if self.running < self.at_once {
             self.running += 1;
             return Place::Runs;
@@ -124,6 +141,7 @@ impl State {
             if let Some(next) = self.groups.get_mut(&id)
                 && let Some(event) = next.event.take()
             {
+                next.is_begun = true;
                 return Some((event, std::mem::take(&mut next.dropped)));
             }
             self.groups.remove(&id);
@@ -135,6 +153,20 @@ impl State {
                 }
             }
         }
+    }
+
+    /// Drops the events whose work has not begun, and all that come later; returns the number of the former.
+    fn end(&mut self) -> u64 {
+        self.is_over = true;
+        let mut dropped = 0;
+        for id in std::mem::take(&mut self.waiting) {
+            dropped += self.groups.remove(&id).map_or(0, |mut next| next.drop_all());
+        }
+        // The first event of a group whose thread has only been started is worked on.
+        for next in self.groups.values_mut().filter(|next| next.is_begun) {
+            dropped += next.drop_all();
+        }
+        dropped
     }
 }
 
@@ -154,7 +186,7 @@ impl Executor {
         let (id, option) = (event.id, self.0.option);
         let place = self.0.state().add(event.clone());
         match place {
-            Place::Waits => {}
+            Place::Waits | Place::None => {}
             Place::Runs => {
                 let inner = Arc::clone(&self.0);
                 let work = move || inner.run_from(id);
@@ -172,6 +204,15 @@ impl Executor {
                 let unheard = self.0.state().unheard.add(Instant::now());
                 self.0.say_unheard(unheard);
             }
+        }
+    }
+
+    /// Drops the events that wait, and says how many; what runs goes on.
+    pub fn break_off(&self) {
+        let dropped = self.0.state().end();
+        if dropped > 0 {
+            let option = self.0.option;
+            say(&format!("{option}: {dropped} events that waited are dropped, as the watch ends"));
         }
     }
 }
@@ -230,7 +271,7 @@ mod tests {
 
     use monitor_client::wire::EventRow;
 
-    use super::{Executor, SAID_AGAIN, State, Unheard};
+    use super::{Executor, Place, SAID_AGAIN, State, Unheard};
 
     fn event(id: u64, usage: u64) -> EventRow {
         EventRow { id, usage: Some(usage), ..EventRow::default() }
@@ -282,6 +323,24 @@ mod tests {
     }
 
     #[test]
+    fn an_end_drops_what_waits_and_not_the_one_event_of_a_watch() {
+        let mut state = State::new(1);
+        state.add(event(1, 1));
+        assert_eq!(state.end(), 0, "its thread begins");
+        assert!(state.next(1).is_some());
+        let mut state = State::new(1);
+        for (id, usage) in [(1, 1), (2, 2), (2, 3), (3, 4)] {
+            state.add(event(id, usage));
+        }
+        assert!(state.next(1).is_some());
+        state.add(event(1, 5));
+        assert_eq!(state.end(), 4, "two of the second, the third, and what is next of the first");
+        assert!(matches!(state.add(event(4, 6)), Place::None));
+        assert!(state.next(1).is_none());
+        assert_eq!((state.running, state.groups.len()), (0, 0));
+    }
+
+    #[test]
     fn events_without_room_are_said_once_in_a_while() {
         let (mut unheard, start) = (Unheard::default(), Instant::now());
         assert_eq!(unheard.add(start), Some(1));
@@ -289,5 +348,25 @@ mod tests {
         assert_eq!(unheard.add(start + SAID_AGAIN), Some(3));
         assert_eq!((unheard.rest(), unheard.add(start + SAID_AGAIN)), (None, None));
         assert_eq!((unheard.rest(), unheard.rest()), (Some(4), None), "at the end");
+    }
+
+    #[test]
+    fn work_that_waits_is_not_waited_for_when_it_is_broken_off() {
+        let (go, gate) = channel();
+        let (done, seen) = channel();
+        let gate = std::sync::Mutex::new(gate);
+        let executor = Executor::new("--exec", 1, move |event, _| {
+            done.send(event.usage)?;
+            Ok(gate.lock().expect("the gate").recv()?)
+        });
+        executor.run(&event(1, 1));
+        assert_eq!(seen.recv().expect("the first"), Some(1));
+        for (id, usage) in [(1, 2), (2, 3)] {
+            executor.run(&event(id, usage));
+        }
+        executor.break_off();
+        go.send(()).expect("the first");
+        drop(executor);
+        assert_eq!(seen.iter().count(), 0);
     }
 }
