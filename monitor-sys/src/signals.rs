@@ -28,6 +28,19 @@ pub fn restore(restored: Signal) -> Result<(), Errno> {
     unsafe { signal(restored, SigHandler::SigDfl) }.map(drop)
 }
 
+/// Reports whether this process ignores a signal, as one that `nohup` has started ignores SIGHUP.
+///
+/// # Errors
+/// None that `sigaction` is known to have for a signal.
+pub fn is_ignored(asked: Signal) -> Result<bool, Errno> {
+    // SAFETY: it has numbers and pointers alone, which may be 0.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: changes nothing, and writes to `action`, which outlives the call.
+    let got = unsafe { libc::sigaction(asked as libc::c_int, std::ptr::null(), &raw mut action) };
+    Errno::result(got)?;
+    Ok(action.sa_sigaction == libc::SIG_IGN)
+}
+
 /// Has [`Thread::interrupt`] end a system call that waits with `EINTR`, from now on: a handler
 /// that does nothing, without `SA_RESTART`. A handler that was there before is gone.
 ///
@@ -97,6 +110,16 @@ mod tests {
             sleep(Duration::from_millis(1));
         }
         assert_eq!(waiting.join().expect("the thread"), Err(Errno::EINTR));
+        Ok(())
+    }
+
+    #[test]
+    fn a_signal_is_ignored_until_it_is_restored() -> nix::Result<()> {
+        assert!(!is_ignored(Signal::SIGUSR2)?);
+        ignore(Signal::SIGUSR2)?;
+        assert!(is_ignored(Signal::SIGUSR2)?);
+        restore(Signal::SIGUSR2)?;
+        assert!(!is_ignored(Signal::SIGUSR2)?);
         Ok(())
     }
 

@@ -4,11 +4,13 @@
 mod actions;
 mod check;
 mod directory;
+mod ending;
 mod exec;
 mod known;
 mod queue;
 mod request;
 mod rule;
+mod running;
 mod signal;
 mod stream;
 mod words;
@@ -62,7 +64,7 @@ fn watch(options: &Watch, rule: &Rule) -> Result<ExitCode> {
     let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
     let known = Known::of(&mut request.specs);
     let actions = Actions::of(rule)?;
-    let mut teller = Teller { output: options.output, deadline, known, told: 0, actions };
+    let mut teller = Teller { output: options.output, deadline, known, told: 0, actions: &actions };
     let mut stream = Stream::new(&options.control_socket, request, deadline);
     match stream.begin()? {
         Some(WatchEnd::TimedOut) => return Ok(timed_out(options.timeout)),
@@ -71,8 +73,11 @@ fn watch(options: &Watch, rule: &Rule) -> Result<ExitCode> {
     }
     let end = follow(options, &mut stream, &mut teller);
     if !matches!(end, Ok(WatchEnd::Counted)) {
-        teller.actions.break_off();
+        actions.break_off();
     }
+    // The registrations are not needed any more.
+    drop(stream);
+    actions.finish();
     match end? {
         WatchEnd::TimedOut => Ok(ExitCode::from(TIMED_OUT)),
         WatchEnd::Counted | WatchEnd::ReaderGone => Ok(ExitCode::SUCCESS),
@@ -80,10 +85,13 @@ fn watch(options: &Watch, rule: &Rule) -> Result<ExitCode> {
 }
 
 /// Tells what comes, from one agent after another.
-fn follow(options: &Watch, stream: &mut Stream<'_>, teller: &mut Teller) -> Result<WatchEnd> {
+fn follow(options: &Watch, stream: &mut Stream<'_>, teller: &mut Teller<'_>) -> Result<WatchEnd> {
     let mut away_since: Option<Instant> = None;
     loop {
-        match stream.news()? {
+        let news = stream.news()?;
+        // Nothing would be done for it any more.
+        teller.actions.leave_to_signal();
+        match news {
             News::Answer(answer) => {
                 if let Some(start) = away_since.take() {
                     teller.away(Some(start.elapsed()))?;
@@ -121,17 +129,17 @@ enum Notice {
 }
 
 /// Tells events in the form that is asked for.
-struct Teller {
+struct Teller<'a> {
     output: Output,
     deadline: Option<Instant>,
     known: Known,
     /// Events that were told.
     told: u64,
     /// Done for each event.
-    actions: Actions,
+    actions: &'a Actions,
 }
 
-impl Teller {
+impl Teller<'_> {
     fn tell(&mut self, mut answer: Answer) -> Result<()> {
         match &mut answer {
             Answer::Event(event) => {
@@ -191,5 +199,75 @@ impl Teller {
 
     fn line(&self, text: &str) -> Result<()> {
         output::print(text, self.deadline)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        env, fs,
+        os::unix::process::ExitStatusExt as _,
+        process::{self, Stdio},
+        thread,
+        time::Duration,
+    };
+
+    use clap::Parser as _;
+    use nix::{
+        errno::Errno,
+        sys::signal::{Signal, kill},
+        unistd::Pid,
+    };
+
+    use super::run;
+    use crate::{
+        cli::{Cli, Command},
+        commands::fake_agent::FakeAgent,
+    };
+
+    /// The variable that names the file for a command's number.
+    const FILE: &str = "MONITOR_TEST_FILE";
+
+    #[test]
+    #[ignore = "a program for the test below"]
+    fn program_that_runs_a_command() {
+        let file = env::var(FILE).expect("a file");
+        let agent = FakeAgent::start(|_, connection| {
+            connection.send(r#"{"type":"watching","groups":1}"#);
+            connection.send(r#"{"type":"event","time":0,"cgroup":"/g","event":"oom","signals":1,"id":7}"#);
+            loop {
+                thread::park();
+            }
+        });
+        let (socket, command) = (agent.socket(), format!("echo $$ > {file}; exec sleep 600"));
+        let socket = socket.to_str().expect("text");
+        let words = ["memcg-monitor", "watch", "/**", "oom", "--exec", &command, "--control-socket", socket];
+        let Command::Watch(options) = Cli::parse_from(words).command else { panic!("another command") };
+        let _ = run(&options);
+    }
+
+    #[test]
+    fn a_signal_ends_the_commands_that_run_and_then_the_watch() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("pid");
+        let mut program = process::Command::new(env::current_exe().expect("this program"));
+        let name = "commands::watch::tests::program_that_runs_a_command";
+        program.args(["--exact", name, "--ignored", "--nocapture"]).env(FILE, &file);
+        // It cannot remove what it makes there.
+        program.env("TMPDIR", directory.path());
+        let mut program = program.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("this program");
+        let command = loop {
+            let number = fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok());
+            if let Some(number) = number {
+                break Pid::from_raw(number);
+            }
+            assert!(program.try_wait().expect("a status").is_none(), "it has ended");
+            thread::sleep(Duration::from_millis(1));
+        };
+        let watch = Pid::from_raw(program.id().try_into().expect("a number"));
+        kill(watch, Signal::SIGTERM).expect("a signal");
+        let status = program.wait().expect("its end");
+        assert_eq!(status.signal(), Some(Signal::SIGTERM as i32), "{status}");
+        assert_eq!(kill(command, None::<Signal>), Err(Errno::ESRCH), "it is ended and reaped");
     }
 }

@@ -198,6 +198,8 @@ impl Executor {
                     let mut state = self.0.state();
                     state.running -= 1;
                     state.groups.remove(&id);
+                    drop(state);
+                    self.0.moved.notify_all();
                 }
             }
             Place::NoRoom => {
@@ -215,10 +217,9 @@ impl Executor {
             say(&format!("{option}: {dropped} events that waited are dropped, as the watch ends"));
         }
     }
-}
 
-impl Drop for Executor {
-    fn drop(&mut self) {
+    /// Waits until nothing runs or waits.
+    pub fn wait(&self) {
         let mut state = self.0.state();
         while state.running > 0 {
             state = self.0.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -226,6 +227,12 @@ impl Drop for Executor {
         let unheard = state.unheard.rest();
         drop(state);
         self.0.say_unheard(unheard);
+    }
+}
+
+impl Drop for Executor {
+    fn drop(&mut self) {
+        self.wait();
     }
 }
 
