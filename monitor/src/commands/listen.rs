@@ -112,8 +112,55 @@ fn explained(error: Error) -> anyhow::Error {
 
 #[cfg(test)]
 mod tests {
-    use super::explained;
+    use std::{fs, process::ExitCode};
+
+    use anyhow::Result;
+    use clap::Parser as _;
     use monitor_client::Target;
+
+    use super::{explained, run};
+    use crate::{
+        cli::{Cli, Command},
+        commands::fake_agent::FakeAgent,
+    };
+
+    const LISTENING: &str = r#"{"type":"listening"}"#;
+
+    /// Listens at this agent on a file in a group's place.
+    fn listen(agent: &FakeAgent, options: &[&str]) -> Result<ExitCode> {
+        let group = tempfile::tempdir().expect("a directory");
+        let usage = group.path().join("memory.current");
+        fs::write(&usage, "0\n").expect("a file");
+        let (usage, socket) = (usage.to_str().expect("text"), agent.socket());
+        let words = ["memcg-monitor", "listen", usage, "1M", "--control-socket"];
+        let words = words.into_iter().chain(socket.to_str()).chain(options.iter().copied());
+        let Command::Listen(options) = Cli::parse_from(words).command else { panic!("another command") };
+        run(&options)
+    }
+
+    #[test]
+    fn an_error_in_the_middle_is_not_the_end_of_the_agent() {
+        for (packet, words) in [
+            (r#"{"type":"error","errno":12,"why":"ENOMEM: gone"}"#, "ENOMEM: gone"),
+            (r#"{"type":"new_thing"}"#, "the agent answered"),
+        ] {
+            for output in ["text", "json"] {
+                let agent = FakeAgent::start(move |_, connection| {
+                    connection.send(LISTENING);
+                    connection.send(packet);
+                });
+                let error = listen(&agent, &["-o", output, "--timeout", "5"]).expect_err("an error");
+                assert!(error.to_string().contains(words), "{output}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_agent_that_ends_before_it_answers_is_explained() {
+        let agent = FakeAgent::start(|_, _| {});
+        let error = format!("{:#}", listen(&agent, &["-o", "json"]).expect_err("no answer"));
+        assert!(error.contains("as many connections open as one may have"), "{error}");
+    }
 
     #[test]
     fn a_missing_control_file_is_named_with_errno_and_advice() {

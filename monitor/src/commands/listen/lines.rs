@@ -23,7 +23,7 @@ use nix::{
 use super::{note::Noter, registrar::Registrar, wanted::Wanted, words};
 use crate::{
     cli::Listen,
-    commands::{TIMED_OUT, deadline, output, say},
+    commands::{TIMED_OUT, connect, deadline, output, say},
 };
 
 const AGENT_ENDED: &str = "the agent ended; signals go on once an agent that keeps registrations \
@@ -42,7 +42,7 @@ impl Lines<'_> {
     /// Prints a line for each signal, until as many as were asked for have come, or the group is removed.
     ///
     /// # Errors
-    /// `poll`, `read` or `write` failed.
+    /// The agent's answer is an error, or not understood; `poll`, `read` or `write` failed.
     pub fn print(
         mut self,
         mut registrar: Registrar,
@@ -83,7 +83,9 @@ impl Lines<'_> {
                         Ok(Some(Answer::Event(event))) => Some(event),
                         Ok(Some(_)) => continue,
                         Err(error) if error.is_timeout() => continue,
-                        Ok(None) | Err(_) => None,
+                        Ok(None) => None,
+                        Err(error) if connect::is_ended(&error) => None,
+                        Err(error) => return Err(connect::explained(error, "--control-socket")),
                     },
                     _ => None,
                 };

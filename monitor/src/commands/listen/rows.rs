@@ -20,8 +20,10 @@ use nix::{
 use super::note::Noter;
 use crate::{
     cli::Listen,
-    commands::{TIMED_OUT, deadline, output},
+    commands::{TIMED_OUT, connect, deadline, output},
 };
+
+const AGENT_ENDED: &str = "the agent ended; register again once it is back";
 
 /// Prints an object for each event, until as many signals as were asked for have come, or the group is
 /// removed.
@@ -60,9 +62,10 @@ pub fn print(
         let event: EventRow = match connection.next() {
             Ok(Some(Answer::Event(event))) => event,
             Ok(Some(_)) => continue,
-            Ok(None) => bail!("the agent ended; register again once it is back"),
+            Ok(None) => bail!(AGENT_ENDED),
             Err(error) if error.is_timeout() => continue,
-            Err(error) => return Err(error.into()),
+            Err(error) if connect::is_ended(&error) => bail!(AGENT_ENDED),
+            Err(error) => return Err(connect::explained(error, "--control-socket")),
         };
         serde_json::to_writer(&mut out, &event).context("cannot write")?;
         writeln!(out)?;
