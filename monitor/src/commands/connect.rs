@@ -84,12 +84,14 @@ mod tests {
     fn each_command_names_the_socket_that_is_missing_the_errno_and_the_remedy() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = |name: &str| directory.path().join(name).to_str().expect("text").to_owned();
-        let (socket, usage) = (path("socket"), path("memory.current"));
+        let (socket, another, usage) = (path("socket"), path("another"), path("memory.current"));
         fs::write(&usage, "0\n").expect("a file");
-        let cases: [(&[&str], &str); 4] = [
+        let cases: [(&[&str], &str); 6] = [
             (&["list", "--control-socket", &socket], "--control-socket"),
             (&["status", "--control-socket", &socket], "--control-socket"),
             (&["listen", &usage, "1M", "--socket", &socket], "--socket"),
+            (&["listen", &usage, "1M", "--control-socket", &socket], "--control-socket"),
+            (&["listen", &usage, "1M", "--control-socket", &another, "--socket", &socket], "--socket"),
             (&["listen", "-o", "json", &usage, "1M", "--control-socket", &socket], "--control-socket"),
         ];
         for (arguments, option) in cases {

@@ -36,18 +36,19 @@ impl Registrar {
 pub type FailedAt = (Error, &'static str);
 
 /// Registers at the admin socket where this user is an operator, for the causes; else at the
-/// registration socket.
+/// registration socket, if that is the same agent's.
 pub fn register(
     options: &Listen,
     line: &str,
     descriptors: [BorrowedFd<'_>; 2],
 ) -> Result<Registrar, FailedAt> {
-    // Another registration socket may be another agent's than the default admin socket is.
-    let is_one_agents = options.socket == Path::new(monitor_client::SOCKET)
-        || options.control_socket != Path::new(monitor_client::CONTROL_SOCKET);
-    if is_one_agents {
+    let has_usual_socket = options.socket == Path::new(monitor_client::SOCKET);
+    let has_usual_control_socket = options.control_socket == Path::new(monitor_client::CONTROL_SOCKET);
+    // A socket that is named and one by default may be two agents'.
+    let are_one_agents = has_usual_socket == has_usual_control_socket;
+    if are_one_agents || !has_usual_control_socket {
         match follow(options, line, descriptors) {
-            Err((error, _)) if is_not_admitted(&error) => {}
+            Err((error, _)) if are_one_agents && is_not_admitted(&error) => {}
             outcome => return outcome,
         }
     }
