@@ -10,7 +10,7 @@ mod wanted;
 pub mod words;
 
 use std::{
-    io::{self, Write as _},
+    io,
     os::fd::{AsFd as _, AsRawFd as _},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -27,10 +27,14 @@ use nix::{
 use self::{lines::Lines, note::Noter, registrar::Registrar, wanted::Wanted};
 use crate::{
     cli::{Listen, Output},
-    commands::{TIMED_OUT, connect},
+    commands::{TIMED_OUT, connect, deadline, output},
 };
 
 pub fn run(options: &Listen) -> Result<ExitCode> {
+    deadline::outcome(listen(options))
+}
+
+fn listen(options: &Listen) -> Result<ExitCode> {
     let wanted = Wanted::of(options)?;
     let control = Target::open(&wanted.path).map_err(explained)?;
     let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("eventfd2 failed")?;
@@ -53,13 +57,14 @@ pub fn run(options: &Listen) -> Result<ExitCode> {
     match (options.output, registrar) {
         (Output::Json, Registrar::Followed(connection)) => {
             drop(control);
-            announce(options, &serde_json::to_string(&Answer::Listening)?)?;
+            announce(options, &serde_json::to_string(&Answer::Listening)?, deadline)?;
             rows::print(options, &connection, noter, deadline)
         }
         (_, registrar) => {
-            announce(options, "registered")?;
+            announce(options, "registered", deadline)?;
             let mark = control.into_mark();
-            Lines { options, wanted: &wanted, noter, printed: 0 }.print(registrar, &mark, &eventfd, deadline)
+            let lines = Lines { options, wanted: &wanted, noter, deadline, printed: 0 };
+            lines.print(registrar, &mark, &eventfd)
         }
     }
 }
@@ -77,13 +82,8 @@ fn refused(error: Error, option: &'static str, wanted: &Wanted) -> anyhow::Error
 }
 
 /// Prints the first line, where one is wanted: nothing else shows that the registration is made.
-fn announce(options: &Listen, text: &str) -> Result<()> {
-    if options.announce {
-        let mut out = io::stdout().lock();
-        writeln!(out, "{text}")?;
-        out.flush()?;
-    }
-    Ok(())
+fn announce(options: &Listen, text: &str, deadline: Option<Instant>) -> Result<()> {
+    if options.announce { output::print(text, deadline) } else { Ok(()) }
 }
 
 /// Adds what to do to the error of a control file that is not there.
@@ -112,7 +112,10 @@ fn explained(error: Error) -> anyhow::Error {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, process::ExitCode};
+    use std::{
+        env, fs,
+        process::{self, ExitCode, Stdio},
+    };
 
     use anyhow::Result;
     use clap::Parser as _;
@@ -121,7 +124,7 @@ mod tests {
     use super::{explained, run};
     use crate::{
         cli::{Cli, Command},
-        commands::fake_agent::FakeAgent,
+        commands::{TIMED_OUT, fake_agent::FakeAgent, say},
     };
 
     const LISTENING: &str = r#"{"type":"listening"}"#;
@@ -153,6 +156,32 @@ mod tests {
                 assert!(error.to_string().contains(words), "{output}: {error}");
             }
         }
+    }
+
+    #[test]
+    #[ignore = "a program for the test below"]
+    fn program_that_is_signalled_without_end() {
+        let agent = FakeAgent::start(|_, connection| {
+            connection.send(LISTENING);
+            for (event, signals) in [("oom", u64::MAX), ("oom", 5), ("removed", 1)] {
+                let what = format!(r#""time":0,"cgroup":"/g","event":"{event}","signals":{signals}"#);
+                connection.send(&format!(r#"{{"type":"event",{what}}}"#));
+            }
+        });
+        let of = |options: &[&str]| listen(&agent, options).expect("an exit code");
+        assert_eq!(of(&["-o", "json"]), ExitCode::SUCCESS, "the group is removed");
+        assert_eq!(of(&["-o", "text", "--timeout", "0.1"]), ExitCode::from(TIMED_OUT));
+        say("both have ended");
+    }
+
+    #[test]
+    fn more_signals_than_can_be_counted_or_printed_end_at_the_deadline() {
+        let mut program = process::Command::new(env::current_exe().expect("this program"));
+        let name = "commands::listen::tests::program_that_is_signalled_without_end";
+        program.args(["--exact", name, "--ignored", "--nocapture"]).stdout(Stdio::null());
+        let output = program.output().expect("this program");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && told.contains("both have ended"), "{}: {told}", output.status);
     }
 
     #[test]

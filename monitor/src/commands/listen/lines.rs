@@ -1,11 +1,6 @@
 //! The output of `listen` as text: a line for each signal.
 
-use std::{
-    io::{self, Write as _},
-    os::fd::AsFd as _,
-    process::ExitCode,
-    time::Instant,
-};
+use std::{io, os::fd::AsFd as _, process::ExitCode, time::Instant};
 
 use anyhow::{Context as _, Result, bail};
 use memcg_monitor::printable;
@@ -23,7 +18,11 @@ use nix::{
 use super::{note::Noter, registrar::Registrar, wanted::Wanted, words};
 use crate::{
     cli::Listen,
-    commands::{TIMED_OUT, connect, deadline, output, say},
+    commands::{
+        TIMED_OUT, connect,
+        deadline::{self, TimeOver},
+        output, say,
+    },
 };
 
 const AGENT_ENDED: &str = "the agent ended; signals go on once an agent that keeps registrations \
@@ -34,6 +33,7 @@ pub struct Lines<'a> {
     pub options: &'a Listen,
     pub wanted: &'a Wanted,
     pub noter: Noter<'a>,
+    pub deadline: Option<Instant>,
     /// Signals that have been printed.
     pub printed: u64,
 }
@@ -42,16 +42,16 @@ impl Lines<'_> {
     /// Prints a line for each signal, until as many as were asked for have come, or the group is removed.
     ///
     /// # Errors
-    /// The agent's answer is an error, or not understood; `poll`, `read` or `write` failed.
+    /// [`TimeOver`] where there is more to print at the deadline; the agent's answer is an error, or not
+    /// understood; `poll`, `read` or `write` failed.
     pub fn print(
         mut self,
         mut registrar: Registrar,
         mark: &RemovalCheck,
         eventfd: &EventFd,
-        deadline: Option<Instant>,
     ) -> Result<ExitCode> {
         // Signals of a follower come by its connection, and are in the eventfd, too.
-        let mut told = 0;
+        let mut told: u64 = 0;
         loop {
             let stdout = io::stdout();
             let is_followed = matches!(registrar, Registrar::Followed(_));
@@ -62,9 +62,9 @@ impl Lines<'_> {
             ];
             // The eventfd does not report the agent's end; the connection's hang-up does.
             watched.extend(registrar.as_fd().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
-            let limit = self.noter.limit(deadline);
+            let limit = self.noter.limit(self.deadline);
             match poll(&mut watched, limit) {
-                Ok(0) if deadline::is_over(deadline) => return Ok(ExitCode::from(TIMED_OUT)),
+                Ok(0) if deadline::is_over(self.deadline) => return Ok(ExitCode::from(TIMED_OUT)),
                 Ok(0) | Err(Errno::EINTR) => {
                     self.noter.tell();
                     continue;
@@ -94,7 +94,7 @@ impl Lines<'_> {
                     say(AGENT_ENDED);
                     continue;
                 };
-                told += event.signals;
+                told = told.saturating_add(event.signals);
                 if self.event(&event)? {
                     return Ok(ExitCode::SUCCESS);
                 }
@@ -119,10 +119,8 @@ impl Lines<'_> {
                     words::of_signal(Some(file), args, usage)
                 }
             };
-            for _ in 0..signals {
-                if self.signal(&words)? {
-                    return Ok(ExitCode::SUCCESS);
-                }
+            if self.signals(signals, &words)? {
+                return Ok(ExitCode::SUCCESS);
             }
         }
     }
@@ -141,33 +139,33 @@ impl Lines<'_> {
             self.line(&words)?;
             return Ok(is_removed);
         }
-        for _ in 0..event.signals {
-            if self.signal(&words)? {
+        self.signals(event.signals, &words)
+    }
+
+    /// Prints a line for each of so many signals; returns whether there are enough now.
+    fn signals(&mut self, count: u64, words: &str) -> Result<bool> {
+        for _ in 0..count {
+            self.line(words)?;
+            self.printed += 1;
+            if self.options.count == Some(self.printed) {
                 return Ok(true);
+            }
+            // There may be more of them than anybody waits for.
+            if deadline::is_over(self.deadline) {
+                return Err(TimeOver.into());
             }
         }
         Ok(false)
     }
 
-    /// Prints the line of a signal; returns whether there are enough now.
-    fn signal(&mut self, words: &str) -> Result<bool> {
-        self.line(words)?;
-        self.printed += 1;
-        Ok(self.options.count == Some(self.printed))
-    }
-
     /// Prints a line; one that begins with a space is detail of the line before.
     fn line(&self, words: &str) -> Result<()> {
-        let mut out = io::stdout().lock();
         let words = printable(words);
         if words.starts_with(' ') {
-            writeln!(out, "{words}")?;
-        } else {
-            let Wanted { path, args } = self.wanted;
-            let path = path.to_string_lossy();
-            let named = format!("{path} {args}");
-            writeln!(out, "{}: {words}", printable(named.trim_end()))?;
+            return output::print(&words, self.deadline);
         }
-        Ok(out.flush()?)
+        let Wanted { path, args } = self.wanted;
+        let named = format!("{} {args}", path.to_string_lossy());
+        output::print(&format!("{}: {words}", printable(named.trim_end())), self.deadline)
     }
 }

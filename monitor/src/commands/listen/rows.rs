@@ -1,13 +1,8 @@
 //! The output of `listen -o json`: an object for each event.
 
-use std::{
-    io::{self, Write as _},
-    os::fd::AsFd as _,
-    process::ExitCode,
-    time::Instant,
-};
+use std::{io, os::fd::AsFd as _, process::ExitCode, time::Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use monitor_client::{
     AdminConnection,
     wire::{Answer, EventRow},
@@ -29,7 +24,8 @@ const AGENT_ENDED: &str = "the agent ended; register again once it is back";
 /// removed.
 ///
 /// # Errors
-/// The agent ended, or `poll` or `write` failed.
+/// The agent ended, or answers with an error; nobody made room for an object by the deadline; `poll` or
+/// `write` failed.
 pub fn print(
     options: &Listen,
     connection: &AdminConnection,
@@ -37,8 +33,7 @@ pub fn print(
     deadline: Option<Instant>,
 ) -> Result<ExitCode> {
     let stdout = io::stdout();
-    let mut out = stdout.lock();
-    let mut printed = 0;
+    let mut printed: u64 = 0;
     loop {
         let mut watched = [
             PollFd::new(connection.as_fd(), PollFlags::POLLIN),
@@ -67,10 +62,8 @@ pub fn print(
             Err(error) if connect::is_ended(&error) => bail!(AGENT_ENDED),
             Err(error) => return Err(connect::explained(error, "--control-socket")),
         };
-        serde_json::to_writer(&mut out, &event).context("cannot write")?;
-        writeln!(out)?;
-        out.flush()?;
-        printed += event.signals;
+        output::print(&serde_json::to_string(&event)?, deadline)?;
+        printed = printed.saturating_add(event.signals);
         if event.event == "removed" || options.count.is_some_and(|count| printed >= count) {
             return Ok(ExitCode::SUCCESS);
         }
