@@ -37,12 +37,12 @@ pub enum Error {
     #[error("the agent answered {}", shown(.0))]
     Answer(String),
     /// The agent has refused the request.
-    #[error("{message}")]
+    #[error("{}", refusal(.message, *.errno))]
     #[non_exhaustive]
     Refused {
         /// Positive errno: that of cgroup v1 for a line that v1 refuses, too.
         errno: i32,
-        /// Explanation by the agent, in one line.
+        /// Explanation by the agent, in one line; the error is shown as its errno where this is empty.
         message: String,
     },
     /// The agent has ended the connection, with itself or alone.
@@ -107,6 +107,15 @@ fn shown(answer: &str) -> String {
     }
 }
 
+/// The words of a refusal, which are its errno where the agent gives none.
+fn refusal(message: &str, errno: i32) -> String {
+    match (message.trim(), Errno::from_raw(errno)) {
+        ("", Errno::UnknownErrno) => format!("errno {errno}"),
+        ("", errno) => errno.to_string(),
+        _ => message.to_owned(),
+    }
+}
+
 /// The text of a failed operation, with the errno's name where there is one.
 #[must_use]
 pub fn named(error: &io::Error) -> String {
@@ -137,5 +146,13 @@ mod tests {
         assert_eq!(Error::Answer("a\n".into()).to_string(), "the agent answered \"a\\n\"");
         let text = Error::Answer("\u{fc}".repeat(100_000)).to_string();
         assert!(text.len() < 1000 && text.ends_with("\u{fc}\"... (200000 bytes)"), "{text}");
+    }
+
+    #[test]
+    fn a_refusal_without_words_names_its_errno() {
+        let text = |errno, why: &str| Error::Refused { errno, message: why.into() }.to_string();
+        assert_eq!(text(16, "EBUSY: try later"), "EBUSY: try later");
+        assert_eq!(text(16, " "), "EBUSY: Device or resource busy");
+        assert_eq!(text(-5, ""), "errno -5");
     }
 }

@@ -1,4 +1,5 @@
-//! Signals: some are ignored, and one ends a system call of a thread that waits in it.
+//! Signals: some are ignored, or have their default action again, and one ends a system call of a
+//! thread that waits in it.
 
 use nix::{
     errno::Errno,
@@ -16,6 +17,28 @@ pub const INTERRUPT: Signal = Signal::SIGURG;
 pub fn ignore(ignored: Signal) -> Result<(), Errno> {
     // SAFETY: to ignore a signal runs no code.
     unsafe { signal(ignored, SigHandler::SigIgn) }.map(drop)
+}
+
+/// Gives a signal its default action again, in this process and the programs that it runs.
+///
+/// # Errors
+/// `EINVAL` for SIGKILL and SIGSTOP, which have no other.
+pub fn restore(restored: Signal) -> Result<(), Errno> {
+    // SAFETY: the default action runs no code of this process.
+    unsafe { signal(restored, SigHandler::SigDfl) }.map(drop)
+}
+
+/// Reports whether this process ignores a signal, as one that `nohup` has started ignores SIGHUP.
+///
+/// # Errors
+/// None that `sigaction` is known to have for a signal.
+pub fn is_ignored(asked: Signal) -> Result<bool, Errno> {
+    // SAFETY: it has numbers and pointers alone, which may be 0.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: changes nothing, and writes to `action`, which outlives the call.
+    let got = unsafe { libc::sigaction(asked as libc::c_int, std::ptr::null(), &raw mut action) };
+    Errno::result(got)?;
+    Ok(action.sa_sigaction == libc::SIG_IGN)
 }
 
 /// Has [`Thread::interrupt`] end a system call that waits with `EINTR`, from now on: a handler
@@ -91,8 +114,19 @@ mod tests {
     }
 
     #[test]
+    fn a_signal_is_ignored_until_it_is_restored() -> nix::Result<()> {
+        assert!(!is_ignored(Signal::SIGUSR2)?);
+        ignore(Signal::SIGUSR2)?;
+        assert!(is_ignored(Signal::SIGUSR2)?);
+        restore(Signal::SIGUSR2)?;
+        assert!(!is_ignored(Signal::SIGUSR2)?);
+        Ok(())
+    }
+
+    #[test]
     fn a_thread_that_is_none_is_not_found() {
         assert_eq!(Thread(Pid::from_raw(i32::MAX)).interrupt(), Err(Errno::ESRCH));
         assert_eq!(ignore(Signal::SIGKILL), Err(Errno::EINVAL));
+        assert_eq!(restore(Signal::SIGKILL), Err(Errno::EINVAL));
     }
 }

@@ -49,7 +49,7 @@ fn say_bare(text: &str) {
 
 /// Lets the signals that end or restart the process arrive, whatever the parent had blocked: a program
 /// inherits that, and could not be ended but by SIGKILL.
-fn unblock_signals() -> anyhow::Result<()> {
+pub fn unblock_signals() -> anyhow::Result<()> {
     let caught: SigSet = [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
     caught.thread_unblock().context("sigprocmask failed")
 }
@@ -80,8 +80,11 @@ pub mod agent;
 pub mod check;
 pub mod completions;
 pub mod connect;
+pub mod deadline;
 pub mod device_plugin;
 pub mod drop_in;
+#[cfg(test)]
+mod fake_agent;
 pub mod fold;
 pub mod group;
 pub mod human;
@@ -89,6 +92,7 @@ pub mod kills;
 pub mod list;
 pub mod listen;
 pub mod man;
+pub mod output;
 pub mod record;
 pub mod report;
 pub mod status;

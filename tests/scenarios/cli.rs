@@ -62,8 +62,10 @@ fn cli_listen_says_what_happened() -> Result<()> {
     let path = path.to_string_lossy();
     let oom = group.path.join("memory.oom_control");
     let mut told = Listener::start(&[&path, "5M"])?;
-    // No admin socket is there: only the eventfd tells.
-    let mut counted = Listener::start(&[&path, "5M", "--control-socket", "/nonexistent"])?;
+    // No admin socket is there: only the eventfd tells. Both are named, as another agent's would be.
+    let socket = format!("/run/../{}", monitor_client::SOCKET);
+    let sockets = ["--socket", &socket, "--control-socket", "/nonexistent"];
+    let mut counted = Listener::start(&[&[&*path, "5M"][..], &sockets].concat())?;
     let mut killed = Listener::start(&[&oom.to_string_lossy()])?;
     registered(&agent, 3)?;
     let mut charger = Charger::start(&group)?;

@@ -9,6 +9,19 @@ use anyhow::anyhow;
 use monitor_client::{AdminConnection, Error};
 use nix::errno::Errno;
 
+/// The words for a connection that the agent has ended before it answered; [`explained`] adds what to do.
+pub const UNANSWERED: &str = "the agent ended the connection without an answer: it ended itself, or this user has as \
+     many connections open as one may have";
+
+/// Whether the agent has ended the connection.
+pub fn is_ended(error: &Error) -> bool {
+    match error {
+        Error::Ended(_) => true,
+        Error::Syscall { errno, .. } => [Errno::EPIPE as i32, Errno::ECONNRESET as i32].contains(errno),
+        _ => false,
+    }
+}
+
 /// Connects to the admin socket; with a limit, connecting and the whole answer to a request end within it.
 ///
 /// # Errors
@@ -80,12 +93,14 @@ mod tests {
     fn each_command_names_the_socket_that_is_missing_the_errno_and_the_remedy() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = |name: &str| directory.path().join(name).to_str().expect("text").to_owned();
-        let (socket, usage) = (path("socket"), path("memory.current"));
+        let (socket, another, usage) = (path("socket"), path("another"), path("memory.current"));
         fs::write(&usage, "0\n").expect("a file");
-        let cases: [(&[&str], &str); 4] = [
+        let cases: [(&[&str], &str); 6] = [
             (&["list", "--control-socket", &socket], "--control-socket"),
             (&["status", "--control-socket", &socket], "--control-socket"),
             (&["listen", &usage, "1M", "--socket", &socket], "--socket"),
+            (&["listen", &usage, "1M", "--control-socket", &socket], "--control-socket"),
+            (&["listen", &usage, "1M", "--control-socket", &another, "--socket", &socket], "--socket"),
             (&["listen", "-o", "json", &usage, "1M", "--control-socket", &socket], "--control-socket"),
         ];
         for (arguments, option) in cases {

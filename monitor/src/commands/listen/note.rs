@@ -7,14 +7,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use memcg_monitor::kernel::page_size;
+use memcg_monitor::{kernel::page_size, printable};
 use monitor_common::grammar::{
     control_file::{self, ControlFile, Trigger, split_exact},
     threshold::{At, Pages, Threshold},
 };
+use nix::poll::PollTimeout;
 
 use super::words;
-use crate::commands::{human::human, top::host::HostMemory};
+use crate::commands::{deadline, human::human, say, top::host::HostMemory};
 
 /// The lowest limit that the files show, from a group up.
 #[derive(Debug, PartialEq, Eq)]
@@ -44,7 +45,7 @@ impl<'a> Noter<'a> {
     }
 
     /// The note, where it is needed by now and was not given.
-    pub fn take(&mut self) -> Option<String> {
+    fn take(&mut self) -> Option<String> {
         let (directory, file, args) = self.of.filter(|_| Instant::now() >= self.next)?;
         self.next = Instant::now() + AGAIN;
         let note = on(directory, file, args, HostMemory::read().total)?;
@@ -52,8 +53,20 @@ impl<'a> Noter<'a> {
         Some(note)
     }
 
+    /// Says the note, where it is needed by now and was not said.
+    pub fn tell(&mut self) {
+        if let Some(note) = self.take() {
+            say(&format!("note: {}", printable(&note)));
+        }
+    }
+
+    /// The longest that a poll may take: until the deadline, or the next look for a limit that was lowered.
+    pub fn limit(&self, deadline: Option<Instant>) -> PollTimeout {
+        deadline::left([deadline, self.next()].into_iter().flatten().min())
+    }
+
     /// The time of the next look; `None`: there is none.
-    pub fn next(&self) -> Option<Instant> {
+    fn next(&self) -> Option<Instant> {
         self.of.map(|_| self.next)
     }
 }

@@ -1,39 +1,30 @@
 //! `watch --exec`: runs a command of the shell for an event.
 //!
-//! One thread does all of a command: its input, output, time-out and end are waited for at once, so that
-//! none of them holds up the others. The command is not reaped before its process group is killed; until
-//! then the group's number cannot become another's.
+//! The command is not reaped before its process group is killed; until then the group's number cannot become
+//! another's.
 
 use std::{
     ffi::OsString,
-    io::{self, PipeReader, PipeWriter, Read as _, Write as _},
-    os::{
-        fd::{AsFd as _, OwnedFd},
-        unix::process::CommandExt as _,
-    },
+    io,
+    os::{fd::AsFd as _, unix::process::CommandExt as _},
     process::{Child, Command},
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use memcg_monitor::printable;
 use monitor_client::wire::{Answer, EventRow};
 use monitor_sys::pidfd;
 use nix::{
-    errno::Errno,
     fcntl::{FcntlArg, OFlag, fcntl},
-    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::signal::{Signal, killpg},
     unistd::Pid,
 };
 
-use crate::commands::{say, watch::directory};
+use crate::commands::watch::{directory, ending::Ending, running::RunningCommand};
 
 /// Commands that run at once.
 pub const AT_ONCE: usize = 8;
-/// Bytes of a command's output that are logged.
-const LOGGED: usize = 64 << 10;
 /// Time from the request to end until a command is killed, from there until it is given up, and from its
 /// end until its output is.
 const GRACE: Duration = Duration::from_secs(5);
@@ -59,14 +50,16 @@ pub struct ShellCommand {
     oom_score_adj: Option<i32>,
     /// Those that were given up, to be reaped once they have ended.
     left: Mutex<Vec<Child>>,
+    ending: Arc<Ending>,
 }
 
 impl ShellCommand {
-    /// Makes one for a command line; each run takes `limit` at most, and three times the grace.
-    pub fn new(text: String, limit: Duration) -> Self {
+    /// Makes one for a command line; each run takes `limit` at most, and three times the grace. What runs is
+    /// ended when `ending` begins.
+    pub fn new(text: String, limit: Duration, ending: Arc<Ending>) -> Self {
         // The unit protects watch from the OOM killer: what it runs is no better than others.
         let oom_score_adj = own_oom_score_adj().filter(|own| *own < 0).map(|_| 0);
-        Self { text, limit, grace: GRACE, oom_score_adj, left: Mutex::new(Vec::new()) }
+        Self { text, limit, grace: GRACE, oom_score_adj, left: Mutex::new(Vec::new()), ending }
     }
 
     /// Runs it for an event, before which so many were dropped.
@@ -85,40 +78,39 @@ impl ShellCommand {
         left.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
         ensure!(left.len() < LEFT, "not started: {LEFT} commands run that could not be ended");
         drop(left);
+        ensure!(!self.ending.is_begun(), "not started, as the watch ends");
         let (mut running, child) = self.start(event, dropped, text)?;
         let outcome = running.until_end();
         // An error of the kernel's must not leave it running.
         let ended = outcome.as_ref().is_ok_and(|ended| *ended);
         let killed = running.kill(Signal::SIGKILL);
         if ended {
-            self.reaped(child, &mut running, killed, &event.cgroup)
+            Self::reaped(child, &mut running, killed, &event.cgroup)
         } else {
             running.log_output(&event.cgroup);
             self.left.lock().unwrap_or_else(PoisonError::into_inner).push(child);
             outcome?;
             killed?;
-            bail!("the command took longer than {} s (--exec-timeout) and cannot be ended", self.seconds())
+            bail!("{}; it cannot be ended", running.cut_short().unwrap_or_default())
         }
     }
 
-    fn seconds(&self) -> f64 {
-        self.limit.as_secs_f64()
-    }
-
     /// Reaps a command that has ended, and whose process group was killed.
-    fn reaped(&self, mut child: Child, running: &mut Running, killed: Result<()>, group: &str) -> Result<()> {
+    fn reaped(mut child: Child, running: &mut RunningCommand, killed: Result<()>, group: &str) -> Result<()> {
         let status = child.wait().context("waitid")?;
         let is_read = running.read_rest()?;
         running.log_output(group);
         killed?;
         let rest = if is_read { "" } else { HELD };
-        ensure!(!running.is_late, "the command took longer than {} s (--exec-timeout){rest}", self.seconds());
+        if let Some(why) = running.cut_short() {
+            bail!("{why}{rest}");
+        }
         ensure!(status.success(), "the command ended with {status}{rest}");
         ensure!(is_read, "the command ended{rest}");
         Ok(())
     }
 
-    fn start(&self, event: &EventRow, dropped: u64, text: Vec<u8>) -> Result<(Running, Child)> {
+    fn start(&self, event: &EventRow, dropped: u64, text: Vec<u8>) -> Result<(RunningCommand, Child)> {
         let mut command = Command::new("/bin/sh");
         command.arg("-c");
         if let Some(value) = self.oom_score_adj {
@@ -154,7 +146,7 @@ impl ShellCommand {
                 bail!("pidfd_open: {errno}");
             }
         };
-        let running = Running {
+        let running = RunningCommand {
             group,
             process,
             input: Some((input, text)),
@@ -163,138 +155,11 @@ impl ShellCommand {
             more: 0,
             limit: self.limit,
             grace: self.grace,
-            is_late: false,
+            ending: Arc::clone(&self.ending),
+            cut: None,
         };
         Ok((running, child))
     }
-}
-
-/// A command that runs, or has ended and is not reaped.
-struct Running {
-    group: Pid,
-    process: OwnedFd,
-    /// Standard input of the command, and what is still to be written to it.
-    input: Option<(PipeWriter, Vec<u8>)>,
-    output: Option<PipeReader>,
-    printed: Vec<u8>,
-    /// Bytes that it printed beyond those.
-    more: u64,
-    limit: Duration,
-    grace: Duration,
-    is_late: bool,
-}
-
-impl Running {
-    /// Waits for the command's end; after the limit it is asked to end, and then killed. False, if it has not
-    /// ended then.
-    fn until_end(&mut self) -> Result<bool> {
-        let mut deadline = Instant::now() + self.limit;
-        let mut signals = [Signal::SIGTERM, Signal::SIGKILL].into_iter();
-        loop {
-            if self.turn(deadline, false)? {
-                return Ok(true);
-            }
-            if Instant::now() < deadline {
-                continue;
-            }
-            let Some(signal) = signals.next() else { return Ok(false) };
-            (self.is_late, deadline) = (true, Instant::now() + self.grace);
-            self.kill(signal)
-                .context("the command took longer than its time (--exec-timeout) and is left running")?;
-        }
-    }
-
-    /// Reads what is left of the output, and returns whether it has ended. What went into a new session may
-    /// hold it for ever.
-    fn read_rest(&mut self) -> Result<bool> {
-        self.input = None;
-        let deadline = Instant::now() + self.grace;
-        while self.output.is_some() && Instant::now() < deadline {
-            self.turn(deadline, true)?;
-        }
-        Ok(self.output.is_none())
-    }
-
-    fn kill(&self, signal: Signal) -> Result<()> {
-        match killpg(self.group, signal) {
-            Ok(()) | Err(Errno::ESRCH) => Ok(()),
-            Err(errno) => bail!("kill of the command's process group {}, {signal}: {errno}", self.group),
-        }
-    }
-
-    /// Waits for what is next, at most until the deadline: moves input and output, and returns whether the
-    /// command has ended, unless that is known.
-    fn turn(&mut self, deadline: Instant, has_ended: bool) -> Result<bool> {
-        let wait = deadline.saturating_duration_since(Instant::now());
-        // Rounded up, so as not to wake just before the deadline.
-        let wait = PollTimeout::try_from((wait + Duration::from_micros(999)).as_millis())
-            .unwrap_or(PollTimeout::MAX);
-        let awaited = [
-            (!has_ended).then(|| PollFd::new(self.process.as_fd(), PollFlags::POLLIN)),
-            self.input.as_ref().map(|(pipe, _)| PollFd::new(pipe.as_fd(), PollFlags::POLLOUT)),
-            self.output.as_ref().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)),
-        ];
-        let is_awaited = awaited.each_ref().map(Option::is_some);
-        let mut awaited: Vec<_> = awaited.into_iter().flatten().collect();
-        match poll(&mut awaited, wait) {
-            Ok(_) => {}
-            Err(Errno::EINTR) => return Ok(false),
-            Err(errno) => bail!("poll: {errno}"),
-        }
-        let mut ready = awaited.iter().map(|one| one.any().unwrap_or(true));
-        let [ended, writable, readable] =
-            is_awaited.map(|is_awaited| is_awaited && ready.next() == Some(true));
-        if writable {
-            self.write();
-        }
-        if readable {
-            self.read();
-        }
-        Ok(ended)
-    }
-
-    /// Writes what fits; a command may not read it.
-    fn write(&mut self) {
-        let Some((pipe, text)) = &mut self.input else { return };
-        match pipe.write(text) {
-            Ok(count) => drop(text.drain(..count)),
-            Err(error) if is_for_later(&error) => return,
-            Err(_) => text.clear(),
-        }
-        if text.is_empty() {
-            // Its end is what the command waits for.
-            self.input = None;
-        }
-    }
-
-    fn read(&mut self) {
-        let Some(pipe) = &mut self.output else { return };
-        let mut part = [0; 16 << 10];
-        match pipe.read(&mut part) {
-            Ok(count) if count > 0 => {
-                let logged = count.min(LOGGED - self.printed.len());
-                self.printed.extend_from_slice(&part[..logged]);
-                self.more += (count - logged) as u64;
-            }
-            Err(error) if is_for_later(&error) => {}
-            Ok(_) | Err(_) => self.output = None,
-        }
-    }
-
-    /// Logs what the command printed, each line with the group's name.
-    fn log_output(&self, group: &str) {
-        let group = printable(group);
-        for line in String::from_utf8_lossy(&self.printed).lines() {
-            say(&format!("{group}: {}", printable(line)));
-        }
-        if self.more > 0 {
-            say(&format!("{group}: {} more bytes of output are left out", self.more));
-        }
-    }
-}
-
-fn is_for_later(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
 /// The event as environment variables; those without a value are left out.
@@ -335,6 +200,8 @@ mod tests {
         fs,
         os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
         process::Command,
+        sync::Arc,
+        thread,
         time::Duration,
     };
 
@@ -344,7 +211,8 @@ mod tests {
         unistd::Pid,
     };
 
-    use super::{LEFT, LOGGED, ShellCommand, own_oom_score_adj, variables};
+    use super::{LEFT, ShellCommand, own_oom_score_adj, variables};
+    use crate::commands::watch::{ending::Ending, running::LOGGED};
 
     /// Longer than any run.
     const LONG: Duration = Duration::from_secs(600);
@@ -360,6 +228,10 @@ mod tests {
         }
     }
 
+    fn shell(text: impl Into<String>, limit: Duration) -> ShellCommand {
+        ShellCommand::new(text.into(), limit, Arc::new(Ending::new().expect("an eventfd")))
+    }
+
     fn error_of(command: &ShellCommand) -> String {
         format!("{:#}", command.run(&event(1, 1), 0).expect_err("an error"))
     }
@@ -369,7 +241,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let file = directory.path().join("out");
         let command = format!("(echo $MEMCG_EVENT $MEMCG_USAGE $MEMCG_CGROUP; cat) > {}", file.display());
-        ShellCommand::new(command, LONG).run(&event(7, 4096), 0).expect("a run");
+        shell(command, LONG).run(&event(7, 4096), 0).expect("a run");
         let text = fs::read_to_string(file).expect("what it wrote");
         let (first, second) = text.split_once('\n').expect("two lines");
         assert_eq!(first, "crossed 4096 /g7");
@@ -385,7 +257,7 @@ mod tests {
         fs::create_dir(&path).expect("a directory");
         let id = fs::metadata(&path).expect("a directory").ino();
         let event = EventRow { cgroup: path.to_string_lossy().into_owned(), ..event(id, 1) };
-        ShellCommand::new("test -d \"$MEMCG_CGROUP\"".into(), LONG).run(&event, 0).expect("it is there");
+        shell("test -d \"$MEMCG_CGROUP\"", LONG).run(&event, 0).expect("it is there");
     }
 
     #[test]
@@ -396,7 +268,7 @@ mod tests {
         let own = own_oom_score_adj().expect("a number");
         // Anybody may raise it, but not everybody may lower it.
         for value in [None, Some((own + 1).min(1000))] {
-            let command = ShellCommand { oom_score_adj: value, ..ShellCommand::new(text.clone(), LONG) };
+            let command = ShellCommand { oom_score_adj: value, ..shell(text.clone(), LONG) };
             assert!(error_of(&command).contains("exit status: 3"));
             let written = fs::read_to_string(&file).expect("what it wrote");
             assert_eq!(written.trim(), format!("/bin/sh {}", value.unwrap_or(own)));
@@ -405,16 +277,16 @@ mod tests {
 
     #[test]
     fn a_command_that_takes_too_long_ends_with_all_that_it_started() {
-        let text = "sleep 600 & sleep 600".into();
-        let error = error_of(&ShellCommand { grace: LONG, ..ShellCommand::new(text, SHORT) });
+        let text = "sleep 600 & sleep 600";
+        let error = error_of(&ShellCommand { grace: LONG, ..shell(text, SHORT) });
         // All that it started holds the output, so that has ended.
         assert_eq!(error, "the command took longer than 0.001 s (--exec-timeout)");
     }
 
     #[test]
     fn a_command_that_ignores_the_request_to_end_is_killed() {
-        let text = "trap '' TERM; while :; do sleep 600; done".into();
-        let error = error_of(&ShellCommand { grace: SHORT, ..ShellCommand::new(text, SHORT) });
+        let text = "trap '' TERM; while :; do sleep 600; done";
+        let error = error_of(&ShellCommand { grace: SHORT, ..shell(text, SHORT) });
         assert!(error.contains("took longer"), "{error}");
     }
 
@@ -426,7 +298,7 @@ mod tests {
         let text = format!(
             "setsid sh -c 'echo $$ > {file_name}; exec sleep 600' & until test -s {file_name}; do :; done"
         );
-        let error = error_of(&ShellCommand { grace: SHORT, ..ShellCommand::new(text, LONG) });
+        let error = error_of(&ShellCommand { grace: SHORT, ..shell(text, LONG) });
         let pid = fs::read_to_string(file).expect("its number").trim().parse().expect("a number");
         kill(Pid::from_raw(pid), Signal::SIGKILL).expect("it is left running");
         assert!(error.contains("in a session of its own"), "{error}");
@@ -436,7 +308,7 @@ mod tests {
     fn an_input_that_is_not_read_does_not_hold_up_the_time_out() {
         let more_than_a_pipe = || vec![b'x'; 1 << 20];
         let of = |text: &str, limit| {
-            let command = ShellCommand { grace: LONG, ..ShellCommand::new(text.into(), limit) };
+            let command = ShellCommand { grace: LONG, ..shell(text, limit) };
             command.run_with(&event(1, 1), 0, more_than_a_pipe())
         };
         assert!(of("sleep 600", SHORT).expect_err("late").to_string().contains("took longer"));
@@ -445,15 +317,32 @@ mod tests {
     }
 
     #[test]
+    fn a_command_ends_with_the_watch_and_none_is_started() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("begun");
+        let text = format!("> {}; sleep 600 & sleep 600", file.display());
+        let command = ShellCommand { grace: LONG, ..shell(text, LONG) };
+        let ending = Arc::clone(&command.ending);
+        let running = thread::spawn(move || (error_of(&command), error_of(&command)));
+        while !file.exists() {
+            thread::sleep(SHORT);
+        }
+        ending.begin();
+        let (ended, next) = running.join().expect("the thread");
+        assert_eq!(ended, "the command was asked to end, as the watch ends");
+        assert_eq!(next, "not started, as the watch ends");
+    }
+
+    #[test]
     fn a_failure_is_told() {
-        let error = error_of(&ShellCommand::new("exit 3".into(), LONG));
+        let error = error_of(&shell("exit 3", LONG));
         assert!(error.contains("exit status: 3"), "{error}");
     }
 
     #[test]
     fn output_beyond_a_bound_is_read_and_counted() {
-        let text = "head -c 300000 /dev/zero".into();
-        let command = ShellCommand { grace: LONG, ..ShellCommand::new(text, LONG) };
+        let text = "head -c 300000 /dev/zero";
+        let command = ShellCommand { grace: LONG, ..shell(text, LONG) };
         let (mut running, mut child) = command.start(&event(1, 1), 0, Vec::new()).expect("a command");
         assert!(running.until_end().expect("its end") && running.read_rest().expect("its output"));
         assert_eq!((running.printed.len(), running.more), (LOGGED, 300_000 - LOGGED as u64));
@@ -462,7 +351,7 @@ mod tests {
 
     #[test]
     fn commands_that_cannot_be_ended_are_bounded_and_reaped() {
-        let command = ShellCommand::new("exit 0".into(), LONG);
+        let command = shell("exit 0", LONG);
         let sleeper = || Command::new("sleep").arg("600").spawn().expect("sleep");
         let left = || command.left.lock().expect("those that were given up");
         left().extend((0..LEFT).map(|_| sleeper()));

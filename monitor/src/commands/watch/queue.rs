@@ -7,16 +7,20 @@ use std::{
     collections::{HashMap, VecDeque},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::Result;
 use memcg_monitor::printable;
-use monitor_client::wire::EventRow;
+use monitor_client::{named, wire::EventRow};
 
 use crate::commands::{say, text_of};
 
 /// Groups whose events wait; those of others are dropped.
 const WAITING: usize = 4096;
+
+/// Time until it is said again that events find no room.
+const SAID_AGAIN: Duration = Duration::from_secs(10);
 
 /// Done for an event, with the number of those that were dropped before it.
 type Work = Box<dyn Fn(&EventRow, u64) -> Result<()> + Send + Sync>;
@@ -41,7 +45,9 @@ struct State {
     /// Most groups that run at once.
     at_once: usize,
     /// Events of groups that found no room.
-    unheard: u64,
+    unheard: Unheard,
+    /// Whether no more work is begun.
+    is_over: bool,
 }
 
 /// The next event of a group, and those that it replaced.
@@ -49,6 +55,40 @@ struct State {
 struct Next {
     event: Option<EventRow>,
     dropped: u64,
+    /// Whether the group's work has begun, for an event before.
+    is_begun: bool,
+}
+
+impl Next {
+    /// Drops these events, and counts them.
+    fn drop_all(&mut self) -> u64 {
+        u64::from(self.event.take().is_some()) + std::mem::take(&mut self.dropped)
+    }
+}
+
+/// The number of events that found no room, which is said once in a while.
+#[derive(Default)]
+struct Unheard {
+    count: u64,
+    said: u64,
+    last: Option<Instant>,
+}
+
+impl Unheard {
+    /// Counts one more; returns the number where it is to be said now.
+    fn add(&mut self, now: Instant) -> Option<u64> {
+        self.count += 1;
+        let is_due = self.last.is_none_or(|last| now.saturating_duration_since(last) >= SAID_AGAIN);
+        if is_due {
+            self.last = Some(now);
+        }
+        is_due.then(|| self.rest()).flatten()
+    }
+
+    /// The number, unless it was said.
+    fn rest(&mut self) -> Option<u64> {
+        (std::mem::replace(&mut self.said, self.count) < self.count).then_some(self.count)
+    }
 }
 
 /// The place that a new event finds.
@@ -56,25 +96,36 @@ enum Place {
     Runs,
     Waits,
     NoRoom,
+    /// No work is begun any more.
+    None,
 }
 
 impl State {
     fn new(at_once: usize) -> Self {
-        Self { groups: HashMap::new(), waiting: VecDeque::new(), running: 0, at_once, unheard: 0 }
+        Self {
+            groups: HashMap::new(),
+            waiting: VecDeque::new(),
+            running: 0,
+            at_once,
+            unheard: Unheard::default(),
+            is_over: false,
+        }
     }
 
     /// Adds an event; a group that has none begins to run, or to wait.
     fn add(&mut self, event: EventRow) -> Place {
+        if self.is_over {
+            return Place::None;
+        }
         let id = event.id;
         if let Some(next) = self.groups.get_mut(&id) {
             next.dropped += u64::from(next.event.replace(event).is_some());
             return Place::Waits;
         }
         if self.waiting.len() >= WAITING {
-            self.unheard += 1;
             return Place::NoRoom;
         }
-        self.groups.insert(id, Next { event: Some(event), dropped: 0 });
+        self.groups.insert(id, Next { event: Some(event), ..Next::default() });
         if self.running < self.at_once {
             self.running += 1;
             return Place::Runs;
@@ -90,6 +141,7 @@ impl State {
             if let Some(next) = self.groups.get_mut(&id)
                 && let Some(event) = next.event.take()
             {
+                next.is_begun = true;
                 return Some((event, std::mem::take(&mut next.dropped)));
             }
             self.groups.remove(&id);
@@ -101,6 +153,20 @@ impl State {
                 }
             }
         }
+    }
+
+    /// Drops the events whose work has not begun, and all that come later; returns the number of the former.
+    fn end(&mut self) -> u64 {
+        self.is_over = true;
+        let mut dropped = 0;
+        for id in std::mem::take(&mut self.waiting) {
+            dropped += self.groups.remove(&id).map_or(0, |mut next| next.drop_all());
+        }
+        // The first event of a group whose thread has only been started is worked on.
+        for next in self.groups.values_mut().filter(|next| next.is_begun) {
+            dropped += next.drop_all();
+        }
+        dropped
     }
 }
 
@@ -117,42 +183,71 @@ impl Executor {
 
     /// Does it for an event, now or once its group's turn comes.
     pub fn run(&self, event: &EventRow) {
-        let (id, place) = (event.id, self.0.state().add(event.clone()));
+        let (id, option) = (event.id, self.0.option);
+        let place = self.0.state().add(event.clone());
         match place {
-            Place::Waits => {}
+            Place::Waits | Place::None => {}
             Place::Runs => {
                 let inner = Arc::clone(&self.0);
                 let work = move || inner.run_from(id);
                 if let Err(error) = thread::Builder::new().name("event".into()).spawn(work) {
-                    say(&format!("{}: no thread, an event is dropped: {error}", self.0.option));
+                    let (group, why) = (printable(&event.cgroup), named(&error));
+                    say(&format!(
+                        "{group}: {option}: the event is dropped, as no thread can be started: {why}"
+                    ));
                     let mut state = self.0.state();
                     state.running -= 1;
                     state.groups.remove(&id);
+                    drop(state);
+                    self.0.moved.notify_all();
                 }
             }
             Place::NoRoom => {
-                let unheard = self.0.state().unheard;
-                let option = self.0.option;
-                say(&format!(
-                    "{option}: {unheard} events were dropped so far, since those of {WAITING} groups wait"
-                ));
+                let unheard = self.0.state().unheard.add(Instant::now());
+                self.0.say_unheard(unheard);
             }
         }
+    }
+
+    /// Drops the events that wait, and says how many; what runs goes on.
+    pub fn break_off(&self) {
+        let dropped = self.0.state().end();
+        if dropped > 0 {
+            let option = self.0.option;
+            say(&format!("{option}: {dropped} events that waited are dropped, as the watch ends"));
+        }
+    }
+
+    /// Waits until nothing runs or waits.
+    pub fn wait(&self) {
+        let mut state = self.0.state();
+        while state.running > 0 {
+            state = self.0.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        let unheard = state.unheard.rest();
+        drop(state);
+        self.0.say_unheard(unheard);
     }
 }
 
 impl Drop for Executor {
     fn drop(&mut self) {
-        let mut state = self.0.state();
-        while state.running > 0 {
-            state = self.0.moved.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
+        self.wait();
     }
 }
 
 impl Inner {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn say_unheard(&self, count: Option<u64>) {
+        if let Some(count) = count {
+            let option = self.option;
+            say(&format!(
+                "{option}: {count} events were dropped so far, since those of {WAITING} groups wait"
+            ));
+        }
     }
 
     fn run_from(&self, id: u64) {
@@ -176,11 +271,14 @@ impl Inner {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::channel;
+    use std::{
+        sync::mpsc::channel,
+        time::{Duration, Instant},
+    };
 
     use monitor_client::wire::EventRow;
 
-    use super::{Executor, State};
+    use super::{Executor, Place, SAID_AGAIN, State, Unheard};
 
     fn event(id: u64, usage: u64) -> EventRow {
         EventRow { id, usage: Some(usage), ..EventRow::default() }
@@ -229,5 +327,53 @@ mod tests {
         go.send(()).expect("the second");
         drop(executor);
         assert_eq!(seen.iter().collect::<Vec<_>>(), [(2, Some(3), 1)]);
+    }
+
+    #[test]
+    fn an_end_drops_what_waits_and_not_the_one_event_of_a_watch() {
+        let mut state = State::new(1);
+        state.add(event(1, 1));
+        assert_eq!(state.end(), 0, "its thread begins");
+        assert!(state.next(1).is_some());
+        let mut state = State::new(1);
+        for (id, usage) in [(1, 1), (2, 2), (2, 3), (3, 4)] {
+            state.add(event(id, usage));
+        }
+        assert!(state.next(1).is_some());
+        state.add(event(1, 5));
+        assert_eq!(state.end(), 4, "two of the second, the third, and what is next of the first");
+        assert!(matches!(state.add(event(4, 6)), Place::None));
+        assert!(state.next(1).is_none());
+        assert_eq!((state.running, state.groups.len()), (0, 0));
+    }
+
+    #[test]
+    fn events_without_room_are_said_once_in_a_while() {
+        let (mut unheard, start) = (Unheard::default(), Instant::now());
+        assert_eq!(unheard.add(start), Some(1));
+        assert_eq!(unheard.add(start + Duration::from_secs(1)), None);
+        assert_eq!(unheard.add(start + SAID_AGAIN), Some(3));
+        assert_eq!((unheard.rest(), unheard.add(start + SAID_AGAIN)), (None, None));
+        assert_eq!((unheard.rest(), unheard.rest()), (Some(4), None), "at the end");
+    }
+
+    #[test]
+    fn work_that_waits_is_not_waited_for_when_it_is_broken_off() {
+        let (go, gate) = channel();
+        let (done, seen) = channel();
+        let gate = std::sync::Mutex::new(gate);
+        let executor = Executor::new("--exec", 1, move |event, _| {
+            done.send(event.usage)?;
+            Ok(gate.lock().expect("the gate").recv()?)
+        });
+        executor.run(&event(1, 1));
+        assert_eq!(seen.recv().expect("the first"), Some(1));
+        for (id, usage) in [(1, 2), (2, 3)] {
+            executor.run(&event(id, usage));
+        }
+        executor.break_off();
+        go.send(()).expect("the first");
+        drop(executor);
+        assert_eq!(seen.iter().count(), 0);
     }
 }

@@ -32,6 +32,8 @@ use crate::{cli::Recipients, commands::watch::directory};
 const BATCH: usize = 256;
 const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
 const GONE: &str = "the group is gone, so nothing is signalled (one of its name is another group)";
+const UNNAMED: &str = "the group's path is not known, so nothing is signalled (it has more than 1,024 bytes, or \
+    the group is gone)";
 
 /// Signals what `--to` names.
 pub struct GroupSignal {
@@ -161,6 +163,8 @@ struct OpenGroup(OwnedFd);
 
 impl OpenGroup {
     fn of(event: &EventRow) -> Result<Self> {
+        // As a path it would be one below the present directory.
+        ensure!(event.cgroup != format!("#{}", event.id), UNNAMED);
         let path = directory::of_group(&event.cgroup, event.id);
         let directory = match open(&path, DIRECTORY, Mode::empty()) {
             Err(Errno::ENOENT) => bail!(GONE),
@@ -351,6 +355,9 @@ mod tests {
         let absent = EventRow { cgroup: format!("{}/absent", event.cgroup), ..event.clone() };
         let error = signal(&absent, Signal::SIGKILL).expect_err("no group").to_string();
         assert!(error.contains("the group is gone"), "{error}");
+        let unnamed = EventRow { cgroup: format!("#{}", event.id), ..event.clone() };
+        let error = signal(&unnamed, Signal::SIGKILL).expect_err("no path").to_string();
+        assert!(error.contains("path is not known"), "{error}");
         // The first to reach it shows in its status.
         signal(&event, Signal::SIGTERM).expect("a signal");
         assert_eq!(child.wait().expect("its end").signal(), Some(Signal::SIGTERM as i32));
