@@ -54,7 +54,7 @@ impl Pauses {
 /// The reason for which a watch ends, if it does not fail.
 #[derive(Debug, PartialEq, Eq)]
 pub enum WatchEnd {
-    /// As many events as were asked for are told.
+    /// All events that were asked for are told.
     Counted,
     /// Nobody reads the output any more.
     ReaderGone,
