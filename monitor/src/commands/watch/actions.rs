@@ -78,8 +78,9 @@ impl Actions {
 
     /// Ends the commands that run, and drops those that wait.
     fn end(&self) {
-        self.ending.begin();
+        // First, so that none of them takes the place of one that ends.
         self.break_off();
+        self.ending.begin();
         self.all().for_each(Executor::wait);
     }
 
