@@ -67,10 +67,7 @@ impl Error {
 
     /// The end of a connection at which a request was not answered.
     pub(crate) const fn unanswered() -> Self {
-        Self::Ended(
-            "the agent ended the connection without an answer: it ended itself, or this user has as many \
-             connections open as one may have",
-        )
+        Self::Ended(UNANSWERED)
     }
 
     pub(crate) const fn agent_ended() -> Self {
@@ -96,6 +93,10 @@ impl Error {
         matches!(self, Self::Syscall { errno, .. } if *errno == Errno::EAGAIN as i32)
     }
 }
+
+/// The words of [`Error::Ended`] for a connection that the agent has ended before it answered.
+pub const UNANSWERED: &str = "the agent ended the connection without an answer: it ended itself, or this user has as \
+     many connections open as one may have";
 
 /// An answer in quotation marks: the first characters of a long one, and its length.
 fn shown(answer: &str) -> String {

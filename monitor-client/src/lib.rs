@@ -66,8 +66,7 @@ pub mod wire;
 pub use admin::AdminConnection;
 pub use builder::Builder;
 #[doc(hidden)]
-pub use error::named;
-pub use error::{Error, Result};
+pub use error::{Error, Result, UNANSWERED, named};
 #[cfg(feature = "tokio")]
 pub use follower::AsyncFollower;
 pub use follower::Follower;

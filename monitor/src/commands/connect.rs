@@ -9,19 +9,6 @@ use anyhow::anyhow;
 use monitor_client::{AdminConnection, Error};
 use nix::errno::Errno;
 
-/// The words for a connection that the agent has ended before it answered; [`explained`] adds what to do.
-pub const UNANSWERED: &str = "the agent ended the connection without an answer: it ended itself, or this user has as \
-     many connections open as one may have";
-
-/// Whether the agent has ended the connection.
-pub fn is_ended(error: &Error) -> bool {
-    match error {
-        Error::Ended(_) => true,
-        Error::Syscall { errno, .. } => [Errno::EPIPE as i32, Errno::ECONNRESET as i32].contains(errno),
-        _ => false,
-    }
-}
-
 /// Connects to the admin socket; with a limit, connecting and the whole answer to a request end within it.
 ///
 /// # Errors

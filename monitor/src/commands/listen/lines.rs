@@ -5,7 +5,7 @@ use std::{io, os::fd::AsFd as _, process::ExitCode, time::Instant};
 use anyhow::{Context as _, Result, bail};
 use memcg_monitor::printable;
 use monitor_client::{
-    RemovalCheck,
+    Error, RemovalCheck,
     wire::{Answer, EventRow},
 };
 use monitor_common::grammar::control_file::ControlFile;
@@ -84,7 +84,7 @@ impl Lines<'_> {
                         Ok(Some(_)) => continue,
                         Err(error) if error.is_timeout() => continue,
                         Ok(None) => None,
-                        Err(error) if connect::is_ended(&error) => None,
+                        Err(Error::Ended(_)) => None,
                         Err(error) => return Err(connect::explained(error, "--control-socket")),
                     },
                     _ => None,

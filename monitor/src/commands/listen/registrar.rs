@@ -6,7 +6,7 @@ use std::{
 };
 
 use monitor_client::{
-    AdminConnection, Error, RegistrationConnection,
+    AdminConnection, Error, RegistrationConnection, UNANSWERED,
     wire::{AdminRequest, Answer},
 };
 use nix::errno::Errno;
@@ -60,7 +60,7 @@ pub fn register(
         agent.register(line.as_bytes(), Some(descriptors))?;
         Ok(Registrar::Registered(agent))
     });
-    registered.map_err(|error| (unanswered(error), "--socket"))
+    registered.map_err(|error| (error, "--socket"))
 }
 
 /// Whether the admin socket is none, or not for this user; the registration socket may be.
@@ -82,12 +82,7 @@ pub fn follow(options: &Listen, line: &str, descriptors: [BorrowedFd<'_>; 2]) ->
     match made {
         Ok((Some(Answer::Listening), connection)) => Ok(Registrar::Followed(connection)),
         Ok((Some(other), _)) => Err((Error::Answer(format!("{other:?}")), "--control-socket")),
-        Ok((None, _)) => Err((Error::Ended(connect::UNANSWERED), "--control-socket")),
-        Err(error) => Err((unanswered(error), "--control-socket")),
+        Ok((None, _)) => Err((Error::Ended(UNANSWERED), "--control-socket")),
+        Err(error) => Err((error, "--control-socket")),
     }
-}
-
-/// The error of a conversation, explained where the agent has ended it.
-fn unanswered(error: Error) -> Error {
-    if connect::is_ended(&error) { Error::Ended(connect::UNANSWERED) } else { error }
 }

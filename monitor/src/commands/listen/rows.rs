@@ -4,7 +4,7 @@ use std::{io, os::fd::AsFd as _, process::ExitCode, time::Instant};
 
 use anyhow::{Result, bail};
 use monitor_client::{
-    AdminConnection,
+    AdminConnection, Error,
     wire::{Answer, EventRow},
 };
 use nix::{
@@ -57,9 +57,8 @@ pub fn print(
         let event: EventRow = match connection.next() {
             Ok(Some(Answer::Event(event))) => event,
             Ok(Some(_)) => continue,
-            Ok(None) => bail!(AGENT_ENDED),
+            Ok(None) | Err(Error::Ended(_)) => bail!(AGENT_ENDED),
             Err(error) if error.is_timeout() => continue,
-            Err(error) if connect::is_ended(&error) => bail!(AGENT_ENDED),
             Err(error) => return Err(connect::explained(error, "--control-socket")),
         };
         output::print(&serde_json::to_string(&event)?, deadline)?;

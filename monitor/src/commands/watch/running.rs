@@ -14,12 +14,12 @@ use anyhow::{Context as _, Result, bail};
 use memcg_monitor::printable;
 use nix::{
     errno::Errno,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
+    poll::{PollFd, PollFlags, poll},
     sys::signal::{Signal, killpg},
     unistd::Pid,
 };
 
-use crate::commands::{say, watch::ending::Ending};
+use crate::commands::{deadline::left, say, watch::ending::Ending};
 
 /// Bytes of a command's output that are logged.
 pub const LOGGED: usize = 64 << 10;
@@ -104,10 +104,6 @@ impl RunningCommand {
     /// Waits for what is next, at most until the deadline: moves input and output, and returns whether the
     /// command has ended, unless that is known.
     fn turn(&mut self, deadline: Instant, has_ended: bool) -> Result<bool> {
-        let wait = deadline.saturating_duration_since(Instant::now());
-        // Rounded up, so as not to wake just before the deadline.
-        let wait = PollTimeout::try_from((wait + Duration::from_micros(999)).as_millis())
-            .unwrap_or(PollTimeout::MAX);
         let is_cut = has_ended || self.cut.is_some();
         let awaited = [
             (!has_ended).then(|| PollFd::new(self.process.as_fd(), PollFlags::POLLIN)),
@@ -118,7 +114,7 @@ impl RunningCommand {
         ];
         let is_awaited = awaited.each_ref().map(Option::is_some);
         let mut awaited: Vec<_> = awaited.into_iter().flatten().collect();
-        match poll(&mut awaited, wait) {
+        match poll(&mut awaited, left(Some(deadline))) {
             Ok(_) => {}
             Err(Errno::EINTR) => return Ok(false),
             Err(errno) => bail!("poll: {errno}"),

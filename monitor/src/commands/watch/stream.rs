@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use memcg_monitor::printable;
 use monitor_client::{
-    AdminConnection, Error,
+    AdminConnection, Error, UNANSWERED,
     wire::{AdminRequest, Answer, WatchRequest},
 };
 use nix::{
@@ -118,7 +118,7 @@ impl<'a> Stream<'a> {
             served: None,
             is_begun: false,
             pauses: Pauses::new(),
-            why: Cow::Borrowed(connect::UNANSWERED),
+            why: Cow::Borrowed(UNANSWERED),
             is_said: false,
         }
     }
@@ -133,7 +133,6 @@ impl<'a> Stream<'a> {
                 Ok(()) => return Ok(None),
                 // It is there, and does not accept yet.
                 Err(error) if is_for_later(&error) => {}
-                Err(error) if connect::is_ended(&error) => return Err(unanswered()),
                 Err(error) => return Err(explained(error)),
             }
             if let Some(end) = self.wait(Duration::ZERO)? {
@@ -157,7 +156,7 @@ impl<'a> Stream<'a> {
             pause = match self.connect()? {
                 Ok(()) => return Ok(None),
                 // It was there, and is about to end, or admits no more.
-                Err(error) if connect::is_ended(&error) => self.pause_after(Duration::ZERO),
+                Err(Error::Ended(_)) => self.pause_after(Duration::ZERO),
                 // It is not there yet.
                 Err(Error::Syscall { .. }) => RETRY,
                 Err(error) => return Err(explained(error)),
@@ -198,7 +197,9 @@ impl<'a> Stream<'a> {
                 self.why = Cow::Borrowed("the agent ended soon after it began to answer");
                 Ok(News::Answer(Box::new(answer)))
             }
-            Ok(None) | Err(Error::Syscall { .. }) if !self.is_begun => Err(unanswered()),
+            Ok(None) | Err(Error::Syscall { .. }) if !self.is_begun => {
+                Err(explained(Error::Ended(UNANSWERED)))
+            }
             Ok(None) | Err(Error::Syscall { .. }) => Ok(News::AgentEnded),
             Err(error) if self.request.again && is_shortage(&error) => {
                 self.why = Cow::Owned(error.to_string());
@@ -223,7 +224,7 @@ impl<'a> Stream<'a> {
     fn connect(&mut self) -> Result<Result<(), Error>> {
         let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("eventfd2 failed")?;
         let served = Served::begin(eventfd, self.socket, &self.request, self.deadline);
-        self.why = Cow::Borrowed(connect::UNANSWERED);
+        self.why = Cow::Borrowed(UNANSWERED);
         Ok(served.map(|served| self.served = Some(served)))
     }
 
@@ -251,11 +252,6 @@ fn is_shortage(error: &Error) -> bool {
 
 fn explained(error: Error) -> anyhow::Error {
     connect::explained(error, "--control-socket")
-}
-
-/// The error of a first connection that is ended without an answer.
-fn unanswered() -> anyhow::Error {
-    connect::explained(Error::Ended(connect::UNANSWERED), "--control-socket")
 }
 
 #[cfg(test)]
